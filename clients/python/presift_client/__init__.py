@@ -1,0 +1,38 @@
+"""The Python client of presift. Needs grpcio, protobuf and `presift.v1` alone."""
+
+from presift_client.async_client import AsyncClient
+from presift_client.client import Client
+from presift_client.errors import (
+    BudgetExceeded,
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    PresiftError,
+    PromptTooLong,
+    RouteUnsupported,
+    Unavailable,
+)
+from presift_client.results import Decision, Delta, Generation, Info, Model, Usage
+
+__all__ = [
+    "AsyncClient",
+    "BudgetExceeded",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "Decision",
+    "Delta",
+    "Generation",
+    "Info",
+    "InternalError",
+    "InvalidRequest",
+    "Model",
+    "Overloaded",
+    "PresiftError",
+    "PromptTooLong",
+    "RouteUnsupported",
+    "Unavailable",
+    "Usage",
+]

@@ -1,0 +1,67 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+
+from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from presift_client.channels import options as channel_options
+from presift_client.errors import error_of
+from presift_client.requests import Options, generate_request
+from presift_client.results import Event, Generation, Info, event_of, gather, info_of
+
+
+class AsyncClient:
+    """Talks to an orchestrator at `address` (HOST:PORT), from one event loop; use it in an `async with` block.
+
+    Calls raise PresiftError. They are retried by gRPC on UNAVAILABLE while nothing was received, and never after.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:50051", *, max_message_bytes: int = 64 * 2**20) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
+        self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+
+    async def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
+        """The whole answer to a text `prompt`, `messages` or `token_ids`."""
+        async with aclosing(self.stream(prompt, **options)) as events:
+            return gather([event async for event in events])
+
+    def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
+        """One Decision, then Deltas, then one Usage. Closing the generator cancels the request everywhere."""
+        return self._events(generate_request(prompt, options), options.get("deadline_s"))
+
+    async def info(self, deadline_s: float | None = 10.0) -> Info:
+        """What stands behind the orchestrator."""
+        try:
+            return info_of(await self._stub.GetInfo(orchestrator_pb2.GetInfoRequest(), timeout=deadline_s))
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
+
+    async def aclose(self) -> None:
+        """End all calls and the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _events(
+        self, request: orchestrator_pb2.GenerateRequest, deadline_s: float | None
+    ) -> AsyncGenerator[Event, None]:
+        call = self._stub.Generate(request, timeout=deadline_s)
+        try:
+            async for response in call:
+                yield event_of(response)
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
+        finally:
+            call.cancel()

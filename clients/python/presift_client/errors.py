@@ -1,0 +1,127 @@
+"""The client's errors and the one table from gRPC statuses to them.
+
+PresiftError
+├── InvalidRequest          INVALID_ARGUMENT: `field`, `value`, `limit` say what is wrong
+│   └── PromptTooLong
+├── BudgetExceeded          FAILED_PRECONDITION, only if strict
+├── RouteUnsupported        FAILED_PRECONDITION
+├── Overloaded              RESOURCE_EXHAUSTED: come back after `retry_after_s`
+├── Unavailable             UNAVAILABLE: nobody there, or gone while answering
+├── DeadlineExceeded        DEADLINE_EXCEEDED
+├── Cancelled               CANCELLED
+└── InternalError           anything else
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from presift.v1 import errors_pb2
+
+_GOOGLE = "type.googleapis.com/google.rpc."
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a refusal carries. `retry_after_s` is None where the service names no time."""
+
+    reason: str = ""
+    field: str = ""
+    value: str = ""
+    limit: str = ""
+    retry_after_s: float | None = None
+
+
+class PresiftError(Exception):
+    """Base of everything that a call raises. `code` is the gRPC status; `field`, `value`, `limit` may be empty."""
+
+    def __init__(self, message: str, code: grpc.StatusCode, details: Details) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = details.reason
+        self.field = details.field
+        self.value = details.value
+        self.limit = details.limit
+        self.retry_after_s = details.retry_after_s
+
+
+class InvalidRequest(PresiftError):
+    """A field has a value outside its limits."""
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt plus answer exceed the context."""
+
+
+class BudgetExceeded(PresiftError):
+    """The budget was strict and cannot be met."""
+
+
+class RouteUnsupported(PresiftError):
+    """The route is not served there; `limit` lists what is."""
+
+
+class Overloaded(PresiftError):
+    """A queue is full; come back after `retry_after_s` seconds."""
+
+
+class Unavailable(PresiftError):
+    """Nobody there, or gone while answering."""
+
+
+class DeadlineExceeded(PresiftError):
+    """The deadline passed."""
+
+
+class Cancelled(PresiftError):
+    """The call was cancelled."""
+
+
+class InternalError(PresiftError):
+    """A defect of the service."""
+
+
+_BY_REASON: dict[str, type[PresiftError]] = {
+    "PROMPT_TOO_LONG": PromptTooLong,
+    "BUDGET_EXCEEDED": BudgetExceeded,
+    "ROUTE_UNSUPPORTED": RouteUnsupported,
+}
+_BY_CODE: dict[grpc.StatusCode, type[PresiftError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: Cancelled,
+}
+
+
+def error_of(failure: grpc.RpcError) -> PresiftError:
+    """The typed error of a failed call (of grpc or grpc.aio)."""
+    code = failure.code()
+    details = _details(failure)
+    kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, InternalError)
+    return kind(failure.details() or code.name, code, details)
+
+
+def _details(failure: grpc.RpcError) -> Details:
+    trailers: Any = failure.trailing_metadata() or ()
+    raw = next((value for key, value in trailers if key == "grpc-status-details-bin"), None)
+    try:
+        return _parse(errors_pb2.Status.FromString(raw)) if isinstance(raw, bytes) else Details()
+    except DecodeError:
+        return Details()
+
+
+def _parse(status: errors_pb2.Status) -> Details:
+    info, retry_after_s = errors_pb2.ErrorInfo(), None
+    for detail in status.details:
+        if detail.type_url == _GOOGLE + "ErrorInfo":
+            info.ParseFromString(detail.value)
+        elif detail.type_url == _GOOGLE + "RetryInfo":
+            retry_after_s = errors_pb2.RetryInfo.FromString(detail.value).retry_delay.ToMilliseconds() / 1000
+    known = info.metadata
+    return Details(info.reason, known.get("field", ""), known.get("value", ""), known.get("limit", ""), retry_after_s)

@@ -1,0 +1,109 @@
+"""From keyword arguments to a GenerateRequest. Pure; both clients use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
+
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+
+# {"role": "user", "content": "..."}, or content = [{"text": "...", "protected": True}, ...]; "protected" on a message too.
+ChatMessage = Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """What `generate` and `stream` take beside a text prompt. What is left out takes the service's default.
+
+    Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
+    with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
+    are in tokens, `deadline_s` in seconds.
+    """
+
+    messages: Sequence[ChatMessage]
+    tools: Sequence[Mapping[str, Any]]
+    token_ids: Sequence[int]
+    protected_spans: Sequence[tuple[int, int]]
+    route: str
+    max_prompt_tokens: int
+    max_kv_tokens: int
+    strict: bool
+    compress_above_tokens: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    deadline_s: float | None
+
+
+def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
+    """Raises TypeError for an unknown option, ValueError for an unknown route or unless there is exactly one prompt."""
+    unknown = set(options) - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
+    return orchestrator_pb2.GenerateRequest(
+        prompt=_prompt(prompt, options),
+        route=route_of(options.get("route", "auto")),
+        budget=orchestrator_pb2.Budget(
+            max_prompt_tokens=options.get("max_prompt_tokens"),
+            max_kv_tokens=options.get("max_kv_tokens"),
+            strict=options.get("strict", False),
+            compress_above_tokens=options.get("compress_above_tokens"),
+        ),
+        sampling=target_pb2.Sampling(
+            max_new_tokens=options.get("max_new_tokens"),
+            temperature=options.get("temperature"),
+            top_p=options.get("top_p"),
+            top_k=options.get("top_k"),
+            seed=options.get("seed"),
+            stop=options.get("stop", ()),
+            stop_token_ids=options.get("stop_token_ids", ()),
+            ignore_eos=options.get("ignore_eos", False),
+        ),
+    )
+
+
+def route_of(name: str) -> plan_pb2.Route:
+    """Raises ValueError, listing the names that are known."""
+    names = {key.removeprefix("ROUTE_").lower(): key for key in plan_pb2.Route.keys()[1:]}
+    if name not in names:
+        raise ValueError(f"route is {name!r}; it must be one of {', '.join(names)}")
+    return cast(plan_pb2.Route, plan_pb2.Route.Value(names[name]))
+
+
+def _prompt(prompt: str | None, options: Options) -> orchestrator_pb2.Prompt:
+    messages, token_ids, tools = options.get("messages"), options.get("token_ids"), options.get("tools", ())
+    if sum(given is not None for given in (prompt, messages, token_ids)) != 1:
+        raise ValueError("give exactly one of prompt, messages and token_ids")
+    if tools and messages is None:
+        raise ValueError("tools go with messages: prompt and token_ids are read as they are")
+    spans = [plan_pb2.Span(start=start, end=end) for start, end in options.get("protected_spans", ())]
+    if token_ids is not None:
+        return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=token_ids), protected_spans=spans)
+    if prompt is not None:
+        return orchestrator_pb2.Prompt(text=prompt, protected_spans=spans)
+    chat = orchestrator_pb2.Chat(
+        messages=[_message(message) for message in messages or ()], tools_json=[json.dumps(tool) for tool in tools]
+    )
+    return orchestrator_pb2.Prompt(chat=chat, protected_spans=spans)
+
+
+def _message(message: ChatMessage) -> orchestrator_pb2.Message:
+    unknown = set(message) - {"role", "content", "protected"}
+    if unknown:
+        raise ValueError(f"a message has role, content and protected; not {', '.join(sorted(unknown))}")
+    content = message["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return orchestrator_pb2.Message(
+        role=message["role"], parts=[_part(part) for part in parts], protected=bool(message.get("protected", False))
+    )
+
+
+def _part(part: Mapping[str, Any]) -> orchestrator_pb2.TextPart:
+    if part.get("type", "text") != "text":
+        raise ValueError(f"a part is text; not {part['type']!r}")
+    return orchestrator_pb2.TextPart(text=part["text"], protected=bool(part.get("protected", False)))

@@ -1,0 +1,163 @@
+"""What a call gives back, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model behind the orchestrator."""
+
+    id: str
+    revision: str
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was applied and why. Counts in tokens; `coverage` 0..1, None where nothing was dropped; times in ms."""
+
+    route: str
+    reason: str
+    detail: str
+    prompt_tokens: int
+    kept_tokens: int
+    kv_tokens: int
+    protected_tokens: int
+    coverage: float | None
+    cache: str
+    draft: Model | None
+    target: Model
+    tokenize_ms: float
+    cache_ms: float
+    draft_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in the answer; `text` may be empty while a character is incomplete."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The end of an answer. `ttft_ms` covers everything from the request's arrival at the orchestrator."""
+
+    prompt_tokens: int
+    kept_tokens: int
+    kv_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    target_ttft_ms: float
+    ttft_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A whole answer with its decision and usage."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    decision: Decision
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What stands behind an orchestrator; `draft` is None while there is none."""
+
+    draft: Model | None
+    target: Model
+    supported_routes: tuple[str, ...]
+    compress_above_tokens: int
+
+
+Event = Decision | Delta | Usage
+
+
+def event_of(response: orchestrator_pb2.GenerateResponse) -> Event:
+    """One message of the stream."""
+    if response.HasField("decision"):
+        return decision_of(response.decision)
+    if response.HasField("usage"):
+        return _usage(response.usage)
+    return Delta(response.delta.text, tuple(response.delta.token_ids))
+
+
+def gather(events: Iterable[Event]) -> Generation:
+    """The whole answer from its events. Raises ValueError if the decision or the usage is missing."""
+    texts: list[str] = []
+    token_ids: list[int] = []
+    decision: Decision | None = None
+    usage: Usage | None = None
+    for event in events:
+        if isinstance(event, Delta):
+            texts.append(event.text)
+            token_ids.extend(event.token_ids)
+        elif isinstance(event, Decision):
+            decision = event
+        else:
+            usage = event
+    if decision is None or usage is None:
+        raise ValueError("the stream ended without decision or usage")
+    return Generation("".join(texts), tuple(token_ids), decision, usage)
+
+
+def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
+    """Names instead of numbers: `spec_pc`, `over_budget`, `hit`."""
+    return Decision(
+        route=_name(plan_pb2.Route.Name(decision.route), "ROUTE"),
+        reason=_name(orchestrator_pb2.DecisionReason.Name(decision.reason), "DECISION_REASON"),
+        detail=decision.detail,
+        prompt_tokens=decision.prompt_tokens,
+        kept_tokens=decision.kept_tokens,
+        kv_tokens=decision.kv_tokens,
+        protected_tokens=decision.protected_tokens,
+        coverage=decision.coverage if decision.HasField("coverage") else None,
+        cache=_name(orchestrator_pb2.CacheOutcome.Name(decision.cache), "CACHE_OUTCOME"),
+        draft=_model(decision.draft) if decision.HasField("draft") else None,
+        target=_model(decision.target),
+        tokenize_ms=decision.tokenize_ms,
+        cache_ms=decision.cache_ms,
+        draft_ms=decision.draft_ms,
+    )
+
+
+def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
+    """What GetInfo said."""
+    return Info(
+        draft=_model(info.draft) if info.HasField("draft") else None,
+        target=_model(info.target),
+        supported_routes=tuple(_name(plan_pb2.Route.Name(route), "ROUTE") for route in info.supported_routes),
+        compress_above_tokens=info.compress_above_tokens,
+    )
+
+
+def _usage(usage: orchestrator_pb2.Usage) -> Usage:
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        kept_tokens=usage.kept_tokens,
+        kv_tokens=usage.kv_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish_reason=_name(target_pb2.FinishReason.Name(usage.finish_reason), "FINISH_REASON"),
+        target_ttft_ms=usage.target_ttft_ms,
+        ttft_ms=usage.ttft_ms,
+        total_ms=usage.total_ms,
+    )
+
+
+def _model(model: plan_pb2.ModelInfo) -> Model:
+    return Model(model.id, model.revision, model.context_tokens)
+
+
+def _name(wire: str, prefix: str) -> str:
+    return wire.removeprefix(f"{prefix}_").lower()

@@ -1,0 +1,154 @@
+"""`presift up | generate | explain | models`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from presift.cli import answer
+from presift.cli.settings import CliSettings
+from presift_client import Client, PresiftError
+
+app = typer.Typer(
+    help="presift makes long prompts cheap: a small draft says what matters, the large target keeps only that.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
+Address = Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT [env: PRESIFT_ADDRESS]")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.command()
+def up(
+    *,
+    draft: Annotated[str, typer.Option(help="model folder, catalogue name or hub id")] = _DRAFT,
+    target: Annotated[str, typer.Option(help="model folder, catalogue name or hub id")] = _TARGET,
+    listen: Annotated[str, typer.Option(help="where the orchestrator listens")] = "127.0.0.1:50051",
+    cache_url: Annotated[
+        str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
+    ] = None,
+    compress_above: Annotated[int, typer.Option(help="prompts up to this many tokens are read in full")] = 4096,
+    capacity: Annotated[int, typer.Option(help="prompt tokens to keep where the caller sets no budget")] = 1024,
+) -> None:
+    """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
+    # Imported here: `presift generate` needs none of it.
+    from presift.cli.stack import StackOptions  # noqa: PLC0415
+    from presift.cli.up import run_until_stopped  # noqa: PLC0415
+    from presift.models.errors import ModelError  # noqa: PLC0415
+    from presift.models.fetch import resolve_model  # noqa: PLC0415
+
+    home, say = CliSettings().home, _say
+    try:
+        draft_model, target_model = (resolve_model(name, home, say) for name in (draft, target))
+    except ModelError as error:
+        _fail(str(error))
+    options = StackOptions(
+        draft=draft_model,
+        target=target_model,
+        tokenizer=target_model,
+        logs=home / "logs",
+        listen=listen,
+        cache_url=cache_url,
+        orchestrator_flags=["--compress-above-tokens", str(compress_above), "--capacity", str(capacity)],
+    )
+    raise typer.Exit(run_until_stopped(options, say))
+
+
+@app.command()
+def generate(
+    *,
+    prompt: Annotated[str | None, typer.Argument(help="text, read as it is; or use --question")] = None,
+    question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="a document for the question; repeatable; - is stdin")] = None,
+    system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
+    route: Annotated[str, typer.Option(help="auto, full, spec_pc")] = "auto",
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
+    max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
+    compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for the whole answer")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object: answer, decision, usage")] = False,
+    address: Address = None,
+) -> None:
+    """Answer a prompt, or a question about documents; the decision goes to stderr."""
+    request = answer.options(
+        route=route,
+        max_prompt_tokens=max_prompt_tokens,
+        max_kv_tokens=max_kv_tokens,
+        compress_above_tokens=compress_above,
+        strict=strict,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        deadline_s=deadline_s,
+    )
+    with _errors():
+        request |= answer.prompt_options(prompt, question, file or [], system)
+        with Client(address or CliSettings().address) as client:
+            answer.show_json(client, request) if as_json else answer.show_stream(client, request)
+
+
+@app.command()
+def models(
+    *,
+    ensure: Annotated[list[str] | None, typer.Option(help="download and convert this model; repeatable")] = None,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+) -> None:
+    """List the demo models and, if an orchestrator answers, the models behind it."""
+    from presift.models.errors import ModelError  # noqa: PLC0415
+    from presift.models.fetch import ensure_model, list_models  # noqa: PLC0415
+
+    settings = CliSettings()
+    try:
+        for name in ensure or []:
+            ensure_model(name, settings.home, _say)
+    except ModelError as error:
+        _fail(str(error))
+    local = {name: None if folder is None else str(folder) for name, folder in list_models(settings.home).items()}
+    served = answer.served(address or settings.address)
+    if as_json:
+        print(json.dumps({"local": local, "served": None if served is None else asdict(served)}))
+        return
+    table = Table("model", "folder")
+    for name, folder in local.items():
+        table.add_row(name, folder or "not here: presift models --ensure " + name)
+    if served is not None:
+        table.add_row("served as target", served.target.id)
+        table.add_row("served as draft", served.draft.id if served.draft else "none")
+    Console().print(table)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> None:
+    _say(f"error: {message}")
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except PresiftError as error:
+        where = f" (field {error.field}, limit {error.limit})" if error.field else ""
+        _fail(f"{error}{where}")
+    except (ValueError, OSError) as error:
+        _fail(str(error))

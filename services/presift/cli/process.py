@@ -1,0 +1,80 @@
+"""One local service as a child process: started, watched until it says it is ready, stopped. Leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from presift.cache import tether
+
+_READY = " ready on "
+
+
+class ServiceFailed(RuntimeError):
+    """A service ended before it was ready, or while it was needed; the message names its log."""
+
+
+class ServiceProcess:
+    """`python -m MODULE ARGUMENTS`; what it prints goes to `log`. It ends with us, however we end (Linux)."""
+
+    def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]):
+        self.name = name
+        self.log = log
+        self.address = ""
+        self._ready = threading.Event()
+        self._log = log.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, tether.__file__, str(os.getpid()), sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C is for us alone: we stop the services in order
+        )
+        self._reader = threading.Thread(target=self._read, name=f"{name} output", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self, timeout_s: float) -> str:
+        """The address it serves on. Raises ServiceFailed if it ends first or takes longer."""
+        waited = 0.0
+        while not self._ready.wait(0.1):
+            waited += 0.1
+            if self._process.poll() is not None:
+                raise ServiceFailed(f"{self.name} ended with code {self._process.returncode}; see {self.log}")
+            if waited > timeout_s:
+                raise ServiceFailed(f"{self.name} was not ready within {timeout_s:g} s; see {self.log}")
+        return self.address
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def stop(self, timeout_s: float) -> int:
+        """SIGTERM and wait for the drain; SIGKILL after `timeout_s`. Returns its exit code."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(1.0)
+        self._log.close()
+        return self._process.returncode
+
+    def _read(self) -> None:
+        stdout = self._process.stdout
+        for line in stdout or ():
+            text = line.decode(errors="replace").strip()
+            if text.startswith("presift ") and _READY in text:
+                self.address = text.partition(_READY)[2].partition(": ")[0]
+                self._ready.set()
+            self._log.write(line)
+            self._log.flush()

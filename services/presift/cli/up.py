@@ -1,0 +1,45 @@
+"""`presift up`: run the local stack until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+
+from presift.cli.stack import LocalStack, Progress, ServiceFailed, StackOptions
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Stopped(BaseException):
+    """Somebody asked us to stop."""
+
+
+def run_until_stopped(options: StackOptions, progress: Progress) -> int:
+    """0 after a clean drain; 1 if a service could not start or ended by itself."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        with LocalStack(options, progress) as stack:
+            addresses = ", ".join(f"{service.name} {service.address}" for service in stack.services[:-1])
+            progress(f"presift is ready on {stack.address} ({addresses}); stop it with Ctrl-C")
+            return _watch(stack, progress)
+    except _Stopped:
+        return 0
+    except ServiceFailed as error:
+        progress(f"error: {error}")
+        return 1
+
+
+def _watch(stack: LocalStack, progress: Progress) -> int:
+    while (dead := stack.failed()) is None:
+        time.sleep(0.5)
+    progress(f"error: {dead.name} ended with code {dead.exit_code()}; see {dead.log}")
+    return 1
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Once is enough: a second signal must not cut the drain short and leave processes behind.
+    for each in _STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise _Stopped

@@ -1,0 +1,51 @@
+"""The cache key of a compressed prompt: SHA-256 over a canonical form of everything that changes the value.
+
+The canonical form is JSON with sorted keys and no white space for the small parts, then the token ids as little-endian
+uint32. Its first field is the schema version: raise SCHEMA_VERSION whenever the meaning of a value changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.plan import ModelInfo
+from presift.core.policies import POLICIES, Policy
+from presift.core.spans import Span, merge
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptKey:
+    """Everything that a compressed prompt depends on. `token_ids`: uint32[prompt_tokens]; `salt` is the tenant's."""
+
+    token_ids: NDArray[np.uint32]
+    policy: Policy
+    protected: tuple[Span, ...]
+    lookahead_tokens: int
+    draft: ModelInfo
+    salt: str = ""
+
+    def digest(self) -> str:
+        """64 hex digits."""
+        header = {
+            "schema": SCHEMA_VERSION,
+            "policy": {policy_name(self.policy): asdict(self.policy)},
+            "protected": [[span.start, span.end] for span in merge(self.protected)],
+            "lookahead_tokens": self.lookahead_tokens,
+            "draft": [self.draft.id, self.draft.revision, self.draft.tokenizer_fingerprint],
+            "salt": self.salt,
+            "prompt_tokens": int(self.token_ids.size),
+        }
+        canonical = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+        return hashlib.sha256(canonical + b"\n" + self.token_ids.astype("<u4").tobytes()).hexdigest()
+
+
+def policy_name(policy: Policy) -> str:
+    """The policy's name in POLICIES."""
+    return next(name for name, kind in POLICIES.items() if type(policy) is kind)

@@ -1,0 +1,48 @@
+"""Values that travel between services: models, compressed prompts, routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from presift.core.errors import InvalidRequest
+from presift.core.masks import TokenMask
+
+
+class Route(StrEnum):
+    """What one request gets."""
+
+    FULL = "full"
+    SPEC_PC = "spec_pc"
+    SPEC_KV = "spec_kv"
+    SPEC_KV_PC = "spec_kv_pc"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that a service runs. `revision` changes whenever the weights may have; limits are in tokens."""
+
+    id: str
+    revision: str
+    tokenizer_fingerprint: str
+    context_tokens: int
+    layers: int
+    kv_heads: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedPrompt:
+    """What the cache holds: the token mask, the lookahead, coverage and provenance; never text.
+
+    `coverage` is 0..1, or None where nothing was scored. Raises InvalidRequest.
+    """
+
+    mask: TokenMask
+    lookahead_token_ids: tuple[int, ...]
+    coverage: float | None
+    draft: ModelInfo
+
+    def __post_init__(self) -> None:
+        if self.coverage is not None and not 0.0 <= self.coverage <= 1.0:
+            raise InvalidRequest("coverage", self.coverage, "0..1")

@@ -1,0 +1,41 @@
+"""The kinds of values that policies have in common."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from presift.core.errors import InvalidRequest
+
+
+class Pool(StrEnum):
+    """How importance is smoothed along the sequence."""
+
+    NONE = "none"
+    MAX = "max"
+    MEAN = "mean"
+
+
+class Reduction(StrEnum):
+    """How rows, heads and layers become one number per token. SUM is what the authors call "mean"."""
+
+    MAX = "max"
+    SUM = "sum"
+
+
+class KvSelection(StrEnum):
+    """Whose queries choose the KV pairs."""
+
+    TARGET_LOOKAHEAD = "target_lookahead"
+    DRAFT_MASK = "draft_mask"
+
+
+def at_least(field: str, value: int, least: int) -> None:
+    """Raise InvalidRequest if `value` is no integer or below `least`."""
+    if not isinstance(value, int) or value < least:
+        raise InvalidRequest(field, value, f">= {least}")
+
+
+def one_of(field: str, value: StrEnum, kind: type[StrEnum]) -> None:
+    """Raise InvalidRequest if `value` is no member of `kind`: what is not known must not pass for another member."""
+    if not isinstance(value, kind):
+        raise InvalidRequest(field, value, f"one of {', '.join(kind)}")

@@ -1,0 +1,34 @@
+"""SpecKV: KV-cache dropping with the draft's lookahead tokens (arXiv 2506.08373, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from presift.core.errors import InvalidRequest
+from presift.core.policies.fields import KvSelection, Pool, Reduction, at_least, one_of
+
+
+@dataclass(frozen=True, slots=True)
+class SpecKv:
+    """Hyper-parameters of SpecKV; all counts in tokens. Raises InvalidRequest.
+
+    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there.
+    """
+
+    capacity: int
+    window: int = 32
+    pool: Pool = Pool.MAX
+    kernel: int = 7
+    reduction: Reduction = Reduction.MAX
+    lookahead_tokens: int = 24
+    selection: KvSelection = KvSelection.TARGET_LOOKAHEAD
+
+    def __post_init__(self) -> None:
+        for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("lookahead_tokens", 0)):
+            at_least(f"spec_kv.{name}", getattr(self, name), least)
+        for name, kind in (("pool", Pool), ("reduction", Reduction), ("selection", KvSelection)):
+            one_of(f"spec_kv.{name}", getattr(self, name), kind)
+        if self.kernel % 2 == 0:
+            raise InvalidRequest("spec_kv.kernel", self.kernel, "odd")
+        if self.capacity <= self.window:
+            raise InvalidRequest("spec_kv.capacity", self.capacity, f"> window ({self.window})")

@@ -1,0 +1,50 @@
+"""Pooling: importance smoothed along the sequence, so that a peak lifts its neighbours (paper section 4.2, step 5).
+
+Knows nothing of models or masks. Works on the last axis, stride 1, as many values out as in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.policies import Pool
+
+
+def pool(values: NDArray[np.float32], kind: Pool, kernel: int, edge: float = 0.0) -> NDArray[np.float32]:
+    """float32[..., n] -> float32[..., n]: each value with its `kernel` (>= 1) neighbours, itself among them.
+
+    `(kernel - 1) // 2` of them lie before it, the rest after it: an even kernel leans to the future. Beyond both ends
+    the mean sees zeros, and counts them; the max sees `edge`: 0.0 in SpecPC, -inf in SpecKV.
+    """
+    if kind is Pool.NONE:
+        return values
+    if kind is Pool.MEAN:
+        return _sliding_mean(_padded(values, kernel, 0.0), kernel)
+    return _sliding_max(_padded(values, kernel, edge), kernel)
+
+
+def _padded(values: NDArray[np.float32], kernel: int, edge: float) -> NDArray[np.float32]:
+    before = (kernel - 1) // 2
+    along_last = [(0, 0)] * (values.ndim - 1) + [(before, kernel - 1 - before)]
+    return np.pad(values, along_last, constant_values=edge)
+
+
+def _sliding_max(padded: NDArray[np.float32], kernel: int) -> NDArray[np.float32]:
+    # The width of the maxima doubles, then two that overlap cover the kernel: log2(kernel) passes.
+    width = 1
+    while 2 * width <= kernel:
+        padded = np.maximum(padded[..., :-width], padded[..., width:])
+        width *= 2
+    rest = kernel - width
+    return np.maximum(padded[..., : padded.shape[-1] - rest], padded[..., rest:])
+
+
+def _sliding_mean(padded: NDArray[np.float32], kernel: int) -> NDArray[np.float32]:
+    # One float32 addition per offset, oldest first, as the authors' pooling adds: a cumulative sum rounds differently,
+    # and a last bit decides which of two near-equal tokens is kept.
+    count = padded.shape[-1] - kernel + 1
+    total = padded[..., :count].copy()
+    for offset in range(1, kernel):
+        total += padded[..., offset : offset + count]
+    return total / np.float32(kernel)

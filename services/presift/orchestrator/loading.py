@@ -1,0 +1,28 @@
+"""Loads the target's tokenizer and chat template with transformers, which knows where each model keeps them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from presift.orchestrator.tokenizer import ChatTemplate, PromptTokenizer
+
+
+def load_tokenizer(name: str | None) -> PromptTokenizer:
+    """The tokenizer of a Hugging Face folder or hub id; None accepts token ids alone. Never runs a model's own code."""
+    if name is None:
+        return PromptTokenizer(None, None)
+    # Imported here: it takes seconds, and `--help` must not.
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return PromptTokenizer(loaded.backend_tokenizer, _template(loaded))
+
+
+def _template(loaded: Any) -> ChatTemplate | None:
+    if loaded.chat_template is None:
+        return None
+
+    def render(messages: list[dict[str, str]], tools: list[Any] | None) -> str:
+        return str(loaded.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
+
+    return render

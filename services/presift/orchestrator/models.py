@@ -1,0 +1,90 @@
+"""The models behind this orchestrator: asked once, compared, and asked again when the draft has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from presift.core.errors import DraftUnavailable, PresiftError, VocabularyMismatch
+from presift.core.plan import ModelInfo
+from presift.orchestrator.ports import Draft, Target, TargetInfo
+
+log = logging.getLogger(__name__)
+
+
+class Models:
+    """Knows the target (a must) and the draft (None while it is away or does not fit)."""
+
+    def __init__(self, draft: Draft, target: Target, retry_s: float = 1.0) -> None:
+        self._draft = draft
+        self._target = target
+        self._retry_s = retry_s
+        self._refresh: asyncio.Task[None] | None = None
+        self.draft: ModelInfo | None = None
+        self.target: TargetInfo | None = None
+
+    async def connect(self) -> TargetInfo:
+        """Wait for the target and look for the draft. Raises VocabularyMismatch, naming both fingerprints."""
+        while self.target is None:
+            try:
+                self.target = await self._target.info()
+            except PresiftError as error:
+                log.info("waiting for the target: %s", error.message)
+                await asyncio.sleep(self._retry_s)
+        try:
+            self.draft = await self._matching_draft(self.target)
+        except VocabularyMismatch:
+            raise
+        except PresiftError as error:
+            log.warning("starting without a draft (every request is answered in full): %s", error.message)
+            self.draft_changed()
+        return self.target
+
+    def draft_changed(self) -> None:
+        """Forget the draft and look for it in the background; requests are answered in full meanwhile."""
+        self.draft = None
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self._find_draft(), name="find draft")
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.gather(self._refresh, return_exceptions=True)
+
+    async def _find_draft(self) -> None:
+        warned = ""
+        while self.draft is None and self.target is not None:
+            try:
+                self.draft = await self._matching_draft(self.target)
+                log.info("draft found: %s", self.draft.id)
+            except PresiftError as error:
+                if error.message != warned:
+                    log.warning("no draft: %s", error.message)
+                warned = error.message
+                await asyncio.sleep(self._retry_s)
+
+    async def _matching_draft(self, target: TargetInfo) -> ModelInfo:
+        draft = await self._draft.info()
+        check_vocabulary(draft, target.model)
+        return draft
+
+    def known_draft(self) -> ModelInfo:
+        """Raises DraftUnavailable while there is none."""
+        if self.draft is None:
+            raise DraftUnavailable("no draft is connected")
+        return self.draft
+
+
+def check_vocabulary(draft: ModelInfo, target: ModelInfo) -> None:
+    """Raise VocabularyMismatch unless both read the same token ids. Two folders without tokenizer compare by size."""
+    fingerprints = draft.tokenizer_fingerprint, target.tokenizer_fingerprint
+    same = fingerprints[0] == fingerprints[1]
+    if same and (fingerprints[0] or draft.vocabulary_size == target.vocabulary_size):
+        return
+    named = [f"{m.id} ({m.tokenizer_fingerprint or f'no tokenizer, {m.vocabulary_size} ids'})" for m in (draft, target)]
+    raise VocabularyMismatch(
+        f"draft {named[0]} and target {named[1]} do not share a vocabulary; use a draft of the target's family",
+        draft=fingerprints[0],
+        target=fingerprints[1],
+    )

@@ -1,0 +1,103 @@
+"""The recipe of one request: plan, decide, decode. Streams a Decision, then Deltas, then one Report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from presift.core.errors import TargetUnavailable
+from presift.orchestrator.decision import Decision, Plan
+from presift.orchestrator.detokenizer import Detokenizer
+from presift.orchestrator.explanation import ExplainedSpan, explain
+from presift.orchestrator.models import Models
+from presift.orchestrator.planning import Planner
+from presift.orchestrator.ports import Target, TargetInfo, Usage
+from presift.orchestrator.request import Request, TokenIds
+from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.rpc.metrics import record
+from presift.rpc.telemetry import tracer
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new: `text` may be empty while a character or a stop string is incomplete."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The end of a stream: the decision it was answered under, the target's usage, and milliseconds since arrival."""
+
+    decision: Decision
+    usage: Usage
+    ttft_ms: float
+    total_ms: float
+
+
+Event = Decision | Delta | Report
+
+
+class Pipeline:
+    """One request, one way through."""
+
+    def __init__(
+        self, planner: Planner, tokenizer: PromptTokenizer, models: Models, target: Target, *, salt: str = ""
+    ) -> None:
+        self._planner = planner
+        self._tokenizer = tokenizer
+        self._models = models
+        self._target = target
+        self._salt = salt
+
+    async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
+        """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
+
+        Raises what `plan` raises, and what the target port raises.
+        """
+        started = time.perf_counter()
+        plan = await self.plan(request)
+        yield plan.decision
+        left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
+        async with aclosing(self._decode(plan, request, left, started)) as events:
+            async for event in events:
+                yield event
+
+    async def plan(self, request: Request) -> Plan:
+        """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
+        return await self._planner.plan(request, self.target_info())
+
+    async def explain(self, request: Request) -> tuple[Decision, list[ExplainedSpan]]:
+        """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
+        plan = await self._planner.explain(request, self.target_info())
+        prompt = request.prompt
+        offsets = None if isinstance(prompt, TokenIds) else self._tokenizer.offsets(prompt)
+        return plan.decision, explain(plan, offsets)
+
+    def target_info(self) -> TargetInfo:
+        """Raises TargetUnavailable before the target has answered once."""
+        if self._models.target is None:
+            raise TargetUnavailable("the target has not answered yet")
+        return self._models.target
+
+    async def _decode(
+        self, plan: Plan, request: Request, left_s: float | None, started: float
+    ) -> AsyncGenerator[Delta | Report, None]:
+        detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
+        ttft_ms = 0.0
+        # Not made current: an async generator's context is its consumer's.
+        with tracer().start_span("decode"):
+            stream = self._target.generate(plan.kept_ids, request.sampling, self._salt, left_s)
+            async with aclosing(stream) as events:
+                async for event in events:
+                    now_ms = (time.perf_counter() - started) * 1000
+                    if isinstance(event, Usage):
+                        yield Delta(detokenizer.finish(), ())
+                        yield Report(plan.decision, event, ttft_ms, now_ms)
+                    else:
+                        ttft_ms = ttft_ms or now_ms
+                        yield Delta(detokenizer.push(event), event)
+        record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)

@@ -1,0 +1,123 @@
+"""What a caller asked for, as values. Parsed from the wire by the servicer; nothing here knows gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.plan import Route
+from presift.core.spans import Span
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of a message."""
+
+    text: str
+    protected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; the parts are joined as they are. Raises InvalidRequest for an unknown role."""
+
+    role: str
+    parts: tuple[TextPart, ...]
+    protected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise InvalidRequest("prompt.chat.messages.role", repr(self.role[:32]), f"one of {', '.join(ROLES)}")
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, oldest message first; `tools_json` holds one JSON object per tool."""
+
+    messages: tuple[Message, ...]
+    tools_json: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise InvalidRequest("prompt.chat.messages", "empty", "at least one message")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Read as it is: no chat template is applied."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise InvalidRequest("prompt.text", "empty", "at least one character")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenIds:
+    """Read as they are: uint32[tokens]. `protected` may name spans that no policy drops."""
+
+    ids: NDArray[np.uint32]
+    protected: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ids.size == 0:
+            raise InvalidRequest("prompt.token_ids", "empty", "at least one token")
+
+
+Prompt = Chat | Text | TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The caller's limits in tokens; None takes the orchestrator's default. Raises InvalidRequest."""
+
+    max_prompt_tokens: int | None = None
+    max_kv_tokens: int | None = None
+    strict: bool = False
+    compress_above_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"budget.{name}", value, ">= 1")
+
+    @property
+    def capacity(self) -> int | None:
+        """The tighter of the two limits: on routes full and spec_pc, each prompt token read holds one KV token."""
+        limits = [limit for limit in (self.max_prompt_tokens, self.max_kv_tokens) if limit is not None]
+        return min(limits, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. The target checks the ranges; `None` takes its default."""
+
+    max_new_tokens: int = 256
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. `route` None is AUTO."""
+
+    prompt: Prompt
+    route: Route | None = None
+    budget: Budget = field(default_factory=Budget)
+    sampling: Sampling = field(default_factory=Sampling)

@@ -1,0 +1,55 @@
+"""The settings of the orchestrator: flags (`--draft-address`) or variables (`PRESIFT_ORCHESTRATOR_DRAFT_ADDRESS`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from presift.core.policies import SpecPc
+from presift.orchestrator.routing import Defaults
+from presift.rpc.settings import ServiceSettings
+
+
+class OrchestratorSettings(ServiceSettings):
+    """presift's orchestrator: the door for applications."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PRESIFT_ORCHESTRATOR_", cli_prog_name="python -m presift.orchestrator"
+    )
+
+    listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free one")] = (
+        "127.0.0.1:50051"
+    )
+    draft_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50052"
+    target_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50053"
+    cache_url: Annotated[
+        SecretStr, Field(description="memory://, redis://, rediss:// or unix://; any Redis 6+ or Valkey")
+    ] = SecretStr("memory://")
+    cache_ttl_s: Annotated[float, Field(gt=0, description="seconds that a compressed prompt is kept")] = 86_400.0
+    cache_timeout_s: Annotated[float, Field(gt=0, description="seconds after which a look-up is a miss")] = 0.05
+    tokenizer: Annotated[
+        str | None, Field(description="the target's folder or hub id; without it only token ids are accepted")
+    ] = None
+    tenant_salt: Annotated[SecretStr, Field(description="separates caches that must not share")] = SecretStr("")
+    draft_timeout_s: Annotated[float, Field(gt=0, description="seconds after which the full context is used")] = 60.0
+    compress_above_tokens: Annotated[int, Field(ge=0, description="prompts up to this are never compressed")] = 4096
+    capacity: Annotated[int, Field(ge=1, description="prompt tokens to keep where the caller sets no budget")] = 1024
+    window: Annotated[int, Field(ge=1, description="last prompt tokens, always kept, whose queries score")] = 32
+    kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 16
+    neighbors: Annotated[int, Field(ge=0, description="neighbourhood kept around a peak, tokens")] = 16
+    start_layer: Annotated[int, Field(ge=0, description="first layer of the draft that is scored")] = 12
+    lookahead_tokens: Annotated[int, Field(ge=1, description="1 scores the prompt alone; more adds rows")] = 1
+
+    def defaults(self) -> Defaults:
+        """Raises InvalidRequest for a policy that cannot hold."""
+        spec_pc = SpecPc(
+            capacity=self.capacity,
+            window=self.window,
+            kernel=self.kernel,
+            neighbors=self.neighbors,
+            start_layer=self.start_layer,
+            lookahead_tokens=self.lookahead_tokens,
+        )
+        return Defaults(spec_pc, self.compress_above_tokens)

@@ -1,0 +1,1 @@
+"""All gRPC plumbing, once: server, status table, channel, wire conversions, telemetry. Knows no service by name."""

@@ -1,0 +1,97 @@
+"""The one server interceptor: presift's errors become gRPC statuses; anything else is INTERNAL and logged once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from presift.core.errors import InternalError, InvalidRequest, PresiftError
+from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of
+
+log = logging.getLogger(__name__)
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class _Malformed:
+    """Stands in for a request that is no valid protobuf, so that the refusal can be ours (gRPC would say INTERNAL)."""
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Translates errors of unary-unary and unary-stream methods; presift has no others."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return cast(Handler | None, handler)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream), _lenient(handler.request_deserializer), handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _guard_unary(handler.unary_unary), _lenient(handler.request_deserializer), handler.response_serializer
+        )
+
+
+def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if deserialize is None:
+        return None
+
+    def attempt(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            return _Malformed()
+
+    return attempt
+
+
+def _guard_unary(behavior: Callable[..., Any]) -> Callable[..., Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            _refuse_malformed(request)
+            return await behavior(request, context)
+        except Exception as error:
+            await _abort(error, context)
+
+    return guarded
+
+
+def _guard_stream(behavior: Callable[..., Any]) -> Callable[..., Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            _refuse_malformed(request)
+            async for response in behavior(request, context):
+                yield response
+        except Exception as error:
+            await _abort(error, context)
+
+    return guarded
+
+
+def _refuse_malformed(request: Any) -> None:
+    if isinstance(request, _Malformed):
+        raise InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings")
+
+
+async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, PresiftError):
+        # The text of a foreign exception may quote the prompt: only its type and place are logged or sent.
+        log.error("unexpected %s", type(error).__name__, exc_info=_without_text(error))
+        error = InternalError(f"unexpected {type(error).__name__}; see the service's log")
+    code, _ = code_and_reason(error)
+    await context.abort(code, error.message, ((DETAILS_KEY, details_of(error)),))
+
+
+def _without_text(error: Exception) -> tuple[type[Exception], Exception, Any]:
+    return type(error), Exception("(text withheld)"), error.__traceback__

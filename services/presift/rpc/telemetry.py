@@ -1,0 +1,45 @@
+"""OpenTelemetry: one trace per request across the services, one declared list of metrics. Exporters are off unless
+an OTLP endpoint is configured; without one every call here is a no-op of the OpenTelemetry API.
+
+Spans are named after the words of the architecture: tokenize, protect, route, cache, score, prefill, lookahead, select,
+decode. Attributes hold counts, names and times: never prompt text, token ids or secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+SCOPE = "presift"
+
+
+def tracer() -> trace.Tracer:
+    """The tracer of all presift spans (a no-op until `configure`)."""
+    return trace.get_tracer(SCOPE)
+
+
+def configure(service: str, otlp_endpoint: str | None) -> Callable[[], None]:
+    """Send traces and metrics of `service` to an OTLP/gRPC endpoint. Returns the call that flushes and shuts down."""
+    if otlp_endpoint is None:
+        return lambda: None
+    resource = Resource.create({"service.name": f"presift-{service}"})
+    traces = TracerProvider(resource=resource)
+    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, insecure=True)))
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=otlp_endpoint, insecure=True))
+    meters = MeterProvider(resource=resource, metric_readers=[reader])
+    trace.set_tracer_provider(traces)
+    metrics.set_meter_provider(meters)
+
+    def shutdown() -> None:
+        traces.shutdown()
+        meters.shutdown()
+
+    return shutdown

@@ -1,0 +1,238 @@
+from presift.v1 import plan_pb2 as _plan_pb2
+from presift.v1 import target_pb2 as _target_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECISION_REASON_UNSPECIFIED: _ClassVar[DecisionReason]
+    DECISION_REASON_REQUESTED: _ClassVar[DecisionReason]
+    DECISION_REASON_BELOW_THRESHOLD: _ClassVar[DecisionReason]
+    DECISION_REASON_WITHIN_BUDGET: _ClassVar[DecisionReason]
+    DECISION_REASON_OVER_BUDGET: _ClassVar[DecisionReason]
+    DECISION_REASON_PROTECTED_OVER_BUDGET: _ClassVar[DecisionReason]
+    DECISION_REASON_DRAFT_UNAVAILABLE: _ClassVar[DecisionReason]
+    DECISION_REASON_DRAFT_OVERLOADED: _ClassVar[DecisionReason]
+    DECISION_REASON_DRAFT_TIMEOUT: _ClassVar[DecisionReason]
+    DECISION_REASON_DRAFT_CHANGED: _ClassVar[DecisionReason]
+    DECISION_REASON_MASK_REJECTED: _ClassVar[DecisionReason]
+
+class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_OUTCOME_UNSPECIFIED: _ClassVar[CacheOutcome]
+    CACHE_OUTCOME_NOT_USED: _ClassVar[CacheOutcome]
+    CACHE_OUTCOME_HIT: _ClassVar[CacheOutcome]
+    CACHE_OUTCOME_MISS: _ClassVar[CacheOutcome]
+    CACHE_OUTCOME_SHARED: _ClassVar[CacheOutcome]
+DECISION_REASON_UNSPECIFIED: DecisionReason
+DECISION_REASON_REQUESTED: DecisionReason
+DECISION_REASON_BELOW_THRESHOLD: DecisionReason
+DECISION_REASON_WITHIN_BUDGET: DecisionReason
+DECISION_REASON_OVER_BUDGET: DecisionReason
+DECISION_REASON_PROTECTED_OVER_BUDGET: DecisionReason
+DECISION_REASON_DRAFT_UNAVAILABLE: DecisionReason
+DECISION_REASON_DRAFT_OVERLOADED: DecisionReason
+DECISION_REASON_DRAFT_TIMEOUT: DecisionReason
+DECISION_REASON_DRAFT_CHANGED: DecisionReason
+DECISION_REASON_MASK_REJECTED: DecisionReason
+CACHE_OUTCOME_UNSPECIFIED: CacheOutcome
+CACHE_OUTCOME_NOT_USED: CacheOutcome
+CACHE_OUTCOME_HIT: CacheOutcome
+CACHE_OUTCOME_MISS: CacheOutcome
+CACHE_OUTCOME_SHARED: CacheOutcome
+
+class Prompt(_message.Message):
+    __slots__ = ("text", "chat", "token_ids", "protected_spans")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_SPANS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    chat: Chat
+    token_ids: TokenIds
+    protected_spans: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Span]
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., protected_spans: _Optional[_Iterable[_Union[_plan_pb2.Span, _Mapping]]] = ...) -> None: ...
+
+class TokenIds(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Chat(_message.Message):
+    __slots__ = ("messages", "tools_json")
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    tools_json: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools_json: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Message(_message.Message):
+    __slots__ = ("role", "parts", "protected")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    parts: _containers.RepeatedCompositeFieldContainer[TextPart]
+    protected: bool
+    def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[TextPart, _Mapping]]] = ..., protected: _Optional[bool] = ...) -> None: ...
+
+class TextPart(_message.Message):
+    __slots__ = ("text", "protected")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    protected: bool
+    def __init__(self, text: _Optional[str] = ..., protected: _Optional[bool] = ...) -> None: ...
+
+class Budget(_message.Message):
+    __slots__ = ("max_prompt_tokens", "max_kv_tokens", "strict", "compress_above_tokens")
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STRICT_FIELD_NUMBER: _ClassVar[int]
+    COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_prompt_tokens: int
+    max_kv_tokens: int
+    strict: bool
+    compress_above_tokens: int
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., strict: _Optional[bool] = ..., compress_above_tokens: _Optional[int] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("prompt", "sampling", "budget", "route")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    prompt: Prompt
+    sampling: _target_pb2.Sampling
+    budget: Budget
+    route: _plan_pb2.Route
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_target_pb2.Sampling, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("decision", "delta", "usage")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    decision: Decision
+    delta: TextDelta
+    usage: Usage
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., delta: _Optional[_Union[TextDelta, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZE_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    route: _plan_pb2.Route
+    reason: DecisionReason
+    detail: str
+    prompt_tokens: int
+    kept_tokens: int
+    kv_tokens: int
+    protected_tokens: int
+    coverage: float
+    cache: CacheOutcome
+    draft: _plan_pb2.ModelInfo
+    target: _plan_pb2.ModelInfo
+    policy: _plan_pb2.Policy
+    tokenize_ms: float
+    cache_ms: float
+    draft_ms: float
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+
+class TextDelta(_message.Message):
+    __slots__ = ("text", "token_ids")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    kept_tokens: int
+    kv_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reason: _target_pb2.FinishReason
+    target_ttft_ms: float
+    ttft_ms: float
+    total_ms: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("prompt", "budget", "route")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    prompt: Prompt
+    budget: Budget
+    route: _plan_pb2.Route
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("decision", "spans")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    decision: Decision
+    spans: _containers.RepeatedCompositeFieldContainer[ExplainedSpan]
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[ExplainedSpan, _Mapping]]] = ...) -> None: ...
+
+class ExplainedSpan(_message.Message):
+    __slots__ = ("tokens", "characters", "kept", "protected", "importance")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
+    tokens: _plan_pb2.Span
+    characters: _plan_pb2.Span
+    kept: bool
+    protected: bool
+    importance: float
+    def __init__(self, tokens: _Optional[_Union[_plan_pb2.Span, _Mapping]] = ..., characters: _Optional[_Union[_plan_pb2.Span, _Mapping]] = ..., kept: _Optional[bool] = ..., protected: _Optional[bool] = ..., importance: _Optional[float] = ...) -> None: ...
+
+class GetInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetInfoResponse(_message.Message):
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens")
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
+    COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    draft: _plan_pb2.ModelInfo
+    target: _plan_pb2.ModelInfo
+    supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
+    compress_above_tokens: int
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ...) -> None: ...
