@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
-Address = Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT [env: PRESIFT_ADDRESS]")]
+Address = Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")]
 
 
 def main() -> None:

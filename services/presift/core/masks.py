@@ -23,9 +23,12 @@ class TokenMask:
 
     @classmethod
     def from_indices(cls, indices: ArrayLike, prompt_tokens: int) -> TokenMask:
-        """The mask that keeps `indices` (int[kept], each 0 <= i < prompt_tokens, any order)."""
-        kept = np.zeros(prompt_tokens, dtype=np.bool_)
-        kept[np.asarray(indices, dtype=np.int64)] = True
+        """The mask that keeps `indices` (int[kept], any order). Raises InvalidRequest unless 0 <= i < prompt_tokens."""
+        kept, places = np.zeros(prompt_tokens, dtype=np.bool_), np.asarray(indices, dtype=np.int64)
+        outside = places[(places < 0) | (places >= prompt_tokens)]  # numpy would count negative ones from the end
+        if outside.size:
+            raise InvalidRequest("token_mask", f"token {outside[0]}", f"0..{prompt_tokens - 1}")
+        kept[places] = True
         return cls(kept)
 
     @classmethod

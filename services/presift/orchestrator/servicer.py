@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -29,7 +29,8 @@ _REASONS: dict[Reason, Any] = {
 _FINISH: dict[FinishReason, Any] = {
     finish: target_pb2.FinishReason.Value(f"FINISH_REASON_{finish.name}") for finish in FinishReason
 }
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:  # grpc generics exist in the stubs alone
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,7 +14,8 @@ from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of
 
 log = logging.getLogger(__name__)
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:  # grpc generics exist in the stubs alone
+    Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 class _Malformed:
@@ -31,7 +32,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         handler: Any = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
-            return cast(Handler | None, handler)
+            return cast("Handler | None", handler)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _guard_stream(handler.unary_stream), _lenient(handler.request_deserializer), handler.response_serializer

@@ -1,0 +1,75 @@
+# presift: `make demo` runs the main job, `make test` runs the tests. Both do all their set-up, in .venv/ and PRESIFT_HOME.
+PRESIFT_HOME ?= $(HOME)/.cache/presift
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCK := ops/locks/cpu.txt
+STAMP := $(VENV)/.installed
+TEST_MODEL := smollm2-135m-instruct
+DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
+
+export PRESIFT_HOME
+# Threads that spin while they wait take the cores from the other processes (ops/decisions/0005).
+export OMP_WAIT_POLICY := passive
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install models demo-models demo test test-models check format protos protos-check bench clean
+
+help: ## show this
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) ## make .venv with everything that a plain CPU needs
+
+# torch first: a plain `pip install torch` of an older version is the CPU build here, and nothing may pull a newer one.
+$(STAMP): $(LOCK) pyproject.toml
+	@echo "== installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "presift needs Python 3.11 or newer")'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r $(LOCK)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+models: $(STAMP) ## fetch the small model that the tests use
+	@$(BIN)/python -m presift.models ensure --home "$(PRESIFT_HOME)" $(TEST_MODEL)
+
+demo-models: $(STAMP) ## fetch the demo pair (1.6 GB, kept as 4 GB of bf16 safetensors)
+	@$(BIN)/python -m presift.models ensure --home "$(PRESIFT_HOME)" $(DEMO_MODELS)
+
+demo: demo-models ## ask a real document a question three times: full, spec_pc, spec_pc from the cache
+	@$(BIN)/python ops/demo/demo.py
+
+test: $(STAMP) models check ## lint, types, layers, protos, then the tests
+	@$(BIN)/python -m pytest -m "not pair and not gpu"
+
+test-models: $(STAMP) models demo-models ## all the tests, those on the real demo pair included
+	@$(BIN)/python -m pytest -m "not gpu"
+
+check: $(STAMP) protos-check
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --verbose > /dev/null || $(BIN)/lint-imports
+
+format: $(STAMP) ## format and fix what can be fixed
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+protos: $(STAMP) ## regenerate services/presift/v1 from protos/
+	@$(PROTOC) --python_out=services --pyi_out=services --grpc_python_out=services --mypy_grpc_out=quiet:services \
+		protos/presift/v1/*.proto
+
+# protos/released.binpb is what clients were built against: `buf build protos -o protos/released.binpb` at a release.
+protos-check: $(STAMP)
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against protos/released.binpb
+	@rm -rf $(VENV)/protos && mkdir -p $(VENV)/protos
+	@$(PROTOC) --python_out=$(VENV)/protos --pyi_out=$(VENV)/protos --grpc_python_out=$(VENV)/protos \
+		--mypy_grpc_out=quiet:$(VENV)/protos protos/presift/v1/*.proto
+	@for f in $(VENV)/protos/presift/v1/*; do cmp -s $$f services/presift/v1/$$(basename $$f) \
+		|| { echo "services/presift/v1/$$(basename $$f) is not what protos/ generate: run make protos"; exit 1; }; done
+
+bench: demo-models ## run the benchmarks (tests/bench/README says what each measures)
+	@for b in tests/bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean: ## remove .venv (models in PRESIFT_HOME stay)
+	rm -rf $(VENV)

@@ -1,0 +1,94 @@
+"""`python -m presift.draft --model DIR --dtype float32 --listen HOST:PORT`: listen, load, score one prompt, serve,
+drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from functools import partial
+
+from presift.core.errors import PresiftError
+from presift.draft.scorer import Cancel, Scorer
+from presift.draft.servicer import DraftServicer
+from presift.draft.settings import DraftSettings
+from presift.draft.work_queue import WorkQueue
+from presift.rpc import telemetry
+from presift.rpc.server import GrpcServer
+from presift.v1 import draft_pb2, draft_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """0 after a clean drain, 1 if the service could not start."""
+    settings = DraftSettings()  # type: ignore[call-arg]
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # OpenMP reads it when torch is loaded. Threads that spin while they wait take the cores from the other services.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    flush = telemetry.configure("draft", settings.otlp_endpoint)
+    try:
+        return 0 if asyncio.run(serve(settings)) else 1
+    except PresiftError as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        flush()
+
+
+async def serve(settings: DraftSettings) -> bool:
+    """Serve until SIGTERM or SIGINT; False if the model could not be served. Raises PresiftError if the address is
+    taken.
+    """
+    queue = WorkQueue(settings.max_queue)
+    servicer = DraftServicer(queue, settings.max_lookahead_tokens)
+    server = GrpcServer(settings.server_options(), [draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    port = await server.start()
+    getting_ready = asyncio.create_task(_get_ready(settings, queue, servicer, server, port))
+    try:
+        return await server.run_until_stopped()
+    finally:
+        getting_ready.cancel()
+        queue.close()
+
+
+async def _get_ready(
+    settings: DraftSettings, queue: WorkQueue, servicer: DraftServicer, server: GrpcServer, port: int
+) -> None:
+    try:
+        done = await queue.run(partial(load, settings))
+    except PresiftError as error:
+        log.error("%s", error)
+        server.request_stop(failed=True)
+    except Exception:
+        log.exception("the model could not be loaded")
+        server.request_stop(failed=True)
+    else:
+        servicer.use(done.result)
+        await server.set_serving(True)
+        host = settings.listen.rpartition(":")[0]
+        print(f"presift draft ready on {host}:{port}: {done.result.info.id}, {settings.dtype}", flush=True)
+
+
+def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
+    """The scorer, once it has really scored a prompt. Runs on the worker, whose thread keeps torch's own threads."""
+    # Imported here so that `--help` and a bad flag answer at once, and after OpenMP's settings are made.
+    import torch  # noqa: PLC0415
+
+    from presift.draft.model_folder import resolve  # noqa: PLC0415
+    from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415
+    from presift.draft.warm_up import warm_up  # noqa: PLC0415
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    scorer = TransformersScorer(resolve(settings.model), settings.dtype, settings.device, settings.chunk_tokens)
+    warm_up(scorer, cancel)
+    return scorer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The one capture point: the attention of a few query rows, taken while the model runs, reduced at once to one number
+per key.
+
+transformers lets a model be loaded with an attention function of one's own. Ours calls the stock one and hands
+queries and keys to the capture that the caller passed into that very forward call. Nothing is patched and nothing is
+remembered between calls, so an error leaves no trace and two scorers cannot meet. Never more than the window's rows
+of one layer exist at a time: memory grows with window x n, not n x n (arXiv 2506.08373 section 4.2; design, SpecPC
+steps 1 to 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from presift.core.errors import InternalError, InvalidRequest
+from presift.core.importance import window_weights
+from presift.core.policies import Reduction, SpecPc
+
+# "sdpa" in the name makes transformers check that the model supports the stock function that ours calls.
+IMPLEMENTATION = "presift_sdpa"
+# The keyword under which a capture travels through a model's forward to its attention function.
+KEYWORD = "presift_capture"
+# Attention is worked out for a few rows at a time: this many float32 values (32 MiB) at most, or one row.
+_BLOCK_VALUES = 2**23
+# What the model may pass to attention that changes the probabilities in ways the capture does not follow.
+_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
+
+
+def register() -> str:
+    """Make our attention function known to transformers; returns its name. Stateless and repeatable."""
+    # Imported here because transformers must be imported after `vision_ops.mend`.
+    from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
+    from transformers.masking_utils import sdpa_mask  # noqa: PLC0415
+
+    AttentionInterface.register(IMPLEMENTATION, partial(_attend, sdpa_attention_forward))
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    return IMPLEMENTATION
+
+
+class RowCapture:
+    """Importance of one prompt of n tokens, built up over the forward calls that read it.
+
+    Rows are known by their position, so chunks may cut the window anywhere. Rows past the prompt are generated tokens.
+    """
+
+    def __init__(self, prompt_tokens: int, policy: SpecPc, device: torch.device) -> None:
+        self._n = prompt_tokens
+        self._first_row = prompt_tokens - policy.window
+        self._start_layer = policy.start_layer
+        weights = np.append(window_weights(policy.window, policy.weighted_query), np.ones(policy.lookahead_tokens - 1))
+        self._weights = torch.tensor(weights, dtype=torch.float32, device=device)  # [window + m - 1]
+        self._mass = torch.zeros(prompt_tokens, dtype=torch.float32, device=device)
+        self._peak = torch.zeros_like(self._mass) if policy.reduction is Reduction.MAX else None
+        self._rows_seen: Counter[int] = Counter()
+
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+        """Take one layer's call: query [1, heads, rows, d], the newest rows; key [1, kv_heads, keys, d], all so far."""
+        keys, rows = key.shape[2], query.shape[2]
+        first = max(self._first_row, keys - rows)
+        if layer < self._start_layer or first >= keys:
+            return
+        self._rows_seen[layer] += keys - first
+        queries = query[0, :, first - keys :].float()
+        transposed = key[0].float().transpose(1, 2)
+        block = max(1, _BLOCK_VALUES // (query.shape[1] * keys))
+        for start in range(0, keys - first, block):
+            self._add(queries[:, start : start + block], transposed, first + start)
+
+    def importance(self, layers: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(importance, coverage_importance), float32[n] each. Raises InternalError unless each layer showed the same
+        rows.
+        """
+        captured = dict(self._rows_seen)
+        expected = range(self._start_layer, layers)
+        if sorted(captured) != list(expected) or len(set(captured.values())) != 1:
+            raise InternalError(f"attention was captured as {captured}, expected layers {expected}")
+        mass = self._mass.cpu().numpy()
+        return (mass if self._peak is None else self._peak.cpu().numpy()), mass
+
+    def _add(self, queries: torch.Tensor, transposed: torch.Tensor, position: int) -> None:
+        """queries: float32[heads, rows, d], the first at `position`; transposed: float32[kv_heads, d, keys]."""
+        row = position - self._first_row
+        weights = self._weights[row : row + queries.shape[1]]
+        weighted = causal_attention(queries, transposed, position).mul_(weights[:, None])
+        flat = weighted.flatten(0, 1)[:, : self._n]  # generated tokens are rows, not keys
+        seen = flat.shape[1]
+        self._mass[:seen] += flat.sum(0)
+        if self._peak is not None:
+            torch.maximum(self._peak[:seen], flat.amax(0), out=self._peak[:seen])
+
+
+def causal_attention(queries: torch.Tensor, transposed: torch.Tensor, position: int) -> torch.Tensor:
+    """float32[heads, rows, keys]: softmax(q k / sqrt(d)); row r sits at `position + r` and sees no later key.
+
+    queries: float32[heads, rows, d]; transposed: float32[kv_heads, d, keys]. Keys are not repeated for the heads that
+    share them.
+    """
+    (heads, rows, d), (kv_heads, _, keys) = queries.shape, transposed.shape
+    grouped = queries.mul(1 / math.sqrt(d)).reshape(kv_heads, -1, d)
+    scores = torch.bmm(grouped, transposed).view(heads, rows, keys)
+    newest = keys - position
+    later = torch.ones(rows, newest, dtype=torch.bool, device=queries.device).triu(1)
+    scores[:, :, position:].masked_fill_(later, -math.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+def _attend(
+    stock: Callable[..., Any],
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *args: Any,
+    presift_capture: RowCapture | None = None,
+    **kwargs: Any,
+) -> Any:
+    if presift_capture is not None:
+        _refuse_variants(query, kwargs)
+        presift_capture.observe(int(module.layer_idx), query, key)  # type: ignore[arg-type]
+    return stock(module, query, key, *args, **kwargs)
+
+
+def _refuse_variants(query: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise InvalidRequest("model", f"attention with {name}", "full causal attention")
+    scaling, plain = kwargs.get("scaling"), 1 / math.sqrt(query.shape[-1])
+    if scaling is not None and not math.isclose(scaling, plain, rel_tol=1e-6):
+        raise InvalidRequest("model", f"attention scaled by {scaling}", f"1/sqrt(head_dim) ({plain})")

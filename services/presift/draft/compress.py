@@ -1,0 +1,44 @@
+"""One prompt compressed: scored by the model, then selected from. Runs on the worker thread; knows no gRPC."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.importance import coverage
+from presift.core.masks import TokenMask
+from presift.core.selection import select
+from presift.draft.request import Request
+from presift.draft.scorer import Cancel, Scored, Scorer
+from presift.rpc.telemetry import tracer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compressed:
+    """The mask, what it was drawn from, and `coverage` (0..1; None where nothing was scored)."""
+
+    mask: TokenMask
+    scored: Scored
+    coverage: float | None
+    select_ms: float
+
+
+def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
+    """Raises what `Scorer.score` and `select` raise."""
+    scored = scorer.score(request.task, cancel)
+    started = time.perf_counter()
+    with tracer().start_as_current_span("select") as span:
+        mask, share = _select(request, scored)
+        span.set_attribute("presift.kept_tokens", mask.kept_tokens)
+    return Compressed(mask, scored, share, (time.perf_counter() - started) * 1e3)
+
+
+def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
+    if scored.importance is None or scored.coverage_importance is None:
+        everything: NDArray[np.bool_] = np.ones(request.token_ids.size, dtype=np.bool_)
+        return TokenMask(everything), None
+    mask = select(scored.importance, request.policy, request.protected)
+    return mask, coverage(scored.coverage_importance, mask.kept)

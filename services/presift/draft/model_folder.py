@@ -1,0 +1,88 @@
+"""Which model this is: a local Hugging Face folder or a hub id, and the digests that name its contents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from presift.core.errors import InvalidRequest
+from presift.core.fingerprint import fingerprint
+
+# What a scorer reads. Weights in any other format are never fetched, let alone unpickled; neither is code.
+_HUB_FILES = ("*.json", "*.safetensors")
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder with config.json and safetensors.
+
+    `id` is the folder's name or the hub id; `revision` changes when the weights do; `tokenizer_fingerprint` is empty
+    without a tokenizer.json.
+    """
+
+    path: Path
+    id: str
+    revision: str
+    tokenizer_fingerprint: str
+
+
+def resolve(model: str) -> ModelFolder:
+    """The folder of `model`: a path, or else a hub id that is downloaded first. Raises InvalidRequest."""
+    local = Path(model).expanduser()
+    if local.is_dir():
+        local = local.resolve()
+        return ModelFolder(local, local.name, weights_digest(local), _tokenizer_fingerprint(local))
+    path = _download(model)
+    # The hub's cache names a snapshot's folder after its commit.
+    return ModelFolder(path, model, path.name, _tokenizer_fingerprint(path))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (64 hex digits) over config.json and, of each safetensors file, name, size, header and a sample of each
+    tensor.
+
+    Reading every byte would cost seconds at each start. The header holds every tensor's name, type, shape and place,
+    and 4 KiB from the middle of each are read: training moves whole tensors, so no retrained or converted model keeps
+    all of its samples. Raises InvalidRequest if config.json or the weights are missing.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    config = folder / "config.json"
+    if not files or not config.is_file():
+        raise InvalidRequest("model", folder, "a folder with config.json and *.safetensors")
+    digest = hashlib.sha256(config.read_bytes())
+    for file in files:
+        digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
+        _add_samples(digest, file)
+    return digest.hexdigest()
+
+
+def _add_samples(digest: hashlib._Hash, file: Path) -> None:
+    with file.open("rb") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+        digest.update(header)
+        data = stream.tell()
+        tensors = (entry for name, entry in json.loads(header).items() if name != "__metadata__")
+        for start, end in sorted(tuple(entry["data_offsets"]) for entry in tensors):
+            stream.seek(data + start + max(0, end - start - _SAMPLE_BYTES) // 2)
+            digest.update(stream.read(min(_SAMPLE_BYTES, end - start)))
+
+
+def _tokenizer_fingerprint(folder: Path) -> str:
+    file = folder / "tokenizer.json"
+    return fingerprint(file.read_bytes()) if file.is_file() else ""
+
+
+def _download(model: str) -> Path:
+    # Imported here: only hub ids need it, and it reads the environment when imported.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InvalidRequest(
+            "model", model, f"a local folder or a reachable hub id ({type(error).__name__})"
+        ) from error

@@ -1,0 +1,85 @@
+"""DraftService over gRPC: a request is checked, waits its turn, is scored, and answered. Errors are `core`'s; see
+rpc/interceptor.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import grpc
+
+from presift.core.errors import DraftUnavailable, PresiftError
+from presift.draft.compress import Compressed, compress
+from presift.draft.request import SUPPORTED_ROUTES, Limits, parse
+from presift.draft.scorer import Scorer
+from presift.draft.work_queue import Done, WorkQueue
+from presift.rpc import metrics, wire
+from presift.rpc.status import code_and_reason
+from presift.rpc.telemetry import tracer
+from presift.v1 import draft_pb2, draft_pb2_grpc
+
+
+class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
+    """Refuses calls as UNAVAILABLE until it is given a scorer, so that it can be listened on while the model loads."""
+
+    def __init__(self, queue: WorkQueue, max_lookahead_tokens: int) -> None:
+        self._queue = queue
+        self._max_lookahead_tokens = max_lookahead_tokens
+        self._scorer: Scorer | None = None
+
+    def use(self, scorer: Scorer) -> None:
+        """Answer with `scorer` from now on."""
+        self._scorer = scorer
+
+    async def Score(
+        self, request: draft_pb2.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> draft_pb2.ScoreResponse:
+        scorer = self._ready()
+        try:
+            with tracer().start_as_current_span("score"):
+                parsed = parse(request, Limits(scorer.info, self._max_lookahead_tokens))
+                done = await self._queue.run(partial(compress, scorer, parsed), context.time_remaining())
+        except PresiftError as error:
+            metrics.count("presift.draft.refused", reason=code_and_reason(error)[1])
+            raise
+        response = _response(done, scorer, request.include_importance)
+        _record(response.timings)
+        return response
+
+    async def GetInfo(
+        self, request: draft_pb2.DraftServiceGetInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> draft_pb2.DraftServiceGetInfoResponse:
+        return draft_pb2.DraftServiceGetInfoResponse(
+            model=wire.model_to_wire(self._ready().info),
+            max_queue=self._queue.max_queue,
+            supported_routes=[wire.route_to_wire(route) for route in SUPPORTED_ROUTES],
+        )
+
+    def _ready(self) -> Scorer:
+        if self._scorer is None:
+            raise DraftUnavailable("the draft is loading its model")
+        return self._scorer
+
+
+def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) -> draft_pb2.ScoreResponse:
+    compressed, scored = done.result, done.result.scored
+    wanted = include_importance and scored.importance is not None
+    return draft_pb2.ScoreResponse(
+        token_mask=wire.token_mask_to_wire(compressed.mask),
+        lookahead_token_ids=scored.lookahead_token_ids,
+        coverage=compressed.coverage,
+        importance=scored.importance.tolist() if wanted and scored.importance is not None else None,
+        model=wire.model_to_wire(scorer.info),
+        timings=draft_pb2.ScoreTimings(
+            queue_ms=done.queue_ms,
+            prefill_ms=scored.timings.prefill_ms,
+            lookahead_ms=scored.timings.lookahead_ms,
+            select_ms=compressed.select_ms,
+        ),
+    )
+
+
+def _record(timings: draft_pb2.ScoreTimings) -> None:
+    for field in timings.DESCRIPTOR.fields:
+        metrics.record("presift.draft.duration", getattr(timings, field.name), stage=field.name.removesuffix("_ms"))

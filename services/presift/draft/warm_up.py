@@ -1,0 +1,28 @@
+"""The first prompt: proof that the model can be scored, made before the service says it is ready."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from presift.core.errors import InternalError
+from presift.core.policies import SpecPc
+from presift.draft.scorer import Cancel, Scorer, ScoreTask
+
+_PROMPT_TOKENS = 64
+_WINDOW = 8
+
+
+def warm_up(scorer: Scorer, cancel: Cancel) -> None:
+    """Score one prompt in every layer, lookahead included. Raises InternalError if the rows are not probabilities.
+
+    A model that does not let its attention be observed, or scales it in its own way, raises here and not with a
+    caller's prompt.
+    """
+    info = scorer.info
+    tokens = min(_PROMPT_TOKENS, info.context_tokens - 2)
+    ids = np.arange(tokens, dtype=np.uint32) % info.vocabulary_size
+    policy = SpecPc(capacity=_WINDOW, window=_WINDOW, start_layer=0, weighted_query=False, lookahead_tokens=2)
+    scored = scorer.score(ScoreTask(ids, policy, lookahead_tokens=2), cancel)
+    mass = scored.coverage_importance
+    if mass is None or not np.isfinite(mass).all() or mass.sum() <= 0.0:
+        raise InternalError(f"{info.id} scored its first prompt with values that are no attention")

@@ -1,0 +1,102 @@
+"""`python -m presift.target --model DIR --listen HOST:PORT`: listen, load, generate one token, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextlib import suppress
+
+import numpy as np
+
+from presift.core.errors import PresiftError
+from presift.rpc import telemetry
+from presift.rpc.server import GrpcServer
+from presift.target.admission import Admission
+from presift.target.engine import Engine, GenerateRequest, Sampling
+from presift.target.model_folder import resolve
+from presift.target.servicer import TargetServicer
+from presift.target.settings import TargetSettings
+from presift.target.sglang_arguments import SglangOptions
+from presift.target.sglang_engine import SglangEngine
+from presift.v1 import target_pb2, target_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """0 after a clean drain, 1 if the engine did not start or died."""
+    settings = TargetSettings()  # type: ignore[call-arg]
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    flush = telemetry.configure("target", settings.otlp_endpoint)
+    try:
+        return 0 if asyncio.run(serve(settings)) else 1
+    except PresiftError as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        flush()
+
+
+async def serve(settings: TargetSettings) -> bool:
+    """Serve until SIGTERM or SIGINT; False if the engine failed. Raises PresiftError if the address is taken or
+    there is no such model.
+    """
+    engine = SglangEngine(engine_options(settings))
+    servicer = TargetServicer(Admission(settings.max_running, settings.max_waiting))
+    server = GrpcServer(settings.server_options(), [target_pb2.DESCRIPTOR.services_by_name["TargetService"].full_name])
+    target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
+    port = await server.start()
+    running = asyncio.create_task(_run(settings, engine, servicer, server, port))
+    try:
+        return await server.run_until_stopped()
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await engine.stop()
+
+
+async def _run(
+    settings: TargetSettings, engine: Engine, servicer: TargetServicer, server: GrpcServer, port: int
+) -> None:
+    try:
+        await engine.start()
+        await generate_one_token(engine)
+    except Exception as error:
+        log.error("%s", error, exc_info=not isinstance(error, PresiftError))
+        server.request_stop(failed=True)
+        return
+    servicer.use(engine)
+    await server.set_serving(True)
+    host = settings.listen.rpartition(":")[0]
+    print(f"presift target ready on {host}:{port}: {engine.info.model.id}, {engine.info.name}", flush=True)
+    await engine.died()
+    server.request_stop(failed=True)
+
+
+async def generate_one_token(engine: Engine) -> None:
+    """Raises TargetUnavailable if the engine cannot: only a token that was really generated makes a target ready."""
+    request = GenerateRequest(np.zeros(1, dtype=np.uint32), Sampling(max_new_tokens=1, ignore_eos=True))
+    async for _ in engine.generate(request):
+        pass
+
+
+def engine_options(settings: TargetSettings) -> SglangOptions:
+    """Raises InvalidRequest if there is no such model."""
+    return SglangOptions(
+        folder=resolve(settings.model),
+        dtype=settings.dtype,
+        device=settings.device,
+        context_tokens=settings.context_tokens,
+        kv_pool_tokens=settings.kv_pool_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        attention_backend=settings.attention_backend,
+        threads=settings.threads,
+        max_running=settings.max_running,
+        log_level="info" if settings.log_level == "DEBUG" else "error",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

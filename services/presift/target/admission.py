@@ -1,0 +1,63 @@
+"""Who may enter the engine: requests that fit its model, as long as not too many wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from presift.core.errors import InvalidRequest, Overloaded, PromptTooLong
+from presift.target.engine import EngineInfo, GenerateRequest
+
+_RETRY_S = (0.1, 30.0)
+
+
+def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
+    """Raises InvalidRequest for a token id outside the vocabulary, or stop strings where no tokenizer sees them;
+    PromptTooLong where prompt plus answer exceed the context.
+    """
+    sampling, model = request.sampling, info.model
+    _check_ids("token_ids", int(request.token_ids.max()), model.vocabulary_size)
+    _check_ids("sampling.stop_token_ids", max(sampling.stop_token_ids, default=0), model.vocabulary_size)
+    if sampling.stop and not info.can_stop_at_strings:
+        raise InvalidRequest("sampling.stop", f"{len(sampling.stop)} strings", "empty: no tokenizer here")
+    prompt_tokens = request.token_ids.size
+    total = prompt_tokens + sampling.max_new_tokens
+    if total > model.context_tokens:
+        sizes = f"{prompt_tokens} prompt tokens and max_new_tokens {sampling.max_new_tokens} are {total} tokens"
+        message = f"{sizes}; the context holds {model.context_tokens}"
+        raise PromptTooLong("token_ids", total, model.context_tokens, message)
+
+
+def _check_ids(name: str, highest: int, vocabulary_size: int) -> None:
+    if highest >= vocabulary_size:
+        raise InvalidRequest(name, highest, f"< {vocabulary_size}, the vocabulary size")
+
+
+class Admission:
+    """Counts the requests that are inside; refuses more than `max_running + max_waiting`."""
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._inside = 0
+        self._typical_s = 1.0
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Holds a place. Raises Overloaded, with a guess when one will be free."""
+        waiting = self._inside - self._max_running
+        if waiting >= self._max_waiting:
+            raise Overloaded("waiting_requests", waiting, self._max_waiting, self._retry_after_s())
+        self._inside += 1
+        entered = time.monotonic()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            self._typical_s += 0.2 * (time.monotonic() - entered - self._typical_s)
+
+    def _retry_after_s(self) -> float:
+        # Places come free at the rate at which running requests end.
+        low, high = _RETRY_S
+        return min(high, max(low, self._typical_s / self._max_running))

@@ -1,0 +1,44 @@
+"""The platform class that `cpu_platform.activate` names. Imported by SGLang alone, never where a GPU is present."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
+
+# SGLang's memory pools import the platform, so they are imported when they are asked for.
+# ruff: noqa: PLC0415
+
+
+class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
+    """A CPU without sgl_kernel: PyTorch's own attention, the ordinary KV pool, each operator's `native` forward."""
+
+    # Not PlatformEnum.CPU: that value makes SGLang look for sgl_kernel's CPU operators.
+    _enum = PlatformEnum.OOT
+    device_name = "presift_cpu"
+    device_type = "cpu"
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def get_mha_kv_pool_cls(self) -> type[Any]:
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+        return MHATokenToKVPool  # type: ignore[no-any-return]
+
+    def get_paged_allocator_cls(self) -> Any:
+        return _one_token_pages
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"
+
+
+def _one_token_pages(size: int, *, page_size: int, **others: Any) -> Any:
+    """SGLang's allocator for pages of one token; the paged one needs a Triton kernel, which no CPU runs."""
+    from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
+
+    if page_size != 1:
+        raise ValueError(f"page_size is {page_size}; on a CPU it must be 1")
+    return TokenToKVPoolAllocator(size, **others)

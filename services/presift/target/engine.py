@@ -1,0 +1,130 @@
+"""The port that the target service drives: a prompt goes in, tokens come out, closing the stream aborts the request.
+
+Two engines implement it: `sglang_engine` (the real one) and `echo_engine` (computable by hand, for tests). What is
+wrong about a value alone is refused here; what depends on the model (vocabulary, context) is checked in `admission`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.plan import ModelInfo, Route
+
+MAX_STOP_STRINGS = 16
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended: STOP for EOS, a stop token or a stop string."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` None is all. Raises InvalidRequest."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, ">= 1")
+        _require(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "0..2")
+        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "> 0 and <= 1")
+        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, ">= 1")
+        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}")
+        _require(all(self.stop), "stop", "an empty string", "non-empty strings")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateRequest:
+    """One prompt as the target shall read it: `token_ids` uint32[tokens]. Raises InvalidRequest if it is empty.
+
+    Prompts of different `cache_salt` share no KV.
+    """
+
+    token_ids: NDArray[np.uint32]
+    sampling: Sampling = field(default_factory=Sampling)
+    cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.token_ids.size == 0:
+            raise InvalidRequest("token_ids", "empty", "at least one token")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens that are new since the last event. A stop token is not among them; the tokens of a stop string are,
+    because a string may end inside a token: whoever makes the text cuts it.
+    """
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event. `completion_tokens` counts all that were generated, a stop token included."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reason: FinishReason
+
+
+Event = Tokens | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is: `name` with version, its model, what it can do. `model.context_tokens` bounds prompt plus
+    answer.
+    """
+
+    name: str
+    model: ModelInfo
+    routes: tuple[Route, ...]
+    can_stop_at_strings: bool
+
+
+class Engine(Protocol):
+    """An engine is started once and stopped once; `info` may be read from its start on."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def running_requests(self) -> int:
+        """Requests inside the engine, waiting ones included; an aborted one counts until the engine let go of it."""
+
+    async def start(self) -> None:
+        """Load the model. Raises TargetUnavailable."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Any number of Tokens, then one Finished. Closing or cancelling it aborts the request inside the engine.
+
+        Raises TargetUnavailable if the engine is gone or goes away.
+        """
+
+    async def died(self) -> str:
+        """Returns, with the reason, only if the engine fails after its start."""
+
+    async def stop(self) -> None:
+        """Leave no process behind. Running requests fail."""
+
+
+def _require(holds: bool, name: str, value: Any, limit: str) -> None:
+    if not holds:
+        raise InvalidRequest(f"sampling.{name}", value, limit)

@@ -1,0 +1,169 @@
+"""The real engine: SGLang in this process, its scheduler and detokenizer in children of it.
+
+SGLang's `Engine` would install signal handlers that kill this process, and its `shutdown` kills every child of it. So
+its receive loop is started here, and its children are ended by `sglang_processes`; all else is SGLang as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from presift.core.errors import InternalError, TargetUnavailable
+from presift.core.plan import ModelInfo, Route
+from presift.target import sglang_processes
+from presift.target.engine import Engine, EngineInfo, Event, Finished, FinishReason, GenerateRequest, Tokens
+from presift.target.sglang_arguments import SglangOptions, sampling_arguments, server_arguments, set_environment
+
+log = logging.getLogger(__name__)
+
+
+class SglangEngine(Engine):
+    """One model on SGLang. Start it in the main thread's event loop: a failing child says so by SIGQUIT."""
+
+    def __init__(self, options: SglangOptions) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._death: asyncio.Future[str] = self._loop.create_future()
+        self._launching: asyncio.Future[Any] | None = None
+        self._receiving: asyncio.Task[None] | None = None
+        self._foreign = sglang_processes.children()
+        self._manager: Any = None
+        self._info: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise TargetUnavailable("the engine is not started")
+        return self._info
+
+    @property
+    def running_requests(self) -> int:
+        # SGLang's table of requests keeps an aborted one until the scheduler has let go of it.
+        return len(self._manager.rid_to_state)
+
+    def scheduler_load(self) -> tuple[int, int, int]:
+        """What the scheduler process last published: running requests, waiting requests, KV slots in use.
+
+        It publishes after each prefill, every few decode steps and when it falls idle. Slots that only the radix cache
+        holds are free.
+        """
+        load = self._manager.load_snapshot_reader.read_all()[0]
+        return load.num_running_reqs, load.num_waiting_reqs, load.num_used_tokens
+
+    async def start(self) -> None:
+        self._loop.add_signal_handler(signal.SIGQUIT, self._die, "a process of the engine failed")
+        set_environment(self._options)
+        arguments = server_arguments(self._options)
+        self._launching = self._loop.run_in_executor(None, sglang_processes.launch, arguments)
+        try:
+            engine = await asyncio.shield(self._launching)
+        except Exception as error:
+            raise TargetUnavailable(f"the engine did not start: {type(error).__name__}: {error}") from error
+        self._use(engine)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        if self._death.done():
+            raise TargetUnavailable(f"the engine is gone: {self._death.result()}")
+        # Closing SGLang's generator aborts the request in the scheduler.
+        async with aclosing(self._manager.generate_request(_to_sglang(request))) as answers:
+            async for answer in answers:
+                for event in _events(answer):
+                    yield event
+
+    async def died(self) -> str:
+        return await asyncio.shield(self._death)
+
+    async def stop(self) -> None:
+        self._die("stopped")
+        while self._launching and not self._launching.done():
+            self._end_children()
+            await asyncio.wait([self._launching], timeout=0.2)
+        if self._launching and not self._launching.exception():
+            self._manager = self._launching.result().tokenizer_manager
+            # It would report the ends below as crashes.
+            self._manager._subprocess_watchdog.stop()
+        if self._receiving:
+            self._receiving.cancel()
+        self._end_children()
+        self._loop.remove_signal_handler(signal.SIGQUIT)
+
+    def _use(self, engine: Any) -> None:
+        self._manager = engine.tokenizer_manager
+        # What `auto_create_handle_loop` does, without its signal handlers.
+        self._manager.event_loop = self._loop
+        self._receiving = self._loop.create_task(self._manager.handle_loop())
+        self._receiving.add_done_callback(lambda _: self._die("SGLang's receive loop ended"))
+        self._info = self._describe()
+
+    def _describe(self) -> EngineInfo:
+        from sglang.version import __version__  # noqa: PLC0415 - loaded by now
+
+        folder, config = self._options.folder, self._manager.model_config
+        model = ModelInfo(
+            id=folder.id,
+            revision=folder.revision,
+            tokenizer_fingerprint=folder.tokenizer_fingerprint,
+            # SGLang keeps a few slots for itself; within this limit it neither refuses nor shortens an answer.
+            context_tokens=self._manager.max_req_input_len,
+            layers=config.num_hidden_layers,
+            kv_heads=config.get_total_num_kv_heads(),
+            vocabulary_size=config.vocab_size,
+        )
+        # Which prompt tokens there are is the caller's affair: the target reads what it gets.
+        return EngineInfo(f"sglang {__version__}", model, (Route.FULL, Route.SPEC_PC), folder.has_tokenizer)
+
+    def _die(self, reason: str) -> None:
+        if self._death.done():
+            return
+        log.log(logging.INFO if reason == "stopped" else logging.ERROR, "engine: %s", reason)
+        self._death.set_result(reason)
+        if self._manager is not None:
+            self._fail_running(reason)
+
+    def _fail_running(self, reason: str) -> None:
+        from sglang.srt.managers.io_struct import AbortReq  # noqa: PLC0415 - loaded by now
+
+        # As if the scheduler had aborted them: it cannot say so any more.
+        for rid in list(self._manager.rid_to_state):
+            self._manager._handle_abort_req(AbortReq(rid=rid, abort_message=f"the engine is gone: {reason}"))
+
+    def _end_children(self) -> None:
+        sglang_processes.end(sglang_processes.children() - self._foreign)
+
+
+def _to_sglang(request: GenerateRequest) -> Any:
+    from sglang.srt.managers.io_struct import GenerateReqInput  # noqa: PLC0415 - loaded by now
+
+    return GenerateReqInput(
+        input_ids=request.token_ids.tolist(),
+        sampling_params=sampling_arguments(request),
+        cache_salt=request.cache_salt or None,
+        rid=uuid.uuid4().hex,
+        stream=True,
+    )
+
+
+def _events(answer: dict[str, Any]) -> Iterator[Event]:
+    meta, token_ids = answer["meta_info"], answer["output_ids"]
+    reason = meta["finish_reason"]
+    if reason and reason["type"] == "abort":
+        raise _aborted(reason)
+    if reason and token_ids and token_ids[-1] == reason.get("matched"):
+        token_ids = token_ids[:-1]
+    if token_ids:
+        yield Tokens(tuple(token_ids))
+    if reason:
+        end = FinishReason(reason["type"])
+        yield Finished(meta["prompt_tokens"], meta["cached_tokens"], meta["completion_tokens"], end)
+
+
+def _aborted(reason: dict[str, Any]) -> TargetUnavailable | InternalError:
+    if reason.get("status_code") == 400:
+        return InternalError("SGLang refused a request that presift had found valid")
+    return TargetUnavailable(str(reason.get("message") or "the request was aborted inside the engine"))

@@ -1,0 +1,85 @@
+"""What several folders of tests need."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Where the authors' vectors lie: the copy in the repository, else the one beside the checkout."""
+    places = (_TESTS / "reference" / "data", _TESTS.parents[1] / "shared" / "reference")
+    return next(place for place in places if (place / "README.md").exists())
+
+
+@pytest.fixture(scope="session")
+def presift_home() -> Path:
+    """The model cache; tests that need a model that is not there skip."""
+    return Path(os.environ.get("PRESIFT_HOME", "~/.cache/presift")).expanduser()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """name ("tinyq", "tinyl") -> a Hugging Face folder of the reference's tiny random model, without a tokenizer."""
+
+    def folder(name: str) -> Path:
+        path = tmp_path_factory.getbasetemp() / name
+        if not path.exists():
+            path.mkdir()
+            shutil.copy(reference_dir / f"{name}.config.json", path / "config.json")
+            shutil.copy(reference_dir / f"{name}.safetensors", path / "model.safetensors")
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def draft_stub() -> Iterator[Callable[[Path], Any]]:
+    """folder -> a blocking DraftService stub of a real server over that model, float32, in this process."""
+    import asyncio
+    import threading
+
+    import grpc
+
+    from presift.draft.model_folder import resolve
+    from presift.draft.servicer import DraftServicer
+    from presift.draft.transformers_scorer import TransformersScorer
+    from presift.draft.work_queue import WorkQueue
+    from presift.rpc.server import GrpcServer, ServerOptions
+    from presift.v1 import draft_pb2_grpc
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="drafts", daemon=True).start()
+    running = []
+
+    async def serve(folder: Path) -> int:
+        queue, server = WorkQueue(64), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+        running.append((queue, server))
+        servicer = DraftServicer(queue, max_lookahead_tokens=32)
+        draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+        # On the queue's own thread: torch keeps a pool of threads for each thread that calls it.
+        servicer.use((await queue.run(lambda _: TransformersScorer(resolve(str(folder))))).result)
+        return await server.start()
+
+    async def stop() -> None:
+        for queue, server in running:
+            await server.grpc.stop(0)
+            queue.close()
+
+    @functools.cache
+    def stub(folder: Path) -> Any:
+        port = asyncio.run_coroutine_threadsafe(serve(folder), loop).result()
+        return draft_pb2_grpc.DraftServiceStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
+
+    yield stub
+    asyncio.run_coroutine_threadsafe(stop(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
