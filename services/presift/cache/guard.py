@@ -27,7 +27,7 @@ class Guard:
         return self._failures >= self._limit
 
     def begin(self) -> float | None:
-        """The time at which an attempt may begin: now, or None. While resting, one per rest: its caller is the probe."""
+        """When an attempt may begin: now, or None. While resting, one per rest: its caller is the probe."""
         now_s = self._clock()
         if self.is_resting:
             if now_s < self._rests_until_s:

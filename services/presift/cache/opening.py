@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from presift.cache.lease import Lease, NoLease
 from presift.cache.memory_store import MemoryStore
-from presift.cache.redis_lease import RedisLease
+from presift.cache.redis_lease import LEASE_S, RedisLease
 from presift.cache.redis_link import RedisLink
 from presift.cache.redis_store import RedisStore
 from presift.cache.store import CacheLimits, CacheObserver, Store, ignore
@@ -21,9 +21,13 @@ def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserv
     return _STORES[scheme](url, limits or CacheLimits(), observe)
 
 
-def open_lease(store: Store, limits: CacheLimits | None = None, observe: CacheObserver = ignore) -> Lease:
-    """The lease that goes with `store`, over the same connections."""
-    return RedisLease(store.link, limits or CacheLimits(), observe) if isinstance(store, RedisStore) else NoLease()
+def open_lease(
+    store: Store, limits: CacheLimits | None = None, observe: CacheObserver = ignore, lease_s: float = LEASE_S
+) -> Lease:
+    """The lease that goes with `store`, over the same connections; `lease_s` as in RedisLease."""
+    if not isinstance(store, RedisStore):
+        return NoLease()
+    return RedisLease(store.link, limits or CacheLimits(), observe, lease_s)
 
 
 def _memory(url: str, limits: CacheLimits, observe: CacheObserver) -> Store:

@@ -10,6 +10,8 @@ from presift.cache.redis_store import RedisStore, redis_key
 from presift.cache.store import CacheLimits, CacheObserver, Operation, Outcome, ignore
 from presift.core.plan import CompressedPrompt
 
+LEASE_S = 10.0
+
 # SET NX PX, except that a lease which this process failed to release is its own again instead of a wait for nobody.
 _CLAIM = """
 local holder = redis.call('get', KEYS[1])
@@ -32,7 +34,7 @@ class RedisLease:
         link: RedisLink,
         limits: CacheLimits,
         observe: CacheObserver = ignore,
-        lease_s: float = 10.0,
+        lease_s: float = LEASE_S,
         poll_s: float = 0.02,
     ) -> None:
         self._link = link

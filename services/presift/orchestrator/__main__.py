@@ -44,7 +44,7 @@ async def serve(settings: OrchestratorSettings) -> bool:
     defaults = settings.defaults()
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
     store = open_store(settings.cache_url.get_secret_value(), limits, _count_cache)
-    lease = open_lease(store, limits, _count_cache)
+    lease = open_lease(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
     message_bytes = settings.max_message_mib * 2**20
     draft = RemoteDraft(settings.draft_address, message_bytes)
     target = RemoteTarget(settings.target_address, message_bytes)

@@ -12,9 +12,10 @@ def load_tokenizer(name: str | None) -> PromptTokenizer:
     if name is None:
         return PromptTokenizer(None, None)
     # Imported here: it takes seconds, and `--help` must not.
-    from transformers import AutoTokenizer  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
-    loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    # Not AutoTokenizer: it reads the model class first, and with it torch.
+    loaded = PreTrainedTokenizerFast.from_pretrained(name)
     return PromptTokenizer(loaded.backend_tokenizer, _template(loaded))
 
 
