@@ -1,6 +1,4 @@
-"""`python -m presift.draft --model DIR --dtype float32 --listen HOST:PORT`: listen, load, score one prompt, serve,
-drain.
-"""
+"""`python -m presift.draft --model DIR --dtype float32 --listen HOST:PORT`: get ready, serve, drain."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ def main() -> int:
 
 
 async def serve(settings: DraftSettings) -> bool:
-    """Serve until SIGTERM or SIGINT; False if the model could not be served. Raises PresiftError if the address is
-    taken.
-    """
+    """Serve until SIGTERM or SIGINT; False if the model failed to load. Raises PresiftError if the address is taken."""
     queue = WorkQueue(settings.max_queue)
     servicer = DraftServicer(queue, settings.max_lookahead_tokens)
     server = GrpcServer(settings.server_options(), [draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name])

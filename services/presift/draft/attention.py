@@ -1,5 +1,4 @@
-"""The one capture point: the attention of a few query rows, taken while the model runs, reduced at once to one number
-per key.
+"""The one capture point: attention of a few query rows, taken while the model runs, reduced at once to a value per key.
 
 transformers lets a model be loaded with an attention function of one's own. Ours calls the stock one and hands
 queries and keys to the capture that the caller passed into that very forward call. Nothing is patched and nothing is
@@ -76,9 +75,7 @@ class RowCapture:
             self._add(queries[:, start : start + block], transposed, first + start)
 
     def importance(self, layers: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(importance, coverage_importance), float32[n] each. Raises InternalError unless each layer showed the same
-        rows.
-        """
+        """(importance, coverage_importance), float32[n] each. Raises InternalError if a layer did not show its rows."""
         captured = dict(self._rows_seen)
         expected = range(self._start_layer, layers)
         if sorted(captured) != list(expected) or len(set(captured.values())) != 1:

@@ -41,8 +41,7 @@ def resolve(model: str) -> ModelFolder:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 (64 hex digits) over config.json and, of each safetensors file, name, size, header and a sample of each
-    tensor.
+    """SHA-256 (64 hex digits) over config.json and each safetensors file: name, size, header, a sample of each tensor.
 
     Reading every byte would cost seconds at each start. The header holds every tensor's name, type, shape and place,
     and 4 KiB from the middle of each are read: training moves whole tensors, so no retrained or converted model keeps

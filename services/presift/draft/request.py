@@ -1,6 +1,4 @@
-"""A Score request as the draft reads it: translated, and refused here if it cannot be served, before it waits for the
-model.
-"""
+"""A Score request as the draft reads it. What cannot be served is refused here, before it waits for the model."""
 
 from __future__ import annotations
 

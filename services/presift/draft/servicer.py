@@ -1,5 +1,6 @@
-"""DraftService over gRPC: a request is checked, waits its turn, is scored, and answered. Errors are `core`'s; see
-rpc/interceptor.
+"""DraftService over gRPC: a request is checked, waits its turn, is scored and answered.
+
+Raises `core`'s errors; the interceptor of `presift.rpc` gives them their status.
 """
 
 from __future__ import annotations

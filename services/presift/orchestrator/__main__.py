@@ -50,7 +50,7 @@ async def serve(settings: OrchestratorSettings) -> bool:
     target = RemoteTarget(settings.target_address, message_bytes)
     salt = settings.tenant_salt.get_secret_value()
     models = Models(draft, target)
-    tokenizer = load_tokenizer(settings.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     compressor = Compressor(draft, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
     pipeline = Pipeline(Planner(tokenizer, models, compressor, defaults), tokenizer, models, target, salt=salt)
     server = GrpcServer(

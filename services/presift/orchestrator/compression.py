@@ -12,23 +12,19 @@ from presift.cache.lease import Lease
 from presift.cache.single_flight import SingleFlight
 from presift.cache.store import Store
 from presift.core.digest import PromptKey
-from presift.core.errors import PresiftError
+from presift.core.errors import DraftUnavailable
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import SpecPc
 from presift.core.spans import Span, covered
 from presift.orchestrator.decision import CacheUse
-from presift.orchestrator.ports import Draft, Score
+from presift.orchestrator.ports import Draft, MaskRejected, Score
 from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.telemetry import tracer
 
 
-class DraftChanged(PresiftError):
+class DraftChanged(DraftUnavailable):
     """The reply came from another model or revision than the key was made for."""
-
-
-class MaskRejected(PresiftError):
-    """The mask does not keep what it must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,8 @@ class Compressor:
             held = await self._store.get(digest) or await self._lease.claim(digest)
         looked_up = time.perf_counter()
         cache_ms = (looked_up - started) * 1000
-        if held is not None:
+        # A value that verifies but breaks a rule (another version's, say) must not be met again until its TTL ends.
+        if held is not None and _is_usable(held.mask, tokens, policy):
             return _Found(held, True, cache_ms, 0.0)
         try:
             scored = (await self._score(tokens, policy, draft)).prompt
@@ -127,6 +124,14 @@ def check_mask(mask: TokenMask, tokens: Tokenized, policy: SpecPc) -> None:
     missing = int(np.count_nonzero(must_keep(tokens.protected, prompt_tokens, policy.window) & ~mask.kept))
     if missing:
         raise MaskRejected(f"mask drops {missing} tokens that are protected or in the window")
+
+
+def _is_usable(mask: TokenMask, tokens: Tokenized, policy: SpecPc) -> bool:
+    try:
+        check_mask(mask, tokens, policy)
+    except MaskRejected:
+        return False
+    return True
 
 
 def must_keep(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> NDArray[np.bool_]:

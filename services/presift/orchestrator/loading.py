@@ -7,16 +7,16 @@ from typing import Any
 from presift.orchestrator.tokenizer import ChatTemplate, PromptTokenizer
 
 
-def load_tokenizer(name: str | None) -> PromptTokenizer:
+def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
     """The tokenizer of a Hugging Face folder or hub id; None accepts token ids alone. Never runs a model's own code."""
     if name is None:
-        return PromptTokenizer(None, None)
+        return PromptTokenizer(None, None, memory_tokens)
     # Imported here: it takes seconds, and `--help` must not.
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
     # Not AutoTokenizer: it reads the model class first, and with it torch.
     loaded = PreTrainedTokenizerFast.from_pretrained(name)
-    return PromptTokenizer(loaded.backend_tokenizer, _template(loaded))
+    return PromptTokenizer(loaded.backend_tokenizer, _template(loaded), memory_tokens)
 
 
 def _template(loaded: Any) -> ChatTemplate | None:

@@ -20,12 +20,12 @@ from presift.core.errors import (
     PresiftError,
     PromptTooLong,
 )
-from presift.core.plan import Route
+from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecPc
-from presift.orchestrator.compression import Compressed, Compressor, DraftChanged, MaskRejected, must_keep
+from presift.orchestrator.compression import Compressed, Compressor, DraftChanged, must_keep
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.models import Models
-from presift.orchestrator.ports import TargetInfo
+from presift.orchestrator.ports import MaskRejected, TargetInfo
 from presift.orchestrator.request import Request
 from presift.orchestrator.routing import Choice, Defaults, Facts, Reason, check_fits, choose
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
@@ -72,7 +72,13 @@ class Planner:
         choice = choose(request.route, request.budget, self.facts(request, tokens, target), self._defaults)
         if choice.policy is None:
             return _plan(choice, None, tokens, target, tokenize_ms)
-        compressed, importance = await self._compressor.explain(tokens, choice.policy, self._models.known_draft())
+        draft = self._models.known_draft()
+        choice = self._for_draft(choice, draft)
+        try:
+            compressed, importance = await self._compressor.explain(tokens, _policy(choice), draft)
+        except DraftChanged:
+            self._models.draft_changed()
+            raise
         return replace(_plan(choice, compressed, tokens, target, tokenize_ms), importance=importance)
 
     async def _tokenize(self, request: Request, target: TargetInfo) -> tuple[Tokenized, float]:
@@ -98,9 +104,14 @@ class Planner:
         self, choice: Choice, tokens: Tokenized, facts: Facts, strict: bool
     ) -> tuple[Choice, Compressed | None]:
         try:
-            return choice, await self._compressor.compress(tokens, _policy(choice), self._models.known_draft())
+            draft = self._models.known_draft()
+            choice = self._for_draft(choice, draft)
+            return choice, await self._compressor.compress(tokens, _policy(choice), draft)
         except PresiftError as error:
             return self._in_full(error, facts, strict), None
+
+    def _for_draft(self, choice: Choice, draft: ModelInfo) -> Choice:
+        return replace(choice, policy=self._defaults.for_draft(_policy(choice), draft.layers))
 
     def _in_full(self, error: PresiftError, facts: Facts, strict: bool) -> Choice:
         if isinstance(error, DraftChanged):

@@ -10,10 +10,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.errors import DraftUnavailable
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
 from presift.orchestrator.request import Sampling
+
+
+class MaskRejected(DraftUnavailable):
+    """What the draft answered cannot be used: no mask, or one that does not keep what it must."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +30,7 @@ class Score:
 
 
 class Draft(Protocol):
-    """A draft service. Raises DraftUnavailable, Overloaded, DeadlineExceeded or InvalidRequest."""
+    """A draft service. Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest."""
 
     async def info(self) -> ModelInfo: ...
 

@@ -9,11 +9,18 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.errors import DeadlineExceeded, DraftUnavailable, InternalError, PresiftError, TargetUnavailable
+from presift.core.errors import (
+    DeadlineExceeded,
+    DraftUnavailable,
+    InternalError,
+    InvalidRequest,
+    PresiftError,
+    TargetUnavailable,
+)
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.ports import FinishReason, Score, TargetInfo, Usage
+from presift.orchestrator.ports import FinishReason, MaskRejected, Score, TargetInfo, Usage
 from presift.orchestrator.request import Sampling
 from presift.rpc import wire
 from presift.rpc.channel import open_channel
@@ -116,12 +123,15 @@ def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
 
 
 def _score(reply: draft_pb2.ScoreResponse) -> Score:
-    prompt = CompressedPrompt(
-        mask=wire.token_mask_from_wire(reply.token_mask),
-        lookahead_token_ids=tuple(reply.lookahead_token_ids),
-        coverage=reply.coverage if reply.HasField("coverage") else None,
-        draft=wire.model_from_wire(reply.model),
-    )
+    try:
+        prompt = CompressedPrompt(
+            mask=wire.token_mask_from_wire(reply.token_mask),
+            lookahead_token_ids=tuple(reply.lookahead_token_ids),
+            coverage=reply.coverage if reply.HasField("coverage") else None,
+            draft=wire.model_from_wire(reply.model),
+        )
+    except InvalidRequest as error:  # the draft's fault, not the caller's
+        raise MaskRejected(f"the draft's answer: {error.message}") from error
     importance = np.fromiter(reply.importance, dtype=np.float32) if reply.importance else None
     return Score(prompt, importance)
 

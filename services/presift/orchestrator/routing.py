@@ -54,10 +54,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What applies where the caller says nothing. `spec_pc.capacity` is the default budget."""
+    """What applies where the caller says nothing. `spec_pc.capacity` is the default budget; `start_layer` None is the
+    draft's middle layer (the first half attends to form more than to meaning)."""
 
     spec_pc: SpecPc
     compress_above_tokens: int = 4096
+    start_layer: int | None = None
+
+    def for_draft(self, policy: SpecPc, draft_layers: int) -> SpecPc:
+        """The policy as this draft will score it."""
+        start_layer = draft_layers // 2 if self.start_layer is None else self.start_layer
+        return replace(policy, start_layer=start_layer)
 
 
 def choose(wanted: Route | None, budget: Budget, facts: Facts, defaults: Defaults) -> Choice:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from presift.core.policies import SpecPc
+from presift.core.policies import Pool, SpecPc
 from presift.orchestrator.routing import Defaults
 from presift.rpc.settings import ServiceSettings
 
@@ -32,24 +32,32 @@ class OrchestratorSettings(ServiceSettings):
     tokenizer: Annotated[
         str | None, Field(description="the target's folder or hub id; without it only token ids are accepted")
     ] = None
+    token_memory: Annotated[int, Field(ge=0, description="token ids of recent prompts to remember, 4 bytes each")] = (
+        4_000_000
+    )
     tenant_salt: Annotated[SecretStr, Field(description="separates caches that must not share")] = SecretStr("")
     draft_timeout_s: Annotated[float, Field(gt=0, description="seconds after which the full context is used")] = 60.0
     compress_above_tokens: Annotated[int, Field(ge=0, description="prompts up to this are never compressed")] = 4096
     capacity: Annotated[int, Field(ge=1, description="prompt tokens to keep where the caller sets no budget")] = 1024
     window: Annotated[int, Field(ge=1, description="last prompt tokens, always kept, whose queries score")] = 32
-    kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 16
+    pool: Annotated[Pool, Field(description="how importance is smoothed along the prompt")] = Pool.MEAN
+    kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 5
     neighbors: Annotated[int, Field(ge=0, description="neighbourhood kept around a peak, tokens")] = 16
-    start_layer: Annotated[int, Field(ge=0, description="first layer of the draft that is scored")] = 12
-    lookahead_tokens: Annotated[int, Field(ge=1, description="1 scores the prompt alone; more adds rows")] = 1
+    start_layer: Annotated[
+        int | None, Field(ge=0, description="first layer of the draft that is scored; its middle one if unset")
+    ] = None
+    lookahead_tokens: Annotated[
+        int, Field(ge=1, description="1 scores the prompt alone; m adds the rows of m - 1 generated tokens")
+    ] = 8
 
     def defaults(self) -> Defaults:
         """Raises InvalidRequest for a policy that cannot hold."""
         spec_pc = SpecPc(
             capacity=self.capacity,
             window=self.window,
+            pool=self.pool,
             kernel=self.kernel,
             neighbors=self.neighbors,
-            start_layer=self.start_layer,
             lookahead_tokens=self.lookahead_tokens,
         )
-        return Defaults(spec_pc, self.compress_above_tokens)
+        return Defaults(spec_pc, self.compress_above_tokens, self.start_layer)

@@ -56,6 +56,7 @@ def launch(arguments: dict[str, Any]) -> Any:
     Raises whatever SGLang raises; children may then be left: see `end`.
     """
     declare_missing()
+    logging.getLogger("sglang").setLevel(arguments["log_level"].upper())
     with _own_settings_kept():
         from sglang.srt.entrypoints.engine import Engine  # noqa: PLC0415 - heavy, and only after declare_missing
 

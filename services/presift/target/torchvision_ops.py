@@ -25,7 +25,7 @@ def declare_missing() -> bool:
     nothing is declared. Calling it again does nothing.
     """
     library = _library()
-    if _declared or library is None or _loads(library):
+    if _declared or library is None or _are_known() or _loads(library):
         return bool(_declared)
     _declare()
     return True
@@ -38,8 +38,14 @@ def _library() -> Path | None:
     return next(Path(folders[0]).glob("_C*.so"), None) if folders else None
 
 
-def _loads(library: Path) -> bool:
+def _are_known() -> bool:
     import torch  # noqa: PLC0415 - heavy, and the module is imported by processes that may not need it
+
+    return hasattr(torch.ops.torchvision, "nms")
+
+
+def _loads(library: Path) -> bool:
+    import torch  # noqa: PLC0415
 
     try:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]

@@ -1,0 +1,189 @@
+"""What scoring costs: against the same draft's plain prefill, and in memory as the prompt grows.
+
+    python tests/bench/draft_scoring.py time --model DIR [--tokens 4096] [--rounds 5]
+    python tests/bench/draft_scoring.py memory [--lengths 4096,8192,16384,32768]
+
+`time` interleaves the two, so that whatever else the machine does hits both, and compares medians; processor time is
+given beside wall time because it does not count the waiting for a shared core. `memory` starts one process for each
+length, on a model of random weights that is small enough to read 32,768 tokens in a minute. Each prints a table and one
+JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+
+from presift.core.policies import SpecPc
+from presift.draft import vision_ops
+from presift.draft.model_folder import resolve
+from presift.draft.scorer import Cancel, ScoreTask
+from presift.draft.transformers_scorer import DTYPES, TransformersScorer
+
+POLICIES = {
+    "plain": None,
+    "default": SpecPc(capacity=512),
+    "authors": SpecPc(capacity=512, window=64, kernel=64, neighbors=64),
+}
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    result = options.run(options)
+    print(json.dumps({"bench": f"draft_scoring {options.command}", **_where(), **result}))
+    return 0
+
+
+def run_time(options: argparse.Namespace) -> dict[str, Any]:
+    """Wall and processor seconds of one prompt: stock model in stock chunks, then our scorer without and with rows."""
+    ids = np.random.default_rng(0).integers(100, 20_000, options.tokens).astype(np.uint32)
+    scorer = TransformersScorer(resolve(options.model), options.dtype, chunk_tokens=options.chunk_tokens)
+    works: dict[str, Callable[[], object]] = {"stock": _stock_prefill(options, ids)}
+    for name, policy in POLICIES.items():
+        works[name] = lambda policy=policy: scorer.score(ScoreTask(ids, policy), Cancel())  # type: ignore[misc]
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(options.rounds):
+        for name, work in works.items():
+            seconds[name].append(_timed(work))
+    return _compare(seconds, options)
+
+
+def _stock_prefill(options: argparse.Namespace, ids: np.ndarray) -> Callable[[], object]:
+    vision_ops.mend()
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=DTYPES[options.dtype], attn_implementation="sdpa", local_files_only=True
+    ).eval()
+    chunks = torch.from_numpy(ids.astype("int64"))[None].tensor_split(-(-ids.size // options.chunk_tokens), dim=1)
+
+    @torch.inference_mode()
+    def prefill() -> None:
+        cache = DynamicCache(config=model.config)
+        for chunk in chunks:
+            model.base_model(input_ids=chunk, past_key_values=cache, use_cache=True)
+
+    return prefill
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def _compare(seconds: dict[str, list[tuple[float, float]]], options: argparse.Namespace) -> dict[str, Any]:
+    rows = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in seconds.items()}
+    print(f"{options.model}, {options.dtype}, {options.tokens} tokens in chunks of {options.chunk_tokens}")
+    print(f"{'':10}{'wall s':>10}{'of stock':>10}{'cpu s':>10}{'of stock':>10}")
+    for name, (wall, processor) in rows.items():
+        shares = wall / rows["stock"][0], processor / rows["stock"][1]
+        print(f"{name:10}{wall:10.3f}{shares[0]:10.3f}{processor:10.3f}{shares[1]:10.3f}")
+    return {"tokens": options.tokens, "model": Path(options.model).name, "dtype": options.dtype, "median_s": rows}
+
+
+def run_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident bytes above the loaded and warmed-up model, per prompt length."""
+    peaks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or _random_model(Path(folder))
+        for length in map(int, options.lengths.split(",")):
+            command = [sys.executable, __file__, "peak", "--model", str(model), "--tokens", str(length)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found = json.loads(output.splitlines()[-1])
+            peaks[length] = {name: round(found[name], 2) for name in ("mib", "seconds")}
+    print(f"{'tokens':>10}{'peak MiB':>10}{'KiB/token':>12}{'seconds':>10}")
+    for length, peak in peaks.items():
+        print(f"{length:10}{peak['mib']:10.1f}{peak['mib'] * 1024 / length:12.2f}{peak['seconds']:10.1f}")
+    return {"peaks": peaks}
+
+
+def run_peak(options: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: the peak of one prompt, above what the process had before."""
+    scorer = TransformersScorer(resolve(options.model), options.dtype, chunk_tokens=options.chunk_tokens)
+    ids = np.random.default_rng(0).integers(100, 500, options.tokens).astype(np.uint32)
+    policy = SpecPc(capacity=512, window=64, start_layer=0)
+    scorer.score(ScoreTask(ids[: 2 * options.chunk_tokens], policy), Cancel())
+    before, started = _peak_mib(), time.perf_counter()
+    scorer.score(ScoreTask(ids, policy), Cancel())
+    return {"mib": _peak_mib() - before, "seconds": time.perf_counter() - started}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _random_model(folder: Path) -> Path:
+    vision_ops.mend()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        max_position_embeddings=65_536,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _where() -> dict[str, Any]:
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "commit": commit or None,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} x {len(names)}" if names else platform.processor()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run, dtype in (
+        ("time", run_time, "bfloat16"),
+        ("memory", run_memory, "float32"),
+        ("peak", run_peak, "float32"),
+    ):
+        command = commands.add_parser(name)
+        command.add_argument("--model", required=name != "memory")
+        command.add_argument("--dtype", default=dtype, choices=sorted(DTYPES))
+        command.add_argument("--tokens", type=int, default=4096)
+        command.add_argument("--chunk-tokens", type=int, default=512)
+        command.add_argument("--rounds", type=int, default=5)
+        command.add_argument("--lengths", default="4096,8192,16384,32768")
+        command.set_defaults(run=run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

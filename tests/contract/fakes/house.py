@@ -1,0 +1,216 @@
+"""A whole presift in one process: the real orchestrator over real gRPC to a fake draft and a fake target."""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from presift.cache.lease import NoLease
+from presift.cache.memory_store import MemoryStore
+from presift.cache.store import CacheLimits
+from presift.core.policies import SpecPc
+from presift.orchestrator.compression import Compressor
+from presift.orchestrator.models import Models
+from presift.orchestrator.pipeline import Pipeline
+from presift.orchestrator.planning import Planner
+from presift.orchestrator.remote import RemoteDraft, RemoteTarget
+from presift.orchestrator.routing import Defaults
+from presift.orchestrator.servicer import OrchestratorServicer
+from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.rpc.server import GrpcServer, ServerOptions
+from presift.v1 import (
+    draft_pb2_grpc,
+    orchestrator_pb2,
+    orchestrator_pb2_grpc,
+    plan_pb2,
+    target_pb2,
+    target_pb2_grpc,
+)
+
+from .services import FakeDraft, FakeTarget, model
+
+CAPACITY, WINDOW, THRESHOLD = 16, 4, 32
+DEFAULTS = Defaults(SpecPc(CAPACITY, window=WINDOW, kernel=1, neighbors=0, start_layer=0), THRESHOLD)
+LOCAL = "127.0.0.1:0"
+
+
+def byte_tokenizer():
+    """One token per byte of UTF-8."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def template(messages, tools):
+    head = f"<tools>{tools}</tools>" if tools else ""
+    return head + "".join(f"<{m['role']}>{m['content']}</{m['role']}>" for m in messages) + "<assistant>"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What differs between houses. `draft` None: nobody listens at the draft's address."""
+
+    draft: plan_pb2.ModelInfo | None = None
+    target: plan_pb2.ModelInfo | None = None
+    draft_up: bool = True
+    routes: tuple = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC)
+    draft_timeout_s: float = 20.0
+    salt: str = ""
+    store: object = None
+    message_bytes: int = 2**20
+
+
+class House:
+    def __init__(self, options):
+        self.options = options
+        self.draft = FakeDraft(options.draft or model("draft"))
+        self.target = FakeTarget(options.target or model("target"), options.routes)
+        self.store = options.store or MemoryStore(CacheLimits())
+        self.draft_server, self.target_server = (GrpcServer(ServerOptions(LOCAL), []) for _ in range(2))
+        draft_pb2_grpc.add_DraftServiceServicer_to_server(self.draft, self.draft_server.grpc)
+        target_pb2_grpc.add_TargetServiceServicer_to_server(self.target, self.target_server.grpc)
+        self.server = GrpcServer(
+            ServerOptions(LOCAL, options.message_bytes, drain_s=5.0), ["presift.v1.OrchestratorService"]
+        )
+
+    async def start(self):
+        draft_port, target_port = await self.draft_server.start(), await self.target_server.start()
+        if not self.options.draft_up:
+            await self.draft_server.grpc.stop(0)
+        self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)
+        self.remote_target = RemoteTarget(f"127.0.0.1:{target_port}", 2**20)
+        self.models = Models(self.remote_draft, self.remote_target, retry_s=0.01)
+        tokenizer, salt = PromptTokenizer(byte_tokenizer(), template), self.options.salt
+        compressor = Compressor(
+            self.remote_draft, self.store, NoLease(), draft_timeout_s=self.options.draft_timeout_s, salt=salt
+        )
+        planner = Planner(tokenizer, self.models, compressor, DEFAULTS)
+        self.pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
+        servicer = OrchestratorServicer(self.pipeline, self.models, DEFAULTS)
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, self.server.grpc)
+        self.address = f"127.0.0.1:{await self.server.start()}"
+        self.channel = grpc.aio.insecure_channel(self.address)
+        self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
+        return self
+
+    async def connect(self):
+        await self.models.connect()
+        return self
+
+    async def stop(self):
+        self.target.gate.set()
+        self.draft.gate.set()
+        await self.channel.close()
+        await self.server.grpc.stop(0)
+        await self.models.aclose()
+        for part in (self.remote_draft, self.remote_target, self.store):
+            await part.aclose()
+        for server in (self.draft_server, self.target_server):
+            await server.grpc.stop(0)
+
+    async def ask(self, prompt, **options):
+        """The whole answer."""
+        return Answer.of([event async for event in self.stub.Generate(request(prompt, **options))])
+
+    async def refused(self, prompt, **options):
+        """The refusal of a request that must not be answered."""
+        return await refusal_of(self.ask(prompt, **options))
+
+    async def settle(self, condition):
+        """Wait until `condition` holds."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+
+@dataclass(frozen=True)
+class Answer:
+    decision: orchestrator_pb2.Decision
+    text: str
+    token_ids: list
+    usage: orchestrator_pb2.Usage
+
+    @classmethod
+    def of(cls, events):
+        """Holds the order of the stream too: one decision, deltas, one usage."""
+        kinds = [event.WhichOneof("event") for event in events]
+        assert kinds == ["decision", *["delta"] * (len(kinds) - 2), "usage"]
+        deltas = [event.delta for event in events[1:-1]]
+        token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
+        return cls(events[0].decision, "".join(delta.text for delta in deltas), token_ids, events[-1].usage)
+
+    @property
+    def route(self):
+        return plan_pb2.Route.Name(self.decision.route).removeprefix("ROUTE_")
+
+    @property
+    def reason(self):
+        return orchestrator_pb2.DecisionReason.Name(self.decision.reason).removeprefix("DECISION_REASON_")
+
+    @property
+    def cache(self):
+        return orchestrator_pb2.CacheOutcome.Name(self.decision.cache).removeprefix("CACHE_OUTCOME_")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A failed call, its details read with google.rpc's own messages."""
+
+    code: str
+    message: str
+    reason: str = ""
+    field: str = ""
+    value: str = ""
+    limit: str = ""
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error):
+        refusal = cls(error.code().name, error.details())
+        raw = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+        for detail in status_pb2.Status.FromString(raw or b"").details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                assert info.domain == "presift.dev"
+                known = {name: info.metadata.get(name, "") for name in ("field", "value", "limit")}
+                refusal = replace(refusal, reason=info.reason, **known)
+            elif detail.Unpack(retry):
+                refusal = replace(refusal, retry_after_s=retry.retry_delay.ToMilliseconds() / 1000)
+        return refusal
+
+
+async def refusal_of(call):
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return Refusal.of(error)
+    raise AssertionError(f"answered, but must be refused: {answer}")
+
+
+def request(prompt, *, route=plan_pb2.ROUTE_UNSPECIFIED, max_new_tokens=5, budget=None, sampling=None, spans=()):
+    return orchestrator_pb2.GenerateRequest(
+        prompt=wire_prompt(prompt, spans),
+        route=route,
+        budget=orchestrator_pb2.Budget(**budget or {}),
+        sampling=target_pb2.Sampling(max_new_tokens=max_new_tokens, **sampling or {}),
+    )
+
+
+def wire_prompt(prompt, spans=()):
+    """Text, token ids, or a chat as (role, text) pairs."""
+    protected = [plan_pb2.Span(start=start, end=end) for start, end in spans]
+    if isinstance(prompt, orchestrator_pb2.Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return orchestrator_pb2.Prompt(text=prompt, protected_spans=protected)
+    prompt = list(prompt)
+    if prompt and isinstance(prompt[0], tuple):
+        messages = [
+            orchestrator_pb2.Message(role=role, parts=[orchestrator_pb2.TextPart(text=text)]) for role, text in prompt
+        ]
+        return orchestrator_pb2.Prompt(chat=orchestrator_pb2.Chat(messages=messages))
+    return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=prompt), protected_spans=protected)

@@ -1,0 +1,166 @@
+"""The whole stack as processes: real SmolLM2 as draft and target, real SGLang, real Valkey, real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from presift.cli.stack import LocalStack, StackOptions
+from presift.v1 import target_pb2, target_pb2_grpc
+from presift_client import AsyncClient, Client, Generation, InvalidRequest
+
+pytestmark = pytest.mark.models
+
+CAPACITY = 128
+SENTENCE = "The caretaker of lighthouse number {} wrote that the lamp was cleaned on day {} and the log was closed. "
+
+
+def document(seed: int, sentences: int = 40) -> str:
+    return "".join(SENTENCE.format(seed * 1000 + number, number) for number in range(sentences))
+
+
+def messages(seed: int) -> list[dict[str, object]]:
+    parts = [{"text": document(seed)}, {"text": "When was the lamp cleaned?", "protected": True}]
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.fixture(scope="module")
+def stack(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    model = str(presift_home / "models" / "smollm2-135m-instruct")
+    options = StackOptions(
+        draft=model,
+        target=model,
+        tokenizer=model,
+        logs=tmp_path_factory.mktemp("logs"),
+        listen="127.0.0.1:0",
+        orchestrator_flags=[
+            *("--compress-above-tokens", "200"),
+            *("--capacity", str(CAPACITY)),
+            # These machines are shared: what is shown here is not speed.
+            *("--draft-timeout-s", "300"),
+        ],
+    )
+    with LocalStack(options, print) as running:
+        processes = psutil.Process().children(recursive=True)
+        yield running
+    _, left = psutil.wait_procs(processes, timeout=5)  # Python's own helper of a child process ends a moment after it
+    assert left == []
+
+
+@pytest.fixture
+def client(stack: LocalStack) -> Iterator[Client]:
+    with Client(stack.address) as connected:
+        yield connected
+
+
+def test_full_then_compressed_then_from_the_cache(client: Client) -> None:
+    full, cold, cached = (
+        client.generate(messages=messages(1), route=route, max_new_tokens=8) for route in ("full", "spec_pc", "auto")
+    )
+    assert (full.decision.route, full.decision.reason, full.decision.cache) == ("full", "requested", "not_used")
+    assert full.decision.kept_tokens == full.decision.prompt_tokens == full.usage.kv_tokens > 900
+    assert (cold.decision.route, cold.decision.cache, cold.usage.kv_tokens) == ("spec_pc", "miss", CAPACITY)
+    assert (cached.decision.reason, cached.decision.cache, cached.decision.draft_ms) == ("over_budget", "hit", 0.0)
+    assert 0 < cold.decision.coverage == cached.decision.coverage < 1
+    assert cold.token_ids == cached.token_ids
+    assert cached.usage.cached_tokens > 0
+    assert [len(answer.token_ids) for answer in (full, cold, cached)] == [8, 8, 8]
+    assert full.text and cold.text == cached.text
+
+
+def test_below_the_threshold_nothing_is_dropped(client: Client) -> None:
+    answer = client.generate(messages=[{"role": "user", "content": "Say hello."}], route="spec_pc", max_new_tokens=4)
+    assert (answer.decision.route, answer.decision.reason) == ("full", "below_threshold")
+
+
+async def ask_at_once(stack: LocalStack, seeds: Iterable[int], max_new_tokens: int) -> list[Generation]:
+    async with AsyncClient(stack.address) as client:
+        asking = [client.generate(messages=messages(seed), max_new_tokens=max_new_tokens) for seed in seeds]
+        return await asyncio.gather(*asking)
+
+
+def test_64_identical_requests_cost_one_draft_pass(stack: LocalStack) -> None:
+    answers = asyncio.run(ask_at_once(stack, [2] * 64, max_new_tokens=2))
+    outcomes = [answer.decision.cache for answer in answers]
+    assert outcomes.count("miss") == 1
+    assert set(outcomes) <= {"miss", "shared", "hit"}
+    assert len({answer.token_ids for answer in answers}) == 1
+
+
+def test_8_different_requests_are_answered_as_if_alone(stack: LocalStack, client: Client) -> None:
+    together = asyncio.run(ask_at_once(stack, range(10, 18), max_new_tokens=4))
+    assert [answer.decision.cache for answer in together] == ["miss"] * 8
+    alone = [client.generate(messages=messages(seed), max_new_tokens=4) for seed in range(10, 18)]
+    assert [answer.decision.cache for answer in alone] == ["hit"] * 8
+    # bf16 sums differ between batch sizes, so a near-tie may fall the other way: the masks must not.
+    assert [a.decision.coverage for a in together] == [a.decision.coverage for a in alone]
+    agreeing = sum(a.token_ids[0] == b.token_ids[0] for a, b in zip(together, alone, strict=True))
+    assert agreeing >= 7
+
+
+def running_requests(stack: LocalStack) -> int:
+    address = next(service.address for service in stack.services if service.name == "target")
+    with grpc.insecure_channel(address) as channel:
+        stub = target_pb2_grpc.TargetServiceStub(channel)
+        return stub.GetInfo(target_pb2.TargetServiceGetInfoRequest()).running_requests
+
+
+def becomes(expected: int, stack: LocalStack, patience_s: float = 60) -> bool:
+    until = time.monotonic() + patience_s
+    while running_requests(stack) != expected and time.monotonic() < until:
+        time.sleep(0.05)
+    return running_requests(stack) == expected
+
+
+def test_a_killed_client_frees_its_slot(stack: LocalStack) -> None:
+    code = (
+        "from presift_client import Client; import sys\n"
+        "for event in Client(sys.argv[1]).stream('Once upon a time', max_new_tokens=4000, ignore_eos=True):\n"
+        "    print(event, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, stack.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        for _ in range(3):
+            assert process.stdout is not None and process.stdout.readline()
+        assert running_requests(stack) == 1
+        process.send_signal(signal.SIGKILL)
+    assert becomes(0, stack)
+
+
+def test_bad_input_is_refused_and_the_services_stay_up(client: Client) -> None:
+    for prompt, field in (({"token_ids": [10**9]}, "prompt.token_ids"), ({"prompt": ""}, "prompt.text")):
+        with pytest.raises(InvalidRequest) as refusal:
+            client.generate(**prompt)
+        assert refusal.value.field == field
+    with pytest.raises(InvalidRequest) as refusal:
+        client.generate(prompt="hi", temperature=9.0)
+    assert "temperature" in refusal.value.field
+    assert client.generate(prompt="hi", max_new_tokens=1).token_ids
+
+
+def test_the_command_answers_about_a_file(stack: LocalStack, tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(document(3), encoding="utf-8")
+    command = [sys.executable, "-c", "from presift.cli.app import main; main()", "generate"]
+    flags = ["--file", str(path), "--question", "When?", "--max-new-tokens", "3", "--json"]
+    done = subprocess.run(
+        [*command, *flags],
+        env={**os.environ, "PRESIFT_ADDRESS": stack.address},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert answer["decision"]["route"] == "spec_pc"
+    assert answer["usage"]["completion_tokens"] == 3

@@ -1,0 +1,101 @@
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from presift.core import digest as digest_module
+from presift.core.digest import PromptKey, policy_name
+from presift.core.plan import ModelInfo
+from presift.core.policies import POLICIES, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.spans import Span
+
+DRAFT = ModelInfo("draft", "r1", "f1", context_tokens=4096, layers=2, kv_heads=1, vocabulary_size=512)
+KEY = PromptKey(np.array([5, 6, 7], dtype=np.uint32), SpecPc(capacity=256), (Span(0, 2),), 0, DRAFT, "tenant")
+SPEC_PC, SPEC_KV = SpecPc(capacity=256), SpecKv(capacity=256)
+OTHER_KEY = {
+    "token_ids": [np.array(ids, dtype=np.uint32) for ids in ([5, 6, 8], [5, 7, 6], [5, 6], [5, 6, 7, 0], [0, 5, 6, 7])],
+    "policy": [SPEC_KV, SpecKvPc(SPEC_PC, SPEC_KV)],
+    "protected": [(), (Span(0, 1),), (Span(1, 2),), (Span(0, 3),), (Span(0, 1), Span(2, 3))],
+    "lookahead_tokens": [1],
+    "draft": [replace(DRAFT, **{name: "other"}) for name in ("id", "revision", "tokenizer_fingerprint")],
+    "salt": ["", "Tenant", "tenant "],
+}
+# Another value for every field of every policy.
+OTHER_POLICY = {
+    "capacity": 257,
+    "window": 31,
+    "pool": Pool.NONE,
+    "kernel": 9,
+    "neighbors": 17,
+    "reduction": Reduction.SUM,
+    "start_layer": 9,
+    "weighted_query": False,
+    "lookahead_tokens": 5,
+    "selection": KvSelection.DRAFT_MASK,
+}
+
+
+def variants():
+    for name, others in OTHER_KEY.items():
+        for number, other in enumerate(others):
+            yield pytest.param(replace(KEY, **{name: other}), id=f"{name}-{number}")
+
+
+def test_every_field_of_the_key_is_varied():
+    assert OTHER_KEY.keys() == {field.name for field in fields(PromptKey)}
+
+
+@pytest.mark.parametrize("other", list(variants()))
+def test_the_digest_changes_with_every_field(other):
+    assert other.digest() != KEY.digest()
+
+
+def test_no_two_of_these_keys_share_a_digest():
+    digests = [variant.values[0].digest() for variant in variants()]
+    assert len({*digests, KEY.digest()}) == len(digests) + 1
+
+
+@pytest.mark.parametrize("base", [SPEC_PC, SPEC_KV])
+def test_the_digest_changes_with_every_field_of_a_policy(base):
+    both = {SpecPc: lambda policy: SpecKvPc(policy, SPEC_KV), SpecKv: lambda policy: SpecKvPc(SPEC_PC, policy)}
+    for wrap in (lambda policy: policy, both[type(base)]):
+        policies = [replace(base, **{field.name: OTHER_POLICY[field.name]}) for field in fields(base)]
+        digests = {replace(KEY, policy=wrap(policy)).digest() for policy in (base, *policies)}
+        assert len(digests) == len(fields(base)) + 1
+
+
+def test_the_digest_changes_with_the_schema(monkeypatch):
+    before = KEY.digest()
+    monkeypatch.setattr(digest_module, "SCHEMA_VERSION", digest_module.SCHEMA_VERSION + 1)
+    assert KEY.digest() != before
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), max_size=5), st.randoms())
+def test_the_digest_is_that_of_the_protected_tokens_however_they_are_written(pairs, random):
+    spans = [Span(start, start + length) for start, length in pairs]
+    cut = [Span(i, i + 1) for span in spans for i in range(span.start, span.end)]
+    random.shuffle(cut)
+    written = [replace(KEY, protected=form).digest() for form in (tuple(spans), tuple(spans[::-1]), tuple(cut))]
+    assert len(set(written)) == 1
+
+
+def test_the_digest_is_that_of_the_ids_whatever_their_layout():
+    forms = [KEY.token_ids.astype(">u4"), KEY.token_ids.astype(np.int64), np.repeat(KEY.token_ids, 2)[::2]]
+    assert {replace(KEY, token_ids=ids).digest() for ids in forms} == {KEY.digest()}
+
+
+@pytest.mark.parametrize("name", ["context_tokens", "layers", "kv_heads", "vocabulary_size"])
+def test_what_the_revision_implies_is_left_out(name):
+    assert replace(KEY, draft=replace(DRAFT, **{name: 9})).digest() == KEY.digest()
+
+
+def test_the_digest_stays_what_it_is():
+    """A change here empties every cache: raise SCHEMA_VERSION with it and say so in the changelog."""
+    assert KEY.digest() == "0108ff89c86a25f084da0906d91cd9d85c30c3d7c4c6ffdf8385e4571cb0a574"
+
+
+@pytest.mark.parametrize("policy", [SPEC_PC, SPEC_KV, SpecKvPc(SPEC_PC, SPEC_KV)])
+def test_a_policy_knows_its_name(policy):
+    assert POLICIES[policy_name(policy)] is type(policy)

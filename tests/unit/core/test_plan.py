@@ -1,0 +1,37 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from presift.core.errors import InvalidRequest
+from presift.core.masks import TokenMask
+from presift.core.plan import CompressedPrompt, ModelInfo, Route
+from presift.core.policies import POLICIES
+
+DRAFT = ModelInfo("draft", "r1", "f1", context_tokens=4096, layers=2, kv_heads=1, vocabulary_size=512)
+MASK = TokenMask.from_indices([0, 3], 4)
+
+
+@given(st.none() | st.floats(0, 1))
+def test_coverage_is_a_share_or_unknown(coverage):
+    assert CompressedPrompt(MASK, (), coverage, DRAFT).coverage == coverage
+
+
+@pytest.mark.parametrize("coverage", [-0.01, 1.01, math.nan, math.inf])
+def test_other_coverage_is_refused(coverage):
+    with pytest.raises(InvalidRequest) as refusal:
+        CompressedPrompt(MASK, (), coverage, DRAFT)
+    assert refusal.value.details == {"field": "coverage", "value": str(coverage), "limit": "0..1"}
+
+
+def test_compressed_prompts_are_values():
+    one = CompressedPrompt(MASK, (7,), 0.5, DRAFT)
+    same = CompressedPrompt(TokenMask.from_indices([0, 3], 4), (7,), 0.5, DRAFT)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != CompressedPrompt(TokenMask.from_indices([0, 2], 4), (7,), 0.5, DRAFT)
+
+
+def test_every_policy_has_a_route_and_full_needs_none():
+    assert {route.value for route in Route} == {*POLICIES, "full"}

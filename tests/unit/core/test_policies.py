@@ -1,0 +1,101 @@
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from presift.core.errors import InvalidRequest
+from presift.core.policies import POLICIES, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+
+VALID = {
+    "spec_pc": SpecPc(capacity=256),
+    "spec_kv": SpecKv(capacity=256),
+    "spec_kv_pc": SpecKvPc(SpecPc(capacity=2048), SpecKv(capacity=256)),
+}
+# policy, field, bad value, limit: what must be refused, just outside each limit.
+BAD = [
+    ("spec_pc", "capacity", 0, ">= 1"),
+    ("spec_pc", "capacity", 31, ">= window (32)"),
+    ("spec_pc", "capacity", None, ">= 1"),
+    ("spec_pc", "window", 0, ">= 1"),
+    ("spec_pc", "kernel", 0, ">= 1"),
+    ("spec_pc", "kernel", 2.5, ">= 1"),
+    ("spec_pc", "neighbors", -1, ">= 0"),
+    ("spec_pc", "start_layer", -1, ">= 0"),
+    ("spec_pc", "lookahead_tokens", 0, ">= 1"),
+    ("spec_pc", "pool", "median", "one of none, max, mean"),
+    ("spec_pc", "reduction", "mean", "one of max, sum"),
+    ("spec_kv", "capacity", 0, ">= 1"),
+    ("spec_kv", "capacity", 32, "> window (32)"),
+    ("spec_kv", "capacity", None, ">= 1"),
+    ("spec_kv", "window", 0, ">= 1"),
+    ("spec_kv", "kernel", 0, ">= 1"),
+    ("spec_kv", "kernel", 8, "odd"),
+    ("spec_kv", "lookahead_tokens", -1, ">= 0"),
+    ("spec_kv", "pool", "median", "one of none, max, mean"),
+    ("spec_kv", "reduction", "mean", "one of max, sum"),
+    ("spec_kv", "selection", "nobody", "one of target_lookahead, draft_mask"),
+]
+# The least that each field may be, and the members of each kind.
+EDGES = [
+    ("spec_pc", "capacity", 32),
+    ("spec_pc", "window", 1),
+    ("spec_pc", "window", 256),
+    ("spec_pc", "kernel", 1),
+    ("spec_pc", "neighbors", 0),
+    ("spec_pc", "start_layer", 0),
+    ("spec_pc", "lookahead_tokens", 1),
+    ("spec_kv", "capacity", 33),
+    ("spec_kv", "window", 1),
+    ("spec_kv", "window", 255),
+    ("spec_kv", "kernel", 1),
+    ("spec_kv", "lookahead_tokens", 0),
+    *(("spec_kv", "selection", member) for member in KvSelection),
+    *((name, "pool", member) for name in ("spec_pc", "spec_kv") for member in Pool),
+    *((name, "reduction", member) for name in ("spec_pc", "spec_kv") for member in Reduction),
+]
+
+
+def test_the_matrix_knows_every_policy_and_every_field_that_has_a_limit():
+    assert VALID.keys() == POLICIES.keys()
+    for name in ("spec_pc", "spec_kv"):
+        refused = {field for policy, field, *_ in BAD if policy == name}
+        assert {field.name for field in fields(POLICIES[name])} - refused <= {"weighted_query"}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_valid_policy_is_a_frozen_value(name):
+    policy = VALID[name]
+    assert type(policy) is POLICIES[name]
+    assert policy == replace(policy)
+    assert hash(policy) == hash(replace(policy))
+    with pytest.raises(FrozenInstanceError):
+        setattr(policy, fields(policy)[0].name, fields(policy)[0].default)
+
+
+@pytest.mark.parametrize(("name", "field", "value", "limit"), BAD)
+def test_a_bad_field_is_refused_by_name_value_and_limit(name, field, value, limit):
+    with pytest.raises(InvalidRequest) as refusal:
+        replace(VALID[name], **{field: value})
+    assert refusal.value.details == {"field": f"{name}.{field}", "value": str(value), "limit": limit}
+
+
+@pytest.mark.parametrize(("name", "field", "value"), EDGES)
+def test_the_edge_of_each_limit_is_valid(name, field, value):
+    assert getattr(replace(VALID[name], **{field: value}), field) == value
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_spec_pc_needs_room_for_its_window_and_spec_kv_for_one_key_more(capacity, window):
+    for kind, fits in ((SpecPc, capacity >= window), (SpecKv, capacity > window)):
+        if fits:
+            assert kind(capacity=capacity, window=window).capacity == capacity
+        else:
+            with pytest.raises(InvalidRequest, match="capacity"):
+                kind(capacity=capacity, window=window)
+
+
+def test_a_cascade_names_the_stage_that_is_wrong():
+    with pytest.raises(InvalidRequest) as refusal:
+        SpecKvPc(SpecPc(capacity=2048), SpecKv(capacity=256, kernel=4))
+    assert refusal.value.field == "spec_kv.kernel"

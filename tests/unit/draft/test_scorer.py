@@ -1,0 +1,42 @@
+"""The values around a scorer: tasks that cannot exist, and tokens that stop work."""
+
+import time
+
+import numpy as np
+import pytest
+
+from presift.core.errors import DeadlineExceeded, InvalidRequest
+from presift.core.policies import SpecPc
+from presift.draft.scorer import Cancel, Cancelled, ScoreTask, check_layers
+
+IDS = np.arange(10, dtype=np.uint32)
+
+
+def test_a_task_without_tokens_or_with_a_window_beyond_them_is_refused():
+    with pytest.raises(InvalidRequest, match="token_ids"):
+        ScoreTask(IDS[:0])
+    with pytest.raises(InvalidRequest, match=r"spec_pc\.window is 11"):
+        ScoreTask(IDS, SpecPc(capacity=11, window=11))
+    assert ScoreTask(IDS, SpecPc(capacity=10, window=10)).prompt_tokens == 10
+
+
+@pytest.mark.parametrize(("rows", "wanted", "generated"), [(1, 0, 0), (1, 5, 5), (4, 0, 3), (4, 3, 3), (4, 5, 5)])
+def test_the_policy_needs_one_token_less_than_it_names(rows, wanted, generated):
+    assert ScoreTask(IDS, SpecPc(capacity=5, window=2, lookahead_tokens=rows), wanted).generated_tokens == generated
+
+
+def test_cancel_says_so_until_the_end():
+    cancel = Cancel(time.monotonic() + 60)
+    cancel.check()
+    cancel.cancel()
+    for _ in range(2):
+        with pytest.raises(Cancelled):
+            cancel.check()
+    with pytest.raises(DeadlineExceeded):
+        Cancel(time.monotonic()).check()
+
+
+def test_the_last_layer_is_the_last_that_can_be_the_first():
+    check_layers(SpecPc(capacity=64, start_layer=3), 4)
+    with pytest.raises(InvalidRequest, match="must be < 4"):
+        check_layers(SpecPc(capacity=64, start_layer=4), 4)
