@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+# Before torch is loaded, here and in the processes that tests start: threads that spin while they wait take the cores
+# from one another.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 _TESTS = Path(__file__).parent
 
 

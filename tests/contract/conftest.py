@@ -12,7 +12,8 @@ async def build():
     houses = []
 
     async def build(**options):
-        houses.append(await House(Options(**options)).start())
+        houses.append(House(Options(**options)))
+        await houses[-1].start()
         return houses[-1]
 
     yield build

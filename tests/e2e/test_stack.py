@@ -44,12 +44,7 @@ def stack(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         tokenizer=model,
         logs=tmp_path_factory.mktemp("logs"),
         listen="127.0.0.1:0",
-        orchestrator_flags=[
-            *("--compress-above-tokens", "200"),
-            *("--capacity", str(CAPACITY)),
-            # These machines are shared: what is shown here is not speed.
-            *("--draft-timeout-s", "300"),
-        ],
+        orchestrator_flags=["--compress-above-tokens", "200", "--capacity", str(CAPACITY)],
     )
     with LocalStack(options, print) as running:
         processes = psutil.Process().children(recursive=True)

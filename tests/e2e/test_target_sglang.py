@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,18 +70,24 @@ async def target(tiny_model: Callable[[str], Path]) -> AsyncIterator[Target]:
     folder = resolve(str(tiny_model("tinyq")))
     # A small chunk, so that prompts of a few hundred tokens are read in several.
     options = SglangOptions(folder, dtype="float32", kv_pool_tokens=POOL_TOKENS, prefill_chunk_tokens=128)
-    engine, server = SglangEngine(options), GrpcServer(ServerOptions("127.0.0.1:0"), [])
-    servicer = TargetServicer(Admission(max_running=16, max_waiting=64))
-    target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
-    port = await server.start()
+    engine = SglangEngine(options)
     try:
         await engine.start()
-        servicer.use(engine)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Target(engine, target_pb2_grpc.TargetServiceStub(channel))
-        await server.grpc.stop(0)
+        async with serving(engine) as served:
+            yield served
     finally:
         await engine.stop()
+
+
+@asynccontextmanager
+async def serving(engine: SglangEngine) -> AsyncIterator[Target]:
+    server, servicer = GrpcServer(ServerOptions("127.0.0.1:0"), []), TargetServicer(Admission(16, 64))
+    target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
+    servicer.use(engine)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Target(engine, target_pb2_grpc.TargetServiceStub(channel))
+    await server.grpc.stop(0)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +187,7 @@ async def test_tokens_arrive_as_they_are_made(target: Target) -> None:
 
 async def test_a_cancelled_call_leaves_the_scheduler_and_its_slots_free(target: Target) -> None:
     await target.idle()
-    calls = [target.generate(prompt(4000 + i, 100), max_new_tokens=3000) for i in range(3)]
+    calls = [target.generate(prompt(4000 + i, 100), max_new_tokens=2000) for i in range(3)]
     for call in calls:
         await call.read()
     await target.busy(3)
@@ -194,7 +201,7 @@ async def test_a_cancelled_call_leaves_the_scheduler_and_its_slots_free(target: 
 
 async def test_a_passed_deadline_leaves_the_scheduler_and_its_slots_free(target: Target) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failure:
-        async for _ in target.generate(prompt(4100, 100), "", 1.0, max_new_tokens=3000):
+        async for _ in target.generate(prompt(4100, 100), "", 1.0, max_new_tokens=3900):
             pass
 
     assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

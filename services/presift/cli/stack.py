@@ -31,6 +31,8 @@ class StackOptions:
     cache_url: str | None = None
     start_timeout_s: float = 600.0
     drain_s: float = 30.0
+    # One machine's cores read a long prompt in tens of seconds, and may be shared.
+    draft_timeout_s: float = 300.0
     draft_flags: Sequence[str] = ()
     target_flags: Sequence[str] = ()
     orchestrator_flags: Sequence[str] = ()
@@ -82,6 +84,7 @@ class LocalStack:
                 *("--listen", options.listen),
                 *("--draft-address", addresses["draft"]),
                 *("--target-address", addresses["target"]),
+                *("--draft-timeout-s", str(options.draft_timeout_s)),
                 *self._tokenizer_flag(),
                 *options.orchestrator_flags,
             ],

@@ -20,7 +20,7 @@ from presift.core.spans import Span, covered
 from presift.orchestrator.decision import CacheUse
 from presift.orchestrator.ports import Draft, MaskRejected, Score
 from presift.orchestrator.tokenizer import Tokenized
-from presift.rpc.telemetry import tracer
+from presift.rpc.telemetry import span
 
 
 class DraftChanged(DraftUnavailable):
@@ -76,7 +76,7 @@ class Compressor:
 
     async def _find(self, digest: str, tokens: Tokenized, policy: SpecPc, draft: ModelInfo) -> _Found:
         started = time.perf_counter()
-        with tracer().start_as_current_span("cache"):
+        with span("cache"):
             held = await self._store.get(digest) or await self._lease.claim(digest)
         looked_up = time.perf_counter()
         cache_ms = (looked_up - started) * 1000
@@ -95,7 +95,7 @@ class Compressor:
     async def _score(
         self, tokens: Tokenized, policy: SpecPc, draft: ModelInfo, *, include_importance: bool = False
     ) -> Score:
-        with tracer().start_as_current_span("score"):
+        with span("score"):
             scored = await self._draft.score(
                 tokens.ids,
                 policy,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
+from presift.core.errors import InvalidRequest
 from presift.orchestrator.tokenizer import ChatTemplate, PromptTokenizer
 
 
@@ -24,6 +27,9 @@ def _template(loaded: Any) -> ChatTemplate | None:
         return None
 
     def render(messages: list[dict[str, str]], tools: list[Any] | None) -> str:
-        return str(loaded.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(loaded.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:  # its text may quote the prompt
+            raise InvalidRequest("prompt.chat", "refused", "a chat that the target's template accepts") from error
 
     return render

@@ -89,7 +89,7 @@ class Pipeline:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
         ttft_ms = 0.0
         # Not made current: an async generator's context is its consumer's.
-        with tracer().start_span("decode"):
+        with tracer().start_span("decode", record_exception=False, set_status_on_exception=False):
             stream = self._target.generate(plan.kept_ids, request.sampling, self._salt, left_s)
             async with aclosing(stream) as events:
                 async for event in events:

@@ -30,7 +30,7 @@ from presift.orchestrator.request import Request
 from presift.orchestrator.routing import Choice, Defaults, Facts, Reason, check_fits, choose
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.rpc.metrics import count, record
-from presift.rpc.telemetry import tracer
+from presift.rpc.telemetry import span
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Planner:
 
     async def _tokenize(self, request: Request, target: TargetInfo) -> tuple[Tokenized, float]:
         started = time.perf_counter()
-        with tracer().start_as_current_span("tokenize"):
+        with span("tokenize"):
             tokens = await self._tokenizer.tokenize(request.prompt)
         check_vocabulary(tokens, target)
         return tokens, (time.perf_counter() - started) * 1000
@@ -135,7 +135,9 @@ def _policy(choice: Choice) -> SpecPc:
 
 
 def check_vocabulary(tokens: Tokenized, target: TargetInfo) -> None:
-    """Raise InvalidRequest if a token id is not the target's."""
+    """Raise InvalidRequest if there is no token, or one that is not the target's."""
+    if tokens.ids.size == 0:  # a normaliser may leave nothing of a text
+        raise InvalidRequest("prompt", "empty", "at least one token")
     highest = int(tokens.ids.max())
     if highest >= target.model.vocabulary_size:
         raise InvalidRequest("prompt.token_ids", highest, f"< {target.model.vocabulary_size} (the vocabulary)")

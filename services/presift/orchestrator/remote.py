@@ -96,13 +96,17 @@ class RemoteTarget:
             token_ids=token_ids.tolist(), sampling=sampling_to_wire(sampling), cache_salt=cache_salt
         )
         call = self._stub.Generate(request, timeout=timeout_s)
+        has_ended = False
         try:
             async for event in call:
-                yield tuple(event.delta.token_ids) if event.HasField("delta") else _usage(event.usage)
+                has_ended = event.HasField("usage")
+                yield _usage(event.usage) if has_ended else tuple(event.delta.token_ids)
         except grpc.aio.AioRpcError as failure:
             raise _translated(failure, TargetUnavailable, "target") from failure
         finally:
             call.cancel()
+        if not has_ended:
+            raise TargetUnavailable("the target's stream ended early")
 
     async def aclose(self) -> None:
         await self._channel.close()
@@ -133,6 +137,8 @@ def _score(reply: draft_pb2.ScoreResponse) -> Score:
     except InvalidRequest as error:  # the draft's fault, not the caller's
         raise MaskRejected(f"the draft's answer: {error.message}") from error
     importance = np.fromiter(reply.importance, dtype=np.float32) if reply.importance else None
+    if importance is not None and importance.size != prompt.mask.prompt_tokens:
+        raise MaskRejected(f"importance of {importance.size} tokens for a prompt of {prompt.mask.prompt_tokens}")
     return Score(prompt, importance)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from presift.core.errors import BudgetExceeded, PromptTooLong, RouteUnsupported
+from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong, RouteUnsupported
 from presift.core.plan import Route
 from presift.core.policies import SpecPc
 from presift.orchestrator.request import Budget
@@ -70,7 +70,8 @@ class Defaults:
 def choose(wanted: Route | None, budget: Budget, facts: Facts, defaults: Defaults) -> Choice:
     """The route for one request; `wanted` None is AUTO.
 
-    Raises RouteUnsupported, PromptTooLong (nothing can make it fit), or BudgetExceeded (only if strict).
+    Raises RouteUnsupported, PromptTooLong (nothing can make it fit), InvalidRequest (a budget below the window), or
+    BudgetExceeded (only if strict).
     """
     if wanted is not None and wanted not in facts.supported:
         served = ", ".join(sorted(facts.supported))
@@ -94,7 +95,11 @@ def _compressed(wanted: Route | None, budget: Budget, facts: Facts, template: Sp
     capacity = min(_or(budget.capacity, template.capacity), facts.room)
     if facts.prompt_tokens <= capacity:
         return Choice(Route.FULL, Reason.WITHIN_BUDGET, f"{facts.prompt_tokens} prompt tokens fit {capacity}")
-    policy = replace(template, capacity=capacity)  # refuses a budget below the window
+    if capacity < template.window:
+        if facts.room < template.window:
+            check_fits(facts)
+        raise InvalidRequest("budget", capacity, f">= {template.window} tokens (the window)")
+    policy = replace(template, capacity=capacity)
     if facts.must_keep > capacity:
         detail = f"protected spans and window need {facts.must_keep} tokens, the budget is {capacity}"
         return _full(budget, facts, Reason.PROTECTED_OVER_BUDGET, detail)

@@ -63,7 +63,7 @@ class PromptTokenizer:
             return Tokenized(prompt.ids, _within(prompt))
         rendered = self.render(prompt)
         ranges = self._droppable(prompt, rendered)
-        key = _key(rendered, ranges)
+        key = _key(prompt, rendered, ranges)
         known = self._memory.get(key)
         if known is not None:
             self._memory.move_to_end(key)
@@ -117,7 +117,8 @@ def protected_tokens(encoding: Encoding, ranges: tuple[Range, ...], characters: 
         end = _first_token_from(encoding, droppable.end, characters)
         while start < end and encoding.token_to_chars(start)[0] < droppable.start:
             start += 1
-        while start < end and encoding.token_to_chars(end - 1)[1] > droppable.end:
+        # The tokenizer's own special tokens hold no character.
+        while start < end and ((held := encoding.token_to_chars(end - 1)) is None or held[1] > droppable.end):
             end -= 1
         protected[start:end] = False
     return spans_of(protected)
@@ -149,11 +150,13 @@ def _tools(chat: Chat) -> list[Any]:
     for number, tool in enumerate(chat.tools_json):
         try:
             tools.append(json.loads(tool))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"prompt.chat.tools_json[{number}]", "not JSON", "a JSON object") from error
+        if not isinstance(tools[-1], dict):
+            raise InvalidRequest(f"prompt.chat.tools_json[{number}]", "another JSON value", "a JSON object")
     return tools
 
 
-def _key(rendered: str, ranges: tuple[Range, ...]) -> bytes:
+def _key(prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> bytes:
     marks = ",".join(f"{each.start}-{each.end}" for each in ranges)
-    return hashlib.sha256(f"{marks}\n{rendered}".encode()).digest()
+    return hashlib.sha256(f"{type(prompt).__name__}\n{marks}\n{rendered}".encode()).digest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import grpc
@@ -70,8 +72,13 @@ def _guard_stream(behavior: Callable[..., Any]) -> Callable[..., Any]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             _refuse_malformed(request)
-            async for response in behavior(request, context):
-                yield response
+            responses = behavior(request, context)
+            if inspect.isawaitable(responses):  # it writes to the context by itself, as grpc_health's Watch does
+                await responses
+                return
+            async with aclosing(responses) as stream:
+                async for response in stream:
+                    yield response
         except Exception as error:
             await _abort(error, context)
 
@@ -91,7 +98,10 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
         log.error("unexpected %s", type(error).__name__, exc_info=_without_text(error))
         error = InternalError(f"unexpected {type(error).__name__}; see the service's log")
     code, _ = code_and_reason(error)
-    await context.abort(code, error.message, ((DETAILS_KEY, details_of(error)),))
+    try:
+        await context.abort(code, error.message, ((DETAILS_KEY, details_of(error)),))
+    except grpc.aio.AbortError as abort:
+        raise abort from None  # a trace records what it came from, the text of a foreign exception included
 
 
 def _without_text(error: Exception) -> tuple[type[Exception], Exception, Any]:

@@ -24,6 +24,7 @@ TABLE: tuple[tuple[type[errors.PresiftError], grpc.StatusCode, str], ...] = (
     (errors.TargetUnavailable, grpc.StatusCode.UNAVAILABLE, "TARGET_UNAVAILABLE"),
     (errors.VocabularyMismatch, grpc.StatusCode.FAILED_PRECONDITION, "VOCABULARY_MISMATCH"),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    (errors.InternalError, grpc.StatusCode.INTERNAL, "INTERNAL"),
     (errors.PresiftError, grpc.StatusCode.INTERNAL, "INTERNAL"),
 )
 
@@ -81,4 +82,6 @@ def _construct(
         return errors.Overloaded(field, value, limit, retry_after_s, message)
     if issubclass(kind, errors.FieldError):
         return kind(field, value, limit, message)
-    return kind(message, **details)
+    error = kind(message)
+    error.details = details  # a peer's words: they must not meet the names of our parameters
+    return error

@@ -7,7 +7,8 @@ decode. Attributes hold counts, names and times: never prompt text, token ids or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -24,6 +25,17 @@ SCOPE = "presift"
 def tracer() -> trace.Tracer:
     """The tracer of all presift spans (a no-op until `configure`)."""
     return trace.get_tracer(SCOPE)
+
+
+@contextmanager
+def span(name: str) -> Iterator[trace.Span]:
+    """A span around a block. An exception is told by its type alone: its text may quote the prompt."""
+    with tracer().start_as_current_span(name, record_exception=False, set_status_on_exception=False) as current:
+        try:
+            yield current
+        except Exception as error:
+            current.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
 
 
 def configure(service: str, otlp_endpoint: str | None) -> Callable[[], None]:

@@ -12,6 +12,7 @@ import numpy as np
 from presift.core.errors import PresiftError
 from presift.rpc import telemetry
 from presift.rpc.server import GrpcServer
+from presift.target import sglang_processes
 from presift.target.admission import Admission
 from presift.target.engine import Engine, GenerateRequest, Sampling
 from presift.target.model_folder import resolve
@@ -55,6 +56,7 @@ async def serve(settings: TargetSettings) -> bool:
         with suppress(asyncio.CancelledError):
             await running
         await engine.stop()
+        sglang_processes.end_tracker()
 
 
 async def _run(

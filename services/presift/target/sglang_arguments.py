@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from presift.core.errors import InvalidRequest
 from presift.target.engine import GenerateRequest
 from presift.target.model_folder import ModelFolder
 
@@ -51,6 +53,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         # The one backend whose sampling can be seeded.
         "sampling_backend": "pytorch",
         "skip_server_warmup": True,
+        "json_model_override_args": _architecture(options.folder),
     }
     if options.device == "cpu":
         arguments |= _on_cpu(options)
@@ -64,6 +67,19 @@ def _on_cpu(options: SglangOptions) -> dict[str, Any]:
         # By itself SGLang would take most of the machine's memory for its pool.
         "max_total_tokens": options.kv_pool_tokens or _CPU_KV_POOL_TOKENS,
     }
+
+
+def _architecture(folder: ModelFolder) -> str | None:
+    """SGLang chooses the model's class by `architectures`; a config without it gets what transformers would choose."""
+    config = json.loads((folder.path / "config.json").read_text())
+    if config.get("architectures"):
+        return None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
+    if name is None:
+        raise InvalidRequest("model", folder.path, "a causal language model: config.json names no architecture")
+    return json.dumps({"architectures": [name]})
 
 
 def set_environment(options: SglangOptions, environment: MutableMapping[str, str] = os.environ) -> None:

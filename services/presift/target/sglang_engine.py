@@ -19,6 +19,7 @@ from presift.core.plan import ModelInfo, Route
 from presift.target import sglang_processes
 from presift.target.engine import Engine, EngineInfo, Event, Finished, FinishReason, GenerateRequest, Tokens
 from presift.target.sglang_arguments import SglangOptions, sampling_arguments, server_arguments, set_environment
+from presift.target.torchvision_ops import declare_missing
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ class SglangEngine(Engine):
 
     async def start(self) -> None:
         self._loop.add_signal_handler(signal.SIGQUIT, self._die, "a process of the engine failed")
-        set_environment(self._options)
-        arguments = server_arguments(self._options)
-        self._launching = self._loop.run_in_executor(None, sglang_processes.launch, arguments)
+        self._launching = self._loop.run_in_executor(None, self._launch)
         try:
             engine = await asyncio.shield(self._launching)
         except Exception as error:
@@ -92,6 +91,11 @@ class SglangEngine(Engine):
             self._receiving.cancel()
         self._end_children()
         self._loop.remove_signal_handler(signal.SIGQUIT)
+
+    def _launch(self) -> Any:
+        set_environment(self._options)
+        declare_missing()
+        return sglang_processes.launch(server_arguments(self._options))
 
     def _use(self, engine: Any) -> None:
         self._manager = engine.tokenizer_manager

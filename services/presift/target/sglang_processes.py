@@ -15,6 +15,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 from presift.target.torchvision_ops import declare_missing
@@ -96,3 +97,11 @@ def end(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: flo
         process.kill()
     for process in processes:
         process.join(timeout_s)
+
+
+def end_tracker() -> None:
+    """End the helper that multiprocessing starts beside the first child: else it outlives this process by a moment.
+
+    Call it when no child is left; they hold its pipe.
+    """
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

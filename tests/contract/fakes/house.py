@@ -1,6 +1,7 @@
 """A whole presift in one process: the real orchestrator over real gRPC to a fake draft and a fake target."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import grpc
@@ -46,6 +47,9 @@ def byte_tokenizer():
 
 
 def template(messages, tools):
+    for message in messages:
+        if "BREAK" in message["content"]:
+            raise RuntimeError(f"broken by {message['content']}")
     head = f"<tools>{tools}</tools>" if tools else ""
     return head + "".join(f"<{m['role']}>{m['content']}</{m['role']}>" for m in messages) + "<assistant>"
 
@@ -67,6 +71,7 @@ class Options:
 class House:
     def __init__(self, options):
         self.options = options
+        self._exit = AsyncExitStack()
         self.draft = FakeDraft(options.draft or model("draft"))
         self.target = FakeTarget(options.target or model("target"), options.routes)
         self.store = options.store or MemoryStore(CacheLimits())
@@ -78,24 +83,32 @@ class House:
         )
 
     async def start(self):
-        draft_port, target_port = await self.draft_server.start(), await self.target_server.start()
+        draft_port, target_port = await self._serve(self.draft_server), await self._serve(self.target_server)
         if not self.options.draft_up:
             await self.draft_server.grpc.stop(0)
         self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)
         self.remote_target = RemoteTarget(f"127.0.0.1:{target_port}", 2**20)
         self.models = Models(self.remote_draft, self.remote_target, retry_s=0.01)
+        for part in (self.remote_draft, self.remote_target, self.store, self.models):
+            self._exit.push_async_callback(part.aclose)
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
+        self.address = f"127.0.0.1:{await self._serve(self.server)}"
+        self.channel = await self._exit.enter_async_context(grpc.aio.insecure_channel(self.address))
+        self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
+
+    def _servicer(self):
         tokenizer, salt = PromptTokenizer(byte_tokenizer(), template), self.options.salt
         compressor = Compressor(
             self.remote_draft, self.store, NoLease(), draft_timeout_s=self.options.draft_timeout_s, salt=salt
         )
         planner = Planner(tokenizer, self.models, compressor, DEFAULTS)
-        self.pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
-        servicer = OrchestratorServicer(self.pipeline, self.models, DEFAULTS)
-        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, self.server.grpc)
-        self.address = f"127.0.0.1:{await self.server.start()}"
-        self.channel = grpc.aio.insecure_channel(self.address)
-        self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
-        return self
+        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
+        return OrchestratorServicer(pipeline, self.models, DEFAULTS)
+
+    async def _serve(self, server):
+        port = await server.start()
+        self._exit.push_async_callback(server.grpc.stop, 0)
+        return port
 
     async def connect(self):
         await self.models.connect()
@@ -104,13 +117,7 @@ class House:
     async def stop(self):
         self.target.gate.set()
         self.draft.gate.set()
-        await self.channel.close()
-        await self.server.grpc.stop(0)
-        await self.models.aclose()
-        for part in (self.remote_draft, self.remote_target, self.store):
-            await part.aclose()
-        for server in (self.draft_server, self.target_server):
-            await server.grpc.stop(0)
+        await self._exit.aclose()
 
     async def ask(self, prompt, **options):
         """The whole answer."""

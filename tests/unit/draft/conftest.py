@@ -4,9 +4,19 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 
 from presift.draft.model_folder import resolve
 from presift.draft.transformers_scorer import TransformersScorer
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On models this small a second thread only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,187 @@
+"""`python -m presift.target` as an operator sees it: starts, says so once, serves, drains, leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from presift.target.torchvision_ops import declare_missing
+from presift.v1 import target_pb2, target_pb2_grpc
+
+pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
+
+READY = re.compile(r"^presift target ready on (127\.0\.0\.1:\d+): (\S+), sglang 0\.5\.21$", re.MULTILINE)
+START_S = 300
+
+
+class Service:
+    """The service in a session of its own: whatever it leaves behind can be found by the session's id."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "presift.target", "--listen", "127.0.0.1:0", *flags],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def address(self) -> str:
+        """Of the ready line, once it is there."""
+        deadline = time.monotonic() + START_S
+        while not (found := READY.findall(self.log.read_text())):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        return str(found[0][0])
+
+    def members(self) -> dict[int, str]:
+        """pid -> command line of every living process of the service, itself included."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and self._is_member(entry):
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def stop(self, timeout_s: float = 60.0) -> int:
+        self.process.terminate()
+        return self.process.wait(timeout_s)
+
+    def _is_member(self, entry: Path) -> bool:
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            return False
+        return int(session) == self.process.pid and state != "Z"
+
+
+@contextmanager
+def running(log: Path, *flags: str) -> Iterator[Service]:
+    service = Service(log, *flags)
+    try:
+        yield service
+    finally:
+        for pid in service.members():
+            os.kill(pid, signal.SIGKILL)
+        service.process.wait()
+
+
+def generate(stub: Any, token_ids: list[int], **sampling: Any) -> tuple[list[int], target_pb2.TargetUsage]:
+    request = target_pb2.TargetServiceGenerateRequest(token_ids=token_ids, sampling=target_pb2.Sampling(**sampling))
+    events = list(stub.Generate(request, timeout=120))
+    return [token for event in events[:-1] for token in event.delta.token_ids], events[-1].usage
+
+
+@pytest.fixture(scope="module")
+def smollm2(presift_home: Path) -> Path:
+    declare_missing()
+    folder = presift_home / "models" / "smollm2-135m-instruct"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"{folder} is not there: python -m presift.models smollm2-135m-instruct")
+    return folder
+
+
+@pytest.mark.models
+def test_smollm2_answers_like_transformers_then_drains_and_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    ids = tokenizer("The three largest cities of France are", add_special_tokens=False)["input_ids"]
+    with running(tmp_path / "log", "--model", str(smollm2), "--dtype", "float32") as service:
+        with grpc.insecure_channel(service.address()) as channel:
+            stub = target_pb2_grpc.TargetServiceStub(channel)
+            assert is_serving(channel)
+            answer, usage = generate(stub, ids, max_new_tokens=32)
+            again = generate(stub, ids, max_new_tokens=32)
+            comma = answer[: cut_at(tokenizer, answer, ",")]
+            stopped, stopped_usage = generate(stub, ids, max_new_tokens=32, stop=[","])
+            assert len(service.members()) >= 3
+            # A call that runs when SIGTERM comes is finished.
+            request = target_pb2.TargetServiceGenerateRequest(
+                token_ids=ids, sampling=target_pb2.Sampling(max_new_tokens=40, ignore_eos=True)
+            )
+            call = stub.Generate(request, timeout=120)
+            next(call)
+            service.process.terminate()
+            last = list(call)[-1]
+            assert service.process.wait(60) == 0
+        assert service.members() == {}
+    assert len(READY.findall(service.log.read_text())) == 1
+    assert last.usage.completion_tokens == 40
+    assert answer == greedy(smollm2, ids, 32)
+    assert again[0] == answer
+    assert (usage.cached_tokens, again[1].cached_tokens) == (0, len(ids) - 1)
+    assert stopped == comma
+    assert stopped_usage.finish_reason == target_pb2.FINISH_REASON_STOP
+
+
+def test_a_crash_inside_the_engine_ends_the_service_with_an_error(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with running(tmp_path / "log", "--model", str(tiny_model("tinyl")), "--dtype", "float32") as service:
+        with grpc.insecure_channel(service.address()) as channel:
+            stub = target_pb2_grpc.TargetServiceStub(channel)
+            request = target_pb2.TargetServiceGenerateRequest(
+                token_ids=[1, 2, 3], sampling=target_pb2.Sampling(max_new_tokens=3900, ignore_eos=True)
+            )
+            call = stub.Generate(request, timeout=120)
+            next(call)
+            scheduler = next(pid for pid, name in service.members().items() if "sglang::scheduler" in name)
+            os.kill(scheduler, signal.SIGKILL)
+            with pytest.raises(grpc.RpcError) as failure:
+                list(call)
+        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert service.process.wait(60) == 1
+        assert service.members() == {}
+
+
+def test_sigterm_while_the_model_is_loaded_leaves_nothing(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    with running(tmp_path / "log", "--model", str(tiny_model("tinyl"))) as service:
+        deadline = time.monotonic() + START_S
+        while len(service.members()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert service.stop() == 0
+        assert service.members() == {}
+    assert not READY.findall(service.log.read_text())
+
+
+@pytest.mark.parametrize("flags", [("--model", "/no/such/folder"), ("--model", "."), ()])
+def test_a_service_that_cannot_start_says_why_and_fails(flags: tuple[str, ...], tmp_path: Path) -> None:
+    with running(tmp_path / "log", *flags) as service:
+        assert service.process.wait(START_S) != 0
+    assert "model" in service.log.read_text()
+
+
+def is_serving(channel: grpc.Channel) -> bool:
+    request = health_pb2.HealthCheckRequest(service="presift.v1.TargetService")
+    reply = health_pb2_grpc.HealthStub(channel).Check(request)
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def greedy(folder: Path, ids: list[int], new_tokens: int) -> list[int]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=new_tokens)
+    return out[0, len(ids) :].tolist()
+
+
+def cut_at(tokenizer: Any, answer: list[int], stop: str) -> int:
+    """The number of tokens after which the text first holds `stop`."""
+    return next(size for size in range(1, len(answer) + 1) if stop in tokenizer.decode(answer[:size]))
