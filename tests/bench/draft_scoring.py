@@ -91,13 +91,16 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def _compare(seconds: dict[str, list[tuple[float, float]]], options: argparse.Namespace) -> dict[str, Any]:
-    rows = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in seconds.items()}
+    """Medians, and the best wall time: on a machine with other work the best is the least disturbed."""
+    rows = {
+        name: {"wall": statistics.median(wall), "best_wall": min(wall), "cpu": statistics.median(processor)}
+        for name, (wall, processor) in ((name, zip(*runs, strict=True)) for name, runs in seconds.items())
+    }
     print(f"{options.model}, {options.dtype}, {options.tokens} tokens in chunks of {options.chunk_tokens}")
-    print(f"{'':10}{'wall s':>10}{'of stock':>10}{'cpu s':>10}{'of stock':>10}")
-    for name, (wall, processor) in rows.items():
-        shares = wall / rows["stock"][0], processor / rows["stock"][1]
-        print(f"{name:10}{wall:10.3f}{shares[0]:10.3f}{processor:10.3f}{shares[1]:10.3f}")
-    return {"tokens": options.tokens, "model": Path(options.model).name, "dtype": options.dtype, "median_s": rows}
+    print(f"{'':10}" + "".join(f"{kind + ' s':>12}{'of stock':>10}" for kind in rows["stock"]))
+    for name, row in rows.items():
+        print(f"{name:10}" + "".join(f"{row[kind]:12.3f}{row[kind] / rows['stock'][kind]:10.3f}" for kind in row))
+    return {"tokens": options.tokens, "model": Path(options.model).name, "dtype": options.dtype, "seconds": rows}
 
 
 def run_memory(options: argparse.Namespace) -> dict[str, Any]:

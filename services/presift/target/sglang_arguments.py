@@ -53,6 +53,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         # The one backend whose sampling can be seeded.
         "sampling_backend": "pytorch",
         "skip_server_warmup": True,
+        "grammar_backend": "none",
         "json_model_override_args": _architecture(options.folder),
     }
     if options.device == "cpu":
@@ -63,6 +64,8 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
 def _on_cpu(options: SglangOptions) -> dict[str, Any]:
     return {
         "disable_cuda_graph": True,
+        # Else an idle scheduler polls without pause and takes a whole core from the draft.
+        "sleep_on_idle": True,
         "attention_backend": options.attention_backend or "torch_native",
         # By itself SGLang would take most of the machine's memory for its pool.
         "max_total_tokens": options.kv_pool_tokens or _CPU_KV_POOL_TOKENS,
