@@ -72,13 +72,25 @@ def show(answers: list[Generation]) -> None:
     console = Console(width=150)
     console.print(f"[bold]{DOCUMENT.name}[/]: {QUESTION}")
     table = Table()
-    for heading in ("run", "route", "prompt", "kept", "cache", "coverage", "draft ms", "target TTFT ms", "TTFT ms"):
+    for heading in (
+        "run",
+        "route",
+        "prompt",
+        "kept",
+        "cache",
+        "coverage",
+        "draft ms",
+        "KV reused",
+        "target TTFT ms",
+        "TTFT ms",
+    ):
         table.add_column(heading, justify="right" if heading not in ("run", "route", "cache") else "left")
     table.add_column("answer")
     for (title, _), answer in zip(RUNS, answers, strict=True):
         decision, usage = answer.decision, answer.usage
         coverage = "-" if decision.coverage is None else f"{decision.coverage:.2f}"
-        times = (f"{ms:,.0f}" for ms in (decision.draft_ms, usage.target_ttft_ms, usage.ttft_ms))
+        figures = (decision.draft_ms, usage.cached_tokens, usage.target_ttft_ms, usage.ttft_ms)
+        times = (f"{figure:,.0f}" for figure in figures)
         counts = (f"{decision.prompt_tokens:,}", f"{decision.kept_tokens:,}")
         table.add_row(title, decision.route, *counts, decision.cache, coverage, *times, answer.text.strip())
     console.print(table)
@@ -102,7 +114,9 @@ def verdict(answers: list[Generation], left: list[str]) -> int:
 
 def logs(folder: Path) -> str:
     """The end of each service's log."""
-    return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in sorted(folder.glob("*.log")))
+    return "\n".join(
+        f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in sorted(folder.glob("*.log"))
+    )
 
 
 def say(line: str) -> None:
