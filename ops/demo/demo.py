@@ -21,6 +21,10 @@ DOCUMENT = Path(__file__).with_name("tz-news.txt")
 QUESTION = "On which date did Miquelon adopt standard time in 1911? Answer in one short sentence."
 FACT = "June 15"
 CAPACITY = 512
+HEADINGS = (
+    *("run", "route", "prompt", "kept", "cache", "coverage"),
+    *("draft ms", "KV reused", "target TTFT ms", "TTFT ms", "answer"),
+)
 RUNS = (("full", "full"), ("spec_pc, cold", "spec_pc"), ("spec_pc, cached", "spec_pc"))
 
 

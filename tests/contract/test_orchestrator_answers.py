@@ -88,7 +88,9 @@ async def test_chat_keeps_system_template_and_question(house):
     chat = [("system", "be brief"), ("user", "x" * 60), ("assistant", "y" * 30), ("user", "why?")]
     await house.ask(chat, budget={"max_prompt_tokens": 150})
     (score,) = house.draft.calls
-    rendered = f"<system>be brief</system><user>{'x' * 60}</user><assistant>{'y' * 30}</assistant><user>why?</user><assistant>"
+    rendered = (
+        f"<system>be brief</system><user>{'x' * 60}</user><assistant>{'y' * 30}</assistant><user>why?</user><assistant>"
+    )
     droppable = [rendered.index("x" * 60) + i for i in range(60)] + [rendered.index("y" * 30) + i for i in range(30)]
     protected = {i for span in score.protected_spans for i in range(span.start, span.end)}
     assert sorted(protected | set(droppable)) == list(range(len(rendered)))

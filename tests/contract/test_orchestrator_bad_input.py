@@ -28,7 +28,13 @@ BAD = {
     "no message": ({"prompt": chat()}, INVALID, "prompt.chat.messages", "empty", "at least one message"),
     "unknown role": ({"prompt": chat("user", "wizard")}, INVALID, "prompt.chat.messages.role", "'wizard'", "system"),
     "tool no JSON": ({"prompt": chat("user", tools=["{"])}, INVALID, "prompt.chat.tools_json[0]", "not JSON", "object"),
-    "tool no object": ({"prompt": chat("user", tools=["{}", "[]"])}, INVALID, "prompt.chat.tools_json[1]", "", "object"),
+    "tool no object": (
+        {"prompt": chat("user", tools=["{}", "[]"])},
+        INVALID,
+        "prompt.chat.tools_json[1]",
+        "",
+        "object",
+    ),
     "tool too deep": (
         {"prompt": chat("user", tools=["[" * 100_000])},
         INVALID,
@@ -55,7 +61,13 @@ BAD = {
         str(WINDOW - 1),
         f">= {WINDOW}",
     ),
-    "budget of 0": ({"prompt": LONG, "budget": {"max_prompt_tokens": 0}}, INVALID, "budget.max_prompt_tokens", "0", "1"),
+    "budget of 0": (
+        {"prompt": LONG, "budget": {"max_prompt_tokens": 0}},
+        INVALID,
+        "budget.max_prompt_tokens",
+        "0",
+        "1",
+    ),
     "KV of 0": ({"prompt": LONG, "budget": {"max_kv_tokens": 0}}, INVALID, "budget.max_kv_tokens", "0", ">= 1"),
     "no new token": ({"prompt": LONG, "max_new_tokens": 0}, INVALID, "sampling.max_new_tokens", "0", ">= 1"),
     "answer over the context": (
@@ -72,7 +84,13 @@ BAD = {
         f"{CONTEXT} tokens",
         f"<= {CONTEXT - 5} (context {CONTEXT} less max_new_tokens 5)",
     ),
-    "no room for the window": ({"prompt": LONG, "max_new_tokens": CONTEXT - 3}, TOO_LONG, "prompt", "100 tokens", "<= 3"),
+    "no room for the window": (
+        {"prompt": LONG, "max_new_tokens": CONTEXT - 3},
+        TOO_LONG,
+        "prompt",
+        "100 tokens",
+        "<= 3",
+    ),
     "unknown route": ({"prompt": LONG, "route": 77}, INVALID, "route", "77", "ROUTE_SPEC_PC"),
     "negative route": ({"prompt": LONG, "route": -1}, INVALID, "route", "-1", "ROUTE_SPEC_PC"),
     "spec_kv": ({"prompt": LONG, "route": plan_pb2.ROUTE_SPEC_KV}, UNSUPPORTED, "route", "spec_kv", "full, spec_pc"),
@@ -80,9 +98,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("given_", "status", "field", "value", "limit"), BAD.values(), ids=BAD)
-async def test_bad_input(house, given_, status, field, value, limit):
-    refusal = await house.refused(**given_)
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD)
+async def test_bad_input(house, case):
+    asked, status, field, value, limit = case
+    refusal = await house.refused(**asked)
     assert (refusal.code, refusal.reason) == status
     assert refusal.field == field and value in refusal.value and limit in refusal.limit
     assert field in refusal.message or refusal.reason == "ROUTE_UNSUPPORTED"
@@ -91,11 +110,14 @@ async def test_bad_input(house, given_, status, field, value, limit):
 
 
 @pytest.mark.parametrize(
-    ("given_", "status", "field"),
-    [({"prompt": wire_prompt([])}, INVALID, "prompt.token_ids"), ({"prompt": wire_prompt(LONG), "route": 77}, INVALID, "route")],
+    ("asked", "status", "field"),
+    [
+        ({"prompt": wire_prompt([])}, INVALID, "prompt.token_ids"),
+        ({"prompt": wire_prompt(LONG), "route": 77}, INVALID, "route"),
+    ],
 )
-async def test_explain_refuses_the_same(house, given_, status, field):
-    refusal = await refusal_of(house.stub.Explain(orchestrator_pb2.ExplainRequest(**given_)))
+async def test_explain_refuses_the_same(house, asked, status, field):
+    refusal = await refusal_of(house.stub.Explain(orchestrator_pb2.ExplainRequest(**asked)))
     assert (refusal.code, refusal.reason, refusal.field) == (*status, field)
 
 
@@ -195,7 +217,7 @@ BUDGET = st.builds(
     strict=st.booleans(),
 )
 PROMPT = st.builds(
-    lambda ids, spans: wire_prompt(ids, spans),
+    wire_prompt,
     st.lists(st.integers(0, VOCABULARY), max_size=120) | st.integers(0, 500).map(lambda size: [7] * size),
     st.lists(st.tuples(st.integers(0, 120), st.integers(0, 120)), max_size=2),
 ) | st.builds(
@@ -213,7 +235,9 @@ PROMPT = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(prompt=PROMPT, sampling=SAMPLING, budget=BUDGET, route=st.integers(-1, 7))
 async def test_any_request_is_answered_within_its_budget_or_refused(house, prompt, sampling, budget, route):
     message = orchestrator_pb2.GenerateRequest(prompt=prompt, sampling=sampling, budget=budget, route=route)

@@ -138,7 +138,8 @@ async def test_a_stop_lets_running_answers_finish(house):
     house.target.pause_after = None
     draining = asyncio.create_task(house.server.drain())
     refusal = await refusal_of(_until_refused(house))
-    assert refusal.code == "UNAVAILABLE"
+    # CANCELLED: gRPC drops the call that arrives in the very moment of the stop, before any code of ours.
+    assert refusal.code in ("UNAVAILABLE", "CANCELLED")
     house.target.gate.set()
     answer = await asking
     assert isinstance(answer, Answer) and answer.token_ids == [3, 2, 1]

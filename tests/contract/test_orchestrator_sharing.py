@@ -4,8 +4,11 @@ import asyncio
 
 import pytest
 
+from presift.core.errors import Overloaded
+from presift.v1 import orchestrator_pb2
+
 from .fakes.house import CAPACITY, WINDOW, request
-from .fakes.services import keep
+from .fakes.services import keep, raises
 
 LONG = list(range(100, 200))
 
@@ -33,7 +36,7 @@ async def test_requests_that_wait_for_one_score_share_it(house):
     await house.ask([1, 2])
     house.draft.gate.set()
     outcomes = sorted([(await call.read()).decision.cache for call in calls])
-    assert outcomes.count(3) == 1 and outcomes.count(4) == 7  # MISS and SHARED
+    assert outcomes == [orchestrator_pb2.CACHE_OUTCOME_MISS] + [orchestrator_pb2.CACHE_OUTCOME_SHARED] * 7
     for call in calls:
         call.cancel()
 
@@ -61,10 +64,6 @@ async def test_the_asker_who_leaves_does_not_take_the_score_with_him(house):
 
 
 async def test_trouble_is_shared_and_forgotten(house):
-    from presift.core.errors import Overloaded
-
-    from .fakes.services import raises
-
     house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
     assert (await house.ask(LONG)).reason == "DRAFT_OVERLOADED"
     assert (await house.ask(LONG)).cache == "MISS"
@@ -78,7 +77,5 @@ async def test_full_route_needs_no_draft(house):
 @pytest.mark.parametrize("prompt", ["w" * 100, [("user", "w" * 2000), ("user", "?")]])
 async def test_text_and_chats_hit_the_cache(house, prompt):
     budget = {"max_prompt_tokens": 60}
-    outcomes = [
-        (await house.ask(prompt, budget=budget, max_new_tokens=1)).cache for _ in range(2)
-    ]
+    outcomes = [(await house.ask(prompt, budget=budget, max_new_tokens=1)).cache for _ in range(2)]
     assert outcomes == ["MISS", "HIT"]

@@ -8,7 +8,8 @@ from typing import Any, TypedDict, cast
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
-# {"role": "user", "content": "..."}, or content = [{"text": "...", "protected": True}, ...]; "protected" on a message too.
+# {"role": "user", "content": "..."}, or content = [{"text": "...", "protected": True}, ...]; "protected" also on a
+# message.
 ChatMessage = Mapping[str, Any]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
@@ -114,15 +115,15 @@ def gather(events: Iterable[Event]) -> Generation:
 def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
     """Names instead of numbers: `spec_pc`, `over_budget`, `hit`."""
     return Decision(
-        route=_name(plan_pb2.Route.Name(decision.route), "ROUTE"),
-        reason=_name(orchestrator_pb2.DecisionReason.Name(decision.reason), "DECISION_REASON"),
+        route=_name(plan_pb2.Route, decision.route, "ROUTE"),
+        reason=_name(orchestrator_pb2.DecisionReason, decision.reason, "DECISION_REASON"),
         detail=decision.detail,
         prompt_tokens=decision.prompt_tokens,
         kept_tokens=decision.kept_tokens,
         kv_tokens=decision.kv_tokens,
         protected_tokens=decision.protected_tokens,
         coverage=decision.coverage if decision.HasField("coverage") else None,
-        cache=_name(orchestrator_pb2.CacheOutcome.Name(decision.cache), "CACHE_OUTCOME"),
+        cache=_name(orchestrator_pb2.CacheOutcome, decision.cache, "CACHE_OUTCOME"),
         draft=_model(decision.draft) if decision.HasField("draft") else None,
         target=_model(decision.target),
         tokenize_ms=decision.tokenize_ms,
@@ -136,7 +137,7 @@ def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
     return Info(
         draft=_model(info.draft) if info.HasField("draft") else None,
         target=_model(info.target),
-        supported_routes=tuple(_name(plan_pb2.Route.Name(route), "ROUTE") for route in info.supported_routes),
+        supported_routes=tuple(_name(plan_pb2.Route, route, "ROUTE") for route in info.supported_routes),
         compress_above_tokens=info.compress_above_tokens,
     )
 
@@ -148,7 +149,7 @@ def _usage(usage: orchestrator_pb2.Usage) -> Usage:
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish_reason=_name(target_pb2.FinishReason.Name(usage.finish_reason), "FINISH_REASON"),
+        finish_reason=_name(target_pb2.FinishReason, usage.finish_reason, "FINISH_REASON"),
         target_ttft_ms=usage.target_ttft_ms,
         ttft_ms=usage.ttft_ms,
         total_ms=usage.total_ms,
@@ -159,5 +160,7 @@ def _model(model: plan_pb2.ModelInfo) -> Model:
     return Model(model.id, model.revision, model.context_tokens)
 
 
-def _name(wire: str, prefix: str) -> str:
-    return wire.removeprefix(f"{prefix}_").lower()
+def _name(enum: Any, number: int, prefix: str) -> str:
+    """ROUTE_SPEC_PC as "spec_pc"; the number where a newer service says what this client does not know."""
+    value = enum.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if value is None else str(value.name).removeprefix(f"{prefix}_").lower()

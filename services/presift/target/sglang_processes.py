@@ -45,9 +45,11 @@ def run_scheduler(*args: Any, **kwargs: Any) -> None:
     """The scheduler process, with what presift adds to SGLang."""
     from sglang.srt.managers.scheduler import run_scheduler_process  # noqa: PLC0415 - in the child alone
 
-    from presift.target import seeds  # noqa: PLC0415
+    from presift.target import cpu_attention, cpu_platform, seeds  # noqa: PLC0415
 
     seeds.register()
+    if cpu_platform.activate():
+        cpu_attention.register()
     run_scheduler_process(*args, **kwargs)
 
 

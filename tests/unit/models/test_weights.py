@@ -29,7 +29,9 @@ def test_every_weight_survives(make_gguf, tmp_path, monkeypatch, architecture, p
         assert torch.equal(loaded[name], torch.from_numpy(expected).to(torch.bfloat16)), name
 
 
-@pytest.mark.parametrize(("head", "is_stored"), [("absent", False), ("same", False), ("requantised", False), ("own", True)])
+@pytest.mark.parametrize(
+    ("head", "is_stored"), [("absent", False), ("same", False), ("requantised", False), ("own", True)]
+)
 def test_a_tied_head_is_not_stored(make_gguf, tmp_path, head, is_stored):
     made = make_gguf(head=head)
     assert GgufFile(made.path).has_tied_embeddings is not is_stored

@@ -1,0 +1,140 @@
+"""The wire contract as files: what is generated, what may not change, and that the guards bite."""
+
+import importlib.resources
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_tools import protoc
+
+from presift.v1 import errors_pb2
+
+ROOT = Path(__file__).parents[2]
+PROTOS, GENERATED = ROOT / "protos", ROOT / "services" / "presift" / "v1"
+BUF = Path(sys.executable).parent / "buf"
+
+
+def buf(*arguments):
+    return subprocess.run([BUF, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def protos(tmp_path):
+    """A copy of protos/ to plant faults in."""
+    shutil.copytree(PROTOS, tmp_path / "protos")
+    return tmp_path / "protos"
+
+
+def plant(protos, name, old, new):
+    path = protos / "presift" / "v1" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_generated_code_is_what_the_protos_say(tmp_path):
+    plugin = Path(sys.executable).parent / "protoc-gen-mypy_grpc"
+    outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    include = importlib.resources.files("grpc_tools") / "_proto"
+    code = protoc.main(
+        [
+            "protoc",
+            f"-I{PROTOS}",
+            f"-I{include}",
+            f"--plugin=protoc-gen-mypy_grpc={plugin}",
+            *outs,
+            f"--mypy_grpc_out=quiet:{tmp_path}",
+            *map(str, sorted(PROTOS.rglob("*.proto"))),
+        ]
+    )
+    assert code == 0
+    made = {path.name: path.read_text() for path in (tmp_path / "presift" / "v1").iterdir()}
+    held = {path.name: path.read_text() for path in GENERATED.iterdir() if path.is_file() and path.name in made}
+    assert held == made
+    strays = {path.name for path in GENERATED.iterdir() if path.is_file()} - made.keys() - {"__init__.py"}
+    assert not strays
+
+
+def test_protos_pass_lint_and_break_nothing():
+    for arguments in (("lint", PROTOS), ("breaking", PROTOS, "--against", PROTOS / "released.binpb")):
+        done = buf(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+BREAKING = {
+    "field removed": ("draft.proto", "  bool include_importance = 5;\n", ""),
+    "field renumbered": ("draft.proto", "bool include_importance = 5;", "bool include_importance = 9;"),
+    "type changed": ("target.proto", "string cache_salt = 3;", "bytes cache_salt = 3;"),
+    "enum value removed": ("plan.proto", "  ROUTE_SPEC_KV_PC = 5;\n", ""),
+    "method renamed": ("orchestrator.proto", "rpc Explain(", "rpc Elucidate("),
+}
+
+
+@pytest.mark.parametrize("fault", BREAKING.values(), ids=BREAKING)
+def test_a_breaking_change_is_found(protos, fault):
+    plant(protos, *fault)
+    done = buf("breaking", protos, "--against", PROTOS / "released.binpb")
+    assert done.returncode != 0 and fault[0] in done.stdout + done.stderr
+
+
+def test_a_new_field_breaks_nothing(protos):
+    plant(
+        protos, "draft.proto", "  bool include_importance = 5;\n", "  bool include_importance = 5;\n  bool more = 6;\n"
+    )
+    assert buf("breaking", protos, "--against", PROTOS / "released.binpb").returncode == 0
+
+
+LINT = {
+    "field name": ("plan.proto", "uint32 prompt_tokens = 1;", "uint32 promptTokens = 1;"),
+    "enum zero": ("plan.proto", "ROUTE_UNSPECIFIED", "ROUTE_NONE"),
+    "service name": ("draft.proto", "service DraftService", "service Drafting"),
+}
+
+
+@pytest.mark.parametrize("fault", LINT.values(), ids=LINT)
+def test_a_lint_fault_is_found(protos, fault):
+    plant(protos, *fault)
+    done = buf("lint", protos)
+    assert done.returncode != 0 and fault[0] in done.stdout
+
+
+def test_every_method_says_its_statuses_or_that_a_retry_is_safe():
+    for path in PROTOS.rglob("*.proto"):
+        comment = []
+        for line in path.read_text().splitlines():
+            if line.strip().startswith("//"):
+                comment.append(line)
+            elif line.strip().startswith("rpc "):
+                assert "etry" in "\n".join(comment), line
+            else:
+                comment = []
+
+
+@pytest.mark.parametrize(
+    ("ours", "googles"),
+    [
+        (errors_pb2.Status, status_pb2.Status),
+        (errors_pb2.ErrorInfo, error_details_pb2.ErrorInfo),
+        (errors_pb2.RetryInfo, error_details_pb2.RetryInfo),
+    ],
+)
+def test_repeated_messages_are_googles(ours, googles):
+    assert fields_of(ours) == fields_of(googles)
+
+
+def fields_of(message):
+    proto = descriptor_pb2.DescriptorProto()
+    message.DESCRIPTOR.CopyToProto(proto)
+    kinds = {field.name: field.type_name.replace("presift.v1", "google.rpc") for field in proto.field}
+    return [(field.number, field.name, field.type, field.label, kinds[field.name]) for field in proto.field]
+
+
+def test_reasons_of_the_contract_are_those_of_the_status_table():
+    from presift.rpc.status import TABLE
+
+    named = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()[1:]}
+    assert {reason for _, _, reason in TABLE} == named

@@ -1,0 +1,125 @@
+"""The local stack over fake services: it starts whole or leaves nothing behind."""
+
+import os
+import signal
+from functools import partial
+
+import psutil
+import pytest
+
+from presift.cli import stack as stack_module
+from presift.cli.process import ServiceFailed, ServiceProcess
+from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.up import run_until_stopped
+
+pytestmark = pytest.mark.usefixtures("no_children", "fakes")
+
+
+@pytest.fixture
+def plan(monkeypatch, tmp_path):
+    """name -> flags of the fake that stands in for a service; returns options for a stack of them."""
+    started = []
+
+    def plan(**flags):
+        def launch(name, module, arguments, log, environment):
+            assert module == f"presift.{name}"
+            given = ["fake_service", [name, *flags.get(name, ["--polite"]), *arguments]]
+            started.append(ServiceProcess(name, *given, log, environment))
+            return started[-1]
+
+        monkeypatch.setattr(stack_module, "ServiceProcess", launch)
+        return partial(
+            StackOptions, "d", "t", "tok", tmp_path / "logs", cache_url="memory://", start_timeout_s=30.0, drain_s=2.0
+        )
+
+    plan.started = started
+    return plan
+
+
+def command(service):
+    return psutil.Process(service.pid).cmdline()
+
+
+def test_it_starts_in_order_and_stops_the_orchestrator_first(plan):
+    said = []
+    with LocalStack(plan()(), said.append) as stack:
+        assert stack.address == "127.0.0.1:4711" and stack.failed() is None
+        assert [service.name for service in stack.services] == ["target", "draft", "orchestrator"]
+        line = command(stack.services[-1])
+        for flag, value in (("--draft-address", "127.0.0.1:4711"), ("--tokenizer", "tok"), ("--drain-s", "2.0")):
+            assert line[line.index(flag) + 1] == value
+    assert [service.exit_code() for service in plan.started] == [0, 0, 0]
+    stopped = [line.split()[0] for line in said if "stopped" in line]
+    assert stopped == ["orchestrator", "draft", "target"]
+
+
+def test_the_cache_url_is_not_on_a_command_line(plan):
+    options = plan()(cache_url="redis://:password@host")
+    with LocalStack(options, lambda line: None) as stack:
+        assert not any("password" in word for service in stack.services for word in command(service))
+        environment = psutil.Process(stack.services[-1].pid).environ()
+        assert environment["PRESIFT_ORCHESTRATOR_CACHE_URL"] == "redis://:password@host"
+
+
+@pytest.mark.parametrize("broken", ["target", "draft", "orchestrator"])
+def test_a_start_that_fails_leaves_nothing_behind(plan, broken):
+    with (
+        pytest.raises(ServiceFailed, match=f"{broken} ended with code 3"),
+        LocalStack(plan(**{broken: ["--refuse"]})(), lambda line: None),
+    ):
+        raise AssertionError("it started")
+    assert plan.started and all(service.exit_code() is not None for service in plan.started)
+
+
+def test_a_start_that_takes_too_long_leaves_nothing_behind(plan):
+    options = plan(draft=["--silent", "--deaf"])(
+        start_timeout_s=0.5, drain_s=-9.5
+    )  # a stop waits 10 s beyond the drain
+    with pytest.raises(ServiceFailed, match="draft was not ready"), LocalStack(options, lambda line: None):
+        raise AssertionError("it started")
+    assert all(service.exit_code() is not None for service in plan.started)
+
+
+def test_with_its_own_cache(plan):
+    before = {child.pid for child in psutil.Process(os.getpid()).children(recursive=True)}
+    with LocalStack(plan()(cache_url=None), lambda line: None) as stack:
+        assert stack.cache_url.startswith("unix://")
+        own = {service.pid for service in stack.services}
+        extra = {child.pid for child in psutil.Process(os.getpid()).children()} - own - before
+        assert len(extra) == 1
+
+
+@pytest.fixture
+def signals():
+    """Puts this process's handlers back."""
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in held.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_ends_cleanly_on_a_signal(plan, signals, number):
+    said = []
+
+    def progress(line):
+        said.append(line)
+        if line.startswith("presift is ready on 127.0.0.1:4711"):
+            os.kill(os.getpid(), number)
+
+    assert run_until_stopped(plan()(), progress) == 0
+    assert [service.exit_code() for service in plan.started] == [0, 0, 0]
+    assert any(line.startswith("presift is ready") for line in said)
+
+
+def test_up_ends_where_a_service_dies(plan, signals):
+    said = []
+    assert run_until_stopped(plan(draft=["--brief"])(), said.append) == 1
+    assert any("error: draft ended with code 5" in line for line in said)
+    assert all(service.exit_code() is not None for service in plan.started)
+
+
+def test_up_tells_what_could_not_start(plan, signals):
+    said = []
+    assert run_until_stopped(plan(target=["--refuse"])(), said.append) == 1
+    assert any("error: target ended with code 3" in line for line in said)

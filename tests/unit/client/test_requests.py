@@ -1,0 +1,69 @@
+"""From keyword arguments to a GenerateRequest."""
+
+import json
+
+import numpy as np
+import pytest
+
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift_client.requests import Options, generate_request, route_of
+
+
+def test_what_is_left_out_stays_out():
+    request = generate_request("x", {})
+    assert request.prompt.text == "x" and request.route == plan_pb2.ROUTE_AUTO
+    for message in (request.budget, request.sampling):
+        assert not message.ListFields()
+
+
+def test_zero_is_not_left_out():
+    request = generate_request("x", {"temperature": 0.0, "seed": 0, "compress_above_tokens": 0, "max_new_tokens": 0})
+    assert all(request.sampling.HasField(name) for name in ("temperature", "seed", "max_new_tokens"))
+    assert request.budget.HasField("compress_above_tokens")
+
+
+def test_messages():
+    request = generate_request(
+        None,
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": [{"text": "a"}, {"text": "b", "protected": True}], "protected": True},
+            ],
+            "tools": [{"name": "ä"}],
+        },
+    )
+    first, second = request.prompt.chat.messages
+    assert (first.role, [part.text for part in first.parts], first.protected) == ("system", ["s"], False)
+    assert second.protected and [(part.text, part.protected) for part in second.parts] == [("a", False), ("b", True)]
+    assert [json.loads(tool) for tool in request.prompt.chat.tools_json] == [{"name": "ä"}]
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1, 2), np.array([1, 2], dtype=np.uint32), range(1, 3)])
+def test_token_ids(ids):
+    request = generate_request(None, {"token_ids": ids, "protected_spans": [(0, 1)]})
+    assert list(request.prompt.token_ids.ids) == [1, 2]
+    assert request.prompt.protected_spans == [plan_pb2.Span(start=0, end=1)]
+
+
+def test_empty_prompts_are_left_to_the_service():
+    assert generate_request("", {}).prompt.WhichOneof("prompt") == "text"
+    assert generate_request(None, {"token_ids": []}).prompt.WhichOneof("prompt") == "token_ids"
+    assert generate_request(None, {"messages": []}).prompt.WhichOneof("prompt") == "chat"
+
+
+@pytest.mark.parametrize("name", ["auto", "full", "spec_pc", "spec_kv", "spec_kv_pc"])
+def test_routes(name):
+    assert plan_pb2.Route.Name(route_of(name)) == f"ROUTE_{name.upper()}"
+
+
+@pytest.mark.parametrize("name", ["", "AUTO", "spec-pc", "unspecified"])
+def test_unknown_routes_are_refused_with_those_that_are_known(name):
+    with pytest.raises(ValueError, match="auto, full, spec_pc, spec_kv, spec_kv_pc"):
+        route_of(name)
+
+
+def test_every_field_of_the_contract_can_be_set():
+    options = set(Options.__annotations__)
+    for message in (orchestrator_pb2.Budget, target_pb2.Sampling):
+        assert {field.name for field in message.DESCRIPTOR.fields} <= options

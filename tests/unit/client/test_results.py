@@ -1,0 +1,55 @@
+"""From messages to plain values."""
+
+import pytest
+
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift_client.results import Delta, event_of, gather, info_of
+
+DECISION = orchestrator_pb2.GenerateResponse(
+    decision=orchestrator_pb2.Decision(
+        route=plan_pb2.ROUTE_SPEC_PC,
+        reason=orchestrator_pb2.DECISION_REASON_OVER_BUDGET,
+        cache=orchestrator_pb2.CACHE_OUTCOME_HIT,
+        coverage=0.5,
+    )
+)
+USAGE = orchestrator_pb2.GenerateResponse(usage=orchestrator_pb2.Usage(finish_reason=target_pb2.FINISH_REASON_STOP))
+
+
+def delta(text, *token_ids):
+    return orchestrator_pb2.GenerateResponse(delta=orchestrator_pb2.TextDelta(text=text, token_ids=token_ids))
+
+
+def test_names_instead_of_numbers():
+    decision = event_of(DECISION)
+    assert (decision.route, decision.reason, decision.cache) == ("spec_pc", "over_budget", "hit")
+    assert event_of(USAGE).finish_reason == "stop"
+
+
+def test_numbers_where_there_is_no_name_yet():
+    newer = orchestrator_pb2.GenerateResponse(usage=orchestrator_pb2.Usage(finish_reason=9))
+    assert event_of(newer).finish_reason == "9"
+    info = info_of(orchestrator_pb2.GetInfoResponse(supported_routes=[plan_pb2.ROUTE_FULL, 77]))
+    assert info.supported_routes == ("full", "77")
+
+
+def test_coverage_zero_is_a_coverage():
+    message = orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision(coverage=0.0))
+    assert event_of(message).coverage == 0.0
+    assert event_of(orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision())).coverage is None
+
+
+def test_an_answer_is_put_together():
+    answer = gather(map(event_of, [DECISION, delta("a", 1), delta("", 2), delta("bc", 3, 4), USAGE]))
+    assert (answer.text, answer.token_ids) == ("abc", (1, 2, 3, 4))
+    assert answer.decision == event_of(DECISION) and answer.usage == event_of(USAGE)
+
+
+@pytest.mark.parametrize("events", [[], [DECISION], [USAGE], [delta("a", 1), USAGE]])
+def test_half_an_answer_is_none(events):
+    with pytest.raises(ValueError):
+        gather(map(event_of, events))
+
+
+def test_deltas_are_values():
+    assert event_of(delta("a", 1)) == Delta("a", (1,))

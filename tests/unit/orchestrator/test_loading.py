@@ -1,0 +1,53 @@
+"""A Hugging Face folder's tokenizer and chat template."""
+
+import json
+
+import pytest
+
+from presift.core.errors import InvalidRequest
+from presift.orchestrator.loading import load_tokenizer
+from presift.orchestrator.request import Chat, Message, Text, TextPart
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools: ' + m.content) }}{% endif %}"
+    "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path, bpe):
+    bpe.save(str(tmp_path / "tokenizer.json"))
+
+    def made(template):
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"chat_template": template} if template else {})
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return made
+
+
+def chat(role, text):
+    return Chat((Message(role, (TextPart(text),)),))
+
+
+def test_chats_are_rendered_with_the_models_own_template(folder):
+    loaded = load_tokenizer(folder(TEMPLATE), 1000)
+    assert loaded.render(chat("user", "hi")) == "<|im_start|>hi<|im_end|><|im_start|>"
+
+
+def test_a_chat_that_the_template_refuses_is_bad_input(folder):
+    with pytest.raises(InvalidRequest) as refusal:
+        load_tokenizer(folder(TEMPLATE), 1000).render(chat("tool", "secret"))
+    assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)
+
+
+async def test_without_a_template_text_alone_is_read(folder, bpe):
+    loaded = load_tokenizer(folder(None), 1000)
+    assert (await loaded.tokenize(Text("The fox"))).ids.tolist() == bpe.encode("The fox").ids
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        loaded.render(chat("user", "hi"))
+
+
+def test_without_a_folder_token_ids_alone_are_read():
+    with pytest.raises(InvalidRequest, match="no tokenizer"):
+        load_tokenizer(None, 1000).render(Text("x"))

@@ -1,0 +1,169 @@
+"""Between the shared messages and core, both ways."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from presift.core.errors import InvalidRequest
+from presift.core.masks import KvMask, TokenMask
+from presift.core.plan import ModelInfo, Route
+from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.spans import Span
+from presift.rpc import wire
+from presift.v1 import plan_pb2
+
+COUNT = st.integers(1, 2**31)
+SPEC_PC = st.builds(
+    lambda window, more, **rest: SpecPc(capacity=window + more, window=window, **rest),
+    window=st.integers(1, 2**20),
+    more=st.integers(0, 2**20),
+    pool=st.sampled_from(Pool),
+    kernel=COUNT,
+    neighbors=st.integers(0, 2**31),
+    reduction=st.sampled_from(Reduction),
+    start_layer=st.integers(0, 2**31),
+    weighted_query=st.booleans(),
+    lookahead_tokens=COUNT,
+)
+SPEC_KV = st.builds(
+    lambda window, more, half, **rest: SpecKv(capacity=window + more, window=window, kernel=2 * half + 1, **rest),
+    window=st.integers(1, 2**20),
+    more=st.integers(1, 2**20),
+    half=st.integers(0, 100),
+    pool=st.sampled_from(Pool),
+    reduction=st.sampled_from(Reduction),
+    lookahead_tokens=st.integers(0, 2**31),
+    selection=st.sampled_from(KvSelection),
+)
+POLICY = SPEC_PC | SPEC_KV | st.builds(SpecKvPc, SPEC_PC, SPEC_KV)
+
+
+def over_the_wire(message):
+    return type(message).FromString(message.SerializeToString())
+
+
+@given(policy=POLICY)
+def test_policies(policy):
+    assert wire.policy_from_wire(over_the_wire(wire.policy_to_wire(policy))) == policy
+
+
+def test_unset_fields_take_the_defaults_and_zero_is_no_default():
+    bare = plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64))
+    assert wire.policy_from_wire(over_the_wire(bare)) == SpecPc(64)
+    zeros = plan_pb2.SpecPc(capacity=64, neighbors=0, start_layer=0, weighted_query=False)
+    assert wire.policy_from_wire(over_the_wire(plan_pb2.Policy(spec_pc=zeros))) == SpecPc(
+        64, neighbors=0, start_layer=0, weighted_query=False
+    )
+    bare_kv = plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64))
+    assert wire.policy_from_wire(over_the_wire(bare_kv)) == SpecKv(64)
+
+
+BAD_POLICIES = {
+    "unset": plan_pb2.Policy(),
+    "no capacity": plan_pb2.Policy(spec_pc=plan_pb2.SpecPc()),
+    "capacity below window": plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=4, window=8)),
+    "window 0": plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=4, window=0)),
+    "unknown pool": plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64, pool=9)),
+    "unknown selection": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64, selection=9)),
+    "even kernel": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64, kernel=4)),
+    "half a cascade": plan_pb2.Policy(spec_kv_pc=plan_pb2.SpecKvPc(prompt=plan_pb2.SpecPc(capacity=64))),
+}
+
+
+@pytest.mark.parametrize("policy", BAD_POLICIES.values(), ids=BAD_POLICIES)
+def test_bad_policies_are_refused(policy):
+    with pytest.raises(InvalidRequest):
+        wire.policy_from_wire(over_the_wire(policy))
+
+
+@given(kept=st_numpy.arrays(np.bool_, st.integers(1, 70)))
+def test_token_masks(kept):
+    message = over_the_wire(wire.token_mask_to_wire(TokenMask(kept)))
+    assert wire.token_mask_from_wire(message) == TokenMask(kept)
+    for token, is_kept in enumerate(kept):  # as the contract says it
+        assert bool(message.kept[token // 8] >> (token % 8) & 1) == bool(is_kept)
+
+
+@given(kept=st_numpy.arrays(np.bool_, st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20))))
+def test_kv_masks(kept):
+    message = over_the_wire(wire.kv_mask_to_wire(KvMask(kept)))
+    assert (message.layers, message.kv_heads, message.prompt_tokens) == kept.shape
+    assert wire.kv_mask_from_wire(message) == KvMask(kept)
+
+
+@given(prompt_tokens=st.integers(0, 40), bits=st.binary(max_size=8))
+def test_token_masks_of_a_peer(prompt_tokens, bits):
+    message = plan_pb2.TokenMask(prompt_tokens=prompt_tokens, kept=bits)
+    try:
+        mask = wire.token_mask_from_wire(message)
+    except InvalidRequest:
+        return
+    assert mask.prompt_tokens == prompt_tokens and wire.token_mask_to_wire(mask) == message
+
+
+@given(shape=st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 20)), bits=st.binary(max_size=20))
+def test_kv_masks_of_a_peer(shape, bits):
+    layers, kv_heads, prompt_tokens = shape
+    message = plan_pb2.KvMask(layers=layers, kv_heads=kv_heads, prompt_tokens=prompt_tokens, kept=bits)
+    try:
+        mask = wire.kv_mask_from_wire(message)
+    except InvalidRequest:
+        return
+    assert mask.kept.shape == shape and wire.kv_mask_to_wire(mask) == message
+
+
+def test_a_mask_that_claims_to_be_huge_is_refused_before_it_is_made():
+    with pytest.raises(InvalidRequest):
+        wire.kv_mask_from_wire(
+            plan_pb2.KvMask(layers=2**32 - 1, kv_heads=2**32 - 1, prompt_tokens=2**32 - 1, kept=b"x")
+        )
+    with pytest.raises(InvalidRequest):
+        wire.token_mask_from_wire(plan_pb2.TokenMask(prompt_tokens=2**32 - 1, kept=b"x"))
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), max_size=5))
+def test_spans(pairs):
+    spans = tuple(Span(start, start + length) for start, length in pairs)
+    assert wire.spans_from_wire(wire.spans_to_wire(spans)) == spans
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 0), (5, 5), (6, 5)])
+def test_empty_and_reversed_spans_are_refused(start, end):
+    with pytest.raises(InvalidRequest):
+        wire.spans_from_wire([plan_pb2.Span(start=start, end=end)])
+
+
+@given(ids=st.lists(st.integers(0, 2**32 - 1), max_size=20))
+def test_token_ids(ids):
+    array = wire.token_ids_from_wire(ids)
+    assert array.dtype == np.uint32 and array.tolist() == ids
+
+
+@given(model=st.builds(ModelInfo, st.text(), st.text(), st.text(), *[st.integers(0, 2**32 - 1) for _ in range(4)]))
+def test_models(model):
+    assert wire.model_from_wire(over_the_wire(wire.model_to_wire(model))) == model
+
+
+def test_the_message_has_no_field_that_the_value_lacks():
+    assert {field.name for field in plan_pb2.ModelInfo.DESCRIPTOR.fields} == set(ModelInfo.__dataclass_fields__)
+    for message, kind in ((plan_pb2.SpecPc, SpecPc), (plan_pb2.SpecKv, SpecKv)):
+        assert {field.name for field in message.DESCRIPTOR.fields} == set(kind.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("route", Route)
+def test_routes(route):
+    assert wire.route_from_wire(wire.route_to_wire(route)) is route
+
+
+def test_every_route_of_the_contract_has_a_meaning():
+    known = {wire.route_to_wire(route) for route in Route} | {plan_pb2.ROUTE_UNSPECIFIED, plan_pb2.ROUTE_AUTO}
+    assert known == set(plan_pb2.Route.values())
+    assert wire.route_from_wire(plan_pb2.ROUTE_UNSPECIFIED) is wire.route_from_wire(plan_pb2.ROUTE_AUTO) is None
+
+
+@pytest.mark.parametrize("number", [-1, 6, 2**31 - 1])
+def test_unknown_routes_are_refused(number):
+    with pytest.raises(InvalidRequest, match=str(number)):
+        wire.route_from_wire(number)
