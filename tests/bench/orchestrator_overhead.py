@@ -1,8 +1,8 @@
-"""What the orchestrator costs on a cache hit: a real orchestrator process, a real Valkey, a target that answers at once.
+"""What the orchestrator costs on a cache hit: a real orchestrator, a real Valkey, a target that answers at once.
 
 Overhead = the client's time to first token less the target's own. Three kinds of prompt: token ids; a chat seen before
-(its tokens are remembered); a chat that is tokenised anew (the token memory is too small to hold it). Prints a table and
-one JSON line.
+(its tokens are remembered); a chat that is tokenised anew (the token memory is too small to hold it). Prints a table
+and one JSON line.
 """
 
 from __future__ import annotations
