@@ -336,8 +336,7 @@ async def test_one_trace_runs_from_the_call_to_the_worker_thread(house, monkeypa
 
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    for module in ("servicer", "compress"):
-        monkeypatch.setattr(f"presift.draft.{module}.tracer", lambda: provider.get_tracer("test"))
+    monkeypatch.setattr("presift.rpc.telemetry.tracer", lambda: provider.get_tracer("test"))
     await house.stub.Score(request([1, 2, 3, 4, 5]))
     found = {span.name: span for span in spans.get_finished_spans()}
     assert found["select"].parent.span_id == found["score"].context.span_id

@@ -1,4 +1,4 @@
-"""`presift up | generate | explain | models`."""
+"""`presift up | generate | models`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from presift.core.masks import TokenMask
 from presift.core.selection import select
 from presift.draft.request import Request
 from presift.draft.scorer import Cancel, Scored, Scorer
-from presift.rpc.telemetry import tracer
+from presift.rpc.telemetry import span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,9 +30,9 @@ def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
     """Raises what `Scorer.score` and `select` raise."""
     scored = scorer.score(request.task, cancel)
     started = time.perf_counter()
-    with tracer().start_as_current_span("select") as span:
+    with span("select") as current:
         mask, share = _select(request, scored)
-        span.set_attribute("presift.kept_tokens", mask.kept_tokens)
+        current.set_attribute("presift.kept_tokens", mask.kept_tokens)
     return Compressed(mask, scored, share, (time.perf_counter() - started) * 1e3)
 
 

@@ -17,7 +17,7 @@ from presift.draft.scorer import Scorer
 from presift.draft.work_queue import Done, WorkQueue
 from presift.rpc import metrics, wire
 from presift.rpc.status import code_and_reason
-from presift.rpc.telemetry import tracer
+from presift.rpc.telemetry import span
 from presift.v1 import draft_pb2, draft_pb2_grpc
 
 
@@ -38,7 +38,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     ) -> draft_pb2.ScoreResponse:
         scorer = self._ready()
         try:
-            with tracer().start_as_current_span("score"):
+            with span("score"):
                 parsed = parse(request, Limits(scorer.info, self._max_lookahead_tokens))
                 done = await self._queue.run(partial(compress, scorer, parsed), context.time_remaining())
         except PresiftError as error:

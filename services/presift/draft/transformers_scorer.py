@@ -17,7 +17,7 @@ from presift.draft.attention import RowCapture
 from presift.draft.model_folder import ModelFolder
 from presift.draft.scorer import Cancel, Scored, ScoreTask, ScoreTimings, check_layers
 from presift.draft.supported import refuse_unsupported
-from presift.rpc.telemetry import tracer
+from presift.rpc.telemetry import span
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,12 +56,10 @@ class TransformersScorer:
         with torch.inference_mode():
             reading = _Reading(self._body, self._new_cache(config=self._body.config), capture)
             started = time.perf_counter()
-            with tracer().start_as_current_span("prefill", attributes={"presift.prompt_tokens": task.prompt_tokens}):
+            with span("prefill", prompt_tokens=task.prompt_tokens):
                 hidden = self._prefill(task, reading, cancel)
             prefilled = time.perf_counter()
-            with tracer().start_as_current_span(
-                "lookahead", attributes={"presift.lookahead_tokens": task.generated_tokens}
-            ):
+            with span("lookahead", lookahead_tokens=task.generated_tokens):
                 generated = self._look_ahead(task, reading, hidden, cancel)
             finished = time.perf_counter()
         importance, mass = capture.importance(self._info.layers) if capture else (None, None)

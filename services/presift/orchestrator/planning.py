@@ -26,7 +26,7 @@ from presift.orchestrator.compression import Compressed, Compressor, DraftChange
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.models import Models
 from presift.orchestrator.ports import MaskRejected, TargetInfo
-from presift.orchestrator.request import Request
+from presift.orchestrator.request import Budget, Request
 from presift.orchestrator.routing import Choice, Defaults, Facts, Reason, check_fits, choose
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.rpc.metrics import count, record
@@ -61,7 +61,7 @@ class Planner:
         choice = choose(request.route, request.budget, facts, self._defaults)
         compressed = None
         if choice.policy is not None:
-            choice, compressed = await self._compress(choice, tokens, facts, request.budget.strict)
+            choice, compressed = await self._compress(choice, tokens, facts, request.budget)
         plan = _plan(choice, compressed, tokens, target, tokenize_ms)
         _count(plan.decision)
         return plan
@@ -101,25 +101,25 @@ class Planner:
         )
 
     async def _compress(
-        self, choice: Choice, tokens: Tokenized, facts: Facts, strict: bool
+        self, choice: Choice, tokens: Tokenized, facts: Facts, budget: Budget
     ) -> tuple[Choice, Compressed | None]:
         try:
             draft = self._models.known_draft()
             choice = self._for_draft(choice, draft)
             return choice, await self._compressor.compress(tokens, _policy(choice), draft)
         except PresiftError as error:
-            return self._in_full(error, facts, strict), None
+            return self._in_full(error, facts, budget), None
 
     def _for_draft(self, choice: Choice, draft: ModelInfo) -> Choice:
         return replace(choice, policy=self._defaults.for_draft(_policy(choice), draft.layers))
 
-    def _in_full(self, error: PresiftError, facts: Facts, strict: bool) -> Choice:
+    def _in_full(self, error: PresiftError, facts: Facts, budget: Budget) -> Choice:
         if isinstance(error, DraftChanged):
             self._models.draft_changed()
         reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
         count("presift.fallbacks", reason=reason.value)
         log.warning("answered in full: %s: %s", reason, error.message)
-        if strict:
+        if budget.strict and budget.capacity is not None:
             raise DraftUnavailable(f"{error.message}; the strict budget allows no full prompt") from error
         try:
             check_fits(facts)

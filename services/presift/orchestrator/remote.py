@@ -86,8 +86,7 @@ class RemoteTarget:
             reply = await self._stub.GetInfo(target_pb2.TargetServiceGetInfoRequest(), timeout=_INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as failure:
             raise _translated(failure, TargetUnavailable, "target") from failure
-        routes = [wire.route_from_wire(route) for route in reply.supported_routes]
-        return TargetInfo(wire.model_from_wire(reply.model), frozenset(route for route in routes if route is not None))
+        return TargetInfo(wire.model_from_wire(reply.model), wire.known_routes(reply.supported_routes))
 
     async def generate(
         self, token_ids: NDArray[np.uint32], sampling: Sampling, cache_salt: str, timeout_s: float | None

@@ -28,9 +28,13 @@ def tracer() -> trace.Tracer:
 
 
 @contextmanager
-def span(name: str) -> Iterator[trace.Span]:
-    """A span around a block. An exception is told by its type alone: its text may quote the prompt."""
-    with tracer().start_as_current_span(name, record_exception=False, set_status_on_exception=False) as current:
+def span(name: str, **counts: int) -> Iterator[trace.Span]:
+    """A span around a block, with `counts` as attributes `presift.*`. An exception is told by its type alone: its text
+    may quote the prompt."""
+    attributes = {f"presift.{key}": value for key, value in counts.items()}
+    with tracer().start_as_current_span(
+        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
         try:
             yield current
         except Exception as error:

@@ -48,6 +48,11 @@ def route_from_wire(route: int) -> Route | None:
     raise InvalidRequest("route", route, f"one of {', '.join(plan_pb2.Route.keys()[1:])}")
 
 
+def known_routes(routes: Iterable[int]) -> frozenset[Route]:
+    """Those of a peer's routes that we know: a newer peer may serve more."""
+    return frozenset(route for route, wire in _ROUTES.items() if wire in set(routes))
+
+
 def policy_from_wire(policy: plan_pb2.Policy) -> Policy:
     """The policy with unset fields at their defaults. Raises InvalidRequest."""
     if policy.HasField("spec_pc"):

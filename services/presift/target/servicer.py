@@ -13,7 +13,7 @@ import grpc
 
 from presift.core.errors import TargetUnavailable
 from presift.rpc import metrics, wire
-from presift.rpc.telemetry import tracer
+from presift.rpc.telemetry import span
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
 from presift.v1 import target_pb2, target_pb2_grpc
@@ -42,7 +42,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         parsed = request_from_wire(request)
         check_fits(parsed, engine.info)
         finished = False
-        with self._admission.admit(), tracer().start_as_current_span("decode"):
+        with self._admission.admit(), span("decode"):
             try:
                 # Without aclosing, a cancelled call would leave the abort to the garbage collector.
                 async with aclosing(engine.generate(parsed)) as events:
