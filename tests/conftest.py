@@ -27,7 +27,7 @@ def reference_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def presift_home() -> Path:
-    """The model cache; tests that need a model that is not there skip."""
+    """The model cache."""
     return Path(os.environ.get("PRESIFT_HOME", "~/.cache/presift")).expanduser()
 
 

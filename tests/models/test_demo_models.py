@@ -17,7 +17,7 @@ CASES = [f"{model}_ids_{number}" for model in MODELS for number in (0, 1)]
 NEW_TOKENS = 16
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["smol135", pytest.param("qwen05", marks=pytest.mark.pair)])
 def reference_model(request):
     return request.param
 

@@ -29,7 +29,7 @@ def score(vectors, presift_home, draft_stub):
         case = stored.json["specpc_attention"][index]
         folder = presift_home / "models" / FOLDERS[case["model"]]
         if not (folder / "config.json").exists():
-            pytest.skip(f"{folder} is not there: python -m presift.models ensure {folder.name}")
+            pytest.fail(f"{folder} is not there: python -m presift.models ensure {folder.name}")
         return draft_stub(folder).Score(
             draft_pb2.ScoreRequest(
                 token_ids=stored.arrays[case["input_ids"]].ravel().tolist(),
