@@ -2,11 +2,13 @@
 
 SGLang's `torch_native` computes every row of the sequence for each chunk of it and throws the old ones away, so a chunk
 costs S x S whatever the prefix cache held, and it copies K and V once per query head. Here a chunk of R rows costs
-R x S, and the query heads of a group share K and V. The results are the same (tests/unit/target/test_cpu_attention.py).
+R x S, the query heads of a group share K and V, and what all layers need is worked out once. The results are the same
+(tests/unit/target/test_cpu_attention.py). For 5,119 cached tokens and one new one: 0.1 s instead of 13 s.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,61 +33,83 @@ def register() -> None:
     register_attention_backend(NAME)(CpuAttention)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence of a batch: how many rows are new, the pool slots of all its tokens, and what its new rows see.
+
+    `slots` int64[tokens]; `mask` bool[new, tokens], None for one new row, which sees everything.
+    """
+
+    new: int
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+
 class CpuAttention(TorchNativeAttnBackend):  # type: ignore[misc]
     """Causal self-attention of decoders; anything else is left to `torch_native`."""
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        super().init_forward_metadata(forward_batch)
+        lengths, places = forward_batch.seq_lens.tolist(), forward_batch.req_pool_indices.tolist()
+        is_decode = forward_batch.forward_mode.is_decode()
+        new = [1] * len(lengths) if is_decode else forward_batch.extend_seq_lens.tolist()
+        table = self.req_to_token_pool.req_to_token
+        self._parts = [
+            Part(rows, table[place, :length].long(), causal_mask(rows, length))
+            for rows, place, length in zip(new, places, lengths, strict=True)
+        ]
 
     def forward_extend(
         self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True
     ) -> torch.Tensor | Any:
         if not _is_plain(layer):
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
-        if save_kv_cache:
-            self._save(k, v, layer, forward_batch)
-        return self._attend(q, layer, forward_batch, forward_batch.extend_seq_lens.tolist())
+        return self._attend(q, k, v, layer, forward_batch.out_cache_loc if save_kv_cache else None)
 
     def forward_decode(
         self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True
     ) -> torch.Tensor | Any:
         if not _is_plain(layer):
             return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
-        if save_kv_cache:
-            self._save(k, v, layer, forward_batch)
-        return self._attend(q, layer, forward_batch, [1] * len(forward_batch.seq_lens))
+        return self._attend(q, k, v, layer, forward_batch.out_cache_loc if save_kv_cache else None)
 
-    def _save(self, k: Any, v: Any, layer: Any, forward_batch: Any) -> None:
-        self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
-
-    def _attend(self, q: torch.Tensor, layer: Any, forward_batch: Any, new: list[int]) -> torch.Tensor:
-        """float[rows, heads * dim]; `new` rows belong to each sequence, and each sees its sequence up to itself."""
+    def _attend(self, q: torch.Tensor, k: Any, v: Any, layer: Any, save_at: torch.Tensor | None) -> torch.Tensor:
+        """float[rows, heads * dim], after K and V of the new rows are saved."""
         pool = self.token_to_kv_pool
+        if save_at is not None and k is not None:
+            pool.set_kv_buffer(layer, KVWriteLoc(save_at, None), k, v)
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-        lengths, places = forward_batch.seq_lens.tolist(), forward_batch.req_pool_indices.tolist()
         queries = q.reshape(-1, layer.tp_k_head_num, layer.tp_q_head_num // layer.tp_k_head_num, layer.qk_head_dim)
-        outputs = []
-        for query, place, length in zip(torch.split(queries, new), places, lengths, strict=True):
-            slots = self.req_to_token_pool.req_to_token[place, :length]
-            outputs.append(attend(query, keys[slots], values[slots], layer.scaling))
-        return torch.cat(outputs).reshape(sum(new), -1)
+        outputs = [
+            attend(
+                query, keys.index_select(0, part.slots), values.index_select(0, part.slots), part.mask, layer.scaling
+            )
+            for query, part in zip(torch.split(queries, [part.new for part in self._parts]), self._parts, strict=True)
+        ]
+        return torch.cat(outputs).reshape(q.shape[0], -1)
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Causal attention of a sequence's last rows: float[rows, kv heads, group, dim].
+def causal_mask(rows: int, tokens: int) -> torch.Tensor | None:
+    """bool[rows, tokens]: the last `rows` tokens of a sequence see it up to themselves."""
+    return None if rows == 1 else torch.ones(rows, tokens, dtype=torch.bool).tril(tokens - rows)
 
-    `query` float[rows, kv heads, group, dim]; `keys` and `values` [tokens, kv heads, dim] of any dtype, rows <= tokens.
+
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """float[rows, kv heads, group, dim] of one sequence.
+
+    `query` float[rows, kv heads, group, dim]; `keys` and `values` [tokens, kv heads, dim], of any dtype; `mask`
+    bool[rows, tokens], or None for one row.
     """
-    rows, kv_heads, group, _ = query.shape
-    tokens = keys.shape[0]
-    # KV heads become the batch, the heads of a group share them without a copy.
-    keys, values = (
-        each.to(query.dtype).transpose(0, 1).unsqueeze(1).expand(kv_heads, group, tokens, each.shape[-1])
-        for each in (keys, values)
-    )
-    # SDPA's own causal mask is for a square of rows and tokens; there it skips half of the work.
-    is_square = rows == tokens
-    mask = None if is_square or rows == 1 else torch.ones(rows, tokens, dtype=torch.bool).tril(tokens - rows)
-    out = scaled_dot_product_attention(
-        query.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=is_square, scale=scaling
-    )
+    keys, values = (each.to(query.dtype).transpose(0, 1) for each in (keys, values))
+    if mask is None:
+        # The heads of a group are the rows of one product: eight times faster than a product for each head.
+        return scaled_dot_product_attention(query, keys[None], values[None], scale=scaling)
+    # KV heads become the batch, and the heads of a group share them without a copy.
+    shape = (-1, query.shape[2], -1, -1)
+    keys, values = keys.unsqueeze(1).expand(shape), values.unsqueeze(1).expand(shape)
+    out = scaled_dot_product_attention(query.permute(1, 2, 0, 3), keys, values, attn_mask=mask, scale=scaling)
     return out.permute(2, 0, 1, 3)
 
 

@@ -25,7 +25,7 @@ class TargetSettings(ServiceSettings):
     device: Annotated[str, Field(description="a torch device type: cpu, cuda, ...")] = "cpu"
     context_tokens: Annotated[int | None, Field(ge=8, description="prompt plus answer; the model's if unset")] = None
     kv_pool_tokens: Annotated[int | None, Field(ge=64, description="KV slots; CPU 65536, else what fits")] = None
-    prefill_chunk_tokens: Annotated[int, Field(ge=16, description="prompt tokens read in one step")] = 1024
+    prefill_chunk_tokens: Annotated[int, Field(ge=16, description="prompt tokens read in one step")] = 512
     attention_backend: Annotated[str | None, Field(description="SGLang's name; what suits the device if unset")] = None
     threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU; all cores if unset")] = None
     max_running: Annotated[int, Field(ge=1, description="requests that are generated together")] = 16

@@ -27,7 +27,7 @@ class SglangOptions:
     device: str = "cpu"
     context_tokens: int | None = None
     kv_pool_tokens: int | None = None
-    prefill_chunk_tokens: int = 1024
+    prefill_chunk_tokens: int = 512
     attention_backend: str | None = None
     threads: int | None = None
     max_running: int = 16
