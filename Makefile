@@ -26,8 +26,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	@echo "== installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "presift needs Python 3.11 or newer")'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r $(LOCK)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $(LOCK)
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
 models: $(STAMP) ## fetch the small model that the tests use
