@@ -76,20 +76,8 @@ def show(answers: list[Generation]) -> None:
     console = Console(width=150)
     console.print(f"[bold]{DOCUMENT.name}[/]: {QUESTION}")
     table = Table()
-    for heading in (
-        "run",
-        "route",
-        "prompt",
-        "kept",
-        "cache",
-        "coverage",
-        "draft ms",
-        "KV reused",
-        "target TTFT ms",
-        "TTFT ms",
-    ):
-        table.add_column(heading, justify="right" if heading not in ("run", "route", "cache") else "left")
-    table.add_column("answer")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("run", "route", "cache", "answer") else "right")
     for (title, _), answer in zip(RUNS, answers, strict=True):
         decision, usage = answer.decision, answer.usage
         coverage = "-" if decision.coverage is None else f"{decision.coverage:.2f}"

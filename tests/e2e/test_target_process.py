@@ -38,6 +38,7 @@ class Service:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, "TMPDIR": str(log.parent)},
             )
 
     def address(self) -> str:
@@ -56,6 +57,10 @@ class Service:
             if entry.name.isdigit() and self._is_member(entry):
                 found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         return found
+
+    def files(self) -> set[str]:
+        """What is left in the service's own temporary folder."""
+        return {path.name for path in self.log.parent.iterdir()} - {self.log.name}
 
     def stop(self, timeout_s: float = 60.0) -> int:
         self.process.terminate()
@@ -120,6 +125,7 @@ def test_smollm2_answers_like_transformers_then_drains_and_leaves_nothing(smollm
             last = list(call)[-1]
             assert service.process.wait(60) == 0
         assert service.members() == {}
+        assert service.files() == set()
     assert len(READY.findall(service.log.read_text())) == 1
     assert last.usage.completion_tokens == 40
     assert answer == greedy(smollm2, ids, 32)

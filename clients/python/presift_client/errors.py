@@ -1,7 +1,7 @@
 """The client's errors and the one table from gRPC statuses to them.
 
 PresiftError
-├── InvalidRequest          INVALID_ARGUMENT: `field`, `value`, `limit` say what is wrong
+├── InvalidRequest          INVALID_ARGUMENT: `field`, `value`, `limit` say what is wrong; or too large a message
 │   └── PromptTooLong
 ├── BudgetExceeded          FAILED_PRECONDITION, only if strict
 ├── RouteUnsupported        FAILED_PRECONDITION
@@ -85,6 +85,9 @@ class InternalError(PresiftError):
     """A defect of the service."""
 
 
+# How gRPC itself refuses a message over the size limit; it sends no reason.
+_TOO_LARGE = "message larger than max"
+
 _BY_REASON: dict[str, type[PresiftError]] = {
     "PROMPT_TOO_LONG": PromptTooLong,
     "BUDGET_EXCEEDED": BudgetExceeded,
@@ -104,7 +107,10 @@ def error_of(failure: grpc.RpcError) -> PresiftError:
     code = failure.code()
     details = _details(failure)
     kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, InternalError)
-    return kind(failure.details() or code.name, code, details)
+    text = failure.details() or code.name
+    if kind is Overloaded and _TOO_LARGE in text:
+        kind = InvalidRequest  # coming back later would not help
+    return kind(text, code, details)
 
 
 def _details(failure: grpc.RpcError) -> Details:

@@ -41,8 +41,8 @@ def up(
     cache_url: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
     ] = None,
-    compress_above: Annotated[int, typer.Option(help="prompts up to this many tokens are read in full")] = 4096,
-    capacity: Annotated[int, typer.Option(help="prompt tokens to keep where the caller sets no budget")] = 1024,
+    compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    capacity: Annotated[int | None, typer.Option(help="prompt tokens to keep where no budget is set")] = None,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
     # Imported here: `presift generate` needs none of it.
@@ -63,7 +63,7 @@ def up(
         logs=home / "logs",
         listen=listen,
         cache_url=cache_url,
-        orchestrator_flags=["--compress-above-tokens", str(compress_above), "--capacity", str(capacity)],
+        orchestrator_flags=_flags(compress_above_tokens=compress_above, capacity=capacity),
     )
     raise typer.Exit(run_until_stopped(options, say))
 
@@ -132,6 +132,12 @@ def models(
         table.add_row("served as target", served.target.id)
         table.add_row("served as draft", served.draft.id if served.draft else "none")
     Console().print(table)
+
+
+def _flags(**given: int | None) -> list[str]:
+    """What was not given stays at the service's own setting, its variables included."""
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None)
+    return [part for pair in pairs for part in pair]
 
 
 def _say(line: str) -> None:

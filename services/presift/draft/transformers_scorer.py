@@ -44,7 +44,7 @@ class TransformersScorer:
         self._head = self._model.get_output_embeddings()
         self._new_cache = DynamicCache
         self._end_ids = _end_ids(self._model)
-        self._info = _info(folder, config.get_text_config(decoder=True))
+        self._info = _info(folder, dtype, config.get_text_config(decoder=True))
 
     @property
     def info(self) -> ModelInfo:
@@ -131,10 +131,11 @@ def _end_ids(model: Any) -> frozenset[int]:
     return frozenset(ids if isinstance(ids, list) else () if ids is None else (ids,))
 
 
-def _info(folder: ModelFolder, config: Any) -> ModelInfo:
+def _info(folder: ModelFolder, dtype: str, config: Any) -> ModelInfo:
     return ModelInfo(
         id=folder.id,
-        revision=folder.revision,
+        # Rounding moves importance, so another dtype is another model to whoever keeps masks.
+        revision=f"{folder.revision}-{dtype}",
         tokenizer_fingerprint=folder.tokenizer_fingerprint,
         context_tokens=config.max_position_embeddings,
         layers=config.num_hidden_layers,

@@ -49,8 +49,8 @@ async def serve(settings: OrchestratorSettings) -> bool:
     draft = RemoteDraft(settings.draft_address, message_bytes)
     target = RemoteTarget(settings.target_address, message_bytes)
     salt = settings.tenant_salt.get_secret_value()
-    models = Models(draft, target)
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
+    models = Models(draft, target, tokenizer.fingerprint())
     compressor = Compressor(draft, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
     pipeline = Pipeline(Planner(tokenizer, models, compressor, defaults), tokenizer, models, target, salt=salt)
     server = GrpcServer(

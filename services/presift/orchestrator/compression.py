@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -76,8 +77,12 @@ class Compressor:
 
     async def _find(self, digest: str, tokens: Tokenized, policy: SpecPc, draft: ModelInfo) -> _Found:
         started = time.perf_counter()
-        with span("cache"):
-            held = await self._store.get(digest) or await self._lease.claim(digest)
+        try:
+            with span("cache"):
+                held = await self._store.get(digest) or await self._lease.claim(digest)
+        except asyncio.CancelledError:
+            await self._lease.release(digest)  # it may have been claimed just now
+            raise
         looked_up = time.perf_counter()
         cache_ms = (looked_up - started) * 1000
         # A value that verifies but breaks a rule (another version's, say) must not be met again until its TTL ends.

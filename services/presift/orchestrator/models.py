@@ -15,22 +15,25 @@ log = logging.getLogger(__name__)
 class Models:
     """Knows the target (a must) and the draft (None while it is away or does not fit)."""
 
-    def __init__(self, draft: Draft, target: Target, retry_s: float = 1.0) -> None:
+    def __init__(self, draft: Draft, target: Target, tokenizer_fingerprint: str = "", *, retry_s: float = 1.0) -> None:
         self._draft = draft
         self._target = target
+        self._tokenizer_fingerprint = tokenizer_fingerprint
         self._retry_s = retry_s
         self._refresh: asyncio.Task[None] | None = None
         self.draft: ModelInfo | None = None
         self.target: TargetInfo | None = None
 
     async def connect(self) -> TargetInfo:
-        """Wait for the target and look for the draft. Raises VocabularyMismatch, naming both fingerprints."""
+        """Wait for the target and look for the draft. Raises VocabularyMismatch, naming both fingerprints, if either
+        the draft or our own tokenizer reads other token ids."""
         while self.target is None:
             try:
                 self.target = await self._target.info()
             except PresiftError as error:
                 log.info("waiting for the target: %s", error.message)
                 await asyncio.sleep(self._retry_s)
+        check_tokenizer(self._tokenizer_fingerprint, self.target.model)
         try:
             self.draft = await self._matching_draft(self.target)
         except VocabularyMismatch:
@@ -74,6 +77,17 @@ class Models:
         if self.draft is None:
             raise DraftUnavailable("no draft is connected")
         return self.draft
+
+
+def check_tokenizer(tokenizer_fingerprint: str, target: ModelInfo) -> None:
+    """Raise VocabularyMismatch unless the orchestrator's own tokenizer, if it has one, is the target's."""
+    if tokenizer_fingerprint and tokenizer_fingerprint != target.tokenizer_fingerprint:
+        raise VocabularyMismatch(
+            f"the orchestrator's tokenizer ({tokenizer_fingerprint}) is not that of target {target.id} "
+            f"({target.tokenizer_fingerprint or 'no tokenizer'})",
+            orchestrator=tokenizer_fingerprint,
+            target=target.tokenizer_fingerprint,
+        )
 
 
 def check_vocabulary(draft: ModelInfo, target: ModelInfo) -> None:

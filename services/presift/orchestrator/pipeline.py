@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -59,22 +60,22 @@ class Pipeline:
         Raises what `plan` raises, and what the target port raises.
         """
         started = time.perf_counter()
-        plan = await self.plan(request)
+        plan = await self.plan(request, time_left_s)
         yield plan.decision
         left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
         async with aclosing(self._decode(plan, request, left, started)) as events:
             async for event in events:
                 yield event
 
-    async def plan(self, request: Request) -> Plan:
+    async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
         """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
-        return await self._planner.plan(request, self.target_info())
+        return await self._planner.plan(request, self.target_info(), time_left_s)
 
     async def explain(self, request: Request) -> tuple[Decision, list[ExplainedSpan]]:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
         plan = await self._planner.explain(request, self.target_info())
         prompt = request.prompt
-        offsets = None if isinstance(prompt, TokenIds) else self._tokenizer.offsets(prompt)
+        offsets = None if isinstance(prompt, TokenIds) else await asyncio.to_thread(self._tokenizer.offsets, prompt)
         return plan.decision, explain(plan, offsets)
 
     def target_info(self) -> TargetInfo:
@@ -94,10 +95,10 @@ class Pipeline:
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - started) * 1000
+                    ttft_ms = ttft_ms or now_ms  # an answer may be a stop token alone
                     if isinstance(event, Usage):
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
-                        ttft_ms = ttft_ms or now_ms
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)

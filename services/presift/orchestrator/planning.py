@@ -4,6 +4,7 @@ unless the full prompt cannot fit.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -32,6 +33,9 @@ from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import span
 
+# Of the caller's deadline: what is left must do for reading the prompt in full.
+DRAFT_SHARE = 0.5
+
 log = logging.getLogger(__name__)
 
 # First match wins; any other trouble counts as unavailability.
@@ -53,7 +57,7 @@ class Planner:
         self._compressor = compressor
         self._defaults = defaults
 
-    async def plan(self, request: Request, target: TargetInfo) -> Plan:
+    async def plan(self, request: Request, target: TargetInfo, time_left_s: float | None = None) -> Plan:
         """Raises InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full
         prompt cannot fit (or may not: `strict`)."""
         tokens, tokenize_ms = await self._tokenize(request, target)
@@ -61,7 +65,7 @@ class Planner:
         choice = choose(request.route, request.budget, facts, self._defaults)
         compressed = None
         if choice.policy is not None:
-            choice, compressed = await self._compress(choice, tokens, facts, request.budget)
+            choice, compressed = await self._compress(choice, tokens, facts, request.budget, time_left_s)
         plan = _plan(choice, compressed, tokens, target, tokenize_ms)
         _count(plan.decision)
         return plan
@@ -101,12 +105,16 @@ class Planner:
         )
 
     async def _compress(
-        self, choice: Choice, tokens: Tokenized, facts: Facts, budget: Budget
+        self, choice: Choice, tokens: Tokenized, facts: Facts, budget: Budget, left_s: float | None
     ) -> tuple[Choice, Compressed | None]:
         try:
             draft = self._models.known_draft()
             choice = self._for_draft(choice, draft)
-            return choice, await self._compressor.compress(tokens, _policy(choice), draft)
+            async with asyncio.timeout(None if left_s is None else left_s * DRAFT_SHARE):
+                return choice, await self._compressor.compress(tokens, _policy(choice), draft)
+        except TimeoutError:
+            late = DeadlineExceeded(f"no mask after {DRAFT_SHARE:.0%} of the time that the caller gave")
+            return self._in_full(late, facts, budget), None
         except PresiftError as error:
             return self._in_full(error, facts, budget), None
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
+from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
 from presift.orchestrator.protection import Range, compressible, framed, template_messages
 from presift.orchestrator.request import Chat, Prompt, Text, TokenIds
@@ -52,6 +53,10 @@ class PromptTokenizer:
         self._memory: OrderedDict[bytes, Tokenized] = OrderedDict()
         self._memory_tokens = memory_tokens
         self._held_tokens = 0
+
+    def fingerprint(self) -> str:
+        """As ModelInfo's; empty without a tokenizer."""
+        return "" if self._backend is None else fingerprint(self._backend.to_str().encode())
 
     @property
     def backend(self) -> Tokenizer | None:
@@ -150,6 +155,7 @@ def _tools(chat: Chat) -> list[Any]:
     for number, tool in enumerate(chat.tools_json):
         try:
             tools.append(json.loads(tool))
+            json.dumps(tools[-1], ensure_ascii=False).encode()  # as templates write it; lone surrogates have no UTF-8
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"prompt.chat.tools_json[{number}]", "not JSON", "a JSON object") from error
         if not isinstance(tools[-1], dict):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from presift.core.errors import InvalidRequest
-from presift.target.engine import GenerateRequest
 from presift.target.model_folder import ModelFolder
 
 _CPU_KV_POOL_TOKENS = 65_536
@@ -92,19 +91,3 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
         environment.setdefault(name, value)
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)
-
-
-def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
-    """SGLang's `sampling_params` of a request."""
-    sampling = request.sampling
-    return {
-        "max_new_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": -1 if sampling.top_k is None else sampling.top_k,
-        # SGLang's seeds are signed.
-        "sampling_seed": None if sampling.seed is None else sampling.seed - (sampling.seed >> 63 << 64),
-        "stop": list(sampling.stop),
-        "stop_token_ids": list(sampling.stop_token_ids),
-        "ignore_eos": sampling.ignore_eos,
-    }

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from presift.core.errors import InternalError, TargetUnavailable
+from presift.core.errors import TargetUnavailable
 from presift.core.plan import ModelInfo, Route
 from presift.target import sglang_processes
-from presift.target.engine import Engine, EngineInfo, Event, Finished, FinishReason, GenerateRequest, Tokens
-from presift.target.sglang_arguments import SglangOptions, sampling_arguments, server_arguments, set_environment
+from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
+from presift.target.sglang_arguments import SglangOptions, server_arguments, set_environment
+from presift.target.sglang_messages import events_of, to_sglang
 from presift.target.torchvision_ops import declare_missing
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ class SglangEngine(Engine):
         if self._death.done():
             raise TargetUnavailable(f"the engine is gone: {self._death.result()}")
         # Closing SGLang's generator aborts the request in the scheduler.
-        async with aclosing(self._manager.generate_request(_to_sglang(request))) as answers:
+        async with aclosing(self._manager.generate_request(to_sglang(request))) as answers:
             async for answer in answers:
-                for event in _events(answer):
+                for event in events_of(answer):
                     yield event
 
     async def died(self) -> str:
@@ -83,13 +83,15 @@ class SglangEngine(Engine):
         while self._launching and not self._launching.done():
             self._end_children()
             await asyncio.wait([self._launching], timeout=0.2)
-        if self._launching and not self._launching.exception():
-            self._manager = self._launching.result().tokenizer_manager
+        engine = self._launching.result() if self._launching and not self._launching.exception() else None
+        if engine:
             # It would report the ends below as crashes.
-            self._manager._subprocess_watchdog.stop()
+            engine.tokenizer_manager._subprocess_watchdog.stop()
         if self._receiving:
             self._receiving.cancel()
         self._end_children()
+        if engine:
+            sglang_processes.remove_files(engine)
         self._loop.remove_signal_handler(signal.SIGQUIT)
 
     def _launch(self) -> Any:
@@ -139,35 +141,3 @@ class SglangEngine(Engine):
 
     def _end_children(self) -> None:
         sglang_processes.end(sglang_processes.children() - self._foreign)
-
-
-def _to_sglang(request: GenerateRequest) -> Any:
-    from sglang.srt.managers.io_struct import GenerateReqInput  # noqa: PLC0415 - loaded by now
-
-    return GenerateReqInput(
-        input_ids=request.token_ids.tolist(),
-        sampling_params=sampling_arguments(request),
-        cache_salt=request.cache_salt or None,
-        rid=uuid.uuid4().hex,
-        stream=True,
-    )
-
-
-def _events(answer: dict[str, Any]) -> Iterator[Event]:
-    meta, token_ids = answer["meta_info"], answer["output_ids"]
-    reason = meta["finish_reason"]
-    if reason and reason["type"] == "abort":
-        raise _aborted(reason)
-    if reason and token_ids and token_ids[-1] == reason.get("matched"):
-        token_ids = token_ids[:-1]
-    if token_ids:
-        yield Tokens(tuple(token_ids))
-    if reason:
-        end = FinishReason(reason["type"])
-        yield Finished(meta["prompt_tokens"], meta["cached_tokens"], meta["completion_tokens"], end)
-
-
-def _aborted(reason: dict[str, Any]) -> TargetUnavailable | InternalError:
-    if reason.get("status_code") == 400:
-        return InternalError("SGLang refused a request that presift had found valid")
-    return TargetUnavailable(str(reason.get("message") or "the request was aborted inside the engine"))

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 from presift.target.torchvision_ops import declare_missing
@@ -99,6 +100,17 @@ def end(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: flo
         process.kill()
     for process in processes:
         process.join(timeout_s)
+
+
+def remove_files(engine: Any) -> None:
+    """Remove the sockets and the shared memory of an engine whose processes have ended; SGLang leaves them."""
+    from sglang.srt.managers.load_snapshot import shm_path_for  # noqa: PLC0415 - loaded by now
+
+    ports = engine.port_args
+    names = [getattr(ports, name) for name in dir(ports) if name.endswith("_ipc_name")]
+    sockets = [name.removeprefix("ipc://") for name in names if isinstance(name, str) and name.startswith("ipc://")]
+    for path in (*sockets, shm_path_for(ports.instance_id)):
+        Path(path).unlink(missing_ok=True)
 
 
 def end_tracker() -> None:

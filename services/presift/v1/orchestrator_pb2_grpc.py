@@ -63,7 +63,8 @@ class OrchestratorServiceServicer:
         INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
         RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
-        UNAVAILABLE: TARGET_UNAVAILABLE. Trouble on the draft's or the cache's side is never an error: see Decision.reason.
+        UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+        All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -71,8 +72,8 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Explain makes the same decision without generating and says what would be kept. Always asks the draft for importance.
-        A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+        """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+        Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

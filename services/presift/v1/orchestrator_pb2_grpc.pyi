@@ -40,12 +40,13 @@ class OrchestratorServiceStub:
     INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
     RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
-    UNAVAILABLE: TARGET_UNAVAILABLE. Trouble on the draft's or the cache's side is never an error: see Decision.reason.
+    UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+      All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]
-    """Explain makes the same decision without generating and says what would be kept. Always asks the draft for importance.
-    A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+    """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+    Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
@@ -62,12 +63,13 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
     RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
-    UNAVAILABLE: TARGET_UNAVAILABLE. Trouble on the draft's or the cache's side is never an error: see Decision.reason.
+    UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+      All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Explain makes the same decision without generating and says what would be kept. Always asks the draft for importance.
-    A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+    """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+    Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]  # type: ignore[assignment]
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
@@ -87,7 +89,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
         RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
-        UNAVAILABLE: TARGET_UNAVAILABLE. Trouble on the draft's or the cache's side is never an error: see Decision.reason.
+        UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+          All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
         """
 
@@ -97,8 +100,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ExplainResponse, _abc.Awaitable[_orchestrator_pb2.ExplainResponse]]:
-        """Explain makes the same decision without generating and says what would be kept. Always asks the draft for importance.
-        A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+        """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+        Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod

@@ -60,3 +60,9 @@ def test_what_a_proxy_sends(code, kind, raw):
 
 def test_a_failure_without_words_is_named_after_its_status():
     assert str(error_of(failure(grpc.StatusCode.UNAVAILABLE, details=""))) == "UNAVAILABLE"
+
+
+def test_a_message_over_the_size_limit_is_no_overload():
+    text = "SERVER: Received message larger than max (104857600 vs. 67108864)"
+    error = error_of(failure(grpc.StatusCode.RESOURCE_EXHAUSTED, None, text))
+    assert type(error) is pc.InvalidRequest and str(error) == text

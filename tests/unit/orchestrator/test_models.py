@@ -119,3 +119,12 @@ def test_vocabularies(draft, target, fits):
     else:
         with pytest.raises(VocabularyMismatch):
             check_vocabulary(*pair)
+
+
+async def test_a_tokenizer_of_another_model_is_refused():
+    target = Service(TargetInfo(TARGET, frozenset({Route.FULL})))
+    wrong = Models(Service(TARGET), target, "another fingerprint", retry_s=0.001)
+    with pytest.raises(VocabularyMismatch, match="another fingerprint") as refusal:
+        await wrong.connect()
+    assert refusal.value.details["target"] == TARGET.tokenizer_fingerprint
+    await Models(Service(TARGET), target, TARGET.tokenizer_fingerprint, retry_s=0.001).connect()

@@ -13,7 +13,7 @@ class SpecPc:
     """Hyper-parameters of SpecPC; all counts in tokens.
 
     The defaults are not the authors' (window 64, kernel 64, neighbors 64, start_layer 8): those are too coarse below a
-    capacity of about 512; see ops/decisions. Raises InvalidRequest.
+    capacity of about 512; what the orchestrator sends is in ops/decisions/0004. Raises InvalidRequest.
     """
 
     capacity: int
