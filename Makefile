@@ -68,8 +68,11 @@ protos-check: $(STAMP)
 	@for f in $(VENV)/protos/presift/v1/*; do cmp -s $$f services/presift/v1/$$(basename $$f) \
 		|| { echo "services/presift/v1/$$(basename $$f) is not what protos/ generate: run make protos"; exit 1; }; done
 
-bench: demo-models ## run the benchmarks (tests/bench/README says what each measures)
-	@for b in tests/bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: demo-models ## run the benchmarks (tests/bench/README.md says what each measures)
+	$(BIN)/python tests/bench/draft_scoring.py time --model "$(PRESIFT_HOME)/models/qwen2.5-coder-0.5b-instruct"
+	$(BIN)/python tests/bench/draft_scoring.py memory
+	$(BIN)/python tests/bench/orchestrator_overhead.py
+	$(BIN)/python tests/bench/cache_roundtrip.py
 
 clean: ## remove .venv (models in PRESIFT_HOME stay)
 	rm -rf $(VENV)
