@@ -159,3 +159,13 @@ def test_the_command_answers_about_a_file(stack: LocalStack, tmp_path: Path) -> 
     answer = json.loads(done.stdout)
     assert answer["decision"]["route"] == "spec_pc"
     assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_the_example_runs(stack: LocalStack, tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(document(4), encoding="utf-8")
+    example = Path(__file__).parents[2] / "clients" / "python" / "examples" / "ask_a_document.py"
+    command = [sys.executable, str(example), str(path), "When was the lamp cleaned?", stack.address]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("spec_pc, kept 512 of ")
+    assert "first token after" in done.stdout

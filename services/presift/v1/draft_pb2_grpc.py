@@ -57,7 +57,8 @@ class DraftServiceServicer:
 
         INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
         hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-        FAILED_PRECONDITION: the policy is not supported by this draft (ROUTE_UNSUPPORTED).
+        FAILED_PRECONDITION: the policy is not supported by this draft (ROUTE_UNSUPPORTED), or protected spans and window
+        exceed its capacity (BUDGET_EXCEEDED).
         RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
         UNAVAILABLE: starting or draining. Retry.
         CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
