@@ -27,16 +27,18 @@ from rich.table import Table
 from presift.cache.embedded import embedded_cache
 from presift.cli.process import ServiceProcess
 from presift.cli.settings import CliSettings
+from presift.core.fingerprint import fingerprint
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 from presift_client import Client, Delta, Usage
 
 ROUNDS = 60
 TOKENIZER = CliSettings().home / "models" / "qwen2.5-coder-0.5b-instruct"
+FINGERPRINT = fingerprint((TOKENIZER / "tokenizer.json").read_bytes())
 
 
-def model(fingerprint: str) -> plan_pb2.ModelInfo:
+def model() -> plan_pb2.ModelInfo:
     return plan_pb2.ModelInfo(
-        id="bench", revision="1", tokenizer_fingerprint=fingerprint, context_tokens=1 << 20, layers=24, kv_heads=2,
+        id="bench", revision="1", tokenizer_fingerprint=FINGERPRINT, context_tokens=1 << 20, layers=24, kv_heads=2,
         vocabulary_size=151_936,
     )  # fmt: skip
 
@@ -52,10 +54,10 @@ class KeepLast(draft_pb2_grpc.DraftServiceServicer):
         free = capacity - int(kept.sum())
         kept[[index for index in range(tokens - 1, -1, -1) if not kept[index]][:free]] = True
         mask = plan_pb2.TokenMask(prompt_tokens=tokens, kept=np.packbits(kept, bitorder="little").tobytes())
-        return draft_pb2.ScoreResponse(token_mask=mask, coverage=0.9, model=model(""))
+        return draft_pb2.ScoreResponse(token_mask=mask, coverage=0.9, model=model())
 
     async def GetInfo(self, request: Any, context: Any) -> draft_pb2.DraftServiceGetInfoResponse:
-        return draft_pb2.DraftServiceGetInfoResponse(model=model(""), supported_routes=[plan_pb2.ROUTE_SPEC_PC])
+        return draft_pb2.DraftServiceGetInfoResponse(model=model(), supported_routes=[plan_pb2.ROUTE_SPEC_PC])
 
 
 class AnswerAtOnce(target_pb2_grpc.TargetServiceServicer):
@@ -71,7 +73,7 @@ class AnswerAtOnce(target_pb2_grpc.TargetServiceServicer):
 
     async def GetInfo(self, request: Any, context: Any) -> target_pb2.TargetServiceGetInfoResponse:
         routes = [plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC]
-        return target_pb2.TargetServiceGetInfoResponse(model=model(""), supported_routes=routes)
+        return target_pb2.TargetServiceGetInfoResponse(model=model(), supported_routes=routes)
 
 
 async def serve() -> None:
