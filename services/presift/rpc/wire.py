@@ -65,15 +65,25 @@ def policy_from_wire(policy: plan_pb2.Policy) -> Policy:
     raise InvalidRequest("policy", "unset", "one of spec_pc, spec_kv, spec_kv_pc")
 
 
+def spec_kv_from_wire(policy: plan_pb2.SpecKv) -> SpecKv:
+    """The policy with unset fields at their defaults. Raises InvalidRequest."""
+    return _values_from_wire(SpecKv, policy)
+
+
+def spec_kv_to_wire(policy: SpecKv) -> plan_pb2.SpecKv:
+    """The policy with every field set."""
+    return plan_pb2.SpecKv(**_values_to_wire(policy))
+
+
 def policy_to_wire(policy: Policy) -> plan_pb2.Policy:
     """The policy with every field set."""
     if isinstance(policy, SpecPc):
         return plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(**_values_to_wire(policy)))
     if isinstance(policy, SpecKv):
-        return plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(**_values_to_wire(policy)))
+        return plan_pb2.Policy(spec_kv=spec_kv_to_wire(policy))
     prompt = plan_pb2.SpecPc(**_values_to_wire(policy.prompt))
     return plan_pb2.Policy(
-        spec_kv_pc=plan_pb2.SpecKvPc(prompt=prompt, kv=plan_pb2.SpecKv(**_values_to_wire(policy.kv)))
+        spec_kv_pc=plan_pb2.SpecKvPc(prompt=prompt, kv=spec_kv_to_wire(policy.kv))
     )
 
 
@@ -120,16 +130,26 @@ def model_from_wire(model: plan_pb2.ModelInfo) -> ModelInfo:
 
 
 def _values_from_wire(kind: type[T], message: Any) -> T:
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(kind):
         value = getattr(message, field.name)
         if field.name in _ENUMS:
             value = _enum_from_wire(field.name, value)
+        elif field.name == "mask":
+            value = _mask_from_wire(message) if message.HasField("mask") else None
         elif field.name != "capacity" and not message.HasField(field.name):
             value = None
         if value is not None:
             values[field.name] = value
     return kind(**values)
+
+
+def _mask_from_wire(policy: plan_pb2.SpecKv) -> SpecPc:
+    mask = plan_pb2.SpecPc()
+    mask.CopyFrom(policy.mask)
+    # The policy's own are used; these only have to hold, and to be the same for the same policy.
+    mask.capacity, mask.window = max(1, policy.capacity), 1
+    return _values_from_wire(SpecPc, mask)
 
 
 def _enum_from_wire(name: str, number: int) -> Any:
@@ -145,4 +165,6 @@ def _values_to_wire(policy: SpecPc | SpecKv) -> dict[str, Any]:
     for name, table in _ENUMS.items():
         if name in values:
             values[name] = next(wire for wire, value in table.items() if value is values[name])
+    if values.get("mask") is not None:
+        values["mask"] = plan_pb2.SpecPc(**_values_to_wire(values["mask"]))
     return values

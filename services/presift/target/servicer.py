@@ -53,6 +53,21 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 if not finished:
                     metrics.count("presift.target.aborted")
 
+    async def Prefill(
+        self, request: target_pb2.PrefillRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> target_pb2.PrefillResponse:
+        engine, clock = self._ready(), _Clock()
+        # One token is the least that an engine generates; it is not read again.
+        sampling = Sampling(max_new_tokens=1, ignore_eos=True)
+        parsed = GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
+        check_fits(parsed, engine.info)
+        with self._admission.admit(), span("prefill"):
+            async with aclosing(engine.generate(parsed)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        return target_pb2.PrefillResponse(cached_tokens=event.cached_tokens, total_ms=clock.now_ms())
+        raise TargetUnavailable("the engine ended the prefill early")
+
     async def GetInfo(
         self, request: target_pb2.TargetServiceGetInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> target_pb2.TargetServiceGetInfoResponse:

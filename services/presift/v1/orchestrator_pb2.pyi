@@ -104,16 +104,30 @@ class Budget(_message.Message):
     def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., strict: _Optional[bool] = ..., compress_above_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "sampling", "budget", "route")
+    __slots__ = ("prompt", "sampling", "budget", "route", "kv")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     sampling: _target_pb2.Sampling
     budget: Budget
     route: _plan_pb2.Route
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_target_pb2.Sampling, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ...) -> None: ...
+    kv: KvOptions
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_target_pb2.Sampling, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ...) -> None: ...
+
+class KvOptions(_message.Message):
+    __slots__ = ("selection", "keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FULL_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    selection: _plan_pb2.KvSelection
+    keep_full_prefix: bool
+    lookahead_tokens: int
+    continue_prompt_tokens: int
+    def __init__(self, selection: _Optional[_Union[_plan_pb2.KvSelection, str]] = ..., keep_full_prefix: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., continue_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("decision", "delta", "usage")
@@ -126,7 +140,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., delta: _Optional[_Union[TextDelta, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms")
+    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +156,9 @@ class Decision(_message.Message):
     TOKENIZE_MS_FIELD_NUMBER: _ClassVar[int]
     CACHE_MS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FULL_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    CONTINUED_FIELD_NUMBER: _ClassVar[int]
     route: _plan_pb2.Route
     reason: DecisionReason
     detail: str
@@ -157,7 +174,10 @@ class Decision(_message.Message):
     tokenize_ms: float
     cache_ms: float
     draft_ms: float
-    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+    prefill_ms: float
+    keep_full_prefix: bool
+    continued: bool
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("text", "token_ids")
@@ -168,7 +188,7 @@ class TextDelta(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms")
+    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +198,10 @@ class Usage(_message.Message):
     TARGET_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_MS_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_MS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kept_tokens: int
     kv_tokens: int
@@ -187,17 +211,23 @@ class Usage(_message.Message):
     target_ttft_ms: float
     ttft_ms: float
     total_ms: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+    reused_entry: bool
+    score_ms: float
+    publish_ms: float
+    coverage: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("prompt", "budget", "route")
+    __slots__ = ("prompt", "budget", "route", "kv")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     budget: Budget
     route: _plan_pb2.Route
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ...) -> None: ...
+    kv: KvOptions
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
     __slots__ = ("decision", "spans")

@@ -101,7 +101,7 @@ class SpecPc(_message.Message):
     def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., neighbors: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., start_layer: _Optional[int] = ..., weighted_query: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ...) -> None: ...
 
 class SpecKv(_message.Message):
-    __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection")
+    __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection", "mask")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class SpecKv(_message.Message):
     REDUCTION_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     window: int
     pool: Pool
@@ -116,7 +117,8 @@ class SpecKv(_message.Message):
     reduction: Reduction
     lookahead_tokens: int
     selection: KvSelection
-    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., lookahead_tokens: _Optional[int] = ..., selection: _Optional[_Union[KvSelection, str]] = ...) -> None: ...
+    mask: SpecPc
+    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., lookahead_tokens: _Optional[int] = ..., selection: _Optional[_Union[KvSelection, str]] = ..., mask: _Optional[_Union[SpecPc, _Mapping]] = ...) -> None: ...
 
 class SpecKvPc(_message.Message):
     __slots__ = ("prompt", "kv")

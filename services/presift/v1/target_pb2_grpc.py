@@ -40,6 +40,11 @@ class TargetServiceStub:
                 request_serializer=presift_dot_v1_dot_target__pb2.TargetServiceGenerateRequest.SerializeToString,
                 response_deserializer=presift_dot_v1_dot_target__pb2.TargetServiceGenerateResponse.FromString,
                 _registered_method=True)
+        self.Prefill = channel.unary_unary(
+                '/presift.v1.TargetService/Prefill',
+                request_serializer=presift_dot_v1_dot_target__pb2.PrefillRequest.SerializeToString,
+                response_deserializer=presift_dot_v1_dot_target__pb2.PrefillResponse.FromString,
+                _registered_method=True)
         self.GetInfo = channel.unary_unary(
                 '/presift.v1.TargetService/GetInfo',
                 request_serializer=presift_dot_v1_dot_target__pb2.TargetServiceGetInfoRequest.SerializeToString,
@@ -56,10 +61,21 @@ class TargetServiceServicer:
         retry only while nothing was received.
 
         INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-        (PROMPT_TOO_LONG), or a sampling parameter out of range; ErrorInfo names field, value and limit.
+        (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
+        even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
+        FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
+        or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
         RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
         UNAVAILABLE: starting, draining, or the engine is gone. Retry.
         CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefill(self, request, context):
+        """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
+        no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +95,11 @@ def add_TargetServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=presift_dot_v1_dot_target__pb2.TargetServiceGenerateRequest.FromString,
                     response_serializer=presift_dot_v1_dot_target__pb2.TargetServiceGenerateResponse.SerializeToString,
+            ),
+            'Prefill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefill,
+                    request_deserializer=presift_dot_v1_dot_target__pb2.PrefillRequest.FromString,
+                    response_serializer=presift_dot_v1_dot_target__pb2.PrefillResponse.SerializeToString,
             ),
             'GetInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInfo,
@@ -114,6 +135,33 @@ class TargetService:
             '/presift.v1.TargetService/Generate',
             presift_dot_v1_dot_target__pb2.TargetServiceGenerateRequest.SerializeToString,
             presift_dot_v1_dot_target__pb2.TargetServiceGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/presift.v1.TargetService/Prefill',
+            presift_dot_v1_dot_target__pb2.PrefillRequest.SerializeToString,
+            presift_dot_v1_dot_target__pb2.PrefillResponse.FromString,
             options,
             channel_credentials,
             insecure,

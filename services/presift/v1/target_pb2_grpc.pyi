@@ -38,10 +38,17 @@ class TargetServiceStub:
     retry only while nothing was received.
 
     INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-      (PROMPT_TOO_LONG), or a sampling parameter out of range; ErrorInfo names field, value and limit.
+      (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
+      even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
+    FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
+      or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
     RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
     UNAVAILABLE: starting, draining, or the engine is gone. Retry.
     CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
+    """
+    Prefill: _grpc.UnaryUnaryMultiCallable[_target_pb2.PrefillRequest, _target_pb2.PrefillResponse]
+    """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
+    no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_target_pb2.TargetServiceGetInfoRequest, _target_pb2.TargetServiceGetInfoResponse]
     """GetInfo says which model is served and which routes the running engine supports. A retry is safe."""
@@ -56,10 +63,17 @@ class TargetServiceAsyncStub(TargetServiceStub):
     retry only while nothing was received.
 
     INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-      (PROMPT_TOO_LONG), or a sampling parameter out of range; ErrorInfo names field, value and limit.
+      (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
+      even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
+    FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
+      or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
     RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
     UNAVAILABLE: starting, draining, or the engine is gone. Retry.
     CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
+    """
+    Prefill: _aio.UnaryUnaryMultiCallable[_target_pb2.PrefillRequest, _target_pb2.PrefillResponse]  # type: ignore[assignment]
+    """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
+    no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_target_pb2.TargetServiceGetInfoRequest, _target_pb2.TargetServiceGetInfoResponse]  # type: ignore[assignment]
     """GetInfo says which model is served and which routes the running engine supports. A retry is safe."""
@@ -77,10 +91,23 @@ class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
         retry only while nothing was received.
 
         INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-          (PROMPT_TOO_LONG), or a sampling parameter out of range; ErrorInfo names field, value and limit.
+          (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
+          even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
+        FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
+          or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
         RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
         UNAVAILABLE: starting, draining, or the engine is gone. Retry.
         CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
+        """
+
+    @_abc_1.abstractmethod
+    def Prefill(
+        self,
+        request: _target_pb2.PrefillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_target_pb2.PrefillResponse, _abc.Awaitable[_target_pb2.PrefillResponse]]:
+        """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
+        no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
         """
 
     @_abc_1.abstractmethod

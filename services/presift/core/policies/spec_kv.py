@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from presift.core.errors import InvalidRequest
 from presift.core.policies.fields import KvSelection, Pool, Reduction, at_least, one_of
+from presift.core.policies.spec_pc import SpecPc
 
 
 @dataclass(frozen=True, slots=True)
 class SpecKv:
     """Hyper-parameters of SpecKV; all counts in tokens. Raises InvalidRequest.
 
-    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there.
+    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. `mask` is how the draft draws
+    its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity and window are not read.
     """
 
     capacity: int
@@ -22,6 +24,7 @@ class SpecKv:
     reduction: Reduction = Reduction.MAX
     lookahead_tokens: int = 24
     selection: KvSelection = KvSelection.TARGET_LOOKAHEAD
+    mask: SpecPc | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("lookahead_tokens", 0)):
@@ -32,3 +35,9 @@ class SpecKv:
             raise InvalidRequest("spec_kv.kernel", self.kernel, "odd")
         if self.capacity <= self.window:
             raise InvalidRequest("spec_kv.capacity", self.capacity, f"> window ({self.window})")
+
+    @property
+    def draft_policy(self) -> SpecPc:
+        """What the draft selects by with DRAFT_MASK: the prompt's final token comes on top of capacity and window."""
+        template = self.mask or SpecPc(capacity=self.capacity, window=self.window)
+        return replace(template, capacity=self.capacity + 1, window=self.window + 1)
