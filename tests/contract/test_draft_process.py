@@ -13,7 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2
 
-POLICY = plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64, start_layer=1))
+SPEC_PC = plan_pb2.SpecPc(capacity=64, start_layer=1)
+POLICY = plan_pb2.Policy(spec_pc=SPEC_PC)
+CASCADE = plan_pb2.Policy(
+    spec_kv_pc=plan_pb2.SpecKvPc(prompt=SPEC_PC, kv=plan_pb2.SpecKv(capacity=40, lookahead_tokens=4))
+)
 
 
 @pytest.fixture
@@ -51,12 +55,15 @@ def test_any_folder_is_served_and_drained(start, tiny_model):
         question = health_pb2.HealthCheckRequest(service="presift.v1.DraftService")
         health = health_pb2_grpc.HealthStub(channel).Check(question)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        reply = draft_pb2_grpc.DraftServiceStub(channel).Score(
-            draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=POLICY, lookahead_tokens=4)
-        )
+        stub = draft_pb2_grpc.DraftServiceStub(channel)
+        reply = stub.Score(draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=POLICY, lookahead_tokens=4))
+        cascade = stub.Score(draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=CASCADE))
     assert reply.token_mask.prompt_tokens == 300
     assert len(reply.lookahead_token_ids) == 4
     assert 0 < reply.coverage < 1
+    for same in (reply, cascade):
+        same.ClearField("timings")
+    assert cascade == reply
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     log.seek(0)

@@ -10,16 +10,18 @@ from google.protobuf import any_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from presift.core.errors import InternalError
-from presift.core.masks import TokenMask
-from presift.core.plan import ModelInfo
+from presift.core.masks import KvMask, TokenMask
+from presift.core.plan import ModelInfo, Route
 from presift.draft.scorer import Scored, ScoreTimings
 from presift.draft.servicer import DraftServicer
 from presift.draft.work_queue import WorkQueue
+from presift.rpc import wire
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.v1 import draft_pb2, draft_pb2_grpc, errors_pb2, plan_pb2
 
 INFO = ModelInfo("fake", "r1", "f1", context_tokens=2000, layers=4, kv_heads=2, vocabulary_size=1000)
 NAME = "presift.v1.DraftService"
+BY_TARGET, BY_MASK = plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD, plan_pb2.KV_SELECTION_DRAFT_MASK
 
 
 class FakeScorer:
@@ -115,6 +117,21 @@ def request(ids, capacity=4, lookahead=0, importance=False, spans=(), **policy):
     )
 
 
+PLAIN = plan_pb2.SpecPc(capacity=4, window=2, start_layer=0, kernel=1, neighbors=0)
+
+
+def kv_request(ids, selection, cascade=False, **options):
+    """spec_kv of capacity 3 and window 1, or spec_kv_pc whose prompt stage keeps what `request` keeps."""
+    asked = request(
+        ids, **{name: options.pop(name) for name in ("lookahead", "importance", "spans") if name in options}
+    )
+    values = {"capacity": 3, "window": 1, "lookahead_tokens": 2, "mask": PLAIN, "selection": selection} | options
+    kv = plan_pb2.SpecKv(**values)
+    both = plan_pb2.Policy(spec_kv_pc=plan_pb2.SpecKvPc(prompt=PLAIN, kv=kv))
+    asked.policy.CopyFrom(both if cascade else plan_pb2.Policy(spec_kv=kv))
+    return asked
+
+
 def reason_of(error):
     """(reason, metadata, retry delay in seconds) from `grpc-status-details-bin`."""
     raw = dict(error.trailing_metadata())["grpc-status-details-bin"]
@@ -164,6 +181,40 @@ async def test_a_prompt_that_fits_is_kept_whole_and_has_no_coverage(house, n):
     assert list(response.lookahead_token_ids) == [n + 1, n + 2]
 
 
+async def test_spec_kv_by_the_targets_queries_needs_only_the_lookahead(house):
+    response = await house.stub.Score(kv_request(range(1, 9), BY_TARGET))
+    assert TokenMask.from_bits(response.token_mask.kept, 8).kept_tokens == 8
+    assert list(response.lookahead_token_ids) == [9, 10]
+    assert not (response.HasField("kv_mask") or response.HasField("coverage") or response.importance)
+    seen = await house.stub.Score(kv_request(range(1, 9), BY_TARGET, lookahead=4, importance=True))
+    assert len(seen.importance) == 8
+    assert list(seen.lookahead_token_ids) == [9, 10, 11, 12]
+    assert (seen.token_mask, seen.HasField("coverage")) == (response.token_mask, False)
+
+
+async def test_spec_kv_by_the_drafts_mask_keeps_capacity_and_the_final_token(house):
+    ids = [5, 900, 7, 800, 6, 3, 2, 1]
+    response = await house.stub.Score(kv_request(ids, BY_MASK))
+    mask = wire.token_mask_from_wire(response.token_mask)
+    assert mask.indices.tolist() == [1, 3, 6, 7]
+    assert wire.kv_mask_from_wire(response.kv_mask) == KvMask.uniform(mask)
+    assert response.coverage == pytest.approx((900 + 800 + 2 + 1) / sum(ids))
+    assert not response.lookahead_token_ids
+    protected = await house.stub.Score(kv_request(ids, BY_MASK, spans=[(4, 6)], lookahead=3))
+    assert wire.kv_mask_from_wire(protected.kv_mask).kept[0, 0].nonzero()[0].tolist() == [4, 5, 6, 7]
+    assert list(protected.lookahead_token_ids) == [2, 3, 4]
+
+
+async def test_spec_kv_pc_is_spec_pc_and_a_lookahead(house):
+    ids = [5, 900, 7, 800, 6, 3, 2, 1]
+    both, alone = await house.stub.Score(kv_request(ids, BY_TARGET, cascade=True)), await house.stub.Score(request(ids))
+    assert (both.token_mask, both.coverage) == (alone.token_mask, alone.coverage)
+    assert list(both.lookahead_token_ids) == [2, 3]
+    assert not both.HasField("kv_mask")
+    fits = await house.stub.Score(kv_request(range(1, 5), BY_TARGET, cascade=True))
+    assert (wire.token_mask_from_wire(fits.token_mask).kept_tokens, list(fits.lookahead_token_ids)) == (4, [5, 6])
+
+
 async def test_the_same_request_gives_the_same_reply(house):
     replies = [await house.stub.Score(request(range(1, 30))) for _ in range(2)]
     for reply in replies:
@@ -175,12 +226,9 @@ async def test_info(house):
     info = await house.stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest())
     assert info.model.vocabulary_size == 1000
     assert info.max_queue == 64
-    assert list(info.supported_routes) == [plan_pb2.ROUTE_SPEC_PC]
+    assert wire.known_routes(info.supported_routes) == {Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC}
 
 
-SPEC_KV = plan_pb2.SpecKv(capacity=64)
-KV_POLICY = plan_pb2.Policy(spec_kv=SPEC_KV)
-KV_PC_POLICY = plan_pb2.Policy(spec_kv_pc=plan_pb2.SpecKvPc(prompt=plan_pb2.SpecPc(capacity=64), kv=SPEC_KV))
 INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -199,12 +247,31 @@ INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED
         (request([1] * 9, spans=[(0, 5)]), (PRECONDITION, "BUDGET_EXCEEDED", "protected_spans", "capacity (4)")),
         (draft_pb2.ScoreRequest(token_ids=[1]), (INVALID, "INVALID_REQUEST", "policy", "spec_pc")),
         (
-            draft_pb2.ScoreRequest(token_ids=[1], policy=KV_POLICY),
-            (PRECONDITION, "ROUTE_UNSUPPORTED", "policy", "spec_pc"),
+            kv_request([1] * 9, BY_TARGET, lookahead_tokens=17),
+            (INVALID, "INVALID_REQUEST", "spec_kv.lookahead_tokens", "<= 16"),
         ),
         (
-            draft_pb2.ScoreRequest(token_ids=[1], policy=KV_PC_POLICY),
-            (PRECONDITION, "ROUTE_UNSUPPORTED", "policy", "spec_pc"),
+            kv_request([1] * 9, BY_TARGET, cascade=True, lookahead_tokens=17),
+            (INVALID, "INVALID_REQUEST", "spec_kv.lookahead_tokens", "<= 16"),
+        ),
+        (
+            kv_request([1] * 9, BY_MASK, cascade=True),
+            (INVALID, "INVALID_REQUEST", "spec_kv_pc.kv.selection", "target_lookahead"),
+        ),
+        (
+            kv_request([1] * 9, BY_MASK, mask=plan_pb2.SpecPc(start_layer=4)),
+            (INVALID, "INVALID_REQUEST", "spec_pc.start_layer", "< 4"),
+        ),
+        *(
+            (
+                kv_request([1] * 9, selection, spans=[(0, 3)]),
+                (PRECONDITION, "BUDGET_EXCEEDED", "protected_spans", "(3)"),
+            )
+            for selection in (BY_TARGET, BY_MASK)
+        ),
+        (
+            kv_request([1] * 9, BY_TARGET, cascade=True, spans=[(0, 3)]),
+            (PRECONDITION, "BUDGET_EXCEEDED", "protected_spans", "(4)"),
         ),
     ],
 )

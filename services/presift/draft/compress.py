@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.importance import coverage
-from presift.core.masks import TokenMask
+from presift.core.masks import KvMask, TokenMask
 from presift.core.selection import select
+from presift.draft.demand import Mask
 from presift.draft.request import Request
 from presift.draft.scorer import Cancel, Scored, Scorer
 from presift.rpc.telemetry import span
@@ -18,9 +19,13 @@ from presift.rpc.telemetry import span
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compressed:
-    """The mask, what it was drawn from, and `coverage` (0..1; None where nothing was scored)."""
+    """The masks, what they were drawn from, and `coverage` (0..1; None where no mask was drawn by scores).
+
+    `kv_mask` is None unless the draft's own mask is the one to apply to the KV.
+    """
 
     mask: TokenMask
+    kv_mask: KvMask | None
     scored: Scored
     coverage: float | None
     select_ms: float
@@ -33,12 +38,14 @@ def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
     with span("select") as current:
         mask, share = _select(request, scored)
         current.set_attribute("presift.kept_tokens", mask.kept_tokens)
-    return Compressed(mask, scored, share, (time.perf_counter() - started) * 1e3)
+        kv_mask = KvMask.uniform(mask) if request.demand.mask is Mask.KV else None
+    return Compressed(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3)
 
 
 def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
-    if scored.importance is None or scored.coverage_importance is None:
+    is_drawn = request.demand.mask is not Mask.NONE
+    if not is_drawn or scored.importance is None or scored.coverage_importance is None:
         everything: NDArray[np.bool_] = np.ones(request.token_ids.size, dtype=np.bool_)
         return TokenMask(everything), None
-    mask = select(scored.importance, request.policy, request.protected)
+    mask = select(scored.importance, request.demand.scoring, request.protected)
     return mask, coverage(scored.coverage_importance, mask.kept)

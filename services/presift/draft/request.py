@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong, RouteUnsupported
+from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecPc
 from presift.core.spans import Span, covered
+from presift.draft.demand import Demand, Mask, demand_of
 from presift.draft.scorer import ScoreTask, check_layers
 from presift.rpc import wire
 from presift.v1 import draft_pb2
 
-SUPPORTED_ROUTES = (Route.SPEC_PC,)
+SUPPORTED_ROUTES = (Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC)
 # The widest kernel and neighbourhood: their cost grows with width x prompt, and one wide request would stall all
 # others.
 MAX_WIDTH_TOKENS = 4096
@@ -31,41 +32,51 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A request that can be served. `token_ids`: uint32[n]."""
+    """A request that can be served. `token_ids`: uint32[n]; `lookahead_tokens` is what the caller asked for itself."""
 
     token_ids: NDArray[np.uint32]
-    policy: SpecPc
+    demand: Demand
     protected: tuple[Span, ...]
     lookahead_tokens: int
+    include_importance: bool
+
+    @property
+    def uses_scoring(self) -> bool:
+        """Whether a long prompt is scored: a mask is drawn by it, or the caller wants to see the importance."""
+        return self.demand.mask is not Mask.NONE or self.include_importance
 
     @property
     def task(self) -> ScoreTask:
         """What to ask the scorer: a prompt that fits the capacity is not scored (design, SpecPC step 7)."""
-        scored = self.policy if self.token_ids.size > self.policy.capacity else None
-        return ScoreTask(self.token_ids, scored, self.lookahead_tokens)
+        is_scored = self.uses_scoring and self.token_ids.size > self.demand.scoring.capacity
+        lookahead_tokens = max(self.lookahead_tokens, self.demand.lookahead_tokens)
+        return ScoreTask(self.token_ids, self.demand.scoring if is_scored else None, lookahead_tokens)
 
 
 def parse(message: draft_pb2.ScoreRequest, limits: Limits) -> Request:
-    """Raises InvalidRequest, PromptTooLong, RouteUnsupported or BudgetExceeded, naming field, value and limit."""
-    policy = _policy(message)
-    _check_policy(policy, limits)
-    _at_most("lookahead_tokens", message.lookahead_tokens, limits.max_lookahead_tokens)
-    ids = wire.token_ids_from_wire(message.token_ids)
-    _check_ids(ids, limits.model.vocabulary_size)
-    request = Request(ids, policy, wire.spans_from_wire(message.protected_spans), message.lookahead_tokens)
+    """Raises InvalidRequest, PromptTooLong or BudgetExceeded, naming field, value and limit."""
+    request = Request(
+        wire.token_ids_from_wire(message.token_ids),
+        demand_of(wire.policy_from_wire(message.policy)),
+        wire.spans_from_wire(message.protected_spans),
+        message.lookahead_tokens,
+        message.include_importance,
+    )
+    _check_work(request, limits)
+    _check_ids(request.token_ids, limits.model.vocabulary_size)
     _check_context(request.task, limits.model.context_tokens)
     _check_capacity(request)
     return request
 
 
-def _policy(message: draft_pb2.ScoreRequest) -> SpecPc:
-    policy = wire.policy_from_wire(message.policy)
-    if not isinstance(policy, SpecPc):
-        raise RouteUnsupported("policy", message.policy.WhichOneof("policy"), ", ".join(SUPPORTED_ROUTES))
-    return policy
+def _check_work(request: Request, limits: Limits) -> None:
+    _at_most("lookahead_tokens", request.lookahead_tokens, limits.max_lookahead_tokens)
+    _at_most("spec_kv.lookahead_tokens", request.demand.lookahead_tokens, limits.max_lookahead_tokens)
+    if request.uses_scoring:
+        _check_scoring(request.demand.scoring, limits)
 
 
-def _check_policy(policy: SpecPc, limits: Limits) -> None:
+def _check_scoring(policy: SpecPc, limits: Limits) -> None:
     check_layers(policy, limits.model.layers)
     _at_most("spec_pc.kernel", policy.kernel, MAX_WIDTH_TOKENS)
     _at_most("spec_pc.neighbors", policy.neighbors, MAX_WIDTH_TOKENS)
@@ -93,9 +104,14 @@ def _check_context(task: ScoreTask, context_tokens: int) -> None:
 
 
 def _check_capacity(request: Request) -> None:
-    """The window and the protected spans are kept whatever the scores, so they must fit before anything is scored."""
-    tokens, policy = request.token_ids.size, request.policy
-    window = Span(max(0, tokens - policy.window), tokens)
+    """The window and the protected spans are kept whatever the scores, so they must fit before anything is scored.
+
+    Where the target's queries choose, too: it would refuse the same request after a prefill.
+    """
+    tokens, demand = request.token_ids.size, request.demand
+    window = Span(max(0, tokens - demand.scoring.window), tokens)
     kept = int(np.count_nonzero(covered((*request.protected, window), tokens)))
-    if tokens > policy.capacity < kept:
-        raise BudgetExceeded("protected_spans", kept, f"<= capacity ({policy.capacity}) tokens, the window included")
+    if tokens > demand.scoring.capacity < kept:
+        # Both without the final token where it comes on top: the capacity is named as the caller knows it.
+        needed, capacity = kept - demand.on_top_tokens, demand.scoring.capacity - demand.on_top_tokens
+        raise BudgetExceeded("protected_spans", needed, f"<= capacity ({capacity}) tokens, the window included")

@@ -68,6 +68,7 @@ def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) 
     wanted = include_importance and scored.importance is not None
     return draft_pb2.ScoreResponse(
         token_mask=wire.token_mask_to_wire(compressed.mask),
+        kv_mask=wire.kv_mask_to_wire(compressed.kv_mask) if compressed.kv_mask is not None else None,
         lookahead_token_ids=scored.lookahead_token_ids,
         coverage=compressed.coverage,
         importance=scored.importance.tolist() if wanted and scored.importance is not None else None,

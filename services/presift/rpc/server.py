@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -31,7 +31,8 @@ class ServerOptions:
 class GrpcServer:
     """Add servicers to `grpc`, then `start`; nothing is SERVING until `set_serving(True)`."""
 
-    def __init__(self, options: ServerOptions, service_names: Sequence[str]) -> None:
+    def __init__(self, options: ServerOptions, service_names: Sequence[str], health_names: Sequence[str] = ()) -> None:
+        """`health_names` are further names under which grpc.health.v1 answers: parts of a service."""
         self.options = options
         self.grpc = grpc.aio.server(
             interceptors=[aio_server_interceptor(), ErrorInterceptor()],
@@ -44,7 +45,7 @@ class GrpcServer:
             ],
         )
         self._health = health.aio.HealthServicer()
-        self._names = ("", *service_names)
+        self._names = ("", *service_names, *health_names)
         self._stop = asyncio.Event()
         self._failed = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -60,10 +61,11 @@ class GrpcServer:
         await self.grpc.start()
         return port
 
-    async def set_serving(self, serving: bool) -> None:
-        """Flip grpc.health.v1 for the server as a whole and for each of its services."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
+        """Flip grpc.health.v1 for the server as a whole and for each of its names, except that some do not serve."""
         for name in self._names:
+            serves = serving and name not in except_for
+            status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
             await self._health.set(name, status)
 
     def request_stop(self, *, failed: bool = False) -> None:

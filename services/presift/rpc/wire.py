@@ -1,4 +1,7 @@
-"""Conversions between the shared messages of `plan.proto` and `core`. Each servicer translates its own messages."""
+"""Conversions between messages that services share (`plan.proto`, `KvPlan`) and `core`.
+
+Each servicer translates its own messages.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import KvSelection, Policy, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
-from presift.v1 import plan_pb2
+from presift.v1 import plan_pb2, target_pb2
 
 T = TypeVar("T", SpecPc, SpecKv)
 
@@ -82,9 +86,7 @@ def policy_to_wire(policy: Policy) -> plan_pb2.Policy:
     if isinstance(policy, SpecKv):
         return plan_pb2.Policy(spec_kv=spec_kv_to_wire(policy))
     prompt = plan_pb2.SpecPc(**_values_to_wire(policy.prompt))
-    return plan_pb2.Policy(
-        spec_kv_pc=plan_pb2.SpecKvPc(prompt=prompt, kv=spec_kv_to_wire(policy.kv))
-    )
+    return plan_pb2.Policy(spec_kv_pc=plan_pb2.SpecKvPc(prompt=prompt, kv=spec_kv_to_wire(policy.kv)))
 
 
 def spans_from_wire(spans: Iterable[plan_pb2.Span]) -> tuple[Span, ...]:
@@ -119,6 +121,32 @@ def kv_mask_to_wire(mask: KvMask) -> plan_pb2.KvMask:
 def kv_mask_from_wire(mask: plan_pb2.KvMask) -> KvMask:
     """Raises InvalidRequest if the bitset does not fit the shape."""
     return KvMask.from_bits(mask.kept, mask.layers, mask.kv_heads, mask.prompt_tokens)
+
+
+def kv_plan_to_wire(plan: KvPlan) -> target_pb2.KvPlan:
+    """The plan with every field set."""
+    return target_pb2.KvPlan(
+        policy=spec_kv_to_wire(plan.policy),
+        protected_spans=spans_to_wire(plan.protected),
+        lookahead_token_ids=plan.lookahead_token_ids,
+        kv_mask=None if plan.kv_mask is None else kv_mask_to_wire(plan.kv_mask),
+        keep_full_prefix=plan.keep_full_prefix,
+        prompt_tokens=plan.prompt_tokens,
+        report_kept=plan.report_kept,
+    )
+
+
+def kv_plan_from_wire(plan: target_pb2.KvPlan) -> KvPlan:
+    """The plan with unset fields at their defaults. Raises InvalidRequest."""
+    return KvPlan(
+        policy=spec_kv_from_wire(plan.policy),
+        protected=spans_from_wire(plan.protected_spans),
+        lookahead_token_ids=tuple(plan.lookahead_token_ids),
+        kv_mask=kv_mask_from_wire(plan.kv_mask) if plan.HasField("kv_mask") else None,
+        keep_full_prefix=plan.keep_full_prefix if plan.HasField("keep_full_prefix") else True,
+        prompt_tokens=plan.prompt_tokens,
+        report_kept=plan.report_kept,
+    )
 
 
 def model_to_wire(model: ModelInfo) -> plan_pb2.ModelInfo:

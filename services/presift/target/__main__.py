@@ -10,6 +10,7 @@ from contextlib import suppress
 import numpy as np
 
 from presift.core.errors import PresiftError
+from presift.core.plan import Route
 from presift.rpc import telemetry
 from presift.rpc.server import GrpcServer
 from presift.target import sglang_processes
@@ -21,6 +22,8 @@ from presift.target.settings import TargetSettings
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine
 from presift.v1 import target_pb2, target_pb2_grpc
+
+_SERVICE = target_pb2.DESCRIPTOR.services_by_name["TargetService"].full_name
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ async def serve(settings: TargetSettings) -> bool:
     """
     engine = SglangEngine(engine_options(settings))
     servicer = TargetServicer(Admission(settings.max_running, settings.max_waiting))
-    server = GrpcServer(settings.server_options(), [target_pb2.DESCRIPTOR.services_by_name["TargetService"].full_name])
+    server = GrpcServer(settings.server_options(), [_SERVICE], [_health_name(route) for route in Route])
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     running = asyncio.create_task(_run(settings, engine, servicer, server, port))
@@ -70,11 +73,16 @@ async def _run(
         server.request_stop(failed=True)
         return
     servicer.use(engine)
-    await server.set_serving(True)
+    await server.set_serving(True, [_health_name(route) for route in Route if route not in engine.info.routes])
     host = settings.listen.rpartition(":")[0]
     print(f"presift target ready on {host}:{port}: {engine.info.model.id}, {engine.info.name}", flush=True)
     await engine.died()
     server.request_stop(failed=True)
+
+
+def _health_name(route: Route) -> str:
+    """Under this name grpc.health.v1 says whether a route is served."""
+    return f"{_SERVICE}/{route}"
 
 
 async def generate_one_token(engine: Engine) -> None:
@@ -96,6 +104,7 @@ def engine_options(settings: TargetSettings) -> SglangOptions:
         attention_backend=settings.attention_backend,
         threads=settings.threads,
         max_running=settings.max_running,
+        kv_dropping=settings.kv_dropping,
         log_level="info" if settings.log_level == "DEBUG" else "error",
     )
 

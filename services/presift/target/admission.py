@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from presift.core.errors import InvalidRequest, Overloaded, PromptTooLong
+from presift.core.errors import InvalidRequest, Overloaded, PromptTooLong, RouteUnsupported
+from presift.core.kv_plan import KvPlan, check_plan
+from presift.core.plan import Route
 from presift.target.engine import EngineInfo, GenerateRequest
 
 _RETRY_S = (0.1, 30.0)
@@ -14,19 +16,36 @@ _RETRY_S = (0.1, 30.0)
 
 def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
     """Raises InvalidRequest for a token id outside the vocabulary, or stop strings where no tokenizer sees them;
-    PromptTooLong where prompt plus answer exceed the context.
+    PromptTooLong where prompt plus answer exceed the context; RouteUnsupported, InvalidRequest or BudgetExceeded for a
+    KV plan that cannot be carried out.
     """
     sampling, model = request.sampling, info.model
     _check_ids("token_ids", int(request.token_ids.max()), model.vocabulary_size)
     _check_ids("sampling.stop_token_ids", max(sampling.stop_token_ids, default=0), model.vocabulary_size)
     if sampling.stop and not info.can_stop_at_strings:
         raise InvalidRequest("sampling.stop", f"{len(sampling.stop)} strings", "empty: no tokenizer here")
+    if request.kv_plan is not None:
+        _check_kv_plan(request.kv_plan, request.token_ids.size, info)
     prompt_tokens = request.token_ids.size
     total = prompt_tokens + sampling.max_new_tokens
     if total > model.context_tokens:
         sizes = f"{prompt_tokens} prompt tokens and max_new_tokens {sampling.max_new_tokens} are {total} tokens"
         message = f"{sizes}; the context holds {model.context_tokens}"
         raise PromptTooLong("token_ids", total, model.context_tokens, message)
+
+
+def _check_kv_plan(plan: KvPlan, token_count: int, info: EngineInfo) -> None:
+    if Route.SPEC_KV not in info.routes:
+        reason = info.unsupported.get(Route.SPEC_KV, "this engine drops no KV")
+        raise RouteUnsupported("kv_plan", "set", "unset", f"route spec_kv is not supported here: {reason}")
+    _check_ids("kv_plan.lookahead_token_ids", max(plan.lookahead_token_ids, default=0), info.model.vocabulary_size)
+    check_plan(
+        plan,
+        plan.covered_tokens(token_count),
+        layers=info.model.layers,
+        kv_heads=info.model.kv_heads,
+        page_tokens=info.kv_page_tokens,
+    )
 
 
 def _check_ids(name: str, highest: int, vocabulary_size: int) -> None:

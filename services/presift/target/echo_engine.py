@@ -87,7 +87,7 @@ class EchoEngine(Engine):
             reason = self._reason(answer, request.sampling)
             if not self._is_stop_token(answer[-1], request.sampling):
                 yield Tokens((answer[-1],))
-        yield Finished(len(prompt), cached, len(answer), reason)
+        yield Finished(len(prompt), cached, len(answer), reason, kv_tokens=len(prompt))
 
     async def _wait(self) -> None:
         await asyncio.sleep(self.token_delay_s)

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.kv_plan import KvPlan
+from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 
 MAX_STOP_STRINGS = 16
@@ -53,12 +55,13 @@ class Sampling:
 class GenerateRequest:
     """One prompt as the target shall read it: `token_ids` uint32[tokens]. Raises InvalidRequest if it is empty.
 
-    Prompts of different `cache_salt` share no KV.
+    Prompts of different `cache_salt` share no KV. With a `kv_plan` only the KV that it names is kept.
     """
 
     token_ids: NDArray[np.uint32]
     sampling: Sampling = field(default_factory=Sampling)
     cache_salt: str = ""
+    kv_plan: KvPlan | None = None
 
     def __post_init__(self) -> None:
         if self.token_ids.size == 0:
@@ -76,12 +79,23 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event. `completion_tokens` counts all that were generated, a stop token included."""
+    """The last event. `completion_tokens` counts all that were generated, a stop token included.
+
+    `kv_tokens` is what the prompt held while decoding. The rest says how a `kv_plan` was carried out: `reused_entry`,
+    times in ms, `coverage` 0..1 or None where it is not known, `kv_mask` what was kept, where it was asked for and
+    selected now.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     reason: FinishReason
+    kv_tokens: int
+    reused_entry: bool = False
+    score_ms: float = 0.0
+    publish_ms: float = 0.0
+    coverage: float | None = None
+    kv_mask: KvMask | None = None
 
 
 Event = Tokens | Finished
@@ -90,13 +104,15 @@ Event = Tokens | Finished
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What an engine is: `name` with version, its model, what it can do. `model.context_tokens` bounds prompt plus
-    answer.
+    answer. `unsupported` says why it does not serve a route that it might.
     """
 
     name: str
     model: ModelInfo
     routes: tuple[Route, ...]
     can_stop_at_strings: bool
+    unsupported: dict[Route, str] = field(default_factory=dict)
+    kv_page_tokens: int = 1
 
 
 class Engine(Protocol):

@@ -77,6 +77,11 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             engine=engine.info.name,
             supported_routes=[wire.route_to_wire(route) for route in engine.info.routes],
             running_requests=engine.running_requests,
+            unsupported_routes=[
+                target_pb2.UnsupportedRoute(route=wire.route_to_wire(route), reason=reason)
+                for route, reason in engine.info.unsupported.items()
+            ],
+            kv_page_tokens=engine.info.kv_page_tokens,
         )
 
     def _ready(self) -> Engine:
@@ -112,7 +117,8 @@ def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> Gener
         stop_token_ids=tuple(sent.stop_token_ids),
         ignore_eos=sent.ignore_eos,
     )
-    return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
+    plan = wire.kv_plan_from_wire(request.kv_plan) if request.HasField("kv_plan") else None
+    return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
 
 
 def _response(event: Tokens | Finished, clock: _Clock) -> target_pb2.TargetServiceGenerateResponse:
@@ -128,13 +134,18 @@ def _response(event: Tokens | Finished, clock: _Clock) -> target_pb2.TargetServi
 def _usage(event: Finished, clock: _Clock) -> target_pb2.TargetUsage:
     return target_pb2.TargetUsage(
         prompt_tokens=event.prompt_tokens,
-        kv_tokens=event.prompt_tokens,
+        kv_tokens=event.kv_tokens,
         cached_tokens=event.cached_tokens,
         completion_tokens=event.completion_tokens,
         finish_reason=_REASONS[event.reason],
         # An answer that is nothing but a stop token has no delta; its first token came with its end.
         ttft_ms=clock.ttft_ms or 0.0,
         total_ms=clock.now_ms(),
+        reused_entry=event.reused_entry,
+        score_ms=event.score_ms,
+        publish_ms=event.publish_ms,
+        coverage=event.coverage,
+        kv_mask=None if event.kv_mask is None else wire.kv_mask_to_wire(event.kv_mask),
     )
 
 

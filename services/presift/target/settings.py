@@ -28,5 +28,8 @@ class TargetSettings(ServiceSettings):
     prefill_chunk_tokens: Annotated[int, Field(ge=16, description="prompt tokens read in one step")] = 512
     attention_backend: Annotated[str | None, Field(description="SGLang's name; what suits the device if unset")] = None
     threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU; all cores if unset")] = None
+    kv_dropping: Annotated[bool, Field(description="serve routes spec_kv and spec_kv_pc, if the self-check passes")] = (
+        True
+    )
     max_running: Annotated[int, Field(ge=1, description="requests that are generated together")] = 16
     max_waiting: Annotated[int, Field(ge=0, description="requests that may wait; more are refused")] = 64

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from presift.core.errors import InvalidRequest
+from presift.target import sglang_plugin
 from presift.target.model_folder import ModelFolder
 
 _CPU_KV_POOL_TOKENS = 65_536
@@ -31,6 +32,7 @@ class SglangOptions:
     threads: int | None = None
     max_running: int = 16
     log_level: str = "error"
+    kv_dropping: bool = True
 
 
 def server_arguments(options: SglangOptions) -> dict[str, Any]:
@@ -89,5 +91,7 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
     defaults: Mapping[str, str] = _ENVIRONMENT
     for name, value in defaults.items():
         environment.setdefault(name, value)
+    if options.kv_dropping:
+        environment[sglang_plugin.SWITCH] = "1"
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)

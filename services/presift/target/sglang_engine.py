@@ -18,8 +18,12 @@ from presift.core.plan import ModelInfo, Route
 from presift.target import sglang_processes
 from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang_arguments import SglangOptions, server_arguments, set_environment
-from presift.target.sglang_messages import events_of, to_sglang
+from presift.target.sglang_messages import AnswerReader, to_sglang
+from presift.target.sglang_plugin.parameters import KEY
+from presift.target.sglang_plugin.selfcheck import why_unsupported
 from presift.target.torchvision_ops import declare_missing
+
+_KV_ROUTES = (Route.SPEC_KV, Route.SPEC_KV_PC)
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,15 @@ class SglangEngine(Engine):
         load = self._manager.load_snapshot_reader.read_all()[0]
         return load.num_running_reqs, load.num_waiting_reqs, load.num_used_tokens
 
+    async def plugin_state(self) -> dict[str, Any]:
+        """What the plugin counts in the scheduler process: its side state and the KV slots of the pool."""
+        states = await self._manager.get_internal_state()
+        return dict(states[0].get(KEY) or {"unsupported": "the plugin is not loaded"})
+
+    async def flush(self) -> bool:
+        """Empty the radix cache; False if requests are running."""
+        return bool((await self._manager.flush_cache()).success)
+
     async def start(self) -> None:
         self._loop.add_signal_handler(signal.SIGQUIT, self._die, "a process of the engine failed")
         self._launching = self._loop.run_in_executor(None, self._launch)
@@ -65,14 +78,16 @@ class SglangEngine(Engine):
         except Exception as error:
             raise TargetUnavailable(f"the engine did not start: {type(error).__name__}: {error}") from error
         self._use(engine)
+        self._info = await self._describe()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         if self._death.done():
             raise TargetUnavailable(f"the engine is gone: {self._death.result()}")
+        reader = AnswerReader()
         # Closing SGLang's generator aborts the request in the scheduler.
         async with aclosing(self._manager.generate_request(to_sglang(request))) as answers:
             async for answer in answers:
-                for event in events_of(answer):
+                for event in reader.events(answer):
                     yield event
 
     async def died(self) -> str:
@@ -105,9 +120,8 @@ class SglangEngine(Engine):
         self._manager.event_loop = self._loop
         self._receiving = self._loop.create_task(self._manager.handle_loop())
         self._receiving.add_done_callback(lambda _: self._die("SGLang's receive loop ended"))
-        self._info = self._describe()
 
-    def _describe(self) -> EngineInfo:
+    async def _describe(self) -> EngineInfo:
         from sglang.version import __version__  # noqa: PLC0415 - loaded by now
 
         folder, config = self._options.folder, self._manager.model_config
@@ -121,8 +135,21 @@ class SglangEngine(Engine):
             kv_heads=config.get_total_num_kv_heads(),
             vocabulary_size=config.vocab_size,
         )
+        page_tokens = (await self.plugin_state()).get("page_tokens", 1)
+        reason = await self._why_no_kv_dropping(model.vocabulary_size, page_tokens)
         # Which prompt tokens there are is the caller's affair: the target reads what it gets.
-        return EngineInfo(f"sglang {__version__}", model, (Route.FULL, Route.SPEC_PC), folder.has_tokenizer)
+        routes = (Route.FULL, Route.SPEC_PC, *(_KV_ROUTES if reason is None else ()))
+        unsupported = {} if reason is None else dict.fromkeys(_KV_ROUTES, reason)
+        name = f"sglang {__version__}"
+        return EngineInfo(name, model, routes, folder.has_tokenizer, unsupported, page_tokens)
+
+    async def _why_no_kv_dropping(self, vocabulary_size: int, page_tokens: int) -> str | None:
+        if not self._options.kv_dropping:
+            return "switched off (kv_dropping)"
+        reason = await why_unsupported(self, vocabulary_size, page_tokens)
+        if reason is not None:
+            log.error("routes %s are not served: %s", ", ".join(_KV_ROUTES), reason)
+        return reason
 
     def _die(self, reason: str) -> None:
         if self._death.done():

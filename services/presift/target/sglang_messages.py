@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from presift.core.errors import InternalError, TargetUnavailable
+from presift.core.errors import InternalError, InvalidRequest, PresiftError, RouteUnsupported, TargetUnavailable
 from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Tokens
+from presift.target.sglang_plugin import parameters
 
 
 def to_sglang(request: GenerateRequest) -> Any:
@@ -25,7 +26,7 @@ def to_sglang(request: GenerateRequest) -> Any:
 
 def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
     """SGLang's `sampling_params` of a request."""
-    sampling = request.sampling
+    sampling, plan = request.sampling, request.kv_plan
     return {
         "max_new_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
@@ -36,25 +37,50 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "stop_token_ids": list(sampling.stop_token_ids),
         "ignore_eos": sampling.ignore_eos,
+        "custom_params": None if plan is None else {parameters.KEY: parameters.to_text(plan)},
     }
 
 
-def events_of(answer: dict[str, Any]) -> Iterator[Event]:
-    """What one message of SGLang's stream says. Raises TargetUnavailable if it says that the request was aborted."""
-    meta, token_ids = answer["meta_info"], answer["output_ids"]
-    reason = meta["finish_reason"]
-    if reason and reason["type"] == "abort":
-        raise _aborted(reason)
-    if reason and token_ids and token_ids[-1] == reason.get("matched"):
-        token_ids = token_ids[:-1]
-    if token_ids:
-        yield Tokens(tuple(token_ids))
-    if reason:
-        end = FinishReason(reason["type"])
-        yield Finished(meta["prompt_tokens"], meta["cached_tokens"], meta["completion_tokens"], end)
+class AnswerReader:
+    """Reads the messages of one answer, in order. What the plugin reports comes with the first token alone."""
+
+    def __init__(self) -> None:
+        self._report: dict[str, Any] | None = None
+
+    def events(self, answer: dict[str, Any]) -> Iterator[Event]:
+        """What one message of SGLang's stream says. Raises TargetUnavailable if it says that the request was aborted,
+        RouteUnsupported or InvalidRequest if the plugin refused it.
+        """
+        meta, token_ids = answer["meta_info"], answer["output_ids"]
+        # A batch in which any request reports fills the others with None.
+        self._report = next(filter(None, meta.get(parameters.KEY) or ()), self._report)
+        reason = meta["finish_reason"]
+        if reason and reason["type"] == "abort":
+            raise _aborted(reason)
+        if reason and token_ids and token_ids[-1] == reason.get("matched"):
+            token_ids = token_ids[:-1]
+        if token_ids:
+            yield Tokens(tuple(token_ids))
+        if reason:
+            yield self._finished(meta, FinishReason(reason["type"]))
+
+    def _finished(self, meta: dict[str, Any], end: FinishReason) -> Finished:
+        if self._report is not None:
+            # SGLang's own counts are of the entry's name, not of the prompt.
+            kept = self._report["kv_mask"]
+            report = self._report | {"kv_mask": parameters.mask_from_values(kept) if kept else None}
+            return Finished(completion_tokens=meta["completion_tokens"], reason=end, **report)
+        prompt_tokens = meta["prompt_tokens"]
+        return Finished(prompt_tokens, meta["cached_tokens"], meta["completion_tokens"], end, kv_tokens=prompt_tokens)
 
 
-def _aborted(reason: dict[str, Any]) -> TargetUnavailable | InternalError:
+def _aborted(reason: dict[str, Any]) -> PresiftError:
+    message = str(reason.get("message") or "the request was aborted inside the engine")
+    kind = str(reason.get("err_type") or "")
+    if kind == f"{parameters.KEY}.{RouteUnsupported.__name__}":
+        return RouteUnsupported("kv_plan", "set", "unset", message)
+    if kind.startswith(f"{parameters.KEY}."):
+        return InvalidRequest("kv_plan", "refused", "one that the engine can carry out", message)
     if reason.get("status_code") == 400:
         return InternalError("SGLang refused a request that presift had found valid")
-    return TargetUnavailable(str(reason.get("message") or "the request was aborted inside the engine"))
+    return TargetUnavailable(message)

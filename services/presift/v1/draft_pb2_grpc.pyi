@@ -34,13 +34,14 @@ class DraftServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DraftServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]
-    """Score reads the prompt once and returns the mask that the policy draws from the draft's attention.
+    """Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
+    (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
     Pure: the same request gives the same reply, so a retry is always safe.
 
     INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
       hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-    FAILED_PRECONDITION: the policy is not supported by this draft (ROUTE_UNSUPPORTED), or protected spans and window
-      exceed its capacity (BUDGET_EXCEEDED).
+    FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
+      stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
     RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
     UNAVAILABLE: starting or draining. Retry.
     CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
@@ -54,13 +55,14 @@ class DraftServiceAsyncStub(DraftServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Score reads the prompt once and returns the mask that the policy draws from the draft's attention.
+    """Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
+    (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
     Pure: the same request gives the same reply, so a retry is always safe.
 
     INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
       hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-    FAILED_PRECONDITION: the policy is not supported by this draft (ROUTE_UNSUPPORTED), or protected spans and window
-      exceed its capacity (BUDGET_EXCEEDED).
+    FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
+      stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
     RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
     UNAVAILABLE: starting or draining. Retry.
     CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
@@ -77,13 +79,14 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _draft_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_draft_pb2.ScoreResponse, _abc.Awaitable[_draft_pb2.ScoreResponse]]:
-        """Score reads the prompt once and returns the mask that the policy draws from the draft's attention.
+        """Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
+        (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
         Pure: the same request gives the same reply, so a retry is always safe.
 
         INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
           hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-        FAILED_PRECONDITION: the policy is not supported by this draft (ROUTE_UNSUPPORTED), or protected spans and window
-          exceed its capacity (BUDGET_EXCEEDED).
+        FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
+          stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
         RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
         UNAVAILABLE: starting or draining. Retry.
         CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.

@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from presift.v1 import plan_pb2 as presift_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17presift/v1/target.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\"\xf6\x01\n\x08Sampling\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\x92\x01\n\x1cTargetServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.presift.v1.Sampling\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12#\n\x07kv_plan\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvPlan\"\xe4\x01\n\x06KvPlan\x12\"\n\x06policy\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecKv\x12)\n\x0fprotected_spans\x18\x02 \x03(\x0b\x32\x10.presift.v1.Span\x12\x1b\n\x13lookahead_token_ids\x18\x03 \x03(\r\x12#\n\x07kv_mask\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1d\n\x10keep_full_prefix\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x06 \x01(\rB\x13\n\x11_keep_full_prefix\"7\n\x0ePrefillRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\ncache_salt\x18\x02 \x01(\t\":\n\x0fPrefillResponse\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x10\n\x08total_ms\x18\x02 \x01(\x01\"{\n\x1dTargetServiceGenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x16.presift.v1.TokenDeltaH\x00\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x17.presift.v1.TargetUsageH\x00\x42\x07\n\x05\x65vent\"\x1f\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x9d\x02\n\x0bTargetUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x11\n\tkv_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.presift.v1.FinishReason\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\x12\x14\n\x0creused_entry\x18\x08 \x01(\x08\x12\x10\n\x08score_ms\x18\t \x01(\x01\x12\x12\n\npublish_ms\x18\n \x01(\x01\x12\x15\n\x08\x63overage\x18\x0b \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_coverage\"\x1d\n\x1bTargetServiceGetInfoRequest\"\xed\x01\n\x1cTargetServiceGetInfoResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route\x12\x18\n\x10running_requests\x18\x04 \x01(\r\x12\x38\n\x12unsupported_routes\x18\x05 \x03(\x0b\x32\x1c.presift.v1.UnsupportedRoute\x12\x16\n\x0ekv_page_tokens\x18\x06 \x01(\r\"D\n\x10UnsupportedRoute\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12\x0e\n\x06reason\x18\x02 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x94\x02\n\rTargetService\x12\x61\n\x08Generate\x12(.presift.v1.TargetServiceGenerateRequest\x1a).presift.v1.TargetServiceGenerateResponse0\x01\x12\x42\n\x07Prefill\x12\x1a.presift.v1.PrefillRequest\x1a\x1b.presift.v1.PrefillResponse\x12\\\n\x07GetInfo\x12\'.presift.v1.TargetServiceGetInfoRequest\x1a(.presift.v1.TargetServiceGetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17presift/v1/target.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\"\xf6\x01\n\x08Sampling\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\x92\x01\n\x1cTargetServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.presift.v1.Sampling\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12#\n\x07kv_plan\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvPlan\"\xf9\x01\n\x06KvPlan\x12\"\n\x06policy\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecKv\x12)\n\x0fprotected_spans\x18\x02 \x03(\x0b\x32\x10.presift.v1.Span\x12\x1b\n\x13lookahead_token_ids\x18\x03 \x03(\r\x12#\n\x07kv_mask\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1d\n\x10keep_full_prefix\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x13\n\x0breport_kept\x18\x07 \x01(\x08\x42\x13\n\x11_keep_full_prefix\"7\n\x0ePrefillRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\ncache_salt\x18\x02 \x01(\t\":\n\x0fPrefillResponse\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x10\n\x08total_ms\x18\x02 \x01(\x01\"{\n\x1dTargetServiceGenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x16.presift.v1.TokenDeltaH\x00\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x17.presift.v1.TargetUsageH\x00\x42\x07\n\x05\x65vent\"\x1f\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xc2\x02\n\x0bTargetUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x11\n\tkv_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.presift.v1.FinishReason\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\x12\x14\n\x0creused_entry\x18\x08 \x01(\x08\x12\x10\n\x08score_ms\x18\t \x01(\x01\x12\x12\n\npublish_ms\x18\n \x01(\x01\x12\x15\n\x08\x63overage\x18\x0b \x01(\x02H\x00\x88\x01\x01\x12#\n\x07kv_mask\x18\x0c \x01(\x0b\x32\x12.presift.v1.KvMaskB\x0b\n\t_coverage\"\x1d\n\x1bTargetServiceGetInfoRequest\"\xed\x01\n\x1cTargetServiceGetInfoResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route\x12\x18\n\x10running_requests\x18\x04 \x01(\r\x12\x38\n\x12unsupported_routes\x18\x05 \x03(\x0b\x32\x1c.presift.v1.UnsupportedRoute\x12\x16\n\x0ekv_page_tokens\x18\x06 \x01(\r\"D\n\x10UnsupportedRoute\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12\x0e\n\x06reason\x18\x02 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x94\x02\n\rTargetService\x12\x61\n\x08Generate\x12(.presift.v1.TargetServiceGenerateRequest\x1a).presift.v1.TargetServiceGenerateResponse0\x01\x12\x42\n\x07Prefill\x12\x1a.presift.v1.PrefillRequest\x1a\x1b.presift.v1.PrefillResponse\x12\\\n\x07GetInfo\x12\'.presift.v1.TargetServiceGetInfoRequest\x1a(.presift.v1.TargetServiceGetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presift.v1.target_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1595
-  _globals['_FINISHREASON']._serialized_end=1690
+  _globals['_FINISHREASON']._serialized_start=1653
+  _globals['_FINISHREASON']._serialized_end=1748
   _globals['_SAMPLING']._serialized_start=63
   _globals['_SAMPLING']._serialized_end=309
   _globals['_TARGETSERVICEGENERATEREQUEST']._serialized_start=312
   _globals['_TARGETSERVICEGENERATEREQUEST']._serialized_end=458
   _globals['_KVPLAN']._serialized_start=461
-  _globals['_KVPLAN']._serialized_end=689
-  _globals['_PREFILLREQUEST']._serialized_start=691
-  _globals['_PREFILLREQUEST']._serialized_end=746
-  _globals['_PREFILLRESPONSE']._serialized_start=748
-  _globals['_PREFILLRESPONSE']._serialized_end=806
-  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_start=808
-  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_end=931
-  _globals['_TOKENDELTA']._serialized_start=933
-  _globals['_TOKENDELTA']._serialized_end=964
-  _globals['_TARGETUSAGE']._serialized_start=967
-  _globals['_TARGETUSAGE']._serialized_end=1252
-  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_start=1254
-  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_end=1283
-  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_start=1286
-  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_end=1523
-  _globals['_UNSUPPORTEDROUTE']._serialized_start=1525
-  _globals['_UNSUPPORTEDROUTE']._serialized_end=1593
-  _globals['_TARGETSERVICE']._serialized_start=1693
-  _globals['_TARGETSERVICE']._serialized_end=1969
+  _globals['_KVPLAN']._serialized_end=710
+  _globals['_PREFILLREQUEST']._serialized_start=712
+  _globals['_PREFILLREQUEST']._serialized_end=767
+  _globals['_PREFILLRESPONSE']._serialized_start=769
+  _globals['_PREFILLRESPONSE']._serialized_end=827
+  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_start=829
+  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_end=952
+  _globals['_TOKENDELTA']._serialized_start=954
+  _globals['_TOKENDELTA']._serialized_end=985
+  _globals['_TARGETUSAGE']._serialized_start=988
+  _globals['_TARGETUSAGE']._serialized_end=1310
+  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_start=1312
+  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_end=1341
+  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_start=1344
+  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_end=1581
+  _globals['_UNSUPPORTEDROUTE']._serialized_start=1583
+  _globals['_UNSUPPORTEDROUTE']._serialized_end=1651
+  _globals['_TARGETSERVICE']._serialized_start=1751
+  _globals['_TARGETSERVICE']._serialized_end=2027
 # @@protoc_insertion_point(module_scope)

@@ -50,20 +50,22 @@ class TargetServiceGenerateRequest(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., cache_salt: _Optional[str] = ..., kv_plan: _Optional[_Union[KvPlan, _Mapping]] = ...) -> None: ...
 
 class KvPlan(_message.Message):
-    __slots__ = ("policy", "protected_spans", "lookahead_token_ids", "kv_mask", "keep_full_prefix", "prompt_tokens")
+    __slots__ = ("policy", "protected_spans", "lookahead_token_ids", "kv_mask", "keep_full_prefix", "prompt_tokens", "report_kept")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_SPANS_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     KV_MASK_FIELD_NUMBER: _ClassVar[int]
     KEEP_FULL_PREFIX_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_KEPT_FIELD_NUMBER: _ClassVar[int]
     policy: _plan_pb2.SpecKv
     protected_spans: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Span]
     lookahead_token_ids: _containers.RepeatedScalarFieldContainer[int]
     kv_mask: _plan_pb2.KvMask
     keep_full_prefix: bool
     prompt_tokens: int
-    def __init__(self, policy: _Optional[_Union[_plan_pb2.SpecKv, _Mapping]] = ..., protected_spans: _Optional[_Iterable[_Union[_plan_pb2.Span, _Mapping]]] = ..., lookahead_token_ids: _Optional[_Iterable[int]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., keep_full_prefix: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    report_kept: bool
+    def __init__(self, policy: _Optional[_Union[_plan_pb2.SpecKv, _Mapping]] = ..., protected_spans: _Optional[_Iterable[_Union[_plan_pb2.Span, _Mapping]]] = ..., lookahead_token_ids: _Optional[_Iterable[int]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., keep_full_prefix: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., report_kept: _Optional[bool] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
     __slots__ = ("token_ids", "cache_salt")
@@ -96,7 +98,7 @@ class TokenDelta(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetUsage(_message.Message):
-    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage")
+    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +110,7 @@ class TargetUsage(_message.Message):
     SCORE_MS_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_MS_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    KV_MASK_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kv_tokens: int
     cached_tokens: int
@@ -119,7 +122,8 @@ class TargetUsage(_message.Message):
     score_ms: float
     publish_ms: float
     coverage: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
+    kv_mask: _plan_pb2.KvMask
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ...) -> None: ...
 
 class TargetServiceGetInfoRequest(_message.Message):
     __slots__ = ()

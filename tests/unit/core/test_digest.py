@@ -34,6 +34,7 @@ OTHER_POLICY = {
     "weighted_query": False,
     "lookahead_tokens": 5,
     "selection": KvSelection.DRAFT_MASK,
+    "mask": SpecPc(capacity=256, kernel=9),
 }
 
 
@@ -57,13 +58,22 @@ def test_no_two_of_these_keys_share_a_digest():
     assert len({*digests, KEY.digest()}) == len(digests) + 1
 
 
-@pytest.mark.parametrize("base", [SPEC_PC, SPEC_KV])
-def test_the_digest_changes_with_every_field_of_a_policy(base):
-    both = {SpecPc: lambda policy: SpecKvPc(policy, SPEC_KV), SpecKv: lambda policy: SpecKvPc(SPEC_PC, policy)}
-    for wrap in (lambda policy: policy, both[type(base)]):
-        policies = [replace(base, **{field.name: OTHER_POLICY[field.name]}) for field in fields(base)]
-        digests = {replace(KEY, policy=wrap(policy)).digest() for policy in (base, *policies)}
-        assert len(digests) == len(fields(base)) + 1
+WRAPS = {
+    "spec_pc": (SPEC_PC, lambda policy: policy),
+    "spec_kv": (SPEC_KV, lambda policy: policy),
+    "spec_kv_pc.prompt": (SPEC_PC, lambda policy: SpecKvPc(policy, SPEC_KV)),
+    "spec_kv_pc.kv": (SPEC_KV, lambda policy: SpecKvPc(SPEC_PC, policy)),
+    "spec_kv.mask": (SPEC_PC, lambda policy: replace(SPEC_KV, selection=KvSelection.DRAFT_MASK, mask=policy)),
+}
+
+
+@pytest.mark.parametrize("place", WRAPS)
+def test_the_digest_changes_with_every_field_of_a_policy(place):
+    base, wrap = WRAPS[place]
+    # A cascade has one selection only.
+    names = {field.name for field in fields(base)} - ({"selection"} if place == "spec_kv_pc.kv" else set())
+    policies = [base, *(replace(base, **{name: OTHER_POLICY[name]}) for name in names)]
+    assert len({replace(KEY, policy=wrap(policy)).digest() for policy in policies}) == len(names) + 1
 
 
 def test_the_digest_changes_with_the_schema(monkeypatch):

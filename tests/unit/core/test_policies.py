@@ -60,7 +60,8 @@ def test_the_matrix_knows_every_policy_and_every_field_that_has_a_limit():
     assert VALID.keys() == POLICIES.keys()
     for name in ("spec_pc", "spec_kv"):
         refused = {field for policy, field, *_ in BAD if policy == name}
-        assert {field.name for field in fields(POLICIES[name])} - refused <= {"weighted_query"}
+        # Either value of a flag is good; a mask is a policy of its own and refuses by itself.
+        assert {field.name for field in fields(POLICIES[name])} - refused <= {"weighted_query", "mask"}
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -99,3 +100,31 @@ def test_a_cascade_names_the_stage_that_is_wrong():
     with pytest.raises(InvalidRequest) as refusal:
         SpecKvPc(SpecPc(capacity=2048), SpecKv(capacity=256, kernel=4))
     assert refusal.value.field == "spec_kv.kernel"
+
+
+def test_a_cascade_lets_the_targets_own_queries_choose():
+    with pytest.raises(InvalidRequest) as refusal:
+        SpecKvPc(SpecPc(capacity=2048), SpecKv(capacity=256, selection=KvSelection.DRAFT_MASK))
+    assert refusal.value.details == {
+        "field": "spec_kv_pc.kv.selection",
+        "value": "draft_mask",
+        "limit": "target_lookahead",
+    }
+
+
+@pytest.mark.parametrize("capacity", [33, 34, 256])
+def test_the_draft_selects_the_final_token_on_top_of_capacity_and_window(capacity):
+    assert SpecKv(capacity).draft_policy == SpecPc(capacity=capacity + 1, window=33)
+    assert SpecKv(capacity, window=1).draft_policy == SpecPc(capacity=capacity + 1, window=2)
+
+
+@pytest.mark.parametrize(("capacity", "window"), [(1, 1), (64, 64), (4096, 2)])
+def test_the_draft_selects_as_the_mask_says_but_for_capacity_and_window(capacity, window):
+    fine = {"pool": Pool.MEAN, "kernel": 5, "neighbors": 3, "start_layer": 1, "lookahead_tokens": 9}
+    mask = SpecPc(capacity, window, reduction=Reduction.SUM, weighted_query=False, **fine)
+    assert SpecKv(40, window=8, mask=mask).draft_policy == replace(mask, capacity=41, window=9)
+
+
+def test_the_targets_pooling_is_not_the_drafts():
+    theirs = SpecKv(256, pool=Pool.MEAN, kernel=3, reduction=Reduction.SUM, lookahead_tokens=5)
+    assert theirs.draft_policy == SpecKv(256).draft_policy

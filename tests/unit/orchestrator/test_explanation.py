@@ -10,17 +10,18 @@ from hypothesis.extra import numpy as st_numpy
 
 from presift.core.plan import ModelInfo, Route
 from presift.core.spans import Span, covered, merge
+from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.explanation import ExplainedSpan, explain
-from presift.orchestrator.routing import Reason
 
 MODEL = ModelInfo("m", "r", "f", 100, 1, 1, 100)
 
 
 def plan(kept, protected=(), importance=None):
     kept = np.asarray(kept, dtype=np.bool_)
-    decision = Decision(Route.SPEC_PC, Reason.REQUESTED, "", kept.size, int(kept.sum()), 0, MODEL, 0.0)
-    return Plan(decision, np.flatnonzero(kept).astype(np.uint32), kept, protected, importance)
+    read = int(kept.sum())
+    decision = Decision(Route.SPEC_PC, Reason.REQUESTED, "", kept.size, read, read, 0, MODEL, 0.0)
+    return Plan(decision, np.flatnonzero(kept).astype(np.uint32), kept, protected, importance=importance)
 
 
 def test_runs_of_one_fate():

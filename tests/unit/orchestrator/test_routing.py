@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, PromptTooLong, RouteUnsupported
 from presift.core.plan import Route
 from presift.core.policies import SpecPc
-from presift.orchestrator.request import Budget
-from presift.orchestrator.routing import Defaults, Facts, Reason, check_fits, choose
+from presift.orchestrator.choices import Defaults, Facts, Reason, check_fits
+from presift.orchestrator.request import Budget, KvOptions
+from presift.orchestrator.routing import choose as choose_route
 
 BOTH = frozenset({Route.FULL, Route.SPEC_PC})
 DEFAULTS = Defaults(SpecPc(100, window=10), compress_above_tokens=400)
-FACTS = Facts(prompt_tokens=1000, must_keep=10, max_new_tokens=50, context_tokens=2000, supported=BOTH)
+FACTS = Facts(prompt_tokens=1000, must_keep=10, must_keep_kv=10, max_new_tokens=50, context_tokens=2000, supported=BOTH)
+
+
+def choose(wanted, budget, facts, defaults):
+    return choose_route(wanted, budget, KvOptions(), facts, defaults)
 
 
 def test_over_budget_is_compressed():
@@ -104,6 +109,7 @@ def test_refusals(wanted, budget, changes, error):
             Facts,
             prompt_tokens=st.just(n),
             must_keep=st.integers(min(n, 10), n),
+            must_keep_kv=st.just(0),
             max_new_tokens=st.integers(1, 300),
             context_tokens=st.integers(1, 400),
             supported=st.sampled_from([BOTH, frozenset({Route.FULL})]),

@@ -1,5 +1,7 @@
 """Between the shared messages and core, both ways."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,17 +29,28 @@ SPEC_PC = st.builds(
     weighted_query=st.booleans(),
     lookahead_tokens=COUNT,
 )
+
+
+def _spec_kv(window, more, half, mask, **rest):
+    """Its mask as it comes off the wire, where the mask's own capacity and window are not read."""
+    if mask is not None:
+        mask = replace(mask, capacity=window + more, window=1)
+    return SpecKv(capacity=window + more, window=window, kernel=2 * half + 1, mask=mask, **rest)
+
+
 SPEC_KV = st.builds(
-    lambda window, more, half, **rest: SpecKv(capacity=window + more, window=window, kernel=2 * half + 1, **rest),
+    _spec_kv,
     window=st.integers(1, 2**20),
     more=st.integers(1, 2**20),
     half=st.integers(0, 100),
     pool=st.sampled_from(Pool),
     reduction=st.sampled_from(Reduction),
     lookahead_tokens=st.integers(0, 2**31),
+    mask=st.none() | SPEC_PC,
     selection=st.sampled_from(KvSelection),
 )
-POLICY = SPEC_PC | SPEC_KV | st.builds(SpecKvPc, SPEC_PC, SPEC_KV)
+CASCADE_KV = SPEC_KV.map(lambda policy: replace(policy, selection=KvSelection.TARGET_LOOKAHEAD))
+POLICY = SPEC_PC | SPEC_KV | st.builds(SpecKvPc, SPEC_PC, CASCADE_KV)
 
 
 def over_the_wire(message):
@@ -49,6 +62,24 @@ def test_policies(policy):
     assert wire.policy_from_wire(over_the_wire(wire.policy_to_wire(policy))) == policy
 
 
+@given(policy=SPEC_KV)
+def test_a_spec_kv_by_itself(policy):
+    message = over_the_wire(wire.spec_kv_to_wire(policy))
+    assert wire.spec_kv_from_wire(message) == policy
+    assert message == wire.policy_to_wire(policy).spec_kv
+    assert message.HasField("mask") == (policy.mask is not None)
+
+
+@given(policy=SPEC_KV, mask=SPEC_PC, capacity=st.integers(0, 2**32 - 1), window=st.integers(0, 2**32 - 1))
+def test_a_masks_own_capacity_and_window_are_not_read(policy, mask, capacity, window):
+    message = wire.spec_kv_to_wire(replace(policy, mask=mask))
+    written = plan_pb2.SpecKv.FromString(message.SerializeToString())
+    written.mask.capacity, written.mask.window = capacity, window
+    read = wire.spec_kv_from_wire(over_the_wire(written))
+    assert read == wire.spec_kv_from_wire(message)  # so that a cache knows them for the same
+    assert read.draft_policy == replace(mask, capacity=policy.capacity + 1, window=policy.window + 1)
+
+
 def test_unset_fields_take_the_defaults_and_zero_is_no_default():
     bare = plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64))
     assert wire.policy_from_wire(over_the_wire(bare)) == SpecPc(64)
@@ -58,6 +89,8 @@ def test_unset_fields_take_the_defaults_and_zero_is_no_default():
     )
     bare_kv = plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64))
     assert wire.policy_from_wire(over_the_wire(bare_kv)) == SpecKv(64)
+    bare_mask = plan_pb2.SpecKv(capacity=64, mask=plan_pb2.SpecPc(neighbors=0))
+    assert wire.spec_kv_from_wire(over_the_wire(bare_mask)).draft_policy == SpecPc(65, window=33, neighbors=0)
 
 
 BAD_POLICIES = {
@@ -68,6 +101,16 @@ BAD_POLICIES = {
     "unknown pool": plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64, pool=9)),
     "unknown selection": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64, selection=9)),
     "even kernel": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64, kernel=4)),
+    "window of a mask's owner": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(window=0, capacity=64, mask=plan_pb2.SpecPc())),
+    "no capacity, a mask": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(mask=plan_pb2.SpecPc(capacity=64))),
+    "kernel of a mask": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64, mask=plan_pb2.SpecPc(kernel=0))),
+    "pool of a mask": plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64, mask=plan_pb2.SpecPc(pool=9))),
+    "a mask in a cascade": plan_pb2.Policy(
+        spec_kv_pc=plan_pb2.SpecKvPc(
+            prompt=plan_pb2.SpecPc(capacity=256),
+            kv=plan_pb2.SpecKv(capacity=64, selection=plan_pb2.KV_SELECTION_DRAFT_MASK),
+        )
+    ),
     "half a cascade": plan_pb2.Policy(spec_kv_pc=plan_pb2.SpecKvPc(prompt=plan_pb2.SpecPc(capacity=64))),
 }
 

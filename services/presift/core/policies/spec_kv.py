@@ -13,8 +13,8 @@ from presift.core.policies.spec_pc import SpecPc
 class SpecKv:
     """Hyper-parameters of SpecKV; all counts in tokens. Raises InvalidRequest.
 
-    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. `mask` is how the draft draws
-    its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity and window are not read.
+    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. `mask` is how the draft
+    draws its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity and window are not read.
     """
 
     capacity: int

@@ -12,8 +12,9 @@ from presift.core.policies.spec_pc import SpecPc
 
 @dataclass(frozen=True, slots=True)
 class SpecKvPc:
-    """`prompt` first (2,048 in the paper), then `kv` on the compressed prompt plus lookahead. Raises InvalidRequest unless
-    the target's own queries choose the KV: the draft's mask is drawn from the whole prompt.
+    """`prompt` first (2,048 in the paper), then `kv` on the compressed prompt plus lookahead.
+
+    Raises InvalidRequest unless the target's own queries choose the KV: the draft's mask is of the whole prompt.
     """
 
     prompt: SpecPc

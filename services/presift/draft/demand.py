@@ -1,0 +1,57 @@
+"""What each policy asks of the draft's one pass over the prompt: rows to score, tokens to generate, a mask to draw.
+
+Knows the policies; knows no messages, no prompt and no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from presift.core.policies import KvSelection, Policy, SpecKv, SpecPc
+
+
+class Mask(StrEnum):
+    """What the draft's selection says: nothing, which tokens the target reads, or which KV pairs it keeps."""
+
+    NONE = "none"
+    TOKEN = "token"
+    KV = "kv"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One policy, as the draft reads it.
+
+    `scoring` says which rows are captured and how tokens are selected by them; where `mask` is NONE it only says which
+    rows make the importance that a caller may ask to see. `lookahead_tokens` are generated and returned.
+    """
+
+    scoring: SpecPc
+    mask: Mask
+    lookahead_tokens: int
+
+    @property
+    def on_top_tokens(self) -> int:
+        """How many tokens `scoring` keeps beyond the policy's own capacity.
+
+        SpecKV: one, the prompt's final token, which is fed again (design, SpecKV step 3).
+        """
+        return 0 if self.mask is Mask.TOKEN else 1
+
+
+def demand_of(policy: Policy) -> Demand:
+    """What `policy` asks of the draft."""
+    if isinstance(policy, SpecPc):
+        return Demand(policy, Mask.TOKEN, lookahead_tokens=0)
+    if isinstance(policy, SpecKv):
+        return _spec_kv(policy)
+    # The target scores the second stage with its own queries: of `kv` only the lookahead is the draft's business.
+    return Demand(policy.prompt, Mask.TOKEN, policy.kv.lookahead_tokens)
+
+
+def _spec_kv(policy: SpecKv) -> Demand:
+    if policy.selection is KvSelection.DRAFT_MASK:
+        # The target's queries choose nothing, so nobody reads a lookahead.
+        return Demand(policy.draft_policy, Mask.KV, lookahead_tokens=0)
+    return Demand(policy.draft_policy, Mask.NONE, policy.lookahead_tokens)

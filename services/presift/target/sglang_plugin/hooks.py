@@ -1,0 +1,200 @@
+"""Every function of SGLang that the plugin hooks, and what it does there. All of it is inert for ordinary requests."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from presift.target.sglang_plugin import intake
+from presift.target.sglang_plugin.attention import Pass
+from presift.target.sglang_plugin.chain import Chain
+from presift.target.sglang_plugin.parameters import KEY
+from presift.target.sglang_plugin.states import Compressed, Scoring, Untouched, state_of
+from presift.target.sglang_plugin.support import why_not_this_scheduler, why_not_this_sglang
+
+
+class Plugin:
+    """The plugin in one scheduler process. `unsupported` is why it refuses requests; None while it serves them."""
+
+    def __init__(self) -> None:
+        self.unsupported: str | None = "no scheduler has started"
+        self.chain: Chain | None = None
+        self._pass = Pass()
+
+    def around(self) -> dict[str, Callable[..., Any]]:
+        """The hooks by target; each takes the original function first."""
+        srt = "sglang.srt."
+        return {
+            f"{srt}managers.scheduler.Scheduler.__init__": self._scheduler_made,
+            f"{srt}managers.scheduler.Scheduler.handle_generate_request": self._request_came,
+            f"{srt}managers.scheduler.Scheduler.get_new_batch_prefill": self._batch_wanted,
+            f"{srt}managers.scheduler.Scheduler.abort_request": self._abort_came,
+            f"{srt}managers.scheduler.Scheduler.get_internal_state": self._state_asked,
+            f"{srt}managers.schedule_batch.Req._compute_max_prefix_len": self._prefix_capped,
+            f"{srt}managers.schedule_policy.PrefillAdder.add_one_req": self._admission_asked,
+            f"{srt}model_executor.forward_batch_info.ForwardBatch.init_new": self._pass_begun,
+            f"{srt}layers.attention.base_attn_backend.AttentionBackend.forward": self._attended,
+            f"{srt}managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+            ".process_batch_result_prefill": self._prompt_read,
+            f"{srt}managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output": self._streamed,
+            f"{srt}mem_cache.common.maybe_cache_unfinished_req": self._chunk_cached,
+            f"{srt}mem_cache.unified_radix_cache.UnifiedRadixCache.insert_req": self._inserted,
+            f"{srt}mem_cache.unified_radix_cache.UnifiedRadixCache.reset": self._tree_reset,
+        }
+
+    def _scheduler_made(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        original(scheduler, *args, **kwargs)
+        self.unsupported = why_not_this_sglang() or not_hooked(self.around()) or why_not_this_scheduler(scheduler)
+        self.chain = Chain(scheduler)
+
+    def _request_came(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
+        parameters = received.sampling_params.custom_params
+        if isinstance(parameters, dict) and KEY in parameters:
+            try:
+                intake.admit(scheduler, received, self.unsupported)
+            except Exception as error:
+                intake.refuse(scheduler, received, intake.checked(error))
+                return
+        original(scheduler, received, **kwargs)
+
+    def _batch_wanted(self, original: Any, scheduler: Any, running_batch: Any) -> Any:
+        if self.chain is None:
+            return original(scheduler, running_batch)
+        self.chain.tidy()
+        plan = original(scheduler, running_batch)
+        if self.chain.start_missing() and plan.batch_to_run is None:
+            # Else an idle scheduler would go to sleep over the request that was just put into its queue.
+            plan = original(scheduler, plan.running_batch)
+        return plan
+
+    def _abort_came(self, original: Any, scheduler: Any, received: Any) -> None:
+        if self.chain is not None:
+            self.chain.unpark(received.rid, every=received.abort_all)
+        original(scheduler, received)
+        if self.chain is not None:
+            self.chain.leases.release_matching("" if received.abort_all else received.rid)
+
+    def _state_asked(self, original: Any, scheduler: Any, received: Any) -> Any:
+        answer = original(scheduler, received)
+        chain = self.chain
+        counts = {} if chain is None else chain.counts()
+        answer.internal_state[KEY] = {"unsupported": self.unsupported, **counts}
+        return answer
+
+    def _prefix_capped(self, original: Any, request: Any, input_len: int) -> int:
+        longest: int = original(request, input_len)
+        state = state_of(request)
+        if isinstance(state, Scoring):
+            # The rows that score must be computed, and only prompt tokens need be cached.
+            rows = state.scores.first_row if state.scores is not None else len(state.of.prompt) - 1
+            longest = min(longest, rows)
+        return longest
+
+    def _admission_asked(self, original: Any, adder: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        from sglang.srt.managers.schedule_policy import AddReqResult  # noqa: PLC0415 - in the scheduler alone
+
+        state = state_of(request)
+        if self.chain is None or state is None or request.to_finish is not None:
+            return original(adder, request, *args, **kwargs)
+        if isinstance(state, Compressed) and len(request.prefix_indices) < state.kept:
+            self.chain.entry_is_missing(request)
+            return AddReqResult.CONTINUE
+        if isinstance(state, Scoring):
+            return _admit_scoring(original, adder, request, state, *args, **kwargs)
+        result = original(adder, request, *args, **kwargs)
+        if isinstance(state, Compressed) and request in adder.can_run_list:
+            request.skip_radix_cache_insert = not state.plan.keep_full_prefix
+            self.chain.admitted(request, state)
+        return result
+
+    def _pass_begun(self, original: Any, kind: type, batch: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+        forward = original(kind, batch, runner, *args, **kwargs)
+        self._pass.begin(forward, batch, runner)
+        return forward
+
+    def _attended(self, original: Any, backend: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(backend, *args, **kwargs)
+        named = dict(zip(("q", "k", "v", "layer"), args, strict=False)) | kwargs
+        self._pass.attended(named["q"], named["layer"])
+        return result
+
+    def _prompt_read(self, original: Any, processor: Any, batch: Any, result: Any) -> Any:
+        for request in batch.reqs:
+            state = state_of(request)
+            if self.chain is not None and isinstance(state, Scoring) and _has_been_read(request, state):
+                if result.copy_done is not None:
+                    result.copy_done.synchronize()
+                self.chain.settle(request, state)
+        return original(processor, batch, result)
+
+    def _streamed(self, original: Any, streamer: Any, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        states = [state_of(request) for request in requests]
+        if any(states):
+            for request, state in zip(requests, states, strict=True):
+                _attach_report(request, state)
+            pairs = zip(requests, states, strict=True)
+            requests = [request for request, state in pairs if not isinstance(state, Scoring)]
+        return original(streamer, requests, *args, **kwargs)
+
+    def _chunk_cached(self, original: Any, request: Any, tree: Any, **kwargs: Any) -> None:
+        state = state_of(request)
+        if isinstance(state, Compressed | Scoring) and not _plan(state).keep_full_prefix:
+            # Goes on with its own KV, and leaves nothing of it to the tree.
+            tree.advance_unpublished_req(request, **kwargs)
+        else:
+            original(request, tree, **kwargs)
+
+    def _inserted(self, original: Any, tree: Any, request: Any, *, up_to: int, **kwargs: Any) -> Any:
+        state = state_of(request)
+        if isinstance(state, Scoring):
+            # The lookahead was only to choose by.
+            up_to = min(up_to, max(len(state.of.prompt), request.kv.cache_protected_len))
+        return original(tree, request, up_to=up_to, **kwargs)
+
+    def _tree_reset(self, original: Any, tree: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.chain is not None:
+            self.chain.forget()
+        return original(tree, *args, **kwargs)
+
+
+def not_hooked(targets: Any) -> str | None:
+    """The reason, if one of `targets` is not hooked in this process: SGLang itself would only log it."""
+    from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: PLC0415
+
+    missing = [target for target in targets if target not in HookRegistry._patched or not _is_wrapped(target)]
+    return f"not hooked: {', '.join(missing)}" if missing else None
+
+
+def _is_wrapped(target: str) -> bool:
+    path, _, name = target.rpartition(".")
+    return hasattr(getattr(pkgutil.resolve_name(path), name), "__wrapped__")
+
+
+def _admit_scoring(original: Any, adder: Any, request: Any, state: Scoring, *args: Any, **kwargs: Any) -> Any:
+    # As if the entry were to be generated: so its slots are counted, and a full pool makes the request wait.
+    request.sampling_params.max_new_tokens = state.of.kept + 1
+    try:
+        result = original(adder, request, *args, **kwargs)
+    finally:
+        request.sampling_params.max_new_tokens = 0
+    if request in adder.can_run_list and state.scores is not None:
+        state.scores.restart()
+    return result
+
+
+def _has_been_read(request: Any, state: Scoring) -> bool:
+    ended = request.finished() or request.to_finish is not None or request.is_retracted
+    return not (ended or state.is_settled or request.inflight_middle_chunks > 0)
+
+
+def _plan(state: Compressed | Scoring) -> Any:
+    return state.of.plan if isinstance(state, Scoring) else state.plan
+
+
+def _attach_report(request: Any, state: Any) -> None:
+    if not isinstance(state, Compressed | Untouched) or state.report is None or request.customized_info is not None:
+        return
+    if isinstance(state, Untouched):
+        state.report.cached_tokens = request.cached_tokens
+    request.customized_info = {KEY: [{name: getattr(state.report, name) for name in state.report.__slots__}]}

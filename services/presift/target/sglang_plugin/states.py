@@ -1,0 +1,117 @@
+"""What the plugin keeps about a request: on the request itself, so that it goes when the request goes.
+
+SGLang copies `sampling_params.custom_params` onto each request it makes and never sends it anywhere from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from presift.core.kv_plan import KvPlan
+from presift.core.spans import merge
+from presift.target.sglang_plugin.parameters import KEY
+from presift.target.sglang_plugin.scores import Scores
+
+
+@dataclass(slots=True)
+class Report:
+    """What was applied, as it travels in `meta_info`. Counts in tokens, times in ms."""
+
+    prompt_tokens: int
+    kv_tokens: int
+    cached_tokens: int
+    reused_entry: bool = False
+    score_ms: float = 0.0
+    publish_ms: float = 0.0
+    coverage: float | None = None
+    kv_mask: dict[str, Any] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Compressed:
+    """A caller's request: it generates on a compressed entry. `prompt`: the n token ids that the plan covers.
+
+    `kept` is C, the KV pairs per layer and head; `entry` is the namespace of the entry in the radix tree. Its tokens
+    there are `prompt[:C]`: a name, not the tokens that the KV belongs to.
+    """
+
+    plan: KvPlan
+    prompt: array[int]
+    kept: int
+    entry: str
+    # What the ordinary, uncompressed prompt is cached under.
+    extra_key: str | None
+    suffix_tokens: int
+    report: Report | None = None
+    attempts: int = 0
+
+    @property
+    def shift(self) -> int:
+        """Position less KV length: what was dropped before the final prompt token."""
+        return len(self.prompt) - 1 - self.kept
+
+    @property
+    def pseudo_key(self) -> array[int]:
+        return self.prompt[: self.kept]
+
+    def found(self, cached_tokens: int, coverage: float | None) -> None:
+        """The entry was in the tree."""
+        self.report = self._report(cached_tokens, reused_entry=True, coverage=coverage)
+
+    def made(self, cached_tokens: int, **others: Any) -> None:
+        """The entry was made for this request (and for those that waited with it); `others` as in Report."""
+        self.report = self._report(cached_tokens, **others)
+
+    def _report(self, cached_tokens: int, **others: Any) -> Report:
+        suffix, held = self.suffix_tokens, self.kept + 1 + self.suffix_tokens
+        return Report(len(self.prompt) + suffix, held, cached_tokens, **others)
+
+
+@dataclass(slots=True, eq=False)
+class Scoring:
+    """The plugin's own request: it reads prompt and lookahead, and is scored. `scores` None: the mask is given."""
+
+    of: Compressed
+    scores: Scores | None
+    # Set once the entry was made, or cannot be made.
+    is_settled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Untouched:
+    """A caller's request whose plan drops nothing: an ordinary one, with a report."""
+
+    report: Report
+
+
+def state_of(request: Any) -> Compressed | Scoring | Untouched | None:
+    """What the plugin keeps about a request of SGLang's; None for those that are none of its business."""
+    parameters = request.sampling_params.custom_params
+    state = parameters.get(KEY) if isinstance(parameters, dict) else None
+    return state if isinstance(state, Compressed | Scoring | Untouched) else None
+
+
+def entry_name(plan: KvPlan, prompt: array[int], kept: int, salts: tuple[str | None, ...]) -> str:
+    """The namespace of an entry: SHA-256 over all that its KV depends on. Entries of different salts never meet."""
+    policy = {**asdict(plan.policy), "mask": None, "lookahead_tokens": 0, "capacity": kept}
+    header = {
+        "version": 1,
+        "policy": policy,
+        "protected": [[span.start, span.end] for span in merge(plan.protected)],
+        "salts": salts,
+        "prompt_tokens": len(prompt),
+        "lookahead": len(plan.lookahead_token_ids),
+        "mask": None if plan.kv_mask is None else list(plan.kv_mask.kept.shape),
+    }
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(np.asarray(prompt, dtype="<i8").tobytes())
+    digest.update(np.asarray(plan.lookahead_token_ids, dtype="<i8").tobytes())
+    if plan.kv_mask is not None:
+        digest.update(plan.kv_mask.to_bits())
+    return f"presift:{digest.hexdigest()}"
