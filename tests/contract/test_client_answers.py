@@ -9,7 +9,7 @@ import presift_client as pc
 from presift.core.errors import InternalError, Overloaded
 
 from .fakes.clients import CLIENTS, Asynchronous, Blocking
-from .fakes.house import CAPACITY, WINDOW
+from .fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, WINDOW
 from .fakes.services import CONTEXT, VOCABULARY, hangs, keep, model, raises
 
 LONG = list(range(100, 200))
@@ -110,6 +110,34 @@ async def test_every_option_arrives(house, client):
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.25, 7)
     assert (sampling.seed, list(sampling.stop), list(sampling.stop_token_ids)) == (11, ["zz"], [4])
     assert sampling.ignore_eos
+
+
+async def test_every_kv_option_arrives_and_everything_said_comes_back(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    for client in (Asynchronous(house.address), Blocking(house.address)):
+        options = {"token_ids": LONG, "route": "spec_kv", "max_kv_tokens": 21, "max_new_tokens": 2}
+        kv = {"kv_selection": "target_lookahead", "keep_full_prefix": False, "kv_lookahead_tokens": 2}
+        first = await client.generate(**options, **kv)
+        plan, decision, usage = house.target.calls[-1].kv_plan, first.decision, first.usage
+        assert (plan.policy.capacity, len(plan.lookahead_token_ids), plan.keep_full_prefix) == (20, 2, False)
+        assert (decision.kv_capacity, decision.kv_selection, decision.kv_tokens) == (20, "target_lookahead", 21)
+        assert (decision.keep_full_prefix, decision.continued, usage.kv_tokens) == (False, False, 21)
+        if not usage.reused_entry:
+            assert (usage.score_ms, usage.publish_ms, usage.coverage) == (11.0, 4.0, 0.75)
+        options["token_ids"] = [*LONG, 7]
+        later = await client.generate(**options, continue_prompt_tokens=decision.prompt_tokens)
+        assert later.decision.continued and later.usage.reused_entry and later.usage.coverage is None
+        await client.aclose()
+
+
+async def test_a_mask_and_a_cascade(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    client = Asynchronous(house.address)
+    mask = (await client.generate(token_ids=LONG, route="spec_kv", kv_selection="draft_mask")).decision
+    cascade = (await client.generate(token_ids=LONG, route="spec_kv_pc")).decision
+    assert (mask.kv_selection, mask.kept_tokens, mask.kv_capacity) == ("draft_mask", 100, KV_CAPACITY)
+    assert (cascade.route, cascade.kept_tokens, cascade.kv_capacity) == ("spec_kv_pc", CASCADE, KV_CAPACITY)
+    await client.aclose()
 
 
 async def test_info(client):
@@ -263,7 +291,7 @@ async def test_both_clients_get_the_same(house, options):
 
 
 def timeless(generation):
-    times = {"tokenize_ms": 0.0, "cache_ms": 0.0, "draft_ms": 0.0}
+    times = {"tokenize_ms": 0.0, "cache_ms": 0.0, "draft_ms": 0.0, "prefill_ms": 0.0}
     return replace(
         generation,
         decision=replace(generation.decision, **times),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
-from .fakes.house import WINDOW, Answer, Refusal, refusal_of, request, wire_prompt
+from .fakes.house import ALL_ROUTES, WINDOW, Answer, Refusal, refusal_of, request, wire_prompt
 from .fakes.services import CONTEXT, VOCABULARY
 
 LONG = list(range(100, 200))
@@ -252,3 +252,61 @@ async def test_any_request_is_answered_within_its_budget_or_refused(house, promp
         assert decision.kept_tokens <= budget.max_prompt_tokens
     if outcome.route == "FULL":
         assert decision.kept_tokens == decision.prompt_tokens
+
+
+# Mostly sound, so that much of it is answered; the strategies above are mostly not.
+KV = st.builds(
+    orchestrator_pb2.KvOptions,
+    selection=st.integers(0, 2),
+    keep_full_prefix=st.none() | st.booleans(),
+    lookahead_tokens=st.none() | st.integers(0, 8) | st.just(257),
+    continue_prompt_tokens=st.none() | st.none() | st.integers(40, 120),
+)
+KV_PROMPT = st.integers(30, 130).flatmap(
+    lambda size: st.builds(
+        wire_prompt,
+        st.just([7] * size),
+        st.lists(st.integers(0, size - 1).map(lambda start: (start, min(start + 4, size))), max_size=3),
+    )
+)
+KV_BUDGET = st.builds(
+    orchestrator_pb2.Budget,
+    max_prompt_tokens=st.none() | st.integers(4, 140),
+    max_kv_tokens=st.none() | st.integers(4, 60),
+    compress_above_tokens=st.none() | st.integers(0, 40),
+    strict=st.booleans(),
+)
+
+
+@pytest.fixture
+async def kv_house(open_house):
+    return await open_house(routes=ALL_ROUTES, kv_page_tokens=4)
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    prompt=KV_PROMPT,
+    sampling=st.builds(target_pb2.Sampling, max_new_tokens=st.integers(1, 370)),
+    budget=KV_BUDGET,
+    asked=st.tuples(st.sampled_from([plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC]), st.none() | KV),
+)
+async def test_any_request_to_drop_kv_is_answered_within_its_budget_or_refused(
+    kv_house, prompt, sampling, budget, asked
+):
+    route, kv = asked
+    message = orchestrator_pb2.GenerateRequest(prompt=prompt, sampling=sampling, budget=budget, route=route, kv=kv)
+    outcome = await send(kv_house, message.SerializeToString())
+    if isinstance(outcome, Refusal):
+        assert outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), outcome
+        # The fake target holds each plan against the contract: none may be refused for it.
+        assert outcome.reason and outcome.field and outcome.limit and "kv_plan" not in outcome.field, outcome
+        return
+    decision, usage = outcome.decision, outcome.usage
+    assert decision.kv_tokens == usage.kv_tokens <= decision.kept_tokens <= decision.prompt_tokens
+    assert outcome.reason in ("REQUESTED", "BELOW_THRESHOLD", "WITHIN_BUDGET", "PROTECTED_OVER_BUDGET")
+    if budget.HasField("max_kv_tokens") and (budget.strict or (outcome.route != "FULL" and not decision.continued)):
+        assert usage.kv_tokens <= budget.max_kv_tokens
+    if budget.strict and budget.HasField("max_prompt_tokens"):
+        assert decision.kept_tokens <= budget.max_prompt_tokens

@@ -18,7 +18,9 @@ class Options(TypedDict, total=False):
 
     Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
     with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
-    are in tokens, `deadline_s` in seconds.
+    are in tokens, `deadline_s` in seconds. On spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or
+    "draft_mask"; `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision with whose prompt this one
+    begins.
     """
 
     messages: Sequence[ChatMessage]
@@ -30,6 +32,10 @@ class Options(TypedDict, total=False):
     max_kv_tokens: int
     strict: bool
     compress_above_tokens: int
+    kv_selection: str
+    keep_full_prefix: bool
+    kv_lookahead_tokens: int
+    continue_prompt_tokens: int
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -42,7 +48,8 @@ class Options(TypedDict, total=False):
 
 
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
-    """Raises TypeError for an unknown option, ValueError for an unknown route or unless there is exactly one prompt."""
+    """Raises TypeError for an unknown option, ValueError for an unknown route or selection, or unless there is exactly
+    one prompt."""
     unknown = set(options) - Options.__annotations__.keys()
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
@@ -55,6 +62,7 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
             strict=options.get("strict", False),
             compress_above_tokens=options.get("compress_above_tokens"),
         ),
+        kv=_kv_options(options),
         sampling=target_pb2.Sampling(
             max_new_tokens=options.get("max_new_tokens"),
             temperature=options.get("temperature"),
@@ -70,10 +78,23 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
 
 def route_of(name: str) -> plan_pb2.Route:
     """Raises ValueError, listing the names that are known."""
-    names = {key.removeprefix("ROUTE_").lower(): key for key in plan_pb2.Route.keys()[1:]}
+    return cast(plan_pb2.Route, _number("route", name, plan_pb2.Route, "ROUTE_"))
+
+
+def _kv_options(options: Options) -> orchestrator_pb2.KvOptions | None:
+    names = {"keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"}
+    values: dict[str, Any] = {name.removeprefix("kv_"): options[name] for name in names & options.keys()}  # type: ignore[literal-required]
+    if "kv_selection" in options:
+        values["selection"] = _number("kv_selection", options["kv_selection"], plan_pb2.KvSelection, "KV_SELECTION_")
+    return orchestrator_pb2.KvOptions(**values) if values else None
+
+
+def _number(option: str, name: str, enum: Any, prefix: str) -> int:
+    """The enum's number. Raises ValueError, listing the names that are known."""
+    names = {key.removeprefix(prefix).lower(): key for key in enum.keys()[1:]}
     if name not in names:
-        raise ValueError(f"route is {name!r}; it must be one of {', '.join(names)}")
-    return cast(plan_pb2.Route, plan_pb2.Route.Value(names[name]))
+        raise ValueError(f"{option} is {name!r}; it must be one of {', '.join(names)}")
+    return int(enum.Value(names[name]))
 
 
 def _prompt(prompt: str | None, options: Options) -> orchestrator_pb2.Prompt:

@@ -20,7 +20,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was applied and why. Counts in tokens; `coverage` 0..1, None where nothing was dropped; times in ms."""
+    """What was applied and why. Counts in tokens; `coverage` 0..1, None where the draft dropped nothing; times in ms.
+
+    `kept_tokens` is what the target reads, `kv_tokens` what it is to hold. Where KV is dropped: `kv_capacity`,
+    `kv_selection` and `keep_full_prefix`, else None; `continued` if an earlier turn's selection was used.
+    """
 
     route: str
     reason: str
@@ -36,6 +40,11 @@ class Decision:
     tokenize_ms: float
     cache_ms: float
     draft_ms: float
+    prefill_ms: float = 0.0
+    kv_capacity: int | None = None
+    kv_selection: str | None = None
+    keep_full_prefix: bool | None = None
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The end of an answer. `ttft_ms` covers everything from the request's arrival at the orchestrator."""
+    """The end of an answer. `ttft_ms` covers everything from the request's arrival at the orchestrator.
+
+    `kv_tokens` is what the prompt really held. Where KV was dropped: whether the compressed entry was found, the time
+    that choosing and copying took, and the share of the choosing queries' attention on what was kept.
+    """
 
     prompt_tokens: int
     kept_tokens: int
@@ -59,6 +72,10 @@ class Usage:
     target_ttft_ms: float
     ttft_ms: float
     total_ms: float
+    reused_entry: bool = False
+    score_ms: float = 0.0
+    publish_ms: float = 0.0
+    coverage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,7 @@ def gather(events: Iterable[Event]) -> Generation:
 
 def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
     """Names instead of numbers: `spec_pc`, `over_budget`, `hit`."""
+    kv = _spec_kv(decision.policy)
     return Decision(
         route=_name(plan_pb2.Route, decision.route, "ROUTE"),
         reason=_name(orchestrator_pb2.DecisionReason, decision.reason, "DECISION_REASON"),
@@ -129,6 +147,11 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
         tokenize_ms=decision.tokenize_ms,
         cache_ms=decision.cache_ms,
         draft_ms=decision.draft_ms,
+        prefill_ms=decision.prefill_ms,
+        kv_capacity=None if kv is None else kv.capacity,
+        kv_selection=None if kv is None else _name(plan_pb2.KvSelection, kv.selection, "KV_SELECTION"),
+        keep_full_prefix=decision.keep_full_prefix if decision.HasField("keep_full_prefix") else None,
+        continued=decision.continued,
     )
 
 
@@ -153,7 +176,18 @@ def _usage(usage: orchestrator_pb2.Usage) -> Usage:
         target_ttft_ms=usage.target_ttft_ms,
         ttft_ms=usage.ttft_ms,
         total_ms=usage.total_ms,
+        reused_entry=usage.reused_entry,
+        score_ms=usage.score_ms,
+        publish_ms=usage.publish_ms,
+        coverage=usage.coverage if usage.HasField("coverage") else None,
     )
+
+
+def _spec_kv(policy: plan_pb2.Policy) -> plan_pb2.SpecKv | None:
+    """The policy that dropped KV, where one did."""
+    if policy.HasField("spec_kv_pc"):
+        return policy.spec_kv_pc.kv
+    return policy.spec_kv if policy.HasField("spec_kv") else None
 
 
 def _model(model: plan_pb2.ModelInfo) -> Model:

@@ -76,7 +76,8 @@ def decision_line(decision: Decision) -> str:
     coverage = "" if decision.coverage is None else f", coverage {decision.coverage:.2f}"
     return (
         f"[{decision.route}: {decision.reason} ({decision.detail}); "
-        f"kept {decision.kept_tokens} of {decision.prompt_tokens} tokens{coverage}, cache {decision.cache}]"
+        f"kept {decision.kept_tokens} of {decision.prompt_tokens} tokens{_kv(decision)}{coverage}, "
+        f"cache {decision.cache}]"
     )
 
 
@@ -84,5 +85,29 @@ def usage_line(usage: Usage) -> str:
     """What it cost, in one line."""
     return (
         f"[first token after {usage.ttft_ms:.0f} ms ({usage.target_ttft_ms:.0f} ms in the target), "
-        f"{usage.completion_tokens} tokens in {usage.total_ms:.0f} ms, finished by {usage.finish_reason}]"
+        f"{usage.completion_tokens} tokens in {usage.total_ms:.0f} ms, finished by {usage.finish_reason}; "
+        f"held {usage.kv_tokens} KV tokens for {usage.prompt_tokens} prompt tokens, "
+        f"{usage.cached_tokens} were cached{_selected(usage)}]"
     )
+
+
+def _kv(decision: Decision) -> str:
+    """What was planned for the KV, where some is dropped."""
+    if decision.kv_capacity is None:
+        return ""
+    parts = [f"{decision.kv_tokens} KV tokens to hold (C {decision.kv_capacity}, {decision.kv_selection})"]
+    parts += ["full prefix kept" if decision.keep_full_prefix else "full prefix freed"]
+    if decision.prefill_ms:
+        parts.append(f"read in {decision.prefill_ms:.0f} ms while the draft worked for {decision.draft_ms:.0f} ms")
+    return "".join(f", {part}" for part in parts)
+
+
+def _selected(usage: Usage) -> str:
+    """What the target says of its selection, where it made or found one."""
+    if usage.reused_entry:
+        chosen = ", compressed entry reused"
+    elif usage.score_ms or usage.publish_ms:
+        chosen = f", scored in {usage.score_ms:.0f} ms, published in {usage.publish_ms:.0f} ms"
+    else:
+        chosen = ""
+    return chosen if usage.coverage is None else f"{chosen}, coverage {usage.coverage:.2f}"

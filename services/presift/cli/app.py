@@ -43,6 +43,10 @@ def up(
     ] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     capacity: Annotated[int | None, typer.Option(help="prompt tokens to keep where no budget is set")] = None,
+    kv_capacity: Annotated[int | None, typer.Option(help="KV tokens to keep where no budget is set")] = None,
+    prefill_while_drafting: Annotated[
+        bool | None, typer.Option(help="on spec_kv the target reads while the draft works")
+    ] = None,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
     # Imported here: `presift generate` needs none of it.
@@ -63,7 +67,12 @@ def up(
         logs=home / "logs",
         listen=listen,
         cache_url=cache_url,
-        orchestrator_flags=_flags(compress_above_tokens=compress_above, capacity=capacity),
+        orchestrator_flags=_flags(
+            compress_above_tokens=compress_above,
+            capacity=capacity,
+            kv_capacity=kv_capacity,
+            prefill_while_drafting=prefill_while_drafting,
+        ),
     )
     raise typer.Exit(run_until_stopped(options, say))
 
@@ -75,10 +84,16 @@ def generate(
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
     file: Annotated[list[Path] | None, typer.Option(help="a document for the question; repeatable; - is stdin")] = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
-    route: Annotated[str, typer.Option(help="auto, full, spec_pc")] = "auto",
+    route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
+    keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
+    kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
+    continue_prompt_tokens: Annotated[
+        int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
@@ -92,6 +107,10 @@ def generate(
         max_prompt_tokens=max_prompt_tokens,
         max_kv_tokens=max_kv_tokens,
         compress_above_tokens=compress_above,
+        kv_selection=kv_selection,
+        keep_full_prefix=keep_full_prefix,
+        kv_lookahead_tokens=kv_lookahead_tokens,
+        continue_prompt_tokens=continue_prompt_tokens,
         strict=strict,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -134,10 +153,16 @@ def models(
     Console().print(table)
 
 
-def _flags(**given: int | None) -> list[str]:
+def _flags(**given: int | bool | None) -> list[str]:
     """What was not given stays at the service's own setting, its variables included."""
-    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None)
-    return [part for pair in pairs for part in pair]
+    flags: list[str] = []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return flags
 
 
 def _say(line: str) -> None:

@@ -14,9 +14,11 @@ from presift.orchestrator.loading import load_tokenizer
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
+from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.turns import Turns
 from presift.rpc import telemetry
 from presift.rpc.metrics import count
 from presift.rpc.server import GrpcServer
@@ -52,7 +54,10 @@ async def serve(settings: OrchestratorSettings) -> bool:
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     models = Models(draft, target, tokenizer.fingerprint())
     compressor = Compressor(draft, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
-    pipeline = Pipeline(Planner(tokenizer, models, compressor, defaults), tokenizer, models, target, salt=salt)
+    prefiller = Prefiller(target, salt=salt) if settings.prefill_while_drafting else None
+    turns = Turns(settings.turn_memory, salt)
+    planner = Planner(tokenizer, models, compressor, defaults, prefiller=prefiller, turns=turns)
+    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt)
     server = GrpcServer(
         settings.server_options(), [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
     )

@@ -8,10 +8,11 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import SpecPc
+from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.routing import Reason
+from presift.orchestrator.choices import Reason
 
 
 class CacheUse(StrEnum):
@@ -25,35 +26,43 @@ class CacheUse(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Counts in tokens, times in milliseconds, `coverage` 0..1 or None where nothing was dropped."""
+    """Counts in tokens, times in milliseconds, `coverage` 0..1 or None where nothing was dropped by the draft.
+
+    `kept_tokens` is what the target reads, `kv_tokens` what it is to hold while it decodes. `keep_full_prefix` is None
+    where no KV is dropped.
+    """
 
     route: Route
     reason: Reason
     detail: str
     prompt_tokens: int
     kept_tokens: int
+    kv_tokens: int
     protected_tokens: int
     target: ModelInfo
     tokenize_ms: float
-    policy: SpecPc | None = None
+    policy: Policy | None = None
     draft: ModelInfo | None = None
     coverage: float | None = None
     cache: CacheUse = CacheUse.NOT_USED
     cache_ms: float = 0.0
     draft_ms: float = 0.0
-
-    @property
-    def kv_tokens(self) -> int:
-        """On routes full and spec_pc the target holds the KV of what it reads."""
-        return self.kept_tokens
+    prefill_ms: float = 0.0
+    keep_full_prefix: bool | None = None
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A decision and what follows from it: `kept_ids` uint32[kept_tokens], `kept` bool[prompt_tokens]."""
+    """A decision and what follows from it.
+
+    `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
+    far as the orchestrator knows; `kv_plan` where KV is dropped.
+    """
 
     decision: Decision
-    kept_ids: NDArray[np.uint32]
+    read_ids: NDArray[np.uint32]
     kept: NDArray[np.bool_]
     protected: tuple[Span, ...]
+    kv_plan: KvPlan | None = None
     importance: NDArray[np.float32] | None = None

@@ -17,7 +17,7 @@ from presift.orchestrator.planning import Planner
 from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
 from presift.orchestrator.tokenizer import PromptTokenizer
-from presift.rpc.metrics import record
+from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import tracer
 
 
@@ -91,14 +91,23 @@ class Pipeline:
         ttft_ms = 0.0
         # Not made current: an async generator's context is its consumer's.
         with tracer().start_span("decode", record_exception=False, set_status_on_exception=False):
-            stream = self._target.generate(plan.kept_ids, request.sampling, self._salt, left_s)
+            stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - started) * 1000
-                    ttft_ms = ttft_ms or now_ms  # an answer may be a stop token alone
+                    if not ttft_ms:  # an answer may be a stop token alone
+                        ttft_ms = now_ms
+                        self._planner.remember(plan)
                     if isinstance(event, Usage):
+                        _count(plan.decision, event)
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
+
+
+def _count(decision: Decision, usage: Usage) -> None:
+    count("presift.kv.tokens", usage.kv_tokens, route=decision.route.value)
+    if usage.reused_entry:
+        count("presift.entries.reused", route=decision.route.value)

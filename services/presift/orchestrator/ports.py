@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
+from presift.core.kv_plan import KvPlan
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
@@ -54,7 +55,11 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target."""
+    """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
+
+    The last four are of routes that drop KV: whether the compressed entry was found, the time spent on choosing and on
+    copying, and the share of the scoring queries' attention on what was kept (None where nothing was scored).
+    """
 
     prompt_tokens: int
     kv_tokens: int
@@ -62,23 +67,38 @@ class Usage:
     completion_tokens: int
     finish_reason: FinishReason
     ttft_ms: float
+    reused_entry: bool = False
+    score_ms: float = 0.0
+    publish_ms: float = 0.0
+    coverage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """The target's model and the routes that its running engine supports."""
+    """The target's model, the routes that its running engine supports, and why it does not support others."""
 
     model: ModelInfo
     supported: frozenset[Route]
+    unsupported: Mapping[Route, str] = field(default_factory=dict)
+    kv_page_tokens: int = 1
 
 
 class Target(Protocol):
-    """A target service. Raises TargetUnavailable, Overloaded, DeadlineExceeded or InvalidRequest."""
+    """A target service. Raises TargetUnavailable, Overloaded, DeadlineExceeded, InvalidRequest or RouteUnsupported."""
 
     async def info(self) -> TargetInfo: ...
 
     def generate(
-        self, token_ids: NDArray[np.uint32], sampling: Sampling, cache_salt: str, timeout_s: float | None
+        self,
+        token_ids: NDArray[np.uint32],
+        sampling: Sampling,
+        cache_salt: str,
+        timeout_s: float | None,
+        kv_plan: KvPlan | None = None,
     ) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
         """New token ids as they come, then exactly one Usage. Closing the iterator aborts the request."""
+        ...
+
+    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None) -> None:
+        """Read a prompt into the radix cache; returns when it is there. Cancelling aborts it."""
         ...

@@ -17,20 +17,18 @@ from presift.core.errors import (
     PresiftError,
     TargetUnavailable,
 )
+from presift.core.kv_plan import KvPlan
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.ports import FinishReason, MaskRejected, Score, TargetInfo, Usage
+from presift.orchestrator.ports import MaskRejected, Score, TargetInfo, Usage
 from presift.orchestrator.request import Sampling
+from presift.orchestrator.target_wire import info_from_wire, sampling_to_wire, usage_from_wire
 from presift.rpc import wire
 from presift.rpc.channel import open_channel
 from presift.rpc.status import error_of
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 
-_FINISH = {
-    target_pb2.FINISH_REASON_STOP: FinishReason.STOP,
-    target_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
-}
 _INFO_TIMEOUT_S = 5.0
 
 
@@ -77,7 +75,7 @@ class RemoteTarget:
     """A target service at `address`."""
 
     def __init__(self, address: str, max_message_bytes: int) -> None:
-        retryable = [("presift.v1.TargetService", "Generate"), ("presift.v1.TargetService", "GetInfo")]
+        retryable = [("presift.v1.TargetService", method) for method in ("Generate", "Prefill", "GetInfo")]
         self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes)
         self._stub = target_pb2_grpc.TargetServiceStub(self._channel)
 
@@ -86,20 +84,28 @@ class RemoteTarget:
             reply = await self._stub.GetInfo(target_pb2.TargetServiceGetInfoRequest(), timeout=_INFO_TIMEOUT_S)
         except grpc.aio.AioRpcError as failure:
             raise _translated(failure, TargetUnavailable, "target") from failure
-        return TargetInfo(wire.model_from_wire(reply.model), wire.known_routes(reply.supported_routes))
+        return info_from_wire(reply)
 
     async def generate(
-        self, token_ids: NDArray[np.uint32], sampling: Sampling, cache_salt: str, timeout_s: float | None
+        self,
+        token_ids: NDArray[np.uint32],
+        sampling: Sampling,
+        cache_salt: str,
+        timeout_s: float | None,
+        kv_plan: KvPlan | None = None,
     ) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
         request = target_pb2.TargetServiceGenerateRequest(
-            token_ids=token_ids.tolist(), sampling=sampling_to_wire(sampling), cache_salt=cache_salt
+            token_ids=token_ids.tolist(),
+            sampling=sampling_to_wire(sampling),
+            cache_salt=cache_salt,
+            kv_plan=None if kv_plan is None else wire.kv_plan_to_wire(kv_plan),
         )
         call = self._stub.Generate(request, timeout=timeout_s)
         has_ended = False
         try:
             async for event in call:
                 has_ended = event.HasField("usage")
-                yield _usage(event.usage) if has_ended else tuple(event.delta.token_ids)
+                yield usage_from_wire(event.usage) if has_ended else tuple(event.delta.token_ids)
         except grpc.aio.AioRpcError as failure:
             raise _translated(failure, TargetUnavailable, "target") from failure
         finally:
@@ -107,22 +113,15 @@ class RemoteTarget:
         if not has_ended:
             raise TargetUnavailable("the target's stream ended early")
 
+    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None) -> None:
+        request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+        try:
+            await self._stub.Prefill(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as failure:
+            raise _translated(failure, TargetUnavailable, "target") from failure
+
     async def aclose(self) -> None:
         await self._channel.close()
-
-
-def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
-    """Fields that the caller left out stay out."""
-    return target_pb2.Sampling(
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=sampling.stop,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-    )
 
 
 def _score(reply: draft_pb2.ScoreResponse) -> Score:
@@ -139,17 +138,6 @@ def _score(reply: draft_pb2.ScoreResponse) -> Score:
     if importance is not None and importance.size != prompt.mask.prompt_tokens:
         raise MaskRejected(f"importance of {importance.size} tokens for a prompt of {prompt.mask.prompt_tokens}")
     return Score(prompt, importance)
-
-
-def _usage(usage: target_pb2.TargetUsage) -> Usage:
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        kv_tokens=usage.kv_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-        finish_reason=_FINISH.get(usage.finish_reason, FinishReason.STOP),
-        ttft_ms=usage.ttft_ms,
-    )
 
 
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> Any:

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
+from presift.core.policies import KvSelection
 from presift.core.spans import Span
 
 ROLES = ("system", "user", "assistant", "tool")
+# More is refused: the draft generates them one by one before the target's first token.
+MAX_LOOKAHEAD_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +117,42 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class KvOptions:
+    """How KV is dropped, where it is; None takes the orchestrator's default. Raises InvalidRequest.
+
+    `continue_prompt_tokens` goes on with the selection that was made for that many first tokens of the prompt.
+    """
+
+    selection: KvSelection | None = None
+    keep_full_prefix: bool | None = None
+    lookahead_tokens: int | None = None
+    continue_prompt_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.lookahead_tokens is not None and not 0 <= self.lookahead_tokens <= MAX_LOOKAHEAD_TOKENS:
+            raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0..{MAX_LOOKAHEAD_TOKENS}")
+
+    def check_continues(self, prompt_tokens: int) -> None:
+        """Raise InvalidRequest unless what is to be continued is a beginning of the prompt, and not all of it."""
+        wanted = self.continue_prompt_tokens
+        if wanted is not None and not 0 < wanted < prompt_tokens:
+            raise InvalidRequest("kv.continue_prompt_tokens", wanted, f"0 < tokens < {prompt_tokens} (the prompt)")
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `route` None is AUTO."""
+    """One call. `route` None is AUTO. Raises InvalidRequest for KV options that the route cannot have."""
 
     prompt: Prompt
     route: Route | None = None
     budget: Budget = field(default_factory=Budget)
     sampling: Sampling = field(default_factory=Sampling)
+    kv: KvOptions = field(default_factory=KvOptions)
+
+    def __post_init__(self) -> None:
+        if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
+            limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
+            raise InvalidRequest("kv.selection", self.kv.selection, limit)
+        if self.kv.continue_prompt_tokens is not None and self.route is not Route.SPEC_KV:
+            limit = f"unset unless the route is {Route.SPEC_KV}"
+            raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)

@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from presift.core.policies import Pool, SpecPc
-from presift.orchestrator.routing import Defaults
+from presift.core.kv_plan import MAX_KERNEL_TOKENS
+from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
+from presift.orchestrator.choices import Defaults
+from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS
 from presift.rpc.settings import ServiceSettings
 
 
@@ -49,6 +51,26 @@ class OrchestratorSettings(ServiceSettings):
     lookahead_tokens: Annotated[
         int, Field(ge=1, description="1 scores the prompt alone; m adds the rows of m - 1 generated tokens")
     ] = 8
+    kv_capacity: Annotated[int, Field(ge=1, description="KV tokens to keep beside the final one, without a budget")] = (
+        512
+    )
+    cascade_capacity: Annotated[int, Field(ge=1, description="prompt tokens that spec_kv_pc keeps first")] = 2048
+    kv_selection: Annotated[KvSelection, Field(description="whose queries choose the KV on spec_kv")] = (
+        KvSelection.TARGET_LOOKAHEAD
+    )
+    kv_lookahead_tokens: Annotated[
+        int, Field(ge=0, le=MAX_LOOKAHEAD_TOKENS, description="tokens the draft generates, for the target to choose by")
+    ] = 24
+    kv_window: Annotated[int, Field(ge=1, description="last prompt tokens whose KV is always kept")] = 32
+    kv_pool: Annotated[Pool, Field(description="how the importance of KV is smoothed along the prompt")] = Pool.MAX
+    kv_kernel: Annotated[int, Field(ge=1, le=MAX_KERNEL_TOKENS, description="its pooling width, tokens; odd")] = 7
+    kv_reduction: Annotated[Reduction, Field(description="how the rows and heads of a group become one number")] = (
+        Reduction.MAX
+    )
+    prefill_while_drafting: Annotated[
+        bool, Field(description="the target reads while the draft works; nothing gained where both share a device")
+    ] = True
+    turn_memory: Annotated[int, Field(ge=0, description="KV selections that later turns may go on with")] = 1024
 
     def defaults(self) -> Defaults:
         """Raises InvalidRequest for a policy that cannot hold."""
@@ -60,4 +82,15 @@ class OrchestratorSettings(ServiceSettings):
             neighbors=self.neighbors,
             lookahead_tokens=self.lookahead_tokens,
         )
-        return Defaults(spec_pc, self.compress_above_tokens, self.start_layer)
+        return Defaults(spec_pc, self.compress_above_tokens, self.start_layer, self._spec_kv(), self.cascade_capacity)
+
+    def _spec_kv(self) -> SpecKv:
+        return SpecKv(
+            capacity=self.kv_capacity,
+            window=self.kv_window,
+            pool=self.kv_pool,
+            kernel=self.kv_kernel,
+            reduction=self.kv_reduction,
+            lookahead_tokens=self.kv_lookahead_tokens,
+            selection=self.kv_selection,
+        )

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from presift.core.errors import TargetUnavailable
+from presift.core.kv_plan import KvPlan, check_plan, must_keep
+from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 from presift.target.engine import Engine, EngineInfo, Event, Finished, FinishReason, GenerateRequest, Sampling, Tokens
 
@@ -20,6 +26,11 @@ class EchoEngine(Engine):
     - Token `eos_token_id` and every stop token end the answer, are counted, and are not delivered.
     - The text of token t is `chr(t)`: a stop string ends the answer after the token that completes it.
     - `cached_tokens` is the longest prefix, at most n - 1, that any earlier prompt of the same salt shares.
+    - With a KV plan that keeps C of n > C tokens, `kv_tokens` is C + 1 and the tokens after those n. The first time, n
+      is added to the earlier prompts (unless `keep_full_prefix` is off), `score_ms` is n, `publish_ms` is C,
+      `coverage` is C / (n - 1), and kept is what must be, then the first tokens. The same plan, prompt and salt again
+      is a `reused_entry` with C `cached_tokens`. With DRAFT_MASK nothing is scored: no `score_ms`, no `coverage`.
+    - Routes of KV are served unless `no_kv_dropping` says why not.
     - Each token takes `token_delay_s` seconds. At most `max_running` answers run at once; the others wait.
     - `aborted` counts requests that were closed early; `fail` makes the engine die as a crashed one does.
     """
@@ -32,14 +43,20 @@ class EchoEngine(Engine):
         eos_token_id: int = 0,
         model: ModelInfo = ECHO_MODEL,
         can_stop_at_strings: bool = True,
+        no_kv_dropping: str | None = None,
+        kv_page_tokens: int = 1,
     ) -> None:
         self.token_delay_s = token_delay_s
         self.aborted = 0
-        self._info = EngineInfo("echo 1", model, (Route.FULL, Route.SPEC_PC), can_stop_at_strings)
+        kv_routes = (Route.SPEC_KV, Route.SPEC_KV_PC)
+        routes = (Route.FULL, Route.SPEC_PC, *(kv_routes if no_kv_dropping is None else ()))
+        unsupported = {} if no_kv_dropping is None else dict.fromkeys(kv_routes, no_kv_dropping)
+        self._info = EngineInfo("echo 1", model, routes, can_stop_at_strings, unsupported, kv_page_tokens)
         self._eos_token_id = eos_token_id
         self._slots = asyncio.Semaphore(max_running)
         self._running = 0
         self._seen: dict[str, list[list[int]]] = {}
+        self._entries: set[tuple[Any, ...]] = set()
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -78,7 +95,7 @@ class EchoEngine(Engine):
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         prompt = request.token_ids.tolist()
-        cached = self._cached_tokens(prompt, request.cache_salt)
+        read = self._read(request, prompt)
         answer: list[int] = []
         reason = None
         while reason is None:
@@ -87,7 +104,27 @@ class EchoEngine(Engine):
             reason = self._reason(answer, request.sampling)
             if not self._is_stop_token(answer[-1], request.sampling):
                 yield Tokens((answer[-1],))
-        yield Finished(len(prompt), cached, len(answer), reason, kv_tokens=len(prompt))
+        yield Finished(len(prompt), completion_tokens=len(answer), reason=reason, **read)
+
+    def _read(self, request: GenerateRequest, prompt: list[int]) -> dict[str, Any]:
+        """What Finished says about reading `prompt`."""
+        plan, salt = request.kv_plan, request.cache_salt
+        covered = len(prompt) if plan is None else plan.covered_tokens(len(prompt))
+        if plan is None or covered <= plan.capacity_for(self._info.kv_page_tokens):
+            return {"cached_tokens": self._cached_tokens(prompt, salt), "kv_tokens": len(prompt)}
+        model, page_tokens = self._info.model, self._info.kv_page_tokens
+        kept = check_plan(plan, covered, layers=model.layers, kv_heads=model.kv_heads, page_tokens=page_tokens)
+        coverage = kept / (covered - 1) if plan.kv_mask is None else None
+        held = {"kv_tokens": kept + 1 + len(prompt) - covered, "coverage": coverage}
+        named = replace(plan, keep_full_prefix=True, prompt_tokens=0, report_kept=False)
+        entry = (salt, tuple(prompt[:covered]), named)
+        if entry in self._entries:
+            return held | {"cached_tokens": kept, "reused_entry": True}
+        self._entries.add(entry)
+        cached = self._cached_tokens(prompt[:covered], salt, remember=plan.keep_full_prefix)
+        mask = _kept(plan, covered, kept) if plan.report_kept else None
+        times = {"score_ms": float(covered) if plan.kv_mask is None else 0.0, "publish_ms": float(kept)}
+        return held | times | {"cached_tokens": cached, "kv_mask": mask}
 
     async def _wait(self) -> None:
         await asyncio.sleep(self.token_delay_s)
@@ -104,13 +141,23 @@ class EchoEngine(Engine):
         is_eos = token_id == self._eos_token_id and not sampling.ignore_eos
         return is_eos or token_id in sampling.stop_token_ids
 
-    def _cached_tokens(self, prompt: list[int], salt: str) -> int:
+    def _cached_tokens(self, prompt: list[int], salt: str, *, remember: bool = True) -> int:
         earlier = self._seen.setdefault(salt, [])
         longest = max((_shared(prompt, other) for other in earlier), default=0)
-        earlier.append(prompt)
+        if remember:
+            earlier.append(prompt)
         return min(longest, len(prompt) - 1)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     limit = min(len(one), len(other))
     return next((i for i in range(limit) if one[i] != other[i]), limit)
+
+
+def _kept(plan: KvPlan, prompt_tokens: int, kept: int) -> KvMask:
+    if plan.kv_mask is not None:
+        return plan.kv_mask
+    flags = np.append(must_keep(plan, prompt_tokens), True)
+    others = np.flatnonzero(~flags)
+    flags[others[: kept + 1 - np.count_nonzero(flags)]] = True
+    return KvMask(flags[None, None])

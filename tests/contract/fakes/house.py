@@ -11,15 +11,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
-from presift.core.policies import SpecPc
+from presift.core.policies import SpecKv, SpecPc
+from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
+from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
-from presift.orchestrator.routing import Defaults
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.orchestrator.turns import Turns
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.v1 import (
     draft_pb2_grpc,
@@ -33,7 +35,14 @@ from presift.v1 import (
 from .services import FakeDraft, FakeTarget, model
 
 CAPACITY, WINDOW, THRESHOLD = 16, 4, 32
-DEFAULTS = Defaults(SpecPc(CAPACITY, window=WINDOW, kernel=1, neighbors=0, start_layer=0), THRESHOLD)
+KV_CAPACITY, KV_WINDOW, LOOKAHEAD, CASCADE = 10, 3, 4, 24
+DEFAULTS = Defaults(
+    SpecPc(CAPACITY, window=WINDOW, kernel=1, neighbors=0, start_layer=0),
+    THRESHOLD,
+    spec_kv=SpecKv(KV_CAPACITY, window=KV_WINDOW, lookahead_tokens=LOOKAHEAD),
+    cascade_capacity=CASCADE,
+)
+ALL_ROUTES = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
 LOCAL = "127.0.0.1:0"
 
 
@@ -66,6 +75,11 @@ class Options:
     salt: str = ""
     store: object = None
     message_bytes: int = 2**20
+    unsupported: tuple = ()
+    kv_page_tokens: int = 0
+    prefills: bool = True
+    turns: int = 8
+    defaults: Defaults = DEFAULTS
 
 
 class House:
@@ -73,7 +87,9 @@ class House:
         self.options = options
         self._exit = AsyncExitStack()
         self.draft = FakeDraft(options.draft or model("draft"))
-        self.target = FakeTarget(options.target or model("target"), options.routes)
+        self.target = FakeTarget(
+            options.target or model("target"), options.routes, options.kv_page_tokens, options.unsupported
+        )
         self.store = options.store or MemoryStore(CacheLimits())
         self.draft_server, self.target_server = (GrpcServer(ServerOptions(LOCAL), []) for _ in range(2))
         draft_pb2_grpc.add_DraftServiceServicer_to_server(self.draft, self.draft_server.grpc)
@@ -101,9 +117,11 @@ class House:
         compressor = Compressor(
             self.remote_draft, self.store, NoLease(), draft_timeout_s=self.options.draft_timeout_s, salt=salt
         )
-        planner = Planner(tokenizer, self.models, compressor, DEFAULTS)
+        defaults, turns = self.options.defaults, Turns(self.options.turns, salt)
+        prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
+        planner = Planner(tokenizer, self.models, compressor, defaults, prefiller=prefiller, turns=turns)
         pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
-        return OrchestratorServicer(pipeline, self.models, DEFAULTS)
+        return OrchestratorServicer(pipeline, self.models, defaults)
 
     async def _serve(self, server):
         port = await server.start()
@@ -198,12 +216,15 @@ async def refusal_of(call):
     raise AssertionError(f"answered, but must be refused: {answer}")
 
 
-def request(prompt, *, route=plan_pb2.ROUTE_UNSPECIFIED, max_new_tokens=5, budget=None, sampling=None, spans=()):
+def request(
+    prompt, *, route=plan_pb2.ROUTE_UNSPECIFIED, max_new_tokens=5, budget=None, sampling=None, spans=(), kv=None
+):
     return orchestrator_pb2.GenerateRequest(
         prompt=wire_prompt(prompt, spans),
         route=route,
         budget=orchestrator_pb2.Budget(**budget or {}),
         sampling=target_pb2.Sampling(max_new_tokens=max_new_tokens, **sampling or {}),
+        kv=orchestrator_pb2.KvOptions(**kv or {}),
     )
 
 

@@ -5,6 +5,9 @@ from collections import deque
 
 import numpy as np
 
+from presift.core import kv_plan
+from presift.core.errors import InvalidRequest, PresiftError, RouteUnsupported
+from presift.rpc.wire import kv_plan_from_wire
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 
 VOCABULARY, CONTEXT = 1000, 400
@@ -36,9 +39,15 @@ def bits(indices, prompt_tokens):
     return np.packbits(flags, bitorder="little").tobytes()
 
 
+def lookahead(count):
+    """The fake draft's continuation of any prompt."""
+    return [900 + i for i in range(count)]
+
+
 class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     """Coverage is the share of tokens kept, importance of token i is i. `faults` act on the calls to come, one each,
-    before they are answered; `spoil` changes every reply. Nothing is answered while `gate` is closed."""
+    before they are answered; `spoil` changes every reply. Nothing is answered while `gate` is closed. `cancelled`
+    counts the calls that were cancelled, `answered` those that were answered."""
 
     def __init__(self, model):
         self.model = model
@@ -46,23 +55,45 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
         self.spoil = lambda reply, request: None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.cancelled = self.answered = 0
 
     async def Score(self, request, context):
         self.calls.append(request)
-        await self.gate.wait()
-        if self.faults:
-            await self.faults.popleft()(context)
-        policy, prompt_tokens = request.policy.spec_pc, len(request.token_ids)
-        kept = keep(
-            prompt_tokens, policy.capacity, policy.window, [(span.start, span.end) for span in request.protected_spans]
-        )
+        try:
+            await self.gate.wait()
+            if self.faults:
+                await self.faults.popleft()(context)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        reply = self._answer(request)
+        self.spoil(reply, request)
+        self.answered += 1
+        return reply
+
+    def _answer(self, request):
+        policy, prompt_tokens = request.policy, len(request.token_ids)
+        spans = [(span.start, span.end) for span in request.protected_spans]
+        kind, ahead, kept = policy.WhichOneof("policy"), 0, None
+        if kind == "spec_kv_pc":
+            kept = keep(prompt_tokens, policy.spec_kv_pc.prompt.capacity, policy.spec_kv_pc.prompt.window, spans)
+            ahead = policy.spec_kv_pc.kv.lookahead_tokens
+        elif kind == "spec_pc":
+            kept = keep(prompt_tokens, policy.spec_pc.capacity, policy.spec_pc.window, spans)
+        elif policy.spec_kv.selection == plan_pb2.KV_SELECTION_DRAFT_MASK:
+            kept = keep(prompt_tokens, policy.spec_kv.capacity + 1, policy.spec_kv.window + 1, spans)
+        else:
+            ahead = policy.spec_kv.lookahead_tokens
+        mask = bits(range(prompt_tokens) if kept is None else kept, prompt_tokens)
         reply = draft_pb2.ScoreResponse(
-            token_mask=plan_pb2.TokenMask(prompt_tokens=prompt_tokens, kept=bits(kept, prompt_tokens)),
-            coverage=len(kept) / prompt_tokens,
+            token_mask=plan_pb2.TokenMask(prompt_tokens=prompt_tokens, kept=mask),
+            lookahead_token_ids=lookahead(ahead),
+            coverage=None if kept is None else len(kept) / prompt_tokens,
             importance=range(prompt_tokens) if request.include_importance else (),
             model=self.model,
         )
-        self.spoil(reply, request)
+        if kind == "spec_kv" and kept is not None:
+            reply.kv_mask.CopyFrom(plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=prompt_tokens, kept=mask))
         return reply
 
     async def GetInfo(self, request, context):
@@ -71,10 +102,17 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
 
 class FakeTarget(target_pb2_grpc.TargetServiceServicer):
     """Answers with the prompt reversed, a token at a time. After `pause_after` tokens it waits for `gate`; after
-    `die_after` it fails. `cancelled` counts the requests that were cancelled."""
+    `die_after` it fails. `cancelled` counts the requests that were cancelled.
 
-    def __init__(self, model, routes=(plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC)):
+    With a KV plan it holds it against the contract and says what the selection of that many KV pairs would use. A
+    prompt that Prefill has read is cached but for its final token; of others three tokens are. `prefill_faults` act on
+    the Prefills to come, `prefills_cancelled` counts those that were cancelled."""
+
+    def __init__(self, model, routes=(plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC), kv_page_tokens=0, unsupported=()):
         self.model, self.routes = model, routes
+        self.kv_page_tokens, self.unsupported = kv_page_tokens, unsupported
+        self.prefills, self.prefill_faults, self.prefills_cancelled = [], deque(), 0
+        self.entries, self.prefixes = set(), set()
         self.calls, self.faults = [], deque()
         self.pause_after = self.die_after = None
         self.with_usage = True
@@ -87,6 +125,8 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         try:
             if self.faults:
                 await self.faults.popleft()(context)
+            if request.HasField("kv_plan"):
+                check_plan(request, self.routes, self.kv_page_tokens or 1)
             async for event in self._answer(request, context):
                 yield event
         except asyncio.CancelledError:
@@ -108,17 +148,80 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         usage = target_pb2.TargetUsage(
             prompt_tokens=len(request.token_ids),
             kv_tokens=len(request.token_ids),
-            cached_tokens=3,
+            cached_tokens=len(request.token_ids) - 1 if tuple(request.token_ids) in self.prefixes else 3,
             completion_tokens=len(answer),
             finish_reason=target_pb2.FINISH_REASON_LENGTH,
             ttft_ms=7.0,
         )
+        if request.HasField("kv_plan"):
+            usage.MergeFrom(self._selected(request))
         yield target_pb2.TargetServiceGenerateResponse(usage=usage)
+
+    def _selected(self, request):
+        plan, tokens = request.kv_plan, len(request.token_ids)
+        covered = plan.prompt_tokens or tokens
+        capacity = min(plan.policy.capacity, covered - 1)
+        identity = target_pb2.KvPlan()
+        identity.CopyFrom(plan)
+        for field in ("keep_full_prefix", "prompt_tokens"):
+            identity.ClearField(field)
+        entry = request.cache_salt, tuple(request.token_ids[:covered]), identity.SerializeToString()
+        usage = target_pb2.TargetUsage(kv_tokens=capacity + 1 + tokens - covered, coverage=0.75)
+        if entry in self.entries:
+            return target_pb2.TargetUsage(kv_tokens=usage.kv_tokens, cached_tokens=capacity, reused_entry=True)
+        self.entries.add(entry)
+        usage.score_ms, usage.publish_ms = 11.0, 4.0
+        return usage
+
+    async def Prefill(self, request, context):
+        self.prefills.append(request)
+        try:
+            if self.prefill_faults:
+                await self.prefill_faults.popleft()(context)
+        except asyncio.CancelledError:
+            self.prefills_cancelled += 1
+            raise
+        self.prefixes.add(tuple(request.token_ids))
+        return target_pb2.PrefillResponse(cached_tokens=0, total_ms=5.0)
 
     async def GetInfo(self, request, context):
         return target_pb2.TargetServiceGetInfoResponse(
-            model=self.model, engine="fake", supported_routes=self.routes, running_requests=self.running
+            model=self.model,
+            engine="fake",
+            supported_routes=self.routes,
+            running_requests=self.running,
+            kv_page_tokens=self.kv_page_tokens,
+            unsupported_routes=[target_pb2.UnsupportedRoute(route=r, reason=why) for r, why in self.unsupported],
         )
+
+
+def check_plan(request, routes, page_tokens):
+    """What target.proto says of a kv_plan, and what every target checks."""
+    plan, policy = request.kv_plan, request.kv_plan.policy
+    if plan_pb2.ROUTE_SPEC_KV not in routes:
+        raise RouteUnsupported("kv_plan", "spec_kv", "none")
+    covered = plan.prompt_tokens or len(request.token_ids)
+    spans = [i for span in plan.protected_spans for i in range(span.start, span.end)]
+    window = range(covered - 1 - policy.window, covered - 1)
+    checks = {
+        "prompt_tokens": 0 < covered <= len(request.token_ids),
+        "window": policy.window < policy.capacity,
+        "protected_spans": all(i < covered for i in spans),
+        "capacity": covered - 1 <= policy.capacity or len({*spans, *window} - {covered - 1}) <= policy.capacity,
+        "lookahead_token_ids": all(token_id < VOCABULARY for token_id in plan.lookahead_token_ids),
+        "kv_mask": plan.HasField("kv_mask") == (policy.selection == plan_pb2.KV_SELECTION_DRAFT_MASK),
+    }
+    if plan.HasField("kv_mask"):
+        kept = np.unpackbits(np.frombuffer(plan.kv_mask.kept, np.uint8), bitorder="little")[:covered]
+        checks["kv_mask.prompt_tokens"] = plan.kv_mask.prompt_tokens == covered
+        checks["kv_mask.kept"] = kept.sum() == policy.capacity + 1 and all(kept[i] for i in {*spans, *window})
+    for name, holds in checks.items():
+        if not holds:
+            raise InvalidRequest(f"kv_plan.{name}", "as sent", "what target.proto says")
+    try:
+        kv_plan.check_plan(kv_plan_from_wire(plan), covered, layers=4, kv_heads=2, page_tokens=page_tokens)
+    except PresiftError as error:
+        raise InvalidRequest("kv_plan", "refused", "what core.kv_plan says", error.message) from error
 
 
 def raises(error):
@@ -135,6 +238,15 @@ def aborts(code):
 
     async def fault(context):
         await context.abort(code, "by the fake")
+
+    return fault
+
+
+def takes(seconds):
+    """A fault: the answer comes that much later."""
+
+    async def fault(context):
+        await asyncio.sleep(seconds)
 
     return fault
 

@@ -87,7 +87,34 @@ def test_decision_line_without_coverage():
     assert "coverage" not in decision_line(replace(DECISION, coverage=None))
 
 
-def test_usage_line():
-    line = usage_line(Usage(9, 4, 4, 0, 3, "stop", 7.0, 21.4, 80.0))
-    for word in ("21 ms", "7 ms in the target", "3 tokens", "80 ms", "stop"):
+DROPPED = replace(
+    DECISION, route="spec_kv", kv_tokens=257, kv_capacity=256, kv_selection="target_lookahead", keep_full_prefix=True
+)
+
+
+def test_decision_line_where_kv_is_dropped():
+    line = decision_line(replace(DROPPED, draft_ms=30.0, prefill_ms=41.0))
+    for word in ("257 KV tokens to hold", "C 256", "target_lookahead", "full prefix kept", "41 ms", "30 ms"):
         assert word in line
+    assert "\n" not in line
+    freed = decision_line(replace(DROPPED, keep_full_prefix=False))
+    assert "full prefix freed" in freed and "while the draft worked" not in freed
+    assert "KV" not in decision_line(DECISION)
+
+
+USAGE = Usage(9, 4, 5, 2, 3, "stop", 7.0, 21.4, 80.0)
+
+
+def test_usage_line():
+    line = usage_line(USAGE)
+    for word in ("21 ms", "7 ms in the target", "3 tokens", "80 ms", "stop", "held 5 KV tokens for 9", "2 were cached"):
+        assert word in line
+    assert not any(word in line for word in ("scored", "reused", "coverage"))
+
+
+def test_usage_line_where_kv_was_dropped():
+    chosen = usage_line(replace(USAGE, score_ms=140.2, publish_ms=4.4, coverage=0.875))
+    for word in ("scored in 140 ms", "published in 4 ms", "coverage 0.88"):
+        assert word in chosen
+    found = usage_line(replace(USAGE, reused_entry=True))
+    assert "compressed entry reused" in found and "scored" not in found

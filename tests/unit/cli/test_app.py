@@ -27,6 +27,52 @@ def test_misuse_is_told_in_one_line(run):
     assert result.exit_code == 1 and result.stderr == "error: give either a PROMPT or --question\n"
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What `generate` would send."""
+    sent = []
+    monkeypatch.setattr("presift.cli.answer.show_stream", lambda client, request: sent.append(request))
+    return sent
+
+
+def test_kv_options_are_sent_as_given(run, asked):
+    kv = ["--kv-selection", "draft_mask", "--no-keep-full-prefix", "--kv-lookahead-tokens", "0"]
+    result = run("generate", "hi", "--route", "spec_kv", "--max-kv-tokens", 257, *kv, "--continue-prompt-tokens", 9)
+    assert result.exit_code == 0
+    wanted = {
+        "route": "spec_kv",
+        "max_kv_tokens": 257,
+        "kv_selection": "draft_mask",
+        "keep_full_prefix": False,
+        "kv_lookahead_tokens": 0,
+        "continue_prompt_tokens": 9,
+    }
+    assert wanted.items() <= asked[0].items()
+    assert run("generate", "hi", "--keep-full-prefix").exit_code == 0 and asked[1]["keep_full_prefix"] is True
+
+
+def test_kv_options_that_were_not_given_are_left_out(run, asked):
+    assert run("generate", "hi").exit_code == 0
+    assert not {"kv_selection", "keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"} & asked[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ([], []),
+        (["--kv-capacity", "256"], ["--kv-capacity", "256"]),
+        (["--no-prefill-while-drafting"], ["--no-prefill-while-drafting"]),
+        (["--prefill-while-drafting"], ["--prefill-while-drafting"]),
+    ],
+)
+def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
+    started = []
+    monkeypatch.setattr("presift.models.fetch.resolve_model", lambda name, home, say: name)
+    monkeypatch.setattr("presift.cli.up.run_until_stopped", lambda options, say: started.append(options) or 0)
+    assert run("up", *given).exit_code == 0
+    assert started[0].orchestrator_flags == flags
+
+
 def test_an_unknown_route_is_told(run):
     result = run("generate", "hi", "--route", "warp", *NOBODY)
     assert result.exit_code == 1 and "spec_pc" in result.stderr and "Traceback" not in result.stderr

@@ -12,7 +12,7 @@ from presift_client.requests import Options, generate_request, route_of
 def test_what_is_left_out_stays_out():
     request = generate_request("x", {})
     assert request.prompt.text == "x" and request.route == plan_pb2.ROUTE_AUTO
-    for message in (request.budget, request.sampling):
+    for message in (request.budget, request.sampling, request.kv):
         assert not message.ListFields()
 
 
@@ -63,7 +63,35 @@ def test_unknown_routes_are_refused_with_those_that_are_known(name):
         route_of(name)
 
 
+def test_kv_options():
+    request = generate_request(
+        "x",
+        {
+            "route": "spec_kv",
+            "kv_selection": "draft_mask",
+            "keep_full_prefix": False,
+            "kv_lookahead_tokens": 0,
+            "continue_prompt_tokens": 7,
+        },
+    )
+    assert request.kv == orchestrator_pb2.KvOptions(
+        selection=plan_pb2.KV_SELECTION_DRAFT_MASK,
+        keep_full_prefix=False,
+        lookahead_tokens=0,
+        continue_prompt_tokens=7,
+    )
+    assert request.kv.HasField("keep_full_prefix") and request.kv.HasField("lookahead_tokens")
+
+
+@pytest.mark.parametrize("name", ["", "DRAFT_MASK", "unspecified"])
+def test_unknown_selections_are_refused_with_those_that_are_known(name):
+    with pytest.raises(ValueError, match=r"kv_selection .*target_lookahead, draft_mask"):
+        generate_request("x", {"kv_selection": name})
+
+
 def test_every_field_of_the_contract_can_be_set():
     options = set(Options.__annotations__)
+    kv = {"selection": "kv_selection", "lookahead_tokens": "kv_lookahead_tokens"}
+    assert {kv.get(field.name, field.name) for field in orchestrator_pb2.KvOptions.DESCRIPTOR.fields} <= options
     for message in (orchestrator_pb2.Budget, target_pb2.Sampling):
         assert {field.name for field in message.DESCRIPTOR.fields} <= options

@@ -39,6 +39,38 @@ def test_coverage_zero_is_a_coverage():
     assert event_of(orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision())).coverage is None
 
 
+SPEC_KV = plan_pb2.SpecKv(capacity=256, selection=plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD)
+
+
+@pytest.mark.parametrize(
+    ("policy", "capacity", "selection"),
+    [
+        ({"spec_kv": SPEC_KV}, 256, "target_lookahead"),
+        ({"spec_kv_pc": plan_pb2.SpecKvPc(prompt=plan_pb2.SpecPc(capacity=2048), kv=SPEC_KV)}, 256, "target_lookahead"),
+        ({"spec_pc": plan_pb2.SpecPc(capacity=2048)}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_what_dropped_kv(policy, capacity, selection):
+    message = orchestrator_pb2.Decision(policy=plan_pb2.Policy(**policy), prefill_ms=3.0)
+    decision = event_of(orchestrator_pb2.GenerateResponse(decision=message))
+    assert (decision.kv_capacity, decision.kv_selection) == (capacity, selection)
+    assert (decision.keep_full_prefix, decision.continued, decision.prefill_ms) == (None, False, 3.0)
+
+
+def test_freed_is_not_unsaid():
+    message = orchestrator_pb2.Decision(keep_full_prefix=False, continued=True)
+    decision = event_of(orchestrator_pb2.GenerateResponse(decision=message))
+    assert decision.keep_full_prefix is False and decision.continued
+
+
+def test_usage_of_what_was_dropped():
+    message = orchestrator_pb2.Usage(reused_entry=True, score_ms=1.5, publish_ms=2.5, coverage=0.0)
+    usage = event_of(orchestrator_pb2.GenerateResponse(usage=message))
+    assert (usage.reused_entry, usage.score_ms, usage.publish_ms, usage.coverage) == (True, 1.5, 2.5, 0.0)
+    assert event_of(USAGE).coverage is None
+
+
 def test_an_answer_is_put_together():
     answer = gather(map(event_of, [DECISION, delta("a", 1), delta("", 2), delta("bc", 3, 4), USAGE]))
     assert (answer.text, answer.token_ids) == ("abc", (1, 2, 3, 4))

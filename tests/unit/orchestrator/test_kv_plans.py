@@ -40,12 +40,12 @@ def found(answer):
 
 
 def test_spec_kv_reads_all_and_keeps_some():
-    plan = plan_of(choice(Route.SPEC_KV, SpecKv(8, window=3)), found(prompt(range(30))), 4.0, ORIGIN)
+    plan = plan_of(choice(Route.SPEC_KV, SpecKv(9, window=3)), found(prompt(range(30))), 4.0, ORIGIN)
     assert plan.read_ids.tolist() == IDS.tolist() and plan.kept.all()
     kv_plan, decision = plan.kv_plan, plan.decision
     assert (kv_plan.lookahead_token_ids, kv_plan.protected, kv_plan.kv_mask) == ((7, 8), TOKENS.protected, None)
-    assert (decision.kept_tokens, decision.kv_tokens, decision.prefill_ms) == (30, 9, 4.0)
-    assert check_plan(kv_plan, 30, layers=2, kv_heads=2) == 8
+    assert (decision.kept_tokens, decision.kv_tokens, decision.prefill_ms) == (30, 10, 4.0)
+    assert check_plan(kv_plan, 30, layers=2, kv_heads=2) == 9
 
 
 def test_draft_mask_reads_all_and_keeps_the_mask():

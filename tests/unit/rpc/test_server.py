@@ -14,6 +14,7 @@ from presift.rpc.server import GrpcServer, ServerOptions
 from presift.v1 import target_pb2, target_pb2_grpc
 
 NAME = "presift.v1.TargetService"
+PART, OTHER_PART = f"{NAME}/spec_kv", f"{NAME}/full"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -31,7 +32,8 @@ class Slow(target_pb2_grpc.TargetServiceServicer):
 
 class House:
     async def start(self, drain_s=10.0):
-        self.servicer, self.server = Slow(), GrpcServer(ServerOptions("127.0.0.1:0", drain_s=drain_s), [NAME])
+        self.servicer = Slow()
+        self.server = GrpcServer(ServerOptions("127.0.0.1:0", drain_s=drain_s), [NAME], [PART, OTHER_PART])
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
         self.port = await self.server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
@@ -69,6 +71,24 @@ async def test_health_flips(house):
     assert await house.status() == await house.status(NAME) == SERVING
     await house.server.set_serving(False)
     assert await house.status() == NOT_SERVING
+
+
+async def test_a_part_that_does_not_serve_leaves_the_rest_serving(house):
+    names = ("", NAME, PART, OTHER_PART)
+    assert {await house.status(name) for name in names} == {NOT_SERVING}
+    await house.server.set_serving(True, [PART])
+    assert [await house.status(name) for name in names] == [SERVING, SERVING, NOT_SERVING, SERVING]
+    await house.server.set_serving(False, [PART])
+    assert {await house.status(name) for name in names} == {NOT_SERVING}
+    await house.server.set_serving(True)
+    assert {await house.status(name) for name in names} == {SERVING}
+
+
+async def test_parts_are_no_services_of_their_own(house):
+    stub = reflection_pb2_grpc.ServerReflectionStub(house.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    named = {service.name for service in (await call.read()).list_services_response.service}
+    assert not named & {PART, OTHER_PART}
 
 
 async def test_health_of_an_unknown_service(house):

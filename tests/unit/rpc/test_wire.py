@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from presift.core.errors import InvalidRequest
+from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 from presift.rpc import wire
-from presift.v1 import plan_pb2
+from presift.v1 import plan_pb2, target_pb2
 
 COUNT = st.integers(1, 2**31)
 SPEC_PC = st.builds(
@@ -49,6 +50,26 @@ SPEC_KV = st.builds(
     mask=st.none() | SPEC_PC,
     selection=st.sampled_from(KvSelection),
 )
+
+
+@st.composite
+def _kv_plans(draw):
+    policy = draw(SPEC_KV)
+    masked = policy.selection is KvSelection.DRAFT_MASK
+    shape = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20))
+    ids = st.lists(st.integers(0, 2**32 - 1), max_size=min(8, policy.lookahead_tokens))
+    starts = draw(st.lists(st.integers(0, 2**31), max_size=3))
+    return KvPlan(
+        policy,
+        protected=tuple(Span(start, start + draw(st.integers(1, 2**31))) for start in starts),
+        lookahead_token_ids=() if masked else tuple(draw(ids)),
+        kv_mask=KvMask(draw(st_numpy.arrays(np.bool_, shape))) if masked else None,
+        keep_full_prefix=draw(st.booleans()),
+        prompt_tokens=draw(st.integers(0, 2**32 - 1)),
+        report_kept=draw(st.booleans()),
+    )
+
+
 CASCADE_KV = SPEC_KV.map(lambda policy: replace(policy, selection=KvSelection.TARGET_LOOKAHEAD))
 POLICY = SPEC_PC | SPEC_KV | st.builds(SpecKvPc, SPEC_PC, CASCADE_KV)
 
@@ -182,6 +203,57 @@ def test_empty_and_reversed_spans_are_refused(start, end):
 def test_token_ids(ids):
     array = wire.token_ids_from_wire(ids)
     assert array.dtype == np.uint32 and array.tolist() == ids
+
+
+@given(plan=_kv_plans())
+def test_kv_plans(plan):
+    assert wire.kv_plan_from_wire(over_the_wire(wire.kv_plan_to_wire(plan))) == plan
+
+
+def test_a_bare_kv_plan_keeps_the_full_prefix_and_covers_all():
+    bare = target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64))
+    assert wire.kv_plan_from_wire(over_the_wire(bare)) == KvPlan(SpecKv(64))
+    off = target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64), keep_full_prefix=False)
+    assert wire.kv_plan_from_wire(over_the_wire(off)) == KvPlan(SpecKv(64), keep_full_prefix=False)
+
+
+_MASKED = plan_pb2.SpecKv(capacity=64, selection=plan_pb2.KV_SELECTION_DRAFT_MASK)
+_MASK = plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=9, kept=b"\x01\x01")
+BAD_PLANS = {
+    "empty": (target_pb2.KvPlan(), "spec_kv.capacity"),
+    "capacity within the window": (target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=32)), "spec_kv.capacity"),
+    "even kernel": (target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64, kernel=4)), "spec_kv.kernel"),
+    "wide kernel": (target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64, kernel=1027)), "spec_kv.kernel"),
+    "unknown selection": (target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64, selection=9)), "policy.selection"),
+    "no mask": (target_pb2.KvPlan(policy=_MASKED), "kv_plan.kv_mask"),
+    "a mask": (target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64), kv_mask=_MASK), "kv_plan.kv_mask"),
+    "half a mask": (
+        target_pb2.KvPlan(policy=_MASKED, kv_mask=plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=9, kept=b"x")),
+        "kv_mask.kept",
+    ),
+    "an empty mask": (target_pb2.KvPlan(policy=_MASKED, kv_mask=plan_pb2.KvMask()), "kv_mask"),
+    "too long a lookahead": (
+        target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64, lookahead_tokens=1), lookahead_token_ids=[1, 2]),
+        "kv_plan.lookahead_token_ids",
+    ),
+    "an empty span": (
+        target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=64), protected_spans=[plan_pb2.Span(start=3, end=3)]),
+        "protected_spans",
+    ),
+}
+
+
+@pytest.mark.parametrize(("plan", "field"), BAD_PLANS.values(), ids=BAD_PLANS)
+def test_bad_kv_plans_are_refused(plan, field):
+    with pytest.raises(InvalidRequest) as refusal:
+        wire.kv_plan_from_wire(over_the_wire(plan))
+    assert refusal.value.field == field
+
+
+def test_a_kv_plans_message_has_no_field_that_is_not_carried():
+    renamed = {"protected_spans": "protected"}
+    carried = {renamed.get(field.name, field.name) for field in target_pb2.KvPlan.DESCRIPTOR.fields}
+    assert carried == set(KvPlan.__dataclass_fields__)
 
 
 @given(model=st.builds(ModelInfo, st.text(), st.text(), st.text(), *[st.integers(0, 2**32 - 1) for _ in range(4)]))

@@ -28,6 +28,7 @@ def test_defaults_are_greedy_and_256_tokens() -> None:
         "stop": [],
         "stop_token_ids": [],
         "ignore_eos": False,
+        "custom_params": None,
     }
 
 

@@ -51,8 +51,8 @@ class Pass:
         """Attention ran in `layer` with `queries` [tokens, heads * d], rotated; the keys are in the pool."""
         for rows in self._rows:
             taken = queries[rows.start : rows.end].view(rows.end - rows.start, layer.tp_q_head_num, layer.qk_head_dim)
-            keys = self._pool.get_key_buffer(layer.layer_id).index_select(0, rows.slots)
-            rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling)
+            keys = self._pool.get_key_buffer(layer.layer_id)
+            rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling, rows.slots)
 
 
 def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:

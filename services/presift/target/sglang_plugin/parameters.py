@@ -7,7 +7,6 @@ SGLang carries scalars there from its HTTP server to its scheduler, so any clien
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import fields
 from typing import Any
@@ -62,7 +61,7 @@ def from_text(text: Any) -> KvPlan:
 def _object(text: Any) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(KEY, "not JSON", "a JSON object as text") from error
     if not isinstance(values, dict):
         raise InvalidRequest(KEY, type(values).__name__, "a JSON object as text")
@@ -109,6 +108,6 @@ def mask_from_values(value: Any) -> KvMask:
     try:
         layers, kv_heads, prompt_tokens = _integers("kv_mask.shape", value["shape"], 3)
         bits = base64.b64decode(value["kept"], validate=True)
-    except (KeyError, TypeError, binascii.Error) as error:
+        return KvMask.from_bits(bits, layers, kv_heads, prompt_tokens)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"{KEY}.kv_mask", "malformed", "shape [3 integers] and kept (base64)") from error
-    return KvMask.from_bits(bits, layers, kv_heads, prompt_tokens)

@@ -1,7 +1,7 @@
 """Which KV pairs SpecKV keeps, chosen by the target's own queries while it reads (paper section 4.1, steps 2 to 5).
 
 The torch twin of `core.kv_selection`, for prompts that arrive in chunks and under a memory bound: no float32 tensor is
-larger than BLOCK_BYTES or than one head's keys.
+larger than BLOCK_BYTES or than one head's keys, and of a layer whose rows are not all there only their queries wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK_BYTES = 64 << 20
 
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """What rows have said about one layer's keys so far. `importance` (reduced as the policy says) and `mass` (summed):
+    """What rows have said about one layer's keys. `importance` (reduced as the policy says) and `mass` (summed):
     float32[kv_heads, prefix]; `rest`: float32[kv_heads], the mass on the prompt tokens that are kept anyway.
     """
 
@@ -46,7 +46,7 @@ class Scores:
     protected: torch.Tensor
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
     ms: float = 0.0
-    _open: dict[int, _Sums] = field(default_factory=dict)
+    _waiting: dict[int, torch.Tensor] = field(default_factory=dict)
     _shares: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -78,24 +78,43 @@ class Scores:
     def restart(self) -> None:
         """Forget what was seen: the prompt is read anew."""
         self.kept.clear()
-        self._open.clear()
+        self._waiting.clear()
         self._shares.clear()
         self.ms = 0.0
 
-    def add(self, layer: int, queries: torch.Tensor, first: int, keys: torch.Tensor, scaling: float) -> None:
+    def add(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        first: int,
+        keys: torch.Tensor,
+        scaling: float,
+        slots: torch.Tensor | None = None,
+    ) -> None:
         """Score the rows from position `first` on: `queries` [rows, heads, d], `keys` [first + rows, kv_heads, d],
-        both rotated, of any dtype.
+        both rotated, of any dtype. `slots` int64[first + rows] says where in `keys` they lie, if not in order.
         """
         started = time.perf_counter()
-        sums = self._open.setdefault(layer, self._empty(keys))
+        if layer in self._waiting:
+            earlier = self._waiting.pop(layer)
+            queries, first = torch.cat([earlier, queries]), first - earlier.shape[0]
+        if first + queries.shape[0] < self.end_row:
+            # The rows of a chunk are few; what they say about all keys is a thousand times that.
+            self._waiting[layer] = queries.clone()
+        else:
+            self._close(layer, self._sums(queries, first, keys, scaling, slots))
+        self.ms += (time.perf_counter() - started) * 1e3
+
+    def _sums(
+        self, queries: torch.Tensor, first: int, keys: torch.Tensor, scaling: float, slots: torch.Tensor | None
+    ) -> _Sums:
+        sums = self._empty(keys)
         group = queries.shape[1] // keys.shape[1]
         for head in range(keys.shape[1]):
-            head_keys = keys[:, head].float()
-            for start, block in _blocks(queries[:, head * group : (head + 1) * group], keys.shape[0]):
+            head_keys = (keys[:, head] if slots is None else keys[:, head].index_select(0, slots)).float()
+            for start, block in _blocks(queries[:, head * group : (head + 1) * group], head_keys.shape[0]):
                 self._add_weights(sums, head, _softmax(block, first + start, head_keys, scaling))
-        if first + queries.shape[0] == self.end_row:
-            self._close(layer, self._open.pop(layer))
-        self.ms += (time.perf_counter() - started) * 1e3
+        return sums
 
     def _empty(self, keys: torch.Tensor) -> _Sums:
         shape = (keys.shape[1], self.first_row)

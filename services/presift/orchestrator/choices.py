@@ -1,0 +1,123 @@
+"""Choices: what the choice of a route rests on and what comes of it. Pure values; `routing` and `kv_routing` choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
+from presift.core.plan import Route
+from presift.core.policies import Policy, SpecKv, SpecKvPc, SpecPc
+from presift.orchestrator.request import Budget
+
+
+class Reason(StrEnum):
+    """Why a route was taken: the names of presift.v1.DecisionReason."""
+
+    REQUESTED = "requested"
+    BELOW_THRESHOLD = "below_threshold"
+    WITHIN_BUDGET = "within_budget"
+    OVER_BUDGET = "over_budget"
+    PROTECTED_OVER_BUDGET = "protected_over_budget"
+    DRAFT_UNAVAILABLE = "draft_unavailable"
+    DRAFT_OVERLOADED = "draft_overloaded"
+    DRAFT_TIMEOUT = "draft_timeout"
+    DRAFT_CHANGED = "draft_changed"
+    MASK_REJECTED = "mask_rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A route, why, the reason in words, the policy where one applies, and what becomes of the full prefix where KV is
+    dropped."""
+
+    route: Route
+    reason: Reason
+    detail: str
+    policy: Policy | None = None
+    keep_full_prefix: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
+    `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route."""
+
+    prompt_tokens: int
+    must_keep: int
+    must_keep_kv: int
+    max_new_tokens: int
+    context_tokens: int
+    supported: frozenset[Route]
+    unsupported: Mapping[Route, str] = field(default_factory=dict)
+    kv_page_tokens: int = 1
+
+    @property
+    def room(self) -> int:
+        """The longest prompt that leaves room for the answer."""
+        return self.context_tokens - self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What applies where the caller says nothing.
+
+    `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` that of the prompt stage of
+    spec_kv_pc. `start_layer` None is the draft's middle layer (the first half attends to form more than to meaning).
+    """
+
+    spec_pc: SpecPc
+    compress_above_tokens: int = 4096
+    start_layer: int | None = None
+    spec_kv: SpecKv = field(default_factory=lambda: SpecKv(capacity=512))
+    cascade_capacity: int = 2048
+
+    def for_draft(self, policy: Policy, draft_layers: int) -> Policy:
+        """The policy as this draft will score it."""
+        start_layer = draft_layers // 2 if self.start_layer is None else self.start_layer
+        if isinstance(policy, SpecPc):
+            return replace(policy, start_layer=start_layer)
+        if isinstance(policy, SpecKvPc):
+            return replace(policy, prompt=replace(policy.prompt, start_layer=start_layer))
+        return policy if policy.mask is None else replace(policy, mask=replace(policy.mask, start_layer=start_layer))
+
+
+def full(budget: Budget, facts: Facts, reason: Reason, detail: str) -> Choice:
+    """Route full. Raises PromptTooLong, or BudgetExceeded where `strict` forbids it."""
+    check_fits(facts)
+    limit = budget.capacity
+    if limit is not None and facts.prompt_tokens > limit:
+        detail = f"{detail}; over the budget of {limit} tokens"
+        if budget.strict:
+            raise BudgetExceeded(
+                "budget", facts.prompt_tokens, f"<= {limit} tokens", f"strict budget not met: {detail}"
+            )
+    return Choice(Route.FULL, reason, detail)
+
+
+def protected_over_budget(budget: Budget, facts: Facts, needed: int, capacity: int) -> Choice:
+    """Route full, because what may not be dropped is more than the capacity."""
+    detail = f"protected spans and window need {needed} tokens, the budget is {capacity}"
+    return full(budget, facts, Reason.PROTECTED_OVER_BUDGET, detail)
+
+
+def prompt_policy(capacity: int, facts: Facts, template: SpecPc) -> SpecPc:
+    """SpecPC at this capacity. Raises InvalidRequest, or PromptTooLong, where the window has no place in it."""
+    if capacity < template.window:
+        if facts.room < template.window:
+            check_fits(facts)
+        raise InvalidRequest("budget", capacity, f">= {template.window} tokens (the window)")
+    return replace(template, capacity=capacity)
+
+
+def check_fits(facts: Facts) -> None:
+    """Raise PromptTooLong unless the whole prompt and the answer fit the target's context."""
+    if facts.prompt_tokens > facts.room:
+        limit = f"<= {facts.room} (context {facts.context_tokens} less max_new_tokens {facts.max_new_tokens})"
+        raise PromptTooLong("prompt", f"{facts.prompt_tokens} tokens", limit)
+
+
+def given(value: int | None, default: int) -> int:
+    """The caller's value, or the default."""
+    return default if value is None else value

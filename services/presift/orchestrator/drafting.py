@@ -1,0 +1,136 @@
+"""Drafting: the draft's part of one request, with the target reading beside it where that hides the draft's time.
+
+Trouble on the draft's side ends in the full context, never in an error, unless the full prompt cannot fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+
+from presift.core.errors import (
+    DeadlineExceeded,
+    DraftUnavailable,
+    InternalError,
+    Overloaded,
+    PresiftError,
+    PromptTooLong,
+)
+from presift.core.plan import Route
+from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, check_fits
+from presift.orchestrator.compression import Compressed, Compressor
+from presift.orchestrator.decision import CacheUse
+from presift.orchestrator.models import Models
+from presift.orchestrator.ports import MaskRejected
+from presift.orchestrator.prefilling import Prefiller, beside
+from presift.orchestrator.request import Budget
+from presift.orchestrator.tokenizer import Tokenized
+from presift.orchestrator.verification import DraftChanged, Scoring
+from presift.rpc.metrics import count
+
+# Of the caller's deadline: what is left must do for reading the prompt in full.
+DRAFT_SHARE = 0.5
+
+log = logging.getLogger(__name__)
+
+# First match wins; any other trouble counts as unavailability.
+_REASONS: tuple[tuple[type[PresiftError], Reason], ...] = (
+    (DraftChanged, Reason.DRAFT_CHANGED),
+    (MaskRejected, Reason.MASK_REJECTED),
+    (Overloaded, Reason.DRAFT_OVERLOADED),
+    (DeadlineExceeded, Reason.DRAFT_TIMEOUT),
+    (PresiftError, Reason.DRAFT_UNAVAILABLE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A choice after the draft was asked: the same with a compressed prompt, or route full without."""
+
+    choice: Choice
+    compressed: Compressed | None
+    prefill_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draftable:
+    """A request that needs the draft. `left_s` is the caller's deadline, None for none."""
+
+    choice: Choice
+    tokens: Tokenized
+    facts: Facts
+    budget: Budget
+    left_s: float | None
+
+
+class Drafter:
+    """Asks the draft. `prefiller` None lets the target wait until the draft has answered."""
+
+    def __init__(
+        self, models: Models, compressor: Compressor, defaults: Defaults, prefiller: Prefiller | None = None
+    ) -> None:
+        self._models = models
+        self._compressor = compressor
+        self._defaults = defaults
+        self._prefiller = prefiller
+
+    async def draft(self, job: Draftable) -> Drafted:
+        """Raises DraftUnavailable where the full prompt cannot fit, or may not (`strict`)."""
+        try:
+            scoring = self.scoring(job.choice, job.tokens)
+        except DraftUnavailable as error:
+            return self._in_full(error, job)
+        job = replace(job, choice=replace(job.choice, policy=scoring.policy))
+        reads_all = job.choice.route is Route.SPEC_KV and job.choice.keep_full_prefix
+        if self._prefiller is None or not reads_all:
+            return await self._compress(scoring, job, None)
+        return await self._compress_beside(scoring, job, self._prefiller)
+
+    def scoring(self, choice: Choice, tokens: Tokenized) -> Scoring:
+        """What to ask the draft for. Raises DraftUnavailable while there is none."""
+        draft, target = self._models.known_draft(), self._models.target
+        if choice.policy is None or target is None:
+            raise InternalError(f"route {choice.route} has no policy")
+        policy = self._defaults.for_draft(choice.policy, draft.layers)
+        return Scoring(tokens, policy, draft, target.model.vocabulary_size)
+
+    async def _compress_beside(self, scoring: Scoring, job: Draftable, prefiller: Prefiller) -> Drafted:
+        ids, missed, prefill_ms = job.tokens.ids, asyncio.Event(), 0.0
+        async with beside(prefiller.read_after(missed, ids)) as reading:
+            # Where the draft fails, reading goes on: the full prompt is what Generate will need.
+            drafted = await self._compress(scoring, job, missed)
+            if missed.is_set():
+                prefill_ms = await reading
+            elif drafted.compressed is not None and drafted.compressed.cache is CacheUse.SHARED:
+                prefill_ms = await prefiller.join(ids)
+        return replace(drafted, prefill_ms=prefill_ms)
+
+    async def _compress(self, scoring: Scoring, job: Draftable, missed: asyncio.Event | None) -> Drafted:
+        try:
+            async with asyncio.timeout(None if job.left_s is None else job.left_s * DRAFT_SHARE):
+                return Drafted(job.choice, await self._compressor.compress(scoring, missed))
+        except TimeoutError:
+            late = DeadlineExceeded(f"no mask after {DRAFT_SHARE:.0%} of the time that the caller gave")
+            return self._in_full(late, job)
+        except PresiftError as error:
+            return self._in_full(error, job)
+
+    def _in_full(self, error: PresiftError, job: Draftable) -> Drafted:
+        if isinstance(error, DraftChanged):
+            self._models.draft_changed()
+        reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
+        count("presift.fallbacks", reason=reason.value)
+        log.warning("answered in full: %s: %s", reason, error.message)
+        check_allowed(error, job.budget, job.facts)
+        return Drafted(Choice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
+
+
+def check_allowed(error: PresiftError, budget: Budget, facts: Facts) -> None:
+    """Raise DraftUnavailable where the full prompt is no way out."""
+    if budget.strict and budget.capacity is not None and facts.prompt_tokens > budget.capacity:
+        raise DraftUnavailable(f"{error.message}; the strict budget allows no full prompt") from error
+    try:
+        check_fits(facts)
+    except PromptTooLong as too_long:
+        raise DraftUnavailable(f"{error.message}; and the full prompt does not fit: {too_long.message}") from error

@@ -1,0 +1,87 @@
+"""Incoming messages as values: what a caller asked for. Raises InvalidRequest, naming the field."""
+
+from __future__ import annotations
+
+from presift.core.errors import InvalidRequest
+from presift.core.policies import KvSelection
+from presift.orchestrator.request import (
+    Budget,
+    Chat,
+    KvOptions,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+    Text,
+    TextPart,
+    TokenIds,
+)
+from presift.rpc import wire
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+
+_SELECTIONS: dict[int, KvSelection] = {
+    plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
+}
+
+
+def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
+    """Raises InvalidRequest, naming the field."""
+    return Request(
+        prompt=prompt_from_wire(request.prompt),
+        route=wire.route_from_wire(request.route),
+        budget=budget_from_wire(request.budget),
+        sampling=sampling_from_wire(request.sampling),
+        kv=kv_options_from_wire(request.kv),
+    )
+
+
+def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
+    kind = prompt.WhichOneof("prompt")
+    if kind == "token_ids":
+        return TokenIds(wire.token_ids_from_wire(prompt.token_ids.ids), wire.spans_from_wire(prompt.protected_spans))
+    if prompt.protected_spans:
+        raise InvalidRequest("prompt.protected_spans", f"set on a {kind} prompt", "set on token_ids prompts only")
+    if kind == "text":
+        return Text(prompt.text)
+    if kind == "chat":
+        messages = tuple(_message(message) for message in prompt.chat.messages)
+        return Chat(messages, tuple(prompt.chat.tools_json))
+    raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
+
+
+def _message(message: orchestrator_pb2.Message) -> Message:
+    return Message(message.role, tuple(TextPart(p.text, p.protected) for p in message.parts), message.protected)
+
+
+def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
+    names = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens")
+    values = {name: getattr(budget, name) for name in names if budget.HasField(name)}
+    return Budget(strict=budget.strict, **values)
+
+
+def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
+    values = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
+    if values.get("max_new_tokens") == 0:
+        raise InvalidRequest("sampling.max_new_tokens", 0, ">= 1")
+    return Sampling(
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        **values,
+    )
+
+
+def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:
+    names = ("keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
+    values = {name: getattr(options, name) for name in names if options.HasField(name)}
+    return KvOptions(selection=selection_from_wire(options.selection), **values)
+
+
+def selection_from_wire(selection: int) -> KvSelection | None:
+    """None for UNSPECIFIED. Raises InvalidRequest for a number that is no selection."""
+    if selection == plan_pb2.KV_SELECTION_UNSPECIFIED:
+        return None
+    if selection not in _SELECTIONS:
+        raise InvalidRequest("kv.selection", selection, f"one of {', '.join(plan_pb2.KvSelection.keys()[1:])}")
+    return _SELECTIONS[selection]

@@ -1,0 +1,85 @@
+"""Outgoing messages: decisions, deltas, usage and explanations, from the values of the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from presift.orchestrator.choices import Reason
+from presift.orchestrator.decision import CacheUse, Decision
+from presift.orchestrator.explanation import ExplainedSpan
+from presift.orchestrator.pipeline import Delta, Event, Report
+from presift.orchestrator.ports import FinishReason
+from presift.rpc import wire
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+
+_CACHE: dict[CacheUse, Any] = {
+    use: orchestrator_pb2.CacheOutcome.Value(f"CACHE_OUTCOME_{use.name}") for use in CacheUse
+}
+_REASONS: dict[Reason, Any] = {
+    reason: orchestrator_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in Reason
+}
+_FINISH: dict[FinishReason, Any] = {
+    finish: target_pb2.FinishReason.Value(f"FINISH_REASON_{finish.name}") for finish in FinishReason
+}
+
+
+def event_to_wire(event: Event) -> orchestrator_pb2.GenerateResponse:
+    if isinstance(event, Decision):
+        return orchestrator_pb2.GenerateResponse(decision=decision_to_wire(event))
+    if isinstance(event, Delta):
+        delta = orchestrator_pb2.TextDelta(text=event.text, token_ids=event.token_ids)
+        return orchestrator_pb2.GenerateResponse(delta=delta)
+    return orchestrator_pb2.GenerateResponse(usage=report_to_wire(event))
+
+
+def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
+    return orchestrator_pb2.Decision(
+        route=wire.route_to_wire(decision.route),
+        reason=_REASONS[decision.reason],
+        detail=decision.detail,
+        prompt_tokens=decision.prompt_tokens,
+        kept_tokens=decision.kept_tokens,
+        kv_tokens=decision.kv_tokens,
+        protected_tokens=decision.protected_tokens,
+        coverage=decision.coverage,
+        cache=_CACHE[decision.cache],
+        draft=None if decision.draft is None else wire.model_to_wire(decision.draft),
+        target=wire.model_to_wire(decision.target),
+        policy=None if decision.policy is None else wire.policy_to_wire(decision.policy),
+        tokenize_ms=decision.tokenize_ms,
+        cache_ms=decision.cache_ms,
+        draft_ms=decision.draft_ms,
+        prefill_ms=decision.prefill_ms,
+        keep_full_prefix=decision.keep_full_prefix,
+        continued=decision.continued,
+    )
+
+
+def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
+    decision, usage = report.decision, report.usage
+    return orchestrator_pb2.Usage(
+        prompt_tokens=decision.prompt_tokens,
+        kept_tokens=decision.kept_tokens,
+        kv_tokens=usage.kv_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish_reason=_FINISH[usage.finish_reason],
+        target_ttft_ms=usage.ttft_ms,
+        ttft_ms=report.ttft_ms,
+        total_ms=report.total_ms,
+        reused_entry=usage.reused_entry,
+        score_ms=usage.score_ms,
+        publish_ms=usage.publish_ms,
+        coverage=usage.coverage,
+    )
+
+
+def explained_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:
+    characters = span.characters
+    return orchestrator_pb2.ExplainedSpan(
+        tokens=plan_pb2.Span(start=span.tokens.start, end=span.tokens.end),
+        characters=None if characters is None else plan_pb2.Span(start=characters.start, end=characters.end),
+        kept=span.kept,
+        protected=span.protected,
+        importance=span.importance,
+    )

@@ -1,0 +1,90 @@
+"""Plans: what a choice and the draft's answer come to: the tokens to read, the KV to keep, the decision. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.kv_plan import KvPlan
+from presift.core.plan import ModelInfo
+from presift.core.policies import SpecKv
+from presift.orchestrator.choices import Choice
+from presift.orchestrator.compression import Compressed
+from presift.orchestrator.decision import Decision, Plan
+from presift.orchestrator.kv_plans import held_tokens, kv_plan_of
+from presift.orchestrator.tokenizer import Tokenized
+from presift.orchestrator.turns import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a plan is made of: the prompt, the target that shall read it, and the milliseconds that tokenising took."""
+
+    tokens: Tokenized
+    target: ModelInfo
+    tokenize_ms: float
+
+    @property
+    def prompt_tokens(self) -> int:
+        return int(self.tokens.ids.size)
+
+
+def plan_of(choice: Choice, compressed: Compressed | None, prefill_ms: float, origin: Origin) -> Plan:
+    """The plan of a new prompt; `compressed` None reads it in full."""
+    everything = np.ones(origin.prompt_tokens, dtype=np.bool_)
+    if compressed is None:
+        return _plan(choice, origin, everything, None, prefill_ms=prefill_ms)
+    kv_plan = kv_plan_of(choice, compressed.prompt, origin.tokens)
+    # With KV of the whole prompt dropped by a mask, everything is read all the same.
+    read = everything if isinstance(choice.policy, SpecKv) else compressed.prompt.mask.kept
+    found = {
+        "draft": compressed.prompt.draft,
+        "coverage": compressed.prompt.coverage,
+        "cache": compressed.cache,
+        "cache_ms": compressed.cache_ms,
+        "draft_ms": compressed.draft_ms,
+        "prefill_ms": prefill_ms,
+    }
+    return replace(_plan(choice, origin, read, kv_plan, **found), kept=compressed.prompt.mask.kept)
+
+
+def continued_plan(choice: Choice, turn: Turn, origin: Origin) -> Plan:
+    """The plan of a later turn: the selection of the earlier one, and all that came since."""
+    kv_plan = replace(turn.kv_plan, keep_full_prefix=bool(choice.keep_full_prefix))
+    kept = np.ones(origin.prompt_tokens, dtype=np.bool_)
+    if kv_plan.kv_mask is not None:
+        kept[: kv_plan.prompt_tokens] = kv_plan.kv_mask.kept[0, 0]
+    found = {"draft": turn.draft, "coverage": turn.coverage, "continued": True}
+    return replace(_plan(choice, origin, np.ones_like(kept), kv_plan, **found), kept=kept)
+
+
+def turn_of(plan: Plan) -> Turn | None:
+    """What a later turn needs to go on with this plan; None where its prompt was compressed or read in full."""
+    decision, kv_plan = plan.decision, plan.kv_plan
+    if kv_plan is None or decision.draft is None or not isinstance(decision.policy, SpecKv):
+        return None
+    covers = kv_plan.prompt_tokens or decision.prompt_tokens
+    return Turn(replace(kv_plan, prompt_tokens=covers), decision.draft, decision.coverage)
+
+
+def _plan(choice: Choice, origin: Origin, read: NDArray[np.bool_], kv_plan: KvPlan | None, **found: Any) -> Plan:
+    tokens, read_tokens = origin.tokens, int(np.count_nonzero(read))
+    decision = Decision(
+        route=choice.route,
+        reason=choice.reason,
+        detail=choice.detail,
+        prompt_tokens=origin.prompt_tokens,
+        kept_tokens=read_tokens,
+        kv_tokens=read_tokens if kv_plan is None else held_tokens(kv_plan, read_tokens),
+        protected_tokens=sum(len(span) for span in tokens.protected),
+        target=origin.target,
+        tokenize_ms=origin.tokenize_ms,
+        policy=choice.policy,
+        keep_full_prefix=choice.keep_full_prefix,
+        **found,
+    )
+    read_ids = tokens.ids if read.all() else tokens.ids[read]
+    return Plan(decision, read_ids, read, tokens.protected, kv_plan)

@@ -1,0 +1,84 @@
+"""Prefilling: the target reads a prompt into its radix cache while the draft still works on it.
+
+A help, never a condition: where it fails, Generate reads the prompt itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.cache.single_flight import SingleFlight
+from presift.core.errors import PresiftError
+from presift.orchestrator.ports import Target
+from presift.rpc.metrics import count
+from presift.rpc.telemetry import span
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Prefiller:
+    """Simultaneous requests for one prompt cost one reading; it is aborted once nobody waits for it."""
+
+    def __init__(self, target: Target, *, salt: str) -> None:
+        self._target = target
+        self._salt = salt
+        self._flights: SingleFlight[None] = SingleFlight()
+        self._under_way: set[str] = set()
+
+    async def read(self, token_ids: NDArray[np.uint32]) -> float:
+        """Milliseconds until the target had read the prompt; 0 where it could not."""
+        started, key = time.perf_counter(), _key(token_ids)
+        try:
+            await self._flights.run(key, lambda: self._prefill(key, token_ids))
+        except PresiftError as error:
+            count("presift.prefill.failures")
+            log.warning("not read while the draft worked: %s", error.message)
+            return 0.0
+        return (time.perf_counter() - started) * 1000
+
+    async def read_after(self, event: asyncio.Event, token_ids: NDArray[np.uint32]) -> float:
+        """`read`, as soon as the event is set."""
+        await event.wait()
+        return await self.read(token_ids)
+
+    async def join(self, token_ids: NDArray[np.uint32]) -> float:
+        """Wait for another request's reading of the same prompt, if one is under way; milliseconds."""
+        return await self.read(token_ids) if _key(token_ids) in self._under_way else 0.0
+
+    async def _prefill(self, key: str, token_ids: NDArray[np.uint32]) -> None:
+        self._under_way.add(key)
+        try:
+            with span("prefill"):
+                # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
+                await self._target.prefill(token_ids, self._salt, None)
+        finally:
+            self._under_way.discard(key)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that does not outlive the block: what is not done by its end is cancelled and waited for.
+
+    Not a TaskGroup: that would wrap what the block raises into a group.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def _key(token_ids: NDArray[np.uint32]) -> str:
+    return hashlib.blake2b(token_ids.astype("<u4").tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,58 @@
+"""The target's messages: sampling out, usage and info in."""
+
+from __future__ import annotations
+
+from presift.core.plan import Route
+from presift.orchestrator.ports import FinishReason, TargetInfo, Usage
+from presift.orchestrator.request import Sampling
+from presift.rpc import wire
+from presift.v1 import target_pb2
+
+_FINISH = {
+    target_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    target_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+
+
+def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
+    """Fields that the caller left out stay out."""
+    return target_pb2.Sampling(
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop=sampling.stop,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+    )
+
+
+def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo:
+    """Routes that we do not know are left out: a newer target may speak of more."""
+    return TargetInfo(
+        model=wire.model_from_wire(reply.model),
+        supported=wire.known_routes(reply.supported_routes),
+        unsupported=_reasons(reply),
+        kv_page_tokens=reply.kv_page_tokens or 1,
+    )
+
+
+def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]:
+    return {route: each.reason for each in reply.unsupported_routes for route in wire.known_routes([each.route])}
+
+
+def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
+    """A finish reason that we do not know is STOP."""
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        kv_tokens=usage.kv_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish_reason=_FINISH.get(usage.finish_reason, FinishReason.STOP),
+        ttft_ms=usage.ttft_ms,
+        reused_entry=usage.reused_entry,
+        score_ms=usage.score_ms,
+        publish_ms=usage.publish_ms,
+        coverage=usage.coverage if usage.HasField("coverage") else None,
+    )

@@ -1,0 +1,55 @@
+"""Turns: which KV selections were made, so that a later turn of a conversation can go on with one. No text is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.kv_plan import KvPlan
+from presift.core.plan import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A KV plan that was applied, its `prompt_tokens` said, and where it came from."""
+
+    kv_plan: KvPlan
+    draft: ModelInfo
+    coverage: float | None
+
+
+class Turns:
+    """The last `entries` turns, by prompt and tenant."""
+
+    def __init__(self, entries: int, salt: str = "") -> None:
+        self._entries = entries
+        self._salt = salt.encode()
+        self._turns: OrderedDict[bytes, Turn] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def remember(self, token_ids: NDArray[np.uint32], turn: Turn) -> None:
+        """`turn` answered this prompt. A later turn is remembered under its own prompt with the earlier selection."""
+        key = self._key(token_ids)
+        self._turns[key] = turn
+        self._turns.move_to_end(key)
+        while len(self._turns) > self._entries:
+            self._turns.popitem(last=False)
+
+    def recall(self, token_ids: NDArray[np.uint32]) -> Turn | None:
+        """The turn that answered exactly this prompt, if it is still known."""
+        key = self._key(token_ids)
+        if key not in self._turns:
+            return None
+        self._turns.move_to_end(key)
+        return self._turns[key]
+
+    def _key(self, token_ids: NDArray[np.uint32]) -> bytes:
+        # The salt's length first: no salt may look like the beginning of another one's tokens.
+        head = len(self._salt).to_bytes(8, "little") + self._salt
+        return hashlib.blake2b(head + token_ids.astype("<u4").tobytes(), digest_size=32).digest()

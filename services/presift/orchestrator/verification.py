@@ -1,0 +1,100 @@
+"""Verification: what a draft or the cache said, held against the rules of its policy before it is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import DraftUnavailable
+from presift.core.masks import TokenMask
+from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
+from presift.core.spans import Span, covered
+from presift.orchestrator.ports import MaskRejected
+from presift.orchestrator.tokenizer import Tokenized
+
+
+class DraftChanged(DraftUnavailable):
+    """The reply came from another model or revision than the key was made for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scoring:
+    """What is to be scored: a prompt, by which policy, by which draft. `vocabulary_size` is the target's."""
+
+    tokens: Tokenized
+    policy: Policy
+    draft: ModelInfo
+    vocabulary_size: int
+
+    @property
+    def mask_policy(self) -> SpecPc | None:
+        """How the draft's mask is drawn; None where it draws none and every token is kept."""
+        policy = self.policy
+        if isinstance(policy, SpecPc):
+            return policy
+        if isinstance(policy, SpecKvPc):
+            return policy.prompt
+        return policy.draft_policy if policy.selection is KvSelection.DRAFT_MASK else None
+
+    @property
+    def kv_policy(self) -> SpecKv | None:
+        """The policy whose lookahead the target reads; None where it reads none."""
+        kv = self.policy.kv if isinstance(self.policy, SpecKvPc) else self.policy
+        return kv if isinstance(kv, SpecKv) and kv.selection is KvSelection.TARGET_LOOKAHEAD else None
+
+
+def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
+    """Raise DraftChanged unless the reply came from the draft that the key names."""
+    if replied != known:
+        raise DraftChanged(f"the draft is now {replied.id} at {replied.revision[:12]}, not {known.revision[:12]}")
+
+
+def check_prompt(prompt: CompressedPrompt, scoring: Scoring) -> None:
+    """Raise MaskRejected unless the mask and the lookahead are what the policy asks for."""
+    check_mask(prompt.mask, scoring)
+    check_lookahead(prompt.lookahead_token_ids, scoring)
+
+
+def check_mask(mask: TokenMask, scoring: Scoring) -> None:
+    """Raise MaskRejected unless the mask fits the prompt and the budget and keeps protected spans and window."""
+    tokens, policy = scoring.tokens, scoring.mask_policy
+    prompt_tokens = int(tokens.ids.size)
+    if mask.prompt_tokens != prompt_tokens:
+        raise MaskRejected(f"mask of {mask.prompt_tokens} tokens for a prompt of {prompt_tokens}")
+    if policy is None:
+        if mask.kept_tokens != prompt_tokens:
+            raise MaskRejected(f"mask drops {prompt_tokens - mask.kept_tokens} tokens where the target chooses")
+        return
+    # A KV mask has a whole number of the target's pages only if it is filled.
+    is_short = isinstance(scoring.policy, SpecKv) and mask.kept_tokens < min(policy.capacity, prompt_tokens)
+    if mask.kept_tokens > policy.capacity or is_short:
+        raise MaskRejected(f"mask keeps {mask.kept_tokens} tokens, the budget is {policy.capacity}")
+    missing = int(np.count_nonzero(must_keep(tokens.protected, prompt_tokens, policy.window) & ~mask.kept))
+    if missing:
+        raise MaskRejected(f"mask drops {missing} tokens that are protected or in the window")
+
+
+def check_lookahead(token_ids: tuple[int, ...], scoring: Scoring) -> None:
+    """Raise MaskRejected unless the lookahead, where one is read, is short enough and the target knows its tokens."""
+    policy = scoring.kv_policy
+    if policy is None:
+        return
+    if len(token_ids) > policy.lookahead_tokens:
+        raise MaskRejected(f"lookahead of {len(token_ids)} tokens, {policy.lookahead_tokens} were asked for")
+    if (highest := max(token_ids, default=0)) >= scoring.vocabulary_size:
+        raise MaskRejected(f"lookahead token {highest} is not of the target's {scoring.vocabulary_size}")
+
+
+def must_keep(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> NDArray[np.bool_]:
+    """bool[prompt_tokens]: protected spans and window together."""
+    flags = covered(protected, prompt_tokens)
+    flags[max(0, prompt_tokens - window) :] = True
+    return flags
+
+
+def must_keep_kv(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> int:
+    """How much KV SpecKV must keep: protected spans and window before the final token, which comes on top."""
+    return int(np.count_nonzero(must_keep(protected, prompt_tokens, window + 1))) - 1

@@ -1,0 +1,111 @@
+"""How many requests of 4,000 tokens decode at once in one KV pool: route full against spec_kv. The real SGLang engine.
+
+    python tests/bench/kv_capacity.py [--pool 12000] [--prompt 4000] [--capacity 256] [--answer 200] [--requests 32]
+
+Both in the same engine, one after the other, on a tiny model of random weights: what fits into the pool does not depend
+on the model. Two counts must agree about the most that decode at once: answers that have begun and not ended, as the
+caller sees them, and what SGLang's scheduler says is running. Prints a table and one JSON line; fails below 8 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from real_engine import Answer, ask, idle, machine, plan, prompts, random_folder, running
+
+from presift.core.kv_plan import KvPlan
+from presift.target.sglang_engine import SglangEngine
+
+FLOOR = 8.0
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 16_384,
+}
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    rows = asyncio.run(_both(options))
+    print(f"{'route':10}{'at once':>8}{'scheduler':>10}{'requests':>9}{'seconds':>9}{'tokens/s':>10}")
+    for name, row in rows.items():
+        print(f"{name:10}{row['at_once']:8}{row['scheduler']:10}{row['requests']:9}", end="")
+        print(f"{row['seconds']:9.1f}{row['tokens_per_s']:10.1f}")
+    times = rows["spec_kv"]["at_once"] / rows["full"]["at_once"]
+    print(json.dumps({"bench": "kv_capacity", **vars(options), **machine(), "times": times, "rows": rows}))
+    return int(times < FLOOR)
+
+
+async def _both(options: argparse.Namespace) -> dict[str, Any]:
+    keeper, folder = random_folder(**SIZES)
+    sizes = {"kv_pool_tokens": options.pool, "max_running": 64, "prefill_chunk_tokens": 512}
+    with keeper:
+        async with running(folder, dtype="float32", **sizes) as engine:
+            full = await _route(engine, options, options.full_requests, None)
+            await engine.flush()
+            compressed = await _route(engine, options, options.requests, plan(options.capacity))
+            return {"full": full, "spec_kv": compressed}
+
+
+async def _route(
+    engine: SglangEngine, options: argparse.Namespace, requests: int, kv_plan: KvPlan | None
+) -> dict[str, Any]:
+    seen: list[tuple[int, int, int]] = []
+    sampling = asyncio.create_task(_sample(engine, seen))
+    texts = prompts(requests, options.prompt, SIZES["vocab_size"])
+    started = time.perf_counter()
+    answers = await asyncio.gather(*(ask(engine, text, options.answer, kv_plan) for text in texts))
+    seconds = time.perf_counter() - started
+    sampling.cancel()
+    return {
+        "at_once": _at_once(answers),
+        "scheduler": max(running for running, _, _ in seen),
+        "used_tokens": max(used for _, _, used in seen),
+        "requests": requests,
+        "seconds": seconds,
+        "tokens_per_s": requests * options.answer / seconds,
+        "state": await idle(engine),
+    }
+
+
+async def _sample(engine: SglangEngine, seen: list[tuple[int, int, int]]) -> None:
+    while True:
+        seen.append(engine.scheduler_load())
+        await asyncio.sleep(0.02)
+
+
+def _at_once(answers: list[Answer]) -> int:
+    """The most answers under way at any time: each is from its first token to its last."""
+    changes = [(answer.times_s[0], 1) for answer in answers] + [(answer.times_s[-1], -1) for answer in answers]
+    count = most = 0
+    for _, change in sorted(changes):
+        count += change
+        most = max(most, count)
+    return most
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=int, default=12_000)
+    parser.add_argument("--prompt", type=int, default=4_000)
+    parser.add_argument("--capacity", type=int, default=256)
+    parser.add_argument("--answer", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--full-requests", type=int, default=8)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The real SGLang engine for benchmarks: models of random weights, prompts, and answers with the time of each token."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from presift.core.kv_plan import KvPlan
+from presift.core.policies import SpecKv
+from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
+from presift.target.model_folder import ModelFolder, resolve
+from presift.target.sglang_arguments import SglangOptions
+from presift.target.sglang_engine import SglangEngine
+
+LOOKAHEAD = 24
+
+
+@dataclass(slots=True)
+class Answer:
+    """Tokens, when each came (seconds of `perf_counter`), and the engine's last word."""
+
+    started_s: float
+    tokens: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    finished: Finished | None = None
+
+
+@asynccontextmanager
+async def running(folder: ModelFolder, **options: Any) -> AsyncIterator[SglangEngine]:
+    """An engine, stopped at the end whatever happens. Raises RuntimeError if it does not serve spec_kv."""
+    engine = SglangEngine(SglangOptions(folder, **options))
+    try:
+        await engine.start()
+        if engine.info.unsupported:
+            raise RuntimeError(f"routes are not served: {engine.info.unsupported}")
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def random_folder(**sizes: int) -> tuple[tempfile.TemporaryDirectory[str], ModelFolder]:
+    """A Qwen2 of these sizes with random weights and no tokenizer; the first is its keeper."""
+    keeper = tempfile.TemporaryDirectory(prefix="presift-bench-")
+    config = _config(keeper.name, sizes)
+    from presift.draft import vision_ops
+
+    vision_ops.mend()
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(keeper.name)
+    return keeper, resolve(keeper.name)
+
+
+def shaped_folder(**sizes: int) -> tuple[tempfile.TemporaryDirectory[str], ModelFolder]:
+    """The same without weights, for load_format "dummy"."""
+    keeper = tempfile.TemporaryDirectory(prefix="presift-bench-")
+    _config(keeper.name, sizes).save_pretrained(keeper.name)
+    return keeper, ModelFolder(Path(keeper.name), "dummy", "none", "")
+
+
+def _config(folder: str, sizes: dict[str, int]) -> Any:
+    from presift.draft import vision_ops
+
+    vision_ops.mend()
+    from transformers import Qwen2Config
+
+    return Qwen2Config(architectures=["Qwen2ForCausalLM"], bos_token_id=None, eos_token_id=None, **sizes)
+
+
+def prompts(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[np.ndarray]:
+    """Distinct from the first token on, so that they share no prefix."""
+    ids = np.random.default_rng(seed).integers(0, vocabulary, (count, tokens), dtype=np.uint32)
+    ids[:, 0] = np.arange(count) + seed * count
+    return list(ids % vocabulary)
+
+
+def plan(capacity: int, *, keep_full_prefix: bool = False, window: int = 32) -> KvPlan:
+    """SpecKV with a lookahead of the usual length; which tokens it holds does not matter here."""
+    policy = SpecKv(capacity=capacity, window=window, lookahead_tokens=LOOKAHEAD)
+    return KvPlan(policy, lookahead_token_ids=tuple(range(1, LOOKAHEAD + 1)), keep_full_prefix=keep_full_prefix)
+
+
+async def ask(engine: SglangEngine, prompt: np.ndarray, new_tokens: int, kv_plan: KvPlan | None = None) -> Answer:
+    """One greedy answer of exactly `new_tokens`."""
+    sampling = Sampling(max_new_tokens=new_tokens, ignore_eos=True)
+    answer = Answer(time.perf_counter())
+    async for event in engine.generate(GenerateRequest(prompt, sampling, kv_plan=kv_plan)):
+        if isinstance(event, Tokens):
+            answer.tokens += event.token_ids
+            answer.times_s += [time.perf_counter()] * len(event.token_ids)
+        else:
+            answer.finished = event
+    return answer
+
+
+async def idle(engine: SglangEngine) -> dict[str, Any]:
+    """What the plugin counts once nothing runs any more."""
+    while engine.running_requests:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    return await engine.plugin_state()
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = f"{names[0]} x {len(names)}" if names else platform.processor()
+    return {"processor": processor, "load_average": round(os.getloadavg()[0], 1)}

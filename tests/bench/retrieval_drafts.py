@@ -1,0 +1,127 @@
+"""What the real draft says about each retrieval task: its own answer, the lookahead and the masks, kept in a file.
+
+One pass over each prompt gives all of it. The draft's answer to the full prompt is its lookahead, which is greedy.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from retrieval_tasks import Task, is_right
+
+from presift.core.importance import coverage
+from presift.core.masks import TokenMask
+from presift.core.policies import KvSelection, SpecKv, SpecPc
+from presift.core.selection import select
+from presift.draft.attention import RowCapture
+from presift.draft.scorer import Cancel, ScoreTask
+from presift.draft.transformers_scorer import TransformersScorer
+from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
+
+CAPACITIES = (256, 512)
+LOOKAHEAD_TOKENS = 24
+_DEFAULTS = OrchestratorSettings().defaults()
+
+
+def first_capacity(prompt_tokens: int) -> int:
+    """What SpecKV-PC keeps of the prompt first: the paper's 2,048 would drop nothing of a short one."""
+    return 1024 if prompt_tokens < 2300 else 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The draft and its tokenizer."""
+
+    scorer: _TwoWindows
+    tokenizer: PromptTokenizer
+
+    def read(self, task: Task, tokens: Tokenized) -> dict[str, Any]:
+        """Everything that the methods take from the draft, ready for JSON."""
+        prompt, kv = (_policy(policy, self.scorer.info.layers) for policy in (_DEFAULTS.spec_pc, _mask_policy(256)))
+        self.scorer.second_policy = kv
+        scored = self.scorer.score(ScoreTask(tokens.ids, prompt, LOOKAHEAD_TOKENS), Cancel())
+        assert scored.importance is not None and scored.coverage_importance is not None
+        first, second = (scored.importance, scored.coverage_importance), self.scorer.second_importance()
+        sizes = (*CAPACITIES, first_capacity(tokens.ids.size))
+        masks = {f"spec_pc {size}": _mask(first, replace(prompt, capacity=size), tokens) for size in sizes}
+        masks |= {f"draft_mask {size}": _mask(second, replace(kv, capacity=size + 1), tokens) for size in CAPACITIES}
+        text = self.tokenizer.backend.decode(list(scored.lookahead_token_ids)) if self.tokenizer.backend else ""
+        return {
+            "digest": digest(tokens),
+            "prompt_tokens": int(tokens.ids.size),
+            "answer": text,
+            "right": is_right(task, text),
+            "lookahead": list(scored.lookahead_token_ids),
+            "prefill_ms": round(scored.timings.prefill_ms),
+            "lookahead_ms": round(scored.timings.lookahead_ms),
+            "masks": masks,
+        }
+
+
+def digest(tokens: Tokenized) -> str:
+    """Names the prompt that a record belongs to."""
+    return hashlib.sha256(tokens.ids.tobytes()).hexdigest()[:16]
+
+
+def mask_of(record: dict[str, Any], name: str) -> NDArray[np.bool_]:
+    """bool[prompt tokens] of one of the masks of `Reader.read`."""
+    return TokenMask.from_bits(base64.b64decode(record["masks"][name]["kept"]), record["prompt_tokens"]).kept
+
+
+def _mask_policy(capacity: int) -> SpecPc:
+    kv = SpecKv(capacity=capacity, selection=KvSelection.DRAFT_MASK, mask=_DEFAULTS.spec_pc)
+    return kv.draft_policy
+
+
+def _policy(policy: SpecPc, layers: int) -> SpecPc:
+    adapted = _DEFAULTS.for_draft(policy, layers)
+    assert isinstance(adapted, SpecPc)
+    return adapted
+
+
+def _mask(importance: tuple[Any, Any], policy: SpecPc, tokens: Tokenized) -> dict[str, Any]:
+    scores, mass = importance
+    mask = select(scores, policy, tokens.protected)
+    kept = base64.b64encode(mask.to_bits()).decode()
+    return {"coverage": round(coverage(mass, mask.kept), 4), "kept": kept}
+
+
+class _Both:
+    """Two captures of one pass."""
+
+    def __init__(self, first: RowCapture, second: RowCapture) -> None:
+        self.first, self.second = first, second
+
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+        self.first.observe(layer, query, key)
+        self.second.observe(layer, query, key)
+
+    def importance(self, layers: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.first.importance(layers)
+
+
+class _TwoWindows(TransformersScorer):
+    """Scores by two policies in one pass: DRAFT_MASK's window is one row longer, and a second pass costs minutes."""
+
+    second_policy: SpecPc
+
+    def _capture(self, task: ScoreTask) -> Any:
+        first = super()._capture(task)
+        assert first is not None
+        self._both = _Both(first, RowCapture(task.prompt_tokens, self.second_policy, self._device))
+        return self._both
+
+    def second_importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self._both.second.importance(self.info.layers)
+
+
+def load_draft(folder: Any, tokenizer: PromptTokenizer) -> Reader:
+    """The draft of the demo pair, bf16."""
+    return Reader(_TwoWindows(folder, "bfloat16"), tokenizer)
