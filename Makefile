@@ -36,7 +36,7 @@ models: $(STAMP) ## fetch the small model that the tests use
 demo-models: $(STAMP) ## fetch the demo pair (1.6 GB, kept as 4 GB of bf16 safetensors)
 	@$(BIN)/python -m presift.models ensure --home "$(PRESIFT_HOME)" $(DEMO_MODELS)
 
-demo: demo-models ## ask a real document a question three times: full, spec_pc, spec_pc from the cache
+demo: demo-models ## ask a real document a question five times: full, spec_pc cold and cached, spec_kv cold and again
 	@$(BIN)/python ops/demo/demo.py
 
 test: $(STAMP) models check ## lint, types, layers, protos, then the tests

@@ -32,17 +32,17 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 512,
-    "max_position_embeddings": 16_384,
+    "max_position_embeddings": 32_768,
 }
 
 
 def main() -> int:
     options = _parser().parse_args()
     rows = asyncio.run(_both(options))
-    print(f"{'route':10}{'at once':>8}{'scheduler':>10}{'requests':>9}{'seconds':>9}{'tokens/s':>10}")
+    print(f"{'route':10}{'at once':>8}{'scheduler':>10}{'slots':>8}{'seconds':>9}{'tokens/s':>10}")
     for name, row in rows.items():
-        print(f"{name:10}{row['at_once']:8}{row['scheduler']:10}{row['requests']:9}", end="")
-        print(f"{row['seconds']:9.1f}{row['tokens_per_s']:10.1f}")
+        print(f"{name:10}{row['at_once']:8}{row['scheduler']:10}{row['used_tokens']:8}{row['seconds']:9.1f}", end="")
+        print(f"{row['tokens_per_s']:10.1f}")
     times = rows["spec_kv"]["at_once"] / rows["full"]["at_once"]
     print(json.dumps({"bench": "kv_capacity", **vars(options), **machine(), "times": times, "rows": rows}))
     return int(times < FLOOR)
@@ -53,18 +53,19 @@ async def _both(options: argparse.Namespace) -> dict[str, Any]:
     sizes = {"kv_pool_tokens": options.pool, "max_running": 64, "prefill_chunk_tokens": 512}
     with keeper:
         async with running(folder, dtype="float32", **sizes) as engine:
-            full = await _route(engine, options, options.full_requests, None)
-            await engine.flush()
-            compressed = await _route(engine, options, options.requests, plan(options.capacity))
-            return {"full": full, "spec_kv": compressed}
+            return await routes(engine, options)
 
 
-async def _route(
-    engine: SglangEngine, options: argparse.Namespace, requests: int, kv_plan: KvPlan | None
-) -> dict[str, Any]:
+async def routes(engine: SglangEngine, options: argparse.Namespace) -> dict[str, Any]:
+    full = await _route(engine, options, None)
+    await engine.flush()
+    return {"full": full, "spec_kv": await _route(engine, options, plan(options.capacity))}
+
+
+async def _route(engine: SglangEngine, options: argparse.Namespace, kv_plan: KvPlan | None) -> dict[str, Any]:
     seen: list[tuple[int, int, int]] = []
     sampling = asyncio.create_task(_sample(engine, seen))
-    texts = prompts(requests, options.prompt, SIZES["vocab_size"])
+    texts = prompts(options.requests, options.prompt, engine.info.model.vocabulary_size)
     started = time.perf_counter()
     answers = await asyncio.gather(*(ask(engine, text, options.answer, kv_plan) for text in texts))
     seconds = time.perf_counter() - started
@@ -73,9 +74,8 @@ async def _route(
         "at_once": _at_once(answers),
         "scheduler": max(running for running, _, _ in seen),
         "used_tokens": max(used for _, _, used in seen),
-        "requests": requests,
         "seconds": seconds,
-        "tokens_per_s": requests * options.answer / seconds,
+        "tokens_per_s": options.requests * options.answer / seconds,
         "state": await idle(engine),
     }
 
@@ -103,7 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--capacity", type=int, default=256)
     parser.add_argument("--answer", type=int, default=200)
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--full-requests", type=int, default=8)
     return parser
 
 

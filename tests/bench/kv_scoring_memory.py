@@ -118,7 +118,7 @@ def _whole(layer: Layer, layers: int) -> Callable[[], int]:
 
     def score() -> int:
         layer.read(state, layer.first_row, ROWS).attended(layer.queries, layer.named(0))
-        return 1
+        return _scored(state)
 
     return score
 
@@ -132,9 +132,16 @@ def _split(layer: Layer, layers: int) -> Callable[[], int]:
             reading = layer.read(state, layer.first_row + start, end - start)
             for each in range(layers):
                 reading.attended(layer.queries[start:end], layer.named(each))
-        return layers
+        return _scored(state)
 
     return score
+
+
+def _scored(state: Scoring) -> int:
+    """The layers scored. A pass survives what fails in it, so it must be asked for."""
+    if state.scores is None or not state.scores.is_complete:
+        raise RuntimeError("not all layers were scored")
+    return state.scores.layers
 
 
 def _naive(layer: Layer, layers: int) -> Callable[[], int]:

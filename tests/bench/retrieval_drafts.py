@@ -27,7 +27,7 @@ from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
-_DEFAULTS = OrchestratorSettings().defaults()
+_DEFAULTS = OrchestratorSettings.model_construct().defaults()
 
 
 def first_capacity(prompt_tokens: int) -> int:

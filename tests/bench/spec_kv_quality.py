@@ -21,16 +21,28 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from retrieval_drafts import digest, load_draft
-from retrieval_tasks import Task, fixed_set
+from retrieval_tasks import Task, fixed_set, is_right
+from spec_kv_methods import FAMILIES, family, full
+from spec_kv_table import table
 
 from presift.cli.settings import CliSettings
+from presift.core.errors import PresiftError
 from presift.draft import model_folder
 from presift.orchestrator.loading import load_tokenizer
 from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.target import model_folder as target_folder
+from presift.target.engine import GenerateRequest, Tokens
+from presift.target.sglang_arguments import SglangOptions
+from presift.target.sglang_engine import SglangEngine
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = CliSettings().home / "models"
 DRAFT, TARGET = (MODELS / f"qwen2.5-coder-{size}-instruct" for size in ("0.5b", "1.5b"))
+
+REPORTED = (
+    *("prompt_tokens", "cached_tokens", "completion_tokens", "kv_tokens"),
+    *("reused_entry", "score_ms", "publish_ms", "coverage"),
+)
 
 
 class Record:
@@ -71,6 +83,59 @@ async def run_draft(tokenizer: PromptTokenizer, tasks: list[Task], drafts: Recor
     gc.collect()
 
 
+async def run_target(tokenizer: PromptTokenizer, tasks: list[Task], drafts: Record, answers: Record) -> None:
+    """Asks the target by every method what is not in the file yet."""
+    todo = [task for task in tasks if task.name in drafts.values and task.name not in answers.values]
+    if not todo:
+        return
+    folder = target_folder.resolve(str(TARGET))
+    engine = SglangEngine(SglangOptions(folder, kv_pool_tokens=40_000, prefill_chunk_tokens=512))
+    try:
+        await engine.start()
+        for task in todo:
+            started = time.monotonic()
+            row = await ask_all(engine, tokenizer, task, drafts.values[task.name])
+            answers.put(task.name, row)
+            marks = "".join("x" if answer["right"] else "." for answer in row["answers"].values())
+            print(
+                f"{task.name}: {row['prompt_tokens']} tokens, {marks}, {time.monotonic() - started:.1f} s", flush=True
+            )
+    finally:
+        await engine.stop()
+
+
+async def ask_all(engine: SglangEngine, tokenizer: PromptTokenizer, task: Task, record: dict[str, Any]) -> Any:
+    """One row of the results: full first, whose KV the others share; then all others at once."""
+    tokens = await tokenizer.tokenize(task.chat)
+    assert record["digest"] == digest(tokens)
+
+    async def one_by_one(requests: dict[str, GenerateRequest]) -> dict[str, Any]:
+        return {name: await ask(engine, tokenizer, task, request) for name, request in requests.items()}
+
+    answers = await one_by_one({"full": full(tokens)})
+    for found in await asyncio.gather(*(one_by_one(family(name, tokens, record)) for name in FAMILIES)):
+        answers |= found
+    common = {"kind": task.kind, "prompt_tokens": int(tokens.ids.size), "draft_right": record["right"]}
+    return common | {"answer": task.answer, "answers": answers}
+
+
+async def ask(engine: SglangEngine, tokenizer: PromptTokenizer, task: Task, request: GenerateRequest) -> dict[str, Any]:
+    """The answer and what the engine reports; an error is a wrong answer that says so."""
+    started, found, report = time.monotonic(), list[int](), dict[str, Any]()
+    try:
+        async for event in engine.generate(request):
+            if isinstance(event, Tokens):
+                found += event.token_ids
+            else:
+                report = {name: getattr(event, name) for name in REPORTED}
+    except PresiftError as error:
+        report = {"error": f"{type(error).__name__}: {error.message}"}
+    assert tokenizer.backend is not None
+    text = tokenizer.backend.decode(found)
+    wall_s = round(time.monotonic() - started, 1)
+    return {"right": "error" not in report and is_right(task, text), "text": text, "wall_s": wall_s, **report}
+
+
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", nargs="?", choices=("draft", "target", "report"))
@@ -81,6 +146,10 @@ async def main() -> int:
     drafts = Record("spec_kv_quality_drafts.json")
     if options.stage in (None, "draft"):
         await run_draft(tokenizer, tasks, drafts)
+    answers = Record("spec_kv_quality.json")
+    if options.stage in (None, "target"):
+        await run_target(tokenizer, tasks, drafts, answers)
+    print(table(answers.values))
     return 0
 
 

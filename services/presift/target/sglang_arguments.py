@@ -33,6 +33,8 @@ class SglangOptions:
     max_running: int = 16
     log_level: str = "error"
     kv_dropping: bool = True
+    # "dummy" needs no weights: real shapes, senseless answers.
+    load_format: str = "safetensors"
 
 
 def server_arguments(options: SglangOptions) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "max_running_requests": options.max_running,
         "log_level": options.log_level,
         "skip_tokenizer_init": not options.folder.has_tokenizer,
-        "load_format": "safetensors",
+        "load_format": options.load_format,
         "trust_remote_code": False,
         "incremental_streaming_output": True,
         # The one backend whose sampling can be seeded.

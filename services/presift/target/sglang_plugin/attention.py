@@ -6,6 +6,7 @@ made and read when attention runs, in the same thread, one pass at a time.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from presift.target.sglang_plugin.scores import Scores
 from presift.target.sglang_plugin.states import Compressed, Scoring, state_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,10 +52,18 @@ class Pass:
 
     def attended(self, queries: torch.Tensor, layer: Any) -> None:
         """Attention ran in `layer` with `queries` [tokens, heads * d], rotated; the keys are in the pool."""
-        for rows in self._rows:
-            taken = queries[rows.start : rows.end].view(rows.end - rows.start, layer.tp_q_head_num, layer.qk_head_dim)
-            keys = self._pool.get_key_buffer(layer.layer_id)
-            rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling, rows.slots)
+        for rows in list(self._rows):
+            try:
+                self._score(rows, queries, layer)
+            except Exception:
+                # The pass serves other requests too. What was not scored is noticed when its entry is to be made.
+                log.exception("presift: a layer could not be scored")
+                self._rows.remove(rows)
+
+    def _score(self, rows: Rows, queries: torch.Tensor, layer: Any) -> None:
+        taken = queries[rows.start : rows.end].view(rows.end - rows.start, layer.tp_q_head_num, layer.qk_head_dim)
+        keys = self._pool.get_key_buffer(layer.layer_id)
+        rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling, rows.slots)
 
 
 def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:

@@ -98,10 +98,16 @@ class Chain:
         if run is None or run.scoring is not request:
             return
         if state.scores is not None and not state.scores.is_complete:
-            self._fail(run, 500, "presift: this attention backend shows no queries: nothing was scored")
+            self._fail(run, 500, "presift: not every layer was scored (does the attention backend show its queries?)")
             return
         started = time.perf_counter()
-        node = publish(self._scheduler, request, state)
+        try:
+            node = publish(self._scheduler, request, state)
+        except Exception as error:
+            # One caller's entry must not end the scheduler, and all others with it.
+            log.exception("presift: an entry could not be made")
+            self._fail(run, 500, f"presift: an entry could not be made: {type(error).__name__}")
+            return
         if node is None:
             self._try_again(run)
             return

@@ -87,9 +87,13 @@ def publish(scheduler: Any, request: Any, state: Scoring) -> Any | None:
     row = scheduler.req_to_token_pool.req_to_token[request.kv.req_pool_idx]
     source = row[: len(compressed.prompt) - 1].long()
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-    for layer in range(scheduler.model_config.num_hidden_layers):
-        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
-            _copy(buffer, kept_positions(state, layer, buffer), source, slots.long())
+    try:
+        for layer in range(scheduler.model_config.num_hidden_layers):
+            for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
+                _copy(buffer, kept_positions(state, layer, buffer), source, slots.long())
+    except BaseException:
+        tree.token_to_kv_pool_allocator.free(slots)
+        raise
     return _insert(tree, compressed, slots, request.cache_salt)
 
 

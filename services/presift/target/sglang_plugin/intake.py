@@ -75,7 +75,10 @@ def _check(scheduler: Any, plan: KvPlan, tokens: int, prompt_tokens: int, max_ne
         kv_heads=kv_heads,
         page_tokens=scheduler.page_size,
     )
-    context = scheduler.model_config.context_len
+    vocabulary_size, context = scheduler.model_config.vocab_size, scheduler.model_config.context_len
+    if max(plan.lookahead_token_ids, default=0) >= vocabulary_size:
+        # SGLang checked the prompt's alone; one that the embedding lacks would end the scheduler.
+        raise InvalidRequest(f"{KEY}.lookahead", max(plan.lookahead_token_ids), f"< {vocabulary_size}")
     if tokens + max_new_tokens > context:
         sizes = f"{tokens} prompt tokens and {max_new_tokens} new ones"
         raise PromptTooLong("input_ids", tokens, f"<= {context - max_new_tokens}", f"{sizes} exceed {context}")

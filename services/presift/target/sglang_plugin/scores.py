@@ -98,6 +98,8 @@ class Scores:
         if layer in self._waiting:
             earlier = self._waiting.pop(layer)
             queries, first = torch.cat([earlier, queries]), first - earlier.shape[0]
+        if first != self.first_row:
+            raise ValueError(f"rows from position {first} on, not from {self.first_row}: some were not scored")
         if first + queries.shape[0] < self.end_row:
             # The rows of a chunk are few; what they say about all keys is a thousand times that.
             self._waiting[layer] = queries.clone()

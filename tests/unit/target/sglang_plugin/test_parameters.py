@@ -168,6 +168,7 @@ MASK_ERRORS: dict[str, Any] = {
     "negative": {"shape": [1, -1, 8], "kept": "AA=="},
     "no number": {"shape": [1, True, 8], "kept": "AA=="},
     "no base64": {"shape": [1, 1, 8], "kept": "?!"},
+    "base64 with more in it": {"shape": [1, 1, 8], "kept": "A?A=="},
     "cut base64": {"shape": [1, 1, 8], "kept": "AA="},
     "bits that are a number": {"shape": [1, 1, 8], "kept": 5},
     "not ASCII": {"shape": [1, 1, 8], "kept": "é"},

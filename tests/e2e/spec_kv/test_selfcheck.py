@@ -1,0 +1,85 @@
+"""Where the plugin is not wholly in place, route spec_kv is not served, with the reason, and everything else is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from presift.core.errors import RouteUnsupported
+from presift.core.plan import Route
+from presift.target import sglang_processes
+from presift.target.engine import Finished, GenerateRequest, Sampling
+from presift.target.model_folder import resolve
+from presift.target.sglang_arguments import SglangOptions
+from presift.target.sglang_engine import SglangEngine
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+# A scheduler process in which a name is gone that the plugin hooks, as in another version of SGLang.
+RENAMED = """
+from presift.target import sglang_processes
+
+def run_scheduler(*args, **kwargs):
+    import sglang.srt.managers.scheduler
+    from sglang.srt.mem_cache import common
+    common.renamed = common.maybe_cache_unfinished_req
+    del common.maybe_cache_unfinished_req
+    sglang_processes.run_scheduler(*args, **kwargs)
+"""
+
+
+@asynccontextmanager
+async def engine_of(folder: Path, **options: Any) -> AsyncIterator[SglangEngine]:
+    chosen = {"kv_pool_tokens": 2048, "prefill_chunk_tokens": 128, "threads": 1} | options
+    engine = SglangEngine(SglangOptions(resolve(str(folder)), dtype="float32", **chosen))
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def answer(engine: SglangEngine, plan: Any = None) -> Finished:
+    request = GenerateRequest(np.arange(200, dtype=np.uint32), Sampling(max_new_tokens=4, ignore_eos=True), "", plan)
+    events = [event async for event in engine.generate(request)]
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+async def test_a_renamed_hook_target_switches_the_routes_off(
+    tiny_model: Callable[[str], Path], plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "renamed_scheduler.py").write_text(RENAMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    # Where `launch` looks for the scheduler's function.
+    monkeypatch.setattr(sglang_processes, "__name__", "renamed_scheduler")
+    async with engine_of(tiny_model("tinyq")) as engine:
+        assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
+        for route in (Route.SPEC_KV, Route.SPEC_KV_PC):
+            assert "maybe_cache_unfinished_req" in engine.info.unsupported[route]
+        assert (await answer(engine)).completion_tokens == 4
+        # Whoever asks all the same is told, by the engine itself.
+        with pytest.raises(RouteUnsupported, match="maybe_cache_unfinished_req"):
+            await answer(engine, plan(64))
+
+
+async def test_switched_off_the_plugin_is_not_there(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PRESIFT_SGLANG_PLUGIN", raising=False)
+    async with engine_of(tiny_model("tinyq"), kv_dropping=False) as engine:
+        assert engine.info.unsupported[Route.SPEC_KV] == "switched off (kv_dropping)"
+        assert (await engine.plugin_state())["unsupported"] == "the plugin is not loaded"
+        assert (await answer(engine)).kv_tokens == 200
+
+
+async def test_where_it_is_in_place_both_routes_are_served(start: Any) -> None:
+    info = (await start()).engine.info
+
+    assert {Route.SPEC_KV, Route.SPEC_KV_PC} <= set(info.routes)
+    assert (info.unsupported, info.kv_page_tokens) == ({}, 1)

@@ -1,0 +1,86 @@
+"""What the plugin sees of SGLang, as plain values: a tree that counts its locks, requests, a scheduler with a queue."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from presift.core.kv_plan import KvPlan
+from presift.core.policies import SpecKv
+from presift.target.sglang_plugin.parameters import KEY
+from presift.target.sglang_plugin.states import Compressed
+
+PROMPT_TOKENS, KEPT = 20, 8
+
+
+@dataclass(eq=False)
+class Tree:
+    """Each lock gives a receipt, which unlocks its node once."""
+
+    held: dict[int, Any] = field(default_factory=dict)
+    taken: int = 0
+
+    def inc_lock_ref(self, node: Any) -> Any:
+        self.taken += 1
+        receipt = self.taken
+        self.held[receipt] = node
+        return SimpleNamespace(to_dec_params=lambda: receipt)
+
+    def dec_lock_ref(self, node: Any, receipt: int) -> None:
+        assert self.held.pop(receipt) is node
+
+    def evictable_size(self) -> int:
+        return 7
+
+    def protected_size(self) -> int:
+        return 5
+
+
+@dataclass(eq=False)
+class Request:
+    """A request of SGLang's, with the plugin's state on it."""
+
+    rid: str
+    state: Any = None
+    holds_kv: bool = False
+    prefix_indices: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    abort: tuple[str, int, str] | None = None
+    skip_radix_cache_insert: bool = False
+
+    @property
+    def kv(self) -> Any:
+        return SimpleNamespace(holds_kv=self.holds_kv, req_pool_idx=0 if self.holds_kv else None)
+
+    @property
+    def sampling_params(self) -> Any:
+        return SimpleNamespace(custom_params=None if self.state is None else {KEY: self.state})
+
+    def set_finish_with_abort(self, message: str, status_code: int, err_type: str) -> None:
+        assert self.abort is None
+        self.abort = (message, status_code, err_type)
+
+
+@dataclass(eq=False)
+class Scheduler:
+    """A queue, a tree, and a pool of `max_total_num_tokens` slots."""
+
+    tree_cache: Any = field(default_factory=Tree)
+    max_total_num_tokens: int = 1000
+    waiting_queue: list[Any] = field(default_factory=list)
+    chunked_req: Any = None
+    _pending_chunked_abort_req: Any = None
+    page_size: int = 1
+    token_to_kv_pool_allocator: Any = field(default_factory=lambda: SimpleNamespace(available_size=lambda: 3))
+
+
+def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: int = 0) -> Compressed:
+    """The state of a request whose prompt is 0..19 and that keeps 8 of it."""
+    plan = plan or KvPlan(SpecKv(capacity=KEPT, window=3), lookahead_token_ids=(50, 51))
+    return Compressed(plan, array("q", range(PROMPT_TOKENS)), KEPT, entry, "extra", suffix_tokens)
+
+
+def caller(rid: str, entry: str = "entry", **state: Any) -> Request:
+    return Request(rid, compressed(entry, **state))

@@ -1,0 +1,478 @@
+"""What the hooks do in the place of SGLang's functions, and that a hook that is not on is noticed."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from presift.core.kv_plan import KvPlan  # noqa: E402 - the plugin needs torch
+from presift.core.masks import KvMask  # noqa: E402
+from presift.core.policies import KvSelection, SpecKv  # noqa: E402
+from presift.target import sglang_plugin  # noqa: E402
+from presift.target.sglang_plugin import hooks  # noqa: E402
+from presift.target.sglang_plugin.hooks import Plugin, not_hooked  # noqa: E402
+from presift.target.sglang_plugin.states import Report, Scoring, Untouched  # noqa: E402
+from presift.target.torchvision_ops import declare_missing  # noqa: E402
+
+from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
+
+DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), keep_full_prefix=False)
+
+
+@pytest.fixture
+def sglang() -> None:
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    declare_missing()
+
+
+@pytest.fixture
+def registry(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """SGLang's own, empty."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    monkeypatch.setattr(HookRegistry, "_hooks", defaultdict(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    yield HookRegistry
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module with two functions to hook."""
+    module = ModuleType("presift_planted")
+    module.kept = lambda: "kept"  # type: ignore[attr-defined]
+    module.other = lambda: "other"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def register(registry: Any, *targets: str) -> None:
+    from sglang.srt.plugins.hook_registry import HookType
+
+    for target in targets:
+        registry.register(target, lambda original: f"hooked {original()}", HookType.AROUND)
+
+
+KEPT_ONE, OTHER = "presift_planted.kept", "presift_planted.other"
+
+
+def test_hooks_that_are_on(registry: Any, planted: Any) -> None:
+    register(registry, KEPT_ONE, OTHER)
+    registry.apply_hooks()
+    assert not_hooked([KEPT_ONE, OTHER]) is None
+    assert planted.kept() == "hooked kept"
+
+
+def test_a_renamed_target_is_named(registry: Any, planted: Any) -> None:
+    register(registry, KEPT_ONE, "presift_planted.renamed")
+    registry.apply_hooks()
+    assert not_hooked([KEPT_ONE, "presift_planted.renamed"]) == "not hooked: presift_planted.renamed"
+
+
+def test_a_moved_module_is_named(registry: Any, planted: Any) -> None:
+    register(registry, "presift_moved.kept", OTHER)
+    registry.apply_hooks()
+    assert not_hooked(["presift_moved.kept", OTHER]) == "not hooked: presift_moved.kept"
+
+
+def test_hooks_that_were_registered_too_late_are_named(registry: Any, planted: Any) -> None:
+    register(registry, KEPT_ONE, OTHER)
+    assert not_hooked([KEPT_ONE, OTHER]) == f"not hooked: {KEPT_ONE}, {OTHER}"
+
+
+def test_a_hook_that_was_taken_off_is_named(registry: Any, planted: Any) -> None:
+    register(registry, KEPT_ONE, OTHER)
+    registry.apply_hooks()
+    planted.other = lambda: "other"
+    assert not_hooked([KEPT_ONE, OTHER]) == f"not hooked: {OTHER}"
+
+
+def test_switched_on_all_hooks_are_registered_around(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.plugins.hook_registry import HookType
+
+    for switch, registered in (("0", set()), ("1", set(Plugin().around()))):
+        monkeypatch.setenv(sglang_plugin.SWITCH, switch)
+        sglang_plugin.activate()
+        assert set(registry._hooks) == registered
+    assert {kind for kinds in registry._hooks.values() for kind, *_ in kinds} == {HookType.AROUND}
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
+    """One that serves, in a fake scheduler."""
+    for check in ("why_not_this_sglang", "not_hooked", "why_not_this_scheduler"):
+        monkeypatch.setattr(hooks, check, lambda *_: None)
+    plugin = Plugin()
+    assert plugin.unsupported
+    plugin._scheduler_made(lambda scheduler: None, Scheduler())
+    assert plugin.unsupported is None
+    return plugin
+
+
+def scheduler_of(plugin: Plugin) -> Scheduler:
+    assert plugin.chain is not None
+    scheduler: Scheduler = plugin.chain._scheduler
+    return scheduler
+
+
+@pytest.mark.parametrize("check", ["why_not_this_sglang", "not_hooked", "why_not_this_scheduler"])
+def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
+    for each in ("why_not_this_sglang", "not_hooked", "why_not_this_scheduler"):
+        monkeypatch.setattr(hooks, each, lambda *_, each=each: each if each == check else None)
+    plugin, made = Plugin(), []
+    plugin._scheduler_made(lambda *args, **kwargs: made.append((args, kwargs)), Scheduler(), 1, x=2)
+    assert plugin.unsupported == check
+    assert made[0][0][1:] == (1,) and made[0][1] == {"x": 2}
+
+
+def test_the_state_is_told_with_and_without_a_chain(plugin: Plugin) -> None:
+    told = [
+        each._state_asked(lambda *_: SimpleNamespace(internal_state={"theirs": 1}), None, None)
+        for each in (plugin, Plugin())
+    ]
+    assert [answer.internal_state["theirs"] for answer in told] == [1, 1]
+    assert told[0].internal_state["presift"] == {"unsupported": None} | plugin.chain.counts()  # type: ignore[union-attr]
+    assert told[1].internal_state["presift"] == {"unsupported": "no scheduler has started"}
+
+
+def received(parameters: Any) -> Any:
+    return SimpleNamespace(sampling_params=SimpleNamespace(custom_params=parameters))
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"theirs": 1}, "presift"])
+def test_ordinary_requests_are_let_through(plugin: Plugin, parameters: Any) -> None:
+    plugin.unsupported, seen, request = "LoRA", [], received(parameters)
+    plugin._request_came(lambda *args, **kwargs: seen.append((args, kwargs)), "scheduler", request, x=1)
+    assert seen == [(("scheduler", request), {"x": 1})]
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x")])
+def test_requests_with_a_plan_are_admitted_or_refused(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    calls: list[Any] = []
+
+    def admit(*arguments: Any) -> None:
+        calls.append(("admit", *arguments))
+        if error:
+            raise error
+
+    monkeypatch.setattr(hooks.intake, "admit", admit)
+    monkeypatch.setattr(hooks.intake, "refuse", lambda *arguments: calls.append(("refuse", arguments[1])))
+    request = received({"presift": "{}"})
+    plugin._request_came(lambda *arguments: calls.append(("original", arguments[1])), "scheduler", request)
+    then = ("refuse", request) if error else ("original", request)
+    assert calls == [("admit", "scheduler", request, None), then]
+
+
+def scores(first_row: int = 16) -> Any:
+    restarts: list[int] = []
+    return SimpleNamespace(first_row=first_row, restart=lambda: restarts.append(1), restarts=restarts, is_complete=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "longest"),
+    [
+        (None, 21),
+        (compressed(), 21),
+        (Untouched(Report(1, 1, 0)), 21),
+        (Scoring(compressed(), scores(16)), 16),
+        (Scoring(compressed(), scores(30)), 21),
+        (Scoring(compressed(), None), PROMPT_TOKENS - 1),
+    ],
+)
+def test_the_rows_that_score_are_always_computed(plugin: Plugin, state: Any, longest: int) -> None:
+    assert plugin._prefix_capped(lambda request, length: length - 1, Request("a", state), 22) == longest
+
+
+class Adder:
+    def __init__(self, admits: bool = True) -> None:
+        self.can_run_list: list[Any] = []
+        self.admits, self.seen = admits, []  # type: ignore[var-annotated]
+
+    def ask(self, adder: Any, request: Any, *args: Any, **kwargs: Any) -> str:
+        assert adder is self
+        self.seen.append(getattr(request, "new_tokens", None))
+        if self.admits:
+            self.can_run_list.append(request)
+        return "asked"
+
+
+class Admitted(Request):
+    """A request with parameters that the admission may change."""
+
+    to_finish: Any = None
+    parameters: Any = None
+
+    @property
+    def sampling_params(self) -> Any:
+        if self.parameters is None:
+            self.parameters = SimpleNamespace(custom_params={"presift": self.state}, max_new_tokens=0)
+        return self.parameters
+
+    @property
+    def new_tokens(self) -> int:
+        return int(self.sampling_params.max_new_tokens)
+
+
+def test_a_request_whose_entry_is_not_there_is_passed_over(plugin: Plugin, sglang: None) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    adder, request = Adder(), Admitted("a", compressed(), prefix_indices=[0] * (KEPT - 1))
+    assert plugin._admission_asked(adder.ask, adder, request) is AddReqResult.CONTINUE
+    assert adder.seen == []
+    assert plugin.chain is not None and plugin.chain.counts()["missing"] == 1
+
+
+@pytest.mark.parametrize("admits", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_request_on_its_entry_lets_go_of_its_lease_once_it_is_admitted(
+    plugin: Plugin, sglang: None, admits: bool, keep: bool
+) -> None:
+    plan = compressed().plan if keep else DROPPING
+    adder, request = Adder(admits), Admitted("a", compressed(plan=plan), prefix_indices=[0] * KEPT)
+    assert plugin.chain is not None
+    plugin.chain.leases.take("a", object(), KEPT)
+    assert plugin._admission_asked(adder.ask, adder, request) == "asked"
+    assert plugin.chain.counts()["leases"] == (0 if admits else 1)
+    assert (request.state.report is not None) is admits
+    assert request.skip_radix_cache_insert is (admits and not keep)
+
+
+@pytest.mark.parametrize("admits", [True, False])
+def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_begins_anew(
+    plugin: Plugin, sglang: None, admits: bool
+) -> None:
+    adder, request = Adder(admits), Admitted("a", Scoring(compressed(), scores()))
+    assert plugin._admission_asked(adder.ask, adder, request) == "asked"
+    assert adder.seen == [KEPT + 1]
+    assert request.new_tokens == 0
+    assert len(request.state.scores.restarts) == admits
+
+
+def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: Plugin, sglang: None) -> None:
+    leaving = Admitted("a", compressed())
+    leaving.to_finish = object()
+    requests = [leaving, Admitted("b", Untouched(Report(1, 1, 0))), Admitted("c", None)]
+    adder = Adder()
+    for request in requests:
+        assert plugin._admission_asked(adder.ask, adder, request) == "asked"
+    assert adder.can_run_list == requests
+    assert plugin.chain is not None and plugin.chain.counts()["missing"] == 0
+
+
+@pytest.mark.parametrize("runs_anything", [True, False])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_an_idle_scheduler_looks_again_at_what_was_just_queued(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, runs_anything: bool, is_missing: bool
+) -> None:
+    from presift.target.sglang_plugin import chain as chains
+
+    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", Scoring(compressed(), None)))
+    request, seen, scheduler = caller("a"), [], scheduler_of(plugin)
+    scheduler.waiting_queue.append(request)
+
+    def original(_: Any, running: str) -> Any:
+        seen.append(running)
+        if is_missing and len(seen) == 1:
+            plugin.chain.entry_is_missing(request)  # type: ignore[union-attr]
+        return SimpleNamespace(batch_to_run="batch" if runs_anything else None, running_batch="changed")
+
+    plugin._batch_wanted(original, scheduler, "running")
+    assert seen == (["running", "changed"] if is_missing and not runs_anything else ["running"])
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_an_abort_looks_for_callers_that_wait_aside_and_ends_leases(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, every: bool
+) -> None:
+    from presift.target.sglang_plugin import chain as chains
+
+    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", Scoring(compressed(), None)))
+    request, scheduler = caller("a1"), scheduler_of(plugin)
+    assert plugin.chain is not None
+    scheduler.waiting_queue.append(request)
+    plugin.chain.entry_is_missing(request)
+    plugin.chain.start_missing()
+    plugin.chain.leases.take("a2", object(), 1)
+    plugin.chain.leases.take("b", object(), 1)
+    seen: list[Any] = []
+
+    def original(_: Any, received: Any) -> None:
+        seen.append((list(scheduler.waiting_queue), len(scheduler.tree_cache.held)))
+
+    plugin._abort_came(original, scheduler, SimpleNamespace(rid="" if every else "a", abort_all=every))
+    assert seen == [([request], 2)]
+    assert plugin.chain.counts()["leases"] == (0 if every else 1)
+    assert plugin.chain.counts()["runs"] == 0
+
+
+class Read(Request):
+    """A request in a prefill's result."""
+
+    to_finish: Any = None
+    is_retracted = False
+    inflight_middle_chunks = 0
+    is_finished = False
+
+    def finished(self) -> bool:
+        return self.is_finished
+
+
+@pytest.mark.parametrize(
+    ("change", "settles"),
+    [
+        ({}, True),
+        ({"inflight_middle_chunks": 1}, False),
+        ({"is_finished": True}, False),
+        ({"to_finish": object()}, False),
+        ({"is_retracted": True}, False),
+        ({"settled": True}, False),
+        ({"state": compressed()}, False),
+    ],
+    ids=str,
+)
+def test_a_scored_prompt_is_settled_when_it_was_read_to_its_end(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], settles: bool
+) -> None:
+    request, order = Read("s", Scoring(compressed(), None)), []
+    for name, value in change.items():
+        if name == "settled":
+            request.state.is_settled = True
+        else:
+            setattr(request, name, value)
+    monkeypatch.setattr(plugin.chain, "settle", lambda *_: order.append("settled"))
+    copied = SimpleNamespace(synchronize=lambda: order.append("copied"))
+    result, batch = SimpleNamespace(copy_done=copied), SimpleNamespace(reqs=[Read("x"), request])
+    plugin._prompt_read(lambda *_: order.append("processed"), "processor", batch, result)
+    assert order == (["copied", "settled", "processed"] if settles else ["processed"])
+
+
+def streamed(plugin: Plugin, *requests: Any) -> list[Any]:
+    seen: list[Any] = []
+    plugin._streamed(lambda streamer, requests, *_: seen.extend(requests), "streamer", list(requests))
+    return seen
+
+
+def answering(state: Any, cached_tokens: int = 0) -> Any:
+    request: Any = Request("a", state, cached_tokens=cached_tokens)
+    request.customized_info = None
+    return request
+
+
+def test_scoring_requests_answer_nobody(plugin: Plugin) -> None:
+    caller, scoring, ordinary = answering(compressed()), answering(Scoring(compressed(), None)), answering(None)
+    assert streamed(plugin, caller, scoring, ordinary) == [caller, ordinary]
+    assert streamed(plugin, scoring) == []
+    assert streamed(plugin, ordinary) == [ordinary]
+    assert ordinary.customized_info is caller.customized_info is None
+
+
+def test_a_report_goes_out_once(plugin: Plugin) -> None:
+    made, untouched = answering(compressed()), answering(Untouched(Report(8, 8, 0)), cached_tokens=7)
+    made.state.found(KEPT, 0.5)
+    streamed(plugin, made, untouched)
+    told = {
+        "prompt_tokens": PROMPT_TOKENS,
+        "kv_tokens": KEPT + 1,
+        "cached_tokens": KEPT,
+        "reused_entry": True,
+        "score_ms": 0.0,
+        "publish_ms": 0.0,
+        "coverage": 0.5,
+        "kv_mask": None,
+    }
+    assert made.customized_info == {"presift": [told]}
+    assert untouched.customized_info["presift"][0]["cached_tokens"] == 7
+    first = made.customized_info
+    streamed(plugin, made)
+    assert made.customized_info is first
+
+
+@pytest.mark.parametrize(
+    ("state", "is_kept"),
+    [
+        (None, True),
+        (Untouched(Report(1, 1, 0)), True),
+        (compressed(), True),
+        (compressed(plan=DROPPING), False),
+        (Scoring(compressed(), None), True),
+        (Scoring(compressed(plan=DROPPING), None), False),
+    ],
+)
+def test_chunks_of_a_prompt_that_is_to_be_dropped_are_not_cached(plugin: Plugin, state: Any, is_kept: bool) -> None:
+    calls: list[Any] = []
+    tree = SimpleNamespace(advance_unpublished_req=lambda request, **kwargs: calls.append(("advanced", kwargs)))
+    plugin._chunk_cached(lambda *_, **kwargs: calls.append(("cached", kwargs)), Request("a", state), tree, chunked=True)
+    assert calls == [("cached" if is_kept else "advanced", {"chunked": True})]
+
+
+@pytest.mark.parametrize(
+    ("state", "own", "wanted", "inserted"),
+    [
+        (None, 0, 22, 22),
+        (compressed(), 0, 22, 22),
+        (Scoring(compressed(), None), 0, 22, PROMPT_TOKENS),
+        (Scoring(compressed(), None), 0, 9, 9),
+        (Scoring(compressed(), None), 21, 22, 21),
+    ],
+)
+def test_the_lookahead_is_not_cached(plugin: Plugin, state: Any, own: int, wanted: int, inserted: int) -> None:
+    request = SimpleNamespace(
+        sampling_params=SimpleNamespace(custom_params={"presift": state}), kv=SimpleNamespace(cache_protected_len=own)
+    )
+    seen: list[Any] = []
+    plugin._inserted(lambda *_, **kwargs: seen.append(kwargs), "tree", request, up_to=wanted, x=1)
+    assert seen == [{"up_to": inserted, "x": 1}]
+
+
+def test_an_emptied_tree_ends_all_leases_without_unlocking(plugin: Plugin) -> None:
+    assert plugin.chain is not None
+    plugin.chain.leases.take("a", object(), 1)
+    held = scheduler_of(plugin).tree_cache.held
+    before = dict(held)
+    assert plugin._tree_reset(lambda tree: (tree, plugin.chain.counts()["leases"]), "tree") == ("tree", 0)  # type: ignore[union-attr]
+    assert held == before
+
+
+def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
+    """SGLang makes and empties its tree, and may make batches, before its scheduler is made."""
+    plugin, seen = Plugin(), []
+    waiting, scoring = Admitted("a", compressed()), Read("s", Scoring(compressed(), None))
+    plugin._tree_reset(lambda tree: seen.append("reset"), "tree")
+    plugin._batch_wanted(lambda *_: seen.append("batch"), "scheduler", "running")
+    plugin._abort_came(lambda *_: seen.append("abort"), "scheduler", SimpleNamespace(rid="a", abort_all=False))
+    plugin._prompt_read(lambda *_: seen.append("read"), "p", SimpleNamespace(reqs=[scoring]), None)
+    if find_spec("sglang") is not None:
+        declare_missing()
+        plugin._admission_asked(lambda *_: seen.append("admission"), "adder", waiting)
+    assert seen[:4] == ["reset", "batch", "abort", "read"]
+    assert seen[4:] in ([], ["admission"])
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_attention_shows_its_queries(plugin: Plugin, monkeypatch: pytest.MonkeyPatch, by_name: bool) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(plugin._pass, "attended", lambda *arguments: seen.append(arguments))
+    if by_name:
+        result = plugin._attended(lambda *_, **__: "out", "backend", q="q", k="k", v="v", layer="layer", x=1)
+    else:
+        result = plugin._attended(lambda *_, **__: "out", "backend", "q", "k", "v", "layer", "batch", x=1)
+    assert (result, seen) == ("out", [("q", "layer")])
+
+
+def test_a_mask_needs_no_scores(plugin: Plugin) -> None:
+    policy = SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK)
+    import numpy as np
+
+    plan = KvPlan(policy, kv_mask=KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool)))
+    request = Request("s", Scoring(compressed(plan=plan), None))
+    assert plugin._prefix_capped(lambda *_: 99, request, 99) == PROMPT_TOKENS - 1

@@ -1,0 +1,135 @@
+"""What is not proven is refused, each for its own reason."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from presift.target.sglang_plugin.support import _obstacles, why_not_this_scheduler, why_not_this_sglang
+from presift.target.torchvision_ops import declare_missing
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("version", ["0.5.21", "0.5.21.post1", "0.5.21+cpu"])
+def test_the_proven_sglang(version: str) -> None:
+    assert why_not_this_sglang(version) is None
+
+
+@pytest.mark.parametrize("version", ["0.5.20", "0.5.21rc1", "0.5.20.post3", "0.5.22", "0.6.0", "1.0"])
+def test_another_sglang_is_refused_by_name(version: str) -> None:
+    reason = why_not_this_sglang(version)
+    assert reason is not None
+    assert version in reason and "0.5.21" in reason
+
+
+@pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
+def test_the_installed_sglang_is_asked() -> None:
+    assert why_not_this_sglang() is None
+
+
+@pytest.fixture
+def scheduler() -> Any:
+    """One that can drop KV: SGLang's own classes, never initialised."""
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    declare_missing()
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+    tree, pool = object.__new__(UnifiedRadixCache), object.__new__(MHATokenToKVPool)
+    tree.disable, pool.dtype, pool.store_dtype = False, torch.bfloat16, torch.bfloat16
+    layers = []
+    for _ in range(2):
+        layer = RadixAttention.__new__(RadixAttention)
+        torch.nn.Module.__init__(layer)
+        layer.sliding_window_size, layer.logit_cap, layer.is_cross_attention = -1, 0.0, False
+        layers.append(layer)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), *layers)
+    return SimpleNamespace(
+        tree_cache=tree,
+        token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
+        model_config=SimpleNamespace(
+            is_encoder_decoder=False, is_multimodal=False, model_is_mrope=False, num_hidden_layers=2
+        ),
+        server_args=SimpleNamespace(disaggregation_mode="null", pp_size=1, enable_dp_attention=False),
+        spec_algorithm=SimpleNamespace(is_none=lambda: True),
+        enable_hierarchical_cache=False,
+        enable_lora=False,
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=model)),
+        layers=layers,
+        pool=pool,
+    )
+
+
+def test_a_scheduler_that_can_drop_kv(scheduler: Any) -> None:
+    assert why_not_this_scheduler(scheduler) is None
+
+
+def _other_tree(scheduler: Any) -> None:
+    class Other(type(scheduler.tree_cache)):  # type: ignore[misc]
+        pass
+
+    scheduler.tree_cache = object.__new__(Other)
+    scheduler.tree_cache.disable = False
+
+
+def _other_pool(scheduler: Any) -> None:
+    pool = SimpleNamespace(dtype=1, store_dtype=1)
+    scheduler.token_to_kv_pool_allocator = SimpleNamespace(get_kvcache=lambda: pool)
+
+
+def _set(path: str, value: Any) -> Any:
+    *names, last = path.split(".")
+
+    def change(scheduler: Any) -> None:
+        place = scheduler
+        for name in names:
+            place = place[int(name)] if name.isdigit() else getattr(place, name)
+        setattr(place, last, value)
+
+    return change
+
+
+OBSTACLES = {
+    "the radix cache is switched off or of another kind": [_set("tree_cache.disable", True), _other_tree],
+    "the KV pool is a SimpleNamespace": [_other_pool],
+    "KV is stored quantised": [_set("pool.store_dtype", torch.uint8)],
+    "speculative decoding": [_set("spec_algorithm.is_none", lambda: False)],
+    "PD disaggregation": [_set("server_args.disaggregation_mode", mode) for mode in ("prefill", "decode")],
+    "hierarchical cache": [_set("enable_hierarchical_cache", True)],
+    "pipeline parallelism": [_set("server_args.pp_size", 2)],
+    "data-parallel attention": [_set("server_args.enable_dp_attention", True)],
+    "LoRA": [_set("enable_lora", True)],
+    "an encoder-decoder model": [_set("model_config.is_encoder_decoder", True)],
+    "a multimodal model": [_set("model_config.is_multimodal", True)],
+    "multi-axis positions": [_set("model_config.model_is_mrope", True)],
+    "the model shows no attention layers": [_set("model_config.num_hidden_layers", count) for count in (0, 3)],
+    "sliding-window attention": [_set("layers.1.sliding_window_size", 4096)],
+    "soft-capped attention": [_set("layers.1.logit_cap", 30.0)],
+    "cross attention": [_set("layers.1.is_cross_attention", True)],
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"), [(reason, change) for reason, changes in OBSTACLES.items() for change in changes]
+)
+def test_each_obstacle_is_told_alone(scheduler: Any, reason: str, change: Any) -> None:
+    change(scheduler)
+    assert [told for told, applies in _obstacles(scheduler) if applies] == [reason]
+    assert why_not_this_scheduler(scheduler) == reason
+
+
+def test_every_obstacle_has_a_test(scheduler: Any) -> None:
+    told = {reason for reason, _ in _obstacles(scheduler)}
+    assert {reason.replace("SimpleNamespace", "MHATokenToKVPool") for reason in OBSTACLES} == told
+
+
+@pytest.mark.parametrize("size", [None, -1])
+def test_no_sliding_window_is_told_in_two_ways(scheduler: Any, size: int | None) -> None:
+    scheduler.layers[0].sliding_window_size = size
+    assert why_not_this_scheduler(scheduler) is None
