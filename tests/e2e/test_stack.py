@@ -79,6 +79,73 @@ def test_below_the_threshold_nothing_is_dropped(client: Client) -> None:
     assert (answer.decision.route, answer.decision.reason) == ("full", "below_threshold")
 
 
+def test_spec_kv_cold_again_and_for_the_next_question(client: Client) -> None:
+    options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    cold, again = (client.generate(messages=messages(20), **options) for _ in range(2))
+    other = [{"text": document(20)}, {"text": "Who wrote the log?", "protected": True}]
+    following = client.generate(messages=[{"role": "user", "content": other}], **options)
+    prompt_tokens = cold.decision.prompt_tokens
+
+    assert (cold.decision.route, cold.decision.reason, cold.decision.cache) == ("spec_kv", "requested", "miss")
+    assert cold.decision.kept_tokens == prompt_tokens > 900
+    assert cold.decision.kv_tokens == cold.usage.kv_tokens == CAPACITY
+    # The target read the prompt while the draft worked: all was there but the rows that score (window 32, and one).
+    assert cold.decision.prefill_ms > 0 < cold.decision.draft_ms
+    assert (cold.usage.reused_entry, cold.usage.cached_tokens) == (False, prompt_tokens - 33)
+    assert cold.usage.score_ms > 0 < cold.usage.publish_ms
+    assert (again.decision.cache, again.decision.prefill_ms) == ("hit", 0.0)
+    assert (again.usage.reused_entry, again.usage.cached_tokens) == (True, CAPACITY - 1)
+    assert again.token_ids == cold.token_ids
+    assert 0 < again.usage.coverage == cold.usage.coverage < 1
+    assert following.usage.cached_tokens > 0.9 * prompt_tokens
+
+
+def test_the_cascade_reads_less_and_holds_less(client: Client) -> None:
+    options = {"route": "spec_kv_pc", "max_prompt_tokens": 400, "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    cold, again = (client.generate(messages=messages(21), **options) for _ in range(2))
+
+    assert (cold.decision.route, cold.decision.kept_tokens) == ("spec_kv_pc", 400)
+    assert cold.decision.kv_tokens == cold.usage.kv_tokens == CAPACITY
+    assert cold.decision.keep_full_prefix is False
+    assert (again.decision.cache, again.usage.reused_entry, again.token_ids) == ("hit", True, cold.token_ids)
+
+
+def test_the_drafts_mask_is_applied_to_the_targets_kv(client: Client) -> None:
+    options = {"route": "spec_kv", "kv_selection": "draft_mask", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    answer = client.generate(messages=messages(22), keep_full_prefix=False, **options)
+
+    assert (answer.decision.route, answer.decision.kv_selection) == ("spec_kv", "draft_mask")
+    assert answer.usage.kv_tokens == CAPACITY
+    assert (answer.usage.score_ms, answer.decision.prefill_ms) == (0.0, 0.0)
+    assert 0 < answer.decision.coverage < 1
+
+
+def test_a_later_turn_goes_on_with_the_selection_if_it_is_asked_to(client: Client) -> None:
+    options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    first = client.generate(messages=messages(23), **options)
+    turns = [{"role": "assistant", "content": first.text}, {"role": "user", "content": "Are you sure?"}]
+    before = first.decision.prompt_tokens
+    options["max_kv_tokens"] = CAPACITY + 200
+    later = client.generate(messages=[*messages(23), *turns], continue_prompt_tokens=before, **options)
+
+    assert later.decision.continued
+    assert (later.usage.reused_entry, later.decision.draft_ms) == (True, 0.0)
+    assert later.usage.kv_tokens == CAPACITY + later.decision.prompt_tokens - before
+    assert later.usage.cached_tokens >= CAPACITY
+
+
+def test_stop_strings_and_seeds_work_where_kv_is_dropped(client: Client) -> None:
+    options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 12}
+    whole = client.generate(messages=messages(24), **options).text
+    stop = whole.split()[1]
+    stopped = client.generate(messages=messages(24), stop=[stop], **options)
+    drawn = {client.generate(messages=messages(24), temperature=1.5, seed=seed, **options).text for seed in (1, 2)}
+
+    assert stopped.text == whole[: whole.index(stop)]
+    assert stopped.usage.finish_reason == "stop"
+    assert len(drawn) == 2
+
+
 async def ask_at_once(stack: LocalStack, seeds: Iterable[int], max_new_tokens: int) -> list[Generation]:
     async with AsyncClient(stack.address) as client:
         asking = [client.generate(messages=messages(seed), max_new_tokens=max_new_tokens) for seed in seeds]

@@ -106,6 +106,7 @@ class SglangEngine(Engine):
             self._receiving.cancel()
         self._end_children()
         if engine:
+            sglang_processes.close_sockets(engine)
             sglang_processes.remove_files(engine)
         self._loop.remove_signal_handler(signal.SIGQUIT)
 

@@ -102,6 +102,16 @@ def end(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: flo
         process.join(timeout_s)
 
 
+def close_sockets(engine: Any) -> None:
+    """Close the sockets of an engine whose processes have ended, with what nobody will read: else this process would
+    wait for it when it exits.
+    """
+    manager = engine.tokenizer_manager
+    for socket in (manager.send_to_scheduler, manager.recv_from_detokenizer, engine.send_to_rpc):
+        if socket is not None:
+            socket.close(linger=0)
+
+
 def remove_files(engine: Any) -> None:
     """Remove the sockets and the shared memory of an engine whose processes have ended; SGLang leaves them."""
     from sglang.srt.managers.load_snapshot import shm_path_for  # noqa: PLC0415 - loaded by now

@@ -1,9 +1,8 @@
 """`python -m presift.target.stock_server ARGUMENTS`: SGLang's own HTTP server on a plain CPU.
 
-On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` does the same; nothing of presift's services
-is involved in either. A plain CPU needs two things before SGLang is imported, in each of its processes: torchvision's
-missing operators, and an attention backend that reads a cached prefix at its price. SGLang's children import the main
-module again, so they are provided here.
+On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` does the same; none of presift's services
+is involved in either. A plain CPU needs torchvision's missing operators before SGLang is imported, in each of its
+processes: its children import the main module again, so they are declared here.
 """
 
 from __future__ import annotations

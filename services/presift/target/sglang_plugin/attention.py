@@ -63,7 +63,7 @@ class Pass:
     def _score(self, rows: Rows, queries: torch.Tensor, layer: Any) -> None:
         taken = queries[rows.start : rows.end].view(rows.end - rows.start, layer.tp_q_head_num, layer.qk_head_dim)
         keys = self._pool.get_key_buffer(layer.layer_id)
-        rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling, rows.slots)
+        rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling, slots=rows.slots)
 
 
 def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:

@@ -22,15 +22,19 @@ def admit(scheduler: Any, received: Any, unsupported: str | None) -> None:
     plan = from_text(received.sampling_params.custom_params[KEY])
     tokens = array("q", received.input_ids)
     prompt_tokens = plan.covered_tokens(len(tokens))
-    kept = _check(scheduler, plan, len(tokens), prompt_tokens, received.sampling_params.max_new_tokens)
-    received.sampling_params.custom_params = dict(received.sampling_params.custom_params)
+    sampling = received.sampling_params
+    if sampling.max_new_tokens is None:
+        # As many as fit: SGLang would count from the entry's length.
+        sampling.max_new_tokens = max(1, scheduler.model_config.context_len - len(tokens))
+    kept = _check(scheduler, plan, len(tokens), prompt_tokens, sampling.max_new_tokens)
+    sampling.custom_params = dict(sampling.custom_params)
     if prompt_tokens <= plan.capacity_for(scheduler.page_size):
-        received.sampling_params.custom_params[KEY] = Untouched(Report(len(tokens), len(tokens), 0))
+        sampling.custom_params[KEY] = Untouched(Report(len(tokens), len(tokens), 0))
         return
     prompt, suffix = tokens[:prompt_tokens], tokens[prompt_tokens:]
     entry = entry_name(plan, prompt, kept, (received.extra_key, received.cache_salt))
     state = Compressed(plan, prompt, kept, entry, received.extra_key, len(suffix))
-    received.sampling_params.custom_params[KEY] = state
+    sampling.custom_params[KEY] = state
     received.input_ids = state.pseudo_key + prompt[-1:] + suffix
     received.extra_key = entry
 

@@ -64,7 +64,10 @@ class Scores:
     @property
     def coverage(self) -> float | None:
         """The share of the rows' attention on prompt tokens that falls on kept ones, over all layers and heads."""
-        return float(torch.stack(self._shares).mean()) if self._shares else None
+        if not self._shares:
+            return None
+        held, total = torch.stack(self._shares).double().sum(0)
+        return float(held / total)
 
     @property
     def mask(self) -> KvMask:
@@ -89,6 +92,7 @@ class Scores:
         first: int,
         keys: torch.Tensor,
         scaling: float,
+        *,
         slots: torch.Tensor | None = None,
     ) -> None:
         """Score the rows from position `first` on: `queries` [rows, heads, d], `keys` [first + rows, kv_heads, d],
@@ -137,8 +141,8 @@ class Scores:
         places = self.kept_tokens - self.policy.window
         # Stable: of equal ones the earlier wins, here and in the reference.
         chosen = ranked.sort(dim=1, descending=True, stable=True).indices[:, :places].sort(dim=1).values
-        held = sums.mass.gather(1, chosen).sum(1) + sums.rest
-        self._shares.append((held / (sums.mass.sum(1) + sums.rest)).mean())
+        held = sums.mass.gather(1, chosen).sum() + sums.rest.sum()
+        self._shares.append(torch.stack([held, sums.mass.sum() + sums.rest.sum()]))
         window = torch.arange(self.first_row, self.prompt_tokens - 1, device=chosen.device)
         self.kept[layer] = torch.cat([chosen, window.expand(chosen.shape[0], -1)], dim=1).int()
 

@@ -45,6 +45,9 @@ async def why_unsupported(engine: CheckedEngine, vocabulary_size: int, page_toke
         return f"the canary failed: {failure}"
     except PresiftError as error:
         return f"the canary failed: {error.message}"
+    except Exception as error:  # the other routes are served all the same
+        log.exception("presift: the canary failed")
+        return f"the canary failed: {type(error).__name__}"
     finally:
         await engine.flush()
     return None

@@ -20,7 +20,10 @@ def why_not_this_sglang(installed: str | None = None) -> str | None:
 
 def why_not_this_scheduler(scheduler: Any) -> str | None:
     """The reason why a scheduler's model, cache or mode cannot drop KV; None if it can."""
-    return next((reason for reason, applies in _obstacles(scheduler) if applies), None)
+    try:
+        return next((reason for reason, applies in _obstacles(scheduler) if applies), None)
+    except Exception as error:  # what cannot even be looked at is not supported, and no reason to fail
+        return f"this scheduler cannot be examined: {type(error).__name__}: {error}"
 
 
 def _obstacles(scheduler: Any) -> list[tuple[str, bool]]:

@@ -151,11 +151,11 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
     machine, run, broken, whole = Machine(), Pass(), scoring(), scoring()
     add, calls = broken.state.scores.add, []
 
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **slots: Any) -> None:
         calls.append(arguments)
         if len(calls) == fails_in + 1:
             raise RuntimeError("out of memory")
-        add(*arguments)
+        add(*arguments, **slots)
 
     broken.state.scores = SimpleNamespace(first_row=16, end_row=22, add=fail)
     queries = torch.randn(2, 22, HEADS, DIM, generator=torch.Generator().manual_seed(3))

@@ -133,8 +133,8 @@ def test_narrow_inputs_are_scored_in_float32(dtype: Any) -> None:
 
 
 def coverage_by_definition(task: Task) -> float:
-    """Float64, every row against every key: the mean over layers and heads of what kept prompt tokens are given."""
-    shares = []
+    """Float64, every row against every key: the share of what prompt tokens are given that kept ones are given."""
+    held, total = 0.0, 0.0
     for layer in range(task.layers):
         queries, keys = (state.double() for state in task.states(layer))
         kept, n = task.expected(layer), task.prompt_tokens
@@ -146,8 +146,8 @@ def coverage_by_definition(task: Task) -> float:
                     weights = torch.softmax(keys[: row + 1, head] @ query / DIM**0.5, dim=0)
                     mass[: min(row + 1, n)] += weights[:n]
             flags = torch.from_numpy(np.append(kept[head], True))
-            shares.append(float(mass[flags].sum() / mass.sum()))
-    return float(np.mean(shares))
+            held, total = held + float(mass[flags].sum()), total + float(mass.sum())
+    return held / total
 
 
 @pytest.mark.parametrize("reduction", Reduction)
@@ -235,7 +235,7 @@ def test_keys_may_lie_anywhere_in_a_pool() -> None:
         pool = torch.full((200, 2, DIM), torch.nan)
         pool[slots] = keys
         for first, end in ((81, 84), (84, 95)):
-            run.add(layer, queries[first:end], first, pool, DIM**-0.5, slots[:end])
+            run.add(layer, queries[first:end], first, pool, DIM**-0.5, slots=slots[:end])
     assert chosen(run) == chosen(task.run())
 
 
