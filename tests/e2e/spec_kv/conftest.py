@@ -103,6 +103,12 @@ def policy_of() -> Callable[[dict[str, Any], int], SpecKv]:
     return build
 
 
+@pytest.fixture(scope="session")
+def drive() -> Callable[[SglangEngine], Driver]:
+    """An engine -> its Driver, for tests that start their own."""
+    return Driver
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def start(tiny_model: Callable[[str], Path]) -> AsyncIterator[Callable[..., Any]]:
     """(model, **options) -> a Driver of a started engine; the same arguments share one. All are stopped at the end."""
