@@ -54,10 +54,10 @@ def draft_stub() -> Iterator[Callable[[Path], Any]]:
 
     import grpc
 
-    from presift.draft.model_folder import resolve
     from presift.draft.servicer import DraftServicer
     from presift.draft.transformers_scorer import TransformersScorer
     from presift.draft.work_queue import WorkQueue
+    from presift.models.folder import resolve
     from presift.rpc.server import GrpcServer, ServerOptions
     from presift.v1 import draft_pb2_grpc
 

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 
 from presift.core.policies import SpecPc
-from presift.draft import vision_ops
-from presift.draft.model_folder import resolve
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import DTYPES, TransformersScorer
+from presift.models import torchvision_ops
+from presift.models.folder import resolve
 
 POLICIES = {
     "plain": None,
@@ -67,7 +67,7 @@ def run_time(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stock_prefill(options: argparse.Namespace, ids: np.ndarray) -> Callable[[], object]:
-    vision_ops.mend()
+    torchvision_ops.declare_missing()
     from transformers import AutoModelForCausalLM, DynamicCache
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -135,7 +135,7 @@ def _peak_mib() -> float:
 
 
 def _random_model(folder: Path) -> Path:
-    vision_ops.mend()
+    torchvision_ops.declare_missing()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -17,8 +17,8 @@ import numpy as np
 
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
+from presift.models.folder import ModelFolder, resolve
 from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
-from presift.target.model_folder import ModelFolder, resolve
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine
 
@@ -52,9 +52,9 @@ def random_folder(**sizes: int) -> tuple[tempfile.TemporaryDirectory[str], Model
     """A Qwen2 of these sizes with random weights and no tokenizer; the first is its keeper."""
     keeper = tempfile.TemporaryDirectory(prefix="presift-bench-")
     config = _config(keeper.name, sizes)
-    from presift.draft import vision_ops
+    from presift.models import torchvision_ops
 
-    vision_ops.mend()
+    torchvision_ops.declare_missing()
     import torch
     from transformers import Qwen2ForCausalLM
 
@@ -71,9 +71,9 @@ def shaped_folder(**sizes: int) -> tuple[tempfile.TemporaryDirectory[str], Model
 
 
 def _config(folder: str, sizes: dict[str, int]) -> Any:
-    from presift.draft import vision_ops
+    from presift.models import torchvision_ops
 
-    vision_ops.mend()
+    torchvision_ops.declare_missing()
     from transformers import Qwen2Config
 
     return Qwen2Config(architectures=["Qwen2ForCausalLM"], bos_token_id=None, eos_token_id=None, **sizes)

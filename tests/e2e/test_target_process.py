@@ -18,7 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from presift.target.torchvision_ops import declare_missing
+from presift.models.torchvision_ops import declare_missing
 from presift.v1 import target_pb2, target_pb2_grpc
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")

@@ -16,10 +16,10 @@ import pytest
 import pytest_asyncio
 
 from presift.core import errors
+from presift.models.folder import resolve
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.admission import Admission
-from presift.target.model_folder import resolve
 from presift.target.servicer import TargetServicer
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine

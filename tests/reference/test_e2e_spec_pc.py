@@ -19,9 +19,9 @@ def answer(tiny_model):
 
     import torch
 
-    from presift.draft import vision_ops
+    from presift.models import torchvision_ops
 
-    vision_ops.mend()
+    torchvision_ops.declare_missing()
     from transformers import AutoModelForCausalLM
 
     load = functools.cache(lambda name: AutoModelForCausalLM.from_pretrained(tiny_model(name), dtype=torch.float32))

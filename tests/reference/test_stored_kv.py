@@ -23,9 +23,9 @@ def layers(reference_dir):
     import torch
     from safetensors.torch import load_file
 
-    from presift.draft import vision_ops
+    from presift.models import torchvision_ops
 
-    vision_ops.mend()
+    torchvision_ops.declare_missing()
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -9,9 +9,9 @@ import pytest
 from presift.core.errors import InvalidRequest
 from presift.core.masks import TokenMask
 from presift.core.policies import Reduction, SpecPc
-from presift.draft.model_folder import resolve
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
+from presift.models.folder import resolve
 from presift.rpc import wire
 from presift.v1 import draft_pb2
 

@@ -75,9 +75,9 @@ def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
     # Imported here so that `--help` and a bad flag answer at once, and after OpenMP's settings are made.
     import torch  # noqa: PLC0415
 
-    from presift.draft.model_folder import resolve  # noqa: PLC0415
     from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415
     from presift.draft.warm_up import warm_up  # noqa: PLC0415
+    from presift.models.folder import resolve  # noqa: PLC0415
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

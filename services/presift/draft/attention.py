@@ -35,7 +35,7 @@ _UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
 
 def register() -> str:
     """Make our attention function known to transformers; returns its name. Stateless and repeatable."""
-    # Imported here because transformers must be imported after `vision_ops.mend`.
+    # Imported here because transformers must be imported after `torchvision_ops.declare_missing`.
     from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415
     from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
     from transformers.masking_utils import sdpa_mask  # noqa: PLC0415

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from presift.core.plan import ModelInfo
-from presift.draft import attention, vision_ops
+from presift.draft import attention
 from presift.draft.attention import RowCapture
-from presift.draft.model_folder import ModelFolder
 from presift.draft.scorer import Cancel, Scored, ScoreTask, ScoreTimings, check_layers
 from presift.draft.supported import refuse_unsupported
+from presift.models import torchvision_ops
+from presift.models.folder import ModelFolder
 from presift.rpc.telemetry import span
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,7 +32,7 @@ class TransformersScorer:
     def __init__(
         self, folder: ModelFolder, dtype: str = "float32", device: str = "cpu", chunk_tokens: int = 512
     ) -> None:
-        vision_ops.mend()
+        torchvision_ops.declare_missing()
         # transformers may only be imported once torchvision is mended.
         from transformers import AutoConfig, DynamicCache  # noqa: PLC0415
 

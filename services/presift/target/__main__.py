@@ -11,12 +11,12 @@ import numpy as np
 
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
+from presift.models.folder import resolve
 from presift.rpc import telemetry
 from presift.rpc.server import GrpcServer
 from presift.target import sglang_processes
 from presift.target.admission import Admission
 from presift.target.engine import Engine, GenerateRequest, Sampling
-from presift.target.model_folder import resolve
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.target.sglang_arguments import SglangOptions

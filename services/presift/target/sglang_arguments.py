@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from presift.core.errors import InvalidRequest
+from presift.models.folder import ModelFolder
 from presift.target import sglang_plugin
-from presift.target.model_folder import ModelFolder
 
 _CPU_KV_POOL_TOKENS = 65_536
 # SGLang stands on the processes' OpenMP, which reads these when torch is loaded. Threads that spin while they wait take

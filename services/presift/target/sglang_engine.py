@@ -15,13 +15,13 @@ from typing import Any
 
 from presift.core.errors import TargetUnavailable
 from presift.core.plan import ModelInfo, Route
+from presift.models.torchvision_ops import declare_missing
 from presift.target import sglang_processes
 from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang_arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang_messages import AnswerReader, to_sglang
 from presift.target.sglang_plugin.parameters import KEY
 from presift.target.sglang_plugin.selfcheck import why_unsupported
-from presift.target.torchvision_ops import declare_missing
 
 _KV_ROUTES = (Route.SPEC_KV, Route.SPEC_KV_PC)
 

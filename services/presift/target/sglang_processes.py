@@ -19,7 +19,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from presift.target.torchvision_ops import declare_missing
+from presift.models.torchvision_ops import declare_missing
 
 
 @dataclass(frozen=True, slots=True)

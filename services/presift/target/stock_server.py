@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
+from presift.models.torchvision_ops import declare_missing
 from presift.target import sglang_plugin
-from presift.target.torchvision_ops import declare_missing
 
 # What a plain CPU cannot do without; anything may be said otherwise.
 _DEFAULTS = ("--device", "cpu", "--attention-backend", "torch_native", "--disable-cuda-graph", "--sleep-on-idle")

@@ -16,8 +16,8 @@ import pytest_asyncio
 
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
+from presift.models.folder import resolve
 from presift.target.engine import Finished, GenerateRequest, Sampling
-from presift.target.model_folder import resolve
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine
 

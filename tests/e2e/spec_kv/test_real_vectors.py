@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from presift.core.kv_plan import KvPlan
-from presift.target.model_folder import resolve
+from presift.models.folder import resolve
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine
 

@@ -12,9 +12,9 @@ import pytest
 
 from presift.core.errors import RouteUnsupported
 from presift.core.plan import Route
+from presift.models.folder import resolve
 from presift.target import sglang_processes
 from presift.target.engine import Finished, GenerateRequest, Sampling
-from presift.target.model_folder import resolve
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from presift.draft.model_folder import resolve
 from presift.draft.transformers_scorer import TransformersScorer
+from presift.models.folder import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import torch
 
 from presift.core.errors import DeadlineExceeded, InternalError, InvalidRequest
 from presift.core.policies import Reduction, SpecPc
-from presift.draft.model_folder import resolve
 from presift.draft.scorer import Cancel, Cancelled, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.draft.warm_up import warm_up
+from presift.models.folder import resolve
 
 POLICY = SpecPc(capacity=64, start_layer=0)
 

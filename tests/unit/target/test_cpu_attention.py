@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from presift.target.torchvision_ops import declare_missing
+from presift.models.torchvision_ops import declare_missing
 
 if find_spec("sglang") is None:
     pytest.skip("needs SGLang", allow_module_level=True)

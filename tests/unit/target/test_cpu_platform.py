@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from presift.target import cpu_platform, torchvision_ops
+from presift.models import torchvision_ops
+from presift.target import cpu_platform
 
 torch = pytest.importorskip("torch")
 is_cpu_build = torch.version.cuda is None and torch.version.hip is None

@@ -12,10 +12,10 @@ from presift.core.errors import InternalError, InvalidRequest, PresiftError, Rou
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
+from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Sampling, Tokens
 from presift.target.sglang_messages import AnswerReader, sampling_arguments, to_sglang
 from presift.target.sglang_plugin import parameters
-from presift.target.torchvision_ops import declare_missing
 
 PLAN = KvPlan(SpecKv(capacity=8, window=3), lookahead_token_ids=(4, 5))
 MASK = KvMask(np.array([[[True, False, True]]]))

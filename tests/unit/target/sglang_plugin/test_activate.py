@@ -36,7 +36,7 @@ def test_it_is_inert_and_light_unless_switched_on(environment: dict[str, str]) -
     assert run(code, **environment) == "set()"
 
 
-_PREPARED = "from presift.target.torchvision_ops import declare_missing; declare_missing();"
+_PREPARED = "from presift.models.torchvision_ops import declare_missing; declare_missing();"
 _LOADED = (
     "import sglang.srt.plugins as plugins;"
     "from sglang.srt.plugins.hook_registry import HookRegistry;"

@@ -17,12 +17,12 @@ from presift.core.kv_plan import KvPlan  # noqa: E402 - the plugin needs torch
 from presift.core.masks import KvMask  # noqa: E402
 from presift.core.policies import KvSelection, SpecKv  # noqa: E402
 from presift.core.spans import Span  # noqa: E402
+from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target.sglang_plugin import chain as chains  # noqa: E402
 from presift.target.sglang_plugin.chain import MAX_ATTEMPTS, Chain  # noqa: E402
 from presift.target.sglang_plugin.entries import LEASED_SHARE  # noqa: E402
 from presift.target.sglang_plugin.parameters import mask_to_values  # noqa: E402
 from presift.target.sglang_plugin.states import Compressed, Report, Scoring, Untouched, state_of  # noqa: E402
-from presift.target.torchvision_ops import declare_missing  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
 

@@ -16,10 +16,10 @@ torch = pytest.importorskip("torch")
 from presift.core.kv_plan import KvPlan  # noqa: E402 - the plugin needs torch
 from presift.core.masks import KvMask  # noqa: E402
 from presift.core.policies import KvSelection, SpecKv  # noqa: E402
+from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target.sglang_plugin import entries  # noqa: E402
 from presift.target.sglang_plugin.entries import Leases  # noqa: E402
 from presift.target.sglang_plugin.states import Scoring  # noqa: E402
-from presift.target.torchvision_ops import declare_missing  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Tree, compressed  # noqa: E402
 

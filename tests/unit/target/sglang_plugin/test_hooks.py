@@ -16,11 +16,11 @@ torch = pytest.importorskip("torch")
 from presift.core.kv_plan import KvPlan  # noqa: E402 - the plugin needs torch
 from presift.core.masks import KvMask  # noqa: E402
 from presift.core.policies import KvSelection, SpecKv  # noqa: E402
+from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target import sglang_plugin  # noqa: E402
 from presift.target.sglang_plugin import hooks  # noqa: E402
 from presift.target.sglang_plugin.hooks import Plugin, not_hooked  # noqa: E402
 from presift.target.sglang_plugin.states import Report, Scoring, Untouched  # noqa: E402
-from presift.target.torchvision_ops import declare_missing  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
 

@@ -22,10 +22,10 @@ from presift.core.errors import (  # noqa: E402 - the plugin needs torch
 )
 from presift.core.kv_plan import KvPlan  # noqa: E402
 from presift.core.policies import SpecKv  # noqa: E402
+from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target.sglang_plugin import intake  # noqa: E402
 from presift.target.sglang_plugin.parameters import KEY  # noqa: E402
 from presift.target.sglang_plugin.states import Compressed, Report, Untouched, entry_name  # noqa: E402
-from presift.target.torchvision_ops import declare_missing  # noqa: E402
 
 PLAN = {"capacity": 8, "window": 3, "lookahead": [50, 51]}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from presift.models.torchvision_ops import declare_missing
 from presift.target.sglang_plugin.support import _obstacles, why_not_this_scheduler, why_not_this_sglang
-from presift.target.torchvision_ops import declare_missing
 
 torch = pytest.importorskip("torch")
 

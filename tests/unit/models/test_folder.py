@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from presift.core.errors import InvalidRequest
-from presift.draft.model_folder import resolve, weights_digest
+from presift.models.folder import resolve, weights_digest
 
 
 @pytest.fixture

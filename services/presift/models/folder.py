@@ -17,7 +17,11 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A folder with config.json and safetensors. `tokenizer_fingerprint` is empty without a tokenizer.json."""
+    """A folder with config.json and safetensors.
+
+    `id` is the folder's name or the hub id; `revision` changes when the weights do; `tokenizer_fingerprint` is empty
+    without a tokenizer.json.
+    """
 
     path: Path
     id: str
@@ -32,22 +36,24 @@ class ModelFolder:
 def resolve(model: str) -> ModelFolder:
     """The folder of `model`: a path, or else a hub id that is downloaded first. Raises InvalidRequest."""
     local = Path(model).expanduser()
-    path = local.resolve() if local.is_dir() else _download(model)
+    if local.is_dir():
+        local = local.resolve()
+        return ModelFolder(local, local.name, weights_digest(local), _tokenizer_fingerprint(local))
+    path = _download(model)
     # The hub's cache names a snapshot's folder after its commit.
-    revision = weights_digest(path) if local.is_dir() else path.name
-    tokenizer = path / "tokenizer.json"
-    digest = fingerprint(tokenizer.read_bytes()) if tokenizer.is_file() else ""
-    return ModelFolder(path, local.resolve().name if local.is_dir() else model, revision, digest)
+    return ModelFolder(path, model, path.name, _tokenizer_fingerprint(path))
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 (hex) over config.json and, of each safetensors file, its name, header and a sample of every tensor.
+    """SHA-256 (64 hex digits) over config.json and each safetensors file: name, size, header, a sample of each tensor.
 
-    It changes whenever training or conversion changed the weights, and costs no read of them. Raises InvalidRequest if
-    config.json or the weights are missing.
+    Reading every byte would cost seconds at each start. The header holds every tensor's name, type, shape and place,
+    and 4 KiB from the middle of each are read: training moves whole tensors, so no retrained or converted model keeps
+    all of its samples. Raises InvalidRequest if config.json or the weights are missing.
     """
-    config, files = folder / "config.json", sorted(folder.glob("*.safetensors"))
-    if not config.is_file() or not files:
+    files = sorted(folder.glob("*.safetensors"))
+    config = folder / "config.json"
+    if not files or not config.is_file():
         raise InvalidRequest("model", folder, "a folder with config.json and *.safetensors")
     digest = hashlib.sha256(config.read_bytes())
     for file in files:
@@ -67,12 +73,19 @@ def _add_samples(digest: hashlib._Hash, file: Path) -> None:
             digest.update(stream.read(min(_SAMPLE_BYTES, end - start)))
 
 
+def _tokenizer_fingerprint(folder: Path) -> str:
+    file = folder / "tokenizer.json"
+    return fingerprint(file.read_bytes()) if file.is_file() else ""
+
+
 def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - reads the environment when imported
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+    # Imported here: only hub ids need it, and it reads the environment when imported.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        limit = f"a local folder or a reachable hub id ({type(error).__name__})"
-        raise InvalidRequest("model", model, limit) from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InvalidRequest(
+            "model", model, f"a local folder or a reachable hub id ({type(error).__name__})"
+        ) from error
