@@ -291,7 +291,7 @@ async def test_both_clients_get_the_same(house, options):
 
 
 def timeless(generation):
-    times = {"tokenize_ms": 0.0, "cache_ms": 0.0, "draft_ms": 0.0, "prefill_ms": 0.0}
+    times = {"tokenize_ms": 0.0, "cache_ms": 0.0, "draft_ms": 0.0, "prefill_ms": 0.0, "predicted_ttft_ms": 0.0}
     return replace(
         generation,
         decision=replace(generation.decision, **times),

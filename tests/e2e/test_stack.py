@@ -61,7 +61,8 @@ def client(stack: LocalStack) -> Iterator[Client]:
 
 def test_full_then_compressed_then_from_the_cache(client: Client) -> None:
     full, cold, cached = (
-        client.generate(messages=messages(1), route=route, max_new_tokens=8) for route in ("full", "spec_pc", "auto")
+        client.generate(messages=messages(1), route=route, max_prompt_tokens=CAPACITY, max_new_tokens=8)
+        for route in ("full", "spec_pc", "auto")  # without a limit AUTO would find the whole prompt warm
     )
     assert (full.decision.route, full.decision.reason, full.decision.cache) == ("full", "requested", "not_used")
     assert full.decision.kept_tokens == full.decision.prompt_tokens == full.usage.kv_tokens > 900

@@ -18,7 +18,8 @@ class Options(TypedDict, total=False):
 
     Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
     with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
-    are in tokens, `deadline_s` in seconds. On spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or
+    are in tokens; `max_ttft_ms` is held against a predicted time, `min_coverage` (0..1) against the draft's mask;
+    `deadline_s` is in seconds. On spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or
     "draft_mask"; `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision with whose prompt this one
     begins.
     """
@@ -32,6 +33,8 @@ class Options(TypedDict, total=False):
     max_kv_tokens: int
     strict: bool
     compress_above_tokens: int
+    max_ttft_ms: int
+    min_coverage: float
     kv_selection: str
     keep_full_prefix: bool
     kv_lookahead_tokens: int
@@ -61,6 +64,8 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
             max_kv_tokens=options.get("max_kv_tokens"),
             strict=options.get("strict", False),
             compress_above_tokens=options.get("compress_above_tokens"),
+            max_ttft_ms=options.get("max_ttft_ms"),
+            min_coverage=options.get("min_coverage"),
         ),
         kv=_kv_options(options),
         sampling=target_pb2.Sampling(

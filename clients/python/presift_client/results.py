@@ -24,6 +24,7 @@ class Decision:
 
     `kept_tokens` is what the target reads, `kv_tokens` what it is to hold. Where KV is dropped: `kv_capacity`,
     `kv_selection` and `keep_full_prefix`, else None; `continued` if an earlier turn's selection was used.
+    `predicted_ttft_ms` from arrival at the orchestrator, None where nothing was predicted.
     """
 
     route: str
@@ -45,6 +46,7 @@ class Decision:
     kv_selection: str | None = None
     keep_full_prefix: bool | None = None
     continued: bool = False
+    predicted_ttft_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
         kv_selection=None if kv is None else _name(plan_pb2.KvSelection, kv.selection, "KV_SELECTION"),
         keep_full_prefix=decision.keep_full_prefix if decision.HasField("keep_full_prefix") else None,
         continued=decision.continued,
+        predicted_ttft_ms=decision.predicted_ttft_ms if decision.HasField("predicted_ttft_ms") else None,
     )
 
 

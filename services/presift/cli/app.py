@@ -1,4 +1,4 @@
-"""`presift up | generate | models`."""
+"""`presift up | generate | models | route`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ def generate(
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
+    min_coverage: Annotated[float | None, typer.Option(help="below it a less lossy route is taken, 0..1")] = None,
     kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
     keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
     kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
@@ -107,6 +109,8 @@ def generate(
         max_prompt_tokens=max_prompt_tokens,
         max_kv_tokens=max_kv_tokens,
         compress_above_tokens=compress_above,
+        max_ttft_ms=max_ttft_ms,
+        min_coverage=min_coverage,
         kv_selection=kv_selection,
         keep_full_prefix=keep_full_prefix,
         kv_lookahead_tokens=kv_lookahead_tokens,
@@ -151,6 +155,43 @@ def models(
         table.add_row("served as target", served.target.id)
         table.add_row("served as draft", served.draft.id if served.draft else "none")
     Console().print(table)
+
+
+@app.command()
+def route(
+    *,
+    tokens: Annotated[int, typer.Option(help="prompt tokens", min=1)],
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
+    max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
+    max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
+    compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
+    context: Annotated[int, typer.Option(help="the target's context, tokens", min=1)] = 32_768,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer", min=1)] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show what AUTO would do and why, with every route's predicted cost; nothing is run.
+
+    Capacities are the orchestrator's settings, speeds those of the demo pair on two CPU cores.
+    """
+    from presift.cli import route_table  # noqa: PLC0415
+    from presift.core import errors  # noqa: PLC0415
+
+    try:
+        budget = route_table.Budget(
+            max_prompt_tokens=max_prompt_tokens,
+            max_kv_tokens=max_kv_tokens,
+            max_ttft_ms=max_ttft_ms,
+            strict=strict,
+            compress_above_tokens=compress_above,
+        )
+        found = route_table.outcome(budget, tokens, cached_prefix, context, max_new_tokens)
+    except errors.PresiftError as error:
+        _fail(error.message)
+    print(json.dumps(found.as_json())) if as_json else found.show(Console())
+    if not found.is_answered:
+        raise typer.Exit(1)
 
 
 def _flags(**given: int | bool | None) -> list[str]:

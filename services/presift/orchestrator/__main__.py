@@ -10,11 +10,13 @@ from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.core.errors import PresiftError
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.economy import Economy
 from presift.orchestrator.loading import load_tokenizer
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.prefilling import Prefiller
+from presift.orchestrator.prefixes import BLOCK_TOKENS, Prefixes
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
@@ -56,7 +58,9 @@ async def serve(settings: OrchestratorSettings) -> bool:
     compressor = Compressor(draft, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
     prefiller = Prefiller(target, salt=salt) if settings.prefill_while_drafting else None
     turns = Turns(settings.turn_memory, salt)
-    planner = Planner(tokenizer, models, compressor, defaults, prefiller=prefiller, turns=turns)
+    prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)
+    economy = Economy(prefixes, learns=settings.learn_speeds, reads_beside=prefiller is not None)
+    planner = Planner(tokenizer, models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy)
     pipeline = Pipeline(planner, tokenizer, models, target, salt=salt)
     server = GrpcServer(
         settings.server_options(), [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]

@@ -9,7 +9,11 @@ from enum import StrEnum
 from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
 from presift.core.plan import Route
 from presift.core.policies import Policy, SpecKv, SpecKvPc, SpecPc
+from presift.orchestrator.costs import Forecast, Outlook
 from presift.orchestrator.request import Budget
+
+# AUTO's, the least lossy first.
+ROUTE_ORDER = (Route.FULL, Route.SPEC_KV, Route.SPEC_KV_PC, Route.SPEC_PC)
 
 
 class Reason(StrEnum):
@@ -25,24 +29,29 @@ class Reason(StrEnum):
     DRAFT_TIMEOUT = "draft_timeout"
     DRAFT_CHANGED = "draft_changed"
     MASK_REJECTED = "mask_rejected"
+    CHEAPEST = "cheapest"
+    BUDGET_NOT_MET = "budget_not_met"
+    COVERAGE_TOO_LOW = "coverage_too_low"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A route, why, the reason in words, the policy where one applies, and what becomes of the full prefix where KV is
-    dropped."""
+    """A route, why, the reason in words, the policy where one applies, what becomes of the full prefix where KV is
+    dropped, and what it is predicted to cost."""
 
     route: Route
     reason: Reason
     detail: str
     policy: Policy | None = None
     keep_full_prefix: bool | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
-    `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route."""
+    `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route.
+    `outlook`: what costs are predicted from."""
 
     prompt_tokens: int
     must_keep: int
@@ -52,6 +61,7 @@ class Facts:
     supported: frozenset[Route]
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
+    outlook: Outlook = Outlook()  # noqa: RUF009 (frozen)
 
     @property
     def room(self) -> int:
@@ -65,6 +75,7 @@ class Defaults:
 
     `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` that of the prompt stage of
     spec_kv_pc. `start_layer` None is the draft's middle layer (the first half attends to form more than to meaning).
+    `route_order`: the routes that AUTO may take, the least lossy first. Raises InvalidRequest.
     """
 
     spec_pc: SpecPc
@@ -72,6 +83,11 @@ class Defaults:
     start_layer: int | None = None
     spec_kv: SpecKv = field(default_factory=lambda: SpecKv(capacity=512))
     cascade_capacity: int = 2048
+    route_order: tuple[Route, ...] = ROUTE_ORDER
+
+    def __post_init__(self) -> None:
+        if len(set(self.route_order)) < len(self.route_order) or Route.FULL not in self.route_order:
+            raise InvalidRequest("route_order", ", ".join(self.route_order), "each route once, full among them")
 
     def for_draft(self, policy: Policy, draft_layers: int) -> Policy:
         """The policy as this draft will score it."""
@@ -100,6 +116,17 @@ def protected_over_budget(budget: Budget, facts: Facts, needed: int, capacity: i
     """Route full, because what may not be dropped is more than the capacity."""
     detail = f"protected spans and window need {needed} tokens, the budget is {capacity}"
     return full(budget, facts, Reason.PROTECTED_OVER_BUDGET, detail)
+
+
+def spec_pc(budget: Budget, facts: Facts, defaults: Defaults) -> Choice:
+    """SpecPC at this budget; full where the prompt fits it, or what must be kept does not."""
+    capacity = min(given(budget.capacity, defaults.spec_pc.capacity), facts.room)
+    if facts.prompt_tokens <= capacity:
+        return Choice(Route.FULL, Reason.WITHIN_BUDGET, f"{facts.prompt_tokens} prompt tokens fit {capacity}")
+    policy = prompt_policy(capacity, facts, defaults.spec_pc)
+    if facts.must_keep > capacity:
+        return protected_over_budget(budget, facts, facts.must_keep, capacity)
+    return Choice(Route.SPEC_PC, Reason.REQUESTED, f"asked for, at {capacity} tokens", policy)
 
 
 def prompt_policy(capacity: int, facts: Facts, template: SpecPc) -> SpecPc:

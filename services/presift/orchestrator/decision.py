@@ -13,6 +13,7 @@ from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
 from presift.orchestrator.choices import Reason
+from presift.orchestrator.costs import Forecast
 
 
 class CacheUse(StrEnum):
@@ -29,7 +30,7 @@ class Decision:
     """Counts in tokens, times in milliseconds, `coverage` 0..1 or None where nothing was dropped by the draft.
 
     `kept_tokens` is what the target reads, `kv_tokens` what it is to hold while it decodes. `keep_full_prefix` is None
-    where no KV is dropped.
+    where no KV is dropped. `forecast` is what it was predicted to cost.
     """
 
     route: Route
@@ -50,6 +51,7 @@ class Decision:
     prefill_ms: float = 0.0
     keep_full_prefix: bool | None = None
     continued: bool = False
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

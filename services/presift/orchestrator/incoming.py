@@ -54,7 +54,7 @@ def _message(message: orchestrator_pb2.Message) -> Message:
 
 
 def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
-    names = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens")
+    names = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens", "max_ttft_ms", "min_coverage")
     values = {name: getattr(budget, name) for name in names if budget.HasField(name)}
     return Budget(strict=budget.strict, **values)
 

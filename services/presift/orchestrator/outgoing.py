@@ -52,6 +52,7 @@ def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
         prefill_ms=decision.prefill_ms,
         keep_full_prefix=decision.keep_full_prefix,
         continued=decision.continued,
+        predicted_ttft_ms=None if decision.forecast is None else decision.forecast.ttft_ms,
     )
 
 

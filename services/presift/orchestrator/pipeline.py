@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from presift.core.errors import TargetUnavailable
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
+from presift.orchestrator.economy import Answered
 from presift.orchestrator.explanation import ExplainedSpan, explain
 from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner
@@ -88,23 +89,31 @@ class Pipeline:
         self, plan: Plan, request: Request, left_s: float | None, started: float
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
-        ttft_ms = 0.0
+        economy, ttft_ms = self._planner.economy, 0.0
         # Not made current: an async generator's context is its consumer's.
-        with tracer().start_span("decode", record_exception=False, set_status_on_exception=False):
+        span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
+        with span, economy.reading.working(predicted_ms(plan)) as turn:
             stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - started) * 1000
                     if not ttft_ms:  # an answer may be a stop token alone
                         ttft_ms = now_ms
+                        economy.reading.done(turn)
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
                         _count(plan.decision, event)
+                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone))
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
+
+
+def predicted_ms(plan: Plan) -> float:
+    """The target's part of the forecast, where there is one."""
+    return 0.0 if plan.decision.forecast is None else plan.decision.forecast.target_ms
 
 
 def _count(decision: Decision, usage: Usage) -> None:

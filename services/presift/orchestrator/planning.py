@@ -9,10 +9,13 @@ import numpy as np
 
 from presift.core.errors import InvalidRequest
 from presift.core.policies import SpecKv
+from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.coverage import Ask, settled
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.drafting import Draftable, Drafter
+from presift.orchestrator.economy import Economy
 from presift.orchestrator.kv_routing import continue_kv
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
@@ -29,11 +32,12 @@ from presift.rpc.telemetry import span
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One request, read."""
+    """One request, read. `started` by the performance counter, in seconds."""
 
     request: Request
     origin: Origin
     facts: Facts
+    started: float
 
 
 class Planner:
@@ -48,12 +52,14 @@ class Planner:
         *,
         prefiller: Prefiller | None = None,
         turns: Turns | None = None,
+        economy: Economy | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._models = models
         self._compressor = compressor
         self._defaults = defaults
         self._drafter = Drafter(models, compressor, defaults, prefiller)
+        self.economy = Economy(learns=False, reads_beside=prefiller is not None) if economy is None else economy
         self._turns = Turns(0) if turns is None else turns
 
     async def plan(self, request: Request, target: TargetInfo, time_left_s: float | None = None) -> Plan:
@@ -82,7 +88,8 @@ class Planner:
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000
-        return _Case(request, Origin(tokens, target.model, tokenize_ms), self.facts(request, tokens, target))
+        origin = Origin(tokens, target.model, tokenize_ms)
+        return _Case(request, origin, self.facts(request, tokens, target), started)
 
     def facts(self, request: Request, tokens: Tokenized, target: TargetInfo) -> Facts:
         """What the choice of a route rests on."""
@@ -112,17 +119,34 @@ class Planner:
         return continued_plan(choice, turn, case.origin)
 
     async def _new(self, case: _Case, left_s: float | None) -> Plan:
-        choice = self._choose(case)
-        if choice.policy is None:
-            return plan_of(choice, None, 0.0, case.origin)
-        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, left_s)
-        drafted = await self._drafter.draft(job)
-        return plan_of(drafted.choice, drafted.compressed, drafted.prefill_ms, case.origin)
+        async def drafted(choice: Choice) -> tuple[Plan, Choice]:
+            return await self._drafted(choice, case, left_s)
+
+        plan = await self._settled(case, drafted)
+        self.economy.drafted(case.origin.tokens.ids, plan)
+        return plan
 
     async def _explained(self, case: _Case) -> Plan:
-        choice = self._choose(case)
-        if choice.policy is None:
-            return plan_of(choice, None, 0.0, case.origin)
+        async def explained(choice: Choice) -> tuple[Plan, Choice]:
+            return await self._seen(choice, case), choice
+
+        return await self._settled(case, explained)
+
+    async def _settled(self, case: _Case, ask: Ask) -> Plan:
+        question = self._question(case)
+        choice = choose(case.request.route, question.budget, question.options, question.facts, question.defaults)
+        found = await settled(choice, ask, lambda: self._question(case))
+        return found if isinstance(found, Plan) else plan_of(found, None, 0.0, case.origin)
+
+    async def _drafted(self, choice: Choice, case: _Case, left_s: float | None) -> tuple[Plan, Choice]:
+        if left_s is not None:
+            left_s = max(0.0, left_s - (time.perf_counter() - case.started))
+        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, left_s)
+        with self.economy.drafting.working(0.0 if choice.forecast is None else choice.forecast.draft_ms):
+            drafted = await self._drafter.draft(job)
+        return plan_of(drafted.choice, drafted.compressed, drafted.prefill_ms, case.origin), drafted.choice
+
+    async def _seen(self, choice: Choice, case: _Case) -> Plan:
         scoring = self._drafter.scoring(choice, case.origin.tokens)
         try:
             compressed, importance = await self._compressor.explain(self._with_mask(scoring))
@@ -132,9 +156,12 @@ class Planner:
         choice = replace(choice, policy=scoring.policy)
         return replace(plan_of(choice, compressed, 0.0, case.origin), importance=importance)
 
-    def _choose(self, case: _Case) -> Choice:
-        request = case.request
-        return choose(request.route, request.budget, request.kv, case.facts, self._defaults)
+    def _question(self, case: _Case) -> Question:
+        """What is to be chosen by, with costs as they are predicted now."""
+        request, tokens, facts = case.request, case.origin.tokens, case.facts
+        spent_ms = (time.perf_counter() - case.started) * 1000
+        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms)
+        return Question(request.budget, request.kv, replace(facts, outlook=outlook), self._defaults)
 
     def _with_mask(self, scoring: Scoring) -> Scoring:
         """Scoring that says how importance is to be seen, also where the draft draws no mask by it."""

@@ -84,6 +84,7 @@ def _plan(choice: Choice, origin: Origin, read: NDArray[np.bool_], kv_plan: KvPl
         tokenize_ms=origin.tokenize_ms,
         policy=choice.policy,
         keep_full_prefix=choice.keep_full_prefix,
+        forecast=choice.forecast,
         **found,
     )
     read_ids = tokens.ids if read.all() else tokens.ids[read]

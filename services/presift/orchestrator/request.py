@@ -82,18 +82,30 @@ Prompt = Chat | Text | TokenIds
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The caller's limits in tokens; None takes the orchestrator's default. Raises InvalidRequest."""
+    """The caller's limits in tokens and milliseconds, `min_coverage` 0..1; None takes the orchestrator's default.
+
+    Raises InvalidRequest.
+    """
 
     max_prompt_tokens: int | None = None
     max_kv_tokens: int | None = None
     strict: bool = False
     compress_above_tokens: int | None = None
+    max_ttft_ms: int | None = None
+    min_coverage: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_kv_tokens"):
+        for name in ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"budget.{name}", value, ">= 1")
+        if self.min_coverage is not None and not 0.0 < self.min_coverage <= 1.0:
+            raise InvalidRequest("budget.min_coverage", self.min_coverage, "0 < coverage <= 1")
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there is anything that a route may cost too much of."""
+        return self.capacity is not None or self.max_ttft_ms is not None
 
     @property
     def capacity(self) -> int | None:

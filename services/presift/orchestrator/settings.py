@@ -7,9 +7,11 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import MAX_KERNEL_TOKENS
+from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
-from presift.orchestrator.choices import Defaults
+from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS
 from presift.rpc.settings import ServiceSettings
 
@@ -70,6 +72,13 @@ class OrchestratorSettings(ServiceSettings):
     prefill_while_drafting: Annotated[
         bool, Field(description="the target reads while the draft works; nothing gained where both share a device")
     ] = True
+    route_order: Annotated[
+        str, Field(description="the routes that AUTO may take, the least lossy first; full among them")
+    ] = ",".join(ROUTE_ORDER)
+    learn_speeds: Annotated[bool, Field(description="predict from the stages' own timings, not from seeds alone")] = (
+        True
+    )
+    prefix_memory: Annotated[int, Field(ge=0, description="prompt tokens to know of in the target's cache")] = 4_194_304
     turn_memory: Annotated[int, Field(ge=0, description="KV selections that later turns may go on with")] = 1024
 
     def defaults(self) -> Defaults:
@@ -82,7 +91,14 @@ class OrchestratorSettings(ServiceSettings):
             neighbors=self.neighbors,
             lookahead_tokens=self.lookahead_tokens,
         )
-        return Defaults(spec_pc, self.compress_above_tokens, self.start_layer, self._spec_kv(), self.cascade_capacity)
+        return Defaults(
+            spec_pc,
+            self.compress_above_tokens,
+            self.start_layer,
+            self._spec_kv(),
+            self.cascade_capacity,
+            routes_of(self.route_order),
+        )
 
     def _spec_kv(self) -> SpecKv:
         return SpecKv(
@@ -94,3 +110,11 @@ class OrchestratorSettings(ServiceSettings):
             lookahead_tokens=self.kv_lookahead_tokens,
             selection=self.kv_selection,
         )
+
+
+def routes_of(names: str) -> tuple[Route, ...]:
+    """Routes by name, comma between. Raises InvalidRequest, listing those that there are."""
+    try:
+        return tuple(Route(name.strip()) for name in names.split(","))
+    except ValueError:
+        raise InvalidRequest("route_order", names, f"of {', '.join(Route)}") from None

@@ -22,6 +22,9 @@ class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REASON_DRAFT_TIMEOUT: _ClassVar[DecisionReason]
     DECISION_REASON_DRAFT_CHANGED: _ClassVar[DecisionReason]
     DECISION_REASON_MASK_REJECTED: _ClassVar[DecisionReason]
+    DECISION_REASON_CHEAPEST: _ClassVar[DecisionReason]
+    DECISION_REASON_BUDGET_NOT_MET: _ClassVar[DecisionReason]
+    DECISION_REASON_COVERAGE_TOO_LOW: _ClassVar[DecisionReason]
 
 class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +44,9 @@ DECISION_REASON_DRAFT_OVERLOADED: DecisionReason
 DECISION_REASON_DRAFT_TIMEOUT: DecisionReason
 DECISION_REASON_DRAFT_CHANGED: DecisionReason
 DECISION_REASON_MASK_REJECTED: DecisionReason
+DECISION_REASON_CHEAPEST: DecisionReason
+DECISION_REASON_BUDGET_NOT_MET: DecisionReason
+DECISION_REASON_COVERAGE_TOO_LOW: DecisionReason
 CACHE_OUTCOME_UNSPECIFIED: CacheOutcome
 CACHE_OUTCOME_NOT_USED: CacheOutcome
 CACHE_OUTCOME_HIT: CacheOutcome
@@ -92,16 +98,20 @@ class TextPart(_message.Message):
     def __init__(self, text: _Optional[str] = ..., protected: _Optional[bool] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_kv_tokens", "strict", "compress_above_tokens")
+    __slots__ = ("max_prompt_tokens", "max_kv_tokens", "strict", "compress_above_tokens", "max_ttft_ms", "min_coverage")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STRICT_FIELD_NUMBER: _ClassVar[int]
     COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    MIN_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_kv_tokens: int
     strict: bool
     compress_above_tokens: int
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., strict: _Optional[bool] = ..., compress_above_tokens: _Optional[int] = ...) -> None: ...
+    max_ttft_ms: int
+    min_coverage: float
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., strict: _Optional[bool] = ..., compress_above_tokens: _Optional[int] = ..., max_ttft_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("prompt", "sampling", "budget", "route", "kv")
@@ -140,7 +150,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., delta: _Optional[_Union[TextDelta, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued")
+    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued", "predicted_ttft_ms")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +169,7 @@ class Decision(_message.Message):
     PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FULL_PREFIX_FIELD_NUMBER: _ClassVar[int]
     CONTINUED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     route: _plan_pb2.Route
     reason: DecisionReason
     detail: str
@@ -177,7 +188,8 @@ class Decision(_message.Message):
     prefill_ms: float
     keep_full_prefix: bool
     continued: bool
-    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ...) -> None: ...
+    predicted_ttft_ms: float
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ..., predicted_ttft_ms: _Optional[float] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("text", "token_ids")

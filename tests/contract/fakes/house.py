@@ -80,6 +80,7 @@ class Options:
     prefills: bool = True
     turns: int = 8
     defaults: Defaults = DEFAULTS
+    economy: object = None
 
 
 class House:
@@ -119,7 +120,10 @@ class House:
         )
         defaults, turns = self.options.defaults, Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
-        planner = Planner(tokenizer, self.models, compressor, defaults, prefiller=prefiller, turns=turns)
+        economy = self.options.economy
+        planner = Planner(
+            tokenizer, self.models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy
+        )
         pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
         return OrchestratorServicer(pipeline, self.models, defaults)
 

@@ -51,6 +51,11 @@ def test_kv_options_are_sent_as_given(run, asked):
     assert run("generate", "hi", "--keep-full-prefix").exit_code == 0 and asked[1]["keep_full_prefix"] is True
 
 
+def test_limits_are_sent_as_given(run, asked):
+    assert run("generate", "hi", "--max-ttft-ms", 900, "--min-coverage", 0.5).exit_code == 0
+    assert {"max_ttft_ms": 900, "min_coverage": 0.5}.items() <= asked[0].items()
+
+
 def test_kv_options_that_were_not_given_are_left_out(run, asked):
     assert run("generate", "hi").exit_code == 0
     assert not {"kv_selection", "keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"} & asked[0].keys()

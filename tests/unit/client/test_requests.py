@@ -22,6 +22,11 @@ def test_zero_is_not_left_out():
     assert request.budget.HasField("compress_above_tokens")
 
 
+def test_limits_of_the_budget():
+    request = generate_request("x", {"max_ttft_ms": 900, "min_coverage": 0.5})
+    assert request.budget == orchestrator_pb2.Budget(max_ttft_ms=900, min_coverage=0.5)
+
+
 def test_messages():
     request = generate_request(
         None,

@@ -39,6 +39,11 @@ def test_coverage_zero_is_a_coverage():
     assert event_of(orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision())).coverage is None
 
 
+def test_a_prediction_only_where_there_is_one():
+    message = orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision(predicted_ttft_ms=7.5))
+    assert event_of(message).predicted_ttft_ms == 7.5 and event_of(DECISION).predicted_ttft_ms is None
+
+
 SPEC_KV = plan_pb2.SpecKv(capacity=256, selection=plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD)
 
 

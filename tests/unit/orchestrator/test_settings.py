@@ -4,7 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
+from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv
+from presift.orchestrator.choices import ROUTE_ORDER
 from presift.orchestrator.settings import OrchestratorSettings
 
 
@@ -32,6 +34,19 @@ def test_flags_and_variables(read, monkeypatch):
     settings = read("--kv-capacity", "256", "--kv-window", "16", "--kv-kernel", "5", "--no-prefill-while-drafting")
     assert settings.defaults().spec_kv == SpecKv(256, window=16, kernel=5, selection=KvSelection.DRAFT_MASK)
     assert not settings.prefill_while_drafting
+
+
+def test_what_auto_goes_by(read):
+    assert read().defaults().route_order == ROUTE_ORDER == tuple(read().route_order.split(","))
+    settings = read("--route-order", "full, spec_pc", "--no-learn-speeds", "--prefix-memory", "6400")
+    assert settings.defaults().route_order == (Route.FULL, Route.SPEC_PC)
+    assert not settings.learn_speeds and settings.prefix_memory == 6400
+
+
+@pytest.mark.parametrize("order", ["full,warp", "spec_pc", "full,spec_pc,spec_pc", ""])
+def test_an_order_that_cannot_be_is_refused(read, order):
+    with pytest.raises(InvalidRequest, match="route_order"):
+        read("--route-order", order).defaults()
 
 
 @pytest.mark.parametrize("flags", [("--kv-kernel", "6"), ("--kv-capacity", "32")])

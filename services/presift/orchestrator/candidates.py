@@ -1,0 +1,154 @@
+"""Candidates: every route as one request would get it, predicted and held against the budget. Pure; `auto` chooses.
+
+Without limits the default capacity is the limit, as on spec_pc. A route that is too slow for `max_ttft_ms` keeps fewer
+prompt tokens: capacities halve until it is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from presift.core.errors import PresiftError
+from presift.core.plan import Route
+from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, check_fits, spec_pc
+from presift.orchestrator.costs import Forecast
+from presift.orchestrator.forecasting import forecast, reads_all
+from presift.orchestrator.kv_routing import choose_kv
+from presift.orchestrator.request import Budget, KvOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A route as this request would get it: a choice and what it is predicted to cost, or why there is none.
+
+    `over`: by limit, what it would cost and what it may. `error`: what a caller who named the route would be told;
+    `instead`: what they would get.
+    """
+
+    route: Route
+    why_not: str = ""
+    choice: Choice | None = None
+    forecast: Forecast | None = None
+    over: tuple[tuple[str, int, int], ...] = ()
+    error: PresiftError | None = None
+    instead: Choice | None = None
+
+    @property
+    def excess(self) -> float:
+        """How far it is from the budget: the sum of what is over each limit, as a share of that limit."""
+        return sum(value / limit - 1.0 for _, value, limit in self.over)
+
+    def keeps_more(self, other: Candidate) -> bool:
+        """Whether it reads and holds no less than the other, more of one, and drops no KV of what it reads."""
+        if self.forecast is None or other.forecast is None or self.route not in _DROP_NO_KV.get(other.route, ()):
+            return False
+        mine, its = ((each.read_tokens, each.kv_tokens) for each in (self.forecast, other.forecast))
+        return mine != its and mine[0] >= its[0] and mine[1] >= its[1]
+
+    def told(self) -> str:
+        """In words, why it was not taken."""
+        parts = [f"{_LIMITS[name].format(value=value)} of {limit}" for name, value, limit in self.over]
+        return f"{self.route} {self.why_not or 'needs ' + ', '.join(parts)}"
+
+
+# By route, those that drop prompt tokens by the same mask, or none, and no KV.
+_DROP_NO_KV = {
+    Route.SPEC_PC: (Route.FULL,),
+    Route.SPEC_KV: (Route.FULL,),
+    Route.SPEC_KV_PC: (Route.FULL, Route.SPEC_PC),
+}
+_LIMITS = {
+    "max_prompt_tokens": "{value} prompt tokens",
+    "max_kv_tokens": "{value} KV tokens",
+    "max_ttft_ms": "{value} ms (predicted)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What AUTO chooses by."""
+
+    budget: Budget
+    options: KvOptions
+    facts: Facts
+    defaults: Defaults
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The caller's limits, else the default capacity."""
+        names = ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms")
+        limits = {name: getattr(self.budget, name) for name in names if getattr(self.budget, name) is not None}
+        return limits or {"max_prompt_tokens": self.defaults.spec_pc.capacity}
+
+
+def candidates(question: Question) -> list[Candidate]:
+    """Every route of the order, in that order."""
+    return [_candidate(route, question) for route in question.defaults.route_order]
+
+
+def _candidate(route: Route, question: Question) -> Candidate:
+    if route not in question.facts.supported:
+        return Candidate(route, "is not served here")
+    try:
+        found = _weighed(route, question)
+    except PresiftError as error:
+        return Candidate(route, f"cannot be: {error.message}", error=error)
+    limit = question.budget.max_ttft_ms
+    if limit is None or reads_all(route) or (found.forecast is not None and found.forecast.ttft_ms <= limit):
+        return found
+    return _sooner(found, question) or found
+
+
+def _sooner(found: Candidate, question: Question) -> Candidate | None:
+    """The same route within all limits, keeping as many prompt tokens as the time allows; None where there is none."""
+    tokens, limit = question.facts.prompt_tokens, question.budget.max_ttft_ms
+    if found.forecast is not None:
+        tokens = found.forecast.read_tokens
+        if limit is not None and found.forecast.ttft_ms - found.forecast.target_ms > limit:
+            return None  # the draft alone takes too long
+    for capacity in _smaller(tokens, question.facts.must_keep):
+        budget = replace(question.budget, max_prompt_tokens=capacity)
+        try:
+            smaller = _weighed(found.route, replace(question, budget=budget), question.limits)
+        except PresiftError:
+            return None
+        if smaller.choice is not None and not smaller.over:
+            return smaller
+    return None
+
+
+def _smaller(capacity: int, must_keep: int) -> Iterator[int]:
+    """Powers of two below the capacity, so that few different compressed prompts come to be cached; then the least."""
+    power = 1 << (capacity - 1).bit_length() - 1
+    while power > must_keep:
+        yield power
+        power //= 2
+    if must_keep < capacity:
+        yield must_keep
+
+
+def _weighed(route: Route, question: Question, limits: dict[str, int] | None = None) -> Candidate:
+    choice = _choice(route, question)
+    if choice.route is not route:
+        return Candidate(route, f"comes to {choice.route}", instead=choice)
+    found = forecast(choice, question.facts)
+    costs = {
+        "max_prompt_tokens": found.read_tokens,
+        "max_kv_tokens": found.kv_tokens,
+        "max_ttft_ms": round(found.ttft_ms),
+    }
+    held_against = question.limits if limits is None else limits
+    over = tuple((name, costs[name], limit) for name, limit in held_against.items() if costs[name] > limit)
+    return Candidate(route, choice=choice, forecast=found, over=over)
+
+
+def _choice(route: Route, question: Question) -> Choice:
+    """What a caller who named this route would get."""
+    facts, budget = question.facts, question.budget
+    if route is Route.FULL:
+        check_fits(facts)
+        return Choice(Route.FULL, Reason.WITHIN_BUDGET, "")
+    if route is Route.SPEC_PC:
+        return spec_pc(budget, facts, question.defaults)
+    return choose_kv(route, budget, question.options, facts, question.defaults)

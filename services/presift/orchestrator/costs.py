@@ -1,0 +1,143 @@
+"""Costs: what a route is predicted to take, from the work it makes and the speeds of its stages. Pure: no clock.
+
+A stage costs milliseconds for each call, each token, each pair of tokens that attend to one another. `speeds` learns
+the numbers; those that stand here, where learning begins, are the demo pair's on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A model reads `new_tokens` behind `past_tokens` that its cache holds, then generates `steps` tokens."""
+
+    new_tokens: int
+    past_tokens: int = 0
+    steps: int = 0
+
+    @property
+    def features(self) -> tuple[float, float, float, float]:
+        """Calls, tokens, millions of attended pairs, steps."""
+        new = self.new_tokens
+        return 1.0, float(new), new * (self.past_tokens + new / 2) / 1e6, float(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Milliseconds for each feature of `Reading`; none negative. `observations`: what they rest on, 0 for a seed."""
+
+    call_ms: float
+    token_ms: float
+    megapair_ms: float
+    step_ms: float = 0.0
+    observations: int = 0
+
+    @property
+    def weights(self) -> tuple[float, float, float, float]:
+        return self.call_ms, self.token_ms, self.megapair_ms, self.step_ms
+
+    def ms(self, reading: Reading) -> float:
+        """Milliseconds for this reading."""
+        return sum(weight * feature for weight, feature in zip(self.weights, reading.features, strict=True))
+
+
+DRAFT_SEED = Curve(call_ms=10.0, token_ms=1.2, megapair_ms=400.0, step_ms=25.0)
+TARGET_SEED = Curve(call_ms=20.0, token_ms=3.5, megapair_ms=800.0)
+SCORING_SEED = Curve(call_ms=10.0, token_ms=0.0, megapair_ms=500.0)
+DECODING_SEED = Curve(call_ms=50.0, token_ms=0.003, megapair_ms=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """The stages' curves: the draft's scoring, the target's reading up to its first token, its choosing of KV (a
+    reading of the rows that choose behind what they choose from), a decode step (a reading of the KV tokens held).
+
+    `contention`: when draft and target work side by side, the share of the shorter work that is not hidden, 0..1.
+    """
+
+    draft: Curve = DRAFT_SEED
+    target: Curve = TARGET_SEED
+    scoring: Curve = SCORING_SEED
+    decoding: Curve = DECODING_SEED
+    contention: float = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether draft and target were both observed."""
+        return self.draft.observations > 0 and self.target.observations > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Milliseconds of work that stand before this request, and what has been spent on it already."""
+
+    draft_ms: float = 0.0
+    target_ms: float = 0.0
+    spent_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a route makes of one prompt. None where a stage has no part.
+
+    `beside` is what the target reads while the draft works, `target` what it reads after. `read_tokens` of the prompt
+    are read, `kv_tokens` held while decoding.
+    """
+
+    target: Reading
+    read_tokens: int
+    kv_tokens: int
+    draft: Reading | None = None
+    beside: Reading | None = None
+    scoring: Reading | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Predicted milliseconds and tokens. `ttft_ms` holds all of the others but `step_ms`, that of a decode step.
+
+    `least_ms` is `ttft_ms` with stages that were never observed left out.
+    """
+
+    ttft_ms: float
+    least_ms: float
+    draft_ms: float
+    target_ms: float
+    step_ms: float
+    read_tokens: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a forecast rests on beside the work. `cached_tokens` of the whole prompt are expected in the target's cache;
+    `compressed` has the policies whose compressed prompt is cached, and how many of its tokens the target has too.
+    """
+
+    speeds: Speeds = field(default_factory=Speeds)
+    load: Load = field(default_factory=Load)
+    cached_tokens: int = 0
+    compressed: tuple[tuple[object, int], ...] = ()
+    reads_beside: bool = False
+
+    def forecast(self, work: Work) -> Forecast:
+        """What this work is predicted to take here and now."""
+        speeds, load = self.speeds, self.load
+        draft_ms = 0.0 if work.draft is None else load.draft_ms + speeds.draft.ms(work.draft)
+        scoring_ms = 0.0 if work.scoring is None else speeds.scoring.ms(work.scoring)
+        after_ms = speeds.target.ms(work.target) + scoring_ms
+        beside_ms = 0.0 if work.beside is None else load.target_ms + speeds.target.ms(work.beside)
+        queued_ms = 0.0 if work.beside is not None else load.target_ms
+        first_ms = max(draft_ms, beside_ms) + speeds.contention * min(draft_ms, beside_ms)
+        least_ms = load.spent_ms + queued_ms + after_ms
+        return Forecast(
+            ttft_ms=load.spent_ms + first_ms + queued_ms + after_ms,
+            least_ms=least_ms + (first_ms if speeds.draft.observations else beside_ms),
+            draft_ms=draft_ms,
+            target_ms=beside_ms + queued_ms + after_ms,
+            step_ms=speeds.decoding.ms(Reading(work.kv_tokens)),
+            read_tokens=work.read_tokens,
+            kv_tokens=work.kv_tokens,
+        )

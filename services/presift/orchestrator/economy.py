@@ -1,0 +1,137 @@
+"""Economy: what this orchestrator has seen of costs, so that the next request is routed on what it will really cost.
+
+Learns from every answer: the stages' speeds, what the target's cache holds, which prompts are compressed already, and
+what of our own is under way. It does not see other orchestrators' traffic, but through the timings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.plan import ModelInfo, Route
+from presift.core.policies import Policy, SpecKv, SpecKvPc
+from presift.orchestrator.costs import Load, Outlook, Reading
+from presift.orchestrator.decision import CacheUse, Plan
+from presift.orchestrator.forecasting import bare, draft_reading, rest, scoring_reading
+from presift.orchestrator.ports import Usage
+from presift.orchestrator.prefixes import Prefixes
+from presift.orchestrator.queues import Queue
+from presift.orchestrator.speeds import SpeedBook
+
+KEPT_PROMPTS = 1024
+# Fewer say little of a decode step.
+_LEAST_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer that was given: the plan, the target's usage, the whole time, and whether it was read alone."""
+
+    plan: Plan
+    usage: Usage
+    ttft_ms: float
+    total_ms: float
+    was_alone: bool
+
+
+class Economy:
+    """`learns` False keeps the speeds at their seeds. `reads_beside`: the target reads while the draft works."""
+
+    def __init__(self, prefixes: Prefixes | None = None, *, learns: bool = True, reads_beside: bool = False) -> None:
+        self._prefixes = Prefixes() if prefixes is None else prefixes
+        self._learns = learns
+        self._reads_beside = reads_beside
+        self._book = SpeedBook()
+        self._compressed: OrderedDict[bytes, dict[Policy, tuple[bytes, ...]]] = OrderedDict()
+        self.drafting, self.reading = Queue(), Queue()
+
+    def outlook(
+        self, ids: NDArray[np.uint32], target: ModelInfo, draft: ModelInfo | None, spent_ms: float = 0.0
+    ) -> Outlook:
+        """What the routes of this prompt are to be predicted from. `spent_ms` since the request's arrival."""
+        key = key_of(target)
+        known = self._compressed.get(_digest(ids), {})
+        return Outlook(
+            speeds=self._book.speeds("" if draft is None else key_of(draft), key),
+            load=Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms),
+            cached_tokens=self._prefixes.expected(key, self._prefixes.chain(ids)),
+            compressed=tuple((policy, self._prefixes.expected_of(key, blocks)) for policy, blocks in known.items()),
+            reads_beside=self._reads_beside,
+        )
+
+    def drafted(self, ids: NDArray[np.uint32], plan: Plan) -> None:
+        """This prompt was compressed, or found to be."""
+        policy = plan.decision.policy
+        if policy is None or plan.decision.cache is CacheUse.NOT_USED:
+            return
+        digest = _digest(ids)
+        blocks = tuple(self._prefixes.chain(plan.read_ids)) if plan.decision.route is Route.SPEC_PC else ()
+        self._compressed.setdefault(digest, {})[bare(policy)] = blocks
+        self._compressed.move_to_end(digest)
+        while len(self._compressed) > KEPT_PROMPTS:
+            self._compressed.popitem(last=False)
+
+    def observe(self, answered: Answered) -> None:
+        """Learn from an answer."""
+        if self._learns:
+            self._observe_draft(answered)
+            self._observe_target(answered)
+            self._observe_decoding(answered)
+        self._observe_prefix(answered)
+
+    def _observe_prefix(self, answered: Answered) -> None:
+        plan, usage = answered.plan, answered.usage
+        key, chain = key_of(plan.decision.target), self._prefixes.chain(plan.read_ids)
+        was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
+        if was_read_here:
+            self._prefixes.learn(key, chain, usage.cached_tokens)
+        if plan.kv_plan is None or plan.kv_plan.keep_full_prefix:
+            self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
+
+    def _observe_draft(self, answered: Answered) -> None:
+        decision = answered.plan.decision
+        if decision.cache is not CacheUse.MISS or decision.draft is None or decision.policy is None:
+            return
+        draft, target = key_of(decision.draft), key_of(decision.target)
+        reading, speeds = draft_reading(decision.policy, decision.prompt_tokens), self._book.speeds(draft, target)
+        if decision.prefill_ms == 0.0 or not speeds.draft.observations:
+            self._book.observe("draft", draft, reading, decision.draft_ms)
+            return
+        cached_tokens = self._prefixes.expected(target, self._prefixes.chain(answered.plan.read_ids))
+        beside_ms = speeds.target.ms(rest(decision.prompt_tokens, cached_tokens))
+        took_ms = max(decision.draft_ms, decision.prefill_ms)
+        self._book.observe_side_by_side(speeds.draft.ms(reading), beside_ms, took_ms)
+
+    def _observe_target(self, answered: Answered) -> None:
+        plan, usage = answered.plan, answered.usage
+        decision, target = plan.decision, key_of(plan.decision.target)
+        if not answered.was_alone or usage.reused_entry or decision.continued:
+            return
+        lookahead = 0 if plan.kv_plan is None else len(plan.kv_plan.lookahead_token_ids)
+        choosing_ms = usage.score_ms + usage.publish_ms
+        reading = rest(decision.kept_tokens + lookahead, usage.cached_tokens)
+        self._book.observe("target", target, reading, usage.ttft_ms - choosing_ms)
+        policy = decision.policy.kv if isinstance(decision.policy, SpecKvPc) else decision.policy
+        scoring = scoring_reading(policy, decision.kept_tokens) if isinstance(policy, SpecKv) else None
+        if scoring is not None and plan.kv_plan is not None:
+            self._book.observe("scoring", target, scoring, choosing_ms)
+
+    def _observe_decoding(self, answered: Answered) -> None:
+        usage, steps = answered.usage, answered.usage.completion_tokens - 1
+        if steps >= _LEAST_STEPS:
+            step_ms = (answered.total_ms - answered.ttft_ms) / steps
+            self._book.observe("decoding", key_of(answered.plan.decision.target), Reading(usage.kv_tokens), step_ms)
+
+
+def key_of(model: ModelInfo) -> str:
+    """What speeds and prefixes are kept by: another revision is another model."""
+    return f"{model.id}@{model.revision}"
+
+
+def _digest(ids: NDArray[np.uint32]) -> bytes:
+    return hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=16).digest()

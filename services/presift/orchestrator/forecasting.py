@@ -1,0 +1,95 @@
+"""Forecasting: from a choice to the work it makes and what that is predicted to cost. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from presift.core.errors import BudgetExceeded
+from presift.core.plan import Route
+from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
+from presift.orchestrator.choices import Choice, Facts
+from presift.orchestrator.costs import Forecast, Outlook, Reading, Work
+from presift.orchestrator.request import Budget
+
+
+def forecast(choice: Choice, facts: Facts) -> Forecast:
+    """What the choice is predicted to cost."""
+    return facts.outlook.forecast(work_of(choice, facts.prompt_tokens, facts.outlook))
+
+
+def with_forecast(choice: Choice, budget: Budget, facts: Facts) -> Choice:
+    """The choice and its forecast; says so where it is later than the budget. Raises BudgetExceeded (if strict)."""
+    found, limit = forecast(choice, facts), budget.max_ttft_ms
+    if limit is None or found.ttft_ms <= limit:
+        return replace(choice, forecast=found)
+    late = f"{choice.detail}; {choice.route} is predicted at {found.ttft_ms:.0f} ms, over max_ttft_ms {limit}"
+    if budget.strict:
+        value, allowed = round(found.ttft_ms), f"<= {limit} ms"
+        raise BudgetExceeded("budget.max_ttft_ms", value, allowed, f"strict budget not met: {late}")
+    return replace(choice, forecast=found, detail=late)
+
+
+def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
+    """What the route makes of the prompt; a mask is taken to be as long as it may be."""
+    policy = choice.policy
+    if policy is None:
+        return Work(rest(prompt_tokens, outlook.cached_tokens), prompt_tokens, prompt_tokens)
+    known = dict(outlook.compressed).get(bare(policy))
+    draft = None if known is not None else draft_reading(policy, prompt_tokens)
+    if isinstance(policy, SpecPc):
+        return Work(rest(policy.capacity, known or 0), policy.capacity, policy.capacity, draft)
+    if isinstance(policy, SpecKvPc):
+        work = _selected(policy.kv, policy.prompt.capacity, known or 0)
+        return replace(work, draft=draft)
+    beside = None
+    if draft is not None and outlook.reads_beside and choice.keep_full_prefix:
+        beside = rest(prompt_tokens, outlook.cached_tokens)
+    cached_tokens = outlook.cached_tokens if beside is None else prompt_tokens - 1
+    return replace(_selected(policy, prompt_tokens, cached_tokens), draft=draft, beside=beside)
+
+
+def draft_reading(policy: Policy, prompt_tokens: int) -> Reading:
+    """What the draft does for this policy: it reads the prompt, and generates what scoring or choosing needs."""
+    if isinstance(policy, SpecPc):
+        steps = policy.lookahead_tokens - 1
+    elif isinstance(policy, SpecKvPc):
+        steps = max(policy.prompt.lookahead_tokens - 1, policy.kv.lookahead_tokens)
+    elif policy.selection is KvSelection.DRAFT_MASK:
+        steps = policy.draft_policy.lookahead_tokens - 1
+    else:
+        steps = policy.lookahead_tokens
+    return Reading(prompt_tokens, steps=steps)
+
+
+def scoring_reading(policy: SpecKv, read_tokens: int) -> Reading | None:
+    """The rows that choose, behind what they choose from; None where the draft chose."""
+    if policy.selection is KvSelection.DRAFT_MASK:
+        return None
+    return Reading(policy.window + policy.lookahead_tokens, read_tokens)
+
+
+def bare(policy: Policy) -> Policy:
+    """The policy without what depends on the draft: the same for a choice and for what the draft was asked."""
+    if isinstance(policy, SpecPc):
+        return replace(policy, start_layer=0)
+    if isinstance(policy, SpecKvPc):
+        return replace(policy, prompt=replace(policy.prompt, start_layer=0))
+    return replace(policy, mask=None)
+
+
+def reads_all(route: Route) -> bool:
+    """Whether the target reads the whole prompt on this route."""
+    return route in (Route.FULL, Route.SPEC_KV)
+
+
+def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int) -> Work:
+    """Reading, and then choosing KV by a lookahead that is read too."""
+    reading = rest(read_tokens + policy.lookahead_tokens, cached_tokens)
+    held = min(policy.capacity + 1, read_tokens)
+    return Work(reading, read_tokens, held, scoring=scoring_reading(policy, read_tokens))
+
+
+def rest(tokens: int, cached_tokens: int) -> Reading:
+    """What is left to read; the final token always is."""
+    past = max(0, min(cached_tokens, tokens - 1))
+    return Reading(tokens - past, past)

@@ -1,0 +1,157 @@
+"""Prefixes: how much of a prompt a target's radix cache is expected to hold, from our own traffic and what came back.
+
+Prompts are remembered as chains of block hashes, never as tokens. How long a target holds a prompt is not said by
+anyone: it is believed to hold whatever it read since, until it is seen to have dropped something that was younger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS = 64
+PAGE_BLOCKS = 16
+# What a target that dropped something is believed to hold from now on, of the tokens read since that was last read.
+_SHRINK = 0.9
+
+
+class Chain:
+    """The block hashes of one prompt, each over all that precedes it; made as they are asked for.
+
+    A page of `PAGE_BLOCKS` blocks has a hash of its own, so that a long prompt is walked by pages and only its end by
+    blocks.
+    """
+
+    def __init__(self, token_ids: NDArray[np.uint32], salt: bytes) -> None:
+        self.tokens = int(token_ids.size)
+        self.blocks = self.tokens // BLOCK_TOKENS
+        self._bytes = token_ids.astype("<u4").tobytes()
+        self._pages = [_hash(salt)]
+        self._hashes: dict[int, bytes] = {}
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.block(index) for index in range(self.blocks))
+
+    def page(self, index: int) -> bytes:
+        """The hash of the first `index` pages."""
+        while len(self._pages) <= index:
+            self._pages.append(self._next(self._pages[-1], len(self._pages) - 1, PAGE_BLOCKS))
+        return self._pages[index]
+
+    def block(self, index: int) -> bytes:
+        """The hash of the first `index + 1` blocks."""
+        if index not in self._hashes:
+            page, within = divmod(index, PAGE_BLOCKS)
+            before = self.block(index - 1) if within else self.page(page)
+            self._hashes[index] = self._next(before, index, 1)
+        return self._hashes[index]
+
+    def _next(self, before: bytes, index: int, blocks: int) -> bytes:
+        size = 4 * BLOCK_TOKENS * blocks
+        return _hash(before + self._bytes[index * size : (index + 1) * size])
+
+
+@dataclass(slots=True)
+class _Held:
+    """What one target read: block -> the count of tokens that it had read by then. `holds_tokens`: as believed."""
+
+    blocks: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
+    read_tokens: int = 0
+    holds_tokens: float = inf
+
+    def age(self, block: bytes) -> float:
+        """Tokens read since this block was; inf where it never was."""
+        read_by = self.blocks.get(block)
+        return inf if read_by is None else self.read_tokens - read_by
+
+    def touch(self, block: bytes) -> None:
+        """The target has just read it."""
+        self.blocks[block] = self.read_tokens
+        self.blocks.move_to_end(block)
+
+    def has(self, block: bytes) -> bool:
+        """Whether the target is believed to hold it still."""
+        read_by = self.blocks.get(block)
+        return read_by is not None and self.read_tokens - read_by <= self.holds_tokens
+
+
+class Prefixes:
+    """Remembers at most `blocks` blocks of `BLOCK_TOKENS` tokens for each of at most `targets` targets."""
+
+    def __init__(self, blocks: int = 65_536, salt: str = "", targets: int = 64) -> None:
+        self._blocks = blocks
+        self._targets = targets
+        self._salt = salt.encode()
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+
+    def chain(self, token_ids: NDArray[np.uint32]) -> Chain:
+        """The prompt as all questions here take it."""
+        return Chain(token_ids, self._salt)
+
+    def expected(self, target: str, chain: Chain) -> int:
+        """The tokens of this prompt's beginning that the target is expected to hold, in whole blocks."""
+        held = self._held.get(target)
+        if held is None:
+            return 0
+        pages = 0
+        while (pages + 1) * PAGE_BLOCKS <= chain.blocks and held.has(chain.page(pages + 1)):
+            pages += 1
+        rest = (chain.block(index) for index in range(pages * PAGE_BLOCKS, chain.blocks))
+        return (pages * PAGE_BLOCKS + _leading(held, rest)) * BLOCK_TOKENS
+
+    def expected_of(self, target: str, blocks: Sequence[bytes]) -> int:
+        """The same of a chain's blocks that were kept."""
+        held = self._held.get(target)
+        return 0 if held is None else _leading(held, blocks) * BLOCK_TOKENS
+
+    def learn(self, target: str, chain: Chain, cached_tokens: int) -> None:
+        """The target had `cached_tokens` of this prompt before it read the rest. Call before `remember`."""
+        held = self._held.get(target)
+        if held is None:
+            return
+        for index, block in enumerate(chain):
+            age = held.age(block)
+            if age == inf:
+                return
+            if (index + 1) * BLOCK_TOKENS <= cached_tokens:
+                held.holds_tokens = max(held.holds_tokens, age)
+            # The last token is always read again, and pages round down: one block is not worth a belief.
+            elif age <= held.holds_tokens and (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0):
+                held.holds_tokens = age * _SHRINK - 1  # below 0: it holds nothing at all
+                return
+
+    def remember(self, target: str, chain: Chain, cached_tokens: int = 0) -> None:
+        """The target has read this prompt; all but `cached_tokens` were new to it."""
+        held = self._held.setdefault(target, _Held())
+        self._held.move_to_end(target)
+        held.read_tokens += max(0, chain.tokens - cached_tokens)
+        # The beginning last: what is forgotten first are the ends, as without its beginning an end is worth nothing.
+        for index in reversed(range(min(chain.blocks, self._blocks))):
+            pages, within = divmod(index + 1, PAGE_BLOCKS)
+            if within == 0:
+                held.touch(chain.page(pages))
+            held.touch(chain.block(index))
+        while len(held.blocks) > self._blocks:
+            held.blocks.popitem(last=False)
+        while len(self._held) > self._targets:
+            self._held.popitem(last=False)
+
+
+def _leading(held: _Held, blocks: Iterable[bytes]) -> int:
+    """How many of the blocks, from the first on, are held."""
+    count = 0
+    for block in blocks:
+        if not held.has(block):
+            break
+        count += 1
+    return count
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

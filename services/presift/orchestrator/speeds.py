@@ -1,0 +1,110 @@
+"""Speeds: the stages' cost curves, learnt from their own timings. No clock: readings and milliseconds in, curves out.
+
+A curve is its seed until something was observed. Then the seed's scale is the running median of observed to predicted,
+and its shape bends as far as the observations ask for: least squares of relative errors, drawn to the scaled seed, with
+the weight of outliers cut (Huber). Only the last observations are kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.orchestrator.costs import DECODING_SEED, DRAFT_SEED, SCORING_SEED, TARGET_SEED, Curve, Reading, Speeds
+
+KEPT_OBSERVATIONS = 64
+KEPT_MODELS = 64
+# In units of one observation: what it takes to bend the seed's shape.
+_PRIOR = 0.3
+# Of the prediction: errors beyond this count as if they were no larger.
+_CLIP = 0.15
+_ROUNDS = 4
+SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SCORING_SEED, "decoding": DECODING_SEED}
+
+
+class LearntCurve:
+    """A curve that follows its observations."""
+
+    def __init__(self, seed: Curve) -> None:
+        self._seed = seed
+        self._observed: deque[tuple[tuple[float, ...], float]] = deque(maxlen=KEPT_OBSERVATIONS)
+        self.curve = seed
+
+    def observe(self, reading: Reading, took_ms: float) -> None:
+        """One timing; what is not positive is no timing."""
+        if took_ms > 0.0:
+            self._observed.append((reading.features, took_ms))
+            self.curve = self._fitted()
+
+    def _fitted(self) -> Curve:
+        features = np.array([each for each, _ in self._observed])
+        took_ms = np.array([each for _, each in self._observed])
+        seed = np.array(self._seed.weights)
+        scaled = seed * max(median((took_ms / np.maximum(features @ seed, 1e-9)).tolist()), 1e-9)
+        weights = scaled * _bent(features * scaled / took_ms[:, None])
+        call, token, megapair, step = (float(weight) for weight in weights)
+        return Curve(call, token, megapair, step, observations=len(self._observed))
+
+
+def _bent(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[features], none negative: factors that bring each row of `shares`[observations, features] to sum to 1."""
+    count = shares.shape[1]
+    factors = np.ones(count)
+    for _ in range(_ROUNDS):
+        errors = np.abs(shares @ factors - 1.0)
+        trust = np.minimum(1.0, _CLIP / np.maximum(errors, 1e-9))[:, None]
+        normal = shares.T @ (trust * shares) + _PRIOR * np.eye(count)
+        # Negative speeds would make longer prompts cheaper: what falls below nothing stays there.
+        factors = np.maximum(np.linalg.solve(normal, (trust * shares).sum(axis=0) + _PRIOR), 0.0)
+    return factors
+
+
+class SpeedBook:
+    """Learnt curves by stage and model (name a replica in the key to keep it apart), the least recently used leave."""
+
+    def __init__(self, models: int = KEPT_MODELS) -> None:
+        self._models = models
+        self._curves: OrderedDict[tuple[str, str], LearntCurve] = OrderedDict()
+        self._contention: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
+
+    def __len__(self) -> int:
+        return len(self._curves)
+
+    def speeds(self, draft: str, target: str) -> Speeds:
+        """What is known of this pair."""
+        return Speeds(
+            draft=self._curve("draft", draft),
+            target=self._curve("target", target),
+            scoring=self._curve("scoring", target),
+            decoding=self._curve("decoding", target),
+            contention=median(self._contention) if self._contention else 0.0,
+        )
+
+    def observe(self, stage: str, model: str, reading: Reading, took_ms: float) -> None:
+        """A timing of a stage: "draft", "target", "scoring" or "decoding"."""
+        key = stage, model
+        curve = self._curves.setdefault(key, LearntCurve(SEEDS[stage]))
+        self._curves.move_to_end(key)
+        while len(self._curves) > self._models:
+            self._curves.popitem(last=False)
+        curve.observe(reading, took_ms)
+
+    def observe_side_by_side(self, draft_ms: float, target_ms: float, took_ms: float) -> None:
+        """Draft and target worked at once: what each was predicted to take alone, and what both took."""
+        shorter = min(draft_ms, target_ms)
+        if shorter > 0.0:
+            self._contention.append(min(1.0, max(0.0, (took_ms - max(draft_ms, target_ms)) / shorter)))
+
+    def _curve(self, stage: str, model: str) -> Curve:
+        known = self._curves.get((stage, model))
+        return SEEDS[stage] if known is None else known.curve
+
+
+def calibrate(book: SpeedBook, stage: str, model: str, timings: Iterable[tuple[Reading, float]]) -> None:
+    """Learn from a series of timings, as warming up makes them: (reading, milliseconds)."""
+    for reading, took_ms in timings:
+        book.observe(stage, model, reading, took_ms)

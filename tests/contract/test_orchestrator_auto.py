@@ -1,0 +1,158 @@
+"""AUTO over the wire: the least lossy route within the budget, the cheapest where nothing is lost, and coverage."""
+
+import numpy as np
+import pytest
+
+from presift.core.errors import Overloaded
+from presift.orchestrator.economy import Economy
+from presift.v1 import orchestrator_pb2, plan_pb2
+
+from .fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, refusal_of, request, wire_prompt
+from .fakes.services import hangs, raises
+
+LONG = list(range(1, 201))
+
+
+@pytest.fixture
+async def house(open_house):
+    return await open_house(routes=ALL_ROUTES)
+
+
+@pytest.mark.parametrize(
+    ("budget", "route", "reads", "holds"),
+    [
+        ({}, "SPEC_PC", CAPACITY, CAPACITY),
+        ({"max_kv_tokens": 50}, "SPEC_KV", 200, 50),
+        ({"max_kv_tokens": 12, "max_prompt_tokens": 40}, "SPEC_KV_PC", 40, 12),
+        ({"max_prompt_tokens": 40}, "SPEC_PC", 40, 40),
+        ({"max_kv_tokens": 200}, "FULL", 200, 200),
+        ({"max_ttft_ms": 3_600_000}, "FULL", 200, 200),
+    ],
+)
+async def test_the_least_lossy_within_the_budget(house, budget, route, reads, holds):
+    answer = await house.ask(LONG, budget=budget)
+    decision = answer.decision
+    assert (answer.route, decision.kept_tokens, decision.kv_tokens) == (route, reads, holds)
+    assert answer.usage.kv_tokens == holds and answer.token_ids
+    assert answer.reason == ("WITHIN_BUDGET" if route == "FULL" else "OVER_BUDGET")
+    assert decision.predicted_ttft_ms > 0
+
+
+async def test_a_warm_prefix_is_read_in_full_until_the_target_says_otherwise(house):
+    await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
+    warm = await house.ask(LONG)
+    assert (warm.route, warm.reason, warm.cache) == ("FULL", "CHEAPEST", "NOT_USED")
+    assert "192 of 200" in warm.decision.detail and house.draft.calls == []
+    # The fake held 3 tokens, whatever was read: what it dropped is not expected again.
+    assert warm.usage.cached_tokens == 3
+    assert (await house.ask(LONG)).route == "SPEC_PC"
+
+
+async def test_a_warm_prefix_breaks_no_limit(house):
+    await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
+    assert (await house.ask(LONG, budget={"max_prompt_tokens": 50})).route == "SPEC_PC"
+
+
+async def test_what_is_compressed_already_is_predicted_to_be_sooner(house):
+    cold, again = [await house.ask(LONG) for _ in range(2)]
+    assert (cold.cache, again.cache) == ("MISS", "HIT")
+    assert again.decision.predicted_ttft_ms < cold.decision.predicted_ttft_ms
+
+
+async def test_no_time_is_predicted_for_what_was_not_planned(house):
+    house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
+    answer = await house.ask(LONG)
+    assert answer.reason == "DRAFT_OVERLOADED" and not answer.decision.HasField("predicted_ttft_ms")
+
+
+@pytest.mark.parametrize("budget", [{"max_ttft_ms": 1}, {"max_ttft_ms": 1, "max_prompt_tokens": 40}])
+async def test_a_time_that_cannot_be_met(house, budget):
+    answer = await house.ask(LONG, budget=budget)
+    assert answer.reason == "BUDGET_NOT_MET" and "ms (predicted) of 1" in answer.decision.detail
+    refusal = await house.refused(LONG, budget=budget | {"strict": True})
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "BUDGET_EXCEEDED")
+    assert refusal.field.startswith("budget.max_") and len(house.target.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("least", "route", "drafts"),
+    [(0.08, "SPEC_PC", 1), (0.1, "SPEC_KV_PC", 2), (0.5, "SPEC_KV", 3)],
+)
+async def test_too_little_coverage_takes_a_less_lossy_route(house, least, route, drafts):
+    """The fake draft covers what it keeps: 16 of 200 are 0.08, 24 are 0.12; of spec_kv nothing is known before."""
+    answer = await house.ask(LONG, budget={"min_coverage": least})
+    assert (answer.route, len(house.draft.calls)) == (route, drafts)
+    assert answer.reason == ("OVER_BUDGET" if route == "SPEC_PC" else "COVERAGE_TOO_LOW")
+    if route == "SPEC_KV_PC":
+        assert answer.decision.kept_tokens == CASCADE and answer.usage.kv_tokens == KV_CAPACITY + 1
+        assert "0.080" in answer.decision.detail and "0.1" in answer.decision.detail
+
+
+async def test_coverage_of_a_named_route_counts_too(open_house):
+    house = await open_house()
+    answer = await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC, budget={"min_coverage": 0.5})
+    assert (answer.route, answer.reason, answer.decision.kept_tokens) == ("FULL", "COVERAGE_TOO_LOW", 200)
+    strict = {"min_coverage": 0.5, "max_prompt_tokens": 50, "strict": True}
+    refusal = await house.refused(LONG, route=plan_pb2.ROUTE_SPEC_PC, budget=strict)
+    assert (refusal.reason, refusal.field, refusal.limit) == ("BUDGET_EXCEEDED", "budget.min_coverage", ">= 0.5")
+
+
+async def test_too_little_coverage_of_what_cannot_be_read_in_full_is_said(open_house):
+    house = await open_house()
+    answer = await house.ask([1] * 500, budget={"min_coverage": 0.5})
+    assert answer.route == "SPEC_PC" and "covers less than min_coverage" in answer.decision.detail
+
+
+async def test_explain_makes_the_same_decision(house):
+    asked = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), budget=orchestrator_pb2.Budget(min_coverage=0.1))
+    explained = (await house.stub.Explain(asked)).decision
+    assert explained.route == plan_pb2.ROUTE_SPEC_KV_PC
+    assert explained.reason == orchestrator_pb2.DECISION_REASON_COVERAGE_TOO_LOW
+
+
+@pytest.mark.parametrize(
+    ("budget", "field"),
+    [
+        ({"max_ttft_ms": 0}, "budget.max_ttft_ms"),
+        ({"min_coverage": 0.0}, "budget.min_coverage"),
+        ({"min_coverage": 1.5}, "budget.min_coverage"),
+        ({"min_coverage": float("nan")}, "budget.min_coverage"),
+    ],
+)
+async def test_limits_that_cannot_be(house, budget, field):
+    for ask in (house.ask(LONG, budget=budget), explain(house, budget)):
+        refusal = await refusal_of(ask)
+        assert (refusal.code, refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "INVALID_REQUEST", field)
+
+
+def explain(house, budget):
+    asked = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), budget=orchestrator_pb2.Budget(**budget))
+    return house.stub.Explain(asked)
+
+
+async def test_speeds_are_learnt_from_what_the_stages_took(open_house):
+    economy = Economy(reads_beside=True)
+    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    for start in range(4):
+        prompt = [start * 10 + 1, *LONG]
+        for route in (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV):
+            await house.ask(prompt, route=route, max_new_tokens=8)
+    learnt = house.models.target.model, house.models.draft
+    speeds = economy.outlook(np.arange(1, 300, dtype=np.uint32), *learnt).speeds
+    assert speeds.is_measured and speeds.decoding.observations and speeds.scoring.observations == 4
+    # The fake target takes 7 ms for any prompt, choosing (11 + 4 ms) not counted.
+    answer = await house.ask([900, *LONG], route=plan_pb2.ROUTE_FULL)
+    assert 2 < answer.decision.predicted_ttft_ms < 30
+    assert economy.reading.wait_ms == economy.drafting.wait_ms == 0
+
+
+async def test_what_a_caller_left_is_not_waited_for(open_house):
+    economy = Economy(learns=False)
+    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    house.target.faults.append(hangs)
+    call = house.stub.Generate(request(LONG, route=plan_pb2.ROUTE_FULL))
+    await house.settle(lambda: house.target.running == 1)
+    assert economy.reading.wait_ms > 0
+    call.cancel()
+    await house.settle(lambda: house.target.cancelled == 1)
+    await house.settle(lambda: economy.reading.wait_ms == 0)

@@ -1,0 +1,62 @@
+"""`presift route`: a table of predictions and the choice; nothing is run."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from presift.cli.app import app
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    return lambda *arguments: CliRunner().invoke(app, ["route", *map(str, arguments)])
+
+
+def test_the_table_has_every_route_and_the_choice(run):
+    result = run("--tokens", 10_000)
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ("full", "spec_kv", "spec_kv_pc", "spec_pc", "1,024", "TTFT ms"))
+    assert "-> │ spec_pc" in result.output and "spec_pc: over_budget" in result.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "route", "reason"),
+    [
+        (["--tokens", 3000], "full", "below_threshold"),
+        (["--tokens", 3000, "--compress-above", 0], "spec_pc", "over_budget"),
+        (["--tokens", 10_000, "--cached-prefix", 9_900], "full", "cheapest"),
+        (["--tokens", 10_000, "--max-kv-tokens", 800], "spec_kv", "over_budget"),
+        (["--tokens", 10_000, "--max-ttft-ms", 60_000], "spec_kv_pc", "over_budget"),
+        (["--tokens", 10_000, "--max-prompt-tokens", 800], "spec_pc", "over_budget"),
+        (["--tokens", 10_000, "--max-ttft-ms", 10], "spec_pc", "budget_not_met"),
+        (["--tokens", 100_000], "spec_pc", "over_budget"),
+    ],
+)
+def test_the_choice_as_json(run, flags, route, reason):
+    result = run(*flags, "--json")
+    found = json.loads(result.output)
+    assert (result.exit_code, found["route"], found["reason"]) == (0, route, reason)
+    assert [each["route"] for each in found["routes"]] == ["full", "spec_kv", "spec_kv_pc", "spec_pc"]
+
+
+def test_a_refusal_has_its_table_too(run):
+    result = run("--tokens", 10_000, "--max-ttft-ms", 10, "--strict")
+    assert result.exit_code == 1 and "refused: strict budget not met" in result.output and "spec_kv_pc" in result.output
+
+
+def test_settings_of_the_orchestrator_hold(run, monkeypatch):
+    monkeypatch.setenv("PRESIFT_ORCHESTRATOR_CAPACITY", "2000")
+    monkeypatch.setenv("PRESIFT_ORCHESTRATOR_ROUTE_ORDER", "full,spec_pc")
+    found = json.loads(run("--tokens", 10_000, "--json").output)
+    assert [each["route"] for each in found["routes"]] == ["full", "spec_pc"]
+    assert found["routes"][1]["read_tokens"] == 2000
+
+
+def test_what_cannot_be_asked_is_told_in_one_line(run, monkeypatch):
+    result = run("--tokens", 10_000, "--max-kv-tokens", 0)
+    assert result.exit_code == 1 and result.stderr == "error: budget.max_kv_tokens is 0; it must be >= 1\n"
+    monkeypatch.setenv("PRESIFT_ORCHESTRATOR_ROUTE_ORDER", "full,warp")
+    result = run("--tokens", 10_000)
+    assert result.exit_code == 1 and "warp" in result.stderr and "spec_pc" in result.stderr

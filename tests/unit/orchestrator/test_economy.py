@@ -1,0 +1,146 @@
+"""What is learnt from answers, and what is under way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from presift.core.kv_plan import KvPlan
+from presift.core.plan import ModelInfo, Route
+from presift.core.policies import SpecKv, SpecPc
+from presift.orchestrator.choices import Reason
+from presift.orchestrator.costs import DRAFT_SEED, Curve, Reading
+from presift.orchestrator.decision import CacheUse, Decision, Plan
+from presift.orchestrator.economy import KEPT_PROMPTS, Answered, Economy
+from presift.orchestrator.forecasting import bare
+from presift.orchestrator.ports import FinishReason, Usage
+from presift.orchestrator.queues import Queue
+
+TARGET, DRAFT = (ModelInfo(name, "r1", "f", 32_768, 4, 2, 1000) for name in ("target", "draft"))
+IDS = np.arange(2000, dtype=np.uint32) % 1000
+PC, KV = SpecPc(500, start_layer=3, lookahead_tokens=5), SpecKv(200, lookahead_tokens=6)
+USAGE = Usage(2000, 2000, 0, 21, FinishReason.LENGTH, 300.0)
+
+
+def plan(route=Route.FULL, read=2000, policy=None, kv_plan=None, **changes):
+    decision = Decision(
+        route, Reason.REQUESTED, "", 2000, read, read, 0, TARGET, 1.0, policy, None if policy is None else DRAFT
+    )
+    kept = np.ones(2000, dtype=np.bool_)
+    return Plan(replace(decision, **changes), IDS[:read], kept, (), kv_plan)
+
+
+def answered(plan, usage=USAGE, was_alone=True):
+    return Answered(plan, usage, 400.0, 1400.0, was_alone)
+
+
+def compressed(**changes):
+    changes = {"cache": CacheUse.MISS, "draft_ms": 90.0} | changes
+    return plan(Route.SPEC_PC, 500, PC, **changes)
+
+
+@pytest.fixture
+def economy():
+    return Economy(reads_beside=True)
+
+
+def outlook(economy):
+    return economy.outlook(IDS, TARGET, DRAFT)
+
+
+def test_a_full_answer_teaches_reading_decoding_and_the_prefix(economy):
+    economy.observe(answered(plan()))
+    speeds = outlook(economy).speeds
+    assert speeds.target.ms(Reading(2000)) == pytest.approx(300, rel=0.02)
+    assert speeds.decoding.ms(Reading(2000)) == pytest.approx(50, rel=0.02)
+    assert speeds.draft == DRAFT_SEED and not speeds.is_measured
+    assert outlook(economy).cached_tokens == 1984
+    assert economy.outlook(IDS, replace(TARGET, revision="r2"), DRAFT).cached_tokens == 0
+
+
+def test_a_draft_pass_is_learnt_and_a_hit_is_not(economy):
+    economy.observe(answered(compressed(cache=CacheUse.HIT, draft_ms=0.0), replace(USAGE, ttft_ms=70.0)))
+    assert outlook(economy).speeds.draft == DRAFT_SEED
+    economy.observe(answered(compressed(), replace(USAGE, ttft_ms=70.0)))
+    speeds = outlook(economy).speeds
+    assert speeds.is_measured and speeds.draft.ms(Reading(2000, steps=4)) == pytest.approx(90, rel=0.02)
+    assert speeds.target.ms(Reading(500)) == pytest.approx(70, rel=0.02)
+
+
+def test_choosing_is_not_counted_as_reading(economy):
+    kv_plan = KvPlan(KV, (), (1, 2, 3, 4, 5, 6))
+    usage = replace(USAGE, kv_tokens=201, score_ms=40.0, publish_ms=10.0)
+    economy.observe(answered(plan(Route.SPEC_KV, 2000, KV, kv_plan, cache=CacheUse.MISS, draft_ms=9.0), usage))
+    speeds = outlook(economy).speeds
+    assert speeds.target.ms(Reading(2006)) == pytest.approx(250, rel=0.02)
+    assert speeds.scoring.ms(Reading(38, 2000)) == pytest.approx(50, rel=0.02)
+    assert outlook(economy).cached_tokens == 1984
+
+
+def test_what_is_freed_is_not_expected(economy):
+    kv_plan = KvPlan(KV, (), (1,), keep_full_prefix=False)
+    economy.observe(answered(plan(Route.SPEC_KV, 2000, KV, kv_plan, cache=CacheUse.HIT)))
+    assert outlook(economy).cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answered(plan(), was_alone=False),
+        answered(plan(), replace(USAGE, reused_entry=True)),
+        answered(plan(continued=True)),
+    ],
+    ids=["not alone", "reused", "continued"],
+)
+def test_times_that_say_nothing_of_reading(economy, answer):
+    economy.observe(answer)
+    assert outlook(economy).speeds.target.observations == 0
+
+
+def test_side_by_side_teaches_contention_once_the_draft_is_known(economy):
+    """Alone the draft takes 92 ms and the target 156; together they took 200."""
+    economy.observe(answered(plan(read=1000), replace(USAGE, ttft_ms=150.0)))
+    economy.observe(answered(compressed(), replace(USAGE, ttft_ms=70.0)))
+    before = outlook(economy).speeds
+    side = plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1,)), cache=CacheUse.MISS, draft_ms=400.0, prefill_ms=150.0)
+    economy.observe(answered(side, replace(USAGE, cached_tokens=1999)))
+    after = outlook(economy).speeds
+    assert after.draft == before.draft and before.contention == 0 < after.contention <= 1
+
+
+def test_a_compressed_prompt_is_known_by_its_policy(economy):
+    economy.drafted(IDS, compressed())
+    assert outlook(economy).compressed == ((bare(PC), 0),)
+    economy.observe(answered(compressed(), replace(USAGE, prompt_tokens=500)))
+    assert outlook(economy).compressed == ((bare(PC), 448),)
+    assert economy.outlook(IDS[:1999], TARGET, DRAFT).compressed == ()
+    economy.drafted(IDS[:100], plan())  # nothing was compressed
+    for number in range(KEPT_PROMPTS):
+        economy.drafted(IDS[: number + 1], compressed())
+    assert outlook(economy).compressed == ()
+
+
+def test_seeds_stay_where_nothing_is_to_be_learnt():
+    economy = Economy(learns=False)
+    economy.observe(answered(plan()))
+    assert outlook(economy).speeds.target.observations == 0 and outlook(economy).cached_tokens == 1984
+
+
+def test_a_queue_by_hand():
+    queue = Queue()
+    with queue.working(100.0) as first:
+        assert queue.wait_ms == 50
+        with queue.working(40.0) as second:
+            assert queue.wait_ms == 90 and not first.was_alone and not second.was_alone
+            queue.done(first)
+            queue.done(first)
+            assert queue.wait_ms == 20
+    assert queue.wait_ms == 0
+    with pytest.raises(RuntimeError), queue.working(5.0) as third:
+        assert third.was_alone
+        raise RuntimeError
+    assert queue.wait_ms == 0
+
+
+def test_curves_need_no_more_than_they_say():
+    assert Curve(1.0, 2.0, 3.0).weights == (1.0, 2.0, 3.0, 0.0)
