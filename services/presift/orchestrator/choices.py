@@ -25,6 +25,7 @@ class Reason(StrEnum):
     DRAFT_TIMEOUT = "draft_timeout"
     DRAFT_CHANGED = "draft_changed"
     MASK_REJECTED = "mask_rejected"
+    KV_POOL_TOO_SMALL = "kv_pool_too_small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
-    `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route."""
+    `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route.
+    `kv_pool_tokens` 0 is unknown."""
 
     prompt_tokens: int
     must_keep: int
@@ -52,6 +54,7 @@ class Facts:
     supported: frozenset[Route]
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
+    kv_pool_tokens: int = 0
 
     @property
     def room(self) -> int:

@@ -38,6 +38,7 @@ DECLARED: tuple[Metric, ...] = (
     Metric("presift.draft.duration", "histogram", "ms", "Stages of scoring", ("stage",)),
     Metric("presift.draft.refused", "counter", "{request}", "Score requests refused", ("reason",)),
     Metric("presift.target.ttft", "histogram", "ms", "Time to first token inside the target"),
+    Metric("presift.target.selection", "histogram", "ms", "Selecting KV inside the target", ("stage",)),
     Metric("presift.target.tokens", "counter", "{token}", "Tokens of the target", ("kind",)),
     Metric("presift.target.aborted", "counter", "{request}", "Requests aborted inside the engine"),
 )

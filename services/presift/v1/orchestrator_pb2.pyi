@@ -22,6 +22,7 @@ class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REASON_DRAFT_TIMEOUT: _ClassVar[DecisionReason]
     DECISION_REASON_DRAFT_CHANGED: _ClassVar[DecisionReason]
     DECISION_REASON_MASK_REJECTED: _ClassVar[DecisionReason]
+    DECISION_REASON_KV_POOL_TOO_SMALL: _ClassVar[DecisionReason]
 
 class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +42,7 @@ DECISION_REASON_DRAFT_OVERLOADED: DecisionReason
 DECISION_REASON_DRAFT_TIMEOUT: DecisionReason
 DECISION_REASON_DRAFT_CHANGED: DecisionReason
 DECISION_REASON_MASK_REJECTED: DecisionReason
+DECISION_REASON_KV_POOL_TOO_SMALL: DecisionReason
 CACHE_OUTCOME_UNSPECIFIED: CacheOutcome
 CACHE_OUTCOME_NOT_USED: CacheOutcome
 CACHE_OUTCOME_HIT: CacheOutcome
