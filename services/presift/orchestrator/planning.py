@@ -170,4 +170,4 @@ def _count(decision: Decision) -> None:
     count("presift.prompt.tokens", decision.prompt_tokens, route=route)
     count("presift.kept.tokens", decision.kept_tokens, route=route)
     if decision.coverage is not None and not decision.continued:
-        record("presift.coverage", decision.coverage, route=route)
+        record("presift.coverage", decision.coverage, route=route, of="mask")

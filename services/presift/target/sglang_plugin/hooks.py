@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from presift.target.sglang_plugin import intake
@@ -74,6 +74,8 @@ class Plugin:
             # SGLang counts on one request alone always fitting; what is leased to others may be in its way.
             plan.running_batch.batch_is_full = False
             plan = original(scheduler, plan.running_batch)
+            if self.chain.start_missing() and plan.batch_to_run is None:
+                plan = original(scheduler, plan.running_batch)
         return plan
 
     def _decode_room_asked(self, original: Any, batch: Any, *args: Any, **kwargs: Any) -> bool:
@@ -190,12 +192,17 @@ def not_hooked(hooks: Mapping[str, Callable[..., Any]]) -> str | None:
 
 def _is_in_place(target: str, hook: Callable[..., Any]) -> bool:
     path, _, name = target.rpartition(".")
-    function = getattr(pkgutil.resolve_name(path), name, None)
+    try:
+        function = getattr(pkgutil.resolve_name(path), name, None)
+    except (ImportError, AttributeError):
+        return False
     while function is not None:
         # SGLang's wrapper closes over the hook that it calls.
         cells = getattr(getattr(function, "__func__", function), "__closure__", None) or ()
-        if any(cell.cell_contents == hook for cell in cells):
-            return True
+        for cell in cells:
+            with suppress(ValueError):  # an empty one
+                if cell.cell_contents == hook:
+                    return True
         function = getattr(function, "__wrapped__", None)
     return False
 

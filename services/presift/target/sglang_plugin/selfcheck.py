@@ -38,8 +38,8 @@ class _Failed(Exception):
 
 
 async def why_unsupported(engine: CheckedEngine, vocabulary_size: int, page_tokens: int) -> str | None:
-    """The reason why route spec_kv cannot be served; None if it can. Leaves the radix cache empty. Never raises: the
-    other routes are served all the same.
+    """The reason why route spec_kv cannot be served; None if it can, and then the radix cache is empty. Never raises:
+    the other routes are served all the same.
     """
     try:
         async with asyncio.timeout(_PATIENCE_S):
