@@ -24,8 +24,9 @@ Count = Callable[[str], int]
 # chosen: the draft (Qwen2.5-Coder 0.5B) read each candidate in full and answered. It was wrong on 5 of the first 16
 # (four kinds; 2,100: seeds 0 to 2, 3,200: 0), so `key_table` took the place of `needle` in seeds 3 to 5; still only 9
 # of 30 were wrong, so of seeds 6 to 10 of `multi_key` the three that it had wrong (6, 7, 8) came in, for `key_value` 3
-# and 4 and `code` 3, which it had right: 12 of 30. The target's answers chose no task; but kinds that it failed in
-# trials (two facts of which one leads to the other) had been given up before.
+# and 4 and `code` 3, which it had right: 12 of 30. The last two lines were added for more long prompts while the run
+# was half done, unscreened: 14 of 36. The target's answers chose no task; but a kind that it failed in trials (two
+# facts of which one leads to the other) had been given up before, and `key_value` made easier.
 _FOUR = ("needle", "key_value", "multi_key", "code")
 SERIES = (
     (2100, 0, _FOUR),
@@ -39,6 +40,8 @@ SERIES = (
     (2100, 8, ("multi_key",)),
     (2100, 4, ("multi_key", "code", "key_table")),
     (2100, 5, ("key_value", "multi_key", "code", "key_table")),
+    (3200, 1, _FOUR),
+    (5300, 0, ("needle", "code")),
 )
 
 

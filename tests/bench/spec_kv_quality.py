@@ -27,10 +27,9 @@ from spec_kv_table import table
 
 from presift.cli.settings import CliSettings
 from presift.core.errors import PresiftError
-from presift.draft import model_folder
+from presift.models.folder import resolve
 from presift.orchestrator.loading import load_tokenizer
 from presift.orchestrator.tokenizer import PromptTokenizer
-from presift.target import model_folder as target_folder
 from presift.target.engine import GenerateRequest, Tokens
 from presift.target.sglang_arguments import SglangOptions
 from presift.target.sglang_engine import SglangEngine
@@ -74,7 +73,7 @@ async def run_draft(tokenizer: PromptTokenizer, tasks: list[Task], drafts: Recor
         tokens = await tokenizer.tokenize(task.chat)
         if drafts.values.get(task.name, {}).get("digest") == digest(tokens):
             continue
-        reader = reader or load_draft(model_folder.resolve(str(DRAFT)), tokenizer)
+        reader = reader or load_draft(resolve(str(DRAFT)), tokenizer)
         started = time.monotonic()
         drafts.put(task.name, reader.read(task, tokens))
         right = drafts.values[task.name]["right"]
@@ -88,7 +87,7 @@ async def run_target(tokenizer: PromptTokenizer, tasks: list[Task], drafts: Reco
     todo = [task for task in tasks if task.name in drafts.values and task.name not in answers.values]
     if not todo:
         return
-    folder = target_folder.resolve(str(TARGET))
+    folder = resolve(str(TARGET))
     engine = SglangEngine(SglangOptions(folder, kv_pool_tokens=40_000, prefill_chunk_tokens=512))
     try:
         await engine.start()

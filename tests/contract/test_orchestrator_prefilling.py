@@ -107,6 +107,23 @@ async def test_a_prefill_that_fails_is_no_trouble(house, telemetry, fault):
     assert telemetry.total("presift.prefill.failures") == before + 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError("xylophone"), TimeoutError(), KeyError("xylophone")], ids=repr)
+async def test_a_prefill_that_fails_on_our_side_is_no_trouble_either(house, monkeypatch, telemetry, caplog, error):
+    """Not every failure comes as one of presift's errors: whatever it is, Generate reads the prompt."""
+
+    async def prefill(*_):
+        raise error
+
+    before = telemetry.total("presift.prefill.failures")
+    monkeypatch.setattr(house.remote_target, "prefill", prefill)
+    answer = await house.ask(LONG, route=KV)
+    assert (answer.route, answer.token_ids) == ("SPEC_KV", LONG[::-1][:5])
+    assert answer.decision.prefill_ms == 0
+    assert telemetry.total("presift.prefill.failures") == before + 1
+    assert f"not read while the draft worked: {type(error).__name__}" in caplog.text
+    assert "xylophone" not in caplog.text
+
+
 async def test_what_failed_is_told_without_the_prompt(house, caplog):
     secret = "xylophone " * 12
     house.target.prefill_faults.append(raises(RuntimeError(secret)))

@@ -135,6 +135,23 @@ async def test_capacity_is_whole_pages_of_the_target(open_house):
     assert (house.target.calls[0].kv_plan.policy.capacity, answer.decision.kv_tokens) == (24, 25)
 
 
+# What scoring takes: the tokens read, the lookahead, the entry and its final token, two pages.
+POOLS = {KV: 100 + LOOKAHEAD + KV_CAPACITY + 1 + 2, KV_PC: CASCADE + LOOKAHEAD + KV_CAPACITY + 1 + 2}
+
+
+@pytest.mark.parametrize(("route", "needed"), POOLS.items(), ids=("spec_kv", "spec_kv_pc"))
+async def test_a_pool_that_cannot_hold_prompt_and_entry_reads_the_prompt_in_full(open_house, route, needed):
+    large, small = [await open_house(routes=ALL_ROUTES, kv_pool_tokens=needed + more) for more in (1, 0)]
+    assert (await large.ask(LONG, route=route)).reason == "REQUESTED"
+    answer = await small.ask(LONG, route=route)
+    assert (answer.route, answer.reason, answer.decision.kv_tokens) == ("FULL", "KV_POOL_TOO_SMALL", 100)
+    assert f"{needed} slots" in answer.decision.detail
+    assert small.draft.calls == small.target.prefills == [] and not small.target.calls[0].HasField("kv_plan")
+    budget = {"max_kv_tokens": KV_CAPACITY + 1, "strict": True}
+    refusal = await small.refused(LONG, route=route, budget=budget)
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "BUDGET_EXCEEDED")
+
+
 @pytest.mark.parametrize(("route", "spans"), [(KV, [(0, 8)]), (KV_PC, [(0, 8)]), (KV_PC, [(0, CASCADE)])])
 async def test_protected_over_budget(house, route, spans):
     answer = await house.ask(LONG, route=route, spans=spans)
@@ -354,3 +371,41 @@ async def test_what_is_counted(house, telemetry):
     await house.ask(LONG, route=KV)
     after = [telemetry.total(name, route="spec_kv") for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [2 * (KV_CAPACITY + 1), 200, 1]
+
+
+async def test_what_the_target_says_of_a_selection_is_recorded_where_one_was_made(house, telemetry):
+    """Once for each entry: a reply that reuses one says nothing new."""
+
+    def told():
+        stages = [telemetry.total("presift.target.selection", stage=stage) for stage in ("score", "publish")]
+        return [*stages, telemetry.total("presift.coverage", route="spec_kv")]
+
+    for route, prompt, more in (
+        (KV, LONG, 1),
+        (KV, LONG, 0),
+        (KV, [7, *LONG], 1),
+        (plan_pb2.ROUTE_FULL, LONG, 0),
+        (plan_pb2.ROUTE_SPEC_PC, LONG, 0),
+    ):
+        before = told()
+        answer = await house.ask(prompt, route=route)
+        assert answer.usage.reused_entry is (route == KV and not more)
+        assert told() == [each + more for each in before]
+
+
+async def test_a_reply_that_reuses_an_entry_and_tells_its_coverage_is_not_recorded_again(house, telemetry):
+    """The plugin remembers coverage, and tells it again."""
+    selected = house.target._selected
+
+    def tells(request):
+        usage = selected(request)
+        usage.coverage = 0.75
+        return usage
+
+    house.target._selected = tells
+    await house.ask(LONG, route=KV)
+    names = ("presift.coverage", "presift.target.selection")
+    before = [telemetry.total(name) for name in names]
+    answer = await house.ask(LONG, route=KV)
+    assert answer.usage.reused_entry and answer.usage.coverage == 0.75
+    assert [telemetry.total(name) for name in names] == before

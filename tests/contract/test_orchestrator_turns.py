@@ -9,7 +9,7 @@ from presift.core.plan import Route
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from .fakes.house import ALL_ROUTES, KV_CAPACITY, request, wire_prompt
-from .fakes.services import CONTEXT, bits, keep, raises
+from .fakes.services import CONTEXT, bits, keep, model, raises
 
 LONG = list(range(100, 200))
 LATER = [*LONG, *range(300, 320)]
@@ -87,6 +87,107 @@ async def test_what_is_not_known_is_a_new_prompt(house):
     await house.ask(LONG, route=KV)
     await new_prompt(house, [*LONG[:99], 7, 8])
     await new_prompt(house, begins=99)
+
+
+PROTECTED = {
+    "what may be dropped": ([(50, 52)], [(60, 61)]),
+    "more than before": ([(50, 52)], [(50, 53)]),
+    "beside the window": ([], [(95, 97)]),
+    "across the end": ([], [(95, 110)]),
+    "one of several": ([(50, 52)], [(10, 11), (50, 52)]),
+}
+
+
+@pytest.mark.parametrize(("before", "now"), PROTECTED.values(), ids=PROTECTED)
+async def test_what_may_be_dropped_and_is_protected_now_is_a_new_prompt(house, before, now):
+    """The earlier selection cannot be changed; it is made anew, and keeps it."""
+    await house.ask(LONG, route=KV, spans=before)
+    budget = {"max_kv_tokens": 40}
+    answer = await new_prompt(house, spans=now, budget=budget)
+    assert (answer.route, answer.reason) == ("SPEC_KV", "REQUESTED")
+    plan = house.target.calls[1].kv_plan
+    assert plan.prompt_tokens == 0
+    assert [(span.start, span.end) for span in plan.protected_spans] == now
+    kv = orchestrator_pb2.KvOptions(continue_prompt_tokens=100)
+    asked = orchestrator_pb2.ExplainRequest(
+        prompt=wire_prompt(LATER, now), route=KV, kv=kv, budget=orchestrator_pb2.Budget(**budget)
+    )
+    assert not (await house.stub.Explain(asked)).decision.continued
+
+
+STILL_KEPT = {
+    "nothing": [],
+    "the same": [(50, 52)],
+    "less": [(51, 52)],
+    "the window": [(96, 100)],
+    "after what is covered": [(100, 115)],
+    "the window and on": [(97, 120)],
+    "all of it": [(50, 52), (96, 105), (119, 120)],
+}
+
+
+@pytest.mark.parametrize("now", STILL_KEPT.values(), ids=STILL_KEPT)
+async def test_what_was_kept_for_certain_goes_on(house, now):
+    await house.ask(LONG, route=KV, spans=[(50, 52)])
+    answer = await house.ask(LATER, route=KV, spans=now, kv={"continue_prompt_tokens": 100})
+    assert answer.decision.continued
+    assert [(s.start, s.end) for s in house.target.calls[1].kv_plan.protected_spans] == [(50, 52)]
+
+
+async def test_a_third_turn_is_held_against_the_first_selection(house):
+    await house.ask(LONG, route=KV)
+    await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    last = [*LATER, 400, 401]
+    for spans, continued in (([(100, 120)], True), ([(95, 96)], False)):
+        answer = await house.ask(
+            last, route=KV, spans=spans, budget={"max_kv_tokens": 60}, kv={"continue_prompt_tokens": 120}
+        )
+        assert answer.decision.continued is continued
+
+
+def chat(*messages):
+    """(role, text, is protected) each."""
+    part = orchestrator_pb2.TextPart
+    return orchestrator_pb2.Prompt(
+        chat=orchestrator_pb2.Chat(
+            messages=[
+                orchestrator_pb2.Message(role=role, parts=[part(text=text, protected=protected)])
+                for role, text, protected in messages
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize("protected", [False, True])
+async def test_an_earlier_message_that_is_protected_only_now_makes_a_new_prompt(house, protected):
+    question, budget = ("user", "why?", False), {"max_kv_tokens": 90}
+    answered = ("assistant", "so", False), ("user", "and?", False)
+    first = await house.ask(chat(("user", "x" * 60, False), question), route=KV, budget=budget)
+    assert first.route == "SPEC_KV"
+    kv = {"continue_prompt_tokens": first.decision.prompt_tokens}
+    later = chat(("user", "x" * 60, protected), question, *answered)
+    budget = {"max_kv_tokens": 130}
+    answer = await house.ask(later, route=KV, budget=budget, kv=kv)
+    assert answer.decision.continued is not protected
+
+
+@pytest.mark.parametrize("parts", [["x" * 1100], ["x" * 1100, "why?"]], ids=["document", "document and question"])
+async def test_a_chat_that_began_with_a_document_goes_on(open_house, parts):
+    """A last turn is protected otherwise than the same turn once it is not the last."""
+    house = await open_house(
+        routes=ALL_ROUTES, draft=model("draft", context_tokens=5000), target=model("target", context_tokens=5000)
+    )
+    texts = [orchestrator_pb2.TextPart(text=text) for text in parts]
+    begun = chat(("system", "be brief ", False))
+    begun.chat.messages.add(role="user", parts=texts)
+    later = orchestrator_pb2.Prompt()
+    later.CopyFrom(begun)
+    later.MergeFrom(chat(("assistant", " so ", False), ("user", "and?", False)))
+    budget = {"max_kv_tokens": 120}
+    first = await house.ask(begun, route=KV, budget=budget)
+    assert first.route == "SPEC_KV"
+    kv = {"continue_prompt_tokens": first.decision.prompt_tokens}
+    assert (await house.ask(later, route=KV, budget=budget, kv=kv)).decision.continued
 
 
 async def test_other_routes_are_not_gone_on_with(house):

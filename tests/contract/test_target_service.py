@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -298,7 +298,7 @@ async def test_get_info_names_model_engine_routes_and_running_requests(slow: Tar
     assert (info.model.id, info.model.context_tokens, info.model.vocabulary_size) == ("echo", 4096, 512)
     assert info.engine == "echo 1"
     assert list(info.supported_routes) == plan_pb2.Route.values()[2:]
-    assert (list(info.unsupported_routes), info.kv_page_tokens) == ([], 1)
+    assert (list(info.unsupported_routes), info.kv_page_tokens, info.kv_pool_tokens) == ([], 1, 0)
     assert info.running_requests == 1
     call.cancel()
 
@@ -450,6 +450,17 @@ async def test_pages_round_the_capacity_and_are_told() -> None:
     info = await served.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
 
     assert (usage.kv_tokens, info.kv_page_tokens) == (6, 5)
+    await served.channel.close()
+    await served.server.drain()
+
+
+async def test_the_engines_pool_is_told() -> None:
+    engine = EchoEngine()
+    engine._info = replace(engine.info, kv_pool_tokens=4096)
+    served = await serve(engine)
+    info = await served.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+
+    assert info.kv_pool_tokens == 4096
     await served.channel.close()
     await served.server.drain()
 

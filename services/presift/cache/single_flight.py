@@ -33,6 +33,10 @@ class SingleFlight(Generic[T]):
         """How many computations are under way."""
         return len(self._flights)
 
+    def is_under_way(self, key: str) -> bool:
+        """Whether `run` would join another asker's computation."""
+        return key in self._flights
+
     async def run(self, key: str, factory: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
         """The result, and whether another asker had started it. Raises what `factory` raises, in every asker."""
         flight = self._flights.get(key)

@@ -85,6 +85,13 @@ def check_plan(plan: KvPlan, prompt_tokens: int, *, layers: int, kv_heads: int, 
     return capacity
 
 
+def scoring_slots(read_tokens: int, kept: int, page_tokens: int) -> int:
+    """The most KV slots that a request needs while it is scored: what is read (prompt and lookahead), the entry beside
+    it, and the rounding to pages. It must be less than the target's pool.
+    """
+    return read_tokens + kept + 1 + 2 * page_tokens
+
+
 def must_keep(plan: KvPlan, prompt_tokens: int) -> NDArray[np.bool_]:
     """bool[prompt_tokens - 1]: protected spans and the window before the final token, which is read again."""
     fixed = covered(plan.protected, prompt_tokens)[:-1]

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     CHEAPEST = "cheapest"
     BUDGET_NOT_MET = "budget_not_met"
     COVERAGE_TOO_LOW = "coverage_too_low"
+    KV_POOL_TOO_SMALL = "kv_pool_too_small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Choice:
 class Facts:
     """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
     `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route.
-    `outlook`: what costs are predicted from."""
+    `kv_pool_tokens` 0 is unknown. `outlook`: what costs are predicted from."""
 
     prompt_tokens: int
     must_keep: int
@@ -62,6 +63,7 @@ class Facts:
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
     outlook: Outlook = Outlook()  # noqa: RUF009 (frozen)
+    kv_pool_tokens: int = 0
 
     @property
     def room(self) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from presift.core.errors import BudgetExceeded, InvalidRequest
-from presift.core.kv_plan import KvPlan
+from presift.core.kv_plan import KvPlan, scoring_slots
 from presift.core.plan import Route
-from presift.core.policies import KvSelection, SpecKv, SpecKvPc
+from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.choices import (
     Choice,
     Defaults,
@@ -112,8 +112,18 @@ def _spec_kv(case: _Case, why: str) -> Choice:
     policy = case.policy(facts.prompt_tokens)
     if facts.must_keep_kv > policy.capacity:
         return protected_over_budget(case.budget, facts, facts.must_keep_kv, policy.capacity)
+    if too_large := _over_the_pool(facts, facts.prompt_tokens, policy):
+        return full(case.budget, facts, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
     detail = f"{why}, at {policy.capacity} KV tokens and the final one"
     return Choice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, case.keep_full_prefix(Route.SPEC_KV))
+
+
+def _over_the_pool(facts: Facts, read_tokens: int, policy: SpecKv) -> str:
+    """Why the target has no room to score so many tokens; empty if it has, or does not say."""
+    needed = scoring_slots(read_tokens + policy.lookahead_tokens, policy.capacity, facts.kv_page_tokens)
+    if not facts.kv_pool_tokens or needed < facts.kv_pool_tokens:
+        return ""
+    return f"selecting KV takes {needed} slots, the target's pool has {facts.kv_pool_tokens}"
 
 
 def _spec_kv_pc(case: _Case, why: str) -> Choice:
@@ -124,7 +134,12 @@ def _spec_kv_pc(case: _Case, why: str) -> Choice:
         return _spec_kv(case, why)
     if facts.prompt_tokens <= capacity:
         return _spec_kv(case, f"{why}; all {facts.prompt_tokens} prompt tokens fit {capacity}")
-    prompt = prompt_policy(capacity, facts, case.defaults.spec_pc)
+    return _cascade(case, why, prompt_policy(capacity, facts, case.defaults.spec_pc))
+
+
+def _cascade(case: _Case, why: str, prompt: SpecPc) -> Choice:
+    """Both stages, for a prompt that is longer than the first one keeps."""
+    facts, capacity = case.facts, prompt.capacity
     if facts.must_keep > capacity:
         return protected_over_budget(case.budget, facts, facts.must_keep, capacity)
     if capacity <= case.kv_limit:
@@ -133,7 +148,8 @@ def _spec_kv_pc(case: _Case, why: str) -> Choice:
     kv = case.policy(capacity)
     if facts.must_keep_kv > kv.capacity:
         return protected_over_budget(case.budget, facts, facts.must_keep_kv, kv.capacity)
+    if too_large := _over_the_pool(facts, capacity, kv):
+        return full(case.budget, facts, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
     detail = f"{why}, at {capacity} prompt tokens, then {kv.capacity} KV tokens and the final one"
-    return Choice(
-        Route.SPEC_KV_PC, Reason.REQUESTED, detail, SpecKvPc(prompt, kv), case.keep_full_prefix(Route.SPEC_KV_PC)
-    )
+    keep = case.keep_full_prefix(Route.SPEC_KV_PC)
+    return Choice(Route.SPEC_KV_PC, Reason.REQUESTED, detail, SpecKvPc(prompt, kv), keep)

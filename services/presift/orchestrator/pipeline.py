@@ -120,3 +120,8 @@ def _count(decision: Decision, usage: Usage) -> None:
     count("presift.kv.tokens", usage.kv_tokens, route=decision.route.value)
     if usage.reused_entry:
         count("presift.entries.reused", route=decision.route.value)
+    elif usage.publish_ms:
+        record("presift.target.selection", usage.score_ms, stage="score")
+        record("presift.target.selection", usage.publish_ms, stage="publish")
+        if usage.coverage is not None:
+            record("presift.coverage", usage.coverage, route=decision.route.value, of="kv")

@@ -25,7 +25,13 @@ from presift.orchestrator.request import Request
 from presift.orchestrator.routing import check_served, choose
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.turns import Turns
-from presift.orchestrator.verification import DraftChanged, Scoring, must_keep, must_keep_kv
+from presift.orchestrator.verification import (
+    DraftChanged,
+    Scoring,
+    keeps_what_is_protected,
+    must_keep,
+    must_keep_kv,
+)
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import span
 
@@ -71,7 +77,9 @@ class Planner:
         return plan
 
     async def explain(self, request: Request, target: TargetInfo) -> Plan:
-        """The same plan with importance, always from the draft. Here its trouble is an error."""
+        """The same plan with importance, always from the draft; a later turn that goes on with an earlier selection has
+        none. Here the draft's trouble is an error.
+        """
         case = await self._read(request, target)
         return self._continued(case) or await self._explained(case)
 
@@ -104,16 +112,19 @@ class Planner:
             supported=target.supported,
             unsupported=target.unsupported,
             kv_page_tokens=target.kv_page_tokens,
+            kv_pool_tokens=target.kv_pool_tokens,
         )
 
     def _continued(self, case: _Case) -> Plan | None:
-        """The plan of a later turn; None for a new prompt, and where the earlier turn is not known any more."""
+        """The plan of a later turn; None for a new prompt, and where the earlier turn is not known any more or may have
+        dropped what this request protects.
+        """
         request, tokens = case.request, case.origin.tokens
         if request.kv.continue_prompt_tokens is None:
             return None
         check_served(request.route, case.facts)
         turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens])
-        if turn is None:
+        if turn is None or not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
             return None
         choice = continue_kv(turn.kv_plan, request.budget, request.kv, case.facts)
         return continued_plan(choice, turn, case.origin)
@@ -186,4 +197,4 @@ def _count(decision: Decision) -> None:
     count("presift.prompt.tokens", decision.prompt_tokens, route=route)
     count("presift.kept.tokens", decision.kept_tokens, route=route)
     if decision.coverage is not None and not decision.continued:
-        record("presift.coverage", decision.coverage, route=route)
+        record("presift.coverage", decision.coverage, route=route, of="mask")

@@ -81,6 +81,7 @@ class TargetInfo:
     supported: frozenset[Route]
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
+    kv_pool_tokens: int = 0
 
 
 class Target(Protocol):

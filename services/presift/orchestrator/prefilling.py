@@ -34,16 +34,16 @@ class Prefiller:
         self._target = target
         self._salt = salt
         self._flights: SingleFlight[None] = SingleFlight()
-        self._under_way: set[str] = set()
 
     async def read(self, token_ids: NDArray[np.uint32]) -> float:
         """Milliseconds until the target had read the prompt; 0 where it could not."""
         started, key = time.perf_counter(), _key(token_ids)
         try:
-            await self._flights.run(key, lambda: self._prefill(key, token_ids))
-        except PresiftError as error:
+            await self._flights.run(key, lambda: self._prefill(token_ids))
+        except Exception as error:  # whatever it is: Generate will read the prompt, or say why it cannot
             count("presift.prefill.failures")
-            log.warning("not read while the draft worked: %s", error.message)
+            reason = error.message if isinstance(error, PresiftError) else type(error).__name__
+            log.warning("not read while the draft worked: %s", reason)
             return 0.0
         return (time.perf_counter() - started) * 1000
 
@@ -54,16 +54,12 @@ class Prefiller:
 
     async def join(self, token_ids: NDArray[np.uint32]) -> float:
         """Wait for another request's reading of the same prompt, if one is under way; milliseconds."""
-        return await self.read(token_ids) if _key(token_ids) in self._under_way else 0.0
+        return await self.read(token_ids) if self._flights.is_under_way(_key(token_ids)) else 0.0
 
-    async def _prefill(self, key: str, token_ids: NDArray[np.uint32]) -> None:
-        self._under_way.add(key)
-        try:
-            with span("prefill"):
-                # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
-                await self._target.prefill(token_ids, self._salt, None)
-        finally:
-            self._under_way.discard(key)
+    async def _prefill(self, token_ids: NDArray[np.uint32]) -> None:
+        with span("prefill"):
+            # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
+            await self._target.prefill(token_ids, self._salt, None)
 
 
 @asynccontextmanager

@@ -35,6 +35,7 @@ def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo
         supported=wire.known_routes(reply.supported_routes),
         unsupported=_reasons(reply),
         kv_page_tokens=reply.kv_page_tokens or 1,
+        kv_pool_tokens=reply.kv_pool_tokens,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
+from presift.core.kv_plan import KvPlan
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
@@ -93,6 +94,13 @@ def must_keep(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> N
     flags = covered(protected, prompt_tokens)
     flags[max(0, prompt_tokens - window) :] = True
     return flags
+
+
+def keeps_what_is_protected(plan: KvPlan, protected: tuple[Span, ...], prompt_tokens: int) -> bool:
+    """Whether an earlier plan certainly kept what is protected now, as far as it reaches."""
+    covers = plan.prompt_tokens
+    wanted = covered(protected, prompt_tokens)[:covers]
+    return not (wanted & ~must_keep(plan.protected, covers, plan.policy.window + 1)).any()
 
 
 def must_keep_kv(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> int:

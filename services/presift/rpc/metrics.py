@@ -33,11 +33,12 @@ DECLARED: tuple[Metric, ...] = (
     Metric("presift.kv.tokens", "counter", "{token}", "KV tokens that prompts held while decoding", ("route",)),
     Metric("presift.entries.reused", "counter", "{request}", "Compressed entries found in the radix cache", ("route",)),
     Metric("presift.prefill.failures", "counter", "{request}", "Prompts not read while the draft worked"),
-    Metric("presift.coverage", "histogram", "1", "Coverage of compressed prompts", ("route",)),
+    Metric("presift.coverage", "histogram", "1", "Coverage: of the draft's mask, of the target's KV", ("route", "of")),
     Metric("presift.ttft", "histogram", "ms", "Time to first token at the orchestrator", ("route", "cache")),
     Metric("presift.draft.duration", "histogram", "ms", "Stages of scoring", ("stage",)),
     Metric("presift.draft.refused", "counter", "{request}", "Score requests refused", ("reason",)),
     Metric("presift.target.ttft", "histogram", "ms", "Time to first token inside the target"),
+    Metric("presift.target.selection", "histogram", "ms", "Selecting KV inside the target", ("stage",)),
     Metric("presift.target.tokens", "counter", "{token}", "Tokens of the target", ("kind",)),
     Metric("presift.target.aborted", "counter", "{request}", "Requests aborted inside the engine"),
 )

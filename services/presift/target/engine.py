@@ -104,7 +104,7 @@ Event = Tokens | Finished
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What an engine is: `name` with version, its model, what it can do. `model.context_tokens` bounds prompt plus
-    answer. `unsupported` says why it does not serve a route that it might.
+    answer. `unsupported` says why it does not serve a route that it might. `kv_pool_tokens` 0 is unknown.
     """
 
     name: str
@@ -113,6 +113,7 @@ class EngineInfo:
     can_stop_at_strings: bool
     unsupported: dict[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
+    kv_pool_tokens: int = 0
 
 
 class Engine(Protocol):

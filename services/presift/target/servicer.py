@@ -82,6 +82,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 for route, reason in engine.info.unsupported.items()
             ],
             kv_page_tokens=engine.info.kv_page_tokens,
+            kv_pool_tokens=engine.info.kv_pool_tokens,
         )
 
     def _ready(self) -> Engine:

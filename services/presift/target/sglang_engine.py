@@ -136,13 +136,14 @@ class SglangEngine(Engine):
             kv_heads=config.get_total_num_kv_heads(),
             vocabulary_size=config.vocab_size,
         )
-        page_tokens = (await self.plugin_state()).get("page_tokens", 1)
+        state = await self.plugin_state()
+        page_tokens, pool_tokens = state.get("page_tokens", 1), state.get("pool_tokens", 0)
         reason = await self._why_no_kv_dropping(model.vocabulary_size, page_tokens)
         # Which prompt tokens there are is the caller's affair: the target reads what it gets.
         routes = (Route.FULL, Route.SPEC_PC, *(_KV_ROUTES if reason is None else ()))
         unsupported = {} if reason is None else dict.fromkeys(_KV_ROUTES, reason)
         name = f"sglang {__version__}"
-        return EngineInfo(name, model, routes, folder.has_tokenizer, unsupported, page_tokens)
+        return EngineInfo(name, model, routes, folder.has_tokenizer, unsupported, page_tokens, pool_tokens)
 
     async def _why_no_kv_dropping(self, vocabulary_size: int, page_tokens: int) -> str | None:
         if not self._options.kv_dropping:

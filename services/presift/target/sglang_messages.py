@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from presift.core.errors import InternalError, InvalidRequest, PresiftError, RouteUnsupported, TargetUnavailable
+from presift.core.errors import (
+    BudgetExceeded,
+    InternalError,
+    InvalidRequest,
+    PresiftError,
+    PromptTooLong,
+    RouteUnsupported,
+    TargetUnavailable,
+)
 from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Tokens
 from presift.target.sglang_plugin import parameters
 
@@ -74,13 +82,21 @@ class AnswerReader:
         return Finished(prompt_tokens, meta["cached_tokens"], meta["completion_tokens"], end, kv_tokens=prompt_tokens)
 
 
+# What the plugin refuses, by the class that it names.
+_REFUSALS: dict[str, Callable[[str], PresiftError]] = {
+    "RouteUnsupported": lambda message: RouteUnsupported("kv_plan", "set", "unset", message),
+    "InvalidRequest": lambda message: InvalidRequest("kv_plan", "refused", "one that can be carried out", message),
+    "PromptTooLong": lambda message: PromptTooLong("token_ids", "refused", "fewer", message),
+    "BudgetExceeded": lambda message: BudgetExceeded("kv_plan", "refused", "a larger capacity", message),
+    "InternalError": InternalError,
+}
+
+
 def _aborted(reason: dict[str, Any]) -> PresiftError:
     message = str(reason.get("message") or "the request was aborted inside the engine")
-    kind = str(reason.get("err_type") or "")
-    if kind == f"{parameters.KEY}.{RouteUnsupported.__name__}":
-        return RouteUnsupported("kv_plan", "set", "unset", message)
-    if kind.startswith(f"{parameters.KEY}."):
-        return InvalidRequest("kv_plan", "refused", "one that the engine can carry out", message)
+    owner, _, kind = str(reason.get("err_type") or "").partition(".")
+    if owner == parameters.KEY and kind in _REFUSALS:
+        return _REFUSALS[kind](message)
     if reason.get("status_code") == 400:
         return InternalError("SGLang refused a request that presift had found valid")
     return TargetUnavailable(message)

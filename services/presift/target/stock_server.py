@@ -1,8 +1,8 @@
 """`python -m presift.target.stock_server ARGUMENTS`: SGLang's own HTTP server on a plain CPU.
 
-On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` does the same; none of presift's services
-is involved in either. A plain CPU needs torchvision's missing operators before SGLang is imported, in each of its
-processes: its children import the main module again, so they are declared here.
+On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` is meant to do the same (not tried yet).
+None of presift's services is involved in either. A plain CPU needs torchvision's missing operators before SGLang is
+imported, in each of its processes: its children import the main module again, so they are declared here.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REASON_DRAFT_TIMEOUT: _ClassVar[DecisionReason]
     DECISION_REASON_DRAFT_CHANGED: _ClassVar[DecisionReason]
     DECISION_REASON_MASK_REJECTED: _ClassVar[DecisionReason]
+    DECISION_REASON_KV_POOL_TOO_SMALL: _ClassVar[DecisionReason]
     DECISION_REASON_CHEAPEST: _ClassVar[DecisionReason]
     DECISION_REASON_BUDGET_NOT_MET: _ClassVar[DecisionReason]
     DECISION_REASON_COVERAGE_TOO_LOW: _ClassVar[DecisionReason]
@@ -44,6 +45,7 @@ DECISION_REASON_DRAFT_OVERLOADED: DecisionReason
 DECISION_REASON_DRAFT_TIMEOUT: DecisionReason
 DECISION_REASON_DRAFT_CHANGED: DecisionReason
 DECISION_REASON_MASK_REJECTED: DecisionReason
+DECISION_REASON_KV_POOL_TOO_SMALL: DecisionReason
 DECISION_REASON_CHEAPEST: DecisionReason
 DECISION_REASON_BUDGET_NOT_MET: DecisionReason
 DECISION_REASON_COVERAGE_TOO_LOW: DecisionReason

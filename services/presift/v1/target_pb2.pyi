@@ -130,20 +130,22 @@ class TargetServiceGetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TargetServiceGetInfoResponse(_message.Message):
-    __slots__ = ("model", "engine", "supported_routes", "running_requests", "unsupported_routes", "kv_page_tokens")
+    __slots__ = ("model", "engine", "supported_routes", "running_requests", "unsupported_routes", "kv_page_tokens", "kv_pool_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     UNSUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     KV_PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_POOL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: _plan_pb2.ModelInfo
     engine: str
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
     running_requests: int
     unsupported_routes: _containers.RepeatedCompositeFieldContainer[UnsupportedRoute]
     kv_page_tokens: int
-    def __init__(self, model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., engine: _Optional[str] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., running_requests: _Optional[int] = ..., unsupported_routes: _Optional[_Iterable[_Union[UnsupportedRoute, _Mapping]]] = ..., kv_page_tokens: _Optional[int] = ...) -> None: ...
+    kv_pool_tokens: int
+    def __init__(self, model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., engine: _Optional[str] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., running_requests: _Optional[int] = ..., unsupported_routes: _Optional[_Iterable[_Union[UnsupportedRoute, _Mapping]]] = ..., kv_page_tokens: _Optional[int] = ..., kv_pool_tokens: _Optional[int] = ...) -> None: ...
 
 class UnsupportedRoute(_message.Message):
     __slots__ = ("route", "reason")

@@ -77,6 +77,7 @@ class Options:
     message_bytes: int = 2**20
     unsupported: tuple = ()
     kv_page_tokens: int = 0
+    kv_pool_tokens: int = 0
     prefills: bool = True
     turns: int = 8
     defaults: Defaults = DEFAULTS
@@ -89,7 +90,11 @@ class House:
         self._exit = AsyncExitStack()
         self.draft = FakeDraft(options.draft or model("draft"))
         self.target = FakeTarget(
-            options.target or model("target"), options.routes, options.kv_page_tokens, options.unsupported
+            options.target or model("target"),
+            options.routes,
+            options.kv_page_tokens,
+            options.unsupported,
+            options.kv_pool_tokens,
         )
         self.store = options.store or MemoryStore(CacheLimits())
         self.draft_server, self.target_server = (GrpcServer(ServerOptions(LOCAL), []) for _ in range(2))

@@ -108,9 +108,16 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
     prompt that Prefill has read is cached but for its final token; of others three tokens are. `prefill_faults` act on
     the Prefills to come, `prefills_cancelled` counts those that were cancelled."""
 
-    def __init__(self, model, routes=(plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC), kv_page_tokens=0, unsupported=()):
+    def __init__(
+        self,
+        model,
+        routes=(plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC),
+        kv_page_tokens=0,
+        unsupported=(),
+        kv_pool_tokens=0,
+    ):
         self.model, self.routes = model, routes
-        self.kv_page_tokens, self.unsupported = kv_page_tokens, unsupported
+        self.kv_page_tokens, self.unsupported, self.kv_pool_tokens = kv_page_tokens, unsupported, kv_pool_tokens
         self.prefills, self.prefill_faults, self.prefills_cancelled = [], deque(), 0
         self.entries, self.prefixes = set(), set()
         self.calls, self.faults = [], deque()
@@ -191,6 +198,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             supported_routes=self.routes,
             running_requests=self.running,
             kv_page_tokens=self.kv_page_tokens,
+            kv_pool_tokens=self.kv_pool_tokens,
             unsupported_routes=[target_pb2.UnsupportedRoute(route=r, reason=why) for r, why in self.unsupported],
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.errors import PresiftError
+from presift.core.errors import PromptTooLong
 from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -143,9 +143,12 @@ async def test_a_full_pool_makes_requests_wait_and_nobody_fails(start: Any, plan
 
 async def test_what_can_never_fit_the_pool_is_refused_at_once(start: Any, plan: Any, prompt: Any) -> None:
     driver = await start(kv_pool_tokens=1500)
-    with pytest.raises(PresiftError, match=r"KV slots|lookahead"):
-        await driver.answer(prompt(5000, 1470), plan(CAPACITY))
-    await driver.idle()
+    # Prompt, lookahead, entry and rounding: exactly what the pool has, which SGLang would never admit.
+    longest = 1500 - 5 - CAPACITY - 3
+    with pytest.raises(PromptTooLong, match="KV slots"):
+        await driver.answer(prompt(5000, longest), plan(CAPACITY), max_new_tokens=2)
+    await driver.answer(prompt(5001, longest - 1), plan(CAPACITY), max_new_tokens=2)
+    await driver.empty()
 
 
 async def test_a_flush_between_answers_loses_nothing(start: Any, plan: Any, prompt: Any) -> None:

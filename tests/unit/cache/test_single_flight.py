@@ -154,3 +154,28 @@ async def test_an_asker_with_a_deadline_leaves_alone() -> None:
             await flight.run("k", work)
     work.go.set()
     assert await patient == ("result 1", False)
+
+
+@pytest.mark.asyncio
+async def test_it_says_what_is_under_way() -> None:
+    flight, work = SingleFlight[str](), Work()
+    assert not flight.is_under_way("k")
+    tasks = await ask(flight, work, 2)
+    assert flight.is_under_way("k") and not flight.is_under_way("other")
+    await cancel(tasks[0])
+    assert flight.is_under_way("k")
+    work.go.set()
+    assert await tasks[1] == ("result 1", True)
+    assert not flight.is_under_way("k")
+
+
+@pytest.mark.asyncio
+async def test_what_everybody_left_or_what_failed_is_not_under_way() -> None:
+    flight, left, failed = SingleFlight[str](), Work(), Work(InternalError("planted"))
+    await cancel(*await ask(flight, left, 2))
+    assert not flight.is_under_way("k")
+    failed.go.set()
+    (task,) = await ask(flight, failed, 1)
+    with pytest.raises(InternalError):
+        await task
+    assert not flight.is_under_way("k")

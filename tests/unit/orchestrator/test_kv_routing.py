@@ -139,6 +139,33 @@ def test_protected_over_budget(wanted, changes):
     assert kv(wanted, at_the_budget).reason is Reason.REQUESTED
 
 
+# 5 of lookahead, 50 of KV and the final token, beside what is read; and two pages.
+@pytest.mark.parametrize("page", [1, 10])
+@pytest.mark.parametrize(("wanted", "read"), [(KV, 1000), (KV_PC, 200)])
+def test_scoring_fits_the_targets_pool(wanted, read, page):
+    needed = read + 5 + 50 + 1 + 2 * page
+    facts = replace(FACTS, kv_page_tokens=page, kv_pool_tokens=needed + 1)
+    assert kv(wanted, facts).reason is Reason.REQUESTED
+    for pool in (needed, 1):
+        small = replace(facts, kv_pool_tokens=pool)
+        choice = kv(wanted, small)
+        assert (choice.route, choice.reason, choice.policy) == (Route.FULL, Reason.KV_POOL_TOO_SMALL, None)
+        assert f"{needed} slots" in choice.detail and f"pool has {pool}" in choice.detail
+        with pytest.raises(BudgetExceeded):
+            kv(wanted, small, max_kv_tokens=51, strict=True)
+        assert kv(wanted, small, max_kv_tokens=51).reason is Reason.KV_POOL_TOO_SMALL
+
+
+def test_a_pool_that_is_not_known_is_not_asked():
+    assert kv(KV, replace(FACTS, kv_pool_tokens=0)).reason is Reason.REQUESTED
+
+
+def test_a_mask_needs_no_room_for_a_lookahead():
+    options = KvOptions(selection=KvSelection.DRAFT_MASK)
+    for pool, reason in ((1054, Reason.REQUESTED), (1053, Reason.KV_POOL_TOO_SMALL)):
+        assert kv(KV, replace(FACTS, kv_pool_tokens=pool), options).reason is reason
+
+
 REFUSED = {
     "strict prompt budget": (KV, {"max_prompt_tokens": 300, "strict": True}, {}, BudgetExceeded),
     "strict and protected": (KV, {"max_kv_tokens": 50, "strict": True}, {"must_keep_kv": 60}, BudgetExceeded),
@@ -233,6 +260,7 @@ def test_a_later_turn_must_fit_the_context():
             context_tokens=st.integers(1, 400),
             supported=st.sampled_from([ALL, frozenset({Route.FULL, Route.SPEC_PC})]),
             kv_page_tokens=st.sampled_from([1, 16]),
+            kv_pool_tokens=st.sampled_from([0, 1000]) | st.integers(1, 400),
         )
     ),
 )
@@ -257,6 +285,8 @@ def test_whatever_is_chosen_holds(wanted, budget, options, facts):
         assert facts.must_keep_kv <= spec.capacity < read - 1 or choice.route is KV_PC
         assert spec.capacity % facts.kv_page_tokens == 0 and held < read + facts.kv_page_tokens
         assert choice.keep_full_prefix is (choice.route is KV)
+        slots = read + spec.lookahead_tokens + spec.capacity + 1 + 2 * facts.kv_page_tokens
+        assert slots < facts.kv_pool_tokens or not facts.kv_pool_tokens
     if budget.max_kv_tokens is not None and (budget.strict or choice.route is not Route.FULL):
         assert held <= budget.max_kv_tokens
     if budget.strict and budget.max_prompt_tokens is not None:

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.errors import InternalError, InvalidRequest, PresiftError, RouteUnsupported, TargetUnavailable
+from presift.core.errors import (
+    BudgetExceeded,
+    InternalError,
+    InvalidRequest,
+    PresiftError,
+    PromptTooLong,
+    RouteUnsupported,
+    TargetUnavailable,
+)
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
@@ -100,11 +108,30 @@ def test_a_route_that_the_plugin_does_not_serve() -> None:
     assert (error.field, error.message) == ("kv_plan", "not here: LoRA")
 
 
-@pytest.mark.parametrize("kind", ["InvalidRequest", "BudgetExceeded", "PromptTooLong"])
-def test_a_plan_that_the_plugin_refuses(kind: str) -> None:
-    error = refused(err_type=f"presift.{kind}", status_code=400, message="capacity is 3; it must be > 4")
-    assert type(error) is InvalidRequest
-    assert (error.field, error.message) == ("kv_plan", "capacity is 3; it must be > 4")
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (InvalidRequest, "kv_plan"),
+        (BudgetExceeded, "kv_plan"),
+        (PromptTooLong, "token_ids"),
+        (RouteUnsupported, "kv_plan"),
+    ],
+)
+def test_a_plan_that_the_plugin_refuses(kind: type[PresiftError], field: str) -> None:
+    error: Any = refused(err_type=f"presift.{kind.__name__}", status_code=400, message="capacity is 3; not > 4")
+    assert type(error) is kind
+    assert (error.field, error.message) == (field, "capacity is 3; not > 4")
+    assert all(error.details.values())
+
+
+def test_a_defect_of_the_plugin_is_a_defect_of_ours() -> None:
+    error = refused(err_type="presift.InternalError", status_code=500, message="presift: KeyError")
+    assert (type(error), error.message) == (InternalError, "presift: KeyError")
+
+
+def test_classes_of_others_and_of_later_plugins_are_no_class_of_ours() -> None:
+    for kind in ("theirs.InvalidRequest", "InvalidRequest", "presift.Other", "presift"):
+        assert type(refused(err_type=kind, status_code=503, message="m")) is TargetUnavailable
 
 
 @pytest.mark.parametrize("reason", [{"status_code": 503, "err_type": "presift"}, {"status_code": 500}, {}])

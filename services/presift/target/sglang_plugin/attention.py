@@ -38,6 +38,11 @@ class Pass:
         self._rows: list[Rows] = []
         self._pool: Any = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Nobody's queries are wanted."""
+        return not self._rows
+
     def begin(self, forward: Any, batch: Any, runner: Any) -> None:
         """Move positions past what was dropped; note whose queries are wanted. `forward` is the new ForwardBatch."""
         states = [state_of(request) for request in batch.reqs]
@@ -70,6 +75,8 @@ def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:
     values = torch.tensor(shifts, dtype=forward.positions.dtype)
     if not forward.forward_mode.is_decode_or_idle():
         values = values.repeat_interleave(torch.tensor(list(batch.extend_lens)))
+    # Beam search puts rows behind those of the requests; they are none of ours.
+    values = torch.nn.functional.pad(values, (0, forward.positions.numel() - values.numel()))
     return values.to(forward.positions.device, non_blocking=True)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from presift.core.kv_plan import must_keep
+from presift.core.masks import KvMask
 from presift.target.sglang_plugin.entries import LEASED_SHARE, Leases, publish
 from presift.target.sglang_plugin.parameters import KEY, mask_to_values
 from presift.target.sglang_plugin.scores import Scores
@@ -31,10 +32,15 @@ _REMEMBERED = 4096
 log = logging.getLogger(__name__)
 
 
+# An entry's name, and whether the full prefix stays: who shares a making must want the same.
+RunKey = tuple[str, bool]
+
+
 @dataclass(slots=True, eq=False)
 class Run:
-    """The making of one entry: the request that is scored, and the callers' requests that wait for it."""
+    """The making of one entry, under `key` of Chain.runs: the request that is scored, the callers' that wait for it."""
 
+    key: RunKey
     scoring: Any
     waiting: list[Any] = field(default_factory=list)
 
@@ -44,13 +50,13 @@ class Chain:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[RunKey, Run] = {}
         self.leases = Leases(scheduler.tree_cache, int(scheduler.max_total_num_tokens * LEASED_SHARE))
         self._missing: list[Any] = []
         self._coverage: OrderedDict[str, float | None] = OrderedDict()
 
     def counts(self) -> dict[str, int]:
-        """Side state (all 0 when idle), the pool's KV slots (free, evictable, locked), and the page size."""
+        """Side state (all 0 when idle), the pool's KV slots (free, evictable, locked, all), and its page size."""
         tree = self._scheduler.tree_cache
         return {
             "runs": len(self.runs),
@@ -62,6 +68,7 @@ class Chain:
             "evictable_slots": tree.evictable_size(),
             "locked_slots": tree.protected_size(),
             "page_tokens": self._scheduler.page_size,
+            "pool_tokens": self._scheduler.max_total_num_tokens,
         }
 
     def entry_is_missing(self, request: Any) -> None:
@@ -84,17 +91,25 @@ class Chain:
         return started
 
     def tidy(self) -> None:
-        """Release expired leases; put callers whose scoring is gone (aborted, timed out) back into the queue."""
-        self.leases.release_expired()
-        for entry, run in list(self.runs.items()):
-            scoring = run.scoring
-            if not (scoring.kv.holds_kv or any(each is scoring for each in self._scheduler.waiting_queue)):
-                self._finish(entry)
+        """Release leases that expired or whose request left the queue by another door; put callers whose scoring is
+        gone (aborted, timed out) back into the queue.
+        """
+        if not self.runs and not len(self.leases):
+            return
+        queued = {request.rid for request in self._scheduler.waiting_queue}
+        self.leases.release_except(queued)
+        for run in list(self.runs.values()):
+            if not (run.scoring.kv.holds_kv or run.scoring.rid in queued):
+                self._finish(run)
+
+    def make_room(self) -> bool:
+        """Give up all leases; True if there were any. Their requests have their entries made again, if evicted."""
+        return self.leases.release_except(())
 
     def settle(self, request: Any, state: Scoring) -> None:
         """The prompt of a scored request was just read: make its entry, lease it to those that wait."""
         state.is_settled = True
-        entry, run = state.of.entry, self.runs.get(state.of.entry)
+        run = self.runs.get(_key(state.of))
         if run is None or run.scoring is not request:
             return
         if state.scores is not None and not state.scores.is_complete:
@@ -109,18 +124,19 @@ class Chain:
             self._fail(run, 500, f"presift: an entry could not be made: {type(error).__name__}")
             return
         if node is None:
-            self._try_again(run)
+            log.warning("presift: no room for an entry of %d KV pairs yet", state.of.kept)
+            self._finish(run)
             return
-        self._made(entry, run, node, (time.perf_counter() - started) * 1e3)
+        self._made(run, node, (time.perf_counter() - started) * 1e3)
 
     def unpark(self, prefix: str, every: bool = False) -> None:
         """Hand requests that wait aside back to the queue, where SGLang will look for those that it aborts."""
-        for entry, run in list(self.runs.items()):
+        for run in list(self.runs.values()):
             leaving = [request for request in run.waiting if every or request.rid.startswith(prefix)]
             run.waiting = [request for request in run.waiting if request not in leaving]
             self._scheduler.waiting_queue.extend(leaving)
             if leaving and not run.waiting:
-                self._abandon(entry, run)
+                self._abandon(run)
 
     def forget(self) -> None:
         """The tree is emptied."""
@@ -136,31 +152,40 @@ class Chain:
         if state.attempts > MAX_ATTEMPTS:
             abort(request, 503, f"presift: no room for a compressed entry after {MAX_ATTEMPTS} attempts")
             return True
-        run = self.runs.get(state.entry)
+        key = _key(state)
+        run = self.runs.get(key)
         if run is not None:
             run.waiting.append(request)
             del queue[place]
+            self._raise_priority(run.scoring, request.priority)
             return False
         scoring = _scoring_request(self._scheduler, request, state)
-        self.runs[state.entry] = Run(scoring, [request])
+        self.runs[key] = Run(key, scoring, [request])
         queue[place] = scoring
         return True
 
-    def _made(self, entry: str, run: Run, node: Any, publish_ms: float) -> None:
+    def _raise_priority(self, scoring: Any, priority: int | None) -> None:
+        """The most urgent of those that wait decides."""
+        if priority is not None and scoring.priority is not None:
+            more_urgent = min if self._scheduler.schedule_low_priority_values_first else max
+            scoring.priority = more_urgent(scoring.priority, priority)
+
+    def _made(self, run: Run, node: Any, publish_ms: float) -> None:
         state = state_of(run.scoring)
         assert isinstance(state, Scoring)
-        cached = min(run.scoring.cached_tokens, len(state.of.prompt))
-        coverage, score_ms, mask = None, 0.0, state.of.plan.kv_mask
-        if state.scores is not None:
-            coverage, score_ms, mask = state.scores.coverage, state.scores.ms, state.scores.mask
-        self._remember(entry, coverage)
-        for request in run.waiting:
-            waiting = state_of(request)
-            assert isinstance(waiting, Compressed)
-            kept = mask_to_values(mask) if mask is not None and waiting.plan.report_kept else None
-            waiting.made(cached, score_ms=score_ms, publish_ms=publish_ms, coverage=coverage, kv_mask=kept)
-            self.leases.take(request.rid, node, waiting.kept)
-        self._finish(entry)
+        scores, cached = state.scores, min(run.scoring.cached_tokens, len(state.of.prompt))
+        coverage, score_ms = (None, 0.0) if scores is None else (scores.coverage, scores.ms)
+        self._remember(state.of.entry, coverage)
+        waiting = [(request, state_of(request)) for request in run.waiting]
+        # Copied from the device, so only where somebody asked.
+        wanted = any(isinstance(each, Compressed) and each.plan.report_kept for _, each in waiting)
+        kept = mask_to_values(_kept_mask(state)) if wanted else None
+        for request, each in waiting:
+            assert isinstance(each, Compressed)
+            told = kept if each.plan.report_kept else None
+            each.made(cached, score_ms=score_ms, publish_ms=publish_ms, coverage=coverage, kv_mask=told)
+            self.leases.take(request.rid, node, each.kept)
+        self._finish(run)
 
     def _remember(self, entry: str, coverage: float | None) -> None:
         self._coverage[entry] = coverage
@@ -168,28 +193,36 @@ class Chain:
         while len(self._coverage) > _REMEMBERED:
             self._coverage.popitem(last=False)
 
-    def _try_again(self, run: Run) -> None:
-        log.warning("presift: no room for an entry of %d KV pairs yet", state_of(run.waiting[0]).kept)  # type: ignore[union-attr]
-        self._finish(next(entry for entry, each in self.runs.items() if each is run))
-
     def _fail(self, run: Run, status: int, message: str) -> None:
         for request in run.waiting:
             abort(request, status, message)
-        self._finish(next(entry for entry, each in self.runs.items() if each is run))
+        self._finish(run)
 
-    def _finish(self, entry: str) -> None:
-        run = self.runs.pop(entry)
+    def _finish(self, run: Run) -> None:
+        """Nothing is being made any more: those that wait go back to the head of the queue."""
+        del self.runs[run.key]
         self._scheduler.waiting_queue[:0] = run.waiting
 
-    def _abandon(self, entry: str, run: Run) -> None:
+    def _abandon(self, run: Run) -> None:
         """Nobody waits for this entry any more."""
-        del self.runs[entry]
+        del self.runs[run.key]
         scheduler, scoring = self._scheduler, run.scoring
         if any(each is scoring for each in scheduler.waiting_queue):
             scheduler.waiting_queue.remove(scoring)
         elif scheduler.chunked_req is scoring:
             scheduler._pending_chunked_abort_req = scoring
         # Its last chunk is under way otherwise: it ends by itself, and settles nothing.
+
+
+def _key(state: Compressed) -> RunKey:
+    return state.entry, state.plan.keep_full_prefix
+
+
+def _kept_mask(state: Scoring) -> KvMask:
+    mask = state.of.plan.kv_mask if state.scores is None else state.scores.mask
+    if mask is None:
+        raise AssertionError("neither scores nor a mask")
+    return mask
 
 
 def abort(request: Any, status: int, message: str) -> None:
@@ -222,7 +255,8 @@ def _scoring_request(scheduler: Any, request: Any, state: Compressed) -> Any:
     scoring.tokenizer = scheduler.tokenizer
     scoring.logprob_start_len = -1
     scoring.skip_radix_cache_insert = not state.plan.keep_full_prefix
-    scoring.time_stats.set_wait_queue_entry_time()
+    # Not the time of now: whoever limits how long a request may wait means the caller's.
+    scoring.time_stats.wait_queue_entry_time = request.time_stats.wait_queue_entry_time
     return scoring
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +61,13 @@ class Leases:
         if lease is not None:
             self._tree.dec_lock_ref(lease.node, lease.receipt)
 
-    def release_expired(self) -> None:
+    def release_except(self, queued: Collection[str]) -> bool:
+        """Release those that expired, and those of requests that are not among `queued`; True if there were any."""
         now = time.monotonic()
-        for request_id in [held for held, lease in self._held.items() if lease.expires_s <= now]:
+        gone = [held for held, lease in self._held.items() if held not in queued or lease.expires_s <= now]
+        for request_id in gone:
             self.release(request_id)
+        return bool(gone)
 
     def release_matching(self, prefix: str) -> None:
         """Those of all requests whose id begins so: SGLang aborts by prefix."""

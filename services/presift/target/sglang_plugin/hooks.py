@@ -1,9 +1,10 @@
-"""Every function of SGLang that the plugin hooks, and what it does there. All of it is inert for ordinary requests."""
+"""Every function of SGLang that the plugin hooks, and what it does there. Ordinary requests pass through unchanged."""
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from presift.target.sglang_plugin import intake
@@ -32,7 +33,9 @@ class Plugin:
             f"{srt}managers.scheduler.Scheduler.abort_request": self._abort_came,
             f"{srt}managers.scheduler.Scheduler.get_internal_state": self._state_asked,
             f"{srt}managers.schedule_batch.Req._compute_max_prefix_len": self._prefix_capped,
+            f"{srt}managers.schedule_batch.ScheduleBatch.check_decode_mem": self._decode_room_asked,
             f"{srt}managers.schedule_policy.PrefillAdder.add_one_req": self._admission_asked,
+            f"{srt}managers.schedule_policy.PrefillAdder.add_chunked_req": self._next_chunk_asked,
             f"{srt}model_executor.forward_batch_info.ForwardBatch.init_new": self._pass_begun,
             f"{srt}layers.attention.base_attn_backend.AttentionBackend.forward": self._attended,
             f"{srt}managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
@@ -66,7 +69,21 @@ class Plugin:
         if self.chain.start_missing() and plan.batch_to_run is None:
             # Else an idle scheduler would go to sleep over the request that was just put into its queue.
             plan = original(scheduler, plan.running_batch)
+        is_stuck = plan.batch_to_run is None and plan.running_batch.is_empty() and scheduler.chunked_req is None
+        if is_stuck and scheduler.waiting_queue and self.chain.make_room():
+            # SGLang counts on one request alone always fitting; what is leased to others may be in its way.
+            plan.running_batch.batch_is_full = False
+            plan = original(scheduler, plan.running_batch)
+            if self.chain.start_missing() and plan.batch_to_run is None:
+                plan = original(scheduler, plan.running_batch)
         return plan
+
+    def _decode_room_asked(self, original: Any, batch: Any, *args: Any, **kwargs: Any) -> bool:
+        has_room: bool = original(batch, *args, **kwargs)
+        if not has_room and self.chain is not None and self.chain.make_room():
+            # A running request goes before those that are not admitted yet.
+            has_room = original(batch, *args, **kwargs)
+        return has_room
 
     def _abort_came(self, original: Any, scheduler: Any, received: Any) -> None:
         if self.chain is not None:
@@ -108,6 +125,13 @@ class Plugin:
             self.chain.admitted(request, state)
         return result
 
+    def _next_chunk_asked(self, original: Any, adder: Any, request: Any) -> Any:
+        state = state_of(request)
+        if not isinstance(state, Scoring):
+            return original(adder, request)
+        with _as_if_generating(request, state):
+            return original(adder, request)
+
     def _pass_begun(self, original: Any, kind: type, batch: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
         forward = original(kind, batch, runner, *args, **kwargs)
         self._pass.begin(forward, batch, runner)
@@ -115,6 +139,8 @@ class Plugin:
 
     def _attended(self, original: Any, backend: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(backend, *args, **kwargs)
+        if self._pass.is_plain:
+            return result
         named = dict(zip(("q", "k", "v", "layer"), args, strict=False)) | kwargs
         self._pass.attended(named["q"], named["layer"])
         return result
@@ -158,29 +184,45 @@ class Plugin:
         return original(tree, *args, **kwargs)
 
 
-def not_hooked(targets: Any) -> str | None:
-    """The reason, if one of `targets` is not hooked in this process: SGLang itself would only log it."""
-    from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: PLC0415
-
-    missing = [target for target in targets if target not in HookRegistry._patched or not _is_wrapped(target)]
+def not_hooked(hooks: Mapping[str, Callable[..., Any]]) -> str | None:
+    """The reason, if one of `hooks` is not in place in this process: SGLang itself would only log it."""
+    missing = [target for target, hook in hooks.items() if not _is_in_place(target, hook)]
     return f"not hooked: {', '.join(missing)}" if missing else None
 
 
-def _is_wrapped(target: str) -> bool:
+def _is_in_place(target: str, hook: Callable[..., Any]) -> bool:
     path, _, name = target.rpartition(".")
-    return hasattr(getattr(pkgutil.resolve_name(path), name), "__wrapped__")
+    try:
+        function = getattr(pkgutil.resolve_name(path), name, None)
+    except (ImportError, AttributeError):
+        return False
+    while function is not None:
+        # SGLang's wrapper closes over the hook that it calls.
+        cells = getattr(getattr(function, "__func__", function), "__closure__", None) or ()
+        for cell in cells:
+            with suppress(ValueError):  # an empty one
+                if cell.cell_contents == hook:
+                    return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def _admit_scoring(original: Any, adder: Any, request: Any, state: Scoring, *args: Any, **kwargs: Any) -> Any:
-    # As if the entry were to be generated: so its slots are counted, and a full pool makes the request wait.
-    request.sampling_params.max_new_tokens = state.of.kept + 1
-    try:
+    with _as_if_generating(request, state):
         result = original(adder, request, *args, **kwargs)
-    finally:
-        request.sampling_params.max_new_tokens = 0
     if request in adder.can_run_list and state.scores is not None:
         state.scores.restart()
     return result
+
+
+@contextmanager
+def _as_if_generating(request: Any, state: Scoring) -> Iterator[None]:
+    """While SGLang counts, the entry is what the request will generate: so a full pool makes it wait."""
+    request.sampling_params.max_new_tokens = state.of.kept + 1
+    try:
+        yield
+    finally:
+        request.sampling_params.max_new_tokens = 0
 
 
 def _has_been_read(request: Any, state: Scoring) -> bool:

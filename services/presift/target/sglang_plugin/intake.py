@@ -6,12 +6,9 @@ from array import array
 from typing import Any
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError, PromptTooLong, RouteUnsupported
-from presift.core.kv_plan import KvPlan, check_plan
+from presift.core.kv_plan import KvPlan, check_plan, scoring_slots
 from presift.target.sglang_plugin.parameters import KEY, from_text
 from presift.target.sglang_plugin.states import Compressed, Report, Untouched, entry_name
-
-# How an error's class travels in an abort's message, for our own services to read.
-_STATUS = 400
 
 
 def admit(scheduler: Any, received: Any, unsupported: str | None) -> None:
@@ -31,6 +28,7 @@ def admit(scheduler: Any, received: Any, unsupported: str | None) -> None:
     if prompt_tokens <= plan.capacity_for(scheduler.page_size):
         sampling.custom_params[KEY] = Untouched(Report(len(tokens), len(tokens), 0))
         return
+    _check_room(scheduler, plan, prompt_tokens, kept)
     prompt, suffix = tokens[:prompt_tokens], tokens[prompt_tokens:]
     entry = entry_name(plan, prompt, kept, (received.extra_key, received.cache_salt))
     state = Compressed(plan, prompt, kept, entry, received.extra_key, len(suffix))
@@ -43,8 +41,10 @@ def refuse(scheduler: Any, received: Any, error: PresiftError) -> None:
     """Answer `received` with an abort that names the reason."""
     from sglang.srt.managers.io_struct import AbortReq  # noqa: PLC0415 - in the scheduler alone
 
+    # The class travels in `err_type`, for our own services to read.
     kind = type(error).__name__
-    reason = {"type": "abort", "status_code": _STATUS, "message": error.message, "err_type": f"{KEY}.{kind}"}
+    status = 500 if isinstance(error, InternalError) else 400
+    reason = {"type": "abort", "status_code": status, "message": error.message, "err_type": f"{KEY}.{kind}"}
     answer = AbortReq(rid=received.rid, finished_reason=reason)
     scheduler.ipc_channels.send_to_tokenizer.send_output(answer, received)
 
@@ -54,6 +54,7 @@ def _refuse_what_cannot_work(received: Any) -> None:
     sampling = received.sampling_params
     obstacles = {
         "n": sampling.n != 1,
+        "beam_width": (getattr(sampling, "beam_width", None) or 1) > 1,
         "repetition_penalty": sampling.repetition_penalty != 1.0,
         "frequency_penalty": sampling.frequency_penalty != 0.0,
         "presence_penalty": sampling.presence_penalty != 0.0,
@@ -62,6 +63,11 @@ def _refuse_what_cannot_work(received: Any) -> None:
         "session": received.session_params is not None or received.session_id is not None,
         "input_embeds": received.input_embeds is not None or received.mm_inputs is not None,
         "return_hidden_states": bool(received.return_hidden_states),
+        "positional_embed_overrides": received.positional_embed_overrides is not None,
+        "token_type_ids": received.token_type_ids is not None,
+        "token_indices_to_pool": received.token_indices_to_pool is not None,
+        "multi_item_delimiter_indices": received.multi_item_delimiter_indices is not None,
+        "custom_logit_processor": received.custom_logit_processor is not None,
     }
     for name, applies in obstacles.items():
         if applies:
@@ -86,7 +92,6 @@ def _check(scheduler: Any, plan: KvPlan, tokens: int, prompt_tokens: int, max_ne
     if tokens + max_new_tokens > context:
         sizes = f"{tokens} prompt tokens and {max_new_tokens} new ones"
         raise PromptTooLong("input_ids", tokens, f"<= {context - max_new_tokens}", f"{sizes} exceed {context}")
-    _check_room(scheduler, plan, prompt_tokens, kept)
     return kept
 
 
@@ -95,9 +100,10 @@ def _check_room(scheduler: Any, plan: KvPlan, prompt_tokens: int, kept: int) -> 
     if read >= scheduler.max_req_len:
         raise PromptTooLong("input_ids", f"{read} tokens with the lookahead", f"< {scheduler.max_req_len}")
     # While it is scored, a prompt holds its own KV, the lookahead's and the entry's.
-    needed = read + kept + 2 * scheduler.page_size
-    if needed > scheduler.max_total_num_tokens:
-        raise PromptTooLong("input_ids", f"{needed} KV slots while scoring", f"<= {scheduler.max_total_num_tokens}")
+    # Less than the pool: one that SGLang can never admit would stand at the head of its queue for ever.
+    needed = scoring_slots(read, kept, scheduler.page_size)
+    if needed >= scheduler.max_total_num_tokens:
+        raise PromptTooLong("input_ids", f"{needed} KV slots while scoring", f"< {scheduler.max_total_num_tokens}")
 
 
 def checked(error: BaseException) -> PresiftError:

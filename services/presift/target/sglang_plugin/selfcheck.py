@@ -6,6 +6,7 @@ found again as an entry of that length.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from presift.target.engine import Engine, Finished, GenerateRequest, Sampling, T
 _SALT = "presift-selfcheck"
 _ANSWER_TOKENS = 4
 _WINDOW = 8
+_PATIENCE_S = 180.0
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +38,22 @@ class _Failed(Exception):
 
 
 async def why_unsupported(engine: CheckedEngine, vocabulary_size: int, page_tokens: int) -> str | None:
-    """The reason why route spec_kv cannot be served; None if it can. Leaves the radix cache empty."""
+    """The reason why route spec_kv cannot be served; None if it can, and then the radix cache is empty. Never raises:
+    the other routes are served all the same.
+    """
     try:
-        if reason := (await engine.plugin_state()).get("unsupported"):
-            return str(reason)
-        await _canary(engine, vocabulary_size, page_tokens)
-    except _Failed as failure:
-        return f"the canary failed: {failure}"
-    except PresiftError as error:
-        return f"the canary failed: {error.message}"
-    except Exception as error:  # the other routes are served all the same
+        async with asyncio.timeout(_PATIENCE_S):
+            if reason := (await engine.plugin_state()).get("unsupported"):
+                return str(reason)
+            await _canary(engine, vocabulary_size, page_tokens)
+            await engine.flush()
+    except (_Failed, PresiftError) as error:
+        return f"the canary failed: {error}"
+    except TimeoutError:
+        return f"the canary failed: no answer within {_PATIENCE_S:.0f} s"
+    except Exception as error:
         log.exception("presift: the canary failed")
         return f"the canary failed: {type(error).__name__}"
-    finally:
-        await engine.flush()
     return None
 
 

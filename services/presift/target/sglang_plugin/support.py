@@ -40,6 +40,9 @@ def _obstacles(scheduler: Any) -> list[tuple[str, bool]]:
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
         ("PD disaggregation", str(getattr(arguments, "disaggregation_mode", "null")) != "null"),
         ("hierarchical cache", bool(scheduler.enable_hierarchical_cache)),
+        # Leases run by each rank's own clock, and a failure to publish is one rank's alone.
+        ("tensor parallelism", arguments.tp_size > 1),
+        ("data parallelism", arguments.dp_size > 1),
         ("pipeline parallelism", arguments.pp_size > 1),
         ("data-parallel attention", bool(arguments.enable_dp_attention)),
         ("LoRA", bool(scheduler.enable_lora)),

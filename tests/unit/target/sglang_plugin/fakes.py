@@ -49,6 +49,7 @@ class Request:
     cached_tokens: int = 0
     abort: tuple[str, int, str] | None = None
     skip_radix_cache_insert: bool = False
+    priority: int | None = None
 
     @property
     def kv(self) -> Any:
@@ -73,6 +74,7 @@ class Scheduler:
     chunked_req: Any = None
     _pending_chunked_abort_req: Any = None
     page_size: int = 1
+    schedule_low_priority_values_first: bool = False
     token_to_kv_pool_allocator: Any = field(default_factory=lambda: SimpleNamespace(available_size=lambda: 3))
 
 

@@ -58,8 +58,9 @@ def test_switched_on_every_target_of_the_installed_sglang_is_hooked_once() -> No
         f"{_PREPARED}{_LOADED}"
         "from presift.target.sglang_plugin.hooks import Plugin, not_hooked;"
         "from presift.target.sglang_plugin.support import why_not_this_sglang;"
+        "hooks = {target: each[0][1] for target, each in HookRegistry._hooks.items()};"
         "targets = set(Plugin().around());"
-        "print([why_not_this_sglang(), not_hooked(targets), targets == HookRegistry._patched,"
+        "print([why_not_this_sglang(), not_hooked(hooks), targets == set(hooks) == HookRegistry._patched,"
         "{len(hooks) for hooks in HookRegistry._hooks.values()}])"
     )
     assert run(code, PRESIFT_SGLANG_PLUGIN="1") == "[None, None, True, {1}]"
@@ -71,7 +72,8 @@ def test_a_renamed_target_is_named() -> None:
         f"{_PREPARED}"
         "from sglang.srt.managers.schedule_batch import Req; del Req._compute_max_prefix_len;"
         f"{_LOADED}"
-        "from presift.target.sglang_plugin.hooks import Plugin, not_hooked; print(not_hooked(Plugin().around()))"
+        "from presift.target.sglang_plugin.hooks import not_hooked;"
+        "print(not_hooked({target: each[0][1] for target, each in HookRegistry._hooks.items()}))"
     )
     name = "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len"
     assert run(code, PRESIFT_SGLANG_PLUGIN="1") == f"not hooked: {name}"

@@ -81,6 +81,25 @@ def test_positions_of_a_decode_step_go_on_after_the_whole_prompt() -> None:
     assert seen.positions.dtype == torch.int64
 
 
+def test_rows_behind_those_of_the_requests_are_left_where_they_are() -> None:
+    """The members of a beam, in a batch with a request on its entry."""
+    seen = forward([9, 5, 6, 7], "decode")
+    run = Pass()
+    run.begin(seen, batch(Row("a", compressed()), Row("b")), Machine())
+    assert seen.positions.tolist() == [9 + SHIFT, 5, 6, 7]
+    assert run.is_plain
+
+
+def test_a_pass_is_plain_where_nobodys_queries_are_wanted() -> None:
+    machine, run = Machine(), Pass()
+    assert run.is_plain
+    run.begin(forward(list(range(22)), "extend"), batch(scoring(), prefixes=[0], lengths=[22]), machine)
+    assert not run.is_plain
+    for mode, request in (("decode", scoring()), ("extend", Row("a")), ("extend", Row("b", compressed()))):
+        run.begin(forward([9], mode), batch(request, prefixes=[8], lengths=[1]), machine)
+        assert run.is_plain
+
+
 def test_positions_of_an_extend_step_are_moved_for_each_new_token() -> None:
     seen = forward([8, 9, 10, 0, 1, 8], "extend")
     requests = Row("a", compressed(suffix_tokens=2)), Row("b"), Row("c", compressed())

@@ -27,6 +27,7 @@ from presift.target.sglang_plugin.states import Compressed, Report, Scoring, Unt
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
 
 MASK = KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool))
+DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), lookahead_token_ids=(50, 51), keep_full_prefix=False)
 MASKED = KvPlan(SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK), kv_mask=MASK, report_kept=True)
 SIDE_STATE = ("runs", "waiting", "missing", "leases", "leased_tokens")
 
@@ -47,7 +48,8 @@ class House:
         assert scheduler is self.scheduler
         given = state.plan.kv_mask is not None
         seen: Any = SimpleNamespace(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
-        return Request(f"presift-{request.rid}", Scoring(state, None if given else seen), cached_tokens=6)
+        scored = Scoring(state, None if given else seen)
+        return Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
 
     def _publish(self, scheduler: Any, request: Request, state: Scoring) -> Any:
         assert scheduler is self.scheduler and state is request.state
@@ -73,8 +75,8 @@ class House:
             self.chain.entry_is_missing(request)
         return self.chain.start_missing()
 
-    def scoring(self, entry: str = "entry") -> Request:
-        scoring: Request = self.chain.runs[entry].scoring
+    def scoring(self, entry: str = "entry", keep: bool = True) -> Request:
+        scoring: Request = self.chain.runs[entry, keep].scoring
         return scoring
 
     def run(self, scoring: Request) -> None:
@@ -99,7 +101,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> House:
 
 def test_it_is_idle_at_first_and_tells_the_pool(house: House) -> None:
     assert house.side_state() == [0] * 5
-    pool = {"free_slots": 3, "evictable_slots": 7, "locked_slots": 5, "page_tokens": 1}
+    pool = {"free_slots": 3, "evictable_slots": 7, "locked_slots": 5, "page_tokens": 1, "pool_tokens": 1000}
     assert pool.items() <= house.chain.counts().items()
     assert not house.chain.start_missing()
 
@@ -153,6 +155,92 @@ def test_other_entries_are_other_runs(house: House) -> None:
     house.finish(house.scoring("two"))
     assert house.queue == [second, house.scoring("one")]
     assert house.side_state() == [1, 1, 0, 1, KEPT]
+
+
+def test_who_wants_the_full_prefix_kept_does_not_share_with_who_does_not(house: House) -> None:
+    """One entry; what its making leaves of the prompt is not the same."""
+    keeping, dropping, late = caller("a"), caller("b", plan=DROPPING), caller("c", plan=DROPPING)
+    house.queue[:] = [keeping, dropping]
+    assert house.miss(keeping, dropping)
+    kept, dropped = house.scoring(keep=True), house.scoring(keep=False)
+    assert house.queue == [kept, dropped]
+    assert (kept.state.of, dropped.state.of) == (keeping.state, dropping.state)
+    assert {key: run.key for key, run in house.chain.runs.items()} == {
+        ("entry", True): ("entry", True),
+        ("entry", False): ("entry", False),
+    }
+    house.run(dropped)
+    house.queue.append(late)
+    assert not house.miss(late)
+    house.finish(dropped)
+    assert house.queue == [dropping, late, kept]
+    house.run(kept)
+    house.finish(kept)
+    assert house.queue == [keeping, dropping, late]
+    assert house.side_state() == [0, 0, 0, 3, 3 * KEPT]
+
+
+@pytest.mark.parametrize(
+    ("low_first", "first", "second", "then"),
+    [
+        (False, 3, 5, 5),
+        (False, 5, 3, 5),
+        (True, 3, 5, 3),
+        (True, 5, 3, 3),
+        (False, None, 3, None),
+        (False, 3, None, 3),
+    ],
+)
+def test_the_most_urgent_who_waits_decides(
+    house: House, low_first: bool, first: int | None, second: int | None, then: int | None
+) -> None:
+    house.scheduler.schedule_low_priority_values_first = low_first
+    callers = [caller("a"), caller("b")]
+    callers[0].priority, callers[1].priority = first, second
+    house.queue[:] = callers
+    house.miss(*callers)
+    assert house.scoring().priority == then
+    assert [each.priority for each in callers] == [first, second]
+
+
+def test_a_lease_ends_with_its_request(house: House) -> None:
+    """Timed out, or aborted by a name that the plugin did not see."""
+    callers = [caller("a"), caller("b")]
+    house.queue[:] = callers
+    house.miss(*callers)
+    house.run(house.scoring())
+    house.finish(house.scoring())
+    house.chain.tidy()
+    assert len(house.locks) == 2
+    house.queue.remove(callers[0])
+    house.chain.tidy()
+    assert house.side_state() == [0, 0, 0, 1, KEPT]
+    house.admit(callers[1])
+
+
+def test_an_idle_chain_does_not_look_at_the_queue(house: House) -> None:
+    """It is asked before each pass, and the queue may be long."""
+
+    class Unread(list[Any]):
+        def __iter__(self) -> Any:
+            raise AssertionError("the queue was read")
+
+    house.scheduler.waiting_queue = Unread([Request("x")])
+    house.chain.tidy()
+
+
+def test_room_is_made_of_all_leases_and_their_requests_come_again(house: House) -> None:
+    request = caller("a")
+    house.queue.append(request)
+    assert not house.chain.make_room()
+    house.miss(request)
+    assert not house.chain.make_room()
+    house.run(house.scoring())
+    house.finish(house.scoring())
+    assert house.chain.make_room()
+    assert house.locks == [] and not house.chain.make_room()
+    assert house.queue == [request]
+    assert house.miss(request) and request.state.attempts == 2
 
 
 def test_a_request_that_left_the_queue_meanwhile_starts_nothing(house: House) -> None:
@@ -389,6 +477,20 @@ def test_a_scored_mask_is_told_to_those_who_ask(house: House) -> None:
     assert [request.state.report.kv_mask for request in callers] == [None, mask_to_values(MASK)]
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_mask_is_built_only_where_somebody_asked(house: House, monkeypatch: pytest.MonkeyPatch, asks: bool) -> None:
+    """It is copied from the device."""
+    built: list[Any] = []
+    monkeypatch.setattr(chains, "_kept_mask", lambda state: built.append(state) or MASK)
+    asking = KvPlan(SpecKv(capacity=KEPT, window=3), report_kept=asks)
+    callers = [caller("a"), caller("b", plan=asking)]
+    house.queue[:] = callers
+    house.miss(*callers)
+    house.run(house.scoring())
+    house.finish(house.scoring())
+    assert len(built) == asks
+
+
 def test_the_lookahead_is_not_counted_as_cached(house: House) -> None:
     request = caller("a")
     house.queue.append(request)
@@ -422,7 +524,8 @@ class Storm:
 
     def arrive(self) -> None:
         self.came += 1
-        self.living.append(caller(f"{self.came}", f"entry {self.chance.randrange(3)}"))
+        plan = DROPPING if self.chance.random() < 0.3 else None
+        self.living.append(caller(f"{self.came}", f"entry {self.chance.randrange(3)}", plan=plan))
         self.house.queue.append(self.living[-1])
 
     def pass_by(self) -> None:
@@ -451,6 +554,13 @@ class Storm:
             self.living.remove(request)
             self.house.admit(request)
 
+    def slip_out(self) -> None:
+        """By a door that the plugin does not watch: its lease ends with the next look at the queue."""
+        for request in [each for each in self.house.queue if isinstance(each.state, Compressed)][:1]:
+            self.house.queue.remove(request)
+            self.living.remove(request)
+        self.house.chain.tidy()
+
     def leave(self, prefix: str = "", every: bool = False) -> None:
         prefix = prefix or (self.chance.choice(self.living).rid if self.living else "none")
         self.house.chain.unpark(prefix, every)
@@ -464,7 +574,8 @@ class Storm:
         places = [each.rid for each in (*self.house.queue, *waiting) if isinstance(each.state, Compressed)]
         assert sorted(places) == sorted(each.rid for each in self.living)
         assert len(self.house.locks) == len(self.house.chain.leases)
-        assert all(run.waiting for run in self.house.chain.runs.values())
+        assert all(run.waiting and run.key == key for key, run in self.house.chain.runs.items())
+        assert set(self.house.chain.leases._held) <= {each.rid for each in self.living}
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -472,8 +583,8 @@ def test_no_caller_and_no_lock_is_ever_lost(house: House, seed: int) -> None:
     """Each caller is in the queue or waits in one run, exactly once, until it is admitted or aborted."""
     storm = Storm(house, seed)
     often = [storm.arrive, storm.pass_by, storm.read, storm.settle, storm.admit] * 3
-    for _ in range(400):
-        storm.chance.choice([*often, storm.vanish, storm.leave])()
+    for _ in range(600):
+        storm.chance.choice([*often, storm.vanish, storm.leave, storm.slip_out, house.chain.make_room])()
         storm.check()
     storm.leave(every=True)
     house.chain.start_missing()
@@ -497,6 +608,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     asked: Any = SimpleNamespace(
         eos_token_ids={1}, vocab_size=512, priority=3, cache_salt="salt", http_worker_ipc=None, state=state
     )
+    asked.time_stats = SimpleNamespace(wait_queue_entry_time=123.5)
     scheduler = SimpleNamespace(tokenizer=object(), model_config=SimpleNamespace(num_hidden_layers=4))
     scoring = chains._scoring_request(scheduler, asked, state)
     assert scoring.origin_input_ids == array("q", [*range(PROMPT_TOKENS), 50, 51])
@@ -504,6 +616,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     assert (scoring.sampling_params.max_new_tokens, scoring.sampling_params.temperature) == (0, 1.0)
     assert scoring.sampling_params.top_k == 1
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
+    assert scoring.time_stats.wait_queue_entry_time == 123.5
     assert scoring.rid.startswith("presift-")
     assert scoring.rid != chains._scoring_request(scheduler, asked, state).rid
     own = state_of(scoring)

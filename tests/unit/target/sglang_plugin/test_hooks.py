@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -54,11 +55,24 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+class Owner:
+    """Hooks are bound methods, made anew each time that they are asked for."""
+
+    def hook(self, original: Any) -> str:
+        return f"hooked {original()}"
+
+    def hooks(self, *targets: str) -> dict[str, Any]:
+        return {target: self.hook for target in targets}
+
+
+OWNER = Owner()
+
+
 def register(registry: Any, *targets: str) -> None:
     from sglang.srt.plugins.hook_registry import HookType
 
-    for target in targets:
-        registry.register(target, lambda original: f"hooked {original()}", HookType.AROUND)
+    for target, hook in OWNER.hooks(*targets).items():
+        registry.register(target, hook, HookType.AROUND)
 
 
 KEPT_ONE, OTHER = "presift_planted.kept", "presift_planted.other"
@@ -67,32 +81,91 @@ KEPT_ONE, OTHER = "presift_planted.kept", "presift_planted.other"
 def test_hooks_that_are_on(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
-    assert not_hooked([KEPT_ONE, OTHER]) is None
+    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) is None
     assert planted.kept() == "hooked kept"
 
 
 def test_a_renamed_target_is_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, "presift_planted.renamed")
     registry.apply_hooks()
-    assert not_hooked([KEPT_ONE, "presift_planted.renamed"]) == "not hooked: presift_planted.renamed"
+    assert not_hooked(OWNER.hooks(KEPT_ONE, "presift_planted.renamed")) == "not hooked: presift_planted.renamed"
 
 
 def test_a_moved_module_is_named(registry: Any, planted: Any) -> None:
     register(registry, "presift_moved.kept", OTHER)
     registry.apply_hooks()
-    assert not_hooked(["presift_moved.kept", OTHER]) == "not hooked: presift_moved.kept"
+    assert not_hooked(OWNER.hooks("presift_moved.kept", OTHER)) == "not hooked: presift_moved.kept"
 
 
 def test_hooks_that_were_registered_too_late_are_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
-    assert not_hooked([KEPT_ONE, OTHER]) == f"not hooked: {KEPT_ONE}, {OTHER}"
+    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) == f"not hooked: {KEPT_ONE}, {OTHER}"
 
 
 def test_a_hook_that_was_taken_off_is_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
     planted.other = lambda: "other"
-    assert not_hooked([KEPT_ONE, OTHER]) == f"not hooked: {OTHER}"
+    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) == f"not hooked: {OTHER}"
+
+
+def foreign(original: Any) -> Any:
+    """Another's wrapper around a function: it has `__wrapped__`, and does not call our hook."""
+
+    @functools.wraps(original)
+    def wrapper() -> str:
+        return f"foreign {original()}"
+
+    return wrapper
+
+
+def test_a_foreign_wrapper_is_not_our_hook(registry: Any, planted: Any) -> None:
+    """It took the place of ours, and SGLang believes ours to be in it."""
+    bare = planted.other
+    register(registry, KEPT_ONE, OTHER)
+    registry.apply_hooks()
+    planted.other = foreign(bare)
+    assert OTHER in registry._patched and planted.other.__wrapped__ is bare
+    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) == f"not hooked: {OTHER}"
+
+
+def test_our_hook_below_a_foreign_wrapper_is_on(registry: Any, planted: Any) -> None:
+    register(registry, KEPT_ONE, OTHER)
+    registry.apply_hooks()
+    planted.other = foreign(planted.other)
+    assert planted.other() == "foreign hooked other"
+    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) is None
+
+
+def test_the_hook_of_another_owner_is_not_ours(registry: Any, planted: Any) -> None:
+    register(registry, KEPT_ONE)
+    registry.apply_hooks()
+    assert not_hooked(Owner().hooks(KEPT_ONE)) == f"not hooked: {KEPT_ONE}"
+
+
+@pytest.mark.parametrize("kind", [classmethod, staticmethod, None])
+def test_methods_of_every_kind_are_found(registry: Any, planted: Any, kind: Any) -> None:
+    def method(*_: Any) -> str:
+        return "method"
+
+    planted.Holder = type("Holder", (), {"method": kind(method) if kind else method})
+    target = "presift_planted.Holder.method"
+    assert not_hooked(OWNER.hooks(target)) == f"not hooked: {target}"
+    register(registry, target)
+    registry.apply_hooks()
+    assert not_hooked(OWNER.hooks(target)) is None
+
+
+def test_a_closure_that_is_not_filled_yet_is_no_hook_and_no_error(planted: Any) -> None:
+    def make() -> Any:
+        def unfilled() -> Any:
+            return later
+
+        return unfilled
+        later = 1
+
+    planted.kept = make()
+    assert not_hooked(OWNER.hooks(KEPT_ONE)) == f"not hooked: {KEPT_ONE}"
 
 
 def test_switched_on_all_hooks_are_registered_around(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,15 +352,103 @@ def test_an_idle_scheduler_looks_again_at_what_was_just_queued(
     monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", Scoring(compressed(), None)))
     request, seen, scheduler = caller("a"), [], scheduler_of(plugin)
     scheduler.waiting_queue.append(request)
+    changed = running_batch()
 
-    def original(_: Any, running: str) -> Any:
+    def original(_: Any, running: Any) -> Any:
         seen.append(running)
         if is_missing and len(seen) == 1:
             plugin.chain.entry_is_missing(request)  # type: ignore[union-attr]
-        return SimpleNamespace(batch_to_run="batch" if runs_anything else None, running_batch="changed")
+        return SimpleNamespace(batch_to_run="batch" if runs_anything else None, running_batch=changed)
 
     plugin._batch_wanted(original, scheduler, "running")
-    assert seen == (["running", "changed"] if is_missing and not runs_anything else ["running"])
+    assert seen == (["running", changed] if is_missing and not runs_anything else ["running"])
+
+
+def running_batch(runs: bool = False) -> Any:
+    return SimpleNamespace(is_empty=lambda: not runs, batch_is_full=True)
+
+
+STUCK: dict[str, Any] = {"scheduled": False, "runs": False, "chunked": False, "waits": True, "leased": True}
+
+
+@pytest.mark.parametrize("name", [None, *STUCK])
+def test_leases_are_given_up_where_nothing_could_be_scheduled(plugin: Plugin, name: str | None) -> None:
+    """SGLang counts on one request alone always fitting. One thing other than that, and nothing is given up."""
+    case = STUCK if name is None else STUCK | {name: not STUCK[name]}
+    scheduler, seen = scheduler_of(plugin), []
+    leased, other = caller("a"), Request("x")
+    assert plugin.chain is not None
+    if case["leased"]:
+        plugin.chain.leases.take("a", object(), KEPT)
+    scheduler.waiting_queue[:] = [leased, other]
+    scheduler.chunked_req = other if case["chunked"] else None
+    running = running_batch(case["runs"])
+
+    def original(_: Any, asked: Any) -> Any:
+        if not case["waits"]:
+            scheduler.waiting_queue.clear()
+        seen.append((asked, len(scheduler.tree_cache.held), running.batch_is_full))
+        return SimpleNamespace(
+            batch_to_run="batch" if case["scheduled"] or len(seen) == 2 else None, running_batch=running
+        )
+
+    plan = plugin._batch_wanted(original, scheduler, "running")
+    held = int(case["leased"])
+    assert seen[0] == ("running", held, True)
+    if name is None:
+        assert seen[1:] == [(running, 0, False)]
+        assert plan.batch_to_run == "batch"
+        assert plugin.chain.counts()["leases"] == 0
+    else:
+        assert seen[1:] == []
+        assert (plugin.chain.counts()["leases"], running.batch_is_full) == (held, True)
+
+
+@pytest.mark.parametrize("leased", [True, False])
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_running_batch_without_room_gets_that_of_the_leases(plugin: Plugin, leased: bool, has_room: bool) -> None:
+    """A running request goes before those that are not admitted yet, and is not retracted for them."""
+    assert plugin.chain is not None
+    if leased:
+        plugin.chain.leases.take("a", object(), KEPT)
+    held, seen = scheduler_of(plugin).tree_cache.held, []
+
+    def original(*args: Any, **kwargs: Any) -> bool:
+        seen.append((args, kwargs, len(held)))
+        return has_room or (leased and not held)
+
+    answer = plugin._decode_room_asked(original, "batch", [0, 1], x=2)
+    calls = [(("batch", [0, 1]), {"x": 2}, int(leased)), (("batch", [0, 1]), {"x": 2}, 0)]
+    again = leased and not has_room
+    assert answer is (has_room or leased)
+    assert seen == (calls if again else calls[:1])
+    assert plugin.chain.counts()["leases"] == int(leased and has_room)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_next_chunk_of_a_scoring_request_is_counted_with_its_entry(plugin: Plugin, fails: bool) -> None:
+    seen: list[int] = []
+
+    def original(adder: str, request: Any) -> str:
+        seen.append(request.new_tokens)
+        if fails:
+            raise RuntimeError("planted")
+        return "chunk"
+
+    request = Admitted("s", Scoring(compressed(), scores()))
+    if fails:
+        with pytest.raises(RuntimeError, match="planted"):
+            plugin._next_chunk_asked(original, "adder", request)
+    else:
+        assert plugin._next_chunk_asked(original, "adder", request) == "chunk"
+    assert (seen, request.new_tokens) == ([KEPT + 1], 0)
+    assert request.state.scores.restarts == []
+
+
+@pytest.mark.parametrize("state", [None, compressed(), Untouched(Report(1, 1, 0))], ids=["none", "entry", "untouched"])
+def test_the_next_chunk_of_others_is_counted_as_ever(plugin: Plugin, state: Any) -> None:
+    request = Admitted("a", state)
+    assert plugin._next_chunk_asked(lambda _, asked: (asked, asked.new_tokens), "adder", request) == (request, 0)
 
 
 @pytest.mark.parametrize("every", [True, False])
@@ -449,6 +610,7 @@ def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
     waiting, scoring = Admitted("a", compressed()), Read("s", Scoring(compressed(), None))
     plugin._tree_reset(lambda tree: seen.append("reset"), "tree")
     plugin._batch_wanted(lambda *_: seen.append("batch"), "scheduler", "running")
+    assert not plugin._decode_room_asked(lambda *_: False, "batch")
     plugin._abort_came(lambda *_: seen.append("abort"), "scheduler", SimpleNamespace(rid="a", abort_all=False))
     plugin._prompt_read(lambda *_: seen.append("read"), "p", SimpleNamespace(reqs=[scoring]), None)
     if find_spec("sglang") is not None:
@@ -462,11 +624,22 @@ def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
 def test_attention_shows_its_queries(plugin: Plugin, monkeypatch: pytest.MonkeyPatch, by_name: bool) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(plugin._pass, "attended", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(plugin._pass, "_rows", ["somebody's"])
     if by_name:
         result = plugin._attended(lambda *_, **__: "out", "backend", q="q", k="k", v="v", layer="layer", x=1)
     else:
         result = plugin._attended(lambda *_, **__: "out", "backend", "q", "k", "v", "layer", "batch", x=1)
     assert (result, seen) == ("out", [("q", "layer")])
+
+
+def test_attention_is_not_looked_at_where_nobodys_queries_are_wanted(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most passes are; and a backend may call it in other ways."""
+    seen: list[Any] = []
+    monkeypatch.setattr(plugin._pass, "attended", lambda *arguments: seen.append(arguments))
+    assert plugin._attended(lambda *_, **__: "out", "backend", x=1) == "out"
+    assert seen == []
 
 
 def test_a_mask_needs_no_scores(plugin: Plugin) -> None:

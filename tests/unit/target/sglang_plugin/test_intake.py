@@ -62,6 +62,11 @@ def received(plan: Any = None, tokens: int = 20, sampling: dict[str, Any] | None
         "input_embeds": None,
         "mm_inputs": None,
         "return_hidden_states": False,
+        "positional_embed_overrides": None,
+        "token_type_ids": None,
+        "token_indices_to_pool": None,
+        "multi_item_delimiter_indices": None,
+        "custom_logit_processor": None,
     }
     return SimpleNamespace(sampling_params=SimpleNamespace(**values | (sampling or {})), **request | others)
 
@@ -131,6 +136,12 @@ OBSTACLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "input_embeds": ({}, {"input_embeds": [[0.0]]}),
     "input_embeds ": ({}, {"mm_inputs": object()}),
     "return_hidden_states": ({}, {"return_hidden_states": True}),
+    "beam_width": ({"beam_width": 2}, {}),
+    "positional_embed_overrides": ({}, {"positional_embed_overrides": object()}),
+    "token_type_ids": ({}, {"token_type_ids": [0]}),
+    "token_indices_to_pool": ({}, {"token_indices_to_pool": [0]}),
+    "multi_item_delimiter_indices": ({}, {"multi_item_delimiter_indices": []}),
+    "custom_logit_processor": ({}, {"custom_logit_processor": "{}"}),
 }
 
 
@@ -139,6 +150,27 @@ def test_what_would_see_the_entrys_name_is_refused(name: str) -> None:
     sampling, others = OBSTACLES[name]
     refusal = refusal_of(InvalidRequest, received(sampling=sampling, **others))
     assert (refusal.field, refusal.value) == (name.strip(), "set")
+
+
+@pytest.mark.parametrize("beam_width", [None, 1])
+def test_a_single_beam_is_not_refused(beam_width: int | None) -> None:
+    request = received(sampling={"beam_width": beam_width})
+    intake.admit(scheduler(), request, None)
+    assert isinstance(request.sampling_params.custom_params[KEY], Compressed)
+
+
+def test_what_is_refused_is_named_as_sglang_names_it() -> None:
+    """A name that SGLang lacks would end each request with an internal error, or refuse nothing."""
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    declare_missing()
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    ours = received(sampling={"beam_width": 1})
+    fields = vars(ours).keys() - {"sampling_params"}
+    assert fields <= set(dir(TokenizedGenerateReqInput))
+    assert vars(ours.sampling_params).keys() <= set(dir(SamplingParams))
 
 
 def test_logprobs_of_the_answer_are_not_refused() -> None:
@@ -192,11 +224,20 @@ def test_prompt_and_lookahead_fit_a_request_of_sglangs() -> None:
     assert refusal.value == "22 tokens with the lookahead"
 
 
-@pytest.mark.parametrize(("page_size", "needed"), [(1, 20 + 2 + 8 + 2), (4, 20 + 2 + 8 + 8)])
+@pytest.mark.parametrize(("page_size", "needed"), [(1, 20 + 2 + 8 + 1 + 2), (4, 20 + 2 + 8 + 1 + 8)])
 def test_prompt_lookahead_and_entry_fit_the_pool_together(page_size: int, needed: int) -> None:
-    intake.admit(scheduler(page_size, max_total_num_tokens=needed), received(), None)
-    refusal = refusal_of(PromptTooLong, received(), scheduler(page_size, max_total_num_tokens=needed - 1))
-    assert refusal.value == f"{needed} KV slots while scoring"
+    """SGLang admits nothing that takes the whole pool: it would stand at the head of the queue for ever."""
+    intake.admit(scheduler(page_size, max_total_num_tokens=needed + 1), received(), None)
+    refusal = refusal_of(PromptTooLong, received(), scheduler(page_size, max_total_num_tokens=needed))
+    assert (refusal.value, refusal.limit) == (f"{needed} KV slots while scoring", f"< {needed}")
+
+
+def test_where_nothing_is_dropped_no_room_is_asked_for() -> None:
+    small = scheduler(max_req_len=9, max_total_num_tokens=9)
+    request = received(tokens=8)
+    intake.admit(small, request, None)
+    assert isinstance(request.sampling_params.custom_params[KEY], Untouched)
+    refusal_of(PromptTooLong, received(tokens=9), small)
 
 
 def test_max_new_tokens_may_be_left_open() -> None:
@@ -207,14 +248,16 @@ def test_max_new_tokens_may_be_left_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "kind", "status"),
     [
-        (InvalidRequest("f", 1, 2), "InvalidRequest"),
-        (RouteUnsupported("f", 1, 2), "RouteUnsupported"),
-        (ZeroDivisionError("secret"), "InternalError"),
+        (InvalidRequest("f", 1, 2), "InvalidRequest", 400),
+        (PromptTooLong("f", 1, 2), "PromptTooLong", 400),
+        (BudgetExceeded("f", 1, 2), "BudgetExceeded", 400),
+        (RouteUnsupported("f", 1, 2), "RouteUnsupported", 400),
+        (ZeroDivisionError("secret"), "InternalError", 500),
     ],
 )
-def test_a_refusal_is_an_abort_that_names_its_kind(error: Exception, kind: str) -> None:
+def test_a_refusal_is_an_abort_that_names_its_kind(error: Exception, kind: str, status: int) -> None:
     if find_spec("sglang") is None:
         pytest.skip("needs SGLang")
     declare_missing()
@@ -225,7 +268,7 @@ def test_a_refusal_is_an_abort_that_names_its_kind(error: Exception, kind: str) 
     intake.refuse(where, request, ours)
     ((answer, to),) = sent
     assert to is request and answer.rid == "r"
-    expected = {"type": "abort", "status_code": 400, "message": ours.message, "err_type": f"presift.{kind}"}
+    expected = {"type": "abort", "status_code": status, "message": ours.message, "err_type": f"presift.{kind}"}
     assert answer.finished_reason == expected
     assert "secret" not in str(answer.finished_reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from presift.core.errors import TargetUnavailable
 from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.engine import Event, Finished, GenerateRequest, Tokens
+from presift.target.sglang_plugin import selfcheck
 from presift.target.sglang_plugin.selfcheck import why_unsupported
 
 Spoil = Callable[[int, Event], Event | None]
@@ -43,15 +45,14 @@ class Engine(EchoEngine):
 
 
 async def reason_of(engine: Engine, page_tokens: int = 1) -> str | None:
-    reason = await why_unsupported(engine, ECHO_MODEL.vocabulary_size, page_tokens)
-    assert engine.flushed == 1
-    return reason
+    return await why_unsupported(engine, ECHO_MODEL.vocabulary_size, page_tokens)
 
 
 @pytest.mark.parametrize("page_tokens", [1, 16, 64, 100])
 async def test_an_engine_that_drops_kv_rightly(page_tokens: int) -> None:
     engine = Engine(kv_page_tokens=page_tokens)
     assert await reason_of(engine, page_tokens) is None
+    assert engine.flushed == 1
     plans = [request.kv_plan for request in engine.requests]
     assert [plan is None for plan in plans] == [True, True, False, False, False]
     capacities = [plan.policy.capacity for plan in plans if plan]
@@ -122,7 +123,39 @@ async def test_a_plugin_that_cannot_be_asked_is_the_reason() -> None:
     assert await reason_of(Engine(TargetUnavailable("gone"))) == "the canary failed: gone"
 
 
-async def test_a_defect_is_a_reason_too_and_the_cache_is_emptied() -> None:
-    engine = Engine(ZeroDivisionError())
-    assert await why_unsupported(engine, 512, 1) == "the canary failed: ZeroDivisionError"
-    assert engine.flushed == 1
+@pytest.mark.parametrize("error", [ZeroDivisionError("secret"), TargetUnavailable("gone")], ids=repr)
+async def test_whatever_goes_wrong_is_a_reason_and_never_raised(error: Exception) -> None:
+    """The other routes are served all the same."""
+    told = "gone" if isinstance(error, TargetUnavailable) else "ZeroDivisionError"
+    assert await reason_of(Engine(error)) == f"the canary failed: {told}"
+
+    class Unflushed(Engine):
+        async def flush(self) -> bool:
+            raise error
+
+    assert await reason_of(Unflushed()) == f"the canary failed: {told}"
+
+
+@pytest.mark.parametrize("hangs_in", ["plugin_state", "generate", "flush"])
+async def test_an_engine_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, hangs_in: str) -> None:
+    monkeypatch.setattr(selfcheck, "_PATIENCE_S", 0.2)
+
+    class Hanging(Engine):
+        async def plugin_state(self) -> dict[str, Any]:
+            return await self._hang("plugin_state") or await super().plugin_state()
+
+        async def flush(self) -> bool:
+            return await self._hang("flush") or await super().flush()
+
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+            await self._hang("generate")
+            async for event in super().generate(request):
+                yield event
+
+        async def _hang(self, where: str) -> Any:
+            if where == hangs_in:
+                await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        reason = await reason_of(Hanging())
+    assert reason is not None and "no answer within" in reason

@@ -56,7 +56,9 @@ def scheduler() -> Any:
         model_config=SimpleNamespace(
             is_encoder_decoder=False, is_multimodal=False, model_is_mrope=False, num_hidden_layers=2
         ),
-        server_args=SimpleNamespace(disaggregation_mode="null", pp_size=1, enable_dp_attention=False),
+        server_args=SimpleNamespace(
+            disaggregation_mode="null", tp_size=1, dp_size=1, pp_size=1, enable_dp_attention=False
+        ),
         spec_algorithm=SimpleNamespace(is_none=lambda: True),
         enable_hierarchical_cache=False,
         enable_lora=False,
@@ -102,6 +104,8 @@ OBSTACLES = {
     "speculative decoding": [_set("spec_algorithm.is_none", lambda: False)],
     "PD disaggregation": [_set("server_args.disaggregation_mode", mode) for mode in ("prefill", "decode")],
     "hierarchical cache": [_set("enable_hierarchical_cache", True)],
+    "tensor parallelism": [_set("server_args.tp_size", 2)],
+    "data parallelism": [_set("server_args.dp_size", 2)],
     "pipeline parallelism": [_set("server_args.pp_size", 2)],
     "data-parallel attention": [_set("server_args.enable_dp_attention", True)],
     "LoRA": [_set("enable_lora", True)],
