@@ -123,10 +123,13 @@ def test_public_names_of_the_client():
         "DeadlineExceeded",
         "Decision",
         "Delta",
+        "ExplainedSpan",
+        "Explanation",
         "Generation",
         "Info",
         "InternalError",
         "InvalidRequest",
+        "KvMask",
         "Model",
         "Overloaded",
         "PresiftError",
@@ -141,7 +144,7 @@ def is_module(value):
     return type(value).__name__ == "module"
 
 
-@pytest.mark.parametrize("command", [[], ["up"], ["generate"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["up"], ["generate"], ["explain"], ["models"]])
 def test_help(command):
     done = subprocess.run(
         [sys.executable, "-c", "from presift.cli.app import main; main()", *command, "--help"],

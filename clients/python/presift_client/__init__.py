@@ -14,6 +14,7 @@ from presift_client.errors import (
     RouteUnsupported,
     Unavailable,
 )
+from presift_client.explanation import ExplainedSpan, Explanation, KvMask
 from presift_client.results import Decision, Delta, Generation, Info, Model, Usage
 
 __all__ = [
@@ -24,10 +25,13 @@ __all__ = [
     "DeadlineExceeded",
     "Decision",
     "Delta",
+    "ExplainedSpan",
+    "Explanation",
     "Generation",
     "Info",
     "InternalError",
     "InvalidRequest",
+    "KvMask",
     "Model",
     "Overloaded",
     "PresiftError",

@@ -11,7 +11,8 @@ import grpc
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from presift_client.channels import options as channel_options
 from presift_client.errors import error_of
-from presift_client.requests import Options, generate_request
+from presift_client.explanation import Explanation, explanation_of
+from presift_client.requests import ExplainOptions, Options, explain_request, generate_request
 from presift_client.results import Event, Generation, Info, event_of, gather, info_of
 
 
@@ -32,6 +33,14 @@ class Client:
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Event]:
         """One Decision, then Deltas, then one Usage. Leaving the loop early cancels the request everywhere."""
         return self._events(generate_request(prompt, options), options.get("deadline_s"))
+
+    def explain(self, prompt: str | None = None, **options: Unpack[ExplainOptions]) -> Explanation:
+        """What would be kept of a prompt and why, without an answer."""
+        request = explain_request(prompt, options)
+        try:
+            return explanation_of(self._stub.Explain(request, timeout=options.get("deadline_s")))
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
 
     def info(self, deadline_s: float | None = 10.0) -> Info:
         """What stands behind the orchestrator."""

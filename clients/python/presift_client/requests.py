@@ -1,4 +1,4 @@
-"""From keyword arguments to a GenerateRequest. Pure; both clients use it."""
+"""From keyword arguments to a GenerateRequest or an ExplainRequest. Pure; both clients use it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 ChatMessage = Mapping[str, Any]
 
 
-class Options(TypedDict, total=False):
-    """What `generate` and `stream` take beside a text prompt. What is left out takes the service's default.
+class PromptOptions(TypedDict, total=False):
+    """What every call takes beside a text prompt. What is left out takes the service's default.
 
     Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
     with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
@@ -39,6 +39,12 @@ class Options(TypedDict, total=False):
     keep_full_prefix: bool
     kv_lookahead_tokens: int
     continue_prompt_tokens: int
+    deadline_s: float | None
+
+
+class Options(PromptOptions, total=False):
+    """What `generate` and `stream` take: the prompt's options, and how the answer is chosen."""
+
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -47,26 +53,27 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
-    deadline_s: float | None
+
+
+class ExplainOptions(PromptOptions, total=False):
+    """What `explain` takes: the prompt's options, and how much to explain.
+
+    `include_kv_mask` asks the target which KV pairs it keeps, on routes that drop KV: it reads the prompt for that.
+    `span_per_token` makes a span of every token instead of runs with one fate.
+    """
+
+    include_kv_mask: bool
+    span_per_token: bool
 
 
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
     """Raises TypeError for an unknown option, ValueError for an unknown route or selection, or unless there is exactly
     one prompt."""
-    unknown = set(options) - Options.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
+    _check_known(options, Options)
     return orchestrator_pb2.GenerateRequest(
         prompt=_prompt(prompt, options),
         route=route_of(options.get("route", "auto")),
-        budget=orchestrator_pb2.Budget(
-            max_prompt_tokens=options.get("max_prompt_tokens"),
-            max_kv_tokens=options.get("max_kv_tokens"),
-            strict=options.get("strict", False),
-            compress_above_tokens=options.get("compress_above_tokens"),
-            max_ttft_ms=options.get("max_ttft_ms"),
-            min_coverage=options.get("min_coverage"),
-        ),
+        budget=_budget(options),
         kv=_kv_options(options),
         sampling=target_pb2.Sampling(
             max_new_tokens=options.get("max_new_tokens"),
@@ -81,12 +88,42 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
     )
 
 
+def explain_request(prompt: str | None, options: ExplainOptions) -> orchestrator_pb2.ExplainRequest:
+    """Raises as `generate_request`."""
+    _check_known(options, ExplainOptions)
+    return orchestrator_pb2.ExplainRequest(
+        prompt=_prompt(prompt, options),
+        route=route_of(options.get("route", "auto")),
+        budget=_budget(options),
+        kv=_kv_options(options),
+        include_kv_mask=options.get("include_kv_mask", False),
+        span_per_token=options.get("span_per_token", False),
+    )
+
+
+def _check_known(options: PromptOptions, kind: type) -> None:
+    unknown = set(options) - kind.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
+
+
+def _budget(options: PromptOptions) -> orchestrator_pb2.Budget:
+    return orchestrator_pb2.Budget(
+        max_prompt_tokens=options.get("max_prompt_tokens"),
+        max_kv_tokens=options.get("max_kv_tokens"),
+        strict=options.get("strict", False),
+        compress_above_tokens=options.get("compress_above_tokens"),
+        max_ttft_ms=options.get("max_ttft_ms"),
+        min_coverage=options.get("min_coverage"),
+    )
+
+
 def route_of(name: str) -> plan_pb2.Route:
     """Raises ValueError, listing the names that are known."""
     return cast(plan_pb2.Route, _number("route", name, plan_pb2.Route, "ROUTE_"))
 
 
-def _kv_options(options: Options) -> orchestrator_pb2.KvOptions | None:
+def _kv_options(options: PromptOptions) -> orchestrator_pb2.KvOptions | None:
     names = {"keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"}
     values: dict[str, Any] = {name.removeprefix("kv_"): options[name] for name in names & options.keys()}  # type: ignore[literal-required]
     if "kv_selection" in options:
@@ -102,7 +139,7 @@ def _number(option: str, name: str, enum: Any, prefix: str) -> int:
     return int(enum.Value(names[name]))
 
 
-def _prompt(prompt: str | None, options: Options) -> orchestrator_pb2.Prompt:
+def _prompt(prompt: str | None, options: PromptOptions) -> orchestrator_pb2.Prompt:
     messages, token_ids, tools = options.get("messages"), options.get("token_ids"), options.get("tools", ())
     if sum(given is not None for given in (prompt, messages, token_ids)) != 1:
         raise ValueError("give exactly one of prompt, messages and token_ids")

@@ -1,11 +1,8 @@
-"""`presift up | generate | models | route`."""
+"""`presift up | generate | explain | route | models`."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from presift.cli import answer
+from presift.cli import answer, explain
 from presift.cli.settings import CliSettings
-from presift_client import Client, PresiftError
+from presift.cli.telling import errors_told, fail, say
+from presift_client import Client
 
 app = typer.Typer(
     help="presift makes long prompts cheap: a small draft says what matters, the large target keeps only that.",
@@ -55,11 +53,11 @@ def up(
     from presift.models.errors import ModelError  # noqa: PLC0415
     from presift.models.fetch import resolve_model  # noqa: PLC0415
 
-    home, say = CliSettings().home, _say
+    home = CliSettings().home
     try:
         draft_model, target_model = (resolve_model(name, home, say) for name in (draft, target))
     except ModelError as error:
-        _fail(str(error))
+        fail(str(error))
     options = StackOptions(
         draft=draft_model,
         target=target_model,
@@ -120,10 +118,13 @@ def generate(
         temperature=temperature,
         deadline_s=deadline_s,
     )
-    with _errors():
+    with errors_told():
         request |= answer.prompt_options(prompt, question, file or [], system)
         with Client(address or CliSettings().address) as client:
             answer.show_json(client, request) if as_json else answer.show_stream(client, request)
+
+
+app.command()(explain.explain)
 
 
 @app.command()
@@ -140,9 +141,9 @@ def models(
     settings = CliSettings()
     try:
         for name in ensure or []:
-            ensure_model(name, settings.home, _say)
+            ensure_model(name, settings.home, say)
     except ModelError as error:
-        _fail(str(error))
+        fail(str(error))
     local = {name: None if folder is None else str(folder) for name, folder in list_models(settings.home).items()}
     served = answer.served(address or settings.address)
     if as_json:
@@ -188,7 +189,7 @@ def route(
         )
         found = route_table.outcome(budget, tokens, cached_prefix, context, max_new_tokens)
     except errors.PresiftError as error:
-        _fail(error.message)
+        fail(error.message)
     print(json.dumps(found.as_json())) if as_json else found.show(Console())
     if not found.is_answered:
         raise typer.Exit(1)
@@ -204,23 +205,3 @@ def _flags(**given: int | bool | None) -> list[str]:
         elif value is not None:
             flags += [f"--{flag}", str(value)]
     return flags
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _fail(message: str) -> None:
-    _say(f"error: {message}")
-    raise typer.Exit(1)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except PresiftError as error:
-        where = f" (field {error.field}, limit {error.limit})" if error.field else ""
-        _fail(f"{error}{where}")
-    except (ValueError, OSError) as error:
-        _fail(str(error))

@@ -1,4 +1,4 @@
-"""Explanation: the fate of every run of prompt tokens. Pure: a plan and importance in, spans out."""
+"""Explanation: the fate of every run of prompt tokens. Pure: a plan, importance and kept KV in, spans out."""
 
 from __future__ import annotations
 
@@ -10,34 +10,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.spans import Span, covered
-from presift.orchestrator.decision import Plan
+from presift.orchestrator.decision import Decision, Plan
+from presift.orchestrator.kept_kv import KeptKv
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedSpan:
-    """A run of tokens with one fate. `characters` is None for prompts of token ids; `importance` is a share, 0..1."""
+    """A run of tokens with one fate. `characters` is None for prompts of token ids; `importance` is a share, 0..1.
+
+    `kept_share` is the share of each token's KV pairs that the target keeps, None where that is not known.
+    """
 
     tokens: Span
     characters: Span | None
     kept: bool
     protected: bool
     importance: float
+    kept_share: float | None = None
 
 
-def explain(plan: Plan, offsets: Sequence[tuple[int, int]] | None) -> list[ExplainedSpan]:
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much to explain: ask the target which KV pairs it keeps; a span of every token instead of runs."""
+
+    kv_mask: bool = False
+    span_per_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was decided and what became of the prompt. `text` is what characters are counted in, empty for token ids."""
+
+    decision: Decision
+    spans: list[ExplainedSpan]
+    text: str = ""
+    kept_kv: KeptKv | None = None
+
+
+def explain(
+    plan: Plan,
+    offsets: Sequence[tuple[int, int]] | None,
+    kept_kv: KeptKv | None = None,
+    *,
+    span_per_token: bool = False,
+) -> list[ExplainedSpan]:
     """Runs in prompt order that cover it wholly. `offsets`: the characters [start, end) of each token."""
     prompt_tokens = int(plan.kept.size)
     protected = covered(plan.protected, prompt_tokens)
-    fate = plan.kept.astype(np.int8) + 2 * protected.astype(np.int8)
-    borders = [0, *(np.flatnonzero(np.diff(fate)) + 1).tolist(), prompt_tokens]
+    held = plan.kept.astype(np.float64) if kept_kv is None else kept_kv.shares
+    is_border = np.ones(max(0, prompt_tokens - 1), dtype=np.bool_)
+    if not span_per_token:
+        is_border = (np.diff(held) != 0) | np.diff(protected)
+    borders = [0, *(np.flatnonzero(is_border) + 1).tolist(), prompt_tokens]
     shares = _shares(plan.importance, prompt_tokens)
     return [
         ExplainedSpan(
             tokens=Span(start, end),
             characters=_characters(offsets, start, end),
-            kept=bool(plan.kept[start]),
+            kept=bool(held[start] > 0),
             protected=bool(protected[start]),
             importance=float(shares[start:end].sum()),
+            kept_share=None if kept_kv is None else float(held[start]),
         )
         for start, end in pairwise(borders)
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import CacheUse, Decision
-from presift.orchestrator.explanation import ExplainedSpan
+from presift.orchestrator.explanation import ExplainedSpan, Explanation
 from presift.orchestrator.pipeline import Delta, Event, Report
 from presift.orchestrator.ports import FinishReason
 from presift.rpc import wire
@@ -75,7 +75,18 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
     )
 
 
-def explained_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:
+def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainResponse:
+    kept_kv = explanation.kept_kv
+    return orchestrator_pb2.ExplainResponse(
+        decision=decision_to_wire(explanation.decision),
+        spans=[_span_to_wire(span) for span in explanation.spans],
+        kv_mask=None if kept_kv is None else wire.kv_mask_to_wire(kept_kv.mask),
+        target_coverage=None if kept_kv is None else kept_kv.coverage,
+        text=explanation.text,
+    )
+
+
+def _span_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:
     characters = span.characters
     return orchestrator_pb2.ExplainedSpan(
         tokens=plan_pb2.Span(start=span.tokens.start, end=span.tokens.end),
@@ -83,4 +94,5 @@ def explained_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:
         kept=span.kept,
         protected=span.protected,
         importance=span.importance,
+        kept_share=span.kept_share,
     )

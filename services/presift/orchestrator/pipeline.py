@@ -12,7 +12,8 @@ from presift.core.errors import TargetUnavailable
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
 from presift.orchestrator.economy import Answered
-from presift.orchestrator.explanation import ExplainedSpan, explain
+from presift.orchestrator.explanation import Detail, Explanation, explain
+from presift.orchestrator.kept_kv import KeptKvReader
 from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.ports import Target, TargetInfo, Usage
@@ -54,6 +55,7 @@ class Pipeline:
         self._models = models
         self._target = target
         self._salt = salt
+        self._kept_kv = KeptKvReader(target, salt)
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
         """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
@@ -72,12 +74,15 @@ class Pipeline:
         """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
         return await self._planner.plan(request, self.target_info(), time_left_s)
 
-    async def explain(self, request: Request) -> tuple[Decision, list[ExplainedSpan]]:
+    async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
         plan = await self._planner.explain(request, self.target_info())
-        prompt = request.prompt
-        offsets = None if isinstance(prompt, TokenIds) else await asyncio.to_thread(self._tokenizer.offsets, prompt)
-        return plan.decision, explain(plan, offsets)
+        kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
+        prompt, text, offsets = request.prompt, "", None
+        if not isinstance(prompt, TokenIds):
+            text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
+        spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
+        return Explanation(plan.decision, spans, text, kept_kv)
 
     def target_info(self) -> TargetInfo:
         """Raises TargetUnavailable before the target has answered once."""

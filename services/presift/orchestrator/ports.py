@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
 from presift.core.kv_plan import KvPlan
+from presift.core.masks import KvMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
@@ -57,8 +58,9 @@ class FinishReason(StrEnum):
 class Usage:
     """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
 
-    The last four are of routes that drop KV: whether the compressed entry was found, the time spent on choosing and on
-    copying, and the share of the scoring queries' attention on what was kept (None where nothing was scored).
+    The last five are of routes that drop KV: whether the compressed entry was found, the time spent on choosing and on
+    copying, the share of the scoring queries' attention on what was kept (None where nothing was scored), and what was
+    kept, where that was asked for and chosen in this call.
     """
 
     prompt_tokens: int
@@ -71,6 +73,7 @@ class Usage:
     score_ms: float = 0.0
     publish_ms: float = 0.0
     coverage: float | None = None
+    kv_mask: KvMask | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from presift.orchestrator.choices import Defaults
+from presift.orchestrator.explanation import Detail
 from presift.orchestrator.incoming import budget_from_wire, kv_options_from_wire, prompt_from_wire, request_from_wire
 from presift.orchestrator.models import Models
-from presift.orchestrator.outgoing import decision_to_wire, event_to_wire, explained_to_wire
+from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.request import Request
 from presift.rpc import wire
@@ -46,10 +47,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             budget=budget_from_wire(request.budget),
             kv=kv_options_from_wire(request.kv),
         )
-        decision, spans = await self._pipeline.explain(parsed)
-        return orchestrator_pb2.ExplainResponse(
-            decision=decision_to_wire(decision), spans=[explained_to_wire(span) for span in spans]
-        )
+        detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
+        return explanation_to_wire(await self._pipeline.explain(parsed, detail, context.time_remaining()))
 
     async def GetInfo(
         self, request: orchestrator_pb2.GetInfoRequest, context: Context

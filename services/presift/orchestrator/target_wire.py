@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from presift.core.errors import InvalidRequest, TargetUnavailable
+from presift.core.masks import KvMask
 from presift.core.plan import Route
 from presift.orchestrator.ports import FinishReason, TargetInfo, Usage
 from presift.orchestrator.request import Sampling
@@ -44,7 +46,7 @@ def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]
 
 
 def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
-    """A finish reason that we do not know is STOP."""
+    """A finish reason that we do not know is STOP. Raises TargetUnavailable for a KV mask that is none."""
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         kv_tokens=usage.kv_tokens,
@@ -56,4 +58,12 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         score_ms=usage.score_ms,
         publish_ms=usage.publish_ms,
         coverage=usage.coverage if usage.HasField("coverage") else None,
+        kv_mask=_kv_mask(usage) if usage.HasField("kv_mask") else None,
     )
+
+
+def _kv_mask(usage: target_pb2.TargetUsage) -> KvMask:
+    try:
+        return wire.kv_mask_from_wire(usage.kv_mask)
+    except InvalidRequest as error:  # the target's fault, not the caller's
+        raise TargetUnavailable(f"the target's answer: {error.message}") from error

@@ -87,10 +87,10 @@ class PromptTokenizer:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
         return self._template(template_messages(prompt), _tools(prompt) or None)
 
-    def offsets(self, prompt: Chat | Text) -> list[tuple[int, int]]:
-        """The characters [start, end) of each token in the rendered prompt."""
+    def located(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered prompt, and the characters [start, end) of each token in it."""
         rendered = self.render(prompt)
-        return list(_tokens(self._backend, rendered, isinstance(prompt, Text)).offsets)
+        return rendered, list(_tokens(self._backend, rendered, isinstance(prompt, Text)).offsets)
 
     def _droppable(self, prompt: Chat | Text, rendered: str) -> tuple[Range, ...]:
         if isinstance(prompt, Text):

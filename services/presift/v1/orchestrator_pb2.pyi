@@ -232,38 +232,50 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("prompt", "budget", "route", "kv")
+    __slots__ = ("prompt", "budget", "route", "kv", "include_kv_mask", "span_per_token")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_KV_MASK_FIELD_NUMBER: _ClassVar[int]
+    SPAN_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     budget: Budget
     route: _plan_pb2.Route
     kv: KvOptions
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ...) -> None: ...
+    include_kv_mask: bool
+    span_per_token: bool
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ..., include_kv_mask: _Optional[bool] = ..., span_per_token: _Optional[bool] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("decision", "spans")
+    __slots__ = ("decision", "spans", "kv_mask", "target_coverage", "text")
     DECISION_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    KV_MASK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     decision: Decision
     spans: _containers.RepeatedCompositeFieldContainer[ExplainedSpan]
-    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[ExplainedSpan, _Mapping]]] = ...) -> None: ...
+    kv_mask: _plan_pb2.KvMask
+    target_coverage: float
+    text: str
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[ExplainedSpan, _Mapping]]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., target_coverage: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ExplainedSpan(_message.Message):
-    __slots__ = ("tokens", "characters", "kept", "protected", "importance")
+    __slots__ = ("tokens", "characters", "kept", "protected", "importance", "kept_share")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
     IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
+    KEPT_SHARE_FIELD_NUMBER: _ClassVar[int]
     tokens: _plan_pb2.Span
     characters: _plan_pb2.Span
     kept: bool
     protected: bool
     importance: float
-    def __init__(self, tokens: _Optional[_Union[_plan_pb2.Span, _Mapping]] = ..., characters: _Optional[_Union[_plan_pb2.Span, _Mapping]] = ..., kept: _Optional[bool] = ..., protected: _Optional[bool] = ..., importance: _Optional[float] = ...) -> None: ...
+    kept_share: float
+    def __init__(self, tokens: _Optional[_Union[_plan_pb2.Span, _Mapping]] = ..., characters: _Optional[_Union[_plan_pb2.Span, _Mapping]] = ..., kept: _Optional[bool] = ..., protected: _Optional[bool] = ..., importance: _Optional[float] = ..., kept_share: _Optional[float] = ...) -> None: ...
 
 class GetInfoRequest(_message.Message):
     __slots__ = ()

@@ -46,7 +46,9 @@ class OrchestratorServiceStub:
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]
     """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
-    Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+    Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
+    prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
+    DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
@@ -69,7 +71,9 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """
     Explain: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
-    Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+    Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
+    prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
+    DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]  # type: ignore[assignment]
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
@@ -101,7 +105,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ExplainResponse, _abc.Awaitable[_orchestrator_pb2.ExplainResponse]]:
         """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
-        Where the route compresses, the draft is asked for importance, past the cache. A retry is safe. Status codes as Generate; here DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+        Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
+        prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
+        DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod

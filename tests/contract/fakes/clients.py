@@ -29,6 +29,9 @@ class Blocking:
 
         return await asyncio.to_thread(take)
 
+    async def explain(self, *args, **options):
+        return await asyncio.to_thread(self._client.explain, *args, **options)
+
     async def info(self):
         return await asyncio.to_thread(self._client.info)
 
@@ -53,6 +56,9 @@ class Asynchronous:
         taken = [await anext(stream) for _ in range(count)]
         await stream.aclose()
         return taken
+
+    async def explain(self, *args, **options):
+        return await self._client.explain(*args, **options)
 
     async def info(self):
         return await self._client.info()

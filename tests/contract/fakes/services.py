@@ -7,7 +7,8 @@ import numpy as np
 
 from presift.core import kv_plan
 from presift.core.errors import InvalidRequest, PresiftError, RouteUnsupported
-from presift.rpc.wire import kv_plan_from_wire
+from presift.core.masks import KvMask
+from presift.rpc.wire import kv_mask_to_wire, kv_plan_from_wire
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 
 VOCABULARY, CONTEXT = 1000, 400
@@ -42,6 +43,19 @@ def bits(indices, prompt_tokens):
 def lookahead(count):
     """The fake draft's continuation of any prompt."""
     return [900 + i for i in range(count)]
+
+
+def kept_kv(prompt_tokens, capacity, window, *, spans=(), layers=4, kv_heads=2):
+    """The fake target's choice, bool[layers, kv_heads, prompt_tokens]: the final token, window and protected spans,
+    then the first tokens from number `layer * kv_heads + head` of the others on, up to the capacity."""
+    protected = {i for start, end in spans for i in range(start, end)}
+    must = protected | set(range(prompt_tokens - 1 - window, prompt_tokens))
+    rest = [i for i in range(prompt_tokens) if i not in must]
+    kept = np.zeros((layers, kv_heads, prompt_tokens), dtype=bool)
+    kept[:, :, sorted(must)] = True
+    for row in range(layers * kv_heads):
+        kept[row // kv_heads, row % kv_heads, rest[row : row + capacity + 1 - len(must)]] = True
+    return kept
 
 
 class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
@@ -104,7 +118,8 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
     """Answers with the prompt reversed, a token at a time. After `pause_after` tokens it waits for `gate`; after
     `die_after` it fails. `cancelled` counts the requests that were cancelled.
 
-    With a KV plan it holds it against the contract and says what the selection of that many KV pairs would use. A
+    With a KV plan it holds it against the contract and says what the selection of that many KV pairs would use, and
+    which they are (`kept_kv`) where that is asked for; `spoil` changes every usage, `reports` off leaves it unsaid. A
     prompt that Prefill has read is cached but for its final token; of others three tokens are. `prefill_faults` act on
     the Prefills to come, `prefills_cancelled` counts those that were cancelled."""
 
@@ -122,7 +137,8 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         self.entries, self.prefixes = set(), set()
         self.calls, self.faults = [], deque()
         self.pause_after = self.die_after = None
-        self.with_usage = True
+        self.with_usage = self.reports = True
+        self.spoil = lambda usage: None
         self.running = self.cancelled = 0
         self.gate = asyncio.Event()
 
@@ -162,6 +178,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         )
         if request.HasField("kv_plan"):
             usage.MergeFrom(self._selected(request))
+        self.spoil(usage)
         yield target_pb2.TargetServiceGenerateResponse(usage=usage)
 
     def _selected(self, request):
@@ -170,7 +187,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         capacity = min(plan.policy.capacity, covered - 1)
         identity = target_pb2.KvPlan()
         identity.CopyFrom(plan)
-        for field in ("keep_full_prefix", "prompt_tokens"):
+        for field in ("keep_full_prefix", "prompt_tokens", "report_kept"):
             identity.ClearField(field)
         entry = request.cache_salt, tuple(request.token_ids[:covered]), identity.SerializeToString()
         usage = target_pb2.TargetUsage(kv_tokens=capacity + 1 + tokens - covered, coverage=0.75)
@@ -178,7 +195,16 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             return target_pb2.TargetUsage(kv_tokens=usage.kv_tokens, cached_tokens=capacity, reused_entry=True)
         self.entries.add(entry)
         usage.score_ms, usage.publish_ms = 11.0, 4.0
+        if plan.report_kept and self.reports:
+            usage.kv_mask.CopyFrom(self._kv_mask(plan, covered))
         return usage
+
+    def _kv_mask(self, plan, covered):
+        if plan.HasField("kv_mask"):
+            return plan.kv_mask
+        spans = [(span.start, span.end) for span in plan.protected_spans]
+        shape = {"layers": self.model.layers, "kv_heads": self.model.kv_heads}
+        return kv_mask_to_wire(KvMask(kept_kv(covered, plan.policy.capacity, plan.policy.window, spans=spans, **shape)))
 
     async def Prefill(self, request, context):
         self.prefills.append(request)

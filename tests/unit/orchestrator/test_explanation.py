@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.spans import Span, covered, merge
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.explanation import ExplainedSpan, explain
+from presift.orchestrator.kept_kv import KeptKv
 
 MODEL = ModelInfo("m", "r", "f", 100, 1, 1, 100)
 
@@ -61,3 +63,29 @@ def test_the_prompt_is_covered_and_shares_sum_to_one(data, kept):
     neighbours = itertools.pairwise(spans)
     assert all((one.kept, one.protected) != (other.kept, other.protected) for one, other in neighbours)
     assert sum(span.importance for span in spans) == pytest.approx(1 if values.sum() > 0 else 0)
+
+
+def kept_kv(*rows, coverage=None):
+    return KeptKv(KvMask(np.array([rows], dtype=np.bool_)), coverage)
+
+
+def test_with_kept_kv_a_token_is_kept_where_any_pair_is():
+    spans = explain(plan([1, 1, 1, 1, 1]), None, kept_kv([1, 1, 0, 0, 1], [1, 1, 1, 0, 1]))
+    assert [(span.tokens, span.kept, span.kept_share) for span in spans] == [
+        (Span(0, 2), True, 1.0),
+        (Span(2, 3), True, 0.5),
+        (Span(3, 4), False, 0.0),
+        (Span(4, 5), True, 1.0),
+    ]
+    assert all(span.kept_share is None for span in explain(plan([1, 0]), None))
+
+
+def test_a_span_of_every_token():
+    importance = np.array([1, 3, 0], dtype=np.float32)
+    spans = explain(plan([1, 1, 1], (), importance), None, span_per_token=True)
+    assert [(span.tokens, span.importance) for span in spans] == [
+        (Span(0, 1), 0.25),
+        (Span(1, 2), 0.75),
+        (Span(2, 3), 0.0),
+    ]
+    assert [span.tokens for span in explain(plan([1]), None, span_per_token=True)] == [Span(0, 1)]

@@ -175,5 +175,6 @@ async def test_dropped_characters_shift_nothing(stripping_bpe):
 def test_offsets_lie_in_the_rendered_prompt(bpe):
     tokenizer = PromptTokenizer(bpe, template)
     prompt = chat(("user", "naïve 😀"))
-    rendered, offsets = tokenizer.render(prompt), tokenizer.offsets(prompt)
+    rendered, offsets = tokenizer.located(prompt)
+    assert rendered == tokenizer.render(prompt)
     assert offsets[0] == (0, len("<|im_start|>")) and offsets[-1][1] == len(rendered)

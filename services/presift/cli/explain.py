@@ -1,0 +1,76 @@
+"""`presift explain`: what would be kept of a prompt and why, in the terminal or as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from presift.cli import answer
+from presift.cli.settings import CliSettings
+from presift.cli.telling import errors_told, say
+from presift_client import Client, Explanation
+from presift_client.requests import ExplainOptions
+
+
+def explain(
+    *,
+    prompt: Annotated[str | None, typer.Argument(help="text, read as it is; or use --question")] = None,
+    question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="a document for the question; repeatable; - is stdin")] = None,
+    system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
+    route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
+    max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
+    compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
+    keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
+    kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
+    kv_map: Annotated[bool, typer.Option(help="where KV is dropped, have the target say which")] = True,
+    html: Annotated[Path | None, typer.Option(help="write a page to this file instead")] = None,
+    deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for all of it")] = None,
+    address: Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")] = None,
+) -> None:
+    """Show what would be kept of a prompt and what dropped, and how important it is to the draft."""
+    request = answer.options(
+        route=route,
+        max_prompt_tokens=max_prompt_tokens,
+        max_kv_tokens=max_kv_tokens,
+        compress_above_tokens=compress_above,
+        kv_selection=kv_selection,
+        keep_full_prefix=keep_full_prefix,
+        kv_lookahead_tokens=kv_lookahead_tokens,
+        strict=strict,
+        deadline_s=deadline_s,
+        include_kv_mask=kv_map,
+        span_per_token=True,
+    )
+    with errors_told():
+        check_place(html)
+        request |= answer.prompt_options(prompt, question, file or [], system)
+        with Client(address or CliSettings().address) as client:
+            explanation = client.explain(**cast(ExplainOptions, request))
+        show(explanation, html)
+
+
+def check_place(html: Path | None) -> None:
+    """Raise ValueError where no file can be, before anything is asked."""
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise ValueError(f"{html} cannot be written: it is a folder, or lies in none")
+
+
+def show(explanation: Explanation, html: Path | None) -> None:
+    """To the terminal, or to a page."""
+    # Imported here: `presift generate` needs neither.
+    from presift.cli import page, terminal  # noqa: PLC0415
+
+    if html is None:
+        terminal.show(explanation, Console())
+        return
+    html.write_text(page.page_of(explanation), encoding="utf-8", newline="\n")
+    for line in terminal.summary(explanation):
+        say(line)
+    say(f"wrote {html} ({html.stat().st_size / 1024:.0f} KiB)")

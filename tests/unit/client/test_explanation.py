@@ -1,0 +1,55 @@
+"""From an ExplainResponse to plain values, and the request for one."""
+
+import pytest
+
+from presift.v1 import orchestrator_pb2, plan_pb2
+from presift_client.explanation import ExplainedSpan, KvMask, explanation_of
+from presift_client.requests import ExplainOptions, Options, explain_request
+
+
+def test_what_is_unset_is_none():
+    span = orchestrator_pb2.ExplainedSpan(tokens=plan_pb2.Span(start=2, end=5), kept=True, importance=0.25)
+    told = explanation_of(orchestrator_pb2.ExplainResponse(spans=[span]))
+    assert told.spans == (ExplainedSpan(2, 5, None, True, False, 0.25, None),) and told.spans[0].tokens == 3
+    assert (told.text, told.kv_mask, told.target_coverage) == ("", None, None)
+
+
+def test_zero_is_not_unset():
+    span = orchestrator_pb2.ExplainedSpan(kept_share=0.0, characters=plan_pb2.Span(start=0, end=0))
+    told = explanation_of(orchestrator_pb2.ExplainResponse(spans=[span], target_coverage=0.0))
+    assert (told.spans[0].kept_share, told.spans[0].characters, told.target_coverage) == (0.0, (0, 0), 0.0)
+
+
+def test_kept_pairs_of_a_head():
+    mask = KvMask(2, 1, 10, bytes([0b00000101, 0b10, 0b10000000, 0]))
+    assert mask.kept(0, 0) == [0, 2, 9] and mask.kept(1, 0) == [7]
+    for layer, head in ((2, 0), (0, 1), (-1, 0)):
+        with pytest.raises(IndexError, match="2 layers with 1 heads"):
+            mask.kept(layer, head)
+
+
+def test_a_request():
+    options = {"route": "spec_kv", "max_kv_tokens": 9, "strict": True, "kv_lookahead_tokens": 2}
+    request = explain_request("x", {**options, "include_kv_mask": True, "span_per_token": True, "deadline_s": 3})
+    assert request == orchestrator_pb2.ExplainRequest(
+        prompt=orchestrator_pb2.Prompt(text="x"),
+        route=plan_pb2.ROUTE_SPEC_KV,
+        budget=orchestrator_pb2.Budget(max_kv_tokens=9, strict=True),
+        kv=orchestrator_pb2.KvOptions(lookahead_tokens=2),
+        include_kv_mask=True,
+        span_per_token=True,
+    )
+
+
+@pytest.mark.parametrize("option", ["max_new_tokens", "temperature", "kv_map"])
+def test_options_that_it_has_not_are_refused(option):
+    with pytest.raises(TypeError, match=option):
+        explain_request("x", {option: 1})
+
+
+def test_every_field_of_the_contract_can_be_set():
+    options = set(ExplainOptions.__annotations__)
+    whole = {"prompt", "budget", "kv"}
+    assert {field.name for field in orchestrator_pb2.ExplainRequest.DESCRIPTOR.fields} - whole <= options
+    assert {field.name for field in orchestrator_pb2.Budget.DESCRIPTOR.fields} <= options
+    assert options - {"include_kv_mask", "span_per_token"} <= set(Options.__annotations__)
