@@ -46,8 +46,10 @@ def stack(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         listen="127.0.0.1:0",
         orchestrator_flags=["--compress-above-tokens", "200", "--capacity", str(CAPACITY)],
     )
+    others = psutil.Process().children(recursive=True)  # engines of other tests
     with LocalStack(options, print) as running:
-        processes = psutil.Process().children(recursive=True)
+        processes = [each for each in psutil.Process().children(recursive=True) if each not in others]
+        assert processes
         yield running
     _, left = psutil.wait_procs(processes, timeout=5)  # Python's own helper of a child process ends a moment after it
     assert left == []

@@ -255,4 +255,11 @@ async def test_get_info_describes_the_model(target: Target) -> None:
     assert info.model.vocabulary_size == VOCABULARY
     assert info.model.tokenizer_fingerprint == ""
     assert 4000 < info.model.context_tokens <= 4096
-    assert list(info.supported_routes) == [plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC]
+    assert list(info.supported_routes) == [
+        plan_pb2.ROUTE_FULL,
+        plan_pb2.ROUTE_SPEC_PC,
+        plan_pb2.ROUTE_SPEC_KV,
+        plan_pb2.ROUTE_SPEC_KV_PC,
+    ]
+    assert not info.unsupported_routes
+    assert info.kv_pool_tokens == POOL_TOKENS

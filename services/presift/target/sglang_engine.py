@@ -11,6 +11,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from presift.core.errors import TargetUnavailable
@@ -38,6 +39,8 @@ class SglangEngine(Engine):
         self._launching: asyncio.Future[Any] | None = None
         self._receiving: asyncio.Task[None] | None = None
         self._foreign = sglang_processes.children()
+        # Known once it is launched; another engine of this process may be launched later.
+        self._own: set[BaseProcess] | None = None
         self._manager: Any = None
         self._info: EngineInfo | None = None
 
@@ -116,6 +119,7 @@ class SglangEngine(Engine):
         return sglang_processes.launch(server_arguments(self._options))
 
     def _use(self, engine: Any) -> None:
+        self._own = sglang_processes.children() - self._foreign
         self._manager = engine.tokenizer_manager
         # What `auto_create_handle_loop` does, without its signal handlers.
         self._manager.event_loop = self._loop
@@ -169,4 +173,5 @@ class SglangEngine(Engine):
             self._manager._handle_abort_req(AbortReq(rid=rid, abort_message=f"the engine is gone: {reason}"))
 
     def _end_children(self) -> None:
-        sglang_processes.end(sglang_processes.children() - self._foreign)
+        own = sglang_processes.children() - self._foreign if self._own is None else self._own
+        sglang_processes.end(own)

@@ -124,5 +124,6 @@ async def start(tiny_model: Callable[[str], Path]) -> AsyncIterator[Callable[...
         return running[key]
 
     yield get
-    for driver in running.values():
+    # The last one first: the handler of failing children is the last one's.
+    for driver in reversed(running.values()):
         await driver.engine.stop()
