@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from presift.core.kv_plan import KvPlan, must_keep
+from presift.core.kv_plan import KvPlan, must_keep_kv
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.attention import Pass
 from presift.target.sglang_plugin.parameters import KEY
@@ -93,7 +93,7 @@ class Layer:
 
     def scoring(self, layers: int) -> Scoring:
         plan = KvPlan(SpecKv(capacity=CAPACITY, window=WINDOW), lookahead_token_ids=(1,) * LOOKAHEAD)
-        protected = torch.from_numpy(must_keep(plan, self.tokens)[: self.first_row])
+        protected = torch.from_numpy(must_keep_kv(plan, self.tokens)[: self.first_row])
         scores = Scores(plan.policy, self.tokens, LOOKAHEAD, CAPACITY, layers, protected)
         return Scoring(Compressed(plan, array("q", bytes(8 * self.tokens)), CAPACITY, "", None, 0), scores)
 

@@ -14,9 +14,10 @@ from presift.cache import embedded
 from presift.cache.embedded import EmbeddedCacheFailed, embedded_cache
 
 OWNER = """
-import sys, threading, time
+import signal, sys, threading, time
 from pathlib import Path
 from presift.cache.embedded import embedded_cache
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 with embedded_cache(folder=Path(sys.argv[1])) as cache:
     print(cache.process.pid, flush=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, SpecKv
-from presift.core.spans import Span, check_within, covered
+from presift.core.spans import Span, check_within, must_keep
 
 # Its cost grows with width x prompt: a wider one would stall all other requests.
 MAX_KERNEL_TOKENS = 1025
@@ -77,7 +77,7 @@ def check_plan(plan: KvPlan, prompt_tokens: int, *, layers: int, kv_heads: int, 
     capacity = plan.capacity_for(page_tokens)
     if prompt_tokens <= capacity:
         return prompt_tokens - 1
-    fixed = must_keep(plan, prompt_tokens)
+    fixed = must_keep_kv(plan, prompt_tokens)
     if plan.kv_mask is not None:
         return _check_mask(plan.kv_mask, fixed, capacity, (layers, kv_heads), page_tokens)
     if (needed := int(np.count_nonzero(fixed))) > capacity:
@@ -92,11 +92,9 @@ def scoring_slots(read_tokens: int, kept: int, page_tokens: int) -> int:
     return read_tokens + kept + 1 + 2 * page_tokens
 
 
-def must_keep(plan: KvPlan, prompt_tokens: int) -> NDArray[np.bool_]:
+def must_keep_kv(plan: KvPlan, prompt_tokens: int) -> NDArray[np.bool_]:
     """bool[prompt_tokens - 1]: protected spans and the window before the final token, which is read again."""
-    fixed = covered(plan.protected, prompt_tokens)[:-1]
-    fixed[-plan.policy.window :] = True
-    return fixed
+    return must_keep(plan.protected, prompt_tokens, plan.policy.window + 1)[:-1]
 
 
 def _check_mask(mask: KvMask, fixed: NDArray[np.bool_], capacity: int, model: tuple[int, int], page_tokens: int) -> int:

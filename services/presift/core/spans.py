@@ -59,3 +59,10 @@ def spans_of(flags: NDArray[np.bool_]) -> tuple[Span, ...]:
     """The maximal runs of True in bool[n], ascending: the inverse of `covered`."""
     edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
     return tuple(Span(int(start), int(end)) for start, end in edges.reshape(-1, 2))
+
+
+def must_keep(protected: Iterable[Span], prompt_tokens: int, window: int) -> NDArray[np.bool_]:
+    """bool[prompt_tokens]: what no policy may drop, protected spans and the last `window` tokens together."""
+    flags = covered(protected, prompt_tokens)
+    flags[max(0, prompt_tokens - window) :] = True
+    return flags

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecPc
-from presift.core.spans import Span, covered
+from presift.core.spans import Span, must_keep
 from presift.draft.demand import Demand, Mask, demand_of
 from presift.draft.scorer import ScoreTask, check_layers
 from presift.rpc import wire
@@ -109,8 +109,7 @@ def _check_capacity(request: Request) -> None:
     Where the target's queries choose, too: it would refuse the same request after a prefill.
     """
     tokens, demand = request.token_ids.size, request.demand
-    window = Span(max(0, tokens - demand.scoring.window), tokens)
-    kept = int(np.count_nonzero(covered((*request.protected, window), tokens)))
+    kept = int(np.count_nonzero(must_keep(request.protected, tokens, demand.scoring.window)))
     if tokens > demand.scoring.capacity < kept:
         # Both without the final token where it comes on top: the capacity is named as the caller knows it.
         needed, capacity = kept - demand.on_top_tokens, demand.scoring.capacity - demand.on_top_tokens

@@ -9,6 +9,7 @@ import numpy as np
 
 from presift.core.errors import InvalidRequest
 from presift.core.policies import SpecKv
+from presift.core.spans import must_keep
 from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
@@ -29,8 +30,6 @@ from presift.orchestrator.verification import (
     DraftChanged,
     Scoring,
     keeps_what_is_protected,
-    must_keep,
-    must_keep_kv,
 )
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import span
@@ -103,10 +102,12 @@ class Planner:
         """What the choice of a route rests on."""
         prompt_tokens = int(tokens.ids.size)
         kept = must_keep(tokens.protected, prompt_tokens, self._defaults.spec_pc.window)
+        # Of the KV all but the final token's, which comes on top.
+        kept_kv = must_keep(tokens.protected, prompt_tokens, self._defaults.spec_kv.window + 1)[:-1]
         return Facts(
             prompt_tokens=prompt_tokens,
             must_keep=int(np.count_nonzero(kept)),
-            must_keep_kv=must_keep_kv(tokens.protected, prompt_tokens, self._defaults.spec_kv.window),
+            must_keep_kv=int(np.count_nonzero(kept_kv)),
             max_new_tokens=request.sampling.max_new_tokens,
             context_tokens=target.model.context_tokens,
             supported=target.supported,

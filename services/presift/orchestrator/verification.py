@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
-from presift.core.spans import Span, covered
+from presift.core.spans import Span, covered, must_keep
 from presift.orchestrator.ports import MaskRejected
 from presift.orchestrator.tokenizer import Tokenized
 
@@ -89,20 +88,8 @@ def check_lookahead(token_ids: tuple[int, ...], scoring: Scoring) -> None:
         raise MaskRejected(f"lookahead token {highest} is not of the target's {scoring.vocabulary_size}")
 
 
-def must_keep(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> NDArray[np.bool_]:
-    """bool[prompt_tokens]: protected spans and window together."""
-    flags = covered(protected, prompt_tokens)
-    flags[max(0, prompt_tokens - window) :] = True
-    return flags
-
-
 def keeps_what_is_protected(plan: KvPlan, protected: tuple[Span, ...], prompt_tokens: int) -> bool:
     """Whether an earlier plan certainly kept what is protected now, as far as it reaches."""
     covers = plan.prompt_tokens
     wanted = covered(protected, prompt_tokens)[:covers]
     return not (wanted & ~must_keep(plan.protected, covers, plan.policy.window + 1)).any()
-
-
-def must_keep_kv(protected: tuple[Span, ...], prompt_tokens: int, window: int) -> int:
-    """How much KV SpecKV must keep: protected spans and window before the final token, which comes on top."""
-    return int(np.count_nonzero(must_keep(protected, prompt_tokens, window + 1))) - 1

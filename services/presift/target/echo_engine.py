@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from presift.core.errors import TargetUnavailable
-from presift.core.kv_plan import KvPlan, check_plan, must_keep
+from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 from presift.target.engine import Engine, EngineInfo, Event, Finished, FinishReason, GenerateRequest, Sampling, Tokens
@@ -157,7 +157,7 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 def _kept(plan: KvPlan, prompt_tokens: int, kept: int) -> KvMask:
     if plan.kv_mask is not None:
         return plan.kv_mask
-    flags = np.append(must_keep(plan, prompt_tokens), True)
+    flags = np.append(must_keep_kv(plan, prompt_tokens), True)
     others = np.flatnonzero(~flags)
     flags[others[: kept + 1 - np.count_nonzero(flags)]] = True
     return KvMask(flags[None, None])

@@ -12,6 +12,7 @@ import pytest
 
 from presift.core.errors import PromptTooLong
 from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
+from presift.target.sglang_messages import to_sglang
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -138,6 +139,27 @@ async def test_a_full_pool_makes_requests_wait_and_nobody_fails(start: Any, plan
             *(driver.answer(ids, chosen, salt=str(keep), max_new_tokens=120) for ids in prompts + prompts)
         )
         assert [tokens for tokens, _ in answers] == alone + alone
+    assert await driver.empty() == all_slots
+
+
+async def test_what_is_retracted_goes_on_where_it_was(start: Any, plan: Any, prompt: Any) -> None:
+    driver = await start(kv_pool_tokens=1500)
+    all_slots = await driver.empty()
+    prompts, chosen = [prompt(4500 + i, 200) for i in range(12)], plan(CAPACITY, keep_full_prefix=False)
+    alone = [(await driver.answer(ids, chosen, salt="a", max_new_tokens=400))[0] for ids in prompts]
+    await driver.empty()
+
+    async def answer(ids: list[int]) -> tuple[list[int], int]:
+        sampling = Sampling(max_new_tokens=400, ignore_eos=True)
+        sent = to_sglang(GenerateRequest(np.array(ids, dtype=np.uint32), sampling, "b", chosen))
+        messages = [message async for message in driver.engine._manager.generate_request(sent)]
+        tokens = [token for message in messages for token in message["output_ids"]]
+        return tokens, messages[-1]["meta_info"]["num_retractions"]
+
+    answers = await asyncio.gather(*(answer(ids) for ids in prompts))
+    # Twelve times 464 KV tokens in a pool of 1,500: somebody had to give way.
+    assert sum(retractions for _, retractions in answers) > 0
+    assert [tokens for tokens, _ in answers] == alone
     assert await driver.empty() == all_slots
 
 

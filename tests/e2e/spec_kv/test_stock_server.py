@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -58,8 +57,8 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 def end(server: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-    server.send_signal(signal.SIGTERM)
-    for process in (*family, psutil.Process(server.pid)) if server.poll() is None else family:
+    server.kill()
+    for process in family:
         with contextlib.suppress(psutil.Error):
             process.kill()
     server.wait(30)

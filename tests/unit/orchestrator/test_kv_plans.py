@@ -12,14 +12,13 @@ from presift.core.kv_plan import check_plan
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
-from presift.core.spans import Span, covered
+from presift.core.spans import Span, covered, must_keep
 from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.compression import Compressed
 from presift.orchestrator.decision import CacheUse
 from presift.orchestrator.kv_plans import kv_plan_of, moved
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
 from presift.orchestrator.tokenizer import Tokenized
-from presift.orchestrator.verification import must_keep_kv
 
 MODEL = ModelInfo("m", "r", "f", 100, 2, 2, 100)
 IDS = np.arange(50, 80, dtype=np.uint32)
@@ -108,7 +107,7 @@ def test_what_fits_before_compression_fits_after(data, n, window):
     kept[-1] = True
     read = int(kept.sum())
     if read > window + 1:
-        assert must_keep_kv(moved(spans, kept), read, window) <= must_keep_kv(spans, n, window)
+        assert must_keep(moved(spans, kept), read, window + 1).sum() <= must_keep(spans, n, window + 1).sum()
 
 
 def test_a_later_turn_goes_on_with_the_earlier_selection():

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from presift.core.kv_plan import must_keep
+from presift.core.kv_plan import must_keep_kv
 from presift.core.masks import KvMask
 from presift.target.sglang_plugin.entries import LEASED_SHARE, Leases, publish
 from presift.target.sglang_plugin.parameters import KEY, mask_to_values
@@ -271,5 +271,5 @@ def _scores(scheduler: Any, state: Compressed) -> Scores | None:
         len(plan.lookahead_token_ids),
         state.kept,
         scheduler.model_config.num_hidden_layers,
-        torch.from_numpy(must_keep(plan, prompt_tokens)[:prefix]),
+        torch.from_numpy(must_keep_kv(plan, prompt_tokens)[:prefix]),
     )

@@ -93,8 +93,10 @@ def publish(scheduler: Any, request: Any, state: Scoring) -> Any | None:
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     try:
         for layer in range(scheduler.model_config.num_hidden_layers):
-            for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
-                _copy(buffer, kept_positions(state, layer, buffer), source, slots.long())
+            keys, values = pool.get_key_buffer(layer), pool.get_value_buffer(layer)
+            kept = kept_positions(state, layer, keys)
+            for buffer in (keys, values):
+                _copy(buffer, kept, source, slots.long())
     except BaseException:
         tree.token_to_kv_pool_allocator.free(slots)
         raise

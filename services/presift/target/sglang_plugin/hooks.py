@@ -196,14 +196,17 @@ def _is_in_place(target: str, hook: Callable[..., Any]) -> bool:
         function = getattr(pkgutil.resolve_name(path), name, None)
     except (ImportError, AttributeError):
         return False
-    while function is not None:
-        # SGLang's wrapper closes over the hook that it calls.
-        cells = getattr(getattr(function, "__func__", function), "__closure__", None) or ()
-        for cell in cells:
-            with suppress(ValueError):  # an empty one
-                if cell.cell_contents == hook:
-                    return True
+    while function is not None and not _closes_over(function, hook):
         function = getattr(function, "__wrapped__", None)
+    return function is not None
+
+
+def _closes_over(function: Any, hook: Callable[..., Any]) -> bool:
+    """SGLang's wrapper closes over the hook that it calls."""
+    for cell in getattr(getattr(function, "__func__", function), "__closure__", None) or ():
+        with suppress(ValueError):  # an empty one
+            if cell.cell_contents == hook:
+                return True
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from typing import Any
 
@@ -9,6 +10,8 @@ from presift.core.errors import InternalError, InvalidRequest, PresiftError, Pro
 from presift.core.kv_plan import KvPlan, check_plan, scoring_slots
 from presift.target.sglang_plugin.parameters import KEY, from_text
 from presift.target.sglang_plugin.states import Compressed, Report, Untouched, entry_name
+
+log = logging.getLogger(__name__)
 
 
 def admit(scheduler: Any, received: Any, unsupported: str | None) -> None:
@@ -107,5 +110,8 @@ def _check_room(scheduler: Any, plan: KvPlan, prompt_tokens: int, kept: int) -> 
 
 
 def checked(error: BaseException) -> PresiftError:
-    """Any error as one of ours: a defect here must not end the scheduler."""
-    return error if isinstance(error, PresiftError) else InternalError(f"presift: {type(error).__name__}")
+    """Any error as one of ours: a defect here must not end the scheduler, nor go unseen."""
+    if isinstance(error, PresiftError):
+        return error
+    log.error("presift: a request could not be read: %s", type(error).__name__, exc_info=error)
+    return InternalError(f"presift: {type(error).__name__}")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from presift.core.kv_plan import KvPlan, must_keep
+from presift.core.kv_plan import KvPlan, must_keep_kv
 from presift.core.kv_selection import kv_importance, scoring_rows, select_kv
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.core.spans import Span
@@ -45,7 +45,7 @@ class Task:
 
     def scores(self) -> scores.Scores:
         first_row = self.prompt_tokens - 1 - self.policy.window
-        kept = must_keep(KvPlan(self.policy, self.protected), self.prompt_tokens)
+        kept = must_keep_kv(KvPlan(self.policy, self.protected), self.prompt_tokens)
         return scores.Scores(
             self.policy,
             self.prompt_tokens,
