@@ -19,6 +19,7 @@ from presift.core.importance import coverage
 from presift.core.masks import TokenMask
 from presift.core.policies import KvSelection, SpecKv, SpecPc
 from presift.core.selection import select
+from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
@@ -27,7 +28,7 @@ from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
-_DEFAULTS = OrchestratorSettings.model_construct().defaults()
+DEFAULTS = OrchestratorSettings.model_construct().defaults()
 
 
 def first_capacity(prompt_tokens: int) -> int:
@@ -41,17 +42,18 @@ class Reader:
 
     scorer: _TwoWindows
     tokenizer: PromptTokenizer
+    capacities: tuple[int, ...] = CAPACITIES
 
     def read(self, task: Task, tokens: Tokenized) -> dict[str, Any]:
         """Everything that the methods take from the draft, ready for JSON."""
-        prompt, kv = (_policy(policy, self.scorer.info.layers) for policy in (_DEFAULTS.spec_pc, _mask_policy(256)))
+        prompt, kv = (policy_of(policy, self.scorer.info.layers) for policy in (DEFAULTS.spec_pc, _mask_policy(256)))
         self.scorer.second_policy = kv
         scored = self.scorer.score(ScoreTask(tokens.ids, prompt, LOOKAHEAD_TOKENS), Cancel())
         assert scored.importance is not None and scored.coverage_importance is not None
         first, second = (scored.importance, scored.coverage_importance), self.scorer.second_importance()
-        sizes = (*CAPACITIES, first_capacity(tokens.ids.size))
-        masks = {f"spec_pc {size}": _mask(first, replace(prompt, capacity=size), tokens) for size in sizes}
-        masks |= {f"draft_mask {size}": _mask(second, replace(kv, capacity=size + 1), tokens) for size in CAPACITIES}
+        sizes = possible((*self.capacities, first_capacity(tokens.ids.size)), tokens)
+        masks = {f"spec_pc {size}": mask_record(first, replace(prompt, capacity=size), tokens) for size in sizes}
+        masks |= {f"draft_mask {size}": mask_record(second, replace(kv, capacity=size + 1), tokens) for size in sizes}
         text = self.tokenizer.backend.decode(list(scored.lookahead_token_ids)) if self.tokenizer.backend else ""
         return {
             "digest": digest(tokens),
@@ -75,18 +77,24 @@ def mask_of(record: dict[str, Any], name: str) -> NDArray[np.bool_]:
     return TokenMask.from_bits(base64.b64decode(record["masks"][name]["kept"]), record["prompt_tokens"]).kept
 
 
+def possible(capacities: tuple[int, ...], tokens: Tokenized) -> list[int]:
+    """Those that hold what must be kept."""
+    needed = np.count_nonzero(must_keep(tokens.protected, tokens.ids.size, DEFAULTS.spec_pc.window))
+    return [capacity for capacity in capacities if capacity >= needed]
+
+
 def _mask_policy(capacity: int) -> SpecPc:
-    kv = SpecKv(capacity=capacity, selection=KvSelection.DRAFT_MASK, mask=_DEFAULTS.spec_pc)
+    kv = SpecKv(capacity=capacity, selection=KvSelection.DRAFT_MASK, mask=DEFAULTS.spec_pc)
     return kv.draft_policy
 
 
-def _policy(policy: SpecPc, layers: int) -> SpecPc:
-    adapted = _DEFAULTS.for_draft(policy, layers)
+def policy_of(policy: SpecPc, layers: int) -> SpecPc:
+    adapted = DEFAULTS.for_draft(policy, layers)
     assert isinstance(adapted, SpecPc)
     return adapted
 
 
-def _mask(importance: tuple[Any, Any], policy: SpecPc, tokens: Tokenized) -> dict[str, Any]:
+def mask_record(importance: tuple[Any, Any], policy: SpecPc, tokens: Tokenized) -> dict[str, Any]:
     scores, mass = importance
     mask = select(scores, policy, tokens.protected)
     kept = base64.b64encode(mask.to_bits()).decode()
@@ -122,6 +130,6 @@ class _TwoWindows(TransformersScorer):
         return self._both.second.importance(self.info.layers)
 
 
-def load_draft(folder: Any, tokenizer: PromptTokenizer) -> Reader:
+def load_draft(folder: Any, tokenizer: PromptTokenizer, capacities: tuple[int, ...] = CAPACITIES) -> Reader:
     """The draft of the demo pair, bf16."""
-    return Reader(_TwoWindows(folder, "bfloat16"), tokenizer)
+    return Reader(_TwoWindows(folder, "bfloat16"), tokenizer, capacities)
