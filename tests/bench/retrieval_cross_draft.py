@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from presift.core.remapping import remapped
+from presift.orchestrator.interpreting import Interpreter
 from retrieval_drafts import (
     DEFAULTS,
     LOOKAHEAD_TOKENS,
@@ -15,10 +17,8 @@ from retrieval_drafts import (
 )
 from retrieval_tasks import Task, is_right
 
-from presift.core.remapping import remapped
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
-from presift.orchestrator.interpreting import Interpreter
 from presift.orchestrator.loading import load_tokenizer
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 

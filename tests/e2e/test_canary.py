@@ -1,4 +1,4 @@
-"""The canary: a secret that only the system prompt has, asked for behind a long document whose prefix the target holds."""
+"""The canary: a secret that only the system prompt has, asked for behind a document that the target has cached."""
 
 from __future__ import annotations
 

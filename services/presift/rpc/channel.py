@@ -66,6 +66,8 @@ def open_channel(
             ("grpc.keepalive_timeout_ms", 10_000),
             # A peer that restarts must be found again within seconds, not after gRPC's default two minutes.
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.service_config", service_config(retryable)),
         ],
     )
