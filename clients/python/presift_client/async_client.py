@@ -29,8 +29,8 @@ class AsyncClient:
     def __init__(
         self, address: str = "127.0.0.1:50051", *, tenant: str | None = None, max_message_bytes: int = 64 * 2**20
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
         self._metadata = metadata_of(tenant)
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     async def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:

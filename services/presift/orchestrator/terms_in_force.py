@@ -34,12 +34,13 @@ class TermsInForce:
     def has_file(self) -> bool:
         return self._load is not None
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the file again. Where it is bad, that is logged and the old one stays."""
         if self._load is None:
             return
         try:
-            self.file = self._load()
+            # A large file must not hold up the answers; the swap itself is between two of them.
+            self.file = await asyncio.to_thread(self._load)
         except PresiftError as error:
             log.error("the policy file is not taken, the old one stays in force: %s", error.message)
         except Exception:  # a defect of ours must not end the reloading
@@ -79,4 +80,4 @@ async def _reload_when(asked: asyncio.Event, terms: TermsInForce) -> None:
     """One after the other, so that what was written last is in force in the end."""
     while await asked.wait():
         asked.clear()
-        await asyncio.to_thread(terms.reload)  # a large file must not hold up the answers
+        await terms.reload()

@@ -82,6 +82,7 @@ class Options:
     prefills: bool = True
     turns: int = 8
     defaults: Defaults = DEFAULTS
+    terms: object = None
     economy: object = None
 
 
@@ -124,7 +125,7 @@ class House:
         compressor = Compressor(
             self.remote_draft, self.store, NoLease(), draft_timeout_s=self.options.draft_timeout_s, salt=salt
         )
-        terms, turns = fixed(self.options.defaults), Turns(self.options.turns, salt)
+        terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
         economy = self.options.economy
         planner = Planner(tokenizer, self.models, compressor, terms, prefiller=prefiller, turns=turns, economy=economy)
