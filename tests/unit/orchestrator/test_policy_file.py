@@ -138,6 +138,11 @@ FAULTS = {
     "a control character": ("capacity: 99\n\x07\n", 2, "YAML: unreadable character"),
     "not UTF-8": (b"# fine\n# \xff\n", 2, "encoding: not UTF-8"),
     "too deep": ("[" * 5000, 1, "YAML: nested too deeply"),
+    "over what is shared": (
+        "tenants:\n  a: &a {capacity: 77}\n  b:\n    <<: *a\n    capacity: 1\n",
+        5,
+        "tenants.b.capacity",
+    ),
     "in itself": ("capacity: 99\nbudget: &b\n  warp: *b\n", 3, "budget.warp: there is no such key"),
 }
 
