@@ -132,6 +132,7 @@ def test_public_names_of_the_client():
         "KvMask",
         "Model",
         "Overloaded",
+        "PolicyFile",
         "PresiftError",
         "PromptTooLong",
         "RouteUnsupported",

@@ -15,7 +15,7 @@ from presift_client.errors import (
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
-from presift_client.results import Decision, Delta, Generation, Info, Model, Usage
+from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, Usage
 
 __all__ = [
     "AsyncClient",
@@ -34,6 +34,7 @@ __all__ = [
     "KvMask",
     "Model",
     "Overloaded",
+    "PolicyFile",
     "PresiftError",
     "PromptTooLong",
     "RouteUnsupported",

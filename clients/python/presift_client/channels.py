@@ -1,9 +1,10 @@
-"""Channel options: gRPC's own retries where the contract says they are safe, keepalive and message size."""
+"""What every call has: gRPC's own retries where the contract says they are safe, keepalive, message size, tenant."""
 
 from __future__ import annotations
 
 import json
 
+TENANT_KEY = "presift-tenant"
 SERVICE = "presift.v1.OrchestratorService"
 # gRPC retries a stream only while nothing was received: presift's first message is the decision, so no answer repeats.
 _RETRY = {
@@ -13,6 +14,15 @@ _RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
+
+
+def metadata_of(tenant: str | None) -> tuple[tuple[str, str], ...]:
+    """The service checks the name; raises ValueError only for what gRPC cannot send."""
+    if tenant is None:
+        return ()
+    if not (tenant.isascii() and tenant.isprintable()):
+        raise ValueError(f"tenant is {tenant!r}; it must be 1-64 of A-Z a-z 0-9 . _ -")
+    return ((TENANT_KEY, tenant),)
 
 
 def options(max_message_bytes: int) -> list[tuple[str, str | int]]:

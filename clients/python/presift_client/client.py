@@ -9,6 +9,7 @@ from typing import Self, Unpack
 import grpc
 
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from presift_client.channels import metadata_of
 from presift_client.channels import options as channel_options
 from presift_client.errors import error_of
 from presift_client.explanation import Explanation, explanation_of
@@ -19,10 +20,15 @@ from presift_client.results import Event, Generation, Info, event_of, gather, in
 class Client:
     """Talks to an orchestrator at `address` (HOST:PORT). Thread-safe; close it or use it in a `with` block.
 
+    `tenant` names whose defaults apply (1-64 of A-Z a-z 0-9 . _ -); it is no authentication.
+
     Calls raise PresiftError. They are retried by gRPC on UNAVAILABLE while nothing was received, and never after.
     """
 
-    def __init__(self, address: str = "127.0.0.1:50051", *, max_message_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self, address: str = "127.0.0.1:50051", *, tenant: str | None = None, max_message_bytes: int = 64 * 2**20
+    ) -> None:
+        self._metadata = metadata_of(tenant)
         self._channel = grpc.insecure_channel(address, options=channel_options(max_message_bytes))
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
@@ -38,7 +44,9 @@ class Client:
         """What would be kept of a prompt and why, without an answer."""
         request = explain_request(prompt, options)
         try:
-            return explanation_of(self._stub.Explain(request, timeout=options.get("deadline_s")))
+            return explanation_of(
+                self._stub.Explain(request, timeout=options.get("deadline_s"), metadata=self._metadata)
+            )
         except grpc.RpcError as failure:
             raise error_of(failure) from None
 
@@ -62,7 +70,7 @@ class Client:
         self.close()
 
     def _events(self, request: orchestrator_pb2.GenerateRequest, deadline_s: float | None) -> Iterator[Event]:
-        call = self._stub.Generate(request, timeout=deadline_s)
+        call = self._stub.Generate(request, timeout=deadline_s, metadata=self._metadata)
         try:
             for response in call:
                 yield event_of(response)

@@ -91,13 +91,22 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """Which policy file is in force: SHA-256 of its bytes in hexadecimal, and when it was read (RFC 3339)."""
+
+    digest: str
+    loaded_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
-    """What stands behind an orchestrator; `draft` is None while there is none."""
+    """What stands behind an orchestrator; `draft` is None while there is none, `policy_file` where there is none."""
 
     draft: Model | None
     target: Model
     supported_routes: tuple[str, ...]
     compress_above_tokens: int
+    policy_file: PolicyFile | None = None
 
 
 Event = Decision | Delta | Usage
@@ -165,7 +174,12 @@ def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
         target=_model(info.target),
         supported_routes=tuple(_name(plan_pb2.Route, route, "ROUTE") for route in info.supported_routes),
         compress_above_tokens=info.compress_above_tokens,
+        policy_file=_policy_file(info.policy_file) if info.HasField("policy_file") else None,
     )
+
+
+def _policy_file(file: orchestrator_pb2.PolicyFile) -> PolicyFile:
+    return PolicyFile(file.digest, file.loaded_at.ToJsonString())
 
 
 def _usage(usage: orchestrator_pb2.Usage) -> Usage:

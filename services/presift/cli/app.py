@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
+Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
 Address = Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")]
 
 
@@ -99,6 +100,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for the whole answer")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object: answer, decision, usage")] = False,
+    tenant: Tenant = None,
     address: Address = None,
 ) -> None:
     """Answer a prompt, or a question about documents; the decision goes to stderr."""
@@ -120,7 +122,7 @@ def generate(
     )
     with errors_told():
         request |= answer.prompt_options(prompt, question, file or [], system)
-        with Client(address or CliSettings().address) as client:
+        with Client(address or CliSettings().address, tenant=tenant) as client:
             answer.show_json(client, request) if as_json else answer.show_stream(client, request)
 
 
@@ -170,11 +172,14 @@ def route(
     cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
     context: Annotated[int, typer.Option(help="the target's context, tokens", min=1)] = 32_768,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer", min=1)] = 256,
+    policy: Annotated[Path | None, typer.Option(help="a policy file; the orchestrator's setting if unset")] = None,
+    model: Annotated[str, typer.Option(help="target id, as the policy file names it")] = "",
+    tenant: Tenant = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Show what AUTO would do and why, with every route's predicted cost; nothing is run.
 
-    Capacities are the orchestrator's settings, speeds those of the demo pair on two CPU cores.
+    Capacities are the orchestrator's settings or a policy file's, speeds those of the demo pair on two CPU cores.
     """
     from presift.cli import route_table  # noqa: PLC0415
     from presift.core import errors  # noqa: PLC0415
@@ -187,7 +192,10 @@ def route(
             strict=strict,
             compress_above_tokens=compress_above,
         )
-        found = route_table.outcome(budget, tokens, cached_prefix, context, max_new_tokens)
+        terms = route_table.terms_for(tokens, policy, model, tenant)
+        found = route_table.outcome(
+            terms, budget, tokens, cached_prefix=cached_prefix, context=context, max_new_tokens=max_new_tokens
+        )
     except errors.PresiftError as error:
         fail(error.message)
     print(json.dumps(found.as_json())) if as_json else found.show(Console())

@@ -32,6 +32,7 @@ def explain(
     kv_map: Annotated[bool, typer.Option(help="where KV is dropped, have the target say which")] = True,
     html: Annotated[Path | None, typer.Option(help="write a page to this file instead")] = None,
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for all of it")] = None,
+    tenant: Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")] = None,
     address: Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")] = None,
 ) -> None:
     """Show what would be kept of a prompt and what dropped, and how important it is to the draft."""
@@ -51,7 +52,7 @@ def explain(
     with errors_told():
         check_place(html)
         request |= answer.prompt_options(prompt, question, file or [], system)
-        with Client(address or CliSettings().address) as client:
+        with Client(address or CliSettings().address, tenant=tenant) as client:
             explanation = client.explain(**cast(ExplainOptions, request))
         show(explanation, html)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +17,10 @@ from presift.orchestrator.costs import Outlook
 from presift.orchestrator.request import Budget, KvOptions
 from presift.orchestrator.routing import choose
 from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.terms import Terms
+from presift.orchestrator.terms_in_force import terms_of
 
-__all__ = ["Budget", "Outcome", "outcome"]
+__all__ = ["Budget", "Outcome", "outcome", "terms_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +59,30 @@ class Outcome:
             console.print(f"{self.choice.route}: {self.choice.reason} ({self.choice.detail})")
 
 
-def outcome(budget: Budget, tokens: int, cached_prefix: int, context: int, max_new_tokens: int) -> Outcome:
-    """What AUTO makes of a prompt without protected spans, at the orchestrator's settings and the seeds' speeds.
+def terms_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str | None) -> Terms:
+    """The orchestrator's terms, from this policy file or that of its settings. Raises PresiftError."""
+    settings = _settings()
+    if policy_file is not None:
+        settings = settings.model_copy(update={"policy_file": policy_file})
+    return terms_of(settings).table.terms_for(tokens, target_id, tenant)
 
-    Raises PresiftError for settings that cannot hold.
-    """
-    settings = OrchestratorSettings(_cli_parse_args=False)  # type: ignore[call-arg]
-    defaults = settings.defaults()
-    outlook = Outlook(cached_tokens=min(cached_prefix, tokens), reads_beside=settings.prefill_while_drafting)
+
+def outcome(
+    terms: Terms, budget: Budget, tokens: int, *, cached_prefix: int, context: int, max_new_tokens: int
+) -> Outcome:
+    """What AUTO makes of a prompt without protected spans, at these terms and the seeds' speeds."""
+    defaults, budget = terms.defaults, terms.budget_over(budget)
+    outlook = Outlook(cached_tokens=min(cached_prefix, tokens), reads_beside=_settings().prefill_while_drafting)
     facts = _facts(defaults, outlook, tokens, context, max_new_tokens)
     table = candidates(Question(budget, KvOptions(), facts, defaults))
     try:
         return Outcome(table, choose(None, budget, KvOptions(), facts, defaults))
     except PresiftError as error:
         return Outcome(table, None, error.message)
+
+
+def _settings() -> OrchestratorSettings:
+    return OrchestratorSettings(_cli_parse_args=False)  # type: ignore[call-arg]
 
 
 def _facts(defaults: Defaults, outlook: Outlook, tokens: int, context: int, max_new_tokens: int) -> Facts:

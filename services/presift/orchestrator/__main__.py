@@ -20,6 +20,7 @@ from presift.orchestrator.prefixes import BLOCK_TOKENS, Prefixes
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.terms_in_force import reloaded_on_sighup, terms_of
 from presift.orchestrator.turns import Turns
 from presift.rpc import telemetry
 from presift.rpc.metrics import count
@@ -45,7 +46,7 @@ def main() -> int:
 
 async def serve(settings: OrchestratorSettings) -> bool:
     """Serve until SIGTERM or SIGINT; False if something failed. Raises PresiftError, VocabularyMismatch among them."""
-    defaults = settings.defaults()
+    terms = terms_of(settings)
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
     store = open_store(settings.cache_url.get_secret_value(), limits, _count_cache)
     lease = open_lease(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
@@ -60,17 +61,18 @@ async def serve(settings: OrchestratorSettings) -> bool:
     turns = Turns(settings.turn_memory, salt)
     prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)
     economy = Economy(prefixes, learns=settings.learn_speeds, reads_beside=prefiller is not None)
-    planner = Planner(tokenizer, models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy)
+    planner = Planner(tokenizer, models, compressor, terms, prefiller=prefiller, turns=turns, economy=economy)
     pipeline = Pipeline(planner, tokenizer, models, target, salt=salt)
     server = GrpcServer(
         settings.server_options(), [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
     )
-    servicer = OrchestratorServicer(pipeline, models, defaults)
+    servicer = OrchestratorServicer(pipeline, models, terms)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     becoming_ready = asyncio.create_task(_become_ready(settings, models, server, port))
     try:
-        stopped = await server.run_until_stopped()
+        async with reloaded_on_sighup(terms):
+            stopped = await server.run_until_stopped()
         if becoming_ready.done() and not becoming_ready.cancelled():
             becoming_ready.result()
         return stopped

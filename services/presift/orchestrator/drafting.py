@@ -55,30 +55,29 @@ class Drafted:
 
 @dataclass(frozen=True, slots=True)
 class Draftable:
-    """A request that needs the draft. `left_s` is the caller's deadline, None for none."""
+    """A request that needs the draft. `defaults` are those of this request; `left_s` is the caller's deadline, None for
+    none."""
 
     choice: Choice
     tokens: Tokenized
     facts: Facts
     budget: Budget
+    defaults: Defaults
     left_s: float | None
 
 
 class Drafter:
     """Asks the draft. `prefiller` None lets the target wait until the draft has answered."""
 
-    def __init__(
-        self, models: Models, compressor: Compressor, defaults: Defaults, prefiller: Prefiller | None = None
-    ) -> None:
+    def __init__(self, models: Models, compressor: Compressor, prefiller: Prefiller | None = None) -> None:
         self._models = models
         self._compressor = compressor
-        self._defaults = defaults
         self._prefiller = prefiller
 
     async def draft(self, job: Draftable) -> Drafted:
         """Raises DraftUnavailable where the full prompt cannot fit, or may not (`strict`)."""
         try:
-            scoring = self.scoring(job.choice, job.tokens)
+            scoring = self.scoring(job.choice, job.tokens, job.defaults)
         except DraftUnavailable as error:
             return self._in_full(error, job)
         job = replace(job, choice=replace(job.choice, policy=scoring.policy))
@@ -87,12 +86,12 @@ class Drafter:
             return await self._compress(scoring, job, None)
         return await self._compress_beside(scoring, job, self._prefiller)
 
-    def scoring(self, choice: Choice, tokens: Tokenized) -> Scoring:
+    def scoring(self, choice: Choice, tokens: Tokenized, defaults: Defaults) -> Scoring:
         """What to ask the draft for. Raises DraftUnavailable while there is none."""
         draft, target = self._models.known_draft(), self._models.target
         if choice.policy is None or target is None:
             raise InternalError(f"route {choice.route} has no policy")
-        policy = self._defaults.for_draft(choice.policy, draft.layers)
+        policy = defaults.for_draft(choice.policy, draft.layers)
         return Scoring(tokens, policy, draft, target.model.vocabulary_size)
 
     async def _compress_beside(self, scoring: Scoring, job: Draftable, prefiller: Prefiller) -> Drafted:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from presift.core.errors import InvalidRequest
 from presift.core.policies import KvSelection
 from presift.orchestrator.request import (
+    TENANT_PATTERN,
     Budget,
     Chat,
     KvOptions,
@@ -19,12 +23,24 @@ from presift.orchestrator.request import (
 from presift.rpc import wire
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
+# The metadata key that names the tenant.
+TENANT_KEY = "presift-tenant"
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
 }
 
 
-def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
+def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """None where the caller named none. Raises InvalidRequest unless it is one name."""
+    names = [str(value) for key, value in metadata or () if key == TENANT_KEY]
+    if len(names) > 1:
+        raise InvalidRequest(TENANT_KEY, f"given {len(names)} times", "given once")
+    if names and re.fullmatch(TENANT_PATTERN, names[0]) is None:
+        raise InvalidRequest(TENANT_KEY, repr(names[0][:64]), "1-64 of A-Z a-z 0-9 . _ -")
+    return names[0] if names else None
+
+
+def request_from_wire(request: orchestrator_pb2.GenerateRequest, tenant: str | None = None) -> Request:
     """Raises InvalidRequest, naming the field."""
     return Request(
         prompt=prompt_from_wire(request.prompt),
@@ -32,6 +48,7 @@ def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
         budget=budget_from_wire(request.budget),
         sampling=sampling_from_wire(request.sampling),
         kv=kv_options_from_wire(request.kv),
+        tenant=tenant,
     )
 
 

@@ -8,6 +8,7 @@ from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import CacheUse, Decision
 from presift.orchestrator.explanation import ExplainedSpan, Explanation
 from presift.orchestrator.pipeline import Delta, Event, Report
+from presift.orchestrator.policy_file import PolicyFile
 from presift.orchestrator.ports import FinishReason
 from presift.rpc import wire
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
@@ -84,6 +85,11 @@ def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainRes
         target_coverage=None if kept_kv is None else kept_kv.coverage,
         text=explanation.text,
     )
+
+
+def policy_file_to_wire(file: PolicyFile | None) -> orchestrator_pb2.PolicyFile | None:
+    """Which file is in force; not whom it names."""
+    return None if file is None else orchestrator_pb2.PolicyFile(digest=file.digest, loaded_at=file.loaded_at)
 
 
 def _span_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:

@@ -24,6 +24,7 @@ from presift.orchestrator.ports import TargetInfo
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.request import Request
 from presift.orchestrator.routing import check_served, choose
+from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.turns import Turns
 from presift.orchestrator.verification import (
@@ -37,9 +38,10 @@ from presift.rpc.telemetry import span
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One request, read. `started` by the performance counter, in seconds."""
+    """One request, read, its budget completed by its terms. `started` by the performance counter, in seconds."""
 
     request: Request
+    defaults: Defaults
     origin: Origin
     facts: Facts
     started: float
@@ -53,7 +55,7 @@ class Planner:
         tokenizer: PromptTokenizer,
         models: Models,
         compressor: Compressor,
-        defaults: Defaults,
+        terms: TermsInForce,
         *,
         prefiller: Prefiller | None = None,
         turns: Turns | None = None,
@@ -62,8 +64,8 @@ class Planner:
         self._tokenizer = tokenizer
         self._models = models
         self._compressor = compressor
-        self._defaults = defaults
-        self._drafter = Drafter(models, compressor, defaults, prefiller)
+        self._terms = terms
+        self._drafter = Drafter(models, compressor, prefiller)
         self.economy = Economy(learns=False, reads_beside=prefiller is not None) if economy is None else economy
         self._turns = Turns(0) if turns is None else turns
 
@@ -96,14 +98,16 @@ class Planner:
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000
         origin = Origin(tokens, target.model, tokenize_ms)
-        return _Case(request, origin, self.facts(request, tokens, target), started)
+        terms = self._terms.table.terms_for(int(tokens.ids.size), target.model.id, request.tenant)
+        request = replace(request, budget=terms.budget_over(request.budget))
+        return _Case(request, terms.defaults, origin, self.facts(request, tokens, target, terms.defaults), started)
 
-    def facts(self, request: Request, tokens: Tokenized, target: TargetInfo) -> Facts:
+    def facts(self, request: Request, tokens: Tokenized, target: TargetInfo, defaults: Defaults) -> Facts:
         """What the choice of a route rests on."""
         prompt_tokens = int(tokens.ids.size)
-        kept = must_keep(tokens.protected, prompt_tokens, self._defaults.spec_pc.window)
+        kept = must_keep(tokens.protected, prompt_tokens, defaults.spec_pc.window)
         # Of the KV all but the final token's, which comes on top.
-        kept_kv = must_keep(tokens.protected, prompt_tokens, self._defaults.spec_kv.window + 1)[:-1]
+        kept_kv = must_keep(tokens.protected, prompt_tokens, defaults.spec_kv.window + 1)[:-1]
         return Facts(
             prompt_tokens=prompt_tokens,
             must_keep=int(np.count_nonzero(kept)),
@@ -153,15 +157,15 @@ class Planner:
     async def _drafted(self, choice: Choice, case: _Case, left_s: float | None) -> tuple[Plan, Choice]:
         if left_s is not None:
             left_s = max(0.0, left_s - (time.perf_counter() - case.started))
-        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, left_s)
+        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s)
         with self.economy.drafting.working(0.0 if choice.forecast is None else choice.forecast.draft_ms):
             drafted = await self._drafter.draft(job)
         return plan_of(drafted.choice, drafted.compressed, drafted.prefill_ms, case.origin), drafted.choice
 
     async def _seen(self, choice: Choice, case: _Case) -> Plan:
-        scoring = self._drafter.scoring(choice, case.origin.tokens)
+        scoring = self._drafter.scoring(choice, case.origin.tokens, case.defaults)
         try:
-            compressed, importance = await self._compressor.explain(self._with_mask(scoring))
+            compressed, importance = await self._compressor.explain(_with_mask(scoring, case.defaults))
         except DraftChanged:
             self._models.draft_changed()
             raise
@@ -173,14 +177,15 @@ class Planner:
         request, tokens, facts = case.request, case.origin.tokens, case.facts
         spent_ms = (time.perf_counter() - case.started) * 1000
         outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms)
-        return Question(request.budget, request.kv, replace(facts, outlook=outlook), self._defaults)
+        return Question(request.budget, request.kv, replace(facts, outlook=outlook), case.defaults)
 
-    def _with_mask(self, scoring: Scoring) -> Scoring:
-        """Scoring that says how importance is to be seen, also where the draft draws no mask by it."""
-        if not isinstance(scoring.policy, SpecKv):
-            return scoring
-        policy = replace(scoring.policy, mask=self._defaults.spec_pc)
-        return replace(scoring, policy=self._defaults.for_draft(policy, scoring.draft.layers))
+
+def _with_mask(scoring: Scoring, defaults: Defaults) -> Scoring:
+    """Scoring that says how importance is to be seen, also where the draft draws no mask by it."""
+    if not isinstance(scoring.policy, SpecKv):
+        return scoring
+    policy = replace(scoring.policy, mask=defaults.spec_pc)
+    return replace(scoring, policy=defaults.for_draft(policy, scoring.draft.layers))
 
 
 def check_vocabulary(tokens: Tokenized, target: TargetInfo) -> None:

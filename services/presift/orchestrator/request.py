@@ -15,6 +15,7 @@ from presift.core.spans import Span
 ROLES = ("system", "user", "assistant", "tool")
 # More is refused: the draft generates them one by one before the target's first token.
 MAX_LOOKAHEAD_TOKENS = 256
+TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +154,17 @@ class KvOptions:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `route` None is AUTO. Raises InvalidRequest for KV options that the route cannot have."""
+    """One call. `route` None is AUTO; `tenant` None has the defaults of everyone.
+
+    Raises InvalidRequest for KV options that the route cannot have.
+    """
 
     prompt: Prompt
     route: Route | None = None
     budget: Budget = field(default_factory=Budget)
     sampling: Sampling = field(default_factory=Sampling)
     kv: KvOptions = field(default_factory=KvOptions)
+    tenant: str | None = None
 
     def __post_init__(self) -> None:
         if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:

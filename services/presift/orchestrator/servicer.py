@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from presift.orchestrator.choices import Defaults
 from presift.orchestrator.explanation import Detail
-from presift.orchestrator.incoming import budget_from_wire, kv_options_from_wire, prompt_from_wire, request_from_wire
+from presift.orchestrator.incoming import (
+    budget_from_wire,
+    kv_options_from_wire,
+    prompt_from_wire,
+    request_from_wire,
+    tenant_from_metadata,
+)
 from presift.orchestrator.models import Models
-from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire
+from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire, policy_file_to_wire
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.request import Request
+from presift.orchestrator.terms_in_force import TermsInForce
 from presift.rpc import wire
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -25,15 +31,15 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """presift.v1.OrchestratorService over a Pipeline."""
 
-    def __init__(self, pipeline: Pipeline, models: Models, defaults: Defaults) -> None:
+    def __init__(self, pipeline: Pipeline, models: Models, terms: TermsInForce) -> None:
         self._pipeline = pipeline
         self._models = models
-        self._defaults = defaults
+        self._terms = terms
 
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        parsed = request_from_wire(request)
+        parsed = request_from_wire(request, tenant_from_metadata(context.invocation_metadata()))
         async with aclosing(self._pipeline.generate(parsed, context.time_remaining())) as events:
             async for event in events:
                 yield event_to_wire(event)
@@ -46,6 +52,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             route=wire.route_from_wire(request.route),
             budget=budget_from_wire(request.budget),
             kv=kv_options_from_wire(request.kv),
+            tenant=tenant_from_metadata(context.invocation_metadata()),
         )
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
         return explanation_to_wire(await self._pipeline.explain(parsed, detail, context.time_remaining()))
@@ -59,5 +66,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             draft=None if draft is None else wire.model_to_wire(draft),
             target=wire.model_to_wire(target.model),
             supported_routes=sorted(wire.route_to_wire(route) for route in target.supported),
-            compress_above_tokens=self._defaults.compress_above_tokens,
+            compress_above_tokens=self._terms.table.compress_above_tokens(target.model.id),
+            policy_file=policy_file_to_wire(self._terms.file),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -80,6 +82,9 @@ class OrchestratorSettings(ServiceSettings):
     )
     prefix_memory: Annotated[int, Field(ge=0, description="prompt tokens to know of in the target's cache")] = 4_194_304
     turn_memory: Annotated[int, Field(ge=0, description="KV selections that later turns may go on with")] = 1024
+    policy_file: Annotated[
+        Path | None, Field(description="YAML: defaults by prompt length, model and tenant; read again on SIGHUP")
+    ] = None
 
     def defaults(self) -> Defaults:
         """Raises InvalidRequest for a policy that cannot hold."""
@@ -99,6 +104,10 @@ class OrchestratorSettings(ServiceSettings):
             self.cascade_capacity,
             routes_of(self.route_order),
         )
+
+    def defaults_with(self, changes: Mapping[str, Any]) -> Defaults:
+        """The defaults with settings of these names changed; the values have their types. Raises InvalidRequest."""
+        return self.model_copy(update=changes).defaults()
 
     def _spec_kv(self) -> SpecKv:
         return SpecKv(

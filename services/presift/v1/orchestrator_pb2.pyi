@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from presift.v1 import plan_pb2 as _plan_pb2
 from presift.v1 import target_pb2 as _target_pb2
 from google.protobuf.internal import containers as _containers
@@ -282,13 +285,23 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens")
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "policy_file")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FILE_FIELD_NUMBER: _ClassVar[int]
     draft: _plan_pb2.ModelInfo
     target: _plan_pb2.ModelInfo
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
     compress_above_tokens: int
-    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ...) -> None: ...
+    policy_file: PolicyFile
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ...) -> None: ...
+
+class PolicyFile(_message.Message):
+    __slots__ = ("digest", "loaded_at")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LOADED_AT_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    loaded_at: _timestamp_pb2.Timestamp
+    def __init__(self, digest: _Optional[str] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrchestratorServiceStub:
-    """OrchestratorService is the door for applications."""
+    """OrchestratorService is the door for applications.
+
+    On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
+    policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -55,7 +59,11 @@ class OrchestratorServiceStub:
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
-    """OrchestratorService is the door for applications."""
+    """OrchestratorService is the door for applications.
+
+    On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
+    policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -79,7 +87,11 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """OrchestratorService is the door for applications."""
+    """OrchestratorService is the door for applications.
+
+    On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
+    policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+    """
 
     @_abc_1.abstractmethod
     def Generate(

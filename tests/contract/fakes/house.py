@@ -20,6 +20,7 @@ from presift.orchestrator.planning import Planner
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
 from presift.orchestrator.servicer import OrchestratorServicer
+from presift.orchestrator.terms_in_force import fixed
 from presift.orchestrator.tokenizer import PromptTokenizer
 from presift.orchestrator.turns import Turns
 from presift.rpc.server import GrpcServer, ServerOptions
@@ -81,6 +82,7 @@ class Options:
     prefills: bool = True
     turns: int = 8
     defaults: Defaults = DEFAULTS
+    terms: object = None
     economy: object = None
 
 
@@ -123,14 +125,12 @@ class House:
         compressor = Compressor(
             self.remote_draft, self.store, NoLease(), draft_timeout_s=self.options.draft_timeout_s, salt=salt
         )
-        defaults, turns = self.options.defaults, Turns(self.options.turns, salt)
+        terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
         economy = self.options.economy
-        planner = Planner(
-            tokenizer, self.models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy
-        )
+        planner = Planner(tokenizer, self.models, compressor, terms, prefiller=prefiller, turns=turns, economy=economy)
         pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
-        return OrchestratorServicer(pipeline, self.models, defaults)
+        return OrchestratorServicer(pipeline, self.models, terms)
 
     async def _serve(self, server):
         port = await server.start()

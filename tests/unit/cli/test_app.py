@@ -104,3 +104,13 @@ def test_models_as_json(run):
 def test_an_unknown_model_is_told(run):
     result = run("models", "--ensure", "no-such-model", *NOBODY)
     assert result.exit_code == 1 and result.stderr.startswith("error: ")
+
+
+def test_a_tenant_is_sent_or_told_at_once(run, monkeypatch):
+    tenants = []
+    monkeypatch.setattr("presift.cli.answer.show_stream", lambda client, request: tenants.append(client._metadata))
+    assert run("generate", "hi", "--tenant", "acme").exit_code == run("generate", "hi").exit_code == 0
+    assert tenants == [(("presift-tenant", "acme"),), ()]
+    for command in ("generate", "explain"):
+        result = run(command, "hi", "--tenant", "ä", *NOBODY)
+        assert result.exit_code == 1 and result.stderr.startswith("error: tenant is 'ä'")

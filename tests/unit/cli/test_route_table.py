@@ -60,3 +60,53 @@ def test_what_cannot_be_asked_is_told_in_one_line(run, monkeypatch):
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_ROUTE_ORDER", "full,warp")
     result = run("--tokens", 10_000)
     assert result.exit_code == 1 and "warp" in result.stderr and "spec_pc" in result.stderr
+
+
+POLICY = """
+capacity: 700
+tenants:
+  acme: {budget: {max_kv_tokens: 800}}
+  strict: {budget: {max_ttft_ms: 10, strict: true}}
+models:
+  small: {bands: [{up_to_tokens: 10000, capacity: 600}, {compress_above_tokens: 20000}]}
+"""
+
+
+@pytest.fixture
+def policy(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "route", "detail"),
+    [
+        ([], "spec_pc", "reading 700 and holding 700"),
+        (["--tenant", "unknown"], "spec_pc", "reading 700 and holding 700"),
+        (["--model", "small"], "spec_pc", "reading 600 and holding 600"),
+        (["--model", "small", "--tokens", 10_001], "full", "compressed above 20000"),
+        (["--tenant", "acme"], "spec_kv", "of 800"),
+        (["--tenant", "acme", "--max-kv-tokens", 900], "spec_kv", "of 900"),
+    ],
+)
+def test_a_policy_file_holds(run, policy, flags, route, detail):
+    found = json.loads(run("--tokens", 10_000, "--policy", policy, *flags, "--json").output)
+    assert found["route"] == route and detail in found["detail"]
+
+
+def test_the_settings_policy_file_holds_and_the_flag_over_it(run, policy, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
+    assert "reading 700" in json.loads(run("--tokens", 10_000, "--json").output)["detail"]
+    other = tmp_path / "other.yaml"
+    other.write_text("capacity: 800")
+    assert "reading 800" in json.loads(run("--tokens", 10_000, "--policy", other, "--json").output)["detail"]
+
+
+def test_a_refusal_by_the_file_and_a_bad_file(run, policy):
+    result = run("--tokens", 10_000, "--policy", policy, "--tenant", "strict")
+    assert result.exit_code == 1 and "refused: strict budget not met" in result.output
+    policy.write_text("capacity: 700\nwarp: 1\n")
+    result = run("--tokens", 10_000, "--policy", policy)
+    assert result.exit_code == 1
+    assert result.stderr == "error: policy.yaml:2: warp: there is no such key (it is 1)\n"

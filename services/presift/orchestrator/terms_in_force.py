@@ -1,0 +1,83 @@
+"""The terms in force: the settings', or those of a policy file, swapped whole when SIGHUP asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from presift.core.errors import PresiftError
+from presift.orchestrator.choices import Defaults
+from presift.orchestrator.policy_file import PolicyFile, load_policy_file
+from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.terms import TermsTable
+
+log = logging.getLogger(__name__)
+
+
+class TermsInForce:
+    """`plain` holds where there is no file (`load` None). Else it is read here; raises InvalidRequest."""
+
+    def __init__(self, plain: TermsTable, load: Callable[[], PolicyFile] | None = None) -> None:
+        self._plain = plain
+        self._load = load
+        self.file = None if load is None else load()
+
+    @property
+    def table(self) -> TermsTable:
+        """What holds now. A request reads it once."""
+        return self._plain if self.file is None else self.file.terms
+
+    @property
+    def has_file(self) -> bool:
+        return self._load is not None
+
+    async def reload(self) -> None:
+        """Read the file again. Where it is bad, that is logged and the old one stays."""
+        if self._load is None:
+            return
+        try:
+            # A large file must not hold up the answers; the swap itself is between two of them.
+            self.file = await asyncio.to_thread(self._load)
+        except PresiftError as error:
+            log.error("the policy file is not taken, the old one stays in force: %s", error.message)
+        except Exception:  # a defect of ours must not end the reloading
+            log.exception("the policy file is not taken, the old one stays in force")
+        else:
+            log.info("policy file in force: sha256 %s", self.file.digest)
+
+
+def fixed(defaults: Defaults) -> TermsInForce:
+    """The same for everyone."""
+    return TermsInForce(TermsTable(lambda changes: defaults))
+
+
+def terms_of(settings: OrchestratorSettings) -> TermsInForce:
+    """Raises InvalidRequest for settings that cannot hold, and for a policy file that cannot be read."""
+    path, plain = settings.policy_file, fixed(settings.defaults())
+    return plain if path is None else TermsInForce(plain.table, lambda: load_policy_file(path, settings))
+
+
+@asynccontextmanager
+async def reloaded_on_sighup(terms: TermsInForce) -> AsyncIterator[None]:
+    """Inside, SIGHUP reads the file again; without a file it does what it always does."""
+    if not terms.has_file:
+        yield
+        return
+    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
+    reloading = asyncio.create_task(_reload_when(asked, terms), name="reload policy file")
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        reloading.cancel()
+
+
+async def _reload_when(asked: asyncio.Event, terms: TermsInForce) -> None:
+    """One after the other, so that what was written last is in force in the end."""
+    while await asked.wait():
+        asked.clear()
+        await terms.reload()
