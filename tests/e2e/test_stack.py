@@ -149,14 +149,14 @@ def test_stop_strings_and_seeds_work_where_kv_is_dropped(client: Client) -> None
     assert len(drawn) == 2
 
 
-async def ask_at_once(stack: LocalStack, seeds: Iterable[int], max_new_tokens: int) -> list[Generation]:
+async def ask_at_once(stack: LocalStack, seeds: Iterable[int], **options: int) -> list[Generation]:
     async with AsyncClient(stack.address) as client:
-        asking = [client.generate(messages=messages(seed), max_new_tokens=max_new_tokens) for seed in seeds]
+        asking = [client.generate(messages=messages(seed), **options) for seed in seeds]
         return await asyncio.gather(*asking)
 
 
 def test_64_identical_requests_cost_one_draft_pass(stack: LocalStack) -> None:
-    answers = asyncio.run(ask_at_once(stack, [2] * 64, max_new_tokens=2))
+    answers = asyncio.run(ask_at_once(stack, [2] * 64, max_new_tokens=2, max_prompt_tokens=CAPACITY))
     outcomes = [answer.decision.cache for answer in answers]
     assert outcomes.count("miss") == 1
     assert set(outcomes) <= {"miss", "shared", "hit"}
@@ -164,9 +164,11 @@ def test_64_identical_requests_cost_one_draft_pass(stack: LocalStack) -> None:
 
 
 def test_8_different_requests_are_answered_as_if_alone(stack: LocalStack, client: Client) -> None:
-    together = asyncio.run(ask_at_once(stack, range(10, 18), max_new_tokens=4))
+    # With a limit: here the draft is as slow as the target, and AUTO would read in full.
+    options = {"max_new_tokens": 4, "max_prompt_tokens": CAPACITY}
+    together = asyncio.run(ask_at_once(stack, range(10, 18), **options))
     assert [answer.decision.cache for answer in together] == ["miss"] * 8
-    alone = [client.generate(messages=messages(seed), max_new_tokens=4) for seed in range(10, 18)]
+    alone = [client.generate(messages=messages(seed), **options) for seed in range(10, 18)]
     assert [answer.decision.cache for answer in alone] == ["hit"] * 8
     # bf16 sums differ between batch sizes, so a near-tie may fall the other way: the masks must not.
     assert [a.decision.coverage for a in together] == [a.decision.coverage for a in alone]
@@ -218,7 +220,17 @@ def test_the_command_answers_about_a_file(stack: LocalStack, tmp_path: Path) -> 
     path = tmp_path / "log.txt"
     path.write_text(document(3), encoding="utf-8")
     command = [sys.executable, "-c", "from presift.cli.app import main; main()", "generate"]
-    flags = ["--file", str(path), "--question", "When?", "--max-new-tokens", "3", "--json"]
+    flags = [
+        "--file",
+        str(path),
+        "--question",
+        "When?",
+        "--max-prompt-tokens",
+        str(CAPACITY),
+        "--max-new-tokens",
+        "3",
+        "--json",
+    ]
     done = subprocess.run(
         [*command, *flags],
         env={**os.environ, "PRESIFT_ADDRESS": stack.address},
