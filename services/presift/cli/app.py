@@ -45,6 +45,9 @@ def up(
     prefill_while_drafting: Annotated[
         bool | None, typer.Option(help="on spec_kv the target reads while the draft works")
     ] = None,
+    cross_vocabulary: Annotated[
+        bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
+    ] = False,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
     # Imported here: `presift generate` needs none of it.
@@ -70,6 +73,8 @@ def up(
             capacity=capacity,
             kv_capacity=kv_capacity,
             prefill_while_drafting=prefill_while_drafting,
+            cross_vocabulary=True if cross_vocabulary else None,
+            draft_tokenizer=draft_model if cross_vocabulary else None,
         ),
     )
     raise typer.Exit(run_until_stopped(options, say))
@@ -198,7 +203,7 @@ def route(
         raise typer.Exit(1)
 
 
-def _flags(**given: int | bool | None) -> list[str]:
+def _flags(**given: int | bool | str | None) -> list[str]:
     """What was not given stays at the service's own setting, its variables included."""
     flags: list[str] = []
     for name, value in given.items():

@@ -68,6 +68,7 @@ def test_kv_options_that_were_not_given_are_left_out(run, asked):
         (["--kv-capacity", "256"], ["--kv-capacity", "256"]),
         (["--no-prefill-while-drafting"], ["--no-prefill-while-drafting"]),
         (["--prefill-while-drafting"], ["--prefill-while-drafting"]),
+        (["--draft", "small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "small"]),
     ],
 )
 def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
