@@ -117,6 +117,7 @@ class House:
 
     async def start(self):
         draft_port, target_port = await self._serve(self.draft_server), await self._serve(self.target_server)
+        self.ports = {"draft": draft_port, "target": target_port}
         if not self.options.draft_up:
             await self.draft_server.grpc.stop(0)
         self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)

@@ -91,7 +91,7 @@ def test_nobody_there_is_told(run):
 
 
 def test_a_file_that_is_not_there_is_told(run, tmp_path):
-    result = run("generate", "--question", "why?", "--file", tmp_path / "none.txt", *NOBODY)
+    result = run("generate", "--question", "why?", "--document", tmp_path / "none.txt", *NOBODY)
     assert result.exit_code == 1 and "none.txt" in result.stderr
 
 
