@@ -141,12 +141,14 @@ async def test_a_prompt_within_the_capacity_is_kept_whole(bpe, words):
 
 
 @pytest.mark.parametrize(
-    "importance", [False, np.ones(3, dtype=np.float32), "nan"], ids=["none", "of another length", "nan"]
+    ("importance", "words_of_it"),
+    [(False, "scored nothing"), (np.ones(3, dtype=np.float32), "importance of 3 tokens"), ("nan", "not finite")],
+    ids=["none", "of another length", "nan"],
 )
-async def test_importance_that_cannot_be_used(bpe, words, importance):
+async def test_importance_that_cannot_be_used(bpe, words, importance, words_of_it):
     if isinstance(importance, str):
         importance = np.full(len(words.encode(TEXT).ids), np.nan, dtype=np.float32)
-    with pytest.raises(MaskRejected):
+    with pytest.raises(MaskRejected, match=words_of_it):
         await score(Port(importance), (bpe, words), PC)
 
 
