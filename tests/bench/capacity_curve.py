@@ -108,10 +108,8 @@ async def main() -> int:
         folder = resolve(str(MODELS / "qwen2.5-coder-0.5b-instruct"))
         await run_drafts(tokenizer, tasks, drafts[""], lambda: load_draft(folder, tokenizer, CAPACITIES))
     if options.stage in (None, "cross"):
-        from retrieval_cross_draft import load_cross_draft
-
         folder = resolve(str(MODELS / "smollm2-135m-instruct"))
-        await run_drafts(tokenizer, tasks, drafts["cross "], lambda: load_cross_draft(folder, tokenizer, CAPACITIES))
+        await run_drafts(tokenizer, tasks, drafts["cross "], lambda: load_draft(folder, tokenizer, CAPACITIES))
     answers = Record("capacity_curve.json")
     if options.stage in (None, "target"):
         await run_target(tokenizer, tasks, drafts, answers)

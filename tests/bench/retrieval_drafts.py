@@ -18,11 +18,14 @@ from retrieval_tasks import Task, is_right
 from presift.core.importance import coverage
 from presift.core.masks import TokenMask
 from presift.core.policies import KvSelection, SpecKv, SpecPc
+from presift.core.remapping import remapped
 from presift.core.selection import select
 from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
-from presift.draft.scorer import Cancel, ScoreTask
+from presift.draft.scorer import Cancel, Scored, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
+from presift.orchestrator.interpreting import Interpreter
+from presift.orchestrator.loading import load_interpreter
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 
@@ -40,7 +43,7 @@ def first_capacity(prompt_tokens: int) -> int:
 class Reader:
     """The draft and its tokenizer."""
 
-    scorer: _TwoWindows
+    scorer: _TwoWindows | _Foreign
     tokenizer: PromptTokenizer
     capacities: tuple[int, ...] = CAPACITIES
 
@@ -130,6 +133,43 @@ class _TwoWindows(TransformersScorer):
         return self._both.second.importance(self.info.layers)
 
 
+class _Foreign:
+    """`scorer` as if it read the ids of `interpreter`'s target: what `cross_vocabulary` does, and the mass besides."""
+
+    def __init__(self, scorer: _TwoWindows, interpreter: Interpreter) -> None:
+        self._scorer = scorer
+        self._interpreter = interpreter
+        self.info = scorer.info
+        self.second_policy: SpecPc
+
+    def score(self, task: ScoreTask, cancel: Cancel) -> Scored:
+        assert task.policy is not None
+        self._reading = self._interpreter.read(task.token_ids)
+        self._scorer.second_policy = self._scaled(self.second_policy)
+        asked = ScoreTask(self._reading.ids, self._scaled(task.policy), task.lookahead_tokens)
+        scored = self._scorer.score(asked, cancel)
+        assert scored.importance is not None and scored.coverage_importance is not None
+        scores, mass = self._carried((scored.importance, scored.coverage_importance))
+        told = self._interpreter.lookahead(self._reading, scored.lookahead_token_ids, task.lookahead_tokens)
+        return replace(scored, importance=scores, coverage_importance=mass, lookahead_token_ids=told)
+
+    def second_importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self._carried(self._scorer.second_importance())
+
+    def _scaled(self, policy: SpecPc) -> SpecPc:
+        window = self._reading.draft_window(policy.window)
+        return replace(policy, capacity=window, window=window)
+
+    def _carried(
+        self, both: tuple[NDArray[np.float32], NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        reading = self._reading
+        first, second = (remapped(each, reading.draft_offsets, reading.target_offsets) for each in both)
+        return first, second
+
+
 def load_draft(folder: Any, tokenizer: PromptTokenizer, capacities: tuple[int, ...] = CAPACITIES) -> Reader:
-    """The draft of the demo pair, bf16."""
-    return Reader(_TwoWindows(folder, "bfloat16"), tokenizer, capacities)
+    """A draft, bf16; of another vocabulary than `tokenizer`'s it is read through the text."""
+    scorer = _TwoWindows(folder, "bfloat16")
+    interpreter = load_interpreter(str(folder.path), tokenizer)
+    return Reader(scorer if interpreter is None else _Foreign(scorer, interpreter), tokenizer, capacities)

@@ -1,6 +1,6 @@
 """Accuracy of SpecKV, SpecKV-PC, SpecPC and DRAFT_MASK against the full prompt, newest-C-only and SnapKV.
 
-    python tests/bench/spec_kv_quality.py [draft | target | report] [--limit N]
+    python tests/bench/spec_kv_quality.py [draft | target | report] [--limit N] [--draft DIR]
 
 The real pair, bf16, on the fixed set of `retrieval_tasks`: the draft first, alone; then the target in SGLang. Without
 a command all three stages run. Every answer is written to `results/` as it comes; a rerun goes on where it stopped.
@@ -66,14 +66,14 @@ def tasks_of(tokenizer: PromptTokenizer, limit: int) -> list[Task]:
     return fixed_set(lambda text: len(backend.encode(text, add_special_tokens=False).ids))[:limit]
 
 
-async def run_draft(tokenizer: PromptTokenizer, tasks: list[Task], drafts: Record) -> None:
+async def run_draft(draft: str, tokenizer: PromptTokenizer, tasks: list[Task], drafts: Record) -> None:
     """Reads every prompt that is not in the file yet; the model is gone afterwards."""
     reader = None
     for task in tasks:
         tokens = await tokenizer.tokenize(task.chat)
         if drafts.values.get(task.name, {}).get("digest") == digest(tokens):
             continue
-        reader = reader or load_draft(resolve(str(DRAFT)), tokenizer)
+        reader = reader or load_draft(resolve(draft), tokenizer)
         started = time.monotonic()
         drafts.put(task.name, reader.read(task, tokens))
         right = drafts.values[task.name]["right"]
@@ -139,13 +139,17 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", nargs="?", choices=("draft", "target", "report"))
     parser.add_argument("--limit", type=int, default=None, help="the first so many tasks")
+    parser.add_argument(
+        "--draft", default=str(DRAFT), help="another draft's folder; its results go to files of its name"
+    )
     options = parser.parse_args()
+    suffix = "" if options.draft == str(DRAFT) else f"_{Path(options.draft).name}"
     tokenizer = load_tokenizer(str(TARGET), 0)
     tasks = tasks_of(tokenizer, options.limit)
-    drafts = Record("spec_kv_quality_drafts.json")
+    drafts = Record(f"spec_kv_quality_drafts{suffix}.json")
     if options.stage in (None, "draft"):
-        await run_draft(tokenizer, tasks, drafts)
-    answers = Record("spec_kv_quality.json")
+        await run_draft(options.draft, tokenizer, tasks, drafts)
+    answers = Record(f"spec_kv_quality{suffix}.json")
     if options.stage in (None, "target"):
         await run_target(tokenizer, tasks, drafts, answers)
     print(table(answers.values))

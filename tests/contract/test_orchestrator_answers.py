@@ -4,7 +4,7 @@ import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2
 
-from .fakes.house import CAPACITY, THRESHOLD, WINDOW, wire_prompt
+from .fakes.house import CAPACITY, THRESHOLD, WINDOW, byte_tokenizer, wire_prompt
 from .fakes.services import keep
 
 LONG = list(range(100, 200))
@@ -144,3 +144,16 @@ async def test_requests_are_counted(house, telemetry):
     assert telemetry.total("presift.requests", route="spec_pc", reason="over_budget") == before + 1
     assert telemetry.total("presift.kept.tokens", route="spec_pc") == kept + 16
     assert telemetry.total("presift.prompt.tokens", route="spec_pc") == received + 100
+
+
+async def test_marked_documents_are_all_that_is_dropped_from(house):
+    part = orchestrator_pb2.TextPart
+    parts = [part(text="Read: "), part(text="d" * 100, document=True), part(text=" Why?" * 5)]
+    turns = [("user", [part(text="h" * 40)]), ("user", parts)]
+    chat = orchestrator_pb2.Chat(messages=[orchestrator_pb2.Message(role=role, parts=made) for role, made in turns])
+    rendered = f"<user>{'h' * 40}</user><user>Read: {'d' * 100}{' Why?' * 5}</user><assistant>"
+    answer = await house.ask(orchestrator_pb2.Prompt(chat=chat), budget={"max_prompt_tokens": 140})
+    assert answer.route == "SPEC_PC" and answer.decision.prompt_tokens == len(rendered)
+    assert answer.decision.protected_tokens == len(rendered) - 100
+    read = byte_tokenizer().decode(list(house.target.calls[0].token_ids))
+    assert len(read) == 140 and read.replace("d", "") == rendered.replace("d", "")

@@ -138,6 +138,7 @@ def test_public_names_of_the_client():
         "RouteUnsupported",
         "Unavailable",
         "Usage",
+        "document_parts",
     ]
 
 

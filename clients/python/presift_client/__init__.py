@@ -2,6 +2,7 @@
 
 from presift_client.async_client import AsyncClient
 from presift_client.client import Client
+from presift_client.documents import document_parts
 from presift_client.errors import (
     BudgetExceeded,
     Cancelled,
@@ -40,4 +41,5 @@ __all__ = [
     "RouteUnsupported",
     "Unavailable",
     "Usage",
+    "document_parts",
 ]

@@ -8,8 +8,8 @@ from typing import Any, TypedDict, cast
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
-# {"role": "user", "content": "..."}, or content = [{"text": "...", "protected": True}, ...]; "protected" also on a
-# message.
+# {"role": "user", "content": "..."}, or content = [{"text": "...", "document": True}, {"text": "..."}, ...]. Where any
+# part is a document, only documents are dropped from; else "protected" on a part or a message keeps it.
 ChatMessage = Mapping[str, Any]
 
 
@@ -170,4 +170,8 @@ def _message(message: ChatMessage) -> orchestrator_pb2.Message:
 def _part(part: Mapping[str, Any]) -> orchestrator_pb2.TextPart:
     if part.get("type", "text") != "text":
         raise ValueError(f"a part is text; not {part['type']!r}")
-    return orchestrator_pb2.TextPart(text=part["text"], protected=bool(part.get("protected", False)))
+    unknown = set(part) - {"type", "text", "protected", "document"}
+    if unknown:
+        raise ValueError(f"a part has text, protected and document; not {', '.join(sorted(unknown))}")
+    marks = {name: bool(part.get(name, False)) for name in ("protected", "document")}
+    return orchestrator_pb2.TextPart(text=part["text"], **marks)

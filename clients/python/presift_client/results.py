@@ -24,7 +24,8 @@ class Decision:
 
     `kept_tokens` is what the target reads, `kv_tokens` what it is to hold. Where KV is dropped: `kv_capacity`,
     `kv_selection` and `keep_full_prefix`, else None; `continued` if an earlier turn's selection was used.
-    `predicted_ttft_ms` from arrival at the orchestrator, None where nothing was predicted.
+    `predicted_ttft_ms` from arrival at the orchestrator, None where nothing was predicted. `cross_vocabulary`: the
+    draft reads other token ids than the target.
     """
 
     route: str
@@ -47,6 +48,7 @@ class Decision:
     keep_full_prefix: bool | None = None
     continued: bool = False
     predicted_ttft_ms: float | None = None
+    cross_vocabulary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
         keep_full_prefix=decision.keep_full_prefix if decision.HasField("keep_full_prefix") else None,
         continued=decision.continued,
         predicted_ttft_ms=decision.predicted_ttft_ms if decision.HasField("predicted_ttft_ms") else None,
+        cross_vocabulary=decision.cross_vocabulary,
     )
 
 

@@ -19,7 +19,7 @@ def options(**flags: Any) -> Options:
 
 
 def prompt_options(prompt: str | None, question: str | None, files: Sequence[Path], system: str | None) -> Options:
-    """A text prompt, or a chat in which the documents stand before the question and only they may be dropped.
+    """A text prompt, or a chat in which the documents stand before the question and are marked as such.
 
     Raises ValueError unless there is either a prompt or a question, OSError for a file that cannot be read.
     """
@@ -27,9 +27,9 @@ def prompt_options(prompt: str | None, question: str | None, files: Sequence[Pat
         raise ValueError("give either a PROMPT or --question")
     if prompt is not None:
         if files or system:
-            raise ValueError("--file and --system go with --question")
+            raise ValueError("--document and --system go with --question")
         return {"prompt": prompt}  # type: ignore[typeddict-unknown-key]
-    parts: list[dict[str, Any]] = [{"text": read(path) + "\n\n"} for path in files]
+    parts: list[dict[str, Any]] = [{"text": read(path) + "\n\n", "document": True} for path in files]
     messages: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"text": question, "protected": True}]}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})

@@ -46,6 +46,9 @@ def up(
     prefill_while_drafting: Annotated[
         bool | None, typer.Option(help="on spec_kv the target reads while the draft works")
     ] = None,
+    cross_vocabulary: Annotated[
+        bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
+    ] = False,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
     # Imported here: `presift generate` needs none of it.
@@ -71,6 +74,8 @@ def up(
             capacity=capacity,
             kv_capacity=kv_capacity,
             prefill_while_drafting=prefill_while_drafting,
+            cross_vocabulary=True if cross_vocabulary else None,
+            draft_tokenizer=draft_model if cross_vocabulary else None,
         ),
     )
     raise typer.Exit(run_until_stopped(options, say))
@@ -81,7 +86,10 @@ def generate(
     *,
     prompt: Annotated[str | None, typer.Argument(help="text, read as it is; or use --question")] = None,
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="a document for the question; repeatable; - is stdin")] = None,
+    document: Annotated[
+        list[Path] | None,
+        typer.Option("--document", "--file", help="a file for the question, dropped from; repeatable; - is stdin"),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
     route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
@@ -121,7 +129,7 @@ def generate(
         deadline_s=deadline_s,
     )
     with errors_told():
-        request |= answer.prompt_options(prompt, question, file or [], system)
+        request |= answer.prompt_options(prompt, question, document or [], system)
         with Client(address or CliSettings().address, tenant=tenant) as client:
             answer.show_json(client, request) if as_json else answer.show_stream(client, request)
 
@@ -203,7 +211,7 @@ def route(
         raise typer.Exit(1)
 
 
-def _flags(**given: int | bool | None) -> list[str]:
+def _flags(**given: int | bool | str | None) -> list[str]:
     """What was not given stays at the service's own setting, its variables included."""
     flags: list[str] = []
     for name, value in given.items():

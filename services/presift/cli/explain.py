@@ -19,7 +19,10 @@ def explain(
     *,
     prompt: Annotated[str | None, typer.Argument(help="text, read as it is; or use --question")] = None,
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="a document for the question; repeatable; - is stdin")] = None,
+    document: Annotated[
+        list[Path] | None,
+        typer.Option("--document", "--file", help="a file for the question, dropped from; repeatable; - is stdin"),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
     route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
@@ -51,7 +54,7 @@ def explain(
     )
     with errors_told():
         check_place(html)
-        request |= answer.prompt_options(prompt, question, file or [], system)
+        request |= answer.prompt_options(prompt, question, document or [], system)
         with Client(address or CliSettings().address, tenant=tenant) as client:
             explanation = client.explain(**cast(ExplainOptions, request))
         show(explanation, html)

@@ -22,7 +22,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptKey:
-    """Everything that a compressed prompt depends on. `token_ids`: uint32[prompt_tokens]; `salt` is the tenant's."""
+    """Everything that a compressed prompt depends on. `token_ids`: uint32[prompt_tokens]; `salt` is the tenant's.
+
+    `target_fingerprint` says whose ids these are where the draft reads others; empty where they are the draft's own.
+    """
 
     token_ids: NDArray[np.uint32]
     policy: Policy
@@ -30,6 +33,7 @@ class PromptKey:
     lookahead_tokens: int
     draft: ModelInfo
     salt: str = ""
+    target_fingerprint: str = ""
 
     def digest(self) -> str:
         """64 hex digits."""
@@ -42,6 +46,8 @@ class PromptKey:
             "salt": self.salt,
             "prompt_tokens": int(self.token_ids.size),
         }
+        if self.target_fingerprint:
+            header["target"] = self.target_fingerprint
         canonical = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
         return hashlib.sha256(canonical + b"\n" + self.token_ids.astype("<u4").tobytes()).hexdigest()
 

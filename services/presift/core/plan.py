@@ -30,6 +30,11 @@ class ModelInfo:
     kv_heads: int
     vocabulary_size: int
 
+    def shares_vocabulary(self, other: ModelInfo) -> bool:
+        """Whether both read the same token ids. Two without tokenizer compare by size."""
+        is_same = self.tokenizer_fingerprint == other.tokenizer_fingerprint
+        return is_same and bool(self.tokenizer_fingerprint or self.vocabulary_size == other.vocabulary_size)
+
 
 @dataclass(frozen=True, slots=True)
 class CompressedPrompt:

@@ -10,8 +10,9 @@ from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.core.errors import PresiftError
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.economy import Economy
-from presift.orchestrator.loading import load_tokenizer
+from presift.orchestrator.loading import load_interpreter, load_tokenizer
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
@@ -55,8 +56,12 @@ async def serve(settings: OrchestratorSettings) -> bool:
     target = RemoteTarget(settings.target_address, message_bytes)
     salt = settings.tenant_salt.get_secret_value()
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
-    models = Models(draft, target, tokenizer.fingerprint())
-    compressor = Compressor(draft, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
+    interpreter = load_interpreter(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None
+    models = Models(
+        draft, target, tokenizer.fingerprint(), "" if interpreter is None else interpreter.draft_fingerprint
+    )
+    scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
+    compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
     prefiller = Prefiller(target, salt=salt) if settings.prefill_while_drafting else None
     turns = Turns(settings.turn_memory, salt)
     prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)

@@ -54,11 +54,7 @@ class Compressor:
 
         Raises DraftChanged, MaskRejected, or what the draft port raises.
         """
-        tokens = scoring.tokens
-        key = PromptKey(
-            tokens.ids, scoring.policy, tokens.protected, lookahead_tokens=0, draft=scoring.draft, salt=self._salt
-        )
-        digest = key.digest()
+        digest = self._key(scoring).digest()
         found, shared = await self._flights.run(digest, lambda: self._find(digest, scoring, missed or asyncio.Event()))
         check_prompt(found.prompt, scoring)
         use = CacheUse.HIT if found.hit else CacheUse.SHARED if shared else CacheUse.MISS
@@ -70,6 +66,11 @@ class Compressor:
         scored = await self._score(scoring, include_importance=True)
         draft_ms = (time.perf_counter() - started) * 1000
         return Compressed(scored.prompt, CacheUse.NOT_USED, 0.0, draft_ms), scored.importance
+
+    def _key(self, scoring: Scoring) -> PromptKey:
+        tokens, draft, target = scoring.tokens, scoring.draft, scoring.target
+        crossed = "" if draft.shares_vocabulary(target) else target.tokenizer_fingerprint
+        return PromptKey(tokens.ids, scoring.policy, tokens.protected, 0, draft, self._salt, crossed)
 
     async def _find(self, digest: str, scoring: Scoring, missed: asyncio.Event) -> _Found:
         started = time.perf_counter()

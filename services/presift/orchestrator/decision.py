@@ -53,6 +53,11 @@ class Decision:
     continued: bool = False
     forecast: Forecast | None = None
 
+    @property
+    def cross_vocabulary(self) -> bool:
+        """Whether importance and lookahead were carried over from a draft that reads other token ids."""
+        return self.draft is not None and not self.draft.shares_vocabulary(self.target)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:

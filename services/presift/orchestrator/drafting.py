@@ -92,7 +92,7 @@ class Drafter:
         if choice.policy is None or target is None:
             raise InternalError(f"route {choice.route} has no policy")
         policy = defaults.for_draft(choice.policy, draft.layers)
-        return Scoring(tokens, policy, draft, target.model.vocabulary_size)
+        return Scoring(tokens, policy, draft, target.model)
 
     async def _compress_beside(self, scoring: Scoring, job: Draftable, prefiller: Prefiller) -> Drafted:
         ids, missed, prefill_ms = job.tokens.ids, asyncio.Event(), 0.0

@@ -67,7 +67,8 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
 
 
 def _message(message: orchestrator_pb2.Message) -> Message:
-    return Message(message.role, tuple(TextPart(p.text, p.protected) for p in message.parts), message.protected)
+    parts = tuple(TextPart(part.text, part.protected, part.document) for part in message.parts)
+    return Message(message.role, parts, message.protected)
 
 
 def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from presift.core.errors import InvalidRequest
+from presift.orchestrator.interpreting import Interpreter
 from presift.orchestrator.tokenizer import ChatTemplate, PromptTokenizer
 
 
@@ -20,6 +21,23 @@ def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
     # Not AutoTokenizer: it reads the model class first, and with it torch.
     loaded = PreTrainedTokenizerFast.from_pretrained(name)
     return PromptTokenizer(loaded.backend_tokenizer, _template(loaded), memory_tokens)
+
+
+def load_interpreter(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> Interpreter | None:
+    """Between `tokenizer` and that of a draft, a folder or hub id; None where both read the same token ids.
+
+    Raises InvalidRequest, naming the setting, where one of them is missing.
+    """
+    for name, is_there in (
+        ("draft_tokenizer", draft_tokenizer is not None),
+        ("tokenizer", tokenizer.backend is not None),
+    ):
+        if not is_there:
+            raise InvalidRequest(name, "unset", "a folder or hub id, with cross_vocabulary")
+    drafts = load_tokenizer(draft_tokenizer, memory_tokens=0)
+    if tokenizer.backend is None or drafts.backend is None or drafts.fingerprint() == tokenizer.fingerprint():
+        return None
+    return Interpreter(tokenizer.backend, drafts.backend)
 
 
 def _template(loaded: Any) -> ChatTemplate | None:

@@ -13,10 +13,22 @@ log = logging.getLogger(__name__)
 
 
 class Models:
-    """Knows the target (a must) and the draft (None while it is away or does not fit)."""
+    """Knows the target (a must) and the draft (None while it is away or does not fit).
 
-    def __init__(self, draft: Draft, target: Target, tokenizer_fingerprint: str = "", *, retry_s: float = 1.0) -> None:
+    `draft_fingerprint` is the tokenizer that the draft must have; empty means the target's.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        target: Target,
+        tokenizer_fingerprint: str = "",
+        draft_fingerprint: str = "",
+        *,
+        retry_s: float = 1.0,
+    ) -> None:
         self._draft = draft
+        self._draft_fingerprint = draft_fingerprint
         self._target = target
         self._tokenizer_fingerprint = tokenizer_fingerprint
         self._retry_s = retry_s
@@ -69,7 +81,10 @@ class Models:
 
     async def _matching_draft(self, target: TargetInfo) -> ModelInfo:
         draft = await self._draft.info()
-        check_vocabulary(draft, target.model)
+        if self._draft_fingerprint:
+            check_draft_tokenizer(self._draft_fingerprint, draft)
+        else:
+            check_vocabulary(draft, target.model)
         return draft
 
     def known_draft(self) -> ModelInfo:
@@ -91,14 +106,24 @@ def check_tokenizer(tokenizer_fingerprint: str, target: ModelInfo) -> None:
 
 
 def check_vocabulary(draft: ModelInfo, target: ModelInfo) -> None:
-    """Raise VocabularyMismatch unless both read the same token ids. Two folders without tokenizer compare by size."""
-    fingerprints = draft.tokenizer_fingerprint, target.tokenizer_fingerprint
-    same = fingerprints[0] == fingerprints[1]
-    if same and (fingerprints[0] or draft.vocabulary_size == target.vocabulary_size):
+    """Raise VocabularyMismatch unless both read the same token ids."""
+    if draft.shares_vocabulary(target):
         return
     named = [f"{m.id} ({m.tokenizer_fingerprint or f'no tokenizer, {m.vocabulary_size} ids'})" for m in (draft, target)]
     raise VocabularyMismatch(
-        f"draft {named[0]} and target {named[1]} do not share a vocabulary; use a draft of the target's family",
-        draft=fingerprints[0],
-        target=fingerprints[1],
+        f"draft {named[0]} and target {named[1]} do not share a vocabulary; use a draft of the target's family "
+        "or cross_vocabulary",
+        draft=draft.tokenizer_fingerprint,
+        target=target.tokenizer_fingerprint,
     )
+
+
+def check_draft_tokenizer(draft_fingerprint: str, draft: ModelInfo) -> None:
+    """Raise VocabularyMismatch unless the tokenizer that we read the draft's ids with is the draft's own."""
+    if draft_fingerprint != draft.tokenizer_fingerprint:
+        raise VocabularyMismatch(
+            f"draft_tokenizer ({draft_fingerprint}) is not that of draft {draft.id} "
+            f"({draft.tokenizer_fingerprint or 'no tokenizer'})",
+            orchestrator=draft_fingerprint,
+            draft=draft.tokenizer_fingerprint,
+        )

@@ -54,6 +54,7 @@ def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
         keep_full_prefix=decision.keep_full_prefix,
         continued=decision.continued,
         predicted_ttft_ms=None if decision.forecast is None else decision.forecast.ttft_ms,
+        cross_vocabulary=decision.cross_vocabulary,
     )
 
 

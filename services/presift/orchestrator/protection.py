@@ -1,7 +1,8 @@
 """Protection: which characters of a rendered chat a policy may drop.
 
-Everything is protected except the texts of unprotected messages: so template tokens, tool definitions and whatever the
-template adds are safe without being recognised. The texts are found by rendering the chat once more with a placeholder
+Everything is protected except the documents that the caller marked or, where none is marked, the texts of unprotected
+messages: so template tokens, tool definitions and whatever the template adds are safe without being recognised. The
+texts are found by rendering the chat once more with a placeholder
 for each (the frame); where putting the texts back does not give the rendered prompt, the template did something we
 do not understand and the whole prompt is protected. Knows characters; the tokenizer maps them to tokens.
 """
@@ -12,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from presift.orchestrator.request import Chat, Message, TextPart
+from presift.orchestrator.request import Chat, Message
 
 # A last user turn, or its last part, up to this long is a question, protected whole; a longer one holds documents, of
 # which the window keeps the end. In characters, about 256 tokens of English.
@@ -45,7 +46,7 @@ def framed(chat: Chat) -> Chat:
     for message in chat.messages:
         parts = []
         for part in message.parts:
-            parts.append(TextPart(_PLACEHOLDER.format(number), part.protected))
+            parts.append(replace(part, text=_PLACEHOLDER.format(number)))
             number += 1
         messages.append(replace(message, parts=tuple(parts)))
     return replace(chat, messages=tuple(messages))
@@ -87,6 +88,12 @@ def _fill(frame: str, pieces: Sequence[Piece]) -> tuple[str, tuple[Range, ...]]:
 
 
 def _pieces(chat: Chat) -> list[Piece]:
+    if chat.has_documents:
+        return [
+            Piece(part.text, part.document and not (part.protected or message.protected))
+            for message in chat.messages
+            for part in message.parts
+        ]
     question = max((at for at, message in enumerate(chat.messages) if message.role == "user"), default=-1)
     return [
         Piece(part.text, _droppable(message, number, at == question))

@@ -20,10 +20,11 @@ TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """A piece of a message."""
+    """A piece of a message. A document may be dropped, unless it is protected."""
 
     text: str
     protected: bool = False
+    document: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Chat:
     def __post_init__(self) -> None:
         if not self.messages:
             raise InvalidRequest("prompt.chat.messages", "empty", "at least one message")
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether the caller marked what may be dropped; all else may not then."""
+        return any(part.document for message in self.messages for part in message.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,12 @@ class OrchestratorSettings(ServiceSettings):
     tokenizer: Annotated[
         str | None, Field(description="the target's folder or hub id; without it only token ids are accepted")
     ] = None
+    cross_vocabulary: Annotated[
+        bool, Field(description="let the draft have another vocabulary than the target; needs both tokenizers")
+    ] = False
+    draft_tokenizer: Annotated[
+        str | None, Field(description="the draft's folder or hub id; read with cross_vocabulary alone")
+    ] = None
     token_memory: Annotated[int, Field(ge=0, description="token ids of recent prompts to remember, 4 bytes each")] = (
         4_000_000
     )

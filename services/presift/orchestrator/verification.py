@@ -22,28 +22,27 @@ class DraftChanged(DraftUnavailable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scoring:
-    """What is to be scored: a prompt, by which policy, by which draft. `vocabulary_size` is the target's."""
+    """What is to be scored: a prompt of the target's tokens, by which policy, by which draft."""
 
     tokens: Tokenized
     policy: Policy
     draft: ModelInfo
-    vocabulary_size: int
+    target: ModelInfo
 
-    @property
-    def mask_policy(self) -> SpecPc | None:
-        """How the draft's mask is drawn; None where it draws none and every token is kept."""
-        policy = self.policy
-        if isinstance(policy, SpecPc):
-            return policy
-        if isinstance(policy, SpecKvPc):
-            return policy.prompt
-        return policy.draft_policy if policy.selection is KvSelection.DRAFT_MASK else None
 
-    @property
-    def kv_policy(self) -> SpecKv | None:
-        """The policy whose lookahead the target reads; None where it reads none."""
-        kv = self.policy.kv if isinstance(self.policy, SpecKvPc) else self.policy
-        return kv if isinstance(kv, SpecKv) and kv.selection is KvSelection.TARGET_LOOKAHEAD else None
+def mask_policy(policy: Policy) -> SpecPc | None:
+    """How the draft's mask is drawn; None where it draws none and every token is kept."""
+    if isinstance(policy, SpecPc):
+        return policy
+    if isinstance(policy, SpecKvPc):
+        return policy.prompt
+    return policy.draft_policy if policy.selection is KvSelection.DRAFT_MASK else None
+
+
+def lookahead_policy(policy: Policy) -> SpecKv | None:
+    """The policy whose lookahead the target reads; None where it reads none."""
+    kv = policy.kv if isinstance(policy, SpecKvPc) else policy
+    return kv if isinstance(kv, SpecKv) and kv.selection is KvSelection.TARGET_LOOKAHEAD else None
 
 
 def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
@@ -60,7 +59,7 @@ def check_prompt(prompt: CompressedPrompt, scoring: Scoring) -> None:
 
 def check_mask(mask: TokenMask, scoring: Scoring) -> None:
     """Raise MaskRejected unless the mask fits the prompt and the budget and keeps protected spans and window."""
-    tokens, policy = scoring.tokens, scoring.mask_policy
+    tokens, policy = scoring.tokens, mask_policy(scoring.policy)
     prompt_tokens = int(tokens.ids.size)
     if mask.prompt_tokens != prompt_tokens:
         raise MaskRejected(f"mask of {mask.prompt_tokens} tokens for a prompt of {prompt_tokens}")
@@ -79,13 +78,13 @@ def check_mask(mask: TokenMask, scoring: Scoring) -> None:
 
 def check_lookahead(token_ids: tuple[int, ...], scoring: Scoring) -> None:
     """Raise MaskRejected unless the lookahead, where one is read, is short enough and the target knows its tokens."""
-    policy = scoring.kv_policy
+    policy = lookahead_policy(scoring.policy)
     if policy is None:
         return
     if len(token_ids) > policy.lookahead_tokens:
         raise MaskRejected(f"lookahead of {len(token_ids)} tokens, {policy.lookahead_tokens} were asked for")
-    if (highest := max(token_ids, default=0)) >= scoring.vocabulary_size:
-        raise MaskRejected(f"lookahead token {highest} is not of the target's {scoring.vocabulary_size}")
+    if (highest := max(token_ids, default=0)) >= scoring.target.vocabulary_size:
+        raise MaskRejected(f"lookahead token {highest} is not of the target's {scoring.target.vocabulary_size}")
 
 
 def keeps_what_is_protected(plan: KvPlan, protected: tuple[Span, ...], prompt_tokens: int) -> bool:

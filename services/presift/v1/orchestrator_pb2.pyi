@@ -95,12 +95,14 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[TextPart, _Mapping]]] = ..., protected: _Optional[bool] = ...) -> None: ...
 
 class TextPart(_message.Message):
-    __slots__ = ("text", "protected")
+    __slots__ = ("text", "protected", "document")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     text: str
     protected: bool
-    def __init__(self, text: _Optional[str] = ..., protected: _Optional[bool] = ...) -> None: ...
+    document: bool
+    def __init__(self, text: _Optional[str] = ..., protected: _Optional[bool] = ..., document: _Optional[bool] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("max_prompt_tokens", "max_kv_tokens", "strict", "compress_above_tokens", "max_ttft_ms", "min_coverage")
@@ -155,7 +157,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., delta: _Optional[_Union[TextDelta, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued", "predicted_ttft_ms")
+    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued", "predicted_ttft_ms", "cross_vocabulary")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +177,7 @@ class Decision(_message.Message):
     KEEP_FULL_PREFIX_FIELD_NUMBER: _ClassVar[int]
     CONTINUED_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    CROSS_VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     route: _plan_pb2.Route
     reason: DecisionReason
     detail: str
@@ -194,7 +197,8 @@ class Decision(_message.Message):
     keep_full_prefix: bool
     continued: bool
     predicted_ttft_ms: float
-    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ..., predicted_ttft_ms: _Optional[float] = ...) -> None: ...
+    cross_vocabulary: bool
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ..., predicted_ttft_ms: _Optional[float] = ..., cross_vocabulary: _Optional[bool] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("text", "token_ids")

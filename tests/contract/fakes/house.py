@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
@@ -14,6 +14,8 @@ from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
+from presift.orchestrator.interpreting import Interpreter
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
@@ -56,6 +58,14 @@ def byte_tokenizer():
     return backend
 
 
+def quad_tokenizer():
+    """Four characters a token, all of them id 0, and three that it can say."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, " yes": 1, "!": 2, "naïve": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]{1,4}"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
 def template(messages, tools):
     for message in messages:
         if "BREAK" in message["content"]:
@@ -84,6 +94,7 @@ class Options:
     defaults: Defaults = DEFAULTS
     terms: object = None
     economy: object = None
+    draft_tokenizer: Tokenizer | None = None  # the draft's, where it has another vocabulary
 
 
 class House:
@@ -108,11 +119,16 @@ class House:
 
     async def start(self):
         draft_port, target_port = await self._serve(self.draft_server), await self._serve(self.target_server)
+        self.ports = {"draft": draft_port, "target": target_port}
         if not self.options.draft_up:
             await self.draft_server.grpc.stop(0)
         self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)
         self.remote_target = RemoteTarget(f"127.0.0.1:{target_port}", 2**20)
-        self.models = Models(self.remote_draft, self.remote_target, retry_s=0.01)
+        self.scorer, foreign = self.remote_draft, ""
+        if self.options.draft_tokenizer is not None:
+            interpreter = Interpreter(byte_tokenizer(), self.options.draft_tokenizer)
+            self.scorer, foreign = CrossVocabularyDraft(self.remote_draft, interpreter), interpreter.draft_fingerprint
+        self.models = Models(self.remote_draft, self.remote_target, draft_fingerprint=foreign, retry_s=0.01)
         for part in (self.remote_draft, self.remote_target, self.store, self.models):
             self._exit.push_async_callback(part.aclose)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
@@ -122,9 +138,8 @@ class House:
 
     def _servicer(self):
         tokenizer, salt = PromptTokenizer(byte_tokenizer(), template), self.options.salt
-        compressor = Compressor(
-            self.remote_draft, self.store, NoLease(), draft_timeout_s=self.options.draft_timeout_s, salt=salt
-        )
+        timeout_s = self.options.draft_timeout_s
+        compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s, salt=salt)
         terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
         economy = self.options.economy

@@ -37,8 +37,8 @@ def test_documents_stand_before_the_protected_question(tmp_path):
     system, user = made["messages"]
     assert system == {"role": "system", "content": "be brief"} and user["role"] == "user"
     assert user["content"] == [
-        {"text": "text of a.txt ü\n\n"},
-        {"text": "text of b.txt ü\n\n"},
+        {"text": "text of a.txt ü\n\n", "document": True},
+        {"text": "text of b.txt ü\n\n", "document": True},
         {"text": "why?", "protected": True},
     ]
     prompt = made.pop("prompt", None)

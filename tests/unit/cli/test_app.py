@@ -68,6 +68,7 @@ def test_kv_options_that_were_not_given_are_left_out(run, asked):
         (["--kv-capacity", "256"], ["--kv-capacity", "256"]),
         (["--no-prefill-while-drafting"], ["--no-prefill-while-drafting"]),
         (["--prefill-while-drafting"], ["--prefill-while-drafting"]),
+        (["--draft", "small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "small"]),
     ],
 )
 def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
@@ -90,7 +91,7 @@ def test_nobody_there_is_told(run):
 
 
 def test_a_file_that_is_not_there_is_told(run, tmp_path):
-    result = run("generate", "--question", "why?", "--file", tmp_path / "none.txt", *NOBODY)
+    result = run("generate", "--question", "why?", "--document", tmp_path / "none.txt", *NOBODY)
     assert result.exit_code == 1 and "none.txt" in result.stderr
 
 

@@ -40,8 +40,21 @@ def test_messages():
     )
     first, second = request.prompt.chat.messages
     assert (first.role, [part.text for part in first.parts], first.protected) == ("system", ["s"], False)
+    assert not any(part.document for part in (*first.parts, *second.parts))
     assert second.protected and [(part.text, part.protected) for part in second.parts] == [("a", False), ("b", True)]
     assert [json.loads(tool) for tool in request.prompt.chat.tools_json] == [{"name": "ä"}]
+
+
+def test_documents_are_marked():
+    content = [{"type": "text", "text": "a", "document": True}, {"text": "b", "document": True, "protected": True}]
+    request = generate_request(None, {"messages": [{"role": "user", "content": content}]})
+    parts = request.prompt.chat.messages[0].parts
+    assert [(part.text, part.document, part.protected) for part in parts] == [("a", True, False), ("b", True, True)]
+
+
+def test_a_mark_that_is_no_mark():
+    with pytest.raises(ValueError, match="not documnet"):
+        generate_request(None, {"messages": [{"role": "user", "content": [{"text": "a", "documnet": True}]}]})
 
 
 @pytest.mark.parametrize("ids", [[1, 2], (1, 2), np.array([1, 2], dtype=np.uint32), range(1, 3)])

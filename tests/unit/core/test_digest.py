@@ -21,6 +21,7 @@ OTHER_KEY = {
     "lookahead_tokens": [1],
     "draft": [replace(DRAFT, **{name: "other"}) for name in ("id", "revision", "tokenizer_fingerprint")],
     "salt": ["", "Tenant", "tenant "],
+    "target_fingerprint": ["f2", "f3"],
 }
 # Another value for every field of every policy.
 OTHER_POLICY = {

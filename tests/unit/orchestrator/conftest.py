@@ -29,6 +29,33 @@ def bpe():
 
 
 @pytest.fixture(scope="session")
+def words():
+    """WordPiece over whole words and characters: it loses white space and what it does not know."""
+    characters = sorted(set("".join(CORPUS)) - {" "})
+    pieces = ["[UNK]", *SPECIAL, *CORPUS[1].split(), *characters, *(f"##{each}" for each in characters)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return backend
+
+
+@pytest.fixture(scope="session")
+def unigram():
+    """Unigram with metaspace, that puts <bos> before and <eos> after a text."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "<bos>", "<eos>"], unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    pair = [(token, backend.token_to_id(token)) for token in ("<bos>", "<eos>")]
+    backend.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=pair)
+    return backend
+
+
+@pytest.fixture(scope="session")
 def framed_bpe():
     """One that puts <bos> before and <eos> after a text."""
     backend = train()

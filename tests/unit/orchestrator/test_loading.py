@@ -5,7 +5,7 @@ import json
 import pytest
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.loading import load_tokenizer
+from presift.orchestrator.loading import load_interpreter, load_tokenizer
 from presift.orchestrator.request import Chat, Message, Text, TextPart
 
 TEMPLATE = (
@@ -46,6 +46,29 @@ async def test_without_a_template_text_alone_is_read(folder, bpe):
     assert (await loaded.tokenize(Text("The fox"))).ids.tolist() == bpe.encode("The fox").ids
     with pytest.raises(InvalidRequest, match="no chat template"):
         loaded.render(chat("user", "hi"))
+
+
+def test_interpreter_between_two_vocabularies(folder, tmp_path, words):
+    path = tmp_path / "draft"
+    path.mkdir()
+    words.save(str(path / "tokenizer.json"))
+    target = load_tokenizer(folder(None), 0)
+    made = load_interpreter(str(path), target)
+    assert made.draft_fingerprint == load_tokenizer(str(path), 0).fingerprint() != target.fingerprint()
+
+
+def test_no_interpreter_where_the_vocabulary_is_one(folder):
+    path = folder(None)
+    assert load_interpreter(path, load_tokenizer(path, 0)) is None
+
+
+@pytest.mark.parametrize("missing", ["draft_tokenizer", "tokenizer"])
+def test_cross_vocabulary_needs_both_tokenizers(folder, missing):
+    path = folder(None)
+    target = load_tokenizer(None if missing == "tokenizer" else path, 0)
+    with pytest.raises(InvalidRequest) as refusal:
+        load_interpreter(None if missing == "draft_tokenizer" else path, target)
+    assert refusal.value.field == missing and "cross_vocabulary" in refusal.value.message
 
 
 def test_without_a_folder_token_ids_alone_are_read():

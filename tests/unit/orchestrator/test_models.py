@@ -121,6 +121,19 @@ def test_vocabularies(draft, target, fits):
             check_vocabulary(*pair)
 
 
+async def test_cross_vocabulary_wants_the_draft_whose_tokenizer_we_have():
+    target = Service(TargetInfo(TARGET, frozenset({Route.FULL})))
+    foreign = replace(DRAFT, tokenizer_fingerprint="f2")
+    known = Models(Service(foreign), target, draft_fingerprint="f2", retry_s=0.001)
+    await known.connect()
+    assert known.known_draft() is foreign
+    for unfit in (DRAFT, replace(DRAFT, tokenizer_fingerprint="")):  # the target's own vocabulary would be misread too
+        wrong = Models(Service(unfit), target, draft_fingerprint="f2", retry_s=0.001)
+        with pytest.raises(VocabularyMismatch, match="draft_tokenizer") as refusal:
+            await wrong.connect()
+        assert refusal.value.details == {"orchestrator": "f2", "draft": unfit.tokenizer_fingerprint}
+
+
 async def test_a_tokenizer_of_another_model_is_refused():
     target = Service(TargetInfo(TARGET, frozenset({Route.FULL})))
     wrong = Models(Service(TARGET), target, "another fingerprint", retry_s=0.001)

@@ -138,8 +138,45 @@ def test_a_placeholder_in_the_template_protects_everything():
     assert droppable(odd, say("user", "a"), say("user", "b")) == []
 
 
+def document(text, **marks):
+    return TextPart(text, document=True, **marks)
+
+
+def test_where_documents_are_marked_nothing_else_may_be_dropped():
+    texts = droppable(
+        plain,
+        say("user", "history"),
+        say("assistant", LONG),
+        say("tool", "result"),
+        say("user", "Read. ", document("short"), LONG, document(LONG), "So?"),
+    )
+    assert texts == ["short", LONG]
+
+
+def test_documents_anywhere_in_a_conversation():
+    """In the system prompt and in earlier turns too: the caller said so."""
+    texts = droppable(
+        plain, say("system", "be brief", document("context")), say("user", document("old")), say("user", "why?")
+    )
+    assert texts == ["context", "old"]
+
+
+def test_protected_wins_over_document():
+    texts = droppable(
+        plain,
+        say("user", document("a", protected=True), document("b")),
+        say("tool", document("c"), protected=True),
+        say("user", "why?"),
+    )
+    assert texts == ["b"]
+
+
+def test_a_protected_document_alone_protects_everything():
+    assert droppable(plain, say("user", LONG), say("user", document("a", protected=True), LONG)) == []
+
+
 TEXT = st.text(st.sampled_from(" \n\tab<|>You\ue000\ue0010é😀"), max_size=12)
-PART = st.builds(TextPart, TEXT | st.just(LONG), st.booleans())
+PART = st.builds(TextPart, TEXT | st.just(LONG), st.booleans(), st.just(False) | st.booleans())
 MESSAGE = st.builds(
     Message,
     st.sampled_from(["system", "user", "assistant", "tool"]),
@@ -158,9 +195,9 @@ def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
     free = [
         part.text.strip()
         for message in messages
-        if message.role != "system" and not message.protected
+        if not message.protected
         for part in message.parts
-        if not part.protected
+        if not part.protected and (part.document if chat.has_documents else message.role != "system")
     ]
     for each in ranges:
         assert 0 <= each.start < each.end <= len(rendered)

@@ -36,6 +36,12 @@ def test_flags_and_variables(read, monkeypatch):
     assert not settings.prefill_while_drafting
 
 
+def test_cross_vocabulary_is_asked_for(read):
+    assert not read().cross_vocabulary
+    settings = read("--cross-vocabulary", "--draft-tokenizer", "small")
+    assert settings.cross_vocabulary and settings.draft_tokenizer == "small"
+
+
 def test_what_auto_goes_by(read):
     assert read().defaults().route_order == ROUTE_ORDER == tuple(read().route_order.split(","))
     settings = read("--route-order", "full, spec_pc", "--no-learn-speeds", "--prefix-memory", "6400")

@@ -92,6 +92,43 @@ async def test_tools_are_protected(bpe):
     assert head.startswith('tools: [{"name": "dog"}]')
 
 
+# Of any Unicode but lone surrogates: emoji, combining and right-to-left characters among others.
+ANY = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from("👍🏽e\u0301\u05e9\u05dc\u0627\u200d\ue000\ue001<|"),
+    max_size=12,
+)
+PARTS = st.lists(st.builds(TextPart, ANY, st.booleans(), st.booleans()), max_size=4)
+TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), PARTS), max_size=4)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(turns=TURNS, text=ANY.filter(bool))
+async def test_documents_of_any_unicode_are_all_that_may_go(bpe, turns, text):
+    """To the character: what holds one of anything else stays, what holds none may go."""
+    turns = [*turns, ("user", [TextPart("Read: "), TextPart(text, document=True), TextPart(" why?")])]
+    prompt = Chat(tuple(Message(role, tuple(parts)) for role, parts in turns), ('{"name": "töol"}',))
+    tokenizer = PromptTokenizer(bpe, template)
+    tokenized = await tokenizer.tokenize(prompt)
+    rendered, offsets = tokenizer.located(prompt)
+    may_go = documents_in(rendered, prompt)
+    free = ~covered(tokenized.protected, len(offsets))
+    assert free.tolist() == [all(at in may_go for at in range(*held)) for held in offsets]
+
+
+def documents_in(rendered, prompt):
+    """The characters of `rendered` that are of a document and not protected, found by the template's shape."""
+    found, at = set(), rendered.index("\n<|im_start|>") + 1
+    for message in prompt.messages:
+        at += len(f"<|im_start|>{message.role}\n")
+        for part in message.parts:
+            if part.document and not part.protected:
+                found |= set(range(at, at + len(part.text)))
+            at += len(part.text)
+        at += len("<|im_end|>\n")
+    assert rendered[at:] == "<|im_start|>assistant\n"
+    return found
+
+
 async def test_long_text_is_the_same_off_the_loop(bpe):
     text = "The quick brown fox 😀 " * 600
     assert len(text) > INLINE_CHARACTERS

@@ -1,0 +1,119 @@
+"""Cross vocabulary: a draft that reads other token ids than the target, behind the port of an ordinary draft.
+
+The draft is asked for importance and lookahead alone. Importance is carried over to the target's tokens through the
+text, and the mask is drawn here, by the code that the draft would use; so capacity, window and protected spans stay
+those of the target's tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InternalError
+from presift.core.importance import coverage
+from presift.core.masks import TokenMask
+from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.policies import Policy, Pool, SpecKv, SpecKvPc, SpecPc
+from presift.core.remapping import remapped
+from presift.core.selection import select
+from presift.core.spans import Span
+from presift.orchestrator.interpreting import Interpreter, Reading
+from presift.orchestrator.ports import Draft, MaskRejected, Score
+from presift.orchestrator.verification import lookahead_policy, mask_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one reply of the draft is for: how the mask is drawn (None: every token is kept), whose lookahead it is
+    (None: nobody's), and how rows are scored (None: they are not)."""
+
+    mask: SpecPc | None
+    lookahead: SpecKv | None
+    scoring: SpecPc | None
+
+    @classmethod
+    def of(cls, policy: Policy, *, include_importance: bool) -> Asked:
+        mask = mask_policy(policy)
+        seen = policy.draft_policy if isinstance(policy, SpecKv) and include_importance else None
+        return cls(mask, lookahead_policy(policy), mask or seen)
+
+    def of_draft(self, reading: Reading) -> Policy:
+        """The policy to send: the window holds the same text; of pooling and capacity only what costs least."""
+        if self.scoring is None:
+            if self.lookahead is None:
+                raise InternalError("a policy that asks nothing of the draft")
+            return self.lookahead
+        window = reading.draft_window(self.scoring.window)
+        bare = replace(self.scoring, capacity=window, window=window, pool=Pool.NONE, kernel=1, neighbors=0)
+        return bare if self.lookahead is None else SpecKvPc(bare, replace(self.lookahead, mask=None))
+
+
+class CrossVocabularyDraft:
+    """`draft` as if it read the target's token ids."""
+
+    def __init__(self, draft: Draft, interpreter: Interpreter) -> None:
+        self._draft = draft
+        self._interpreter = interpreter
+
+    async def info(self) -> ModelInfo:
+        return await self._draft.info()
+
+    async def score(
+        self,
+        token_ids: NDArray[np.uint32],
+        policy: Policy,
+        protected: tuple[Span, ...],
+        *,
+        include_importance: bool,
+        timeout_s: float,
+    ) -> Score:
+        """As the port says; InvalidRequest too where the ids have no text that gives them again."""
+        asked = Asked.of(policy, include_importance=include_importance)
+        reading = await asyncio.to_thread(self._interpreter.read, token_ids)
+        reply = await self._draft.score(
+            reading.ids,
+            asked.of_draft(reading),
+            (),  # the mask is drawn here
+            include_importance=asked.scoring is not None,
+            timeout_s=timeout_s,
+        )
+        score = await asyncio.to_thread(self._carried, reply, asked, reading, protected)
+        return score if include_importance else replace(score, importance=None)
+
+    def _carried(self, reply: Score, asked: Asked, reading: Reading, protected: tuple[Span, ...]) -> Score:
+        importance = importance_of(reply, reading)
+        mask, share = drawn(importance, asked.mask, protected, len(reading.target_offsets))
+        lookahead: tuple[int, ...] = ()
+        if asked.lookahead is not None:
+            count = asked.lookahead.lookahead_tokens
+            lookahead = self._interpreter.lookahead(reading, reply.prompt.lookahead_token_ids, count)
+        return Score(CompressedPrompt(mask, lookahead, share, reply.prompt.draft), importance)
+
+
+def importance_of(reply: Score, reading: Reading) -> NDArray[np.float32] | None:
+    """The draft's importance as float32[the target's tokens], None where it sent none. Raises MaskRejected."""
+    if reply.importance is None:
+        return None
+    if reply.importance.size != reading.ids.size:
+        raise MaskRejected(f"importance of {reply.importance.size} tokens for a prompt of {reading.ids.size}")
+    try:
+        return remapped(reply.importance, reading.draft_offsets, reading.target_offsets)
+    except InternalError as error:
+        raise MaskRejected(f"the draft's answer: {error.message}") from error
+
+
+def drawn(
+    importance: NDArray[np.float32] | None, policy: SpecPc | None, protected: tuple[Span, ...], prompt_tokens: int
+) -> tuple[TokenMask, float | None]:
+    """The mask, and the share of importance that it keeps (None where nothing was to be drawn). Raises MaskRejected
+    where there is nothing to draw it by, BudgetExceeded where protected spans and window have no place."""
+    if policy is None or prompt_tokens <= policy.capacity:
+        return TokenMask(np.ones(prompt_tokens, dtype=np.bool_)), None
+    if importance is None:
+        raise MaskRejected("the draft scored nothing: the prompt is hardly more than its window")
+    mask = select(importance, policy, protected)
+    return mask, coverage(importance, mask.kept)
