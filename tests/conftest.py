@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# A shared machine is slow at times; that is no failure.
+hypothesis.settings.register_profile("presift", deadline=None)
+hypothesis.settings.load_profile("presift")
 
 # Before torch is loaded, here and in the processes that tests start: threads that spin while they wait take the cores
 # from one another.
