@@ -15,7 +15,7 @@ from presift_client.errors import (
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
-from presift_client.results import Decision, Delta, Generation, Info, Model, Usage
+from presift_client.results import Decision, Delta, Generation, Info, Model, RouteQuality, Usage
 
 __all__ = [
     "AsyncClient",
@@ -36,6 +36,7 @@ __all__ = [
     "Overloaded",
     "PresiftError",
     "PromptTooLong",
+    "RouteQuality",
     "RouteUnsupported",
     "Unavailable",
     "Usage",

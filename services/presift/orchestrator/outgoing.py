@@ -7,6 +7,7 @@ from typing import Any
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import CacheUse, Decision
 from presift.orchestrator.explanation import ExplainedSpan, Explanation
+from presift.orchestrator.guard.switches import Quality
 from presift.orchestrator.pipeline import Delta, Event, Report
 from presift.orchestrator.ports import FinishReason
 from presift.rpc import wire
@@ -83,6 +84,20 @@ def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainRes
         kv_mask=None if kept_kv is None else wire.kv_mask_to_wire(kept_kv.mask),
         target_coverage=None if kept_kv is None else kept_kv.coverage,
         text=explanation.text,
+    )
+
+
+def quality_to_wire(quality: Quality) -> orchestrator_pb2.RouteQuality:
+    return orchestrator_pb2.RouteQuality(
+        route=wire.route_to_wire(quality.route),
+        min_tokens=quality.band.least_tokens,
+        max_tokens=quality.band.most_tokens,
+        samples=quality.samples,
+        mean_overlap=quality.overlap,
+        exact_share=quality.exact_share,
+        mean_first_divergence=quality.first_divergence,
+        switched_off=quality.is_off,
+        since=quality.since,
     )
 
 

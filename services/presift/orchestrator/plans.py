@@ -88,4 +88,4 @@ def _plan(choice: Choice, origin: Origin, read: NDArray[np.bool_], kv_plan: KvPl
         **found,
     )
     read_ids = tokens.ids if read.all() else tokens.ids[read]
-    return Plan(decision, read_ids, read, tokens.protected, kv_plan)
+    return Plan(decision, read_ids, read, tokens.protected, kv_plan, prompt_ids=tokens.ids)

@@ -22,55 +22,58 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from presift.v1 import plan_pb2 as presift_dot_v1_dot_plan__pb2
 from presift.v1 import target_pb2 as presift_dot_v1_dot_target__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpresift/v1/orchestrator.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\x1a\x17presift/v1/target.proto\"\x9a\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.presift.v1.ChatH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.presift.v1.TokenIdsH\x00\x12)\n\x0fprotected_spans\x18\x04 \x03(\x0b\x32\x10.presift.v1.SpanB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"A\n\x04\x43hat\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.presift.v1.Message\x12\x12\n\ntools_json\x18\x02 \x03(\t\"O\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12#\n\x05parts\x18\x02 \x03(\x0b\x32\x14.presift.v1.TextPart\x12\x11\n\tprotected\x18\x03 \x01(\x08\"+\n\x08TextPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tprotected\x18\x02 \x01(\x08\"\x90\x02\n\x06\x42udget\x12\x1e\n\x11max_prompt_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rmax_kv_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06strict\x18\x03 \x01(\x08\x12\"\n\x15\x63ompress_above_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bmax_ttft_ms\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cmin_coverage\x18\x06 \x01(\x02H\x04\x88\x01\x01\x42\x14\n\x12_max_prompt_tokensB\x10\n\x0e_max_kv_tokensB\x18\n\x16_compress_above_tokensB\x0e\n\x0c_max_ttft_msB\x0f\n\r_min_coverage\"\xc6\x01\n\x0fGenerateRequest\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.presift.v1.Prompt\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.presift.v1.Sampling\x12\"\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x12.presift.v1.Budget\x12 \n\x05route\x18\x04 \x01(\x0e\x32\x11.presift.v1.Route\x12!\n\x02kv\x18\x05 \x01(\x0b\x32\x15.presift.v1.KvOptions\"\xdf\x01\n\tKvOptions\x12*\n\tselection\x18\x01 \x01(\x0e\x32\x17.presift.v1.KvSelection\x12\x1d\n\x10keep_full_prefix\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10lookahead_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12#\n\x16\x63ontinue_prompt_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x13\n\x11_keep_full_prefixB\x13\n\x11_lookahead_tokensB\x19\n\x17_continue_prompt_tokens\"\x91\x01\n\x10GenerateResponse\x12(\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.presift.v1.DecisionH\x00\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x15.presift.v1.TextDeltaH\x00\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x11.presift.v1.UsageH\x00\x42\x07\n\x05\x65vent\"\xc9\x04\n\x08\x44\x65\x63ision\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.presift.v1.DecisionReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x13\n\x0bkept_tokens\x18\x05 \x01(\r\x12\x11\n\tkv_tokens\x18\x06 \x01(\r\x12\x18\n\x10protected_tokens\x18\x07 \x01(\r\x12\x15\n\x08\x63overage\x18\x08 \x01(\x02H\x00\x88\x01\x01\x12\'\n\x05\x63\x61\x63he\x18\t \x01(\x0e\x32\x18.presift.v1.CacheOutcome\x12$\n\x05\x64raft\x18\n \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12%\n\x06target\x18\x0b \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\"\n\x06policy\x18\x0c \x01(\x0b\x32\x12.presift.v1.Policy\x12\x13\n\x0btokenize_ms\x18\r \x01(\x01\x12\x10\n\x08\x63\x61\x63he_ms\x18\x0e \x01(\x01\x12\x10\n\x08\x64raft_ms\x18\x0f \x01(\x01\x12\x12\n\nprefill_ms\x18\x10 \x01(\x01\x12\x1d\n\x10keep_full_prefix\x18\x11 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tcontinued\x18\x12 \x01(\x08\x12\x1e\n\x11predicted_ttft_ms\x18\x13 \x01(\x01H\x02\x88\x01\x01\x42\x0b\n\t_coverageB\x13\n\x11_keep_full_prefixB\x14\n\x12_predicted_ttft_ms\",\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xc4\x02\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x13\n\x0bkept_tokens\x18\x02 \x01(\r\x12\x11\n\tkv_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.presift.v1.FinishReason\x12\x16\n\x0etarget_ttft_ms\x18\x07 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x08 \x01(\x01\x12\x10\n\x08total_ms\x18\t \x01(\x01\x12\x14\n\x0creused_entry\x18\n \x01(\x08\x12\x10\n\x08score_ms\x18\x0b \x01(\x01\x12\x12\n\npublish_ms\x18\x0c \x01(\x01\x12\x15\n\x08\x63overage\x18\r \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_coverage\"\xce\x01\n\x0e\x45xplainRequest\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.presift.v1.Prompt\x12\"\n\x06\x62udget\x18\x02 \x01(\x0b\x32\x12.presift.v1.Budget\x12 \n\x05route\x18\x03 \x01(\x0e\x32\x11.presift.v1.Route\x12!\n\x02kv\x18\x04 \x01(\x0b\x32\x15.presift.v1.KvOptions\x12\x17\n\x0finclude_kv_mask\x18\x05 \x01(\x08\x12\x16\n\x0espan_per_token\x18\x06 \x01(\x08\"\xc8\x01\n\x0f\x45xplainResponse\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.presift.v1.Decision\x12(\n\x05spans\x18\x02 \x03(\x0b\x32\x19.presift.v1.ExplainedSpan\x12#\n\x07kv_mask\x18\x03 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1c\n\x0ftarget_coverage\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x05 \x01(\tB\x12\n\x10_target_coverage\"\xb4\x01\n\rExplainedSpan\x12 \n\x06tokens\x18\x01 \x01(\x0b\x32\x10.presift.v1.Span\x12$\n\ncharacters\x18\x02 \x01(\x0b\x32\x10.presift.v1.Span\x12\x0c\n\x04kept\x18\x03 \x01(\x08\x12\x11\n\tprotected\x18\x04 \x01(\x08\x12\x12\n\nimportance\x18\x05 \x01(\x02\x12\x17\n\nkept_share\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\r\n\x0b_kept_share\"\x10\n\x0eGetInfoRequest\"\xaa\x01\n\x0fGetInfoResponse\x12$\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12%\n\x06target\x18\x02 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route\x12\x1d\n\x15\x63ompress_above_tokens\x18\x04 \x01(\r*\xa9\x04\n\x0e\x44\x65\x63isionReason\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44\x45\x43ISION_REASON_REQUESTED\x10\x01\x12#\n\x1f\x44\x45\x43ISION_REASON_BELOW_THRESHOLD\x10\x02\x12!\n\x1d\x44\x45\x43ISION_REASON_WITHIN_BUDGET\x10\x03\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_OVER_BUDGET\x10\x04\x12)\n%DECISION_REASON_PROTECTED_OVER_BUDGET\x10\x05\x12%\n!DECISION_REASON_DRAFT_UNAVAILABLE\x10\x06\x12$\n DECISION_REASON_DRAFT_OVERLOADED\x10\x07\x12!\n\x1d\x44\x45\x43ISION_REASON_DRAFT_TIMEOUT\x10\x08\x12!\n\x1d\x44\x45\x43ISION_REASON_DRAFT_CHANGED\x10\t\x12!\n\x1d\x44\x45\x43ISION_REASON_MASK_REJECTED\x10\n\x12%\n!DECISION_REASON_KV_POOL_TOO_SMALL\x10\x0b\x12\x1c\n\x18\x44\x45\x43ISION_REASON_CHEAPEST\x10\x0c\x12\"\n\x1e\x44\x45\x43ISION_REASON_BUDGET_NOT_MET\x10\r\x12$\n DECISION_REASON_COVERAGE_TOO_LOW\x10\x0e*\x92\x01\n\x0c\x43\x61\x63heOutcome\x12\x1d\n\x19\x43\x41\x43HE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41\x43HE_OUTCOME_NOT_USED\x10\x01\x12\x15\n\x11\x43\x41\x43HE_OUTCOME_HIT\x10\x02\x12\x16\n\x12\x43\x41\x43HE_OUTCOME_MISS\x10\x03\x12\x18\n\x14\x43\x41\x43HE_OUTCOME_SHARED\x10\x04\x32\xe6\x01\n\x13OrchestratorService\x12G\n\x08Generate\x12\x1b.presift.v1.GenerateRequest\x1a\x1c.presift.v1.GenerateResponse0\x01\x12\x42\n\x07\x45xplain\x12\x1a.presift.v1.ExplainRequest\x1a\x1b.presift.v1.ExplainResponse\x12\x42\n\x07GetInfo\x12\x1a.presift.v1.GetInfoRequest\x1a\x1b.presift.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpresift/v1/orchestrator.proto\x12\npresift.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15presift/v1/plan.proto\x1a\x17presift/v1/target.proto\"\x9a\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.presift.v1.ChatH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.presift.v1.TokenIdsH\x00\x12)\n\x0fprotected_spans\x18\x04 \x03(\x0b\x32\x10.presift.v1.SpanB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"A\n\x04\x43hat\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.presift.v1.Message\x12\x12\n\ntools_json\x18\x02 \x03(\t\"O\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12#\n\x05parts\x18\x02 \x03(\x0b\x32\x14.presift.v1.TextPart\x12\x11\n\tprotected\x18\x03 \x01(\x08\"+\n\x08TextPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tprotected\x18\x02 \x01(\x08\"\x90\x02\n\x06\x42udget\x12\x1e\n\x11max_prompt_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rmax_kv_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06strict\x18\x03 \x01(\x08\x12\"\n\x15\x63ompress_above_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bmax_ttft_ms\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cmin_coverage\x18\x06 \x01(\x02H\x04\x88\x01\x01\x42\x14\n\x12_max_prompt_tokensB\x10\n\x0e_max_kv_tokensB\x18\n\x16_compress_above_tokensB\x0e\n\x0c_max_ttft_msB\x0f\n\r_min_coverage\"\xc6\x01\n\x0fGenerateRequest\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.presift.v1.Prompt\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.presift.v1.Sampling\x12\"\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x12.presift.v1.Budget\x12 \n\x05route\x18\x04 \x01(\x0e\x32\x11.presift.v1.Route\x12!\n\x02kv\x18\x05 \x01(\x0b\x32\x15.presift.v1.KvOptions\"\xdf\x01\n\tKvOptions\x12*\n\tselection\x18\x01 \x01(\x0e\x32\x17.presift.v1.KvSelection\x12\x1d\n\x10keep_full_prefix\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10lookahead_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12#\n\x16\x63ontinue_prompt_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x13\n\x11_keep_full_prefixB\x13\n\x11_lookahead_tokensB\x19\n\x17_continue_prompt_tokens\"\x91\x01\n\x10GenerateResponse\x12(\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.presift.v1.DecisionH\x00\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x15.presift.v1.TextDeltaH\x00\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x11.presift.v1.UsageH\x00\x42\x07\n\x05\x65vent\"\xc9\x04\n\x08\x44\x65\x63ision\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.presift.v1.DecisionReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x13\n\x0bkept_tokens\x18\x05 \x01(\r\x12\x11\n\tkv_tokens\x18\x06 \x01(\r\x12\x18\n\x10protected_tokens\x18\x07 \x01(\r\x12\x15\n\x08\x63overage\x18\x08 \x01(\x02H\x00\x88\x01\x01\x12\'\n\x05\x63\x61\x63he\x18\t \x01(\x0e\x32\x18.presift.v1.CacheOutcome\x12$\n\x05\x64raft\x18\n \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12%\n\x06target\x18\x0b \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\"\n\x06policy\x18\x0c \x01(\x0b\x32\x12.presift.v1.Policy\x12\x13\n\x0btokenize_ms\x18\r \x01(\x01\x12\x10\n\x08\x63\x61\x63he_ms\x18\x0e \x01(\x01\x12\x10\n\x08\x64raft_ms\x18\x0f \x01(\x01\x12\x12\n\nprefill_ms\x18\x10 \x01(\x01\x12\x1d\n\x10keep_full_prefix\x18\x11 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tcontinued\x18\x12 \x01(\x08\x12\x1e\n\x11predicted_ttft_ms\x18\x13 \x01(\x01H\x02\x88\x01\x01\x42\x0b\n\t_coverageB\x13\n\x11_keep_full_prefixB\x14\n\x12_predicted_ttft_ms\",\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xc4\x02\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x13\n\x0bkept_tokens\x18\x02 \x01(\r\x12\x11\n\tkv_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.presift.v1.FinishReason\x12\x16\n\x0etarget_ttft_ms\x18\x07 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x08 \x01(\x01\x12\x10\n\x08total_ms\x18\t \x01(\x01\x12\x14\n\x0creused_entry\x18\n \x01(\x08\x12\x10\n\x08score_ms\x18\x0b \x01(\x01\x12\x12\n\npublish_ms\x18\x0c \x01(\x01\x12\x15\n\x08\x63overage\x18\r \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_coverage\"\xce\x01\n\x0e\x45xplainRequest\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.presift.v1.Prompt\x12\"\n\x06\x62udget\x18\x02 \x01(\x0b\x32\x12.presift.v1.Budget\x12 \n\x05route\x18\x03 \x01(\x0e\x32\x11.presift.v1.Route\x12!\n\x02kv\x18\x04 \x01(\x0b\x32\x15.presift.v1.KvOptions\x12\x17\n\x0finclude_kv_mask\x18\x05 \x01(\x08\x12\x16\n\x0espan_per_token\x18\x06 \x01(\x08\"\xc8\x01\n\x0f\x45xplainResponse\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.presift.v1.Decision\x12(\n\x05spans\x18\x02 \x03(\x0b\x32\x19.presift.v1.ExplainedSpan\x12#\n\x07kv_mask\x18\x03 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1c\n\x0ftarget_coverage\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x05 \x01(\tB\x12\n\x10_target_coverage\"\xb4\x01\n\rExplainedSpan\x12 \n\x06tokens\x18\x01 \x01(\x0b\x32\x10.presift.v1.Span\x12$\n\ncharacters\x18\x02 \x01(\x0b\x32\x10.presift.v1.Span\x12\x0c\n\x04kept\x18\x03 \x01(\x08\x12\x11\n\tprotected\x18\x04 \x01(\x08\x12\x12\n\nimportance\x18\x05 \x01(\x02\x12\x17\n\nkept_share\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\r\n\x0b_kept_share\"\x10\n\x0eGetInfoRequest\"\xdb\x01\n\x0fGetInfoResponse\x12$\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12%\n\x06target\x18\x02 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route\x12\x1d\n\x15\x63ompress_above_tokens\x18\x04 \x01(\r\x12/\n\rroute_quality\x18\x06 \x03(\x0b\x32\x18.presift.v1.RouteQuality\"\xbe\x02\n\x0cRouteQuality\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x0f\n\x07samples\x18\x04 \x01(\r\x12\x19\n\x0cmean_overlap\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x65xact_share\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15mean_first_divergence\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cswitched_off\x18\x08 \x01(\x08\x12)\n\x05since\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0f\n\r_mean_overlapB\x0e\n\x0c_exact_shareB\x18\n\x16_mean_first_divergence*\xd1\x04\n\x0e\x44\x65\x63isionReason\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44\x45\x43ISION_REASON_REQUESTED\x10\x01\x12#\n\x1f\x44\x45\x43ISION_REASON_BELOW_THRESHOLD\x10\x02\x12!\n\x1d\x44\x45\x43ISION_REASON_WITHIN_BUDGET\x10\x03\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_OVER_BUDGET\x10\x04\x12)\n%DECISION_REASON_PROTECTED_OVER_BUDGET\x10\x05\x12%\n!DECISION_REASON_DRAFT_UNAVAILABLE\x10\x06\x12$\n DECISION_REASON_DRAFT_OVERLOADED\x10\x07\x12!\n\x1d\x44\x45\x43ISION_REASON_DRAFT_TIMEOUT\x10\x08\x12!\n\x1d\x44\x45\x43ISION_REASON_DRAFT_CHANGED\x10\t\x12!\n\x1d\x44\x45\x43ISION_REASON_MASK_REJECTED\x10\n\x12%\n!DECISION_REASON_KV_POOL_TOO_SMALL\x10\x0b\x12\x1c\n\x18\x44\x45\x43ISION_REASON_CHEAPEST\x10\x0c\x12\"\n\x1e\x44\x45\x43ISION_REASON_BUDGET_NOT_MET\x10\r\x12$\n DECISION_REASON_COVERAGE_TOO_LOW\x10\x0e\x12&\n\"DECISION_REASON_ROUTE_SWITCHED_OFF\x10\x0f*\x92\x01\n\x0c\x43\x61\x63heOutcome\x12\x1d\n\x19\x43\x41\x43HE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41\x43HE_OUTCOME_NOT_USED\x10\x01\x12\x15\n\x11\x43\x41\x43HE_OUTCOME_HIT\x10\x02\x12\x16\n\x12\x43\x41\x43HE_OUTCOME_MISS\x10\x03\x12\x18\n\x14\x43\x41\x43HE_OUTCOME_SHARED\x10\x04\x32\xe6\x01\n\x13OrchestratorService\x12G\n\x08Generate\x12\x1b.presift.v1.GenerateRequest\x1a\x1c.presift.v1.GenerateResponse0\x01\x12\x42\n\x07\x45xplain\x12\x1a.presift.v1.ExplainRequest\x1a\x1b.presift.v1.ExplainResponse\x12\x42\n\x07GetInfo\x12\x1a.presift.v1.GetInfoRequest\x1a\x1b.presift.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presift.v1.orchestrator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DECISIONREASON']._serialized_start=3066
-  _globals['_DECISIONREASON']._serialized_end=3619
-  _globals['_CACHEOUTCOME']._serialized_start=3622
-  _globals['_CACHEOUTCOME']._serialized_end=3768
-  _globals['_PROMPT']._serialized_start=94
-  _globals['_PROMPT']._serialized_end=248
-  _globals['_TOKENIDS']._serialized_start=250
-  _globals['_TOKENIDS']._serialized_end=273
-  _globals['_CHAT']._serialized_start=275
-  _globals['_CHAT']._serialized_end=340
-  _globals['_MESSAGE']._serialized_start=342
-  _globals['_MESSAGE']._serialized_end=421
-  _globals['_TEXTPART']._serialized_start=423
-  _globals['_TEXTPART']._serialized_end=466
-  _globals['_BUDGET']._serialized_start=469
-  _globals['_BUDGET']._serialized_end=741
-  _globals['_GENERATEREQUEST']._serialized_start=744
-  _globals['_GENERATEREQUEST']._serialized_end=942
-  _globals['_KVOPTIONS']._serialized_start=945
-  _globals['_KVOPTIONS']._serialized_end=1168
-  _globals['_GENERATERESPONSE']._serialized_start=1171
-  _globals['_GENERATERESPONSE']._serialized_end=1316
-  _globals['_DECISION']._serialized_start=1319
-  _globals['_DECISION']._serialized_end=1904
-  _globals['_TEXTDELTA']._serialized_start=1906
-  _globals['_TEXTDELTA']._serialized_end=1950
-  _globals['_USAGE']._serialized_start=1953
-  _globals['_USAGE']._serialized_end=2277
-  _globals['_EXPLAINREQUEST']._serialized_start=2280
-  _globals['_EXPLAINREQUEST']._serialized_end=2486
-  _globals['_EXPLAINRESPONSE']._serialized_start=2489
-  _globals['_EXPLAINRESPONSE']._serialized_end=2689
-  _globals['_EXPLAINEDSPAN']._serialized_start=2692
-  _globals['_EXPLAINEDSPAN']._serialized_end=2872
-  _globals['_GETINFOREQUEST']._serialized_start=2874
-  _globals['_GETINFOREQUEST']._serialized_end=2890
-  _globals['_GETINFORESPONSE']._serialized_start=2893
-  _globals['_GETINFORESPONSE']._serialized_end=3063
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=3771
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=4001
+  _globals['_DECISIONREASON']._serialized_start=3469
+  _globals['_DECISIONREASON']._serialized_end=4062
+  _globals['_CACHEOUTCOME']._serialized_start=4065
+  _globals['_CACHEOUTCOME']._serialized_end=4211
+  _globals['_PROMPT']._serialized_start=127
+  _globals['_PROMPT']._serialized_end=281
+  _globals['_TOKENIDS']._serialized_start=283
+  _globals['_TOKENIDS']._serialized_end=306
+  _globals['_CHAT']._serialized_start=308
+  _globals['_CHAT']._serialized_end=373
+  _globals['_MESSAGE']._serialized_start=375
+  _globals['_MESSAGE']._serialized_end=454
+  _globals['_TEXTPART']._serialized_start=456
+  _globals['_TEXTPART']._serialized_end=499
+  _globals['_BUDGET']._serialized_start=502
+  _globals['_BUDGET']._serialized_end=774
+  _globals['_GENERATEREQUEST']._serialized_start=777
+  _globals['_GENERATEREQUEST']._serialized_end=975
+  _globals['_KVOPTIONS']._serialized_start=978
+  _globals['_KVOPTIONS']._serialized_end=1201
+  _globals['_GENERATERESPONSE']._serialized_start=1204
+  _globals['_GENERATERESPONSE']._serialized_end=1349
+  _globals['_DECISION']._serialized_start=1352
+  _globals['_DECISION']._serialized_end=1937
+  _globals['_TEXTDELTA']._serialized_start=1939
+  _globals['_TEXTDELTA']._serialized_end=1983
+  _globals['_USAGE']._serialized_start=1986
+  _globals['_USAGE']._serialized_end=2310
+  _globals['_EXPLAINREQUEST']._serialized_start=2313
+  _globals['_EXPLAINREQUEST']._serialized_end=2519
+  _globals['_EXPLAINRESPONSE']._serialized_start=2522
+  _globals['_EXPLAINRESPONSE']._serialized_end=2722
+  _globals['_EXPLAINEDSPAN']._serialized_start=2725
+  _globals['_EXPLAINEDSPAN']._serialized_end=2905
+  _globals['_GETINFOREQUEST']._serialized_start=2907
+  _globals['_GETINFOREQUEST']._serialized_end=2923
+  _globals['_GETINFORESPONSE']._serialized_start=2926
+  _globals['_GETINFORESPONSE']._serialized_end=3145
+  _globals['_ROUTEQUALITY']._serialized_start=3148
+  _globals['_ROUTEQUALITY']._serialized_end=3466
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=4214
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=4444
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,11 @@ from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.drafting import Drafter
+from presift.orchestrator.guard.answers import Answers
+from presift.orchestrator.guard.guard import Guard
+from presift.orchestrator.guard.samples import Sampler
+from presift.orchestrator.guard.switches import Switches, Thresholds
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
@@ -43,6 +48,7 @@ DEFAULTS = Defaults(
     cascade_capacity=CASCADE,
 )
 ALL_ROUTES = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
+NO_SAMPLES, THRESHOLDS = Sampler(0.0), Thresholds()
 LOCAL = "127.0.0.1:0"
 
 
@@ -82,6 +88,8 @@ class Options:
     turns: int = 8
     defaults: Defaults = DEFAULTS
     economy: object = None
+    sampler: Sampler = NO_SAMPLES
+    thresholds: Thresholds = THRESHOLDS
 
 
 class House:
@@ -125,11 +133,22 @@ class House:
         )
         defaults, turns = self.options.defaults, Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
-        economy = self.options.economy
+        economy, switches = self.options.economy, Switches(self.options.thresholds)
         planner = Planner(
-            tokenizer, self.models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy
+            tokenizer,
+            self.models,
+            compressor,
+            defaults,
+            prefiller=prefiller,
+            turns=turns,
+            economy=economy,
+            switches=switches,
         )
-        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
+        drafter = Drafter(self.models, compressor, defaults)
+        answers = Answers(self.remote_target, drafter, compressor, planner.economy, salt)
+        self.guard = Guard(answers.compare, self.options.sampler, switches)
+        self._exit.push_async_callback(self.guard.aclose)
+        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt, guard=self.guard)
         return OrchestratorServicer(pipeline, self.models, defaults)
 
     async def _serve(self, server):
