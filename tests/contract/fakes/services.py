@@ -115,8 +115,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
 
 
 class FakeTarget(target_pb2_grpc.TargetServiceServicer):
-    """Answers with the prompt reversed, or what `answer` says, a token at a time. After `pause_after` tokens it waits for
-    `gate`; after `die_after` it fails. `cancelled` counts the requests that were cancelled.
+    """Answers with the prompt reversed, or what `answer` says, a token at a time. After `pause_after` tokens it waits
+    for `gate`; after `die_after` it fails. `cancelled` counts the requests that were cancelled.
 
     With a KV plan it holds it against the contract and says what the selection of that many KV pairs would use, and
     which they are (`kept_kv`) where that is asked for; `spoil` changes every usage, `reports` off leaves it unsaid. A
