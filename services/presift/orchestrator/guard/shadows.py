@@ -63,8 +63,9 @@ class Calm:
         await self._stir.wait()
 
     def _leave(self, caller: object) -> None:
-        self._callers.discard(caller)
-        self._tell()
+        if caller in self._callers:
+            self._callers.remove(caller)
+            self._tell()
 
     def _tell(self) -> None:
         (set_now, clear_now) = (self._stir, self._calm) if self._callers else (self._calm, self._stir)

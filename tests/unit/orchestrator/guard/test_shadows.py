@@ -1,6 +1,7 @@
 """Work in the background: in the calm alone, one piece at a time, and nothing of it is left."""
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -123,6 +124,17 @@ async def test_a_stop_leaves_no_task(bench):
     await bench.until(lambda: bench.began == 1)
     await bench.shadows.aclose()
     assert asyncio.all_tasks() == before and bench.ended == 1
+
+
+async def test_it_has_no_part_in_the_trace_of_who_offered_it(bench):
+    trace, seen = contextvars.ContextVar("trace", default="none"), []
+
+    async def looks():
+        seen.append(trace.get())
+
+    trace.set("a caller's")
+    bench.shadows.offer(looks)
+    await bench.until(lambda: seen == ["none"])
 
 
 async def test_a_stop_before_anything_was_offered(bench):
