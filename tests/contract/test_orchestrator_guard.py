@@ -224,6 +224,17 @@ async def test_no_shadow_begins_while_a_caller_waits(house):
     await compared(house, 1)
 
 
+async def test_a_caller_who_is_decoding_is_not_waited_for(house):
+    house.target.pause_after = 2
+    decoding = house.stub.Generate(request([1, 2, 3]))
+    [await decoding.read() for _ in range(3)]
+    await house.ask(LONG, route=KV, max_new_tokens=1)
+    await compared(house, 1)
+    assert house.target.running == 1
+    house.target.gate.set()
+    decoding.cancel()
+
+
 FAULTS = {
     "overloaded": raises(Overloaded("requests", 65, "<= 64", 2.5)),
     "unknown": aborts(grpc.StatusCode.UNKNOWN),

@@ -1,6 +1,8 @@
 """When a route is switched off, and on again."""
 
+import json
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
-from presift.orchestrator.guard.agreement import Agreement
+from presift.orchestrator.guard.agreement import Agreement, agreement
 from presift.orchestrator.guard.switches import Band, Switches, Thresholds, band_of
 
+MEASURED = Path(__file__).parents[3] / "bench" / "results" / "spec_kv_quality.json"
 PC, KV = Route.SPEC_PC, Route.SPEC_KV
 BAND = Band(4096)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -80,6 +83,27 @@ def test_two_moves_are_never_nearer_than_the_least_samples(overlaps):
     switches = Switches(QUICK)
     moves = [index for index, moved in enumerate(fed(switches, [Agreement(each, 0) for each in overlaps])) if moved]
     assert all(later - earlier >= QUICK.least_samples for earlier, later in zip([-1, *moves], moves, strict=False))
+
+
+@pytest.mark.parametrize("capacity", [256, 512])
+@pytest.mark.parametrize(
+    ("policy", "least", "most", "trips"),
+    [
+        ("spec_kv", 0.94, 0.95, False),
+        ("spec_kv_pc", 0.92, 0.94, False),
+        ("spec_pc", 0.88, 0.92, False),
+        ("draft_mask", 0.94, 0.96, False),
+        ("newest", 0.32, 0.4, True),  # keeps the newest tokens alone, and answers nearly nothing rightly
+        ("no_lookahead", 0.87, 0.94, False),  # worse, and not seen: see ops/decisions/0010
+    ],
+)
+def test_the_defaults_part_what_was_measured(policy, capacity, least, most, trips):
+    """Answers of the demo pair to 36 questions, compared by characters: its digits are tokens of their own."""
+    answers = [case["answers"] for case in json.loads(MEASURED.read_text()).values()]
+    texts = [(case[f"{policy} {capacity}"]["text"], case["full"]["text"]) for case in answers]
+    samples = [agreement(*([ord(character) for character in text] for text in pair)) for pair in texts]
+    assert len(samples) == 36 and least <= sum(each.overlap for each in samples) / 36 <= most
+    assert any(fed(Switches(), samples)) == trips
 
 
 @pytest.mark.parametrize("seed", range(20))
