@@ -134,6 +134,7 @@ def test_public_names_of_the_client():
         "Overloaded",
         "PresiftError",
         "PromptTooLong",
+        "RouteQuality",
         "RouteUnsupported",
         "Unavailable",
         "Usage",
