@@ -16,7 +16,7 @@ from presift_client.errors import (
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
-from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, Usage
+from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, RouteQuality, Usage
 
 __all__ = [
     "AsyncClient",
@@ -38,6 +38,7 @@ __all__ = [
     "PolicyFile",
     "PresiftError",
     "PromptTooLong",
+    "RouteQuality",
     "RouteUnsupported",
     "Unavailable",
     "Usage",

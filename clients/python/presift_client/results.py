@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
@@ -101,6 +102,25 @@ class PolicyFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteQuality:
+    """How a route's answers agree with those of `full`, for prompts of `min_tokens` to `max_tokens`; None: no samples.
+
+    `mean_overlap` and `exact_share` 0..1; `mean_first_divergence` in tokens, of the answers that were not the same;
+    `since` when it was switched off or on last, in UTC.
+    """
+
+    route: str
+    min_tokens: int
+    max_tokens: int
+    samples: int
+    mean_overlap: float | None
+    exact_share: float | None
+    mean_first_divergence: float | None
+    switched_off: bool
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     """What stands behind an orchestrator; `draft` is None while there is none, `policy_file` where there is none."""
 
@@ -109,6 +129,7 @@ class Info:
     supported_routes: tuple[str, ...]
     compress_above_tokens: int
     policy_file: PolicyFile | None = None
+    route_quality: tuple[RouteQuality, ...] = ()
 
 
 Event = Decision | Delta | Usage
@@ -178,6 +199,21 @@ def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
         supported_routes=tuple(_name(plan_pb2.Route, route, "ROUTE") for route in info.supported_routes),
         compress_above_tokens=info.compress_above_tokens,
         policy_file=_policy_file(info.policy_file) if info.HasField("policy_file") else None,
+        route_quality=tuple(_quality(each) for each in info.route_quality),
+    )
+
+
+def _quality(quality: orchestrator_pb2.RouteQuality) -> RouteQuality:
+    return RouteQuality(
+        route=_name(plan_pb2.Route, quality.route, "ROUTE"),
+        min_tokens=quality.min_tokens,
+        max_tokens=quality.max_tokens,
+        samples=quality.samples,
+        mean_overlap=quality.mean_overlap if quality.HasField("mean_overlap") else None,
+        exact_share=quality.exact_share if quality.HasField("exact_share") else None,
+        mean_first_divergence=quality.mean_first_divergence if quality.HasField("mean_first_divergence") else None,
+        switched_off=quality.switched_off,
+        since=quality.since.ToDatetime(UTC) if quality.HasField("since") else None,
     )
 
 

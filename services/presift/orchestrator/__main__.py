@@ -11,7 +11,11 @@ from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.core.errors import PresiftError
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
+from presift.orchestrator.drafting import Drafter
 from presift.orchestrator.economy import Economy
+from presift.orchestrator.guard.answers import Answers
+from presift.orchestrator.guard.guard import Guard
+from presift.orchestrator.guard.switches import Switches
 from presift.orchestrator.loading import load_interpreter, load_tokenizer
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
@@ -66,8 +70,20 @@ async def serve(settings: OrchestratorSettings) -> bool:
     turns = Turns(settings.turn_memory, salt)
     prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)
     economy = Economy(prefixes, learns=settings.learn_speeds, reads_beside=prefiller is not None)
-    planner = Planner(tokenizer, models, compressor, terms, prefiller=prefiller, turns=turns, economy=economy)
-    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt)
+    switches = Switches(settings.thresholds())
+    planner = Planner(
+        tokenizer,
+        models,
+        compressor,
+        terms,
+        prefiller=prefiller,
+        turns=turns,
+        economy=economy,
+        switches=switches,
+    )
+    answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=settings.defaults(), salt=salt)
+    guard = Guard(answers.compare, settings.sampler(), switches)
+    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt, guard=guard)
     server = GrpcServer(
         settings.server_options(), [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
     )
@@ -83,8 +99,7 @@ async def serve(settings: OrchestratorSettings) -> bool:
         return stopped
     finally:
         becoming_ready.cancel()
-        await models.aclose()
-        for part in (draft, target, store):
+        for part in (guard, models, draft, target, store):
             await part.aclose()
 
 

@@ -86,6 +86,9 @@ def _in_full(table: list[Candidate], question: Question) -> Choice:
     errors = [each.error for each in table if each.error is not None]
     if errors and (question.budget.has_limits or question.facts.prompt_tokens > question.facts.room):
         raise errors[-1]
+    off = [f"{route} {why}" for route, why in question.facts.off.items()]
+    if off:
+        return full(question.budget, question.facts, Reason.ROUTE_SWITCHED_OFF, "; ".join([*off, "so full"]))
     return full(question.budget, question.facts, Reason.WITHIN_BUDGET, "no compressing route is served here")
 
 

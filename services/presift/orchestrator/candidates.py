@@ -90,6 +90,8 @@ def candidates(question: Question) -> list[Candidate]:
 def _candidate(route: Route, question: Question) -> Candidate:
     if route not in question.facts.supported:
         return Candidate(route, "is not served here")
+    if route in question.facts.off:
+        return Candidate(route, question.facts.off[route])
     try:
         found = _weighed(route, question)
     except PresiftError as error:

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     BUDGET_NOT_MET = "budget_not_met"
     COVERAGE_TOO_LOW = "coverage_too_low"
     KV_POOL_TOO_SMALL = "kv_pool_too_small"
+    ROUTE_SWITCHED_OFF = "route_switched_off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Choice:
 class Facts:
     """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
     `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route.
-    `kv_pool_tokens` 0 is unknown. `outlook`: what costs are predicted from."""
+    `kv_pool_tokens` 0 is unknown. `outlook`: what costs are predicted from. `off`: the routes that the quality guard
+    has switched off for prompts of this length, and why."""
 
     prompt_tokens: int
     must_keep: int
@@ -64,6 +66,7 @@ class Facts:
     kv_page_tokens: int = 1
     outlook: Outlook = Outlook()  # noqa: RUF009 (frozen)
     kv_pool_tokens: int = 0
+    off: Mapping[Route, str] = field(default_factory=dict)
 
     @property
     def room(self) -> int:

@@ -12,7 +12,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.choices import Reason
+from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.costs import Forecast
 
 
@@ -64,7 +64,8 @@ class Plan:
     """A decision and what follows from it.
 
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
-    far as the orchestrator knows; `kv_plan` where KV is dropped.
+    far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
+    would have been chosen, had the quality guard not switched its route off.
     """
 
     decision: Decision
@@ -73,3 +74,5 @@ class Plan:
     protected: tuple[Span, ...]
     kv_plan: KvPlan | None = None
     importance: NDArray[np.float32] | None = None
+    prompt_ids: NDArray[np.uint32] | None = None
+    avoided: Choice | None = None

@@ -82,10 +82,10 @@ class Economy:
             self._observe_draft(answered)
             self._observe_target(answered)
             self._observe_decoding(answered)
-        self._observe_prefix(answered)
+        self.observe_prefix(answered.plan, answered.usage)
 
-    def _observe_prefix(self, answered: Answered) -> None:
-        plan, usage = answered.plan, answered.usage
+    def observe_prefix(self, plan: Plan, usage: Usage) -> None:
+        """Learn what the target's cache holds from an answer, a caller's or not."""
         key, chain = key_of(plan.decision.target), self._prefixes.chain(plan.read_ids)
         was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
         if was_read_here:

@@ -7,6 +7,7 @@ from typing import Any
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import CacheUse, Decision
 from presift.orchestrator.explanation import ExplainedSpan, Explanation
+from presift.orchestrator.guard.switches import Quality
 from presift.orchestrator.pipeline import Delta, Event, Report
 from presift.orchestrator.policy_file import PolicyFile
 from presift.orchestrator.ports import FinishReason
@@ -91,6 +92,20 @@ def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainRes
 def policy_file_to_wire(file: PolicyFile | None) -> orchestrator_pb2.PolicyFile | None:
     """Which file is in force; not whom it names."""
     return None if file is None else orchestrator_pb2.PolicyFile(digest=file.digest, loaded_at=file.loaded_at)
+
+
+def quality_to_wire(quality: Quality) -> orchestrator_pb2.RouteQuality:
+    return orchestrator_pb2.RouteQuality(
+        route=wire.route_to_wire(quality.route),
+        min_tokens=quality.band.least_tokens,
+        max_tokens=quality.band.most_tokens,
+        samples=quality.samples,
+        mean_overlap=quality.overlap,
+        exact_share=quality.exact_share,
+        mean_first_divergence=quality.first_divergence,
+        switched_off=quality.is_off,
+        since=quality.since,
+    )
 
 
 def _span_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:

@@ -13,6 +13,8 @@ from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
 from presift.orchestrator.economy import Answered
 from presift.orchestrator.explanation import Detail, Explanation, explain
+from presift.orchestrator.guard.guard import Guard
+from presift.orchestrator.guard.samples import Sample
 from presift.orchestrator.kept_kv import KeptKvReader
 from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner
@@ -48,13 +50,21 @@ class Pipeline:
     """One request, one way through."""
 
     def __init__(
-        self, planner: Planner, tokenizer: PromptTokenizer, models: Models, target: Target, *, salt: str = ""
+        self,
+        planner: Planner,
+        tokenizer: PromptTokenizer,
+        models: Models,
+        target: Target,
+        *,
+        salt: str = "",
+        guard: Guard | None = None,
     ) -> None:
         self._planner = planner
         self._tokenizer = tokenizer
         self._models = models
         self._target = target
         self._salt = salt
+        self.guard = Guard() if guard is None else guard
         self._kept_kv = KeptKvReader(target, salt)
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
@@ -63,12 +73,16 @@ class Pipeline:
         Raises what `plan` raises, and what the target port raises.
         """
         started = time.perf_counter()
-        plan = await self.plan(request, time_left_s)
-        yield plan.decision
-        left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
-        async with aclosing(self._decode(plan, request, left, started)) as events:
-            async for event in events:
-                yield event
+        with self.guard.calm.stirred() as calmed:
+            plan = await self.plan(request, time_left_s)
+            yield plan.decision
+            sample = self.guard.sample(plan, request.sampling)
+            left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
+            async with aclosing(self._decode(plan, request, left, started)) as events:
+                async for event in events:
+                    calmed()
+                    self._hear(sample, event)
+                    yield event
 
     async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
         """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
@@ -76,8 +90,9 @@ class Pipeline:
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
-        plan = await self._planner.explain(request, self.target_info())
-        kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
+        with self.guard.calm.stirred():
+            plan = await self._planner.explain(request, self.target_info())
+            kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
@@ -89,6 +104,14 @@ class Pipeline:
         if self._models.target is None:
             raise TargetUnavailable("the target has not answered yet")
         return self._models.target
+
+    def _hear(self, sample: Sample | None, event: Delta | Report) -> None:
+        if sample is None:
+            return
+        if isinstance(event, Delta):
+            sample.hear(event.token_ids)
+        else:
+            self.guard.offer(sample)
 
     async def _decode(
         self, plan: Plan, request: Request, left_s: float | None, started: float

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from presift.core.errors import InvalidRequest
+from presift.core.plan import Route
 from presift.core.policies import SpecKv
 from presift.core.spans import must_keep
 from presift.orchestrator.candidates import Question
@@ -17,13 +18,14 @@ from presift.orchestrator.coverage import Ask, settled
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.drafting import Draftable, Drafter
 from presift.orchestrator.economy import Economy
+from presift.orchestrator.guard.switches import Switches
 from presift.orchestrator.kv_routing import continue_kv
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
 from presift.orchestrator.ports import TargetInfo
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.request import Request
-from presift.orchestrator.routing import check_served, choose
+from presift.orchestrator.routing import avoided, check_served, choose
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.turns import Turns
@@ -60,6 +62,7 @@ class Planner:
         prefiller: Prefiller | None = None,
         turns: Turns | None = None,
         economy: Economy | None = None,
+        switches: Switches | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._models = models
@@ -68,6 +71,7 @@ class Planner:
         self._drafter = Drafter(models, compressor, prefiller)
         self.economy = Economy(learns=False, reads_beside=prefiller is not None) if economy is None else economy
         self._turns = Turns(0) if turns is None else turns
+        self._switches = Switches() if switches is None else switches
 
     async def plan(self, request: Request, target: TargetInfo, time_left_s: float | None = None) -> Plan:
         """Raises InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full
@@ -118,16 +122,19 @@ class Planner:
             unsupported=target.unsupported,
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
+            off=self._switches.off(prompt_tokens),
         )
 
     def _continued(self, case: _Case) -> Plan | None:
-        """The plan of a later turn; None for a new prompt, and where the earlier turn is not known any more or may have
-        dropped what this request protects.
+        """The plan of a later turn; None for a new prompt, and where the earlier turn is not known any more, may have
+        dropped what this request protects, or went a way that is switched off.
         """
         request, tokens = case.request, case.origin.tokens
         if request.kv.continue_prompt_tokens is None:
             return None
         check_served(request.route, case.facts)
+        if Route.SPEC_KV in case.facts.off:
+            return None
         turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens])
         if turn is None or not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
             return None
@@ -152,7 +159,8 @@ class Planner:
         question = self._question(case)
         choice = choose(case.request.route, question.budget, question.options, question.facts, question.defaults)
         found = await settled(choice, ask, lambda: self._question(case))
-        return found if isinstance(found, Plan) else plan_of(found, None, 0.0, case.origin)
+        plan = found if isinstance(found, Plan) else plan_of(found, None, 0.0, case.origin)
+        return replace(plan, avoided=avoided(choice, case.request.route, question)) if question.facts.off else plan
 
     async def _drafted(self, choice: Choice, case: _Case, left_s: float | None) -> tuple[Plan, Choice]:
         if left_s is not None:

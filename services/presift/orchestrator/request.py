@@ -134,6 +134,11 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the same prompt always gets the same answer; so by default, as on the wire."""
+        return not self.temperature or self.top_k == 1
+
 
 @dataclass(frozen=True, slots=True)
 class KvOptions:

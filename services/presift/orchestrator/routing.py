@@ -1,8 +1,13 @@
-"""Routing: facts in, route and reason out. Pure. A named route here and in `kv_routing`, AUTO in `auto`."""
+"""Routing: facts in, route and reason out. Pure. A named route here and in `kv_routing`, AUTO in `auto`.
+
+A route that the quality guard has switched off is taken only where nothing else can be.
+"""
 
 from __future__ import annotations
 
-from presift.core.errors import PromptTooLong, RouteUnsupported
+from dataclasses import replace
+
+from presift.core.errors import BudgetExceeded, PresiftError, PromptTooLong, RouteUnsupported
 from presift.core.plan import Route
 from presift.orchestrator.auto import choose_auto
 from presift.orchestrator.candidates import Question
@@ -19,7 +24,48 @@ def choose(wanted: Route | None, budget: Budget, options: KvOptions, facts: Fact
     BudgetExceeded (only if strict).
     """
     check_served(wanted, facts)
-    return with_forecast(_choose(wanted, Question(budget, options, facts, defaults)), budget, facts)
+    return _passing(wanted, Question(budget, options, facts, defaults))
+
+
+def avoided(chosen: Choice, wanted: Route | None, question: Question) -> Choice | None:
+    """What would have been chosen instead, if that is a route that is off."""
+    try:
+        would = _plain(wanted, replace(question, facts=replace(question.facts, off={})))
+    except PresiftError:
+        return None
+    return would if would.route in question.facts.off and would.route is not chosen.route else None
+
+
+def _passing(wanted: Route | None, question: Question) -> Choice:
+    """Past the routes that are off."""
+    off = question.facts.off
+    if not off:
+        return _plain(wanted, question)
+    try:
+        choice = _plain(wanted, question)
+        return _in_full(choice.route, question) if choice.route in off else choice
+    except (PromptTooLong, BudgetExceeded) as error:
+        return _all_the_same(wanted, question, error)
+
+
+def _in_full(instead_of: Route, question: Question) -> Choice:
+    why = f"{instead_of} {question.facts.off[instead_of]}; so full"
+    choice = full(question.budget, question.facts, Reason.ROUTE_SWITCHED_OFF, why)
+    return with_forecast(choice, question.budget, question.facts)
+
+
+def _all_the_same(wanted: Route | None, question: Question, error: PresiftError) -> Choice:
+    """There is no way past: the prompt does not fit otherwise, or a strict budget does not allow it."""
+    off = question.facts.off
+    choice = _plain(wanted, replace(question, facts=replace(question.facts, off={})))
+    if choice.route not in off:
+        return choice
+    detail = f"{choice.detail}; although {choice.route} {off[choice.route]}, as otherwise: {error.message}"
+    return replace(choice, detail=detail)
+
+
+def _plain(wanted: Route | None, question: Question) -> Choice:
+    return with_forecast(_choose(wanted, question), question.budget, question.facts)
 
 
 def _choose(wanted: Route | None, question: Question) -> Choice:

@@ -17,7 +17,12 @@ from presift.orchestrator.incoming import (
     tenant_from_metadata,
 )
 from presift.orchestrator.models import Models
-from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire, policy_file_to_wire
+from presift.orchestrator.outgoing import (
+    event_to_wire,
+    explanation_to_wire,
+    policy_file_to_wire,
+    quality_to_wire,
+)
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.request import Request
 from presift.orchestrator.terms_in_force import TermsInForce
@@ -68,4 +73,5 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             supported_routes=sorted(wire.route_to_wire(route) for route in target.supported),
             compress_above_tokens=self._terms.table.compress_above_tokens(target.model.id),
             policy_file=policy_file_to_wire(self._terms.file),
+            route_quality=[quality_to_wire(each) for each in self._pipeline.guard.qualities()],
         )

@@ -14,6 +14,8 @@ from presift.core.kv_plan import MAX_KERNEL_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.orchestrator.choices import ROUTE_ORDER, Defaults
+from presift.orchestrator.guard.samples import Sampler
+from presift.orchestrator.guard.switches import Thresholds
 from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS
 from presift.rpc.settings import ServiceSettings
 
@@ -91,6 +93,17 @@ class OrchestratorSettings(ServiceSettings):
     policy_file: Annotated[
         Path | None, Field(description="YAML: defaults by prompt length, model and tenant; read again on SIGHUP")
     ] = None
+    guard_share: Annotated[
+        float, Field(ge=0, le=1, description="share of compressed requests that full answers too, in the background")
+    ] = 0.01
+    guard_max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="tokens of both answers to compare")] = 64
+    guard_switches: Annotated[bool, Field(description="switch routes off by it; else it only measures")] = True
+    guard_off_below: Annotated[
+        float, Field(ge=0, lt=1, description="mean overlap with full's answers below which a route is switched off")
+    ] = 0.45
+    guard_on_above: Annotated[float, Field(ge=0, lt=1, description="mean overlap above which it is on again")] = 0.65
+    guard_least_samples: Annotated[int, Field(ge=1, description="samples without which no switch moves")] = 20
+    guard_window: Annotated[int, Field(ge=1, description="last samples of a route and length band to judge by")] = 50
 
     def defaults(self) -> Defaults:
         """Raises InvalidRequest for a policy that cannot hold."""
@@ -114,6 +127,16 @@ class OrchestratorSettings(ServiceSettings):
     def defaults_with(self, changes: Mapping[str, Any]) -> Defaults:
         """The defaults with settings of these names changed; the values have their types. Raises InvalidRequest."""
         return self.model_copy(update=changes).defaults()
+
+    def sampler(self) -> Sampler:
+        """Which requests the quality guard takes."""
+        return Sampler(self.guard_share, self.guard_max_new_tokens)
+
+    def thresholds(self) -> Thresholds:
+        """When the quality guard moves a switch. Raises InvalidRequest where they cannot hold together."""
+        return Thresholds(
+            self.guard_off_below, self.guard_on_above, self.guard_least_samples, self.guard_window, self.guard_switches
+        )
 
     def _spec_kv(self) -> SpecKv:
         return SpecKv(

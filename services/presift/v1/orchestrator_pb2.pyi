@@ -29,6 +29,7 @@ class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REASON_CHEAPEST: _ClassVar[DecisionReason]
     DECISION_REASON_BUDGET_NOT_MET: _ClassVar[DecisionReason]
     DECISION_REASON_COVERAGE_TOO_LOW: _ClassVar[DecisionReason]
+    DECISION_REASON_ROUTE_SWITCHED_OFF: _ClassVar[DecisionReason]
 
 class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ DECISION_REASON_KV_POOL_TOO_SMALL: DecisionReason
 DECISION_REASON_CHEAPEST: DecisionReason
 DECISION_REASON_BUDGET_NOT_MET: DecisionReason
 DECISION_REASON_COVERAGE_TOO_LOW: DecisionReason
+DECISION_REASON_ROUTE_SWITCHED_OFF: DecisionReason
 CACHE_OUTCOME_UNSPECIFIED: CacheOutcome
 CACHE_OUTCOME_NOT_USED: CacheOutcome
 CACHE_OUTCOME_HIT: CacheOutcome
@@ -289,18 +291,20 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "policy_file")
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "route_quality", "policy_file")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_QUALITY_FIELD_NUMBER: _ClassVar[int]
     POLICY_FILE_FIELD_NUMBER: _ClassVar[int]
     draft: _plan_pb2.ModelInfo
     target: _plan_pb2.ModelInfo
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
     compress_above_tokens: int
+    route_quality: _containers.RepeatedCompositeFieldContainer[RouteQuality]
     policy_file: PolicyFile
-    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ...) -> None: ...
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ...) -> None: ...
 
 class PolicyFile(_message.Message):
     __slots__ = ("digest", "loaded_at")
@@ -309,3 +313,25 @@ class PolicyFile(_message.Message):
     digest: str
     loaded_at: _timestamp_pb2.Timestamp
     def __init__(self, digest: _Optional[str] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class RouteQuality(_message.Message):
+    __slots__ = ("route", "min_tokens", "max_tokens", "samples", "mean_overlap", "exact_share", "mean_first_divergence", "switched_off", "since")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MEAN_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    EXACT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIRST_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    SWITCHED_OFF_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    route: _plan_pb2.Route
+    min_tokens: int
+    max_tokens: int
+    samples: int
+    mean_overlap: float
+    exact_share: float
+    mean_first_divergence: float
+    switched_off: bool
+    since: _timestamp_pb2.Timestamp
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

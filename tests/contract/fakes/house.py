@@ -15,6 +15,11 @@ from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
+from presift.orchestrator.drafting import Drafter
+from presift.orchestrator.guard.answers import Answers
+from presift.orchestrator.guard.guard import Guard
+from presift.orchestrator.guard.samples import Sampler
+from presift.orchestrator.guard.switches import Switches, Thresholds
 from presift.orchestrator.interpreting import Interpreter
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
@@ -46,6 +51,7 @@ DEFAULTS = Defaults(
     cascade_capacity=CASCADE,
 )
 ALL_ROUTES = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
+NO_SAMPLES, THRESHOLDS = Sampler(0.0), Thresholds()
 LOCAL = "127.0.0.1:0"
 
 
@@ -95,6 +101,8 @@ class Options:
     terms: object = None
     economy: object = None
     draft_tokenizer: Tokenizer | None = None  # the draft's, where it has another vocabulary
+    sampler: Sampler = NO_SAMPLES
+    thresholds: Thresholds = THRESHOLDS
 
 
 class House:
@@ -142,9 +150,24 @@ class House:
         compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s, salt=salt)
         terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
-        economy = self.options.economy
-        planner = Planner(tokenizer, self.models, compressor, terms, prefiller=prefiller, turns=turns, economy=economy)
-        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
+        economy, switches = self.options.economy, Switches(self.options.thresholds)
+        planner = Planner(
+            tokenizer,
+            self.models,
+            compressor,
+            terms,
+            prefiller=prefiller,
+            turns=turns,
+            economy=economy,
+            switches=switches,
+        )
+        drafter = Drafter(self.models, compressor)
+        answers = Answers(
+            self.remote_target, drafter, compressor, planner.economy, defaults=self.options.defaults, salt=salt
+        )
+        self.guard = Guard(answers.compare, self.options.sampler, switches)
+        self._exit.push_async_callback(self.guard.aclose)
+        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt, guard=self.guard)
         return OrchestratorServicer(pipeline, self.models, terms)
 
     async def _serve(self, server):

@@ -115,8 +115,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
 
 
 class FakeTarget(target_pb2_grpc.TargetServiceServicer):
-    """Answers with the prompt reversed, a token at a time. After `pause_after` tokens it waits for `gate`; after
-    `die_after` it fails. `cancelled` counts the requests that were cancelled.
+    """Answers with the prompt reversed, or what `answer` says, a token at a time. After `pause_after` tokens it waits
+    for `gate`; after `die_after` it fails. `cancelled` counts the requests that were cancelled.
 
     With a KV plan it holds it against the contract and says what the selection of that many KV pairs would use, and
     which they are (`kept_kv`) where that is asked for; `spoil` changes every usage, `reports` off leaves it unsaid. A
@@ -139,6 +139,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         self.pause_after = self.die_after = None
         self.with_usage = self.reports = True
         self.spoil = lambda usage: None
+        self.answer = lambda request: request.token_ids[::-1]
         self.running = self.cancelled = 0
         self.gate = asyncio.Event()
 
@@ -159,7 +160,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             self.running -= 1
 
     async def _answer(self, request, context):
-        answer = request.token_ids[::-1][: request.sampling.max_new_tokens]
+        answer = self.answer(request)[: request.sampling.max_new_tokens]
         for number, token_id in enumerate(answer, 1):
             yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[token_id]))
             if number == self.pause_after:

@@ -7,6 +7,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv
 from presift.orchestrator.choices import ROUTE_ORDER
+from presift.orchestrator.guard.switches import Thresholds
 from presift.orchestrator.settings import OrchestratorSettings
 
 
@@ -65,3 +66,15 @@ def test_a_policy_that_cannot_hold_is_refused(read, flags):
 def test_a_value_out_of_range_is_refused(read, flags):
     with pytest.raises((ValidationError, SystemExit)):
         read(*flags)
+
+
+def test_the_quality_guard(read):
+    assert (read().sampler().share, read().sampler().max_new_tokens, read().thresholds()) == (0.01, 64, Thresholds())
+    flags = ("--guard-share", "0", "--no-guard-switches", "--guard-window", "30", "--guard-off-below", "0.2")
+    settings = read(*flags, "--guard-on-above", "0.3", "--guard-least-samples", "5", "--guard-max-new-tokens", "8")
+    assert settings.thresholds() == Thresholds(0.2, 0.3, 5, 30, acts=False)
+    assert (settings.sampler().share, settings.sampler().max_new_tokens) == (0.0, 8)
+    with pytest.raises(InvalidRequest, match="guard_off_below"):
+        read("--guard-off-below", "0.9").thresholds()
+    with pytest.raises((ValidationError, SystemExit)):
+        read("--guard-share", "1.5")

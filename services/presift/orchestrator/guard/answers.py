@@ -1,0 +1,80 @@
+"""Answers: one prompt answered in the background, in full and compressed. No caller's counter or speed hears of it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import replace
+
+from presift.core.errors import InternalError
+from presift.core.plan import Route
+from presift.orchestrator.choices import Choice, Defaults, Reason
+from presift.orchestrator.compression import Compressor
+from presift.orchestrator.decision import Plan
+from presift.orchestrator.drafting import Drafter
+from presift.orchestrator.economy import Economy
+from presift.orchestrator.guard.agreement import Agreement, agreement
+from presift.orchestrator.guard.samples import Sample
+from presift.orchestrator.plans import Origin, plan_of
+from presift.orchestrator.ports import Target, Usage
+from presift.orchestrator.request import Sampling
+from presift.orchestrator.tokenizer import Tokenized
+
+_IN_FULL = Choice(Route.FULL, Reason.REQUESTED, "the quality guard's")
+
+
+class Answers:
+    """Answers both ways, under the caller's salt: what a shadow reads may serve a caller, and the other way round."""
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        compressor: Compressor,
+        economy: Economy,
+        *,
+        defaults: Defaults,
+        salt: str,
+    ) -> None:
+        self._target = target
+        self._drafter = drafter
+        self._compressor = compressor
+        self._economy = economy
+        self._defaults = defaults  # for what depends on the draft alone: no policy file changes that
+        self._salt = salt
+
+    async def compare(self, sample: Sample) -> Agreement:
+        """What the caller has not been answered already is answered now. Raises what draft and target ports raise."""
+        compressed = sample.answer_by(sample.route)
+        if compressed is None:
+            compressed = await self._answer(await self._compressed(sample), sample.sampling)
+        full = sample.answer_by(Route.FULL)
+        if full is None:
+            full = await self._answer(plan_of(_IN_FULL, None, 0.0, _origin(sample.plan)), sample.sampling)
+        return agreement(compressed, full)
+
+    async def _compressed(self, sample: Sample) -> Plan:
+        """The plan that the caller's request had, or would have had."""
+        plan, avoided = sample.plan, sample.plan.avoided
+        if avoided is None:
+            return plan
+        origin = _origin(plan)
+        scoring = self._drafter.scoring(avoided, origin.tokens, self._defaults)
+        compressed = await self._compressor.compress(scoring)
+        return plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, origin)
+
+    async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
+        found: list[int] = []
+        stream = self._target.generate(plan.read_ids, sampling, self._salt, None, plan.kv_plan)
+        async with aclosing(stream) as events:
+            async for event in events:
+                if isinstance(event, Usage):
+                    self._economy.observe_prefix(plan, event)
+                else:
+                    found.extend(event)
+        return tuple(found)
+
+
+def _origin(plan: Plan) -> Origin:
+    if plan.prompt_ids is None:
+        raise InternalError("a plan without its prompt")
+    return Origin(Tokenized(plan.prompt_ids, plan.protected), plan.decision.target, 0.0)
