@@ -13,11 +13,11 @@ from presift.core.plan import Route
 from presift.orchestrator.candidates import Candidate, Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.costs import Outlook
-from presift.orchestrator.request import Budget, KvOptions
+from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing import choose
 from presift.orchestrator.settings import OrchestratorSettings
 
-__all__ = ["Budget", "Outcome", "outcome"]
+__all__ = ["AutoCapacity", "Budget", "Outcome", "outcome"]
 
 
 @dataclass(frozen=True, slots=True)

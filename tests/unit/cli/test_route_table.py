@@ -60,3 +60,9 @@ def test_what_cannot_be_asked_is_told_in_one_line(run, monkeypatch):
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_ROUTE_ORDER", "full,warp")
     result = run("--tokens", 10_000)
     assert result.exit_code == 1 and "warp" in result.stderr and "spec_pc" in result.stderr
+
+
+def test_a_capacity_that_adapts_is_predicted_at_its_most(run):
+    found = json.loads(run("--tokens", 10_000, "--auto-coverage", 0.9, "--json").output)
+    assert found["route"] == "spec_pc" and "reading up to 1024" in found["detail"]
+    assert run("--tokens", 10_000, "--auto-coverage", 1.5).exit_code == 1

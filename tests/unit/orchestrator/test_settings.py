@@ -7,6 +7,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv
 from presift.orchestrator.choices import ROUTE_ORDER
+from presift.orchestrator.request import AutoCapacity
 from presift.orchestrator.settings import OrchestratorSettings
 
 
@@ -59,3 +60,11 @@ def test_a_policy_that_cannot_hold_is_refused(read, flags):
 def test_a_value_out_of_range_is_refused(read, flags):
     with pytest.raises((ValidationError, SystemExit)):
         read(*flags)
+
+
+def test_a_coverage_makes_capacities_adapt(read):
+    assert read().defaults().auto_capacity is None
+    assert read("--auto-coverage", "0.9").defaults().auto_capacity == AutoCapacity(0.9)
+    for bad in ("0", "1.1"):
+        with pytest.raises((ValidationError, SystemExit)):
+            read("--auto-coverage", bad)
