@@ -162,6 +162,35 @@ async def test_the_highest_tokens_and_the_window_are_kept(house):
     assert not response.HasField("kv_mask")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [(0.001, [6, 7]), (0.5, [1, 6, 7]), (0.9, [1, 3, 6, 7]), (1.0, [1, 3, 6, 7])]
+)
+async def test_a_capacity_that_adapts(house, wanted, kept):
+    """900, 800 and the window cover 0.99."""
+    ids = [5, 900, 7, 800, 6, 3, 2, 1]
+    adaptive = plan_pb2.Adaptive(coverage=wanted, min_capacity=2)
+    response = await house.stub.Score(request(ids, adaptive=adaptive))
+    mask = TokenMask.from_bits(response.token_mask.kept, 8)
+    assert mask.indices.tolist() == kept and not response.HasField("kv_capacity")
+    assert response.coverage == pytest.approx(sum(ids[i] for i in kept) / sum(ids))
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+@pytest.mark.parametrize(("wanted", "capacity"), [(0.01, 2), (0.5, 2), (0.9, 3), (1.0, 3)])
+async def test_a_kv_capacity_that_adapts_is_said_where_the_target_chooses(house, cascade, wanted, capacity):
+    """Window and final token cover nearly nothing, the next token half, both all but 0.01."""
+    ids = [5, 900, 7, 800, 6, 3, 2, 1]
+    adaptive = plan_pb2.Adaptive(coverage=wanted, min_capacity=2)
+    prompt = plan_pb2.SpecPc(capacity=6, window=2, start_layer=0, kernel=1, neighbors=0)
+    asked = kv_request(ids, BY_TARGET, cascade, adaptive=adaptive)
+    if cascade:
+        asked.policy.spec_kv_pc.prompt.CopyFrom(prompt)
+    response = await house.stub.Score(asked)
+    assert response.kv_capacity == capacity and list(response.lookahead_token_ids) == [2, 3]
+    asked.policy.spec_kv_pc.kv.ClearField("adaptive") if cascade else asked.policy.spec_kv.ClearField("adaptive")
+    assert not (await house.stub.Score(asked)).HasField("kv_capacity")
+
+
 async def test_importance_is_sent_only_if_asked_for(house):
     assert not (await house.stub.Score(request(range(1, 9)))).importance
 

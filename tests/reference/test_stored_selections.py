@@ -1,9 +1,14 @@
 """SpecPC's selection on attention that real forward passes gave: tiny random models, and two small real ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from presift.core.errors import InvalidRequest
+from presift.core.importance import coverage
+from presift.core.masks import TokenMask
+from presift.core.policies import Adaptive
 from presift.core.selection import select
 
 CASES = {"tiny": 220, "real": 100}
@@ -56,3 +61,22 @@ def test_real_selections_meet_the_bars_of_the_vectors_readme(index, vectors, spe
     names = [f"sel_{index}{ties}" for ties in ("", "_low", "_high")]
     best = max(_jaccard(ours, arrays[name]) for name in names if name in arrays)
     assert best >= (0.95 if case["config"]["pool_type"] == "max" else 0.98)
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_asked_for_the_coverage_of_a_stored_selection_it_is_found_again(model, vectors, spec_pc):
+    """Among all capacities that leave something out. What has no weight beside the rest is not kept for nothing."""
+    sizes = []
+    for index in range(CASES[model]):
+        case, attention = _case(vectors, model, index)
+        indices = vectors(model).stable(f"sel_{index}")
+        if _is_refused(case["config"]) or (model, index) in ONE_TOKEN_SWAPPED or len(indices) == attention.size:
+            continue
+        stored = TokenMask.from_indices(indices, attention.size)
+        policy = spec_pc(case["config"])
+        asked = Adaptive(coverage(attention, stored.kept), policy.window)
+        found = select(attention, replace(policy, capacity=attention.size - 1, adaptive=asked), (), attention)
+        assert not (found.kept & ~stored.kept).any()
+        assert coverage(attention, found.kept) >= asked.coverage * (1 - 1e-7)
+        sizes.append((found.kept_tokens, len(indices)))
+    assert np.mean([ours == theirs for ours, theirs in sizes]) > 0.9 and len(sizes) >= 80

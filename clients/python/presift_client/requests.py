@@ -19,6 +19,7 @@ class PromptOptions(TypedDict, total=False):
     Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
     with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
     are in tokens; `max_ttft_ms` is held against a predicted time, `min_coverage` (0..1) against the draft's mask;
+    `auto_coverage` (0..1) takes the smallest capacity that reaches it, between `auto_min_tokens` and `auto_max_tokens`;
     `deadline_s` is in seconds. On spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or
     "draft_mask"; `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision with whose prompt this one
     begins.
@@ -35,6 +36,9 @@ class PromptOptions(TypedDict, total=False):
     compress_above_tokens: int
     max_ttft_ms: int
     min_coverage: float
+    auto_coverage: float
+    auto_min_tokens: int
+    auto_max_tokens: int
     kv_selection: str
     keep_full_prefix: bool
     kv_lookahead_tokens: int
@@ -67,8 +71,8 @@ class ExplainOptions(PromptOptions, total=False):
 
 
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
-    """Raises TypeError for an unknown option, ValueError for an unknown route or selection, or unless there is exactly
-    one prompt."""
+    """Raises TypeError for an unknown option, ValueError for an unknown route or selection, for bounds without
+    auto_coverage, or unless there is exactly one prompt."""
     _check_known(options, Options)
     return orchestrator_pb2.GenerateRequest(
         prompt=_prompt(prompt, options),
@@ -115,7 +119,17 @@ def _budget(options: PromptOptions) -> orchestrator_pb2.Budget:
         compress_above_tokens=options.get("compress_above_tokens"),
         max_ttft_ms=options.get("max_ttft_ms"),
         min_coverage=options.get("min_coverage"),
+        auto_capacity=_auto_capacity(options),
     )
+
+
+def _auto_capacity(options: PromptOptions) -> orchestrator_pb2.AutoCapacity | None:
+    bounds = {name: options.get(f"auto_{name}") for name in ("min_tokens", "max_tokens")}
+    if "auto_coverage" in options:
+        return orchestrator_pb2.AutoCapacity(coverage=options["auto_coverage"], **bounds)  # type: ignore[arg-type]
+    if any(bound is not None for bound in bounds.values()):
+        raise ValueError("auto_min_tokens and auto_max_tokens go with auto_coverage")
+    return None
 
 
 def route_of(name: str) -> plan_pb2.Route:

@@ -23,10 +23,10 @@ class Model:
 class Decision:
     """What was applied and why. Counts in tokens; `coverage` 0..1, None where the draft dropped nothing; times in ms.
 
-    `kept_tokens` is what the target reads, `kv_tokens` what it is to hold. Where KV is dropped: `kv_capacity`,
-    `kv_selection` and `keep_full_prefix`, else None; `continued` if an earlier turn's selection was used.
-    `predicted_ttft_ms` from arrival at the orchestrator, None where nothing was predicted. `cross_vocabulary`: the
-    draft reads other token ids than the target.
+    `kept_tokens` is what the target reads, `kv_tokens` what it is to hold. Where KV is dropped: `kv_capacity` (what
+    came of it where it adapts), `kv_selection` and `keep_full_prefix`, else None; `continued` if an earlier turn's
+    selection was used. `predicted_ttft_ms` from arrival at the orchestrator, None where nothing was predicted.
+    `cross_vocabulary`: the draft reads other token ids than the target.
     """
 
     route: str
@@ -182,7 +182,7 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
         cache_ms=decision.cache_ms,
         draft_ms=decision.draft_ms,
         prefill_ms=decision.prefill_ms,
-        kv_capacity=None if kv is None else kv.capacity,
+        kv_capacity=None if kv is None else _capacity(kv, decision.kv_tokens),
         kv_selection=None if kv is None else _name(plan_pb2.KvSelection, kv.selection, "KV_SELECTION"),
         keep_full_prefix=decision.keep_full_prefix if decision.HasField("keep_full_prefix") else None,
         continued=decision.continued,
@@ -244,6 +244,11 @@ def _spec_kv(policy: plan_pb2.Policy) -> plan_pb2.SpecKv | None:
     if policy.HasField("spec_kv_pc"):
         return policy.spec_kv_pc.kv
     return policy.spec_kv if policy.HasField("spec_kv") else None
+
+
+def _capacity(kv: plan_pb2.SpecKv, kv_tokens: int) -> int:
+    """The capacity of this request: one that adapts shows in what is held beside the prompt's final token."""
+    return min(kv.capacity, kv_tokens - 1) if kv.HasField("adaptive") else kv.capacity
 
 
 def _model(model: plan_pb2.ModelInfo) -> Model:

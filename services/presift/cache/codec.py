@@ -3,6 +3,7 @@
 value  = magic "PSC" | version u8 | tag 16 bytes | packing u8 | body, or one zstd frame of it if that is smaller
 tag    = BLAKE2b-128 over packing and body, keyed with the digest: a value under another key does not verify
 body   = head (see _HEAD) | mask | lookahead ids, u32 each | model id | revision | tokenizer fingerprint (UTF-8)
+         | KV capacity u32, only if there is one: values without are as they were before there could be
 
 All integers little-endian. The tag finds damage and mix-ups; it is no signature: whoever may write to the store and
 knows a digest can forge a value, so lengths are checked and memory is bounded even where the tag verifies.
@@ -32,6 +33,7 @@ _RAW, _ZSTD = b"\x00", b"\x01"
 # mask coding; prompt_tokens, mask bytes, lookahead count; coverage (NaN: none); the model's four numbers; its three
 # string lengths in bytes
 _HEAD = struct.Struct("<B3Id4I3I")
+_KV_CAPACITY = struct.Struct("<I")
 
 
 class CorruptValue(Exception):
@@ -95,7 +97,8 @@ def _body(value: CompressedPrompt, coding: MaskCoding, mask: bytes) -> bytes:
     coverage = math.nan if value.coverage is None else value.coverage
     counts = (value.mask.prompt_tokens, len(mask), lookahead.size)
     head = _HEAD.pack(coding, *counts, coverage, *numbers, *map(len, names))
-    return b"".join((head, mask, lookahead.tobytes(), *names))
+    kv_capacity = b"" if value.kv_capacity is None else _KV_CAPACITY.pack(value.kv_capacity)
+    return b"".join((head, mask, lookahead.tobytes(), *names, kv_capacity))
 
 
 def _read_body(body: bytes) -> CompressedPrompt:
@@ -103,13 +106,14 @@ def _read_body(body: bytes) -> CompressedPrompt:
     numbers, name_bytes = rest[:4], rest[4:]
     if prompt_tokens > MAX_PROMPT_TOKENS:
         raise CorruptValue
-    pieces = _split_exactly(body[_HEAD.size :], mask_bytes, 4 * lookahead_count, *name_bytes)
-    mask, lookahead, model_id, revision, fingerprint = pieces
+    pieces = _split(body[_HEAD.size :], mask_bytes, 4 * lookahead_count, *name_bytes)
+    mask, lookahead, model_id, revision, fingerprint, rest_bytes = pieces
     return CompressedPrompt(
         mask=decode_mask(MaskCoding(coding), mask, prompt_tokens),
         lookahead_token_ids=tuple(np.frombuffer(lookahead, dtype="<u4").tolist()),
         coverage=None if math.isnan(coverage) else coverage,
         draft=ModelInfo(model_id.decode(), revision.decode(), fingerprint.decode(), *numbers),
+        kv_capacity=_KV_CAPACITY.unpack(rest_bytes)[0] if rest_bytes else None,
     )
 
 
@@ -119,10 +123,3 @@ def _split(data: bytes, *sizes: int) -> list[bytes]:
         raise CorruptValue
     ends = [sum(sizes[:count]) for count in range(len(sizes) + 1)]
     return [data[start:end] for start, end in zip(ends, [*ends[1:], len(data)], strict=True)]
-
-
-def _split_exactly(data: bytes, *sizes: int) -> list[bytes]:
-    *pieces, rest = _split(data, *sizes)
-    if rest:
-        raise CorruptValue
-    return pieces

@@ -97,6 +97,7 @@ def generate(
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
     min_coverage: Annotated[float | None, typer.Option(help="below it a less lossy route is taken, 0..1")] = None,
+    auto_coverage: Annotated[float | None, typer.Option(help="the fewest tokens that cover this share, 0..1")] = None,
     kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
     keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
     kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
@@ -119,6 +120,7 @@ def generate(
         compress_above_tokens=compress_above,
         max_ttft_ms=max_ttft_ms,
         min_coverage=min_coverage,
+        auto_coverage=auto_coverage,
         kv_selection=kv_selection,
         keep_full_prefix=keep_full_prefix,
         kv_lookahead_tokens=kv_lookahead_tokens,
@@ -175,6 +177,7 @@ def route(
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
+    auto_coverage: Annotated[float | None, typer.Option(help="the fewest tokens that cover this share, 0..1")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
@@ -199,6 +202,7 @@ def route(
             max_ttft_ms=max_ttft_ms,
             strict=strict,
             compress_above_tokens=compress_above,
+            auto_capacity=None if auto_coverage is None else route_table.AutoCapacity(auto_coverage),
         )
         terms = route_table.terms_for(tokens, policy, model, tenant)
         found = route_table.outcome(

@@ -14,13 +14,13 @@ from presift.core.plan import Route
 from presift.orchestrator.candidates import Candidate, Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.costs import Outlook
-from presift.orchestrator.request import Budget, KvOptions
+from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing import choose
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms import Terms
 from presift.orchestrator.terms_in_force import terms_of
 
-__all__ = ["Budget", "Outcome", "outcome", "terms_for"]
+__all__ = ["AutoCapacity", "Budget", "Outcome", "outcome", "terms_for"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class PromptKey:
         """64 hex digits."""
         header = {
             "schema": SCHEMA_VERSION,
-            "policy": {policy_name(self.policy): asdict(self.policy)},
+            "policy": {policy_name(self.policy): policy_values(self.policy)},
             "protected": [[span.start, span.end] for span in merge(self.protected)],
             "lookahead_tokens": self.lookahead_tokens,
             "draft": [self.draft.id, self.draft.revision, self.draft.tokenizer_fingerprint],
@@ -55,3 +56,13 @@ class PromptKey:
 def policy_name(policy: Policy) -> str:
     """The policy's name in POLICIES."""
     return next(name for name, kind in POLICIES.items() if type(policy) is kind)
+
+
+def policy_values(policy: Policy) -> dict[str, Any]:
+    """Its fields by name, for a canonical form: without `adaptive` where there is none, as before there were any."""
+    return _without_unset(asdict(policy))
+
+
+def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
+    inner = {name: _without_unset(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in inner.items() if (name, value) != ("adaptive", None)}

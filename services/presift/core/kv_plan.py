@@ -36,6 +36,8 @@ class KvPlan:
     def __post_init__(self) -> None:
         if self.policy.kernel > MAX_KERNEL_TOKENS:
             raise InvalidRequest("spec_kv.kernel", self.policy.kernel, f"<= {MAX_KERNEL_TOKENS}")
+        if self.policy.adaptive is not None:
+            raise InvalidRequest("kv_plan.policy.adaptive", "set", "unset: the draft has counted by then")
         wanted = self.policy.selection is KvSelection.DRAFT_MASK
         if wanted != (self.kv_mask is not None):
             limit = "set" if wanted else "unset"

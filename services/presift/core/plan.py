@@ -40,14 +40,18 @@ class ModelInfo:
 class CompressedPrompt:
     """What the cache holds: the token mask, the lookahead, coverage and provenance; never text.
 
-    `coverage` is 0..1, or None where nothing was scored. Raises InvalidRequest.
+    `coverage` is 0..1, or None where nothing was scored. `kv_capacity` is how many KV pairs per layer and head the
+    draft would keep of the mask's tokens, None where it was not asked or all fit. Raises InvalidRequest.
     """
 
     mask: TokenMask
     lookahead_token_ids: tuple[int, ...]
     coverage: float | None
     draft: ModelInfo
+    kv_capacity: int | None = None
 
     def __post_init__(self) -> None:
         if self.coverage is not None and not 0.0 <= self.coverage <= 1.0:
             raise InvalidRequest("coverage", self.coverage, "0..1")
+        if self.kv_capacity is not None and self.kv_capacity < 1:
+            raise InvalidRequest("kv_capacity", self.kv_capacity, ">= 1")

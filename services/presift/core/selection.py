@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.errors import BudgetExceeded
+from presift.core.errors import BudgetExceeded, InternalError
 from presift.core.importance import check_importance
 from presift.core.masks import TokenMask
 from presift.core.policies import SpecPc
@@ -21,8 +21,16 @@ from presift.core.spans import Span, check_within, covered
 _PEAKS_PER_BLOCK = 256
 
 
-def select(importance: NDArray[np.float32], policy: SpecPc, protected: Sequence[Span] = ()) -> TokenMask:
+def select(
+    importance: NDArray[np.float32],
+    policy: SpecPc,
+    protected: Sequence[Span] = (),
+    mass: NDArray[np.float32] | None = None,
+) -> TokenMask:
     """The mask of `importance`, float32[n]: exactly min(capacity, n) tokens, the window and `protected` among them.
+
+    With `policy.adaptive` as few of them as reach its coverage of `mass`, float32[n], what `coverage` is a share of;
+    where the capacity does not reach it, the capacity. A prompt that fits the capacity is kept whole all the same.
 
     Raises InvalidRequest if a span ends beyond the prompt, BudgetExceeded if window and `protected` alone exceed the
     capacity, InternalError if the importance is not float32[n], finite and n > 0.
@@ -33,7 +41,12 @@ def select(importance: NDArray[np.float32], policy: SpecPc, protected: Sequence[
         return TokenMask(np.ones(importance.size, dtype=np.bool_))
     kept = _always_kept(importance.size, policy, protected)
     peaks = descending(pool(importance, policy.pool, policy.kernel))[: policy.capacity]
-    _fill(kept, peaks, _neighborhood(policy.neighbors), policy.capacity)
+    ranked = _ranked(kept, peaks, _neighborhood(policy.neighbors), policy.capacity)
+    if policy.adaptive is not None:
+        # The capacity only cuts the order, so smaller masks lie within larger ones: one look along it finds the least.
+        needed = _tokens_needed(kept, ranked, mass, policy.adaptive.coverage)
+        ranked = ranked[: policy.adaptive.size(needed, policy.capacity) - int(np.count_nonzero(kept))]
+    kept[ranked] = True
     return TokenMask(kept)
 
 
@@ -56,17 +69,36 @@ def _neighborhood(neighbors: int) -> NDArray[np.int64]:
     return np.array(sorted(offsets, key=lambda offset: (abs(offset), offset)), dtype=np.int64)
 
 
-def _fill(kept: NDArray[np.bool_], peaks: NDArray[np.int64], offsets: NDArray[np.int64], capacity: int) -> None:
-    """Set flags in `kept`, bool[n], peak by peak with its neighbourhood, until `capacity` are set."""
-    room = capacity - int(np.count_nonzero(kept))
+def _ranked(
+    kept: NDArray[np.bool_], peaks: NDArray[np.int64], offsets: NDArray[np.int64], capacity: int
+) -> NDArray[np.int64]:
+    """int64[capacity - those kept]: what follows `kept`, bool[n], in order: peak by peak with its neighbourhood."""
+    taken, room = kept.copy(), capacity - int(np.count_nonzero(kept))
+    blocks = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(peaks), _PEAKS_PER_BLOCK):
         if room == 0:
-            return
+            break
         block = peaks[start : start + _PEAKS_PER_BLOCK, None] + offsets
         candidates = np.clip(block, 0, kept.size - 1).ravel()
-        chosen = _first_occurrences(candidates[~kept[candidates]])[:room]
-        kept[chosen] = True
-        room -= chosen.size
+        blocks.append(_first_occurrences(candidates[~taken[candidates]])[:room])
+        taken[blocks[-1]] = True
+        room -= blocks[-1].size
+    return np.concatenate(blocks)
+
+
+def _tokens_needed(
+    kept: NDArray[np.bool_], ranked: NDArray[np.int64], mass: NDArray[np.float32] | None, wanted: float
+) -> int:
+    """How many tokens, `kept` first and then in the order of `ranked`, cover `wanted`; one too many if all do not."""
+    if mass is None or mass.shape != kept.shape:
+        state = "unset" if mass is None else str(mass.shape)
+        raise InternalError(f"mass is {state}, importance {kept.shape}", field="mass", value=state, limit="as long")
+    check_importance(mass)
+    total = float(mass.sum(dtype=np.float64))
+    along = np.concatenate(([mass[kept].sum(dtype=np.float64)], mass[ranked].astype(np.float64)))
+    # As float32, as coverages are told: the order of summing moves the last bits of a float64.
+    shares = (np.cumsum(along) / total if total > 0.0 else np.ones(along.size)).astype(np.float32)
+    return int(np.count_nonzero(kept)) + int(np.searchsorted(shares, np.float32(wanted)))
 
 
 def _first_occurrences(indices: NDArray[np.int64]) -> NDArray[np.int64]:

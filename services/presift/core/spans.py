@@ -66,3 +66,8 @@ def must_keep(protected: Iterable[Span], prompt_tokens: int, window: int) -> NDA
     flags = covered(protected, prompt_tokens)
     flags[max(0, prompt_tokens - window) :] = True
     return flags
+
+
+def moved(protected: Iterable[Span], kept: NDArray[np.bool_]) -> tuple[Span, ...]:
+    """The spans where they lie in what is left of a prompt, `kept` bool[n]; what has come together is one span."""
+    return spans_of(covered(protected, int(kept.size))[kept])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from presift.core.importance import coverage
 from presift.core.masks import KvMask, TokenMask
 from presift.core.selection import select
+from presift.core.spans import moved
 from presift.draft.demand import Mask
 from presift.draft.request import Request
 from presift.draft.scorer import Cancel, Scored, Scorer
@@ -21,7 +22,7 @@ from presift.rpc.telemetry import span
 class Compressed:
     """The masks, what they were drawn from, and `coverage` (0..1; None where no mask was drawn by scores).
 
-    `kv_mask` is None unless the draft's own mask is the one to apply to the KV.
+    `kv_mask` is None unless the draft's own mask is the one to apply to the KV; `kv_capacity` unless KV was counted.
     """
 
     mask: TokenMask
@@ -29,6 +30,7 @@ class Compressed:
     scored: Scored
     coverage: float | None
     select_ms: float
+    kv_capacity: int | None = None
 
 
 def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
@@ -39,7 +41,8 @@ def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
         mask, share = _select(request, scored)
         current.set_attribute("presift.kept_tokens", mask.kept_tokens)
         kv_mask = KvMask.uniform(mask) if request.demand.mask is Mask.KV else None
-    return Compressed(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3)
+        kv_capacity = _count_kv(request, scored, mask)
+    return Compressed(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3, kv_capacity)
 
 
 def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
@@ -47,5 +50,15 @@ def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
     if not is_drawn or scored.importance is None or scored.coverage_importance is None:
         everything: NDArray[np.bool_] = np.ones(request.token_ids.size, dtype=np.bool_)
         return TokenMask(everything), None
-    mask = select(scored.importance, request.demand.scoring, request.protected)
+    mask = select(scored.importance, request.demand.scoring, request.protected, scored.coverage_importance)
     return mask, coverage(scored.coverage_importance, mask.kept)
+
+
+def _count_kv(request: Request, scored: Scored, mask: TokenMask) -> int | None:
+    """How many KV pairs of the mask's tokens reach the asked coverage of them; None where all fit, or not asked."""
+    counting, importance, mass = request.demand.counting, scored.importance, scored.coverage_importance
+    if counting is None or importance is None or mass is None or mask.kept_tokens <= counting.capacity:
+        return None
+    protected = moved(request.protected, mask.kept)
+    kept = select(importance[mask.kept], counting, protected, mass[mask.kept])
+    return kept.kept_tokens - 1  # the prompt's final token is fed again

@@ -5,7 +5,7 @@ Knows the policies; knows no messages, no prompt and no model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecPc
@@ -24,12 +24,14 @@ class Demand:
     """One policy, as the draft reads it.
 
     `scoring` says which rows are captured and how tokens are selected by them; where `mask` is NONE it only says which
-    rows make the importance that a caller may ask to see. `lookahead_tokens` are generated and returned.
+    rows make the importance that a caller may ask to see. `lookahead_tokens` are generated and returned. `counting` is
+    the selection that says how many KV pairs of the mask's tokens the target is to choose; None leaves that as it is.
     """
 
     scoring: SpecPc
     mask: Mask
     lookahead_tokens: int
+    counting: SpecPc | None = None
 
     @property
     def on_top_tokens(self) -> int:
@@ -46,12 +48,15 @@ def demand_of(policy: Policy) -> Demand:
         return Demand(policy, Mask.TOKEN, lookahead_tokens=0)
     if isinstance(policy, SpecKv):
         return _spec_kv(policy)
-    # The target scores the second stage with its own queries: of `kv` only the lookahead is the draft's business.
-    return Demand(policy.prompt, Mask.TOKEN, policy.kv.lookahead_tokens)
+    # The target scores the second stage with its own queries: of `kv` only the lookahead is the draft's business, and
+    # the capacity where that adapts.
+    counting = replace(policy.kv, mask=policy.prompt).draft_policy if policy.kv.adaptive is not None else None
+    return Demand(policy.prompt, Mask.TOKEN, policy.kv.lookahead_tokens, counting)
 
 
 def _spec_kv(policy: SpecKv) -> Demand:
     if policy.selection is KvSelection.DRAFT_MASK:
         # The target's queries choose nothing, so nobody reads a lookahead.
         return Demand(policy.draft_policy, Mask.KV, lookahead_tokens=0)
-    return Demand(policy.draft_policy, Mask.NONE, policy.lookahead_tokens)
+    counting = policy.draft_policy if policy.adaptive is not None else None
+    return Demand(policy.draft_policy, Mask.NONE, policy.lookahead_tokens, counting)

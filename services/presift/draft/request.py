@@ -42,8 +42,8 @@ class Request:
 
     @property
     def uses_scoring(self) -> bool:
-        """Whether a long prompt is scored: a mask is drawn by it, or the caller wants to see the importance."""
-        return self.demand.mask is not Mask.NONE or self.include_importance
+        """Whether a long prompt is scored: a mask is drawn or KV counted by it, or the caller wants the importance."""
+        return self.demand.mask is not Mask.NONE or self.demand.counting is not None or self.include_importance
 
     @property
     def task(self) -> ScoreTask:
@@ -108,9 +108,16 @@ def _check_capacity(request: Request) -> None:
 
     Where the target's queries choose, too: it would refuse the same request after a prefill.
     """
-    tokens, demand = request.token_ids.size, request.demand
-    kept = int(np.count_nonzero(must_keep(request.protected, tokens, demand.scoring.window)))
-    if tokens > demand.scoring.capacity < kept:
+    demand = request.demand
+    _check_selection(request, demand.scoring, demand.on_top_tokens)
+    if demand.counting is not None:
+        _check_selection(request, demand.counting, 1)
+
+
+def _check_selection(request: Request, policy: SpecPc, on_top_tokens: int) -> None:
+    tokens = request.token_ids.size
+    kept = int(np.count_nonzero(must_keep(request.protected, tokens, policy.window)))
+    if tokens > policy.capacity < kept:
         # Both without the final token where it comes on top: the capacity is named as the caller knows it.
-        needed, capacity = kept - demand.on_top_tokens, demand.scoring.capacity - demand.on_top_tokens
+        needed, capacity = kept - on_top_tokens, policy.capacity - on_top_tokens
         raise BudgetExceeded("protected_spans", needed, f"<= capacity ({capacity}) tokens, the window included")

@@ -79,6 +79,7 @@ def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) 
             lookahead_ms=scored.timings.lookahead_ms,
             select_ms=compressed.select_ms,
         ),
+        kv_capacity=compressed.kv_capacity,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from presift.core.errors import BudgetExceeded
 from presift.core.plan import Route
+from presift.orchestrator.adapting import up_to
 from presift.orchestrator.candidates import Candidate, Question, candidates
 from presift.orchestrator.choices import Choice, Reason, full
 from presift.orchestrator.forecasting import reads_all, with_forecast
@@ -120,4 +121,5 @@ def _kept(candidate: Candidate) -> str:
     found = candidate.forecast
     if found is None or candidate.route is Route.FULL:
         return str(candidate.route)
-    return f"{candidate.route}, reading {found.read_tokens} and holding {found.kv_tokens} tokens"
+    at_most = up_to(None if candidate.choice is None else candidate.choice.policy)
+    return f"{candidate.route}, reading {at_most}{found.read_tokens} and holding {at_most}{found.kv_tokens} tokens"

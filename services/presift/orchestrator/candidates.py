@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
+from presift.orchestrator.adapting import most_tokens
 from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, check_fits, spec_pc
 from presift.orchestrator.costs import Forecast
 from presift.orchestrator.forecasting import forecast, reads_all
@@ -79,7 +80,8 @@ class Question:
         """The caller's limits, else the default capacity."""
         names = ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms")
         limits = {name: getattr(self.budget, name) for name in names if getattr(self.budget, name) is not None}
-        return limits or {"max_prompt_tokens": self.defaults.spec_pc.capacity}
+        auto = self.budget.auto(self.defaults.auto_capacity)
+        return limits or {"max_prompt_tokens": most_tokens(auto, None, self.defaults.spec_pc.capacity)}
 
 
 def candidates(question: Question) -> list[Candidate]:

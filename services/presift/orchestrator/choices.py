@@ -9,8 +9,9 @@ from enum import StrEnum
 from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
 from presift.core.plan import Route
 from presift.core.policies import Policy, SpecKv, SpecKvPc, SpecPc
+from presift.orchestrator.adapting import Bounds, adaptive_of, most_tokens, up_to
 from presift.orchestrator.costs import Forecast, Outlook
-from presift.orchestrator.request import Budget
+from presift.orchestrator.request import AutoCapacity, Budget
 
 # AUTO's, the least lossy first.
 ROUTE_ORDER = (Route.FULL, Route.SPEC_KV, Route.SPEC_KV_PC, Route.SPEC_PC)
@@ -80,7 +81,8 @@ class Defaults:
 
     `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` that of the prompt stage of
     spec_kv_pc. `start_layer` None is the draft's middle layer (the first half attends to form more than to meaning).
-    `route_order`: the routes that AUTO may take, the least lossy first. Raises InvalidRequest.
+    `route_order`: the routes that AUTO may take, the least lossy first. `auto_capacity`: how capacities adapt. Raises
+    InvalidRequest.
     """
 
     spec_pc: SpecPc
@@ -89,6 +91,7 @@ class Defaults:
     spec_kv: SpecKv = field(default_factory=lambda: SpecKv(capacity=512))
     cascade_capacity: int = 2048
     route_order: tuple[Route, ...] = ROUTE_ORDER
+    auto_capacity: AutoCapacity | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.route_order)) < len(self.route_order) or Route.FULL not in self.route_order:
@@ -125,22 +128,24 @@ def protected_over_budget(budget: Budget, facts: Facts, needed: int, capacity: i
 
 def spec_pc(budget: Budget, facts: Facts, defaults: Defaults) -> Choice:
     """SpecPC at this budget; full where the prompt fits it, or what must be kept does not."""
-    capacity = min(given(budget.capacity, defaults.spec_pc.capacity), facts.room)
+    auto = budget.auto(defaults.auto_capacity)
+    capacity = min(most_tokens(auto, budget.capacity, defaults.spec_pc.capacity), facts.room)
     if facts.prompt_tokens <= capacity:
         return Choice(Route.FULL, Reason.WITHIN_BUDGET, f"{facts.prompt_tokens} prompt tokens fit {capacity}")
-    policy = prompt_policy(capacity, facts, defaults.spec_pc)
+    policy = prompt_policy(capacity, auto, facts, defaults.spec_pc)
     if facts.must_keep > capacity:
         return protected_over_budget(budget, facts, facts.must_keep, capacity)
-    return Choice(Route.SPEC_PC, Reason.REQUESTED, f"asked for, at {capacity} tokens", policy)
+    return Choice(Route.SPEC_PC, Reason.REQUESTED, f"asked for, at {up_to(policy)}{capacity} tokens", policy)
 
 
-def prompt_policy(capacity: int, facts: Facts, template: SpecPc) -> SpecPc:
-    """SpecPC at this capacity. Raises InvalidRequest, or PromptTooLong, where the window has no place in it."""
+def prompt_policy(capacity: int, auto: AutoCapacity | None, facts: Facts, template: SpecPc) -> SpecPc:
+    """SpecPC at this capacity, or up to it. Raises InvalidRequest, or PromptTooLong, where the window does not fit."""
     if capacity < template.window:
         if facts.room < template.window:
             check_fits(facts)
         raise InvalidRequest("budget", capacity, f">= {template.window} tokens (the window)")
-    return replace(template, capacity=capacity)
+    adaptive = adaptive_of(auto, Bounds(capacity, template.window, facts.must_keep))
+    return replace(template, capacity=capacity, adaptive=adaptive)
 
 
 def check_fits(facts: Facts) -> None:

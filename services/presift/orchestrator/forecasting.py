@@ -30,7 +30,8 @@ def with_forecast(choice: Choice, budget: Budget, facts: Facts) -> Choice:
 
 
 def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
-    """What the route makes of the prompt; a mask is taken to be as long as it may be."""
+    """What the route makes of the prompt; a mask is taken to be as long as it may be, also where its capacity adapts:
+    how much a coverage takes is not known before the draft has read the prompt."""
     policy = choice.policy
     if policy is None:
         return Work(rest(prompt_tokens, outlook.cached_tokens), prompt_tokens, prompt_tokens)
@@ -56,6 +57,8 @@ def draft_reading(policy: Policy, prompt_tokens: int) -> Reading:
         steps = max(policy.prompt.lookahead_tokens - 1, policy.kv.lookahead_tokens)
     elif policy.selection is KvSelection.DRAFT_MASK:
         steps = policy.draft_policy.lookahead_tokens - 1
+    elif policy.adaptive is not None:  # importance is scored to count by
+        steps = max(policy.draft_policy.lookahead_tokens - 1, policy.lookahead_tokens)
     else:
         steps = policy.lookahead_tokens
     return Reading(prompt_tokens, steps=steps)

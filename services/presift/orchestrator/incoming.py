@@ -9,6 +9,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.policies import KvSelection
 from presift.orchestrator.request import (
     TENANT_PATTERN,
+    AutoCapacity,
     Budget,
     Chat,
     KvOptions,
@@ -74,7 +75,13 @@ def _message(message: orchestrator_pb2.Message) -> Message:
 def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
     names = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens", "max_ttft_ms", "min_coverage")
     values = {name: getattr(budget, name) for name in names if budget.HasField(name)}
-    return Budget(strict=budget.strict, **values)
+    auto = auto_from_wire(budget.auto_capacity) if budget.HasField("auto_capacity") else None
+    return Budget(strict=budget.strict, auto_capacity=auto, **values)
+
+
+def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
+    """Bounds of 0 are those of the defaults."""
+    return AutoCapacity(auto.coverage, auto.min_tokens or None, auto.max_tokens or None)
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:

@@ -12,6 +12,7 @@ from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.kv_plan import KvPlan, scoring_slots
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
+from presift.orchestrator.adapting import Bounds, adaptive_of, most_tokens, up_to
 from presift.orchestrator.choices import (
     Choice,
     Defaults,
@@ -24,12 +25,13 @@ from presift.orchestrator.choices import (
     protected_over_budget,
 )
 from presift.orchestrator.kv_plans import held_tokens
-from presift.orchestrator.request import Budget, KvOptions
+from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 
 
 def choose_kv(wanted: Route, budget: Budget, options: KvOptions, facts: Facts, defaults: Defaults) -> Choice:
     """The route for a request above the threshold that named spec_kv or spec_kv_pc. Raises as `routing.choose`."""
-    case = _Case(budget, options, facts, defaults, options.selection or defaults.spec_kv.selection)
+    selection, auto = options.selection or defaults.spec_kv.selection, budget.auto(defaults.auto_capacity)
+    case = _Case(budget, options, facts, defaults, selection, auto)
     if wanted is Route.SPEC_KV_PC:
         return _spec_kv_pc(case, "asked for")
     tokens, limit = facts.prompt_tokens, budget.max_prompt_tokens
@@ -71,11 +73,12 @@ class _Case:
     facts: Facts
     defaults: Defaults
     selection: KvSelection
+    auto: AutoCapacity | None
 
     @property
     def kv_limit(self) -> int:
         """The KV tokens that the prompt may hold while it decodes."""
-        return given(self.budget.max_kv_tokens, self.defaults.spec_kv.capacity + 1)
+        return most_tokens(self.auto, self.budget.max_kv_tokens, self.defaults.spec_kv.capacity + 1)
 
     def policy(self, read_tokens: int) -> SpecKv:
         """SpecKV at this budget, in whole pages, for so many tokens read. Raises InvalidRequest below the window."""
@@ -84,7 +87,9 @@ class _Case:
         if capacity <= template.window:
             least = (template.window // page + 1) * page + 1
             limit = f">= {least} tokens (more than the window of {template.window}, and the final token)"
-            raise InvalidRequest("budget.max_kv_tokens", self.kv_limit, limit)
+            is_auto = self.auto is not None and self.auto.max_tokens == self.kv_limit != self.budget.max_kv_tokens
+            field = "auto_capacity.max_tokens" if is_auto else "max_kv_tokens"
+            raise InvalidRequest(f"budget.{field}", self.kv_limit, limit)
         # The target reads the lookahead too, and one token is left to be generated.
         space = max(0, self.facts.context_tokens - read_tokens - 2)
         wanted = min(given(self.options.lookahead_tokens, template.lookahead_tokens), space)
@@ -94,7 +99,8 @@ class _Case:
             capacity=capacity,
             selection=self.selection,
             lookahead_tokens=0 if is_mask else wanted,  # with a mask nobody reads a lookahead
-            mask=self.defaults.spec_pc if is_mask else None,
+            mask=self.defaults.spec_pc if is_mask or self.auto is not None else None,
+            adaptive=adaptive_of(self.auto, Bounds(capacity, template.window + 1, self.facts.must_keep_kv, page), 1),
         )
 
     def keep_full_prefix(self, route: Route) -> bool:
@@ -114,7 +120,7 @@ def _spec_kv(case: _Case, why: str) -> Choice:
         return protected_over_budget(case.budget, facts, facts.must_keep_kv, policy.capacity)
     if too_large := _over_the_pool(facts, facts.prompt_tokens, policy):
         return full(case.budget, facts, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
-    detail = f"{why}, at {policy.capacity} KV tokens and the final one"
+    detail = f"{why}, at {up_to(policy)}{policy.capacity} KV tokens and the final one"
     return Choice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, case.keep_full_prefix(Route.SPEC_KV))
 
 
@@ -129,12 +135,15 @@ def _over_the_pool(facts: Facts, read_tokens: int, policy: SpecKv) -> str:
 def _spec_kv_pc(case: _Case, why: str) -> Choice:
     case = replace(case, selection=KvSelection.TARGET_LOOKAHEAD)
     facts = case.facts
-    capacity = min(given(case.budget.max_prompt_tokens, case.defaults.cascade_capacity), facts.room)
+    capacity = min(most_tokens(case.auto, case.budget.max_prompt_tokens, case.defaults.cascade_capacity), facts.room)
     if facts.prompt_tokens <= min(case.kv_limit, facts.room, given(case.budget.max_prompt_tokens, case.kv_limit)):
         return _spec_kv(case, why)
     if facts.prompt_tokens <= capacity:
         return _spec_kv(case, f"{why}; all {facts.prompt_tokens} prompt tokens fit {capacity}")
-    return _cascade(case, why, prompt_policy(capacity, facts, case.defaults.spec_pc))
+    prompt = prompt_policy(capacity, case.auto, facts, case.defaults.spec_pc)
+    # The caller's bounds are of what is read; of the KV those hold that there are without.
+    kv_auto = None if case.auto is None else replace(case.auto, min_tokens=None, max_tokens=None)
+    return _cascade(replace(case, auto=kv_auto), why, prompt)
 
 
 def _cascade(case: _Case, why: str, prompt: SpecPc) -> Choice:
@@ -143,13 +152,14 @@ def _cascade(case: _Case, why: str, prompt: SpecPc) -> Choice:
     if facts.must_keep > capacity:
         return protected_over_budget(case.budget, facts, facts.must_keep, capacity)
     if capacity <= case.kv_limit:
-        detail = f"{why}, at {capacity} tokens: their KV fits {case.kv_limit}, so none is dropped"
+        detail = f"{why}, at {up_to(prompt)}{capacity} tokens: their KV fits {case.kv_limit}, so none is dropped"
         return Choice(Route.SPEC_PC, Reason.REQUESTED, detail, prompt)
-    kv = case.policy(capacity)
+    kv = replace(case.policy(capacity), mask=None)  # the draft counts by the first stage's
     if facts.must_keep_kv > kv.capacity:
         return protected_over_budget(case.budget, facts, facts.must_keep_kv, kv.capacity)
     if too_large := _over_the_pool(facts, capacity, kv):
         return full(case.budget, facts, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
-    detail = f"{why}, at {capacity} prompt tokens, then {kv.capacity} KV tokens and the final one"
+    most = up_to(prompt)
+    detail = f"{why}, at {most}{capacity} prompt tokens, then {most}{kv.capacity} KV tokens and the final one"
     keep = case.keep_full_prefix(Route.SPEC_KV_PC)
     return Choice(Route.SPEC_KV_PC, Reason.REQUESTED, detail, SpecKvPc(prompt, kv), keep)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo
 from presift.core.policies import SpecKv
+from presift.orchestrator.adapting import outcome
 from presift.orchestrator.choices import Choice
 from presift.orchestrator.compression import Compressed
 from presift.orchestrator.decision import Decision, Plan
@@ -37,6 +38,8 @@ def plan_of(choice: Choice, compressed: Compressed | None, prefill_ms: float, or
     everything = np.ones(origin.prompt_tokens, dtype=np.bool_)
     if compressed is None:
         return _plan(choice, origin, everything, None, prefill_ms=prefill_ms)
+    if choice.policy is not None and (said := outcome(choice.policy, compressed.prompt)):
+        choice = replace(choice, detail=f"{choice.detail}; {said}")
     kv_plan = kv_plan_of(choice, compressed.prompt, origin.tokens)
     # With KV of the whole prompt dropped by a mask, everything is read all the same.
     read = everything if isinstance(choice.policy, SpecKv) else compressed.prompt.mask.kept

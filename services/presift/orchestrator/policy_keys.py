@@ -22,6 +22,7 @@ KEYS = (
     "kv_selection",
     "kv_lookahead_tokens",
     "cascade_capacity",
+    "auto_coverage",
     "route_order",
 )
 

@@ -131,6 +131,7 @@ def _score(reply: draft_pb2.ScoreResponse) -> Score:
             lookahead_token_ids=tuple(reply.lookahead_token_ids),
             coverage=reply.coverage if reply.HasField("coverage") else None,
             draft=wire.model_from_wire(reply.model),
+            kv_capacity=reply.kv_capacity if reply.HasField("kv_capacity") else None,
         )
     except InvalidRequest as error:  # the draft's fault, not the caller's
         raise MaskRejected(f"the draft's answer: {error.message}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,30 @@ Prompt = Chat | Text | TokenIds
 
 
 @dataclass(frozen=True, slots=True)
+class AutoCapacity:
+    """The smallest capacity that reaches `coverage`, 0..1, between bounds in tokens; None takes the default's.
+
+    Raises InvalidRequest.
+    """
+
+    coverage: float
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.coverage <= 1.0:
+            raise InvalidRequest("budget.auto_capacity.coverage", self.coverage, "0 < coverage <= 1")
+        for name in ("min_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"budget.auto_capacity.{name}", value, ">= 1")
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                "budget.auto_capacity.min_tokens", self.min_tokens, f"<= max_tokens ({self.max_tokens})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """The caller's limits in tokens and milliseconds, `min_coverage` 0..1; None takes the orchestrator's default.
 
@@ -100,6 +124,7 @@ class Budget:
     compress_above_tokens: int | None = None
     max_ttft_ms: int | None = None
     min_coverage: float | None = None
+    auto_capacity: AutoCapacity | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms"):
@@ -108,6 +133,13 @@ class Budget:
                 raise InvalidRequest(f"budget.{name}", value, ">= 1")
         if self.min_coverage is not None and not 0.0 < self.min_coverage <= 1.0:
             raise InvalidRequest("budget.min_coverage", self.min_coverage, "0 < coverage <= 1")
+
+    def auto(self, default: AutoCapacity | None) -> AutoCapacity | None:
+        """How capacities adapt, None if they do not. A mask that covers less than `min_coverage` would not be taken."""
+        asked = default if self.auto_capacity is None else self.auto_capacity
+        if asked is None or self.min_coverage is None:
+            return asked
+        return replace(asked, coverage=max(asked.coverage, self.min_coverage))
 
     @property
     def has_limits(self) -> bool:

@@ -16,7 +16,7 @@ from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.guard.samples import Sampler
 from presift.orchestrator.guard.switches import Thresholds
-from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS
+from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS, AutoCapacity
 from presift.rpc.settings import ServiceSettings
 
 
@@ -53,6 +53,10 @@ class OrchestratorSettings(ServiceSettings):
     draft_timeout_s: Annotated[float, Field(gt=0, description="seconds after which the full context is used")] = 60.0
     compress_above_tokens: Annotated[int, Field(ge=0, description="prompts up to this are never compressed")] = 4096
     capacity: Annotated[int, Field(ge=1, description="prompt tokens to keep where the caller sets no budget")] = 1024
+    auto_coverage: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="capacities are upper bounds: the fewest tokens that cover this share are kept"),
+    ] = None
     window: Annotated[int, Field(ge=1, description="last prompt tokens, always kept, whose queries score")] = 32
     pool: Annotated[Pool, Field(description="how importance is smoothed along the prompt")] = Pool.MEAN
     kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 5
@@ -122,6 +126,7 @@ class OrchestratorSettings(ServiceSettings):
             self._spec_kv(),
             self.cascade_capacity,
             routes_of(self.route_order),
+            None if self.auto_coverage is None else AutoCapacity(self.auto_coverage),
         )
 
     def defaults_with(self, changes: Mapping[str, Any]) -> Defaults:

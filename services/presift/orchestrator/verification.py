@@ -11,7 +11,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
-from presift.core.spans import Span, covered, must_keep
+from presift.core.spans import Span, covered, moved, must_keep
 from presift.orchestrator.ports import MaskRejected
 from presift.orchestrator.tokenizer import Tokenized
 
@@ -52,8 +52,9 @@ def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
 
 
 def check_prompt(prompt: CompressedPrompt, scoring: Scoring) -> None:
-    """Raise MaskRejected unless the mask and the lookahead are what the policy asks for."""
+    """Raise MaskRejected unless the mask, the lookahead and the KV capacity are what the policy asks for."""
     check_mask(prompt.mask, scoring)
+    check_kv_capacity(prompt, scoring)
     check_lookahead(prompt.lookahead_token_ids, scoring)
 
 
@@ -67,13 +68,42 @@ def check_mask(mask: TokenMask, scoring: Scoring) -> None:
         if mask.kept_tokens != prompt_tokens:
             raise MaskRejected(f"mask drops {prompt_tokens - mask.kept_tokens} tokens where the target chooses")
         return
-    # A KV mask has a whole number of the target's pages only if it is filled.
-    is_short = isinstance(scoring.policy, SpecKv) and mask.kept_tokens < min(policy.capacity, prompt_tokens)
-    if mask.kept_tokens > policy.capacity or is_short:
-        raise MaskRejected(f"mask keeps {mask.kept_tokens} tokens, the budget is {policy.capacity}")
+    _check_size(mask, policy, scoring)
     missing = int(np.count_nonzero(must_keep(tokens.protected, prompt_tokens, policy.window) & ~mask.kept))
     if missing:
         raise MaskRejected(f"mask drops {missing} tokens that are protected or in the window")
+
+
+def _check_size(mask: TokenMask, policy: SpecPc, scoring: Scoring) -> None:
+    kept, least = mask.kept_tokens, 0
+    if policy.adaptive is not None and mask.prompt_tokens > policy.capacity:
+        least = policy.adaptive.min_capacity
+        if not policy.adaptive.allows(kept, policy.capacity):
+            limit = f"{least}..{policy.capacity} in steps of {policy.adaptive.step}"
+            raise MaskRejected(f"mask keeps {kept} tokens, the budget is {limit}")
+    elif isinstance(scoring.policy, SpecKv):
+        # A KV mask has a whole number of the target's pages only if it is filled.
+        least = min(policy.capacity, mask.prompt_tokens)
+    if not least <= kept <= policy.capacity:
+        raise MaskRejected(f"mask keeps {kept} tokens, the budget is {policy.capacity}")
+
+
+def check_kv_capacity(prompt: CompressedPrompt, scoring: Scoring) -> None:
+    """Raise MaskRejected unless the KV capacity, where the draft says one, was asked for and has room for what must be
+    kept. A draft that says none leaves the policy's.
+    """
+    policy, capacity = lookahead_policy(scoring.policy), prompt.kv_capacity
+    if capacity is None:
+        return
+    if policy is None or policy.adaptive is None:
+        raise MaskRejected(f"KV capacity of {capacity} where none was asked for")
+    if not policy.adaptive.allows(capacity, policy.capacity):
+        limit = f"{policy.adaptive.min_capacity}..{policy.capacity} in steps of {policy.adaptive.step}"
+        raise MaskRejected(f"KV capacity of {capacity}, the budget is {limit}")
+    spans = moved(scoring.tokens.protected, prompt.mask.kept)
+    needed = int(np.count_nonzero(must_keep(spans, prompt.mask.kept_tokens, policy.window + 1)[:-1]))
+    if capacity < needed:
+        raise MaskRejected(f"KV capacity of {capacity}, window and protected spans need {needed}")
 
 
 def check_lookahead(token_ids: tuple[int, ...], scoring: Scoring) -> None:

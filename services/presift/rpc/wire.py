@@ -6,7 +6,7 @@ Each servicer translates its own messages.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import KvSelection, Policy, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import Adaptive, KvSelection, Policy, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 from presift.v1 import plan_pb2, target_pb2
 
@@ -165,6 +165,8 @@ def _values_from_wire(kind: type[T], message: Any) -> T:
             value = _enum_from_wire(field.name, value)
         elif field.name == "mask":
             value = _mask_from_wire(message) if message.HasField("mask") else None
+        elif field.name == "adaptive":
+            value = _adaptive_from_wire(message.adaptive) if message.HasField("adaptive") else None
         elif field.name != "capacity" and not message.HasField(field.name):
             value = None
         if value is not None:
@@ -177,7 +179,13 @@ def _mask_from_wire(policy: plan_pb2.SpecKv) -> SpecPc:
     mask.CopyFrom(policy.mask)
     # The policy's own are used; these only have to hold, and to be the same for the same policy.
     mask.capacity, mask.window = max(1, policy.capacity), 1
+    mask.ClearField("adaptive")
     return _values_from_wire(SpecPc, mask)
+
+
+def _adaptive_from_wire(adaptive: plan_pb2.Adaptive) -> Adaptive:
+    step = adaptive.step if adaptive.HasField("step") else 1
+    return Adaptive(adaptive.coverage, adaptive.min_capacity, step)
 
 
 def _enum_from_wire(name: str, number: int) -> Any:
@@ -195,4 +203,6 @@ def _values_to_wire(policy: SpecPc | SpecKv) -> dict[str, Any]:
             values[name] = next(wire for wire, value in table.items() if value is values[name])
     if values.get("mask") is not None:
         values["mask"] = plan_pb2.SpecPc(**_values_to_wire(values["mask"]))
+    if values["adaptive"] is not None:
+        values["adaptive"] = plan_pb2.Adaptive(**asdict(values["adaptive"]))
     return values

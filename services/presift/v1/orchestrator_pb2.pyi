@@ -107,20 +107,32 @@ class TextPart(_message.Message):
     def __init__(self, text: _Optional[str] = ..., protected: _Optional[bool] = ..., document: _Optional[bool] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_kv_tokens", "strict", "compress_above_tokens", "max_ttft_ms", "min_coverage")
+    __slots__ = ("max_prompt_tokens", "max_kv_tokens", "strict", "compress_above_tokens", "max_ttft_ms", "min_coverage", "auto_capacity")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STRICT_FIELD_NUMBER: _ClassVar[int]
     COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     MIN_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    AUTO_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_kv_tokens: int
     strict: bool
     compress_above_tokens: int
     max_ttft_ms: int
     min_coverage: float
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., strict: _Optional[bool] = ..., compress_above_tokens: _Optional[int] = ..., max_ttft_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ...) -> None: ...
+    auto_capacity: AutoCapacity
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., strict: _Optional[bool] = ..., compress_above_tokens: _Optional[int] = ..., max_ttft_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., auto_capacity: _Optional[_Union[AutoCapacity, _Mapping]] = ...) -> None: ...
+
+class AutoCapacity(_message.Message):
+    __slots__ = ("coverage", "min_tokens", "max_tokens")
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    coverage: float
+    min_tokens: int
+    max_tokens: int
+    def __init__(self, coverage: _Optional[float] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("prompt", "sampling", "budget", "route", "kv")

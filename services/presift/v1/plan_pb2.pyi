@@ -78,8 +78,18 @@ class KvMask(_message.Message):
     kept: bytes
     def __init__(self, layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., kept: _Optional[bytes] = ...) -> None: ...
 
+class Adaptive(_message.Message):
+    __slots__ = ("coverage", "min_capacity", "step")
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    MIN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    coverage: float
+    min_capacity: int
+    step: int
+    def __init__(self, coverage: _Optional[float] = ..., min_capacity: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
 class SpecPc(_message.Message):
-    __slots__ = ("capacity", "window", "pool", "kernel", "neighbors", "reduction", "start_layer", "weighted_query", "lookahead_tokens")
+    __slots__ = ("capacity", "window", "pool", "kernel", "neighbors", "reduction", "start_layer", "weighted_query", "lookahead_tokens", "adaptive")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +99,7 @@ class SpecPc(_message.Message):
     START_LAYER_FIELD_NUMBER: _ClassVar[int]
     WEIGHTED_QUERY_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     window: int
     pool: Pool
@@ -98,10 +109,11 @@ class SpecPc(_message.Message):
     start_layer: int
     weighted_query: bool
     lookahead_tokens: int
-    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., neighbors: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., start_layer: _Optional[int] = ..., weighted_query: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ...) -> None: ...
+    adaptive: Adaptive
+    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., neighbors: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., start_layer: _Optional[int] = ..., weighted_query: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ...) -> None: ...
 
 class SpecKv(_message.Message):
-    __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection", "mask")
+    __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection", "mask", "adaptive")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +122,7 @@ class SpecKv(_message.Message):
     LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     window: int
     pool: Pool
@@ -118,7 +131,8 @@ class SpecKv(_message.Message):
     lookahead_tokens: int
     selection: KvSelection
     mask: SpecPc
-    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., lookahead_tokens: _Optional[int] = ..., selection: _Optional[_Union[KvSelection, str]] = ..., mask: _Optional[_Union[SpecPc, _Mapping]] = ...) -> None: ...
+    adaptive: Adaptive
+    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., lookahead_tokens: _Optional[int] = ..., selection: _Optional[_Union[KvSelection, str]] = ..., mask: _Optional[_Union[SpecPc, _Mapping]] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ...) -> None: ...
 
 class SpecKvPc(_message.Message):
     __slots__ = ("prompt", "kv")

@@ -1,6 +1,7 @@
 """Draft and target that speak presift.v1 and whose every answer can be computed by hand; both do harm on request."""
 
 import asyncio
+import math
 from collections import deque
 
 import numpy as np
@@ -32,6 +33,23 @@ def keep(prompt_tokens, capacity, window, spans=()):
     must = {i for start, end in spans for i in range(start, end)} | set(range(prompt_tokens - window, prompt_tokens))
     rest = [i for i in range(prompt_tokens) if i not in must]
     return sorted([*must, *rest[: capacity - len(must)]])
+
+
+def adapted(prompt_tokens, policy, on_top=0):
+    """How many tokens the fake draft keeps by `policy` (of the wire), whose coverage is the share of tokens kept."""
+    most = policy.capacity + on_top
+    if not policy.HasField("adaptive") or prompt_tokens <= most:
+        return most
+    needed = math.ceil(round(policy.adaptive.coverage * prompt_tokens, 3))
+    sizes = range(policy.adaptive.min_capacity + on_top, most, policy.adaptive.step or 1)
+    return next((size for size in sizes if size >= needed), most)
+
+
+def counted(read_tokens, policy):
+    """The fake draft's KV capacity for so many tokens read; None where the policy does not adapt or all of them fit."""
+    if not policy.HasField("adaptive") or read_tokens <= policy.capacity + 1:
+        return None
+    return adapted(read_tokens, policy, 1) - 1
 
 
 def bits(indices, prompt_tokens):
@@ -88,16 +106,17 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     def _answer(self, request):
         policy, prompt_tokens = request.policy, len(request.token_ids)
         spans = [(span.start, span.end) for span in request.protected_spans]
-        kind, ahead, kept = policy.WhichOneof("policy"), 0, None
+        kind, ahead, kept, kv_capacity = policy.WhichOneof("policy"), 0, None, None
         if kind == "spec_kv_pc":
-            kept = keep(prompt_tokens, policy.spec_kv_pc.prompt.capacity, policy.spec_kv_pc.prompt.window, spans)
-            ahead = policy.spec_kv_pc.kv.lookahead_tokens
+            first, second = policy.spec_kv_pc.prompt, policy.spec_kv_pc.kv
+            kept = keep(prompt_tokens, adapted(prompt_tokens, first), first.window, spans)
+            ahead, kv_capacity = second.lookahead_tokens, counted(len(kept), second)
         elif kind == "spec_pc":
-            kept = keep(prompt_tokens, policy.spec_pc.capacity, policy.spec_pc.window, spans)
+            kept = keep(prompt_tokens, adapted(prompt_tokens, policy.spec_pc), policy.spec_pc.window, spans)
         elif policy.spec_kv.selection == plan_pb2.KV_SELECTION_DRAFT_MASK:
-            kept = keep(prompt_tokens, policy.spec_kv.capacity + 1, policy.spec_kv.window + 1, spans)
+            kept = keep(prompt_tokens, adapted(prompt_tokens, policy.spec_kv, 1), policy.spec_kv.window + 1, spans)
         else:
-            ahead = policy.spec_kv.lookahead_tokens
+            ahead, kv_capacity = policy.spec_kv.lookahead_tokens, counted(prompt_tokens, policy.spec_kv)
         mask = bits(range(prompt_tokens) if kept is None else kept, prompt_tokens)
         reply = draft_pb2.ScoreResponse(
             token_mask=plan_pb2.TokenMask(prompt_tokens=prompt_tokens, kept=mask),
@@ -105,6 +124,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
             coverage=None if kept is None else len(kept) / prompt_tokens,
             importance=range(prompt_tokens) if request.include_importance else (),
             model=self.model,
+            kv_capacity=kv_capacity,
         )
         if kind == "spec_kv" and kept is not None:
             reply.kv_mask.CopyFrom(plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=prompt_tokens, kept=mask))

@@ -33,6 +33,7 @@ values = st.builds(
     lookahead_token_ids=st.lists(uint32s, max_size=40).map(tuple),
     coverage=st.none() | st.floats(0.0, 1.0),
     draft=models,
+    kv_capacity=st.none() | st.integers(1, 2**32 - 1),
 )
 
 
@@ -137,6 +138,8 @@ def test_the_helpers_of_this_test_make_a_valid_value() -> None:
         b"\x00" + body(coverage=math.inf),
         b"\x00" + body(id=1) + b"\xff",  # not UTF-8
         b"\x00" + body() + b"\x00",
+        b"\x00" + body() + bytes(4),  # a KV capacity of 0
+        b"\x00" + body() + b"\x01" + bytes(4),
         b"\x01" + body(),  # not a zstd frame
         b"\x01" + zstandard.compress(body()) + b"\x00",
         b"\x01" + zstandard.compress(b""),

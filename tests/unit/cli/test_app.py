@@ -52,8 +52,8 @@ def test_kv_options_are_sent_as_given(run, asked):
 
 
 def test_limits_are_sent_as_given(run, asked):
-    assert run("generate", "hi", "--max-ttft-ms", 900, "--min-coverage", 0.5).exit_code == 0
-    assert {"max_ttft_ms": 900, "min_coverage": 0.5}.items() <= asked[0].items()
+    assert run("generate", "hi", "--max-ttft-ms", 900, "--min-coverage", 0.5, "--auto-coverage", 0.75).exit_code == 0
+    assert {"max_ttft_ms": 900, "min_coverage": 0.5, "auto_coverage": 0.75}.items() <= asked[0].items()
 
 
 def test_kv_options_that_were_not_given_are_left_out(run, asked):

@@ -110,3 +110,9 @@ def test_a_refusal_by_the_file_and_a_bad_file(run, policy):
     result = run("--tokens", 10_000, "--policy", policy)
     assert result.exit_code == 1
     assert result.stderr == "error: policy.yaml:2: warp: there is no such key (it is 1)\n"
+
+
+def test_a_capacity_that_adapts_is_predicted_at_its_most(run):
+    found = json.loads(run("--tokens", 10_000, "--auto-coverage", 0.9, "--json").output)
+    assert found["route"] == "spec_pc" and "reading up to 1024" in found["detail"]
+    assert run("--tokens", 10_000, "--auto-coverage", 1.5).exit_code == 1

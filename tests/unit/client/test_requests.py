@@ -27,6 +27,15 @@ def test_limits_of_the_budget():
     assert request.budget == orchestrator_pb2.Budget(max_ttft_ms=900, min_coverage=0.5)
 
 
+def test_a_capacity_that_adapts():
+    request = generate_request("x", {"auto_coverage": 0.5})
+    assert request.budget == orchestrator_pb2.Budget(auto_capacity=orchestrator_pb2.AutoCapacity(coverage=0.5))
+    request = generate_request("x", {"auto_coverage": 0.5, "auto_min_tokens": 8, "auto_max_tokens": 90})
+    assert (request.budget.auto_capacity.min_tokens, request.budget.auto_capacity.max_tokens) == (8, 90)
+    with pytest.raises(ValueError, match="auto_coverage"):
+        generate_request("x", {"auto_max_tokens": 90})
+
+
 def test_messages():
     request = generate_request(
         None,
@@ -111,5 +120,6 @@ def test_every_field_of_the_contract_can_be_set():
     options = set(Options.__annotations__)
     kv = {"selection": "kv_selection", "lookahead_tokens": "kv_lookahead_tokens"}
     assert {kv.get(field.name, field.name) for field in orchestrator_pb2.KvOptions.DESCRIPTOR.fields} <= options
+    auto = {f"auto_{field.name}" for field in orchestrator_pb2.AutoCapacity.DESCRIPTOR.fields}
     for message in (orchestrator_pb2.Budget, target_pb2.Sampling):
-        assert {field.name for field in message.DESCRIPTOR.fields} <= options
+        assert {field.name for field in message.DESCRIPTOR.fields} - {"auto_capacity"} | auto <= options

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from presift.core import digest as digest_module
 from presift.core.digest import PromptKey, policy_name
 from presift.core.plan import ModelInfo
-from presift.core.policies import POLICIES, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import POLICIES, Adaptive, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 
 DRAFT = ModelInfo("draft", "r1", "f1", context_tokens=4096, layers=2, kv_heads=1, vocabulary_size=512)
@@ -36,6 +36,7 @@ OTHER_POLICY = {
     "lookahead_tokens": 5,
     "selection": KvSelection.DRAFT_MASK,
     "mask": SpecPc(capacity=256, kernel=9),
+    "adaptive": Adaptive(0.9, 64),
 }
 
 
@@ -77,6 +78,14 @@ def test_the_digest_changes_with_every_field_of_a_policy(place):
     assert len({replace(KEY, policy=wrap(policy)).digest() for policy in policies}) == len(names) + 1
 
 
+@pytest.mark.parametrize("other", [Adaptive(0.8, 64), Adaptive(0.9, 65), Adaptive(0.9, 64, 2)])
+def test_the_digest_changes_with_every_field_of_what_adapts(other):
+    forms = [
+        replace(KEY, policy=replace(KEY.policy, adaptive=adaptive)) for adaptive in (None, Adaptive(0.9, 64), other)
+    ]
+    assert len({form.digest() for form in forms}) == 3
+
+
 def test_the_digest_changes_with_the_schema(monkeypatch):
     before = KEY.digest()
     monkeypatch.setattr(digest_module, "SCHEMA_VERSION", digest_module.SCHEMA_VERSION + 1)
@@ -105,6 +114,20 @@ def test_what_the_revision_implies_is_left_out(name):
 def test_the_digest_stays_what_it_is():
     """A change here empties every cache: raise SCHEMA_VERSION with it and say so in the changelog."""
     assert KEY.digest() == "0108ff89c86a25f084da0906d91cd9d85c30c3d7c4c6ffdf8385e4571cb0a574"
+
+
+STORED = {
+    "spec_kv": "63fad670552f6a5ed30e09bffe647645571caccff2e74597dd053a6d2f6d8a3a",
+    "by mask": "7cd0fb5cb95f2adf74dec76fa3695041e1be457921b4b379bd108972911d811b",
+    "spec_kv_pc": "d401ebb4a294894de980d71fc31e58b4fd18b46e679eb12169aaf501b2360020",
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_policy_that_does_not_adapt_keeps_the_digest_from_before_there_were_any(name):
+    by_mask = replace(SPEC_KV, selection=KvSelection.DRAFT_MASK, mask=SPEC_PC)
+    policy = {"spec_kv": SPEC_KV, "by mask": by_mask, "spec_kv_pc": SpecKvPc(SPEC_PC, SPEC_KV)}[name]
+    assert replace(KEY, policy=policy).digest() == STORED[name]
 
 
 @pytest.mark.parametrize("policy", [SPEC_PC, SPEC_KV, SpecKvPc(SPEC_PC, SPEC_KV)])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.kv_plan import MAX_KERNEL_TOKENS, KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
-from presift.core.policies import KvSelection, SpecKv
+from presift.core.policies import Adaptive, KvSelection, SpecKv
 from presift.core.spans import Span
 
 LOOKAHEAD, DRAFT_MASK = KvSelection
@@ -221,3 +221,9 @@ def test_what_is_accepted_can_be_kept(*, capacity, window, page_tokens, prompt_t
     assert kept == prompt_tokens - 1 or kept % page_tokens == 0
     assert kept <= capacity
     assert must_keep_kv(plan, prompt_tokens).sum() <= kept
+
+
+def test_a_capacity_that_still_adapts_is_no_plan():
+    with pytest.raises(InvalidRequest) as refusal:
+        KvPlan(SpecKv(10, window=3, adaptive=Adaptive(0.9, 5)))
+    assert refusal.value.field == "kv_plan.policy.adaptive"

@@ -35,3 +35,10 @@ def test_compressed_prompts_are_values():
 
 def test_every_policy_has_a_route_and_full_needs_none():
     assert {route.value for route in Route} == {*POLICIES, "full"}
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_kv_capacity_that_cannot_be(capacity):
+    with pytest.raises(InvalidRequest) as refusal:
+        CompressedPrompt(MASK, (), None, DRAFT, capacity)
+    assert refusal.value.field == "kv_capacity"

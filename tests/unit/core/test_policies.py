@@ -1,11 +1,12 @@
 from dataclasses import FrozenInstanceError, fields, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
-from presift.core.policies import POLICIES, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import POLICIES, Adaptive, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 
 VALID = {
     "spec_pc": SpecPc(capacity=256),
@@ -60,8 +61,8 @@ def test_the_matrix_knows_every_policy_and_every_field_that_has_a_limit():
     assert VALID.keys() == POLICIES.keys()
     for name in ("spec_pc", "spec_kv"):
         refused = {field for policy, field, *_ in BAD if policy == name}
-        # Either value of a flag is good; a mask is a policy of its own and refuses by itself.
-        assert {field.name for field in fields(POLICIES[name])} - refused <= {"weighted_query", "mask"}
+        # Either value of a flag is good; a mask is a policy of its own and refuses by itself, as does what adapts.
+        assert {field.name for field in fields(POLICIES[name])} - refused <= {"weighted_query", "mask", "adaptive"}
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -128,3 +129,47 @@ def test_the_draft_selects_as_the_mask_says_but_for_capacity_and_window(capacity
 def test_the_targets_pooling_is_not_the_drafts():
     theirs = SpecKv(256, pool=Pool.MEAN, kernel=3, reduction=Reduction.SUM, lookahead_tokens=5)
     assert theirs.draft_policy == SpecKv(256).draft_policy
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("coverage", value) for value in (0.0, -0.1, 1.1, 1e-60, float("nan"), float("inf"))),
+        *(("min_capacity", value) for value in (0, -1, 1.5)),
+        *(("step", value) for value in (0, -1, None)),
+    ],
+)
+def test_a_capacity_that_cannot_adapt_is_refused(field, value):
+    with pytest.raises(InvalidRequest) as refusal:
+        replace(Adaptive(0.9, 64), **{field: value})
+    assert refusal.value.field == f"adaptive.{field}"
+
+
+@pytest.mark.parametrize(("name", "least"), [("spec_pc", 32), ("spec_kv", 33)])
+def test_what_adapts_lies_between_window_and_capacity(name, least):
+    for good in (least, 100, 256):
+        assert replace(VALID[name], adaptive=Adaptive(0.9, good)).adaptive.min_capacity == good
+    for bad in (least - 1, 257):
+        with pytest.raises(InvalidRequest) as refusal:
+            replace(VALID[name], adaptive=Adaptive(0.9, bad))
+        assert refusal.value.details["field"] == f"{name}.adaptive.min_capacity"
+        assert refusal.value.details["limit"] == f"{least}..256 (the capacity)"
+
+
+def test_a_coverage_is_the_one_that_travels():
+    assert Adaptive(0.9, 64).coverage == float(np.float32(0.9)) != 0.9
+    assert Adaptive(Adaptive(0.9, 64).coverage, 64) == Adaptive(0.9, 64)
+
+
+@pytest.mark.parametrize(
+    ("needed", "size"), [(0, 10), (10, 10), (11, 14), (14, 14), (15, 18), (18, 18), (19, 20), (20, 20), (99, 20)]
+)
+def test_a_capacity_grows_by_steps_up_to_the_most(needed, size):
+    adaptive = Adaptive(0.5, 10, 4)
+    assert adaptive.size(needed, 20) == size
+    assert [tokens for tokens in range(30) if adaptive.allows(tokens, 20)] == [10, 14, 18, 20]
+
+
+def test_the_draft_adapts_by_the_same_steps_with_the_final_token_on_top():
+    policy = SpecKv(256, window=8, adaptive=Adaptive(0.9, 64, 16), mask=SpecPc(99, adaptive=Adaptive(0.1, 50)))
+    assert policy.draft_policy == SpecPc(257, window=9, adaptive=Adaptive(0.9, 65, 16))

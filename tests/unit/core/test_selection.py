@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, example, given
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from presift.core.errors import BudgetExceeded, InternalError, InvalidRequest
-from presift.core.policies import Pool, SpecPc
+from presift.core.importance import coverage
+from presift.core.policies import Adaptive, Pool, SpecPc
 from presift.core.pooling import pool
 from presift.core.selection import select
 from presift.core.spans import Span, covered
@@ -161,3 +164,77 @@ def test_a_span_beyond_the_prompt_is_refused_even_where_all_is_kept(capacity):
 def test_importance_that_cannot_be_sorted_is_refused_even_where_all_is_kept(capacity):
     with pytest.raises(InternalError, match="finite"):
         select(np.array([1, np.nan, 2], dtype=np.float32), SpecPc(capacity=capacity, window=1))
+
+
+@st.composite
+def adaptive_tasks(draw):
+    """Importance, the mass that coverage is a share of, a policy that adapts, protected spans."""
+    importance, policy, protected = draw(tasks())
+    mass = draw(hnp.arrays(np.float32, importance.size, elements=SCORES))
+    least = draw(st.integers(policy.window, policy.capacity))
+    wanted = draw(st.sampled_from([0.25, 0.5, 0.75, 1.0]) | st.floats(0.01, 1.0))
+    return importance, mass, replace(policy, adaptive=Adaptive(wanted, least, draw(st.integers(1, 9)))), protected
+
+
+def reaches(mass, mask, adaptive):
+    return np.float32(coverage(mass, mask.kept)) >= np.float32(adaptive.coverage)
+
+
+@given(adaptive_tasks())
+def test_what_adapts_is_the_selection_at_the_least_capacity_that_covers_enough(task):
+    """By definition: one selection at every capacity that there may be, the first that reaches it, else the last."""
+    importance, mass, policy, protected = task
+    adaptive, fixed = policy.adaptive, replace(policy, adaptive=None)
+    assume(importance.size > policy.capacity and selected(importance, fixed, protected) is not None)
+    sizes = [
+        size for size in range(adaptive.min_capacity, policy.capacity + 1) if adaptive.allows(size, policy.capacity)
+    ]
+    masks = [selected(importance, replace(fixed, capacity=size), protected) for size in sizes]
+    wanted = next((mask for mask in masks if mask is not None and reaches(mass, mask, adaptive)), masks[-1])
+    assert select(importance, policy, protected, mass) == wanted
+
+
+@given(adaptive_tasks(), st.floats(0.01, 1.0))
+def test_more_coverage_keeps_more_and_all_of_the_same(task, other):
+    importance, mass, policy, protected = task
+    assume(selected(importance, replace(policy, adaptive=None), protected) is not None)
+    less, more = sorted((policy.adaptive.coverage, other))
+    small, large = (
+        select(importance, replace(policy, adaptive=replace(policy.adaptive, coverage=wanted)), protected, mass)
+        for wanted in (less, more)
+    )
+    assert (small.kept <= large.kept).all()
+
+
+def test_the_upper_bound_is_kept_where_it_does_not_reach_the_coverage():
+    importance = np.arange(20, dtype=np.float32)
+    policy = SpecPc(capacity=6, window=2, pool=Pool.NONE, neighbors=0, adaptive=Adaptive(0.9, 3))
+    mask = select(importance, policy, (), importance)
+    assert mask == select(importance, replace(policy, adaptive=None))
+    assert coverage(importance, mask.kept) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [(0.5, [7, 9]), (0.6, [5, 7, 9]), (0.75, [5, 7, 9]), (0.76, [3, 5, 7, 9]), (1.0, [1, 3, 5, 7, 9])],
+)
+def test_coverage_is_of_the_mass_and_the_order_by_importance(wanted, kept):
+    importance, mass = (np.zeros(10, dtype=np.float32) for _ in range(2))
+    importance[[7, 5, 3, 1]] = [4, 3, 2, 1]
+    mass[[7, 5, 3, 1]] = [4, 2, 1, 1]
+    policy = SpecPc(capacity=6, window=1, pool=Pool.NONE, neighbors=0, adaptive=Adaptive(wanted, 1))
+    assert select(importance, policy, (), mass).indices.tolist() == kept
+
+
+def test_where_there_is_no_mass_to_lose_the_least_is_kept():
+    policy = SpecPc(capacity=6, window=2, adaptive=Adaptive(1.0, 4))
+    assert select(np.ones(20, dtype=np.float32), policy, (), np.zeros(20, dtype=np.float32)).kept_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "mass", [None, np.ones(19, dtype=np.float32), np.ones(20), np.full(20, np.nan, dtype=np.float32)]
+)
+def test_what_adapts_needs_the_mass_that_it_is_to_cover(mass):
+    policy = SpecPc(capacity=6, window=2, adaptive=Adaptive(0.5, 4))
+    with pytest.raises(InternalError):
+        select(np.ones(20, dtype=np.float32), policy, (), mass)

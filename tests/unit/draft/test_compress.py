@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from presift.core.importance import coverage
 from presift.core.masks import KvMask
-from presift.core.policies import KvSelection, Pool, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import Adaptive, KvSelection, Pool, SpecKv, SpecKvPc, SpecPc
+from presift.core.selection import select
 from presift.core.spans import Span
 from presift.draft.compress import compress
 from presift.draft.demand import demand_of
@@ -142,3 +144,79 @@ def test_protected_spans_are_kept_by_every_mask(name, run):
     assert all(compressed.mask.kept[span.start : span.end].all() for span in spans)
     unprotected = run(POLICIES[name])
     assert name == "spec_kv" or unprotected.mask != compressed.mask
+
+
+AUTO = {"adaptive": Adaptive(0.15, 24, 4)}
+OF_FEWER = {"adaptive": Adaptive(0.45, 24, 4)}
+AUTO_POLICIES = {
+    "spec_pc": replace(SPEC_PC, **AUTO),
+    "spec_kv": replace(SPEC_KV, **AUTO),
+    "spec_kv by mask": replace(SPEC_KV, selection=KvSelection.DRAFT_MASK, **AUTO),
+    "spec_kv_pc, kv": SpecKvPc(SPEC_PC, replace(SPEC_KV, **OF_FEWER)),
+    "spec_kv_pc, both": SpecKvPc(replace(SPEC_PC, **AUTO), replace(SPEC_KV, adaptive=Adaptive(0.45, 12, 4))),
+}
+
+
+def reach(mass, mask, wanted):
+    return coverage(mass, mask.kept) >= wanted
+
+
+@pytest.mark.parametrize("wanted", [0.01, 0.15, 0.2, 0.25, 1.0])
+def test_the_mask_is_the_smallest_that_covers_enough(wanted, run):
+    compressed = run(replace(SPEC_PC, adaptive=Adaptive(wanted, 24, 4)))
+    fixed = {size: run(replace(SPEC_PC, capacity=size)) for size in range(24, 65, 4)}
+    size = next((size for size, each in fixed.items() if each.coverage >= np.float32(wanted)), 64)
+    assert compressed.mask == fixed[size].mask
+    assert (compressed.coverage, compressed.kv_capacity) == (fixed[size].coverage, None)
+
+
+def test_the_drafts_kv_mask_adapts_with_the_final_token_on_top(run):
+    compressed = run(AUTO_POLICIES["spec_kv by mask"])
+    plain = run(replace(SPEC_PC, capacity=41, window=9, adaptive=Adaptive(0.15, 25, 4)))
+    assert compressed.mask == plain.mask and compressed.kv_mask == KvMask.uniform(plain.mask)
+    assert compressed.mask.kept_tokens == 37 and compressed.kv_capacity is None
+
+
+def test_where_the_target_chooses_the_drafts_mask_is_only_counted(run):
+    compressed, by_mask = run(AUTO_POLICIES["spec_kv"]), run(AUTO_POLICIES["spec_kv by mask"])
+    assert compressed.kv_capacity == by_mask.mask.kept_tokens - 1 == 36
+    assert compressed.mask.kept_tokens == N and (compressed.kv_mask, compressed.coverage) == (None, None)
+    assert compressed.scored.lookahead_token_ids == run(SPEC_KV).scored.lookahead_token_ids
+
+
+def test_a_cascade_counts_among_what_its_first_stage_kept(run):
+    compressed, alone = run(AUTO_POLICIES["spec_kv_pc, kv"]), run(SPEC_PC)
+    assert compressed.mask == alone.mask
+    mass = compressed.scored.coverage_importance[alone.mask.kept]
+    importance = compressed.scored.importance[alone.mask.kept]
+    sizes = {size: select(importance, replace(SPEC_PC, capacity=size + 1, window=9)) for size in range(24, 41, 4)}
+    assert compressed.kv_capacity == next(s for s, mask in sizes.items() if reach(mass, mask, 0.45)) == 32
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.01, None), (1.0, 40)])
+def test_a_cascade_whose_first_stage_keeps_little_has_nothing_more_to_count(first, second, run):
+    prompt = replace(SPEC_PC, adaptive=Adaptive(first, 24))
+    compressed = run(SpecKvPc(prompt, replace(SPEC_KV, adaptive=Adaptive(1.0, 12))))
+    assert compressed.kv_capacity == second
+
+
+@pytest.mark.parametrize("name", AUTO_POLICIES)
+def test_one_pass_serves_what_adapts_too(name, run, forwarded):
+    compressed = run(AUTO_POLICIES[name])
+    assert sum(forwarded) == N + FED[name.split(",")[0]]
+    assert compressed.scored.importance is not None
+
+
+@pytest.mark.parametrize("name", AUTO_POLICIES)
+def test_protected_spans_are_kept_and_counted(name, run):
+    spans = (Span(3, 20), Span(90, 100), Span(N - 1, N))
+    compressed = run(AUTO_POLICIES[name], protected=spans)
+    assert all(compressed.mask.kept[span.start : span.end].all() for span in spans)
+    if compressed.kv_capacity is not None:
+        assert compressed.kv_capacity >= 27 + 8
+
+
+@pytest.mark.parametrize(("name", "fits"), [("spec_pc", 64), ("spec_kv", 41), ("spec_kv by mask", 41)])
+def test_a_prompt_that_fits_the_most_is_kept_whole_unscored(name, fits, run):
+    whole = run(AUTO_POLICIES[name], n=fits)
+    assert (whole.mask.kept_tokens, whole.scored.importance, whole.kv_capacity) == (fits, None, None)

@@ -10,6 +10,7 @@ from presift.draft.demand import Mask
 from presift.draft.request import MAX_WIDTH_TOKENS, Limits, parse
 from presift.v1 import draft_pb2, plan_pb2
 
+ADAPTIVE = {"coverage": 0.5, "min_capacity": 10}
 LIMITS = Limits(ModelInfo("m", "r", "", context_tokens=100, layers=4, kv_heads=2, vocabulary_size=512), 16)
 
 
@@ -105,6 +106,12 @@ def test_a_prompt_that_fits_the_capacity_is_not_scored():
         (mask_message(mask={"lookahead_tokens": 18}), InvalidRequest, "spec_pc.lookahead_tokens"),
         (mask_message(ids=[1] * 98, mask={"lookahead_tokens": 4}), PromptTooLong, "token_ids"),
         (mask_message(spans=[(0, 13)]), BudgetExceeded, "protected_spans"),
+        # what adapts
+        (message(adaptive=ADAPTIVE | {"min_capacity": 7}), InvalidRequest, "spec_pc.adaptive.min_capacity"),
+        (message(adaptive=ADAPTIVE | {"coverage": 0.0}), InvalidRequest, "adaptive.coverage"),
+        (kv_message(adaptive=ADAPTIVE, mask={"start_layer": 4}), InvalidRequest, "spec_pc.start_layer"),
+        (kv_message(adaptive=ADAPTIVE | {"min_capacity": 8}), InvalidRequest, "spec_kv.adaptive.min_capacity"),
+        (cascade_message(kv={"capacity": 10, "adaptive": ADAPTIVE}, spans=[(0, 9)]), BudgetExceeded, "protected_spans"),
         # spec_kv_pc
         (cascade_message(kv={"lookahead_tokens": 17}), InvalidRequest, "spec_kv.lookahead_tokens"),
         (cascade_message(kv={"kernel": 4}), InvalidRequest, "spec_kv.kernel"),

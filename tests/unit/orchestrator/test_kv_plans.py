@@ -12,11 +12,11 @@ from presift.core.kv_plan import check_plan
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
-from presift.core.spans import Span, covered, must_keep
+from presift.core.spans import Span, covered, moved, must_keep
 from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.compression import Compressed
 from presift.orchestrator.decision import CacheUse
-from presift.orchestrator.kv_plans import kv_plan_of, moved
+from presift.orchestrator.kv_plans import kv_plan_of
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
 from presift.orchestrator.tokenizer import Tokenized
 

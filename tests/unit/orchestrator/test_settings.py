@@ -8,6 +8,7 @@ from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv
 from presift.orchestrator.choices import ROUTE_ORDER
 from presift.orchestrator.guard.switches import Thresholds
+from presift.orchestrator.request import AutoCapacity
 from presift.orchestrator.settings import OrchestratorSettings
 
 
@@ -78,3 +79,11 @@ def test_the_quality_guard(read):
         read("--guard-off-below", "0.9").thresholds()
     with pytest.raises((ValidationError, SystemExit)):
         read("--guard-share", "1.5")
+
+
+def test_a_coverage_makes_capacities_adapt(read):
+    assert read().defaults().auto_capacity is None
+    assert read("--auto-coverage", "0.9").defaults().auto_capacity == AutoCapacity(0.9)
+    for bad in ("0", "1.1"):
+        with pytest.raises((ValidationError, SystemExit)):
+            read("--auto-coverage", bad)

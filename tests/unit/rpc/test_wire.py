@@ -12,16 +12,28 @@ from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import Adaptive, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 from presift.rpc import wire
 from presift.v1 import plan_pb2, target_pb2
 
 COUNT = st.integers(1, 2**31)
+COVERAGE = st.floats(0, 1, width=32, exclude_min=True)
+
+
+def _adaptive(least, most, place):
+    """None, or one between the bounds."""
+    return place and Adaptive(place[0], min(least + place[1], most), place[2])
+
+
+PLACE = st.none() | st.tuples(COVERAGE, st.integers(0, 2**20), COUNT)
 SPEC_PC = st.builds(
-    lambda window, more, **rest: SpecPc(capacity=window + more, window=window, **rest),
+    lambda window, more, place, **rest: SpecPc(
+        capacity=window + more, window=window, adaptive=_adaptive(window, window + more, place), **rest
+    ),
     window=st.integers(1, 2**20),
     more=st.integers(0, 2**20),
+    place=PLACE,
     pool=st.sampled_from(Pool),
     kernel=COUNT,
     neighbors=st.integers(0, 2**31),
@@ -32,10 +44,11 @@ SPEC_PC = st.builds(
 )
 
 
-def _spec_kv(window, more, half, mask, **rest):
-    """Its mask as it comes off the wire, where the mask's own capacity and window are not read."""
+def _spec_kv(window, more, half, mask, place, **rest):
+    """Its mask as it comes off the wire, where the mask's own capacity, window and adaptive are not read."""
     if mask is not None:
-        mask = replace(mask, capacity=window + more, window=1)
+        mask = replace(mask, capacity=window + more, window=1, adaptive=None)
+    rest["adaptive"] = _adaptive(window + 1, window + more, place)
     return SpecKv(capacity=window + more, window=window, kernel=2 * half + 1, mask=mask, **rest)
 
 
@@ -43,6 +56,7 @@ SPEC_KV = st.builds(
     _spec_kv,
     window=st.integers(1, 2**20),
     more=st.integers(1, 2**20),
+    place=PLACE,
     half=st.integers(0, 100),
     pool=st.sampled_from(Pool),
     reduction=st.sampled_from(Reduction),
@@ -54,7 +68,7 @@ SPEC_KV = st.builds(
 
 @st.composite
 def _kv_plans(draw):
-    policy = draw(SPEC_KV)
+    policy = replace(draw(SPEC_KV), adaptive=None)
     masked = policy.selection is KvSelection.DRAFT_MASK
     shape = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20))
     ids = st.lists(st.integers(0, 2**32 - 1), max_size=min(8, policy.lookahead_tokens))
@@ -98,7 +112,9 @@ def test_a_masks_own_capacity_and_window_are_not_read(policy, mask, capacity, wi
     written.mask.capacity, written.mask.window = capacity, window
     read = wire.spec_kv_from_wire(over_the_wire(written))
     assert read == wire.spec_kv_from_wire(message)  # so that a cache knows them for the same
-    assert read.draft_policy == replace(mask, capacity=policy.capacity + 1, window=policy.window + 1)
+    assert read.draft_policy == replace(
+        mask, capacity=policy.capacity + 1, window=policy.window + 1, adaptive=policy.draft_policy.adaptive
+    )
 
 
 def test_unset_fields_take_the_defaults_and_zero_is_no_default():
@@ -110,6 +126,8 @@ def test_unset_fields_take_the_defaults_and_zero_is_no_default():
     )
     bare_kv = plan_pb2.Policy(spec_kv=plan_pb2.SpecKv(capacity=64))
     assert wire.policy_from_wire(over_the_wire(bare_kv)) == SpecKv(64)
+    bare_step = plan_pb2.SpecKv(capacity=64, adaptive=plan_pb2.Adaptive(coverage=0.5, min_capacity=40))
+    assert wire.spec_kv_from_wire(bare_step).adaptive == Adaptive(0.5, 40, step=1)
     bare_mask = plan_pb2.SpecKv(capacity=64, mask=plan_pb2.SpecPc(neighbors=0))
     assert wire.spec_kv_from_wire(over_the_wire(bare_mask)).draft_policy == SpecPc(65, window=33, neighbors=0)
 
@@ -131,6 +149,15 @@ BAD_POLICIES = {
             prompt=plan_pb2.SpecPc(capacity=256),
             kv=plan_pb2.SpecKv(capacity=64, selection=plan_pb2.KV_SELECTION_DRAFT_MASK),
         )
+    ),
+    "adaptive, no coverage": plan_pb2.Policy(
+        spec_pc=plan_pb2.SpecPc(capacity=64, adaptive=plan_pb2.Adaptive(min_capacity=40))
+    ),
+    "adaptive, no least": plan_pb2.Policy(
+        spec_pc=plan_pb2.SpecPc(capacity=64, adaptive=plan_pb2.Adaptive(coverage=0.5))
+    ),
+    "adaptive, step 0": plan_pb2.Policy(
+        spec_kv=plan_pb2.SpecKv(capacity=64, adaptive=plan_pb2.Adaptive(coverage=0.5, min_capacity=40, step=0))
     ),
     "half a cascade": plan_pb2.Policy(spec_kv_pc=plan_pb2.SpecKvPc(prompt=plan_pb2.SpecPc(capacity=64))),
 }

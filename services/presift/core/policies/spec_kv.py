@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from presift.core.errors import InvalidRequest
+from presift.core.policies.adaptive import Adaptive
 from presift.core.policies.fields import KvSelection, Pool, Reduction, at_least, one_of
 from presift.core.policies.spec_pc import SpecPc
 
@@ -14,7 +15,8 @@ class SpecKv:
     """Hyper-parameters of SpecKV; all counts in tokens. Raises InvalidRequest.
 
     `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. `mask` is how the draft
-    draws its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity and window are not read.
+    draws its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity, window and adaptive are not read.
+    With `adaptive` fewer than `capacity` may be kept: as many as the draft's mask would need, whoever chooses.
     """
 
     capacity: int
@@ -25,6 +27,7 @@ class SpecKv:
     lookahead_tokens: int = 24
     selection: KvSelection = KvSelection.TARGET_LOOKAHEAD
     mask: SpecPc | None = None
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("lookahead_tokens", 0)):
@@ -35,9 +38,14 @@ class SpecKv:
             raise InvalidRequest("spec_kv.kernel", self.kernel, "odd")
         if self.capacity <= self.window:
             raise InvalidRequest("spec_kv.capacity", self.capacity, f"> window ({self.window})")
+        if self.adaptive is not None:
+            self.adaptive.check_within("spec_kv.adaptive", self.window + 1, self.capacity)
 
     @property
     def draft_policy(self) -> SpecPc:
-        """What the draft selects by with DRAFT_MASK: the prompt's final token comes on top of capacity and window."""
+        """What the draft selects or, for TARGET_LOOKAHEAD, counts by: the final token comes on top of all sizes."""
         template = self.mask or SpecPc(capacity=self.capacity, window=self.window)
-        return replace(template, capacity=self.capacity + 1, window=self.window + 1)
+        adaptive = self.adaptive
+        if adaptive is not None:
+            adaptive = replace(adaptive, min_capacity=adaptive.min_capacity + 1)
+        return replace(template, capacity=self.capacity + 1, window=self.window + 1, adaptive=adaptive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from presift.core.errors import InvalidRequest
+from presift.core.policies.adaptive import Adaptive
 from presift.core.policies.fields import Pool, Reduction, at_least, one_of
 
 
@@ -13,7 +14,8 @@ class SpecPc:
     """Hyper-parameters of SpecPC; all counts in tokens.
 
     The defaults are not the authors' (window 64, kernel 64, neighbors 64, start_layer 8): those are too coarse below a
-    capacity of about 512; what the orchestrator sends is in ops/decisions/0004. Raises InvalidRequest.
+    capacity of about 512; what the orchestrator sends is in ops/decisions/0004. With `adaptive` fewer than `capacity`
+    may be kept. Raises InvalidRequest.
     """
 
     capacity: int
@@ -25,6 +27,7 @@ class SpecPc:
     start_layer: int = 8
     weighted_query: bool = True
     lookahead_tokens: int = 1
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("neighbors", 0), ("start_layer", 0)):
@@ -34,3 +37,5 @@ class SpecPc:
         one_of("spec_pc.reduction", self.reduction, Reduction)
         if self.capacity < self.window:
             raise InvalidRequest("spec_pc.capacity", self.capacity, f">= window ({self.window})")
+        if self.adaptive is not None:
+            self.adaptive.check_within("spec_pc.adaptive", self.window, self.capacity)

@@ -19,7 +19,7 @@ from presift.core.spans import Span
 
 KEY = "presift"
 _ENUMS = {"pool": Pool, "reduction": Reduction, "selection": KvSelection}
-_POLICY = tuple(field.name for field in fields(SpecKv) if field.name != "mask")
+_POLICY = tuple(field.name for field in fields(SpecKv) if field.name not in ("mask", "adaptive"))
 _OTHERS = ("protected", "lookahead", "kv_mask", "keep_full_prefix", "prompt_tokens", "report_kept")
 
 

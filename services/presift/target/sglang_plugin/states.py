@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from presift.core.digest import policy_values
 from presift.core.kv_plan import KvPlan
 from presift.core.spans import merge
 from presift.target.sglang_plugin.parameters import KEY
@@ -99,7 +100,7 @@ def state_of(request: Any) -> Compressed | Scoring | Untouched | None:
 
 def entry_name(plan: KvPlan, prompt: array[int], kept: int, salts: tuple[str | None, ...]) -> str:
     """The namespace of an entry: SHA-256 over all that its KV depends on. Entries of different salts never meet."""
-    policy = {**asdict(plan.policy), "mask": None, "lookahead_tokens": 0, "capacity": kept}
+    policy = {**policy_values(plan.policy), "mask": None, "lookahead_tokens": 0, "capacity": kept}
     header = {
         "version": 1,
         "policy": policy,

@@ -1,0 +1,64 @@
+"""What the orchestrator asks for where capacities adapt, the draft can answer, and the orchestrator accepts."""
+
+import numpy as np
+import pytest
+
+from presift.core.kv_plan import check_plan
+from presift.core.plan import CompressedPrompt, Route
+from presift.core.policies import KvSelection, SpecKv, SpecPc
+from presift.core.spans import Span, must_keep
+from presift.draft.compress import compress
+from presift.draft.request import Limits, parse
+from presift.draft.scorer import Cancel
+from presift.orchestrator.choices import Choice, Defaults, Facts
+from presift.orchestrator.kv_plans import kv_plan_of
+from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.routing import choose
+from presift.orchestrator.tokenizer import Tokenized
+from presift.orchestrator.verification import Scoring, check_prompt
+from presift.rpc import wire
+from presift.v1 import draft_pb2
+
+N = 200
+SPANS = (Span(0, 7), Span(150, 160))
+DEFAULTS = Defaults(SpecPc(90, window=8, lookahead_tokens=3), 0, spec_kv=SpecKv(64, window=8), cascade_capacity=120)
+LOOKAHEAD, MASK = KvSelection
+
+
+def routed(route: Route, selection: KvSelection, coverage: float, page: int) -> Choice:
+    facts = Facts(
+        prompt_tokens=N,
+        must_keep=int(must_keep(SPANS, N, 8).sum()),
+        must_keep_kv=int(must_keep(SPANS, N, 9)[:-1].sum()),
+        max_new_tokens=16,
+        context_tokens=1024,
+        supported=frozenset(Route),
+        kv_page_tokens=page,
+    )
+    return choose(route, Budget(auto_capacity=AutoCapacity(coverage)), KvOptions(selection), facts, DEFAULTS)
+
+
+@pytest.mark.parametrize("page", [1, 16])
+@pytest.mark.parametrize("coverage", [0.05, 0.2, 0.45, 1.0])
+@pytest.mark.parametrize(
+    ("route", "selection"),
+    [(Route.SPEC_PC, LOOKAHEAD), (Route.SPEC_KV, LOOKAHEAD), (Route.SPEC_KV, MASK), (Route.SPEC_KV_PC, LOOKAHEAD)],
+)
+def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_scorer, prompt):  # noqa: PLR0917
+    scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
+    choice, tokens = routed(route, selection, coverage, page), Tokenized(ids, SPANS)
+    policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
+    asked = draft_pb2.ScoreRequest(
+        token_ids=ids.tolist(), policy=wire.policy_to_wire(policy), protected_spans=wire.spans_to_wire(SPANS)
+    )
+    found = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
+    lookahead = found.scored.lookahead_token_ids
+    answer = CompressedPrompt(found.mask, lookahead, found.coverage, scorer.info, found.kv_capacity)
+    check_prompt(answer, Scoring(tokens, policy, scorer.info, scorer.info.vocabulary_size))
+    plan = kv_plan_of(choice, answer, tokens)
+    if plan is not None:
+        read_tokens = N if route is Route.SPEC_KV else found.mask.kept_tokens
+        kept = check_plan(plan, read_tokens, layers=4, kv_heads=2, page_tokens=page)
+        assert kept % page == 0 and kept <= 64
+        assert (kept == 64) or coverage < 1.0
+    assert found.coverage is None or found.coverage >= np.float32(coverage) or found.mask.kept_tokens in (65, 90, 120)
