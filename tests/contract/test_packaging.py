@@ -134,7 +134,9 @@ def test_public_names_of_the_client():
         "Overloaded",
         "PresiftError",
         "PromptTooLong",
+        "RouteForecast",
         "RouteUnsupported",
+        "StageSpeed",
         "Unavailable",
         "Usage",
     ]

@@ -15,6 +15,7 @@ from presift_client.errors import (
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
+from presift_client.forecasts import RouteForecast, StageSpeed
 from presift_client.results import Decision, Delta, Generation, Info, Model, Usage
 
 __all__ = [
@@ -36,7 +37,9 @@ __all__ = [
     "Overloaded",
     "PresiftError",
     "PromptTooLong",
+    "RouteForecast",
     "RouteUnsupported",
+    "StageSpeed",
     "Unavailable",
     "Usage",
 ]

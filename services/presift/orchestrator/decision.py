@@ -12,6 +12,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
+from presift.orchestrator.candidates import Candidate
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.costs import Forecast
 
@@ -59,7 +60,8 @@ class Plan:
     """A decision and what follows from it.
 
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
-    far as the orchestrator knows; `kv_plan` where KV is dropped.
+    far as the orchestrator knows; `kv_plan` where KV is dropped. `importance` and `routes`, what AUTO chose among, are
+    only there where a plan is to be explained.
     """
 
     decision: Decision
@@ -68,3 +70,4 @@ class Plan:
     protected: tuple[Span, ...]
     kv_plan: KvPlan | None = None
     importance: NDArray[np.float32] | None = None
+    routes: tuple[Candidate, ...] = ()

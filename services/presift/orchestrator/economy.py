@@ -18,10 +18,11 @@ from presift.core.policies import Policy, SpecKv, SpecKvPc
 from presift.orchestrator.costs import Load, Outlook, Reading
 from presift.orchestrator.decision import CacheUse, Plan
 from presift.orchestrator.forecasting import bare, draft_reading, rest, scoring_reading
+from presift.orchestrator.places import place_of
 from presift.orchestrator.ports import Usage
 from presift.orchestrator.prefixes import Prefixes
 from presift.orchestrator.queues import Queue
-from presift.orchestrator.speeds import SpeedBook
+from presift.orchestrator.speeds import SpeedBook, StageSpeed
 
 KEPT_PROMPTS = 1024
 # Fewer say little of a decode step.
@@ -54,15 +55,19 @@ class Economy:
         self, ids: NDArray[np.uint32], target: ModelInfo, draft: ModelInfo | None, spent_ms: float = 0.0
     ) -> Outlook:
         """What the routes of this prompt are to be predicted from. `spent_ms` since the request's arrival."""
-        key = key_of(target)
+        key = place_of(target)
         known = self._compressed.get(_digest(ids), {})
         return Outlook(
-            speeds=self._book.speeds("" if draft is None else key_of(draft), key),
+            speeds=self._book.speeds("" if draft is None else place_of(draft), key),
             load=Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms),
             cached_tokens=self._prefixes.expected(key, self._prefixes.chain(ids)),
             compressed=tuple((policy, self._prefixes.expected_of(key, blocks)) for policy, blocks in known.items()),
             reads_beside=self._reads_beside,
         )
+
+    def learnt(self) -> list[StageSpeed]:
+        """The speeds that rest on observations."""
+        return self._book.learnt()
 
     def drafted(self, ids: NDArray[np.uint32], plan: Plan) -> None:
         """This prompt was compressed, or found to be."""
@@ -86,7 +91,7 @@ class Economy:
 
     def _observe_prefix(self, answered: Answered) -> None:
         plan, usage = answered.plan, answered.usage
-        key, chain = key_of(plan.decision.target), self._prefixes.chain(plan.read_ids)
+        key, chain = place_of(plan.decision.target), self._prefixes.chain(plan.read_ids)
         was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
         if was_read_here:
             self._prefixes.learn(key, chain, usage.cached_tokens)
@@ -97,7 +102,7 @@ class Economy:
         decision = answered.plan.decision
         if decision.cache is not CacheUse.MISS or decision.draft is None or decision.policy is None:
             return
-        draft, target = key_of(decision.draft), key_of(decision.target)
+        draft, target = place_of(decision.draft), place_of(decision.target)
         reading, speeds = draft_reading(decision.policy, decision.prompt_tokens), self._book.speeds(draft, target)
         if decision.prefill_ms == 0.0 or not speeds.draft.observations:
             self._book.observe("draft", draft, reading, decision.draft_ms)
@@ -109,7 +114,7 @@ class Economy:
 
     def _observe_target(self, answered: Answered) -> None:
         plan, usage = answered.plan, answered.usage
-        decision, target = plan.decision, key_of(plan.decision.target)
+        decision, target = plan.decision, place_of(plan.decision.target)
         if not answered.was_alone or usage.reused_entry or decision.continued:
             return
         lookahead = 0 if plan.kv_plan is None else len(plan.kv_plan.lookahead_token_ids)
@@ -125,12 +130,7 @@ class Economy:
         usage, steps = answered.usage, answered.usage.completion_tokens - 1
         if steps >= _LEAST_STEPS:
             step_ms = (answered.total_ms - answered.ttft_ms) / steps
-            self._book.observe("decoding", key_of(answered.plan.decision.target), Reading(usage.kv_tokens), step_ms)
-
-
-def key_of(model: ModelInfo) -> str:
-    """What speeds and prefixes are kept by: another revision is another model."""
-    return f"{model.id}@{model.revision}"
+            self._book.observe("decoding", place_of(answered.plan.decision.target), Reading(usage.kv_tokens), step_ms)
 
 
 def _digest(ids: NDArray[np.uint32]) -> bytes:

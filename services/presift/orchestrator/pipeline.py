@@ -18,6 +18,7 @@ from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
+from presift.orchestrator.speeds import StageSpeed
 from presift.orchestrator.tokenizer import PromptTokenizer
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import tracer
@@ -82,7 +83,11 @@ class Pipeline:
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
         spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
-        return Explanation(plan.decision, spans, text, kept_kv)
+        return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
+
+    def learnt_speeds(self) -> list[StageSpeed]:
+        """What was learnt of the stages."""
+        return self._planner.economy.learnt()
 
     def target_info(self) -> TargetInfo:
         """Raises TargetUnavailable before the target has answered once."""

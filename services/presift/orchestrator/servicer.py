@@ -10,6 +10,7 @@ import grpc
 
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.explanation import Detail
+from presift.orchestrator.forecast_wire import speed_to_wire
 from presift.orchestrator.incoming import budget_from_wire, kv_options_from_wire, prompt_from_wire, request_from_wire
 from presift.orchestrator.models import Models
 from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire
@@ -60,4 +61,5 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             target=wire.model_to_wire(target.model),
             supported_routes=sorted(wire.route_to_wire(route) for route in target.supported),
             compress_above_tokens=self._defaults.compress_above_tokens,
+            speeds=[speed_to_wire(speed) for speed in self._pipeline.learnt_speeds()],
         )
