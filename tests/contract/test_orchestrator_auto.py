@@ -156,3 +156,17 @@ async def test_what_a_caller_left_is_not_waited_for(open_house):
     call.cancel()
     await house.settle(lambda: house.target.cancelled == 1)
     await house.settle(lambda: economy.reading.wait_ms == 0)
+
+
+async def test_an_entry_that_the_target_holds_is_predicted_to_be_nearly_free(house):
+    cold, again = [await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_KV) for _ in range(2)]
+    assert again.usage.reused_entry and again.decision.predicted_ttft_ms < cold.decision.predicted_ttft_ms / 5
+
+
+async def test_the_next_turn_of_a_conversation_is_warm(open_house):
+    economy = Economy(learns=False)
+    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    answer = await house.ask(LONG, route=plan_pb2.ROUTE_FULL, max_new_tokens=100)
+    assert len(answer.token_ids) == 100
+    later = np.array([*LONG, *answer.token_ids, 5, 6, 7], dtype=np.uint32)
+    assert economy.outlook(later, house.models.target.model, None).cached_tokens == 256

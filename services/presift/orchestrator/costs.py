@@ -113,13 +113,15 @@ class Forecast:
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """What a forecast rests on beside the work. `cached_tokens` of the whole prompt are expected in the target's cache;
-    `compressed` has the policies whose compressed prompt is cached, and how many of its tokens the target has too.
+    `compressed` has the policies whose compressed prompt is cached, and how many of its tokens the target has too;
+    `entries` those whose compressed entry is expected in the target's cache.
     """
 
     speeds: Speeds = field(default_factory=Speeds)
     load: Load = field(default_factory=Load)
     cached_tokens: int = 0
     compressed: tuple[tuple[object, int], ...] = ()
+    entries: frozenset[object] = frozenset()
     reads_beside: bool = False
 
     def forecast(self, work: Work) -> Forecast:

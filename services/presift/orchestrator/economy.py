@@ -31,13 +31,22 @@ _LEAST_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer that was given: the plan, the target's usage, the whole time, and whether it was read alone."""
+    """An answer that was given: the plan, the target's usage, the whole time, whether it was read alone, its tokens."""
 
     plan: Plan
     usage: Usage
     ttft_ms: float
     total_ms: float
     was_alone: bool
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A compressed prompt that was made: the blocks of what is read of it; where KV is dropped, its entry's name."""
+
+    blocks: tuple[bytes, ...]
+    entry: bytes | None
 
 
 class Economy:
@@ -48,7 +57,7 @@ class Economy:
         self._learns = learns
         self._reads_beside = reads_beside
         self._book = SpeedBook()
-        self._compressed: OrderedDict[bytes, dict[Policy, tuple[bytes, ...]]] = OrderedDict()
+        self._compressed: OrderedDict[bytes, dict[Policy, _Known]] = OrderedDict()
         self.drafting, self.reading = Queue(), Queue()
 
     def outlook(
@@ -61,7 +70,14 @@ class Economy:
             speeds=self._book.speeds("" if draft is None else place_of(draft), key),
             load=Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms),
             cached_tokens=self._prefixes.expected(key, self._prefixes.chain(ids)),
-            compressed=tuple((policy, self._prefixes.expected_of(key, blocks)) for policy, blocks in known.items()),
+            compressed=tuple(
+                (policy, self._prefixes.expected_of(key, found.blocks)) for policy, found in known.items()
+            ),
+            entries=frozenset(
+                policy
+                for policy, found in known.items()
+                if found.entry and self._prefixes.expected_of(key, (found.entry,))
+            ),
             reads_beside=self._reads_beside,
         )
 
@@ -76,7 +92,7 @@ class Economy:
             return
         digest = _digest(ids)
         blocks = tuple(self._prefixes.chain(plan.read_ids)) if plan.decision.route is Route.SPEC_PC else ()
-        self._compressed.setdefault(digest, {})[bare(policy)] = blocks
+        self._compressed.setdefault(digest, {})[bare(policy)] = _Known(blocks, entry_of(plan))
         self._compressed.move_to_end(digest)
         while len(self._compressed) > KEPT_PROMPTS:
             self._compressed.popitem(last=False)
@@ -95,8 +111,23 @@ class Economy:
         was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
         if was_read_here:
             self._prefixes.learn(key, chain, usage.cached_tokens)
-        if plan.kv_plan is None or plan.kv_plan.keep_full_prefix:
+        if plan.kv_plan is None:
+            # The last token of an answer was never read.
+            ids = np.append(plan.read_ids, np.array(answered.token_ids[:-1], dtype=np.uint32))
+            self._prefixes.remember(key, self._prefixes.chain(ids), usage.cached_tokens if was_read_here else 0)
+            return
+        was_read = was_read_here or plan.decision.prefill_ms > 0.0 or plan.decision.continued
+        if plan.kv_plan.keep_full_prefix and was_read:
             self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
+        self._observe_entry(key, answered)
+
+    def _observe_entry(self, key: str, answered: Answered) -> None:
+        name, usage = entry_of(answered.plan), answered.usage
+        if name is None:
+            return
+        self._prefixes.learn_entry(key, name, was_found=usage.reused_entry)
+        if usage.reused_entry or usage.publish_ms > 0.0:
+            self._prefixes.remember_entry(key, name, 0 if usage.reused_entry else usage.kv_tokens)
 
     def _observe_draft(self, answered: Answered) -> None:
         decision = answered.plan.decision
@@ -131,6 +162,16 @@ class Economy:
         if steps >= _LEAST_STEPS:
             step_ms = (answered.total_ms - answered.ttft_ms) / steps
             self._book.observe("decoding", place_of(answered.plan.decision.target), Reading(usage.kv_tokens), step_ms)
+
+
+def entry_of(plan: Plan) -> bytes | None:
+    """A name for the compressed entry that the target makes or finds; None where it drops no KV.
+
+    A later turn goes on with the entry of another prompt, which is not known here.
+    """
+    if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
+        return None
+    return _digest(plan.read_ids) + repr(bare(plan.decision.policy)).encode()
 
 
 def _digest(ids: NDArray[np.uint32]) -> bytes:

@@ -38,14 +38,16 @@ def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
     draft = None if known is not None else draft_reading(policy, prompt_tokens)
     if isinstance(policy, SpecPc):
         return Work(rest(policy.capacity, known or 0), policy.capacity, policy.capacity, draft)
+    has_entry = bare(policy) in outlook.entries
     if isinstance(policy, SpecKvPc):
-        work = _selected(policy.kv, policy.prompt.capacity, known or 0)
+        work = _selected(policy.kv, policy.prompt.capacity, known or 0, has_entry=has_entry)
         return replace(work, draft=draft)
     beside = None
     if draft is not None and outlook.reads_beside and choice.keep_full_prefix:
         beside = rest(prompt_tokens, outlook.cached_tokens)
     cached_tokens = outlook.cached_tokens if beside is None else prompt_tokens - 1
-    return replace(_selected(policy, prompt_tokens, cached_tokens), draft=draft, beside=beside)
+    work = _selected(policy, prompt_tokens, cached_tokens, has_entry=has_entry)
+    return replace(work, draft=draft, beside=beside)
 
 
 def draft_reading(policy: Policy, prompt_tokens: int) -> Reading:
@@ -82,10 +84,12 @@ def reads_all(route: Route) -> bool:
     return route in (Route.FULL, Route.SPEC_KV)
 
 
-def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int) -> Work:
-    """Reading, and then choosing KV by a lookahead that is read too."""
-    reading = rest(read_tokens + policy.lookahead_tokens, cached_tokens)
+def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int, *, has_entry: bool) -> Work:
+    """Reading, and then choosing KV by a lookahead that is read too; of an entry only the final token is read."""
     held = min(policy.capacity + 1, read_tokens)
+    if has_entry:
+        return Work(rest(held, held), read_tokens, held)
+    reading = rest(read_tokens + policy.lookahead_tokens, cached_tokens)
     return Work(reading, read_tokens, held, scoring=scoring_reading(policy, read_tokens))
 
 

@@ -99,7 +99,7 @@ class Pipeline:
         self, plan: Plan, request: Request, left_s: float | None, started: float
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
-        economy, ttft_ms = self._planner.economy, 0.0
+        economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
         # Not made current: an async generator's context is its consumer's.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
         with span, economy.reading.working(predicted_ms(plan)) as turn:
@@ -113,10 +113,11 @@ class Pipeline:
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
                         _count(plan.decision, event)
-                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone))
+                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone, tuple(answer)))
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
+                        answer += event
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
 

@@ -126,10 +126,27 @@ class Prefixes:
                 held.holds_tokens = age * _SHRINK - 1  # below 0: it holds nothing at all
                 return
 
+    def learn_entry(self, target: str, name: bytes, *, was_found: bool) -> None:
+        """Whether the target had a compressed entry. Call before `remember_entry`."""
+        held = self._held.get(target)
+        age = inf if held is None else held.age(name)
+        if held is None or age == inf:
+            return
+        if was_found:
+            held.holds_tokens = max(held.holds_tokens, age)
+        elif age <= held.holds_tokens:
+            held.holds_tokens = age * _SHRINK - 1
+
+    def remember_entry(self, target: str, name: bytes, new_tokens: int) -> None:
+        """The target has used a compressed entry, for which it wrote `new_tokens`; ask `expected_of` for it."""
+        held = self._holder(target)
+        held.read_tokens += new_tokens
+        held.touch(name)
+        self._forget(held)
+
     def remember(self, target: str, chain: Chain, cached_tokens: int = 0) -> None:
         """The target has read this prompt; all but `cached_tokens` were new to it."""
-        held = self._held.setdefault(target, _Held())
-        self._held.move_to_end(target)
+        held = self._holder(target)
         held.read_tokens += max(0, chain.tokens - cached_tokens)
         # The beginning last: what is forgotten first are the ends, as without its beginning an end is worth nothing.
         for index in reversed(range(min(chain.blocks, self._blocks))):
@@ -137,10 +154,18 @@ class Prefixes:
             if within == 0:
                 held.touch(chain.page(pages))
             held.touch(chain.block(index))
-        while len(held.blocks) > self._blocks:
-            held.blocks.popitem(last=False)
+        self._forget(held)
+
+    def _holder(self, target: str) -> _Held:
+        held = self._held.setdefault(target, _Held())
+        self._held.move_to_end(target)
         while len(self._held) > self._targets:
             self._held.popitem(last=False)
+        return held
+
+    def _forget(self, held: _Held) -> None:
+        while len(held.blocks) > self._blocks:
+            held.blocks.popitem(last=False)
 
 
 def _leading(held: _Held, blocks: Iterable[bytes]) -> int:
