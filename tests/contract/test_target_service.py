@@ -533,3 +533,13 @@ async def test_health_tells_which_routes_are_served(reason: str | None) -> None:
     running.cancel()
     await channel.close()
     await server.drain()
+
+
+async def test_a_target_says_which_replica_it_is(target: Target) -> None:
+    info = await target.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+    usages = [(await target.answer())[1] for _ in range(2)]
+    other = await serve(EchoEngine())
+    (_, elsewhere) = await other.answer()
+    await other.channel.close()
+    await other.server.grpc.stop(0)
+    assert {info.replica} == {usage.replica for usage in usages} != {elsewhere.replica} and len(info.replica) == 32

@@ -9,6 +9,7 @@ import sys
 from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.core.errors import PresiftError
+from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.economy import Economy
 from presift.orchestrator.loading import load_tokenizer
@@ -61,14 +62,17 @@ async def serve(settings: OrchestratorSettings) -> bool:
     prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)
     economy = Economy(prefixes, learns=settings.learn_speeds, reads_beside=prefiller is not None)
     planner = Planner(tokenizer, models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy)
-    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt)
+    calibration = Calibration(draft, target, models, defaults, economy, limit_s=settings.calibration_limit_s)
+    if not (settings.calibrate and settings.learn_speeds):
+        calibration.stop()
+    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt, calibration=calibration)
     server = GrpcServer(
         settings.server_options(), [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
     )
     servicer = OrchestratorServicer(pipeline, models, defaults)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
-    becoming_ready = asyncio.create_task(_become_ready(settings, models, server, port))
+    becoming_ready = asyncio.create_task(_become_ready(settings, models, server, port, calibration))
     try:
         stopped = await server.run_until_stopped()
         if becoming_ready.done() and not becoming_ready.cancelled():
@@ -76,12 +80,15 @@ async def serve(settings: OrchestratorSettings) -> bool:
         return stopped
     finally:
         becoming_ready.cancel()
+        await calibration.aclose()
         await models.aclose()
         for part in (draft, target, store):
             await part.aclose()
 
 
-async def _become_ready(settings: OrchestratorSettings, models: Models, server: GrpcServer, port: int) -> None:
+async def _become_ready(
+    settings: OrchestratorSettings, models: Models, server: GrpcServer, port: int, calibration: Calibration
+) -> None:
     try:
         target = await models.connect()
     except PresiftError:
@@ -90,6 +97,7 @@ async def _become_ready(settings: OrchestratorSettings, models: Models, server: 
     await server.set_serving(True)
     host = settings.listen.rpartition(":")[0]
     print(f"presift orchestrator ready on {host}:{port}: {target.model.id}", flush=True)
+    calibration.start()
 
 
 def _count_cache(operation: Operation, outcome: Outcome) -> None:

@@ -40,7 +40,8 @@ class Curve:
 
     def ms(self, reading: Reading) -> float:
         """Milliseconds for this reading."""
-        return sum(weight * feature for weight, feature in zip(self.weights, reading.features, strict=True))
+        _, tokens, megapairs, steps = reading.features
+        return self.call_ms + self.token_ms * tokens + self.megapair_ms * megapairs + self.step_ms * steps
 
 
 DRAFT_SEED = Curve(call_ms=10.0, token_ms=1.2, megapair_ms=400.0, step_ms=25.0)

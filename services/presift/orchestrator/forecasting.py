@@ -34,11 +34,11 @@ def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
     policy = choice.policy
     if policy is None:
         return Work(rest(prompt_tokens, outlook.cached_tokens), prompt_tokens, prompt_tokens)
-    known = dict(outlook.compressed).get(bare(policy))
+    known = dict(outlook.compressed).get(bare(policy)) if outlook.compressed else None
     draft = None if known is not None else draft_reading(policy, prompt_tokens)
     if isinstance(policy, SpecPc):
         return Work(rest(policy.capacity, known or 0), policy.capacity, policy.capacity, draft)
-    has_entry = bare(policy) in outlook.entries
+    has_entry = bool(outlook.entries) and bare(policy) in outlook.entries
     if isinstance(policy, SpecKvPc):
         work = _selected(policy.kv, policy.prompt.capacity, known or 0, has_entry=has_entry)
         return replace(work, draft=draft)

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from presift.core.errors import TargetUnavailable
+from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
 from presift.orchestrator.economy import Answered
@@ -49,7 +50,14 @@ class Pipeline:
     """One request, one way through."""
 
     def __init__(
-        self, planner: Planner, tokenizer: PromptTokenizer, models: Models, target: Target, *, salt: str = ""
+        self,
+        planner: Planner,
+        tokenizer: PromptTokenizer,
+        models: Models,
+        target: Target,
+        *,
+        salt: str = "",
+        calibration: Calibration | None = None,
     ) -> None:
         self._planner = planner
         self._tokenizer = tokenizer
@@ -57,6 +65,7 @@ class Pipeline:
         self._target = target
         self._salt = salt
         self._kept_kv = KeptKvReader(target, salt)
+        self._calibration = calibration
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
         """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
@@ -73,10 +82,12 @@ class Pipeline:
 
     async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
         """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
+        self._caller_is_here()
         return await self._planner.plan(request, self.target_info(), time_left_s)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
+        self._caller_is_here()
         plan = await self._planner.explain(request, self.target_info())
         kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
@@ -94,6 +105,10 @@ class Pipeline:
         if self._models.target is None:
             raise TargetUnavailable("the target has not answered yet")
         return self._models.target
+
+    def _caller_is_here(self) -> None:
+        if self._calibration is not None:
+            self._calibration.stop()
 
     async def _decode(
         self, plan: Plan, request: Request, left_s: float | None, started: float

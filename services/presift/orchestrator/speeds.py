@@ -137,7 +137,7 @@ class SpeedBook:
         return self._known[stage, model]
 
 
-def calibrate(book: SpeedBook, stage: str, model: str, timings: Iterable[tuple[Reading, float]]) -> None:
-    """Learn from a series of timings, as warming up makes them: (reading, milliseconds)."""
+def calibrate(book: SpeedBook, stage: str, place: str, timings: Iterable[tuple[Reading, float]]) -> None:
+    """Learn from a series of timings, as calibration makes them: (reading, milliseconds)."""
     for reading, took_ms in timings:
-        book.observe(stage, model, reading, took_ms)
+        book.observe(stage, place, reading, took_ms)

@@ -38,6 +38,7 @@ def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo
         unsupported=_reasons(reply),
         kv_page_tokens=reply.kv_page_tokens or 1,
         kv_pool_tokens=reply.kv_pool_tokens,
+        replica=reply.replica,
     )
 
 
@@ -59,6 +60,7 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         publish_ms=usage.publish_ms,
         coverage=usage.coverage if usage.HasField("coverage") else None,
         kv_mask=_kv_mask(usage) if usage.HasField("kv_mask") else None,
+        replica=usage.replica,
     )
 
 

@@ -5,6 +5,7 @@ rpc/interceptor.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -29,6 +30,8 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
+        # Behind one address there may be several of us: speeds and prefixes are not to be mixed.
+        self._replica = uuid.uuid4().hex
         self._engine: Engine | None = None
 
     def use(self, engine: Engine) -> None:
@@ -48,7 +51,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 async with aclosing(engine.generate(parsed)) as events:
                     async for event in events:
                         finished = isinstance(event, Finished)
-                        yield _response(event, clock)
+                        yield self._response(event, clock)
             finally:
                 if not finished:
                     metrics.count("presift.target.aborted")
@@ -83,7 +86,18 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             ],
             kv_page_tokens=engine.info.kv_page_tokens,
             kv_pool_tokens=engine.info.kv_pool_tokens,
+            replica=self._replica,
         )
+
+    def _response(self, event: Tokens | Finished, clock: _Clock) -> target_pb2.TargetServiceGenerateResponse:
+        clock.first_token()
+        if isinstance(event, Tokens):
+            delta = target_pb2.TokenDelta(token_ids=event.token_ids)
+            return target_pb2.TargetServiceGenerateResponse(delta=delta)
+        usage = _usage(event, clock)
+        usage.replica = self._replica
+        _record(usage)
+        return target_pb2.TargetServiceGenerateResponse(usage=usage)
 
     def _ready(self) -> Engine:
         if self._engine is None:
@@ -120,16 +134,6 @@ def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> Gener
     )
     plan = wire.kv_plan_from_wire(request.kv_plan) if request.HasField("kv_plan") else None
     return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
-
-
-def _response(event: Tokens | Finished, clock: _Clock) -> target_pb2.TargetServiceGenerateResponse:
-    clock.first_token()
-    if isinstance(event, Tokens):
-        delta = target_pb2.TokenDelta(token_ids=event.token_ids)
-        return target_pb2.TargetServiceGenerateResponse(delta=delta)
-    usage = _usage(event, clock)
-    _record(usage)
-    return target_pb2.TargetServiceGenerateResponse(usage=usage)
 
 
 def _usage(event: Finished, clock: _Clock) -> target_pb2.TargetUsage:

@@ -12,8 +12,10 @@ from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
+from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.economy import Economy
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
@@ -82,6 +84,7 @@ class Options:
     turns: int = 8
     defaults: Defaults = DEFAULTS
     economy: object = None
+    calibration_limit_s: float = 20.0
 
 
 class House:
@@ -125,11 +128,14 @@ class House:
         )
         defaults, turns = self.options.defaults, Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
-        economy = self.options.economy
+        economy = self.options.economy or Economy(learns=False, reads_beside=prefiller is not None)
+        draft, target, limit_s = self.remote_draft, self.remote_target, self.options.calibration_limit_s
+        self.calibration = Calibration(draft, target, self.models, defaults, economy, limit_s=limit_s)
+        self._exit.push_async_callback(self.calibration.aclose)
         planner = Planner(
             tokenizer, self.models, compressor, defaults, prefiller=prefiller, turns=turns, economy=economy
         )
-        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt)
+        pipeline = Pipeline(planner, tokenizer, self.models, target, salt=salt, calibration=self.calibration)
         return OrchestratorServicer(pipeline, self.models, defaults)
 
     async def _serve(self, server):

@@ -192,3 +192,18 @@ def test_a_turn_that_goes_on_makes_no_entry_known(economy):
     economy.drafted(IDS, selected().plan)
     economy.observe(selected(continued=True))
     assert outlook(economy).entries == frozenset()
+
+
+def test_replicas_are_kept_apart():
+    economy = Economy()
+    economy.observe(answered(plan(), replace(USAGE, replica="a")))
+    economy.observe(answered(replace(plan(), read_ids=IDS + 5), replace(USAGE, ttft_ms=900.0, replica="b")))
+    at = economy.outlooks(IDS, TARGET, DRAFT, ("a", "b", "new"))
+    assert [at[each].cached_tokens for each in at] == [1984, 0, 0]
+    took_ms = [at[each].speeds.target.ms(Reading(2000)) for each in at]
+    assert took_ms == pytest.approx([300, 900, 900], rel=0.02)
+    # Behind one address: as the one that answered last.
+    assert outlook(economy) == at["b"]
+    economy.observe(answered(plan(), replace(USAGE, cached_tokens=1999, replica="a")))
+    assert outlook(economy).cached_tokens == 1984
+    assert {each.place for each in economy.learnt()} == {"target@r1#a", "target@r1#b"}
