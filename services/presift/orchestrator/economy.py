@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from presift.core.policies import Policy, SpecKv, SpecKvPc
 from presift.orchestrator.costs import Load, Outlook, Reading
 from presift.orchestrator.decision import CacheUse, Plan
 from presift.orchestrator.forecasting import bare, draft_reading, rest, scoring_reading
+from presift.orchestrator.loads import Loads
 from presift.orchestrator.places import place_of
 from presift.orchestrator.ports import Usage
 from presift.orchestrator.prefixes import Chain, Prefixes
@@ -52,7 +53,14 @@ class _Known:
 class Economy:
     """`learns` False keeps the speeds at their seeds. `reads_beside`: the target reads while the draft works."""
 
-    def __init__(self, prefixes: Prefixes | None = None, *, learns: bool = True, reads_beside: bool = False) -> None:
+    def __init__(
+        self,
+        prefixes: Prefixes | None = None,
+        *,
+        learns: bool = True,
+        reads_beside: bool = False,
+        loads: Loads | None = None,
+    ) -> None:
         self._prefixes = Prefixes() if prefixes is None else prefixes
         self._learns = learns
         self._reads_beside = reads_beside
@@ -60,6 +68,7 @@ class Economy:
         self._compressed: OrderedDict[int, dict[Policy, _Known]] = OrderedDict()
         self._answered_last: dict[str, str] = {}
         self.drafting, self.reading = Queue(), Queue()
+        self.loads = Loads() if loads is None else loads
 
     def outlook(
         self, ids: NDArray[np.uint32], target: ModelInfo, draft: ModelInfo | None, spent_ms: float = 0.0
@@ -88,14 +97,16 @@ class Economy:
 
     def _outlook(self, chain: Chain, known: dict[Policy, _Known], load: Load, places: tuple[str, str]) -> Outlook:
         drafting, reading = places
-        expected = self._prefixes.expected_of
+        expected, others_ms = self._prefixes.expected_of, self.loads.others_ms(reading, len(self.reading))
         return Outlook(
             speeds=self._book.speeds(drafting, reading),
-            load=load,
+            load=replace(load, target_ms=load.target_ms + others_ms) if others_ms else load,
             cached_tokens=self._prefixes.expected(reading, chain),
             compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
             entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
             reads_beside=self._reads_beside,
+            free_kv_tokens=self.loads.free_kv_tokens(reading),
+            answers=self.loads.answers,
         )
 
     def learnt(self) -> list[StageSpeed]:
@@ -121,7 +132,9 @@ class Economy:
 
     def observe(self, answered: Answered) -> None:
         """Learn from an answer."""
-        self._answered_last[place_of(answered.plan.decision.target)] = answered.usage.replica
+        usage, target = answered.usage, answered.plan.decision.target
+        self._answered_last[place_of(target)] = usage.replica
+        self.loads.heard(place_of(target, usage.replica), usage.load, usage.ttft_ms)
         if self._learns:
             self._observe_draft(answered)
             self._observe_target(answered)

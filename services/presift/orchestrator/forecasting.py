@@ -14,7 +14,7 @@ from presift.orchestrator.request import Budget
 
 def forecast(choice: Choice, facts: Facts) -> Forecast:
     """What the choice is predicted to cost."""
-    return facts.outlook.forecast(work_of(choice, facts.prompt_tokens, facts.outlook))
+    return facts.outlook.forecast(work_of(choice, facts.prompt_tokens, facts.outlook), facts.max_new_tokens)
 
 
 def with_forecast(choice: Choice, budget: Budget, facts: Facts) -> Choice:

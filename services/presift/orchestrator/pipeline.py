@@ -117,7 +117,9 @@ class Pipeline:
         economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
         # Not made current: an async generator's context is its consumer's.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
-        with span, economy.reading.working(predicted_ms(plan)) as turn:
+        decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
+        held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
+        with span, held, economy.reading.working(predicted_ms(plan)) as turn:
             stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
@@ -140,6 +142,11 @@ class Pipeline:
 def predicted_ms(plan: Plan) -> float:
     """The target's part of the forecast, where there is one."""
     return 0.0 if plan.decision.forecast is None else plan.decision.forecast.target_ms
+
+
+def step_ms(plan: Plan) -> float:
+    """What a decode step is predicted to take."""
+    return 0.0 if plan.decision.forecast is None else plan.decision.forecast.step_ms
 
 
 def _count(decision: Decision, usage: Usage) -> None:

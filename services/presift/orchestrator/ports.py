@@ -55,6 +55,15 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TargetLoad:
+    """How busy a target said it was: requests that run and that wait, KV slots that no running request holds."""
+
+    running: int
+    waiting: int
+    free_kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
 
@@ -75,6 +84,7 @@ class Usage:
     coverage: float | None = None
     kv_mask: KvMask | None = None
     replica: str = ""
+    load: TargetLoad | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from presift.orchestrator.auto import choose_auto
 from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, full, given, spec_pc
 from presift.orchestrator.costs import Outlook
-from presift.orchestrator.forecasting import rest, with_forecast, work_of
+from presift.orchestrator.forecasting import forecast, rest, with_forecast
 from presift.orchestrator.kv_routing import choose_kv
 from presift.orchestrator.request import Budget, KvOptions
 
@@ -74,15 +74,16 @@ def choose_among(wanted: Route | None, question: Question, outlooks: Mapping[str
     the first refuses, every other one is asked until one does not. Raises what `choose` raises, where all do.
     """
     facts = question.facts
-    order = sorted(outlooks, key=lambda replica: _whole_ms(outlooks[replica], facts))
+    # Among equals by name, so that the order of the outlooks says nothing.
+    order = sorted(outlooks, key=lambda replica: (_whole_ms(outlooks[replica], facts), replica))
     first, weighed = _first(wanted, question, {replica: outlooks[replica] for replica in order})
     if weighed.policy is None:
         return Placed(first, weighed, {first: weighed})
-    soonest = min(order, key=lambda replica: _ms(weighed, facts, outlooks[replica]))
+    soonest = min(order, key=lambda replica: (_ms(weighed, facts, outlooks[replica]), replica))
     found = {first: weighed}
     if soonest != first:
         found[soonest] = _elsewhere(weighed, wanted, question, outlooks[soonest])
-    best = min(found, key=lambda replica: _merit(found[replica], question.budget))
+    best = min(found, key=lambda replica: (_merit(found[replica], question.budget), replica))
     return Placed(best, found[best], found)
 
 
@@ -120,8 +121,9 @@ def _merit(choice: Choice, budget: Budget) -> tuple[bool, float]:
 
 
 def _whole_ms(outlook: Outlook, facts: Facts) -> float:
-    return outlook.load.target_ms + outlook.speeds.target.ms(rest(facts.prompt_tokens, outlook.cached_tokens))
+    wait_ms = outlook.load.target_ms + outlook.kv_wait_ms(facts.prompt_tokens + facts.max_new_tokens)
+    return wait_ms + outlook.speeds.target.ms(rest(facts.prompt_tokens, outlook.cached_tokens))
 
 
 def _ms(choice: Choice, facts: Facts, outlook: Outlook) -> float:
-    return outlook.forecast(work_of(choice, facts.prompt_tokens, outlook)).ttft_ms
+    return forecast(choice, replace(facts, outlook=outlook)).ttft_ms
