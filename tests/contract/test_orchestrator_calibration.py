@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -100,3 +101,23 @@ async def test_closing_ends_it(house):
     async with asyncio.timeout(5):
         await house.calibration.aclose()
     assert house.calibration._task.cancelled()
+
+
+@pytest.mark.parametrize(("flag", "lengths"), [("--calibrate", [64, 256]), ("--no-calibrate", [])])
+async def test_the_process_calibrates_once_it_is_ready(house, flag, lengths):
+    addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in house.ports.items()]
+    command = [sys.executable, "-m", "presift.orchestrator", "--listen=127.0.0.1:0", *addresses, flag]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(60):
+            assert b"ready" in await process.stdout.readline()
+            if lengths:
+                await house.settle(lambda: len(house.target.calls) == len(lengths))
+        process.terminate()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert [len(call.token_ids) for call in house.target.calls] == lengths

@@ -170,8 +170,9 @@ class Outlook:
         Answers end in the order of what is left of them. Where all of ours together free too little, others hold the
         rest: nothing is known of those, so the last of ours is waited for.
         """
-        missing = 0 if self.free_kv_tokens is None else needed_tokens - self.free_kv_tokens
-        waited_ms = 0.0
+        if self.free_kv_tokens is None or needed_tokens <= self.free_kv_tokens:
+            return 0.0
+        missing, waited_ms = needed_tokens - self.free_kv_tokens, 0.0
         for answer in sorted(self.answers, key=lambda each: each.remaining_ms):
             if missing <= 0:
                 break

@@ -35,7 +35,7 @@ class Chain:
     def __init__(self, token_ids: NDArray[np.uint32], salt: bytes) -> None:
         self.tokens = int(token_ids.size)
         self.blocks = self.tokens // BLOCK_TOKENS
-        self._bytes = memoryview(token_ids.tobytes())
+        self._ids = token_ids
         self._pages = [hash(salt)]
         self._hashes: dict[int, int] = {}
 
@@ -64,8 +64,8 @@ class Chain:
         return self._hashes[index]
 
     def _next(self, before: int, index: int, blocks: int) -> int:
-        size = 4 * BLOCK_TOKENS * blocks
-        return hash((before, self._bytes[index * size : (index + 1) * size]))
+        size = BLOCK_TOKENS * blocks
+        return hash((before, self._ids[index * size : (index + 1) * size].tobytes()))
 
 
 @dataclass(slots=True)
@@ -189,4 +189,6 @@ def _leading(held: _Held, count: int, block: Callable[[int], Hashable]) -> int:
 
     Whoever read a block read all before it, and what was read first is forgotten last: all that are held lie in front.
     """
+    if count < 1 or not held.has(block(0)):
+        return 0
     return bisect_left(range(count), True, key=lambda index: not held.has(block(index)))

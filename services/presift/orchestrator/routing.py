@@ -14,7 +14,7 @@ from presift.orchestrator.auto import choose_auto
 from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, full, given, spec_pc
 from presift.orchestrator.costs import Outlook
-from presift.orchestrator.forecasting import forecast, rest, with_forecast
+from presift.orchestrator.forecasting import rest, with_forecast, work_of
 from presift.orchestrator.kv_routing import choose_kv
 from presift.orchestrator.request import Budget, KvOptions
 
@@ -126,4 +126,4 @@ def _whole_ms(outlook: Outlook, facts: Facts) -> float:
 
 
 def _ms(choice: Choice, facts: Facts, outlook: Outlook) -> float:
-    return forecast(choice, replace(facts, outlook=outlook)).ttft_ms
+    return outlook.forecast(work_of(choice, facts.prompt_tokens, outlook), facts.max_new_tokens).ttft_ms

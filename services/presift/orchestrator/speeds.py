@@ -84,7 +84,7 @@ class SpeedBook:
     def __init__(self, models: int = KEPT_MODELS) -> None:
         self._models = models
         self._curves: OrderedDict[tuple[str, str], LearntCurve] = OrderedDict()
-        self._known: dict[tuple[str, str], Curve] = {}
+        self._pairs: dict[tuple[str, str], Speeds] = {}  # as they are until the next observation
         self._contention: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
         self._contended = 0.0
 
@@ -93,13 +93,18 @@ class SpeedBook:
 
     def speeds(self, draft: str, target: str) -> Speeds:
         """What is known of this pair."""
-        return Speeds(
-            draft=self._curve("draft", draft),
-            target=self._curve("target", target),
-            scoring=self._curve("scoring", target),
-            decoding=self._curve("decoding", target),
-            contention=self._contended,
-        )
+        known = self._pairs.get((draft, target))
+        if known is None:
+            while len(self._pairs) >= self._models:
+                self._pairs.popitem()
+            known = self._pairs[draft, target] = Speeds(
+                draft=self._curve("draft", draft),
+                target=self._curve("target", target),
+                scoring=self._curve("scoring", target),
+                decoding=self._curve("decoding", target),
+                contention=self._contended,
+            )
+        return known
 
     def learnt(self) -> list[StageSpeed]:
         """All curves that rest on observations, the last observed last."""
@@ -111,7 +116,7 @@ class SpeedBook:
     def observe(self, stage: str, place: str, reading: Reading, took_ms: float) -> None:
         """A timing of a stage: "draft", "target", "scoring" or "decoding"."""
         key = stage, place
-        self._known = {}
+        self._pairs.clear()
         curve = self._curves.setdefault(key, LearntCurve(SEEDS[stage]))
         self._curves.move_to_end(key)
         while len(self._curves) > self._models:
@@ -124,6 +129,7 @@ class SpeedBook:
         if shorter > 0.0:
             self._contention.append(min(1.0, max(0.0, (took_ms - max(draft_ms, target_ms)) / shorter)))
             self._contended = median(self._contention)
+            self._pairs.clear()
 
     def _curve(self, stage: str, place: str) -> Curve:
         known = self._curves.get((stage, place))
@@ -131,10 +137,8 @@ class SpeedBook:
 
     def _of_model(self, stage: str, model: str) -> Curve:
         """The curve of any replica of it, the last observed one's."""
-        if (stage, model) not in self._known:
-            replicas = [key for key in self._curves if key[0] == stage and parts_of(key[1])[0] == model]
-            self._known[stage, model] = self._curves[replicas[-1]].curve if replicas else SEEDS[stage]
-        return self._known[stage, model]
+        replicas = [key for key in self._curves if key[0] == stage and parts_of(key[1])[0] == model]
+        return self._curves[replicas[-1]].curve if replicas else SEEDS[stage]
 
 
 def calibrate(book: SpeedBook, stage: str, place: str, timings: Iterable[tuple[Reading, float]]) -> None:

@@ -111,6 +111,7 @@ class House:
         draft_port, target_port = await self._serve(self.draft_server), await self._serve(self.target_server)
         if not self.options.draft_up:
             await self.draft_server.grpc.stop(0)
+        self.ports = {"draft": draft_port, "target": target_port}
         self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)
         self.remote_target = RemoteTarget(f"127.0.0.1:{target_port}", 2**20)
         self.models = Models(self.remote_draft, self.remote_target, retry_s=0.01)
