@@ -10,12 +10,13 @@ from rich.text import Text
 from presift.cli.heat import printable
 from presift_client import RouteForecast
 
-HEADS = ("route", "reads", "holds", "draft ms", "target ms", "TTFT ms", "ms a token", "budget")
+# What matters most first: a phone shows no more than half of it at once.
+HEADS = ("route", "TTFT ms", "reads", "holds", "draft ms", "target ms", "ms a token", "budget")
 
 
 def cells(route: RouteForecast) -> list[str]:
     """One for each of HEADS; empty where the route cannot be."""
-    costs = (route.read_tokens, route.kv_tokens, route.draft_ms, route.target_ms, route.ttft_ms, route.step_ms)
+    costs = (route.ttft_ms, route.read_tokens, route.kv_tokens, route.draft_ms, route.target_ms, route.step_ms)
     numbers = ["" if value is None else f"{value:,.0f}" for value in costs]
     return [printable(route.route), *numbers, "met" if route.is_met else printable(route.why_not)]
 
