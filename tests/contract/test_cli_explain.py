@@ -1,11 +1,14 @@
 """`presift explain` against a real orchestrator."""
 
 import asyncio
+import json
 
 import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
+from presift.orchestrator.economy import Economy
+from presift.v1 import plan_pb2
 
 from .fakes.house import ALL_ROUTES, KV_CAPACITY, KV_WINDOW
 from .fakes.services import kept_kv, model
@@ -83,3 +86,35 @@ async def test_kept_pairs_of_a_text_are_those_of_the_target(house, run):
     none = int((~kept.any(axis=(0, 1))).sum())
     assert f"{none} tokens are kept in none" in result.output
     assert (capacity, window) == (59, KV_WINDOW) != (KV_CAPACITY, KV_WINDOW)
+
+
+async def test_the_routes_that_there_were(house, run, tmp_path):
+    result = await run("--max-kv-tokens", 60)
+    assert "spec_kv_pc" in result.output and "KV tokens of 60" in result.output.replace("\n", " ")
+    page = tmp_path / "page.html"
+    assert (await run("--max-kv-tokens", 60, "--html", page)).exit_code == 0
+    assert "KV tokens of 60" in page.read_text() and "<tr class=chosen><td>spec_kv</td>" in page.read_text()
+
+
+async def test_route_predicts_from_what_an_orchestrator_has_learnt(open_house):
+    house = await open_house(routes=ALL_ROUTES, economy=Economy())
+
+    async def route(*arguments):
+        words = ["route", "--address", house.address, "--json", *map(str, arguments)]
+        return json.loads((await asyncio.to_thread(CliRunner().invoke, app, words)).output)
+
+    before = (await route("--tokens", 300, "--max-new-tokens", 8))["routes"][0]
+    for start in range(4):
+        await house.ask([start + 1, *range(1, 300)], route=plan_pb2.ROUTE_FULL)
+    calls = len(house.target.calls) + len(house.draft.calls)
+    found = await route("--tokens", 300, "--max-new-tokens", 8)
+    # The fake target takes 7 ms for any prompt; its context is 400 tokens, the threshold of this house 32.
+    assert found["routes"][0]["ttft_ms"] < 30 < before["ttft_ms"]
+    assert len(house.target.calls) + len(house.draft.calls) == calls
+    assert "cannot be" in (await route("--tokens", 500))["routes"][0]["why_not"]
+    assert (await route("--tokens", 300, "--context", 4000))["reason"] == "within_budget"
+
+
+async def test_route_at_an_address_where_nobody_is():
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["route", "--tokens", "9", "--address", "127.0.0.1:1"])
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stdout == ""

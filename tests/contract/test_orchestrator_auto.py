@@ -5,7 +5,7 @@ import pytest
 
 from presift.core.errors import Overloaded
 from presift.orchestrator.economy import Economy
-from presift.v1 import orchestrator_pb2, plan_pb2
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 from .fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, refusal_of, request, wire_prompt
 from .fakes.services import hangs, raises
@@ -156,3 +156,51 @@ async def test_what_a_caller_left_is_not_waited_for(open_house):
     call.cancel()
     await house.settle(lambda: house.target.cancelled == 1)
     await house.settle(lambda: economy.reading.wait_ms == 0)
+
+
+async def test_an_entry_that_the_target_holds_is_predicted_to_be_nearly_free(house):
+    cold, again = [await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_KV) for _ in range(2)]
+    assert again.usage.reused_entry and again.decision.predicted_ttft_ms < cold.decision.predicted_ttft_ms / 5
+
+
+async def test_the_next_turn_of_a_conversation_is_warm(open_house):
+    economy = Economy(learns=False)
+    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    answer = await house.ask(LONG, route=plan_pb2.ROUTE_FULL, max_new_tokens=100)
+    assert len(answer.token_ids) == 100
+    later = np.array([*LONG, *answer.token_ids, 5, 6, 7], dtype=np.uint32)
+    assert economy.outlook(later, house.models.target.model, None).cached_tokens == 256
+
+
+async def test_a_busy_target_is_predicted_to_be_later(open_house):
+    house = await open_house(routes=ALL_ROUTES, economy=Economy(learns=False))
+    calm = await house.ask([7, *LONG], route=plan_pb2.ROUTE_FULL)
+    load = target_pb2.TargetLoad(running=3, waiting=4, free_kv_tokens=5000)
+    house.target.spoil = lambda usage: usage.load.CopyFrom(load)
+    await house.ask([8, *LONG], route=plan_pb2.ROUTE_FULL)
+    busy = await house.ask([9, *LONG], route=plan_pb2.ROUTE_FULL)
+    # Four others wait, and the fake takes 7 ms for any prompt.
+    late_ms = busy.decision.predicted_ttft_ms - calm.decision.predicted_ttft_ms
+    spent_ms = calm.decision.tokenize_ms + busy.decision.tokenize_ms
+    assert 28 - spent_ms - 5 <= late_ms <= 28 + spent_ms + 5
+
+
+async def test_free_slots_are_known_by_replica(open_house):
+    economy = Economy(learns=False)
+    house = await open_house(routes=ALL_ROUTES, economy=economy)
+
+    def outlook():
+        return economy.outlook(np.array(LONG, dtype=np.uint32), house.models.target.model, None)
+
+    for replica, free in (("a", 900), ("b", 30)):
+        said = target_pb2.TargetUsage(replica=replica, load=target_pb2.TargetLoad(free_kv_tokens=free))
+        house.target.spoil = lambda usage, said=said: usage.MergeFrom(said)
+        await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
+        assert outlook().free_kv_tokens == free and outlook().answers == ()
+    # 200 prompt tokens and 5 of the answer: the one under way is waited for.
+    house.target.pause_after = 1
+    call = house.stub.Generate(request(LONG, route=plan_pb2.ROUTE_FULL))
+    await house.settle(lambda: house.target.running == 1 and outlook().answers)
+    assert outlook().kv_wait_ms(205) == outlook().answers[0].remaining_ms > 0
+    call.cancel()
+    await house.settle(lambda: not outlook().answers)

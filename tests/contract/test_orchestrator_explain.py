@@ -167,3 +167,29 @@ async def test_the_clients_read_it_all(house, kind):
         ((36, 40), True, None),
     ]
     await client.aclose()
+
+
+@pytest.mark.parametrize("route", [plan_pb2.ROUTE_UNSPECIFIED, PC])
+async def test_the_routes_that_there_were(house, route):
+    budget = orchestrator_pb2.Budget(max_prompt_tokens=50, max_kv_tokens=KV_CAPACITY)
+    told = await explained(house, route=route, budget=budget)
+    routes = {each.route: each for each in told.routes}
+    assert [each.route for each in told.routes] == [plan_pb2.ROUTE_FULL, KV, KV_PC, PC]
+    assert [each.route for each in told.routes if each.chosen] == [told.decision.route]
+    full, chosen = routes[plan_pb2.ROUTE_FULL], routes[told.decision.route]
+    assert (full.met, full.read_tokens, full.kv_tokens) == (False, 100, 100)
+    assert "100 prompt tokens of 50" in full.why_not and full.ttft_ms > full.target_ms > 0
+    assert chosen.met and not chosen.why_not and chosen.kv_tokens == told.decision.kv_tokens
+
+
+async def test_a_route_that_cannot_be_has_no_costs(open_house):
+    house = await open_house()
+    told = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=PC))
+    (kv,) = (each for each in told.routes if each.route == KV)
+    assert kv.why_not == "is not served here" and not kv.HasField("ttft_ms") and not kv.HasField("read_tokens")
+
+
+async def test_a_turn_that_goes_on_had_no_choice(house):
+    await house.ask(LONG, route=KV)
+    told = await explained(house, LATER, route=KV, kv={"continue_prompt_tokens": len(LONG)})
+    assert told.decision.continued and not told.routes

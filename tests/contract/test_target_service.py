@@ -17,7 +17,8 @@ from presift.rpc.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.__main__ import _run
 from presift.target.admission import Admission
-from presift.target.echo_engine import EchoEngine
+from presift.target.echo_engine import ECHO_KV_TOKENS, EchoEngine
+from presift.target.engine import EngineLoad
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
@@ -533,3 +534,41 @@ async def test_health_tells_which_routes_are_served(reason: str | None) -> None:
     running.cancel()
     await channel.close()
     await server.drain()
+
+
+async def test_a_target_says_which_replica_it_is(target: Target) -> None:
+    info = await target.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+    usages = [(await target.answer())[1] for _ in range(2)]
+    other = await serve(EchoEngine())
+    (_, elsewhere) = await other.answer()
+    await other.channel.close()
+    await other.server.grpc.stop(0)
+    assert {info.replica} == {usage.replica for usage in usages} != {elsewhere.replica} and len(info.replica) == 32
+
+
+async def test_the_load_is_told_with_info_and_usage() -> None:
+    served = await serve(EchoEngine(max_running=1, token_delay_s=0.01))
+    calm = (await served.answer(max_new_tokens=1))[1].load
+    assert (calm.running, calm.waiting, calm.free_kv_tokens) == (1, 0, ECHO_KV_TOKENS - len(PROMPT))
+    calls = [served.generate(LONG, max_new_tokens=10_000 // 4, ignore_eos=True) for _ in range(3)]
+    await until(lambda: served.engine.running_requests == 3)
+    servicer_load = served.engine.load()
+    assert (servicer_load.running, servicer_load.waiting) == (1, 2)
+    assert servicer_load.free_kv_tokens == ECHO_KV_TOKENS - len(LONG)
+    for call in calls:
+        call.cancel()
+    await until(lambda: served.engine.running_requests == 0)
+    assert served.engine.load() == EngineLoad(0, 0, ECHO_KV_TOKENS)
+    info = await served.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+    assert info.HasField("load")
+    await served.channel.close()
+    await served.server.drain()
+
+
+async def test_a_load_that_cannot_be_seen_is_left_out(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> EngineLoad:
+        raise OSError("no shared memory")
+
+    monkeypatch.setattr(target.engine, "load", broken)
+    token_ids, usage = await target.answer(max_new_tokens=1)
+    assert token_ids == [5] and usage.replica and not usage.HasField("load")

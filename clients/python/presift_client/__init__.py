@@ -16,6 +16,7 @@ from presift_client.errors import (
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
+from presift_client.forecasts import RouteForecast, StageSpeed
 from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, RouteQuality, Usage
 
 __all__ = [
@@ -38,8 +39,10 @@ __all__ = [
     "PolicyFile",
     "PresiftError",
     "PromptTooLong",
+    "RouteForecast",
     "RouteQuality",
     "RouteUnsupported",
+    "StageSpeed",
     "Unavailable",
     "Usage",
     "document_parts",

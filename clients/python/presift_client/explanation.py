@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from presift.v1 import orchestrator_pb2, plan_pb2
+from presift_client.forecasts import RouteForecast, route_of
 from presift_client.results import Decision, decision_of
 
 
@@ -59,7 +60,8 @@ class Explanation:
     """What would be applied, and what would become of every prompt token; the spans cover the prompt, in order.
 
     `text` is the prompt as it is tokenised, chat template applied; empty for prompts of token ids. `kv_mask` and
-    `target_coverage` (0..1) are the target's, None where it was not asked or drops no KV.
+    `target_coverage` (0..1) are the target's, None where it was not asked or drops no KV. `routes` is what AUTO chose
+    among, in its order.
     """
 
     decision: Decision
@@ -67,6 +69,7 @@ class Explanation:
     text: str
     kv_mask: KvMask | None
     target_coverage: float | None
+    routes: tuple[RouteForecast, ...] = ()
 
 
 def explanation_of(response: orchestrator_pb2.ExplainResponse) -> Explanation:
@@ -77,6 +80,7 @@ def explanation_of(response: orchestrator_pb2.ExplainResponse) -> Explanation:
         text=response.text,
         kv_mask=_kv_mask(response.kv_mask) if response.HasField("kv_mask") else None,
         target_coverage=response.target_coverage if response.HasField("target_coverage") else None,
+        routes=tuple(route_of(route) for route in response.routes),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift_client.forecasts import StageSpeed, speed_of
+from presift_client.names import name_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,8 @@ class RouteQuality:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What stands behind an orchestrator; `draft` is None while there is none, `policy_file` where there is none."""
+    """What stands behind an orchestrator; `draft` is None while there is none, `policy_file` where there is none.
+    `speeds`: what was learnt of the stages, the last observed last."""
 
     draft: Model | None
     target: Model
@@ -130,6 +132,7 @@ class Info:
     compress_above_tokens: int
     policy_file: PolicyFile | None = None
     route_quality: tuple[RouteQuality, ...] = ()
+    speeds: tuple[StageSpeed, ...] = ()
 
 
 Event = Decision | Delta | Usage
@@ -167,15 +170,15 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
     """Names instead of numbers: `spec_pc`, `over_budget`, `hit`."""
     kv = _spec_kv(decision.policy)
     return Decision(
-        route=_name(plan_pb2.Route, decision.route, "ROUTE"),
-        reason=_name(orchestrator_pb2.DecisionReason, decision.reason, "DECISION_REASON"),
+        route=name_of(plan_pb2.Route, decision.route, "ROUTE"),
+        reason=name_of(orchestrator_pb2.DecisionReason, decision.reason, "DECISION_REASON"),
         detail=decision.detail,
         prompt_tokens=decision.prompt_tokens,
         kept_tokens=decision.kept_tokens,
         kv_tokens=decision.kv_tokens,
         protected_tokens=decision.protected_tokens,
         coverage=decision.coverage if decision.HasField("coverage") else None,
-        cache=_name(orchestrator_pb2.CacheOutcome, decision.cache, "CACHE_OUTCOME"),
+        cache=name_of(orchestrator_pb2.CacheOutcome, decision.cache, "CACHE_OUTCOME"),
         draft=_model(decision.draft) if decision.HasField("draft") else None,
         target=_model(decision.target),
         tokenize_ms=decision.tokenize_ms,
@@ -183,7 +186,7 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
         draft_ms=decision.draft_ms,
         prefill_ms=decision.prefill_ms,
         kv_capacity=None if kv is None else _capacity(kv, decision.kv_tokens),
-        kv_selection=None if kv is None else _name(plan_pb2.KvSelection, kv.selection, "KV_SELECTION"),
+        kv_selection=None if kv is None else name_of(plan_pb2.KvSelection, kv.selection, "KV_SELECTION"),
         keep_full_prefix=decision.keep_full_prefix if decision.HasField("keep_full_prefix") else None,
         continued=decision.continued,
         predicted_ttft_ms=decision.predicted_ttft_ms if decision.HasField("predicted_ttft_ms") else None,
@@ -196,16 +199,17 @@ def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
     return Info(
         draft=_model(info.draft) if info.HasField("draft") else None,
         target=_model(info.target),
-        supported_routes=tuple(_name(plan_pb2.Route, route, "ROUTE") for route in info.supported_routes),
+        supported_routes=tuple(name_of(plan_pb2.Route, route, "ROUTE") for route in info.supported_routes),
         compress_above_tokens=info.compress_above_tokens,
         policy_file=_policy_file(info.policy_file) if info.HasField("policy_file") else None,
         route_quality=tuple(_quality(each) for each in info.route_quality),
+        speeds=tuple(speed_of(speed) for speed in info.speeds),
     )
 
 
 def _quality(quality: orchestrator_pb2.RouteQuality) -> RouteQuality:
     return RouteQuality(
-        route=_name(plan_pb2.Route, quality.route, "ROUTE"),
+        route=name_of(plan_pb2.Route, quality.route, "ROUTE"),
         min_tokens=quality.min_tokens,
         max_tokens=quality.max_tokens,
         samples=quality.samples,
@@ -228,7 +232,7 @@ def _usage(usage: orchestrator_pb2.Usage) -> Usage:
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish_reason=_name(target_pb2.FinishReason, usage.finish_reason, "FINISH_REASON"),
+        finish_reason=name_of(target_pb2.FinishReason, usage.finish_reason, "FINISH_REASON"),
         target_ttft_ms=usage.target_ttft_ms,
         ttft_ms=usage.ttft_ms,
         total_ms=usage.total_ms,
@@ -253,9 +257,3 @@ def _capacity(kv: plan_pb2.SpecKv, kv_tokens: int) -> int:
 
 def _model(model: plan_pb2.ModelInfo) -> Model:
     return Model(model.id, model.revision, model.context_tokens)
-
-
-def _name(enum: Any, number: int, prefix: str) -> str:
-    """ROUTE_SPEC_PC as "spec_pc"; the number where a newer service says what this client does not know."""
-    value = enum.DESCRIPTOR.values_by_number.get(number)
-    return str(number) if value is None else str(value.name).removeprefix(f"{prefix}_").lower()

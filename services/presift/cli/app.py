@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from presift.cli import answer, explain
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail, say
 from presift_client import Client
+
+if TYPE_CHECKING:
+    from presift.cli.route_table import Behind
 
 app = typer.Typer(
     help="presift makes long prompts cheap: a small draft says what matters, the large target keeps only that.",
@@ -181,16 +184,20 @@ def route(
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
-    context: Annotated[int, typer.Option(help="the target's context, tokens", min=1)] = 32_768,
+    context: Annotated[int | None, typer.Option(help="the target's context, tokens", min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer", min=1)] = 256,
     policy: Annotated[Path | None, typer.Option(help="a policy file; the orchestrator's setting if unset")] = None,
     model: Annotated[str, typer.Option(help="target id, as the policy file names it")] = "",
     tenant: Tenant = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="take context, routes and learnt speeds from this orchestrator, HOST:PORT")
+    ] = None,
 ) -> None:
     """Show what AUTO would do and why, with every route's predicted cost; nothing is run.
 
-    Capacities are the orchestrator's settings or a policy file's, speeds those of the demo pair on two CPU cores.
+    Capacities are the orchestrator's settings or a policy file's; without an address speeds are those of the demo pair
+    on two CPU cores.
     """
     from presift.cli import route_table  # noqa: PLC0415
     from presift.core import errors  # noqa: PLC0415
@@ -204,15 +211,27 @@ def route(
             compress_above_tokens=compress_above,
             auto_capacity=None if auto_coverage is None else route_table.AutoCapacity(auto_coverage),
         )
-        terms = route_table.terms_for(tokens, policy, model, tenant)
-        found = route_table.outcome(
-            terms, budget, tokens, cached_prefix=cached_prefix, context=context, max_new_tokens=max_new_tokens
-        )
+        prompt, stack = route_table.Prompt(tokens, cached_prefix, max_new_tokens), _behind(address, context)
+        if policy is not None:  # its thresholds, not those in force there
+            stack = replace(stack, compress_above_tokens=None)
+        terms = route_table.terms_for(tokens, policy, model or stack.target_id, tenant)
+        found = route_table.outcome(terms, budget, prompt, stack)
     except errors.PresiftError as error:
         fail(error.message)
     print(json.dumps(found.as_json())) if as_json else found.show(Console())
     if not found.is_answered:
         raise typer.Exit(1)
+
+
+def _behind(address: str | None, context: int | None) -> Behind:
+    """What `presift route` predicts from."""
+    from presift.cli import route_table  # noqa: PLC0415
+
+    found = route_table.Behind()
+    if address is not None:
+        with errors_told(), Client(address) as client:
+            found = route_table.behind(client.info())
+    return found if context is None else replace(found, context_tokens=context)
 
 
 def _flags(**given: int | bool | str | None) -> list[str]:

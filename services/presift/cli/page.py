@@ -8,7 +8,7 @@ from importlib import resources
 
 import jinja2
 
-from presift.cli import strips
+from presift.cli import forecasts, strips
 from presift.cli.heat import HEAT_LEVELS, HOLD_LEVELS, pieces, printable
 from presift_client import Decision, Explanation, KvMask, Model
 
@@ -41,6 +41,8 @@ def page_of(explanation: Explanation) -> str:
         decision=decision,
         detail=printable(decision.detail),
         facts=facts(explanation),
+        heads=forecasts.HEADS,
+        routes=[(route.is_chosen, forecasts.cells(route)) for route in explanation.routes],
         is_scored=bool(importance.any()),
         importance=strips.image(strips.scaled(strips.binned(importance, _BINS))),
         kept=strips.image(strips.scaled(strips.binned(shares, _BINS))),

@@ -1,33 +1,65 @@
-"""`presift route`: every route with its predicted cost, and AUTO's choice. Nothing is run and nobody is asked."""
+"""`presift route`: every route with its predicted cost, and AUTO's choice. Nothing is run: an orchestrator is asked for
+what it knows, if for anything.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from presift.cli import forecasts
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
-from presift.orchestrator.candidates import Candidate, Question, candidates
+from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
-from presift.orchestrator.costs import Outlook
+from presift.orchestrator.costs import Curve, Outlook, Speeds
+from presift.orchestrator.forecast_wire import routes_to_wire
 from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing import choose
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms import Terms
 from presift.orchestrator.terms_in_force import terms_of
+from presift_client import Info, Model, RouteForecast, StageSpeed
+from presift_client.forecasts import route_of
 
-__all__ = ["AutoCapacity", "Budget", "Outcome", "outcome", "terms_for"]
+__all__ = ["AutoCapacity", "Behind", "Budget", "Outcome", "Prompt", "behind", "outcome", "terms_for"]
+
+_CONTEXT_TOKENS = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be read, all in tokens."""
+
+    tokens: int
+    cached_prefix: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What stands behind an orchestrator, as far as predictions rest on it: by default the demo pair on two CPU cores.
+
+    `compress_above_tokens` None is the terms'.
+    """
+
+    context_tokens: int = _CONTEXT_TOKENS
+    speeds: Speeds = Speeds()  # noqa: RUF009 (frozen)
+    supported: frozenset[Route] = frozenset(Route)
+    compress_above_tokens: int | None = None
+    target_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The table and what was chosen, or the refusal that the caller would get."""
 
-    table: list[Candidate]
+    routes: tuple[RouteForecast, ...]
     choice: Choice | None
     refusal: str = ""
 
@@ -38,7 +70,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         chosen = self.choice
         return {
-            "routes": [_row(each) for each in self.table],
+            "routes": [asdict(each) for each in self.routes],
             "route": None if chosen is None else chosen.route.value,
             "reason": None if chosen is None else chosen.reason.value,
             "detail": self.refusal if chosen is None else chosen.detail,
@@ -46,17 +78,11 @@ class Outcome:
 
     def show(self, console: Console) -> None:
         """The table, the choice marked, and the reason in words."""
-        table = Table("", "route", "reads", "holds", "draft ms", "target ms", "TTFT ms", "ms a token", "budget")
-        for each in self.table:
-            row = _row(each)
-            mark = "->" if self.choice is not None and self.choice.route is each.route else ""
-            costs = ("" if value is None else f"{value:,.0f}" for value in list(row.values())[1:-1])
-            table.add_row(mark, row["route"], *costs, row["budget"])
-        console.print(table)
+        console.print(forecasts.table(self.routes))
         if self.choice is None:
-            console.print(f"refused: {self.refusal}")
+            console.print(Text(f"refused: {self.refusal}"))
         else:
-            console.print(f"{self.choice.route}: {self.choice.reason} ({self.choice.detail})")
+            console.print(Text(f"{self.choice.route}: {self.choice.reason} ({self.choice.detail})"))
 
 
 def terms_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str | None) -> Terms:
@@ -67,46 +93,60 @@ def terms_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str
     return terms_of(settings).table.terms_for(tokens, target_id, tenant)
 
 
-def outcome(
-    terms: Terms, budget: Budget, tokens: int, *, cached_prefix: int, context: int, max_new_tokens: int
-) -> Outcome:
-    """What AUTO makes of a prompt without protected spans, at these terms and the seeds' speeds."""
+def behind(info: Info) -> Behind:
+    """A running orchestrator's models, and the speeds that it has learnt with them."""
+    supported = frozenset(route for route in Route if route.value in info.supported_routes)
+    speeds = _speeds(info.speeds, info.draft, info.target)
+    return Behind(info.target.context_tokens, speeds, supported, info.compress_above_tokens, info.target.id)
+
+
+def outcome(terms: Terms, budget: Budget, prompt: Prompt, behind: Behind) -> Outcome:
+    """What AUTO makes of a prompt without protected spans, at these terms."""
     defaults, budget = terms.defaults, terms.budget_over(budget)
-    outlook = Outlook(cached_tokens=min(cached_prefix, tokens), reads_beside=_settings().prefill_while_drafting)
-    facts = _facts(defaults, outlook, tokens, context, max_new_tokens)
+    if behind.compress_above_tokens is not None:
+        defaults = replace(defaults, compress_above_tokens=behind.compress_above_tokens)
+    cached_tokens = min(prompt.cached_prefix, prompt.tokens)
+    outlook = Outlook(behind.speeds, cached_tokens=cached_tokens, reads_beside=_settings().prefill_while_drafting)
+    facts = _facts(defaults, outlook, prompt, behind)
     table = candidates(Question(budget, KvOptions(), facts, defaults))
+    choice, refusal = None, ""
     try:
-        return Outcome(table, choose(None, budget, KvOptions(), facts, defaults))
+        choice = choose(None, budget, KvOptions(), facts, defaults)
     except PresiftError as error:
-        return Outcome(table, None, error.message)
+        refusal = error.message
+    routes = routes_to_wire(table, None if choice is None else choice.route)
+    return Outcome(tuple(route_of(each) for each in routes), choice, refusal)
 
 
 def _settings() -> OrchestratorSettings:
     return OrchestratorSettings(_cli_parse_args=False)  # type: ignore[call-arg]
 
 
-def _facts(defaults: Defaults, outlook: Outlook, tokens: int, context: int, max_new_tokens: int) -> Facts:
+def _facts(defaults: Defaults, outlook: Outlook, prompt: Prompt, behind: Behind) -> Facts:
     return Facts(
-        prompt_tokens=tokens,
-        must_keep=min(tokens, defaults.spec_pc.window),
-        must_keep_kv=min(tokens - 1, defaults.spec_kv.window),
-        max_new_tokens=max_new_tokens,
-        context_tokens=context,
-        supported=frozenset(Route),
+        prompt_tokens=prompt.tokens,
+        must_keep=min(prompt.tokens, defaults.spec_pc.window),
+        must_keep_kv=min(prompt.tokens - 1, defaults.spec_kv.window),
+        max_new_tokens=prompt.max_new_tokens,
+        context_tokens=behind.context_tokens,
+        supported=behind.supported,
         outlook=outlook,
     )
 
 
-def _row(candidate: Candidate) -> dict[str, Any]:
-    found = candidate.forecast
-    over = ", ".join(f"{name} {limit}" for name, _, limit in candidate.over)
-    return {
-        "route": candidate.route.value,
-        "read_tokens": None if found is None else found.read_tokens,
-        "kv_tokens": None if found is None else found.kv_tokens,
-        "draft_ms": None if found is None else round(found.draft_ms, 1),
-        "target_ms": None if found is None else round(found.target_ms, 1),
-        "ttft_ms": None if found is None else round(found.ttft_ms, 1),
-        "step_ms": None if found is None else round(found.step_ms, 1),
-        "budget": candidate.why_not or (f"over {over}" if over else "met"),
-    }
+def _speeds(learnt: Iterable[StageSpeed], draft: Model | None, target: Model) -> Speeds:
+    """Of these models; of several replicas that which was observed last."""
+    names = {f"{model.id}@{model.revision}" for model in (draft, target) if model is not None}
+    latest = {speed.stage: speed for speed in learnt if speed.model in names}
+    curves, seeds = {stage: _curve(speed) for stage, speed in latest.items()}, Speeds()
+    return Speeds(
+        draft=curves.get("draft", seeds.draft),
+        target=curves.get("target", seeds.target),
+        scoring=curves.get("scoring", seeds.scoring),
+        decoding=curves.get("decoding", seeds.decoding),
+        contention=max((speed.contention for speed in latest.values()), default=0.0),
+    )
+
+
+def _curve(speed: StageSpeed) -> Curve:
+    return Curve(speed.call_ms, speed.token_ms, speed.megapair_ms, speed.step_ms, speed.observations)

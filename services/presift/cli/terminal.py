@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from presift.cli import strips
+from presift.cli import forecasts, strips
 from presift.cli.answer import decision_line
 from presift.cli.heat import HEAT_LEVELS, HOLD_LEVELS, Piece, pieces
 from presift_client import Explanation
@@ -18,13 +18,15 @@ _COOL = 2
 
 
 def show(explanation: Explanation, console: Console) -> None:
-    """Decision, the prompt from end to end as two strips, then its text. Where the console shows no colours,
-    dropped text stands between `[-` and `-]`."""
+    """Decision, the routes that there were, the prompt from end to end as two strips, then its text. Where the console
+    shows no colours, dropped text stands between `[-` and `-]`."""
     plain = console.color_system is None or console.no_color
-    lines = [Text(line, style="bold") for line in summary(explanation)]
-    lines += [_strips(explanation, console.width), _legend(plain), Text(), text_of(explanation, plain=plain)]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+    for line in summary(explanation):
+        console.print(Text(line, style="bold"), soft_wrap=True, highlight=False)
+    if explanation.routes:
+        console.print(forecasts.table(explanation.routes))
+    for text in (_strips(explanation, console.width), _legend(plain), Text(), text_of(explanation, plain=plain)):
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 def summary(explanation: Explanation) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.core.errors import PresiftError
+from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.drafting import Drafter
@@ -83,14 +84,17 @@ async def serve(settings: OrchestratorSettings) -> bool:
     )
     answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=settings.defaults(), salt=salt)
     guard = Guard(answers.compare, settings.sampler(), switches)
-    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt, guard=guard)
+    calibration = Calibration(draft, target, models, settings.defaults(), economy, limit_s=settings.calibration_limit_s)
+    if not (settings.calibrate and settings.learn_speeds):
+        calibration.stop()
+    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt, guard=guard, calibration=calibration)
     server = GrpcServer(
         settings.server_options(), [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
     )
     servicer = OrchestratorServicer(pipeline, models, terms)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
-    becoming_ready = asyncio.create_task(_become_ready(settings, models, server, port))
+    becoming_ready = asyncio.create_task(_become_ready(settings, models, server, port, calibration))
     try:
         async with reloaded_on_sighup(terms):
             stopped = await server.run_until_stopped()
@@ -99,11 +103,13 @@ async def serve(settings: OrchestratorSettings) -> bool:
         return stopped
     finally:
         becoming_ready.cancel()
-        for part in (guard, models, draft, target, store):
+        for part in (calibration, guard, models, draft, target, store):
             await part.aclose()
 
 
-async def _become_ready(settings: OrchestratorSettings, models: Models, server: GrpcServer, port: int) -> None:
+async def _become_ready(
+    settings: OrchestratorSettings, models: Models, server: GrpcServer, port: int, calibration: Calibration
+) -> None:
     try:
         target = await models.connect()
     except PresiftError:
@@ -112,6 +118,7 @@ async def _become_ready(settings: OrchestratorSettings, models: Models, server: 
     await server.set_serving(True)
     host = settings.listen.rpartition(":")[0]
     print(f"presift orchestrator ready on {host}:{port}: {target.model.id}", flush=True)
+    calibration.start()
 
 
 def _count_cache(operation: Operation, outcome: Outcome) -> None:

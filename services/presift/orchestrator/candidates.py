@@ -49,8 +49,13 @@ class Candidate:
 
     def told(self) -> str:
         """In words, why it was not taken."""
+        return f"{self.route} {self.why}"
+
+    @property
+    def why(self) -> str:
+        """Why it cannot be, or which limits it breaks."""
         parts = [f"{_LIMITS[name].format(value=value)} of {limit}" for name, value, limit in self.over]
-        return f"{self.route} {self.why_not or 'needs ' + ', '.join(parts)}"
+        return self.why_not or "needs " + ", ".join(parts)
 
 
 # By route, those that drop prompt tokens by the same mask, or none, and no KV.

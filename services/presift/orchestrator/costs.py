@@ -6,7 +6,7 @@ the numbers; those that stand here, where learning begins, are the demo pair's o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Curve:
 
     def ms(self, reading: Reading) -> float:
         """Milliseconds for this reading."""
-        return sum(weight * feature for weight, feature in zip(self.weights, reading.features, strict=True))
+        _, tokens, megapairs, steps = reading.features
+        return self.call_ms + self.token_ms * tokens + self.megapair_ms * megapairs + self.step_ms * steps
 
 
 DRAFT_SEED = Curve(call_ms=10.0, token_ms=1.2, megapair_ms=400.0, step_ms=25.0)
@@ -79,6 +80,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Answering:
+    """An answer under way: how long it is expected to go on, and the KV slots that it holds until then."""
+
+    remaining_ms: float
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What a route makes of one prompt. None where a stage has no part.
 
@@ -92,6 +101,12 @@ class Work:
     draft: Reading | None = None
     beside: Reading | None = None
     scoring: Reading | None = None
+
+    @property
+    def slots(self) -> int:
+        """KV slots that the target needs for it, the answer aside: for all that is read, and the entry beside it."""
+        read_tokens = self.target.past_tokens + self.target.new_tokens
+        return read_tokens if self.scoring is None else read_tokens + self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +128,25 @@ class Forecast:
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """What a forecast rests on beside the work. `cached_tokens` of the whole prompt are expected in the target's cache;
-    `compressed` has the policies whose compressed prompt is cached, and how many of its tokens the target has too.
+    `compressed` has the policies whose compressed prompt is cached, and how many of its tokens the target has too;
+    `entries` those whose compressed entry is expected in the target's cache. `free_kv_tokens`: slots that no running
+    request holds, None where that is not known; `answers`: those of ours that hold the others.
     """
 
     speeds: Speeds = field(default_factory=Speeds)
     load: Load = field(default_factory=Load)
     cached_tokens: int = 0
     compressed: tuple[tuple[object, int], ...] = ()
+    entries: frozenset[object] = frozenset()
     reads_beside: bool = False
+    free_kv_tokens: int | None = None
+    answers: tuple[Answering, ...] = ()
 
-    def forecast(self, work: Work) -> Forecast:
-        """What this work is predicted to take here and now."""
+    def forecast(self, work: Work, answer_tokens: int = 0) -> Forecast:
+        """What this work is predicted to take here and now. `answer_tokens` are to be generated after it."""
         speeds, load = self.speeds, self.load
+        kv_wait_ms = self.kv_wait_ms(work.slots + answer_tokens)
+        load = replace(load, target_ms=load.target_ms + kv_wait_ms) if kv_wait_ms else load
         draft_ms = 0.0 if work.draft is None else load.draft_ms + speeds.draft.ms(work.draft)
         scoring_ms = 0.0 if work.scoring is None else speeds.scoring.ms(work.scoring)
         after_ms = speeds.target.ms(work.target) + scoring_ms
@@ -141,3 +163,18 @@ class Outlook:
             read_tokens=work.read_tokens,
             kv_tokens=work.kv_tokens,
         )
+
+    def kv_wait_ms(self, needed_tokens: int) -> float:
+        """How long a request for that many KV slots waits until answers under way have freed what is missing.
+
+        Answers end in the order of what is left of them. Where all of ours together free too little, others hold the
+        rest: nothing is known of those, so the last of ours is waited for.
+        """
+        if self.free_kv_tokens is None or needed_tokens <= self.free_kv_tokens:
+            return 0.0
+        missing, waited_ms = needed_tokens - self.free_kv_tokens, 0.0
+        for answer in sorted(self.answers, key=lambda each: each.remaining_ms):
+            if missing <= 0:
+                break
+            missing, waited_ms = missing - answer.kv_tokens, answer.remaining_ms
+        return waited_ms

@@ -12,6 +12,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
+from presift.orchestrator.candidates import Candidate
 from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.costs import Forecast
 
@@ -65,7 +66,8 @@ class Plan:
 
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
     far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
-    would have been chosen, had the quality guard not switched its route off.
+    would have been chosen, had the quality guard not switched its route off. `importance` and
+    `routes`, what AUTO chose among, are only there where a plan is to be explained.
     """
 
     decision: Decision
@@ -76,3 +78,4 @@ class Plan:
     importance: NDArray[np.float32] | None = None
     prompt_ids: NDArray[np.uint32] | None = None
     avoided: Choice | None = None
+    routes: tuple[Candidate, ...] = ()

@@ -6,9 +6,9 @@ what of our own is under way. It does not see other orchestrators' traffic, but 
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,12 @@ from presift.core.policies import Policy, SpecKv, SpecKvPc
 from presift.orchestrator.costs import Load, Outlook, Reading
 from presift.orchestrator.decision import CacheUse, Plan
 from presift.orchestrator.forecasting import bare, draft_reading, rest, scoring_reading
+from presift.orchestrator.loads import Loads
+from presift.orchestrator.places import place_of
 from presift.orchestrator.ports import Usage
-from presift.orchestrator.prefixes import Prefixes
+from presift.orchestrator.prefixes import Chain, Prefixes
 from presift.orchestrator.queues import Queue
-from presift.orchestrator.speeds import SpeedBook
+from presift.orchestrator.speeds import SpeedBook, StageSpeed, calibrate
 
 KEPT_PROMPTS = 1024
 # Fewer say little of a decode step.
@@ -30,74 +32,144 @@ _LEAST_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer that was given: the plan, the target's usage, the whole time, and whether it was read alone."""
+    """An answer that was given: the plan, the target's usage, the whole time, whether it was read alone, its tokens."""
 
     plan: Plan
     usage: Usage
     ttft_ms: float
     total_ms: float
     was_alone: bool
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A compressed prompt that was made: the blocks of what is read of it; where KV is dropped, its entry's name."""
+
+    blocks: tuple[int, ...]
+    entry: Hashable
 
 
 class Economy:
     """`learns` False keeps the speeds at their seeds. `reads_beside`: the target reads while the draft works."""
 
-    def __init__(self, prefixes: Prefixes | None = None, *, learns: bool = True, reads_beside: bool = False) -> None:
+    def __init__(
+        self,
+        prefixes: Prefixes | None = None,
+        *,
+        learns: bool = True,
+        reads_beside: bool = False,
+        loads: Loads | None = None,
+    ) -> None:
         self._prefixes = Prefixes() if prefixes is None else prefixes
         self._learns = learns
         self._reads_beside = reads_beside
         self._book = SpeedBook()
-        self._compressed: OrderedDict[bytes, dict[Policy, tuple[bytes, ...]]] = OrderedDict()
+        self._compressed: OrderedDict[int, dict[Policy, _Known]] = OrderedDict()
+        self._answered_last: dict[str, str] = {}
         self.drafting, self.reading = Queue(), Queue()
+        self.loads = Loads() if loads is None else loads
 
     def outlook(
         self, ids: NDArray[np.uint32], target: ModelInfo, draft: ModelInfo | None, spent_ms: float = 0.0
     ) -> Outlook:
-        """What the routes of this prompt are to be predicted from. `spent_ms` since the request's arrival."""
-        key = key_of(target)
-        known = self._compressed.get(_digest(ids), {})
+        """What the routes of this prompt are to be predicted from: at the replica that answered last, where there are
+        several behind one address. `spent_ms` since the request's arrival.
+        """
+        replica = self._answered_last.get(place_of(target), "")
+        return self.outlooks(ids, target, draft, (replica,), spent_ms)[replica]
+
+    def outlooks(
+        self,
+        ids: NDArray[np.uint32],
+        target: ModelInfo,
+        draft: ModelInfo | None,
+        replicas: Iterable[str],
+        spent_ms: float = 0.0,
+    ) -> dict[str, Outlook]:
+        """The same at each replica of the target."""
+        chain, drafting = self._prefixes.chain(ids), "" if draft is None else place_of(draft)
+        known = self._compressed.get(chain.name, {})
+        load = Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms)
+        return {
+            replica: self._outlook(chain, known, load, (drafting, place_of(target, replica))) for replica in replicas
+        }
+
+    def _outlook(self, chain: Chain, known: dict[Policy, _Known], load: Load, places: tuple[str, str]) -> Outlook:
+        drafting, reading = places
+        expected, others_ms = self._prefixes.expected_of, self.loads.others_ms(reading, len(self.reading))
         return Outlook(
-            speeds=self._book.speeds("" if draft is None else key_of(draft), key),
-            load=Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms),
-            cached_tokens=self._prefixes.expected(key, self._prefixes.chain(ids)),
-            compressed=tuple((policy, self._prefixes.expected_of(key, blocks)) for policy, blocks in known.items()),
+            speeds=self._book.speeds(drafting, reading),
+            load=replace(load, target_ms=load.target_ms + others_ms) if others_ms else load,
+            cached_tokens=self._prefixes.expected(reading, chain),
+            compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
+            entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
             reads_beside=self._reads_beside,
+            free_kv_tokens=self.loads.free_kv_tokens(reading),
+            answers=self.loads.answers,
         )
+
+    def learnt(self) -> list[StageSpeed]:
+        """The speeds that rest on observations."""
+        return self._book.learnt()
+
+    def calibrated(self, stage: str, place: str, timings: Iterable[tuple[Reading, float]]) -> None:
+        """Learn from timings that were no answers to anybody."""
+        if self._learns:
+            calibrate(self._book, stage, place, timings)
 
     def drafted(self, ids: NDArray[np.uint32], plan: Plan) -> None:
         """This prompt was compressed, or found to be."""
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheUse.NOT_USED:
             return
-        digest = _digest(ids)
+        chain = self._prefixes.chain(ids)
         blocks = tuple(self._prefixes.chain(plan.read_ids)) if plan.decision.route is Route.SPEC_PC else ()
-        self._compressed.setdefault(digest, {})[bare(policy)] = blocks
-        self._compressed.move_to_end(digest)
+        self._compressed.setdefault(chain.name, {})[bare(policy)] = _Known(blocks, self._entry(plan))
+        self._compressed.move_to_end(chain.name)
         while len(self._compressed) > KEPT_PROMPTS:
             self._compressed.popitem(last=False)
 
     def observe(self, answered: Answered) -> None:
         """Learn from an answer."""
+        usage, target = answered.usage, answered.plan.decision.target
+        self._answered_last[place_of(target)] = usage.replica
+        self.loads.heard(place_of(target, usage.replica), usage.load, usage.ttft_ms)
         if self._learns:
             self._observe_draft(answered)
             self._observe_target(answered)
             self._observe_decoding(answered)
-        self.observe_prefix(answered.plan, answered.usage)
+        self.observe_prefix(answered.plan, usage, answered.token_ids)
 
-    def observe_prefix(self, plan: Plan, usage: Usage) -> None:
-        """Learn what the target's cache holds from an answer, a caller's or not."""
-        key, chain = key_of(plan.decision.target), self._prefixes.chain(plan.read_ids)
+    def observe_prefix(self, plan: Plan, usage: Usage, token_ids: Sequence[int]) -> None:
+        """Learn what the target's cache holds from an answer, `token_ids`, a caller's or not."""
+        key, chain = place_of(plan.decision.target, usage.replica), self._prefixes.chain(plan.read_ids)
         was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
         if was_read_here:
             self._prefixes.learn(key, chain, usage.cached_tokens)
-        if plan.kv_plan is None or plan.kv_plan.keep_full_prefix:
+        if plan.kv_plan is None:
+            # The last token of an answer was never read.
+            ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
+            self._prefixes.remember(key, self._prefixes.chain(ids), usage.cached_tokens if was_read_here else 0)
+            return
+        was_read = was_read_here or plan.decision.prefill_ms > 0.0 or plan.decision.continued
+        if plan.kv_plan.keep_full_prefix and was_read:
             self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
+        self._observe_entry(key, plan, usage)
+
+    def _observe_entry(self, key: str, plan: Plan, usage: Usage) -> None:
+        name = self._entry(plan)
+        if name is None:
+            return
+        self._prefixes.learn_entry(key, name, was_found=usage.reused_entry)
+        if usage.reused_entry or usage.publish_ms > 0.0:
+            self._prefixes.remember_entry(key, name, 0 if usage.reused_entry else usage.kv_tokens)
 
     def _observe_draft(self, answered: Answered) -> None:
         decision = answered.plan.decision
         if decision.cache is not CacheUse.MISS or decision.draft is None or decision.policy is None:
             return
-        draft, target = key_of(decision.draft), key_of(decision.target)
+        draft, target = place_of(decision.draft), place_of(decision.target, answered.usage.replica)
         reading, speeds = draft_reading(decision.policy, decision.prompt_tokens), self._book.speeds(draft, target)
         if decision.prefill_ms == 0.0 or not speeds.draft.observations:
             self._book.observe("draft", draft, reading, decision.draft_ms)
@@ -109,7 +181,7 @@ class Economy:
 
     def _observe_target(self, answered: Answered) -> None:
         plan, usage = answered.plan, answered.usage
-        decision, target = plan.decision, key_of(plan.decision.target)
+        decision, target = plan.decision, place_of(plan.decision.target, usage.replica)
         if not answered.was_alone or usage.reused_entry or decision.continued:
             return
         lookahead = 0 if plan.kv_plan is None else len(plan.kv_plan.lookahead_token_ids)
@@ -125,13 +197,14 @@ class Economy:
         usage, steps = answered.usage, answered.usage.completion_tokens - 1
         if steps >= _LEAST_STEPS:
             step_ms = (answered.total_ms - answered.ttft_ms) / steps
-            self._book.observe("decoding", key_of(answered.plan.decision.target), Reading(usage.kv_tokens), step_ms)
+            self._book.observe(
+                "decoding", place_of(answered.plan.decision.target, usage.replica), Reading(usage.kv_tokens), step_ms
+            )
 
-
-def key_of(model: ModelInfo) -> str:
-    """What speeds and prefixes are kept by: another revision is another model."""
-    return f"{model.id}@{model.revision}"
-
-
-def _digest(ids: NDArray[np.uint32]) -> bytes:
-    return hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=16).digest()
+    def _entry(self, plan: Plan) -> Hashable:
+        """A name for the compressed entry that the target makes or finds; None, which is never held, where it drops no
+        KV. A later turn goes on with the entry of another prompt, which is not known here.
+        """
+        if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
+            return None
+        return self._prefixes.chain(plan.read_ids).name, bare(plan.decision.policy)

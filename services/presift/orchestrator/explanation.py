@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.spans import Span, covered
+from presift.orchestrator.candidates import Candidate
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.kept_kv import KeptKv
 
@@ -39,12 +40,14 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was decided and what became of the prompt. `text` is what characters are counted in, empty for token ids."""
+    """What was decided, among which routes, and what became of the prompt. `text` is what characters are counted in,
+    empty for token ids."""
 
     decision: Decision
     spans: list[ExplainedSpan]
     text: str = ""
     kept_kv: KeptKv | None = None
+    routes: tuple[Candidate, ...] = ()
 
 
 def explain(

@@ -14,7 +14,7 @@ from presift.orchestrator.request import Budget
 
 def forecast(choice: Choice, facts: Facts) -> Forecast:
     """What the choice is predicted to cost."""
-    return facts.outlook.forecast(work_of(choice, facts.prompt_tokens, facts.outlook))
+    return facts.outlook.forecast(work_of(choice, facts.prompt_tokens, facts.outlook), facts.max_new_tokens)
 
 
 def with_forecast(choice: Choice, budget: Budget, facts: Facts) -> Choice:
@@ -35,18 +35,20 @@ def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
     policy = choice.policy
     if policy is None:
         return Work(rest(prompt_tokens, outlook.cached_tokens), prompt_tokens, prompt_tokens)
-    known = dict(outlook.compressed).get(bare(policy))
+    known = dict(outlook.compressed).get(bare(policy)) if outlook.compressed else None
     draft = None if known is not None else draft_reading(policy, prompt_tokens)
     if isinstance(policy, SpecPc):
         return Work(rest(policy.capacity, known or 0), policy.capacity, policy.capacity, draft)
+    has_entry = bool(outlook.entries) and bare(policy) in outlook.entries
     if isinstance(policy, SpecKvPc):
-        work = _selected(policy.kv, policy.prompt.capacity, known or 0)
+        work = _selected(policy.kv, policy.prompt.capacity, known or 0, has_entry=has_entry)
         return replace(work, draft=draft)
     beside = None
     if draft is not None and outlook.reads_beside and choice.keep_full_prefix:
         beside = rest(prompt_tokens, outlook.cached_tokens)
     cached_tokens = outlook.cached_tokens if beside is None else prompt_tokens - 1
-    return replace(_selected(policy, prompt_tokens, cached_tokens), draft=draft, beside=beside)
+    work = _selected(policy, prompt_tokens, cached_tokens, has_entry=has_entry)
+    return replace(work, draft=draft, beside=beside)
 
 
 def draft_reading(policy: Policy, prompt_tokens: int) -> Reading:
@@ -85,10 +87,12 @@ def reads_all(route: Route) -> bool:
     return route in (Route.FULL, Route.SPEC_KV)
 
 
-def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int) -> Work:
-    """Reading, and then choosing KV by a lookahead that is read too."""
-    reading = rest(read_tokens + policy.lookahead_tokens, cached_tokens)
+def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int, *, has_entry: bool) -> Work:
+    """Reading, and then choosing KV by a lookahead that is read too; of an entry only the final token is read."""
     held = min(policy.capacity + 1, read_tokens)
+    if has_entry:
+        return Work(rest(held, held), read_tokens, held)
+    reading = rest(read_tokens + policy.lookahead_tokens, cached_tokens)
     return Work(reading, read_tokens, held, scoring=scoring_reading(policy, read_tokens))
 
 

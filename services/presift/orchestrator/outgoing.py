@@ -7,6 +7,7 @@ from typing import Any
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.decision import CacheUse, Decision
 from presift.orchestrator.explanation import ExplainedSpan, Explanation
+from presift.orchestrator.forecast_wire import routes_to_wire
 from presift.orchestrator.guard.switches import Quality
 from presift.orchestrator.pipeline import Delta, Event, Report
 from presift.orchestrator.policy_file import PolicyFile
@@ -86,6 +87,7 @@ def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainRes
         kv_mask=None if kept_kv is None else wire.kv_mask_to_wire(kept_kv.mask),
         target_coverage=None if kept_kv is None else kept_kv.coverage,
         text=explanation.text,
+        routes=routes_to_wire(explanation.routes, explanation.decision.route),
     )
 
 

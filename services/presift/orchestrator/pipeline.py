@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from presift.core.errors import TargetUnavailable
+from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
 from presift.orchestrator.economy import Answered
@@ -20,6 +21,7 @@ from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
+from presift.orchestrator.speeds import StageSpeed
 from presift.orchestrator.tokenizer import PromptTokenizer
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import tracer
@@ -58,6 +60,7 @@ class Pipeline:
         *,
         salt: str = "",
         guard: Guard | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self._planner = planner
         self._tokenizer = tokenizer
@@ -66,6 +69,7 @@ class Pipeline:
         self._salt = salt
         self.guard = Guard() if guard is None else guard
         self._kept_kv = KeptKvReader(target, salt)
+        self._calibration = calibration
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
         """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
@@ -86,10 +90,12 @@ class Pipeline:
 
     async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
         """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
+        self._caller_is_here()
         return await self._planner.plan(request, self.target_info(), time_left_s)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
+        self._caller_is_here()
         with self.guard.calm.stirred():
             plan = await self._planner.explain(request, self.target_info())
             kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
@@ -97,7 +103,11 @@ class Pipeline:
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
         spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
-        return Explanation(plan.decision, spans, text, kept_kv)
+        return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
+
+    def learnt_speeds(self) -> list[StageSpeed]:
+        """What was learnt of the stages."""
+        return self._planner.economy.learnt()
 
     def target_info(self) -> TargetInfo:
         """Raises TargetUnavailable before the target has answered once."""
@@ -113,14 +123,20 @@ class Pipeline:
         else:
             self.guard.offer(sample)
 
+    def _caller_is_here(self) -> None:
+        if self._calibration is not None:
+            self._calibration.stop()
+
     async def _decode(
         self, plan: Plan, request: Request, left_s: float | None, started: float
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
-        economy, ttft_ms = self._planner.economy, 0.0
+        economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
         # Not made current: an async generator's context is its consumer's.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
-        with span, economy.reading.working(predicted_ms(plan)) as turn:
+        decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
+        held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
+        with span, held, economy.reading.working(predicted_ms(plan)) as turn:
             stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
@@ -131,10 +147,11 @@ class Pipeline:
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
                         _count(plan.decision, event)
-                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone))
+                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone, tuple(answer)))
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
+                        answer += event
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
 
@@ -142,6 +159,11 @@ class Pipeline:
 def predicted_ms(plan: Plan) -> float:
     """The target's part of the forecast, where there is one."""
     return 0.0 if plan.decision.forecast is None else plan.decision.forecast.target_ms
+
+
+def step_ms(plan: Plan) -> float:
+    """What a decode step is predicted to take."""
+    return 0.0 if plan.decision.forecast is None else plan.decision.forecast.step_ms
 
 
 def _count(decision: Decision, usage: Usage) -> None:

@@ -11,7 +11,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import SpecKv
 from presift.core.spans import must_keep
-from presift.orchestrator.candidates import Question
+from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.coverage import Ask, settled
@@ -82,8 +82,8 @@ class Planner:
         return plan
 
     async def explain(self, request: Request, target: TargetInfo) -> Plan:
-        """The same plan with importance, always from the draft; a later turn that goes on with an earlier selection has
-        none. Here the draft's trouble is an error.
+        """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
+        on with an earlier selection has neither. Here the draft's trouble is an error.
         """
         case = await self._read(request, target)
         return self._continued(case) or await self._explained(case)
@@ -153,7 +153,8 @@ class Planner:
         async def explained(choice: Choice) -> tuple[Plan, Choice]:
             return await self._seen(choice, case), choice
 
-        return await self._settled(case, explained)
+        routes = tuple(candidates(self._question(case)))
+        return replace(await self._settled(case, explained), routes=routes)
 
     async def _settled(self, case: _Case, ask: Ask) -> Plan:
         question = self._question(case)

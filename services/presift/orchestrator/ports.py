@@ -55,12 +55,21 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TargetLoad:
+    """How busy a target said it was: requests that run and that wait, KV slots that no running request holds."""
+
+    running: int
+    waiting: int
+    free_kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
 
-    The last five are of routes that drop KV: whether the compressed entry was found, the time spent on choosing and on
-    copying, the share of the scoring queries' attention on what was kept (None where nothing was scored), and what was
-    kept, where that was asked for and chosen in this call.
+    `replica` names the process that answered. The five before it are of routes that drop KV: whether the compressed
+    entry was found, the time spent on choosing and on copying, the share of the scoring queries' attention on what
+    was kept (None where nothing was scored), and what was kept, where that was asked for and chosen in this call.
     """
 
     prompt_tokens: int
@@ -74,17 +83,21 @@ class Usage:
     publish_ms: float = 0.0
     coverage: float | None = None
     kv_mask: KvMask | None = None
+    replica: str = ""
+    load: TargetLoad | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """The target's model, the routes that its running engine supports, and why it does not support others."""
+    """The target's model, the routes that its running engine supports, and why it does not support others; the process
+    that said so."""
 
     model: ModelInfo
     supported: frozenset[Route]
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
+    replica: str = ""
 
 
 class Target(Protocol):

@@ -1,14 +1,16 @@
 """Prefixes: how much of a prompt a target's radix cache is expected to hold, from our own traffic and what came back.
 
-Prompts are remembered as chains of block hashes, never as tokens. How long a target holds a prompt is not said by
-anyone: it is believed to hold whatever it read since, until it is seen to have dropped something that was younger.
+Prompts are remembered as chains of block hashes, never as tokens. Hashes are Python's own, keyed anew in each process:
+no caller can make two prompts meet, and if two did, a prediction would be wrong and nothing else. How long a target
+holds a prompt is not said by anyone: it is believed to hold whatever it read since, until it is seen to have dropped
+something that was younger.
 """
 
 from __future__ import annotations
 
-import hashlib
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 
 BLOCK_TOKENS = 64
 PAGE_BLOCKS = 16
+# Prompts whose hashes are kept; one request asks for its prompt's several times.
+KEPT_CHAINS = 32
 # What a target that dropped something is believed to hold from now on, of the tokens read since that was last read.
 _SHRINK = 0.9
 
@@ -31,20 +35,27 @@ class Chain:
     def __init__(self, token_ids: NDArray[np.uint32], salt: bytes) -> None:
         self.tokens = int(token_ids.size)
         self.blocks = self.tokens // BLOCK_TOKENS
-        self._bytes = token_ids.astype("<u4").tobytes()
-        self._pages = [_hash(salt)]
-        self._hashes: dict[int, bytes] = {}
+        self._ids = token_ids
+        self._pages = [hash(salt)]
+        self._hashes: dict[int, int] = {}
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[int]:
         return (self.block(index) for index in range(self.blocks))
 
-    def page(self, index: int) -> bytes:
+    @property
+    def name(self) -> int:
+        """The hash of the whole prompt."""
+        # What is left behind the last page is less than a page.
+        pages = self.blocks // PAGE_BLOCKS
+        return self._next(self.page(pages), pages, PAGE_BLOCKS)
+
+    def page(self, index: int) -> int:
         """The hash of the first `index` pages."""
         while len(self._pages) <= index:
             self._pages.append(self._next(self._pages[-1], len(self._pages) - 1, PAGE_BLOCKS))
         return self._pages[index]
 
-    def block(self, index: int) -> bytes:
+    def block(self, index: int) -> int:
         """The hash of the first `index + 1` blocks."""
         if index not in self._hashes:
             page, within = divmod(index, PAGE_BLOCKS)
@@ -52,30 +63,30 @@ class Chain:
             self._hashes[index] = self._next(before, index, 1)
         return self._hashes[index]
 
-    def _next(self, before: bytes, index: int, blocks: int) -> bytes:
-        size = 4 * BLOCK_TOKENS * blocks
-        return _hash(before + self._bytes[index * size : (index + 1) * size])
+    def _next(self, before: int, index: int, blocks: int) -> int:
+        size = BLOCK_TOKENS * blocks
+        return hash((before, self._ids[index * size : (index + 1) * size].tobytes()))
 
 
 @dataclass(slots=True)
 class _Held:
     """What one target read: block -> the count of tokens that it had read by then. `holds_tokens`: as believed."""
 
-    blocks: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
+    blocks: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
     read_tokens: int = 0
     holds_tokens: float = inf
 
-    def age(self, block: bytes) -> float:
+    def age(self, block: Hashable) -> float:
         """Tokens read since this block was; inf where it never was."""
         read_by = self.blocks.get(block)
         return inf if read_by is None else self.read_tokens - read_by
 
-    def touch(self, block: bytes) -> None:
+    def touch(self, block: Hashable) -> None:
         """The target has just read it."""
         self.blocks[block] = self.read_tokens
         self.blocks.move_to_end(block)
 
-    def has(self, block: bytes) -> bool:
+    def has(self, block: Hashable) -> bool:
         """Whether the target is believed to hold it still."""
         read_by = self.blocks.get(block)
         return read_by is not None and self.read_tokens - read_by <= self.holds_tokens
@@ -89,26 +100,31 @@ class Prefixes:
         self._targets = targets
         self._salt = salt.encode()
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._chains: OrderedDict[int, tuple[NDArray[np.uint32], Chain]] = OrderedDict()
 
     def chain(self, token_ids: NDArray[np.uint32]) -> Chain:
-        """The prompt as all questions here take it."""
-        return Chain(token_ids, self._salt)
+        """The prompt as all questions here take it. The array must not change: it is known again by its identity."""
+        known = self._chains.get(id(token_ids))
+        if known is None:  # an identity is not given anew while its array is held here
+            known = self._chains[id(token_ids)] = token_ids, Chain(token_ids, self._salt)
+            if len(self._chains) > KEPT_CHAINS:
+                self._chains.popitem(last=False)
+        return known[1]
 
     def expected(self, target: str, chain: Chain) -> int:
         """The tokens of this prompt's beginning that the target is expected to hold, in whole blocks."""
         held = self._held.get(target)
         if held is None:
             return 0
-        pages = 0
-        while (pages + 1) * PAGE_BLOCKS <= chain.blocks and held.has(chain.page(pages + 1)):
-            pages += 1
-        rest = (chain.block(index) for index in range(pages * PAGE_BLOCKS, chain.blocks))
-        return (pages * PAGE_BLOCKS + _leading(held, rest)) * BLOCK_TOKENS
+        pages = _leading(held, chain.blocks // PAGE_BLOCKS, lambda index: chain.page(index + 1))
+        first = pages * PAGE_BLOCKS
+        rest = _leading(held, min(PAGE_BLOCKS, chain.blocks - first), lambda index: chain.block(first + index))
+        return (first + rest) * BLOCK_TOKENS
 
-    def expected_of(self, target: str, blocks: Sequence[bytes]) -> int:
+    def expected_of(self, target: str, blocks: Sequence[Hashable]) -> int:
         """The same of a chain's blocks that were kept."""
         held = self._held.get(target)
-        return 0 if held is None else _leading(held, blocks) * BLOCK_TOKENS
+        return 0 if held is None else _leading(held, len(blocks), blocks.__getitem__) * BLOCK_TOKENS
 
     def learn(self, target: str, chain: Chain, cached_tokens: int) -> None:
         """The target had `cached_tokens` of this prompt before it read the rest. Call before `remember`."""
@@ -126,10 +142,27 @@ class Prefixes:
                 held.holds_tokens = age * _SHRINK - 1  # below 0: it holds nothing at all
                 return
 
+    def learn_entry(self, target: str, name: Hashable, *, was_found: bool) -> None:
+        """Whether the target had a compressed entry. Call before `remember_entry`."""
+        held = self._held.get(target)
+        age = inf if held is None else held.age(name)
+        if held is None or age == inf:
+            return
+        if was_found:
+            held.holds_tokens = max(held.holds_tokens, age)
+        elif age <= held.holds_tokens:
+            held.holds_tokens = age * _SHRINK - 1
+
+    def remember_entry(self, target: str, name: Hashable, new_tokens: int) -> None:
+        """The target has used a compressed entry, for which it wrote `new_tokens`; ask `expected_of` for it."""
+        held = self._holder(target)
+        held.read_tokens += new_tokens
+        held.touch(name)
+        self._forget(held)
+
     def remember(self, target: str, chain: Chain, cached_tokens: int = 0) -> None:
         """The target has read this prompt; all but `cached_tokens` were new to it."""
-        held = self._held.setdefault(target, _Held())
-        self._held.move_to_end(target)
+        held = self._holder(target)
         held.read_tokens += max(0, chain.tokens - cached_tokens)
         # The beginning last: what is forgotten first are the ends, as without its beginning an end is worth nothing.
         for index in reversed(range(min(chain.blocks, self._blocks))):
@@ -137,21 +170,25 @@ class Prefixes:
             if within == 0:
                 held.touch(chain.page(pages))
             held.touch(chain.block(index))
-        while len(held.blocks) > self._blocks:
-            held.blocks.popitem(last=False)
+        self._forget(held)
+
+    def _holder(self, target: str) -> _Held:
+        held = self._held.setdefault(target, _Held())
+        self._held.move_to_end(target)
         while len(self._held) > self._targets:
             self._held.popitem(last=False)
+        return held
+
+    def _forget(self, held: _Held) -> None:
+        while len(held.blocks) > self._blocks:
+            held.blocks.popitem(last=False)
 
 
-def _leading(held: _Held, blocks: Iterable[bytes]) -> int:
-    """How many of the blocks, from the first on, are held."""
-    count = 0
-    for block in blocks:
-        if not held.has(block):
-            break
-        count += 1
-    return count
+def _leading(held: _Held, count: int, block: Callable[[int], Hashable]) -> int:
+    """How many of `count` blocks, from the first on, are held.
 
-
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    Whoever read a block read all before it, and what was read first is forgotten last: all that are held lie in front.
+    """
+    if count < 1 or not held.has(block(0)):
+        return 0
+    return bisect_left(range(count), True, key=lambda index: not held.has(block(index)))

@@ -22,6 +22,9 @@ class Queue:
     def __init__(self) -> None:
         self._turns: list[Turn] = []
 
+    def __len__(self) -> int:
+        return len(self._turns)
+
     @property
     def wait_ms(self) -> float:
         """The work before whoever comes now; the first is half done, on the average."""

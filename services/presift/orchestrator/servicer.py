@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from presift.orchestrator.explanation import Detail
+from presift.orchestrator.forecast_wire import speed_to_wire
 from presift.orchestrator.incoming import (
     budget_from_wire,
     kv_options_from_wire,
@@ -74,4 +75,5 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             compress_above_tokens=self._terms.table.compress_above_tokens(target.model.id),
             policy_file=policy_file_to_wire(self._terms.file),
             route_quality=[quality_to_wire(each) for each in self._pipeline.guard.qualities()],
+            speeds=[speed_to_wire(speed) for speed in self._pipeline.learnt_speeds()],
         )

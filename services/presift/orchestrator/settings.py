@@ -92,6 +92,10 @@ class OrchestratorSettings(ServiceSettings):
     learn_speeds: Annotated[bool, Field(description="predict from the stages' own timings, not from seeds alone")] = (
         True
     )
+    calibrate: Annotated[
+        bool, Field(description="time a few made-up prompts after the start, until a caller comes")
+    ] = True
+    calibration_limit_s: Annotated[float, Field(gt=0, description="seconds after which calibration ends")] = 20.0
     prefix_memory: Annotated[int, Field(ge=0, description="prompt tokens to know of in the target's cache")] = 4_194_304
     turn_memory: Annotated[int, Field(ge=0, description="KV selections that later turns may go on with")] = 1024
     policy_file: Annotated[

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.orchestrator.costs import DECODING_SEED, DRAFT_SEED, SCORING_SEED, TARGET_SEED, Curve, Reading, Speeds
+from presift.orchestrator.places import parts_of
 
 KEPT_OBSERVATIONS = 64
 KEPT_MODELS = 64
@@ -24,6 +26,16 @@ _PRIOR = 0.3
 _CLIP = 0.15
 _ROUNDS = 4
 SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SCORING_SEED, "decoding": DECODING_SEED}
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpeed:
+    """What was learnt of a stage at a place (`places`). `contention` as in `Speeds`, 0 but for the draft."""
+
+    stage: str
+    place: str
+    curve: Curve
+    contention: float = 0.0
 
 
 class LearntCurve:
@@ -64,29 +76,47 @@ def _bent(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class SpeedBook:
-    """Learnt curves by stage and model (name a replica in the key to keep it apart), the least recently used leave."""
+    """Learnt curves by stage and place (`places`), the least recently observed leave.
+
+    What was never observed at a replica is taken from the model's replica that was observed last.
+    """
 
     def __init__(self, models: int = KEPT_MODELS) -> None:
         self._models = models
         self._curves: OrderedDict[tuple[str, str], LearntCurve] = OrderedDict()
+        self._pairs: dict[tuple[str, str], Speeds] = {}  # as they are until the next observation
         self._contention: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
+        self._contended = 0.0
 
     def __len__(self) -> int:
         return len(self._curves)
 
     def speeds(self, draft: str, target: str) -> Speeds:
         """What is known of this pair."""
-        return Speeds(
-            draft=self._curve("draft", draft),
-            target=self._curve("target", target),
-            scoring=self._curve("scoring", target),
-            decoding=self._curve("decoding", target),
-            contention=median(self._contention) if self._contention else 0.0,
-        )
+        known = self._pairs.get((draft, target))
+        if known is None:
+            while len(self._pairs) >= self._models:
+                self._pairs.popitem()
+            known = self._pairs[draft, target] = Speeds(
+                draft=self._curve("draft", draft),
+                target=self._curve("target", target),
+                scoring=self._curve("scoring", target),
+                decoding=self._curve("decoding", target),
+                contention=self._contended,
+            )
+        return known
 
-    def observe(self, stage: str, model: str, reading: Reading, took_ms: float) -> None:
+    def learnt(self) -> list[StageSpeed]:
+        """All curves that rest on observations, the last observed last."""
+        return [
+            StageSpeed(stage, place, known.curve, self._contended if stage == "draft" else 0.0)
+            for (stage, place), known in self._curves.items()
+        ]
+
+    def observe(self, stage: str, place: str, reading: Reading, took_ms: float) -> None:
         """A timing of a stage: "draft", "target", "scoring" or "decoding"."""
-        key = stage, model
+        key = stage, place
+        self._pairs.clear()
         curve = self._curves.setdefault(key, LearntCurve(SEEDS[stage]))
         self._curves.move_to_end(key)
         while len(self._curves) > self._models:
@@ -98,13 +128,20 @@ class SpeedBook:
         shorter = min(draft_ms, target_ms)
         if shorter > 0.0:
             self._contention.append(min(1.0, max(0.0, (took_ms - max(draft_ms, target_ms)) / shorter)))
+            self._contended = median(self._contention)
+            self._pairs.clear()
 
-    def _curve(self, stage: str, model: str) -> Curve:
-        known = self._curves.get((stage, model))
-        return SEEDS[stage] if known is None else known.curve
+    def _curve(self, stage: str, place: str) -> Curve:
+        known = self._curves.get((stage, place))
+        return self._of_model(stage, parts_of(place)[0]) if known is None else known.curve
+
+    def _of_model(self, stage: str, model: str) -> Curve:
+        """The curve of any replica of it, the last observed one's."""
+        replicas = [key for key in self._curves if key[0] == stage and parts_of(key[1])[0] == model]
+        return self._curves[replicas[-1]].curve if replicas else SEEDS[stage]
 
 
-def calibrate(book: SpeedBook, stage: str, model: str, timings: Iterable[tuple[Reading, float]]) -> None:
-    """Learn from a series of timings, as warming up makes them: (reading, milliseconds)."""
+def calibrate(book: SpeedBook, stage: str, place: str, timings: Iterable[tuple[Reading, float]]) -> None:
+    """Learn from a series of timings, as calibration makes them: (reading, milliseconds)."""
     for reading, took_ms in timings:
-        book.observe(stage, model, reading, took_ms)
+        book.observe(stage, place, reading, took_ms)

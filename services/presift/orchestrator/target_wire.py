@@ -5,7 +5,7 @@ from __future__ import annotations
 from presift.core.errors import InvalidRequest, TargetUnavailable
 from presift.core.masks import KvMask
 from presift.core.plan import Route
-from presift.orchestrator.ports import FinishReason, TargetInfo, Usage
+from presift.orchestrator.ports import FinishReason, TargetInfo, TargetLoad, Usage
 from presift.orchestrator.request import Sampling
 from presift.rpc import wire
 from presift.v1 import target_pb2
@@ -38,6 +38,7 @@ def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo
         unsupported=_reasons(reply),
         kv_page_tokens=reply.kv_page_tokens or 1,
         kv_pool_tokens=reply.kv_pool_tokens,
+        replica=reply.replica,
     )
 
 
@@ -59,7 +60,13 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         publish_ms=usage.publish_ms,
         coverage=usage.coverage if usage.HasField("coverage") else None,
         kv_mask=_kv_mask(usage) if usage.HasField("kv_mask") else None,
+        replica=usage.replica,
+        load=_load(usage.load) if usage.HasField("load") else None,
     )
+
+
+def _load(load: target_pb2.TargetLoad) -> TargetLoad:
+    return TargetLoad(load.running, load.waiting, load.free_kv_tokens)
 
 
 def _kv_mask(usage: target_pb2.TargetUsage) -> KvMask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,19 @@ from presift.core.errors import TargetUnavailable
 from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
-from presift.target.engine import Engine, EngineInfo, Event, Finished, FinishReason, GenerateRequest, Sampling, Tokens
+from presift.target.engine import (
+    Engine,
+    EngineInfo,
+    EngineLoad,
+    Event,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    Sampling,
+    Tokens,
+)
 
+ECHO_KV_TOKENS = 65_536
 ECHO_MODEL = ModelInfo(
     id="echo", revision="1", tokenizer_fingerprint="", context_tokens=4096, layers=1, kv_heads=1, vocabulary_size=512
 )
@@ -54,7 +66,7 @@ class EchoEngine(Engine):
         self._info = EngineInfo("echo 1", model, routes, can_stop_at_strings, unsupported, kv_page_tokens)
         self._eos_token_id = eos_token_id
         self._slots = asyncio.Semaphore(max_running)
-        self._running = 0
+        self._running = self._waiting = self._held_tokens = 0
         self._seen: dict[str, list[list[int]]] = {}
         self._entries: set[tuple[Any, ...]] = set()
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -67,6 +79,10 @@ class EchoEngine(Engine):
     def running_requests(self) -> int:
         return self._running
 
+    def load(self) -> EngineLoad:
+        """Every running request holds as many of ECHO_KV_TOKENS slots as its prompt has tokens."""
+        return EngineLoad(self._running - self._waiting, self._waiting, ECHO_KV_TOKENS - self._held_tokens)
+
     async def start(self) -> None:
         """Nothing to load."""
 
@@ -74,7 +90,7 @@ class EchoEngine(Engine):
         self._running += 1
         finished = False
         try:
-            async with self._slots:
+            async with self._slot(int(request.token_ids.size)):
                 async for event in self._answer(request):
                     finished = isinstance(event, Finished)
                     yield event
@@ -92,6 +108,20 @@ class EchoEngine(Engine):
         """From now on every request fails, running ones too."""
         if not self._death.done():
             self._death.set_result(reason)
+
+    @asynccontextmanager
+    async def _slot(self, tokens: int) -> AsyncGenerator[None, None]:
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        self._held_tokens += tokens
+        try:
+            yield
+        finally:
+            self._held_tokens -= tokens
+            self._slots.release()
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         prompt = request.token_ids.tolist()

@@ -116,6 +116,15 @@ class EngineInfo:
     kv_pool_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is: requests that run and that wait, and KV slots that no running request holds."""
+
+    running: int
+    waiting: int
+    free_kv_tokens: int
+
+
 class Engine(Protocol):
     """An engine is started once and stopped once; `info` may be read from its start on."""
 
@@ -125,6 +134,9 @@ class Engine(Protocol):
     @property
     def running_requests(self) -> int:
         """Requests inside the engine, waiting ones included; an aborted one counts until the engine let go of it."""
+
+    def load(self) -> EngineLoad | None:
+        """What is known of its load without asking, None where nothing is. Answering must not wait for it."""
 
     async def start(self) -> None:
         """Load the model. Raises TargetUnavailable."""

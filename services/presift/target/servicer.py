@@ -5,8 +5,10 @@ rpc/interceptor.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -16,6 +18,7 @@ from presift.rpc import metrics, wire
 from presift.rpc.telemetry import span
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
+from presift.target.load_meter import LoadMeter
 from presift.v1 import target_pb2, target_pb2_grpc
 
 _REASONS = {
@@ -29,6 +32,9 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
+        # Behind one address there may be several of us: speeds and prefixes are not to be mixed.
+        self._replica = uuid.uuid4().hex
+        self._meter = LoadMeter()
         self._engine: Engine | None = None
 
     def use(self, engine: Engine) -> None:
@@ -48,7 +54,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 async with aclosing(engine.generate(parsed)) as events:
                     async for event in events:
                         finished = isinstance(event, Finished)
-                        yield _response(event, clock)
+                        yield self._response(event, clock, engine)
             finally:
                 if not finished:
                     metrics.count("presift.target.aborted")
@@ -83,7 +89,24 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             ],
             kv_page_tokens=engine.info.kv_page_tokens,
             kv_pool_tokens=engine.info.kv_pool_tokens,
+            replica=self._replica,
+            load=self._load(engine),
         )
+
+    def _load(self, engine: Engine) -> target_pb2.TargetLoad | None:
+        load = self._meter.of(engine)
+        return None if load is None else target_pb2.TargetLoad(**asdict(load))
+
+    def _response(
+        self, event: Tokens | Finished, clock: _Clock, engine: Engine
+    ) -> target_pb2.TargetServiceGenerateResponse:
+        clock.first_token()
+        if isinstance(event, Tokens):
+            delta = target_pb2.TokenDelta(token_ids=event.token_ids)
+            return target_pb2.TargetServiceGenerateResponse(delta=delta)
+        usage = _usage(event, clock, self._replica, self._load(engine))
+        _record(usage)
+        return target_pb2.TargetServiceGenerateResponse(usage=usage)
 
     def _ready(self) -> Engine:
         if self._engine is None:
@@ -122,17 +145,7 @@ def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> Gener
     return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
 
 
-def _response(event: Tokens | Finished, clock: _Clock) -> target_pb2.TargetServiceGenerateResponse:
-    clock.first_token()
-    if isinstance(event, Tokens):
-        delta = target_pb2.TokenDelta(token_ids=event.token_ids)
-        return target_pb2.TargetServiceGenerateResponse(delta=delta)
-    usage = _usage(event, clock)
-    _record(usage)
-    return target_pb2.TargetServiceGenerateResponse(usage=usage)
-
-
-def _usage(event: Finished, clock: _Clock) -> target_pb2.TargetUsage:
+def _usage(event: Finished, clock: _Clock, replica: str, load: target_pb2.TargetLoad | None) -> target_pb2.TargetUsage:
     return target_pb2.TargetUsage(
         prompt_tokens=event.prompt_tokens,
         kv_tokens=event.kv_tokens,
@@ -147,6 +160,8 @@ def _usage(event: Finished, clock: _Clock) -> target_pb2.TargetUsage:
         publish_ms=event.publish_ms,
         coverage=event.coverage,
         kv_mask=None if event.kv_mask is None else wire.kv_mask_to_wire(event.kv_mask),
+        load=load,
+        replica=replica,
     )
 
 

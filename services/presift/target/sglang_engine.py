@@ -18,7 +18,7 @@ from presift.core.errors import TargetUnavailable
 from presift.core.plan import ModelInfo, Route
 from presift.models.torchvision_ops import declare_missing
 from presift.target import sglang_processes
-from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
+from presift.target.engine import Engine, EngineInfo, EngineLoad, Event, GenerateRequest
 from presift.target.sglang_arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang_messages import AnswerReader, to_sglang
 from presift.target.sglang_plugin.parameters import KEY
@@ -63,6 +63,14 @@ class SglangEngine(Engine):
         """
         load = self._manager.load_snapshot_reader.read_all()[0]
         return load.num_running_reqs, load.num_waiting_reqs, load.num_used_tokens
+
+    def load(self) -> EngineLoad | None:
+        # Shared memory: nothing is asked of the scheduler. It holds nothing before the first batch.
+        loads = self._manager.load_snapshot_reader.read_all()
+        if not loads:
+            return None
+        free_tokens = max(0, loads[0].max_total_num_tokens - loads[0].num_used_tokens)
+        return EngineLoad(loads[0].num_running_reqs, loads[0].num_waiting_reqs, free_tokens)
 
     async def plugin_state(self) -> dict[str, Any]:
         """What the plugin counts in the scheduler process: its side state and the KV slots of the pool."""

@@ -269,18 +269,44 @@ class ExplainRequest(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ..., include_kv_mask: _Optional[bool] = ..., span_per_token: _Optional[bool] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("decision", "spans", "kv_mask", "target_coverage", "text")
+    __slots__ = ("decision", "spans", "kv_mask", "target_coverage", "text", "routes")
     DECISION_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     KV_MASK_FIELD_NUMBER: _ClassVar[int]
     TARGET_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
     decision: Decision
     spans: _containers.RepeatedCompositeFieldContainer[ExplainedSpan]
     kv_mask: _plan_pb2.KvMask
     target_coverage: float
     text: str
-    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[ExplainedSpan, _Mapping]]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., target_coverage: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
+    routes: _containers.RepeatedCompositeFieldContainer[RouteForecast]
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[ExplainedSpan, _Mapping]]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., target_coverage: _Optional[float] = ..., text: _Optional[str] = ..., routes: _Optional[_Iterable[_Union[RouteForecast, _Mapping]]] = ...) -> None: ...
+
+class RouteForecast(_message.Message):
+    __slots__ = ("route", "ttft_ms", "draft_ms", "target_ms", "step_ms", "read_tokens", "kv_tokens", "met", "why_not", "chosen")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MS_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    READ_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
+    WHY_NOT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    route: _plan_pb2.Route
+    ttft_ms: float
+    draft_ms: float
+    target_ms: float
+    step_ms: float
+    read_tokens: int
+    kv_tokens: int
+    met: bool
+    why_not: str
+    chosen: bool
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., ttft_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., target_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., read_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., met: _Optional[bool] = ..., why_not: _Optional[str] = ..., chosen: _Optional[bool] = ...) -> None: ...
 
 class ExplainedSpan(_message.Message):
     __slots__ = ("tokens", "characters", "kept", "protected", "importance", "kept_share")
@@ -303,20 +329,22 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "route_quality", "policy_file")
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     COMPRESS_ABOVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_QUALITY_FIELD_NUMBER: _ClassVar[int]
     POLICY_FILE_FIELD_NUMBER: _ClassVar[int]
     draft: _plan_pb2.ModelInfo
     target: _plan_pb2.ModelInfo
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
     compress_above_tokens: int
+    speeds: _containers.RepeatedCompositeFieldContainer[StageSpeed]
     route_quality: _containers.RepeatedCompositeFieldContainer[RouteQuality]
     policy_file: PolicyFile
-    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ...) -> None: ...
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ...) -> None: ...
 
 class PolicyFile(_message.Message):
     __slots__ = ("digest", "loaded_at")
@@ -347,3 +375,25 @@ class RouteQuality(_message.Message):
     switched_off: bool
     since: _timestamp_pb2.Timestamp
     def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class StageSpeed(_message.Message):
+    __slots__ = ("stage", "model", "replica", "call_ms", "token_ms", "megapair_ms", "step_ms", "observations", "contention")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    CALL_MS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    MEGAPAIR_MS_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    CONTENTION_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    model: str
+    replica: str
+    call_ms: float
+    token_ms: float
+    megapair_ms: float
+    step_ms: float
+    observations: int
+    contention: float
+    def __init__(self, stage: _Optional[str] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., call_ms: _Optional[float] = ..., token_ms: _Optional[float] = ..., megapair_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., observations: _Optional[int] = ..., contention: _Optional[float] = ...) -> None: ...

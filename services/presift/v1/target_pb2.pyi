@@ -98,7 +98,7 @@ class TokenDelta(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetUsage(_message.Message):
-    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask")
+    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask", "load", "replica")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,8 @@ class TargetUsage(_message.Message):
     PUBLISH_MS_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     KV_MASK_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kv_tokens: int
     cached_tokens: int
@@ -123,14 +125,26 @@ class TargetUsage(_message.Message):
     publish_ms: float
     coverage: float
     kv_mask: _plan_pb2.KvMask
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ...) -> None: ...
+    load: TargetLoad
+    replica: str
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., load: _Optional[_Union[TargetLoad, _Mapping]] = ..., replica: _Optional[str] = ...) -> None: ...
+
+class TargetLoad(_message.Message):
+    __slots__ = ("running", "waiting", "free_kv_tokens")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    FREE_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    waiting: int
+    free_kv_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_kv_tokens: _Optional[int] = ...) -> None: ...
 
 class TargetServiceGetInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class TargetServiceGetInfoResponse(_message.Message):
-    __slots__ = ("model", "engine", "supported_routes", "running_requests", "unsupported_routes", "kv_page_tokens", "kv_pool_tokens")
+    __slots__ = ("model", "engine", "supported_routes", "running_requests", "unsupported_routes", "kv_page_tokens", "kv_pool_tokens", "load", "replica")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +152,8 @@ class TargetServiceGetInfoResponse(_message.Message):
     UNSUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     KV_PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_POOL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     model: _plan_pb2.ModelInfo
     engine: str
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
@@ -145,7 +161,9 @@ class TargetServiceGetInfoResponse(_message.Message):
     unsupported_routes: _containers.RepeatedCompositeFieldContainer[UnsupportedRoute]
     kv_page_tokens: int
     kv_pool_tokens: int
-    def __init__(self, model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., engine: _Optional[str] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., running_requests: _Optional[int] = ..., unsupported_routes: _Optional[_Iterable[_Union[UnsupportedRoute, _Mapping]]] = ..., kv_page_tokens: _Optional[int] = ..., kv_pool_tokens: _Optional[int] = ...) -> None: ...
+    load: TargetLoad
+    replica: str
+    def __init__(self, model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., engine: _Optional[str] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., running_requests: _Optional[int] = ..., unsupported_routes: _Optional[_Iterable[_Union[UnsupportedRoute, _Mapping]]] = ..., kv_page_tokens: _Optional[int] = ..., kv_pool_tokens: _Optional[int] = ..., load: _Optional[_Union[TargetLoad, _Mapping]] = ..., replica: _Optional[str] = ...) -> None: ...
 
 class UnsupportedRoute(_message.Message):
     __slots__ = ("route", "reason")

@@ -12,10 +12,12 @@ from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
+from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.drafting import Drafter
+from presift.orchestrator.economy import Economy
 from presift.orchestrator.guard.answers import Answers
 from presift.orchestrator.guard.guard import Guard
 from presift.orchestrator.guard.samples import Sampler
@@ -103,6 +105,7 @@ class Options:
     draft_tokenizer: Tokenizer | None = None  # the draft's, where it has another vocabulary
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
+    calibration_limit_s: float = 20.0
 
 
 class House:
@@ -130,6 +133,7 @@ class House:
         self.ports = {"draft": draft_port, "target": target_port}
         if not self.options.draft_up:
             await self.draft_server.grpc.stop(0)
+        self.ports = {"draft": draft_port, "target": target_port}
         self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)
         self.remote_target = RemoteTarget(f"127.0.0.1:{target_port}", 2**20)
         self.scorer, foreign = self.remote_draft, ""
@@ -150,7 +154,11 @@ class House:
         compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s, salt=salt)
         terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
-        economy, switches = self.options.economy, Switches(self.options.thresholds)
+        economy = self.options.economy or Economy(learns=False, reads_beside=prefiller is not None)
+        defaults, limit_s, target = self.options.defaults, self.options.calibration_limit_s, self.remote_target
+        self.calibration = Calibration(self.remote_draft, target, self.models, defaults, economy, limit_s=limit_s)
+        switches = Switches(self.options.thresholds)
+        self._exit.push_async_callback(self.calibration.aclose)
         planner = Planner(
             tokenizer,
             self.models,
@@ -162,12 +170,18 @@ class House:
             switches=switches,
         )
         drafter = Drafter(self.models, compressor)
-        answers = Answers(
-            self.remote_target, drafter, compressor, planner.economy, defaults=self.options.defaults, salt=salt
-        )
+        answers = Answers(target, drafter, compressor, economy, defaults=defaults, salt=salt)
         self.guard = Guard(answers.compare, self.options.sampler, switches)
         self._exit.push_async_callback(self.guard.aclose)
-        pipeline = Pipeline(planner, tokenizer, self.models, self.remote_target, salt=salt, guard=self.guard)
+        pipeline = Pipeline(
+            planner,
+            tokenizer,
+            self.models,
+            self.remote_target,
+            salt=salt,
+            guard=self.guard,
+            calibration=self.calibration,
+        )
         return OrchestratorServicer(pipeline, self.models, terms)
 
     async def _serve(self, server):

@@ -10,6 +10,7 @@ import pytest
 
 from presift.cli.heat import printable
 from presift.cli.page import page_of
+from presift_client import RouteForecast
 
 
 class Page(HTMLParser):
@@ -132,3 +133,13 @@ def test_a_long_prompt_makes_a_light_page_quickly(explained):
     text = page_of(told)
     assert time.perf_counter() - started < 3 and len(text) < 1_000_000
     assert Page(text).text == "word " * 6000
+
+
+def test_the_routes_are_a_table_and_their_words_no_markup(explained):
+    evil = RouteForecast("full", False, "needs <script>alert(1)</script>", ttft_ms=4.0)
+    chosen = RouteForecast("spec_pc", True, is_chosen=True, read_tokens=1234)
+    page = Page(page_of(replace(explained(["a"]), routes=(evil, chosen))))
+    assert [values for tag, values in page.tags if tag == "tr"] == [{}, {}, {"class": "chosen"}]
+    assert "needs <script>alert(1)</script>" in page.words and "1,234" in page.words
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert "table" not in [tag for tag, _ in Page(page_of(explained(["a"]))).tags]

@@ -1,16 +1,23 @@
 """An explanation in the terminal."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from presift.cli.terminal import show, summary, text_of
+from presift_client import RouteForecast
+
+ROUTES = (
+    RouteForecast("full", False, "needs [b]4 ms[/b] of 3", ttft_ms=4.0, read_tokens=1234),
+    RouteForecast("spec_pc", True, is_chosen=True, ttft_ms=2.0, read_tokens=5),
+)
 
 
 def console(**options):
-    return Console(file=io.StringIO(), width=60, **options)
+    return Console(**{"file": io.StringIO(), "width": 60} | options)
 
 
 def shown(explanation, **options):
@@ -67,3 +74,10 @@ def test_strips_fit_the_width(explained, width):
     show(explained(["x"] * 500), into)
     strip = into.file.getvalue().splitlines()[1]
     assert len(strip) <= min(width, 111) and strip.startswith("importance ")
+
+
+def test_the_routes_are_a_table_and_their_words_no_markup(explained):
+    out = shown(replace(explained(["a"]), routes=ROUTES), width=120)
+    full, pc = (next(line for line in out.splitlines() if name in line and "│" in line) for name in ("full", "spec_pc"))
+    assert "1,234" in full and "[b]4 ms[/b]" in full and "->" not in full
+    assert "->" in pc and "met" in pc

@@ -4,6 +4,7 @@ import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client.explanation import ExplainedSpan, KvMask, explanation_of
+from presift_client.forecasts import RouteForecast
 from presift_client.requests import ExplainOptions, Options, explain_request
 
 
@@ -53,3 +54,13 @@ def test_every_field_of_the_contract_can_be_set():
     assert {field.name for field in orchestrator_pb2.ExplainRequest.DESCRIPTOR.fields} - whole <= options
     assert {field.name for field in orchestrator_pb2.Budget.DESCRIPTOR.fields} - {"auto_capacity"} <= options
     assert options - {"include_kv_mask", "span_per_token"} <= set(Options.__annotations__)
+
+
+def test_routes():
+    sent = [
+        orchestrator_pb2.RouteForecast(route=plan_pb2.ROUTE_SPEC_KV, why_not="is not served here"),
+        orchestrator_pb2.RouteForecast(route=plan_pb2.ROUTE_FULL, met=True, chosen=True, draft_ms=0.0, read_tokens=7),
+    ]
+    kv, full = explanation_of(orchestrator_pb2.ExplainResponse(routes=sent)).routes
+    assert kv == RouteForecast("spec_kv", False, "is not served here")
+    assert full == RouteForecast("full", True, is_chosen=True, draft_ms=0.0, read_tokens=7)

@@ -3,6 +3,7 @@
 import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift_client.forecasts import StageSpeed
 from presift_client.results import Delta, event_of, gather, info_of
 
 DECISION = orchestrator_pb2.GenerateResponse(
@@ -90,3 +91,11 @@ def test_half_an_answer_is_none(events):
 
 def test_deltas_are_values():
     assert event_of(delta("a", 1)) == Delta("a", (1,))
+
+
+def test_learnt_speeds():
+    sent = orchestrator_pb2.StageSpeed(
+        stage="draft", model="m@r", replica="a", token_ms=1.5, observations=3, contention=0.5
+    )
+    (speed,) = info_of(orchestrator_pb2.GetInfoResponse(speeds=[sent])).speeds
+    assert speed == StageSpeed("draft", "m@r", "a", 0.0, 1.5, 0.0, 0.0, 3, 0.5)

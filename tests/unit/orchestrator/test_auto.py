@@ -12,7 +12,7 @@ from presift.core.policies import KvSelection, SpecKv, SpecPc
 from presift.orchestrator.auto import less_lossy
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import ROUTE_ORDER, Choice, Defaults, Facts, Reason
-from presift.orchestrator.costs import Curve, Load, Outlook, Speeds
+from presift.orchestrator.costs import Answering, Curve, Load, Outlook, Speeds
 from presift.orchestrator.forecasting import bare, forecast
 from presift.orchestrator.request import Budget, KvOptions
 from presift.orchestrator.routing import choose
@@ -197,7 +197,7 @@ LIMITS = {
     "max_ttft_ms": st.none() | st.integers(1, 15_000),
 }
 ANY_FACTS = st.builds(
-    lambda tokens, must_keep, context, cached, routes, beside, call: replace(
+    lambda tokens, must_keep, context, cached, routes, beside, call, free, answers: replace(
         FACTS,
         prompt_tokens=tokens,
         must_keep=max(min(tokens, 10), min(must_keep, tokens)),
@@ -208,6 +208,8 @@ ANY_FACTS = st.builds(
             FACTS.outlook,
             cached_tokens=min(cached, tokens),
             reads_beside=beside,
+            free_kv_tokens=free,
+            answers=tuple(Answering(remaining_ms, kv_tokens) for remaining_ms, kv_tokens in answers),
             speeds=replace(SPEEDS, draft=replace(SPEEDS.draft, call_ms=call)),
         ),
     ),
@@ -219,6 +221,8 @@ ANY_FACTS = st.builds(
     routes=st.sampled_from([(), (PC,), (KV,), (PC, KV), (PC, KV, KV_PC)]),
     beside=st.booleans(),
     call=st.sampled_from([0.0, 500.0]),
+    free=st.none() | st.integers(0, 2000),
+    answers=st.lists(st.tuples(st.floats(0, 5000), st.integers(1, 800)), max_size=4),
 )
 
 
@@ -297,3 +301,38 @@ def test_going_up_the_order_ends(facts, least):
 def test_a_mask_of_the_draft_is_an_option_of_auto_too():
     choice = auto(options=KvOptions(selection=KvSelection.DRAFT_MASK), max_kv_tokens=500)
     assert choice.route is KV and choice.policy.selection is KvSelection.DRAFT_MASK
+
+
+def test_slots_that_others_hold_are_waited_for():
+    """The whole prompt and 50 tokens of answer do not fit into 800 slots, what is compressed does."""
+    busy = with_outlook(free_kv_tokens=800, answers=(Answering(4000.0, 600),))
+    assert forecast(auto(max_kv_tokens=1000), busy).ttft_ms == 14_000
+    assert auto(max_ttft_ms=10_000).route is FULL and auto(busy, max_ttft_ms=10_000).route is KV_PC
+
+
+@given(
+    limits=st.fixed_dictionaries(LIMITS),
+    facts=ANY_FACTS,
+    busier=st.tuples(st.floats(0, 5000), st.integers(0, 500)),
+    route=st.sampled_from(ROUTE_ORDER),
+)
+def test_more_load_is_never_sooner(limits, facts, busier, route):
+    wait_ms, taken = busier
+    outlook = facts.outlook
+    loaded = replace(
+        outlook,
+        load=replace(outlook.load, target_ms=outlook.load.target_ms + wait_ms),
+        free_kv_tokens=None if outlook.free_kv_tokens is None else max(0, outlook.free_kv_tokens - taken),
+    )
+    budget = replace(Budget(**limits), compress_above_tokens=0)
+    calm, busy = (
+        {
+            each.route: each
+            for each in candidates(Question(replace(budget, max_ttft_ms=None), KvOptions(), state, DEFAULTS))
+        }
+        for state in (facts, replace(facts, outlook=loaded))
+    )
+    if calm[route].forecast is None:
+        assert busy[route].forecast is None
+    else:
+        assert busy[route].forecast.ttft_ms >= calm[route].forecast.ttft_ms - 1e-6

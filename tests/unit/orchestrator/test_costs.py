@@ -109,3 +109,14 @@ def test_more_in_the_cache_is_never_later_and_a_longer_prompt_never_sooner(token
 
     assert ttft_ms(tokens, cached + more) <= ttft_ms(tokens, cached) + 1e-6
     assert ttft_ms(tokens + more, cached) >= ttft_ms(tokens, cached) - 1e-6
+
+
+def test_of_an_entry_only_the_final_token_is_read():
+    """The target reads one token behind the 49 kept; nothing is drafted, chosen or read beside."""
+    known = Outlook(SPEEDS, compressed=((bare(KV), 0),), entries=frozenset({bare(KV)}), reads_beside=True)
+    assert work(KV, Route.SPEC_KV, outlook=known) == Work(Reading(1, 49), 1000, 50)
+    assert known.forecast(work(KV, Route.SPEC_KV, outlook=known)).ttft_ms == 10
+    both = SpecKvPc(replace(PC, capacity=200), KV)
+    held = Outlook(compressed=((bare(both), 0),), entries=frozenset({bare(both)}))
+    assert work(both, Route.SPEC_KV_PC, outlook=held) == Work(Reading(1, 49), 200, 50)
+    assert work(replace(KV, capacity=60), Route.SPEC_KV, outlook=known).scoring is not None

@@ -144,3 +144,66 @@ def test_a_queue_by_hand():
 
 def test_curves_need_no_more_than_they_say():
     assert Curve(1.0, 2.0, 3.0).weights == (1.0, 2.0, 3.0, 0.0)
+
+
+def test_an_answer_is_part_of_the_next_prompt(economy):
+    economy.observe(replace(answered(plan()), token_ids=tuple(range(200))))
+    later = np.concatenate([IDS, np.arange(200, dtype=np.uint32), IDS[:50]])
+    other = np.concatenate([IDS, np.arange(1, 201, dtype=np.uint32)])
+    expected = [economy.outlook(ids, TARGET, DRAFT).cached_tokens for ids in (later, later[:2199], IDS, other)]
+    # 2,000 + 199 tokens: the last one of an answer is never read.
+    assert expected == [2176, 2176, 1984, 1984]
+
+
+def selected(usage=USAGE, **changes):
+    given = {"cache": CacheUse.MISS, "draft_ms": 9.0} | changes
+    usage = replace(usage, kv_tokens=201, score_ms=40.0, publish_ms=10.0)
+    return answered(plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1, 2)), **given), usage)
+
+
+def test_an_entry_of_the_target_is_known_until_it_is_seen_to_be_gone(economy):
+    answer = selected()
+    economy.drafted(IDS, answer.plan)
+    assert outlook(economy).entries == frozenset() and outlook(economy).compressed
+    economy.observe(answer)
+    assert outlook(economy).entries == {bare(KV)}
+    assert economy.outlook(IDS, replace(TARGET, revision="r2"), DRAFT).entries == frozenset()
+    assert economy.outlook(IDS[:1999], TARGET, DRAFT).entries == frozenset()
+    reused = replace(USAGE, kv_tokens=201, cached_tokens=200, reused_entry=True)
+    hit = plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1, 2)), cache=CacheUse.HIT)
+    economy.observe(answered(hit, reused))
+    assert outlook(economy).entries == {bare(KV)}
+    # It scored again: what was in between is more than the target holds.
+    economy.observe(answered(replace(plan(), read_ids=IDS + 7)))
+    economy.observe(selected())
+    known = outlook(economy).entries
+    economy.observe(answered(replace(plan(), read_ids=IDS + 9)))
+    assert known == {bare(KV)} and outlook(economy).entries == frozenset()
+
+
+def test_a_reused_entry_does_not_say_that_the_prompt_was_read():
+    economy = Economy()
+    hit = plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1, 2)), cache=CacheUse.HIT)
+    economy.observe(answered(hit, replace(USAGE, cached_tokens=200, reused_entry=True)))
+    assert outlook(economy).cached_tokens == 0
+
+
+def test_a_turn_that_goes_on_makes_no_entry_known(economy):
+    economy.drafted(IDS, selected().plan)
+    economy.observe(selected(continued=True))
+    assert outlook(economy).entries == frozenset()
+
+
+def test_replicas_are_kept_apart():
+    economy = Economy()
+    economy.observe(answered(plan(), replace(USAGE, replica="a")))
+    economy.observe(answered(replace(plan(), read_ids=IDS + 5), replace(USAGE, ttft_ms=900.0, replica="b")))
+    at = economy.outlooks(IDS, TARGET, DRAFT, ("a", "b", "new"))
+    assert [at[each].cached_tokens for each in at] == [1984, 0, 0]
+    took_ms = [at[each].speeds.target.ms(Reading(2000)) for each in at]
+    assert took_ms == pytest.approx([300, 900, 900], rel=0.02)
+    # Behind one address: as the one that answered last.
+    assert outlook(economy) == at["b"]
+    economy.observe(answered(plan(), replace(USAGE, cached_tokens=1999, replica="a")))
+    assert outlook(economy).cached_tokens == 1984
+    assert {each.place for each in economy.learnt()} == {"target@r1#a", "target@r1#b"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.orchestrator.prefixes import BLOCK_TOKENS, Prefixes
+from presift.orchestrator.prefixes import BLOCK_TOKENS, KEPT_CHAINS, Prefixes
 
 
 def ids(count, start=0):
@@ -103,3 +103,13 @@ def test_never_more_than_was_read_nor_than_the_prompt(history, tokens):
         read(prefixes, ids(count, start * 1000), cached=int(share * count))
         longest = max(longest, count if start == 0 else 0)
     assert 0 <= expected(prefixes, ids(tokens)) <= min(tokens, longest)
+
+
+def test_a_chain_is_made_once_for_one_array():
+    prefixes, tokens = Prefixes(), ids(1000)
+    assert prefixes.chain(tokens) is prefixes.chain(tokens) is not prefixes.chain(tokens.copy())
+    assert prefixes.chain(tokens).name == prefixes.chain(tokens.copy()).name != prefixes.chain(tokens[:-1]).name
+    assert prefixes.chain(tokens).name != Prefixes(salt="b").chain(tokens).name
+    arrays = [ids(10, start) for start in range(KEPT_CHAINS + 1)]
+    chains = [prefixes.chain(each) for each in arrays]
+    assert prefixes.chain(arrays[-1]) is chains[-1] and len(prefixes._chains) == KEPT_CHAINS

@@ -49,6 +49,8 @@ def test_what_auto_goes_by(read):
     settings = read("--route-order", "full, spec_pc", "--no-learn-speeds", "--prefix-memory", "6400")
     assert settings.defaults().route_order == (Route.FULL, Route.SPEC_PC)
     assert not settings.learn_speeds and settings.prefix_memory == 6400
+    assert read().calibrate and not read("--no-calibrate").calibrate
+    assert read("--calibration-limit-s", "3").calibration_limit_s == 3
 
 
 @pytest.mark.parametrize("order", ["full,warp", "spec_pc", "full,spec_pc,spec_pc", ""])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.orchestrator.costs import DRAFT_SEED, TARGET_SEED, Curve, Reading, Speeds
-from presift.orchestrator.speeds import KEPT_MODELS, KEPT_OBSERVATIONS, LearntCurve, SpeedBook, calibrate
+from presift.orchestrator.speeds import KEPT_MODELS, KEPT_OBSERVATIONS, SEEDS, LearntCurve, SpeedBook, calibrate
 
 TRUTHS = {
     "a GPU": Curve(8.0, 0.05, 1.5, 6.0),
@@ -96,3 +96,17 @@ def test_contention_is_what_the_longer_work_did_not_hide():
     assert book.speeds("d", "t").contention == pytest.approx((0.5 + 0.625) / 2)
     book.observe_side_by_side(0.0, 80, 80)
     assert book.speeds("d", "t").contention == pytest.approx((0.5 + 0.625) / 2)
+
+
+def test_a_replica_that_was_never_observed_is_as_fast_as_the_last_one_that_was():
+    book = SpeedBook()
+    for replica, took_ms in (("m@r#a", 100.0), ("m@r#b", 900.0), ("n@r#a", 5.0)):
+        book.observe("target", replica, Reading(1000), took_ms)
+    fast, slow, new = (book.speeds("", f"m@r#{replica}").target.ms(Reading(1000)) for replica in "abc")
+    assert (fast, slow) == (pytest.approx(100, rel=0.02), pytest.approx(900, rel=0.02)) and new == slow
+    book.observe("target", "m@r#a", Reading(1000), 100.0)
+    assert book.speeds("", "m@r#c").target == book.speeds("", "m@r#a").target
+    assert book.speeds("", "o@r#a").target == SEEDS["target"] == book.speeds("", "unmarked").target
+    assert [(each.stage, each.place) for each in book.learnt()] == [
+        ("target", f"{p}") for p in ("m@r#b", "n@r#a", "m@r#a")
+    ]

@@ -68,7 +68,7 @@ class Answers:
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Usage):
-                    self._economy.observe_prefix(plan, event)
+                    self._economy.observe_prefix(plan, event, found)
                 else:
                     found.extend(event)
         return tuple(found)
