@@ -56,7 +56,8 @@ async def test_a_draft_of_another_vocabulary_is_served(start, build, folders):
     addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in house.ports.items()]
     tokenizers = [f"--tokenizer={folders['target']}", f"--draft-tokenizer={folders['draft']}"]
     process = await start(
-        *addresses, *tokenizers, "--cross-vocabulary", "--capacity=16", "--window=4", "--compress-above-tokens=32"
+        *(*addresses, *tokenizers, "--cross-vocabulary", "--no-calibrate"),
+        *("--capacity=16", "--window=4", "--compress-above-tokens=32"),
     )
     ready = (await process.stdout.readline()).decode()
     async with grpc.aio.insecure_channel(ready.partition(" ready on ")[2].rpartition(": ")[0]) as channel:

@@ -15,7 +15,7 @@ from presift.core.importance import check_importance
 from presift.core.masks import TokenMask
 from presift.core.policies import SpecPc
 from presift.core.pooling import pool
-from presift.core.spans import Span, check_within, covered
+from presift.core.spans import Span, check_within, covered, moved
 
 # Peaks are widened this many at a time: most selections are full after a few blocks, long before capacity x neighbours.
 _PEAKS_PER_BLOCK = 256
@@ -48,6 +48,22 @@ def select(
         ranked = ranked[: policy.adaptive.size(needed, policy.capacity) - int(np.count_nonzero(kept))]
     kept[ranked] = True
     return TokenMask(kept)
+
+
+def count_kv(
+    importance: NDArray[np.float32],
+    mass: NDArray[np.float32],
+    mask: TokenMask,
+    counting: SpecPc,
+    protected: Sequence[Span] = (),
+) -> int | None:
+    """How many KV pairs of the tokens in `mask` reach `counting`'s coverage of their mass, the final token not counted,
+    which is fed again; None where all fit. `importance` and `mass`: float32[n] of the whole prompt. Raises as `select`.
+    """
+    if mask.kept_tokens <= counting.capacity:
+        return None
+    kept = mask.kept
+    return select(importance[kept], counting, moved(protected, kept), mass[kept]).kept_tokens - 1
 
 
 def descending(values: NDArray[np.float32]) -> NDArray[np.int64]:

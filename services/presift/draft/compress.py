@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from presift.core.importance import coverage
 from presift.core.masks import KvMask, TokenMask
-from presift.core.selection import select
-from presift.core.spans import moved
+from presift.core.selection import count_kv, select
 from presift.draft.demand import Mask
 from presift.draft.request import Request
 from presift.draft.scorer import Cancel, Scored, Scorer
@@ -55,10 +54,7 @@ def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
 
 
 def _count_kv(request: Request, scored: Scored, mask: TokenMask) -> int | None:
-    """How many KV pairs of the mask's tokens reach the asked coverage of them; None where all fit, or not asked."""
     counting, importance, mass = request.demand.counting, scored.importance, scored.coverage_importance
-    if counting is None or importance is None or mass is None or mask.kept_tokens <= counting.capacity:
+    if counting is None or importance is None or mass is None:
         return None
-    protected = moved(request.protected, mask.kept)
-    kept = select(importance[mask.kept], counting, protected, mass[mask.kept])
-    return kept.kept_tokens - 1  # the prompt's final token is fed again
+    return count_kv(importance, mass, mask, counting, request.protected)

@@ -5,7 +5,7 @@ Knows the policies; knows no messages, no prompt and no model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecPc
@@ -50,13 +50,11 @@ def demand_of(policy: Policy) -> Demand:
         return _spec_kv(policy)
     # The target scores the second stage with its own queries: of `kv` only the lookahead is the draft's business, and
     # the capacity where that adapts.
-    counting = replace(policy.kv, mask=policy.prompt).draft_policy if policy.kv.adaptive is not None else None
-    return Demand(policy.prompt, Mask.TOKEN, policy.kv.lookahead_tokens, counting)
+    return Demand(policy.prompt, Mask.TOKEN, policy.kv.lookahead_tokens, policy.counting_policy)
 
 
 def _spec_kv(policy: SpecKv) -> Demand:
     if policy.selection is KvSelection.DRAFT_MASK:
         # The target's queries choose nothing, so nobody reads a lookahead.
         return Demand(policy.draft_policy, Mask.KV, lookahead_tokens=0)
-    counting = policy.draft_policy if policy.adaptive is not None else None
-    return Demand(policy.draft_policy, Mask.NONE, policy.lookahead_tokens, counting)
+    return Demand(policy.draft_policy, Mask.NONE, policy.lookahead_tokens, policy.counting_policy)

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable, PresiftError
 from presift.draft.compress import Compressed, compress
@@ -65,13 +67,13 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 
 def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) -> draft_pb2.ScoreResponse:
     compressed, scored = done.result, done.result.scored
-    wanted = include_importance and scored.importance is not None
     return draft_pb2.ScoreResponse(
         token_mask=wire.token_mask_to_wire(compressed.mask),
         kv_mask=wire.kv_mask_to_wire(compressed.kv_mask) if compressed.kv_mask is not None else None,
         lookahead_token_ids=scored.lookahead_token_ids,
         coverage=compressed.coverage,
-        importance=scored.importance.tolist() if wanted and scored.importance is not None else None,
+        importance=_values(scored.importance) if include_importance else (),
+        mass=_values(scored.coverage_importance) if include_importance else (),
         model=wire.model_to_wire(scorer.info),
         timings=draft_pb2.ScoreTimings(
             queue_ms=done.queue_ms,
@@ -81,6 +83,10 @@ def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) 
         ),
         kv_capacity=compressed.kv_capacity,
     )
+
+
+def _values(found: NDArray[np.float32] | None) -> list[float]:
+    return [] if found is None else found.tolist()
 
 
 def _record(timings: draft_pb2.ScoreTimings) -> None:

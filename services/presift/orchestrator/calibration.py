@@ -24,7 +24,7 @@ from presift.orchestrator.economy import Economy
 from presift.orchestrator.forecasting import draft_reading
 from presift.orchestrator.models import Models
 from presift.orchestrator.places import place_of
-from presift.orchestrator.ports import Draft, Target, Usage
+from presift.orchestrator.ports import Draft, Target, TargetInfo, Usage
 from presift.orchestrator.request import Sampling
 
 PROMPT_TOKENS = (64, 256, 1024)
@@ -96,11 +96,16 @@ class Calibration:
         for tokens in PROMPT_TOKENS:
             if target is None or tokens + STEPS + 1 > target.model.context_tokens:
                 return
-            ids = np.random.default_rng(tokens).integers(0, target.model.vocabulary_size, tokens, dtype=np.uint32)
+            ids = np.random.default_rng(tokens).integers(0, self._vocabulary_size(target), tokens, dtype=np.uint32)
             if drafted := await self._drafted(ids):
                 yield drafted
             for timing in await self._answered(ids, salt):
                 yield timing
+
+    def _vocabulary_size(self, target: TargetInfo) -> int:
+        """Of ids that both models know: a draft of another vocabulary may have fewer."""
+        draft, size = self._models.draft, target.model.vocabulary_size
+        return size if draft is None else min(size, draft.vocabulary_size or size)
 
     async def _drafted(self, ids: NDArray[np.uint32]) -> Timing | None:
         draft, tokens, template = self._models.draft, int(ids.size), self._defaults.spec_pc

@@ -19,7 +19,7 @@ from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import Policy, Pool, SpecKv, SpecKvPc, SpecPc
 from presift.core.remapping import remapped
-from presift.core.selection import select
+from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.interpreting import Interpreter, Reading
 from presift.orchestrator.ports import Draft, MaskRejected, Score
@@ -29,17 +29,19 @@ from presift.orchestrator.verification import lookahead_policy, mask_policy
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What one reply of the draft is for: how the mask is drawn (None: every token is kept), whose lookahead it is
-    (None: nobody's), and how rows are scored (None: they are not)."""
+    (None: nobody's), how KV pairs are counted (None: they are not), and how rows are scored (None: they are not)."""
 
     mask: SpecPc | None
     lookahead: SpecKv | None
+    counting: SpecPc | None
     scoring: SpecPc | None
 
     @classmethod
     def of(cls, policy: Policy, *, include_importance: bool) -> Asked:
         mask = mask_policy(policy)
         seen = policy.draft_policy if isinstance(policy, SpecKv) and include_importance else None
-        return cls(mask, lookahead_policy(policy), mask or seen)
+        counting = None if isinstance(policy, SpecPc) else policy.counting_policy
+        return cls(mask, lookahead_policy(policy), counting, mask or counting or seen)
 
     def of_draft(self, reading: Reading) -> Policy:
         """The policy to send: the window holds the same text; of pooling and capacity only what costs least."""
@@ -48,8 +50,10 @@ class Asked:
                 raise InternalError("a policy that asks nothing of the draft")
             return self.lookahead
         window = reading.draft_window(self.scoring.window)
-        bare = replace(self.scoring, capacity=window, window=window, pool=Pool.NONE, kernel=1, neighbors=0)
-        return bare if self.lookahead is None else SpecKvPc(bare, replace(self.lookahead, mask=None))
+        bare = replace(
+            self.scoring, capacity=window, window=window, pool=Pool.NONE, kernel=1, neighbors=0, adaptive=None
+        )
+        return bare if self.lookahead is None else SpecKvPc(bare, replace(self.lookahead, mask=None, adaptive=None))
 
 
 class CrossVocabularyDraft:
@@ -82,38 +86,54 @@ class CrossVocabularyDraft:
             timeout_s=timeout_s,
         )
         score = await asyncio.to_thread(self._carried, reply, asked, reading, protected)
-        return score if include_importance else replace(score, importance=None)
+        return score if include_importance else replace(score, importance=None, mass=None)
 
     def _carried(self, reply: Score, asked: Asked, reading: Reading, protected: tuple[Span, ...]) -> Score:
-        importance = importance_of(reply, reading)
-        mask, share = drawn(importance, asked.mask, protected, len(reading.target_offsets))
+        importance, mass = carried(reply, reading)
+        mask, share = drawn((importance, mass), asked.mask, protected, len(reading.target_offsets))
+        kv_capacity = None
+        if asked.counting is not None and importance is not None and mass is not None:
+            kv_capacity = count_kv(importance, mass, mask, asked.counting, protected)
         lookahead: tuple[int, ...] = ()
         if asked.lookahead is not None:
             count = asked.lookahead.lookahead_tokens
             lookahead = self._interpreter.lookahead(reading, reply.prompt.lookahead_token_ids, count)
-        return Score(CompressedPrompt(mask, lookahead, share, reply.prompt.draft), importance)
+        return Score(CompressedPrompt(mask, lookahead, share, reply.prompt.draft, kv_capacity), importance, mass)
 
 
-def importance_of(reply: Score, reading: Reading) -> NDArray[np.float32] | None:
-    """The draft's importance as float32[the target's tokens], None where it sent none. Raises MaskRejected."""
+Values = NDArray[np.float32]
+
+
+def carried(reply: Score, reading: Reading) -> tuple[Values | None, Values | None]:
+    """The draft's importance and mass as float32[the target's tokens]; importance stands in for a mass that was not
+    told, None where neither was. Raises MaskRejected."""
     if reply.importance is None:
-        return None
-    if reply.importance.size != reading.ids.size:
-        raise MaskRejected(f"importance of {reply.importance.size} tokens for a prompt of {reading.ids.size}")
+        return None, None
+    importance = _carried(reply.importance, reading)
+    return importance, importance if reply.mass is None else _carried(reply.mass, reading)
+
+
+def _carried(values: Values, reading: Reading) -> Values:
+    if values.size != reading.ids.size:
+        raise MaskRejected(f"importance of {values.size} tokens for a prompt of {reading.ids.size}")
     try:
-        return remapped(reply.importance, reading.draft_offsets, reading.target_offsets)
+        return remapped(values, reading.draft_offsets, reading.target_offsets)
     except InternalError as error:
         raise MaskRejected(f"the draft's answer: {error.message}") from error
 
 
 def drawn(
-    importance: NDArray[np.float32] | None, policy: SpecPc | None, protected: tuple[Span, ...], prompt_tokens: int
+    values: tuple[Values | None, Values | None],
+    policy: SpecPc | None,
+    protected: tuple[Span, ...],
+    prompt_tokens: int,
 ) -> tuple[TokenMask, float | None]:
-    """The mask, and the share of importance that it keeps (None where nothing was to be drawn). Raises MaskRejected
+    """The mask by importance and mass, and its coverage (None where nothing was to be drawn). Raises MaskRejected
     where there is nothing to draw it by, BudgetExceeded where protected spans and window have no place."""
     if policy is None or prompt_tokens <= policy.capacity:
         return TokenMask(np.ones(prompt_tokens, dtype=np.bool_)), None
-    if importance is None:
+    importance, mass = values
+    if importance is None or mass is None:
         raise MaskRejected("the draft scored nothing: the prompt is hardly more than its window")
-    mask = select(importance, policy, protected)
-    return mask, coverage(importance, mask.kept)
+    mask = select(importance, policy, protected, mass)
+    return mask, coverage(mass, mask.kept)

@@ -25,10 +25,12 @@ class MaskRejected(DraftUnavailable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """What the draft said. `importance`: float32[prompt_tokens], only if asked for."""
+    """What the draft said. `importance`: float32[prompt_tokens], only if asked for; with it `mass`, what coverage is a
+    share of: float32[prompt_tokens], None from a draft that does not tell."""
 
     prompt: CompressedPrompt
     importance: NDArray[np.float32] | None
+    mass: NDArray[np.float32] | None = None
 
 
 class Draft(Protocol):

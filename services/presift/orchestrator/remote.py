@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import grpc
@@ -135,10 +135,16 @@ def _score(reply: draft_pb2.ScoreResponse) -> Score:
         )
     except InvalidRequest as error:  # the draft's fault, not the caller's
         raise MaskRejected(f"the draft's answer: {error.message}") from error
-    importance = np.fromiter(reply.importance, dtype=np.float32) if reply.importance else None
-    if importance is not None and importance.size != prompt.mask.prompt_tokens:
-        raise MaskRejected(f"importance of {importance.size} tokens for a prompt of {prompt.mask.prompt_tokens}")
-    return Score(prompt, importance)
+    tokens = prompt.mask.prompt_tokens
+    importance, mass = _values("importance", reply.importance, tokens), _values("mass", reply.mass, tokens)
+    return Score(prompt, importance, mass)
+
+
+def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.float32] | None:
+    """float32[prompt_tokens], None where nothing was told. Raises MaskRejected."""
+    if told and len(told) != prompt_tokens:
+        raise MaskRejected(f"{name} of {len(told)} tokens for a prompt of {prompt_tokens}")
+    return np.fromiter(told, dtype=np.float32) if told else None
 
 
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> Any:

@@ -58,7 +58,7 @@ def read_document(text: str) -> Document:
         _refuse_twins(root, set())
         return Document(loader.construct_document(root), root)
     except yaml.reader.ReaderError as error:
-        raise BadYaml(text.count("\n", 0, error.position) + 1, f"unreadable character: {error.reason}") from None
+        raise BadYaml(len(text[: error.position].split("\n")), f"unreadable character: {error.reason}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadYaml(mark.line + 1 if mark else 1, error.problem or "not YAML") from None

@@ -54,7 +54,7 @@ def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_
     found = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
     lookahead = found.scored.lookahead_token_ids
     answer = CompressedPrompt(found.mask, lookahead, found.coverage, scorer.info, found.kv_capacity)
-    check_prompt(answer, Scoring(tokens, policy, scorer.info, scorer.info.vocabulary_size))
+    check_prompt(answer, Scoring(tokens, policy, scorer.info, scorer.info))
     plan = kv_plan_of(choice, answer, tokens)
     if plan is not None:
         read_tokens = N if route is Route.SPEC_KV else found.mask.kept_tokens

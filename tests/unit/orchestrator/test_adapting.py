@@ -182,7 +182,7 @@ def answer(kept=100, kv_capacity=None, coverage=None):
 
 def accepted(policy, prompt):
     try:
-        check_prompt(prompt, Scoring(TOKENS, policy, MODEL, 100))
+        check_prompt(prompt, Scoring(TOKENS, policy, MODEL, MODEL))
     except MaskRejected:
         return False
     return True
@@ -208,8 +208,8 @@ def test_a_kv_capacity_without_room_for_what_must_be_kept_is_rejected():
     tight = replace(TOKENS, protected=(Span(0, 16),))
     for policy, prompt in ((BY_TARGET, answer(100, 20)), (SpecKvPc(SpecPc(60, window=8), BY_TARGET), answer(60, 20))):
         with pytest.raises(MaskRejected, match="window and protected spans need 24"):
-            check_prompt(prompt, Scoring(tight, policy, MODEL, 100))
-        check_prompt(replace(prompt, kv_capacity=24), Scoring(tight, policy, MODEL, 100))
+            check_prompt(prompt, Scoring(tight, policy, MODEL, MODEL))
+        check_prompt(replace(prompt, kv_capacity=24), Scoring(tight, policy, MODEL, MODEL))
 
 
 def planned(route, policy, prompt):

@@ -12,8 +12,8 @@ from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.importance import coverage
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
-from presift.core.policies import KvSelection, Pool, SpecKv, SpecKvPc, SpecPc
-from presift.core.selection import select
+from presift.core.policies import Adaptive, KvSelection, Pool, SpecKv, SpecKvPc, SpecPc
+from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.interpreting import Interpreter
@@ -27,15 +27,20 @@ TEXT = "The quick brown fox jumps over the lazy dog; naïve 日本語 😀👍 s
 PC = SpecPc(24, window=6, pool=Pool.MEAN, kernel=3, neighbors=4, start_layer=2, lookahead_tokens=3)
 KV = SpecKv(24, window=6, lookahead_tokens=5)
 MASK = SpecKv(24, window=6, selection=KvSelection.DRAFT_MASK, mask=PC)
+ADAPTIVE = Adaptive(0.6, min_capacity=8)
 POLICIES = {"spec_pc": PC, "spec_kv": KV, "draft_mask": MASK, "spec_kv_pc": SpecKvPc(PC, KV)}
+ADAPTING = {
+    "adaptive spec_pc": replace(PC, capacity=40, adaptive=ADAPTIVE),
+    "adaptive draft_mask": replace(MASK, capacity=40, adaptive=ADAPTIVE),
+}
 DRAWN = [name for name in POLICIES if name != "spec_kv"]
 
 
 class Port:
     """Remembers what it was asked; importance is what it is told, random by default."""
 
-    def __init__(self, importance=None, lookahead=()):
-        self.importance, self.lookahead, self.calls = importance, lookahead, []
+    def __init__(self, importance=None, lookahead=(), mass=None):
+        self.importance, self.lookahead, self.mass, self.calls = importance, lookahead, mass, []
 
     async def info(self):
         return DRAFT
@@ -45,7 +50,7 @@ class Port:
         size = token_ids.size
         made = np.random.default_rng(0).random(size, dtype=np.float32) if self.importance is None else self.importance
         prompt = CompressedPrompt(TokenMask(np.ones(size, dtype=np.bool_)), self.lookahead, 0.5, DRAFT)
-        return Score(prompt, made if include_importance and made is not False else None)
+        return Score(prompt, made if include_importance and made is not False else None, self.mass)
 
 
 def ids_of(backend, text):
@@ -58,14 +63,15 @@ async def score(port, backends, policy, *, text=TEXT, protected=(), include_impo
     return await draft.score(ids_of(backends[0], text), policy, protected, **asked)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", POLICIES | ADAPTING)
 async def test_the_answer_is_what_the_policy_asks_for(bpe, words, name):
+    policy = (POLICIES | ADAPTING)[name]
     told = tuple(words.encode("the lazy dog", add_special_tokens=False).ids)
     ids, spans = ids_of(bpe, TEXT), (Span(3, 7), Span(20, 23))
-    made = await score(Port(lookahead=told), (bpe, words), POLICIES[name], protected=spans)
-    check_prompt(made.prompt, Scoring(Tokenized(ids, spans), POLICIES[name], DRAFT, TARGET))
-    assert made.prompt.draft is DRAFT and made.importance is None
-    assert (made.prompt.mask.kept_tokens < ids.size) is (made.prompt.coverage is not None) is (name in DRAWN)
+    made = await score(Port(lookahead=told), (bpe, words), policy, protected=spans)
+    check_prompt(made.prompt, Scoring(Tokenized(ids, spans), policy, DRAFT, TARGET))
+    assert made.prompt.draft is DRAFT and made.importance is None and made.mass is None
+    assert (made.prompt.mask.kept_tokens < ids.size) is (made.prompt.coverage is not None) is (name != "spec_kv")
     assert bpe.decode(list(made.prompt.lookahead_token_ids)) == (" the lazy dog" if "spec_kv" in name else "")[:13]
 
 
@@ -183,3 +189,32 @@ async def test_any_unicode(bpe, unigram, text, name, cut):
     check_prompt(made.prompt, Scoring(Tokenized(ids, spans), policy, DRAFT, TARGET))
     capacity = 25 if name == "draft_mask" else 24
     assert made.prompt.mask.kept_tokens == min(capacity, ids.size)
+
+
+COUNTED = replace(KV, capacity=40, adaptive=ADAPTIVE)
+CASCADE = SpecKvPc(PC, replace(COUNTED, capacity=20))
+
+
+@pytest.mark.parametrize("policy", [COUNTED, CASCADE], ids=["of all", "of what is read"])
+async def test_kv_is_counted_in_our_tokens(bpe, words, policy):
+    port = Port()
+    made = await score(port, (bpe, words), policy, protected=(Span(0, 2),), include_importance=True)
+    assert port.calls[0][1].kv.adaptive is None  # the draft's own tokens are not to be counted
+    wanted = count_kv(made.importance, made.mass, made.prompt.mask, policy.counting_policy, (Span(0, 2),))
+    assert made.prompt.kv_capacity == wanted is not None
+    tokens = Tokenized(ids_of(bpe, TEXT), (Span(0, 2),))
+    check_prompt(made.prompt, Scoring(tokens, policy, DRAFT, TARGET))
+
+
+async def test_coverage_is_of_the_mass(bpe, words):
+    mass = np.zeros(len(words.encode(TEXT).ids), dtype=np.float32)
+    mass[-1] = 1.0
+    made = await score(Port(mass=mass), (bpe, words), PC)
+    assert made.prompt.coverage == pytest.approx(1.0)  # all of it lies in the window
+    without = await score(Port(), (bpe, words), PC)
+    assert without.prompt.coverage < 1.0
+
+
+async def test_a_mass_of_another_length_is_rejected(bpe, words):
+    with pytest.raises(MaskRejected, match="3 tokens"):
+        await score(Port(mass=np.ones(3, dtype=np.float32)), (bpe, words), PC)

@@ -11,8 +11,8 @@ from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.policy_file import load_policy_file
-from presift.orchestrator.policy_keys import KEYS
-from presift.orchestrator.request import Budget
+from presift.orchestrator.policy_keys import KEYS, BudgetPart
+from presift.orchestrator.request import AutoCapacity, Budget
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce, terms_of
 
@@ -46,7 +46,7 @@ def test_the_example(settings):
     assert long.defaults.route_order == (Route.FULL, Route.SPEC_KV, Route.SPEC_PC)
     assert (long.defaults.spec_pc.capacity, long.defaults.compress_above_tokens) == (16_384, 16_384)
     assert long.budget == Budget(max_kv_tokens=20_000, min_coverage=0.8, strict=True)
-    assert all(name in EXAMPLE.read_text() for name in (*KEYS, *Budget.__dataclass_fields__))
+    assert all(name in EXAMPLE.read_text() for name in (*KEYS, *BudgetPart.model_fields))
 
 
 def test_every_key_arrives_and_nothing_else_changes(load, settings):
@@ -58,6 +58,7 @@ kv_capacity: 98
 kv_selection: draft_mask
 kv_lookahead_tokens: 0
 cascade_capacity: 97
+auto_coverage: 0.5
 route_order: spec_pc, full
 budget: {max_prompt_tokens: 96, max_kv_tokens: 95, max_ttft_ms: 94, min_coverage: 1, strict: true}
 """
@@ -67,7 +68,7 @@ budget: {max_prompt_tokens: 96, max_kv_tokens: 95, max_ttft_ms: 94, min_coverage
     assert (found.spec_pc.capacity, found.spec_pc.lookahead_tokens, found.spec_pc.pool) == (99, 3, plain.spec_pc.pool)
     assert (found.spec_kv.capacity, found.spec_kv.selection) == (98, KvSelection.DRAFT_MASK)
     assert (found.spec_kv.lookahead_tokens, found.spec_kv.window) == (0, 16)
-    assert found.route_order == (Route.SPEC_PC, Route.FULL)
+    assert found.route_order == (Route.SPEC_PC, Route.FULL) and found.auto_capacity == AutoCapacity(0.5)
     assert terms.budget == Budget(96, 95, True, None, 94, 1.0)
 
 

@@ -42,6 +42,12 @@ class SpecKv:
             self.adaptive.check_within("spec_kv.adaptive", self.window + 1, self.capacity)
 
     @property
+    def counting_policy(self) -> SpecPc | None:
+        """How the draft counts the KV pairs that the target is to choose; None where that is not asked."""
+        counts = self.adaptive is not None and self.selection is KvSelection.TARGET_LOOKAHEAD
+        return self.draft_policy if counts else None
+
+    @property
     def draft_policy(self) -> SpecPc:
         """What the draft selects or, for TARGET_LOOKAHEAD, counts by: the final token comes on top of all sizes."""
         template = self.mask or SpecPc(capacity=self.capacity, window=self.window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from presift.core.errors import InvalidRequest
 from presift.core.policies.fields import KvSelection
@@ -23,3 +23,8 @@ class SpecKvPc:
     def __post_init__(self) -> None:
         if self.kv.selection is not KvSelection.TARGET_LOOKAHEAD:
             raise InvalidRequest("spec_kv_pc.kv.selection", self.kv.selection, KvSelection.TARGET_LOOKAHEAD.value)
+
+    @property
+    def counting_policy(self) -> SpecPc | None:
+        """As SpecKv's, by the rows that the draft scores for the first stage."""
+        return replace(self.kv, mask=self.prompt).counting_policy
