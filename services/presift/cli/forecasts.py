@@ -11,7 +11,7 @@ from presift.cli.heat import printable
 from presift_client import RouteForecast
 
 # What matters most first: a phone shows no more than half of it at once.
-HEADS = ("route", "TTFT ms", "reads", "holds", "draft ms", "target ms", "ms a token", "budget")
+HEADS = ("route", "TTFT ms", "reads", "holds", "draft ms", "target ms", "ms/token", "budget")
 
 
 def cells(route: RouteForecast) -> list[str]:
@@ -23,9 +23,12 @@ def cells(route: RouteForecast) -> list[str]:
 
 def table(routes: Sequence[RouteForecast]) -> Table:
     """For the terminal, the chosen one marked."""
-    found = Table("")
-    for head in HEADS:
-        found.add_column(head, no_wrap=head != HEADS[-1])  # names and numbers are worth nothing in pieces
+    # Eighty columns, which is what a pipe has, are just enough.
+    found = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    found.add_column("", no_wrap=True)
+    for head in HEADS[:-1]:  # names and numbers are worth nothing in pieces
+        found.add_column(head, no_wrap=True, justify="left" if head == HEADS[0] else "right")
+    found.add_column(HEADS[-1], min_width=14)
     for route in routes:
         style = "bold" if route.is_chosen else ""
         # As Text: words of a service are no markup.

@@ -18,7 +18,7 @@ def test_the_table_has_every_route_and_the_choice(run):
     result = run("--tokens", 10_000)
     assert result.exit_code == 0
     assert all(name in result.output for name in ("full", "spec_kv", "spec_kv_pc", "spec_pc", "1,024", "TTFT ms"))
-    assert "-> │ spec_pc" in result.output and "spec_pc: over_budget" in result.output
+    assert "-> spec_pc" in result.output and "spec_pc: over_budget" in result.output
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,10 @@ def test_a_capacity_that_adapts_is_predicted_at_its_most(run):
     found = json.loads(run("--tokens", 10_000, "--auto-coverage", 0.9, "--json").output)
     assert found["route"] == "spec_pc" and "reading up to 1024" in found["detail"]
     assert run("--tokens", 10_000, "--auto-coverage", 1.5).exit_code == 1
+
+
+def test_eighty_columns_hold_the_mark_and_the_reason(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--tokens", 10_000, "--max-kv-tokens", 800).output.splitlines()
+    full, chosen = (next(line for line in lines if f" {route} " in line) for route in ("full", "spec_kv"))
+    assert "needs" in full and chosen.startswith("->") and chosen.rstrip().endswith("met")
