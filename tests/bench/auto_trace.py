@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ MODELS = CliSettings().home / "models"
 SMALL_LAYERS = 6
 PAIRS: dict[str, dict[str, Any]] = {
     "small": {
-        "words": (700, 3600),
+        "words": (600, 2400),
         "threshold": 1000,
         "budgets": [
             {},
@@ -86,6 +87,7 @@ def run(mode: str, pair: str, count: int) -> None:
         flags += ["--cascade-capacity", "1024"]
         options = StackOptions(draft, target, target, scratch / "logs", "127.0.0.1:0", orchestrator_flags=flags)
         with LocalStack(options, print) as stack, Client(stack.address) as client:
+            wait_until_calibrated(client)
             rows = []
             for number, entry in enumerate(entries):
                 rows.append(ask(client, entry, mode if mode != "mixed" else _ROUTES[number % 4]))
@@ -93,6 +95,15 @@ def run(mode: str, pair: str, count: int) -> None:
                     print(f"{mode}: {number + 1} of {len(entries)}", flush=True)
     path = RESULTS / f"auto_trace_{pair}_{mode}.json"
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def wait_until_calibrated(client: Client) -> None:
+    """As a deployment that nobody calls in its first seconds."""
+    until = time.monotonic() + 30
+    while sum(speed.observations for speed in client.info().speeds if speed.stage == "target") < 3:
+        if time.monotonic() > until:
+            return
+        time.sleep(0.5)
 
 
 def ask(client: Client, entry: Entry, route: str) -> dict[str, Any]:
