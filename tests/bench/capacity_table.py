@@ -74,8 +74,9 @@ def plot(answers: Rows, before: Rows, drafts: dict[str, Rows], path: str) -> Non
     full = _right("full", 0, answers, before, everything)
     axes[0].axhline(sum(full) / len(full), color="grey", linestyle=":", label="full")
     for axis, title in zip(axes, ("right answers", "coverage"), strict=True):
-        axis.set(xscale="log", xlabel="capacity, tokens", title=title, ylim=(0, 1))
+        axis.set(xscale="log", xlabel="capacity, tokens", title=title, ylim=(0.5, 1))
         axis.set_xticks(CAPACITIES, [str(size) for size in CAPACITIES])
+        axis.tick_params(which="minor", bottom=False, labelbottom=False)
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(path)
