@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from presift.core.errors import Overloaded
+from presift.orchestrator.costs import Reading
 from presift.orchestrator.economy import Economy
-from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift.v1 import draft_pb2, orchestrator_pb2, plan_pb2, target_pb2
 
 from .fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, refusal_of, request, wire_prompt
-from .fakes.services import hangs, raises
+from .fakes.services import hangs, raises, takes
 
 LONG = list(range(1, 201))
 
@@ -59,10 +60,20 @@ async def test_what_is_compressed_already_is_predicted_to_be_sooner(house):
     assert again.decision.predicted_ttft_ms < cold.decision.predicted_ttft_ms
 
 
-async def test_no_time_is_predicted_for_what_was_not_planned(house):
-    house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
-    answer = await house.ask(LONG)
-    assert answer.reason == "DRAFT_OVERLOADED" and not answer.decision.HasField("predicted_ttft_ms")
+async def test_full_for_want_of_a_draft_is_held_against_the_time(house):
+    """By the first speeds the target takes 0.7 s to read 200 tokens, the draft and 16 of them 0.4 s."""
+    budget, overloaded = {"max_ttft_ms": 600}, raises(Overloaded("queue", 9, 8, 2.0))
+    house.draft.faults.extend([overloaded] * 3)
+    for first, asked, is_late in ((7, {}, False), (8, budget, True)):
+        answer = await house.ask([first, *LONG], route=plan_pb2.ROUTE_SPEC_PC, budget=asked)
+        assert (answer.route, answer.reason) == ("FULL", "DRAFT_OVERLOADED")
+        assert answer.decision.predicted_ttft_ms > 700 and ("over max_ttft_ms 600" in answer.decision.detail) is is_late
+    refusal = await house.refused(LONG, route=plan_pb2.ROUTE_SPEC_PC, budget=budget | {"strict": True})
+    house.draft.faults.append(overloaded)
+    read = await house.ask([9, *LONG], route=plan_pb2.ROUTE_SPEC_KV)
+    assert read.reason == "DRAFT_OVERLOADED" and read.decision.predicted_ttft_ms < 300  # it was read meanwhile
+    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
+    assert "over max_ttft_ms 600" in refusal.message and len(house.target.calls) == 3
 
 
 @pytest.mark.parametrize("budget", [{"max_ttft_ms": 1}, {"max_ttft_ms": 1, "max_prompt_tokens": 40}])
@@ -144,6 +155,44 @@ async def test_speeds_are_learnt_from_what_the_stages_took(open_house):
     answer = await house.ask([900, *LONG], route=plan_pb2.ROUTE_FULL)
     assert 2 < answer.decision.predicted_ttft_ms < 30
     assert economy.reading.wait_ms == economy.drafting.wait_ms == 0
+
+
+async def test_waiting_for_the_draft_is_not_learnt_as_its_speed(open_house):
+    economy = Economy()
+    house = await open_house(economy=economy)
+    house.draft.faults.append(takes(0.4))
+    house.draft.spoil = lambda reply, request: reply.timings.MergeFrom(draft_pb2.ScoreTimings(queue_ms=390.0))
+    answer = await house.ask(LONG)
+    (draft,) = (each.curve for each in economy.learnt() if each.stage == "draft")
+    reading = Reading(200, steps=house.draft.calls[0].policy.spec_pc.lookahead_tokens - 1)
+    assert answer.decision.draft_ms >= 400
+    assert draft.ms(reading) == pytest.approx(answer.decision.draft_ms - 390, rel=0.1)
+
+
+async def test_the_work_of_waiting_requests_is_queued_once(open_house):
+    """While nothing is answered, requests for different prompts wait for the draft; then more for the target."""
+    economy = Economy(learns=False)
+    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    house.draft.gate.clear()
+    calls, waits_ms = [], [0.0]
+    for count in range(5):
+        calls += [house.stub.Generate(request([count + 1, *LONG], route=plan_pb2.ROUTE_SPEC_PC)) for _ in range(2)]
+        await house.settle(lambda drafts=count + 1: len(house.draft.calls) == drafts)
+        await house.ask([1, 2])  # a server takes calls in turn: all before it wait for the draft
+        waits_ms.append(economy.drafting.wait_ms)
+    assert waits_ms == pytest.approx([0.0, *(waits_ms[1] * (2 * count + 1) for count in range(5))])
+    for call in calls:
+        call.cancel()
+    await house.settle(lambda: economy.drafting.wait_ms == 0)
+    house.target.faults.extend([hangs] * 5)
+    calls, waits_ms = [], [0.0]
+    for count in range(5):
+        calls.append(house.stub.Generate(request([count + 11, *LONG], route=plan_pb2.ROUTE_FULL)))
+        await house.settle(lambda: house.target.running == len(calls))
+        waits_ms.append(economy.reading.wait_ms)
+    assert waits_ms == pytest.approx([0.0, *(waits_ms[1] * (2 * count + 1) for count in range(5))])
+    for call in calls:
+        call.cancel()
 
 
 async def test_what_a_caller_left_is_not_waited_for(open_house):

@@ -86,6 +86,16 @@ async def test_what_is_read_in_full_is_not_sampled(house, asked):
     assert len(house.target.calls) == 1 and house.guard.qualities() == []
 
 
+@pytest.mark.parametrize("budget", [{"max_kv_tokens": 10}, {"auto_capacity": {"coverage": 0.05}}])
+async def test_what_the_callers_own_limits_made_tighter_is_not_sampled(house, budget):
+    """Ten of KV everyone gets, and the final token."""
+    assert (await house.ask(LONG, route=KV, budget=budget)).route == "SPEC_KV"
+    await asyncio.sleep(0.02)
+    assert house.guard.qualities() == []
+    await house.ask(LONG, route=KV, budget={"max_kv_tokens": 11})
+    await compared(house, 1)
+
+
 async def test_what_full_cannot_answer_is_not_sampled(house):
     assert (await house.ask([1] * 500)).route == "SPEC_PC"
     await asyncio.sleep(0.02)

@@ -246,6 +246,25 @@ async def test_a_strict_budget_holds_for_later_turns(house):
     assert answer.decision.continued and "over max_kv_tokens" in answer.decision.detail
 
 
+async def test_a_later_turn_is_predicted_and_held_against_the_time(house):
+    first = await house.ask(LONG, route=KV)
+    going_on = {"route": KV, "kv": {"continue_prompt_tokens": 100}}
+    answer = await house.ask(LATER, **going_on)
+    assert 0 < answer.decision.predicted_ttft_ms < first.decision.predicted_ttft_ms / 2
+    late = await house.ask(LATER, budget={"max_ttft_ms": 1}, **going_on)
+    assert late.decision.continued and "over max_ttft_ms 1" in late.decision.detail
+    refusal = await house.refused(LATER, budget={"max_ttft_ms": 1, "strict": True}, **going_on)
+    assert (refusal.reason, refusal.field) == ("BUDGET_EXCEEDED", "budget.max_ttft_ms")
+
+
+async def test_a_selection_that_covers_too_little_is_not_gone_on_with(house):
+    await house.ask(LONG, route=KV, kv={"selection": MASK})
+    going_on = {"route": KV, "kv": {"continue_prompt_tokens": 100, "selection": MASK}}
+    assert (await house.ask(LATER, budget={"min_coverage": 0.1}, **going_on)).decision.continued
+    answer = await house.ask(LATER, budget={"min_coverage": 0.2}, **going_on)
+    assert not answer.decision.continued and (answer.route, answer.reason) == ("FULL", "COVERAGE_TOO_LOW")
+
+
 async def test_a_later_turn_must_fit_the_context(house):
     await house.ask(LONG, route=KV)
     long = [*LONG, *[1] * (CONTEXT - 104)]

@@ -17,7 +17,7 @@ from presift.core.errors import PresiftError
 from presift.core.plan import Route
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
-from presift.orchestrator.costs import Curve, Outlook, Speeds
+from presift.orchestrator.costs import Curve, Outlook, Speeds, scoring_guess
 from presift.orchestrator.forecast_wire import routes_to_wire
 from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing import choose
@@ -139,10 +139,11 @@ def _speeds(learnt: Iterable[StageSpeed], draft: Model | None, target: Model) ->
     names = {f"{model.id}@{model.revision}" for model in (draft, target) if model is not None}
     latest = {speed.stage: speed for speed in learnt if speed.model in names}
     curves, seeds = {stage: _curve(speed) for stage, speed in latest.items()}, Speeds()
+    reading = curves.get("target", seeds.target)
     return Speeds(
         draft=curves.get("draft", seeds.draft),
-        target=curves.get("target", seeds.target),
-        scoring=curves.get("scoring", seeds.scoring),
+        target=reading,
+        scoring=curves.get("scoring", scoring_guess(reading)),
         decoding=curves.get("decoding", seeds.decoding),
         contention=max((speed.contention for speed in latest.values()), default=0.0),
     )

@@ -90,7 +90,11 @@ def _in_full(table: list[Candidate], question: Question) -> Choice:
     off = [f"{route} {why}" for route, why in question.facts.off.items()]
     if off:
         return full(question.budget, question.facts, Reason.ROUTE_SWITCHED_OFF, "; ".join([*off, "so full"]))
-    return full(question.budget, question.facts, Reason.WITHIN_BUDGET, "no compressing route is served here")
+    if instead and instead[-1].route is Route.FULL:
+        return instead[-1]
+    why = "; ".join(each.told() for each in table if each.route in question.facts.supported - {Route.FULL})
+    detail = f"{why}; so full" if why else "no compressing route is served here"
+    return full(question.budget, question.facts, Reason.WITHIN_BUDGET, detail)
 
 
 def _nearest(nearest: Candidate, table: list[Candidate], question: Question) -> Choice:

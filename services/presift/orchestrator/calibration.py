@@ -115,8 +115,8 @@ class Calibration:
             return None
         policy = self._defaults.for_draft(replace(template, capacity=capacity), draft.layers)
         started = time.perf_counter()
-        await self._draft.score(ids, policy, (), include_importance=False, timeout_s=self._limit_s)
-        took_ms = (time.perf_counter() - started) * 1000
+        scored = await self._draft.score(ids, policy, (), include_importance=False, timeout_s=self._limit_s)
+        took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
         return Timing("draft", place_of(draft), draft_reading(policy, tokens), took_ms)
 
     async def _answered(self, ids: NDArray[np.uint32], salt: str) -> list[Timing]:

@@ -129,12 +129,13 @@ def _sooner(found: Candidate, question: Question) -> Candidate | None:
 
 def _smaller(capacity: int, must_keep: int) -> Iterator[int]:
     """Powers of two below the capacity, so that few different compressed prompts come to be cached; then the least."""
+    if capacity <= max(1, must_keep):
+        return
     power = 1 << (capacity - 1).bit_length() - 1
     while power > must_keep:
         yield power
         power //= 2
-    if must_keep < capacity:
-        yield must_keep
+    yield must_keep
 
 
 def _weighed(route: Route, question: Question, limits: dict[str, int] | None = None) -> Candidate:

@@ -40,7 +40,7 @@ class Reason(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A route, why, the reason in words, the policy where one applies, what becomes of the full prefix where KV is
-    dropped, and what it is predicted to cost."""
+    dropped, and what it is predicted to cost. `continued_tokens`: of a later turn, what it holds while it decodes."""
 
     route: Route
     reason: Reason
@@ -48,6 +48,7 @@ class Choice:
     policy: Policy | None = None
     keep_full_prefix: bool | None = None
     forecast: Forecast | None = None
+    continued_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

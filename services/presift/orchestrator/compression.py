@@ -22,12 +22,14 @@ from presift.rpc.telemetry import span
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """A compressed prompt that was verified, where it came from, and milliseconds per stage."""
+    """A compressed prompt that was verified, where it came from, and milliseconds per stage: `draft_queue_ms` is what
+    the draft let it wait, a part of `draft_ms`."""
 
     prompt: CompressedPrompt
     cache: CacheUse
     cache_ms: float
     draft_ms: float
+    draft_queue_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class _Found:
     prompt: CompressedPrompt
     hit: bool
     cache_ms: float
-    draft_ms: float
+    draft_ms: float = 0.0
+    draft_queue_ms: float = 0.0
 
 
 class Compressor:
@@ -58,14 +61,14 @@ class Compressor:
         found, shared = await self._flights.run(digest, lambda: self._find(digest, scoring, missed or asyncio.Event()))
         check_prompt(found.prompt, scoring)
         use = CacheUse.HIT if found.hit else CacheUse.SHARED if shared else CacheUse.MISS
-        return Compressed(found.prompt, use, found.cache_ms, found.draft_ms)
+        return Compressed(found.prompt, use, found.cache_ms, found.draft_ms, found.draft_queue_ms)
 
     async def explain(self, scoring: Scoring) -> tuple[Compressed, NDArray[np.float32] | None]:
         """The draft's own answer with its importance, float32[prompt_tokens]: past the cache, which holds none."""
         started = time.perf_counter()
         scored = await self._score(scoring, include_importance=True)
         draft_ms = (time.perf_counter() - started) * 1000
-        return Compressed(scored.prompt, CacheUse.NOT_USED, 0.0, draft_ms), scored.importance
+        return Compressed(scored.prompt, CacheUse.NOT_USED, 0.0, draft_ms, scored.queue_ms), scored.importance
 
     def _key(self, scoring: Scoring) -> PromptKey:
         tokens, draft, target = scoring.tokens, scoring.draft, scoring.target
@@ -84,16 +87,16 @@ class Compressor:
         cache_ms = (looked_up - started) * 1000
         # A value that verifies but breaks a rule (another version's, say) must not be met again until its TTL ends.
         if held is not None and _is_usable(held, scoring):
-            return _Found(held, True, cache_ms, 0.0)
+            return _Found(held, True, cache_ms)
         missed.set()
         try:
-            scored = (await self._score(scoring)).prompt
+            scored = await self._score(scoring)
             draft_ms = (time.perf_counter() - looked_up) * 1000
             # Before the flight ends: whoever comes next must find it here.
-            await self._store.put(digest, scored)
+            await self._store.put(digest, scored.prompt)
         finally:
             await self._lease.release(digest)
-        return _Found(scored, False, cache_ms, draft_ms)
+        return _Found(scored.prompt, False, cache_ms, draft_ms, scored.queue_ms)
 
     async def _score(self, scoring: Scoring, *, include_importance: bool = False) -> Score:
         with span("score"):

@@ -43,11 +43,22 @@ class Curve:
         _, tokens, megapairs, steps = reading.features
         return self.call_ms + self.token_ms * tokens + self.megapair_ms * megapairs + self.step_ms * steps
 
+    def slower(self, factor: float) -> Curve:
+        """Every weight times `factor`; it rests on the same observations."""
+        call_ms, token_ms, megapair_ms, step_ms = (weight * factor for weight in self.weights)
+        return Curve(call_ms, token_ms, megapair_ms, step_ms, self.observations)
+
 
 DRAFT_SEED = Curve(call_ms=10.0, token_ms=1.2, megapair_ms=400.0, step_ms=25.0)
 TARGET_SEED = Curve(call_ms=20.0, token_ms=3.5, megapair_ms=800.0)
 SCORING_SEED = Curve(call_ms=10.0, token_ms=0.0, megapair_ms=500.0)
 DECODING_SEED = Curve(call_ms=50.0, token_ms=0.003, megapair_ms=0.0)
+TYPICAL = Reading(1024)
+
+
+def scoring_guess(target: Curve) -> Curve:
+    """Scoring that was never observed: as much faster than its seed as this target reads than its own."""
+    return SCORING_SEED.slower(target.ms(TYPICAL) / TARGET_SEED.ms(TYPICAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +124,18 @@ class Work:
 class Forecast:
     """Predicted milliseconds and tokens. `ttft_ms` holds all of the others but `step_ms`, that of a decode step.
 
-    `least_ms` is `ttft_ms` with stages that were never observed left out.
+    `least_ms` is `ttft_ms` with draft and scoring left out where they were never observed. `draft_ms` and `target_ms`
+    hold the wait as well, `draft_work_ms`, `beside_work_ms` (what the target reads while the draft works) and
+    `target_work_ms` (what it does after) do not: they are what others wait for.
     """
 
     ttft_ms: float
     least_ms: float
     draft_ms: float
     target_ms: float
+    draft_work_ms: float
+    beside_work_ms: float
+    target_work_ms: float
     step_ms: float
     read_tokens: int
     kv_tokens: int
@@ -147,18 +163,24 @@ class Outlook:
         speeds, load = self.speeds, self.load
         kv_wait_ms = self.kv_wait_ms(work.slots + answer_tokens)
         load = replace(load, target_ms=load.target_ms + kv_wait_ms) if kv_wait_ms else load
-        draft_ms = 0.0 if work.draft is None else load.draft_ms + speeds.draft.ms(work.draft)
+        draft_work_ms = 0.0 if work.draft is None else speeds.draft.ms(work.draft)
+        draft_ms = 0.0 if work.draft is None else load.draft_ms + draft_work_ms
         scoring_ms = 0.0 if work.scoring is None else speeds.scoring.ms(work.scoring)
-        after_ms = speeds.target.ms(work.target) + scoring_ms
-        beside_ms = 0.0 if work.beside is None else load.target_ms + speeds.target.ms(work.beside)
+        reading_ms = speeds.target.ms(work.target)
+        after_ms = reading_ms + scoring_ms
+        beside_work_ms = 0.0 if work.beside is None else speeds.target.ms(work.beside)
+        beside_ms = 0.0 if work.beside is None else load.target_ms + beside_work_ms
         queued_ms = 0.0 if work.beside is not None else load.target_ms
         first_ms = max(draft_ms, beside_ms) + speeds.contention * min(draft_ms, beside_ms)
-        least_ms = load.spent_ms + queued_ms + after_ms
+        least_ms = load.spent_ms + queued_ms + (after_ms if speeds.scoring.observations else reading_ms)
         return Forecast(
             ttft_ms=load.spent_ms + first_ms + queued_ms + after_ms,
             least_ms=least_ms + (first_ms if speeds.draft.observations else beside_ms),
             draft_ms=draft_ms,
             target_ms=beside_ms + queued_ms + after_ms,
+            draft_work_ms=draft_work_ms,
+            beside_work_ms=beside_work_ms,
+            target_work_ms=after_ms,
             step_ms=speeds.decoding.ms(Reading(work.kv_tokens)),
             read_tokens=work.read_tokens,
             kv_tokens=work.kv_tokens,

@@ -23,7 +23,7 @@ async def settled(choice: Choice, ask: Ask, question: Callable[[], Question]) ->
     """
     while choice.policy is not None:  # each turn goes one route up the order
         plan, choice = await ask(choice)
-        if covers_enough(plan, question().budget):
+        if covers(plan.decision.coverage, question().budget):
             return plan
         try:
             choice = less_lossy(choice, plan.decision.coverage or 0.0, question())
@@ -33,7 +33,6 @@ async def settled(choice: Choice, ask: Ask, question: Callable[[], Question]) ->
     return choice
 
 
-def covers_enough(plan: Plan, budget: Budget) -> bool:
+def covers(coverage: float | None, budget: Budget) -> bool:
     """Whether the draft's mask, as far as it drew one, covers what the caller asked for."""
-    coverage, least = plan.decision.coverage, budget.min_coverage
-    return coverage is None or least is None or coverage >= least
+    return coverage is None or budget.min_coverage is None or coverage >= budget.min_coverage

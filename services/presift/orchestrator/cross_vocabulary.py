@@ -98,7 +98,8 @@ class CrossVocabularyDraft:
         if asked.lookahead is not None:
             count = asked.lookahead.lookahead_tokens
             lookahead = self._interpreter.lookahead(reading, reply.prompt.lookahead_token_ids, count)
-        return Score(CompressedPrompt(mask, lookahead, share, reply.prompt.draft, kv_capacity), importance, mass)
+        prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft, kv_capacity)
+        return Score(prompt, importance, mass, reply.queue_ms)
 
 
 Values = NDArray[np.float32]

@@ -31,7 +31,7 @@ class Decision:
     """Counts in tokens, times in milliseconds, `coverage` 0..1 or None where nothing was dropped by the draft.
 
     `kept_tokens` is what the target reads, `kv_tokens` what it is to hold while it decodes. `keep_full_prefix` is None
-    where no KV is dropped. `forecast` is what it was predicted to cost.
+    where no KV is dropped. `forecast` is what it was predicted to cost. `draft_queue_ms` is a part of `draft_ms`.
     """
 
     route: Route
@@ -49,6 +49,7 @@ class Decision:
     cache: CacheUse = CacheUse.NOT_USED
     cache_ms: float = 0.0
     draft_ms: float = 0.0
+    draft_queue_ms: float = 0.0
     prefill_ms: float = 0.0
     keep_full_prefix: bool | None = None
     continued: bool = False
@@ -66,7 +67,8 @@ class Plan:
 
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
     far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
-    would have been chosen, had the quality guard not switched its route off. `importance` and
+    would have been chosen, had the quality guard not switched its route off; `is_tighter`: less is kept than everyone
+    gets who asks for nothing. `importance` and
     `routes`, what AUTO chose among, are only there where a plan is to be explained.
     """
 
@@ -78,4 +80,5 @@ class Plan:
     importance: NDArray[np.float32] | None = None
     prompt_ids: NDArray[np.uint32] | None = None
     avoided: Choice | None = None
+    is_tighter: bool = False
     routes: tuple[Candidate, ...] = ()

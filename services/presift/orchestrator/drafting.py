@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from presift.core.errors import (
+    BudgetExceeded,
     DeadlineExceeded,
     DraftUnavailable,
     InternalError,
@@ -21,6 +22,7 @@ from presift.core.plan import Route
 from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, check_fits
 from presift.orchestrator.compression import Compressed, Compressor
 from presift.orchestrator.decision import CacheUse
+from presift.orchestrator.forecasting import with_forecast
 from presift.orchestrator.models import Models
 from presift.orchestrator.ports import MaskRejected
 from presift.orchestrator.prefilling import Prefiller, beside
@@ -123,6 +125,18 @@ class Drafter:
         log.warning("answered in full: %s: %s", reason, error.message)
         check_allowed(error, job.budget, job.facts)
         return Drafted(Choice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
+
+
+def in_time(drafted: Drafted, budget: Budget, facts: Facts) -> Choice:
+    """The choice; where it is full by now, with its forecast, and DraftUnavailable where a strict budget forbids it."""
+    if drafted.compressed is not None:
+        return drafted.choice
+    if drafted.prefill_ms:  # the target has read it all
+        facts = replace(facts, outlook=replace(facts.outlook, cached_tokens=facts.prompt_tokens))
+    try:
+        return with_forecast(drafted.choice, budget, facts)
+    except BudgetExceeded as error:
+        raise DraftUnavailable(error.message) from error
 
 
 def check_allowed(error: PresiftError, budget: Budget, facts: Facts) -> None:

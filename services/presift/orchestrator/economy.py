@@ -6,15 +6,18 @@ what of our own is under way. It does not see other orchestrators' traffic, but 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy, SpecKv, SpecKvPc
+from presift.orchestrator.choices import Choice
 from presift.orchestrator.costs import Load, Outlook, Reading
 from presift.orchestrator.decision import CacheUse, Plan
 from presift.orchestrator.forecasting import bare, draft_reading, rest, scoring_reading
@@ -28,6 +31,12 @@ from presift.orchestrator.speeds import SpeedBook, StageSpeed, calibrate
 KEPT_PROMPTS = 1024
 # Fewer say little of a decode step.
 _LEAST_STEPS = 4
+# Of the draft's time: a draft that waited longer did not work side by side with the target.
+_SIDE_BY_SIDE = 0.1
+# A replica that gave none of these is not there any more.
+_LAST_ANSWERS = 32
+# Of one prompt: a caller who varies the budget must not fill the memory.
+_KEPT_POLICIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class Answered:
     total_ms: float
     was_alone: bool
     token_ids: tuple[int, ...] = ()
+    began: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +76,20 @@ class Economy:
         self._reads_beside = reads_beside
         self._book = SpeedBook()
         self._compressed: OrderedDict[int, dict[Policy, _Known]] = OrderedDict()
-        self._answered_last: dict[str, str] = {}
+        self._answered_last: dict[str, deque[str]] = {}
         self.drafting, self.reading = Queue(), Queue()
         self.loads = Loads() if loads is None else loads
 
     def outlook(
         self, ids: NDArray[np.uint32], target: ModelInfo, draft: ModelInfo | None, spent_ms: float = 0.0
     ) -> Outlook:
-        """What the routes of this prompt are to be predicted from: at the replica that answered last, where there are
-        several behind one address. `spent_ms` since the request's arrival.
+        """What the routes of this prompt are to be predicted from. Of several replicas behind one address nobody can
+        tell which will answer: so that which holds the least of the prompt, or is the fullest. `spent_ms` since the
+        request's arrival.
         """
-        replica = self._answered_last.get(place_of(target), "")
-        return self.outlooks(ids, target, draft, (replica,), spent_ms)[replica]
+        replicas = dict.fromkeys(self._answered_last.get(place_of(target), ("",)))
+        found = self.outlooks(ids, target, draft, replicas, spent_ms)
+        return min(found.values(), key=_least)
 
     def outlooks(
         self,
@@ -118,6 +130,18 @@ class Economy:
         if self._learns:
             calibrate(self._book, stage, place, timings)
 
+    @contextmanager
+    def compressing(self, ids: NDArray[np.uint32], choice: Choice) -> Iterator[None]:
+        """A prompt is being compressed, until the block ends: the draft works, and the target where it reads beside
+        it; once for all who ask for the same."""
+        name, found = self._prefixes.chain(ids).name, choice.forecast
+        with ExitStack() as turns:
+            if found is not None and found.draft_work_ms and choice.policy is not None:
+                turns.enter_context(self.drafting.working(found.draft_work_ms, (name, bare(choice.policy))))
+            if found is not None and found.beside_work_ms:
+                turns.enter_context(self.reading.working(found.beside_work_ms, name))
+            yield
+
     def drafted(self, ids: NDArray[np.uint32], plan: Plan) -> None:
         """This prompt was compressed, or found to be."""
         policy = plan.decision.policy
@@ -125,7 +149,11 @@ class Economy:
             return
         chain = self._prefixes.chain(ids)
         blocks = tuple(self._prefixes.chain(plan.read_ids)) if plan.decision.route is Route.SPEC_PC else ()
-        self._compressed.setdefault(chain.name, {})[bare(policy)] = _Known(blocks, self._entry(plan))
+        known = self._compressed.setdefault(chain.name, {})
+        known.pop(bare(policy), None)  # to the end, as the latest
+        known[bare(policy)] = _Known(blocks, self._entry(plan))
+        if len(known) > _KEPT_POLICIES:
+            del known[next(iter(known))]
         self._compressed.move_to_end(chain.name)
         while len(self._compressed) > KEPT_PROMPTS:
             self._compressed.popitem(last=False)
@@ -133,20 +161,26 @@ class Economy:
     def observe(self, answered: Answered) -> None:
         """Learn from an answer."""
         usage, target = answered.usage, answered.plan.decision.target
-        self._answered_last[place_of(target)] = usage.replica
-        self.loads.heard(place_of(target, usage.replica), usage.load, usage.ttft_ms)
+        self._answered_last.setdefault(place_of(target), deque(maxlen=_LAST_ANSWERS)).append(usage.replica)
+        self.loads.heard(place_of(target, usage.replica), usage.load, usage.ttft_ms if answered.was_alone else None)
         if self._learns:
             self._observe_draft(answered)
             self._observe_target(answered)
             self._observe_decoding(answered)
-        self.observe_prefix(answered.plan, usage, answered.token_ids)
+        self.observe_prefix(answered.plan, usage, answered.token_ids, answered.began)
 
-    def observe_prefix(self, plan: Plan, usage: Usage, token_ids: Sequence[int]) -> None:
-        """Learn what the target's cache holds from an answer, `token_ids`, a caller's or not."""
+    @property
+    def now(self) -> int:
+        """A mark in the order of what was read, for `began`."""
+        return self._prefixes.now
+
+    def observe_prefix(self, plan: Plan, usage: Usage, token_ids: Sequence[int], began: float) -> None:
+        """Learn what the target's cache holds from an answer, `token_ids`, a caller's or not; `began`: `now` when it
+        was asked for."""
         key, chain = place_of(plan.decision.target, usage.replica), self._prefixes.chain(plan.read_ids)
         was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
         if was_read_here:
-            self._prefixes.learn(key, chain, usage.cached_tokens)
+            self._prefixes.learn(key, chain, usage.cached_tokens, began)
         if plan.kv_plan is None:
             # The last token of an answer was never read.
             ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
@@ -155,13 +189,13 @@ class Economy:
         was_read = was_read_here or plan.decision.prefill_ms > 0.0 or plan.decision.continued
         if plan.kv_plan.keep_full_prefix and was_read:
             self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
-        self._observe_entry(key, plan, usage)
+        self._observe_entry(key, plan, usage, began)
 
-    def _observe_entry(self, key: str, plan: Plan, usage: Usage) -> None:
+    def _observe_entry(self, key: str, plan: Plan, usage: Usage, began: float) -> None:
         name = self._entry(plan)
         if name is None:
             return
-        self._prefixes.learn_entry(key, name, was_found=usage.reused_entry)
+        self._prefixes.learn_entry(key, name, was_found=usage.reused_entry, began=began)
         if usage.reused_entry or usage.publish_ms > 0.0:
             self._prefixes.remember_entry(key, name, 0 if usage.reused_entry else usage.kv_tokens)
 
@@ -172,7 +206,9 @@ class Economy:
         draft, target = place_of(decision.draft), place_of(decision.target, answered.usage.replica)
         reading, speeds = draft_reading(decision.policy, decision.prompt_tokens), self._book.speeds(draft, target)
         if decision.prefill_ms == 0.0 or not speeds.draft.observations:
-            self._book.observe("draft", draft, reading, decision.draft_ms)
+            self._book.observe("draft", draft, reading, decision.draft_ms - decision.draft_queue_ms)
+            return
+        if decision.draft_queue_ms > _SIDE_BY_SIDE * decision.draft_ms:
             return
         cached_tokens = self._prefixes.expected(target, self._prefixes.chain(answered.plan.read_ids))
         beside_ms = speeds.target.ms(rest(decision.prompt_tokens, cached_tokens))
@@ -208,3 +244,7 @@ class Economy:
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
         return self._prefixes.chain(plan.read_ids).name, bare(plan.decision.policy)
+
+
+def _least(outlook: Outlook) -> tuple[int, float]:
+    return outlook.cached_tokens, inf if outlook.free_kv_tokens is None else outlook.free_kv_tokens

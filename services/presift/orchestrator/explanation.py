@@ -65,17 +65,17 @@ def explain(
     if not span_per_token:
         is_border = (np.diff(held) != 0) | np.diff(protected)
     borders = [0, *(np.flatnonzero(is_border) + 1).tolist(), prompt_tokens]
-    shares = _shares(plan.importance, prompt_tokens)
+    shares = np.add.reduceat(_shares(plan.importance, prompt_tokens), borders[:-1]).tolist()
     return [
         ExplainedSpan(
             tokens=Span(start, end),
             characters=_characters(offsets, start, end),
             kept=bool(held[start] > 0),
             protected=bool(protected[start]),
-            importance=float(shares[start:end].sum()),
+            importance=share,
             kept_share=None if kept_kv is None else float(held[start]),
         )
-        for start, end in pairwise(borders)
+        for (start, end), share in zip(pairwise(borders), shares, strict=True)
     ]
 
 

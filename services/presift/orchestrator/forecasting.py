@@ -35,6 +35,8 @@ def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
     policy = choice.policy
     if policy is None:
         return Work(rest(prompt_tokens, outlook.cached_tokens), prompt_tokens, prompt_tokens)
+    if choice.continued_tokens is not None and isinstance(policy, SpecKv):
+        return _continued(policy, prompt_tokens, choice.continued_tokens, outlook)
     known = dict(outlook.compressed).get(bare(policy)) if outlook.compressed else None
     draft = None if known is not None else draft_reading(policy, prompt_tokens)
     if isinstance(policy, SpecPc):
@@ -94,6 +96,20 @@ def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int, *, has_entry
         return Work(rest(held, held), read_tokens, held)
     reading = rest(read_tokens + policy.lookahead_tokens, cached_tokens)
     return Work(reading, read_tokens, held, scoring=scoring_reading(policy, read_tokens))
+
+
+def _continued(policy: SpecKv, prompt_tokens: int, held: int, outlook: Outlook) -> Work:
+    """A later turn needs no draft. It reads what came since, or, where the entry is gone, all that is not cached."""
+    if any(_comes_to(asked, policy) for asked in outlook.entries):
+        return Work(rest(held, policy.capacity), prompt_tokens, held)
+    return replace(_selected(policy, prompt_tokens, outlook.cached_tokens, has_entry=False), kv_tokens=held)
+
+
+def _comes_to(asked: object, policy: SpecKv) -> bool:
+    """Whether what was asked for is this policy, its capacity settled."""
+    if isinstance(asked, SpecKv) and asked.adaptive is not None:
+        asked = replace(asked, capacity=policy.capacity, adaptive=None)
+    return asked == bare(policy)
 
 
 def rest(tokens: int, cached_tokens: int) -> Reading:

@@ -61,7 +61,7 @@ def continue_kv(plan: KvPlan, budget: Budget, options: KvOptions, facts: Facts) 
             if budget.strict:
                 raise BudgetExceeded(f"budget.{name}", value, f"<= {limit} tokens", f"strict budget not met: {detail}")
     keep = plan.keep_full_prefix if options.keep_full_prefix is None else options.keep_full_prefix
-    return Choice(Route.SPEC_KV, Reason.REQUESTED, detail, plan.policy, keep)
+    return Choice(Route.SPEC_KV, Reason.REQUESTED, detail, plan.policy, keep, continued_tokens=held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +133,16 @@ def _over_the_pool(facts: Facts, read_tokens: int, policy: SpecKv) -> str:
 
 
 def _spec_kv_pc(case: _Case, why: str) -> Choice:
-    case = replace(case, selection=KvSelection.TARGET_LOOKAHEAD)
+    # The caller's bounds are of what is read; of the KV those hold that there are without.
+    auto, kv_auto = case.auto, None if case.auto is None else replace(case.auto, min_tokens=None, max_tokens=None)
+    case = replace(case, selection=KvSelection.TARGET_LOOKAHEAD, auto=kv_auto)
     facts = case.facts
-    capacity = min(most_tokens(case.auto, case.budget.max_prompt_tokens, case.defaults.cascade_capacity), facts.room)
+    capacity = min(most_tokens(auto, case.budget.max_prompt_tokens, case.defaults.cascade_capacity), facts.room)
     if facts.prompt_tokens <= min(case.kv_limit, facts.room, given(case.budget.max_prompt_tokens, case.kv_limit)):
         return _spec_kv(case, why)
     if facts.prompt_tokens <= capacity:
         return _spec_kv(case, f"{why}; all {facts.prompt_tokens} prompt tokens fit {capacity}")
-    prompt = prompt_policy(capacity, case.auto, facts, case.defaults.spec_pc)
-    # The caller's bounds are of what is read; of the KV those hold that there are without.
-    kv_auto = None if case.auto is None else replace(case.auto, min_tokens=None, max_tokens=None)
-    return _cascade(replace(case, auto=kv_auto), why, prompt)
+    return _cascade(case, why, prompt_policy(capacity, auto, facts, case.defaults.spec_pc))
 
 
 def _cascade(case: _Case, why: str, prompt: SpecPc) -> Choice:

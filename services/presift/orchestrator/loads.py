@@ -42,9 +42,10 @@ class Loads:
         finally:
             self._answers.remove(answer)
 
-    def heard(self, place: str, load: TargetLoad | None, reading_ms: float) -> None:
-        """What a target said with an answer, and how long that request took to be read."""
-        self._reading_ms.append(reading_ms)
+    def heard(self, place: str, load: TargetLoad | None, reading_ms: float | None) -> None:
+        """What a target said with an answer, and how long that request took to be read, None where it waited too."""
+        if reading_ms is not None:
+            self._reading_ms.append(reading_ms)
         now = self._clock()
         self._heard = {key: said for key, said in self._heard.items() if now - said[0] <= BELIEVED_S}
         if load is not None:

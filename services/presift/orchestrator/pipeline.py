@@ -102,7 +102,8 @@ class Pipeline:
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
-        spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
+        # A span of every token takes a quarter of a second at 50,000: others stream meanwhile.
+        spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
 
     def learnt_speeds(self) -> list[StageSpeed]:
@@ -132,11 +133,12 @@ class Pipeline:
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
         economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
+        began = economy.now
         # Not made current: an async generator's context is its consumer's.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
         held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
-        with span, held, economy.reading.working(predicted_ms(plan)) as turn:
+        with span, held, economy.reading.working(work_ms(plan)) as turn:
             stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
@@ -147,7 +149,7 @@ class Pipeline:
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
                         _count(plan.decision, event)
-                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone, tuple(answer)))
+                        economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone, tuple(answer), began))
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
@@ -156,9 +158,9 @@ class Pipeline:
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
 
 
-def predicted_ms(plan: Plan) -> float:
-    """The target's part of the forecast, where there is one."""
-    return 0.0 if plan.decision.forecast is None else plan.decision.forecast.target_ms
+def work_ms(plan: Plan) -> float:
+    """What the target is predicted to do up to the first token, once it is this request's turn."""
+    return 0.0 if plan.decision.forecast is None else plan.decision.forecast.target_work_ms
 
 
 def step_ms(plan: Plan) -> float:

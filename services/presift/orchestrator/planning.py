@@ -14,11 +14,13 @@ from presift.core.spans import must_keep
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
-from presift.orchestrator.coverage import Ask, settled
+from presift.orchestrator.coverage import Ask, covers, settled
 from presift.orchestrator.decision import Decision, Plan
-from presift.orchestrator.drafting import Draftable, Drafter
+from presift.orchestrator.drafting import Draftable, Drafter, in_time
 from presift.orchestrator.economy import Economy
+from presift.orchestrator.forecasting import with_forecast
 from presift.orchestrator.guard.switches import Switches
+from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
@@ -79,7 +81,7 @@ class Planner:
         case = await self._read(request, target)
         plan = self._continued(case) or await self._new(case, time_left_s)
         _count(plan.decision)
-        return plan
+        return replace(plan, is_tighter=self._is_tighter(plan, case))
 
     async def explain(self, request: Request, target: TargetInfo) -> Plan:
         """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
@@ -127,7 +129,7 @@ class Planner:
 
     def _continued(self, case: _Case) -> Plan | None:
         """The plan of a later turn; None for a new prompt, and where the earlier turn is not known any more, may have
-        dropped what this request protects, or went a way that is switched off.
+        dropped what this request protects, covers too little, or went a way that is switched off.
         """
         request, tokens = case.request, case.origin.tokens
         if request.kv.continue_prompt_tokens is None:
@@ -138,8 +140,19 @@ class Planner:
         turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens])
         if turn is None or not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
             return None
-        choice = continue_kv(turn.kv_plan, request.budget, request.kv, case.facts)
+        if not covers(turn.coverage, request.budget):
+            return None
+        facts, begun = self._question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
+        # The entry is that of the prompt which it was chosen for.
+        entries = self.economy.outlook(begun, case.origin.target, self._models.draft).entries
+        facts = replace(facts, outlook=replace(facts.outlook, entries=entries))
+        choice = with_forecast(continue_kv(turn.kv_plan, request.budget, request.kv, facts), request.budget, facts)
         return continued_plan(choice, turn, case.origin)
+
+    def _is_tighter(self, plan: Plan, case: _Case) -> bool:
+        everyones = self._terms.table.terms_for(case.facts.prompt_tokens, case.origin.target.id)
+        policy = plan.decision.policy if plan.avoided is None else plan.avoided.policy
+        return policy is not None and is_tighter(policy, everyones, case.facts.kv_page_tokens)
 
     async def _new(self, case: _Case, left_s: float | None) -> Plan:
         async def drafted(choice: Choice) -> tuple[Plan, Choice]:
@@ -167,9 +180,10 @@ class Planner:
         if left_s is not None:
             left_s = max(0.0, left_s - (time.perf_counter() - case.started))
         job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s)
-        with self.economy.drafting.working(0.0 if choice.forecast is None else choice.forecast.draft_ms):
+        with self.economy.compressing(case.origin.tokens.ids, choice):
             drafted = await self._drafter.draft(job)
-        return plan_of(drafted.choice, drafted.compressed, drafted.prefill_ms, case.origin), drafted.choice
+        choice = in_time(drafted, case.request.budget, self._question(case).facts)
+        return plan_of(choice, drafted.compressed, drafted.prefill_ms, case.origin), choice
 
     async def _seen(self, choice: Choice, case: _Case) -> Plan:
         scoring = self._drafter.scoring(choice, case.origin.tokens, case.defaults)

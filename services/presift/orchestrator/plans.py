@@ -49,6 +49,7 @@ def plan_of(choice: Choice, compressed: Compressed | None, prefill_ms: float, or
         "cache": compressed.cache,
         "cache_ms": compressed.cache_ms,
         "draft_ms": compressed.draft_ms,
+        "draft_queue_ms": compressed.draft_queue_ms,
         "prefill_ms": prefill_ms,
     }
     return replace(_plan(choice, origin, read, kv_plan, **found), kept=compressed.prompt.mask.kept)

@@ -26,11 +26,13 @@ class MaskRejected(DraftUnavailable):
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
     """What the draft said. `importance`: float32[prompt_tokens], only if asked for; with it `mass`, what coverage is a
-    share of: float32[prompt_tokens], None from a draft that does not tell."""
+    share of: float32[prompt_tokens], None from a draft that does not tell. `queue_ms`: how long the draft let it wait.
+    """
 
     prompt: CompressedPrompt
     importance: NDArray[np.float32] | None
     mass: NDArray[np.float32] | None = None
+    queue_ms: float = 0.0
 
 
 class Draft(Protocol):

@@ -70,26 +70,35 @@ class Chain:
 
 @dataclass(slots=True)
 class _Held:
-    """What one target read: block -> the count of tokens that it had read by then. `holds_tokens`: as believed."""
+    """What one target read: block -> the count of tokens that it had read by then, and when in the order of all that
+    was remembered. `holds_tokens`: as believed."""
 
-    blocks: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
+    blocks: OrderedDict[Hashable, tuple[int, int]] = field(default_factory=OrderedDict)
     read_tokens: int = 0
     holds_tokens: float = inf
 
     def age(self, block: Hashable) -> float:
         """Tokens read since this block was; inf where it never was."""
-        read_by = self.blocks.get(block)
-        return inf if read_by is None else self.read_tokens - read_by
+        known = self.blocks.get(block)
+        return inf if known is None else self.read_tokens - known[0]
 
-    def touch(self, block: Hashable) -> None:
+    def touch(self, block: Hashable, now: int) -> None:
         """The target has just read it."""
-        self.blocks[block] = self.read_tokens
+        self.blocks[block] = self.read_tokens, now
         self.blocks.move_to_end(block)
+
+    def blame(self, block: Hashable, began: float) -> bool:
+        """The target lacks what it was believed to hold: so it holds less. Whether that can be said: what was read
+        after `began` may not have been there yet."""
+        age = self.age(block)
+        if age > self.holds_tokens or self.blocks[block][1] > began:
+            return False
+        self.holds_tokens = age * _SHRINK - 1  # below 0: it holds nothing at all
+        return True
 
     def has(self, block: Hashable) -> bool:
         """Whether the target is believed to hold it still."""
-        read_by = self.blocks.get(block)
-        return read_by is not None and self.read_tokens - read_by <= self.holds_tokens
+        return self.age(block) <= self.holds_tokens and block in self.blocks
 
 
 class Prefixes:
@@ -100,6 +109,7 @@ class Prefixes:
         self._targets = targets
         self._salt = salt.encode()
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        self.now = 0  # how often something was remembered
         self._chains: OrderedDict[int, tuple[NDArray[np.uint32], Chain]] = OrderedDict()
 
     def chain(self, token_ids: NDArray[np.uint32]) -> Chain:
@@ -126,8 +136,11 @@ class Prefixes:
         held = self._held.get(target)
         return 0 if held is None else _leading(held, len(blocks), blocks.__getitem__) * BLOCK_TOKENS
 
-    def learn(self, target: str, chain: Chain, cached_tokens: int) -> None:
-        """The target had `cached_tokens` of this prompt before it read the rest. Call before `remember`."""
+    def learn(self, target: str, chain: Chain, cached_tokens: int, began: float = inf) -> None:
+        """The target had `cached_tokens` of this prompt before it read the rest. Call before `remember`.
+
+        `began`: `now` when the reading began. What others have read since says nothing of what was there then.
+        """
         held = self._held.get(target)
         if held is None:
             return
@@ -138,11 +151,10 @@ class Prefixes:
             if (index + 1) * BLOCK_TOKENS <= cached_tokens:
                 held.holds_tokens = max(held.holds_tokens, age)
             # The last token is always read again, and pages round down: one block is not worth a belief.
-            elif age <= held.holds_tokens and (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0):
-                held.holds_tokens = age * _SHRINK - 1  # below 0: it holds nothing at all
+            elif (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0) and held.blame(block, began):
                 return
 
-    def learn_entry(self, target: str, name: Hashable, *, was_found: bool) -> None:
+    def learn_entry(self, target: str, name: Hashable, *, was_found: bool, began: float = inf) -> None:
         """Whether the target had a compressed entry. Call before `remember_entry`."""
         held = self._held.get(target)
         age = inf if held is None else held.age(name)
@@ -150,26 +162,28 @@ class Prefixes:
             return
         if was_found:
             held.holds_tokens = max(held.holds_tokens, age)
-        elif age <= held.holds_tokens:
-            held.holds_tokens = age * _SHRINK - 1
+        else:
+            held.blame(name, began)
 
     def remember_entry(self, target: str, name: Hashable, new_tokens: int) -> None:
         """The target has used a compressed entry, for which it wrote `new_tokens`; ask `expected_of` for it."""
         held = self._holder(target)
         held.read_tokens += new_tokens
-        held.touch(name)
+        self.now += 1
+        held.touch(name, self.now)
         self._forget(held)
 
     def remember(self, target: str, chain: Chain, cached_tokens: int = 0) -> None:
         """The target has read this prompt; all but `cached_tokens` were new to it."""
         held = self._holder(target)
         held.read_tokens += max(0, chain.tokens - cached_tokens)
+        self.now += 1
         # The beginning last: what is forgotten first are the ends, as without its beginning an end is worth nothing.
         for index in reversed(range(min(chain.blocks, self._blocks))):
             pages, within = divmod(index + 1, PAGE_BLOCKS)
             if within == 0:
-                held.touch(chain.page(pages))
-            held.touch(chain.block(index))
+                held.touch(chain.page(pages), self.now)
+            held.touch(chain.block(index), self.now)
         self._forget(held)
 
     def _holder(self, target: str) -> _Held:

@@ -2,9 +2,9 @@
 
 Everything is protected except the documents that the caller marked or, where none is marked, the texts of unprotected
 messages: so template tokens, tool definitions and whatever the template adds are safe without being recognised. The
-texts are found by rendering the chat once more with a placeholder
-for each (the frame); where putting the texts back does not give the rendered prompt, the template did something we
-do not understand and the whole prompt is protected. Knows characters; the tokenizer maps them to tokens.
+texts are found by rendering the chat once more with a placeholder for each (the frame); where putting the texts back
+does not give the rendered prompt, the template did something we do not understand and the whole prompt is protected.
+Knows characters; the tokenizer maps them to tokens.
 """
 
 from __future__ import annotations

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Turn:
-    """One piece of work; `was_alone` as long as nothing else was under way at any time of it."""
+    """One piece of work; `was_alone` as long as nothing else was under way at any time of it. `of` names what several
+    wait for together."""
 
     predicted_ms: float
+    of: Hashable = None
     was_alone: bool = True
     is_done: bool = False
 
 
 class Queue:
-    """Work that is under way; it is taken to be done in order."""
+    """Work that is under way; it is taken to be done in order. What has a name is done once, whoever waits for it."""
 
     def __init__(self) -> None:
         self._turns: list[Turn] = []
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._works_ms)
 
     @property
     def wait_ms(self) -> float:
         """The work before whoever comes now; the first is half done, on the average."""
-        return sum(turn.predicted_ms for turn in self._turns) - sum(turn.predicted_ms / 2 for turn in self._turns[:1])
+        works_ms = self._works_ms
+        return sum(works_ms) - sum(works_ms[:1]) / 2
+
+    @property
+    def _works_ms(self) -> list[float]:
+        works: dict[Hashable, float] = {}
+        for turn in self._turns:
+            works.setdefault(id(turn) if turn.of is None else (turn.of,), turn.predicted_ms)
+        return list(works.values())
 
     @contextmanager
-    def working(self, predicted_ms: float) -> Iterator[Turn]:
-        """A piece of work, until the block ends or `done` was called."""
-        turn = Turn(predicted_ms, was_alone=not self._turns)
+    def working(self, predicted_ms: float, of: Hashable = None) -> Iterator[Turn]:
+        """A piece of work without its wait, until the block ends or `done` was called."""
+        turn = Turn(predicted_ms, of, was_alone=not self._turns)
         for other in self._turns:
             other.was_alone = False
         self._turns.append(turn)

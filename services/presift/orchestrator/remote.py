@@ -137,7 +137,7 @@ def _score(reply: draft_pb2.ScoreResponse) -> Score:
         raise MaskRejected(f"the draft's answer: {error.message}") from error
     tokens = prompt.mask.prompt_tokens
     importance, mass = _values("importance", reply.importance, tokens), _values("mass", reply.mass, tokens)
-    return Score(prompt, importance, mass)
+    return Score(prompt, importance, mass, reply.timings.queue_ms)
 
 
 def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.float32] | None:

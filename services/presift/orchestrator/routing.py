@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from presift.core.errors import BudgetExceeded, InternalError, PresiftError, PromptTooLong, RouteUnsupported
+from presift.core.errors import (
+    BudgetExceeded,
+    InternalError,
+    InvalidRequest,
+    PresiftError,
+    PromptTooLong,
+    RouteUnsupported,
+)
 from presift.core.plan import Route
 from presift.orchestrator.auto import choose_auto
 from presift.orchestrator.candidates import Question
@@ -46,25 +53,21 @@ def _passing(wanted: Route | None, question: Question) -> Choice:
         return _plain(wanted, question)
     try:
         choice = _plain(wanted, question)
-        return _in_full(choice.route, question) if choice.route in off else choice
-    except (PromptTooLong, BudgetExceeded) as error:
-        return _all_the_same(wanted, question, error)
+    except (InvalidRequest, BudgetExceeded):  # a budget, say, for which only what is off is not too coarse
+        choice = _plain(wanted, replace(question, facts=replace(question.facts, off={})))
+    if choice.route not in off:
+        return choice
+    try:
+        return _in_full(choice.route, question)
+    except (PromptTooLong, BudgetExceeded) as error:  # there is no way past
+        detail = f"{choice.detail}; although {choice.route} {off[choice.route]}, as otherwise: {error.message}"
+        return replace(choice, detail=detail)
 
 
 def _in_full(instead_of: Route, question: Question) -> Choice:
     why = f"{instead_of} {question.facts.off[instead_of]}; so full"
     choice = full(question.budget, question.facts, Reason.ROUTE_SWITCHED_OFF, why)
     return with_forecast(choice, question.budget, question.facts)
-
-
-def _all_the_same(wanted: Route | None, question: Question, error: PresiftError) -> Choice:
-    """There is no way past: the prompt does not fit otherwise, or a strict budget does not allow it."""
-    off = question.facts.off
-    choice = _plain(wanted, replace(question, facts=replace(question.facts, off={})))
-    if choice.route not in off:
-        return choice
-    detail = f"{choice.detail}; although {choice.route} {off[choice.route]}, as otherwise: {error.message}"
-    return replace(choice, detail=detail)
 
 
 def _plain(wanted: Route | None, question: Question) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             tenant=tenant_from_metadata(context.invocation_metadata()),
         )
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
-        return explanation_to_wire(await self._pipeline.explain(parsed, detail, context.time_remaining()))
+        explanation = await self._pipeline.explain(parsed, detail, context.time_remaining())
+        return await asyncio.to_thread(explanation_to_wire, explanation)
 
     async def GetInfo(
         self, request: orchestrator_pb2.GetInfoRequest, context: Context

@@ -15,7 +15,16 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.orchestrator.costs import DECODING_SEED, DRAFT_SEED, SCORING_SEED, TARGET_SEED, Curve, Reading, Speeds
+from presift.orchestrator.costs import (
+    DECODING_SEED,
+    DRAFT_SEED,
+    SCORING_SEED,
+    TARGET_SEED,
+    Curve,
+    Reading,
+    Speeds,
+    scoring_guess,
+)
 from presift.orchestrator.places import parts_of
 
 KEPT_OBSERVATIONS = 64
@@ -78,7 +87,8 @@ def _bent(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 class SpeedBook:
     """Learnt curves by stage and place (`places`), the least recently observed leave.
 
-    What was never observed at a replica is taken from the model's replica that was observed last.
+    What was never observed at a replica is taken from the model's replica that was observed last; scoring that was
+    observed nowhere is guessed from how the target reads.
     """
 
     def __init__(self, models: int = KEPT_MODELS) -> None:
@@ -97,10 +107,11 @@ class SpeedBook:
         if known is None:
             while len(self._pairs) >= self._models:
                 self._pairs.popitem()
+            reading, scoring = self._curve("target", target), self._curve("scoring", target)
             known = self._pairs[draft, target] = Speeds(
                 draft=self._curve("draft", draft),
-                target=self._curve("target", target),
-                scoring=self._curve("scoring", target),
+                target=reading,
+                scoring=scoring if scoring.observations else scoring_guess(reading),
                 decoding=self._curve("decoding", target),
                 contention=self._contended,
             )

@@ -6,6 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
+from presift.cli.route_table import _speeds
+from presift.orchestrator.costs import SCORING_SEED, TARGET_SEED, Reading
+from presift_client import Model, StageSpeed
 
 
 @pytest.fixture
@@ -123,3 +126,10 @@ def test_eighty_columns_hold_the_mark_and_the_reason(run, monkeypatch):
     lines = run("--tokens", 10_000, "--max-kv-tokens", 800).output.splitlines()
     full, chosen = (next(line for line in lines if f" {route} " in line) for route in ("full", "spec_kv"))
     assert "needs" in full and chosen.startswith("->") and chosen.rstrip().endswith("met")
+
+
+def test_scoring_that_was_never_observed_is_as_fast_as_the_target():
+    fast, target = TARGET_SEED.slower(1 / 50), Model("m", "r1", 4000)
+    learnt = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
+    scoring, reading = _speeds([learnt], None, target).scoring, Reading(40, 8000)
+    assert scoring.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)

@@ -14,7 +14,7 @@ from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import ROUTE_ORDER, Choice, Defaults, Facts, Reason
 from presift.orchestrator.costs import Answering, Curve, Load, Outlook, Speeds
 from presift.orchestrator.forecasting import bare, forecast
-from presift.orchestrator.request import Budget, KvOptions
+from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing import choose
 
 FULL, PC, KV, KV_PC = Route.FULL, Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC
@@ -301,6 +301,21 @@ def test_going_up_the_order_ends(facts, least):
 def test_a_mask_of_the_draft_is_an_option_of_auto_too():
     choice = auto(options=KvOptions(selection=KvSelection.DRAFT_MASK), max_kv_tokens=500)
     assert choice.route is KV and choice.policy.selection is KvSelection.DRAFT_MASK
+
+
+def test_a_prompt_of_one_token_has_no_smaller_capacity():
+    one = replace(FACTS, prompt_tokens=1, must_keep=1, must_keep_kv=0)
+    assert [each.route for each in candidates(question(one, max_ttft_ms=1))] == list(ROUTE_ORDER)
+    assert auto(one, max_ttft_ms=1, compress_above_tokens=0).route is FULL
+
+
+def test_served_routes_that_cannot_be_are_told():
+    low = auto(auto_capacity=AutoCapacity(0.9, max_tokens=5))
+    assert (low.route, low.reason) == (FULL, Reason.WITHIN_BUDGET)
+    assert "spec_kv cannot be: budget.auto_capacity.max_tokens is 5" in low.detail and "spec_pc cannot be" in low.detail
+    pool = auto(replace(FACTS, supported=frozenset({FULL, KV}), kv_pool_tokens=100), max_kv_tokens=60)
+    assert (pool.route, pool.reason) == (FULL, Reason.KV_POOL_TOO_SMALL) and "pool has 100" in pool.detail
+    assert auto(replace(FACTS, supported=frozenset({FULL}))).detail == "no compressing route is served here"
 
 
 def test_slots_that_others_hold_are_waited_for():

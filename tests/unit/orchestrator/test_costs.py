@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.choices import Choice, Reason
-from presift.orchestrator.costs import Curve, Load, Outlook, Reading, Speeds, Work
+from presift.orchestrator.costs import (
+    SCORING_SEED,
+    TARGET_SEED,
+    Curve,
+    Load,
+    Outlook,
+    Reading,
+    Speeds,
+    Work,
+    scoring_guess,
+)
 from presift.orchestrator.forecasting import bare, work_of
 
 # A draft of 1 ms a token and 5 a step, a target of 10 a token, scoring of 1 a million pairs.
@@ -99,6 +109,30 @@ def test_what_was_never_measured_is_not_held_against_a_route():
     unknown = Outlook(replace(SPEEDS, draft=replace(SPEEDS.draft, observations=0)))
     assert unknown.forecast(work(PC, Route.SPEC_PC)).least_ms == 1000
     assert Outlook(SPEEDS).forecast(work(PC, Route.SPEC_PC)).least_ms == 2010
+    slow = replace(SPEEDS, scoring=replace(SPEEDS.scoring, megapair_ms=1e9, observations=1))
+    guessed = replace(slow, scoring=replace(slow.scoring, observations=0))
+    measured, unmeasured = (Outlook(speeds).forecast(work(KV, Route.SPEC_KV)) for speeds in (slow, guessed))
+    assert unmeasured.ttft_ms == measured.ttft_ms == measured.least_ms
+    assert unmeasured.least_ms == pytest.approx(1020 + 10_040)
+
+
+def test_the_guess_of_scoring_follows_the_target():
+    assert scoring_guess(TARGET_SEED) == SCORING_SEED
+    fast = replace(TARGET_SEED.slower(1 / 50), observations=3)
+    reading = Reading(40, 8000)
+    assert scoring_guess(fast).ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
+    assert scoring_guess(fast).observations == 0 and fast.slower(2.0).observations == 3
+
+
+@pytest.mark.parametrize("reads_beside", [False, True])
+def test_work_is_what_is_left_without_the_wait(reads_beside):
+    idle, busy = (Outlook(SPEEDS, load, reads_beside=reads_beside) for load in (Load(), Load(300.0, 2000.0, 10.0)))
+    for policy, route in ((None, Route.FULL), (PC, Route.SPEC_PC), (KV, Route.SPEC_KV)):
+        before, after = (each.forecast(work(policy, route, outlook=each)) for each in (idle, busy))
+        works = after.draft_work_ms, after.beside_work_ms, after.target_work_ms
+        assert works == pytest.approx((before.draft_ms, before.beside_work_ms, before.target_ms - works[1]))
+        assert after.draft_ms == before.draft_ms + (300 if policy else 0)
+    assert before.beside_work_ms == (10_000 if reads_beside else 0)
 
 
 @given(st.integers(1, 50_000), st.integers(0, 50_000), st.integers(0, 50_000))

@@ -50,7 +50,7 @@ class Port:
         size = token_ids.size
         made = np.random.default_rng(0).random(size, dtype=np.float32) if self.importance is None else self.importance
         prompt = CompressedPrompt(TokenMask(np.ones(size, dtype=np.bool_)), self.lookahead, 0.5, DRAFT)
-        return Score(prompt, made if include_importance and made is not False else None, self.mass)
+        return Score(prompt, made if include_importance and made is not False else None, self.mass, queue_ms=8.0)
 
 
 def ids_of(backend, text):
@@ -70,7 +70,7 @@ async def test_the_answer_is_what_the_policy_asks_for(bpe, words, name):
     ids, spans = ids_of(bpe, TEXT), (Span(3, 7), Span(20, 23))
     made = await score(Port(lookahead=told), (bpe, words), policy, protected=spans)
     check_prompt(made.prompt, Scoring(Tokenized(ids, spans), policy, DRAFT, TARGET))
-    assert made.prompt.draft is DRAFT and made.importance is None and made.mass is None
+    assert made.prompt.draft is DRAFT and made.importance is None and made.mass is None and made.queue_ms == 8
     assert (made.prompt.mask.kept_tokens < ids.size) is (made.prompt.coverage is not None) is (name != "spec_kv")
     assert bpe.decode(list(made.prompt.lookahead_token_ids)) == (" the lazy dog" if "spec_kv" in name else "")[:13]
 

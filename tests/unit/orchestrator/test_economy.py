@@ -1,5 +1,6 @@
 """What is learnt from answers, and what is under way."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecKv, SpecPc
-from presift.orchestrator.choices import Reason
+from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.costs import DRAFT_SEED, Curve, Reading
 from presift.orchestrator.decision import CacheUse, Decision, Plan
 from presift.orchestrator.economy import KEPT_PROMPTS, Answered, Economy
-from presift.orchestrator.forecasting import bare
-from presift.orchestrator.ports import FinishReason, Usage
+from presift.orchestrator.forecasting import bare, work_of
+from presift.orchestrator.loads import Loads
+from presift.orchestrator.pipeline import work_ms
+from presift.orchestrator.ports import FinishReason, TargetLoad, Usage
 from presift.orchestrator.queues import Queue
 
 TARGET, DRAFT = (ModelInfo(name, "r1", "f", 32_768, 4, 2, 1000) for name in ("target", "draft"))
@@ -142,6 +145,80 @@ def test_a_queue_by_hand():
     assert queue.wait_ms == 0
 
 
+def test_what_several_wait_for_is_done_once():
+    queue = Queue()
+    with queue.working(100.0, "a") as first, queue.working(100.0, "a"), queue.working(40.0), queue.working(40.0):
+        assert (queue.wait_ms, len(queue)) == (130, 3)
+        queue.done(first)  # the other still waits for it
+        assert (queue.wait_ms, len(queue)) == (130, 3)
+    assert (queue.wait_ms, len(queue)) == (0, 0)
+
+
+def chosen(economy, ids, route, policy=None):
+    """What the planner chose: the wait that stands before it is part of the forecast."""
+    choice, now = Choice(route, Reason.REQUESTED, "", policy, True), economy.outlook(ids, TARGET, DRAFT)
+    return replace(choice, forecast=now.forecast(work_of(choice, len(ids), now)))
+
+
+def test_equal_readings_wait_for_each_other_once(economy):
+    with ExitStack() as under_way:
+        for count in range(6):
+            forecast = chosen(economy, IDS, Route.FULL).forecast
+            waits_ms = max(0.0, count - 0.5) * forecast.target_work_ms
+            assert forecast.target_ms == pytest.approx(waits_ms + forecast.target_work_ms)
+            under_way.enter_context(economy.reading.working(work_ms(plan(forecast=forecast))))
+    assert economy.reading.wait_ms == 0
+
+
+def test_equal_drafts_wait_for_each_other_once(economy):
+    with ExitStack() as under_way:
+        for count in range(6):
+            choice = chosen(economy, IDS + count, Route.SPEC_KV, KV)
+            draft_ms, beside_ms = choice.forecast.draft_work_ms, choice.forecast.beside_work_ms
+            waits = max(0.0, count - 0.5)
+            assert choice.forecast.draft_ms == pytest.approx((waits + 1) * draft_ms)
+            assert economy.reading.wait_ms == pytest.approx(waits * beside_ms) and beside_ms > 0
+            under_way.enter_context(economy.compressing(IDS + count, choice))
+    assert economy.drafting.wait_ms == economy.reading.wait_ms == 0
+
+
+def test_who_shares_a_draft_pass_adds_none(economy):
+    choice = chosen(economy, IDS, Route.SPEC_KV, KV)
+    with ExitStack() as under_way:
+        for _ in range(5):
+            under_way.enter_context(economy.compressing(IDS, choice))
+        assert economy.drafting.wait_ms == choice.forecast.draft_work_ms / 2
+        assert economy.reading.wait_ms == choice.forecast.beside_work_ms / 2
+        under_way.enter_context(economy.compressing(IDS, chosen(economy, IDS, Route.SPEC_PC, PC)))
+        assert economy.drafting.wait_ms > choice.forecast.draft_work_ms
+    known = chosen(economy, IDS, Route.FULL)
+    with economy.compressing(IDS, known), economy.compressing(IDS, replace(known, forecast=None)):
+        assert len(economy.drafting) == len(economy.reading) == 0
+
+
+def test_waiting_for_the_draft_is_not_learnt_as_its_speed(economy):
+    busy = compressed(draft_ms=5090.0, draft_queue_ms=5000.0)
+    economy.observe(answered(busy, replace(USAGE, ttft_ms=70.0)))
+    before = outlook(economy).speeds
+    assert before.draft.ms(Reading(2000, steps=4)) == pytest.approx(90, rel=0.02)
+    # A draft that waited did not work beside the target.
+    side = plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1,)), cache=CacheUse.MISS, draft_ms=5400.0, prefill_ms=150.0)
+    for waited_ms, contention in ((5000.0, 0), (400.0, 1)):
+        changed = replace(side, decision=replace(side.decision, draft_queue_ms=waited_ms))
+        economy.observe(answered(changed, replace(USAGE, cached_tokens=1999)))
+        assert outlook(economy).speeds.contention == contention
+
+
+def test_waiting_for_ours_is_not_taken_for_what_a_reading_takes():
+    loads = Loads()
+    economy = Economy(loads=loads)
+    said = replace(USAGE, load=TargetLoad(1, 3, 700))
+    economy.observe(answered(plan(), replace(said, ttft_ms=9000.0), was_alone=False))
+    assert outlook(economy).load.target_ms == 0 and outlook(economy).free_kv_tokens == 700
+    economy.observe(answered(plan(), said))
+    assert outlook(economy).load.target_ms == 900
+
+
 def test_curves_need_no_more_than_they_say():
     assert Curve(1.0, 2.0, 3.0).weights == (1.0, 2.0, 3.0, 0.0)
 
@@ -202,8 +279,30 @@ def test_replicas_are_kept_apart():
     assert [at[each].cached_tokens for each in at] == [1984, 0, 0]
     took_ms = [at[each].speeds.target.ms(Reading(2000)) for each in at]
     assert took_ms == pytest.approx([300, 900, 900], rel=0.02)
-    # Behind one address: as the one that answered last.
+    # Behind one address, where either may answer: no more than both hold.
     assert outlook(economy) == at["b"]
     economy.observe(answered(plan(), replace(USAGE, cached_tokens=1999, replica="a")))
+    assert outlook(economy).cached_tokens == 0
+    for _ in range(32):  # b is gone
+        economy.observe(answered(plan(), replace(USAGE, cached_tokens=1999, replica="a")))
     assert outlook(economy).cached_tokens == 1984
     assert {each.place for each in economy.learnt()} == {"target@r1#a", "target@r1#b"}
+
+
+def test_a_caller_who_varies_the_budget_does_not_fill_the_memory():
+    economy = Economy()
+    for capacity in range(100, 400):
+        policy = SpecPc(capacity)
+        economy.drafted(IDS, plan(Route.SPEC_PC, capacity, policy, cache=CacheUse.MISS))
+    known = outlook(economy).compressed
+    assert len(known) == 8 and known[-1][0].capacity == 399
+
+
+def test_what_others_read_meanwhile_is_no_evidence():
+    economy = Economy()
+    economy.observe(answered(plan(), USAGE))
+    other = replace(plan(), read_ids=IDS + 7)
+    began = economy.now
+    for _ in range(2):  # at once: neither found what the other was reading
+        economy.observe(replace(answered(other, replace(USAGE, cached_tokens=0)), began=began))
+    assert outlook(economy).cached_tokens == 1984

@@ -11,11 +11,13 @@ from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, Pr
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.plan import Route
-from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import Adaptive, KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.choices import Defaults, Facts, Reason
+from presift.orchestrator.costs import Outlook
+from presift.orchestrator.forecasting import work_of
 from presift.orchestrator.kv_plans import held_tokens
 from presift.orchestrator.kv_routing import continue_kv
-from presift.orchestrator.request import Budget, KvOptions, Request, TokenIds
+from presift.orchestrator.request import AutoCapacity, Budget, KvOptions, Request, TokenIds
 from presift.orchestrator.routing import choose
 
 ALL = frozenset(Route)
@@ -86,6 +88,16 @@ def test_cascade():
 def test_cascade_of_a_prompt_that_fits_the_first_stage_is_spec_kv():
     choice = kv(KV_PC, max_prompt_tokens=1000)
     assert (choice.route, choice.keep_full_prefix) == (KV, True) and "1000" in choice.detail
+
+
+@pytest.mark.parametrize("prompt_tokens", [700, 1000])
+def test_auto_bounds_are_of_what_the_cascade_reads(prompt_tokens):
+    """So the KV is dropped to the default, as without them."""
+    facts = replace(FACTS, prompt_tokens=prompt_tokens)
+    choice = kv(KV_PC, facts, auto_capacity=AutoCapacity(0.9, min_tokens=300, max_tokens=800))
+    assert choice.route is (KV if prompt_tokens == 700 else KV_PC)
+    policy = choice.policy if choice.route is KV else choice.policy.kv
+    assert policy.capacity == 50 and policy.adaptive == kv(KV, facts, auto_capacity=AutoCapacity(0.9)).policy.adaptive
 
 
 def test_cascade_whose_second_stage_drops_nothing_is_spec_pc():
@@ -222,6 +234,18 @@ def test_a_later_turn():
     assert (choice.route, choice.reason, choice.policy) == (KV, Reason.REQUESTED, PLAN.policy)
     assert choice.detail == "goes on with the selection of 600 tokens" and choice.keep_full_prefix is True
     assert continue_kv(PLAN, Budget(), KvOptions(keep_full_prefix=False), FACTS).keep_full_prefix is False
+
+
+@pytest.mark.parametrize("entries", [{PLAN.policy}, {replace(PLAN.policy, capacity=90, adaptive=Adaptive(0.9, 20))}])
+def test_a_later_turn_is_predicted_by_what_came_since(entries):
+    choice = continue_kv(PLAN, Budget(), KvOptions(), FACTS)
+    held, gone = work_of(choice, 1000, Outlook(entries=frozenset(entries))), work_of(choice, 1000, Outlook())
+    assert (held.target.past_tokens, held.target.new_tokens, held.scoring) == (50, 401, None)
+    assert gone.target.new_tokens == 1000 + PLAN.policy.lookahead_tokens and gone.scoring is not None
+    for work in (held, gone):
+        assert (work.read_tokens, work.kv_tokens, work.draft, work.beside) == (1000, 451, None, None)
+    other = Outlook(entries=frozenset({replace(PLAN.policy, capacity=60)}))
+    assert work_of(choice, 1000, other).scoring is not None
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_kv_tokens", 451), ("max_prompt_tokens", 1000)])

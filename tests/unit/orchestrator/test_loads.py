@@ -40,6 +40,15 @@ def test_those_who_wait_and_are_not_ours(loads):
     assert [loads.others_ms("a", own) for own in (0, 3, 5, 9)] == [200, 80, 0, 0]
 
 
+def test_a_request_that_waited_does_not_say_how_long_reading_takes(loads):
+    loads.heard("a", TargetLoad(2, 5, 700), None)
+    assert loads.others_ms("a", 0) == 0 and loads.free_kv_tokens("a") == 700
+    loads.heard("a", TargetLoad(2, 5, 700), 40.0)
+    for _ in range(20):
+        loads.heard("a", TargetLoad(2, 5, 700), None)
+    assert loads.others_ms("a", 0) == 200
+
+
 def test_a_target_that_says_nothing_is_not_known(loads):
     loads.heard("a", None, 40.0)
     assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0

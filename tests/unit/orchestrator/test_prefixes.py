@@ -68,6 +68,28 @@ def test_what_was_dropped_is_not_expected_again_at_that_age():
     assert expected(prefixes, ids(640)) == 640
 
 
+def test_two_that_read_the_same_at_once_say_nothing_against_the_target():
+    prefixes, document, prompt = Prefixes(), ids(20_000), ids(2048, start=50_000)
+    read(prefixes, document)
+    began = prefixes.now
+    for _ in range(2):  # neither found what the other was still reading
+        chain = prefixes.chain(prompt)
+        prefixes.learn("t", chain, 0, began)
+        prefixes.remember("t", chain, 0)
+    assert expected(prefixes, document) == 19_968
+    prefixes.learn("t", prefixes.chain(prompt), 0, prefixes.now)  # now it does
+    assert expected(prefixes, document) == 0
+
+
+def test_an_entry_that_came_meanwhile_is_not_missed():
+    prefixes, began = Prefixes(), 0
+    prefixes.remember_entry("t", "entry", 10)
+    prefixes.learn_entry("t", "entry", was_found=False, began=began)
+    assert prefixes.expected_of("t", ("entry",)) > 0
+    prefixes.learn_entry("t", "entry", was_found=False, began=prefixes.now)
+    assert prefixes.expected_of("t", ("entry",)) == 0
+
+
 def test_a_target_that_holds_nothing_is_not_believed_again():
     prefixes = Prefixes()
     read(prefixes, ids(640))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.orchestrator.costs import DRAFT_SEED, TARGET_SEED, Curve, Reading, Speeds
+from presift.orchestrator.costs import DRAFT_SEED, SCORING_SEED, TARGET_SEED, Curve, Reading, Speeds
 from presift.orchestrator.speeds import KEPT_MODELS, KEPT_OBSERVATIONS, SEEDS, LearntCurve, SpeedBook, calibrate
 
 TRUTHS = {
@@ -110,3 +110,12 @@ def test_a_replica_that_was_never_observed_is_as_fast_as_the_last_one_that_was()
     assert [(each.stage, each.place) for each in book.learnt()] == [
         ("target", f"{p}") for p in ("m@r#b", "n@r#a", "m@r#a")
     ]
+
+
+def test_scoring_that_was_never_observed_is_as_fast_as_the_target():
+    book, reading = SpeedBook(), Reading(40, 8000)
+    book.observe("target", "m", Reading(1024), TARGET_SEED.ms(Reading(1024)) / 50)
+    guessed = book.speeds("", "m").scoring
+    assert guessed.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50, rel=0.02) and not guessed.observations
+    book.observe("scoring", "m", reading, 77.0)
+    assert book.speeds("", "m").scoring.ms(reading) == pytest.approx(77, rel=0.02)

@@ -63,12 +63,12 @@ class Answers:
         return plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, origin)
 
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
-        found: list[int] = []
+        found, began = list[int](), self._economy.now
         stream = self._target.generate(plan.read_ids, sampling, self._salt, None, plan.kv_plan)
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Usage):
-                    self._economy.observe_prefix(plan, event, found)
+                    self._economy.observe_prefix(plan, event, found, began)
                 else:
                     found.extend(event)
         return tuple(found)

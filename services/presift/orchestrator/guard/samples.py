@@ -58,11 +58,12 @@ class Sampler:
             raise InvalidRequest("guard_max_new_tokens", self.max_new_tokens, ">= 1")
 
     def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
-        """None for most, for what no route compresses, and for what full cannot answer."""
+        """None for most, for what no route compresses, for what full cannot answer, and for what the caller's own
+        limits made tighter: how those are answered shall decide for nobody else."""
         compresses = plan.avoided is not None or plan.decision.route is not Route.FULL
         cut = min(sampling.max_new_tokens, self.max_new_tokens)
         fits = plan.decision.prompt_tokens + cut <= plan.decision.target.context_tokens
-        if not compresses or not fits or self.random.random() >= self.share:
+        if not compresses or not fits or plan.is_tighter or self.random.random() >= self.share:
             return None
         greedy = replace(sampling, max_new_tokens=cut, temperature=0.0, top_p=None, top_k=None, seed=None)
         return Sample(plan, greedy, sampling.is_greedy)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.core.errors import BudgetExceeded, PresiftError, PromptTooLong
+from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, PromptTooLong
 from presift.core.plan import Route
 from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.candidates import Question
@@ -73,6 +73,18 @@ def test_what_does_not_fit_is_compressed_all_the_same(wanted):
 def test_a_strict_budget_is_kept_all_the_same(wanted, budget):
     choice = chosen(wanted, off(PC, KV, KV_PC), strict=True, **budget)
     assert choice.route is not FULL and "although" in choice.detail
+
+
+def test_a_budget_that_only_what_is_off_is_fine_enough_for_is_full():
+    """Of KV whole pages are kept: 12 tokens are none."""
+    facts = off(PC, facts=replace(FACTS, kv_page_tokens=16))
+    choice = chosen(None, facts, max_kv_tokens=12)
+    assert (choice.route, choice.reason) == (FULL, Reason.ROUTE_SWITCHED_OFF) and choice.forecast is not None
+    for prompt_tokens, strict in ((3000, False), (1000, True)):
+        taken = chosen(None, replace(facts, prompt_tokens=prompt_tokens), max_kv_tokens=12, strict=strict)
+        assert (taken.route, taken.policy.capacity) == (PC, 12) and "although spec_pc" in taken.detail
+    with pytest.raises(InvalidRequest):
+        chosen(None, facts, max_kv_tokens=9)
 
 
 def test_what_cannot_be_done_either_way_is_the_same_error():
