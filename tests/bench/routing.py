@@ -22,10 +22,11 @@ from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Defaults, Facts, Reason
 from presift.orchestrator.costs import Reading
 from presift.orchestrator.decision import Decision, Plan
-from presift.orchestrator.economy import Answered, Economy
+from presift.orchestrator.economy import Economy
+from presift.orchestrator.learning import Answered
+from presift.orchestrator.placing import choose_among
 from presift.orchestrator.ports import FinishReason, Usage
 from presift.orchestrator.request import Budget, KvOptions
-from presift.orchestrator.routing import choose_among
 from presift.orchestrator.speeds import SEEDS
 
 REPLICAS, ROUNDS = [f"target-{number}" for number in range(16)], 300

@@ -117,10 +117,14 @@ async def test_the_share_is_what_was_set(open_house):
 async def test_a_planted_bad_policy_is_switched_off_and_told(house, telemetry, caplog):
     band = {"route": "spec_kv", "band": "128-255"}
     names = {"samples": {"outcome": "compared"}, "overlap": {}, "exact": {}, "first_divergence": {}, "switched": {}}
-    before = {name: telemetry.total(f"presift.guard.{name}", **band, **more) for name, more in names.items()}
+
+    def totals():
+        return {name: telemetry.total(f"presift.guard.{name}", **band, **more) for name, more in names.items()}
+
+    before = totals()
     await trip(house)
-    after = {name: telemetry.total(f"presift.guard.{name}", **band, **more) for name, more in names.items()}
-    moved = {name: after[name] - before[name] for name in names}
+    await house.settle(lambda: totals()["samples"] == before["samples"] + 3)  # counted last
+    moved = {name: total - before[name] for name, total in totals().items()}
     assert moved == {"samples": 3, "overlap": 3, "exact": 0, "first_divergence": 3, "switched": 1}
     assert "route spec_kv is switched off for 128-255 prompt tokens: mean overlap with full 0.000" in caplog.text
     named = await house.ask(LONG, route=KV)

@@ -144,7 +144,11 @@ async def test_sighup_takes_a_good_file_and_leaves_a_bad_one(start, policy):
 
 
 async def test_without_a_file_sighup_does_what_it_always_does(start):
-    orchestrator = await start()
+    held = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started us with it ignored
+    try:
+        orchestrator = await start()
+    finally:
+        signal.signal(signal.SIGHUP, held)
     address = await orchestrator.ready()
     async with AsyncClient(address, tenant="acme") as client:
         assert (await client.info()).policy_file is None

@@ -8,6 +8,7 @@ from typing import Protocol
 from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.orchestrator.calibration import Calibration
+from presift.orchestrator.chains import BLOCK_TOKENS
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.drafting import Drafter
@@ -20,7 +21,7 @@ from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.prefilling import Prefiller
-from presift.orchestrator.prefixes import BLOCK_TOKENS, Prefixes
+from presift.orchestrator.prefixes import Prefixes
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce

@@ -16,40 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import Policy, SpecKv, SpecKvPc
+from presift.core.policies import Policy
+from presift.orchestrator.chains import Chain
 from presift.orchestrator.choices import Choice
 from presift.orchestrator.costs import Load, Outlook, Reading
 from presift.orchestrator.decision import CacheUse, Plan
-from presift.orchestrator.forecasting import bare, draft_reading, rest, scoring_reading
+from presift.orchestrator.forecasting import bare
+from presift.orchestrator.learning import Answered, learn
 from presift.orchestrator.loads import Loads
 from presift.orchestrator.places import place_of
 from presift.orchestrator.ports import Usage
-from presift.orchestrator.prefixes import Chain, Prefixes
+from presift.orchestrator.prefixes import Prefixes
 from presift.orchestrator.queues import Queue
 from presift.orchestrator.speeds import SpeedBook, StageSpeed, calibrate
 
 KEPT_PROMPTS = 1024
-# Fewer say little of a decode step.
-_LEAST_STEPS = 4
-# Of the draft's time: a draft that waited longer did not work side by side with the target.
-_SIDE_BY_SIDE = 0.1
 # A replica that gave none of these is not there any more.
 _LAST_ANSWERS = 32
 # Of one prompt: a caller who varies the budget must not fill the memory.
 _KEPT_POLICIES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer that was given: the plan, the target's usage, the whole time, whether it was read alone, its tokens."""
-
-    plan: Plan
-    usage: Usage
-    ttft_ms: float
-    total_ms: float
-    was_alone: bool
-    token_ids: tuple[int, ...] = ()
-    began: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +149,7 @@ class Economy:
         self._answered_last.setdefault(place_of(target), deque(maxlen=_LAST_ANSWERS)).append(usage.replica)
         self.loads.heard(place_of(target, usage.replica), usage.load, usage.ttft_ms if answered.was_alone else None)
         if self._learns:
-            self._observe_draft(answered)
-            self._observe_target(answered)
-            self._observe_decoding(answered)
+            self._learn(answered)
         self.observe_prefix(answered.plan, usage, answered.token_ids, answered.began)
 
     @property
@@ -199,43 +182,10 @@ class Economy:
         if usage.reused_entry or usage.publish_ms > 0.0:
             self._prefixes.remember_entry(key, name, 0 if usage.reused_entry else usage.kv_tokens)
 
-    def _observe_draft(self, answered: Answered) -> None:
-        decision = answered.plan.decision
-        if decision.cache is not CacheUse.MISS or decision.draft is None or decision.policy is None:
-            return
-        draft, target = place_of(decision.draft), place_of(decision.target, answered.usage.replica)
-        reading, speeds = draft_reading(decision.policy, decision.prompt_tokens), self._book.speeds(draft, target)
-        if decision.prefill_ms == 0.0 or not speeds.draft.observations:
-            self._book.observe("draft", draft, reading, decision.draft_ms - decision.draft_queue_ms)
-            return
-        if decision.draft_queue_ms > _SIDE_BY_SIDE * decision.draft_ms:
-            return
-        cached_tokens = self._prefixes.expected(target, self._prefixes.chain(answered.plan.read_ids))
-        beside_ms = speeds.target.ms(rest(decision.prompt_tokens, cached_tokens))
-        took_ms = max(decision.draft_ms, decision.prefill_ms)
-        self._book.observe_side_by_side(speeds.draft.ms(reading), beside_ms, took_ms)
-
-    def _observe_target(self, answered: Answered) -> None:
-        plan, usage = answered.plan, answered.usage
-        decision, target = plan.decision, place_of(plan.decision.target, usage.replica)
-        if not answered.was_alone or usage.reused_entry or decision.continued:
-            return
-        lookahead = 0 if plan.kv_plan is None else len(plan.kv_plan.lookahead_token_ids)
-        choosing_ms = usage.score_ms + usage.publish_ms
-        reading = rest(decision.kept_tokens + lookahead, usage.cached_tokens)
-        self._book.observe("target", target, reading, usage.ttft_ms - choosing_ms)
-        policy = decision.policy.kv if isinstance(decision.policy, SpecKvPc) else decision.policy
-        scoring = scoring_reading(policy, decision.kept_tokens) if isinstance(policy, SpecKv) else None
-        if scoring is not None and plan.kv_plan is not None:
-            self._book.observe("scoring", target, scoring, choosing_ms)
-
-    def _observe_decoding(self, answered: Answered) -> None:
-        usage, steps = answered.usage, answered.usage.completion_tokens - 1
-        if steps >= _LEAST_STEPS:
-            step_ms = (answered.total_ms - answered.ttft_ms) / steps
-            self._book.observe(
-                "decoding", place_of(answered.plan.decision.target, usage.replica), Reading(usage.kv_tokens), step_ms
-            )
+    def _learn(self, answered: Answered) -> None:
+        plan, replica = answered.plan, answered.usage.replica
+        held = self._prefixes.expected(place_of(plan.decision.target, replica), self._prefixes.chain(plan.read_ids))
+        learn(self._book, answered, held)
 
     def _entry(self, plan: Plan) -> Hashable:
         """A name for the compressed entry that the target makes or finds; None, which is never held, where it drops no

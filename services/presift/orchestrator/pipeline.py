@@ -12,11 +12,11 @@ from presift.core.errors import TargetUnavailable
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
-from presift.orchestrator.economy import Answered
 from presift.orchestrator.explanation import Detail, Explanation, explain
 from presift.orchestrator.guard.guard import Guard
 from presift.orchestrator.guard.samples import Sample
 from presift.orchestrator.kept_kv import KeptKvReader
+from presift.orchestrator.learning import Answered
 from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.ports import Target, TargetInfo, Usage

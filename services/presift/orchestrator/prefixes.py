@@ -1,71 +1,26 @@
 """Prefixes: how much of a prompt a target's radix cache is expected to hold, from our own traffic and what came back.
 
-Prompts are remembered as chains of block hashes, never as tokens. Hashes are Python's own, keyed anew in each process:
-no caller can make two prompts meet, and if two did, a prediction would be wrong and nothing else. How long a target
-holds a prompt is not said by anyone: it is believed to hold whatever it read since, until it is seen to have dropped
-something that was younger.
+Prompts are remembered as chains of block hashes, never as tokens. How long a target holds a prompt is not said by
+anyone: it is believed to hold whatever it read since, until it is seen to have dropped something that was younger.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_TOKENS = 64
-PAGE_BLOCKS = 16
+from presift.orchestrator.chains import BLOCK_TOKENS, PAGE_BLOCKS, Chain
+
 # Prompts whose hashes are kept; one request asks for its prompt's several times.
 KEPT_CHAINS = 32
 # What a target that dropped something is believed to hold from now on, of the tokens read since that was last read.
 _SHRINK = 0.9
-
-
-class Chain:
-    """The block hashes of one prompt, each over all that precedes it; made as they are asked for.
-
-    A page of `PAGE_BLOCKS` blocks has a hash of its own, so that a long prompt is walked by pages and only its end by
-    blocks.
-    """
-
-    def __init__(self, token_ids: NDArray[np.uint32], salt: bytes) -> None:
-        self.tokens = int(token_ids.size)
-        self.blocks = self.tokens // BLOCK_TOKENS
-        self._ids = token_ids
-        self._pages = [hash(salt)]
-        self._hashes: dict[int, int] = {}
-
-    def __iter__(self) -> Iterator[int]:
-        return (self.block(index) for index in range(self.blocks))
-
-    @property
-    def name(self) -> int:
-        """The hash of the whole prompt."""
-        # What is left behind the last page is less than a page.
-        pages = self.blocks // PAGE_BLOCKS
-        return self._next(self.page(pages), pages, PAGE_BLOCKS)
-
-    def page(self, index: int) -> int:
-        """The hash of the first `index` pages."""
-        while len(self._pages) <= index:
-            self._pages.append(self._next(self._pages[-1], len(self._pages) - 1, PAGE_BLOCKS))
-        return self._pages[index]
-
-    def block(self, index: int) -> int:
-        """The hash of the first `index + 1` blocks."""
-        if index not in self._hashes:
-            page, within = divmod(index, PAGE_BLOCKS)
-            before = self.block(index - 1) if within else self.page(page)
-            self._hashes[index] = self._next(before, index, 1)
-        return self._hashes[index]
-
-    def _next(self, before: int, index: int, blocks: int) -> int:
-        size = BLOCK_TOKENS * blocks
-        return hash((before, self._ids[index * size : (index + 1) * size].tobytes()))
 
 
 @dataclass(slots=True)

@@ -12,8 +12,9 @@ from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.costs import DRAFT_SEED, Curve, Reading
 from presift.orchestrator.decision import CacheUse, Decision, Plan
-from presift.orchestrator.economy import KEPT_PROMPTS, Answered, Economy
+from presift.orchestrator.economy import KEPT_PROMPTS, Economy
 from presift.orchestrator.forecasting import bare, work_of
+from presift.orchestrator.learning import Answered
 from presift.orchestrator.loads import Loads
 from presift.orchestrator.pipeline import work_ms
 from presift.orchestrator.ports import FinishReason, TargetLoad, Usage

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.orchestrator.prefixes import BLOCK_TOKENS, KEPT_CHAINS, Prefixes
+from presift.orchestrator.chains import BLOCK_TOKENS
+from presift.orchestrator.prefixes import KEPT_CHAINS, Prefixes
 
 
 def ids(count, start=0):

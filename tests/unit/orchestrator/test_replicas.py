@@ -12,8 +12,9 @@ from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Reason
 from presift.orchestrator.costs import Load
 from presift.orchestrator.forecasting import bare
+from presift.orchestrator.placing import choose_among
 from presift.orchestrator.request import Budget, KvOptions
-from presift.orchestrator.routing import choose, choose_among
+from presift.orchestrator.routing import choose
 
 from .test_auto import ANY_FACTS, DEFAULTS, FACTS, LIMITS, SPEEDS
 
