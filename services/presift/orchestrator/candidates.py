@@ -54,7 +54,7 @@ class Candidate:
     @property
     def why(self) -> str:
         """Why it cannot be, or which limits it breaks."""
-        parts = [f"{_LIMITS[name].format(value=value)} of {limit}" for name, value, limit in self.over]
+        parts = [_LIMITS[name].format(value=value, limit=limit) for name, value, limit in self.over]
         return self.why_not or "needs " + ", ".join(parts)
 
 
@@ -65,10 +65,12 @@ _DROP_NO_KV = {
     Route.SPEC_KV_PC: (Route.FULL, Route.SPEC_PC),
 }
 _LIMITS = {
-    "max_prompt_tokens": "{value} prompt tokens",
-    "max_kv_tokens": "{value} KV tokens",
-    "max_ttft_ms": "{value} ms (predicted)",
+    "max_prompt_tokens": "{value} prompt tokens of {limit}",
+    "max_kv_tokens": "{value} KV tokens of {limit}",
+    "max_ttft_ms": "{value} ms (predicted) of {limit} (nine tenths of max_ttft_ms)",
 }
+# The tenth of the caller's time that is left in reserve: predictions err by as much in the median (tests/bench/LOG.md).
+_RESERVE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,44 +84,54 @@ class Question:
 
     @property
     def limits(self) -> dict[str, int]:
-        """The caller's limits, else the default capacity."""
-        names = ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms")
-        limits = {name: getattr(self.budget, name) for name in names if getattr(self.budget, name) is not None}
+        """The caller's limits, time with a reserve for what predictions err by; else the default capacity."""
+        budget = self.budget
+        told = {
+            "max_prompt_tokens": budget.max_prompt_tokens,
+            "max_kv_tokens": budget.max_kv_tokens,
+            "max_ttft_ms": None if budget.max_ttft_ms is None else _planned(budget.max_ttft_ms),
+        }
+        limits = {name: limit for name, limit in told.items() if limit is not None}
         auto = self.budget.auto(self.defaults.auto_capacity)
         return limits or {"max_prompt_tokens": most_tokens(auto, None, self.defaults.spec_pc.capacity)}
 
 
 def candidates(question: Question) -> list[Candidate]:
     """Every route of the order, in that order."""
-    return [_candidate(route, question) for route in question.defaults.route_order]
+    limits = question.limits
+    return [_candidate(route, question, limits) for route in question.defaults.route_order]
 
 
-def _candidate(route: Route, question: Question) -> Candidate:
+def _planned(limit_ms: int) -> int:
+    return limit_ms - limit_ms // _RESERVE
+
+
+def _candidate(route: Route, question: Question, limits: dict[str, int]) -> Candidate:
     if route not in question.facts.supported:
         return Candidate(route, "is not served here")
     if route in question.facts.off:
         return Candidate(route, question.facts.off[route])
     try:
-        found = _weighed(route, question)
+        found = _weighed(route, question, limits)
     except PresiftError as error:
         return Candidate(route, f"cannot be: {error.message}", error=error)
-    limit = question.budget.max_ttft_ms
+    limit = limits.get("max_ttft_ms")
     if limit is None or reads_all(route) or (found.forecast is not None and found.forecast.ttft_ms <= limit):
         return found
-    return _sooner(found, question) or found
+    return _sooner(found, question, limits) or found
 
 
-def _sooner(found: Candidate, question: Question) -> Candidate | None:
+def _sooner(found: Candidate, question: Question, limits: dict[str, int]) -> Candidate | None:
     """The same route within all limits, keeping as many prompt tokens as the time allows; None where there is none."""
-    tokens, limit = question.facts.prompt_tokens, question.budget.max_ttft_ms
+    tokens, limit = question.facts.prompt_tokens, limits["max_ttft_ms"]
     if found.forecast is not None:
         tokens = found.forecast.read_tokens
-        if limit is not None and found.forecast.ttft_ms - found.forecast.target_ms > limit:
+        if found.forecast.ttft_ms - found.forecast.target_ms > limit:
             return None  # the draft alone takes too long
     for capacity in _smaller(tokens, question.facts.must_keep):
         budget = replace(question.budget, max_prompt_tokens=capacity)
         try:
-            smaller = _weighed(found.route, replace(question, budget=budget), question.limits)
+            smaller = _weighed(found.route, replace(question, budget=budget), limits)
         except PresiftError:
             return None
         if smaller.choice is not None and not smaller.over:
@@ -138,7 +150,7 @@ def _smaller(capacity: int, must_keep: int) -> Iterator[int]:
     yield must_keep
 
 
-def _weighed(route: Route, question: Question, limits: dict[str, int] | None = None) -> Candidate:
+def _weighed(route: Route, question: Question, limits: dict[str, int]) -> Candidate:
     choice = _choice(route, question)
     if choice.route is not route:
         return Candidate(route, f"comes to {choice.route}", instead=choice)
@@ -148,8 +160,7 @@ def _weighed(route: Route, question: Question, limits: dict[str, int] | None = N
         "max_kv_tokens": found.kv_tokens,
         "max_ttft_ms": round(found.ttft_ms),
     }
-    held_against = question.limits if limits is None else limits
-    over = tuple((name, costs[name], limit) for name, limit in held_against.items() if costs[name] > limit)
+    over = tuple((name, costs[name], limit) for name, limit in limits.items() if costs[name] > limit)
     return Candidate(route, choice=choice, forecast=found, over=over)
 
 

@@ -13,7 +13,7 @@ from presift.core.errors import InternalError, PresiftError
 from presift.core.plan import Route
 from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Choice, Facts, Reason
-from presift.orchestrator.costs import Outlook
+from presift.orchestrator.costs import Outlook, Work
 from presift.orchestrator.forecasting import rest, with_forecast, work_of
 from presift.orchestrator.request import Budget
 from presift.orchestrator.routing import choose
@@ -41,7 +41,9 @@ def choose_among(wanted: Route | None, question: Question, outlooks: Mapping[str
     first, weighed = _first(wanted, question, {replica: outlooks[replica] for replica in order})
     if weighed.policy is None:
         return Placed(first, weighed, {first: weighed})
-    soonest = min(order, key=lambda replica: (_ms(weighed, facts, outlooks[replica]), replica))
+    took = _predicted(weighed, facts, outlooks)
+    # To the microsecond: what differs by less is the same, and the first is weighed already.
+    soonest = min(order, key=lambda replica: (round(took[replica], 3), replica != first, replica))
     found = {first: weighed}
     if soonest != first:
         found[soonest] = _elsewhere(weighed, wanted, question, outlooks[soonest])
@@ -87,5 +89,13 @@ def _whole_ms(outlook: Outlook, facts: Facts) -> float:
     return wait_ms + outlook.speeds.target.ms(rest(facts.prompt_tokens, outlook.cached_tokens))
 
 
-def _ms(choice: Choice, facts: Facts, outlook: Outlook) -> float:
-    return outlook.forecast(work_of(choice, facts.prompt_tokens, outlook), facts.max_new_tokens).ttft_ms
+def _predicted(choice: Choice, facts: Facts, outlooks: Mapping[str, Outlook]) -> dict[str, float]:
+    """The milliseconds to the first token of this choice at each replica."""
+    works: dict[object, Work] = {}  # the same wherever the same is held, and most replicas hold nothing
+    found = {}
+    for replica, outlook in outlooks.items():
+        held = outlook.cached_tokens, outlook.compressed, outlook.entries
+        if held not in works:
+            works[held] = work_of(choice, facts.prompt_tokens, outlook)
+        found[replica] = outlook.forecast(works[held], facts.max_new_tokens).ttft_ms
+    return found
