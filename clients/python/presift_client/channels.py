@@ -23,7 +23,7 @@ _RETRY = {
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """PEM files: `ca` is the authority to trust (public ones if None), `cert` and `key` are ours where the service asks.
+    """PEM files: `ca` is the authority to trust (public ones if None); `cert`, `key` are ours where the service asks.
 
     `name_override` is the name that the service's certificate must have, where that is not its address.
     """

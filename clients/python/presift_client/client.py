@@ -64,10 +64,9 @@ class Client:
 
     def info(self, deadline_s: float | None = 10.0) -> Info:
         """What stands behind the orchestrator."""
+        request = orchestrator_pb2.GetInfoRequest()
         try:
-            return info_of(
-                self._stub.GetInfo(orchestrator_pb2.GetInfoRequest(), timeout=deadline_s, metadata=self._metadata)
-            )
+            return info_of(self._stub.GetInfo(request, timeout=deadline_s, metadata=self._metadata))
         except grpc.RpcError as failure:
             raise error_of(failure) from None
 

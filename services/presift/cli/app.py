@@ -48,6 +48,9 @@ def up(
     cross_vocabulary: Annotated[
         bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
     ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")
+    ] = False,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
     # Imported here: `presift generate` needs none of it.
@@ -75,6 +78,7 @@ def up(
             prefill_while_drafting=prefill_while_drafting,
             cross_vocabulary=True if cross_vocabulary else None,
             draft_tokenizer=draft_model if cross_vocabulary else None,
+            insecure=True if insecure else None,
         ),
     )
     raise typer.Exit(run_until_stopped(options, say))

@@ -152,6 +152,11 @@ class OrchestratorSettings(ServiceSettings):
         """The defaults with settings of these names changed; the values have their types. Raises InvalidRequest."""
         return self.model_copy(update=changes).defaults()
 
+    @property
+    def knows_callers(self) -> bool:
+        """Whether callers must show who they are."""
+        return self.tls_client_ca is not None
+
     def peer(self) -> Peer:
         """How draft and target are reached. Raises PresiftError for settings that do not go together."""
         files = TlsFiles(self.peer_cert, self.peer_key, self.peer_ca, ("peer_cert", "peer_key", "peer_ca"))
