@@ -6,6 +6,8 @@ import signal
 import time
 from types import FrameType
 
+from pydantic import ValidationError
+
 from presift.cli.stack import LocalStack, Progress, ServiceFailed, StackOptions
 from presift.core.errors import PresiftError
 from presift.orchestrator.settings import OrchestratorSettings
@@ -41,7 +43,11 @@ def check_settings(options: StackOptions) -> None:
     Its variables count as they do for the orchestrator itself.
     """
     flags = ["--listen", options.listen, *options.orchestrator_flags]
-    settings = OrchestratorSettings(_cli_parse_args=flags)
+    try:
+        settings = OrchestratorSettings(_cli_parse_args=flags)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise PresiftError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     check_binding(settings.listen, settings.knows_callers, settings.insecure)
 
 
