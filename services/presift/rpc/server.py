@@ -81,9 +81,7 @@ class GrpcServer:
         check_binding(options.listen, self._callers_known, options.insecure)
         credentials = None if options.tls is None else server_credentials(options.tls.watched())
         if credentials is None and not is_loopback(options.listen):
-            log.warning(
-                "listening on %s without TLS: prompts, answers and tokens can be read on the way", options.listen
-            )
+            log.warning("listening on %s without TLS: what is said can be read on the way", options.listen)
         await self.set_serving(False)
         try:
             if credentials is None:
