@@ -2,18 +2,21 @@
 
 import asyncio
 import os
+import signal
 import sys
 
 import grpc
 import pytest
 
+from presift.core.errors import InvalidRequest
 from presift.rpc.callers import CallerInterceptor
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.rpc.tokens import bearer, fixed_tokens
 from presift.target.__main__ import serve
+from presift.target.echo_engine import EchoEngine
 from presift.target.settings import TargetSettings
-from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2_grpc
+from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 from presift_client import AsyncClient, Client, PermissionDenied, TlsOptions, Unavailable
 
 from .fakes.authority import Authority
@@ -159,6 +162,27 @@ async def test_a_draft_process_is_only_for_those_with_its_token(start, tiny_mode
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_a_target_is_only_for_those_with_its_token(monkeypatch, capsys):
+    monkeypatch.setattr("presift.target.__main__.engine_options", lambda settings: None)
+    monkeypatch.setattr("presift.target.__main__.SglangEngine", lambda options: EchoEngine())
+    settings = TargetSettings(_cli_parse_args=["--model=echo", f"--listen={HOST}:0", f"--service-token={TOKEN}"])
+    serving, written = asyncio.create_task(serve(settings)), ""
+    async with asyncio.timeout(30):
+        while " ready on " not in written:
+            await asyncio.sleep(0.01)
+            written += capsys.readouterr().out
+    request = target_pb2.TargetServiceGenerateRequest(token_ids=[1], sampling=target_pb2.Sampling(max_new_tokens=1))
+    async with grpc.aio.insecure_channel(written.partition(" ready on ")[2].partition(": ")[0]) as channel:
+        stub = target_pb2_grpc.TargetServiceStub(channel)
+        for metadata in ((), (bearer(OTHER),)):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.Generate(request, metadata=metadata).read()
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await stub.Generate(request, metadata=(bearer(TOKEN),)).read()).delta.token_ids == [1]
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await serving
+
+
 @pytest.mark.parametrize("service", ["draft", "orchestrator"])
 async def test_without_knowing_callers_only_loopback_is_bound(start, service):
     flags = ["--model=nowhere"] if service == "draft" else []
@@ -166,9 +190,9 @@ async def test_without_knowing_callers_only_loopback_is_bound(start, service):
     assert code == 1 and "listen is 0.0.0.0:0" in written and "--insecure" in written and "Traceback" not in written
 
 
-async def test_so_does_a_target(tiny_model):
+async def test_so_it_is_with_a_target(tiny_model):
     settings = TargetSettings(_cli_parse_args=[f"--model={tiny_model('tinyq')}", "--listen=0.0.0.0:0"])
-    with pytest.raises(Exception, match="--insecure"):
+    with pytest.raises(InvalidRequest, match="--insecure"):
         await serve(settings)
 
 

@@ -68,6 +68,15 @@ class Counting(target_pb2_grpc.TargetServiceServicer):
 
     async def Generate(self, request, context):
         self.came_in += 1
-        while True:
-            yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[1]))
-            await asyncio.sleep(0.01)
+        try:
+            while True:
+                yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[1]))
+                await asyncio.sleep(0.01)
+        finally:
+            self.left += 1
+
+    async def Prefill(self, request, context):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1
