@@ -1,6 +1,7 @@
 """The Python client of presift. Needs grpcio, protobuf and `presift.v1` alone."""
 
 from presift_client.async_client import AsyncClient
+from presift_client.channels import TlsOptions
 from presift_client.client import Client
 from presift_client.documents import document_parts
 from presift_client.errors import (
@@ -10,9 +11,11 @@ from presift_client.errors import (
     InternalError,
     InvalidRequest,
     Overloaded,
+    PermissionDenied,
     PresiftError,
     PromptTooLong,
     RouteUnsupported,
+    Unauthenticated,
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
@@ -36,6 +39,7 @@ __all__ = [
     "KvMask",
     "Model",
     "Overloaded",
+    "PermissionDenied",
     "PolicyFile",
     "PresiftError",
     "PromptTooLong",
@@ -43,6 +47,8 @@ __all__ = [
     "RouteQuality",
     "RouteUnsupported",
     "StageSpeed",
+    "TlsOptions",
+    "Unauthenticated",
     "Unavailable",
     "Usage",
     "document_parts",

@@ -24,6 +24,8 @@ TABLE: tuple[tuple[type[errors.PresiftError], grpc.StatusCode, str], ...] = (
     (errors.TargetUnavailable, grpc.StatusCode.UNAVAILABLE, "TARGET_UNAVAILABLE"),
     (errors.VocabularyMismatch, grpc.StatusCode.FAILED_PRECONDITION, "VOCABULARY_MISMATCH"),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (errors.InternalError, grpc.StatusCode.INTERNAL, "INTERNAL"),
     (errors.PresiftError, grpc.StatusCode.INTERNAL, "INTERNAL"),
 )
