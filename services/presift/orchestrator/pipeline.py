@@ -58,7 +58,6 @@ class Pipeline:
         models: Models,
         target: Target,
         *,
-        salt: str = "",
         guard: Guard | None = None,
         calibration: Calibration | None = None,
     ) -> None:
@@ -66,9 +65,8 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._models = models
         self._target = target
-        self._salt = salt
         self.guard = Guard() if guard is None else guard
-        self._kept_kv = KeptKvReader(target, salt)
+        self._kept_kv = KeptKvReader(target)
         self._calibration = calibration
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
@@ -139,7 +137,7 @@ class Pipeline:
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
         held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
         with span, held, economy.reading.working(work_ms(plan)) as turn:
-            stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
+            stream = self._target.generate(plan.read_ids, request.sampling, plan.salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - started) * 1000

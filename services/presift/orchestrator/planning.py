@@ -94,12 +94,12 @@ class Planner:
         """The target has begun to answer under this plan: a later turn may go on with its selection."""
         turn = turn_of(plan)
         if turn is not None:
-            self._turns.remember(plan.read_ids, turn)
+            self._turns.remember(plan.read_ids, turn, plan.salt)
 
     async def _read(self, request: Request, target: TargetInfo) -> _Case:
         started = time.perf_counter()
         with span("tokenize"):
-            tokens = await self._tokenizer.tokenize(request.prompt)
+            tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000
@@ -137,14 +137,14 @@ class Planner:
         check_served(request.route, case.facts)
         if Route.SPEC_KV in case.facts.off:
             return None
-        turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens])
+        turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens], tokens.salt)
         if turn is None or not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
             return None
         if not covers(turn.coverage, request.budget):
             return None
         facts, begun = self._question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
         # The entry is that of the prompt which it was chosen for.
-        entries = self.economy.outlook(begun, case.origin.target, self._models.draft).entries
+        entries = self.economy.outlook(begun, case.origin.target, self._models.draft, salt=tokens.salt).entries
         facts = replace(facts, outlook=replace(facts.outlook, entries=entries))
         choice = with_forecast(continue_kv(turn.kv_plan, request.budget, request.kv, facts), request.budget, facts)
         return continued_plan(choice, turn, case.origin)
@@ -180,7 +180,7 @@ class Planner:
         if left_s is not None:
             left_s = max(0.0, left_s - (time.perf_counter() - case.started))
         job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s)
-        with self.economy.compressing(case.origin.tokens.ids, choice):
+        with self.economy.compressing(case.origin.tokens.ids, choice, case.origin.tokens.salt):
             drafted = await self._drafter.draft(job)
         choice = in_time(drafted, case.request.budget, self._question(case).facts)
         return plan_of(choice, drafted.compressed, drafted.prefill_ms, case.origin), choice
@@ -199,7 +199,7 @@ class Planner:
         """What is to be chosen by, with costs as they are predicted now."""
         request, tokens, facts = case.request, case.origin.tokens, case.facts
         spent_ms = (time.perf_counter() - case.started) * 1000
-        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms)
+        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms, salt=tokens.salt)
         return Question(request.budget, request.kv, replace(facts, outlook=outlook), case.defaults)
 
 
