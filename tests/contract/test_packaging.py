@@ -140,6 +140,7 @@ def test_public_names_of_the_client():
         "RouteQuality",
         "RouteUnsupported",
         "StageSpeed",
+        "TlsOptions",
         "Unauthenticated",
         "Unavailable",
         "Usage",

@@ -1,6 +1,7 @@
 """The Python client of presift. Needs grpcio, protobuf and `presift.v1` alone."""
 
 from presift_client.async_client import AsyncClient
+from presift_client.channels import TlsOptions
 from presift_client.client import Client
 from presift_client.documents import document_parts
 from presift_client.errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "RouteQuality",
     "RouteUnsupported",
     "StageSpeed",
+    "TlsOptions",
     "Unauthenticated",
     "Unavailable",
     "Usage",

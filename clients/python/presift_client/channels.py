@@ -1,8 +1,13 @@
-"""What every call has: gRPC's own retries where the contract says they are safe, keepalive, message size, tenant."""
+"""What every call has: gRPC's own retries where the contract says they are safe, keepalive, message size, tenant,
+TLS and API key."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
 
 TENANT_KEY = "presift-tenant"
 SERVICE = "presift.v1.OrchestratorService"
@@ -16,22 +21,51 @@ _RETRY = {
 }
 
 
-def metadata_of(tenant: str | None) -> tuple[tuple[str, str], ...]:
-    """The service checks the name; raises ValueError only for what gRPC cannot send."""
-    if tenant is None:
-        return ()
-    if not (tenant.isascii() and tenant.isprintable()):
-        raise ValueError(f"tenant is {tenant!r}; it must be 1-64 of A-Z a-z 0-9 . _ -")
-    return ((TENANT_KEY, tenant),)
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """PEM files: `ca` is the authority to trust (public ones if None); `cert`, `key` are ours where the service asks.
+
+    `name_override` is the name that the service's certificate must have, where that is not its address.
+    """
+
+    ca: Path | str | None = None
+    cert: Path | str | None = None
+    key: Path | str | None = None
+    name_override: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises OSError, naming the file, for one that cannot be read."""
+        ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (self.ca, self.key, self.cert))
+        return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-def options(max_message_bytes: int) -> list[tuple[str, str | int]]:
-    """For grpc.insecure_channel and grpc.aio.insecure_channel."""
+def metadata_of(tenant: str | None, api_key: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The service checks both; raises ValueError only for what gRPC cannot send, and never quotes a key."""
+    metadata: tuple[tuple[str, str], ...] = ()
+    if tenant is not None:
+        if not (tenant.isascii() and tenant.isprintable()):
+            raise ValueError(f"tenant is {tenant!r}; it must be 1-64 of A-Z a-z 0-9 . _ -")
+        metadata += ((TENANT_KEY, tenant),)
+    if api_key is not None:
+        if not api_key or not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
+            raise ValueError("the api_key has characters that no key has")
+        metadata += (("authorization", f"Bearer {api_key}"),)
+    return metadata
+
+
+def options(max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple[str, str | int]]:
+    """Of every channel."""
     config = {"methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": _RETRY}]}
+    named = [("grpc.ssl_target_name_override", tls.name_override)] if tls and tls.name_override else []
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        *named,
     ]

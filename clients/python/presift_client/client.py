@@ -9,7 +9,7 @@ from typing import Self, Unpack
 import grpc
 
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-from presift_client.channels import metadata_of
+from presift_client.channels import TlsOptions, metadata_of
 from presift_client.channels import options as channel_options
 from presift_client.errors import error_of
 from presift_client.explanation import Explanation, explanation_of
@@ -20,16 +20,28 @@ from presift_client.results import Event, Generation, Info, event_of, gather, in
 class Client:
     """Talks to an orchestrator at `address` (HOST:PORT). Thread-safe; close it or use it in a `with` block.
 
-    `tenant` names whose defaults apply (1-64 of A-Z a-z 0-9 . _ -); it is no authentication.
+    `tenant` names whose defaults apply (1-64 of A-Z a-z 0-9 . _ -); it is no authentication. `tls` None is plain;
+    `TlsOptions()` trusts the public authorities. An `api_key` says who calls: without `tls` the network sees it.
 
     Calls raise PresiftError. They are retried by gRPC on UNAVAILABLE while nothing was received, and never after.
     """
 
     def __init__(
-        self, address: str = "127.0.0.1:50051", *, tenant: str | None = None, max_message_bytes: int = 64 * 2**20
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        tls: TlsOptions | None = None,
+        api_key: str | None = None,
+        tenant: str | None = None,
+        max_message_bytes: int = 64 * 2**20,
     ) -> None:
-        self._metadata = metadata_of(tenant)
-        self._channel = grpc.insecure_channel(address, options=channel_options(max_message_bytes))
+        self._metadata = metadata_of(tenant, api_key)
+        options = channel_options(max_message_bytes, tls)
+        self._channel = (
+            grpc.insecure_channel(address, options)
+            if tls is None
+            else grpc.secure_channel(address, tls.credentials(), options)
+        )
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
@@ -52,8 +64,9 @@ class Client:
 
     def info(self, deadline_s: float | None = 10.0) -> Info:
         """What stands behind the orchestrator."""
+        request = orchestrator_pb2.GetInfoRequest()
         try:
-            return info_of(self._stub.GetInfo(orchestrator_pb2.GetInfoRequest(), timeout=deadline_s))
+            return info_of(self._stub.GetInfo(request, timeout=deadline_s, metadata=self._metadata))
         except grpc.RpcError as failure:
             raise error_of(failure) from None
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from presift_client import Client, Decision, Info, PresiftError, Usage
+from presift_client import Client, Decision, Info, PermissionDenied, PresiftError, Unauthenticated, Usage
 from presift_client.requests import Options
 
 
@@ -62,11 +62,14 @@ def show_json(client: Client, request: Options) -> None:
     print(json.dumps(asdict(client.generate(**request)), ensure_ascii=False))
 
 
-def served(address: str) -> Info | None:
-    """What stands behind an orchestrator, None where none answers."""
-    with Client(address) as client:
+def served(client: Client) -> Info | None:
+    """What stands behind an orchestrator, None where none answers. Closes the client. Raises PresiftError where one
+    answers and does not let us in."""
+    with client:
         try:
             return client.info(deadline_s=1.0)
+        except (Unauthenticated, PermissionDenied):
+            raise
         except PresiftError:
             return None
 

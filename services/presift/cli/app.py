@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from presift.cli import answer, explain
+from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail, say
-from presift_client import Client
-
-if TYPE_CHECKING:
-    from presift.cli.route_table import Behind
 
 app = typer.Typer(
     help="presift makes long prompts cheap: a small draft says what matters, the large target keeps only that.",
@@ -26,7 +23,6 @@ app = typer.Typer(
 )
 _DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
 Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
-Address = Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")]
 
 
 def main() -> None:
@@ -51,6 +47,9 @@ def up(
     ] = None,
     cross_vocabulary: Annotated[
         bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")
     ] = False,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
@@ -79,6 +78,7 @@ def up(
             prefill_while_drafting=prefill_while_drafting,
             cross_vocabulary=True if cross_vocabulary else None,
             draft_tokenizer=draft_model if cross_vocabulary else None,
+            insecure=True if insecure else None,
         ),
     )
     raise typer.Exit(run_until_stopped(options, say))
@@ -114,6 +114,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object: answer, decision, usage")] = False,
     tenant: Tenant = None,
     address: Address = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Answer a prompt, or a question about documents; the decision goes to stderr."""
     request = answer.options(
@@ -135,7 +139,7 @@ def generate(
     )
     with errors_told():
         request |= answer.prompt_options(prompt, question, document or [], system)
-        with Client(address or CliSettings().address, tenant=tenant) as client:
+        with connect(address, ca, cert, key, api_key_file, tenant=tenant) as client:
             answer.show_json(client, request) if as_json else answer.show_stream(client, request)
 
 
@@ -147,6 +151,10 @@ def models(
     *,
     ensure: Annotated[list[str] | None, typer.Option(help="download and convert this model; repeatable")] = None,
     address: Address = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
     """List the demo models and, if an orchestrator answers, the models behind it."""
@@ -160,7 +168,8 @@ def models(
     except ModelError as error:
         fail(str(error))
     local = {name: None if folder is None else str(folder) for name, folder in list_models(settings.home).items()}
-    served = answer.served(address or settings.address)
+    with errors_told():
+        served = answer.served(connect(address, ca, cert, key, api_key_file))
     if as_json:
         print(json.dumps({"local": local, "served": None if served is None else asdict(served)}))
         return
@@ -193,6 +202,10 @@ def route(
     address: Annotated[
         str | None, typer.Option(help="take context, routes and learnt speeds from this orchestrator, HOST:PORT")
     ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Show what AUTO would do and why, with every route's predicted cost; nothing is run.
 
@@ -211,7 +224,12 @@ def route(
             compress_above_tokens=compress_above,
             auto_capacity=None if auto_coverage is None else route_table.AutoCapacity(auto_coverage),
         )
-        prompt, stack = route_table.Prompt(tokens, cached_prefix, max_new_tokens), _behind(address, context)
+        prompt, stack = route_table.Prompt(tokens, cached_prefix, max_new_tokens), route_table.Behind()
+        if address is not None:
+            with errors_told(), connect(address, ca, cert, key, api_key_file) as client:
+                stack = route_table.behind(client.info())
+        if context is not None:
+            stack = replace(stack, context_tokens=context)
         if policy is not None:  # its thresholds, not those in force there
             stack = replace(stack, compress_above_tokens=None)
         terms = route_table.terms_for(tokens, policy, model or stack.target_id, tenant)
@@ -221,17 +239,6 @@ def route(
     print(json.dumps(found.as_json())) if as_json else found.show(Console())
     if not found.is_answered:
         raise typer.Exit(1)
-
-
-def _behind(address: str | None, context: int | None) -> Behind:
-    """What `presift route` predicts from."""
-    from presift.cli import route_table  # noqa: PLC0415
-
-    found = route_table.Behind()
-    if address is not None:
-        with errors_told(), Client(address) as client:
-            found = route_table.behind(client.info())
-    return found if context is None else replace(found, context_tokens=context)
 
 
 def _flags(**given: int | bool | str | None) -> list[str]:

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from presift.cli import answer
-from presift.cli.settings import CliSettings
+from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
 from presift.cli.telling import errors_told, say
-from presift_client import Client, Explanation
+from presift_client import Explanation
 from presift_client.requests import ExplainOptions
 
 
@@ -37,7 +37,11 @@ def explain(
     html: Annotated[Path | None, typer.Option(help="write a page to this file instead")] = None,
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for all of it")] = None,
     tenant: Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")] = None,
-    address: Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")] = None,
+    address: Address = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Show what would be kept of a prompt and what dropped, and how important it is to the draft."""
     request = answer.options(
@@ -57,7 +61,7 @@ def explain(
     with errors_told():
         check_place(html)
         request |= answer.prompt_options(prompt, question, document or [], system)
-        with Client(address or CliSettings().address, tenant=tenant) as client:
+        with connect(address, ca, cert, key, api_key_file, tenant=tenant) as client:
             explanation = client.explain(**cast(ExplainOptions, request))
         show(explanation, html)
 

@@ -6,7 +6,12 @@ import signal
 import time
 from types import FrameType
 
+from pydantic import ValidationError
+
 from presift.cli.stack import LocalStack, Progress, ServiceFailed, StackOptions
+from presift.core.errors import PresiftError
+from presift.orchestrator.settings import OrchestratorSettings
+from presift.rpc.binding import check_binding
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,15 +25,30 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     try:
+        check_settings(options)
         with LocalStack(options, progress) as stack:
             addresses = ", ".join(f"{service.name} {service.address}" for service in stack.services[:-1])
             progress(f"presift is ready on {stack.address} ({addresses}); stop it with Ctrl-C")
             return _watch(stack, progress)
     except _Stopped:
         return 0
-    except ServiceFailed as error:
+    except (ServiceFailed, PresiftError) as error:
         progress(f"error: {error}")
         return 1
+
+
+def check_settings(options: StackOptions) -> None:
+    """Raise PresiftError for an orchestrator that would refuse to listen: known before minutes go into loading models.
+
+    Its variables count as they do for the orchestrator itself.
+    """
+    flags = ["--listen", options.listen, *options.orchestrator_flags]
+    try:
+        settings = OrchestratorSettings(_cli_parse_args=flags)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise PresiftError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    check_binding(settings.listen, settings.knows_callers, settings.insecure)
 
 
 def _watch(stack: LocalStack, progress: Progress) -> int:

@@ -17,6 +17,8 @@ from presift.rpc import telemetry
 from presift.rpc.server import GrpcServer
 from presift.v1 import draft_pb2, draft_pb2_grpc
 
+_SERVICE = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
+
 log = logging.getLogger(__name__)
 
 
@@ -27,21 +29,19 @@ def main() -> int:
     # OpenMP reads it when torch is loaded. Threads that spin while they wait take the cores from the other services.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    flush = telemetry.configure("draft", settings.otlp_endpoint)
     try:
-        return 0 if asyncio.run(serve(settings)) else 1
+        with telemetry.exported("draft", settings.otlp()):
+            return 0 if asyncio.run(serve(settings)) else 1
     except PresiftError as error:
         log.error("%s", error)
         return 1
-    finally:
-        flush()
 
 
 async def serve(settings: DraftSettings) -> bool:
-    """Serve until SIGTERM or SIGINT; False if the model failed to load. Raises PresiftError if the address is taken."""
+    """Serve until SIGTERM or SIGINT; False if the model failed to load. Raises PresiftError if it cannot listen."""
     queue = WorkQueue(settings.max_queue)
     servicer = DraftServicer(queue, settings.max_lookahead_tokens)
-    server = GrpcServer(settings.server_options(), [draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name])
+    server = GrpcServer(settings.server_options(), [_SERVICE], guards=settings.guards())
     draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     getting_ready = asyncio.create_task(_get_ready(settings, queue, servicer, server, port))

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from presift.rpc.settings import ServiceSettings
+from presift.rpc.settings import InnerSettings
 
 
-class DraftSettings(ServiceSettings):
+class DraftSettings(InnerSettings):
     """presift's draft: scores the tokens of long prompts with a small model."""
 
     model_config = SettingsConfigDict(env_prefix="PRESIFT_DRAFT_", cli_prog_name="python -m presift.draft")

@@ -22,14 +22,12 @@ def main() -> int:
     """0 after a clean drain, 1 if the service could not start."""
     settings = OrchestratorSettings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    flush = telemetry.configure("orchestrator", settings.otlp_endpoint)
     try:
-        return 0 if asyncio.run(serve(settings)) else 1
+        with telemetry.exported("orchestrator", settings.otlp()):
+            return 0 if asyncio.run(serve(settings)) else 1
     except PresiftError as error:
         log.error("%s", error)
         return 1
-    finally:
-        flush()
 
 
 async def serve(settings: OrchestratorSettings) -> bool:
@@ -46,7 +44,7 @@ async def serve(settings: OrchestratorSettings) -> bool:
 async def _serve(settings: OrchestratorSettings, assembly: Assembly, terms: TermsInForce) -> bool:
     name = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     server = GrpcServer(settings.server_options(), [name])
-    servicer = OrchestratorServicer(assembly.pipeline, assembly.models, terms)
+    servicer = OrchestratorServicer(assembly.pipeline, assembly.models, terms, explains=settings.explain)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     becoming_ready = asyncio.create_task(_become_ready(settings, assembly, server, port))

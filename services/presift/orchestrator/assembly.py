@@ -51,12 +51,13 @@ class Assembly:
 
 def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     """Connects to nothing yet. Raises PresiftError for settings that cannot hold or a tokenizer that is not there."""
-    salt, message_bytes = settings.tenant_salt.get_secret_value(), settings.max_message_mib * 2**20
+    salt, message_bytes = settings.secret("tenant_salt"), settings.max_message_mib * 2**20
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
-    store = open_store(settings.cache_url.get_secret_value(), limits, _count_cache)
+    store = open_store(settings.cache_url_in_force(), limits, _count_cache)
     lease = open_lease(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
-    draft = RemoteDraft(settings.draft_address, message_bytes)
-    target = RemoteTarget(settings.target_address, message_bytes)
+    peer = settings.peer()
+    draft = RemoteDraft(settings.draft_address, message_bytes, peer)
+    target = RemoteTarget(settings.target_address, message_bytes, peer)
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     interpreter = load_interpreter(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None
     foreign = "" if interpreter is None else interpreter.draft_fingerprint

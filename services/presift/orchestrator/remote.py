@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from presift.core.errors import (
     DraftUnavailable,
     InternalError,
     InvalidRequest,
+    PermissionDenied,
     PresiftError,
     TargetUnavailable,
+    Unauthenticated,
 )
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import CompressedPrompt, ModelInfo
@@ -26,8 +29,11 @@ from presift.orchestrator.request import Sampling
 from presift.orchestrator.target_wire import info_from_wire, sampling_to_wire, usage_from_wire
 from presift.rpc import wire
 from presift.rpc.channel import open_channel
+from presift.rpc.peers import PLAIN, Peer
 from presift.rpc.status import error_of
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 _INFO_TIMEOUT_S = 5.0
 
@@ -35,9 +41,9 @@ _INFO_TIMEOUT_S = 5.0
 class RemoteDraft:
     """A draft service at `address`."""
 
-    def __init__(self, address: str, max_message_bytes: int) -> None:
+    def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
         retryable = [("presift.v1.DraftService", "Score"), ("presift.v1.DraftService", "GetInfo")]
-        self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes)
+        self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes, peer=peer)
         self._stub = draft_pb2_grpc.DraftServiceStub(self._channel)
 
     async def info(self) -> ModelInfo:
@@ -74,9 +80,9 @@ class RemoteDraft:
 class RemoteTarget:
     """A target service at `address`."""
 
-    def __init__(self, address: str, max_message_bytes: int) -> None:
+    def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
         retryable = [("presift.v1.TargetService", method) for method in ("Generate", "Prefill", "GetInfo")]
-        self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes)
+        self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes, peer=peer)
         self._stub = target_pb2_grpc.TargetServiceStub(self._channel)
 
     async def info(self) -> TargetInfo:
@@ -150,6 +156,9 @@ def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> Any:
     """The peer's own error where it sent one; else by status: everything that is no deadline is unavailability."""
     error = error_of(failure)
+    if isinstance(error, (Unauthenticated, PermissionDenied)):  # it is us whom it does not know, not our caller
+        log.warning("the %s refuses us: %s; see service_token, peer_cert and its allowed_callers", who, error.message)
+        return unavailable(f"the {who} does not let this orchestrator in")
     if error is not None and not isinstance(error, InternalError):
         return error
     if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from presift.core.errors import PermissionDenied
 from presift.orchestrator.explanation import Detail
 from presift.orchestrator.forecast_wire import speed_to_wire
 from presift.orchestrator.incoming import (
@@ -38,10 +39,11 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """presift.v1.OrchestratorService over a Pipeline."""
 
-    def __init__(self, pipeline: Pipeline, models: Models, terms: TermsInForce) -> None:
+    def __init__(self, pipeline: Pipeline, models: Models, terms: TermsInForce, *, explains: bool = True) -> None:
         self._pipeline = pipeline
         self._models = models
         self._terms = terms
+        self._explains = explains
 
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
@@ -54,6 +56,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Explain(
         self, request: orchestrator_pb2.ExplainRequest, context: Context
     ) -> orchestrator_pb2.ExplainResponse:
+        if not self._explains:
+            raise PermissionDenied("Explain is switched off here (--no-explain)")
         parsed = Request(
             prompt=prompt_from_wire(request.prompt),
             route=wire.route_from_wire(request.route),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from presift.core.errors import InvalidRequest
+from presift.core.errors import InvalidRequest, PresiftError
 from presift.core.kv_plan import MAX_KERNEL_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
@@ -17,6 +18,8 @@ from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.guard.samples import Sampler
 from presift.orchestrator.guard.switches import Thresholds
 from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS, AutoCapacity
+from presift.rpc.certificates import TlsFiles
+from presift.rpc.peers import Peer
 from presift.rpc.settings import ServiceSettings
 
 
@@ -32,9 +35,19 @@ class OrchestratorSettings(ServiceSettings):
     )
     draft_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50052"
     target_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50053"
+    peer_ca: Annotated[
+        Path | None, Field(description="PEM: the authority of draft and target, reached by TLS; read again on change")
+    ] = None
+    peer_cert: Annotated[Path | None, Field(description="PEM: our certificate there (mutual TLS)")] = None
+    peer_key: Annotated[Path | None, Field(description="PEM: its key, not encrypted")] = None
+    peer_name_override: Annotated[
+        str, Field(description="the name in draft's and target's certificates, if it is not that of their address")
+    ] = ""
     cache_url: Annotated[
         SecretStr, Field(description="memory://, redis://, rediss:// or unix://; any Redis 6+ or Valkey")
     ] = SecretStr("memory://")
+    cache_url_file: Annotated[Path | None, Field(description="where the URL is, if it holds a password")] = None
+    cache_ca: Annotated[Path | None, Field(description="PEM: the authority of a rediss:// cache")] = None
     cache_ttl_s: Annotated[float, Field(gt=0, description="seconds that a compressed prompt is kept")] = 86_400.0
     cache_timeout_s: Annotated[float, Field(gt=0, description="seconds after which a look-up is a miss")] = 0.05
     tokenizer: Annotated[
@@ -50,6 +63,8 @@ class OrchestratorSettings(ServiceSettings):
         4_000_000
     )
     tenant_salt: Annotated[SecretStr, Field(description="separates caches that must not share")] = SecretStr("")
+    tenant_salt_file: Annotated[Path | None, Field(description="where the salt is")] = None
+    explain: Annotated[bool, Field(description="answer Explain, which shows what of a prompt is kept")] = True
     draft_timeout_s: Annotated[float, Field(gt=0, description="seconds after which the full context is used")] = 60.0
     compress_above_tokens: Annotated[int, Field(ge=0, description="prompts up to this are never compressed")] = 4096
     capacity: Annotated[int, Field(ge=1, description="prompt tokens to keep where the caller sets no budget")] = 1024
@@ -136,6 +151,27 @@ class OrchestratorSettings(ServiceSettings):
     def defaults_with(self, changes: Mapping[str, Any]) -> Defaults:
         """The defaults with settings of these names changed; the values have their types. Raises InvalidRequest."""
         return self.model_copy(update=changes).defaults()
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether callers must show who they are."""
+        return self.tls_client_ca is not None
+
+    def peer(self) -> Peer:
+        """How draft and target are reached. Raises PresiftError for settings that do not go together."""
+        files = TlsFiles(self.peer_cert, self.peer_key, self.peer_ca, ("peer_cert", "peer_key", "peer_ca"))
+        if files.ca is None and (files.cert is not None or self.peer_name_override):
+            raise PresiftError("peer_cert and peer_name_override go with peer_ca")
+        return Peer(None if files.ca is None else files, self.peer_name_override, self.tokens())
+
+    def cache_url_in_force(self) -> str:
+        """It may hold a password. Raises PresiftError, which does not quote it."""
+        url = self.secret("cache_url")
+        if self.cache_ca is None:
+            return url
+        if not url.lower().startswith("rediss://"):
+            raise PresiftError("cache_ca goes with a rediss:// cache_url")
+        return f"{url}{'&' if '?' in url else '?'}{urlencode({'ssl_ca_certs': self.cache_ca})}"
 
     def sampler(self) -> Sampler:
         """Which requests the quality guard takes."""

@@ -10,6 +10,10 @@ from typing import Any
 import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
+from presift.rpc.certificates import TlsPems, channel_credentials
+from presift.rpc.peers import PLAIN, Peer
+from presift.rpc.renewal import RenewedChannel
+
 
 def service_config(retryable: Sequence[tuple[str, str]]) -> str:
     """gRPC's own service config: round robin, and retries on UNAVAILABLE for (service, method) pairs.
@@ -53,21 +57,36 @@ class CancelledWithItsCaller(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 def open_channel(
-    address: str, *, retryable: Sequence[tuple[str, str]] = (), max_message_bytes: int = 64 * 2**20
+    address: str,
+    *,
+    retryable: Sequence[tuple[str, str]] = (),
+    max_message_bytes: int = 64 * 2**20,
+    peer: Peer = PLAIN,
 ) -> grpc.aio.Channel:
-    """A traced channel to HOST:PORT or any gRPC target name (`dns:///draft:50051`). Connects on first use."""
-    return grpc.aio.insecure_channel(
-        address,
-        interceptors=[*aio_client_interceptors(), CancelledWithItsCaller()],
-        options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # A peer that restarts must be found again within seconds, not after gRPC's default two minutes.
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.service_config", service_config(retryable)),
-        ],
-    )
+    """A traced channel to HOST:PORT or any gRPC target name (`dns:///draft:50051`). Connects on first use.
+
+    Raises PresiftError for certificates that cannot be used; where they change later, new calls use the new ones.
+    """
+    interceptors = [*aio_client_interceptors(), *peer.interceptors(), CancelledWithItsCaller()]
+    options = [*_options(retryable, max_message_bytes), *peer.options()]
+    if peer.tls is None:
+        return grpc.aio.insecure_channel(address, interceptors=interceptors, options=options)
+
+    def open_one(pems: TlsPems) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, channel_credentials(pems), options, interceptors=interceptors)
+
+    return RenewedChannel(peer.tls.watched(), open_one)
+
+
+def _options(retryable: Sequence[tuple[str, str]], max_message_bytes: int) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # A peer that restarts must be found again within seconds, not after gRPC's default two minutes.
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.service_config", service_config(retryable)),
+    ]

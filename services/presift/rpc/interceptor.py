@@ -25,7 +25,7 @@ class _Malformed:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Translates errors of unary-unary and unary-stream methods; presift has no others."""
+    """Translates errors of every method; presift's own take one message, reflection takes a stream."""
 
     async def intercept_service(
         self,
@@ -33,8 +33,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return cast("Handler | None", handler)
+        if handler is None:
+            return None
+        if handler.request_streaming:
+            return _guard_streaming(handler)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _guard_stream(handler.unary_stream), _lenient(handler.request_deserializer), handler.response_serializer
@@ -42,6 +44,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(
             _guard_unary(handler.unary_unary), _lenient(handler.request_deserializer), handler.response_serializer
         )
+
+
+def _guard_streaming(handler: Any) -> Handler:
+    if not handler.response_streaming:  # nobody has such a method
+        return cast("Handler", handler)
+    return grpc.stream_stream_rpc_method_handler(
+        _guard_stream(handler.stream_stream), handler.request_deserializer, handler.response_serializer
+    )
 
 
 def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:

@@ -51,6 +51,7 @@ DECLARED: tuple[Metric, ...] = (
     Metric("presift.target.ttft", "histogram", "ms", "Time to first token inside the target"),
     Metric("presift.target.selection", "histogram", "ms", "Selecting KV inside the target", ("stage",)),
     Metric("presift.target.tokens", "counter", "{token}", "Tokens of the target", ("kind",)),
+    Metric("presift.callers.refused", "counter", "{call}", "Calls of others than presift's own services", ("why",)),
     Metric("presift.target.aborted", "counter", "{request}", "Requests aborted inside the engine"),
 )
 _BY_NAME = {metric.name: metric for metric in DECLARED}

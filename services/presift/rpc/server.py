@@ -14,6 +14,8 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from presift.core.errors import PresiftError
+from presift.rpc.binding import check_binding
+from presift.rpc.certificates import TlsFiles, server_credentials
 from presift.rpc.interceptor import ErrorInterceptor
 
 log = logging.getLogger(__name__)
@@ -21,21 +23,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """`listen` is HOST:PORT (port 0: any free one); `drain_s` bounds how long running calls may take to finish."""
+    """`listen` is HOST:PORT (port 0: any free one); `drain_s` bounds how long running calls may take to finish.
+
+    `tls` None is plain; with a `ca` in it callers must have a certificate of that authority. `insecure` lets the server
+    listen beyond this machine although nobody has to say who calls.
+    """
 
     listen: str
     max_message_bytes: int = 64 * 2**20
     drain_s: float = 30.0
+    tls: TlsFiles | None = None
+    reflection: bool = True
+    insecure: bool = False
 
 
 class GrpcServer:
     """Add servicers to `grpc`, then `start`; nothing is SERVING until `set_serving(True)`."""
 
-    def __init__(self, options: ServerOptions, service_names: Sequence[str], health_names: Sequence[str] = ()) -> None:
-        """`health_names` are further names under which grpc.health.v1 answers: parts of a service."""
+    def __init__(
+        self,
+        options: ServerOptions,
+        service_names: Sequence[str],
+        health_names: Sequence[str] = (),
+        guards: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        """`health_names` are further names under which grpc.health.v1 answers: parts of a service. `guards` refuse
+        callers, by raising presift's errors; where there is one, callers are known.
+        """
         self.options = options
+        self._callers_known = bool(guards) or (options.tls is not None and options.tls.ca is not None)
         self.grpc = grpc.aio.server(
-            interceptors=[aio_server_interceptor(), ErrorInterceptor()],
+            interceptors=[aio_server_interceptor(), ErrorInterceptor(), *guards],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
@@ -49,15 +67,27 @@ class GrpcServer:
         self._stop = asyncio.Event()
         self._failed = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
+        if options.reflection:
+            named = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(named, self.grpc)
 
     async def start(self) -> int:
-        """Bind and listen, NOT_SERVING. Returns the port. Raises PresiftError if the address cannot be bound."""
+        """Bind and listen, NOT_SERVING. Returns the port.
+
+        Raises PresiftError if the address cannot be bound, or may not be without knowing who calls, or for certificates
+        that cannot be used.
+        """
+        options = self.options
+        check_binding(options.listen, self._callers_known, options.insecure)
+        credentials = None if options.tls is None else server_credentials(options.tls.watched())
         await self.set_serving(False)
         try:
-            port = self.grpc.add_insecure_port(self.options.listen)
+            if credentials is None:
+                port = self.grpc.add_insecure_port(options.listen)
+            else:
+                port = self.grpc.add_secure_port(options.listen, credentials)
         except RuntimeError as error:
-            raise PresiftError(f"cannot listen on {self.options.listen}: the address is in use or not ours") from error
+            raise PresiftError(f"cannot listen on {options.listen}: the address is in use or not ours") from error
         await self.grpc.start()
         return port
 

@@ -7,9 +7,12 @@ decode. Attributes hold counts, names and times: never prompt text, token ids or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import grpc
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -23,7 +26,7 @@ SCOPE = "presift"
 
 
 def tracer() -> trace.Tracer:
-    """The tracer of all presift spans (a no-op until `configure`)."""
+    """The tracer of all presift spans (a no-op outside `exported`)."""
     return trace.get_tracer(SCOPE)
 
 
@@ -42,20 +45,41 @@ def span(name: str, **counts: int) -> Iterator[trace.Span]:
             raise
 
 
-def configure(service: str, otlp_endpoint: str | None) -> Callable[[], None]:
-    """Send traces and metrics of `service` to an OTLP/gRPC endpoint. Returns the call that flushes and shuts down."""
-    if otlp_endpoint is None:
-        return lambda: None
+@dataclass(frozen=True, slots=True)
+class OtlpEndpoint:
+    """Where telemetry goes: `address` (HOST:PORT or a URL), by TLS or plain; `authority` is PEM."""
+
+    address: str
+    tls: bool = False
+    authority: bytes | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Of OpenTelemetry's exporters."""
+        if not self.tls:
+            return {"endpoint": self.address, "insecure": True}
+        return {
+            "endpoint": self.address,
+            "insecure": False,
+            "credentials": grpc.ssl_channel_credentials(self.authority),
+        }
+
+
+@contextmanager
+def exported(service: str, otlp: OtlpEndpoint | None) -> Iterator[None]:
+    """While the block runs, traces and metrics of `service` go to `otlp`; at its end what is left is sent."""
+    if otlp is None:
+        yield
+        return
     resource = Resource.create({"service.name": f"presift-{service}"})
     traces = TracerProvider(resource=resource)
-    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, insecure=True)))
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=otlp_endpoint, insecure=True))
-    meters = MeterProvider(resource=resource, metric_readers=[reader])
+    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**otlp.arguments())))
+    meters = MeterProvider(
+        resource=resource, metric_readers=[PeriodicExportingMetricReader(OTLPMetricExporter(**otlp.arguments()))]
+    )
     trace.set_tracer_provider(traces)
     metrics.set_meter_provider(meters)
-
-    def shutdown() -> None:
+    try:
+        yield
+    finally:
         traces.shutdown()
         meters.shutdown()
-
-    return shutdown

@@ -32,23 +32,22 @@ def main() -> int:
     """0 after a clean drain, 1 if the engine did not start or died."""
     settings = TargetSettings()  # type: ignore[call-arg]
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    flush = telemetry.configure("target", settings.otlp_endpoint)
     try:
-        return 0 if asyncio.run(serve(settings)) else 1
+        with telemetry.exported("target", settings.otlp()):
+            return 0 if asyncio.run(serve(settings)) else 1
     except PresiftError as error:
         log.error("%s", error)
         return 1
-    finally:
-        flush()
 
 
 async def serve(settings: TargetSettings) -> bool:
-    """Serve until SIGTERM or SIGINT; False if the engine failed. Raises PresiftError if the address is taken or
-    there is no such model.
+    """Serve until SIGTERM or SIGINT; False if the engine failed. Raises PresiftError if it cannot listen or there
+    is no such model.
     """
     engine = SglangEngine(engine_options(settings))
     servicer = TargetServicer(Admission(settings.max_running, settings.max_waiting))
-    server = GrpcServer(settings.server_options(), [_SERVICE], [_health_name(route) for route in Route])
+    parts = [_health_name(route) for route in Route]
+    server = GrpcServer(settings.server_options(), [_SERVICE], parts, settings.guards())
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     running = asyncio.create_task(_run(settings, engine, servicer, server, port))

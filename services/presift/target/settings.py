@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from presift.rpc.settings import ServiceSettings
+from presift.rpc.settings import InnerSettings
 
 
-class TargetSettings(ServiceSettings):
+class TargetSettings(InnerSettings):
     """presift's target: runs the large model on SGLang."""
 
     model_config = SettingsConfigDict(env_prefix="PRESIFT_TARGET_", cli_prog_name="python -m presift.target")

@@ -1,0 +1,105 @@
+"""A channel that is made anew: calls that run stay where they are, and the old one closes behind the last."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from presift.rpc.channel import open_channel
+from presift.rpc.renewal import RenewedChannel
+from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.watched import Watched
+from presift.v1 import target_pb2, target_pb2_grpc
+
+INFO, GENERATE = target_pb2.TargetServiceGetInfoRequest(), target_pb2.TargetServiceGenerateRequest()
+
+
+class Steady(target_pb2_grpc.TargetServiceServicer):
+    async def GetInfo(self, request, context):
+        return target_pb2.TargetServiceGetInfoResponse()
+
+    async def Generate(self, request, context):
+        while True:
+            yield target_pb2.TargetServiceGenerateResponse()
+            await asyncio.sleep(0.01)
+
+
+class House:
+    async def start(self, file):
+        self.server = GrpcServer(ServerOptions("127.0.0.1:0"), [])
+        target_pb2_grpc.add_TargetServiceServicer_to_server(Steady(), self.server.grpc)
+        address = f"127.0.0.1:{await self.server.start()}"
+        self.opened, self.file = [], file
+
+        def open_one(value):
+            self.opened.append(open_channel(address))
+            return self.opened[-1]
+
+        file.write_text("0")
+        self.channel = RenewedChannel(Watched([file], file.read_text), open_one)
+        self.stub = target_pb2_grpc.TargetServiceStub(self.channel)
+        return self
+
+    def change(self):
+        self.file.write_text("0" * (len(self.file.read_text()) + 1))
+
+    def closed(self):
+        return [channel._channel.closed() for channel in self.opened]
+
+
+@pytest.fixture
+async def house(tmp_path):
+    house = await House().start(tmp_path / "file")
+    yield house
+    await house.channel.close()
+    await house.server.grpc.stop(0)
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_while_nothing_changes_there_is_one(house):
+    for _ in range(3):
+        await house.stub.GetInfo(INFO)
+    assert len(house.opened) == 1
+
+
+async def test_an_idle_one_is_replaced_and_closed(house):
+    await house.stub.GetInfo(INFO)
+    house.change()
+    await house.stub.GetInfo(INFO)
+    await until(lambda: house.closed() == [True, False])
+
+
+@pytest.mark.parametrize("end", ["cancelled", "left to end"])
+async def test_one_in_use_closes_behind_its_last_call(house, end):
+    call = house.stub.Generate(GENERATE)
+    await call.read()
+    house.change()
+    await house.stub.GetInfo(INFO)
+    for _ in range(5):
+        await call.read()
+    assert house.closed() == [False, False]
+    if end == "cancelled":
+        call.cancel()
+    else:
+        await house.server.grpc.stop(0)
+        with pytest.raises(grpc.aio.AioRpcError):
+            while True:
+                await call.read()
+    await until(lambda: house.closed()[0])
+
+
+async def test_who_waits_for_its_state_hears_of_it(house):
+    await house.channel.channel_ready()
+    assert house.channel.get_state() is grpc.ChannelConnectivity.READY
+    waiting = asyncio.create_task(house.channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
+    await asyncio.sleep(0)
+    house.change()
+    await house.stub.GetInfo(INFO)
+    async with asyncio.timeout(10):
+        await waiting
+    await house.channel.channel_ready()

@@ -1,0 +1,113 @@
+"""Settings that every service has: what goes together, and secrets that come from files and are never shown."""
+
+import pytest
+from pydantic import SecretStr
+
+from presift.core.errors import PresiftError
+from presift.draft.settings import DraftSettings
+from presift.orchestrator.settings import OrchestratorSettings
+from presift.target.settings import TargetSettings
+
+SETTINGS = [DraftSettings, OrchestratorSettings, TargetSettings]
+SECRET = "xylophone-xylophone"
+
+
+def settings(kind, *flags):
+    return kind(_cli_parse_args=[*flags, *([] if kind is OrchestratorSettings else ["--model=m"])])
+
+
+def secrets(kind):
+    return [name for name, field in kind.model_fields.items() if "SecretStr" in str(field.annotation)]
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_every_secret_has_a_file(kind, tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(f"{SECRET}\n")
+    assert "service_token" in secrets(kind)
+    for name in secrets(kind):
+        assert isinstance(getattr(settings(kind), name), SecretStr | None)
+        flag = f"--{name.replace('_', '-')}"
+        assert settings(kind, f"{flag}-file={path}").secret(name) == SECRET
+        assert settings(kind, f"{flag}={SECRET}").secret(name) == SECRET
+        with pytest.raises(PresiftError, match=f"{name} and {name}_file are both set") as refused:
+            settings(kind, f"{flag}={SECRET}", f"{flag}-file={path}").secret(name)
+        assert SECRET not in refused.value.message
+        with pytest.raises(PresiftError, match=f"{name}_file: .*nowhere cannot be read"):
+            settings(kind, f"{flag}-file={path.with_name('nowhere')}").secret(name)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_no_secret_is_shown(kind, capsys, monkeypatch):
+    given = settings(kind, *(f"--{name.replace('_', '-')}={SECRET}" for name in secrets(kind)))
+    assert SECRET not in f"{given!r}{given}{given.model_dump()}"
+    for name in secrets(kind):
+        monkeypatch.setenv(f"{kind.model_config['env_prefix']}{name.upper()}", SECRET)
+    with pytest.raises(SystemExit):
+        settings(kind, "--help")
+    assert SECRET not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_bad_setting_is_told_without_its_value(kind):
+    with pytest.raises(ValueError, match="log_level") as refused:
+        settings(kind, f"--log-level={SECRET}")
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tls-cert=c"], "tls_key is unset; it goes with tls_cert"),
+        (["--tls-key=k"], "tls_cert is unset; it goes with tls_key"),
+        (["--tls-client-ca=a"], "tls_client_ca goes with tls_cert and tls_key"),
+    ],
+)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_what_does_not_go_together(kind, flags, words):
+    with pytest.raises(PresiftError, match=words):
+        settings(kind, *flags).server_options()
+
+
+def test_names_go_with_an_authority():
+    with pytest.raises(PresiftError, match="allowed_callers goes with tls_client_ca"):
+        settings(DraftSettings, "--allowed-callers=a,b").guards()
+    assert settings(DraftSettings).guards() == []
+    assert settings(DraftSettings, "--tls-client-ca=a", "--allowed-callers= a , b").guards()
+    assert settings(TargetSettings, f"--service-token={SECRET}").guards()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--peer-cert=c", "--peer-key=k"], "go with peer_ca"),
+        (["--peer-name-override=n"], "go with peer_ca"),
+        (["--peer-ca=a", "--peer-cert=c"], "peer_key is unset; it goes with peer_cert"),
+        (["--service-token=short"], "at least 16"),
+    ],
+)
+def test_what_does_not_go_together_on_the_way_to_peers(flags, words):
+    with pytest.raises(PresiftError, match=words):
+        settings(OrchestratorSettings, *flags).peer()
+
+
+def test_the_authority_of_the_cache_goes_into_its_url():
+    assert settings(OrchestratorSettings).cache_url_in_force() == "memory://"
+    given = ["--cache-ca=/a b/ca.pem"]
+    with_query = settings(OrchestratorSettings, "--cache-url=rediss://:p@host/1?timeout=1", *given)
+    assert with_query.cache_url_in_force() == "rediss://:p@host/1?timeout=1&ssl_ca_certs=%2Fa+b%2Fca.pem"
+    without = settings(OrchestratorSettings, "--cache-url=rediss://host", *given)
+    assert without.cache_url_in_force() == "rediss://host?ssl_ca_certs=%2Fa+b%2Fca.pem"
+    with pytest.raises(PresiftError, match="cache_ca goes with a rediss:// cache_url"):
+        settings(OrchestratorSettings, *given).cache_url_in_force()
+
+
+def test_telemetry_goes_by_tls_if_said(tmp_path):
+    assert settings(DraftSettings).otlp() is None
+    plain = settings(DraftSettings, "--otlp-endpoint=collector:4317").otlp()
+    assert plain.arguments() == {"endpoint": "collector:4317", "insecure": True}
+    ca = tmp_path / "ca.pem"
+    ca.write_text("pem")
+    for flags in (["--otlp-tls"], [f"--otlp-ca={ca}"]):
+        arguments = settings(DraftSettings, "--otlp-endpoint=collector:4317", *flags).otlp().arguments()
+        assert arguments["insecure"] is False and arguments["credentials"] is not None
