@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +39,9 @@ from presift.orchestrator.verification import (
 )
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import span
+
+# Told the prompt's tokens; raises where its caller may not use them.
+Spend = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +79,21 @@ class Planner:
         self._turns = Turns(0) if turns is None else turns
         self._switches = Switches() if switches is None else switches
 
-    async def plan(self, request: Request, target: TargetInfo, time_left_s: float | None = None) -> Plan:
+    async def plan(
+        self, request: Request, target: TargetInfo, time_left_s: float | None = None, spend: Spend | None = None
+    ) -> Plan:
         """Raises InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full
-        prompt cannot fit (or may not: `strict`)."""
-        case = await self._read(request, target)
+        prompt cannot fit (or may not: `strict`). `spend` is asked before any work is given to draft or target."""
+        case = await self._read(request, target, spend)
         plan = self._continued(case) or await self._new(case, time_left_s)
         _count(plan.decision)
         return replace(plan, is_tighter=self._is_tighter(plan, case))
 
-    async def explain(self, request: Request, target: TargetInfo) -> Plan:
+    async def explain(self, request: Request, target: TargetInfo, spend: Spend | None = None) -> Plan:
         """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
         on with an earlier selection has neither. Here the draft's trouble is an error.
         """
-        case = await self._read(request, target)
+        case = await self._read(request, target, spend)
         return self._continued(case) or await self._explained(case)
 
     def remember(self, plan: Plan) -> None:
@@ -96,13 +102,15 @@ class Planner:
         if turn is not None:
             self._turns.remember(plan.read_ids, turn, plan.salt)
 
-    async def _read(self, request: Request, target: TargetInfo) -> _Case:
+    async def _read(self, request: Request, target: TargetInfo, spend: Spend | None) -> _Case:
         started = time.perf_counter()
         with span("tokenize"):
             tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000
+        if spend is not None:
+            await spend(int(tokens.ids.size))
         origin = Origin(tokens, target.model, tokenize_ms)
         terms = self._terms.table.terms_for(int(tokens.ids.size), target.model.id, request.tenant)
         request = replace(request, budget=terms.budget_over(request.budget))

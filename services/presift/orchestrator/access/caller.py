@@ -39,7 +39,7 @@ class Caller:
     """`tenant` is proven where `authenticated`; else it is what the caller says, None where it says nothing."""
 
     tenant: str | None = None
-    limits: Limits = Limits()  # noqa: RUF009 (frozen)
+    limits: Limits = Limits()
     authenticated: bool = False
 
     def salt(self, deployment_salt: str) -> str:

@@ -17,9 +17,7 @@ from presift.core.errors import InvalidRequest, Unauthenticated
 from presift.orchestrator.request import TENANT_PATTERN
 from presift.rpc.watched import Watched, read_file
 
-ALGORITHMS = frozenset(
-    f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)
-) | {"EdDSA"}
+ALGORITHMS = frozenset(f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
 # Clocks differ.
 LEEWAY_S = 30.0
 

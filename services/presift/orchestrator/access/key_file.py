@@ -1,9 +1,9 @@
 """The file of keys and tenants: YAML or JSON to values. What is wrong is told by its place, never by what stands there.
 
-    keys:
-      - {name: acme-ci, tenant: acme, sha256: 9f86d0...}
-    tenants:
-      acme: {tokens_per_minute: 200000, concurrency: 8}
+keys:
+  - {name: acme-ci, tenant: acme, sha256: 9f86d0...}
+tenants:
+  acme: {tokens_per_minute: 200000, concurrency: 8}
 """
 
 from __future__ import annotations

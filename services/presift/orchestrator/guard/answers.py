@@ -23,7 +23,7 @@ _IN_FULL = Choice(Route.FULL, Reason.REQUESTED, "the quality guard's")
 
 
 class Answers:
-    """Answers both ways, under the caller's salt: what a shadow reads may serve that tenant, and the other way round."""
+    """Answers both ways, under the caller's salt: what a shadow reads may serve the same tenant, and vice versa."""
 
     def __init__(
         self,
