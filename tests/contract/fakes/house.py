@@ -153,7 +153,7 @@ class House:
         self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
 
     def _servicer(self):
-        tokenizer = PromptTokenizer(byte_tokenizer(), template)
+        tokenizer = self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
         timeout_s = self.options.draft_timeout_s
         compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s)
         terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns)

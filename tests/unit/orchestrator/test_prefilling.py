@@ -9,7 +9,6 @@ from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.tokenizer import Tokenized
 
 
-
 def tokens(*ids, salt="salt"):
     return Tokenized(np.array(ids, np.uint32), (), salt)
 
