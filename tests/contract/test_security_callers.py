@@ -1,10 +1,13 @@
 """A draft or target asks who calls: by token, by the name in a certificate. Health stays open."""
 
+import asyncio
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from presift.core.errors import PermissionDenied, Unauthenticated
 from presift.rpc.callers import CallerInterceptor
 from presift.rpc.channel import open_channel
 from presift.rpc.peers import Peer
@@ -14,6 +17,7 @@ from presift.rpc.tokens import fixed_tokens, tokens_of
 from presift.v1 import target_pb2, target_pb2_grpc
 
 from .fakes.authority import Authority, Counting
+from .fakes.services import raises
 
 INFO, GENERATE = target_pb2.TargetServiceGetInfoRequest(), target_pb2.TargetServiceGenerateRequest()
 TOKEN, OTHER = "a-token-of-some-length", "another-of-some-length"
@@ -184,3 +188,38 @@ async def test_where_both_are_asked_both_are_needed(guard, authority):
     assert await refusal_of(guarded.stub(Peer(ours)).GetInfo(INFO)) == "UNAUTHENTICATED"
     assert await refusal_of(guarded.stub(Peer(other, tokens=token)).GetInfo(INFO)) == "PERMISSION_DENIED"
     assert guarded.servicer.came_in == 1
+
+
+async def test_a_caller_who_leaves_takes_his_call_along(guard, authority):
+    """Through everything that stands in between: TLS, names, token."""
+    token = fixed_tokens("service_token", TOKEN)
+    guarded = await guard(token, ["orchestrator.house"], tls=authority.pair(HOST).files())
+    stub = guarded.stub(Peer(authority.pair("orchestrator.house").files(), tokens=token))
+    stream = stub.Generate(GENERATE)
+    await stream.read()
+    stream.cancel()
+
+    async def ask():
+        await stub.Prefill(target_pb2.PrefillRequest())
+
+    asking = asyncio.create_task(ask())
+    async with asyncio.timeout(10):
+        while guarded.servicer.left < 1:
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        while guarded.servicer.left < 2:
+            await asyncio.sleep(0.002)
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+@pytest.mark.parametrize("error", [Unauthenticated("no service token"), PermissionDenied("no name that may call")])
+async def test_a_peer_that_refuses_the_orchestrator_is_no_fault_of_its_caller(house, error):
+    """Its own key is in order: a draft's refusal costs the compression, a target's is unavailability."""
+    house.draft.faults.append(raises(error))
+    answer = await house.ask(list(range(100, 200)))
+    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+    house.target.faults.append(raises(error))
+    refusal = await house.refused([5, 6, 7])
+    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")

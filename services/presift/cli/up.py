@@ -44,7 +44,7 @@ def check_settings(options: StackOptions) -> None:
     """
     flags = ["--listen", options.listen, *options.orchestrator_flags]
     try:
-        settings = OrchestratorSettings(_cli_parse_args=flags)
+        settings = OrchestratorSettings(_cli_parse_args=flags)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise PresiftError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -60,7 +60,9 @@ def server_credentials(pems: Watched[TlsPems]) -> grpc.ServerCredentials:
         return _configuration(current)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(served), news, require_client_authentication=served.ca is not None
+        _configuration(served),
+        news,  # type: ignore[arg-type]  # None is "nothing new", which the stubs do not know
+        require_client_authentication=served.ca is not None,
     )
 
 
@@ -96,12 +98,9 @@ def _pems(files: TlsFiles) -> TlsPems:
 
 
 def _read(files: TlsFiles) -> TlsPems:
-    read = [path and read_file(name, path) for name, path in zip(files.names, _paths(files), strict=True)]
+    paths = (files.cert, files.key, files.ca)
+    read = (None if path is None else read_file(name, path) for name, path in zip(files.names, paths, strict=True))
     return TlsPems(*read)
-
-
-def _paths(files: TlsFiles) -> tuple[Path | None, Path | None, Path | None]:
-    return files.cert, files.key, files.ca
 
 
 def _refuse_password() -> NoReturn:

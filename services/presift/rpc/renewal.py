@@ -24,6 +24,14 @@ class _Opened:
         self._is_retired = False
         self._closing: asyncio.Task[None] | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        """All but for what closing itself takes."""
+        return self._closing is not None
+
+    def is_ready(self) -> bool:
+        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
     def began(self, call: Any) -> Any:
         self._running += 1
         call.add_done_callback(self._ended)
@@ -43,24 +51,38 @@ class _Opened:
 
 
 class RenewedChannel(grpc.aio.Channel, Generic[T]):
-    """What `open_one` makes of the source's value, made anew when a call or a question finds another value."""
+    """What `open_one` makes of the source's value, made anew when a call or a question finds another value.
+
+    The new channel is taken once it is connected, or the old one is not: nobody waits for a handshake, and what the
+    peer does not accept costs nothing while the old connection stands.
+    """
 
     def __init__(self, source: Watched[T], open_one: Callable[[T], grpc.aio.Channel]) -> None:
         self._source = source
         self._open_one = open_one
         self._value = source.current()
         self._opened = _Opened(open_one(self._value))
+        self._coming: _Opened | None = None
+        self._earlier: list[_Opened] = []
         self._replaced = asyncio.Event()
 
     def current(self) -> _Opened:
         """The channel for new calls."""
         value = self._source.current()
         if value is not self._value:
-            earlier, self._opened, self._value = self._opened, _Opened(self._open_one(value)), value
+            self._retire(self._coming)
+            self._coming, self._value = _Opened(self._open_one(value)), value
+        if self._coming is not None and (self._coming.is_ready() or not self._opened.is_ready()):
+            self._retire(self._opened)
+            self._opened, self._coming = self._coming, None
             self._replaced.set()
             self._replaced = asyncio.Event()
-            earlier.retire()
         return self._opened
+
+    def _retire(self, opened: _Opened | None) -> None:
+        if opened is not None:
+            self._earlier = [each for each in self._earlier if not each.is_closed] + [opened]
+            opened.retire()
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
         return _Method(self, "unary_unary", arguments, options)
@@ -94,7 +116,9 @@ class RenewedChannel(grpc.aio.Channel, Generic[T]):
             await self.wait_for_state_change(state)
 
     async def close(self, grace: float | None = None) -> None:
-        await self._opened.channel.close(grace)
+        for opened in (*self._earlier, self._coming, self._opened):
+            if opened is not None:
+                await opened.channel.close(grace)
 
     async def __aenter__(self) -> Self:
         return self

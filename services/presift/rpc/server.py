@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from presift.core.errors import PresiftError
-from presift.rpc.binding import check_binding
+from presift.rpc.binding import check_binding, is_loopback
 from presift.rpc.certificates import TlsFiles, server_credentials
 from presift.rpc.interceptor import ErrorInterceptor
 
@@ -80,6 +80,8 @@ class GrpcServer:
         options = self.options
         check_binding(options.listen, self._callers_known, options.insecure)
         credentials = None if options.tls is None else server_credentials(options.tls.watched())
+        if credentials is None and not is_loopback(options.listen):
+            log.warning("listening on %s without TLS: what is said can be read on the way", options.listen)
         await self.set_serving(False)
         try:
             if credentials is None:

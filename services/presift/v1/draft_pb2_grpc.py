@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class DraftServiceStub:
     """DraftService scores prompts with a small model.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
     """
 
     def __init__(self, channel):
@@ -49,6 +52,9 @@ class DraftServiceStub:
 
 class DraftServiceServicer:
     """DraftService scores prompts with a small model.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
     """
 
     def Score(self, request, context):
@@ -98,6 +104,9 @@ def add_DraftServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class DraftService:
     """DraftService scores prompts with a small model.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
     """
 
     @staticmethod

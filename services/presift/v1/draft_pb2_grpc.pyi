@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DraftServiceStub:
-    """DraftService scores prompts with a small model."""
+    """DraftService scores prompts with a small model.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -51,7 +55,11 @@ class DraftServiceStub:
 
 @_typing.type_check_only
 class DraftServiceAsyncStub(DraftServiceStub):
-    """DraftService scores prompts with a small model."""
+    """DraftService scores prompts with a small model.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]  # type: ignore[assignment]
@@ -71,7 +79,11 @@ class DraftServiceAsyncStub(DraftServiceStub):
     """GetInfo says which model is served, under which limits. A retry is safe."""
 
 class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
-    """DraftService scores prompts with a small model."""
+    """DraftService scores prompts with a small model.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    """
 
     @_abc_1.abstractmethod
     def Score(

@@ -82,6 +82,7 @@ class OrchestratorServiceServicer:
         Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
         prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
         DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+        PERMISSION_DENIED: Explain is switched off here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,6 +53,7 @@ class OrchestratorServiceStub:
     Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
     prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
     DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+    PERMISSION_DENIED: Explain is switched off here.
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
@@ -82,6 +83,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
     prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
     DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+    PERMISSION_DENIED: Explain is switched off here.
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]  # type: ignore[assignment]
     """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
@@ -120,6 +122,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
         prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
         DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
+        PERMISSION_DENIED: Explain is switched off here.
         """
 
     @_abc_1.abstractmethod

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class TargetServiceStub:
     """TargetService runs the large model on SGLang.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
     """
 
     def __init__(self, channel):
@@ -54,6 +57,9 @@ class TargetServiceStub:
 
 class TargetServiceServicer:
     """TargetService runs the large model on SGLang.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
     """
 
     def Generate(self, request, context):
@@ -116,6 +122,9 @@ def add_TargetServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TargetService:
     """TargetService runs the large model on SGLang.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
     """
 
     @staticmethod

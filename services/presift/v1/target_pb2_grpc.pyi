@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TargetServiceStub:
-    """TargetService runs the large model on SGLang."""
+    """TargetService runs the large model on SGLang.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -55,7 +59,11 @@ class TargetServiceStub:
 
 @_typing.type_check_only
 class TargetServiceAsyncStub(TargetServiceStub):
-    """TargetService runs the large model on SGLang."""
+    """TargetService runs the large model on SGLang.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_target_pb2.TargetServiceGenerateRequest, _target_pb2.TargetServiceGenerateResponse]  # type: ignore[assignment]
@@ -79,7 +87,11 @@ class TargetServiceAsyncStub(TargetServiceStub):
     """GetInfo says which model is served and which routes the running engine supports. A retry is safe."""
 
 class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TargetService runs the large model on SGLang."""
+    """TargetService runs the large model on SGLang.
+
+    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
+    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    """
 
     @_abc_1.abstractmethod
     def Generate(

@@ -56,17 +56,27 @@ class Authority:
 
 
 class Counting(target_pb2_grpc.TargetServiceServicer):
-    """Counts who came in; a stream goes on while its caller stays."""
+    """Counts who came in, under which names; a stream goes on while its caller stays."""
 
     def __init__(self):
-        self.came_in = 0
+        self.came_in, self.names, self.left = 0, set(), 0
 
     async def GetInfo(self, request, context):
         self.came_in += 1
+        self.names |= set(context.peer_identities() or ())
         return target_pb2.TargetServiceGetInfoResponse()
 
     async def Generate(self, request, context):
         self.came_in += 1
-        while True:
-            yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[1]))
-            await asyncio.sleep(0.01)
+        try:
+            while True:
+                yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[1]))
+                await asyncio.sleep(0.01)
+        finally:
+            self.left += 1
+
+    async def Prefill(self, request, context):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1

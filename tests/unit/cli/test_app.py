@@ -1,11 +1,13 @@
 """The command, run in this process against an address where nobody listens."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
+from presift_client import TlsOptions
 
 NOBODY = ["--address", "127.0.0.1:1"]
 
@@ -68,6 +70,7 @@ def test_kv_options_that_were_not_given_are_left_out(run, asked):
         (["--kv-capacity", "256"], ["--kv-capacity", "256"]),
         (["--no-prefill-while-drafting"], ["--no-prefill-while-drafting"]),
         (["--prefill-while-drafting"], ["--prefill-while-drafting"]),
+        (["--insecure"], ["--insecure"]),
         (["--draft", "small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "small"]),
     ],
 )
@@ -115,3 +118,46 @@ def test_a_tenant_is_sent_or_told_at_once(run, monkeypatch):
     for command in ("generate", "explain"):
         result = run(command, "hi", "--tenant", "ä", *NOBODY)
         assert result.exit_code == 1 and result.stderr.startswith("error: tenant is 'ä'")
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """What the command's client is made of."""
+    made = []
+    monkeypatch.setattr("presift.cli.connecting.Client", lambda *given, **options: made.append(options) or fail())
+
+    def fail():
+        raise ValueError("no client in this test")
+
+    return made
+
+
+COMMANDS = [["generate", "hi"], ["explain", "hi"], ["models"], ["route", "--tokens", "9", "--address", "127.0.0.1:1"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_every_command_can_say_who_asks_and_whom_it_trusts(run, connected, monkeypatch, tmp_path, command):
+    key_file = tmp_path / "key"
+    key_file.write_text("k1\n")
+    run(*command, "--ca", "ca.pem", "--cert", "c.pem", "--key", "k.pem", "--api-key-file", key_file)
+    assert connected[-1]["api_key"] == "k1"
+    assert connected[-1]["tls"] == TlsOptions(*(Path(name) for name in ("ca.pem", "c.pem", "k.pem")))
+    run(*command)
+    assert connected[-1]["api_key"] is None and connected[-1]["tls"] is None
+    monkeypatch.setenv("PRESIFT_API_KEY", "k2")
+    monkeypatch.setenv("PRESIFT_CA", "other.pem")
+    run(*command)
+    assert connected[-1]["api_key"] == "k2" and connected[-1]["tls"] == TlsOptions(Path("other.pem"))
+    run(*command, "--api-key-file", key_file)
+    assert connected[-1]["api_key"] == "k1"
+
+
+def test_a_key_that_cannot_be_sent_is_not_quoted(run, tmp_path):
+    key_file = tmp_path / "key"
+    key_file.write_text("xylophone xylophone")
+    result = run("generate", "hi", "--api-key-file", key_file, *NOBODY)
+    assert result.exit_code == 1 and "api_key" in result.stderr and "xylophone" not in result.output
+    result = run("generate", "hi", "--ca", tmp_path / "nowhere.pem", *NOBODY)
+    assert result.exit_code == 1 and "nowhere.pem" in result.stderr
+    result = run("generate", "hi", "--cert", tmp_path / "nowhere.pem", *NOBODY)
+    assert result.exit_code == 1 and "cert and key go together" in result.stderr

@@ -123,3 +123,12 @@ def test_up_tells_what_could_not_start(plan, signals):
     said = []
     assert run_until_stopped(plan(target=["--refuse"])(), said.append) == 1
     assert any("error: target ended with code 3" in line for line in said)
+
+
+def test_where_nobody_may_listen_is_told_before_anything_starts(plan, monkeypatch):
+    said = []
+    options = plan()(listen="0.0.0.0:50051")
+    assert run_until_stopped(options, said.append) == 1
+    assert not plan.started and len(said) == 1 and "--insecure" in said[0]
+    assert run_until_stopped(plan()(listen="nowhere"), said.append) == 1
+    assert not plan.started and "listen" in said[1]

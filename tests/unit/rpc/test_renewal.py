@@ -19,20 +19,21 @@ class Steady(target_pb2_grpc.TargetServiceServicer):
         return target_pb2.TargetServiceGetInfoResponse()
 
     async def Generate(self, request, context):
-        while True:
+        for _ in range(request.sampling.max_new_tokens or 2**20):
             yield target_pb2.TargetServiceGenerateResponse()
-            await asyncio.sleep(0.01)
+            if not request.sampling.max_new_tokens:
+                await asyncio.sleep(0.01)
 
 
 class House:
     async def start(self, file):
         self.server = GrpcServer(ServerOptions("127.0.0.1:0"), [])
         target_pb2_grpc.add_TargetServiceServicer_to_server(Steady(), self.server.grpc)
-        address = f"127.0.0.1:{await self.server.start()}"
+        self.address = f"127.0.0.1:{await self.server.start()}"
         self.opened, self.file = [], file
 
         def open_one(value):
-            self.opened.append(open_channel(address))
+            self.opened.append(open_channel(self.address))
             return self.opened[-1]
 
         file.write_text("0")
@@ -67,19 +68,52 @@ async def test_while_nothing_changes_there_is_one(house):
     assert len(house.opened) == 1
 
 
+async def replaced(house):
+    """Call until the new one is connected and taken."""
+    count, current = len(house.opened), house.channel.current()
+    house.change()
+    async with asyncio.timeout(10):
+        while house.channel.current() is current:
+            await house.stub.GetInfo(INFO)
+    assert len(house.opened) == count + 1
+
+
 async def test_an_idle_one_is_replaced_and_closed(house):
     await house.stub.GetInfo(INFO)
+    await replaced(house)
+    await until(lambda: house.closed() == [True, False])
+
+
+async def test_nobody_waits_for_what_does_not_connect(house):
+    """New certificates that the peer does not take, say: the connection that stands is used."""
+    await house.stub.GetInfo(INFO)
+    house.address = "127.0.0.1:1"
+    house.change()
+    for _ in range(20):
+        await house.stub.GetInfo(INFO)
+    assert house.closed() == [False, False]
+    await house.server.grpc.stop(0)
+    with pytest.raises(grpc.aio.AioRpcError):
+        while True:  # until the old one has noticed that it is cut off
+            await house.stub.GetInfo(INFO)
+    await until(lambda: house.channel.current().channel is house.opened[1])
+
+
+async def test_a_change_before_the_last_has_come_through_leaves_none_behind(house):
+    await house.stub.GetInfo(INFO)
+    house.address, whole = "127.0.0.1:1", house.address
     house.change()
     await house.stub.GetInfo(INFO)
-    await until(lambda: house.closed() == [True, False])
+    house.address = whole
+    await replaced(house)
+    await until(lambda: house.closed() == [True, True, False])
 
 
 @pytest.mark.parametrize("end", ["cancelled", "left to end"])
 async def test_one_in_use_closes_behind_its_last_call(house, end):
     call = house.stub.Generate(GENERATE)
     await call.read()
-    house.change()
-    await house.stub.GetInfo(INFO)
+    await replaced(house)
     for _ in range(5):
         await call.read()
     assert house.closed() == [False, False]
@@ -98,8 +132,21 @@ async def test_who_waits_for_its_state_hears_of_it(house):
     assert house.channel.get_state() is grpc.ChannelConnectivity.READY
     waiting = asyncio.create_task(house.channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
     await asyncio.sleep(0)
-    house.change()
-    await house.stub.GetInfo(INFO)
+    await replaced(house)
     async with asyncio.timeout(10):
         await waiting
     await house.channel.channel_ready()
+
+
+async def test_what_was_sent_before_the_end_is_read_whole(house):
+    """By a caller who is slow, while the channel closes behind the call."""
+    sampling = target_pb2.Sampling(max_new_tokens=200)
+    call = house.stub.Generate(target_pb2.TargetServiceGenerateRequest(sampling=sampling))
+    await call.read()
+    await replaced(house)
+    await asyncio.sleep(0.3)
+    messages = 1
+    while await call.read() is not grpc.aio.EOF:
+        messages += 1
+    assert messages == 200 and await call.code() is grpc.StatusCode.OK
+    await until(lambda: house.closed()[0])

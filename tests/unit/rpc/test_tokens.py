@@ -21,12 +21,12 @@ def test_any_of_them_is_right():
 
 @pytest.mark.parametrize("bad", ["", "xylophone", "xylophone xylophone", "xylophone\nxylophone", "xylophöne-xylophöne"])
 def test_what_is_none_is_refused_without_quoting_it(bad, tmp_path):
-    with pytest.raises(PresiftError, match="^service_token") as refused:
+    with pytest.raises(PresiftError, match=r"^service_token") as refused:
         fixed_tokens("service_token", bad)
     assert "xyl" not in refused.value.message
     file = tmp_path / "tokens"
     file.write_text(f"{bad}\n", encoding="utf-8")
-    with pytest.raises(PresiftError, match="^service_token_file") as refused:
+    with pytest.raises(PresiftError, match=r"^service_token_file") as refused:
         tokens_of("service_token_file", file)
     assert "xyl" not in refused.value.message
 
