@@ -108,9 +108,7 @@ async def test_explain_asks_in_the_tenants_namespace(house):
     await ask(house, ACME, route=KV)
     wanted = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV, include_kv_mask=True)
     await house.stub.Explain(wanted, metadata=shows(OTHER))
-    await house.stub.Explain(
-        wanted, metadata=shows(OTHER)
-    )  # found: so asked anew, in a namespace of its own
+    await house.stub.Explain(wanted, metadata=shows(OTHER))  # found: so asked anew, in a namespace of its own
     salts = [call.cache_salt for call in house.target.calls[1:]]
     assert all(salt.startswith(SALTS["other"]) for salt in salts) and len(salts) == 3
 

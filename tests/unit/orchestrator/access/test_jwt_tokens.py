@@ -18,20 +18,16 @@ from presift.rpc.watched import Watched
 RULES = Rules("https://issuer", "presift")
 
 
+ALGORITHMS = {
+    rsa.RSAPrivateKey: jwt.algorithms.RSAAlgorithm,
+    ec.EllipticCurvePrivateKey: jwt.algorithms.ECAlgorithm,
+    ed25519.Ed25519PrivateKey: jwt.algorithms.OKPAlgorithm,
+}
+
+
 def jwk(private, kid, **more):
-    algorithm = {
-        "RSA": jwt.algorithms.RSAAlgorithm,
-        "EC": jwt.algorithms.ECAlgorithm,
-        "OKP": jwt.algorithms.OKPAlgorithm,
-    }
-    kind = (
-        "RSA"
-        if isinstance(private, rsa.RSAPrivateKey)
-        else "EC"
-        if isinstance(private, ec.EllipticCurvePrivateKey)
-        else "OKP"
-    )
-    return json.loads(algorithm[kind].to_jwk(private.public_key())) | {"kid": kid} | more
+    algorithm = next(each for kind, each in ALGORITHMS.items() if isinstance(private, kind))
+    return json.loads(algorithm.to_jwk(private.public_key())) | {"kid": kid} | more
 
 
 @pytest.fixture(scope="module")
