@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
@@ -24,9 +25,11 @@ from presift.core.errors import InvalidRequest
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Unavailable(Exception):
-    """No answer to use. Never leaves this package."""
+    """No answer to use. Whoever asked turns it into a miss, or into whatever trouble means there."""
 
     def __init__(self, outcome: Outcome, is_wrong_type: bool = False) -> None:
         super().__init__(outcome)
@@ -42,17 +45,32 @@ class RedisLink:
     """
 
     def __init__(self, url: str, limits: CacheLimits) -> None:
-        self._client = Redis.from_pool(_pool(url, limits))
+        self._pool = _pool(url, limits)
+        self._client = Redis.from_pool(self._pool)
         self._guard = Guard(limits.rest_after_failures, limits.rest_s)
+
+    @property
+    def pool(self) -> BlockingConnectionPool:
+        """For a library that brings its own client; its calls go through `attempt`."""
+        return self._pool
 
     async def ask(self, *command: str | bytes | int, timeout_s: float) -> object:
         """The server's reply within `timeout_s`. Raises Unavailable."""
+
+        async def execute() -> object:
+            reply: object = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            return reply
+
+        return await self.attempt(execute, timeout_s)
+
+    async def attempt(self, call: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+        """What `call` makes of the server's replies within `timeout_s`. Raises Unavailable."""
         began_s = self._guard.begin()
         if began_s is None:
             raise Unavailable(Outcome.SKIPPED)
         try:
             async with asyncio.timeout(timeout_s):
-                reply: object = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+                reply = await call()
         except ResponseError as error:  # it said no, but it is there and quick: no reason to rest
             self._guard.succeeded()
             _log.debug("cache command refused: %s", type(error).__name__)

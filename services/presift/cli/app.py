@@ -1,4 +1,4 @@
-"""`presift up | generate | explain | route | models`."""
+"""`presift up | generate | explain | route | models | keys`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from presift.cli import answer, explain
 from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
+from presift.cli.keys import keys
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail, say
 
@@ -144,6 +145,7 @@ def generate(
 
 
 app.command()(explain.explain)
+app.add_typer(keys, name="keys")
 
 
 @app.command()

@@ -7,6 +7,9 @@ import logging
 import sys
 
 from presift.core.errors import PresiftError
+from presift.orchestrator.access.door import open_door
+from presift.orchestrator.access.doorkeeper import Doorkeeper
+from presift.orchestrator.access.interceptor import DoorInterceptor
 from presift.orchestrator.assembly import Assembly, assemble
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
@@ -32,19 +35,25 @@ def main() -> int:
 
 async def serve(settings: OrchestratorSettings) -> bool:
     """Serve until SIGTERM or SIGINT; False if something failed. Raises PresiftError, VocabularyMismatch among them."""
-    terms = terms_of(settings)
-    async with reloaded_on_sighup(terms):
+    terms, door = terms_of(settings), open_door(settings)
+    files = [each for each in (terms if terms.has_file else None, door) if each is not None]
+    async with reloaded_on_sighup(*files):
         assembly = assemble(settings, terms)
         try:
-            return await _serve(settings, assembly, terms)
+            return await _serve(settings, assembly, terms, door)
         finally:
             await assembly.aclose()
 
 
-async def _serve(settings: OrchestratorSettings, assembly: Assembly, terms: TermsInForce) -> bool:
+async def _serve(
+    settings: OrchestratorSettings, assembly: Assembly, terms: TermsInForce, door: Doorkeeper | None
+) -> bool:
     name = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
-    server = GrpcServer(settings.server_options(), [name])
-    servicer = OrchestratorServicer(assembly.pipeline, assembly.models, terms, explains=settings.explain)
+    guards = [] if door is None else [DoorInterceptor(door)]
+    server = GrpcServer(settings.server_options(), [name], guards=guards)
+    servicer = OrchestratorServicer(
+        assembly.pipeline, assembly.models, terms, explains=settings.explain, salt=settings.secret("tenant_salt")
+    )
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     becoming_ready = asyncio.create_task(_become_ready(settings, assembly, server, port))

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
+from presift.orchestrator.access.opening import open_counts
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.chains import BLOCK_TOKENS
 from presift.orchestrator.compression import Compressor
@@ -51,7 +52,7 @@ class Assembly:
 
 def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     """Connects to nothing yet. Raises PresiftError for settings that cannot hold or a tokenizer that is not there."""
-    salt, message_bytes = settings.secret("tenant_salt"), settings.max_message_mib * 2**20
+    message_bytes = settings.max_message_mib * 2**20
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
     store = open_store(settings.cache_url_in_force(), limits, _count_cache)
     lease = open_lease(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
@@ -63,30 +64,33 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     foreign = "" if interpreter is None else interpreter.draft_fingerprint
     models = Models(draft, target, tokenizer.fingerprint(), foreign)
     scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
-    compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
-    economy, switches = _economy(settings, salt), Switches(settings.thresholds())
+    compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s)
+    economy, switches = _economy(settings), Switches(settings.thresholds())
     planner = Planner(
         tokenizer,
         models,
         compressor,
         terms,
-        prefiller=Prefiller(target, salt=salt) if settings.prefill_while_drafting else None,
-        turns=Turns(settings.turn_memory, salt),
+        prefiller=Prefiller(target) if settings.prefill_while_drafting else None,
+        turns=Turns(settings.turn_memory),
         economy=economy,
         switches=switches,
     )
     defaults = settings.defaults()
-    answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=defaults, salt=salt)
+    answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=defaults)
     guard = Guard(answers.compare, settings.sampler(), switches)
     calibration = Calibration(draft, target, models, defaults, economy, limit_s=settings.calibration_limit_s)
     if not (settings.calibrate and settings.learn_speeds):
         calibration.stop()
-    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt, guard=guard, calibration=calibration)
-    return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, store))
+    counts = open_counts(settings.cache_url_in_force(), settings.limits_timeout_s, settings.limits_on_trouble)
+    pipeline = Pipeline(
+        planner, tokenizer, models, target, guard=guard, calibration=calibration, allowances=counts.allowances
+    )
+    return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, counts, store))
 
 
-def _economy(settings: OrchestratorSettings, salt: str) -> Economy:
-    prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)
+def _economy(settings: OrchestratorSettings) -> Economy:
+    prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS)
     return Economy(prefixes, learns=settings.learn_speeds, reads_beside=settings.prefill_while_drafting)
 
 

@@ -44,12 +44,11 @@ class _Found:
 class Compressor:
     """Simultaneous requests for one prompt cost one draft pass, in this process and (by lease) across processes."""
 
-    def __init__(self, draft: Draft, store: Store, lease: Lease, *, draft_timeout_s: float, salt: str) -> None:
+    def __init__(self, draft: Draft, store: Store, lease: Lease, *, draft_timeout_s: float) -> None:
         self._draft = draft
         self._store = store
         self._lease = lease
         self._draft_timeout_s = draft_timeout_s
-        self._salt = salt
         self._flights: SingleFlight[_Found] = SingleFlight()
 
     async def compress(self, scoring: Scoring, missed: asyncio.Event | None = None) -> Compressed:
@@ -73,7 +72,7 @@ class Compressor:
     def _key(self, scoring: Scoring) -> PromptKey:
         tokens, draft, target = scoring.tokens, scoring.draft, scoring.target
         crossed = "" if draft.shares_vocabulary(target) else target.tokenizer_fingerprint
-        return PromptKey(tokens.ids, scoring.policy, tokens.protected, 0, draft, self._salt, crossed)
+        return PromptKey(tokens.ids, scoring.policy, tokens.protected, 0, draft, tokens.salt, crossed)
 
     async def _find(self, digest: str, scoring: Scoring, missed: asyncio.Event) -> _Found:
         started = time.perf_counter()

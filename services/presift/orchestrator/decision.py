@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -68,7 +68,7 @@ class Plan:
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
     far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
     would have been chosen, had the quality guard not switched its route off; `is_tighter`: less is kept than everyone
-    gets who asks for nothing. `importance` and
+    gets who asks for nothing; `salt`: whose it is. `importance` and
     `routes`, what AUTO chose among, are only there where a plan is to be explained.
     """
 
@@ -82,3 +82,4 @@ class Plan:
     avoided: Choice | None = None
     is_tighter: bool = False
     routes: tuple[Candidate, ...] = ()
+    salt: str = field(default="", repr=False)

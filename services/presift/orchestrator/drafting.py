@@ -97,14 +97,14 @@ class Drafter:
         return Scoring(tokens, policy, draft, target.model)
 
     async def _compress_beside(self, scoring: Scoring, job: Draftable, prefiller: Prefiller) -> Drafted:
-        ids, missed, prefill_ms = job.tokens.ids, asyncio.Event(), 0.0
-        async with beside(prefiller.read_after(missed, ids)) as reading:
+        missed, prefill_ms = asyncio.Event(), 0.0
+        async with beside(prefiller.read_after(missed, job.tokens)) as reading:
             # Where the draft fails, reading goes on: the full prompt is what Generate will need.
             drafted = await self._compress(scoring, job, missed)
             if missed.is_set():
                 prefill_ms = await reading
             elif drafted.compressed is not None and drafted.compressed.cache is CacheUse.SHARED:
-                prefill_ms = await prefiller.join(ids)
+                prefill_ms = await prefiller.join(job.tokens)
         return replace(drafted, prefill_ms=prefill_ms)
 
     async def _compress(self, scoring: Scoring, job: Draftable, missed: asyncio.Event | None) -> Drafted:

@@ -66,14 +66,20 @@ class Economy:
         self.loads = Loads() if loads is None else loads
 
     def outlook(
-        self, ids: NDArray[np.uint32], target: ModelInfo, draft: ModelInfo | None, spent_ms: float = 0.0
+        self,
+        ids: NDArray[np.uint32],
+        target: ModelInfo,
+        draft: ModelInfo | None,
+        spent_ms: float = 0.0,
+        *,
+        salt: str = "",
     ) -> Outlook:
         """What the routes of this prompt are to be predicted from. Of several replicas behind one address nobody can
         tell which will answer: so that which holds the least of the prompt, or is the fullest. `spent_ms` since the
-        request's arrival.
+        request's arrival; `salt` says whose it is.
         """
         replicas = dict.fromkeys(self._answered_last.get(place_of(target), ("",)))
-        found = self.outlooks(ids, target, draft, replicas, spent_ms)
+        found = self.outlooks(ids, target, draft, replicas, spent_ms, salt=salt)
         return min(found.values(), key=_least)
 
     def outlooks(
@@ -83,9 +89,11 @@ class Economy:
         draft: ModelInfo | None,
         replicas: Iterable[str],
         spent_ms: float = 0.0,
+        *,
+        salt: str = "",
     ) -> dict[str, Outlook]:
         """The same at each replica of the target."""
-        chain, drafting = self._prefixes.chain(ids), "" if draft is None else place_of(draft)
+        chain, drafting = self._prefixes.chain(ids, salt), "" if draft is None else place_of(draft)
         known = self._compressed.get(chain.name, {})
         load = Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms)
         return {
@@ -116,10 +124,10 @@ class Economy:
             calibrate(self._book, stage, place, timings)
 
     @contextmanager
-    def compressing(self, ids: NDArray[np.uint32], choice: Choice) -> Iterator[None]:
+    def compressing(self, ids: NDArray[np.uint32], choice: Choice, salt: str = "") -> Iterator[None]:
         """A prompt is being compressed, until the block ends: the draft works, and the target where it reads beside
         it; once for all who ask for the same."""
-        name, found = self._prefixes.chain(ids).name, choice.forecast
+        name, found = self._prefixes.chain(ids, salt).name, choice.forecast
         with ExitStack() as turns:
             if found is not None and found.draft_work_ms and choice.policy is not None:
                 turns.enter_context(self.drafting.working(found.draft_work_ms, (name, bare(choice.policy))))
@@ -132,8 +140,8 @@ class Economy:
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheUse.NOT_USED:
             return
-        chain = self._prefixes.chain(ids)
-        blocks = tuple(self._prefixes.chain(plan.read_ids)) if plan.decision.route is Route.SPEC_PC else ()
+        chain = self._prefixes.chain(ids, plan.salt)
+        blocks = tuple(self._prefixes.chain(plan.read_ids, plan.salt)) if plan.decision.route is Route.SPEC_PC else ()
         known = self._compressed.setdefault(chain.name, {})
         known.pop(bare(policy), None)  # to the end, as the latest
         known[bare(policy)] = _Known(blocks, self._entry(plan))
@@ -160,14 +168,15 @@ class Economy:
     def observe_prefix(self, plan: Plan, usage: Usage, token_ids: Sequence[int], began: float) -> None:
         """Learn what the target's cache holds from an answer, `token_ids`, a caller's or not; `began`: `now` when it
         was asked for."""
-        key, chain = place_of(plan.decision.target, usage.replica), self._prefixes.chain(plan.read_ids)
+        key, chain = place_of(plan.decision.target, usage.replica), self._prefixes.chain(plan.read_ids, plan.salt)
         was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
         if was_read_here:
             self._prefixes.learn(key, chain, usage.cached_tokens, began)
         if plan.kv_plan is None:
             # The last token of an answer was never read.
             ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
-            self._prefixes.remember(key, self._prefixes.chain(ids), usage.cached_tokens if was_read_here else 0)
+            chain = self._prefixes.chain(ids, plan.salt)
+            self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
             return
         was_read = was_read_here or plan.decision.prefill_ms > 0.0 or plan.decision.continued
         if plan.kv_plan.keep_full_prefix and was_read:
@@ -184,7 +193,8 @@ class Economy:
 
     def _learn(self, answered: Answered) -> None:
         plan, replica = answered.plan, answered.usage.replica
-        held = self._prefixes.expected(place_of(plan.decision.target, replica), self._prefixes.chain(plan.read_ids))
+        chain = self._prefixes.chain(plan.read_ids, plan.salt)
+        held = self._prefixes.expected(place_of(plan.decision.target, replica), chain)
         learn(self._book, answered, held)
 
     def _entry(self, plan: Plan) -> Hashable:
@@ -193,7 +203,7 @@ class Economy:
         """
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
-        return self._prefixes.chain(plan.read_ids).name, bare(plan.decision.policy)
+        return self._prefixes.chain(plan.read_ids, plan.salt).name, bare(plan.decision.policy)
 
 
 def _least(outlook: Outlook) -> tuple[int, float]:

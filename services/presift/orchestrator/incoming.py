@@ -41,15 +41,14 @@ def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> 
     return names[0] if names else None
 
 
-def request_from_wire(request: orchestrator_pb2.GenerateRequest, tenant: str | None = None) -> Request:
-    """Raises InvalidRequest, naming the field."""
+def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
+    """Whose it is, is not said here. Raises InvalidRequest, naming the field."""
     return Request(
         prompt=prompt_from_wire(request.prompt),
         route=wire.route_from_wire(request.route),
         budget=budget_from_wire(request.budget),
         sampling=sampling_from_wire(request.sampling),
         kv=kv_options_from_wire(request.kv),
-        tenant=tenant,
     )
 
 

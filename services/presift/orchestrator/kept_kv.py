@@ -34,18 +34,17 @@ class KeptKv:
 
 
 class KeptKvReader:
-    """Asks the target what it keeps, in the namespace `salt`."""
+    """Asks the target what it keeps, in the namespace of whose plan it is."""
 
-    def __init__(self, target: Target, salt: str) -> None:
+    def __init__(self, target: Target) -> None:
         self._target = target
-        self._salt = salt
 
     async def read(self, plan: Plan, timeout_s: float | None) -> KeptKv | None:
         """None where the plan drops no KV, or the target does not say. Raises what the target port raises."""
         if plan.kv_plan is None:
             return None
         asked = replace(plan.kv_plan, report_kept=True)
-        usage = await self._ask(plan, asked, self._salt, timeout_s)
+        usage = await self._ask(plan, asked, plan.salt, timeout_s)
         # The draft's mask is applied as it is; any other selection is told by the call alone that makes it.
         mask = usage.kv_mask or asked.kv_mask
         if mask is None and usage.reused_entry:
@@ -55,7 +54,7 @@ class KeptKvReader:
 
     async def _ask_anew(self, plan: Plan, asked: KvPlan, timeout_s: float | None) -> Usage:
         """In a namespace of its own, of which nothing but the compressed entry is left: no later call finds it."""
-        salt = f"{self._salt}explain{uuid.uuid4().hex}"
+        salt = f"{plan.salt}explain{uuid.uuid4().hex}"
         return await self._ask(plan, replace(asked, keep_full_prefix=False), salt, timeout_s)
 
     async def _ask(self, plan: Plan, asked: KvPlan, salt: str, timeout_s: float | None) -> Usage:

@@ -7,8 +7,10 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from presift.core.errors import TargetUnavailable
+from presift.orchestrator.access.allowances import Allowance, Allowances
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.detokenizer import Detokenizer
@@ -18,7 +20,7 @@ from presift.orchestrator.guard.samples import Sample
 from presift.orchestrator.kept_kv import KeptKvReader
 from presift.orchestrator.learning import Answered
 from presift.orchestrator.models import Models
-from presift.orchestrator.planning import Planner
+from presift.orchestrator.planning import Planner, Spend
 from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
 from presift.orchestrator.speeds import StageSpeed
@@ -58,47 +60,62 @@ class Pipeline:
         models: Models,
         target: Target,
         *,
-        salt: str = "",
         guard: Guard | None = None,
         calibration: Calibration | None = None,
+        allowances: Allowances | None = None,
     ) -> None:
         self._planner = planner
         self._tokenizer = tokenizer
         self._models = models
         self._target = target
-        self._salt = salt
         self.guard = Guard() if guard is None else guard
-        self._kept_kv = KeptKvReader(target, salt)
+        self._kept_kv = KeptKvReader(target)
         self._calibration = calibration
+        self._allowances = Allowances() if allowances is None else allowances
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
         """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
 
-        Raises what `plan` raises, and what the target port raises.
+        Raises what `plan` raises, what the target port raises, and Overloaded for a tenant over its limits.
         """
         started = time.perf_counter()
+        async with (
+            self._allowances.held(request.tenant, request.limits) as allowance,
+            aclosing(self._answer(request, time_left_s, allowance, started)) as events,
+        ):
+            async for event in events:
+                if isinstance(event, Delta):
+                    allowance.delivered(len(event.token_ids))
+                yield event
+
+    async def _answer(
+        self, request: Request, time_left_s: float | None, allowance: Allowance, started: float
+    ) -> AsyncGenerator[Event, None]:
         with self.guard.calm.stirred() as calmed:
-            plan = await self.plan(request, time_left_s)
+            spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
+            plan = await self.plan(request, left_of(time_left_s, started), spend)
             yield plan.decision
             sample = self.guard.sample(plan, request.sampling)
-            left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
-            async with aclosing(self._decode(plan, request, left, started)) as events:
+            left_s = left_of(time_left_s, started)
+            async with aclosing(self._decode(plan, request, left_s, started)) as events:
                 async for event in events:
                     calmed()
                     self._hear(sample, event)
                     yield event
 
-    async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
+    async def plan(self, request: Request, time_left_s: float | None = None, spend: Spend | None = None) -> Plan:
         """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
         self._caller_is_here()
-        return await self._planner.plan(request, self.target_info(), time_left_s)
+        return await self._planner.plan(request, self.target_info(), time_left_s, spend)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
         self._caller_is_here()
-        with self.guard.calm.stirred():
-            plan = await self._planner.explain(request, self.target_info())
-            kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
+        async with self._allowances.held(request.tenant, request.limits) as allowance:
+            spend = partial(allowance.spend, max_new_tokens=0)
+            with self.guard.calm.stirred():
+                plan = await self._planner.explain(request, self.target_info(), spend)
+                kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
@@ -139,7 +156,7 @@ class Pipeline:
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
         held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
         with span, held, economy.reading.working(work_ms(plan)) as turn:
-            stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
+            stream = self._target.generate(plan.read_ids, request.sampling, plan.salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - started) * 1000
@@ -156,6 +173,11 @@ class Pipeline:
                         answer += event
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
+
+
+def left_of(time_left_s: float | None, started: float) -> float | None:
+    """Of the seconds that there were at `started`, by the performance counter."""
+    return None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
 
 
 def work_ms(plan: Plan) -> float:

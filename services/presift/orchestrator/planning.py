@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +39,9 @@ from presift.orchestrator.verification import (
 )
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import span
+
+# Told the prompt's tokens; raises where its caller may not use them.
+Spend = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,34 +79,38 @@ class Planner:
         self._turns = Turns(0) if turns is None else turns
         self._switches = Switches() if switches is None else switches
 
-    async def plan(self, request: Request, target: TargetInfo, time_left_s: float | None = None) -> Plan:
+    async def plan(
+        self, request: Request, target: TargetInfo, time_left_s: float | None = None, spend: Spend | None = None
+    ) -> Plan:
         """Raises InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full
-        prompt cannot fit (or may not: `strict`)."""
-        case = await self._read(request, target)
+        prompt cannot fit (or may not: `strict`). `spend` is asked before any work is given to draft or target."""
+        case = await self._read(request, target, spend)
         plan = self._continued(case) or await self._new(case, time_left_s)
         _count(plan.decision)
         return replace(plan, is_tighter=self._is_tighter(plan, case))
 
-    async def explain(self, request: Request, target: TargetInfo) -> Plan:
+    async def explain(self, request: Request, target: TargetInfo, spend: Spend | None = None) -> Plan:
         """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
         on with an earlier selection has neither. Here the draft's trouble is an error.
         """
-        case = await self._read(request, target)
+        case = await self._read(request, target, spend)
         return self._continued(case) or await self._explained(case)
 
     def remember(self, plan: Plan) -> None:
         """The target has begun to answer under this plan: a later turn may go on with its selection."""
         turn = turn_of(plan)
         if turn is not None:
-            self._turns.remember(plan.read_ids, turn)
+            self._turns.remember(plan.read_ids, turn, plan.salt)
 
-    async def _read(self, request: Request, target: TargetInfo) -> _Case:
+    async def _read(self, request: Request, target: TargetInfo, spend: Spend | None) -> _Case:
         started = time.perf_counter()
         with span("tokenize"):
-            tokens = await self._tokenizer.tokenize(request.prompt)
+            tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000
+        if spend is not None:
+            await spend(int(tokens.ids.size))
         origin = Origin(tokens, target.model, tokenize_ms)
         terms = self._terms.table.terms_for(int(tokens.ids.size), target.model.id, request.tenant)
         request = replace(request, budget=terms.budget_over(request.budget))
@@ -137,14 +145,14 @@ class Planner:
         check_served(request.route, case.facts)
         if Route.SPEC_KV in case.facts.off:
             return None
-        turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens])
+        turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens], tokens.salt)
         if turn is None or not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
             return None
         if not covers(turn.coverage, request.budget):
             return None
         facts, begun = self._question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
         # The entry is that of the prompt which it was chosen for.
-        entries = self.economy.outlook(begun, case.origin.target, self._models.draft).entries
+        entries = self.economy.outlook(begun, case.origin.target, self._models.draft, salt=tokens.salt).entries
         facts = replace(facts, outlook=replace(facts.outlook, entries=entries))
         choice = with_forecast(continue_kv(turn.kv_plan, request.budget, request.kv, facts), request.budget, facts)
         return continued_plan(choice, turn, case.origin)
@@ -180,7 +188,7 @@ class Planner:
         if left_s is not None:
             left_s = max(0.0, left_s - (time.perf_counter() - case.started))
         job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s)
-        with self.economy.compressing(case.origin.tokens.ids, choice):
+        with self.economy.compressing(case.origin.tokens.ids, choice, case.origin.tokens.salt):
             drafted = await self._drafter.draft(job)
         choice = in_time(drafted, case.request.budget, self._question(case).facts)
         return plan_of(choice, drafted.compressed, drafted.prefill_ms, case.origin), choice
@@ -199,7 +207,7 @@ class Planner:
         """What is to be chosen by, with costs as they are predicted now."""
         request, tokens, facts = case.request, case.origin.tokens, case.facts
         spent_ms = (time.perf_counter() - case.started) * 1000
-        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms)
+        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms, salt=tokens.salt)
         return Question(request.budget, request.kv, replace(facts, outlook=outlook), case.defaults)
 
 

@@ -94,4 +94,4 @@ def _plan(choice: Choice, origin: Origin, read: NDArray[np.bool_], kv_plan: KvPl
     if decision.cross_vocabulary:
         decision = replace(decision, detail=f"{decision.detail}; drafted in another vocabulary, carried over by text")
     read_ids = tokens.ids if read.all() else tokens.ids[read]
-    return Plan(decision, read_ids, read, tokens.protected, kv_plan, prompt_ids=tokens.ids)
+    return Plan(decision, read_ids, read, tokens.protected, kv_plan, prompt_ids=tokens.ids, salt=tokens.salt)

@@ -13,12 +13,10 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
 from presift.orchestrator.ports import Target
+from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.metrics import count
 from presift.rpc.telemetry import span
 
@@ -28,18 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class Prefiller:
-    """Simultaneous requests for one prompt cost one reading; it is aborted once nobody waits for it."""
+    """Simultaneous requests of one salt for one prompt cost one reading; it is aborted once nobody waits for it."""
 
-    def __init__(self, target: Target, *, salt: str) -> None:
+    def __init__(self, target: Target) -> None:
         self._target = target
-        self._salt = salt
         self._flights: SingleFlight[None] = SingleFlight()
 
-    async def read(self, token_ids: NDArray[np.uint32]) -> float:
+    async def read(self, tokens: Tokenized) -> float:
         """Milliseconds until the target had read the prompt; 0 where it could not."""
-        started, key = time.perf_counter(), _key(token_ids)
+        started, key = time.perf_counter(), _key(tokens)
         try:
-            await self._flights.run(key, lambda: self._prefill(token_ids))
+            await self._flights.run(key, lambda: self._prefill(tokens))
         except Exception as error:  # whatever it is: Generate will read the prompt, or say why it cannot
             count("presift.prefill.failures")
             reason = error.message if isinstance(error, PresiftError) else type(error).__name__
@@ -47,19 +44,19 @@ class Prefiller:
             return 0.0
         return (time.perf_counter() - started) * 1000
 
-    async def read_after(self, event: asyncio.Event, token_ids: NDArray[np.uint32]) -> float:
+    async def read_after(self, event: asyncio.Event, tokens: Tokenized) -> float:
         """`read`, as soon as the event is set."""
         await event.wait()
-        return await self.read(token_ids)
+        return await self.read(tokens)
 
-    async def join(self, token_ids: NDArray[np.uint32]) -> float:
+    async def join(self, tokens: Tokenized) -> float:
         """Wait for another request's reading of the same prompt, if one is under way; milliseconds."""
-        return await self.read(token_ids) if self._flights.is_under_way(_key(token_ids)) else 0.0
+        return await self.read(tokens) if self._flights.is_under_way(_key(tokens)) else 0.0
 
-    async def _prefill(self, token_ids: NDArray[np.uint32]) -> None:
+    async def _prefill(self, tokens: Tokenized) -> None:
         with span("prefill"):
             # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
-            await self._target.prefill(token_ids, self._salt, None)
+            await self._target.prefill(tokens.ids, tokens.salt, None)
 
 
 @asynccontextmanager
@@ -76,5 +73,8 @@ async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]
         await asyncio.wait((task,))
 
 
-def _key(token_ids: NDArray[np.uint32]) -> str:
-    return hashlib.blake2b(token_ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
+def _key(tokens: Tokenized) -> str:
+    # The salt's length first: no salt may look like the beginning of another one's tokens.
+    salt = tokens.salt.encode()
+    head = len(salt).to_bytes(8, "little") + salt
+    return hashlib.blake2b(head + tokens.ids.astype("<u4").tobytes(), digest_size=16).hexdigest()

@@ -59,19 +59,20 @@ class _Held:
 class Prefixes:
     """Remembers at most `blocks` blocks of `BLOCK_TOKENS` tokens for each of at most `targets` targets."""
 
-    def __init__(self, blocks: int = 65_536, salt: str = "", targets: int = 64) -> None:
+    def __init__(self, blocks: int = 65_536, targets: int = 64) -> None:
         self._blocks = blocks
         self._targets = targets
-        self._salt = salt.encode()
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self.now = 0  # how often something was remembered
-        self._chains: OrderedDict[int, tuple[NDArray[np.uint32], Chain]] = OrderedDict()
+        self._chains: OrderedDict[tuple[int, str], tuple[NDArray[np.uint32], Chain]] = OrderedDict()
 
-    def chain(self, token_ids: NDArray[np.uint32]) -> Chain:
-        """The prompt as all questions here take it. The array must not change: it is known again by its identity."""
-        known = self._chains.get(id(token_ids))
+    def chain(self, token_ids: NDArray[np.uint32], salt: str = "") -> Chain:
+        """The prompt as all questions here take it; of another salt it is another one. The array must not change: it is
+        known again by its identity."""
+        key = id(token_ids), salt
+        known = self._chains.get(key)
         if known is None:  # an identity is not given anew while its array is held here
-            known = self._chains[id(token_ids)] = token_ids, Chain(token_ids, self._salt)
+            known = self._chains[key] = token_ids, Chain(token_ids, salt.encode())
             if len(self._chains) > KEPT_CHAINS:
                 self._chains.popitem(last=False)
         return known[1]

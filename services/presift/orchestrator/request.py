@@ -11,6 +11,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.core.spans import Span
+from presift.orchestrator.access.caller import Limits
 
 ROLES = ("system", "user", "assistant", "tool")
 # More is refused: the draft generates them one by one before the target's first token.
@@ -197,7 +198,8 @@ class KvOptions:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `route` None is AUTO; `tenant` None has the defaults of everyone.
+    """One call. `route` None is AUTO; `tenant` None has the defaults of everyone. What is kept of a request is found
+    again by requests with its `salt` alone; `limits` are those of its tenant.
 
     Raises InvalidRequest for KV options that the route cannot have.
     """
@@ -208,6 +210,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     kv: KvOptions = field(default_factory=KvOptions)
     tenant: str | None = None
+    salt: str = field(default="", repr=False)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:

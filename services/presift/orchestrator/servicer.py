@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from presift.core.errors import PermissionDenied
+from presift.orchestrator.access.caller import Caller, current_caller
 from presift.orchestrator.explanation import Detail
 from presift.orchestrator.forecast_wire import speed_to_wire
 from presift.orchestrator.incoming import (
@@ -39,16 +41,20 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """presift.v1.OrchestratorService over a Pipeline."""
 
-    def __init__(self, pipeline: Pipeline, models: Models, terms: TermsInForce, *, explains: bool = True) -> None:
+    def __init__(
+        self, pipeline: Pipeline, models: Models, terms: TermsInForce, *, explains: bool = True, salt: str = ""
+    ) -> None:
+        """`salt` is the deployment's; each authenticated tenant has one of its own that is made of it."""
         self._pipeline = pipeline
         self._models = models
         self._terms = terms
         self._explains = explains
+        self._salt = salt
 
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        parsed = request_from_wire(request, tenant_from_metadata(context.invocation_metadata()))
+        parsed = self._of_caller(request_from_wire(request), context)
         async with aclosing(self._pipeline.generate(parsed, context.time_remaining())) as events:
             async for event in events:
                 yield event_to_wire(event)
@@ -63,11 +69,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             route=wire.route_from_wire(request.route),
             budget=budget_from_wire(request.budget),
             kv=kv_options_from_wire(request.kv),
-            tenant=tenant_from_metadata(context.invocation_metadata()),
         )
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
+        parsed = self._of_caller(parsed, context)
         explanation = await self._pipeline.explain(parsed, detail, context.time_remaining())
         return await asyncio.to_thread(explanation_to_wire, explanation)
+
+    def _of_caller(self, request: Request, context: Context) -> Request:
+        """The one place that says whose a request is. Raises InvalidRequest for a tenant that cannot be."""
+        caller = current_caller() or Caller(tenant_from_metadata(context.invocation_metadata()))
+        return replace(request, tenant=caller.tenant, salt=caller.salt(self._salt), limits=caller.limits)
 
     async def GetInfo(
         self, request: orchestrator_pb2.GetInfoRequest, context: Context

@@ -14,6 +14,7 @@ from presift.core.errors import InvalidRequest, PresiftError
 from presift.core.kv_plan import MAX_KERNEL_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
+from presift.orchestrator.access.allowances import OnTrouble
 from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.guard.samples import Sampler
 from presift.orchestrator.guard.switches import Thresholds
@@ -64,6 +65,28 @@ class OrchestratorSettings(ServiceSettings):
     )
     tenant_salt: Annotated[SecretStr, Field(description="separates caches that must not share")] = SecretStr("")
     tenant_salt_file: Annotated[Path | None, Field(description="where the salt is")] = None
+    api_keys_file: Annotated[
+        Path | None,
+        Field(
+            description="YAML or JSON: hashed keys and tenants' limits; callers must show a key (`presift keys new`)"
+        ),
+    ] = None
+    jwks_file: Annotated[
+        Path | None, Field(description="public keys (JWKS): callers may show a token that one of them signed")
+    ] = None
+    jwt_issuer: Annotated[str, Field(description="`iss` that tokens must have")] = ""
+    jwt_audience: Annotated[str, Field(description="`aud` that tokens must have")] = ""
+    jwt_tenant_claim: Annotated[str, Field(min_length=1, description="the claim that names the tenant")] = "tenant"
+    tenant_tokens_per_minute: Annotated[
+        int | None, Field(ge=1, description="prompt and generated tokens of a tenant that has no limit of its own")
+    ] = None
+    tenant_concurrency: Annotated[
+        int | None, Field(ge=1, description="calls at once of a tenant that has no limit of its own")
+    ] = None
+    limits_on_trouble: Annotated[
+        OnTrouble, Field(description="while the cache's server cannot tell what tenants have used: let in, or refuse")
+    ] = OnTrouble.OPEN
+    limits_timeout_s: Annotated[float, Field(gt=0, description="seconds after which it cannot tell")] = 0.25
     explain: Annotated[bool, Field(description="answer Explain, which shows what of a prompt is kept")] = True
     draft_timeout_s: Annotated[float, Field(gt=0, description="seconds after which the full context is used")] = 60.0
     compress_above_tokens: Annotated[int, Field(ge=0, description="prompts up to this are never compressed")] = 4096
@@ -155,7 +178,7 @@ class OrchestratorSettings(ServiceSettings):
     @property
     def knows_callers(self) -> bool:
         """Whether callers must show who they are."""
-        return self.tls_client_ca is not None
+        return self.tls_client_ca is not None or self.api_keys_file is not None or self.jwks_file is not None
 
     def peer(self) -> Peer:
         """How draft and target are reached. Raises PresiftError for settings that do not go together."""

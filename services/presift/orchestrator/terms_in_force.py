@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from presift.core.errors import PresiftError
 from presift.orchestrator.choices import Defaults
@@ -60,15 +61,21 @@ def terms_of(settings: OrchestratorSettings) -> TermsInForce:
     return plain if path is None else TermsInForce(plain.table, lambda: load_policy_file(path, settings))
 
 
+class Reloadable(Protocol):
+    """What a file says. A bad one is logged and not taken; nothing is raised."""
+
+    async def reload(self) -> None: ...
+
+
 @asynccontextmanager
-async def reloaded_on_sighup(terms: TermsInForce) -> AsyncIterator[None]:
-    """Inside, SIGHUP reads the file again; without a file it does what it always does."""
-    if not terms.has_file:
+async def reloaded_on_sighup(*files: Reloadable) -> AsyncIterator[None]:
+    """Inside, SIGHUP reads the files again; without any it does what it always does."""
+    if not files:
         yield
         return
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, asked.set)
-    reloading = asyncio.create_task(_reload_when(asked, terms), name="reload policy file")
+    reloading = asyncio.create_task(_reload_when(asked, files), name="reload files")
     try:
         yield
     finally:
@@ -76,8 +83,9 @@ async def reloaded_on_sighup(terms: TermsInForce) -> AsyncIterator[None]:
         reloading.cancel()
 
 
-async def _reload_when(asked: asyncio.Event, terms: TermsInForce) -> None:
+async def _reload_when(asked: asyncio.Event, files: Sequence[Reloadable]) -> None:
     """One after the other, so that what was written last is in force in the end."""
     while await asked.wait():
         asked.clear()
-        await terms.reload()
+        for file in files:
+            await file.reload()

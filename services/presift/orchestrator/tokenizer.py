@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,10 +25,14 @@ INLINE_CHARACTERS = 8_192
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokenized:
-    """A prompt as the target would read it: `ids` uint32[n]; `protected` in canonical form; no text."""
+    """A prompt as the target would read it: `ids` uint32[n]; `protected` in canonical form; no text.
+
+    `salt` says whose it is: what comes of it is never found by anybody with another one.
+    """
 
     ids: NDArray[np.uint32]
     protected: tuple[Span, ...]
+    salt: str = field(default="", repr=False)
 
 
 class ChatTemplate(Protocol):
@@ -41,8 +45,8 @@ class PromptTokenizer:
     """Tokenises prompts. Without a tokenizer (`backend` None) only token-id prompts are accepted.
 
     The last prompts' tokens are remembered, up to `memory_tokens`: a prompt that hits the cache has been seen before,
-    and tokenising it again would cost more than all the rest of the orchestrator's work. Keys are SHA-256; no text is
-    kept.
+    and tokenising it again would cost more than all the rest of the orchestrator's work. Keys are SHA-256 and cover the
+    salt, so that nobody can tell by the time it takes what others have asked; no text is kept.
     """
 
     def __init__(
@@ -62,18 +66,18 @@ class PromptTokenizer:
     def backend(self) -> Tokenizer | None:
         return self._backend
 
-    async def tokenize(self, prompt: Prompt) -> Tokenized:
+    async def tokenize(self, prompt: Prompt, salt: str = "") -> Tokenized:
         """Raises InvalidRequest for tools that are no JSON, or for text where there is no tokenizer."""
         if isinstance(prompt, TokenIds):
-            return Tokenized(prompt.ids, _within(prompt))
+            return Tokenized(prompt.ids, _within(prompt), salt)
         rendered = self.render(prompt)
         ranges = self._droppable(prompt, rendered)
-        key = _key(prompt, rendered, ranges)
+        key = _key(prompt, rendered, ranges, salt)
         known = self._memory.get(key)
         if known is not None:
             self._memory.move_to_end(key)
             return known
-        tokenized = await self._encode(prompt, rendered, ranges)
+        tokenized = replace(await self._encode(prompt, rendered, ranges), salt=salt)
         self._remember(key, tokenized)
         return tokenized
 
@@ -163,6 +167,7 @@ def _tools(chat: Chat) -> list[Any]:
     return tools
 
 
-def _key(prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> bytes:
+def _key(prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> bytes:
     marks = ",".join(f"{each.start}-{each.end}" for each in ranges)
-    return hashlib.sha256(f"{type(prompt).__name__}\n{marks}\n{rendered}".encode()).digest()
+    # The salt's length first: no salt may look like another one with a beginning of the prompt.
+    return hashlib.sha256(f"{len(salt)}\n{salt}\n{type(prompt).__name__}\n{marks}\n{rendered}".encode()).digest()

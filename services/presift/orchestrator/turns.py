@@ -23,33 +23,34 @@ class Turn:
 
 
 class Turns:
-    """The last `entries` turns, by prompt and tenant."""
+    """The last `entries` turns, by prompt and salt: nobody goes on with another tenant's."""
 
-    def __init__(self, entries: int, salt: str = "") -> None:
+    def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._salt = salt.encode()
         self._turns: OrderedDict[bytes, Turn] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    def remember(self, token_ids: NDArray[np.uint32], turn: Turn) -> None:
+    def remember(self, token_ids: NDArray[np.uint32], turn: Turn, salt: str) -> None:
         """`turn` answered this prompt. A later turn is remembered under its own prompt with the earlier selection."""
-        key = self._key(token_ids)
+        key = _key(token_ids, salt)
         self._turns[key] = turn
         self._turns.move_to_end(key)
         while len(self._turns) > self._entries:
             self._turns.popitem(last=False)
 
-    def recall(self, token_ids: NDArray[np.uint32]) -> Turn | None:
+    def recall(self, token_ids: NDArray[np.uint32], salt: str) -> Turn | None:
         """The turn that answered exactly this prompt, if it is still known."""
-        key = self._key(token_ids)
+        key = _key(token_ids, salt)
         if key not in self._turns:
             return None
         self._turns.move_to_end(key)
         return self._turns[key]
 
-    def _key(self, token_ids: NDArray[np.uint32]) -> bytes:
-        # The salt's length first: no salt may look like the beginning of another one's tokens.
-        head = len(self._salt).to_bytes(8, "little") + self._salt
-        return hashlib.blake2b(head + token_ids.astype("<u4").tobytes(), digest_size=32).digest()
+
+def _key(token_ids: NDArray[np.uint32], salt: str) -> bytes:
+    # The salt's length first: no salt may look like the beginning of another one's tokens.
+    said = salt.encode()
+    head = len(said).to_bytes(8, "little") + said
+    return hashlib.blake2b(head + token_ids.astype("<u4").tobytes(), digest_size=32).digest()

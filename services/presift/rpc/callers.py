@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_OPEN = "/grpc.health.v1.Health/"
+OPEN = "/grpc.health.v1.Health/"
 
 
 class CallerInterceptor(grpc.aio.ServerInterceptor):
@@ -35,11 +35,11 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         details: Any = handler_call_details
-        if details.method.startswith(_OPEN):
+        if details.method.startswith(OPEN):
             return await continuation(handler_call_details)
         if self._tokens is not None and not self._is_token(shown(details.invocation_metadata)):
             count("presift.callers.refused", why="token")
-            return _refusing(Unauthenticated("no service token, or none of ours"))
+            return refusing(Unauthenticated("no service token, or none of ours"))
         handler = await continuation(handler_call_details)
         return handler if handler is None or not self._allowed else self._named(handler)
 
@@ -72,7 +72,7 @@ def _cardinality(is_streaming: bool) -> str:
     return "stream" if is_streaming else "unary"
 
 
-def _refusing(error: PresiftError) -> Handler:
+def refusing(error: PresiftError) -> Handler:
     """A handler that reads no message: a stranger's must not even be parsed."""
 
     async def refuse(requests: Any, context: Context) -> AsyncIterator[bytes]:

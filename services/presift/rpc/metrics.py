@@ -51,7 +51,9 @@ DECLARED: tuple[Metric, ...] = (
     Metric("presift.target.ttft", "histogram", "ms", "Time to first token inside the target"),
     Metric("presift.target.selection", "histogram", "ms", "Selecting KV inside the target", ("stage",)),
     Metric("presift.target.tokens", "counter", "{token}", "Tokens of the target", ("kind",)),
-    Metric("presift.callers.refused", "counter", "{call}", "Calls of others than presift's own services", ("why",)),
+    Metric("presift.callers.refused", "counter", "{call}", "Calls of those who may not, or are unknown", ("why",)),
+    Metric("presift.limits.refused", "counter", "{call}", "Calls over what their tenant may use", ("limit",)),
+    Metric("presift.limits.trouble", "counter", "{call}", "Calls whose tenant's use nobody could tell", ("limit",)),
     Metric("presift.target.aborted", "counter", "{request}", "Requests aborted inside the engine"),
 )
 _BY_NAME = {metric.name: metric for metric in DECLARED}

@@ -31,6 +31,10 @@ class OrchestratorServiceStub:
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
+    else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
+    a tenant's requests is found by its own alone.
     """
 
     @_typing.overload
@@ -43,7 +47,9 @@ class OrchestratorServiceStub:
 
     INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
+    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
+      which, value and limit); or the message is over the size limit.
+    UNAUTHENTICATED, PERMISSION_DENIED: as above.
     UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
       All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
@@ -64,6 +70,10 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
+    else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
+    a tenant's requests is found by its own alone.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -73,7 +83,9 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
     INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
+    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
+      which, value and limit); or the message is over the size limit.
+    UNAUTHENTICATED, PERMISSION_DENIED: as above.
     UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
       All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
@@ -93,6 +105,10 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
+    else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
+    a tenant's requests is found by its own alone.
     """
 
     @_abc_1.abstractmethod
@@ -106,7 +122,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-        RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
+        RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
+          which, value and limit); or the message is over the size limit.
+        UNAUTHENTICATED, PERMISSION_DENIED: as above.
         UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
           All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.

@@ -106,6 +106,8 @@ class Options:
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
+    guards: tuple = ()
+    allowances: object = None
 
 
 class House:
@@ -125,7 +127,9 @@ class House:
         draft_pb2_grpc.add_DraftServiceServicer_to_server(self.draft, self.draft_server.grpc)
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.target, self.target_server.grpc)
         self.server = GrpcServer(
-            ServerOptions(LOCAL, options.message_bytes, drain_s=5.0), ["presift.v1.OrchestratorService"]
+            ServerOptions(LOCAL, options.message_bytes, drain_s=5.0),
+            ["presift.v1.OrchestratorService"],
+            guards=options.guards,
         )
 
     async def start(self):
@@ -149,11 +153,11 @@ class House:
         self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
 
     def _servicer(self):
-        tokenizer, salt = PromptTokenizer(byte_tokenizer(), template), self.options.salt
+        tokenizer = self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
         timeout_s = self.options.draft_timeout_s
-        compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s, salt=salt)
-        terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
-        prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
+        compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s)
+        terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns)
+        prefiller = Prefiller(self.remote_target) if self.options.prefills else None
         economy = self.options.economy or Economy(learns=False, reads_beside=prefiller is not None)
         defaults, limit_s, target = self.options.defaults, self.options.calibration_limit_s, self.remote_target
         self.calibration = Calibration(self.remote_draft, target, self.models, defaults, economy, limit_s=limit_s)
@@ -170,7 +174,7 @@ class House:
             switches=switches,
         )
         drafter = Drafter(self.models, compressor)
-        answers = Answers(target, drafter, compressor, economy, defaults=defaults, salt=salt)
+        answers = Answers(target, drafter, compressor, economy, defaults=defaults)
         self.guard = Guard(answers.compare, self.options.sampler, switches)
         self._exit.push_async_callback(self.guard.aclose)
         pipeline = Pipeline(
@@ -178,11 +182,11 @@ class House:
             tokenizer,
             self.models,
             self.remote_target,
-            salt=salt,
             guard=self.guard,
             calibration=self.calibration,
+            allowances=self.options.allowances,
         )
-        return OrchestratorServicer(pipeline, self.models, terms)
+        return OrchestratorServicer(pipeline, self.models, terms, salt=self.options.salt)
 
     async def _serve(self, server):
         port = await server.start()

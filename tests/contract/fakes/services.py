@@ -192,7 +192,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         usage = target_pb2.TargetUsage(
             prompt_tokens=len(request.token_ids),
             kv_tokens=len(request.token_ids),
-            cached_tokens=len(request.token_ids) - 1 if tuple(request.token_ids) in self.prefixes else 3,
+            cached_tokens=len(request.token_ids) - 1 if _prefix(request) in self.prefixes else 3,
             completion_tokens=len(answer),
             finish_reason=target_pb2.FINISH_REASON_LENGTH,
             ttft_ms=7.0,
@@ -235,7 +235,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         except asyncio.CancelledError:
             self.prefills_cancelled += 1
             raise
-        self.prefixes.add(tuple(request.token_ids))
+        self.prefixes.add(_prefix(request))
         return target_pb2.PrefillResponse(cached_tokens=0, total_ms=5.0)
 
     async def GetInfo(self, request, context):
@@ -248,6 +248,10 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             kv_pool_tokens=self.kv_pool_tokens,
             unsupported_routes=[target_pb2.UnsupportedRoute(route=r, reason=why) for r, why in self.unsupported],
         )
+
+
+def _prefix(request):
+    return request.cache_salt, tuple(request.token_ids)
 
 
 def check_plan(request, routes, page_tokens):

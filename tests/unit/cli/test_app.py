@@ -21,7 +21,7 @@ def run(monkeypatch, tmp_path):
 def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("up", "generate", "explain", "models"))
+    assert all(name in result.output for name in ("up", "generate", "explain", "models", "keys"))
 
 
 def test_misuse_is_told_in_one_line(run):

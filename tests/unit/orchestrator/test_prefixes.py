@@ -51,8 +51,10 @@ def test_pages_and_blocks_say_the_same(tokens):
 
 
 def test_a_tenant_sees_nothing_of_another():
-    ours, theirs = Prefixes(salt="a"), Prefixes(salt="b")
-    assert list(ours.chain(ids(256))) != list(theirs.chain(ids(256)))
+    prefixes, tokens = Prefixes(), ids(256)
+    prefixes.remember("t", prefixes.chain(tokens, "a"))
+    found = [prefixes.expected("t", prefixes.chain(tokens, salt)) for salt in ("a", "b", "")]
+    assert found == [256, 0, 0]
 
 
 def test_what_was_dropped_is_not_expected_again_at_that_age():
@@ -132,7 +134,7 @@ def test_a_chain_is_made_once_for_one_array():
     prefixes, tokens = Prefixes(), ids(1000)
     assert prefixes.chain(tokens) is prefixes.chain(tokens) is not prefixes.chain(tokens.copy())
     assert prefixes.chain(tokens).name == prefixes.chain(tokens.copy()).name != prefixes.chain(tokens[:-1]).name
-    assert prefixes.chain(tokens).name != Prefixes(salt="b").chain(tokens).name
+    assert prefixes.chain(tokens).name != prefixes.chain(tokens, "b").name
     arrays = [ids(10, start) for start in range(KEPT_CHAINS + 1)]
     chains = [prefixes.chain(each) for each in arrays]
     assert prefixes.chain(arrays[-1]) is chains[-1] and len(prefixes._chains) == KEPT_CHAINS

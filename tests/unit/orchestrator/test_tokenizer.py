@@ -143,6 +143,16 @@ async def test_what_was_seen_is_remembered(bpe):
     assert await tokenizer.tokenize(Text("The quick brown dog")) is not first
 
 
+async def test_what_another_tenant_has_asked_is_not_remembered_for_this_one(bpe):
+    """Else the time that tokenising takes would tell."""
+    tokenizer, prompt = PromptTokenizer(bpe, template), Text("The quick brown fox")
+    first = await tokenizer.tokenize(prompt, "a")
+    others = [await tokenizer.tokenize(prompt, salt) for salt in ("b", "")]
+    assert all(other is not first and other.ids.tolist() == first.ids.tolist() for other in others)
+    assert [each.salt for each in (first, *others)] == ["a", "b", ""]
+    assert await tokenizer.tokenize(prompt, "a") is first
+
+
 async def test_memory_is_bounded(bpe):
     tokenizer = PromptTokenizer(bpe, None, memory_tokens=30)
     texts = [f"The quick brown fox {number}" for number in range(8)]

@@ -22,42 +22,41 @@ def turn(prompt_tokens):
 
 def test_only_the_same_prompt_is_recalled():
     turns = Turns(4)
-    turns.remember(ids(1, 2, 3), turn(3))
-    assert turns.recall(ids(1, 2, 3)) == turn(3)
+    turns.remember(ids(1, 2, 3), turn(3), "")
+    assert turns.recall(ids(1, 2, 3), "") == turn(3)
     for other in (ids(1, 2), ids(1, 2, 3, 4), ids(3, 2, 1), ids(1, 2, 4)):
-        assert turns.recall(other) is None
+        assert turns.recall(other, "") is None
 
 
 def test_the_oldest_is_forgotten_and_use_keeps_one_young():
     turns = Turns(2)
-    turns.remember(ids(1), turn(1))
-    turns.remember(ids(2), turn(2))
-    assert turns.recall(ids(1)) is not None
-    turns.remember(ids(3), turn(3))
-    assert [turns.recall(ids(n)) is not None for n in (1, 2, 3)] == [True, False, True]
-    turns.remember(ids(1), turn(9))
-    turns.remember(ids(4), turn(4))
-    assert turns.recall(ids(1)) == turn(9) and turns.recall(ids(3)) is None
+    turns.remember(ids(1), turn(1), "")
+    turns.remember(ids(2), turn(2), "")
+    assert turns.recall(ids(1), "") is not None
+    turns.remember(ids(3), turn(3), "")
+    assert [turns.recall(ids(n), "") is not None for n in (1, 2, 3)] == [True, False, True]
+    turns.remember(ids(1), turn(9), "")
+    turns.remember(ids(4), turn(4), "")
+    assert turns.recall(ids(1), "") == turn(9) and turns.recall(ids(3), "") is None
 
 
 def test_nothing_is_remembered_where_nothing_may_be():
     turns = Turns(0)
-    turns.remember(ids(1), turn(1))
-    assert turns.recall(ids(1)) is None and len(turns) == 0
+    turns.remember(ids(1), turn(1), "")
+    assert turns.recall(ids(1), "") is None and len(turns) == 0
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 4))
 def test_it_stays_bounded(prompts, entries):
     turns = Turns(entries)
     for prompt in prompts:
-        turns.remember(ids(prompt), turn(1))
+        turns.remember(ids(prompt), turn(1), "")
         assert len(turns) <= entries
 
 
 def test_tenants_do_not_share():
     # A salt of four bytes looks like a token: it must not pass for one.
-    salted, bare = Turns(4, "abcd"), Turns(4)
-    salted.remember(ids(1), turn(1))
-    token = int.from_bytes(b"abcd", "little")
-    assert salted._key(ids(1)) not in (bare._key(ids(1)), bare._key(ids(token, 1)))
-    assert Turns(4, "other").recall(ids(1)) is None
+    turns, token = Turns(4), int.from_bytes(b"abcd", "little")
+    turns.remember(ids(1), turn(1), "abcd")
+    assert turns.recall(ids(1), "abcd") is not None
+    assert all(turns.recall(*other) is None for other in ((ids(1), ""), (ids(1), "other"), (ids(token, 1), "")))

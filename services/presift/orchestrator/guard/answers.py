@@ -23,7 +23,7 @@ _IN_FULL = Choice(Route.FULL, Reason.REQUESTED, "the quality guard's")
 
 
 class Answers:
-    """Answers both ways, under the caller's salt: what a shadow reads may serve a caller, and the other way round."""
+    """Answers both ways, under the caller's salt: what a shadow reads may serve the same tenant, and vice versa."""
 
     def __init__(
         self,
@@ -33,14 +33,12 @@ class Answers:
         economy: Economy,
         *,
         defaults: Defaults,
-        salt: str,
     ) -> None:
         self._target = target
         self._drafter = drafter
         self._compressor = compressor
         self._economy = economy
         self._defaults = defaults  # for what depends on the draft alone: no policy file changes that
-        self._salt = salt
 
     async def compare(self, sample: Sample) -> Agreement:
         """What the caller has not been answered already is answered now. Raises what draft and target ports raise."""
@@ -64,7 +62,7 @@ class Answers:
 
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
         found, began = list[int](), self._economy.now
-        stream = self._target.generate(plan.read_ids, sampling, self._salt, None, plan.kv_plan)
+        stream = self._target.generate(plan.read_ids, sampling, plan.salt, None, plan.kv_plan)
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Usage):
@@ -77,4 +75,4 @@ class Answers:
 def _origin(plan: Plan) -> Origin:
     if plan.prompt_ids is None:
         raise InternalError("a plan without its prompt")
-    return Origin(Tokenized(plan.prompt_ids, plan.protected), plan.decision.target, 0.0)
+    return Origin(Tokenized(plan.prompt_ids, plan.protected, plan.salt), plan.decision.target, 0.0)

@@ -1,0 +1,45 @@
+"""The door: every call but those for health has a known caller, or is refused before its message is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
+from presift.orchestrator.access.caller import this_is
+from presift.orchestrator.access.doorkeeper import Doorkeeper
+from presift.rpc.callers import OPEN, refusing
+from presift.rpc.metrics import count
+
+if TYPE_CHECKING:  # grpc generics exist in the stubs alone
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class DoorInterceptor(grpc.aio.ServerInterceptor):
+    """To stand behind ErrorInterceptor, which tells the refusals."""
+
+    def __init__(self, doorkeeper: Doorkeeper) -> None:
+        self._doorkeeper = doorkeeper
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        details: Any = handler_call_details
+        if not details.method.startswith(OPEN):
+            try:
+                # Each call has a task, and so a context, of its own, and is handled in it.
+                this_is(self._doorkeeper.caller(details.invocation_metadata))
+            except PresiftError as error:
+                count("presift.callers.refused", why=_why(error))
+                return refusing(error)
+        return await continuation(handler_call_details)
+
+
+def _why(error: PresiftError) -> str:
+    if isinstance(error, Unauthenticated):
+        return "credential"
+    return "tenant" if isinstance(error, PermissionDenied) else "metadata"

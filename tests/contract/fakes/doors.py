@@ -1,0 +1,22 @@
+"""Doors with known keys: two of tenant acme, one of tenant other."""
+
+from presift.orchestrator.access.api_keys import KeyEntry, digest_of, new_key
+from presift.orchestrator.access.doorkeeper import Doorkeeper
+from presift.orchestrator.access.key_file import Keys
+from presift.rpc.watched import Watched
+
+ACME, ACME_TOO, OTHER = (new_key() for _ in range(3))
+ENTRIES = tuple(
+    KeyEntry(f"key-{number}", tenant, digest_of(key))
+    for number, (tenant, key) in enumerate((("acme", ACME), ("acme", ACME_TOO), ("other", OTHER)))
+)
+
+
+def door(limits=None, tokens=None):
+    """tenant -> its limits."""
+    return Doorkeeper(Watched((), lambda: Keys(ENTRIES, limits or {})), tokens)
+
+
+def shows(key, *more):
+    """The metadata of a caller with this key."""
+    return (("authorization", f"Bearer {key}"), *more)
