@@ -7,6 +7,7 @@ from typing import Protocol
 
 from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
+from presift.orchestrator.admission import Admission
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.chains import BLOCK_TOKENS
 from presift.orchestrator.compression import Compressor
@@ -80,7 +81,10 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     calibration = Calibration(draft, target, models, defaults, economy, limit_s=settings.calibration_limit_s)
     if not (settings.calibrate and settings.learn_speeds):
         calibration.stop()
-    pipeline = Pipeline(planner, tokenizer, models, target, salt=salt, guard=guard, calibration=calibration)
+    admission = Admission(settings.admission_limits())
+    pipeline = Pipeline(
+        planner, tokenizer, models, target, salt=salt, guard=guard, calibration=calibration, admission=admission
+    )
     return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, store))
 
 

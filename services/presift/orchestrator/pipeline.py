@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, closing
 from dataclasses import dataclass
+from itertools import chain
 
-from presift.core.errors import TargetUnavailable
+from presift.core.errors import DeadlineExceeded, TargetUnavailable
+from presift.orchestrator.admission import Admission, Place
 from presift.orchestrator.calibration import Calibration
+from presift.orchestrator.deadline import Deadline
 from presift.orchestrator.decision import Decision, Plan
+from presift.orchestrator.delivery import delivered
 from presift.orchestrator.detokenizer import Detokenizer
 from presift.orchestrator.explanation import Detail, Explanation, explain
 from presift.orchestrator.guard.guard import Guard
@@ -23,6 +27,7 @@ from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
 from presift.orchestrator.speeds import StageSpeed
 from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.orchestrator.workload import workload_of
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import tracer
 
@@ -61,6 +66,7 @@ class Pipeline:
         salt: str = "",
         guard: Guard | None = None,
         calibration: Calibration | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._planner = planner
         self._tokenizer = tokenizer
@@ -70,35 +76,49 @@ class Pipeline:
         self.guard = Guard() if guard is None else guard
         self._kept_kv = KeptKvReader(target, salt)
         self._calibration = calibration
+        self.admission = Admission() if admission is None else admission
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
         """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
 
-        Raises what `plan` raises, and what the target port raises.
+        Raises what `plan` raises, what the target port raises, Overloaded and DeadlineExceeded.
         """
-        started = time.perf_counter()
+        arrived, deadline = time.perf_counter(), Deadline.within(time_left_s)
         with self.guard.calm.stirred() as calmed:
-            plan = await self.plan(request, time_left_s)
-            yield plan.decision
-            sample = self.guard.sample(plan, request.sampling)
-            left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
-            async with aclosing(self._decode(plan, request, left, started)) as events:
-                async for event in events:
-                    calmed()
-                    self._hear(sample, event)
-                    yield event
+            async with self._place(request, deadline) as place:
+                plan = await self.plan(request, deadline.left_s(), place.waited_s)
+                yield plan.decision
+                sample = self.guard.sample(plan, request.sampling)
+                answer = self._decode(plan, request, deadline.left_s(), arrived, place)
+                async with aclosing(delivered(answer, joined)) as events:
+                    async for event in events:
+                        calmed()
+                        self._hear(sample, event)
+                        yield event
 
-    async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
-        """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
+    async def plan(self, request: Request, time_left_s: float | None = None, waited_s: float = 0.0) -> Plan:
+        """The decision and what it keeps, without generating. `waited_s` since the request's arrival. Raises
+        TargetUnavailable before the target is known."""
         self._caller_is_here()
-        return await self._planner.plan(request, self.target_info(), time_left_s)
+        return await self._planner.plan(request, self.target_info(), time_left_s, waited_s)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
+        deadline = Deadline.within(time_left_s)
+        try:
+            async with self._place(request, deadline), asyncio.timeout(deadline.left_s()):
+                return await self._explained(request, detail, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed") from None
+
+    def _place(self, request: Request, deadline: Deadline) -> AbstractAsyncContextManager[Place]:
+        return self.admission.place(request.tenant or "", workload_of(request), deadline.left_s())
+
+    async def _explained(self, request: Request, detail: Detail, deadline: Deadline) -> Explanation:
         self._caller_is_here()
         with self.guard.calm.stirred():
             plan = await self._planner.explain(request, self.target_info())
-            kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
+            kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
@@ -129,7 +149,7 @@ class Pipeline:
             self._calibration.stop()
 
     async def _decode(
-        self, plan: Plan, request: Request, left_s: float | None, started: float
+        self, plan: Plan, request: Request, left_s: float | None, arrived: float, place: Place
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
         economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
@@ -138,11 +158,12 @@ class Pipeline:
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
         held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
-        with span, held, economy.reading.working(work_ms(plan)) as turn:
+        # The place is that of the work: a caller who reads slowly does not keep it.
+        with closing(place), span, held, economy.reading.working(work_ms(plan)) as turn:
             stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
-                    now_ms = (time.perf_counter() - started) * 1000
+                    now_ms = (time.perf_counter() - arrived) * 1000
                     if not ttft_ms:  # an answer may be a stop token alone
                         ttft_ms = now_ms
                         economy.reading.done(turn)
@@ -156,6 +177,15 @@ class Pipeline:
                         answer += event
                         yield Delta(detokenizer.push(event), event)
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
+
+
+def joined(events: Sequence[Delta | Report]) -> Iterator[Delta | Report]:
+    """The same answer in at most two events: what came so far, and its end."""
+    deltas = [event for event in events if isinstance(event, Delta)]
+    if deltas:
+        text, token_ids = "".join(each.text for each in deltas), chain.from_iterable(each.token_ids for each in deltas)
+        yield Delta(text, tuple(token_ids))
+    yield from (event for event in events if isinstance(event, Report))
 
 
 def work_ms(plan: Plan) -> float:

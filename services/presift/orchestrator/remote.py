@@ -15,6 +15,7 @@ from presift.core.errors import (
     InternalError,
     InvalidRequest,
     PresiftError,
+    ShuttingDown,
     TargetUnavailable,
 )
 from presift.core.kv_plan import KvPlan
@@ -148,9 +149,10 @@ def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.
 
 
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> Any:
-    """The peer's own error where it sent one; else by status: everything that is no deadline is unavailability."""
+    """The peer's own error where it sent one that is of the request; else by status: everything that is no deadline is
+    unavailability."""
     error = error_of(failure)
-    if error is not None and not isinstance(error, InternalError):
+    if error is not None and not isinstance(error, InternalError | ShuttingDown):
         return error
     if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the {who} did not answer in time")

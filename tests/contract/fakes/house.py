@@ -12,6 +12,7 @@ from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
+from presift.orchestrator.admission import Admission, Limits
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
@@ -53,7 +54,7 @@ DEFAULTS = Defaults(
     cascade_capacity=CASCADE,
 )
 ALL_ROUTES = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
-NO_SAMPLES, THRESHOLDS = Sampler(0.0), Thresholds()
+NO_SAMPLES, THRESHOLDS, LIMITS = Sampler(0.0), Thresholds(), Limits()
 LOCAL = "127.0.0.1:0"
 
 
@@ -106,6 +107,8 @@ class Options:
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
+    limits: Limits = LIMITS
+    drain_s: float = 5.0
 
 
 class House:
@@ -125,7 +128,7 @@ class House:
         draft_pb2_grpc.add_DraftServiceServicer_to_server(self.draft, self.draft_server.grpc)
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.target, self.target_server.grpc)
         self.server = GrpcServer(
-            ServerOptions(LOCAL, options.message_bytes, drain_s=5.0), ["presift.v1.OrchestratorService"]
+            ServerOptions(LOCAL, options.message_bytes, options.drain_s), ["presift.v1.OrchestratorService"]
         )
 
     async def start(self):
@@ -173,6 +176,8 @@ class House:
         answers = Answers(target, drafter, compressor, economy, defaults=defaults, salt=salt)
         self.guard = Guard(answers.compare, self.options.sampler, switches)
         self._exit.push_async_callback(self.guard.aclose)
+        self.admission, self.compressor = Admission(self.options.limits), compressor
+        self.prefiller, self.economy = prefiller, economy
         pipeline = Pipeline(
             planner,
             tokenizer,
@@ -181,6 +186,7 @@ class House:
             salt=salt,
             guard=self.guard,
             calibration=self.calibration,
+            admission=self.admission,
         )
         return OrchestratorServicer(pipeline, self.models, terms)
 
