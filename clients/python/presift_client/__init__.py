@@ -10,9 +10,11 @@ from presift_client.errors import (
     InternalError,
     InvalidRequest,
     Overloaded,
+    PermissionDenied,
     PresiftError,
     PromptTooLong,
     RouteUnsupported,
+    Unauthenticated,
     Unavailable,
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
@@ -36,6 +38,7 @@ __all__ = [
     "KvMask",
     "Model",
     "Overloaded",
+    "PermissionDenied",
     "PolicyFile",
     "PresiftError",
     "PromptTooLong",
@@ -43,6 +46,7 @@ __all__ = [
     "RouteQuality",
     "RouteUnsupported",
     "StageSpeed",
+    "Unauthenticated",
     "Unavailable",
     "Usage",
     "document_parts",

@@ -9,6 +9,8 @@ PresiftError
 ├── Unavailable             UNAVAILABLE: nobody there, or gone while answering
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
 ├── Cancelled               CANCELLED
+├── Unauthenticated         UNAUTHENTICATED: no key, token or certificate, or none that holds
+├── PermissionDenied        PERMISSION_DENIED: known, but this is not allowed
 └── InternalError           anything else
 """
 
@@ -81,6 +83,14 @@ class Cancelled(PresiftError):
     """The call was cancelled."""
 
 
+class Unauthenticated(PresiftError):
+    """The service does not know who calls: no key, token or certificate, or none that holds."""
+
+
+class PermissionDenied(PresiftError):
+    """The service knows who calls, and they may not do this."""
+
+
 class InternalError(PresiftError):
     """A defect of the service."""
 
@@ -99,6 +109,8 @@ _BY_CODE: dict[grpc.StatusCode, type[PresiftError]] = {
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
 
 

@@ -11,6 +11,8 @@ PresiftError
 ├── ShuttingDown            this process drains; another one may answer
 ├── VocabularyMismatch      draft and target do not read the same token ids
 ├── DeadlineExceeded        the caller's deadline passed
+├── Unauthenticated         nobody knows who calls
+├── PermissionDenied        whoever calls may not do this
 └── InternalError           a defect of ours
 
 `presift.rpc.status` maps each to a gRPC status; nothing here knows gRPC.
@@ -84,6 +86,14 @@ class VocabularyMismatch(PresiftError):
 
 class DeadlineExceeded(PresiftError):
     """The caller's deadline passed."""
+
+
+class Unauthenticated(PresiftError):
+    """Nobody knows who calls: no key, token or certificate, or none that holds."""
+
+
+class PermissionDenied(PresiftError):
+    """It is known who calls, or that anybody does, and they may not do this."""
 
 
 class InternalError(PresiftError):

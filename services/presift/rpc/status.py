@@ -25,6 +25,8 @@ TABLE: tuple[tuple[type[errors.PresiftError], grpc.StatusCode, str], ...] = (
     (errors.ShuttingDown, grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"),
     (errors.VocabularyMismatch, grpc.StatusCode.FAILED_PRECONDITION, "VOCABULARY_MISMATCH"),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (errors.InternalError, grpc.StatusCode.INTERNAL, "INTERNAL"),
     (errors.PresiftError, grpc.StatusCode.INTERNAL, "INTERNAL"),
 )

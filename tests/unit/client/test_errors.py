@@ -18,6 +18,8 @@ SENT = [
     (errors.DraftUnavailable("away"), pc.Unavailable),
     (errors.TargetUnavailable("away"), pc.Unavailable),
     (errors.DeadlineExceeded("late"), pc.DeadlineExceeded),
+    (errors.Unauthenticated("who?"), pc.Unauthenticated),
+    (errors.PermissionDenied("not you"), pc.PermissionDenied),
     (errors.InternalError("a defect"), pc.InternalError),
 ]
 
@@ -45,6 +47,8 @@ BARE = {
     "CANCELLED": pc.Cancelled,
     "RESOURCE_EXHAUSTED": pc.Overloaded,
     "INVALID_ARGUMENT": pc.InvalidRequest,
+    "UNAUTHENTICATED": pc.Unauthenticated,
+    "PERMISSION_DENIED": pc.PermissionDenied,
     "UNIMPLEMENTED": pc.InternalError,
     "FAILED_PRECONDITION": pc.InternalError,
     "UNKNOWN": pc.InternalError,

@@ -21,6 +21,8 @@ SAMPLES = [
     (errors.TargetUnavailable("away"), "UNAVAILABLE", "TARGET_UNAVAILABLE"),
     (errors.VocabularyMismatch("differ", draft="f1", target="f2"), "FAILED_PRECONDITION", "VOCABULARY_MISMATCH"),
     (errors.DeadlineExceeded("late"), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
+    (errors.Unauthenticated("who?"), "UNAUTHENTICATED", "UNAUTHENTICATED"),
+    (errors.PermissionDenied("not you"), "PERMISSION_DENIED", "PERMISSION_DENIED"),
     (errors.InternalError("a defect"), "INTERNAL", "INTERNAL"),
 ]
 KINDS = [type(error).__name__ for error, _, _ in SAMPLES]
