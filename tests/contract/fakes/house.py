@@ -108,6 +108,7 @@ class Options:
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
     limits: Limits = LIMITS
+    lease: object = None
     drain_s: float = 5.0
 
 
@@ -153,8 +154,8 @@ class House:
 
     def _servicer(self):
         tokenizer, salt = PromptTokenizer(byte_tokenizer(), template), self.options.salt
-        timeout_s = self.options.draft_timeout_s
-        compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s, salt=salt)
+        timeout_s, lease = self.options.draft_timeout_s, self.options.lease or NoLease()
+        compressor = Compressor(self.scorer, self.store, lease, draft_timeout_s=timeout_s, salt=salt)
         terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns, salt)
         prefiller = Prefiller(self.remote_target, salt=salt) if self.options.prefills else None
         economy = self.options.economy or Economy(learns=False, reads_beside=prefiller is not None)
