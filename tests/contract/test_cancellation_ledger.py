@@ -1,7 +1,7 @@
 """The cancellation ledger: every RPC that takes time, in every stage of it, ended in every way.
 
-What is downstream sees exactly one cancellation; no place, turn, flight, lease or task is left. (GetInfo asks nobody and
-waits for nothing.)
+What is downstream sees exactly one cancellation; no place, turn, flight, lease or task is left. (GetInfo asks nobody
+and waits for nothing.)
 """
 
 import asyncio
@@ -99,7 +99,7 @@ def nothing_is_left(house):
     held = (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
     queues = (len(economy.drafting), len(economy.reading), len(economy.loads.answers), len(house.guard.calm._callers))
-    return not any((*held, *flights, *queues, len(house.server.calls)))
+    return not any((*held, *flights, *queues, house.server.calls.running))
 
 
 def cancellations(house):
@@ -225,7 +225,7 @@ async def test_the_drafts_running_one(draft, ending):
     before = tasks()
     await ending(score(), draft, lambda: scorer.begun == 1)
     await draft.settle(lambda: queue.places_taken == 0 and not queue._turn.locked() and not tasks() - before)
-    assert (scorer.begun, scorer.cancelled, len(draft.server.calls)) == (1, 1, 0)
+    assert (scorer.begun, scorer.cancelled, draft.server.calls.running) == (1, 1, 0)
 
 
 @ENDED
@@ -269,7 +269,7 @@ async def test_the_targets_running_answer(target, ending):
     before = tasks()
     await ending(answer(), target, lambda: engine.load().running == 1)
     await target.settle(lambda: engine.running_requests == admission._inside == 0 and not tasks() - before)
-    assert (engine.aborted, len(target.server.calls)) == (1, 0)
+    assert (engine.aborted, target.server.calls.running) == (1, 0)
     assert engine.load().free_kv_tokens == 65_536
 
 
@@ -279,7 +279,7 @@ async def test_the_targets_running_prefill(target, ending):
     engine.token_delay_s = 3600.0
     await ending(prefill(), target, lambda: engine.load().running == 1)
     await target.settle(lambda: engine.running_requests == admission._inside == 0)
-    assert (engine.aborted, len(target.server.calls)) == (1, 0)
+    assert (engine.aborted, target.server.calls.running) == (1, 0)
 
 
 @ENDED

@@ -32,8 +32,9 @@ class Calls(grpc.aio.ServerInterceptor):
         self._none_runs = asyncio.Event()
         self._none_runs.set()
 
-    def __len__(self) -> int:
-        """How many are under way."""
+    @property
+    def running(self) -> int:
+        """How many are under way. (Not a length: gRPC passes over an interceptor that is falsy.)"""
         return len(self._running)
 
     async def intercept_service(

@@ -115,13 +115,13 @@ async def test_what_is_too_much_is_refused_while_health_answers(open_house):
     assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
     assert house.servicer.begun == 2
     running[0].cancel()
-    await settle(lambda: len(house.server.calls) == 1)
+    await settle(lambda: house.server.calls.running == 1)
     again = house.generate()
     await house.begun(3)
     house.servicer.gate.set()
     assert len(await again) == 2
     await running[1]
-    await settle(lambda: len(house.server.calls) == 0)
+    await settle(lambda: house.server.calls.running == 0)
 
 
 async def test_what_is_refused_is_not_parsed(open_house):
@@ -178,7 +178,7 @@ async def test_what_is_cut_is_told_so_and_cancelled_once(open_house):
     for call in running:
         code, error = await refusal_of(call)
         assert code is grpc.StatusCode.UNAVAILABLE and isinstance(error, ShuttingDown)
-    assert house.servicer.cancelled == 2 and len(house.server.calls) == 0
+    assert house.servicer.cancelled == 2 and house.server.calls.running == 0
 
 
 async def test_a_callers_own_cancellation_is_no_shutdown(open_house):
@@ -187,7 +187,7 @@ async def test_a_callers_own_cancellation_is_no_shutdown(open_house):
     await call.read()
     await house.begun(1)
     call.cancel()
-    await settle(lambda: len(house.server.calls) == 0)
+    await settle(lambda: house.server.calls.running == 0)
     assert house.servicer.cancelled == 1
     assert await call.code() is grpc.StatusCode.CANCELLED
 
