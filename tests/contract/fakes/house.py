@@ -215,7 +215,7 @@ class House:
 
     async def settle(self, condition):
         """Wait until `condition` holds."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
 
