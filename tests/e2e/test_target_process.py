@@ -144,12 +144,16 @@ def test_a_crash_inside_the_engine_ends_the_service_with_an_error(
             request = target_pb2.TargetServiceGenerateRequest(
                 token_ids=[1, 2, 3], sampling=target_pb2.Sampling(max_new_tokens=3900, ignore_eos=True)
             )
+            service_name = health_pb2.HealthCheckRequest(service="presift.v1.TargetService")
+            health = health_pb2_grpc.HealthStub(channel).Watch(service_name, timeout=120)
+            assert next(health).status == health_pb2.HealthCheckResponse.SERVING
             call = stub.Generate(request, timeout=120)
             next(call)
             scheduler = next(pid for pid, name in service.members().items() if "sglang::scheduler" in name)
             os.kill(scheduler, signal.SIGKILL)
             with pytest.raises(grpc.RpcError) as failure:
                 list(call)
+            assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
         assert service.process.wait(60) == 1
         assert service.members() == {}

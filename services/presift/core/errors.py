@@ -8,6 +8,7 @@ PresiftError
 ├── Overloaded              a queue is full; come back after `retry_after_s`
 ├── DraftUnavailable        no draft answered
 ├── TargetUnavailable       no target answered
+├── ShuttingDown            this process drains; another one may answer
 ├── VocabularyMismatch      draft and target do not read the same token ids
 ├── DeadlineExceeded        the caller's deadline passed
 ├── Unauthenticated         nobody knows who calls
@@ -73,6 +74,10 @@ class DraftUnavailable(PresiftError):
 
 class TargetUnavailable(PresiftError):
     """No target answered, or it went away."""
+
+
+class ShuttingDown(PresiftError):
+    """This process drains: it takes no call, and the time of those that ran is over. Another one may answer."""
 
 
 class VocabularyMismatch(PresiftError):

@@ -8,6 +8,7 @@ from typing import Protocol
 from presift.cache.opening import open_lease, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.orchestrator.access.opening import open_counts
+from presift.orchestrator.admission import Admission
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.chains import BLOCK_TOKENS
 from presift.orchestrator.compression import Compressor
@@ -83,8 +84,16 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     if not (settings.calibrate and settings.learn_speeds):
         calibration.stop()
     counts = open_counts(settings.cache_url_in_force(), settings.limits_timeout_s, settings.limits_on_trouble)
+    admission = Admission(settings.admission_limits())
     pipeline = Pipeline(
-        planner, tokenizer, models, target, guard=guard, calibration=calibration, allowances=counts.allowances
+        planner,
+        tokenizer,
+        models,
+        target,
+        guard=guard,
+        calibration=calibration,
+        allowances=counts.allowances,
+        admission=admission,
     )
     return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, counts, store))
 

@@ -31,9 +31,6 @@ from presift.orchestrator.tokenizer import Tokenized
 from presift.orchestrator.verification import DraftChanged, Scoring
 from presift.rpc.metrics import count
 
-# Of the caller's deadline: what is left must do for reading the prompt in full.
-DRAFT_SHARE = 0.5
-
 log = logging.getLogger(__name__)
 
 # First match wins; any other trouble counts as unavailability.
@@ -57,15 +54,15 @@ class Drafted:
 
 @dataclass(frozen=True, slots=True)
 class Draftable:
-    """A request that needs the draft. `defaults` are those of this request; `left_s` is the caller's deadline, None for
-    none."""
+    """A request that needs the draft. `defaults` are those of this request; `limit_s` is the draft's share of what the
+    caller's deadline leaves, in seconds, None for none."""
 
     choice: Choice
     tokens: Tokenized
     facts: Facts
     budget: Budget
     defaults: Defaults
-    left_s: float | None
+    limit_s: float | None
 
 
 class Drafter:
@@ -109,10 +106,10 @@ class Drafter:
 
     async def _compress(self, scoring: Scoring, job: Draftable, missed: asyncio.Event | None) -> Drafted:
         try:
-            async with asyncio.timeout(None if job.left_s is None else job.left_s * DRAFT_SHARE):
+            async with asyncio.timeout(job.limit_s):
                 return Drafted(job.choice, await self._compressor.compress(scoring, missed))
         except TimeoutError:
-            late = DeadlineExceeded(f"no mask after {DRAFT_SHARE:.0%} of the time that the caller gave")
+            late = DeadlineExceeded(f"no mask after {job.limit_s:.1f} s, its share of the time that the caller gave")
             return self._in_full(late, job)
         except PresiftError as error:
             return self._in_full(error, job)

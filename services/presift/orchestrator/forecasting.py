@@ -29,6 +29,17 @@ def with_forecast(choice: Choice, budget: Budget, facts: Facts) -> Choice:
     return replace(choice, forecast=found, detail=late)
 
 
+def answering_s(facts: Facts) -> float | None:
+    """Seconds that the target is predicted to need for the whole prompt and its answer; None where its speed was never
+    observed."""
+    outlook = facts.outlook
+    if not outlook.speeds.target.observations:
+        return None
+    work = Work(rest(facts.prompt_tokens, outlook.cached_tokens), facts.prompt_tokens, facts.prompt_tokens)
+    found = outlook.forecast(work, facts.max_new_tokens)
+    return (found.target_ms + found.step_ms * facts.max_new_tokens) / 1000
+
+
 def work_of(choice: Choice, prompt_tokens: int, outlook: Outlook) -> Work:
     """What the route makes of the prompt; a mask is taken to be as long as it may be, also where its capacity adapts:
     how much a coverage takes is not known before the draft has read the prompt."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
-from presift.core.errors import TargetUnavailable
+from presift.core.errors import DeadlineExceeded, TargetUnavailable
 from presift.orchestrator.access.allowances import Allowance, Allowances
+from presift.orchestrator.admission import Admission, Place
 from presift.orchestrator.calibration import Calibration
+from presift.orchestrator.deadline import Deadline
 from presift.orchestrator.decision import Decision, Plan
+from presift.orchestrator.delivery import delivered
 from presift.orchestrator.detokenizer import Detokenizer
 from presift.orchestrator.explanation import Detail, Explanation, explain
 from presift.orchestrator.guard.guard import Guard
@@ -25,6 +29,7 @@ from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
 from presift.orchestrator.speeds import StageSpeed
 from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.orchestrator.workload import workload_of
 from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import tracer
 
@@ -63,6 +68,7 @@ class Pipeline:
         guard: Guard | None = None,
         calibration: Calibration | None = None,
         allowances: Allowances | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._planner = planner
         self._tokenizer = tokenizer
@@ -72,16 +78,18 @@ class Pipeline:
         self._kept_kv = KeptKvReader(target)
         self._calibration = calibration
         self._allowances = Allowances() if allowances is None else allowances
+        self.admission = Admission() if admission is None else admission
 
     async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
         """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
 
-        Raises what `plan` raises, what the target port raises, and Overloaded for a tenant over its limits.
+        Raises what `plan` raises, what the target port raises, DeadlineExceeded, and Overloaded, for a tenant over its
+        limits too.
         """
-        started = time.perf_counter()
+        arrived, deadline = time.perf_counter(), Deadline.within(time_left_s)
         async with (
             self._allowances.held(request.tenant, request.limits) as allowance,
-            aclosing(self._answer(request, time_left_s, allowance, started)) as events,
+            aclosing(self._answer(request, deadline, allowance, arrived)) as events,
         ):
             async for event in events:
                 if isinstance(event, Delta):
@@ -89,33 +97,48 @@ class Pipeline:
                 yield event
 
     async def _answer(
-        self, request: Request, time_left_s: float | None, allowance: Allowance, started: float
+        self, request: Request, deadline: Deadline, allowance: Allowance, arrived: float
     ) -> AsyncGenerator[Event, None]:
         with self.guard.calm.stirred() as calmed:
-            spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
-            plan = await self.plan(request, left_of(time_left_s, started), spend)
-            yield plan.decision
-            sample = self.guard.sample(plan, request.sampling)
-            left_s = left_of(time_left_s, started)
-            async with aclosing(self._decode(plan, request, left_s, started)) as events:
-                async for event in events:
-                    calmed()
-                    self._hear(sample, event)
-                    yield event
+            async with self._place(request, deadline) as place:
+                spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
+                plan = await self.plan(request, deadline.left_s(), place.waited_s, spend)
+                yield plan.decision
+                sample = self.guard.sample(plan, request.sampling)
+                answer = self._decode(plan, request, deadline.left_s(), arrived, place)
+                async with aclosing(delivered(answer, joined)) as events:
+                    async for event in events:
+                        calmed()
+                        self._hear(sample, event)
+                        yield event
 
-    async def plan(self, request: Request, time_left_s: float | None = None, spend: Spend | None = None) -> Plan:
-        """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
+    async def plan(
+        self, request: Request, time_left_s: float | None = None, waited_s: float = 0.0, spend: Spend | None = None
+    ) -> Plan:
+        """The decision and what it keeps, without generating. `waited_s` since the request's arrival. Raises
+        TargetUnavailable before the target is known."""
         self._caller_is_here()
-        return await self._planner.plan(request, self.target_info(), time_left_s, spend)
+        return await self._planner.plan(request, self.target_info(), time_left_s, waited_s, spend)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
+        deadline = Deadline.within(time_left_s)
+        try:
+            async with self._place(request, deadline), asyncio.timeout(deadline.left_s()):
+                return await self._explained(request, detail, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed") from None
+
+    def _place(self, request: Request, deadline: Deadline) -> AbstractAsyncContextManager[Place]:
+        return self.admission.place(request.tenant or "", workload_of(request), deadline.left_s())
+
+    async def _explained(self, request: Request, detail: Detail, deadline: Deadline) -> Explanation:
         self._caller_is_here()
         async with self._allowances.held(request.tenant, request.limits) as allowance:
             spend = partial(allowance.spend, max_new_tokens=0)
             with self.guard.calm.stirred():
                 plan = await self._planner.explain(request, self.target_info(), spend)
-                kept_kv = await self._kept_kv.read(plan, time_left_s) if detail.kv_mask else None
+                kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
@@ -146,7 +169,7 @@ class Pipeline:
             self._calibration.stop()
 
     async def _decode(
-        self, plan: Plan, request: Request, left_s: float | None, started: float
+        self, plan: Plan, request: Request, left_s: float | None, arrived: float, place: Place
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
         economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
@@ -155,11 +178,12 @@ class Pipeline:
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
         held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
-        with span, held, economy.reading.working(work_ms(plan)) as turn:
+        # The place is that of the work: a caller who reads slowly does not keep it.
+        with closing(place), span, held, economy.reading.working(work_ms(plan)) as turn:
             stream = self._target.generate(plan.read_ids, request.sampling, plan.salt, left_s, plan.kv_plan)
             async with aclosing(stream) as events:
                 async for event in events:
-                    now_ms = (time.perf_counter() - started) * 1000
+                    now_ms = (time.perf_counter() - arrived) * 1000
                     if not ttft_ms:  # an answer may be a stop token alone
                         ttft_ms = now_ms
                         economy.reading.done(turn)
@@ -175,9 +199,13 @@ class Pipeline:
         record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
 
 
-def left_of(time_left_s: float | None, started: float) -> float | None:
-    """Of the seconds that there were at `started`, by the performance counter."""
-    return None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
+def joined(events: Sequence[Delta | Report]) -> Iterator[Delta | Report]:
+    """The same answer in at most two events: what came so far, and its end."""
+    deltas = [event for event in events if isinstance(event, Delta)]
+    if deltas:
+        text, token_ids = "".join(each.text for each in deltas), chain.from_iterable(each.token_ids for each in deltas)
+        yield Delta(text, tuple(token_ids))
+    yield from (event for event in events if isinstance(event, Report))
 
 
 def work_ms(plan: Plan) -> float:

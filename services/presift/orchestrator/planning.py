@@ -16,10 +16,11 @@ from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.coverage import Ask, covers, settled
+from presift.orchestrator.deadline import Deadline, draft_share_s
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.drafting import Draftable, Drafter, in_time
 from presift.orchestrator.economy import Economy
-from presift.orchestrator.forecasting import with_forecast
+from presift.orchestrator.forecasting import answering_s, with_forecast
 from presift.orchestrator.guard.switches import Switches
 from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
@@ -80,12 +81,19 @@ class Planner:
         self._switches = Switches() if switches is None else switches
 
     async def plan(
-        self, request: Request, target: TargetInfo, time_left_s: float | None = None, spend: Spend | None = None
+        self,
+        request: Request,
+        target: TargetInfo,
+        time_left_s: float | None = None,
+        waited_s: float = 0.0,
+        spend: Spend | None = None,
     ) -> Plan:
-        """Raises InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full
-        prompt cannot fit (or may not: `strict`). `spend` is asked before any work is given to draft or target."""
-        case = await self._read(request, target, spend)
-        plan = self._continued(case) or await self._new(case, time_left_s)
+        """`waited_s` since the request's arrival; `spend` is asked before any work is given to draft or target. Raises
+        InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full prompt
+        cannot fit (or may not: `strict`); DeadlineExceeded before the draft would be asked too late."""
+        deadline = Deadline.within(time_left_s)
+        case = await self._read(request, target, spend, waited_s)
+        plan = self._continued(case) or await self._new(case, deadline)
         _count(plan.decision)
         return replace(plan, is_tighter=self._is_tighter(plan, case))
 
@@ -102,7 +110,7 @@ class Planner:
         if turn is not None:
             self._turns.remember(plan.read_ids, turn, plan.salt)
 
-    async def _read(self, request: Request, target: TargetInfo, spend: Spend | None) -> _Case:
+    async def _read(self, request: Request, target: TargetInfo, spend: Spend | None, waited_s: float = 0.0) -> _Case:
         started = time.perf_counter()
         with span("tokenize"):
             tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
@@ -114,7 +122,8 @@ class Planner:
         origin = Origin(tokens, target.model, tokenize_ms)
         terms = self._terms.table.terms_for(int(tokens.ids.size), target.model.id, request.tenant)
         request = replace(request, budget=terms.budget_over(request.budget))
-        return _Case(request, terms.defaults, origin, self.facts(request, tokens, target, terms.defaults), started)
+        facts = self.facts(request, tokens, target, terms.defaults)
+        return _Case(request, terms.defaults, origin, facts, started - waited_s)
 
     def facts(self, request: Request, tokens: Tokenized, target: TargetInfo, defaults: Defaults) -> Facts:
         """What the choice of a route rests on."""
@@ -162,9 +171,9 @@ class Planner:
         policy = plan.decision.policy if plan.avoided is None else plan.avoided.policy
         return policy is not None and is_tighter(policy, everyones, case.facts.kv_page_tokens)
 
-    async def _new(self, case: _Case, left_s: float | None) -> Plan:
+    async def _new(self, case: _Case, deadline: Deadline) -> Plan:
         async def drafted(choice: Choice) -> tuple[Plan, Choice]:
-            return await self._drafted(choice, case, left_s)
+            return await self._drafted(choice, case, deadline)
 
         plan = await self._settled(case, drafted)
         self.economy.drafted(case.origin.tokens.ids, plan)
@@ -184,10 +193,10 @@ class Planner:
         plan = found if isinstance(found, Plan) else plan_of(found, None, 0.0, case.origin)
         return replace(plan, avoided=avoided(choice, case.request.route, question)) if question.facts.off else plan
 
-    async def _drafted(self, choice: Choice, case: _Case, left_s: float | None) -> tuple[Plan, Choice]:
-        if left_s is not None:
-            left_s = max(0.0, left_s - (time.perf_counter() - case.started))
-        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s)
+    async def _drafted(self, choice: Choice, case: _Case, deadline: Deadline) -> tuple[Plan, Choice]:
+        left_s = deadline.left_s()
+        limit_s = None if left_s is None else draft_share_s(left_s, answering_s(self._question(case).facts))
+        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, limit_s)
         with self.economy.compressing(case.origin.tokens.ids, choice, case.origin.tokens.salt):
             drafted = await self._drafter.draft(job)
         choice = in_time(drafted, case.request.budget, self._question(case).facts)

@@ -17,6 +17,7 @@ from presift.core.errors import (
     InvalidRequest,
     PermissionDenied,
     PresiftError,
+    ShuttingDown,
     TargetUnavailable,
     Unauthenticated,
 )
@@ -154,12 +155,13 @@ def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.
 
 
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> Any:
-    """The peer's own error where it sent one; else by status: everything that is no deadline is unavailability."""
+    """The peer's own error where it sent one that is of the request; else by status: everything that is no deadline is
+    unavailability."""
     error = error_of(failure)
     if isinstance(error, (Unauthenticated, PermissionDenied)):  # it is us whom it does not know, not our caller
         log.warning("the %s refuses us: %s; see service_token, peer_cert and its allowed_callers", who, error.message)
         return unavailable(f"the {who} does not let this orchestrator in")
-    if error is not None and not isinstance(error, InternalError):
+    if error is not None and not isinstance(error, InternalError | ShuttingDown):
         return error
     if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the {who} did not answer in time")

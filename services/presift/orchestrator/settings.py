@@ -15,6 +15,7 @@ from presift.core.kv_plan import MAX_KERNEL_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.orchestrator.access.allowances import OnTrouble
+from presift.orchestrator.admission import Limits
 from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.guard.samples import Sampler
 from presift.orchestrator.guard.switches import Thresholds
@@ -89,6 +90,11 @@ class OrchestratorSettings(ServiceSettings):
     limits_timeout_s: Annotated[float, Field(gt=0, description="seconds after which it cannot tell")] = 0.25
     explain: Annotated[bool, Field(description="answer Explain, which shows what of a prompt is kept")] = True
     draft_timeout_s: Annotated[float, Field(gt=0, description="seconds after which the full context is used")] = 60.0
+    max_running: Annotated[
+        int, Field(ge=1, description="requests in work at once: what the targets take, shared among the orchestrators")
+    ] = 64
+    max_waiting: Annotated[int, Field(ge=0, description="requests that may wait for it, fair between tenants")] = 1024
+    max_waiting_mib: Annotated[int, Field(ge=1, description="memory that these may hold, MiB; more is refused")] = 256
     compress_above_tokens: Annotated[int, Field(ge=0, description="prompts up to this are never compressed")] = 4096
     capacity: Annotated[int, Field(ge=1, description="prompt tokens to keep where the caller sets no budget")] = 1024
     auto_coverage: Annotated[
@@ -150,6 +156,10 @@ class OrchestratorSettings(ServiceSettings):
     guard_on_above: Annotated[float, Field(ge=0, lt=1, description="mean overlap above which it is on again")] = 0.65
     guard_least_samples: Annotated[int, Field(ge=1, description="samples without which no switch moves")] = 20
     guard_window: Annotated[int, Field(ge=1, description="last samples of a route and length band to judge by")] = 50
+
+    def admission_limits(self) -> Limits:
+        """How many requests are in work and wait, and what these may hold."""
+        return Limits(self.max_running, self.max_waiting, self.max_waiting_mib * 2**20)
 
     def defaults(self) -> Defaults:
         """Raises InvalidRequest for a policy that cannot hold."""

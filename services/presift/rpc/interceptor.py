@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -12,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
+from presift.rpc.calls import Calls
 from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,11 @@ class _Malformed:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Translates errors of every method; presift's own take one message, reflection takes a stream."""
+    """Translates errors of every method; presift's own take one message, reflection takes a stream. `calls` tells which
+    of them end because the server does."""
+
+    def __init__(self, calls: Calls | None = None) -> None:
+        self._calls = Calls(sys.maxsize) if calls is None else calls
 
     async def intercept_service(
         self,
@@ -36,21 +43,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         if handler.request_streaming:
-            return _guard_streaming(handler)
+            return _guard_streaming(handler, self._calls)
+        deserialize, serialize = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream), _lenient(handler.request_deserializer), handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            _guard_unary(handler.unary_unary), _lenient(handler.request_deserializer), handler.response_serializer
-        )
+            guarded = _guard_stream(handler.unary_stream, self._calls)
+            return grpc.unary_stream_rpc_method_handler(guarded, deserialize, serialize)
+        guarded = _guard_unary(handler.unary_unary, self._calls)
+        return grpc.unary_unary_rpc_method_handler(guarded, deserialize, serialize)
 
 
-def _guard_streaming(handler: Any) -> Handler:
+def _guard_streaming(handler: Any, calls: Calls) -> Handler:
     if not handler.response_streaming:  # nobody has such a method
         return cast("Handler", handler)
     return grpc.stream_stream_rpc_method_handler(
-        _guard_stream(handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        _guard_stream(handler.stream_stream, calls), handler.request_deserializer, handler.response_serializer
     )
 
 
@@ -67,18 +73,21 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return attempt
 
 
-def _guard_unary(behavior: Callable[..., Any]) -> Callable[..., Any]:
+def _guard_unary(behavior: Callable[..., Any], calls: Calls) -> Callable[..., Any]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             _refuse_malformed(request)
             return await behavior(request, context)
         except Exception as error:
             await _abort(error, context)
+        except asyncio.CancelledError:
+            await _abort_if_cut(calls, context)
+            raise
 
     return guarded
 
 
-def _guard_stream(behavior: Callable[..., Any]) -> Callable[..., Any]:
+def _guard_stream(behavior: Callable[..., Any], calls: Calls) -> Callable[..., Any]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             _refuse_malformed(request)
@@ -91,6 +100,9 @@ def _guard_stream(behavior: Callable[..., Any]) -> Callable[..., Any]:
                     yield response
         except Exception as error:
             await _abort(error, context)
+        except asyncio.CancelledError:
+            await _abort_if_cut(calls, context)
+            raise
 
     return guarded
 
@@ -98,6 +110,12 @@ def _guard_stream(behavior: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_malformed(request: Any) -> None:
     if isinstance(request, _Malformed):
         raise InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings")
+
+
+async def _abort_if_cut(calls: Calls, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    error = calls.why_cut()
+    if error is not None:
+        await _abort(error, context)
 
 
 async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:

@@ -25,6 +25,8 @@ class Metric:
 
 
 DECLARED: tuple[Metric, ...] = (
+    Metric("presift.admission.wait", "histogram", "ms", "Waits for a place among the requests in work"),
+    Metric("presift.admission.refused", "counter", "{request}", "Requests refused because too much waits", ("field",)),
     Metric("presift.requests", "counter", "{request}", "Decisions made", ("route", "reason")),
     Metric("presift.fallbacks", "counter", "{request}", "Requests answered in full because of trouble", ("reason",)),
     Metric("presift.cache.operations", "counter", "{operation}", "Cache operations", ("operation", "outcome")),

@@ -15,15 +15,20 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from presift.core.errors import PresiftError
 from presift.rpc.binding import check_binding, is_loopback
+from presift.rpc.calls import Calls
 from presift.rpc.certificates import TlsFiles, server_credentials
 from presift.rpc.interceptor import ErrorInterceptor
+
+# Seconds for the calls that are cut at the end of a drain to say so.
+_CUT_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """`listen` is HOST:PORT (port 0: any free one); `drain_s` bounds how long running calls may take to finish.
+    """`listen` is HOST:PORT (port 0: any free one); `drain_s` bounds how long running calls may take to finish,
+    `max_calls` how many there are, whatever they do.
 
     `tls` None is plain; with a `ca` in it callers must have a certificate of that authority. `insecure` lets the server
     listen beyond this machine although nobody has to say who calls.
@@ -32,6 +37,7 @@ class ServerOptions:
     listen: str
     max_message_bytes: int = 64 * 2**20
     drain_s: float = 30.0
+    max_calls: int = 4096
     tls: TlsFiles | None = None
     reflection: bool = True
     insecure: bool = False
@@ -52,14 +58,18 @@ class GrpcServer:
         """
         self.options = options
         self._callers_known = bool(guards) or (options.tls is not None and options.tls.ca is not None)
+        self.calls = Calls(options.max_calls)
         self.grpc = grpc.aio.server(
-            interceptors=[aio_server_interceptor(), ErrorInterceptor(), *guards],
+            interceptors=[aio_server_interceptor(), ErrorInterceptor(self.calls), *guards, self.calls],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
                 # Two servers must never share a port unnoticed.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # A caller that is gone without a word, or frozen, must not hold its place for ever.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
         self._health = health.aio.HealthServicer()
@@ -115,6 +125,12 @@ class GrpcServer:
         return not self._failed
 
     async def drain(self) -> None:
-        """Health flips, new calls are refused, running ones get `drain_s` to finish."""
+        """Health flips, new calls are refused, running ones get `drain_s` to finish; then they are cut."""
         await self._health.enter_graceful_shutdown()
-        await self.grpc.stop(self.options.drain_s)
+        # gRPC itself ends what does not hear of our cut: a call whose caller does not read.
+        stopping = asyncio.create_task(self.grpc.stop(self.options.drain_s + _CUT_S))
+        await self.calls.ended(self.options.drain_s)
+        while not stopping.done():
+            self.calls.cut()
+            await asyncio.wait((stopping,), timeout=0.1)
+        await stopping

@@ -35,6 +35,9 @@ class ServiceSettings(BaseSettings):
 
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free one")]
     max_message_mib: Annotated[int, Field(ge=1, le=1024, description="largest gRPC message, MiB")] = 64
+    max_calls: Annotated[int, Field(ge=1, description="calls at once, whatever they do; health is answered still")] = (
+        4096
+    )
     drain_s: Annotated[float, Field(ge=0, description="seconds that running calls get after SIGTERM")] = 30.0
     tls_cert: Annotated[Path | None, Field(description="PEM: our certificate and its chain; read again on change")] = (
         None
@@ -62,6 +65,7 @@ class ServiceSettings(BaseSettings):
             self.listen,
             self.max_message_mib * 2**20,
             self.drain_s,
+            self.max_calls,
             tls=self._tls(),
             reflection=self.reflection,
             insecure=self.insecure,

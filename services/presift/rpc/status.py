@@ -22,6 +22,7 @@ TABLE: tuple[tuple[type[errors.PresiftError], grpc.StatusCode, str], ...] = (
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (errors.DraftUnavailable, grpc.StatusCode.UNAVAILABLE, "DRAFT_UNAVAILABLE"),
     (errors.TargetUnavailable, grpc.StatusCode.UNAVAILABLE, "TARGET_UNAVAILABLE"),
+    (errors.ShuttingDown, grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"),
     (errors.VocabularyMismatch, grpc.StatusCode.FAILED_PRECONDITION, "VOCABULARY_MISMATCH"),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),

@@ -12,6 +12,7 @@ from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
+from presift.orchestrator.admission import Admission, Limits
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
@@ -53,7 +54,7 @@ DEFAULTS = Defaults(
     cascade_capacity=CASCADE,
 )
 ALL_ROUTES = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
-NO_SAMPLES, THRESHOLDS = Sampler(0.0), Thresholds()
+NO_SAMPLES, THRESHOLDS, LIMITS = Sampler(0.0), Thresholds(), Limits()
 LOCAL = "127.0.0.1:0"
 
 
@@ -108,6 +109,9 @@ class Options:
     calibration_limit_s: float = 20.0
     guards: tuple = ()
     allowances: object = None
+    limits: Limits = LIMITS
+    lease: object = None
+    drain_s: float = 5.0
 
 
 class House:
@@ -127,7 +131,7 @@ class House:
         draft_pb2_grpc.add_DraftServiceServicer_to_server(self.draft, self.draft_server.grpc)
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.target, self.target_server.grpc)
         self.server = GrpcServer(
-            ServerOptions(LOCAL, options.message_bytes, drain_s=5.0),
+            ServerOptions(LOCAL, options.message_bytes, options.drain_s),
             ["presift.v1.OrchestratorService"],
             guards=options.guards,
         )
@@ -154,8 +158,8 @@ class House:
 
     def _servicer(self):
         tokenizer = self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
-        timeout_s = self.options.draft_timeout_s
-        compressor = Compressor(self.scorer, self.store, NoLease(), draft_timeout_s=timeout_s)
+        timeout_s, lease = self.options.draft_timeout_s, self.options.lease or NoLease()
+        compressor = Compressor(self.scorer, self.store, lease, draft_timeout_s=timeout_s)
         terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns)
         prefiller = Prefiller(self.remote_target) if self.options.prefills else None
         economy = self.options.economy or Economy(learns=False, reads_beside=prefiller is not None)
@@ -177,6 +181,8 @@ class House:
         answers = Answers(target, drafter, compressor, economy, defaults=defaults)
         self.guard = Guard(answers.compare, self.options.sampler, switches)
         self._exit.push_async_callback(self.guard.aclose)
+        self.admission, self.compressor = Admission(self.options.limits), compressor
+        self.prefiller, self.economy = prefiller, economy
         pipeline = Pipeline(
             planner,
             tokenizer,
@@ -185,6 +191,7 @@ class House:
             guard=self.guard,
             calibration=self.calibration,
             allowances=self.options.allowances,
+            admission=self.admission,
         )
         return OrchestratorServicer(pipeline, self.models, terms, salt=self.options.salt)
 
@@ -212,7 +219,7 @@ class House:
 
     async def settle(self, condition):
         """Wait until `condition` holds."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
 

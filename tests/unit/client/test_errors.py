@@ -17,6 +17,7 @@ SENT = [
     (errors.Overloaded(*FIELD, retry_after_s=2.5), pc.Overloaded),
     (errors.DraftUnavailable("away"), pc.Unavailable),
     (errors.TargetUnavailable("away"), pc.Unavailable),
+    (errors.ShuttingDown("draining"), pc.Unavailable),
     (errors.DeadlineExceeded("late"), pc.DeadlineExceeded),
     (errors.Unauthenticated("who?"), pc.Unauthenticated),
     (errors.PermissionDenied("not you"), pc.PermissionDenied),

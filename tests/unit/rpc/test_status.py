@@ -19,6 +19,7 @@ SAMPLES = [
     (errors.Overloaded("queue", 9, 8, 2.5), "RESOURCE_EXHAUSTED", "OVERLOADED"),
     (errors.DraftUnavailable("away"), "UNAVAILABLE", "DRAFT_UNAVAILABLE"),
     (errors.TargetUnavailable("away"), "UNAVAILABLE", "TARGET_UNAVAILABLE"),
+    (errors.ShuttingDown("draining"), "UNAVAILABLE", "SHUTTING_DOWN"),
     (errors.VocabularyMismatch("differ", draft="f1", target="f2"), "FAILED_PRECONDITION", "VOCABULARY_MISMATCH"),
     (errors.DeadlineExceeded("late"), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
     (errors.Unauthenticated("who?"), "UNAUTHENTICATED", "UNAUTHENTICATED"),

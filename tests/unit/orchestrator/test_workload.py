@@ -1,0 +1,31 @@
+"""What a request is taken to cost before it is read."""
+
+import numpy as np
+import pytest
+
+from presift.orchestrator.request import Chat, Message, Request, Sampling, Text, TextPart, TokenIds
+from presift.orchestrator.workload import workload_of
+
+SAMPLING = Sampling(max_new_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        (TokenIds(np.arange(1000, dtype=np.uint32)), 1000),
+        (Text("x" * 4000), 1000),
+        (Text("\u4e2d" * 1000), 750),
+        (Chat((Message("user", (TextPart("x" * 1600), TextPart("y" * 400))),), ("z" * 2000,)), 1000),
+    ],
+)
+def test_tokens_to_read_and_to_generate(prompt, tokens):
+    assert workload_of(Request(prompt, sampling=SAMPLING)).tokens == tokens + 7
+
+
+def test_a_lone_surrogate_counts_too():
+    assert workload_of(Request(Text("\ud800"))).tokens == 256
+
+
+def test_memory_grows_with_the_prompt():
+    small, large = (workload_of(Request(Text("x" * size))).held_bytes for size in (1, 1_000_000))
+    assert small > 0 and large - small >= 2_000_000
