@@ -136,6 +136,7 @@ def test_public_names_of_the_client():
         "PolicyFile",
         "PresiftError",
         "PromptTooLong",
+        "Replica",
         "RouteForecast",
         "RouteQuality",
         "RouteUnsupported",

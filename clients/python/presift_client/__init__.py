@@ -20,7 +20,7 @@ from presift_client.errors import (
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
 from presift_client.forecasts import RouteForecast, StageSpeed
-from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, RouteQuality, Usage
+from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, Replica, RouteQuality, Usage
 
 __all__ = [
     "AsyncClient",
@@ -43,6 +43,7 @@ __all__ = [
     "PolicyFile",
     "PresiftError",
     "PromptTooLong",
+    "Replica",
     "RouteForecast",
     "RouteQuality",
     "RouteUnsupported",

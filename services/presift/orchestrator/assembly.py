@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from presift.orchestrator.planning import Planner
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.prefixes import Prefixes
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
+from presift.orchestrator.seating import Usher
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.turns import Turns
@@ -58,7 +60,7 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     store = open_store(settings.cache_url_in_force(), limits, _count_cache)
     lease = open_lease(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
     peer = settings.peer()
-    draft = RemoteDraft(settings.draft_address, message_bytes, peer)
+    draft = RemoteDraft(settings.draft_address, message_bytes, peer, hedge_after_s=settings.draft_hedge_after_s)
     target = RemoteTarget(settings.target_address, message_bytes, peer)
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     interpreter = load_interpreter(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None
@@ -66,7 +68,7 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     models = Models(draft, target, tokenizer.fingerprint(), foreign)
     scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
     compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s)
-    economy, switches = _economy(settings), Switches(settings.thresholds())
+    economy, switches = _economy(settings, lambda: draft.width), Switches(settings.thresholds())
     planner = Planner(
         tokenizer,
         models,
@@ -76,6 +78,7 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
         turns=Turns(settings.turn_memory),
         economy=economy,
         switches=switches,
+        usher=Usher(target, models, economy),
     )
     defaults = settings.defaults()
     answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=defaults)
@@ -98,9 +101,9 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, counts, store))
 
 
-def _economy(settings: OrchestratorSettings) -> Economy:
+def _economy(settings: OrchestratorSettings, drafts: Callable[[], int]) -> Economy:
     prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS)
-    return Economy(prefixes, learns=settings.learn_speeds, reads_beside=settings.prefill_while_drafting)
+    return Economy(prefixes, learns=settings.learn_speeds, reads_beside=settings.prefill_while_drafting, drafts=drafts)
 
 
 def _count_cache(operation: Operation, outcome: Outcome) -> None:

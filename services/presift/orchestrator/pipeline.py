@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, closing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -99,12 +99,13 @@ class Pipeline:
     async def _answer(
         self, request: Request, deadline: Deadline, allowance: Allowance, arrived: float
     ) -> AsyncGenerator[Event, None]:
-        with self.guard.calm.stirred() as calmed:
+        with self.guard.calm.stirred() as calmed, ExitStack() as held:
             async with self._place(request, deadline) as place:
                 spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
-                plan = await self.plan(request, deadline.left_s(), place.waited_s, spend)
+                plan = await self.plan(request, deadline.left_s(), place.waited_s, spend=spend, held=held)
                 yield plan.decision
                 sample = self.guard.sample(plan, request.sampling)
+                held.close()  # from now on the request itself counts
                 answer = self._decode(plan, request, deadline.left_s(), arrived, place)
                 async with aclosing(delivered(answer, joined)) as events:
                     async for event in events:
@@ -113,12 +114,18 @@ class Pipeline:
                         yield event
 
     async def plan(
-        self, request: Request, time_left_s: float | None = None, waited_s: float = 0.0, spend: Spend | None = None
+        self,
+        request: Request,
+        time_left_s: float | None = None,
+        waited_s: float = 0.0,
+        *,
+        spend: Spend | None = None,
+        held: ExitStack | None = None,
     ) -> Plan:
-        """The decision and what it keeps, without generating. `waited_s` since the request's arrival. Raises
-        TargetUnavailable before the target is known."""
+        """The decision and what it keeps, without generating. `waited_s` since the request's arrival; `held` holds the
+        target's seat. Raises TargetUnavailable before the target is known."""
         self._caller_is_here()
-        return await self._planner.plan(request, self.target_info(), time_left_s, waited_s, spend)
+        return await self._planner.plan(request, self.target_info(), time_left_s, waited_s, spend=spend, held=held)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
@@ -177,16 +184,17 @@ class Pipeline:
         # Not made current: an async generator's context is its consumer's.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
-        held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
+        held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens, plan.at.replica)
+        queue = economy.reading_at(plan.at.replica)
         # The place is that of the work: a caller who reads slowly does not keep it.
-        with closing(place), span, held, economy.reading.working(work_ms(plan)) as turn:
-            stream = self._target.generate(plan.read_ids, request.sampling, plan.salt, left_s, plan.kv_plan)
+        with closing(place), span, held, queue.working(work_ms(plan)) as turn:
+            stream = self._target.generate(plan.read_ids, request.sampling, plan.salt, left_s, plan.kv_plan, at=plan.at)
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - arrived) * 1000
                     if not ttft_ms:  # an answer may be a stop token alone
                         ttft_ms = now_ms
-                        economy.reading.done(turn)
+                        queue.done(turn)
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
                         _count(plan.decision, event)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
@@ -15,6 +17,7 @@ from presift.core.spans import must_keep
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.costs import Outlook
 from presift.orchestrator.coverage import Ask, covers, settled
 from presift.orchestrator.deadline import Deadline, draft_share_s
 from presift.orchestrator.decision import Decision, Plan
@@ -26,10 +29,11 @@ from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
-from presift.orchestrator.ports import TargetInfo
+from presift.orchestrator.ports import ANYWHERE, Seat, TargetInfo
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.request import Request
 from presift.orchestrator.routing import avoided, check_served, choose
+from presift.orchestrator.seating import Usher
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.turns import Turns
@@ -47,13 +51,15 @@ Spend = Callable[[int], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One request, read, its budget completed by its terms. `started` by the performance counter, in seconds."""
+    """One request, read, its budget completed by its terms. `started` by the performance counter, in seconds; `at` is
+    the target's replica."""
 
     request: Request
     defaults: Defaults
     origin: Origin
     facts: Facts
     started: float
+    at: Seat = ANYWHERE
 
 
 class Planner:
@@ -70,7 +76,9 @@ class Planner:
         turns: Turns | None = None,
         economy: Economy | None = None,
         switches: Switches | None = None,
+        usher: Usher | None = None,
     ) -> None:
+        self._usher = usher
         self._tokenizer = tokenizer
         self._models = models
         self._compressor = compressor
@@ -86,23 +94,28 @@ class Planner:
         target: TargetInfo,
         time_left_s: float | None = None,
         waited_s: float = 0.0,
+        *,
         spend: Spend | None = None,
+        held: ExitStack | None = None,
     ) -> Plan:
-        """`waited_s` since the request's arrival; `spend` is asked before any work is given to draft or target. Raises
-        InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full prompt
-        cannot fit (or may not: `strict`); DeadlineExceeded before the draft would be asked too late."""
+        """`waited_s` since the request's arrival; `spend` is asked before any work is given to draft or target; the
+        seat at the target is taken for as long as `held` is open. Raises InvalidRequest, PromptTooLong, BudgetExceeded,
+        RouteUnsupported; DraftUnavailable only where the full prompt cannot fit (or may not: `strict`);
+        DeadlineExceeded before the draft would be asked too late."""
         deadline = Deadline.within(time_left_s)
-        case = await self._read(request, target, spend, waited_s)
+        case = self._seated(await self._read(request, target, spend, waited_s))
+        if held is not None and self._usher is not None:
+            held.enter_context(self._usher.holding(case.at))
         plan = self._continued(case) or await self._new(case, deadline)
         _count(plan.decision)
-        return replace(plan, is_tighter=self._is_tighter(plan, case))
+        return replace(plan, is_tighter=self._is_tighter(plan, case), at=case.at)
 
     async def explain(self, request: Request, target: TargetInfo, spend: Spend | None = None) -> Plan:
         """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
         on with an earlier selection has neither. Here the draft's trouble is an error.
         """
-        case = await self._read(request, target, spend)
-        return self._continued(case) or await self._explained(case)
+        case = self._seated(await self._read(request, target, spend))
+        return replace(self._continued(case) or await self._explained(case), at=case.at)
 
     def remember(self, plan: Plan) -> None:
         """The target has begun to answer under this plan: a later turn may go on with its selection."""
@@ -124,6 +137,14 @@ class Planner:
         request = replace(request, budget=terms.budget_over(request.budget))
         facts = self.facts(request, tokens, target, terms.defaults)
         return _Case(request, terms.defaults, origin, facts, started - waited_s)
+
+    def _seated(self, case: _Case) -> _Case:
+        """With its place among the target's replicas, which all that follows is predicted for."""
+        if self._usher is None or not self._usher.has_choice:
+            return case
+        question = self._question(case)
+        seat = self._usher.seat(case.request.route, question, case.origin.tokens, case.origin.target)
+        return replace(case, at=seat)
 
     def facts(self, request: Request, tokens: Tokenized, target: TargetInfo, defaults: Defaults) -> Facts:
         """What the choice of a route rests on."""
@@ -161,7 +182,7 @@ class Planner:
             return None
         facts, begun = self._question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
         # The entry is that of the prompt which it was chosen for.
-        entries = self.economy.outlook(begun, case.origin.target, self._models.draft, salt=tokens.salt).entries
+        entries = self._outlook(begun, case).entries
         facts = replace(facts, outlook=replace(facts.outlook, entries=entries))
         choice = with_forecast(continue_kv(turn.kv_plan, request.budget, request.kv, facts), request.budget, facts)
         return continued_plan(choice, turn, case.origin)
@@ -196,8 +217,8 @@ class Planner:
     async def _drafted(self, choice: Choice, case: _Case, deadline: Deadline) -> tuple[Plan, Choice]:
         left_s = deadline.left_s()
         limit_s = None if left_s is None else draft_share_s(left_s, answering_s(self._question(case).facts))
-        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, limit_s)
-        with self.economy.compressing(case.origin.tokens.ids, choice, case.origin.tokens.salt):
+        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, limit_s, case.at)
+        with self.economy.compressing(case.origin.tokens.ids, choice, case.origin.tokens.salt, case.at.replica):
             drafted = await self._drafter.draft(job)
         choice = in_time(drafted, case.request.budget, self._question(case).facts)
         return plan_of(choice, drafted.compressed, drafted.prefill_ms, case.origin), choice
@@ -216,8 +237,15 @@ class Planner:
         """What is to be chosen by, with costs as they are predicted now."""
         request, tokens, facts = case.request, case.origin.tokens, case.facts
         spent_ms = (time.perf_counter() - case.started) * 1000
-        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms, salt=tokens.salt)
+        outlook = self._outlook(tokens.ids, case, spent_ms)
         return Question(request.budget, request.kv, replace(facts, outlook=outlook), case.defaults)
+
+    def _outlook(self, ids: NDArray[np.uint32], case: _Case, spent_ms: float = 0.0) -> Outlook:
+        target, draft, replica = case.origin.target, self._models.draft, case.at.replica
+        salt = case.origin.tokens.salt
+        if not replica:
+            return self.economy.outlook(ids, target, draft, spent_ms, salt=salt)
+        return self.economy.outlooks(ids, target, draft, (replica,), spent_ms, salt=salt)[replica]
 
 
 def _with_mask(scoring: Scoring, defaults: Defaults) -> Scoring:

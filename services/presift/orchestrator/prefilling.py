@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
-from presift.orchestrator.ports import Target
+from presift.orchestrator.ports import ANYWHERE, Seat, Target
 from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.metrics import count
 from presift.rpc.telemetry import span
@@ -32,11 +32,11 @@ class Prefiller:
         self._target = target
         self._flights: SingleFlight[None] = SingleFlight()
 
-    async def read(self, tokens: Tokenized) -> float:
+    async def read(self, tokens: Tokenized, at: Seat = ANYWHERE) -> float:
         """Milliseconds until the target had read the prompt; 0 where it could not."""
-        started, key = time.perf_counter(), _key(tokens)
+        started, key = time.perf_counter(), _key(tokens, at)
         try:
-            await self._flights.run(key, lambda: self._prefill(tokens))
+            await self._flights.run(key, lambda: self._prefill(tokens, at))
         except Exception as error:  # whatever it is: Generate will read the prompt, or say why it cannot
             count("presift.prefill.failures")
             reason = error.message if isinstance(error, PresiftError) else type(error).__name__
@@ -44,19 +44,19 @@ class Prefiller:
             return 0.0
         return (time.perf_counter() - started) * 1000
 
-    async def read_after(self, event: asyncio.Event, tokens: Tokenized) -> float:
+    async def read_after(self, event: asyncio.Event, tokens: Tokenized, at: Seat = ANYWHERE) -> float:
         """`read`, as soon as the event is set."""
         await event.wait()
-        return await self.read(tokens)
+        return await self.read(tokens, at)
 
-    async def join(self, tokens: Tokenized) -> float:
+    async def join(self, tokens: Tokenized, at: Seat = ANYWHERE) -> float:
         """Wait for another request's reading of the same prompt, if one is under way; milliseconds."""
-        return await self.read(tokens) if self._flights.is_under_way(_key(tokens)) else 0.0
+        return await self.read(tokens, at) if self._flights.is_under_way(_key(tokens, at)) else 0.0
 
-    async def _prefill(self, tokens: Tokenized) -> None:
+    async def _prefill(self, tokens: Tokenized, at: Seat) -> None:
         with span("prefill"):
             # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
-            await self._target.prefill(tokens.ids, tokens.salt, None)
+            await self._target.prefill(tokens.ids, tokens.salt, None, at)
 
 
 @asynccontextmanager
@@ -73,8 +73,9 @@ async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]
         await asyncio.wait((task,))
 
 
-def _key(tokens: Tokenized) -> str:
+def _key(tokens: Tokenized, at: Seat) -> str:
     # The salt's length first: no salt may look like the beginning of another one's tokens.
     salt = tokens.salt.encode()
     head = len(salt).to_bytes(8, "little") + salt
-    return hashlib.blake2b(head + tokens.ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(head + tokens.ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
+    return f"{digest}@{at.replica}"

@@ -35,8 +35,13 @@ class OrchestratorSettings(ServiceSettings):
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free one")] = (
         "127.0.0.1:50051"
     )
-    draft_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50052"
-    target_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50053"
+    draft_address: Annotated[
+        str, Field(description="HOST:PORT, a comma list, or dns:///HOST:PORT whose every record is a replica")
+    ] = "127.0.0.1:50052"
+    target_address: Annotated[str, Field(description="likewise")] = "127.0.0.1:50053"
+    draft_hedge_after_s: Annotated[
+        float | None, Field(gt=0, description="seconds after which one other draft is asked too; off if unset")
+    ] = None
     peer_ca: Annotated[
         Path | None, Field(description="PEM: the authority of draft and target, reached by TLS; read again on change")
     ] = None

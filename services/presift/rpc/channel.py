@@ -15,13 +15,15 @@ from presift.rpc.peers import PLAIN, Peer
 from presift.rpc.renewal import RenewedChannel
 
 
-def service_config(retryable: Sequence[tuple[str, str]]) -> str:
-    """gRPC's own service config: round robin, and retries on UNAVAILABLE for (service, method) pairs.
+def service_config(retryable: Sequence[tuple[str, str]], health: str = "") -> str:
+    """gRPC's own service config: round robin, retries on UNAVAILABLE for (service, method) pairs, throttled where most
+    fail, and health checking by the name `health`: who does not serve is not called.
 
     gRPC retries a streaming call only while nothing was received, which is what the contract allows.
     """
-    config = {
+    config: dict[str, Any] = {
         "loadBalancingConfig": [{"round_robin": {}}],
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
         "methodConfig": [
             {
                 "name": [{"service": service, "method": method} for service, method in retryable],
@@ -35,6 +37,8 @@ def service_config(retryable: Sequence[tuple[str, str]]) -> str:
             }
         ],
     }
+    if health:
+        config["healthCheckConfig"] = {"serviceName": health}
     return json.dumps(config)
 
 
@@ -61,14 +65,16 @@ def open_channel(
     *,
     retryable: Sequence[tuple[str, str]] = (),
     max_message_bytes: int = 64 * 2**20,
+    health: str = "",
     peer: Peer = PLAIN,
 ) -> grpc.aio.Channel:
     """A traced channel to HOST:PORT or any gRPC target name (`dns:///draft:50051`). Connects on first use.
 
+    `health`: a service whose grpc.health.v1 status is a part of the channel's state; empty asks for none.
     Raises PresiftError for certificates that cannot be used; where they change later, new calls use the new ones.
     """
     interceptors = [*aio_client_interceptors(), *peer.interceptors(), CancelledWithItsCaller()]
-    options = [*_options(retryable, max_message_bytes), *peer.options()]
+    options = [*_options(service_config(retryable, health), max_message_bytes), *peer.options()]
     if peer.tls is None:
         return grpc.aio.insecure_channel(address, interceptors=interceptors, options=options)
 
@@ -78,7 +84,7 @@ def open_channel(
     return RenewedChannel(peer.tls.watched(), open_one)
 
 
-def _options(retryable: Sequence[tuple[str, str]], max_message_bytes: int) -> list[tuple[str, Any]]:
+def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -88,5 +94,5 @@ def _options(retryable: Sequence[tuple[str, str]], max_message_bytes: int) -> li
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.service_config", service_config(retryable)),
+        ("grpc.service_config", config),
     ]
