@@ -94,9 +94,10 @@ async def test_the_token_opens_every_method(guard):
         (("authorization", f"Bearer {TOKEN[:-1]}"),),
         (("authorization", "Bearer "),),
         (("authorization", f"Bearer {OTHER}"), ("authorization", f"Bearer {TOKEN}")),
+        (("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {OTHER}")),
         (("authorization-bin", f"Bearer {TOKEN}".encode()),),
     ],
-    ids=["none", "another", "no scheme", "basic", "longer", "shorter", "empty", "two", "binary"],
+    ids=["none", "another", "no scheme", "basic", "longer", "shorter", "empty", "two", "two others", "binary"],
 )
 async def test_a_wrong_token_opens_none(guard, metadata):
     guarded = await guard(fixed_tokens("service_token", TOKEN))

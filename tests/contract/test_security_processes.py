@@ -7,9 +7,11 @@ import sys
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from presift.core.errors import InvalidRequest
 from presift.rpc.callers import CallerInterceptor
+from presift.rpc.certificates import TlsFiles
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.rpc.tokens import bearer, fixed_tokens
@@ -19,7 +21,7 @@ from presift.target.settings import TargetSettings
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 from presift_client import AsyncClient, Client, PermissionDenied, TlsOptions, Unavailable
 
-from .fakes.authority import Authority
+from .fakes.authority import NAMES, Authority
 from .fakes.services import FakeDraft, FakeTarget, model
 
 TOKEN, OTHER = "xylophone-xylophone", "glockenspiel-glockenspiel"
@@ -160,6 +162,34 @@ async def test_a_draft_process_is_only_for_those_with_its_token(start, tiny_mode
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reflection(iter([b""]), metadata=(bearer(TOKEN),)).read()
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Of OpenTelemetry: the names of the spans that were sent."""
+
+    def __init__(self):
+        self.names = set()
+
+    async def Export(self, request, context):
+        found = (span for each in request.resource_spans for scope in each.scope_spans for span in scope.spans)
+        self.names |= {span.name for span in found}
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+async def test_telemetry_goes_by_tls(start, authority, tiny_model):
+    pair, collector = authority.pair(HOST), Collector()
+    server = GrpcServer(ServerOptions(f"{HOST}:0", tls=TlsFiles(pair.cert, pair.key, None, NAMES)), [])
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server.grpc)
+    process = await start(
+        *("draft", "--model", str(tiny_model("tinyq")), "--threads=1"),
+        *(f"--otlp-endpoint={HOST}:{await server.start()}", f"--otlp-ca={pair.ca}"),
+    )
+    async with grpc.aio.insecure_channel(await ready(process)) as channel:
+        await draft_pb2_grpc.DraftServiceStub(channel).GetInfo(draft_pb2.DraftServiceGetInfoRequest())
+    process.terminate()
+    code, written = await ended(process)
+    assert code == 0 and "/presift.v1.DraftService/GetInfo" in collector.names, written
+    await server.grpc.stop(0)
 
 
 async def test_a_target_is_only_for_those_with_its_token(monkeypatch, capsys):

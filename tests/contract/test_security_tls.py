@@ -8,6 +8,7 @@ import ssl
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from presift.core.errors import PresiftError
 from presift.rpc.certificates import TlsFiles
@@ -221,3 +222,12 @@ async def test_certificates_that_do_not_do_at_the_start_are_refused_by_name(auth
     ours.ca.write_text("no authority")
     with pytest.raises(PresiftError, match=r"ca: .* holds no certificates"):
         ours.files().watched()
+
+
+async def test_an_encrypted_key_is_refused_without_asking_anybody(authority):
+    pair = authority.pair(HOST)
+    key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"password")
+    pair.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    with pytest.raises(PresiftError, match="the key is encrypted"):
+        pair.files().watched()
