@@ -70,6 +70,7 @@ class OrchestratorServiceServicer:
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
         RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
         UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+        SHUTTING_DOWN: this orchestrator drains; ask another one.
         All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
         """

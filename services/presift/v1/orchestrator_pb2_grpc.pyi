@@ -45,6 +45,7 @@ class OrchestratorServiceStub:
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
     RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
     UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+      SHUTTING_DOWN: this orchestrator drains; ask another one.
       All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
@@ -74,6 +75,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
     RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
     UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+      SHUTTING_DOWN: this orchestrator drains; ask another one.
       All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
@@ -106,6 +108,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
         RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo; or the message is over the size limit.
         UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+          SHUTTING_DOWN: this orchestrator drains; ask another one.
           All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
         """
