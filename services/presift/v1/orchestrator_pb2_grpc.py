@@ -80,6 +80,7 @@ class OrchestratorServiceServicer:
         which, value and limit); or the message is over the size limit.
         UNAUTHENTICATED, PERMISSION_DENIED: as above.
         UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+        SHUTTING_DOWN: this orchestrator drains; ask another one.
         All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
         """

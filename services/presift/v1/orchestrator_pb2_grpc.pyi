@@ -51,6 +51,7 @@ class OrchestratorServiceStub:
       which, value and limit); or the message is over the size limit.
     UNAUTHENTICATED, PERMISSION_DENIED: as above.
     UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+      SHUTTING_DOWN: this orchestrator drains; ask another one.
       All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
@@ -87,6 +88,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
       which, value and limit); or the message is over the size limit.
     UNAUTHENTICATED, PERMISSION_DENIED: as above.
     UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+      SHUTTING_DOWN: this orchestrator drains; ask another one.
       All other trouble on the draft's or the cache's side is no error: see Decision.reason.
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
@@ -126,6 +128,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
           which, value and limit); or the message is over the size limit.
         UNAUTHENTICATED, PERMISSION_DENIED: as above.
         UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
+          SHUTTING_DOWN: this orchestrator drains; ask another one.
           All other trouble on the draft's or the cache's side is no error: see Decision.reason.
         CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
         """
