@@ -11,13 +11,7 @@ import grpc
 
 from presift.orchestrator.explanation import Detail
 from presift.orchestrator.forecast_wire import speed_to_wire
-from presift.orchestrator.incoming import (
-    budget_from_wire,
-    kv_options_from_wire,
-    prompt_from_wire,
-    request_from_wire,
-    tenant_from_metadata,
-)
+from presift.orchestrator.incoming import question_from_wire, request_from_wire, tenant_from_metadata
 from presift.orchestrator.models import Models
 from presift.orchestrator.outgoing import (
     event_to_wire,
@@ -26,7 +20,6 @@ from presift.orchestrator.outgoing import (
     quality_to_wire,
 )
 from presift.orchestrator.pipeline import Pipeline
-from presift.orchestrator.request import Request
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.rpc import wire
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
@@ -54,13 +47,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Explain(
         self, request: orchestrator_pb2.ExplainRequest, context: Context
     ) -> orchestrator_pb2.ExplainResponse:
-        parsed = Request(
-            prompt=prompt_from_wire(request.prompt),
-            route=wire.route_from_wire(request.route),
-            budget=budget_from_wire(request.budget),
-            kv=kv_options_from_wire(request.kv),
-            tenant=tenant_from_metadata(context.invocation_metadata()),
-        )
+        parsed = question_from_wire(request, tenant_from_metadata(context.invocation_metadata()))
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
         explanation = await self._pipeline.explain(parsed, detail, context.time_remaining())
         return await asyncio.to_thread(explanation_to_wire, explanation)

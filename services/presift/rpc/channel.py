@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
+from presift.rpc.hardening import HARDENED
+
 
 def service_config(retryable: Sequence[tuple[str, str]]) -> str:
     """gRPC's own service config: round robin, and retries on UNAVAILABLE for (service, method) pairs.
@@ -69,5 +71,6 @@ def open_channel(
             # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.service_config", service_config(retryable)),
+            *HARDENED,
         ],
     )

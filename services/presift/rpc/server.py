@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from presift.core.errors import PresiftError
+from presift.rpc.hardening import HARDENED
 from presift.rpc.interceptor import ErrorInterceptor
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class GrpcServer:
                 # Two servers must never share a port unnoticed.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                *HARDENED,
             ],
         )
         self._health = health.aio.HealthServicer()
