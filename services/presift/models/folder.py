@@ -8,7 +8,7 @@ from pathlib import Path
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
-from presift.models.safety import check_folder, tensor_places
+from presift.models.safety import check_folder, read_object, tensor_places
 
 # Weights in any other format are never fetched, let alone unpickled; neither is code.
 _HUB_FILES = ("*.json", "*.safetensors")
@@ -39,11 +39,11 @@ def resolve(model: str) -> ModelFolder:
     local = Path(model).expanduser()
     if local.is_dir():
         local = local.resolve()
-        revision = weights_digest(local)
         check_folder(local)
-        return ModelFolder(local, local.name, revision, _tokenizer_fingerprint(local))
+        return ModelFolder(local, local.name, weights_digest(local), _tokenizer_fingerprint(local))
     path = _download(model)
     check_folder(path)
+    read_object(path / "config.json")
     # The hub's cache names a snapshot's folder after its commit.
     return ModelFolder(path, model, path.name, _tokenizer_fingerprint(path))
 
@@ -53,12 +53,13 @@ def weights_digest(folder: Path) -> str:
 
     Reading every byte would cost seconds at each start. The header holds every tensor's name, type, shape and place,
     and 4 KiB from the middle of each are read: training moves whole tensors, so no retrained or converted model keeps
-    all of its samples. Raises InvalidRequest if config.json or the weights are missing.
+    all of its samples. Raises InvalidRequest if config.json or the weights are missing or no such files.
     """
     files = sorted(folder.glob("*.safetensors"))
     config = folder / "config.json"
     if not files or not config.is_file():
         raise InvalidRequest("model", folder, "a folder with config.json and *.safetensors")
+    read_object(config)
     digest = hashlib.sha256(config.read_bytes())
     for file in files:
         digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())

@@ -19,13 +19,12 @@ MAX_HEADER_BYTES = 100_000_000
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InvalidRequest, naming the file, unless the folder is one that may be loaded."""
+    """Raise InvalidRequest, naming the file, for one that may not lie in a model's folder."""
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in _PICKLED:
             raise InvalidRequest("model", file, "safetensors alone: remove the pickled file from the folder")
         if file.is_symlink() and not _is_ours(file.resolve(), folder):
             raise InvalidRequest("model", file, "a file of the folder: the link leads out of it")
-    read_object(folder / "config.json")
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 MAX_METADATA_BYTES = 16_384
 _IDENTITY_ALONE = 1
 
-# gRPC holds a message against its limit before it decompresses it, not after: 64 MiB of gzip may become 64 GiB. So
-# nothing compressed is taken (UNIMPLEMENTED, as gRPC's specification says), nor ever unpacked.
+# gRPC unpacks a message whole before it holds it against its limit (1.81: 256 MiB of a quarter of one, then the
+# refusal), and 64 MiB of gzip may hold 64 GiB. So nothing compressed is taken (UNIMPLEMENTED, as gRPC's specification
+# says), nor ever unpacked.
 HARDENED: tuple[tuple[str, int], ...] = (
     ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
     ("grpc.per_message_decompression", 0),

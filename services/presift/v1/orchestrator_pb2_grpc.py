@@ -30,6 +30,8 @@ class OrchestratorServiceStub:
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -60,6 +62,8 @@ class OrchestratorServiceServicer:
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     def Generate(self, request, context):
@@ -125,6 +129,8 @@ class OrchestratorService:
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     @staticmethod

@@ -31,6 +31,8 @@ class OrchestratorServiceStub:
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     @_typing.overload
@@ -63,6 +65,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -91,6 +95,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
     On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
     policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     @_abc_1.abstractmethod
