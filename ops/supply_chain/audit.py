@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Collection, Mapping
@@ -18,6 +19,8 @@ from typing import Any
 KNOWN = Path(__file__).with_name("advisories.toml")
 _FRESH_S = 86_400.0
 _PATIENCE_S = 60.0
+# A release that has been on the index for long.
+_PROBE = "pip==24.0\n"
 
 
 def findings(report: Mapping[str, Any], known: Collection[str]) -> list[str]:
@@ -31,8 +34,16 @@ def findings(report: Mapping[str, Any], known: Collection[str]) -> list[str]:
 
 
 def ask(pip_audit: str, lock: Path) -> dict[str, Any] | str:
-    """pip-audit's report, or why there is none."""
-    command = [pip_audit, "--requirement", str(lock), "--no-deps", "--disable-pip", "--format=json"]
+    """pip-audit's report, or why there is none. One package is asked about first: many mirrors know no advisories."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as first:
+        first.write(_PROBE)
+        first.flush()
+        answer = _run(pip_audit, Path(first.name))
+    return answer if isinstance(answer, str) else _run(pip_audit, lock)
+
+
+def _run(pip_audit: str, requirements: Path) -> dict[str, Any] | str:
+    command = [pip_audit, "--requirement", str(requirements), "--no-deps", "--disable-pip", "--format=json"]
     try:
         done = subprocess.run(
             [*command, "--progress-spinner=off", "--timeout=5"],
@@ -41,10 +52,12 @@ def ask(pip_audit: str, lock: Path) -> dict[str, Any] | str:
             check=False,
             timeout=_PATIENCE_S,
         )
-        return dict(json.loads(done.stdout))
+        report = dict(json.loads(done.stdout))
+        told = any("skip_reason" not in each for each in report["dependencies"])
+        return report if told else "the index knows no advisories"
     except (OSError, subprocess.TimeoutExpired) as error:
         return type(error).__name__
-    except ValueError:
+    except (KeyError, ValueError):
         return next(iter(done.stderr.strip().splitlines()[-1:]), "no report")[-160:]
 
 
@@ -67,7 +80,9 @@ def main(pip_audit: str, lock: Path, stamp: Path, *, strict: bool) -> int:
     found = findings(report, tomllib.loads(KNOWN.read_text())["known"])
     for line in found:
         print(f"vulnerable: {line}", file=sys.stderr)
-    print(f"== pip-audit: {len(report['dependencies'])} packages, {len(found)} findings that are not explained")
+    asked = [each for each in report["dependencies"] if "skip_reason" not in each]
+    of = len(report["dependencies"])
+    print(f"== pip-audit: {len(asked)} of {of} packages known to the index, {len(found)} findings not explained")
     if not found:
         stamp.touch()
     return int(strict and bool(found))

@@ -19,10 +19,15 @@ ALLOW_LIST = Path(__file__).with_name("licences.toml")
 def forbidden(packages: Iterable[Mapping[str, str]], allowed: Sequence[str], known: Mapping[str, str]) -> list[str]:
     """`name version: licence` of each package (Name, Version, License) that is neither allowed nor known by name."""
     return [
-        f"{each['Name']} {each['Version']}: {each['License'].splitlines()[0][:80] if each['License'] else 'none'}"
+        f"{each['Name']} {each['Version']}: {_name(each['License']) or 'none'}"
         for each in packages
-        if each["Name"].lower() not in known and not is_allowed(each["License"], allowed)
+        if each["Name"].lower() not in known and not is_allowed(_name(each["License"]), allowed)
     ]
+
+
+def _name(licence: str) -> str:
+    """Some packages give the whole text; its first line names it."""
+    return next(iter(licence.strip().splitlines()), "")[:80]
 
 
 def is_allowed(licence: str, allowed: Sequence[str]) -> bool:

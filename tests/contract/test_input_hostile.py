@@ -200,6 +200,14 @@ async def test_an_explanation_of_too_many_spans_is_refused(house, monkeypatch):
     assert MAX_EXPLAINED_SPANS * 64 < 64 * 2**20  # what the message limit is by default
 
 
+async def test_a_text_of_too_many_tokens_is_refused(house, monkeypatch):
+    monkeypatch.setattr("presift.orchestrator.limits.MAX_PROMPT_TOKENS", 50)
+    refusal = await house.refused("x" * 51)
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG")
+    assert (refusal.field, refusal.value, refusal.limit) == ("prompt", "51 tokens", "at most 50")
+    assert (await house.ask("x" * 50)).usage.prompt_tokens == 50
+
+
 async def test_an_explanation_over_the_message_limit_is_refused(open_house):
     house = await open_house(message_bytes=20_000)
     asked = orchestrator_pb2.ExplainRequest(prompt=request("x" * 390).prompt, span_per_token=True)

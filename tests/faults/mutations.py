@@ -72,7 +72,7 @@ def _mutate_repeated(values: Any, field: FieldDescriptor, rng: random.Random) ->
 
 
 def _value(field: FieldDescriptor, rng: random.Random) -> Any:
-    return _MAKERS[field.cpp_type](rng)
+    return _MAKERS[field.type](rng)
 
 
 def _whole(least: int, most: int) -> Callable[[random.Random], int]:
@@ -86,16 +86,16 @@ def _whole(least: int, most: int) -> Callable[[random.Random], int]:
 
 
 _MAKERS: dict[int, Callable[[random.Random], Any]] = {
-    FieldDescriptor.CPPTYPE_INT32: _whole(-_INT32 - 1, _INT32),
-    FieldDescriptor.CPPTYPE_INT64: _whole(-(1 << 63), (1 << 63) - 1),
-    FieldDescriptor.CPPTYPE_UINT32: _whole(0, _UINT32),
-    FieldDescriptor.CPPTYPE_UINT64: _whole(0, _UINT64),
-    FieldDescriptor.CPPTYPE_ENUM: lambda rng: rng.choice((-1, 0, 1, 2, 3, 4, 5, 6, 77, _INT32)),
-    FieldDescriptor.CPPTYPE_BOOL: lambda rng: rng.random() < 0.5,
-    FieldDescriptor.CPPTYPE_FLOAT: lambda rng: rng.choice(_FLOATS),
-    FieldDescriptor.CPPTYPE_DOUBLE: lambda rng: rng.choice(_FLOATS),
-    FieldDescriptor.CPPTYPE_STRING: lambda rng: rng.choice(_TEXTS),
-    FieldDescriptor.CPPTYPE_BYTES: lambda rng: rng.randbytes(rng.choice((0, 1, 7, 64, 1000))),
+    FieldDescriptor.TYPE_INT32: _whole(-_INT32 - 1, _INT32),
+    FieldDescriptor.TYPE_INT64: _whole(-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.TYPE_UINT32: _whole(0, _UINT32),
+    FieldDescriptor.TYPE_UINT64: _whole(0, _UINT64),
+    FieldDescriptor.TYPE_ENUM: lambda rng: rng.choice((-1, 0, 1, 2, 3, 4, 5, 6, 77, _INT32)),
+    FieldDescriptor.TYPE_BOOL: lambda rng: rng.random() < 0.5,
+    FieldDescriptor.TYPE_FLOAT: lambda rng: rng.choice(_FLOATS),
+    FieldDescriptor.TYPE_DOUBLE: lambda rng: rng.choice(_FLOATS),
+    FieldDescriptor.TYPE_STRING: lambda rng: rng.choice(_TEXTS),
+    FieldDescriptor.TYPE_BYTES: lambda rng: rng.randbytes(rng.choice((0, 1, 7, 64, 1000))),
 }
 
 

@@ -37,6 +37,9 @@ NAMES = {
     "LicenseRef-NVIDIA-Proprietary": False,
     "NVIDIA Proprietary Software": False,
     "Other/Proprietary License": False,
+    "DFSG approved; MIT License": True,
+    "Mozilla Public License 2.0 (MPL 2.0)": True,
+    "ISC License (ISCL)": True,
     "UNKNOWN": False,
     "": False,
 }
@@ -109,8 +112,15 @@ def test_without_a_network_it_says_so_and_fails_a_release_alone(tmp_path, lock, 
     assert audit.main(str(tmp_path / "none"), lock, stamp, strict=False) == 0
 
 
+def test_an_index_that_knows_no_advisories_has_not_been_asked(tmp_path, lock, capsys):
+    mirror = tool(tmp_path / "tool", json.dumps({"dependencies": REPORT["dependencies"][1:2]}))
+    assert audit.main(mirror, lock, tmp_path / "stamp", strict=False) == 0
+    assert "NOT RUN" in capsys.readouterr().err
+    assert audit.main(mirror, lock, tmp_path / "stamp", strict=True) == 1
+
+
 def test_it_asks_once_a_day(tmp_path, lock):
-    clean, stamp = tool(tmp_path / "tool", json.dumps({"dependencies": []})), tmp_path / "stamp"
+    clean, stamp = tool(tmp_path / "tool", json.dumps({"dependencies": REPORT["dependencies"][:1]})), tmp_path / "stamp"
     assert audit.main(clean, lock, stamp, strict=True) == 0 and audit.is_fresh(stamp, lock)
     planted = tool(tmp_path / "planted", json.dumps(REPORT), code=1)
     assert audit.main(planted, lock, stamp, strict=False) == 0
