@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from presift.core.errors import PromptTooLong
 from presift.draft.servicer import DraftServicer
 from presift.draft.work_queue import WorkQueue
 from presift.orchestrator.limits import MAX_EXPLAINED_SPANS
@@ -22,6 +23,7 @@ from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2_grpc, orchestrator_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
 from .fakes.house import Refusal, refusal_of, request
+from .fakes.services import raises
 
 METHODS = {
     "target": ("TargetService/Generate", "TargetService/Prefill"),
@@ -206,6 +208,16 @@ async def test_a_text_of_too_many_tokens_is_refused(house, monkeypatch):
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG")
     assert (refusal.field, refusal.value, refusal.limit) == ("prompt", "51 tokens", "at most 50")
     assert (await house.ask("x" * 50)).usage.prompt_tokens == 50
+
+
+@pytest.mark.parametrize("budget", [{}, {"strict": True, "max_prompt_tokens": 20}])
+async def test_a_prompt_that_neither_model_can_read_is_the_callers_matter(house, budget):
+    """Found by the fuzz: it was UNAVAILABLE, which asks for a retry."""
+    house.draft.faults.append(raises(PromptTooLong("token_ids", "501 tokens", "<= 450")))
+    refusal = await house.refused([7] * 500, budget=budget)
+    assert (refusal.code, refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG", "prompt")
+    assert (refusal.value, refusal.limit) == ("501 tokens", "<= 450")
+    assert (await house.ask([7] * 500, budget=budget)).route == "SPEC_PC"
 
 
 async def test_an_explanation_over_the_message_limit_is_refused(open_house):

@@ -63,6 +63,7 @@ FLAGS = {
     "token-memory": 20_000,
     "prefix-memory": 20_000,
     "turn-memory": 32,
+    "cache-ttl-s": 3,
 }
 
 
