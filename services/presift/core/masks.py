@@ -108,7 +108,9 @@ def _unpack(bits: bytes, shape: tuple[int, ...], field: str) -> NDArray[np.bool_
     # A peer's numbers: their product may be more than an int64.
     rows, width = math.prod(shape[:-1]), shape[-1]
     row_bytes = (width + 7) // 8
-    if not rows * width or len(bits) != rows * row_bytes:
+    if not rows * width:
+        raise InvalidRequest(field.removesuffix(".kept"), f"shape {shape}", "one flag at least")
+    if len(bits) != rows * row_bytes:
         raise InvalidRequest(field, f"{len(bits)} bytes", f"{rows * row_bytes} bytes")
     packed = np.frombuffer(bits, dtype=np.uint8).reshape(rows, row_bytes)
     flags = np.unpackbits(packed, axis=1, bitorder="little").astype(np.bool_)
