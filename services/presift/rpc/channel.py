@@ -11,6 +11,7 @@ import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from presift.rpc.certificates import TlsPems, channel_credentials
+from presift.rpc.hardening import HARDENED
 from presift.rpc.peers import PLAIN, Peer
 from presift.rpc.renewal import RenewedChannel
 
@@ -95,4 +96,5 @@ def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
         # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.service_config", config),
+        *HARDENED,
     ]

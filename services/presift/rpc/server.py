@@ -17,6 +17,7 @@ from presift.core.errors import PresiftError
 from presift.rpc.binding import check_binding, is_loopback
 from presift.rpc.calls import Calls
 from presift.rpc.certificates import TlsFiles, server_credentials
+from presift.rpc.hardening import HARDENED
 from presift.rpc.interceptor import ErrorInterceptor
 
 # Seconds for the calls that are cut at the end of a drain to say so.
@@ -70,6 +71,7 @@ class GrpcServer:
                 # A caller that is gone without a word, or frozen, must not hold its place for ever.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                *HARDENED,
             ],
         )
         self._health = health.aio.HealthServicer()

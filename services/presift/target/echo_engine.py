@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -37,7 +38,8 @@ class EchoEngine(Engine):
 
     - Token `eos_token_id` and every stop token end the answer, are counted, and are not delivered.
     - The text of token t is `chr(t)`: a stop string ends the answer after the token that completes it.
-    - `cached_tokens` is the longest prefix, at most n - 1, that any earlier prompt of the same salt shares.
+    - `cached_tokens` is the longest prefix, at most n - 1, that any earlier prompt of the same salt shares; the last
+      `remembered` prompts and as many entries are known.
     - With a KV plan that keeps C of n > C tokens, `kv_tokens` is C + 1 and the tokens after those n. The first time, n
       is added to the earlier prompts (unless `keep_full_prefix` is off), `score_ms` is n, `publish_ms` is C,
       `coverage` is C / (n - 1), and kept is what must be, then the first tokens. The same plan, prompt and salt again
@@ -57,6 +59,7 @@ class EchoEngine(Engine):
         can_stop_at_strings: bool = True,
         no_kv_dropping: str | None = None,
         kv_page_tokens: int = 1,
+        remembered: int = 4096,
     ) -> None:
         self.token_delay_s = token_delay_s
         self.aborted = 0
@@ -67,8 +70,8 @@ class EchoEngine(Engine):
         self._eos_token_id = eos_token_id
         self._slots = asyncio.Semaphore(max_running)
         self._running = self._waiting = self._held_tokens = 0
-        self._seen: dict[str, list[list[int]]] = {}
-        self._entries: set[tuple[Any, ...]] = set()
+        self._seen: deque[tuple[str, list[int]]] = deque(maxlen=remembered)
+        self._entries: deque[tuple[Any, ...]] = deque(maxlen=remembered)
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -150,7 +153,7 @@ class EchoEngine(Engine):
         entry = (salt, tuple(prompt[:covered]), named)
         if entry in self._entries:
             return held | {"cached_tokens": kept, "reused_entry": True}
-        self._entries.add(entry)
+        self._entries.append(entry)
         cached = self._cached_tokens(prompt[:covered], salt, remember=plan.keep_full_prefix)
         mask = _kept(plan, covered, kept) if plan.report_kept else None
         times = {"score_ms": float(covered) if plan.kv_mask is None else 0.0, "publish_ms": float(kept)}
@@ -172,10 +175,9 @@ class EchoEngine(Engine):
         return is_eos or token_id in sampling.stop_token_ids
 
     def _cached_tokens(self, prompt: list[int], salt: str, *, remember: bool = True) -> int:
-        earlier = self._seen.setdefault(salt, [])
-        longest = max((_shared(prompt, other) for other in earlier), default=0)
+        longest = max((_shared(prompt, other) for of, other in self._seen if of == salt), default=0)
         if remember:
-            earlier.append(prompt)
+            self._seen.append((salt, prompt))
         return min(longest, len(prompt) - 1)
 
 
