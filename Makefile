@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-models check format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-models faults soak check format protos protos-check bench clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,10 +40,16 @@ demo: demo-models ## ask a real document a question five times: full, spec_pc co
 	@$(BIN)/python ops/demo/demo.py
 
 test: $(STAMP) models check ## lint, types, layers, protos, then the tests
-	@$(BIN)/python -m pytest -m "not pair and not gpu"
+	@$(BIN)/python -m pytest -m "not pair and not gpu and not faults"
 
 test-models: $(STAMP) models demo-models ## all the tests, those on the real demo pair included
 	@$(BIN)/python -m pytest -m "not gpu"
+
+faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
+	@$(BIN)/python -m pytest tests/faults --write-results
+
+soak: $(STAMP) ## 30 minutes of mixed traffic with churn: nothing may be left of it
+	@PYTHONPATH=services:clients/python $(BIN)/python -m tests.faults.soak --minutes 30
 
 check: $(STAMP) protos-check
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
