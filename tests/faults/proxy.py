@@ -11,7 +11,7 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
-_CHUNK_BYTES = 65_536
+_CHUNK_BYTES, _PIECE_S = 65_536, 0.05
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME_HEAD_BYTES, _HEADERS_FRAME = 9, 1
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER that ends a connection with RST instead of FIN
@@ -163,10 +163,17 @@ class FaultProxy:
             await self._flows.wait()
             if counter is not None:
                 counter.hear(data)
-            await asyncio.sleep(self.delay_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0))
-            if not link.is_dead:
-                writer.write(self._spoilt(data) if self.garbage else data)
-                await writer.drain()
+            await asyncio.sleep(self.delay_s)
+            await self._pass_on(link, self._spoilt(data) if self.garbage else data, writer)
+
+    async def _pass_on(self, link: _Link, data: bytes, writer: asyncio.StreamWriter) -> None:
+        while data and not link.is_dead:
+            # In small pieces while it is throttled: the end of that must not wait for a big one.
+            size = max(1, int(self.bytes_per_s * _PIECE_S)) if self.bytes_per_s else len(data)
+            await asyncio.sleep(_PIECE_S if self.bytes_per_s else 0.0)
+            writer.write(data[:size])
+            await writer.drain()
+            data = data[size:]
 
     def _spoilt(self, data: bytes) -> bytes:
         # It begins with a length that no HTTP/2 peer takes: noise that breaks the framing, not a forged answer.

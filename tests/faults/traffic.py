@@ -16,11 +16,11 @@ from presift_client import AsyncClient, Decision, Delta, PresiftError, Usage
 
 VOCABULARY = 512
 HEAD_TOKENS, WINDOW = 4, 8  # protected at the start, kept at the end
-NEW_TOKENS = 60  # more than spec_pc keeps: an answer says every token that was read
+NEW_TOKENS = 30  # more than any mask keeps: an answer says every token that was read
 ROUTES = ("full", "spec_pc", "spec_kv", "spec_kv_pc", "auto")
 _MASKED = ("spec_pc", "spec_kv_pc")
 _FALLBACKS = ("draft_unavailable", "draft_timeout", "draft_overloaded", "draft_changed", "mask_rejected")
-_THINKING_S = 0.05
+_THINKING_S = 0.3
 
 
 def prompt_of(number: int) -> list[int]:
