@@ -6,6 +6,7 @@ It also counts HTTP/2 calls, so that a test can say how many reached a service w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -48,8 +49,8 @@ class _Link:
 
     def reset(self) -> None:
         for writer in self.writers:
-            if (sock := writer.get_extra_info("socket")).family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            with contextlib.suppress(OSError):  # closed already; or a unix socket, which knows no RST
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
 
 

@@ -40,16 +40,17 @@ _POLICY = {
     "kv-lookahead-tokens": 4,
     "cascade-capacity": CASCADE,
 }
-# Masks are forgotten soon, so that the draft is always needed; what is remembered elsewhere is small, so that a soak is
-# not long enough to see it grow.
-_PATIENCE = {"draft-timeout-s": 2, "cache-ttl-s": 2, "prefix-memory": 65_536, "turn-memory": 64}
+# What is remembered is so small that a soak is not long enough to see it grow.
+_PATIENCE = {"draft-timeout-s": 2, "prefix-memory": 65_536, "turn-memory": 64}
 _FLAGS = [f"--{name}={value}" for name, value in (_POLICY | _PATIENCE).items()]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to start. The echo engine takes `token_delay_s` for each token; a leaky target is planted for the soak.
-    With a `target_model` the targets are real SGLang engines."""
+    With a `target_model` the targets are real SGLang engines. Masks are forgotten after `cache_ttl_s`: soon, so that
+    the draft is always needed. `direct_cache`: no proxy before the cache, which our own load would make late.
+    """
 
     draft_model: Path
     logs: Path
@@ -60,6 +61,8 @@ class Plan:
     orchestrator_flags: Sequence[str] = ("--no-calibrate", "--guard-share=0")
     leaky_target: bool = False
     target_model: Path | None = None
+    cache_ttl_s: int = 2
+    direct_cache: bool = False
 
 
 @dataclass
@@ -178,12 +181,14 @@ class Stack:
         await asyncio.gather(*(self.launch(name) for name in (*drafts, *targets)))
         for name in orchestrators:
             self.members[name] = Member("presift.orchestrator", self._orchestrator_flags(drafts, targets))
-            self.members[name].environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": f"redis://{self._at(['cache'])}"}
+            url = self.cache.url if plan.direct_cache else f"redis://{self._at(['cache'])}"
+            self.members[name].environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": url}
         await asyncio.gather(*(self.launch(name) for name in orchestrators))
 
     def _orchestrator_flags(self, drafts: list[str], targets: list[str]) -> list[str]:
         addresses = ["--draft-address", self._at(drafts), "--target-address", self._at(targets)]
-        return [*_LISTEN, *addresses, *_FLAGS, *self.plan.orchestrator_flags]
+        forgetting = f"--cache-ttl-s={self.plan.cache_ttl_s}"
+        return [*_LISTEN, *addresses, *_FLAGS, forgetting, *self.plan.orchestrator_flags]
 
     def _at(self, names: list[str]) -> str:
         return ",".join(self.proxies[name].address for name in names)

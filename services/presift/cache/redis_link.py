@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from presift.cache.guard import Guard
+from presift.cache.patience import patience
 from presift.cache.store import CacheLimits, Outcome
 from presift.core.errors import InvalidRequest
 
@@ -46,12 +47,12 @@ class RedisLink:
         self._guard = Guard(limits.rest_after_failures, limits.rest_s)
 
     async def ask(self, *command: str | bytes | int, timeout_s: float) -> object:
-        """The server's reply within `timeout_s`. Raises Unavailable."""
+        """The server's reply within `timeout_s`, our own delays not counted. Raises Unavailable."""
         began_s = self._guard.begin()
         if began_s is None:
             raise Unavailable(Outcome.SKIPPED)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with patience(timeout_s):
                 reply: object = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except ResponseError as error:  # it said no, but it is there and quick: no reason to rest
             self._guard.succeeded()

@@ -50,7 +50,8 @@ class CacheLimits:
 
     `memory_bytes` bounds the in-memory store alone; a server's memory is bounded by the server. `timeout_s` covers one
     read command with everything before it: the wait for a pooled connection, connecting, TLS and authentication.
-    `put_timeout_s` covers the same for a write, which nobody waits for. After `rest_after_failures` failures in a row
+    `put_timeout_s` covers the same for a write, which nobody waits for; `claim_timeout_s` for a lease, without which a
+    whole draft pass may be done twice. After `rest_after_failures` failures in a row
     the server is left alone for `rest_s`, then tried with a single command.
     """
 
@@ -59,6 +60,7 @@ class CacheLimits:
     memory_bytes: int = 64 << 20
     timeout_s: float = 0.05
     put_timeout_s: float = 0.25
+    claim_timeout_s: float = 1.0
     max_connections: int = 32
     rest_after_failures: int = 5
     rest_s: float = 1.0
