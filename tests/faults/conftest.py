@@ -18,8 +18,8 @@ _RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """# The fault suite's table
 
 Written by `make faults` (`pytest tests/faults --write-results`). Real processes, 20 callers on mixed routes all along,
-each answer checked token by token; a fault lasts 3 s (a killed service is started again after them, and recovery counts
-from when it says that it is ready). Deadlines are 2.5, 4 and 8 s.
+each answer checked token by token; a fault lasts 4 s (a killed service is started again after them, and recovery counts
+from when it says that it is ready). Deadlines are 5, 8 and 12 s.
 """
 _ROWS = pytest.StashKey[list[Row]]()
 

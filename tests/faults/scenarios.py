@@ -15,8 +15,8 @@ from .traffic import Book, Crowd
 
 TARGETS = 1
 NUMBERS = range(40)  # the prompts that are asked about
-BEFORE_S, FAULT_S = 1.0, 3.0
-QUIET_S = 2.5  # so long without trouble is recovered
+BEFORE_S, FAULT_S = 2.0, 4.0
+QUIET_S = 3.0  # so long without trouble is recovered
 PATIENCE_S = 25.0
 RECOVERY_LIMIT_S = 10.0
 LATE_LIMIT_S = 1.0

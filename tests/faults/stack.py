@@ -41,7 +41,7 @@ _POLICY = {
     "cascade-capacity": CASCADE,
 }
 # What is remembered is so small that a soak is not long enough to see it grow.
-_PATIENCE = {"draft-timeout-s": 2, "prefix-memory": 65_536, "turn-memory": 64}
+_PATIENCE = {"draft-timeout-s": 4, "prefix-memory": 65_536, "turn-memory": 64}
 _FLAGS = [f"--{name}={value}" for name, value in (_POLICY | _PATIENCE).items()]
 
 
@@ -62,6 +62,7 @@ class Plan:
     leaky_target: bool = False
     target_model: Path | None = None
     cache_ttl_s: int = 2
+    cache_timeout_s: float = 0.05
     direct_cache: bool = False
 
 
@@ -187,8 +188,8 @@ class Stack:
 
     def _orchestrator_flags(self, drafts: list[str], targets: list[str]) -> list[str]:
         addresses = ["--draft-address", self._at(drafts), "--target-address", self._at(targets)]
-        forgetting = f"--cache-ttl-s={self.plan.cache_ttl_s}"
-        return [*_LISTEN, *addresses, *_FLAGS, forgetting, *self.plan.orchestrator_flags]
+        cache = [f"--cache-ttl-s={self.plan.cache_ttl_s}", f"--cache-timeout-s={self.plan.cache_timeout_s}"]
+        return [*_LISTEN, *addresses, *_FLAGS, *cache, *self.plan.orchestrator_flags]
 
     def _at(self, names: list[str]) -> str:
         return ",".join(self.proxies[name].address for name in names)

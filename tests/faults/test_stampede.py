@@ -23,9 +23,10 @@ _fresh = count(2_000_000)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def wide(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """Two orchestrators on one cache that remembers."""
+    """Two orchestrators on one cache that remembers. They are patient with it: this machine may be busy."""
     logs = tmp_path_factory.mktemp("stampede")
-    async with Stack(Plan(tiny_model("tinyq"), logs, cache_ttl_s=600, direct_cache=True)) as running:
+    plan = Plan(tiny_model("tinyq"), logs, cache_ttl_s=600, cache_timeout_s=1.0, direct_cache=True)
+    async with Stack(plan) as running:
         yield running
 
 

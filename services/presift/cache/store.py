@@ -12,6 +12,9 @@ from typing import Protocol
 from presift.core.errors import InvalidRequest
 from presift.core.plan import CompressedPrompt
 
+# How many times longer a claim is waited for than a look-up.
+CLAIM_PATIENCE = 5.0
+
 
 class Operation(StrEnum):
     """What was asked of the cache."""
@@ -50,8 +53,7 @@ class CacheLimits:
 
     `memory_bytes` bounds the in-memory store alone; a server's memory is bounded by the server. `timeout_s` covers one
     read command with everything before it: the wait for a pooled connection, connecting, TLS and authentication.
-    `put_timeout_s` covers the same for a write, which nobody waits for; `claim_timeout_s` for a lease, without which a
-    whole draft pass may be done twice. After `rest_after_failures` failures in a row
+    `put_timeout_s` covers the same for a write, which nobody waits for. After `rest_after_failures` failures in a row
     the server is left alone for `rest_s`, then tried with a single command.
     """
 
@@ -60,7 +62,6 @@ class CacheLimits:
     memory_bytes: int = 64 << 20
     timeout_s: float = 0.05
     put_timeout_s: float = 0.25
-    claim_timeout_s: float = 1.0
     max_connections: int = 32
     rest_after_failures: int = 5
     rest_s: float = 1.0
@@ -69,6 +70,11 @@ class CacheLimits:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 raise InvalidRequest(f"cache.{field.name}", getattr(self, field.name), "> 0")
+
+    @property
+    def claim_timeout_s(self) -> float:
+        """More patient than a look-up: a claim that is given up may cost a second draft pass."""
+        return self.timeout_s * CLAIM_PATIENCE
 
 
 class Store(Protocol):
