@@ -135,6 +135,7 @@ def test_public_names_of_the_client():
         "PolicyFile",
         "PresiftError",
         "PromptTooLong",
+        "Replica",
         "RouteForecast",
         "RouteQuality",
         "RouteUnsupported",

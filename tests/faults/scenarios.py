@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .stack import Stack
 from .traffic import Book, Crowd
 
-TARGETS = 1
+TARGETS = 2
 NUMBERS = range(40)  # the prompts that are asked about
 BEFORE_S, FAULT_S = 2.0, 4.0
 QUIET_S = 3.0  # so long without trouble is recovered

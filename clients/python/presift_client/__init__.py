@@ -17,7 +17,7 @@ from presift_client.errors import (
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
 from presift_client.forecasts import RouteForecast, StageSpeed
-from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, RouteQuality, Usage
+from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, Replica, RouteQuality, Usage
 
 __all__ = [
     "AsyncClient",
@@ -39,6 +39,7 @@ __all__ = [
     "PolicyFile",
     "PresiftError",
     "PromptTooLong",
+    "Replica",
     "RouteForecast",
     "RouteQuality",
     "RouteUnsupported",

@@ -27,17 +27,21 @@ _GOOGLE = "type.googleapis.com/google.rpc."
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a refusal carries. `retry_after_s` is None where the service names no time."""
+    """What a refusal carries. `retry_after_s` is None where the service names no time; `delivered_tokens` of an answer
+    had come before it."""
 
     reason: str = ""
     field: str = ""
     value: str = ""
     limit: str = ""
     retry_after_s: float | None = None
+    delivered_tokens: int = 0
 
 
 class PresiftError(Exception):
-    """Base of everything that a call raises. `code` is the gRPC status; `field`, `value`, `limit` may be empty."""
+    """Base of everything that a call raises. `code` is the gRPC status; `field`, `value`, `limit` may be empty.
+
+    `delivered_tokens` of an answer had come before it: 0 says that asking again costs nothing twice."""
 
     def __init__(self, message: str, code: grpc.StatusCode, details: Details) -> None:
         super().__init__(message)
@@ -47,6 +51,7 @@ class PresiftError(Exception):
         self.value = details.value
         self.limit = details.limit
         self.retry_after_s = details.retry_after_s
+        self.delivered_tokens = details.delivered_tokens
 
 
 class InvalidRequest(PresiftError):
@@ -130,4 +135,12 @@ def _parse(status: errors_pb2.Status) -> Details:
         elif detail.type_url == _GOOGLE + "RetryInfo":
             retry_after_s = errors_pb2.RetryInfo.FromString(detail.value).retry_delay.ToMilliseconds() / 1000
     known = info.metadata
-    return Details(info.reason, known.get("field", ""), known.get("value", ""), known.get("limit", ""), retry_after_s)
+    delivered = known.get("delivered_tokens", "0")
+    return Details(
+        info.reason,
+        known.get("field", ""),
+        known.get("value", ""),
+        known.get("limit", ""),
+        retry_after_s,
+        int(delivered) if delivered.isdecimal() and len(delivered) < 10 else 0,
+    )

@@ -122,6 +122,20 @@ class RouteQuality:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """A process of the draft or the target (`role`). `breaker`: closed, open or half_open; `unused` says in words why
+    it is not asked although it is healthy, empty where it is."""
+
+    address: str
+    role: str
+    healthy: bool
+    breaker: str
+    in_flight: int
+    unused: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     """What stands behind an orchestrator; `draft` is None while there is none, `policy_file` where there is none.
     `speeds`: what was learnt of the stages, the last observed last."""
@@ -133,6 +147,7 @@ class Info:
     policy_file: PolicyFile | None = None
     route_quality: tuple[RouteQuality, ...] = ()
     speeds: tuple[StageSpeed, ...] = ()
+    replicas: tuple[Replica, ...] = ()
 
 
 Event = Decision | Delta | Usage
@@ -204,6 +219,19 @@ def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
         policy_file=_policy_file(info.policy_file) if info.HasField("policy_file") else None,
         route_quality=tuple(_quality(each) for each in info.route_quality),
         speeds=tuple(speed_of(speed) for speed in info.speeds),
+        replicas=tuple(_replica(each) for each in info.replicas),
+    )
+
+
+def _replica(replica: orchestrator_pb2.Replica) -> Replica:
+    return Replica(
+        replica.address,
+        replica.role,
+        replica.healthy,
+        replica.breaker,
+        replica.in_flight,
+        replica.unused,
+        replica.name,
     )
 
 

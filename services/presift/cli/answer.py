@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from presift_client import Client, Decision, Info, PresiftError, Usage
+from presift_client import Client, Decision, Info, PresiftError, Replica, Usage
 from presift_client.requests import Options
 
 
@@ -69,6 +69,14 @@ def served(address: str) -> Info | None:
             return client.info(deadline_s=1.0)
         except PresiftError:
             return None
+
+
+def replica_line(replica: Replica) -> str:
+    """How a replica stands, in one line."""
+    health = "healthy" if replica.healthy else "away"
+    breaker = "" if replica.breaker == "closed" else f", breaker {replica.breaker}"
+    unused = f", not used: {replica.unused}" if replica.unused else ""
+    return f"{replica.address} {health}{breaker}, {replica.in_flight} in flight{unused}"
 
 
 def decision_line(decision: Decision) -> str:

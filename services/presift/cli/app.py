@@ -39,7 +39,10 @@ def up(
     *,
     draft: Annotated[str, typer.Option(help="model folder, catalogue name or hub id")] = _DRAFT,
     target: Annotated[str, typer.Option(help="model folder, catalogue name or hub id")] = _TARGET,
-    listen: Annotated[str, typer.Option(help="where the orchestrator listens")] = "127.0.0.1:50051",
+    drafts: Annotated[int, typer.Option(min=1, max=64, help="draft replicas")] = 1,
+    targets: Annotated[int, typer.Option(min=1, max=64, help="target replicas")] = 1,
+    orchestrators: Annotated[int, typer.Option(min=1, max=64, help="orchestrators, one port after the other")] = 1,
+    listen: Annotated[str, typer.Option(help="where the (first) orchestrator listens")] = "127.0.0.1:50051",
     cache_url: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
     ] = None,
@@ -72,6 +75,9 @@ def up(
         logs=home / "logs",
         listen=listen,
         cache_url=cache_url,
+        drafts=drafts,
+        targets=targets,
+        orchestrators=orchestrators,
         orchestrator_flags=_flags(
             compress_above_tokens=compress_above,
             capacity=capacity,
@@ -170,6 +176,8 @@ def models(
     if served is not None:
         table.add_row("served as target", served.target.id)
         table.add_row("served as draft", served.draft.id if served.draft else "none")
+        for replica in served.replicas:
+            table.add_row(f"{replica.role} replica", answer.replica_line(replica))
     Console().print(table)
 
 

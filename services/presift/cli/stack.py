@@ -21,7 +21,10 @@ _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1", "TOKENIZE
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """`draft` and `target` are folders or hub ids; `cache_url` None starts a Valkey. Extra flags go to each service."""
+    """`draft` and `target` are folders or hub ids; `cache_url` None starts a Valkey. Extra flags go to each service.
+
+    Of several orchestrators the first one listens on `listen`, the others on the ports after it (on any, with port 0).
+    """
 
     draft: str
     target: str
@@ -37,6 +40,9 @@ class StackOptions:
     target_flags: Sequence[str] = ()
     orchestrator_flags: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    drafts: int = 1
+    targets: int = 1
+    orchestrators: int = 1
 
 
 class LocalStack:
@@ -51,8 +57,13 @@ class LocalStack:
 
     @property
     def address(self) -> str:
-        """Where the orchestrator listens."""
-        return self.services[-1].address
+        """Where the (first) orchestrator listens."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the orchestrators listen."""
+        return [service.address for service in self._of("orchestrator")]
 
     def __enter__(self) -> Self:
         try:
@@ -68,30 +79,41 @@ class LocalStack:
         self._exit.close()
 
     def failed(self) -> ServiceProcess | None:
-        """A service that ended although it should run, if there is one."""
-        return next((service for service in self.services if service.exit_code() is not None), None)
+        """A service that ended although it should run, and was the last of its kind; if there is one."""
+        return next((service for service in self.lost() if not self._others_live(service)), None)
+
+    def lost(self) -> list[ServiceProcess]:
+        """All services that ended although they should run."""
+        return [service for service in self.services if service.exit_code() is not None]
+
+    def _of(self, kind: str) -> list[ServiceProcess]:
+        return [service for service in self.services if _kind(service.name) == kind]
+
+    def _others_live(self, service: ServiceProcess) -> bool:
+        return any(other.exit_code() is None for other in self._of(_kind(service.name)))
 
     def _start(self) -> None:
         options = self.options
         options.logs.mkdir(parents=True, exist_ok=True)
         self._start_cache()
-        target = self._launch("target", ["--model", options.target, "--listen", "127.0.0.1:0", *options.target_flags])
-        draft = self._launch("draft", ["--model", options.draft, "--listen", "127.0.0.1:0", *options.draft_flags])
-        addresses = {service.name: self._wait(service) for service in (draft, target)}
-        orchestrator = self._launch(
-            "orchestrator",
-            [
-                *("--listen", options.listen),
-                *("--draft-address", addresses["draft"]),
-                *("--target-address", addresses["target"]),
-                *("--draft-timeout-s", str(options.draft_timeout_s)),
-                *self._tokenizer_flag(),
-                *options.orchestrator_flags,
-            ],
-            # Not on the command line: the URL may hold a password.
-            {"PRESIFT_ORCHESTRATOR_CACHE_URL": self.cache_url},
-        )
-        self._wait(orchestrator)
+        for name in _names("target", options.targets):
+            self._launch(name, ["--model", options.target, "--listen", "127.0.0.1:0", *options.target_flags])
+        for name in _names("draft", options.drafts):
+            self._launch(name, ["--model", options.draft, "--listen", "127.0.0.1:0", *options.draft_flags])
+        addresses = {kind: [self._wait(each) for each in self._of(kind)] for kind in ("draft", "target")}
+        flags = [
+            *("--draft-address", ",".join(addresses["draft"])),
+            *("--target-address", ",".join(addresses["target"])),
+            *("--draft-timeout-s", str(options.draft_timeout_s)),
+            *self._tokenizer_flag(),
+            *options.orchestrator_flags,
+        ]
+        # Not on the command line: the URL may hold a password.
+        environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": self.cache_url}
+        for place, name in enumerate(_names("orchestrator", options.orchestrators)):
+            self._launch(name, ["--listen", _nth(options.listen, place), *flags], environment)
+        for orchestrator in self._of("orchestrator"):
+            self._wait(orchestrator)
 
     def _tokenizer_flag(self) -> list[str]:
         return ["--tokenizer", self.options.tokenizer] if self.options.tokenizer else []
@@ -107,7 +129,7 @@ class LocalStack:
         log = self.options.logs / f"{name}.log"
         merged = {**_ENVIRONMENT, **self.options.environment, **(environment or {})}
         flags = [*flags, "--drain-s", str(self.options.drain_s)]
-        service = ServiceProcess(name, f"presift.{name}", flags, log, merged)
+        service = ServiceProcess(name, f"presift.{_kind(name)}", flags, log, merged)
         self.services.append(service)
         self._exit.callback(self._stop, service)
         self._progress(f"{name:13} starting (log: {log})")
@@ -124,6 +146,21 @@ class LocalStack:
         code = service.stop(self.options.drain_s + 10.0)
         if was_running:
             self._progress(f"{service.name:13} stopped" + (f" with code {code}" if code else ""))
+
+
+def _names(kind: str, count: int) -> list[str]:
+    """The first is called by its kind alone."""
+    return [kind, *(f"{kind}-{number}" for number in range(2, count + 1))]
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _nth(listen: str, place: int) -> str:
+    """The address that many ports behind; port 0 takes any free one."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + place}" if int(port) else listen
 
 
 __all__ = ["LocalStack", "ServiceFailed", "StackOptions"]

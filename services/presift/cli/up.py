@@ -21,8 +21,10 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
         signal.signal(number, _stop)
     try:
         with LocalStack(options, progress) as stack:
-            addresses = ", ".join(f"{service.name} {service.address}" for service in stack.services[:-1])
-            progress(f"presift is ready on {stack.address} ({addresses}); stop it with Ctrl-C")
+            doors = ", ".join(stack.addresses)
+            behind = [service for service in stack.services if service.address not in stack.addresses]
+            addresses = ", ".join(f"{service.name} {service.address}" for service in behind)
+            progress(f"presift is ready on {doors} ({addresses}); stop it with Ctrl-C")
             return _watch(stack, progress)
     except _Stopped:
         return 0
@@ -32,7 +34,12 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
 
 
 def _watch(stack: LocalStack, progress: Progress) -> int:
+    told = set[str]()
     while (dead := stack.failed()) is None:
+        for lost in stack.lost():
+            if lost.name not in told:
+                progress(f"warning: {lost.name} ended with code {lost.exit_code()}; the others go on; see {lost.log}")
+                told.add(lost.name)
         time.sleep(0.5)
     progress(f"error: {dead.name} ended with code {dead.exit_code()}; see {dead.log}")
     return 1

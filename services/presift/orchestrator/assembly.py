@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from presift.orchestrator.planning import Planner
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.prefixes import Prefixes
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
+from presift.orchestrator.seating import Usher
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.turns import Turns
@@ -55,7 +57,7 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
     store = open_store(settings.cache_url.get_secret_value(), limits, _count_cache)
     lease = open_lease(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
-    draft = RemoteDraft(settings.draft_address, message_bytes)
+    draft = RemoteDraft(settings.draft_address, message_bytes, hedge_after_s=settings.draft_hedge_after_s)
     target = RemoteTarget(settings.target_address, message_bytes)
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     interpreter = load_interpreter(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None
@@ -63,7 +65,7 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     models = Models(draft, target, tokenizer.fingerprint(), foreign)
     scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
     compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s, salt=salt)
-    economy, switches = _economy(settings, salt), Switches(settings.thresholds())
+    economy, switches = _economy(settings, salt, lambda: draft.width), Switches(settings.thresholds())
     planner = Planner(
         tokenizer,
         models,
@@ -73,6 +75,7 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
         turns=Turns(settings.turn_memory, salt),
         economy=economy,
         switches=switches,
+        usher=Usher(target, models, economy),
     )
     defaults = settings.defaults()
     answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=defaults, salt=salt)
@@ -84,9 +87,9 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, store))
 
 
-def _economy(settings: OrchestratorSettings, salt: str) -> Economy:
+def _economy(settings: OrchestratorSettings, salt: str, drafts: Callable[[], int]) -> Economy:
     prefixes = Prefixes(settings.prefix_memory // BLOCK_TOKENS, salt)
-    return Economy(prefixes, learns=settings.learn_speeds, reads_beside=settings.prefill_while_drafting)
+    return Economy(prefixes, learns=settings.learn_speeds, reads_beside=settings.prefill_while_drafting, drafts=drafts)
 
 
 def _count_cache(operation: Operation, outcome: Outcome) -> None:

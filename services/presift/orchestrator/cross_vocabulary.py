@@ -24,6 +24,7 @@ from presift.core.spans import Span
 from presift.orchestrator.interpreting import Interpreter, Reading
 from presift.orchestrator.ports import Draft, MaskRejected, Score
 from presift.orchestrator.verification import lookahead_policy, mask_policy
+from presift.rpc.replicas.replica import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,13 @@ class CrossVocabularyDraft:
     def __init__(self, draft: Draft, interpreter: Interpreter) -> None:
         self._draft = draft
         self._interpreter = interpreter
+
+    @property
+    def width(self) -> int:
+        return self._draft.width
+
+    def standings(self) -> list[Standing]:
+        return self._draft.standings()
 
     async def info(self) -> ModelInfo:
         return await self._draft.info()

@@ -15,6 +15,7 @@ from presift.core.spans import Span
 from presift.orchestrator.candidates import Candidate
 from presift.orchestrator.choices import Choice, Reason
 from presift.orchestrator.costs import Forecast
+from presift.orchestrator.ports import ANYWHERE, Seat
 
 
 class CacheUse(StrEnum):
@@ -68,7 +69,7 @@ class Plan:
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
     far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
     would have been chosen, had the quality guard not switched its route off; `is_tighter`: less is kept than everyone
-    gets who asks for nothing. `importance` and
+    gets who asks for nothing; `at`: the target's replica. `importance` and
     `routes`, what AUTO chose among, are only there where a plan is to be explained.
     """
 
@@ -82,3 +83,4 @@ class Plan:
     avoided: Choice | None = None
     is_tighter: bool = False
     routes: tuple[Candidate, ...] = ()
+    at: Seat = ANYWHERE

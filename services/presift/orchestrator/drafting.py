@@ -24,7 +24,7 @@ from presift.orchestrator.compression import Compressed, Compressor
 from presift.orchestrator.decision import CacheUse
 from presift.orchestrator.forecasting import with_forecast
 from presift.orchestrator.models import Models
-from presift.orchestrator.ports import MaskRejected
+from presift.orchestrator.ports import ANYWHERE, MaskRejected, Seat
 from presift.orchestrator.prefilling import Prefiller, beside
 from presift.orchestrator.request import Budget
 from presift.orchestrator.tokenizer import Tokenized
@@ -58,7 +58,7 @@ class Drafted:
 @dataclass(frozen=True, slots=True)
 class Draftable:
     """A request that needs the draft. `defaults` are those of this request; `left_s` is the caller's deadline, None for
-    none."""
+    none; `at` is where the target will read."""
 
     choice: Choice
     tokens: Tokenized
@@ -66,6 +66,7 @@ class Draftable:
     budget: Budget
     defaults: Defaults
     left_s: float | None
+    at: Seat = ANYWHERE
 
 
 class Drafter:
@@ -98,13 +99,13 @@ class Drafter:
 
     async def _compress_beside(self, scoring: Scoring, job: Draftable, prefiller: Prefiller) -> Drafted:
         ids, missed, prefill_ms = job.tokens.ids, asyncio.Event(), 0.0
-        async with beside(prefiller.read_after(missed, ids)) as reading:
+        async with beside(prefiller.read_after(missed, ids, job.at)) as reading:
             # Where the draft fails, reading goes on: the full prompt is what Generate will need.
             drafted = await self._compress(scoring, job, missed)
             if missed.is_set():
                 prefill_ms = await reading
             elif drafted.compressed is not None and drafted.compressed.cache is CacheUse.SHARED:
-                prefill_ms = await prefiller.join(ids)
+                prefill_ms = await prefiller.join(ids, job.at)
         return replace(drafted, prefill_ms=prefill_ms)
 
     async def _compress(self, scoring: Scoring, job: Draftable, missed: asyncio.Event | None) -> Drafted:

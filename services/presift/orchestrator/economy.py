@@ -7,7 +7,7 @@ what of our own is under way. It does not see other orchestrators' traffic, but 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
@@ -19,7 +19,7 @@ from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy
 from presift.orchestrator.chains import Chain
 from presift.orchestrator.choices import Choice
-from presift.orchestrator.costs import Load, Outlook, Reading
+from presift.orchestrator.costs import Answering, Load, Outlook, Reading
 from presift.orchestrator.decision import CacheUse, Plan
 from presift.orchestrator.forecasting import bare
 from presift.orchestrator.learning import Answered, learn
@@ -45,8 +45,19 @@ class _Known:
     entry: Hashable
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What an outlook is made of beside the places: the prompt, what waits and is under way there, `own` requests."""
+
+    chain: Chain
+    load: Load
+    own: int
+    answers: tuple[Answering, ...]
+
+
 class Economy:
-    """`learns` False keeps the speeds at their seeds. `reads_beside`: the target reads while the draft works."""
+    """`learns` False keeps the speeds at their seeds. `reads_beside`: the target reads while the draft works. `drafts`:
+    how many can work at once."""
 
     def __init__(
         self,
@@ -55,6 +66,7 @@ class Economy:
         learns: bool = True,
         reads_beside: bool = False,
         loads: Loads | None = None,
+        drafts: Callable[[], int] = lambda: 1,
     ) -> None:
         self._prefixes = Prefixes() if prefixes is None else prefixes
         self._learns = learns
@@ -62,7 +74,9 @@ class Economy:
         self._book = SpeedBook()
         self._compressed: OrderedDict[int, dict[Policy, _Known]] = OrderedDict()
         self._answered_last: dict[str, deque[str]] = {}
+        self._drafts = drafts
         self.drafting, self.reading = Queue(), Queue()
+        self._readings: dict[str, Queue] = {}
         self.loads = Loads() if loads is None else loads
 
     def outlook(
@@ -73,8 +87,11 @@ class Economy:
         request's arrival.
         """
         replicas = dict.fromkeys(self._answered_last.get(place_of(target), ("",)))
-        found = self.outlooks(ids, target, draft, replicas, spent_ms)
-        return min(found.values(), key=_least)
+        seen = _Seen(
+            self._prefixes.chain(ids), self._load(self.reading, spent_ms), len(self.reading), self.loads.answers
+        )
+        drafting = "" if draft is None else place_of(draft)
+        return min((self._outlook(seen, (drafting, place_of(target, each))) for each in replicas), key=_least)
 
     def outlooks(
         self,
@@ -84,26 +101,40 @@ class Economy:
         replicas: Iterable[str],
         spent_ms: float = 0.0,
     ) -> dict[str, Outlook]:
-        """The same at each replica of the target."""
+        """The same at each of these replicas of the target, which can be addressed one by one."""
         chain, drafting = self._prefixes.chain(ids), "" if draft is None else place_of(draft)
-        known = self._compressed.get(chain.name, {})
-        load = Load(self.drafting.wait_ms, self.reading.wait_ms, spent_ms)
-        return {
-            replica: self._outlook(chain, known, load, (drafting, place_of(target, replica))) for replica in replicas
-        }
+        found = {}
+        for replica in replicas:
+            queue = self.reading_at(replica)
+            seen = _Seen(chain, self._load(queue, spent_ms), len(queue), self.loads.answers_at(replica))
+            found[replica] = self._outlook(seen, (drafting, place_of(target, replica)))
+        return found
 
-    def _outlook(self, chain: Chain, known: dict[Policy, _Known], load: Load, places: tuple[str, str]) -> Outlook:
+    def reading_at(self, replica: str) -> Queue:
+        """What is under way at a replica that was chosen; without a name, at the target."""
+        if not replica:
+            return self.reading
+        if replica not in self._readings:  # who has left is forgotten
+            self._readings = {name: queue for name, queue in self._readings.items() if len(queue)}
+        return self._readings.setdefault(replica, Queue())
+
+    def _load(self, reading: Queue, spent_ms: float) -> Load:
+        return Load(self.drafting.wait_ms / max(1, self._drafts()), reading.wait_ms, spent_ms)
+
+    def _outlook(self, seen: _Seen, places: tuple[str, str]) -> Outlook:
         drafting, reading = places
-        expected, others_ms = self._prefixes.expected_of, self.loads.others_ms(reading, len(self.reading))
+        known = self._compressed.get(seen.chain.name, {})
+        load, others_ms = seen.load, self.loads.others_ms(reading, seen.own)
+        expected = self._prefixes.expected_of
         return Outlook(
             speeds=self._book.speeds(drafting, reading),
             load=replace(load, target_ms=load.target_ms + others_ms) if others_ms else load,
-            cached_tokens=self._prefixes.expected(reading, chain),
+            cached_tokens=self._prefixes.expected(reading, seen.chain),
             compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
             entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
             reads_beside=self._reads_beside,
             free_kv_tokens=self.loads.free_kv_tokens(reading),
-            answers=self.loads.answers,
+            answers=seen.answers,
         )
 
     def learnt(self) -> list[StageSpeed]:
@@ -116,15 +147,15 @@ class Economy:
             calibrate(self._book, stage, place, timings)
 
     @contextmanager
-    def compressing(self, ids: NDArray[np.uint32], choice: Choice) -> Iterator[None]:
-        """A prompt is being compressed, until the block ends: the draft works, and the target where it reads beside
-        it; once for all who ask for the same."""
+    def compressing(self, ids: NDArray[np.uint32], choice: Choice, replica: str = "") -> Iterator[None]:
+        """A prompt is being compressed, until the block ends: the draft works, and the target (its `replica`) where it
+        reads beside it; once for all who ask for the same."""
         name, found = self._prefixes.chain(ids).name, choice.forecast
         with ExitStack() as turns:
             if found is not None and found.draft_work_ms and choice.policy is not None:
                 turns.enter_context(self.drafting.working(found.draft_work_ms, (name, bare(choice.policy))))
             if found is not None and found.beside_work_ms:
-                turns.enter_context(self.reading.working(found.beside_work_ms, name))
+                turns.enter_context(self.reading_at(replica).working(found.beside_work_ms, name))
             yield
 
     def drafted(self, ids: NDArray[np.uint32], plan: Plan) -> None:

@@ -59,7 +59,7 @@ class KeptKvReader:
         return await self._ask(plan, replace(asked, keep_full_prefix=False), salt, timeout_s)
 
     async def _ask(self, plan: Plan, asked: KvPlan, salt: str, timeout_s: float | None) -> Usage:
-        stream = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, timeout_s, asked)
+        stream = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, timeout_s, asked, at=plan.at)
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Usage):

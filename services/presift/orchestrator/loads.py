@@ -25,17 +25,21 @@ class Loads:
         self._clock = clock
         self._heard: dict[str, tuple[float, TargetLoad]] = {}
         self._reading_ms: deque[float] = deque(maxlen=_KEPT_TIMES)
-        self._answers: list[Answering] = []
+        self._answers: list[tuple[str, Answering]] = []
 
     @property
     def answers(self) -> tuple[Answering, ...]:
         """Those of ours that are under way; each is half done, on the average."""
-        return tuple(self._answers)
+        return tuple(answer for _, answer in self._answers)
+
+    def answers_at(self, replica: str) -> tuple[Answering, ...]:
+        """The same, of those that were sent to this replica."""
+        return tuple(answer for at, answer in self._answers if at == replica)
 
     @contextmanager
-    def answering(self, predicted_ms: float, kv_tokens: int) -> Iterator[None]:
+    def answering(self, predicted_ms: float, kv_tokens: int, replica: str = "") -> Iterator[None]:
         """An answer, until the block ends: the decoding that was predicted for it, and the KV slots that it holds."""
-        answer = Answering(predicted_ms / 2, kv_tokens)
+        answer = replica, Answering(predicted_ms / 2, kv_tokens)
         self._answers.append(answer)
         try:
             yield

@@ -8,6 +8,7 @@ import logging
 from presift.core.errors import DraftUnavailable, PresiftError, VocabularyMismatch
 from presift.core.plan import ModelInfo
 from presift.orchestrator.ports import Draft, Target, TargetInfo
+from presift.rpc.replicas.replica import Standing
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ class Models:
         self.draft = None
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._find_draft(), name="find draft")
+
+    def standings(self) -> list[Standing]:
+        """How the replicas of both stand."""
+        return [*self._draft.standings(), *self._target.standings()]
 
     async def aclose(self) -> None:
         """Stop looking."""

@@ -13,6 +13,7 @@ from presift.orchestrator.pipeline import Delta, Event, Report
 from presift.orchestrator.policy_file import PolicyFile
 from presift.orchestrator.ports import FinishReason
 from presift.rpc import wire
+from presift.rpc.replicas.replica import Standing
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 _CACHE: dict[CacheUse, Any] = {
@@ -107,6 +108,18 @@ def quality_to_wire(quality: Quality) -> orchestrator_pb2.RouteQuality:
         mean_first_divergence=quality.first_divergence,
         switched_off=quality.is_off,
         since=quality.since,
+    )
+
+
+def replica_to_wire(standing: Standing) -> orchestrator_pb2.Replica:
+    return orchestrator_pb2.Replica(
+        address=standing.address,
+        role=standing.role,
+        healthy=standing.is_healthy,
+        breaker=standing.breaker.value,
+        in_flight=standing.in_flight,
+        unused=standing.unused,
+        name=standing.name,
     )
 
 

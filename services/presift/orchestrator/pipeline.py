@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 
 from presift.core.errors import TargetUnavailable
@@ -77,21 +77,23 @@ class Pipeline:
         Raises what `plan` raises, and what the target port raises.
         """
         started = time.perf_counter()
-        with self.guard.calm.stirred() as calmed:
-            plan = await self.plan(request, time_left_s)
+        with self.guard.calm.stirred() as calmed, ExitStack() as held:
+            plan = await self.plan(request, time_left_s, held)
             yield plan.decision
             sample = self.guard.sample(plan, request.sampling)
             left = None if time_left_s is None else max(0.0, time_left_s - (time.perf_counter() - started))
+            held.close()  # from now on the request itself counts
             async with aclosing(self._decode(plan, request, left, started)) as events:
                 async for event in events:
                     calmed()
                     self._hear(sample, event)
                     yield event
 
-    async def plan(self, request: Request, time_left_s: float | None = None) -> Plan:
-        """The decision and what it keeps, without generating. Raises TargetUnavailable before the target is known."""
+    async def plan(self, request: Request, time_left_s: float | None = None, held: ExitStack | None = None) -> Plan:
+        """The decision and what it keeps, without generating; `held` holds the target's seat. Raises TargetUnavailable
+        before the target is known."""
         self._caller_is_here()
-        return await self._planner.plan(request, self.target_info(), time_left_s)
+        return await self._planner.plan(request, self.target_info(), time_left_s, held)
 
     async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
@@ -137,15 +139,18 @@ class Pipeline:
         # Not made current: an async generator's context is its consumer's.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
         decoding_ms = step_ms(plan) * request.sampling.max_new_tokens
-        held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens)
-        with span, held, economy.reading.working(work_ms(plan)) as turn:
-            stream = self._target.generate(plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan)
+        held = economy.loads.answering(decoding_ms, plan.decision.kv_tokens, plan.at.replica)
+        queue = economy.reading_at(plan.at.replica)
+        with span, held, queue.working(work_ms(plan)) as turn:
+            stream = self._target.generate(
+                plan.read_ids, request.sampling, self._salt, left_s, plan.kv_plan, at=plan.at
+            )
             async with aclosing(stream) as events:
                 async for event in events:
                     now_ms = (time.perf_counter() - started) * 1000
                     if not ttft_ms:  # an answer may be a stop token alone
                         ttft_ms = now_ms
-                        economy.reading.done(turn)
+                        queue.done(turn)
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
                         _count(plan.decision, event)

@@ -45,7 +45,7 @@ def choose_among(wanted: Route | None, question: Question, outlooks: Mapping[str
     found = {first: weighed}
     if soonest != first:
         found[soonest] = _elsewhere(weighed, wanted, question, outlooks[soonest])
-    best = min(found, key=lambda replica: (_merit(found[replica], question.budget), replica))
+    best = min(found, key=lambda replica: (merit(found[replica], question.budget), replica))
     return Placed(best, found[best], found)
 
 
@@ -75,8 +75,8 @@ def _choice_at(outlook: Outlook, wanted: Route | None, question: Question) -> Ch
     return choose(wanted, question.budget, question.options, facts, question.defaults)
 
 
-def _merit(choice: Choice, budget: Budget) -> tuple[bool, float]:
-    """The least is the best: what keeps the budget first, then what is soonest."""
+def merit(choice: Choice, budget: Budget) -> tuple[bool, float]:
+    """By which the least is the best: what keeps the budget first, then what is soonest."""
     ttft_ms = 0.0 if choice.forecast is None else choice.forecast.ttft_ms
     is_late = budget.max_ttft_ms is not None and ttft_ms > budget.max_ttft_ms
     return is_late or choice.reason is Reason.BUDGET_NOT_MET, ttft_ms

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
@@ -14,6 +16,7 @@ from presift.core.spans import must_keep
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
+from presift.orchestrator.costs import Outlook
 from presift.orchestrator.coverage import Ask, covers, settled
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.drafting import Draftable, Drafter, in_time
@@ -24,10 +27,11 @@ from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
-from presift.orchestrator.ports import TargetInfo
+from presift.orchestrator.ports import ANYWHERE, Seat, TargetInfo
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.request import Request
 from presift.orchestrator.routing import avoided, check_served, choose
+from presift.orchestrator.seating import Usher
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.turns import Turns
@@ -42,13 +46,15 @@ from presift.rpc.telemetry import span
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One request, read, its budget completed by its terms. `started` by the performance counter, in seconds."""
+    """One request, read, its budget completed by its terms. `started` by the performance counter, in seconds; `at` is
+    the target's replica."""
 
     request: Request
     defaults: Defaults
     origin: Origin
     facts: Facts
     started: float
+    at: Seat = ANYWHERE
 
 
 class Planner:
@@ -65,7 +71,9 @@ class Planner:
         turns: Turns | None = None,
         economy: Economy | None = None,
         switches: Switches | None = None,
+        usher: Usher | None = None,
     ) -> None:
+        self._usher = usher
         self._tokenizer = tokenizer
         self._models = models
         self._compressor = compressor
@@ -75,20 +83,28 @@ class Planner:
         self._turns = Turns(0) if turns is None else turns
         self._switches = Switches() if switches is None else switches
 
-    async def plan(self, request: Request, target: TargetInfo, time_left_s: float | None = None) -> Plan:
+    async def plan(
+        self,
+        request: Request,
+        target: TargetInfo,
+        time_left_s: float | None = None,
+        held: ExitStack | None = None,
+    ) -> Plan:
         """Raises InvalidRequest, PromptTooLong, BudgetExceeded, RouteUnsupported; DraftUnavailable only where the full
-        prompt cannot fit (or may not: `strict`)."""
-        case = await self._read(request, target)
+        prompt cannot fit (or may not: `strict`). The seat at the target is taken for as long as `held` is open."""
+        case = self._seated(await self._read(request, target))
+        if held is not None and self._usher is not None:
+            held.enter_context(self._usher.holding(case.at))
         plan = self._continued(case) or await self._new(case, time_left_s)
         _count(plan.decision)
-        return replace(plan, is_tighter=self._is_tighter(plan, case))
+        return replace(plan, is_tighter=self._is_tighter(plan, case), at=case.at)
 
     async def explain(self, request: Request, target: TargetInfo) -> Plan:
         """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
         on with an earlier selection has neither. Here the draft's trouble is an error.
         """
-        case = await self._read(request, target)
-        return self._continued(case) or await self._explained(case)
+        case = self._seated(await self._read(request, target))
+        return replace(self._continued(case) or await self._explained(case), at=case.at)
 
     def remember(self, plan: Plan) -> None:
         """The target has begun to answer under this plan: a later turn may go on with its selection."""
@@ -107,6 +123,14 @@ class Planner:
         terms = self._terms.table.terms_for(int(tokens.ids.size), target.model.id, request.tenant)
         request = replace(request, budget=terms.budget_over(request.budget))
         return _Case(request, terms.defaults, origin, self.facts(request, tokens, target, terms.defaults), started)
+
+    def _seated(self, case: _Case) -> _Case:
+        """With its place among the target's replicas, which all that follows is predicted for."""
+        if self._usher is None or not self._usher.has_choice:
+            return case
+        question = self._question(case)
+        seat = self._usher.seat(case.request.route, question, case.origin.tokens, case.origin.target)
+        return replace(case, at=seat)
 
     def facts(self, request: Request, tokens: Tokenized, target: TargetInfo, defaults: Defaults) -> Facts:
         """What the choice of a route rests on."""
@@ -144,7 +168,7 @@ class Planner:
             return None
         facts, begun = self._question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
         # The entry is that of the prompt which it was chosen for.
-        entries = self.economy.outlook(begun, case.origin.target, self._models.draft).entries
+        entries = self._outlook(begun, case).entries
         facts = replace(facts, outlook=replace(facts.outlook, entries=entries))
         choice = with_forecast(continue_kv(turn.kv_plan, request.budget, request.kv, facts), request.budget, facts)
         return continued_plan(choice, turn, case.origin)
@@ -179,8 +203,8 @@ class Planner:
     async def _drafted(self, choice: Choice, case: _Case, left_s: float | None) -> tuple[Plan, Choice]:
         if left_s is not None:
             left_s = max(0.0, left_s - (time.perf_counter() - case.started))
-        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s)
-        with self.economy.compressing(case.origin.tokens.ids, choice):
+        job = Draftable(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, left_s, case.at)
+        with self.economy.compressing(case.origin.tokens.ids, choice, case.at.replica):
             drafted = await self._drafter.draft(job)
         choice = in_time(drafted, case.request.budget, self._question(case).facts)
         return plan_of(choice, drafted.compressed, drafted.prefill_ms, case.origin), choice
@@ -199,8 +223,14 @@ class Planner:
         """What is to be chosen by, with costs as they are predicted now."""
         request, tokens, facts = case.request, case.origin.tokens, case.facts
         spent_ms = (time.perf_counter() - case.started) * 1000
-        outlook = self.economy.outlook(tokens.ids, case.origin.target, self._models.draft, spent_ms)
+        outlook = self._outlook(tokens.ids, case, spent_ms)
         return Question(request.budget, request.kv, replace(facts, outlook=outlook), case.defaults)
+
+    def _outlook(self, ids: NDArray[np.uint32], case: _Case, spent_ms: float = 0.0) -> Outlook:
+        target, draft, replica = case.origin.target, self._models.draft, case.at.replica
+        if not replica:
+            return self.economy.outlook(ids, target, draft, spent_ms)
+        return self.economy.outlooks(ids, target, draft, (replica,), spent_ms)[replica]
 
 
 def _with_mask(scoring: Scoring, defaults: Defaults) -> Scoring:

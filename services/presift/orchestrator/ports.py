@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -17,6 +18,7 @@ from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
 from presift.orchestrator.request import Sampling
+from presift.rpc.replicas.replica import Standing
 
 
 class MaskRejected(DraftUnavailable):
@@ -37,6 +39,13 @@ class Score:
 
 class Draft(Protocol):
     """A draft service. Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest."""
+
+    @property
+    def width(self) -> int:
+        """How many prompts can be scored at once: the replicas that can be asked."""
+        ...
+
+    def standings(self) -> list[Standing]: ...
 
     async def info(self) -> ModelInfo: ...
 
@@ -104,8 +113,37 @@ class TargetInfo:
     replica: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a request goes: a replica by its name, and the key by which another is chosen where that one cannot."""
+
+    replica: str = ""
+    key: str = ""
+
+
+ANYWHERE = Seat()
+
+
 class Target(Protocol):
-    """A target service. Raises TargetUnavailable, Overloaded, DeadlineExceeded, InvalidRequest or RouteUnsupported."""
+    """A target service. Raises TargetUnavailable, Overloaded, DeadlineExceeded, InvalidRequest or RouteUnsupported.
+
+    What fails once tokens have come carries their number in `details`: `delivered_tokens`.
+    """
+
+    def standings(self) -> list[Standing]: ...
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there may be several replicas."""
+        ...
+
+    def seats(self, key: str) -> Sequence[Seat]:
+        """At which replicas a request of this key may be answered, its own first; empty where none can be asked."""
+        ...
+
+    def holding(self, seat: Seat) -> AbstractContextManager[None]:
+        """The seat counts as taken until the block ends, by a request that is not there yet."""
+        ...
 
     async def info(self) -> TargetInfo: ...
 
@@ -116,10 +154,14 @@ class Target(Protocol):
         cache_salt: str,
         timeout_s: float | None,
         kv_plan: KvPlan | None = None,
+        *,
+        at: Seat = ANYWHERE,
     ) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
         """New token ids as they come, then exactly one Usage. Closing the iterator aborts the request."""
         ...
 
-    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None) -> None:
+    async def prefill(
+        self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None, at: Seat = ANYWHERE
+    ) -> None:
         """Read a prompt into the radix cache; returns when it is there. Cancelling aborts it."""
         ...

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
-from presift.orchestrator.ports import Target
+from presift.orchestrator.ports import ANYWHERE, Seat, Target
 from presift.rpc.metrics import count
 from presift.rpc.telemetry import span
 
@@ -35,11 +35,11 @@ class Prefiller:
         self._salt = salt
         self._flights: SingleFlight[None] = SingleFlight()
 
-    async def read(self, token_ids: NDArray[np.uint32]) -> float:
+    async def read(self, token_ids: NDArray[np.uint32], at: Seat = ANYWHERE) -> float:
         """Milliseconds until the target had read the prompt; 0 where it could not."""
-        started, key = time.perf_counter(), _key(token_ids)
+        started, key = time.perf_counter(), _key(token_ids, at)
         try:
-            await self._flights.run(key, lambda: self._prefill(token_ids))
+            await self._flights.run(key, lambda: self._prefill(token_ids, at))
         except Exception as error:  # whatever it is: Generate will read the prompt, or say why it cannot
             count("presift.prefill.failures")
             reason = error.message if isinstance(error, PresiftError) else type(error).__name__
@@ -47,19 +47,19 @@ class Prefiller:
             return 0.0
         return (time.perf_counter() - started) * 1000
 
-    async def read_after(self, event: asyncio.Event, token_ids: NDArray[np.uint32]) -> float:
+    async def read_after(self, event: asyncio.Event, token_ids: NDArray[np.uint32], at: Seat = ANYWHERE) -> float:
         """`read`, as soon as the event is set."""
         await event.wait()
-        return await self.read(token_ids)
+        return await self.read(token_ids, at)
 
-    async def join(self, token_ids: NDArray[np.uint32]) -> float:
+    async def join(self, token_ids: NDArray[np.uint32], at: Seat = ANYWHERE) -> float:
         """Wait for another request's reading of the same prompt, if one is under way; milliseconds."""
-        return await self.read(token_ids) if self._flights.is_under_way(_key(token_ids)) else 0.0
+        return await self.read(token_ids, at) if self._flights.is_under_way(_key(token_ids, at)) else 0.0
 
-    async def _prefill(self, token_ids: NDArray[np.uint32]) -> None:
+    async def _prefill(self, token_ids: NDArray[np.uint32], at: Seat) -> None:
         with span("prefill"):
             # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
-            await self._target.prefill(token_ids, self._salt, None)
+            await self._target.prefill(token_ids, self._salt, None, at)
 
 
 @asynccontextmanager
@@ -76,5 +76,5 @@ async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]
         await asyncio.wait((task,))
 
 
-def _key(token_ids: NDArray[np.uint32]) -> str:
-    return hashlib.blake2b(token_ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
+def _key(token_ids: NDArray[np.uint32], at: Seat) -> str:
+    return f"{hashlib.blake2b(token_ids.astype('<u4').tobytes(), digest_size=16).hexdigest()}@{at.replica}"

@@ -1,51 +1,85 @@
-"""Draft and target over gRPC: the ports of `ports.py`."""
+"""Draft and target over gRPC, each one or many: the ports of `ports.py`.
+
+A call that meets nobody, or a full queue, goes on to another replica: at most twice, while there is time, and a
+target's only before its first token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.errors import (
-    DeadlineExceeded,
-    DraftUnavailable,
-    InternalError,
-    InvalidRequest,
-    PresiftError,
-    TargetUnavailable,
-)
+from presift.core.errors import DraftUnavailable, TargetUnavailable
 from presift.core.kv_plan import KvPlan
-from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.plan import ModelInfo
 from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.ports import MaskRejected, Score, TargetInfo, Usage
+from presift.orchestrator.affinity import key_of
+from presift.orchestrator.draft_wire import score_from_wire
+from presift.orchestrator.ports import ANYWHERE, Score, Seat, TargetInfo, Usage
+from presift.orchestrator.remote_services import (
+    ask_draft,
+    ask_target,
+    draft_service,
+    draft_told,
+    target_service,
+    target_told,
+)
 from presift.orchestrator.request import Sampling
-from presift.orchestrator.target_wire import info_from_wire, sampling_to_wire, usage_from_wire
+from presift.orchestrator.target_wire import sampling_to_wire, usage_from_wire
 from presift.rpc import wire
-from presift.rpc.channel import open_channel
-from presift.rpc.status import error_of
+from presift.rpc.metrics import count
+from presift.rpc.replicas.addresses import where_of
+from presift.rpc.replicas.attempts import ATTEMPTS, Patience, attempted
+from presift.rpc.replicas.choosing import least_loaded, within_bound
+from presift.rpc.replicas.fleet import Fleet
+from presift.rpc.replicas.racing import raced
+from presift.rpc.replicas.replica import Replica, Standing
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 
-_INFO_TIMEOUT_S = 5.0
+if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
+    _Draft = Replica[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
+    _Target = Replica[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """One prompt to score; `tried`: the drafts that were asked."""
+
+    request: draft_pb2.ScoreRequest
+    key: str
+    patience: Patience
+    tried: list[_Draft]
 
 
 class RemoteDraft:
-    """A draft service at `address`."""
+    """The drafts at `address` (see `where_of`): the least loaded is asked; of equals, the prompt's own. Where it has
+    not answered after `hedge_after_s` seconds, one other is asked too."""
 
-    def __init__(self, address: str, max_message_bytes: int) -> None:
-        retryable = [("presift.v1.DraftService", "Score"), ("presift.v1.DraftService", "GetInfo")]
-        self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes)
-        self._stub = draft_pb2_grpc.DraftServiceStub(self._channel)
+    def __init__(self, address: str, max_message_bytes: int, *, hedge_after_s: float | None = None) -> None:
+        self._fleet = Fleet(where_of("draft_address", address), draft_service(max_message_bytes))
+        self._hedge_after_s = hedge_after_s
+
+    @property
+    def width(self) -> int:
+        """How many drafts can work at once."""
+        return max(1, len(self._fleet.usable()))
+
+    def standings(self) -> list[Standing]:
+        """How the replicas stand."""
+        return self._fleet.standings()
 
     async def info(self) -> ModelInfo:
-        try:
-            reply = await self._stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest(), timeout=_INFO_TIMEOUT_S)
-        except grpc.aio.AioRpcError as failure:
-            raise _translated(failure, DraftUnavailable, "draft") from failure
-        return wire.model_from_wire(reply.model)
+        if self._fleet.is_alone:
+            return (await ask_draft(self._fleet.only.stub)).info
+        return await self._fleet.first()
 
     async def score(
         self,
@@ -62,29 +96,81 @@ class RemoteDraft:
             protected_spans=wire.spans_to_wire(protected),
             include_importance=include_importance,
         )
+        key = "" if self._fleet.is_alone else key_of(token_ids)
         try:
-            return _score(await self._stub.Score(request, timeout=timeout_s))
+            return score_from_wire(await self._hedged(_Scoring(request, key, Patience(timeout_s), [])))
         except grpc.aio.AioRpcError as failure:
-            raise _translated(failure, DraftUnavailable, "draft") from failure
+            raise draft_told(failure) from failure
 
     async def aclose(self) -> None:
-        await self._channel.close()
+        await self._fleet.aclose()
+
+    async def _hedged(self, scoring: _Scoring) -> draft_pb2.ScoreResponse:
+        if self._hedge_after_s is None or self._fleet.is_alone:
+            return await self._scored(scoring)
+        first, second = partial(self._scored, scoring), partial(self._scored_elsewhere, scoring)
+        reply, was_second = await raced(first, second, self._hedge_after_s)
+        if was_second:
+            count("presift.replica.hedges", role="draft", outcome="won")
+        return reply
+
+    async def _scored(self, scoring: _Scoring, attempts: int = ATTEMPTS) -> draft_pb2.ScoreResponse:
+        async def call() -> draft_pb2.ScoreResponse:
+            replica = least_loaded(self._fleet.pick(scoring.key, scoring.tried))
+            if not self._fleet.is_alone:
+                _count("draft", "failover" if scoring.tried else "least_load")
+            scoring.tried.append(replica)
+            left_s = scoring.patience.left_s
+            with replica.counted(), replica.judged(left_s):
+                return await replica.stub.Score(scoring.request, timeout=left_s)
+
+        # With a single address gRPC itself tries again.
+        return await attempted(call, scoring.patience, 1 if self._fleet.is_alone else attempts)
+
+    async def _scored_elsewhere(self, scoring: _Scoring) -> draft_pb2.ScoreResponse:
+        if not self._fleet.usable(scoring.tried):
+            raise DraftUnavailable("there is no other draft")
+        count("presift.replica.hedges", role="draft", outcome="sent")
+        return await self._scored(scoring, attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A stream whose first event has come: from whom, and what holds it."""
+
+    first: target_pb2.TargetServiceGenerateResponse | None
+    events: AsyncIterator[target_pb2.TargetServiceGenerateResponse]
+    replica: _Target
+    held: ExitStack
 
 
 class RemoteTarget:
-    """A target service at `address`."""
+    """The targets at `address` (see `where_of`). Whoever calls says where; else the least loaded is asked."""
 
     def __init__(self, address: str, max_message_bytes: int) -> None:
-        retryable = [("presift.v1.TargetService", method) for method in ("Generate", "Prefill", "GetInfo")]
-        self._channel = open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes)
-        self._stub = target_pb2_grpc.TargetServiceStub(self._channel)
+        self._fleet = Fleet(where_of("target_address", address), target_service(max_message_bytes))
+
+    def standings(self) -> list[Standing]:
+        """How the replicas stand."""
+        return self._fleet.standings()
 
     async def info(self) -> TargetInfo:
-        try:
-            reply = await self._stub.GetInfo(target_pb2.TargetServiceGetInfoRequest(), timeout=_INFO_TIMEOUT_S)
-        except grpc.aio.AioRpcError as failure:
-            raise _translated(failure, TargetUnavailable, "target") from failure
-        return info_from_wire(reply)
+        if self._fleet.is_alone:
+            return (await ask_target(self._fleet.only.stub)).info
+        return await self._fleet.first()
+
+    @property
+    def has_choice(self) -> bool:
+        return not self._fleet.is_alone
+
+    def seats(self, key: str) -> Sequence[Seat]:
+        if not self._fleet.usable():
+            return ()
+        return [Seat(each.name, key) for each in within_bound(self._fleet.pick(key))]
+
+    def holding(self, seat: Seat) -> AbstractContextManager[None]:
+        replica = self._fleet.named(seat.replica)
+        return nullcontext() if replica is None else replica.counted()
 
     async def generate(
         self,
@@ -93,6 +179,8 @@ class RemoteTarget:
         cache_salt: str,
         timeout_s: float | None,
         kv_plan: KvPlan | None = None,
+        *,
+        at: Seat = ANYWHERE,
     ) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
         request = target_pb2.TargetServiceGenerateRequest(
             token_ids=token_ids.tolist(),
@@ -100,58 +188,74 @@ class RemoteTarget:
             cache_salt=cache_salt,
             kv_plan=None if kv_plan is None else wire.kv_plan_to_wire(kv_plan),
         )
-        call = self._stub.Generate(request, timeout=timeout_s)
-        has_ended = False
+        has_ended, delivered = False, 0
         try:
-            async for event in call:
-                has_ended = event.HasField("usage")
-                yield usage_from_wire(event.usage) if has_ended else tuple(event.delta.token_ids)
+            opened = await self._opened(request, at, Patience(timeout_s))
+            with opened.held:
+                event = opened.first
+                while event is not None:
+                    has_ended = event.HasField("usage")
+                    if has_ended:
+                        yield self._usage(event.usage, opened.replica)
+                    else:
+                        delivered += len(event.delta.token_ids)
+                        yield tuple(event.delta.token_ids)
+                    event = await anext(opened.events, None)
         except grpc.aio.AioRpcError as failure:
-            raise _translated(failure, TargetUnavailable, "target") from failure
-        finally:
-            call.cancel()
+            raise target_told(failure, delivered) from failure
         if not has_ended:
-            raise TargetUnavailable("the target's stream ended early")
+            told = {"delivered_tokens": str(delivered)} if delivered else {}
+            raise TargetUnavailable("the target's stream ended early", **told)
 
-    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None) -> None:
+    async def prefill(
+        self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None, at: Seat = ANYWHERE
+    ) -> None:
+        """Not elsewhere where it fails: there nobody would look for what was read."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
         try:
-            await self._stub.Prefill(request, timeout=timeout_s)
+            replica = self._picked(at, [])
+            with replica.counted(), replica.judged(timeout_s):
+                await replica.stub.Prefill(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as failure:
-            raise _translated(failure, TargetUnavailable, "target") from failure
+            raise target_told(failure) from failure
 
     async def aclose(self) -> None:
-        await self._channel.close()
+        await self._fleet.aclose()
+
+    async def _opened(self, request: target_pb2.TargetServiceGenerateRequest, at: Seat, patience: Patience) -> _Opened:
+        tried: list[_Target] = []
+
+        async def call() -> _Opened:
+            replica = self._picked(at, tried)
+            tried.append(replica)
+            left_s = patience.left_s
+            with ExitStack() as held:
+                held.enter_context(replica.counted())
+                stream = replica.stub.Generate(request, timeout=left_s)
+                held.callback(stream.cancel)
+                events = aiter(stream)
+                with replica.judged(left_s):
+                    first = await anext(events, None)
+                return _Opened(first, events, replica, held.pop_all())
+
+        return await attempted(call, patience, 1 if self._fleet.is_alone else ATTEMPTS)
+
+    def _picked(self, at: Seat, tried: Sequence[_Target]) -> _Target:
+        chosen = None if tried else self._fleet.named(at.replica)
+        if chosen is not None:
+            return chosen
+        found = self._fleet.pick(at.key, tried)
+        if self._fleet.is_alone:
+            return found[0]
+        _count("target", "failover" if tried else "least_load")
+        return within_bound(found)[0] if at.key else least_loaded(found)
+
+    def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:
+        told = usage_from_wire(usage)
+        return told if self._fleet.is_alone or told.replica else replace(told, replica=replica.name)
 
 
-def _score(reply: draft_pb2.ScoreResponse) -> Score:
-    try:
-        prompt = CompressedPrompt(
-            mask=wire.token_mask_from_wire(reply.token_mask),
-            lookahead_token_ids=tuple(reply.lookahead_token_ids),
-            coverage=reply.coverage if reply.HasField("coverage") else None,
-            draft=wire.model_from_wire(reply.model),
-            kv_capacity=reply.kv_capacity if reply.HasField("kv_capacity") else None,
-        )
-    except InvalidRequest as error:  # the draft's fault, not the caller's
-        raise MaskRejected(f"the draft's answer: {error.message}") from error
-    tokens = prompt.mask.prompt_tokens
-    importance, mass = _values("importance", reply.importance, tokens), _values("mass", reply.mass, tokens)
-    return Score(prompt, importance, mass, reply.timings.queue_ms)
-
-
-def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.float32] | None:
-    """float32[prompt_tokens], None where nothing was told. Raises MaskRejected."""
-    if told and len(told) != prompt_tokens:
-        raise MaskRejected(f"{name} of {len(told)} tokens for a prompt of {prompt_tokens}")
-    return np.fromiter(told, dtype=np.float32) if told else None
-
-
-def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> Any:
-    """The peer's own error where it sent one; else by status: everything that is no deadline is unavailability."""
-    error = error_of(failure)
-    if error is not None and not isinstance(error, InternalError):
-        return error
-    if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"the {who} did not answer in time")
-    return unavailable(f"the {who} failed: {failure.code().name}")
+def _count(role: str, by: str) -> None:
+    count("presift.replica.picked", role=role, by=by)
+    if by == "failover":
+        count("presift.replica.failovers", role=role)

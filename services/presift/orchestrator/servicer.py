@@ -24,6 +24,7 @@ from presift.orchestrator.outgoing import (
     explanation_to_wire,
     policy_file_to_wire,
     quality_to_wire,
+    replica_to_wire,
 )
 from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.request import Request
@@ -78,4 +79,5 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             policy_file=policy_file_to_wire(self._terms.file),
             route_quality=[quality_to_wire(each) for each in self._pipeline.guard.qualities()],
             speeds=[speed_to_wire(speed) for speed in self._pipeline.learnt_speeds()],
+            replicas=[replica_to_wire(each) for each in self._models.standings()],
         )

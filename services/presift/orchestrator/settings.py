@@ -30,8 +30,13 @@ class OrchestratorSettings(ServiceSettings):
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free one")] = (
         "127.0.0.1:50051"
     )
-    draft_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50052"
-    target_address: Annotated[str, Field(description="HOST:PORT or any gRPC target name")] = "127.0.0.1:50053"
+    draft_address: Annotated[
+        str, Field(description="HOST:PORT, a comma list, or dns:///HOST:PORT whose every record is a replica")
+    ] = "127.0.0.1:50052"
+    target_address: Annotated[str, Field(description="likewise")] = "127.0.0.1:50053"
+    draft_hedge_after_s: Annotated[
+        float | None, Field(gt=0, description="seconds after which one other draft is asked too; off if unset")
+    ] = None
     cache_url: Annotated[
         SecretStr, Field(description="memory://, redis://, rediss:// or unix://; any Redis 6+ or Valkey")
     ] = SecretStr("memory://")

@@ -11,13 +11,15 @@ import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 
-def service_config(retryable: Sequence[tuple[str, str]]) -> str:
-    """gRPC's own service config: round robin, and retries on UNAVAILABLE for (service, method) pairs.
+def service_config(retryable: Sequence[tuple[str, str]], health: str = "") -> str:
+    """gRPC's own service config: round robin, retries on UNAVAILABLE for (service, method) pairs, throttled where most
+    fail, and health checking by the name `health`: who does not serve is not called.
 
     gRPC retries a streaming call only while nothing was received, which is what the contract allows.
     """
-    config = {
+    config: dict[str, Any] = {
         "loadBalancingConfig": [{"round_robin": {}}],
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
         "methodConfig": [
             {
                 "name": [{"service": service, "method": method} for service, method in retryable],
@@ -31,6 +33,8 @@ def service_config(retryable: Sequence[tuple[str, str]]) -> str:
             }
         ],
     }
+    if health:
+        config["healthCheckConfig"] = {"serviceName": health}
     return json.dumps(config)
 
 
@@ -53,9 +57,16 @@ class CancelledWithItsCaller(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 def open_channel(
-    address: str, *, retryable: Sequence[tuple[str, str]] = (), max_message_bytes: int = 64 * 2**20
+    address: str,
+    *,
+    retryable: Sequence[tuple[str, str]] = (),
+    max_message_bytes: int = 64 * 2**20,
+    health: str = "",
 ) -> grpc.aio.Channel:
-    """A traced channel to HOST:PORT or any gRPC target name (`dns:///draft:50051`). Connects on first use."""
+    """A traced channel to HOST:PORT or any gRPC target name (`dns:///draft:50051`). Connects on first use.
+
+    `health`: a service whose grpc.health.v1 status is a part of the channel's state; empty asks for none.
+    """
     return grpc.aio.insecure_channel(
         address,
         interceptors=[*aio_client_interceptors(), CancelledWithItsCaller()],
@@ -72,6 +83,6 @@ def open_channel(
             ("grpc.max_reconnect_backoff_ms", 2_000),
             # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.service_config", service_config(retryable)),
+            ("grpc.service_config", service_config(retryable, health)),
         ],
     )

@@ -31,5 +31,7 @@ class TargetSettings(ServiceSettings):
     kv_dropping: Annotated[bool, Field(description="serve routes spec_kv and spec_kv_pc, if the self-check passes")] = (
         True
     )
+    tensor_parallel: Annotated[int, Field(ge=1, description="GPUs that share each layer; above 1 no KV is dropped")] = 1
+    data_parallel: Annotated[int, Field(ge=1, description="copies of the model in one engine; likewise")] = 1
     max_running: Annotated[int, Field(ge=1, description="requests that are generated together")] = 16
     max_waiting: Annotated[int, Field(ge=0, description="requests that may wait; more are refused")] = 64

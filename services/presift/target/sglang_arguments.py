@@ -33,6 +33,8 @@ class SglangOptions:
     max_running: int = 16
     log_level: str = "error"
     kv_dropping: bool = True
+    tensor_parallel: int = 1
+    data_parallel: int = 1
     # "dummy" needs no weights: real shapes, senseless answers.
     load_format: str = "safetensors"
 
@@ -48,6 +50,8 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "chunked_prefill_size": options.prefill_chunk_tokens,
         "attention_backend": options.attention_backend,
         "max_running_requests": options.max_running,
+        "tp_size": options.tensor_parallel,
+        "dp_size": options.data_parallel,
         "log_level": options.log_level,
         "skip_tokenizer_init": not options.folder.has_tokenizer,
         "load_format": options.load_format,

@@ -69,8 +69,12 @@ class SglangEngine(Engine):
         loads = self._manager.load_snapshot_reader.read_all()
         if not loads:
             return None
-        free_tokens = max(0, loads[0].max_total_num_tokens - loads[0].num_used_tokens)
-        return EngineLoad(loads[0].num_running_reqs, loads[0].num_waiting_reqs, free_tokens)
+        # One for each copy of the model (data parallelism).
+        return EngineLoad(
+            sum(each.num_running_reqs for each in loads),
+            sum(each.num_waiting_reqs for each in loads),
+            sum(max(0, each.max_total_num_tokens - each.num_used_tokens) for each in loads),
+        )
 
     async def plugin_state(self) -> dict[str, Any]:
         """What the plugin counts in the scheduler process: its side state and the KV slots of the pool."""

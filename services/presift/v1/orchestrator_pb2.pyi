@@ -329,7 +329,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file")
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file", "replicas")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
@@ -337,6 +337,7 @@ class GetInfoResponse(_message.Message):
     SPEEDS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_QUALITY_FIELD_NUMBER: _ClassVar[int]
     POLICY_FILE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     draft: _plan_pb2.ModelInfo
     target: _plan_pb2.ModelInfo
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
@@ -344,7 +345,26 @@ class GetInfoResponse(_message.Message):
     speeds: _containers.RepeatedCompositeFieldContainer[StageSpeed]
     route_quality: _containers.RepeatedCompositeFieldContainer[RouteQuality]
     policy_file: PolicyFile
-    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ...) -> None: ...
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("address", "role", "healthy", "breaker", "in_flight", "unused", "name")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    HEALTHY_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    role: str
+    healthy: bool
+    breaker: str
+    in_flight: int
+    unused: str
+    name: str
+    def __init__(self, address: _Optional[str] = ..., role: _Optional[str] = ..., healthy: _Optional[bool] = ..., breaker: _Optional[str] = ..., in_flight: _Optional[int] = ..., unused: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class PolicyFile(_message.Message):
     __slots__ = ("digest", "loaded_at")

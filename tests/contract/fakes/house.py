@@ -28,6 +28,7 @@ from presift.orchestrator.pipeline import Pipeline
 from presift.orchestrator.planning import Planner
 from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.remote import RemoteDraft, RemoteTarget
+from presift.orchestrator.seating import Usher
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.terms_in_force import fixed
 from presift.orchestrator.tokenizer import PromptTokenizer
@@ -106,36 +107,49 @@ class Options:
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
+    drafts: int = 1
+    targets: int = 1
+    draft_hedge_after_s: float | None = None
 
 
 class House:
     def __init__(self, options):
         self.options = options
         self._exit = AsyncExitStack()
-        self.draft = FakeDraft(options.draft or model("draft"))
-        self.target = FakeTarget(
-            options.target or model("target"),
-            options.routes,
-            options.kv_page_tokens,
-            options.unsupported,
-            options.kv_pool_tokens,
-        )
+        self.drafts = [FakeDraft(options.draft or model("draft")) for _ in range(options.drafts)]
+        self.targets = [
+            FakeTarget(
+                options.target or model("target"),
+                options.routes,
+                options.kv_page_tokens,
+                options.unsupported,
+                options.kv_pool_tokens,
+            )
+            for _ in range(options.targets)
+        ]
+        self.draft, self.target = self.drafts[0], self.targets[0]
         self.store = options.store or MemoryStore(CacheLimits())
-        self.draft_server, self.target_server = (GrpcServer(ServerOptions(LOCAL), []) for _ in range(2))
-        draft_pb2_grpc.add_DraftServiceServicer_to_server(self.draft, self.draft_server.grpc)
-        target_pb2_grpc.add_TargetServiceServicer_to_server(self.target, self.target_server.grpc)
+        self.draft_servers = [GrpcServer(ServerOptions(LOCAL), ["presift.v1.DraftService"]) for _ in self.drafts]
+        self.target_servers = [GrpcServer(ServerOptions(LOCAL), ["presift.v1.TargetService"]) for _ in self.targets]
+        self.draft_server, self.target_server = self.draft_servers[0], self.target_servers[0]
+        for draft, server in zip(self.drafts, self.draft_servers, strict=True):
+            draft_pb2_grpc.add_DraftServiceServicer_to_server(draft, server.grpc)
+        for target, server in zip(self.targets, self.target_servers, strict=True):
+            target_pb2_grpc.add_TargetServiceServicer_to_server(target, server.grpc)
         self.server = GrpcServer(
             ServerOptions(LOCAL, options.message_bytes, drain_s=5.0), ["presift.v1.OrchestratorService"]
         )
 
     async def start(self):
-        draft_port, target_port = await self._serve(self.draft_server), await self._serve(self.target_server)
-        self.ports = {"draft": draft_port, "target": target_port}
+        draft_ports = [await self._serve(server) for server in self.draft_servers]
+        target_ports = [await self._serve(server) for server in self.target_servers]
         if not self.options.draft_up:
             await self.draft_server.grpc.stop(0)
-        self.ports = {"draft": draft_port, "target": target_port}
-        self.remote_draft = RemoteDraft(f"127.0.0.1:{draft_port}", 2**20)
-        self.remote_target = RemoteTarget(f"127.0.0.1:{target_port}", 2**20)
+        self.ports = {"draft": draft_ports[0], "target": target_ports[0]}
+        self.draft_ports, self.target_ports = draft_ports, target_ports
+        drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
+        self.remote_draft = RemoteDraft(drafts, 2**20, hedge_after_s=self.options.draft_hedge_after_s)
+        self.remote_target = RemoteTarget(targets, 2**20)
         self.scorer, foreign = self.remote_draft, ""
         if self.options.draft_tokenizer is not None:
             interpreter = Interpreter(byte_tokenizer(), self.options.draft_tokenizer)
@@ -168,6 +182,7 @@ class House:
             turns=turns,
             economy=economy,
             switches=switches,
+            usher=Usher(target, self.models, economy),
         )
         drafter = Drafter(self.models, compressor)
         answers = Answers(target, drafter, compressor, economy, defaults=defaults, salt=salt)
@@ -186,6 +201,7 @@ class House:
 
     async def _serve(self, server):
         port = await server.start()
+        await server.set_serving(True)
         self._exit.push_async_callback(server.grpc.stop, 0)
         return port
 
@@ -194,8 +210,8 @@ class House:
         return self
 
     async def stop(self):
-        self.target.gate.set()
-        self.draft.gate.set()
+        for fake in (*self.targets, *self.drafts):
+            fake.gate.set()
         await self._exit.aclose()
 
     async def ask(self, prompt, **options):

@@ -161,6 +161,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         self.spoil = lambda usage: None
         self.answer = lambda request: request.token_ids[::-1]
         self.running = self.cancelled = 0
+        self.replica = ""
         self.gate = asyncio.Event()
 
     async def Generate(self, request, context):
@@ -196,6 +197,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             completion_tokens=len(answer),
             finish_reason=target_pb2.FINISH_REASON_LENGTH,
             ttft_ms=7.0,
+            replica=self.replica,
         )
         if request.HasField("kv_plan"):
             usage.MergeFrom(self._selected(request))
@@ -246,6 +248,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             running_requests=self.running,
             kv_page_tokens=self.kv_page_tokens,
             kv_pool_tokens=self.kv_pool_tokens,
+            replica=self.replica,
             unsupported_routes=[target_pb2.UnsupportedRoute(route=r, reason=why) for r, why in self.unsupported],
         )
 

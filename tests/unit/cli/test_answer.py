@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from presift.cli.answer import decision_line, options, prompt_options, read, usage_line
-from presift_client import Decision, Model, Usage
+from presift.cli.answer import decision_line, options, prompt_options, read, replica_line, usage_line
+from presift_client import Decision, Model, Replica, Usage
 from presift_client.requests import generate_request
 
 MODEL = Model("m", "r", 100)
@@ -118,3 +118,16 @@ def test_usage_line_where_kv_was_dropped():
         assert word in chosen
     found = usage_line(replace(USAGE, reused_entry=True))
     assert "compressed entry reused" in found and "scored" not in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "a:1 healthy, 2 in flight"),
+        ({"healthy": False, "breaker": "open"}, "a:1 away, breaker open, 2 in flight"),
+        ({"unused": "another model"}, "a:1 healthy, 2 in flight, not used: another model"),
+    ],
+)
+def test_how_a_replica_stands(changes, line):
+    replica = Replica("a:1", "draft", True, "closed", 2, "", "a:1")
+    assert replica_line(replace(replica, **changes)) == line

@@ -22,7 +22,7 @@ def plan(monkeypatch, tmp_path):
 
     def plan(**flags):
         def launch(name, module, arguments, log, environment):
-            assert module == f"presift.{name}"
+            assert module == f"presift.{name.partition('-')[0]}"
             given = ["fake_service", [name, *flags.get(name, ["--polite"]), *arguments]]
             started.append(ServiceProcess(name, *given, log, environment))
             return started[-1]
@@ -117,6 +117,48 @@ def test_up_ends_where_a_service_dies(plan, signals):
     assert run_until_stopped(plan(draft=["--brief"])(), said.append) == 1
     assert any("error: draft ended with code 5" in line for line in said)
     assert all(service.exit_code() is not None for service in plan.started)
+
+
+def test_several_of_each(plan):
+    said = []
+    options = plan()(drafts=2, targets=3, orchestrators=2, listen="127.0.0.1:600")
+    with LocalStack(options, said.append) as stack:
+        names = ["target", "target-2", "target-3", "draft", "draft-2", "orchestrator", "orchestrator-2"]
+        assert [service.name for service in stack.services] == names
+        assert stack.addresses == ["127.0.0.1:4711"] * 2 and stack.address == "127.0.0.1:4711"
+        for number, service in enumerate(stack.services[-2:]):
+            line = command(service)
+            assert line[line.index("--listen") + 1] == f"127.0.0.1:{600 + number}"
+            assert line[line.index("--draft-address") + 1] == "127.0.0.1:4711,127.0.0.1:4711"
+            assert line[line.index("--target-address") + 1].count("4711") == 3
+    stopped = [line.split()[0] for line in said if "stopped" in line]
+    assert stopped == names[::-1]
+
+
+def test_port_0_is_any_for_all(plan):
+    with LocalStack(plan()(orchestrators=2, listen="127.0.0.1:0"), lambda line: None) as stack:
+        for service in stack.services[-2:]:
+            line = command(service)
+            assert line[line.index("--listen") + 1] == "127.0.0.1:0"
+
+
+def test_up_goes_on_while_another_of_the_kind_lives(plan, signals):
+    said = []
+
+    def progress(line):
+        said.append(line)
+        if line.startswith("warning"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_until_stopped(plan(**{"draft-2": ["--brief"]})(drafts=2), progress) == 0
+    assert any(line.startswith("warning: draft-2 ended with code 5; the others go on") for line in said)
+
+
+def test_up_ends_with_the_last_of_a_kind(plan, signals):
+    said = []
+    brief = {name: ["--brief"] for name in ("draft", "draft-2")}
+    assert run_until_stopped(plan(**brief)(drafts=2), said.append) == 1
+    assert any("error: draft ended with code 5" in line for line in said)
 
 
 def test_up_tells_what_could_not_start(plan, signals):

@@ -4,7 +4,7 @@ import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 from presift_client.forecasts import StageSpeed
-from presift_client.results import Delta, event_of, gather, info_of
+from presift_client.results import Delta, Replica, event_of, gather, info_of
 
 DECISION = orchestrator_pb2.GenerateResponse(
     decision=orchestrator_pb2.Decision(
@@ -32,6 +32,12 @@ def test_numbers_where_there_is_no_name_yet():
     assert event_of(newer).finish_reason == "9"
     info = info_of(orchestrator_pb2.GetInfoResponse(supported_routes=[plan_pb2.ROUTE_FULL, 77]))
     assert info.supported_routes == ("full", "77")
+
+
+def test_replicas():
+    told = orchestrator_pb2.Replica(address="a:1", role="draft", healthy=True, breaker="open", in_flight=3, name="n")
+    (replica,) = info_of(orchestrator_pb2.GetInfoResponse(replicas=[told])).replicas
+    assert replica == Replica("a:1", "draft", True, "open", 3, "", "n")
 
 
 def test_coverage_zero_is_a_coverage():

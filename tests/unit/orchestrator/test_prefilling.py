@@ -16,7 +16,7 @@ class Target:
     def __init__(self):
         self.go, self.calls = asyncio.Event(), []
 
-    async def prefill(self, token_ids, salt, left_s):
+    async def prefill(self, token_ids, salt, left_s, at):
         self.calls.append(token_ids.tolist())
         await self.go.wait()
 

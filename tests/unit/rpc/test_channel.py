@@ -16,6 +16,13 @@ def test_only_unavailable_is_retried_and_only_what_was_named():
     assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 
 
+def test_retries_are_throttled_and_health_is_asked_for_where_it_is_said():
+    assert "healthCheckConfig" not in json.loads(service_config([]))
+    config = json.loads(service_config([], "a.B"))
+    assert config["healthCheckConfig"] == {"serviceName": "a.B"}
+    assert config["retryThrottling"] == {"maxTokens": 10, "tokenRatio": 0.1}
+
+
 class Waiting(draft_pb2_grpc.DraftServiceServicer):
     def __init__(self):
         self.running = self.cancelled = 0

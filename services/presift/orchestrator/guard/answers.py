@@ -49,7 +49,8 @@ class Answers:
             compressed = await self._answer(await self._compressed(sample), sample.sampling)
         full = sample.answer_by(Route.FULL)
         if full is None:
-            full = await self._answer(plan_of(_IN_FULL, None, 0.0, _origin(sample.plan)), sample.sampling)
+            in_full = replace(plan_of(_IN_FULL, None, 0.0, _origin(sample.plan)), at=sample.plan.at)
+            full = await self._answer(in_full, sample.sampling)
         return agreement(compressed, full)
 
     async def _compressed(self, sample: Sample) -> Plan:
@@ -60,11 +61,11 @@ class Answers:
         origin = _origin(plan)
         scoring = self._drafter.scoring(avoided, origin.tokens, self._defaults)
         compressed = await self._compressor.compress(scoring)
-        return plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, origin)
+        return replace(plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, origin), at=plan.at)
 
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
         found, began = list[int](), self._economy.now
-        stream = self._target.generate(plan.read_ids, sampling, self._salt, None, plan.kv_plan)
+        stream = self._target.generate(plan.read_ids, sampling, self._salt, None, plan.kv_plan, at=plan.at)
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Usage):
