@@ -42,6 +42,7 @@ async def test_a_lie_is_a_miss(stack: Stack, oracle: Oracle, liar: Liar) -> None
     assert liar.asked
 
 
+@pytest.mark.faults
 async def test_20_callers_are_answered_right_over_lies(stack: Stack, oracle: Oracle, liar: Liar) -> None:
     async with Crowd(stack.addresses, oracle, NUMBERS).asking() as book:
         await asyncio.sleep(2.0)

@@ -22,6 +22,7 @@ async def patience(timeout_s: float) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     latest_s, tick_s = loop.time() + timeout_s + OWN_DELAY_LIMIT_S, timeout_s / _TICKS
     async with asyncio.timeout(None) as scope:
+        timer = loop.call_later(tick_s, lambda: tick(_TICKS - 1))
 
         def tick(left: int) -> None:
             nonlocal timer
@@ -30,7 +31,6 @@ async def patience(timeout_s: float) -> AsyncIterator[None]:
             else:
                 scope.reschedule(loop.time())
 
-        timer = loop.call_later(tick_s, tick, _TICKS - 1)
         try:
             yield
         finally:
