@@ -44,6 +44,10 @@ async def real(
 
 def _greedy(folder: Path) -> Callable[[Sequence[int], int], list[int]]:
     import torch
+
+    from presift.models.torchvision_ops import declare_missing
+
+    declare_missing()
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
