@@ -38,7 +38,7 @@ async def real(
     async with Stack(plan) as stack:
         oracle = Oracle(_greedy(folder))
         async with AsyncClient(stack.addresses[0]) as client:
-            await oracle.learn(client, NUMBERS)
+            await oracle.learn(client, NUMBERS, ["spec_pc"])
         yield stack, Crowd(stack.addresses, oracle, NUMBERS, CALLERS, ROUTES)
 
 

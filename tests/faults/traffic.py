@@ -64,11 +64,12 @@ class Oracle:
         self._kept: dict[tuple[int, str], list[int]] = {}
         self._answer = answer or echo
 
-    async def learn(self, client: AsyncClient, numbers: Sequence[int]) -> None:
+    async def learn(self, client: AsyncClient, numbers: Sequence[int], routes: Sequence[str] = _MASKED) -> None:
+        """What is kept of these prompts on these routes."""
         for number in numbers:
             ids = prompt_of(number)
             self.expect(ids)
-            for route in _MASKED:
+            for route in routes:
                 explained = await client.explain(token_ids=ids, protected_spans=[(0, HEAD_TOKENS)], route=route)
                 assert explained.decision.route == route, explained.decision
                 spans = [ids[span.start : span.end] for span in explained.spans if span.kept]
