@@ -346,6 +346,23 @@ def test_a_house_has_one_of_each_by_default():
     assert (Options().drafts, Options().targets) == (1, 1)
 
 
+async def test_by_name(house):
+    """The system's own resolver; localhost may have a record where nobody listens."""
+    from presift.orchestrator.ports import Usage
+    from presift.orchestrator.remote import RemoteTarget
+    from presift.orchestrator.request import Sampling
+
+    target = RemoteTarget(f"dns:///localhost:{house.ports['target']}", 2**20)
+    assert (await target.info()).model.id == "target"
+    stream = target.generate(ids(*prompt(1)), Sampling(max_new_tokens=2), "", 20.0)
+    events = [event async for event in stream]
+    assert isinstance(events[-1], Usage) and [list(event) for event in events[:-1]] == [
+        [each] for each in prompt(1)[::-1][:2]
+    ]
+    assert address(house.ports["target"]) in {each.address for each in target.standings() if each.is_healthy}
+    await target.aclose()
+
+
 # -- the key --
 
 
