@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-models check supply-chain release dist format protos protos-check bench fuzz clean
+.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain release dist format protos protos-check bench clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,12 @@ test: $(STAMP) models check ## lint, types, layers, protos, then the tests
 
 test-models: $(STAMP) models demo-models ## all the tests, those on the real demo pair included
 	@$(BIN)/python -m pytest -m "not gpu and not faults"
+
+faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
+	@$(BIN)/python -m pytest tests/faults --write-results
+
+soak: $(STAMP) ## 30 minutes of mixed traffic with churn: nothing may be left of it
+	@PYTHONPATH=services:clients/python $(BIN)/python -m tests.faults.soak --minutes 30
 
 check: $(STAMP) protos-check supply-chain
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
