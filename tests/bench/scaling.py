@@ -104,9 +104,9 @@ def running(drafts: int, score_s: float) -> Iterator[list[str]]:
         yield [launch(f"orchestrator{n}", "presift.orchestrator", flags) for n in range(ORCHESTRATORS)]
 
 
-async def throughput(addresses: list[str], duration_s: float) -> float:
+async def throughput(addresses: list[str], duration_s: float, seeds: Iterator[int]) -> float:
     """Scored prompts per second, with CALLERS callers."""
-    seeds, scored, until = count(1), 0, time.perf_counter() + duration_s
+    scored, until = 0, time.perf_counter() + duration_s
 
     async def ask(address: str) -> None:
         nonlocal scored
@@ -131,8 +131,9 @@ def main() -> None:
     chosen, found = parser.parse_args(), {}
     for drafts in (1, 2):
         with running(drafts, chosen.score_ms / 1000) as addresses:
-            asyncio.run(throughput(addresses, 2.0))
-            found[drafts] = round(asyncio.run(throughput(addresses, chosen.seconds)), 2)
+            seeds = count(1)
+            asyncio.run(throughput(addresses, 2.0, seeds))
+            found[drafts] = round(asyncio.run(throughput(addresses, chosen.seconds, seeds)), 2)
     ratio = round(found[2] / found[1], 2)
     table = Table("drafts", "prompts scored per second", title=f"scoring, {chosen.score_ms:g} ms a prompt (simulated)")
     for drafts, rate in found.items():

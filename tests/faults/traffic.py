@@ -121,7 +121,7 @@ def _fault_of_unknown(ids: list[int], tokens: list[int], kept_tokens: int) -> st
     rest = iter(ids)
     if not all(token in rest for token in first):
         return "tokens that are not of the prompt, in its order"
-    if first[:HEAD_TOKENS] != ids[:HEAD_TOKENS]:
+    if first[:HEAD_TOKENS] != ids[:HEAD_TOKENS][: len(first)]:
         return "the protected head is not there"
     return "" if len(first) < kept_tokens or first[-WINDOW:] == ids[-WINDOW:] else "the window is not there"
 
