@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from presift.core.errors import Overloaded
+from presift.core.errors import Overloaded, PromptTooLong
 from presift.orchestrator.costs import Reading
 from presift.orchestrator.economy import Economy
 from presift.orchestrator.interpreting import Interpreter
@@ -196,6 +196,16 @@ async def test_auto_takes_no_route_whose_draft_cannot_read_the_prompt(open_house
     assert refusal.reason == "BUDGET_EXCEEDED" and "the draft reads at most 150" in refusal.message
     refusal = await house.refused([1] * 500)
     assert refusal.reason == "PROMPT_TOO_LONG" and "the draft reads at most 150" in refusal.message
+
+
+async def test_a_named_route_that_the_draft_refuses_is_answered_in_full_and_told_once(open_house, caplog):
+    house = await open_house(routes=ALL_ROUTES, draft=NARROW)
+    refusal = PromptTooLong("token_ids", "200 tokens with lookahead", "<= 150 (the draft's context)")
+    house.draft.faults.append(raises(refusal))
+    answer = await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC, budget={"min_coverage": 0.5})
+    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+    assert "150 (the draft's context)" in answer.decision.detail
+    assert sum("answered in full" in line for line in caplog.messages) == 1
 
 
 async def test_what_is_compressed_already_needs_no_draft_that_can_read_it(house):
