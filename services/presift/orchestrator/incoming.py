@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import check_limits
 from presift.core.policies import KvSelection
+from presift.orchestrator.limits import EXPLAIN, GENERATE
 from presift.orchestrator.request import (
     TENANT_PATTERN,
     AutoCapacity,
@@ -43,11 +45,23 @@ def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> 
 
 def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
     """Whose it is, is not said here. Raises InvalidRequest, naming the field."""
+    check_limits(request, GENERATE)
     return Request(
         prompt=prompt_from_wire(request.prompt),
         route=wire.route_from_wire(request.route),
         budget=budget_from_wire(request.budget),
         sampling=sampling_from_wire(request.sampling),
+        kv=kv_options_from_wire(request.kv),
+    )
+
+
+def question_from_wire(request: orchestrator_pb2.ExplainRequest) -> Request:
+    """As `request_from_wire`."""
+    check_limits(request, EXPLAIN)
+    return Request(
+        prompt=prompt_from_wire(request.prompt),
+        route=wire.route_from_wire(request.route),
+        budget=budget_from_wire(request.budget),
         kv=kv_options_from_wire(request.kv),
     )
 

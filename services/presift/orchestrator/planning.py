@@ -27,6 +27,7 @@ from presift.orchestrator.forecasting import answering_s, with_forecast
 from presift.orchestrator.guard.switches import Switches
 from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
+from presift.orchestrator.limits import check_tokens
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
 from presift.orchestrator.ports import ANYWHERE, Seat, TargetInfo
@@ -130,6 +131,7 @@ class Planner:
         started = time.perf_counter()
         with span("tokenize"):
             tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
+        check_tokens(int(tokens.ids.size))
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000

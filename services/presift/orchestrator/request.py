@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.core.spans import Span
 from presift.orchestrator.access.caller import Limits
 
 ROLES = ("system", "user", "assistant", "tool")
-# More is refused: the draft generates them one by one before the target's first token.
-MAX_LOOKAHEAD_TOKENS = 256
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 
