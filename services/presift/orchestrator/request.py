@@ -216,6 +216,6 @@ class Request:
         if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
-        if self.kv.continue_prompt_tokens is not None and self.route is not Route.SPEC_KV:
-            limit = f"unset unless the route is {Route.SPEC_KV}"
+        if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
+            limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
