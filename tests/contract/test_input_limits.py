@@ -125,10 +125,12 @@ def test_every_row_has_a_case_and_every_case_a_row(door):
     assert {(row.field, row.unit) for row in table} == makers.keys()
 
 
-@pytest.mark.parametrize(("door", "row"), ROWS, ids=[f"{door} {row.field} {row.unit}" for door, row in ROWS])
+# The others take much memory, for the same comparison.
+SMALL = [(door, row) for door, row in ROWS if row.field != "kv_plan.kv_mask.kept" and row.most <= 2**20]
+
+
+@pytest.mark.parametrize(("door", "row"), SMALL, ids=[f"{door} {row.field} {row.unit}" for door, row in SMALL])
 def test_the_limit_itself_is_taken(door, row):
-    if row.field == "kv_plan.kv_mask.kept" or row.most > 2**20:
-        pytest.skip("the same comparison, and much memory")
     _, makers, read = DOORS[door]
     try:
         read(makers[row.field, row.unit](row.most))
