@@ -10,7 +10,7 @@ from presift.core.errors import InternalError, Overloaded
 
 from .fakes.clients import CLIENTS, Asynchronous, Blocking
 from .fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, WINDOW
-from .fakes.services import CONTEXT, VOCABULARY, hangs, keep, model, raises
+from .fakes.services import CONTEXT, DRAFT_CONTEXT, VOCABULARY, hangs, keep, model, raises
 
 LONG = list(range(100, 200))
 CHAT = [
@@ -33,7 +33,9 @@ async def test_generate_token_ids(house, client):
     assert (decision.route, decision.reason, decision.cache) == ("spec_pc", "over_budget", "miss")
     assert (decision.prompt_tokens, decision.kept_tokens, decision.kv_tokens) == (100, 16, 16)
     assert decision.coverage == pytest.approx(0.16)
-    assert decision.draft == pc.Model("draft", "r1", CONTEXT) and decision.target == pc.Model("target", "r1", CONTEXT)
+    assert decision.draft == pc.Model("draft", "r1", DRAFT_CONTEXT, "f1") and decision.target == pc.Model(
+        "target", "r1", CONTEXT, "f1"
+    )
     usage = generation.usage
     assert (usage.prompt_tokens, usage.kept_tokens, usage.completion_tokens) == (100, 16, 5)
     assert (usage.cached_tokens, usage.finish_reason, usage.target_ttft_ms) == (3, "length", 7.0)
@@ -147,8 +149,8 @@ async def test_info(client):
         ("target", "closed", ""),
     ]
     assert replace(info, replicas=()) == pc.Info(
-        draft=pc.Model("draft", "r1", CONTEXT),
-        target=pc.Model("target", "r1", CONTEXT),
+        draft=pc.Model("draft", "r1", DRAFT_CONTEXT, "f1"),
+        target=pc.Model("target", "r1", CONTEXT, "f1"),
         supported_routes=("full", "spec_pc"),
         compress_above_tokens=32,
     )

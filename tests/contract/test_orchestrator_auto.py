@@ -123,7 +123,7 @@ async def test_coverage_of_a_named_route_counts_too(open_house):
 
 
 async def test_too_little_coverage_of_what_cannot_be_read_in_full_is_said(open_house):
-    house = await open_house(draft=model("draft", context_tokens=1000))
+    house = await open_house()
     answer = await house.ask([1] * 500, budget={"min_coverage": 0.5})
     assert answer.route == "SPEC_PC" and "covers less than min_coverage" in answer.decision.detail
 

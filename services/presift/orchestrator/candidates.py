@@ -101,7 +101,7 @@ class Question:
         if asked is None:
             auto = self.budget.auto(self.defaults.auto_capacity)
             is_auto = auto is not None and auto.max_tokens == limit
-            return f"{limit} ({'auto_capacity.max_tokens' if is_auto else 'the default capacity: no budget is set'})"
+            return f"{limit} ({'auto_capacity.max_tokens' if is_auto else 'the default capacity'})"
         return f"{limit} ({name})" if asked == limit else f"{limit} (nine tenths of {name} {asked})"
 
 

@@ -164,7 +164,7 @@ def check_answer_fits(facts: Facts) -> None:
     if facts.room < 1:
         answer, context = facts.max_new_tokens, facts.context_tokens
         limit = f"< {context} (the context)"
-        both = f"{facts.prompt_tokens} prompt tokens and max_new_tokens {answer}"
+        both = f"{facts.prompt_tokens} prompt tokens and sampling.max_new_tokens {answer}"
         message = f"{both} do not fit the context of {context} tokens: the answer alone would fill it"
         raise PromptTooLong("sampling.max_new_tokens", answer, limit, message)
 

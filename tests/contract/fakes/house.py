@@ -44,7 +44,7 @@ from presift.v1 import (
     target_pb2_grpc,
 )
 
-from .services import FakeDraft, FakeTarget, model
+from .services import DRAFT_CONTEXT, FakeDraft, FakeTarget, model
 
 CAPACITY, WINDOW, THRESHOLD = 16, 4, 32
 KV_CAPACITY, KV_WINDOW, LOOKAHEAD, CASCADE = 10, 3, 4, 24
@@ -122,7 +122,9 @@ class House:
     def __init__(self, options):
         self.options = options
         self._exit = AsyncExitStack()
-        self.drafts = [FakeDraft(options.draft or model("draft")) for _ in range(options.drafts)]
+        self.drafts = [
+            FakeDraft(options.draft or model("draft", context_tokens=DRAFT_CONTEXT)) for _ in range(options.drafts)
+        ]
         self.targets = [
             FakeTarget(
                 options.target or model("target"),

@@ -13,6 +13,8 @@ from presift.rpc.wire import kv_mask_to_wire, kv_plan_from_wire
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 
 VOCABULARY, CONTEXT = 1000, 400
+# The fake draft reads whatever it is sent.
+DRAFT_CONTEXT = 1 << 20
 
 
 def model(name, **changes):

@@ -194,7 +194,7 @@ def test_too_little_coverage_where_nothing_else_is_allowed():
 @pytest.mark.parametrize(
     ("facts", "budget", "told"),
     [
-        (FACTS, {}, "full needs 1000 prompt tokens of 100 (the default capacity: no budget is set)"),
+        (FACTS, {}, "full needs 1000 prompt tokens of 100 (the default capacity)"),
         (FACTS, {"auto_capacity": AutoCapacity(0.9, max_tokens=300)}, "of 300 (auto_capacity.max_tokens)"),
         (FACTS, {"max_prompt_tokens": 300}, "full needs 1000 prompt tokens of 300 (max_prompt_tokens)"),
         (FACTS, {"max_prompt_tokens": 300}, "spec_kv would be the same as spec_kv_pc within these limits"),
@@ -228,7 +228,7 @@ def test_an_answer_that_fills_the_context_is_told_with_positive_numbers():
         auto(facts)
     told = [each.why for each in candidates(Question(Budget(), KvOptions(), facts, DEFAULTS))]
     for message in (refusal.value.message, told[0]):
-        assert "1000 prompt tokens and max_new_tokens 40000 do not fit the context of 2000 tokens" in message
+        assert "1000 prompt tokens and sampling.max_new_tokens 40000 do not fit the context of 2000 tokens" in message
     assert not any("-" in message for message in (refusal.value.limit, *told))
 
 
