@@ -26,6 +26,8 @@ from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 # The metadata key that names the tenant.
 TENANT_KEY = "presift-tenant"
+MAX_TOOL_CALLS = 512
+MAX_TOOL_CALLS_CHARACTERS = 1_048_576
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
 }
@@ -52,6 +54,19 @@ def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
     )
 
 
+def question_from_wire(request: orchestrator_pb2.ExplainRequest) -> Request:
+    """As `request_from_wire`."""
+    given = request.HasField("max_new_tokens")
+    sampling = target_pb2.Sampling(max_new_tokens=request.max_new_tokens if given else None)
+    return Request(
+        prompt=prompt_from_wire(request.prompt),
+        route=wire.route_from_wire(request.route),
+        budget=budget_from_wire(request.budget),
+        sampling=sampling_from_wire(sampling),
+        kv=kv_options_from_wire(request.kv),
+    )
+
+
 def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
     kind = prompt.WhichOneof("prompt")
     if kind == "token_ids":
@@ -61,14 +76,37 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
     if kind == "text":
         return Text(prompt.text)
     if kind == "chat":
+        _check_tool_calls(prompt.chat)
         messages = tuple(_message(message) for message in prompt.chat.messages)
         return Chat(messages, tuple(prompt.chat.tools_json))
     raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
 
 
+def _check_tool_calls(chat: orchestrator_pb2.Chat) -> None:
+    calls = sum(len(message.tool_calls_json) for message in chat.messages)
+    characters = sum(
+        len(text)
+        for message in chat.messages
+        for text in (*message.tool_calls_json, message.name, message.tool_call_id)
+    )
+    for found, most, unit in (
+        (calls, MAX_TOOL_CALLS, "calls"),
+        (characters, MAX_TOOL_CALLS_CHARACTERS, "characters"),
+    ):
+        if found > most:
+            raise InvalidRequest("prompt.chat.messages.tool_calls_json", f"{found} {unit}", f"at most {most}")
+
+
 def _message(message: orchestrator_pb2.Message) -> Message:
-    parts = tuple(TextPart(part.text, part.protected, part.document) for part in message.parts)
-    return Message(message.role, parts, message.protected)
+    parts = tuple(_part(part) for part in message.parts)
+    calls = tuple(message.tool_calls_json)
+    return Message(message.role, parts, message.protected, calls, message.name, message.tool_call_id)
+
+
+def _part(part: orchestrator_pb2.TextPart) -> TextPart:
+    if part.document and part.protected:
+        raise InvalidRequest("prompt.chat.messages.parts", "document and protected", "one of them")
+    return TextPart(part.text, part.protected, part.document)
 
 
 def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
@@ -84,6 +122,7 @@ def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
+    """Raises InvalidRequest where there is no token to generate."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
     values = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
     if values.get("max_new_tokens") == 0:

@@ -10,6 +10,9 @@ from presift.core.errors import InvalidRequest
 from presift.orchestrator.interpreting import Interpreter
 from presift.orchestrator.tokenizer import ChatTemplate, PromptTokenizer
 
+# What a template may do to a chat or to tools that it was not written for: it takes their parts for what they are not.
+_REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 
 def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
     """The tokenizer of a Hugging Face folder or hub id; None accepts token ids alone. Never runs a model's own code."""
@@ -44,10 +47,10 @@ def _template(loaded: Any) -> ChatTemplate | None:
     if loaded.chat_template is None:
         return None
 
-    def render(messages: list[dict[str, str]], tools: list[Any] | None) -> str:
+    def render(messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
         try:
             return str(loaded.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:  # its text may quote the prompt
+        except _REFUSALS as error:  # its text may quote the prompt
             raise InvalidRequest("prompt.chat", "refused", "a chat that the target's template accepts") from error
 
     return render

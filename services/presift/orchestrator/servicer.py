@@ -15,9 +15,7 @@ from presift.orchestrator.access.caller import Caller, current_caller
 from presift.orchestrator.explanation import Detail
 from presift.orchestrator.forecast_wire import speed_to_wire
 from presift.orchestrator.incoming import (
-    budget_from_wire,
-    kv_options_from_wire,
-    prompt_from_wire,
+    question_from_wire,
     request_from_wire,
     tenant_from_metadata,
 )
@@ -65,14 +63,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.ExplainResponse:
         if not self._explains:
             raise PermissionDenied("Explain is switched off here (--no-explain)")
-        parsed = Request(
-            prompt=prompt_from_wire(request.prompt),
-            route=wire.route_from_wire(request.route),
-            budget=budget_from_wire(request.budget),
-            kv=kv_options_from_wire(request.kv),
-        )
+        parsed = self._of_caller(question_from_wire(request), context)
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
-        parsed = self._of_caller(parsed, context)
         explanation = await self._pipeline.explain(parsed, detail, context.time_remaining())
         return await asyncio.to_thread(explanation_to_wire, explanation)
 
