@@ -34,7 +34,13 @@ BAD = {
         "a call without a name",
         "name",
     ),
-    "call of a user": ({"prompt": turn("user", tool_calls_json=["{}"])}, INVALID, CALLS, "set on role user", "only"),
+    "call of a user": (
+        {"prompt": turn("user", tool_calls_json=["{}"])},
+        INVALID,
+        CALLS,
+        "set on role user",
+        "unset unless",
+    ),
     "call that the template does not write": (
         {"prompt": turn("assistant", tool_calls_json=['{"name": "f"}'])},
         INVALID,

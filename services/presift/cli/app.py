@@ -205,12 +205,16 @@ def route(
     cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
     context: Annotated[int | None, typer.Option(help="the target's context, tokens", min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer", min=1)] = 256,
-    policy: Annotated[Path | None, typer.Option(help="a policy file; the orchestrator's setting if unset")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="a policy file of this machine; that of PRESIFT_ORCHESTRATOR_POLICY_FILE if unset"),
+    ] = None,
     model: Annotated[str, typer.Option(help="target id, as the policy file names it")] = "",
-    tenant: Tenant = None,
+    tenant: Annotated[str | None, typer.Option(help="whose defaults of that policy file apply")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
     address: Annotated[
-        str | None, typer.Option(help="take context, routes and learnt speeds from this orchestrator, HOST:PORT")
+        str | None,
+        typer.Option(help="take context, routes, threshold and learnt speeds (no policy file) from this orchestrator"),
     ] = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -219,8 +223,9 @@ def route(
 ) -> None:
     """Show what AUTO would do and why, with every route's predicted cost; nothing is run.
 
-    Capacities are the orchestrator's settings or a policy file's; without an address speeds are those of the demo pair
-    on two CPU cores.
+    Capacities are those of this machine's settings (PRESIFT_ORCHESTRATOR_...) or policy file, as an orchestrator does
+    not send its own; where it has a policy file and none is given here, that is told. Without an address speeds are
+    those of the demo pair on two CPU cores. There is no --min-coverage: coverage is known once a draft has read.
     """
     from presift.cli import route_table  # noqa: PLC0415
     from presift.core import errors  # noqa: PLC0415
@@ -237,7 +242,10 @@ def route(
         prompt, stack = route_table.Prompt(tokens, cached_prefix, max_new_tokens), route_table.Behind()
         if address is not None:
             with errors_told(), connect(address, ca, cert, key, api_key_file) as client:
-                stack = route_table.behind(client.info())
+                info = client.info()
+                stack = route_table.behind(info)
+            if (note := route_table.policy_note(info, policy)) is not None:
+                say(note)
         if context is not None:
             stack = replace(stack, context_tokens=context)
         if policy is not None:  # its thresholds, not those in force there

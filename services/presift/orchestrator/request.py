@@ -48,7 +48,9 @@ class Message:
             raise InvalidRequest("prompt.chat.messages.role", repr(self.role[:32]), f"one of {', '.join(ROLES)}")
         for name, role in (("tool_calls_json", "assistant"), ("name", "tool"), ("tool_call_id", "tool")):
             if getattr(self, name) and self.role != role:
-                raise InvalidRequest(f"prompt.chat.messages.{name}", f"set on role {self.role}", f"role {role} only")
+                raise InvalidRequest(
+                    f"prompt.chat.messages.{name}", f"set on role {self.role}", f"unset unless the role is {role}"
+                )
 
     @property
     def text(self) -> str:
