@@ -43,6 +43,9 @@ def up(
     cache_url: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
     ] = None,
+    policy_file: Annotated[
+        Path | None, typer.Option(help="the orchestrator's policy file: defaults by prompt length, target and tenant")
+    ] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     capacity: Annotated[int | None, typer.Option(help="prompt tokens to keep where no budget is set")] = None,
     kv_capacity: Annotated[int | None, typer.Option(help="KV tokens to keep where no budget is set")] = None,
@@ -56,9 +59,13 @@ def up(
         bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")
     ] = False,
 ) -> None:
-    """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
+    """Run cache, draft, target and orchestrator on this machine until Ctrl-C.
+
+    All other settings of the services are variables: PRESIFT_ORCHESTRATOR_..., PRESIFT_TARGET_..., PRESIFT_DRAFT_...
+    (`python -m presift.orchestrator --help` lists them as flags). Logs: PRESIFT_HOME/logs/PORT.
+    """
     # Imported here: `presift generate` needs none of it.
-    from presift.cli.stack import StackOptions  # noqa: PLC0415
+    from presift.cli.stack import StackOptions, log_folder  # noqa: PLC0415
     from presift.cli.up import run_until_stopped  # noqa: PLC0415
     from presift.models.errors import ModelError  # noqa: PLC0415
     from presift.models.fetch import resolve_model  # noqa: PLC0415
@@ -72,13 +79,14 @@ def up(
         draft=draft_model,
         target=target_model,
         tokenizer=target_model,
-        logs=home / "logs",
+        logs=log_folder(home, listen),
         listen=listen,
         cache_url=cache_url,
         drafts=drafts,
         targets=targets,
         orchestrators=orchestrators,
         orchestrator_flags=_flags(
+            policy_file=None if policy_file is None else str(policy_file),
             compress_above_tokens=compress_above,
             capacity=capacity,
             kv_capacity=kv_capacity,
