@@ -5,6 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := ops/locks/cpu.txt
 STAMP := $(VENV)/.installed
+# What looks at the packages lives apart from them, so that it changes none of their versions.
+TOOLS := $(VENV)/tools
+TOOLS_LOCK := ops/locks/tools.txt
+TOOLS_STAMP := $(TOOLS)/.installed
+CHAIN := ops/supply_chain
 TEST_MODEL := smollm2-135m-instruct
 DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 
@@ -14,7 +19,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-models check format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain release dist format protos protos-check bench clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,15 +45,45 @@ demo: demo-models ## ask a real document a question five times: full, spec_pc co
 	@$(BIN)/python ops/demo/demo.py
 
 test: $(STAMP) models check ## lint, types, layers, protos, then the tests
-	@$(BIN)/python -m pytest -m "not pair and not gpu"
+	@$(BIN)/python -m pytest -m "not pair and not gpu and not faults"
 
 test-models: $(STAMP) models demo-models ## all the tests, those on the real demo pair included
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -m "not gpu and not faults"
 
-check: $(STAMP) protos-check
+faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
+	@$(BIN)/python -m pytest tests/faults --write-results
+
+soak: $(STAMP) ## 30 minutes of mixed traffic with churn: nothing may be left of it
+	@PYTHONPATH=services:clients/python $(BIN)/python -m tests.faults.soak --minutes 30
+
+check: $(STAMP) protos-check supply-chain
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --verbose > /dev/null || $(BIN)/lint-imports
+
+# A network that is not there, or an index that does not answer, fails nothing here: it is told. A licence does.
+supply-chain: $(STAMP)
+	@$(MAKE) --no-print-directory $(TOOLS_STAMP) || echo "== supply chain: NOT CHECKED, $(TOOLS_LOCK) could not be installed"
+	@test ! -e $(TOOLS_STAMP) || $(BIN)/python $(CHAIN)/licences.py $(TOOLS)/bin/pip-licenses $(BIN)/python
+	@test ! -e $(TOOLS_STAMP) || $(BIN)/python $(CHAIN)/audit.py $(TOOLS)/bin/pip-audit $(LOCK) $(TOOLS)/.audited
+
+$(TOOLS_STAMP): $(TOOLS_LOCK)
+	@test -x $(TOOLS)/bin/python || $(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $(TOOLS_LOCK)
+	@touch $(TOOLS_STAMP)
+
+release: $(STAMP) $(TOOLS_STAMP) check ## sdist, wheel, SBOM (CycloneDX) and checksums, in dist/; nothing known to be vulnerable
+	@$(BIN)/python $(CHAIN)/audit.py $(TOOLS)/bin/pip-audit $(LOCK) $(TOOLS)/.audited --strict
+	@$(MAKE) --no-print-directory dist
+
+dist: $(STAMP) $(TOOLS_STAMP) ## what `release` makes, without asking whether it may
+	@rm -rf dist && $(TOOLS)/bin/python -m build --no-isolation --outdir dist . > /dev/null
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file dist/presift.cdx.json
+	@cd dist && sha256sum * > SHA256SUMS && ls -1
+
+fuzz: $(STAMP) ## 20,000 mutated requests to each service (some twenty minutes)
+	@$(BIN)/python -m pytest -m faults tests/faults/test_fuzz.py
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .

@@ -142,6 +142,20 @@ async def test_a_lease_that_was_not_released_is_no_wait_for_its_own_process(valk
 
 
 @pytest.mark.asyncio
+async def test_a_claim_is_waited_for_longer_than_a_look_up(valkey_url: str, admin: Redis) -> None:
+    limits = replace(CacheLimits(), timeout_s=1.0)
+    async with orchestrator(valkey_url, limits) as one, orchestrator(valkey_url, limits) as other:
+        assert await one.lease.claim(DIGEST) is None
+        admin.client_pause(1500)  # longer than a look-up may take
+        waiting = asyncio.create_task(other.lease.claim(DIGEST))
+        await asyncio.sleep(1.7)
+        assert not waiting.done()  # two draft passes would begin here
+        await one.store.put(DIGEST, VALUE)
+        assert await waiting == VALUE and other.outcomes == {Outcome.HIT: 1}
+        await one.lease.release(DIGEST)
+
+
+@pytest.mark.asyncio
 async def test_without_a_server_everybody_computes() -> None:
     limits = replace(CacheLimits(), rest_after_failures=2)
     async with orchestrator("unix:///nowhere/valkey.sock", limits) as one:

@@ -187,6 +187,8 @@ async def test_a_kv_capacity_that_adapts_is_said_where_the_target_chooses(house,
         asked.policy.spec_kv_pc.prompt.CopyFrom(prompt)
     response = await house.stub.Score(asked)
     assert response.kv_capacity == capacity and list(response.lookahead_token_ids) == [2, 3]
+    read = 900 + 800 + 7 + 6 + 2 + 1 if cascade else sum(ids)
+    assert response.kv_coverage == pytest.approx((900 + 2 + 1 + (800 if capacity == 3 else 0)) / read)
     asked.policy.spec_kv_pc.kv.ClearField("adaptive") if cascade else asked.policy.spec_kv.ClearField("adaptive")
     assert not (await house.stub.Score(asked)).HasField("kv_capacity")
 

@@ -1,17 +1,31 @@
 """AUTO over the wire: the least lossy route within the budget, the cheapest where nothing is lost, and coverage."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from presift.core.errors import Overloaded
+from presift.core.errors import Overloaded, PromptTooLong
 from presift.orchestrator.costs import Reading
 from presift.orchestrator.economy import Economy
+from presift.orchestrator.interpreting import Interpreter
 from presift.v1 import draft_pb2, orchestrator_pb2, plan_pb2, target_pb2
 
-from .fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, refusal_of, request, wire_prompt
-from .fakes.services import hangs, raises, takes
+from .fakes.house import (
+    ALL_ROUTES,
+    CAPACITY,
+    CASCADE,
+    KV_CAPACITY,
+    byte_tokenizer,
+    quad_tokenizer,
+    refusal_of,
+    request,
+    wire_prompt,
+)
+from .fakes.services import hangs, model, raises, takes
 
 LONG = list(range(1, 201))
+BY_MASK = {"selection": plan_pb2.KV_SELECTION_DRAFT_MASK}
 
 
 @pytest.fixture
@@ -87,10 +101,10 @@ async def test_a_time_that_cannot_be_met(house, budget):
 
 @pytest.mark.parametrize(
     ("least", "route", "drafts"),
-    [(0.08, "SPEC_PC", 1), (0.1, "SPEC_KV_PC", 2), (0.5, "SPEC_KV", 3)],
+    [(0.08, "SPEC_PC", 1), (0.1, "SPEC_KV_PC", 2), (0.5, "FULL", 3)],
 )
 async def test_too_little_coverage_takes_a_less_lossy_route(house, least, route, drafts):
-    """The fake draft covers what it keeps: 16 of 200 are 0.08, 24 are 0.12; of spec_kv nothing is known before."""
+    """The fake draft covers what it keeps: 16 of 200 are 0.08, 24 are 0.12, then 11 of 24; of spec_kv 11 of 200."""
     answer = await house.ask(LONG, budget={"min_coverage": least})
     assert (answer.route, len(house.draft.calls)) == (route, drafts)
     assert answer.reason == ("OVER_BUDGET" if route == "SPEC_PC" else "COVERAGE_TOO_LOW")
@@ -109,9 +123,106 @@ async def test_coverage_of_a_named_route_counts_too(open_house):
 
 
 async def test_too_little_coverage_of_what_cannot_be_read_in_full_is_said(open_house):
-    house = await open_house()
+    house = await open_house(draft=model("draft", context_tokens=1000))
     answer = await house.ask([1] * 500, budget={"min_coverage": 0.5})
     assert answer.route == "SPEC_PC" and "covers less than min_coverage" in answer.decision.detail
+
+
+@pytest.mark.parametrize("kv", [{}, BY_MASK], ids=["by the target", "by mask"])
+@pytest.mark.parametrize(("least", "route"), [(0.25, "SPEC_KV"), (0.26, "FULL")])
+async def test_coverage_of_kv_counts_whoever_chooses_it(house, kv, least, route):
+    """50 of 200."""
+    asked = {"route": plan_pb2.ROUTE_SPEC_KV, "kv": kv}
+    answer = await house.ask(LONG, budget={"max_kv_tokens": 50, "min_coverage": least}, **asked)
+    assert answer.route == route and answer.usage.kv_tokens == (50 if route == "SPEC_KV" else 200)
+    if route == "FULL":
+        assert answer.reason == "COVERAGE_TOO_LOW" and "spec_kv covers 0.250" in answer.decision.detail
+        strict = {"max_kv_tokens": 50, "min_coverage": least, "strict": True}
+        refusal = await house.refused(LONG, budget=strict, **asked)
+        assert (refusal.reason, refusal.field) == ("BUDGET_EXCEEDED", "budget.min_coverage")
+
+
+async def test_the_stages_of_a_cascade_each_cover_enough(house):
+    asked = {"route": plan_pb2.ROUTE_SPEC_KV_PC}
+    budget = {"max_prompt_tokens": 100, "max_kv_tokens": 20}
+    for least, route in ((0.2, "SPEC_KV_PC"), (0.21, "FULL")):
+        answer = await house.ask(LONG, budget=budget | {"min_coverage": least}, **asked)
+        assert answer.route == route and ("covers 0.200" in answer.decision.detail) is (route == "FULL")
+
+
+async def test_what_kv_covers_is_told_and_asked_once_for_every_least_coverage(house):
+    asked = {"route": plan_pb2.ROUTE_SPEC_KV}
+    answers = [
+        await house.ask(LONG, budget={"max_kv_tokens": 50, "min_coverage": least}, **asked) for least in (0.1, 0.2)
+    ]
+    assert [answer.cache for answer in answers] == ["MISS", "HIT"]
+    assert "49 KV tokens cover 0.250, by the draft's estimate" in answers[1].decision.detail
+    assert answers[1].usage.reused_entry
+    await house.ask(LONG, budget={"max_kv_tokens": 50}, **asked)
+    first, last = (call.kv_plan for call in (house.target.calls[0], house.target.calls[-1]))
+    assert first == last  # the target is told nothing of it
+
+
+async def test_without_a_least_coverage_the_draft_is_asked_what_it_always_was(house):
+    for route in (plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC):
+        await house.ask(LONG, route=route)
+    plain, cascade = (call.policy for call in house.draft.calls)
+    assert not plain.spec_kv.HasField("adaptive") and not plain.spec_kv.HasField("mask")
+    assert not cascade.spec_kv_pc.kv.HasField("adaptive")
+
+
+async def test_coverage_that_nobody_knows_is_said_and_not_taken_for_enough(house):
+    def old(reply, request):
+        reply.ClearField("kv_coverage")
+
+    house.draft.spoil = old
+    asked, budget = {"route": plan_pb2.ROUTE_SPEC_KV}, {"max_kv_tokens": 50, "min_coverage": 0.1}
+    answer = await house.ask(LONG, budget=budget, **asked)
+    assert answer.route == "SPEC_KV" and "what it covers is not known" in answer.decision.detail
+    refusal = await house.refused(LONG, budget=budget | {"strict": True}, **asked)
+    assert refusal.field == "budget.min_coverage" and "covers what is not known" in refusal.message
+
+
+NARROW = model("draft", context_tokens=150)
+
+
+async def test_auto_takes_no_route_whose_draft_cannot_read_the_prompt(open_house):
+    house = await open_house(routes=ALL_ROUTES, draft=NARROW)
+    for budget in ({}, {"max_prompt_tokens": 50}, {"min_coverage": 0.5}):
+        answer = await house.ask(LONG, budget=budget)
+        assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE") and house.draft.calls == []
+        assert "the draft reads at most 150 tokens, not 200 prompt tokens" in answer.decision.detail
+    refusal = await house.refused(LONG, budget={"max_prompt_tokens": 50, "strict": True})
+    assert refusal.reason == "BUDGET_EXCEEDED" and "the draft reads at most 150" in refusal.message
+    refusal = await house.refused([1] * 500)
+    assert refusal.reason == "PROMPT_TOO_LONG" and "the draft reads at most 150" in refusal.message
+
+
+async def test_a_named_route_that_the_draft_refuses_is_answered_in_full_and_told_once(open_house, caplog):
+    house = await open_house(routes=ALL_ROUTES, draft=NARROW)
+    refusal = PromptTooLong("token_ids", "200 tokens with lookahead", "<= 150 (the draft's context)")
+    house.draft.faults.append(raises(refusal))
+    answer = await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC, budget={"min_coverage": 0.5})
+    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+    assert "150 (the draft's context)" in answer.decision.detail
+    assert sum("answered in full" in line for line in caplog.messages) == 1
+
+
+async def test_what_is_compressed_already_needs_no_draft_that_can_read_it(house):
+    await house.ask(LONG)
+    house.models.draft = replace(house.models.draft, context_tokens=150)
+    answer = await house.ask(LONG)
+    assert (answer.route, len(house.draft.calls)) == ("SPEC_PC", 2 - (answer.cache == "HIT"))
+    assert (await house.ask([7, *LONG])).route == "FULL"
+
+
+async def test_a_draft_of_another_vocabulary_counts_other_tokens(open_house):
+    drafts = quad_tokenizer()
+    fingerprint = Interpreter(byte_tokenizer(), drafts).draft_fingerprint
+    narrow = model("draft", context_tokens=60, tokenizer_fingerprint=fingerprint)
+    house = await open_house(routes=ALL_ROUTES, draft=narrow, draft_tokenizer=drafts)
+    answer = await house.ask("four" * 50)
+    assert answer.route == "SPEC_PC" and len(house.draft.calls[0].token_ids) == 50
 
 
 async def test_explain_makes_the_same_decision(house):

@@ -113,16 +113,24 @@ async def test_a_setting_adapts_where_nothing_is_said(open_house):
 
 @pytest.mark.parametrize(
     ("least", "route", "kept"),
-    [(0.1, "SPEC_PC", 40), (0.3, "SPEC_PC", 60), (0.5, "SPEC_PC", 100), (0.6, "SPEC_KV", 200)],
+    [(0.1, "SPEC_PC", 40), (0.3, "SPEC_PC", 60), (0.5, "SPEC_PC", 100), (0.6, "FULL", 200)],
 )
 async def test_below_the_least_coverage_the_upper_bound_is_tried_before_another_route(house, least, route, kept):
     budget = auto(0.2, max_tokens=100) | {"min_coverage": least}
     answer = await house.ask(LONG, budget=budget)
     assert (answer.route, answer.decision.kept_tokens) == (route, kept)
-    if route == "SPEC_KV":
-        assert answer.reason == "COVERAGE_TOO_LOW" and "spec_pc covers 0.500" in answer.decision.detail
-        # Not spec_kv_pc, which reads no more; spec_kv adapts too.
-        assert len(house.draft.calls) == 2 and "auto: " in answer.decision.detail
+    if route == "FULL":
+        assert answer.reason == "COVERAGE_TOO_LOW" and "spec_kv covers 0.500" in answer.decision.detail
+        # Not spec_kv_pc, which reads no more; spec_kv adapts too, up to as many.
+        assert len(house.draft.calls) == 2
+
+
+async def test_kv_whose_upper_bound_covers_too_little_gives_way(house):
+    for least, route in ((0.5, "SPEC_KV"), (0.51, "FULL")):
+        budget = auto(0.2, max_tokens=100) | {"min_coverage": least}
+        answer = await house.ask(LONG, route=KV, budget=budget)
+        assert answer.route == route
+    assert "spec_kv covers 0.500, min_coverage is 0.51" in answer.decision.detail
 
 
 async def test_too_little_coverage_of_a_named_route_ends_in_full(open_house):

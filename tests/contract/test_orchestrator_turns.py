@@ -265,6 +265,35 @@ async def test_a_selection_that_covers_too_little_is_not_gone_on_with(house):
     assert not answer.decision.continued and (answer.route, answer.reason) == ("FULL", "COVERAGE_TOO_LOW")
 
 
+async def test_a_selection_of_which_coverage_is_not_known_is_not_gone_on_with(house):
+    await house.ask(LONG, route=KV)
+    going_on = {"route": KV, "kv": {"continue_prompt_tokens": 100}, "budget": {"min_coverage": 0.05}}
+    answer = await house.ask(LATER, **going_on)
+    assert not answer.decision.continued and "not known to cover min_coverage" in answer.decision.detail
+    await house.ask([5, *LONG], route=KV, budget={"min_coverage": 0.05})
+    answer = await house.ask([5, *LATER], **going_on | {"kv": {"continue_prompt_tokens": 101}})
+    assert answer.decision.continued
+
+
+async def test_auto_goes_on_with_a_selection_where_there_is_one(house):
+    await house.ask(LONG, route=KV)
+    answer = await house.ask(LATER, kv={"continue_prompt_tokens": 100})
+    assert answer.decision.continued and answer.route == "SPEC_KV"
+    answer = await house.ask(LATER, kv={"continue_prompt_tokens": 99})
+    assert (answer.route, answer.decision.continued) == ("SPEC_PC", False)
+    assert "there is no selection of the first 99 prompt tokens to go on with" in answer.decision.detail
+
+
+@pytest.mark.parametrize("explains", [False, True])
+async def test_a_wrong_beginning_is_told(house, explains):
+    await house.ask(LONG, route=KV)
+    kv = {"continue_prompt_tokens": 99}
+    asked = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LATER), route=KV, kv=orchestrator_pb2.KvOptions(**kv))
+    answer = (await house.stub.Explain(asked)) if explains else (await house.ask(LATER, route=KV, kv=kv))
+    assert "no selection of the first 99 prompt tokens to go on with" in answer.decision.detail
+    assert not answer.decision.continued
+
+
 async def test_a_later_turn_must_fit_the_context(house):
     await house.ask(LONG, route=KV)
     long = [*LONG, *[1] * (CONTEXT - 104)]

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from presift.core import errors
+from presift.core.kv_plan import KvPlan
 from presift.core.plan import Route
+from presift.core.policies import SpecKv
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.__main__ import _run
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_KV_TOKENS, EchoEngine
-from presift.target.engine import EngineLoad
+from presift.target.echo_engine import ECHO_KV_TOKENS, ECHO_MEMORY, EchoEngine
+from presift.target.engine import EngineLoad, GenerateRequest, Sampling
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
@@ -572,3 +575,13 @@ async def test_a_load_that_cannot_be_seen_is_left_out(target: Target, monkeypatc
     monkeypatch.setattr(target.engine, "load", broken)
     token_ids, usage = await target.answer(max_new_tokens=1)
     assert token_ids == [5] and usage.replica and not usage.HasField("load")
+
+
+async def test_the_echo_engine_may_run_for_days() -> None:
+    engine = EchoEngine()
+    for first in range(ECHO_MEMORY + 40):
+        prompt = np.array([first + 1, 7, 8], dtype=np.uint32)
+        plan = KvPlan(SpecKv(capacity=2, window=1, kernel=1), lookahead_token_ids=(1,))
+        async for _ in engine.generate(GenerateRequest(prompt, Sampling(max_new_tokens=1), kv_plan=plan)):
+            pass
+    assert len(engine._seen[""]) == len(engine._entries) == ECHO_MEMORY

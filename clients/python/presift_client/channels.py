@@ -65,7 +65,11 @@ def options(max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 30_000),
+        # A service that is gone without a word is found within 8 s.
+        ("grpc.keepalive_time_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 3_000),
+        ("grpc.http2.ping_timeout_ms", 6_000),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         *named,
     ]

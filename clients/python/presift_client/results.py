@@ -13,11 +13,12 @@ from presift_client.names import name_of
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model behind the orchestrator."""
+    """A model behind the orchestrator. Two of one `tokenizer_fingerprint` read the same token ids."""
 
     id: str
     revision: str
     context_tokens: int
+    tokenizer_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,4 +285,4 @@ def _capacity(kv: plan_pb2.SpecKv, kv_tokens: int) -> int:
 
 
 def _model(model: plan_pb2.ModelInfo) -> Model:
-    return Model(model.id, model.revision, model.context_tokens)
+    return Model(model.id, model.revision, model.context_tokens, model.tokenizer_fingerprint)

@@ -3,7 +3,8 @@
 value  = magic "PSC" | version u8 | tag 16 bytes | packing u8 | body, or one zstd frame of it if that is smaller
 tag    = BLAKE2b-128 over packing and body, keyed with the digest: a value under another key does not verify
 body   = head (see _HEAD) | mask | lookahead ids, u32 each | model id | revision | tokenizer fingerprint (UTF-8)
-         | KV capacity u32, only if there is one: values without are as they were before there could be
+         | KV capacity u32 | KV coverage f64: each only if there is one, no coverage without capacity; values without
+           are as they were before there could be
 
 All integers little-endian. The tag finds damage and mix-ups; it is no signature: whoever may write to the store and
 knows a digest can forge a value, so lengths are checked and memory is bounded even where the tag verifies.
@@ -33,7 +34,7 @@ _RAW, _ZSTD = b"\x00", b"\x01"
 # mask coding; prompt_tokens, mask bytes, lookahead count; coverage (NaN: none); the model's four numbers; its three
 # string lengths in bytes
 _HEAD = struct.Struct("<B3Id4I3I")
-_KV_CAPACITY = struct.Struct("<I")
+_KV_CAPACITY, _KV_COUNT = struct.Struct("<I"), struct.Struct("<Id")
 
 
 class CorruptValue(Exception):
@@ -97,8 +98,24 @@ def _body(value: CompressedPrompt, coding: MaskCoding, mask: bytes) -> bytes:
     coverage = math.nan if value.coverage is None else value.coverage
     counts = (value.mask.prompt_tokens, len(mask), lookahead.size)
     head = _HEAD.pack(coding, *counts, coverage, *numbers, *map(len, names))
-    kv_capacity = b"" if value.kv_capacity is None else _KV_CAPACITY.pack(value.kv_capacity)
-    return b"".join((head, mask, lookahead.tobytes(), *names, kv_capacity))
+    return b"".join((head, mask, lookahead.tobytes(), *names, _kv_count(value)))
+
+
+def _kv_count(value: CompressedPrompt) -> bytes:
+    if value.kv_capacity is None:
+        return b""
+    if value.kv_coverage is None:
+        return _KV_CAPACITY.pack(value.kv_capacity)
+    return _KV_COUNT.pack(value.kv_capacity, value.kv_coverage)
+
+
+def _read_kv_count(data: bytes) -> tuple[int | None, float | None]:
+    if not data:
+        return None, None
+    if len(data) == _KV_CAPACITY.size:
+        return _KV_CAPACITY.unpack(data)[0], None
+    capacity, coverage = _KV_COUNT.unpack(data)
+    return capacity, coverage
 
 
 def _read_body(body: bytes) -> CompressedPrompt:
@@ -108,12 +125,14 @@ def _read_body(body: bytes) -> CompressedPrompt:
         raise CorruptValue
     pieces = _split(body[_HEAD.size :], mask_bytes, 4 * lookahead_count, *name_bytes)
     mask, lookahead, model_id, revision, fingerprint, rest_bytes = pieces
+    kv_capacity, kv_coverage = _read_kv_count(rest_bytes)
     return CompressedPrompt(
         mask=decode_mask(MaskCoding(coding), mask, prompt_tokens),
         lookahead_token_ids=tuple(np.frombuffer(lookahead, dtype="<u4").tolist()),
         coverage=None if math.isnan(coverage) else coverage,
         draft=ModelInfo(model_id.decode(), revision.decode(), fingerprint.decode(), *numbers),
-        kv_capacity=_KV_CAPACITY.unpack(rest_bytes)[0] if rest_bytes else None,
+        kv_capacity=kv_capacity,
+        kv_coverage=kv_coverage,
     )
 
 

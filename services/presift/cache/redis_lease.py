@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 
 from presift.cache.redis_link import RedisLink, Unavailable
 from presift.cache.redis_store import RedisStore, redis_key
@@ -42,7 +43,8 @@ class RedisLease:
         self._observe = observe
         self._lease_s = lease_s
         self._poll_s = poll_s
-        self._values = RedisStore(link, limits)  # unobserved: polling is not a row of misses
+        patient = replace(limits, timeout_s=limits.claim_timeout_s)
+        self._values = RedisStore(link, patient)  # unobserved: polling is not a row of misses
         self._holder = secrets.token_hex(16)
 
     async def claim(self, digest: str) -> CompressedPrompt | None:
@@ -60,13 +62,13 @@ class RedisLease:
 
     async def release(self, digest: str) -> None:
         try:
-            await self._run(_RELEASE, digest)
+            await self._run(_RELEASE, digest, timeout_s=self._limits.timeout_s)
         except Unavailable:
             return  # it lapses by itself
 
     async def _take_or_wait(self, digest: str) -> CompressedPrompt | None:
         while True:
-            is_ours = await self._run(_CLAIM, digest, round(self._lease_s * 1000)) == 1
+            is_ours = await self._claim(digest) == 1
             # Looked up after the claim: its holder may have put the value and released between our miss and now.
             value = await self._values.get(digest)
             if is_ours and value:
@@ -75,6 +77,10 @@ class RedisLease:
                 return value
             await asyncio.sleep(self._poll_s)
 
-    async def _run(self, script: str, digest: str, *arguments: int) -> object:
+    async def _claim(self, digest: str) -> object:
+        lease_ms = round(self._lease_s * 1000)
+        return await self._run(_CLAIM, digest, lease_ms, timeout_s=self._limits.claim_timeout_s)
+
+    async def _run(self, script: str, digest: str, *arguments: int, timeout_s: float) -> object:
         key = f"{redis_key(digest)}:lease"
-        return await self._link.ask("EVAL", script, 1, key, self._holder, *arguments, timeout_s=self._limits.timeout_s)
+        return await self._link.ask("EVAL", script, 1, key, self._holder, *arguments, timeout_s=timeout_s)

@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from presift.cache.guard import Guard
+from presift.cache.patience import patience
 from presift.cache.store import CacheLimits, Outcome
 from presift.core.errors import InvalidRequest
 
@@ -55,7 +56,7 @@ class RedisLink:
         return self._pool
 
     async def ask(self, *command: str | bytes | int, timeout_s: float) -> object:
-        """The server's reply within `timeout_s`. Raises Unavailable."""
+        """The server's reply within `timeout_s`, our own delays not counted. Raises Unavailable."""
 
         async def execute() -> object:
             reply: object = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -64,12 +65,12 @@ class RedisLink:
         return await self.attempt(execute, timeout_s)
 
     async def attempt(self, call: Callable[[], Awaitable[T]], timeout_s: float) -> T:
-        """What `call` makes of the server's replies within `timeout_s`. Raises Unavailable."""
+        """What `call` makes of the server's replies within `timeout_s`, our own delays not counted; or Unavailable."""
         began_s = self._guard.begin()
         if began_s is None:
             raise Unavailable(Outcome.SKIPPED)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with patience(timeout_s):
                 reply = await call()
         except ResponseError as error:  # it said no, but it is there and quick: no reason to rest
             self._guard.succeeded()

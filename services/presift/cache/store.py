@@ -12,6 +12,9 @@ from typing import Protocol
 from presift.core.errors import InvalidRequest
 from presift.core.plan import CompressedPrompt
 
+# How many times longer a claim is waited for than a look-up.
+CLAIM_PATIENCE = 5.0
+
 
 class Operation(StrEnum):
     """What was asked of the cache."""
@@ -67,6 +70,11 @@ class CacheLimits:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 raise InvalidRequest(f"cache.{field.name}", getattr(self, field.name), "> 0")
+
+    @property
+    def claim_timeout_s(self) -> float:
+        """More patient than a look-up: a claim that is given up may cost a second draft pass."""
+        return self.timeout_s * CLAIM_PATIENCE
 
 
 class Store(Protocol):

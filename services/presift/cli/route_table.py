@@ -55,6 +55,7 @@ class Behind:
     supported: frozenset[Route] = frozenset(Route)
     compress_above_tokens: int | None = None
     target_id: str = ""
+    draft_context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,11 @@ def behind(info: Info) -> Behind:
     """A running orchestrator's models, and the speeds that it has learnt with them."""
     supported = frozenset(route for route in Route if route.value in info.supported_routes)
     speeds = _speeds(info.speeds, info.draft, info.target)
-    return Behind(info.target.context_tokens, speeds, supported, info.compress_above_tokens, info.target.id)
+    draft, target = info.draft, info.target
+    # With another vocabulary the draft counts other tokens.
+    is_shared = draft is not None and draft.tokenizer_fingerprint == target.tokenizer_fingerprint
+    draft_context_tokens = draft.context_tokens if draft is not None and is_shared else 0
+    return Behind(target.context_tokens, speeds, supported, info.compress_above_tokens, target.id, draft_context_tokens)
 
 
 def outcome(terms: Terms, budget: Budget, prompt: Prompt, behind: Behind) -> Outcome:
@@ -150,6 +155,7 @@ def _facts(defaults: Defaults, outlook: Outlook, prompt: Prompt, behind: Behind)
         context_tokens=behind.context_tokens,
         supported=behind.supported,
         outlook=outlook,
+        draft_context_tokens=behind.draft_context_tokens,
     )
 
 

@@ -23,13 +23,19 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def _where(error: PresiftError) -> str:
+    """Field and limit, unless the message names them already."""
+    named = {"field": error.field, "limit": error.limit}
+    unsaid = [f"{name} {value}" for name, value in named.items() if value and value not in str(error)]
+    return f" ({', '.join(unsaid)})" if unsaid else ""
+
+
 @contextmanager
 def errors_told() -> Iterator[None]:
     """What a call or a file may raise ends the command in one line."""
     try:
         yield
     except PresiftError as error:
-        where = f" (field {error.field}, limit {error.limit})" if error.field else ""
-        fail(f"{error}{where}")
+        fail(f"{error}{_where(error)}")
     except (ValueError, OSError) as error:
         fail(str(error))

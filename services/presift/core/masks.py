@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,8 +105,11 @@ def _frozen(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _unpack(bits: bytes, shape: tuple[int, ...], field: str) -> NDArray[np.bool_]:
-    rows, width = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
+    # A peer's numbers: their product may be more than an int64.
+    rows, width = math.prod(shape[:-1]), shape[-1]
     row_bytes = (width + 7) // 8
+    if not rows * width:
+        raise InvalidRequest(field.removesuffix(".kept"), f"shape {shape}", "one flag at least")
     if len(bits) != rows * row_bytes:
         raise InvalidRequest(field, f"{len(bits)} bytes", f"{rows * row_bytes} bytes")
     packed = np.frombuffer(bits, dtype=np.uint8).reshape(rows, row_bytes)

@@ -41,7 +41,8 @@ class CompressedPrompt:
     """What the cache holds: the token mask, the lookahead, coverage and provenance; never text.
 
     `coverage` is 0..1, or None where nothing was scored. `kv_capacity` is how many KV pairs per layer and head the
-    draft would keep of the mask's tokens, None where it was not asked or all fit. Raises InvalidRequest.
+    draft would keep of the mask's tokens, None where it was not asked or all fit; `kv_coverage` is the share of their
+    attention mass that those cover, None where the draft does not say. Raises InvalidRequest.
     """
 
     mask: TokenMask
@@ -49,9 +50,12 @@ class CompressedPrompt:
     coverage: float | None
     draft: ModelInfo
     kv_capacity: int | None = None
+    kv_coverage: float | None = None
 
     def __post_init__(self) -> None:
-        if self.coverage is not None and not 0.0 <= self.coverage <= 1.0:
-            raise InvalidRequest("coverage", self.coverage, "0..1")
+        for name in ("coverage", "kv_coverage"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise InvalidRequest(name, value, "0..1")
         if self.kv_capacity is not None and self.kv_capacity < 1:
             raise InvalidRequest("kv_capacity", self.kv_capacity, ">= 1")

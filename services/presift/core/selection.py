@@ -6,12 +6,13 @@ Ties go to the lower index: two machines with the same importance keep the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import BudgetExceeded, InternalError
-from presift.core.importance import check_importance
+from presift.core.importance import check_importance, coverage
 from presift.core.masks import TokenMask
 from presift.core.policies import SpecPc
 from presift.core.pooling import pool
@@ -50,20 +51,29 @@ def select(
     return TokenMask(kept)
 
 
+@dataclass(frozen=True, slots=True)
+class KvCount:
+    """How many KV pairs to keep, the final token not counted, and what share of the mass they and it cover, 0..1."""
+
+    capacity: int
+    coverage: float
+
+
 def count_kv(
     importance: NDArray[np.float32],
     mass: NDArray[np.float32],
     mask: TokenMask,
     counting: SpecPc,
     protected: Sequence[Span] = (),
-) -> int | None:
+) -> KvCount | None:
     """How many KV pairs of the tokens in `mask` reach `counting`'s coverage of their mass, the final token not counted,
     which is fed again; None where all fit. `importance` and `mass`: float32[n] of the whole prompt. Raises as `select`.
     """
     if mask.kept_tokens <= counting.capacity:
         return None
     kept = mask.kept
-    return select(importance[kept], counting, moved(protected, kept), mass[kept]).kept_tokens - 1
+    chosen = select(importance[kept], counting, moved(protected, kept), mass[kept])
+    return KvCount(chosen.kept_tokens - 1, coverage(mass[kept], chosen.kept))
 
 
 def descending(values: NDArray[np.float32]) -> NDArray[np.int64]:

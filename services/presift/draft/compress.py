@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from presift.core.importance import coverage
 from presift.core.masks import KvMask, TokenMask
-from presift.core.selection import count_kv, select
+from presift.core.selection import KvCount, count_kv, select
 from presift.draft.demand import Mask
 from presift.draft.request import Request
 from presift.draft.scorer import Cancel, Scored, Scorer
@@ -21,7 +21,7 @@ from presift.rpc.telemetry import span
 class Compressed:
     """The masks, what they were drawn from, and `coverage` (0..1; None where no mask was drawn by scores).
 
-    `kv_mask` is None unless the draft's own mask is the one to apply to the KV; `kv_capacity` unless KV was counted.
+    `kv_mask` is None unless the draft's own mask is the one to apply to the KV; `kv_count` unless KV was counted.
     """
 
     mask: TokenMask
@@ -29,7 +29,17 @@ class Compressed:
     scored: Scored
     coverage: float | None
     select_ms: float
-    kv_capacity: int | None = None
+    kv_count: KvCount | None = None
+
+    @property
+    def kv_capacity(self) -> int | None:
+        """How many KV pairs to keep, None where they were not counted."""
+        return None if self.kv_count is None else self.kv_count.capacity
+
+    @property
+    def kv_coverage(self) -> float | None:
+        """What those cover."""
+        return None if self.kv_count is None else self.kv_count.coverage
 
 
 def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
@@ -40,8 +50,8 @@ def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
         mask, share = _select(request, scored)
         current.set_attribute("presift.kept_tokens", mask.kept_tokens)
         kv_mask = KvMask.uniform(mask) if request.demand.mask is Mask.KV else None
-        kv_capacity = _count_kv(request, scored, mask)
-    return Compressed(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3, kv_capacity)
+        kv_count = _count_kv(request, scored, mask)
+    return Compressed(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3, kv_count)
 
 
 def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
@@ -53,7 +63,7 @@ def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
     return mask, coverage(scored.coverage_importance, mask.kept)
 
 
-def _count_kv(request: Request, scored: Scored, mask: TokenMask) -> int | None:
+def _count_kv(request: Request, scored: Scored, mask: TokenMask) -> KvCount | None:
     counting, importance, mass = request.demand.counting, scored.importance, scored.coverage_importance
     if counting is None or importance is None or mass is None:
         return None

@@ -82,6 +82,7 @@ def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) 
             select_ms=compressed.select_ms,
         ),
         kv_capacity=compressed.kv_capacity,
+        kv_coverage=compressed.kv_coverage,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo
 from presift.draft import attention
 from presift.draft.attention import RowCapture
@@ -36,7 +37,7 @@ class TransformersScorer:
         # transformers may only be imported once torchvision is mended.
         from transformers import AutoConfig, DynamicCache  # noqa: PLC0415
 
-        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+        config = _config(AutoConfig, folder)
         refuse_unsupported(config.get_text_config(decoder=True))
         self._device = torch.device(device)
         self._chunk_tokens = chunk_tokens
@@ -110,6 +111,14 @@ class _Reading:
         output = self._body(input_ids=ids, past_key_values=self._cache, use_cache=True, **extra)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden[:, -1:]
+
+
+def _config(kind: Any, folder: ModelFolder) -> Any:
+    try:
+        return kind.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    except (KeyError, ValueError) as error:  # its own code would be needed, or its model_type is none
+        limit = f"a model that transformers knows: a model's own code is never run ({type(error).__name__})"
+        raise InvalidRequest("model", folder.path, limit) from None
 
 
 def _load(folder: ModelFolder, dtype: str, device: torch.device) -> Any:

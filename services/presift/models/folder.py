@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
+from presift.models.safety import check_folder, read_object, tensor_places
 
 # Weights in any other format are never fetched, let alone unpickled; neither is code.
 _HUB_FILES = ("*.json", "*.safetensors")
@@ -34,12 +34,16 @@ class ModelFolder:
 
 
 def resolve(model: str) -> ModelFolder:
-    """The folder of `model`: a path, or else a hub id that is downloaded first. Raises InvalidRequest."""
+    """The folder of `model`: a path, or else a hub id that is downloaded first. Raises InvalidRequest, also for a
+    folder that may not be loaded (see `safety`)."""
     local = Path(model).expanduser()
     if local.is_dir():
         local = local.resolve()
+        check_folder(local)
         return ModelFolder(local, local.name, weights_digest(local), _tokenizer_fingerprint(local))
     path = _download(model)
+    check_folder(path)
+    read_object(path / "config.json")
     # The hub's cache names a snapshot's folder after its commit.
     return ModelFolder(path, model, path.name, _tokenizer_fingerprint(path))
 
@@ -49,12 +53,13 @@ def weights_digest(folder: Path) -> str:
 
     Reading every byte would cost seconds at each start. The header holds every tensor's name, type, shape and place,
     and 4 KiB from the middle of each are read: training moves whole tensors, so no retrained or converted model keeps
-    all of its samples. Raises InvalidRequest if config.json or the weights are missing.
+    all of its samples. Raises InvalidRequest if config.json or the weights are missing or no such files.
     """
     files = sorted(folder.glob("*.safetensors"))
     config = folder / "config.json"
     if not files or not config.is_file():
         raise InvalidRequest("model", folder, "a folder with config.json and *.safetensors")
+    read_object(config)
     digest = hashlib.sha256(config.read_bytes())
     for file in files:
         digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
@@ -63,13 +68,11 @@ def weights_digest(folder: Path) -> str:
 
 
 def _add_samples(digest: hashlib._Hash, file: Path) -> None:
+    header, places = tensor_places(file)
+    digest.update(header)
     with file.open("rb") as stream:
-        header = stream.read(int.from_bytes(stream.read(8), "little"))
-        digest.update(header)
-        data = stream.tell()
-        tensors = (entry for name, entry in json.loads(header).items() if name != "__metadata__")
-        for start, end in sorted(tuple(entry["data_offsets"]) for entry in tensors):
-            stream.seek(data + start + max(0, end - start - _SAMPLE_BYTES) // 2)
+        for start, end in places:
+            stream.seek(start + max(0, end - start - _SAMPLE_BYTES) // 2)
             digest.update(stream.read(min(_SAMPLE_BYTES, end - start)))
 
 

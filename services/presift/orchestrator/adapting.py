@@ -44,11 +44,22 @@ def adaptive_of(auto: AutoCapacity | None, bounds: Bounds, on_top_tokens: int = 
     return Adaptive(auto.coverage, min(_up(least, bounds.page_tokens), bounds.capacity), bounds.page_tokens)
 
 
+def measured_at(capacity: int, page_tokens: int) -> Adaptive:
+    """How a capacity does not adapt, while the draft says what so many pairs cover; the same for every coverage that is
+    asked for, so that one compressed prompt serves them all."""
+    return Adaptive(1.0, capacity, page_tokens)
+
+
+def is_measured(policy: SpecPc | SpecKv) -> bool:
+    """Whether the capacity is fixed, and only what it covers is asked for."""
+    return policy.adaptive == measured_at(policy.capacity, 1 if policy.adaptive is None else policy.adaptive.step)
+
+
 def is_adaptive(policy: Policy | None) -> bool:
     """Whether a capacity of it may turn out smaller."""
     if isinstance(policy, SpecKvPc):
         return is_adaptive(policy.prompt) or is_adaptive(policy.kv)
-    return policy is not None and policy.adaptive is not None
+    return policy is not None and policy.adaptive is not None and not is_measured(policy)
 
 
 def up_to(policy: Policy | None) -> str:
@@ -78,11 +89,17 @@ def _measured(adaptive: Adaptive, kept: int, most: int, coverage: float | None, 
 
 def _estimated(adaptive: Adaptive, policy: SpecKv, prompt: CompressedPrompt) -> str:
     asked, most, found = f"coverage {adaptive.coverage:g}", policy.capacity, prompt.kv_capacity
+    covers = prompt.kv_coverage
     if prompt.mask.kept_tokens - 1 <= most:
         return f"auto: all {prompt.mask.kept_tokens:,} tokens read fit {most:,} KV tokens"
+    if is_measured(policy):
+        return "" if covers is None else f"{most:,} KV tokens cover {covers:.3f}, by the draft's estimate"
+    if covers is not None and np.float32(covers) < np.float32(adaptive.coverage):
+        short = f"cover {covers:.3f} of the {adaptive.coverage:g} asked for"
+        return f"auto: {most:,} KV tokens, the most, {short}, by the draft's estimate"
     if found is None:
         return f"auto: {most:,} KV tokens, the most, as the draft did not say how many reach {asked}"
-    if found == most:
+    if found == most and covers is None:
         return f"auto: {most:,} KV tokens, the most: fewer do not reach {asked}, by the draft's estimate"
     return f"auto: {found:,} of at most {most:,} KV tokens reach {asked}, by the draft's estimate"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from presift.core.errors import BudgetExceeded
+from presift.core.errors import BudgetExceeded, DraftUnavailable, PromptTooLong
 from presift.core.plan import Route
 from presift.orchestrator.adapting import up_to
 from presift.orchestrator.candidates import Candidate, Question, candidates
@@ -29,14 +29,16 @@ def choose_auto(question: Question) -> Choice:
     return _nearest(min(possible, key=lambda each: each.excess), table, question)
 
 
-def less_lossy(than: Choice, coverage: float, question: Question) -> Choice:
-    """What follows a choice whose draft covered too little: the next less lossy route within all limits, else full.
+def less_lossy(than: Choice, coverage: float | None, question: Question) -> Choice:
+    """What follows a choice whose draft covered too little (None: nobody knows how much): the next less lossy route
+    within all limits, else full.
 
     Raises PromptTooLong where only full is left and does not fit, BudgetExceeded (only if strict).
     """
     order, table = question.defaults.route_order, {each.route: each for each in candidates(question)}
     position = order.index(than.route) if than.route in order else len(order)
-    why = f"{than.route} covers {coverage:.3f}, min_coverage is {question.budget.min_coverage:g}"
+    covered = "covers what is not known" if coverage is None else f"covers {coverage:.3f}"
+    why = f"{than.route} {covered}, min_coverage is {question.budget.min_coverage:g}"
     for route in reversed(order[:position]):
         choice, is_over = table[route].choice, table[route].over and question.budget.has_limits
         if choice is not None and not is_over and _covers_more(table[route], than):
@@ -44,7 +46,7 @@ def less_lossy(than: Choice, coverage: float, question: Question) -> Choice:
             choice = replace(choice, reason=Reason.COVERAGE_TOO_LOW, detail=detail)
             return with_forecast(choice, question.budget, question.facts)
     if question.budget.strict:
-        value, limit = round(coverage, 3), f">= {question.budget.min_coverage:g}"
+        value, limit = "unknown" if coverage is None else round(coverage, 3), f">= {question.budget.min_coverage:g}"
         raise BudgetExceeded("budget.min_coverage", value, limit, f"strict budget not met: {why}")
     choice = full(question.budget, question.facts, Reason.COVERAGE_TOO_LOW, f"{why}; so full")
     return with_forecast(choice, question.budget, question.facts)
@@ -66,16 +68,29 @@ def _is_cheapest(whole: Candidate, possible: list[Candidate], question: Question
 
 
 def _cheapest(question: Question) -> Choice:
-    facts = question.facts
+    facts, sooner = question.facts, "nothing is predicted to be sooner"
+    if not facts.outlook.cached_tokens:
+        return Choice(Route.FULL, Reason.CHEAPEST, f"{sooner} than the whole prompt")
     cached = f"{facts.outlook.cached_tokens} of {facts.prompt_tokens} prompt tokens are expected in the target's cache"
-    return Choice(Route.FULL, Reason.CHEAPEST, f"{cached}, so nothing is predicted to be sooner")
+    return Choice(Route.FULL, Reason.CHEAPEST, f"{cached}, so {sooner}")
 
 
 def _best(best: Candidate, table: list[Candidate], question: Question) -> Choice:
     if best.route is Route.FULL:
-        limits = ", ".join(f"{name} {limit}" for name, limit in question.limits.items())
-        return Choice(Route.FULL, Reason.WITHIN_BUDGET, f"{question.facts.prompt_tokens} prompt tokens fit {limits}")
+        return Choice(Route.FULL, Reason.WITHIN_BUDGET, _fits(best, question))
     return _taken(best, Reason.OVER_BUDGET, table)
+
+
+def _fits(whole: Candidate, question: Question) -> str:
+    """What the whole prompt takes of each kind that is limited."""
+    limits = dict(question.limits)
+    limit_ms, said = limits.pop("max_ttft_ms", None), []
+    if limits:
+        within = ", ".join(question.allowed(name, limit) for name, limit in limits.items())
+        said.append(f"{question.facts.prompt_tokens} prompt tokens fit {within}")
+    if limit_ms is not None and whole.forecast is not None:
+        said.append(f"predicted at {whole.forecast.ttft_ms:.0f} ms, within max_ttft_ms {question.budget.max_ttft_ms}")
+    return "; ".join(said)
 
 
 def _in_full(table: list[Candidate], question: Question) -> Choice:
@@ -85,6 +100,9 @@ def _in_full(table: list[Candidate], question: Question) -> Choice:
     if protected:
         return protected[-1]
     errors = [each.error for each in table if each.error is not None]
+    unread = [error.message for error in errors if isinstance(error, DraftUnavailable)]
+    if unread:
+        return _undrafted(unread[-1], question)
     if errors and (question.budget.has_limits or question.facts.prompt_tokens > question.facts.room):
         raise errors[-1]
     off = [f"{route} {why}" for route, why in question.facts.off.items()]
@@ -95,6 +113,15 @@ def _in_full(table: list[Candidate], question: Question) -> Choice:
     why = "; ".join(each.told() for each in table if each.route in question.facts.supported - {Route.FULL})
     detail = f"{why}; so full" if why else "no compressing route is served here"
     return full(question.budget, question.facts, Reason.WITHIN_BUDGET, detail)
+
+
+def _undrafted(why: str, question: Question) -> Choice:
+    """No draft can read the prompt."""
+    try:
+        return full(question.budget, question.facts, Reason.DRAFT_UNAVAILABLE, f"{why}; so full")
+    except PromptTooLong as error:
+        message = f"{error.message}; it cannot be compressed: {why}"
+        raise PromptTooLong(error.field, error.value, error.limit, message) from error
 
 
 def _nearest(nearest: Candidate, table: list[Candidate], question: Question) -> Choice:
@@ -116,9 +143,11 @@ def _taken(candidate: Candidate, reason: Reason, table: list[Candidate]) -> Choi
     """Its choice with the reason in words: what the less lossy routes lack."""
     assert candidate.choice is not None
     passed = [each.told() for each in table[: table.index(candidate)] if each.over or each.why_not]
+    taken = f"so {_kept(candidate)}"
     if reason is Reason.BUDGET_NOT_MET:
         passed = [each.told() for each in table]
-    return replace(candidate.choice, reason=reason, detail="; ".join([*passed, f"so {_kept(candidate)}"]))
+        taken = f"{candidate.route} is the nearest, {taken}"
+    return replace(candidate.choice, reason=reason, detail="; ".join([*passed, taken]))
 
 
 def _kept(candidate: Candidate) -> str:

@@ -14,7 +14,7 @@ from presift.core.plan import Route
 from presift.orchestrator.adapting import most_tokens
 from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, check_fits, spec_pc
 from presift.orchestrator.costs import Forecast
-from presift.orchestrator.forecasting import forecast, reads_all
+from presift.orchestrator.forecasting import check_draft_reads, forecast, reads_all
 from presift.orchestrator.kv_routing import choose_kv
 from presift.orchestrator.request import Budget, KvOptions
 
@@ -23,8 +23,8 @@ from presift.orchestrator.request import Budget, KvOptions
 class Candidate:
     """A route as this request would get it: a choice and what it is predicted to cost, or why there is none.
 
-    `over`: by limit, what it would cost and what it may. `error`: what a caller who named the route would be told;
-    `instead`: what they would get.
+    `over`: by limit, what it would cost and what it may; `needs`: the same in words. `error`: what a caller who named
+    the route would be told; `instead`: what they would get.
     """
 
     route: Route
@@ -32,6 +32,7 @@ class Candidate:
     choice: Choice | None = None
     forecast: Forecast | None = None
     over: tuple[tuple[str, int, int], ...] = ()
+    needs: tuple[str, ...] = ()
     error: PresiftError | None = None
     instead: Choice | None = None
 
@@ -54,8 +55,7 @@ class Candidate:
     @property
     def why(self) -> str:
         """Why it cannot be, or which limits it breaks."""
-        parts = [_LIMITS[name].format(value=value, limit=limit) for name, value, limit in self.over]
-        return self.why_not or "needs " + ", ".join(parts)
+        return self.why_not or "needs " + ", ".join(self.needs)
 
 
 # By route, those that drop prompt tokens by the same mask, or none, and no KV.
@@ -64,10 +64,10 @@ _DROP_NO_KV = {
     Route.SPEC_KV: (Route.FULL,),
     Route.SPEC_KV_PC: (Route.FULL, Route.SPEC_PC),
 }
-_LIMITS = {
-    "max_prompt_tokens": "{value} prompt tokens of {limit}",
-    "max_kv_tokens": "{value} KV tokens of {limit}",
-    "max_ttft_ms": "{value} ms (predicted) of {limit} (nine tenths of max_ttft_ms)",
+_COSTS = {
+    "max_prompt_tokens": "{} prompt tokens",
+    "max_kv_tokens": "{} KV tokens",
+    "max_ttft_ms": "{} ms (predicted)",
 }
 # The tenth of the caller's time that is left in reserve: predictions err by as much in the median (tests/bench/LOG.md).
 _RESERVE = 10
@@ -94,6 +94,15 @@ class Question:
         limits = {name: limit for name, limit in told.items() if limit is not None}
         auto = self.budget.auto(self.defaults.auto_capacity)
         return limits or {"max_prompt_tokens": most_tokens(auto, None, self.defaults.spec_pc.capacity)}
+
+    def allowed(self, name: str, limit: int) -> str:
+        """One of the limits in words: the number that the caller set, or whose it is else."""
+        asked = getattr(self.budget, name)
+        if asked is None:
+            auto = self.budget.auto(self.defaults.auto_capacity)
+            is_auto = auto is not None and auto.max_tokens == limit
+            return f"{limit} ({'auto_capacity.max_tokens' if is_auto else 'the default capacity: no budget is set'})"
+        return f"{limit} ({name})" if asked == limit else f"{limit} (nine tenths of {name} {asked})"
 
 
 def candidates(question: Question) -> list[Candidate]:
@@ -153,7 +162,8 @@ def _smaller(capacity: int, must_keep: int) -> Iterator[int]:
 def _weighed(route: Route, question: Question, limits: dict[str, int]) -> Candidate:
     choice = _choice(route, question)
     if choice.route is not route:
-        return Candidate(route, f"comes to {choice.route}", instead=choice)
+        return Candidate(route, f"would be the same as {choice.route} within these limits", instead=choice)
+    check_draft_reads(choice, question.facts)
     found = forecast(choice, question.facts)
     costs = {
         "max_prompt_tokens": found.read_tokens,
@@ -161,7 +171,8 @@ def _weighed(route: Route, question: Question, limits: dict[str, int]) -> Candid
         "max_ttft_ms": round(found.ttft_ms),
     }
     over = tuple((name, costs[name], limit) for name, limit in limits.items() if costs[name] > limit)
-    return Candidate(route, choice=choice, forecast=found, over=over)
+    needs = tuple(f"{_COSTS[name].format(value)} of {question.allowed(name, limit)}" for name, value, limit in over)
+    return Candidate(route, choice=choice, forecast=found, over=over, needs=needs)
 
 
 def _choice(route: Route, question: Question) -> Choice:

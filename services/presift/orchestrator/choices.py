@@ -56,7 +56,8 @@ class Facts:
     """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
     `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route.
     `kv_pool_tokens` 0 is unknown. `outlook`: what costs are predicted from. `off`: the routes that the quality guard
-    has switched off for prompts of this length, and why."""
+    has switched off for prompts of this length, and why. `draft_context_tokens`: what the draft reads at most, 0 where
+    that is unknown or counts other tokens."""
 
     prompt_tokens: int
     must_keep: int
@@ -69,6 +70,7 @@ class Facts:
     outlook: Outlook = Outlook()  # noqa: RUF009 (frozen)
     kv_pool_tokens: int = 0
     off: Mapping[Route, str] = field(default_factory=dict)
+    draft_context_tokens: int = 0
 
     @property
     def room(self) -> int:
@@ -151,9 +153,20 @@ def prompt_policy(capacity: int, auto: AutoCapacity | None, facts: Facts, templa
 
 def check_fits(facts: Facts) -> None:
     """Raise PromptTooLong unless the whole prompt and the answer fit the target's context."""
+    check_answer_fits(facts)
     if facts.prompt_tokens > facts.room:
         limit = f"<= {facts.room} (context {facts.context_tokens} less max_new_tokens {facts.max_new_tokens})"
         raise PromptTooLong("prompt", f"{facts.prompt_tokens} tokens", limit)
+
+
+def check_answer_fits(facts: Facts) -> None:
+    """Raise PromptTooLong where the answer alone fills the target's context."""
+    if facts.room < 1:
+        answer, context = facts.max_new_tokens, facts.context_tokens
+        limit = f"< {context} (the context)"
+        both = f"{facts.prompt_tokens} prompt tokens and max_new_tokens {answer}"
+        message = f"{both} do not fit the context of {context} tokens: the answer alone would fill it"
+        raise PromptTooLong("sampling.max_new_tokens", answer, limit, message)
 
 
 def given(value: int | None, default: int) -> int:

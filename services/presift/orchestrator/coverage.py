@@ -1,19 +1,28 @@
-"""Coverage: a plan whose draft covered less than was asked for gives way to a less lossy one."""
+"""Coverage: a plan whose draft covered less than was asked for gives way to a less lossy one.
+
+Where the target chooses KV, what counts is the draft's estimate of what as many pairs would cover.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from presift.core.errors import PromptTooLong
+from presift.core.policies import KvSelection, Policy, SpecKv, SpecPc
 from presift.orchestrator.auto import less_lossy
 from presift.orchestrator.candidates import Question
 from presift.orchestrator.choices import Choice
 from presift.orchestrator.decision import Plan
 from presift.orchestrator.request import Budget
+from presift.orchestrator.turns import Turn
 
 # A choice that has a policy -> the plan that the draft makes of it, and the choice as it is after asking.
 Ask = Callable[[Choice], Awaitable[tuple[Plan, Choice]]]
+# What the stages of a plan cover, 0..1 each; None where the draft did not say.
+Coverages = tuple[float | None, ...]
 
 
 async def settled(choice: Choice, ask: Ask, question: Callable[[], Question]) -> Plan | Choice:
@@ -23,16 +32,60 @@ async def settled(choice: Choice, ask: Ask, question: Callable[[], Question]) ->
     """
     while choice.policy is not None:  # each turn goes one route up the order
         plan, choice = await ask(choice)
-        if covers(plan.decision.coverage, question().budget):
+        found, budget = coverages_of(plan), question().budget
+        if covers(found, budget):
             return plan
+        if is_unknown(found, budget) and not budget.strict:
+            why = f"what it covers is not known, so min_coverage {budget.min_coverage:g} is not certain to be reached"
+            return _told(plan, why)
         try:
-            choice = less_lossy(choice, plan.decision.coverage or 0.0, question())
+            choice = less_lossy(choice, _least(found), question())
         except PromptTooLong as error:
-            detail = f"{plan.decision.detail}; covers less than min_coverage, but {error.message}"
-            return replace(plan, decision=replace(plan.decision, detail=detail))
+            return _told(plan, f"covers less than min_coverage, but {error.message}")
     return choice
 
 
-def covers(coverage: float | None, budget: Budget) -> bool:
-    """Whether the draft's mask, as far as it drew one, covers what the caller asked for."""
-    return coverage is None or budget.min_coverage is None or coverage >= budget.min_coverage
+def covers(found: Coverages, budget: Budget) -> bool:
+    """Whether every stage is known to cover what the caller asked for."""
+    return budget.min_coverage is None or all(each is not None and _reaches(each, budget) for each in found)
+
+
+def is_unknown(found: Coverages, budget: Budget) -> bool:
+    """Whether a stage may cover too little, and none is known to."""
+    return None in found and all(each is None or _reaches(each, budget) for each in found)
+
+
+def coverages_of(plan: Plan) -> Coverages:
+    """By stage; empty where the draft had no part."""
+    decision = plan.decision
+    if decision.policy is None:
+        return ()
+    if plan.kv_plan is None:  # of what is read no KV is dropped
+        return (decision.coverage,)
+    return _stages(decision.policy, decision.coverage, decision.kv_coverage)
+
+
+def coverages_of_turn(turn: Turn) -> Coverages:
+    """Of the selection that a later turn would go on with."""
+    return _stages(turn.kv_plan.policy, turn.coverage, turn.kv_coverage)
+
+
+def _stages(policy: Policy, coverage: float | None, kv_coverage: float | None) -> Coverages:
+    if isinstance(policy, SpecPc):
+        return (coverage,)
+    if isinstance(policy, SpecKv):
+        return (coverage,) if policy.selection is KvSelection.DRAFT_MASK else (kv_coverage,)
+    return coverage, kv_coverage
+
+
+def _reaches(coverage: float, budget: Budget) -> bool:
+    # As float32, as coverages travel: a policy file's 0.9 is no more than a caller's.
+    return budget.min_coverage is None or bool(np.float32(coverage) >= np.float32(budget.min_coverage))
+
+
+def _least(found: Iterable[float | None]) -> float | None:
+    return min((each for each in found if each is not None), default=None)
+
+
+def _told(plan: Plan, why: str) -> Plan:
+    return replace(plan, decision=replace(plan.decision, detail=f"{plan.decision.detail}; {why}"))

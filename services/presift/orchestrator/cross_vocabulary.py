@@ -99,14 +99,16 @@ class CrossVocabularyDraft:
     def _carried(self, reply: Score, asked: Asked, reading: Reading, protected: tuple[Span, ...]) -> Score:
         importance, mass = carried(reply, reading)
         mask, share = drawn((importance, mass), asked.mask, protected, len(reading.target_offsets))
-        kv_capacity = None
+        found = None
         if asked.counting is not None and importance is not None and mass is not None:
-            kv_capacity = count_kv(importance, mass, mask, asked.counting, protected)
+            found = count_kv(importance, mass, mask, asked.counting, protected)
         lookahead: tuple[int, ...] = ()
         if asked.lookahead is not None:
             count = asked.lookahead.lookahead_tokens
             lookahead = self._interpreter.lookahead(reading, reply.prompt.lookahead_token_ids, count)
-        prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft, kv_capacity)
+        prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft)
+        if found is not None:
+            prompt = replace(prompt, kv_capacity=found.capacity, kv_coverage=found.coverage)
         return Score(prompt, importance, mass, reply.queue_ms)
 
 

@@ -32,7 +32,8 @@ class Decision:
     """Counts in tokens, times in milliseconds, `coverage` 0..1 or None where nothing was dropped by the draft.
 
     `kept_tokens` is what the target reads, `kv_tokens` what it is to hold while it decodes. `keep_full_prefix` is None
-    where no KV is dropped. `forecast` is what it was predicted to cost. `draft_queue_ms` is a part of `draft_ms`.
+    where no KV is dropped. `kv_coverage` is the draft's estimate for the KV that the target chooses, None where it was
+    not asked or did not say. `forecast` is what it was predicted to cost. `draft_queue_ms` is a part of `draft_ms`.
     """
 
     route: Route
@@ -55,6 +56,7 @@ class Decision:
     keep_full_prefix: bool | None = None
     continued: bool = False
     forecast: Forecast | None = None
+    kv_coverage: float | None = None
 
     @property
     def cross_vocabulary(self) -> bool:

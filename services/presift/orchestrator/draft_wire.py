@@ -16,13 +16,15 @@ from presift.v1 import draft_pb2
 
 def score_from_wire(reply: draft_pb2.ScoreResponse) -> Score:
     """Raises MaskRejected for what cannot be used."""
+    has_count = reply.HasField("kv_capacity")
     try:
         prompt = CompressedPrompt(
             mask=wire.token_mask_from_wire(reply.token_mask),
             lookahead_token_ids=tuple(reply.lookahead_token_ids),
             coverage=reply.coverage if reply.HasField("coverage") else None,
             draft=wire.model_from_wire(reply.model),
-            kv_capacity=reply.kv_capacity if reply.HasField("kv_capacity") else None,
+            kv_capacity=reply.kv_capacity if has_count else None,
+            kv_coverage=reply.kv_coverage if has_count and reply.HasField("kv_coverage") else None,
         )
     except InvalidRequest as error:  # the draft's fault, not the caller's
         raise MaskRejected(f"the draft's answer: {error.message}") from error

@@ -75,7 +75,8 @@ class Drafter:
         self._prefiller = prefiller
 
     async def draft(self, job: Draftable) -> Drafted:
-        """Raises DraftUnavailable where the full prompt cannot fit, or may not (`strict`)."""
+        """Raises DraftUnavailable where the full prompt cannot fit, or may not (`strict`); PromptTooLong where it
+        exceeds the draft's context too."""
         try:
             scoring = self.scoring(job.choice, job.tokens, job.defaults)
         except DraftUnavailable as error:
@@ -138,10 +139,18 @@ def in_time(drafted: Drafted, budget: Budget, facts: Facts) -> Choice:
 
 
 def check_allowed(error: PresiftError, budget: Budget, facts: Facts) -> None:
-    """Raise DraftUnavailable where the full prompt is no way out."""
+    """Raise DraftUnavailable where the full prompt is no way out; PromptTooLong where the draft will never read it."""
     if budget.strict and budget.capacity is not None and facts.prompt_tokens > budget.capacity:
-        raise DraftUnavailable(f"{error.message}; the strict budget allows no full prompt") from error
+        raise _no_way_out(error, "the strict budget allows no full prompt") from error
     try:
         check_fits(facts)
     except PromptTooLong as too_long:
-        raise DraftUnavailable(f"{error.message}; and the full prompt does not fit: {too_long.message}") from error
+        raise _no_way_out(error, f"and the full prompt does not fit: {too_long.message}") from error
+
+
+def _no_way_out(error: PresiftError, why: str) -> PresiftError:
+    text = f"{error.message}; {why}"
+    # Unavailability would ask for a retry, and every one would end the same.
+    if isinstance(error, PromptTooLong):
+        return PromptTooLong("prompt", error.value, error.limit, text)
+    return DraftUnavailable(text)

@@ -9,10 +9,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.errors import InvalidRequest
 from presift.core.spans import Span, covered
 from presift.orchestrator.candidates import Candidate
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.kept_kv import KeptKv
+from presift.orchestrator.limits import MAX_EXPLAINED_SPANS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ def explain(
     *,
     span_per_token: bool = False,
 ) -> list[ExplainedSpan]:
-    """Runs in prompt order that cover it wholly. `offsets`: the characters [start, end) of each token."""
+    """Runs in prompt order that cover it wholly. `offsets`: the characters [start, end) of each token.
+
+    Raises InvalidRequest where they are more than a reply may hold.
+    """
     prompt_tokens = int(plan.kept.size)
     protected = covered(plan.protected, prompt_tokens)
     held = plan.kept.astype(np.float64) if kept_kv is None else kept_kv.shares
@@ -65,6 +70,9 @@ def explain(
     if not span_per_token:
         is_border = (np.diff(held) != 0) | np.diff(protected)
     borders = [0, *(np.flatnonzero(is_border) + 1).tolist(), prompt_tokens]
+    if len(borders) - 1 > MAX_EXPLAINED_SPANS:
+        field = "span_per_token" if span_per_token else "prompt"
+        raise InvalidRequest(field, f"{len(borders) - 1} spans", f"at most {MAX_EXPLAINED_SPANS}")
     shares = np.add.reduceat(_shares(plan.importance, prompt_tokens), borders[:-1]).tolist()
     return [
         ExplainedSpan(

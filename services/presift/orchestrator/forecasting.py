@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from presift.core.errors import BudgetExceeded
+from presift.core.errors import BudgetExceeded, DraftUnavailable
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.choices import Choice, Facts
@@ -77,6 +77,18 @@ def draft_reading(policy: Policy, prompt_tokens: int) -> Reading:
     else:
         steps = policy.lookahead_tokens
     return Reading(prompt_tokens, steps=steps)
+
+
+def check_draft_reads(choice: Choice, facts: Facts) -> None:
+    """Raise DraftUnavailable where the draft cannot read this prompt, unless it is known to be compressed already."""
+    if choice.policy is None or not facts.draft_context_tokens:
+        return
+    reading = draft_reading(choice.policy, facts.prompt_tokens)
+    if reading.new_tokens + reading.steps <= facts.draft_context_tokens:
+        return
+    if bare(choice.policy) not in dict(facts.outlook.compressed):
+        needed = f"{reading.new_tokens} prompt tokens and {reading.steps} of lookahead"
+        raise DraftUnavailable(f"the draft reads at most {facts.draft_context_tokens} tokens, not {needed}")
 
 
 def scoring_reading(policy: SpecKv, read_tokens: int) -> Reading | None:

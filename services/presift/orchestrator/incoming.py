@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import check_limits
 from presift.core.policies import KvSelection
+from presift.orchestrator.limits import EXPLAIN, GENERATE
 from presift.orchestrator.request import (
     TENANT_PATTERN,
     AutoCapacity,
@@ -26,8 +28,6 @@ from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 # The metadata key that names the tenant.
 TENANT_KEY = "presift-tenant"
-MAX_TOOL_CALLS = 512
-MAX_TOOL_CALLS_CHARACTERS = 1_048_576
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
 }
@@ -45,6 +45,7 @@ def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> 
 
 def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
     """Whose it is, is not said here. Raises InvalidRequest, naming the field."""
+    check_limits(request, GENERATE)
     return Request(
         prompt=prompt_from_wire(request.prompt),
         route=wire.route_from_wire(request.route),
@@ -56,6 +57,7 @@ def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
 
 def question_from_wire(request: orchestrator_pb2.ExplainRequest) -> Request:
     """As `request_from_wire`."""
+    check_limits(request, EXPLAIN)
     given = request.HasField("max_new_tokens")
     sampling = target_pb2.Sampling(max_new_tokens=request.max_new_tokens if given else None)
     return Request(
@@ -76,25 +78,9 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
     if kind == "text":
         return Text(prompt.text)
     if kind == "chat":
-        _check_tool_calls(prompt.chat)
         messages = tuple(_message(message) for message in prompt.chat.messages)
         return Chat(messages, tuple(prompt.chat.tools_json))
     raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
-
-
-def _check_tool_calls(chat: orchestrator_pb2.Chat) -> None:
-    calls = sum(len(message.tool_calls_json) for message in chat.messages)
-    characters = sum(
-        len(text)
-        for message in chat.messages
-        for text in (*message.tool_calls_json, message.name, message.tool_call_id)
-    )
-    for found, most, unit in (
-        (calls, MAX_TOOL_CALLS, "calls"),
-        (characters, MAX_TOOL_CALLS_CHARACTERS, "characters"),
-    ):
-        if found > most:
-            raise InvalidRequest("prompt.chat.messages.tool_calls_json", f"{found} {unit}", f"at most {most}")
 
 
 def _message(message: orchestrator_pb2.Message) -> Message:

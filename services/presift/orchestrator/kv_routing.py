@@ -12,7 +12,7 @@ from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.kv_plan import KvPlan, scoring_slots
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
-from presift.orchestrator.adapting import Bounds, adaptive_of, most_tokens, up_to
+from presift.orchestrator.adapting import Bounds, adaptive_of, measured_at, most_tokens, up_to
 from presift.orchestrator.choices import (
     Choice,
     Defaults,
@@ -94,13 +94,17 @@ class _Case:
         space = max(0, self.facts.context_tokens - read_tokens - 2)
         wanted = min(given(self.options.lookahead_tokens, template.lookahead_tokens), space)
         is_mask = self.selection is KvSelection.DRAFT_MASK
+        bounds = Bounds(capacity, template.window + 1, self.facts.must_keep_kv, page)
+        adaptive = adaptive_of(self.auto, bounds, 1)
+        if adaptive is None and not is_mask and self.budget.min_coverage is not None:
+            adaptive = measured_at(capacity, page)
         return replace(
             template,
             capacity=capacity,
             selection=self.selection,
             lookahead_tokens=0 if is_mask else wanted,  # with a mask nobody reads a lookahead
-            mask=self.defaults.spec_pc if is_mask or self.auto is not None else None,
-            adaptive=adaptive_of(self.auto, Bounds(capacity, template.window + 1, self.facts.must_keep_kv, page), 1),
+            mask=self.defaults.spec_pc if is_mask or adaptive is not None else None,
+            adaptive=adaptive,
         )
 
     def keep_full_prefix(self, route: Route) -> bool:

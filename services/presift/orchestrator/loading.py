@@ -22,7 +22,7 @@ def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
     # Not AutoTokenizer: it reads the model class first, and with it torch.
-    loaded = PreTrainedTokenizerFast.from_pretrained(name)
+    loaded = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
     return PromptTokenizer(loaded.backend_tokenizer, _template(loaded), memory_tokens)
 
 

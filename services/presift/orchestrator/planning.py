@@ -18,7 +18,7 @@ from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.costs import Outlook
-from presift.orchestrator.coverage import Ask, covers, settled
+from presift.orchestrator.coverage import Ask, coverages_of_turn, covers, settled
 from presift.orchestrator.deadline import Deadline, draft_share_s
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.drafting import Draftable, Drafter, in_time
@@ -27,6 +27,7 @@ from presift.orchestrator.forecasting import answering_s, with_forecast
 from presift.orchestrator.guard.switches import Switches
 from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
+from presift.orchestrator.limits import check_tokens
 from presift.orchestrator.models import Models
 from presift.orchestrator.plans import Origin, continued_plan, plan_of, turn_of
 from presift.orchestrator.ports import ANYWHERE, Seat, TargetInfo
@@ -36,7 +37,7 @@ from presift.orchestrator.routing import avoided, check_served, choose
 from presift.orchestrator.seating import Usher
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
-from presift.orchestrator.turns import Turns
+from presift.orchestrator.turns import Turn, Turns
 from presift.orchestrator.verification import (
     DraftChanged,
     Scoring,
@@ -106,7 +107,8 @@ class Planner:
         case = self._seated(await self._read(request, target, spend, waited_s))
         if held is not None and self._usher is not None:
             held.enter_context(self._usher.holding(case.at))
-        plan = self._continued(case) or await self._new(case, deadline)
+        turn = self._turn(case)
+        plan = self._continued(turn, case) if isinstance(turn, Turn) else _saying(turn, await self._new(case, deadline))
         _count(plan.decision)
         return replace(plan, is_tighter=self._is_tighter(plan, case), at=case.at)
 
@@ -115,7 +117,9 @@ class Planner:
         on with an earlier selection has neither. Here the draft's trouble is an error.
         """
         case = self._seated(await self._read(request, target, spend))
-        return replace(self._continued(case) or await self._explained(case), at=case.at)
+        turn = self._turn(case)
+        plan = self._continued(turn, case) if isinstance(turn, Turn) else _saying(turn, await self._explained(case))
+        return replace(plan, at=case.at)
 
     def remember(self, plan: Plan) -> None:
         """The target has begun to answer under this plan: a later turn may go on with its selection."""
@@ -127,6 +131,7 @@ class Planner:
         started = time.perf_counter()
         with span("tokenize"):
             tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
+        check_tokens(int(tokens.ids.size))
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
         tokenize_ms = (time.perf_counter() - started) * 1000
@@ -163,23 +168,33 @@ class Planner:
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
             off=self._switches.off(prompt_tokens),
+            draft_context_tokens=self._draft_context_tokens(target),
         )
 
-    def _continued(self, case: _Case) -> Plan | None:
-        """The plan of a later turn; None for a new prompt, and where the earlier turn is not known any more, may have
-        dropped what this request protects, covers too little, or went a way that is switched off.
-        """
-        request, tokens = case.request, case.origin.tokens
-        if request.kv.continue_prompt_tokens is None:
-            return None
+    def _draft_context_tokens(self, target: TargetInfo) -> int:
+        draft = self._models.draft
+        return draft.context_tokens if draft is not None and draft.shares_vocabulary(target.model) else 0
+
+    def _turn(self, case: _Case) -> Turn | str:
+        """The earlier turn to go on with; or why there is none, in words, empty for a new prompt."""
+        request, tokens, wanted = case.request, case.origin.tokens, case.request.kv.continue_prompt_tokens
+        if wanted is None:
+            return ""
         check_served(request.route, case.facts)
         if Route.SPEC_KV in case.facts.off:
-            return None
-        turn = self._turns.recall(tokens.ids[: request.kv.continue_prompt_tokens], tokens.salt)
-        if turn is None or not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
-            return None
-        if not covers(turn.coverage, request.budget):
-            return None
+            return f"not gone on with the selection of {wanted} tokens: {Route.SPEC_KV} {case.facts.off[Route.SPEC_KV]}"
+        turn = self._turns.recall(tokens.ids[:wanted], tokens.salt)
+        if turn is None:
+            return f"there is no selection of the first {wanted} prompt tokens to go on with, so this is a new prompt"
+        if not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
+            return f"not gone on with the selection of {wanted} tokens: it may have dropped what is protected now"
+        if not covers(coverages_of_turn(turn), request.budget):
+            return f"not gone on with the selection of {wanted} tokens: it is not known to cover min_coverage"
+        return turn
+
+    def _continued(self, turn: Turn, case: _Case) -> Plan:
+        """The plan of a later turn."""
+        request, tokens = case.request, case.origin.tokens
         facts, begun = self._question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
         # The entry is that of the prompt which it was chosen for.
         entries = self._outlook(begun, case).entries
@@ -246,6 +261,13 @@ class Planner:
         if not replica:
             return self.economy.outlook(ids, target, draft, spent_ms, salt=salt)
         return self.economy.outlooks(ids, target, draft, (replica,), spent_ms, salt=salt)[replica]
+
+
+def _saying(why: str, plan: Plan) -> Plan:
+    """With why nothing was gone on with, where something was to be."""
+    if not why:
+        return plan
+    return replace(plan, decision=replace(plan.decision, detail=f"{plan.decision.detail}; {why}"))
 
 
 def _with_mask(scoring: Scoring, defaults: Defaults) -> Scoring:

@@ -46,6 +46,7 @@ def plan_of(choice: Choice, compressed: Compressed | None, prefill_ms: float, or
     found = {
         "draft": compressed.prompt.draft,
         "coverage": compressed.prompt.coverage,
+        "kv_coverage": compressed.prompt.kv_coverage,
         "cache": compressed.cache,
         "cache_ms": compressed.cache_ms,
         "draft_ms": compressed.draft_ms,
@@ -61,7 +62,7 @@ def continued_plan(choice: Choice, turn: Turn, origin: Origin) -> Plan:
     kept = np.ones(origin.prompt_tokens, dtype=np.bool_)
     if kv_plan.kv_mask is not None:
         kept[: kv_plan.prompt_tokens] = kv_plan.kv_mask.kept[0, 0]
-    found = {"draft": turn.draft, "coverage": turn.coverage, "continued": True}
+    found = {"draft": turn.draft, "coverage": turn.coverage, "kv_coverage": turn.kv_coverage, "continued": True}
     return replace(_plan(choice, origin, np.ones_like(kept), kv_plan, **found), kept=kept)
 
 
@@ -71,7 +72,7 @@ def turn_of(plan: Plan) -> Turn | None:
     if kv_plan is None or decision.draft is None or not isinstance(decision.policy, SpecKv):
         return None
     covers = kv_plan.prompt_tokens or decision.prompt_tokens
-    return Turn(replace(kv_plan, prompt_tokens=covers), decision.draft, decision.coverage)
+    return Turn(replace(kv_plan, prompt_tokens=covers), decision.draft, decision.coverage, decision.kv_coverage)
 
 
 def _plan(choice: Choice, origin: Origin, read: NDArray[np.bool_], kv_plan: KvPlan | None, **found: Any) -> Plan:

@@ -20,6 +20,8 @@ from presift.orchestrator.terms import Band, Changes, Level, Rules, TermsTable, 
 from presift.orchestrator.yaml_lines import BadYaml, Document, read_document
 
 Place = tuple[str | int, ...]
+# Parsed in pure Python: a megabyte takes seconds.
+MAX_BYTES = 1_048_576
 # pydantic's words for these speak of its own classes.
 _WORDS = {"extra_forbidden": "there is no such key", "model_type": "must be a mapping"}
 
@@ -43,7 +45,8 @@ class _Fault(Exception):
 def load_policy_file(path: Path, settings: OrchestratorSettings) -> PolicyFile:
     """Raises InvalidRequest, naming file, line, key, value and limit."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InvalidRequest("policy_file", path, "a file", f"{path}: {error.strerror}") from None
     rules = read_rules(raw, path.name, settings)
@@ -52,6 +55,8 @@ def load_policy_file(path: Path, settings: OrchestratorSettings) -> PolicyFile:
 
 def read_rules(raw: bytes, name: str, settings: OrchestratorSettings) -> Rules:
     """Raises InvalidRequest as `load_policy_file`; `name` is what it calls the file."""
+    if len(raw) > MAX_BYTES:
+        raise InvalidRequest("policy_file", name, f"at most {MAX_BYTES} bytes", f"{name}: more than {MAX_BYTES} bytes")
     try:
         document = read_document(raw.decode("utf-8-sig"))
         return _rules(document, settings)

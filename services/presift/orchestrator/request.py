@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.core.spans import Span
 from presift.orchestrator.access.caller import Limits
 
 ROLES = ("system", "user", "assistant", "tool")
-# More is refused: the draft generates them one by one before the target's first token.
-MAX_LOOKAHEAD_TOKENS = 256
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 
@@ -229,6 +228,6 @@ class Request:
         if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
-        if self.kv.continue_prompt_tokens is not None and self.route is not Route.SPEC_KV:
-            limit = f"unset unless the route is {Route.SPEC_KV}"
+        if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
+            limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)

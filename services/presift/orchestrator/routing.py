@@ -17,7 +17,7 @@ from presift.core.errors import (
 from presift.core.plan import Route
 from presift.orchestrator.auto import choose_auto
 from presift.orchestrator.candidates import Question
-from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, full, given, spec_pc
+from presift.orchestrator.choices import Choice, Defaults, Facts, Reason, check_answer_fits, full, given, spec_pc
 from presift.orchestrator.forecasting import with_forecast
 from presift.orchestrator.kv_routing import choose_kv
 from presift.orchestrator.request import Budget, KvOptions
@@ -94,5 +94,4 @@ def check_served(wanted: Route | None, facts: Facts) -> None:
         raise RouteUnsupported(
             "route", wanted, f"one of {served}", f"route {wanted} is not served here{why}; served: {served}"
         )
-    if facts.room < 1:
-        raise PromptTooLong("sampling.max_new_tokens", facts.max_new_tokens, f"< {facts.context_tokens} (the context)")
+    check_answer_fits(facts)

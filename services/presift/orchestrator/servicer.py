@@ -14,11 +14,7 @@ from presift.core.errors import PermissionDenied
 from presift.orchestrator.access.caller import Caller, current_caller
 from presift.orchestrator.explanation import Detail
 from presift.orchestrator.forecast_wire import speed_to_wire
-from presift.orchestrator.incoming import (
-    question_from_wire,
-    request_from_wire,
-    tenant_from_metadata,
-)
+from presift.orchestrator.incoming import question_from_wire, request_from_wire, tenant_from_metadata
 from presift.orchestrator.models import Models
 from presift.orchestrator.outgoing import (
     event_to_wire,

@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from presift.core.errors import InvalidRequest, PresiftError
 from presift.core.kv_plan import MAX_KERNEL_TOKENS
+from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.orchestrator.access.allowances import OnTrouble
@@ -19,7 +20,7 @@ from presift.orchestrator.admission import Limits
 from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.guard.samples import Sampler
 from presift.orchestrator.guard.switches import Thresholds
-from presift.orchestrator.request import MAX_LOOKAHEAD_TOKENS, AutoCapacity
+from presift.orchestrator.request import AutoCapacity
 from presift.rpc.certificates import TlsFiles
 from presift.rpc.peers import Peer
 from presift.rpc.settings import ServiceSettings

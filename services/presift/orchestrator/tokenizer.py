@@ -123,9 +123,9 @@ class PromptTokenizer:
 
 
 def protected_tokens(encoding: Encoding, ranges: tuple[Range, ...], characters: int) -> tuple[Span, ...]:
-    """The tokens that do not lie wholly inside one of `ranges`. A token across a border is protected."""
+    """The tokens that do not lie wholly inside `ranges`. A token across a border to anything else is protected."""
     protected = np.ones(len(encoding.ids), dtype=np.bool_)
-    for droppable in ranges:
+    for droppable in _joined(ranges):
         start = _first_token_from(encoding, droppable.start, characters)
         end = _first_token_from(encoding, droppable.end, characters)
         while start < end and encoding.token_to_chars(start)[0] < droppable.start:
@@ -135,6 +135,15 @@ def protected_tokens(encoding: Encoding, ranges: tuple[Range, ...], characters: 
             end -= 1
         protected[start:end] = False
     return spans_of(protected)
+
+
+def _joined(ranges: tuple[Range, ...]) -> list[Range]:
+    """Those that touch as one: what a token across their border holds may go."""
+    joined = list[Range]()
+    for each in ranges:
+        start = joined.pop().start if joined and joined[-1].end == each.start else each.start
+        joined.append(Range(start, each.end))
+    return joined
 
 
 def _first_token_from(encoding: Encoding, character: int, characters: int) -> int:

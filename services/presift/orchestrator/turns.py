@@ -15,11 +15,13 @@ from presift.core.plan import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A KV plan that was applied, its `prompt_tokens` said, and where it came from."""
+    """A KV plan that was applied, its `prompt_tokens` said, where it came from, and what it covers: by the draft's
+    mask, or by its estimate where the target chose."""
 
     kv_plan: KvPlan
     draft: ModelInfo
     coverage: float | None
+    kv_coverage: float | None = None
 
 
 class Turns:

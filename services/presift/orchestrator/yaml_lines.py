@@ -10,6 +10,8 @@ import yaml
 
 Path = Sequence[str | int]
 _TEXT = "tag:yaml.org,2002:str"
+# What a document may stand for once its aliases and merges are followed: a kilobyte can stand for a billion values.
+MAX_VALUES = 100_000
 
 
 class BadYaml(ValueError):
@@ -49,12 +51,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # no stubs in the lock
 
 
 def read_document(text: str) -> Document:
-    """Raises BadYaml, for a key given twice too."""
+    """Raises BadYaml, for a key given twice too, and for aliases that stand for too much."""
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return Document(None, None)
+        if _values(root, {}) > MAX_VALUES:
+            raise BadYaml(1, f"stands for more than {MAX_VALUES} values")
         _refuse_twins(root, set())
         return Document(loader.construct_document(root), root)
     except yaml.reader.ReaderError as error:
@@ -64,6 +68,16 @@ def read_document(text: str) -> Document:
         raise BadYaml(mark.line + 1 if mark else 1, error.problem or "not YAML") from None
     except RecursionError:
         raise BadYaml(1, "nested too deeply") from None
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values the node stands for, each as often as an alias repeats it."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1  # where it lies within itself; PyYAML ties such knots without copying
+        known[id(node)] = 1 + sum(_values(child, known) for _, child in _children(node))
+    return known[id(node)]
 
 
 def _refuse_twins(node: yaml.Node, seen: set[int]) -> None:

@@ -11,6 +11,7 @@ import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from presift.rpc.certificates import TlsPems, channel_credentials
+from presift.rpc.hardening import HARDENED
 from presift.rpc.peers import PLAIN, Peer
 from presift.rpc.renewal import RenewedChannel
 
@@ -88,11 +89,16 @@ def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # A peer that is gone without a word (half-open) is found within 8 s, also in the middle of a long wait.
+        ("grpc.keepalive_time_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 3_000),
+        # For gRPC's own pings (bandwidth): while one is out no keepalive is sent, and it would wait for a minute.
+        ("grpc.http2.ping_timeout_ms", 6_000),
+        ("grpc.http2.max_pings_without_data", 0),
         # A peer that restarts must be found again within seconds, not after gRPC's default two minutes.
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.service_config", config),
+        *HARDENED,
     ]

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
 from presift.rpc.calls import Calls
-from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of
+from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of, message_of
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
         error = InternalError(f"unexpected {type(error).__name__}; see the service's log")
     code, _ = code_and_reason(error)
     try:
-        await context.abort(code, error.message, ((DETAILS_KEY, details_of(error)),))
+        await context.abort(code, message_of(error), ((DETAILS_KEY, details_of(error)),))
     except grpc.aio.AbortError as abort:
         raise abort from None  # a trace records what it came from, the text of a foreign exception included
 

@@ -17,6 +17,7 @@ from presift.core.errors import PresiftError
 from presift.rpc.binding import check_binding, is_loopback
 from presift.rpc.calls import Calls
 from presift.rpc.certificates import TlsFiles, server_credentials
+from presift.rpc.hardening import HARDENED
 from presift.rpc.interceptor import ErrorInterceptor
 
 # Seconds for the calls that are cut at the end of a drain to say so.
@@ -66,10 +67,12 @@ class GrpcServer:
                 ("grpc.max_send_message_length", options.max_message_bytes),
                 # Two servers must never share a port unnoticed.
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # Less than our own clients' keepalive time: a caller that pings more often is sent away.
+                ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
                 # A caller that is gone without a word, or frozen, must not hold its place for ever.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                *HARDENED,
             ],
         )
         self._health = health.aio.HealthServicer()

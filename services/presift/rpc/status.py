@@ -12,6 +12,9 @@ from presift.v1 import errors_pb2
 DOMAIN = "presift.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
+# An error travels as metadata, of which HTTP/2 peers take a few kilobytes: a longer one would be lost as a whole.
+MAX_MESSAGE_CHARACTERS = 1024
+MAX_DETAIL_CHARACTERS = 256
 
 # Most derived first: the first row whose class matches is taken.
 TABLE: tuple[tuple[type[errors.PresiftError], grpc.StatusCode, str], ...] = (
@@ -40,8 +43,9 @@ def code_and_reason(error: errors.PresiftError) -> tuple[grpc.StatusCode, str]:
 def details_of(error: errors.PresiftError) -> bytes:
     """The serialized google.rpc.Status of `error`, for the trailer DETAILS_KEY."""
     code, reason = code_and_reason(error)
-    status = errors_pb2.Status(code=code.value[0], message=error.message)
-    info = errors_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=error.details)
+    status = errors_pb2.Status(code=code.value[0], message=message_of(error))
+    details = {name: _shortened(value, MAX_DETAIL_CHARACTERS) for name, value in error.details.items()}
+    info = errors_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=details)
     status.details.add(type_url=_TYPE_PREFIX + "ErrorInfo", value=info.SerializeToString())
     if isinstance(error, errors.Overloaded):
         delay = Duration()
@@ -49,6 +53,15 @@ def details_of(error: errors.PresiftError) -> bytes:
         retry = errors_pb2.RetryInfo(retry_delay=delay)
         status.details.add(type_url=_TYPE_PREFIX + "RetryInfo", value=retry.SerializeToString())
     return status.SerializeToString()
+
+
+def message_of(error: errors.PresiftError) -> str:
+    """The error's message as it travels."""
+    return _shortened(error.message, MAX_MESSAGE_CHARACTERS)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
 
 
 def error_of(failure: grpc.RpcError) -> errors.PresiftError | None:

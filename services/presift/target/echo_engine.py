@@ -27,6 +27,7 @@ from presift.target.engine import (
 )
 
 ECHO_KV_TOKENS = 65_536
+ECHO_MEMORY = 256
 ECHO_MODEL = ModelInfo(
     id="echo", revision="1", tokenizer_fingerprint="", context_tokens=4096, layers=1, kv_heads=1, vocabulary_size=512
 )
@@ -37,7 +38,8 @@ class EchoEngine(Engine):
 
     - Token `eos_token_id` and every stop token end the answer, are counted, and are not delivered.
     - The text of token t is `chr(t)`: a stop string ends the answer after the token that completes it.
-    - `cached_tokens` is the longest prefix, at most n - 1, that any earlier prompt of the same salt shares.
+    - `cached_tokens` is the longest prefix, at most n - 1, that any earlier prompt of the same salt shares. The last
+      `remembered` different prompts of a salt are known, and as many plans: it may run for days.
     - With a KV plan that keeps C of n > C tokens, `kv_tokens` is C + 1 and the tokens after those n. The first time, n
       is added to the earlier prompts (unless `keep_full_prefix` is off), `score_ms` is n, `publish_ms` is C,
       `coverage` is C / (n - 1), and kept is what must be, then the first tokens. The same plan, prompt and salt again
@@ -57,6 +59,7 @@ class EchoEngine(Engine):
         can_stop_at_strings: bool = True,
         no_kv_dropping: str | None = None,
         kv_page_tokens: int = 1,
+        remembered: int = ECHO_MEMORY,
     ) -> None:
         self.token_delay_s = token_delay_s
         self.aborted = 0
@@ -67,8 +70,10 @@ class EchoEngine(Engine):
         self._eos_token_id = eos_token_id
         self._slots = asyncio.Semaphore(max_running)
         self._running = self._waiting = self._held_tokens = 0
-        self._seen: dict[str, list[list[int]]] = {}
-        self._entries: set[tuple[Any, ...]] = set()
+        self._remembered = remembered
+        # Dicts for their order: the oldest goes first.
+        self._seen: dict[str, dict[tuple[int, ...], None]] = {}
+        self._entries: dict[tuple[Any, ...], None] = {}
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -150,7 +155,7 @@ class EchoEngine(Engine):
         entry = (salt, tuple(prompt[:covered]), named)
         if entry in self._entries:
             return held | {"cached_tokens": kept, "reused_entry": True}
-        self._entries.add(entry)
+        _remember(self._entries, entry, self._remembered)
         cached = self._cached_tokens(prompt[:covered], salt, remember=plan.keep_full_prefix)
         mask = _kept(plan, covered, kept) if plan.report_kept else None
         times = {"score_ms": float(covered) if plan.kv_mask is None else 0.0, "publish_ms": float(kept)}
@@ -172,11 +177,18 @@ class EchoEngine(Engine):
         return is_eos or token_id in sampling.stop_token_ids
 
     def _cached_tokens(self, prompt: list[int], salt: str, *, remember: bool = True) -> int:
-        earlier = self._seen.setdefault(salt, [])
+        earlier = self._seen.setdefault(salt, {})
         longest = max((_shared(prompt, other) for other in earlier), default=0)
         if remember:
-            earlier.append(prompt)
+            _remember(earlier, tuple(prompt), self._remembered)
         return min(longest, len(prompt) - 1)
+
+
+def _remember(known: dict[tuple[Any, ...], None], new: tuple[Any, ...], limit: int) -> None:
+    known.pop(new, None)
+    known[new] = None
+    while len(known) > limit:
+        del known[next(iter(known))]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

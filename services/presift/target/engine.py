@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import KvPlan
+from presift.core.limits import MAX_STOP_STRINGS
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
-
-MAX_STOP_STRINGS = 16
 
 
 class FinishReason(StrEnum):

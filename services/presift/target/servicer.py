@@ -14,10 +14,12 @@ from typing import Any
 import grpc
 
 from presift.core.errors import TargetUnavailable
+from presift.core.limits import check_limits
 from presift.rpc import metrics, wire
 from presift.rpc.telemetry import span
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
+from presift.target.limits import GENERATE, PREFILL
 from presift.target.load_meter import LoadMeter
 from presift.v1 import target_pb2, target_pb2_grpc
 
@@ -63,6 +65,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         self, request: target_pb2.PrefillRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> target_pb2.PrefillResponse:
         engine, clock = self._ready(), _Clock()
+        check_limits(request, PREFILL)
         # One token is the least that an engine generates; it is not read again.
         sampling = Sampling(max_new_tokens=1, ignore_eos=True)
         parsed = GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
@@ -131,6 +134,7 @@ class _Clock:
 
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:
     """The request with unset fields at their defaults. Raises InvalidRequest."""
+    check_limits(request, GENERATE)
     sent, values = request.sampling, {}
     for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed"):
         if sent.HasField(name):

@@ -18,6 +18,9 @@ from presift.core.errors import (
 from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Tokens
 from presift.target.sglang_plugin import parameters
 
+# SGLang's own word for the whole vocabulary. What is more fits no int32: its scheduler would die of it.
+_TOP_K_ALL = 1 << 30
+
 
 def to_sglang(request: GenerateRequest) -> Any:
     """The request as SGLang's tokenizer manager takes it, under an id of its own."""
@@ -39,7 +42,7 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
         "max_new_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "top_k": -1 if sampling.top_k is None else sampling.top_k,
+        "top_k": -1 if sampling.top_k is None else min(sampling.top_k, _TOP_K_ALL),
         # SGLang's seeds are signed.
         "sampling_seed": None if sampling.seed is None else sampling.seed - (sampling.seed >> 63 << 64),
         "stop": list(sampling.stop),

@@ -22,7 +22,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., protected_spans: _Optional[_Iterable[_Union[_plan_pb2.Span, _Mapping]]] = ..., lookahead_tokens: _Optional[int] = ..., include_importance: _Optional[bool] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("token_mask", "kv_mask", "lookahead_token_ids", "coverage", "importance", "model", "timings", "kv_capacity", "mass")
+    __slots__ = ("token_mask", "kv_mask", "lookahead_token_ids", "coverage", "importance", "model", "timings", "kv_capacity", "mass", "kv_coverage")
     TOKEN_MASK_FIELD_NUMBER: _ClassVar[int]
     KV_MASK_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class ScoreResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     KV_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     MASS_FIELD_NUMBER: _ClassVar[int]
+    KV_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     token_mask: _plan_pb2.TokenMask
     kv_mask: _plan_pb2.KvMask
     lookahead_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -41,7 +42,8 @@ class ScoreResponse(_message.Message):
     timings: ScoreTimings
     kv_capacity: int
     mass: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, token_mask: _Optional[_Union[_plan_pb2.TokenMask, _Mapping]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., lookahead_token_ids: _Optional[_Iterable[int]] = ..., coverage: _Optional[float] = ..., importance: _Optional[_Iterable[float]] = ..., model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., timings: _Optional[_Union[ScoreTimings, _Mapping]] = ..., kv_capacity: _Optional[int] = ..., mass: _Optional[_Iterable[float]] = ...) -> None: ...
+    kv_coverage: float
+    def __init__(self, token_mask: _Optional[_Union[_plan_pb2.TokenMask, _Mapping]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., lookahead_token_ids: _Optional[_Iterable[int]] = ..., coverage: _Optional[float] = ..., importance: _Optional[_Iterable[float]] = ..., model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., timings: _Optional[_Union[ScoreTimings, _Mapping]] = ..., kv_capacity: _Optional[int] = ..., mass: _Optional[_Iterable[float]] = ..., kv_coverage: _Optional[float] = ...) -> None: ...
 
 class ScoreTimings(_message.Message):
     __slots__ = ("queue_ms", "prefill_ms", "lookahead_ms", "select_ms")

@@ -34,6 +34,7 @@ class OrchestratorServiceStub:
     Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
     else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
     a tenant's requests is found by its own alone.
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -68,6 +69,7 @@ class OrchestratorServiceServicer:
     Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
     else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
     a tenant's requests is found by its own alone.
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     def Generate(self, request, context):
@@ -141,6 +143,7 @@ class OrchestratorService:
     Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
     else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
     a tenant's requests is found by its own alone.
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     @staticmethod

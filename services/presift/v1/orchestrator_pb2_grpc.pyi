@@ -35,6 +35,7 @@ class OrchestratorServiceStub:
     Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
     else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
     a tenant's requests is found by its own alone.
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     @_typing.overload
@@ -75,6 +76,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
     else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
     a tenant's requests is found by its own alone.
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -111,6 +113,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
     else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
     a tenant's requests is found by its own alone.
+    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
     """
 
     @_abc_1.abstractmethod

@@ -117,6 +117,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
             kept = keep(prompt_tokens, adapted(prompt_tokens, policy.spec_kv, 1), policy.spec_kv.window + 1, spans)
         else:
             ahead, kv_capacity = policy.spec_kv.lookahead_tokens, counted(prompt_tokens, policy.spec_kv)
+        read = prompt_tokens if kept is None else len(kept)
         mask = bits(range(prompt_tokens) if kept is None else kept, prompt_tokens)
         reply = draft_pb2.ScoreResponse(
             token_mask=plan_pb2.TokenMask(prompt_tokens=prompt_tokens, kept=mask),
@@ -125,6 +126,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
             importance=range(prompt_tokens) if request.include_importance else (),
             model=self.model,
             kv_capacity=kv_capacity,
+            kv_coverage=None if kv_capacity is None else (kv_capacity + 1) / read,
         )
         if kind == "spec_kv" and kept is not None:
             reply.kv_mask.CopyFrom(plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=prompt_tokens, kept=mask))

@@ -5,6 +5,7 @@ import hashlib
 import math
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ values = st.builds(
     draft=models,
     kv_capacity=st.none() | st.integers(1, 2**32 - 1),
 )
+counted = st.builds(replace, values, kv_capacity=st.integers(1, 2**32 - 1), kv_coverage=st.floats(0.0, 1.0))
 
 
 def clustered(prompt_tokens: int, kept_tokens: int, seed: int = 0) -> CompressedPrompt:
@@ -58,7 +60,7 @@ def body(**changes: float) -> bytes:
     return codec._HEAD.pack(*(head | changes).values()) + b"\x05"
 
 
-@given(values)
+@given(values | counted)
 def test_what_is_decoded_equals_what_was_encoded(value: CompressedPrompt) -> None:
     assert decode(DIGEST, encode(DIGEST, value, ROOMY)) == value
 

@@ -8,9 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
-from presift.cli.route_table import _speeds
+from presift.cli.route_table import Budget, Prompt, _speeds, behind, outcome, terms_for
 from presift.orchestrator.costs import SCORING_SEED, TARGET_SEED, Reading
+from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client import Info, Model, PolicyFile, StageSpeed
+from presift_client.results import info_of
 
 
 @pytest.fixture
@@ -196,3 +198,19 @@ def test_scoring_that_was_never_observed_is_as_fast_as_the_target():
     learnt = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
     scoring, reading = _speeds([learnt], None, target).scoring, Reading(40, 8000)
     assert scoring.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
+
+
+@pytest.mark.parametrize(("fingerprint", "route"), [("f", "full"), ("g", "spec_pc")])
+def test_what_the_draft_behind_an_orchestrator_cannot_read(fingerprint, route):
+    """Of another vocabulary it reads other tokens: how many is not known."""
+    target = orchestrator_pb2.GetInfoResponse(
+        target=plan_pb2.ModelInfo(id="t", context_tokens=32_768, tokenizer_fingerprint="f"),
+        draft=plan_pb2.ModelInfo(id="d", context_tokens=8192, tokenizer_fingerprint=fingerprint),
+        supported_routes=[plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC],
+        compress_above_tokens=4096,
+    )
+    terms = terms_for(10_000, None, "t", None)
+    found = outcome(terms, Budget(), Prompt(10_000, 0, 256), behind(info_of(target)))
+    assert found.choice.route == route
+    why = {each.route: each.why_not for each in found.routes}["spec_pc"]
+    assert why.startswith("cannot be: the draft reads at most 8192 tokens") is (route == "full")

@@ -25,7 +25,7 @@ DEFAULTS = Defaults(SpecPc(90, window=8, lookahead_tokens=3), 0, spec_kv=SpecKv(
 LOOKAHEAD, MASK = KvSelection
 
 
-def routed(route: Route, selection: KvSelection, coverage: float, page: int) -> Choice:
+def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> Choice:
     facts = Facts(
         prompt_tokens=N,
         must_keep=int(must_keep(SPANS, N, 8).sum()),
@@ -35,7 +35,7 @@ def routed(route: Route, selection: KvSelection, coverage: float, page: int) -> 
         supported=frozenset(Route),
         kv_page_tokens=page,
     )
-    return choose(route, Budget(auto_capacity=AutoCapacity(coverage)), KvOptions(selection), facts, DEFAULTS)
+    return choose(route, budget, KvOptions(selection), facts, DEFAULTS)
 
 
 @pytest.mark.parametrize("page", [1, 16])
@@ -46,7 +46,7 @@ def routed(route: Route, selection: KvSelection, coverage: float, page: int) -> 
 )
 def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_scorer, prompt):  # noqa: PLR0917
     scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
-    choice, tokens = routed(route, selection, coverage, page), Tokenized(ids, SPANS)
+    choice, tokens = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page), Tokenized(ids, SPANS)
     policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=wire.policy_to_wire(policy), protected_spans=wire.spans_to_wire(SPANS)
@@ -62,3 +62,27 @@ def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_
         assert kept % page == 0 and kept <= 64
         assert (kept == 64) or coverage < 1.0
     assert found.coverage is None or found.coverage >= np.float32(coverage) or found.mask.kept_tokens in (65, 90, 120)
+
+
+@pytest.mark.parametrize("page", [1, 16])
+@pytest.mark.parametrize("route", [Route.SPEC_KV, Route.SPEC_KV_PC])
+def test_what_a_fixed_capacity_covers_is_told_where_a_least_coverage_is_asked_for(route, page, tiny_scorer, prompt):
+    """The same mask and KV as without; only more is said."""
+    scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
+    found = {}
+    for least in (None, 0.5):
+        choice = routed(route, LOOKAHEAD, Budget(min_coverage=least), page)
+        policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
+        asked = draft_pb2.ScoreRequest(
+            token_ids=ids.tolist(), policy=wire.policy_to_wire(policy), protected_spans=wire.spans_to_wire(SPANS)
+        )
+        made = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
+        lookahead = made.scored.lookahead_token_ids
+        answer = CompressedPrompt(made.mask, lookahead, made.coverage, scorer.info, made.kv_capacity, made.kv_coverage)
+        tokens = Tokenized(ids, SPANS)
+        check_prompt(answer, Scoring(tokens, policy, scorer.info, scorer.info))
+        found[least] = made, kv_plan_of(choice, answer, tokens)
+    (plain, plan), (measured, same) = found.values()
+    assert same == plan and (measured.mask.kept == plain.mask.kept).all()
+    assert (plain.kv_capacity, plain.kv_coverage) == (None, None)
+    assert measured.kv_capacity == 64 and 0.0 < measured.kv_coverage < 1.0

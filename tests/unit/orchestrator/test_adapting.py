@@ -12,7 +12,7 @@ from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Adaptive, KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
-from presift.orchestrator.adapting import outcome
+from presift.orchestrator.adapting import measured_at, outcome
 from presift.orchestrator.choices import Choice, Defaults, Facts, Reason
 from presift.orchestrator.compression import Compressed
 from presift.orchestrator.decision import CacheUse
@@ -94,6 +94,18 @@ def test_the_least_coverage_is_asked_for_where_it_is_more():
     assert routed(PC, min_coverage=0.5).policy.adaptive is None
 
 
+def test_a_least_coverage_of_kv_is_measured_at_the_capacity_that_there_is_anyway():
+    for page, most in ((1, 50), (16, 48)):
+        facts = replace(FACTS, kv_page_tokens=page)
+        plain, measured = routed(KV, facts), routed(KV, facts, min_coverage=0.5)
+        assert measured.policy == replace(plain.policy, mask=DEFAULTS.spec_pc, adaptive=Adaptive(1.0, most, page))
+        assert measured.detail == plain.detail  # nothing is "up to"
+        cascade = routed(KV_PC, facts, min_coverage=0.5).policy
+        assert (cascade.prompt.adaptive, cascade.kv.adaptive) == (None, Adaptive(1.0, most, page))
+    by_mask = KvOptions(selection=KvSelection.DRAFT_MASK)
+    assert routed(KV, options=by_mask, min_coverage=0.5) == routed(KV, options=by_mask)
+
+
 def test_protected_spans_raise_the_default_bound_alone():
     facts = replace(FACTS, must_keep=50)
     assert routed(PC, facts, auto=(0.9,)).policy.adaptive.min_capacity == 64
@@ -170,14 +182,15 @@ def test_scoring_to_count_by_is_part_of_the_drafts_work():
 TOKENS = Tokenized(np.arange(100, dtype=np.uint32), (Span(0, 6),))
 AUTO = {"adaptive": Adaptive(0.9, 20, 4)}
 BY_PC, BY_TARGET = SpecPc(40, window=8, **AUTO), SpecKv(40, window=8, lookahead_tokens=2, **AUTO)
+MEASURED = replace(BY_TARGET, adaptive=measured_at(40, 4))
 BY_MASK = replace(BY_TARGET, selection=KvSelection.DRAFT_MASK)
 
 
-def answer(kept=100, kv_capacity=None, coverage=None):
+def answer(kept=100, kv_capacity=None, coverage=None, kv_coverage=None):
     """The first tokens and the last nine, so many in all."""
     flags = np.zeros(100, dtype=bool)
     flags[: kept - 9] = flags[91:] = True
-    return CompressedPrompt(TokenMask(flags), (), coverage, MODEL, kv_capacity)
+    return CompressedPrompt(TokenMask(flags), (), coverage, MODEL, kv_capacity, kv_coverage)
 
 
 def accepted(policy, prompt):
@@ -248,6 +261,13 @@ def test_what_the_draft_came_to_is_what_is_read_and_held(route, policy, prompt, 
         (BY_TARGET, answer(100, 28), "auto: 28 of at most 40 KV tokens reach coverage 0.9, by the draft's estimate"),
         (BY_TARGET, answer(100, 40), "auto: 40 KV tokens, the most: fewer do not reach coverage 0.9, by the draft's"),
         (BY_TARGET, answer(100), "auto: 40 KV tokens, the most, as the draft did not say how many reach"),
+        (BY_TARGET, answer(100, 40, None, 0.95), "auto: 40 of at most 40 KV tokens reach coverage 0.9, by the draft's"),
+        (
+            BY_TARGET,
+            answer(100, 40, None, 0.7),
+            "auto: 40 KV tokens, the most, cover 0.700 of the 0.9 asked for, by",
+        ),
+        (MEASURED, answer(100, 40, None, 0.7), "40 KV tokens cover 0.700, by the draft's estimate"),
         (SpecKvPc(SpecPc(60, window=8), BY_TARGET), answer(41), "auto: all 41 tokens read fit 40 KV tokens"),
     ],
 )

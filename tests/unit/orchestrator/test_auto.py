@@ -191,6 +191,54 @@ def test_too_little_coverage_where_nothing_else_is_allowed():
         less_lossy(than, 0.5, question(replace(FACTS, prompt_tokens=5000), max_prompt_tokens=300))
 
 
+@pytest.mark.parametrize(
+    ("facts", "budget", "told"),
+    [
+        (FACTS, {}, "full needs 1000 prompt tokens of 100 (the default capacity: no budget is set)"),
+        (FACTS, {"auto_capacity": AutoCapacity(0.9, max_tokens=300)}, "of 300 (auto_capacity.max_tokens)"),
+        (FACTS, {"max_prompt_tokens": 300}, "full needs 1000 prompt tokens of 300 (max_prompt_tokens)"),
+        (FACTS, {"max_prompt_tokens": 300}, "spec_kv would be the same as spec_kv_pc within these limits"),
+        (FACTS, {"max_kv_tokens": 1000}, "1000 prompt tokens fit 1000 (max_kv_tokens)"),
+        (FACTS, {"max_ttft_ms": 9_000_000}, "predicted at 10000 ms, within max_ttft_ms 9000000"),
+        (FACTS, {"max_ttft_ms": 500}, "2000 ms (predicted) of 450 (nine tenths of max_ttft_ms 500)"),
+        (FACTS, {"max_ttft_ms": 5}, "2000 ms (predicted) of 5 (max_ttft_ms)"),
+        (FACTS, {"max_ttft_ms": 500}, "spec_pc is the nearest, so spec_pc, reading 100"),
+        (replace(FACTS, draft_context_tokens=900), {}, "the draft reads at most 900 tokens, not 1000 prompt tokens"),
+    ],
+)
+def test_the_reason_in_words(facts, budget, told):
+    assert told in auto(facts, **budget).detail
+
+
+def test_the_whole_prompt_within_a_time_is_not_told_as_tokens():
+    assert auto(max_ttft_ms=9_000_000).detail == "predicted at 10000 ms, within max_ttft_ms 9000000"
+
+
+def test_nothing_cached_is_not_told_as_the_reason():
+    slow = replace(SPEEDS, draft=replace(SPEEDS.draft, call_ms=1e6))
+    choice = auto(with_outlook(speeds=slow))
+    assert (
+        choice.reason is Reason.CHEAPEST and choice.detail == "nothing is predicted to be sooner than the whole prompt"
+    )
+
+
+def test_an_answer_that_fills_the_context_is_told_with_positive_numbers():
+    facts = replace(FACTS, max_new_tokens=40_000)
+    with pytest.raises(PromptTooLong) as refusal:
+        auto(facts)
+    told = [each.why for each in candidates(Question(Budget(), KvOptions(), facts, DEFAULTS))]
+    for message in (refusal.value.message, told[0]):
+        assert "1000 prompt tokens and max_new_tokens 40000 do not fit the context of 2000 tokens" in message
+    assert not any("-" in message for message in (refusal.value.limit, *told))
+
+
+def test_a_lookahead_counts_as_what_the_draft_reads():
+    """spec_kv has 5 tokens of it, spec_pc none."""
+    for context, possible in ((1005, {FULL, KV, KV_PC, PC}), (1004, {FULL, PC}), (999, {FULL})):
+        table = candidates(Question(Budget(), KvOptions(), replace(FACTS, draft_context_tokens=context), DEFAULTS))
+        assert {each.route for each in table if each.choice is not None} == possible
+
+
 LIMITS = {
     "max_prompt_tokens": st.none() | st.integers(1, 1200),
     "max_kv_tokens": st.none() | st.integers(1, 1200),

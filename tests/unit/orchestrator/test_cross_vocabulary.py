@@ -201,7 +201,7 @@ async def test_kv_is_counted_in_our_tokens(bpe, words, policy):
     made = await score(port, (bpe, words), policy, protected=(Span(0, 2),), include_importance=True)
     assert port.calls[0][1].kv.adaptive is None  # the draft's own tokens are not to be counted
     wanted = count_kv(made.importance, made.mass, made.prompt.mask, policy.counting_policy, (Span(0, 2),))
-    assert made.prompt.kv_capacity == wanted is not None
+    assert (made.prompt.kv_capacity, made.prompt.kv_coverage) == (wanted.capacity, wanted.coverage)
     tokens = Tokenized(ids_of(bpe, TEXT), (Span(0, 2),))
     check_prompt(made.prompt, Scoring(tokens, policy, DRAFT, TARGET))
 

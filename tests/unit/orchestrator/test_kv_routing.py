@@ -206,7 +206,8 @@ def test_an_unserved_route_is_refused_with_the_targets_reason():
     [
         (KV_PC, {"selection": KvSelection.DRAFT_MASK}, "kv.selection"),
         (KV_PC, {"continue_prompt_tokens": 5}, "kv.continue_prompt_tokens"),
-        (None, {"continue_prompt_tokens": 5}, "kv.continue_prompt_tokens"),
+        (Route.SPEC_PC, {"continue_prompt_tokens": 5}, "kv.continue_prompt_tokens"),
+        (Route.FULL, {"continue_prompt_tokens": 5}, "kv.continue_prompt_tokens"),
         (KV, {"lookahead_tokens": 257}, "kv.lookahead_tokens"),
     ],
 )

@@ -74,3 +74,20 @@ def test_cross_vocabulary_needs_both_tokenizers(folder, missing):
 def test_without_a_folder_token_ids_alone_are_read():
     with pytest.raises(InvalidRequest, match="no tokenizer"):
         load_tokenizer(None, 1000).render(Text("x"))
+
+
+ODD_TEMPLATES = (
+    "{{ messages[0].content + 1 }}",
+    "{{ tools[0].function.name.upper() | length + 'x' }}",
+    "{{ 1 / (messages | length - 1) }}",
+    "{{ messages[9].content }}",
+    "{{ tools[0]['function'] | int | string | tojson | list | sum }}",
+)
+
+
+@pytest.mark.parametrize("template", ODD_TEMPLATES)
+def test_what_a_template_chokes_on_is_bad_input(folder, template):
+    odd = Chat(chat("user", "secret").messages, tools_json=('{"function": 7}',))
+    with pytest.raises(InvalidRequest) as refusal:
+        load_tokenizer(folder(template), 1000).render(odd)
+    assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)

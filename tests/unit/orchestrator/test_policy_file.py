@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,33 @@ def test_every_fault_has_its_line(load, fault):
     assert refused.value.message.startswith(f"policy.yaml:{line}: "), refused.value.message
     assert message in refused.value.message
     assert refused.value.field == "policy_file" and len(refused.value.message) < 250
+
+
+LAUGHS = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 20))
+MERGES = "".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}\n" for i in range(1, 20))
+# Each tenant stands for all the bands: the file grows by the sum, what it says by the product.
+BAND_LINES = "".join(f"    - up_to_tokens: {i}\n" for i in range(1, 2000))
+PRODUCT = f"tenants:\n  a: &a\n    bands:\n{BAND_LINES}    - {{}}\n" + "".join(f"  t{i}: *a\n" for i in range(2000))
+BOMBS = {
+    "lists": f"x0: &x0 [1]\n{LAUGHS}",
+    "merges": f"x0: &x0 {{capacity: 99}}\n{MERGES}",
+    "tenants": PRODUCT,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_of_aliases_is_refused_and_costs_nothing(load, text):
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest, match="stands for more than 100000 values"):
+        load(text)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 64 << 20
+
+
+def test_a_file_that_is_too_large(load):
+    with pytest.raises(InvalidRequest, match="more than 1048576 bytes"):
+        load("# " + "x" * (1 << 20))
 
 
 def test_a_file_that_is_not_there(settings, tmp_path):

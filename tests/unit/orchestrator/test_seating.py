@@ -35,7 +35,7 @@ class Economy:
     def __init__(self, outlooks):
         self.all = outlooks
 
-    def outlooks(self, ids, target, draft, names, spent_ms):
+    def outlooks(self, ids, target, draft, names, spent_ms, *, salt):
         return {name: self.all[name] for name in names}
 
 

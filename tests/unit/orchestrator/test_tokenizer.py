@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
@@ -101,6 +101,7 @@ PARTS = st.lists(st.builds(TextPart, ANY, st.booleans(), st.booleans()), max_siz
 TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), PARTS), max_size=4)
 
 
+@example(turns=[("system", [TextPart("\U0001b600", False, True), TextPart("\U0001f000", False, True)])], text="0")
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(turns=TURNS, text=ANY.filter(bool))
 async def test_documents_of_any_unicode_are_all_that_may_go(bpe, turns, text):

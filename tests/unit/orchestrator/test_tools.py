@@ -7,7 +7,8 @@ import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.core.spans import covered
-from presift.orchestrator.incoming import MAX_TOOL_CALLS, MAX_TOOL_CALLS_CHARACTERS, prompt_from_wire
+from presift.orchestrator.incoming import prompt_from_wire, question_from_wire, request_from_wire
+from presift.orchestrator.limits import MAX_TOOL_CALLS, MAX_TOOL_CALLS_CHARACTERS
 from presift.orchestrator.protection import compressible, framed, template_messages
 from presift.orchestrator.request import Chat, Message, Request, TextPart
 from presift.orchestrator.tokenizer import PromptTokenizer
@@ -150,15 +151,28 @@ def wire(**given):
     return orchestrator_pb2.Prompt(chat=orchestrator_pb2.Chat(messages=[message]))
 
 
-def test_calls_are_read_from_the_wire_and_counted():
+def test_calls_are_read_from_the_wire():
     (message,) = prompt_from_wire(wire(tool_calls_json=["{}"])).messages
     assert message.tool_calls_json == ("{}",)
-    for calls in (["{}"] * (MAX_TOOL_CALLS + 1), ["x" * (MAX_TOOL_CALLS_CHARACTERS + 1)]):
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tool_calls_json": ["{}"] * (MAX_TOOL_CALLS + 1)},
+        {"tool_calls_json": ["x" * (MAX_TOOL_CALLS_CHARACTERS + 1)]},
+        {"name": "x" * (MAX_TOOL_CALLS_CHARACTERS + 1)},
+        {"tool_call_id": "x" * (MAX_TOOL_CALLS_CHARACTERS + 1)},
+    ],
+)
+def test_calls_are_counted(given):
+    for read, kind in (
+        (request_from_wire, orchestrator_pb2.GenerateRequest),
+        (question_from_wire, orchestrator_pb2.ExplainRequest),
+    ):
         with pytest.raises(InvalidRequest, match="at most") as refusal:
-            prompt_from_wire(wire(tool_calls_json=calls))
+            read(kind(prompt=wire(**given)))
         assert refusal.value.field == "prompt.chat.messages.tool_calls_json"
-    with pytest.raises(InvalidRequest, match="at most"):
-        prompt_from_wire(wire(name="x" * (MAX_TOOL_CALLS_CHARACTERS + 1)))
 
 
 def test_a_document_that_may_not_be_dropped_is_refused():

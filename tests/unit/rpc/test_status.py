@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core import errors
-from presift.rpc.status import DETAILS_KEY, DOMAIN, TABLE, code_and_reason, details_of, error_of
+from presift.rpc.status import (
+    DETAILS_KEY,
+    DOMAIN,
+    MAX_DETAIL_CHARACTERS,
+    MAX_MESSAGE_CHARACTERS,
+    TABLE,
+    code_and_reason,
+    details_of,
+    error_of,
+    message_of,
+)
 from presift.v1 import errors_pb2
 
 FIELD = ("prompt", 5, "<= 4")
@@ -129,3 +139,11 @@ def test_no_metadata_of_a_peer_does_harm(reason, metadata):
 @given(raw=st.binary(max_size=80))
 def test_no_bytes_of_a_peer_do_harm(raw):
     error_of(failure(raw))
+
+
+def test_an_error_fits_what_metadata_may_hold():
+    back = error_of(failure(details_of(errors.InvalidRequest("prompt", "x" * 100_000, "y" * 100_000))))
+    assert len(details_of(errors.InvalidRequest("prompt", "x" * 100_000, "y" * 100_000))) < 4096
+    assert len(back.message) == MAX_MESSAGE_CHARACTERS and back.message.startswith("prompt is xxx")
+    assert len(back.details["value"]) == MAX_DETAIL_CHARACTERS and back.details["limit"].endswith("…")
+    assert message_of(errors.InternalError("short")) == "short"

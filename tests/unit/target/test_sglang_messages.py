@@ -171,3 +171,9 @@ def test_sglang_takes_the_request() -> None:
     assert parameters.from_text(planned.sampling_params["custom_params"]["presift"]) == PLAN
     assert (plain.cache_salt, plain.sampling_params["custom_params"]) == (None, None)
     assert len({planned.rid, plain.rid, other.rid}) == 3
+
+
+@pytest.mark.parametrize(("top_k", "sent"), [(None, -1), (1, 1), (40, 40), (2**30, 2**30), (2**32 - 1, 2**30)])
+def test_top_k_fits_the_schedulers_int32(top_k: int | None, sent: int) -> None:
+    request = GenerateRequest(np.array([1], dtype=np.uint32), Sampling(top_k=top_k))
+    assert sampling_arguments(request)["top_k"] == sent

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from presift.core.policies import Policy, SpecKv, SpecKvPc, SpecPc
-from presift.orchestrator.adapting import most_tokens
+from presift.orchestrator.adapting import is_measured, most_tokens
 from presift.orchestrator.request import AutoCapacity
 from presift.orchestrator.terms import Terms
 
@@ -27,6 +27,6 @@ def is_tighter(policy: Policy, everyones: Terms, page_tokens: int = 1) -> bool:
 
 
 def _is_under(stage: SpecPc | SpecKv, usual: int, auto: AutoCapacity | None) -> bool:
-    if stage.capacity < usual or stage.adaptive is None:
+    if stage.capacity < usual or stage.adaptive is None or is_measured(stage):
         return stage.capacity < usual
     return auto is None or bool(stage.adaptive.coverage < np.float32(auto.coverage))

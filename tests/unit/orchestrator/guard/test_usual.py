@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from presift.core.policies import Adaptive, SpecKv, SpecKvPc, SpecPc
+from presift.orchestrator.adapting import measured_at
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.request import AutoCapacity, Budget
@@ -50,3 +51,11 @@ def test_less_coverage_than_everyones():
         assert is_tighter(replace(PC, adaptive=Adaptive(coverage, 16)), auto) is tighter
     assert is_tighter(replace(PC, adaptive=Adaptive(0.99, 16)), EVERYONES)  # nobody else's adapts
     assert not is_tighter(PC, auto)
+
+
+def test_a_capacity_of_which_coverage_is_asked_is_no_tighter():
+    """Whoever says `min_coverage` gets what everyone gets, or more."""
+    measured = replace(KV, adaptive=measured_at(50, 1))
+    cascade = replace(both(200, 50), kv=measured)
+    assert not is_tighter(measured, EVERYONES) and not is_tighter(cascade, EVERYONES)
+    assert is_tighter(replace(KV, capacity=49, adaptive=measured_at(49, 1)), EVERYONES)

@@ -1,0 +1,26 @@
+"""The target's table of limits: how much one Generate or Prefill request may hold."""
+
+from __future__ import annotations
+
+from presift.core.limits import MAX_LOOKAHEAD_TOKENS, MAX_PROMPT_TOKENS, MAX_SPANS, SAMPLING, Limit
+
+MAX_SALT_CHARACTERS = 1024
+# In memory a bit is a byte.
+MAX_KV_MASK_BYTES = 16_777_216
+
+PREFILL: tuple[Limit, ...] = (
+    Limit("token_ids", MAX_PROMPT_TOKENS, "tokens", lambda asked: len(asked.token_ids)),
+    Limit("cache_salt", MAX_SALT_CHARACTERS, "characters", lambda asked: len(asked.cache_salt)),
+)
+GENERATE: tuple[Limit, ...] = (
+    *PREFILL,
+    *SAMPLING,
+    Limit("kv_plan.protected_spans", MAX_SPANS, "spans", lambda asked: len(asked.kv_plan.protected_spans)),
+    Limit(
+        "kv_plan.lookahead_token_ids",
+        MAX_LOOKAHEAD_TOKENS,
+        "token ids",
+        lambda asked: len(asked.kv_plan.lookahead_token_ids),
+    ),
+    Limit("kv_plan.kv_mask.kept", MAX_KV_MASK_BYTES, "bytes", lambda asked: len(asked.kv_plan.kv_mask.kept)),
+)

@@ -1,0 +1,224 @@
+"""A whole presift of real processes with a fault proxy before each: what the fault suite breaks and looks at.
+
+The draft is the real service over a tiny random model, the targets run the echo engine, the cache is a real Valkey.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import presift
+import presift_client
+from presift.cache.embedded import EmbeddedCache, embedded_cache
+from presift.cli.process import ServiceProcess
+
+from . import watched
+from .proxy import FaultProxy
+
+START_S = 240.0
+KV_POOL_TOKENS = 16_384
+DRAIN_S = 5.0
+CAPACITY, KV_CAPACITY, CASCADE = 24, 16, 28
+WINDOW = 8
+
+_POLICY = {
+    "compress-above-tokens": 100,
+    "capacity": CAPACITY,
+    "window": WINDOW,
+    "kernel": 3,
+    "neighbors": 4,
+    "lookahead-tokens": 2,
+    "kv-capacity": KV_CAPACITY,
+    "kv-window": WINDOW,
+    "kv-lookahead-tokens": 4,
+    "cascade-capacity": CASCADE,
+}
+# What is remembered is so small that a soak is not long enough to see it grow.
+_PATIENCE = {"draft-timeout-s": 4, "prefix-memory": 65_536, "turn-memory": 64}
+_FLAGS = [f"--{name}={value}" for name, value in (_POLICY | _PATIENCE).items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to start. The echo engine takes `token_delay_s` for each token; a leaky target is planted for the soak.
+    With a `target_model` the targets are real SGLang engines. Masks are forgotten after `cache_ttl_s`: soon, so that
+    the draft is always needed. `direct_cache`: no proxy before the cache, which our own load would make late.
+    """
+
+    draft_model: Path
+    logs: Path
+    drafts: int = 1
+    targets: int = 1
+    orchestrators: int = 2
+    token_delay_s: float = 0.002
+    orchestrator_flags: Sequence[str] = ("--no-calibrate", "--guard-share=0")
+    leaky_target: bool = False
+    target_model: Path | None = None
+    cache_ttl_s: int = 2
+    cache_timeout_s: float = 0.05
+    direct_cache: bool = False
+
+
+@dataclass
+class Member:
+    """One service: how it is started, and its process."""
+
+    module: str
+    flags: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    process: ServiceProcess | None = None
+
+    @property
+    def running(self) -> ServiceProcess:
+        assert self.process is not None
+        return self.process
+
+
+class Stack:
+    """Services by name: cache, draft-0, target-0, orchestrator-0, ... Each is reached through the proxy of its name.
+
+    To be used from the main thread: the kernel ends a child with the thread that started it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.proxies: dict[str, FaultProxy] = {}
+        self.members: dict[str, Member] = {}
+        self._cache: EmbeddedCache | None = None
+        self._cache_exit = ExitStack()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the orchestrators, for callers."""
+        return [self.proxies[name].address for name in self._names("orchestrator", self.plan.orchestrators)]
+
+    @property
+    def cache(self) -> EmbeddedCache:
+        assert self._cache is not None
+        return self._cache
+
+    def pid(self, name: str) -> int:
+        return self.cache.process.pid if name == "cache" else self.members[name].running.pid
+
+    def is_up(self, name: str) -> bool:
+        if name == "cache":
+            return self.cache.process.poll() is None
+        return self.members[name].running.exit_code() is None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        for name, member in reversed(self.members.items()):
+            if member.process is not None and member.process.exit_code() is None:
+                self.signal(name, signal.SIGCONT)
+                member.process.stop(DRAIN_S + 10.0)
+        self._cache_exit.close()
+        for proxy in self.proxies.values():
+            await proxy.aclose()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self.pid(name), number)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.signal(name, signal.SIGKILL)
+        if name == "cache":
+            self.cache.process.wait()
+        else:
+            self.members[name].running.stop(5.0)
+
+    async def end(self, name: str) -> int:
+        """SIGTERM, and wait for the drain. Returns the exit code."""
+        if name != "cache":
+            return await asyncio.to_thread(self.members[name].running.stop, DRAIN_S + 10.0)
+        self.cache.process.terminate()
+        return await asyncio.to_thread(self.cache.process.wait, 10.0)
+
+    async def launch(self, name: str) -> None:
+        """Start it (again) and wait until it is ready; its proxy leads there from now on."""
+        if name == "cache":
+            self._cache_exit.close()
+            self._cache = self._cache_exit.enter_context(embedded_cache())
+            self.proxies[name].upstream = self._cache.url.replace("unix://", "unix:")
+            return
+        member = self.members[name]
+        log, environment = self.plan.logs / f"{name}.log", _environment() | member.environment
+        environment[watched.FILE_VARIABLE] = str(self.tasks_file(name))
+        member.process = ServiceProcess(name, "watched", [member.module, *member.flags], log, environment)
+        self.proxies[name].upstream = await asyncio.to_thread(member.process.wait_ready, START_S)
+
+    def tasks_file(self, name: str) -> Path:
+        return self.plan.logs / f"{name}.tasks"
+
+    async def _start(self) -> None:
+        plan = self.plan
+        plan.logs.mkdir(parents=True, exist_ok=True)
+        drafts, targets = self._names("draft", plan.drafts), self._names("target", plan.targets)
+        orchestrators = self._names("orchestrator", plan.orchestrators)
+        for name in ("cache", *drafts, *targets, *orchestrators):
+            self.proxies[name] = FaultProxy("127.0.0.1:1")
+            await self.proxies[name].start()
+        for name in drafts:
+            self.members[name] = Member("presift.draft", _draft_flags(plan))
+        for name in targets:
+            self.members[name] = _target(plan)
+        await self.launch("cache")
+        await asyncio.gather(*(self.launch(name) for name in (*drafts, *targets)))
+        for name in orchestrators:
+            self.members[name] = Member("presift.orchestrator", self._orchestrator_flags(drafts, targets))
+            url = self.cache.url if plan.direct_cache else f"redis://{self._at(['cache'])}"
+            self.members[name].environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": url}
+        await asyncio.gather(*(self.launch(name) for name in orchestrators))
+
+    def _orchestrator_flags(self, drafts: list[str], targets: list[str]) -> list[str]:
+        addresses = ["--draft-address", self._at(drafts), "--target-address", self._at(targets)]
+        cache = [f"--cache-ttl-s={self.plan.cache_ttl_s}", f"--cache-timeout-s={self.plan.cache_timeout_s}"]
+        return [*_LISTEN, *addresses, *_FLAGS, *cache, *self.plan.orchestrator_flags]
+
+    def _at(self, names: list[str]) -> str:
+        return ",".join(self.proxies[name].address for name in names)
+
+    def _names(self, kind: str, number: int) -> list[str]:
+        return [f"{kind}-{index}" for index in range(number)]
+
+
+_LISTEN = ["--listen=127.0.0.1:0", f"--drain-s={DRAIN_S}"]
+
+
+def _draft_flags(plan: Plan) -> list[str]:
+    return [*_LISTEN, "--model", str(plan.draft_model), "--dtype=float32", "--threads=1"]
+
+
+def _target(plan: Plan) -> Member:
+    if plan.target_model is None:
+        leak = ["--leak"] if plan.leaky_target else []
+        return Member("echo_target", [*_LISTEN, f"--token-delay-s={plan.token_delay_s}", *leak])
+    size = ["--threads=1", f"--kv-pool-tokens={KV_POOL_TOKENS}", "--no-kv-dropping"]
+    return Member("presift.target", [*_LISTEN, "--model", str(plan.target_model), "--dtype=float32", *size])
+
+
+def _environment() -> dict[str, str]:
+    """Children run this checkout, whatever is installed, and find the modules of this folder."""
+    places = [Path(__file__).parent, Path(presift.__file__).parents[1], Path(presift_client.__file__).parents[1]]
+    return {
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
