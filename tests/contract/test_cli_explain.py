@@ -1,9 +1,11 @@
 """`presift explain` against a real orchestrator."""
 
 import asyncio
+import base64
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from presift.cli.app import app
@@ -118,3 +120,33 @@ async def test_route_predicts_from_what_an_orchestrator_has_learnt(open_house):
 async def test_route_at_an_address_where_nobody_is():
     result = await asyncio.to_thread(CliRunner().invoke, app, ["route", "--tokens", "9", "--address", "127.0.0.1:1"])
     assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stdout == ""
+
+
+async def test_the_flags_of_generate_are_taken(house, run):
+    limits = ("--max-ttft-ms", 900_000, "--min-coverage", 0.01, "--max-new-tokens", 5)
+    result = await run("--route", "spec_pc", "--max-prompt-tokens", 60, *limits)
+    assert result.exit_code == 0, result.output
+    result = await run("--route", "spec_pc", "--max-new-tokens", 1_000_000)
+    assert result.exit_code == 1 and "max_new_tokens" in result.stderr
+    result = await run("--route", "spec_pc", "--continue-prompt-tokens", 5)
+    assert result.exit_code == 1 and "continue_prompt_tokens" in result.stderr
+    result = await run("--min-coverage", 2)
+    assert result.exit_code == 1 and "min_coverage" in result.stderr
+
+
+async def test_as_json(house, run, tmp_path):
+    result = await run("--route", "spec_kv", "--max-kv-tokens", 60, "--json")
+    told = json.loads(result.output)
+    assert told["decision"]["route"] == "spec_kv" and told["text"].startswith("<user><script>")
+    assert told["spans"][0]["kept_share"] is not None and told["kv_mask"]["layers"] == 4
+    assert len(base64.b64decode(told["kv_mask"]["bits"])) == 8 * ((told["kv_mask"]["prompt_tokens"] + 7) // 8)
+    result = await run("--json", "--html", tmp_path / "page.html")
+    assert result.exit_code == 1 and "--json or --html" in result.stderr
+
+
+def test_what_generate_takes_explain_takes():
+    flags = {
+        command: {option for each in typer.main.get_command(app).commands[command].params for option in each.opts}
+        for command in ("generate", "explain")
+    }
+    assert flags["generate"] - flags["explain"] == {"--temperature"}

@@ -170,7 +170,7 @@ MISUSE = {
     "unknown route": ({"prompt": "x", "route": "warp"}, ValueError, "spec_pc"),
     "unspecified route": ({"prompt": "x", "route": "unspecified"}, ValueError, "auto"),
     "tools without messages": ({"prompt": "x", "tools": [{}]}, ValueError, "messages"),
-    "unknown message key": ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, ValueError, "name"),
+    "unknown message key": ({"messages": [{"role": "user", "content": "x", "nom": "y"}]}, ValueError, "nom"),
     "image part": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ValueError, "image_url"),
     "negative id": ({"token_ids": [-1]}, ValueError, "-1"),
 }

@@ -21,7 +21,40 @@ def chat(*roles, tools=()):
     return orchestrator_pb2.Prompt(chat=orchestrator_pb2.Chat(messages=messages, tools_json=tools))
 
 
+def turn(role, **given):
+    return orchestrator_pb2.Prompt(chat=orchestrator_pb2.Chat(messages=[orchestrator_pb2.Message(role=role, **given)]))
+
+
+CALLS = "prompt.chat.messages.tool_calls_json"
 BAD = {
+    "call without a name": (
+        {"prompt": turn("assistant", tool_calls_json=["{}"])},
+        INVALID,
+        CALLS,
+        "a call without a name",
+        "name",
+    ),
+    "call of a user": (
+        {"prompt": turn("user", tool_calls_json=["{}"])},
+        INVALID,
+        CALLS,
+        "set on role user",
+        "unset unless",
+    ),
+    "call that the template does not write": (
+        {"prompt": turn("assistant", tool_calls_json=['{"name": "f"}'])},
+        INVALID,
+        CALLS,
+        "1 given",
+        "no place",
+    ),
+    "document that may not be dropped": (
+        {"prompt": turn("user", parts=[orchestrator_pb2.TextPart(text="x", document=True, protected=True)])},
+        INVALID,
+        "prompt.chat.messages.parts",
+        "document and protected",
+        "one of them",
+    ),
     "no prompt": ({"prompt": orchestrator_pb2.Prompt()}, INVALID, "prompt", "unset", ""),
     "no token": ({"prompt": []}, INVALID, "prompt.token_ids", "empty", "at least one token"),
     "no text": ({"prompt": ""}, INVALID, "prompt.text", "empty", "at least one character"),

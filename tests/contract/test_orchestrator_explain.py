@@ -193,3 +193,11 @@ async def test_a_turn_that_goes_on_had_no_choice(house):
     await house.ask(LONG, route=KV)
     told = await explained(house, LATER, route=KV, kv={"continue_prompt_tokens": len(LONG)})
     assert told.decision.continued and not told.routes
+
+
+async def test_room_is_left_for_the_answer_that_is_asked_about(house):
+    refusal = await refusal_of(explained(house, route=PC, max_new_tokens=2**31))
+    assert refusal.reason == "PROMPT_TOO_LONG" and refusal.field == "sampling.max_new_tokens"
+    refusal = await refusal_of(explained(house, max_new_tokens=0))
+    assert refusal.field == "sampling.max_new_tokens" and refusal.limit == ">= 1"
+    assert (await explained(house, route=PC, max_new_tokens=1)).decision.route == PC

@@ -119,6 +119,12 @@ _BY_CODE: dict[grpc.StatusCode, type[PresiftError]] = {
 }
 
 
+def invalid_request(field: str, value: str, limit: str) -> InvalidRequest:
+    """What the service would have said, where the message cannot even be written."""
+    details = Details("INVALID_REQUEST", field, value, limit)
+    return InvalidRequest(f"{field} is {value}; it must be {limit}", grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
 def error_of(failure: grpc.RpcError) -> PresiftError:
     """The typed error of a failed call (of grpc or grpc.aio)."""
     code = failure.code()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
-
-# {"role": "user", "content": "..."}, or content = [{"text": "...", "document": True}, {"text": "..."}, ...]. Where any
-# part is a document, only documents are dropped from; else "protected" on a part or a message keeps it.
-ChatMessage = Mapping[str, Any]
+from presift_client.messages import ChatMessage, chat_of, writable
 
 
 class PromptOptions(TypedDict, total=False):
@@ -64,16 +60,19 @@ class ExplainOptions(PromptOptions, total=False):
     """What `explain` takes: the prompt's options, and how much to explain.
 
     `include_kv_mask` asks the target which KV pairs it keeps, on routes that drop KV: it reads the prompt for that.
-    `span_per_token` makes a span of every token instead of runs with one fate.
+    `span_per_token` makes a span of every token instead of runs with one fate. Nothing is generated: room is left and
+    time predicted for `max_new_tokens`.
     """
 
     include_kv_mask: bool
     span_per_token: bool
+    max_new_tokens: int
 
 
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
     """Raises TypeError for an unknown option, ValueError for an unknown route or selection, for bounds without
-    auto_coverage, or unless there is exactly one prompt."""
+    auto_coverage, for a message that is none, or unless there is exactly one prompt; InvalidRequest for text that has
+    no UTF-8."""
     _check_known(options, Options)
     return orchestrator_pb2.GenerateRequest(
         prompt=_prompt(prompt, options),
@@ -86,7 +85,7 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
             top_p=options.get("top_p"),
             top_k=options.get("top_k"),
             seed=options.get("seed"),
-            stop=options.get("stop", ()),
+            stop=[writable("stop", text) for text in options.get("stop", ())],
             stop_token_ids=options.get("stop_token_ids", ()),
             ignore_eos=options.get("ignore_eos", False),
         ),
@@ -103,6 +102,7 @@ def explain_request(prompt: str | None, options: ExplainOptions) -> orchestrator
         kv=_kv_options(options),
         include_kv_mask=options.get("include_kv_mask", False),
         span_per_token=options.get("span_per_token", False),
+        max_new_tokens=options.get("max_new_tokens"),
     )
 
 
@@ -164,29 +164,5 @@ def _prompt(prompt: str | None, options: PromptOptions) -> orchestrator_pb2.Prom
     if token_ids is not None:
         return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=token_ids), protected_spans=spans)
     if prompt is not None:
-        return orchestrator_pb2.Prompt(text=prompt, protected_spans=spans)
-    chat = orchestrator_pb2.Chat(
-        messages=[_message(message) for message in messages or ()], tools_json=[json.dumps(tool) for tool in tools]
-    )
-    return orchestrator_pb2.Prompt(chat=chat, protected_spans=spans)
-
-
-def _message(message: ChatMessage) -> orchestrator_pb2.Message:
-    unknown = set(message) - {"role", "content", "protected"}
-    if unknown:
-        raise ValueError(f"a message has role, content and protected; not {', '.join(sorted(unknown))}")
-    content = message["content"]
-    parts = [{"text": content}] if isinstance(content, str) else content
-    return orchestrator_pb2.Message(
-        role=message["role"], parts=[_part(part) for part in parts], protected=bool(message.get("protected", False))
-    )
-
-
-def _part(part: Mapping[str, Any]) -> orchestrator_pb2.TextPart:
-    if part.get("type", "text") != "text":
-        raise ValueError(f"a part is text; not {part['type']!r}")
-    unknown = set(part) - {"type", "text", "protected", "document"}
-    if unknown:
-        raise ValueError(f"a part has text, protected and document; not {', '.join(sorted(unknown))}")
-    marks = {name: bool(part.get(name, False)) for name in ("protected", "document")}
-    return orchestrator_pb2.TextPart(text=part["text"], **marks)
+        return orchestrator_pb2.Prompt(text=writable("prompt", prompt), protected_spans=spans)
+    return orchestrator_pb2.Prompt(chat=chat_of(messages or (), tools), protected_spans=spans)

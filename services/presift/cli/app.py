@@ -43,6 +43,9 @@ def up(
     cache_url: Annotated[
         str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
     ] = None,
+    policy_file: Annotated[
+        Path | None, typer.Option(help="the orchestrator's policy file: defaults by prompt length, target and tenant")
+    ] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     capacity: Annotated[int | None, typer.Option(help="prompt tokens to keep where no budget is set")] = None,
     kv_capacity: Annotated[int | None, typer.Option(help="KV tokens to keep where no budget is set")] = None,
@@ -56,9 +59,13 @@ def up(
         bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")
     ] = False,
 ) -> None:
-    """Run cache, draft, target and orchestrator on this machine until Ctrl-C."""
+    """Run cache, draft, target and orchestrator on this machine until Ctrl-C.
+
+    All other settings of the services are variables: PRESIFT_ORCHESTRATOR_..., PRESIFT_TARGET_..., PRESIFT_DRAFT_...
+    (`python -m presift.orchestrator --help` lists them as flags). Logs: PRESIFT_HOME/logs/PORT.
+    """
     # Imported here: `presift generate` needs none of it.
-    from presift.cli.stack import StackOptions  # noqa: PLC0415
+    from presift.cli.stack import StackOptions, log_folder  # noqa: PLC0415
     from presift.cli.up import run_until_stopped  # noqa: PLC0415
     from presift.models.errors import ModelError  # noqa: PLC0415
     from presift.models.fetch import resolve_model  # noqa: PLC0415
@@ -72,13 +79,14 @@ def up(
         draft=draft_model,
         target=target_model,
         tokenizer=target_model,
-        logs=home / "logs",
+        logs=log_folder(home, listen),
         listen=listen,
         cache_url=cache_url,
         drafts=drafts,
         targets=targets,
         orchestrators=orchestrators,
         orchestrator_flags=_flags(
+            policy_file=None if policy_file is None else str(policy_file),
             compress_above_tokens=compress_above,
             capacity=capacity,
             kv_capacity=kv_capacity,
@@ -205,12 +213,16 @@ def route(
     cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
     context: Annotated[int | None, typer.Option(help="the target's context, tokens", min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer", min=1)] = 256,
-    policy: Annotated[Path | None, typer.Option(help="a policy file; the orchestrator's setting if unset")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="a policy file of this machine; that of PRESIFT_ORCHESTRATOR_POLICY_FILE if unset"),
+    ] = None,
     model: Annotated[str, typer.Option(help="target id, as the policy file names it")] = "",
-    tenant: Tenant = None,
+    tenant: Annotated[str | None, typer.Option(help="whose defaults of that policy file apply")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
     address: Annotated[
-        str | None, typer.Option(help="take context, routes and learnt speeds from this orchestrator, HOST:PORT")
+        str | None,
+        typer.Option(help="take context, routes, threshold and learnt speeds (no policy file) from this orchestrator"),
     ] = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -219,8 +231,9 @@ def route(
 ) -> None:
     """Show what AUTO would do and why, with every route's predicted cost; nothing is run.
 
-    Capacities are the orchestrator's settings or a policy file's; without an address speeds are those of the demo pair
-    on two CPU cores.
+    Capacities are those of this machine's settings (PRESIFT_ORCHESTRATOR_...) or policy file, as an orchestrator does
+    not send its own; where it has a policy file and none is given here, that is told. Without an address speeds are
+    those of the demo pair on two CPU cores. There is no --min-coverage: coverage is known once a draft has read.
     """
     from presift.cli import route_table  # noqa: PLC0415
     from presift.core import errors  # noqa: PLC0415
@@ -237,7 +250,10 @@ def route(
         prompt, stack = route_table.Prompt(tokens, cached_prefix, max_new_tokens), route_table.Behind()
         if address is not None:
             with errors_told(), connect(address, ca, cert, key, api_key_file) as client:
-                stack = route_table.behind(client.info())
+                info = client.info()
+                stack = route_table.behind(info)
+            if (note := route_table.policy_note(info, policy)) is not None:
+                say(note)
         if context is not None:
             stack = replace(stack, context_tokens=context)
         if policy is not None:  # its thresholds, not those in force there

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -28,13 +31,24 @@ def explain(
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
+    max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
+    min_coverage: Annotated[float | None, typer.Option(help="below it a less lossy route is taken, 0..1")] = None,
     auto_coverage: Annotated[float | None, typer.Option(help="the fewest tokens that cover this share, 0..1")] = None,
     kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
     keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
     kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
+    continue_prompt_tokens: Annotated[
+        int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="tokens of the answer that is left out: room and predictions depend on it")
+    ] = None,
     kv_map: Annotated[bool, typer.Option(help="where KV is dropped, have the target say which")] = True,
     html: Annotated[Path | None, typer.Option(help="write a page to this file instead")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object: decision, routes, text and the fate of every token")
+    ] = False,
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for all of it")] = None,
     tenant: Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")] = None,
     address: Address = None,
@@ -49,27 +63,38 @@ def explain(
         max_prompt_tokens=max_prompt_tokens,
         max_kv_tokens=max_kv_tokens,
         compress_above_tokens=compress_above,
+        max_ttft_ms=max_ttft_ms,
+        min_coverage=min_coverage,
         auto_coverage=auto_coverage,
         kv_selection=kv_selection,
         keep_full_prefix=keep_full_prefix,
         kv_lookahead_tokens=kv_lookahead_tokens,
+        continue_prompt_tokens=continue_prompt_tokens,
         strict=strict,
+        max_new_tokens=max_new_tokens,
         deadline_s=deadline_s,
         include_kv_mask=kv_map,
         span_per_token=True,
     )
     with errors_told():
         check_place(html)
+        if as_json and html is not None:
+            raise ValueError("give either --json or --html")
         request |= answer.prompt_options(prompt, question, document or [], system)
         with connect(address, ca, cert, key, api_key_file, tenant=tenant) as client:
             explanation = client.explain(**cast(ExplainOptions, request))
-        show(explanation, html)
+        print(as_text(explanation)) if as_json else show(explanation, html)
 
 
 def check_place(html: Path | None) -> None:
     """Raise ValueError where no file can be, before anything is asked."""
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise ValueError(f"{html} cannot be written: it is a folder, or lies in none")
+
+
+def as_text(explanation: Explanation) -> str:
+    """All of it as one JSON object; the KV mask's bits in base64."""
+    return json.dumps(asdict(explanation), ensure_ascii=False, default=lambda bits: base64.b64encode(bits).decode())
 
 
 def show(explanation: Explanation, html: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,11 @@ from pathlib import Path
 from presift.cache import tether
 
 _READY = " ready on "
+# How services, Python and argparse tell what ended them; of a long log only the end is looked at.
+_ERROR = re.compile(
+    r"^\S+ \S+ ERROR \S+ (?P<logged>.+)$|^(?P<raised>[\w.]*(?:Error|Exception)(?:: .+)?)$|: error: (?P<flag>.+)$"
+)
+_TAIL_BYTES = 65_536
 
 
 class ServiceFailed(RuntimeError):
@@ -27,6 +33,7 @@ class ServiceProcess:
         self.address = ""
         self._ready = threading.Event()
         self._log = log.open("ab")
+        self._log_start = log.stat().st_size
         self._process = subprocess.Popen(
             [sys.executable, tether.__file__, str(os.getpid()), sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
@@ -48,7 +55,7 @@ class ServiceProcess:
         while not self._ready.wait(0.1):
             waited += 0.1
             if self._process.poll() is not None:
-                raise ServiceFailed(f"{self.name} ended with code {self._process.returncode}; see {self.log}")
+                raise ServiceFailed(self.obituary())
             if waited > timeout_s:
                 raise ServiceFailed(f"{self.name} was not ready within {timeout_s:g} s; see {self.log}")
         return self.address
@@ -56,6 +63,11 @@ class ServiceProcess:
     def exit_code(self) -> int | None:
         """None while it runs."""
         return self._process.poll()
+
+    def obituary(self) -> str:
+        """How it ended, with the last error that it told, and where the rest is."""
+        error = self._last_error()
+        return f"{self.name} ended with code {self._process.returncode}{error and f': {error}'}; see {self.log}"
 
     def stop(self, timeout_s: float) -> int:
         """SIGTERM and wait for the drain; SIGKILL after `timeout_s`. Returns its exit code."""
@@ -68,6 +80,14 @@ class ServiceProcess:
         self._reader.join(1.0)
         self._log.close()
         return self._process.returncode
+
+    def _last_error(self) -> str:
+        """Empty where it told none since it was started."""
+        with self.log.open("rb") as log:
+            log.seek(max(self._log_start, self.log.stat().st_size - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+        found = (_ERROR.search(line) for line in reversed(lines))
+        return next((match[match.lastgroup] for match in found if match and match.lastgroup), "").strip()
 
     def _read(self) -> None:
         stdout = self._process.stdout

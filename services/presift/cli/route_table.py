@@ -4,6 +4,7 @@ what it knows, if for anything.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,9 +28,10 @@ from presift.orchestrator.terms_in_force import terms_of
 from presift_client import Info, Model, RouteForecast, StageSpeed
 from presift_client.forecasts import route_of
 
-__all__ = ["AutoCapacity", "Behind", "Budget", "Outcome", "Prompt", "behind", "outcome", "terms_for"]
+__all__ = ["AutoCapacity", "Behind", "Budget", "Outcome", "Prompt", "behind", "outcome", "policy_note", "terms_for"]
 
 _CONTEXT_TOKENS = 32_768
+_ENV = "or PRESIFT_ORCHESTRATOR_POLICY_FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Outcome:
 
     def show(self, console: Console) -> None:
         """The table, the choice marked, and the reason in words."""
-        console.print(forecasts.table(self.routes))
+        forecasts.show(self.routes, console)
         if self.choice is None:
             console.print(Text(f"refused: {self.refusal}"))
         else:
@@ -87,11 +89,28 @@ class Outcome:
 
 
 def terms_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str | None) -> Terms:
-    """The orchestrator's terms, from this policy file or that of its settings. Raises PresiftError."""
+    """The orchestrator's terms, from this policy file or that of its settings. Raises PresiftError, also for a tenant
+    where no file says what it gets."""
     settings = _settings()
     if policy_file is not None:
         settings = settings.model_copy(update={"policy_file": policy_file})
+    if tenant is not None and settings.policy_file is None:
+        raise PresiftError(
+            f"--tenant selects defaults of a policy file, and there is none here: --policy FILE ({_ENV})"
+        )
     return terms_of(settings).table.terms_for(tokens, target_id, tenant)
+
+
+def policy_note(info: Info, policy_file: Path | None) -> str | None:
+    """What is to be said where the orchestrator's requests have another policy file's defaults than this table."""
+    here = policy_file or _settings().policy_file
+    if info.policy_file is None or policy_file is not None:
+        return None
+    if here is not None and here.is_file() and hashlib.sha256(here.read_bytes()).hexdigest() == info.policy_file.digest:
+        return None
+    there = f"the orchestrator has a policy file in force (sha256 {info.policy_file.digest[:12]}...)"
+    ours = "this table knows none" if here is None else f"this table has another one ({here})"
+    return f"note: {there}, and {ours}: its requests may get other defaults; give it with --policy FILE"
 
 
 def behind(info: Info) -> Behind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -43,6 +44,11 @@ class StackOptions:
     drafts: int = 1
     targets: int = 1
     orchestrators: int = 1
+
+    @property
+    def listens(self) -> list[str]:
+        """Where each orchestrator is to listen."""
+        return [_nth(self.listen, place) for place in range(self.orchestrators)]
 
 
 class LocalStack:
@@ -110,8 +116,8 @@ class LocalStack:
         ]
         # Not on the command line: the URL may hold a password.
         environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": self.cache_url}
-        for place, name in enumerate(_names("orchestrator", options.orchestrators)):
-            self._launch(name, ["--listen", _nth(options.listen, place), *flags], environment)
+        for name, listen in zip(_names("orchestrator", options.orchestrators), options.listens, strict=True):
+            self._launch(name, ["--listen", listen, *flags], environment)
         for orchestrator in self._of("orchestrator"):
             self._wait(orchestrator)
 
@@ -148,6 +154,12 @@ class LocalStack:
             self._progress(f"{service.name:13} stopped" + (f" with code {code}" if code else ""))
 
 
+def log_folder(home: Path, listen: str) -> Path:
+    """One for each stack that can run at the same time: no two listen on one port."""
+    port = int(listen.rpartition(":")[2]) if listen.rpartition(":")[2].isdecimal() else 0
+    return home / "logs" / (str(port) if port else f"any-{os.getpid()}")
+
+
 def _names(kind: str, count: int) -> list[str]:
     """The first is called by its kind alone."""
     return [kind, *(f"{kind}-{number}" for number in range(2, count + 1))]
@@ -163,4 +175,4 @@ def _nth(listen: str, place: int) -> str:
     return f"{host}:{int(port) + place}" if int(port) else listen
 
 
-__all__ = ["LocalStack", "ServiceFailed", "StackOptions"]
+__all__ = ["LocalStack", "ServiceFailed", "StackOptions", "log_folder"]

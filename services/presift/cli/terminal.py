@@ -24,7 +24,7 @@ def show(explanation: Explanation, console: Console) -> None:
     for line in summary(explanation):
         console.print(Text(line, style="bold"), soft_wrap=True, highlight=False)
     if explanation.routes:
-        console.print(forecasts.table(explanation.routes))
+        forecasts.show(explanation.routes, console)
     for text in (_strips(explanation, console.width), _legend(plain), Text(), text_of(explanation, plain=plain)):
         console.print(text, soft_wrap=True, highlight=False)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
+from collections.abc import Iterable
 from types import FrameType
 
 from pydantic import ValidationError
@@ -11,8 +13,10 @@ from pydantic import ValidationError
 from presift.cli.stack import LocalStack, Progress, ServiceFailed, StackOptions
 from presift.core.errors import PresiftError
 from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.terms_in_force import terms_of
 from presift.rpc.binding import check_binding
 
+_LAST_PORT = 65_535
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -26,6 +30,7 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
         signal.signal(number, _stop)
     try:
         check_settings(options)
+        check_free(options.listens)
         with LocalStack(options, progress) as stack:
             doors = ", ".join(stack.addresses)
             behind = [service for service in stack.services if service.address not in stack.addresses]
@@ -40,7 +45,8 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
 
 
 def check_settings(options: StackOptions) -> None:
-    """Raise PresiftError for an orchestrator that would refuse to listen: known before minutes go into loading models.
+    """Raise PresiftError for an orchestrator that would refuse to listen, or its policy file: known before minutes go
+    into loading models.
 
     Its variables count as they do for the orchestrator itself.
     """
@@ -51,6 +57,24 @@ def check_settings(options: StackOptions) -> None:
         first = error.errors(include_input=False)[0]
         raise PresiftError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     check_binding(settings.listen, settings.knows_callers, settings.insecure)
+    terms_of(settings)
+
+
+def check_free(addresses: Iterable[str]) -> None:
+    """Raise PresiftError for the first of these, HOST:PORT, on which nobody can listen: it is taken, say."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            if int(port) > _LAST_PORT:  # the resolver would take it for another one
+                raise OverflowError
+            family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # As servers do: what a closed connection left behind takes no port.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+        except (OSError, OverflowError) as error:
+            why = error.strerror if isinstance(error, OSError) else "there is no such port"
+            raise PresiftError(f"cannot listen on {address}: {why}; --listen takes another HOST:PORT") from None
 
 
 def _watch(stack: LocalStack, progress: Progress) -> int:
@@ -58,10 +82,10 @@ def _watch(stack: LocalStack, progress: Progress) -> int:
     while (dead := stack.failed()) is None:
         for lost in stack.lost():
             if lost.name not in told:
-                progress(f"warning: {lost.name} ended with code {lost.exit_code()}; the others go on; see {lost.log}")
+                progress(f"warning: the others go on without {lost.obituary()}")
                 told.add(lost.name)
         time.sleep(0.5)
-    progress(f"error: {dead.name} ended with code {dead.exit_code()}; see {dead.log}")
+    progress(f"error: {dead.obituary()}")
     return 1
 
 

@@ -58,10 +58,13 @@ def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
 def question_from_wire(request: orchestrator_pb2.ExplainRequest) -> Request:
     """As `request_from_wire`."""
     check_limits(request, EXPLAIN)
+    given = request.HasField("max_new_tokens")
+    sampling = target_pb2.Sampling(max_new_tokens=request.max_new_tokens if given else None)
     return Request(
         prompt=prompt_from_wire(request.prompt),
         route=wire.route_from_wire(request.route),
         budget=budget_from_wire(request.budget),
+        sampling=sampling_from_wire(sampling),
         kv=kv_options_from_wire(request.kv),
     )
 
@@ -81,8 +84,15 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
 
 
 def _message(message: orchestrator_pb2.Message) -> Message:
-    parts = tuple(TextPart(part.text, part.protected, part.document) for part in message.parts)
-    return Message(message.role, parts, message.protected)
+    parts = tuple(_part(part) for part in message.parts)
+    calls = tuple(message.tool_calls_json)
+    return Message(message.role, parts, message.protected, calls, message.name, message.tool_call_id)
+
+
+def _part(part: orchestrator_pb2.TextPart) -> TextPart:
+    if part.document and part.protected:
+        raise InvalidRequest("prompt.chat.messages.parts", "document and protected", "one of them")
+    return TextPart(part.text, part.protected, part.document)
 
 
 def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
@@ -98,6 +108,7 @@ def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
+    """Raises InvalidRequest where there is no token to generate."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
     values = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
     if values.get("max_new_tokens") == 0:

@@ -47,7 +47,7 @@ def _template(loaded: Any) -> ChatTemplate | None:
     if loaded.chat_template is None:
         return None
 
-    def render(messages: list[dict[str, str]], tools: list[Any] | None) -> str:
+    def render(messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
         try:
             return str(loaded.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
         except _REFUSALS as error:  # its text may quote the prompt

@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from presift.orchestrator.request import Chat, Message
+from presift.orchestrator.tools import calls_of
 
 # A last user turn, or its last part, up to this long is a question, protected whole; a longer one holds documents, of
 # which the window keeps the end. In characters, about 256 tokens of English.
@@ -41,12 +43,12 @@ class Piece:
 
 
 def framed(chat: Chat) -> Chat:
-    """The chat with each part's text replaced by a numbered placeholder."""
+    """The chat with each part's text replaced by a numbered placeholder. What is empty stays so: templates ask."""
     messages, number = [], 0
     for message in chat.messages:
         parts = []
         for part in message.parts:
-            parts.append(replace(part, text=_PLACEHOLDER.format(number)))
+            parts.append(replace(part, text=_PLACEHOLDER.format(number) if part.text else ""))
             number += 1
         messages.append(replace(message, parts=tuple(parts)))
     return replace(chat, messages=tuple(messages))
@@ -65,9 +67,17 @@ def compressible(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]:
     return ()
 
 
-def template_messages(chat: Chat) -> list[dict[str, str]]:
-    """The messages as chat templates read them."""
-    return [{"role": message.role, "content": message.text} for message in chat.messages]
+def template_messages(chat: Chat) -> list[dict[str, Any]]:
+    """The messages as chat templates read them: what is not set is not there. Raises InvalidRequest for tool calls that
+    are none."""
+    return [_template_message(message) for message in chat.messages]
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls_json:
+        made["tool_calls"] = calls_of(message)
+    return made | {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
 
 
 def _fill(frame: str, pieces: Sequence[Piece]) -> tuple[str, tuple[Range, ...]]:

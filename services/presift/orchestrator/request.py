@@ -29,15 +29,27 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; the parts are joined as they are. Raises InvalidRequest for an unknown role."""
+    """One turn of a chat; the parts are joined as they are. An assistant may have called tools (one JSON object each),
+    a tool says by `name` and `tool_call_id` what it answers.
+
+    Raises InvalidRequest for an unknown role, or for what its role does not have.
+    """
 
     role: str
     parts: tuple[TextPart, ...]
     protected: bool = False
+    tool_calls_json: tuple[str, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InvalidRequest("prompt.chat.messages.role", repr(self.role[:32]), f"one of {', '.join(ROLES)}")
+        for name, role in (("tool_calls_json", "assistant"), ("name", "tool"), ("tool_call_id", "tool")):
+            if getattr(self, name) and self.role != role:
+                raise InvalidRequest(
+                    f"prompt.chat.messages.{name}", f"set on role {self.role}", f"unset unless the role is {role}"
+                )
 
     @property
     def text(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
 from presift.orchestrator.protection import Range, compressible, framed, template_messages
 from presift.orchestrator.request import Chat, Prompt, Text, TokenIds
+from presift.orchestrator.tools import check_rendered, tools_of
 
 # Above this, tokenising takes milliseconds and moves off the event loop (the Rust tokenizer releases the GIL).
 INLINE_CHARACTERS = 8_192
@@ -38,7 +38,7 @@ class Tokenized:
 class ChatTemplate(Protocol):
     """Renders a chat to the text that the target was trained on."""
 
-    def __call__(self, messages: list[dict[str, str]], tools: list[Any] | None) -> str: ...
+    def __call__(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str: ...
 
 
 class PromptTokenizer:
@@ -67,7 +67,8 @@ class PromptTokenizer:
         return self._backend
 
     async def tokenize(self, prompt: Prompt, salt: str = "") -> Tokenized:
-        """Raises InvalidRequest for tools that are no JSON, or for text where there is no tokenizer."""
+        """Raises InvalidRequest for tools that are no JSON or that the template has no place for, or for text where
+        there is no tokenizer."""
         if isinstance(prompt, TokenIds):
             return Tokenized(prompt.ids, _within(prompt), salt)
         rendered = self.render(prompt)
@@ -89,7 +90,7 @@ class PromptTokenizer:
             return prompt.text
         if self._template is None:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
-        return self._template(template_messages(prompt), _tools(prompt) or None)
+        return self._template(template_messages(prompt), tools_of(prompt) or None)
 
     def located(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
         """The rendered prompt, and the characters [start, end) of each token in it."""
@@ -99,7 +100,10 @@ class PromptTokenizer:
     def _droppable(self, prompt: Chat | Text, rendered: str) -> tuple[Range, ...]:
         if isinstance(prompt, Text):
             return (Range(0, len(rendered)),)
-        return compressible(prompt, rendered, self.render(framed(prompt)))
+        frame = framed(prompt)
+        rendered_frame = self.render(frame)
+        check_rendered(frame, rendered_frame, self.render)
+        return compressible(prompt, rendered, rendered_frame)
 
     async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> Tokenized:
         def encode() -> Tokenized:
@@ -161,19 +165,6 @@ def _tokens(backend: Tokenizer | None, rendered: str, add_special_tokens: bool) 
 def _within(prompt: TokenIds) -> tuple[Span, ...]:
     covered(prompt.protected, int(prompt.ids.size))
     return merge(prompt.protected)
-
-
-def _tools(chat: Chat) -> list[Any]:
-    tools = []
-    for number, tool in enumerate(chat.tools_json):
-        try:
-            tools.append(json.loads(tool))
-            json.dumps(tools[-1], ensure_ascii=False).encode()  # as templates write it; lone surrogates have no UTF-8
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"prompt.chat.tools_json[{number}]", "not JSON", "a JSON object") from error
-        if not isinstance(tools[-1], dict):
-            raise InvalidRequest(f"prompt.chat.tools_json[{number}]", "another JSON value", "a JSON object")
-    return tools
 
 
 def _key(prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> bytes:

@@ -38,4 +38,6 @@ def _prompt(prompt: Prompt) -> tuple[int, int]:
 def _texts(prompt: Chat | Text) -> list[str]:
     if isinstance(prompt, Text):
         return [prompt.text]
-    return [part.text for message in prompt.messages for part in message.parts] + list(prompt.tools_json)
+    said = [part.text for message in prompt.messages for part in message.parts]
+    called = [call for message in prompt.messages for call in message.tool_calls_json]
+    return [*said, *called, *prompt.tools_json]

@@ -87,14 +87,20 @@ class Chat(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools_json: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "parts", "protected")
+    __slots__ = ("role", "parts", "protected", "tool_calls_json", "name", "tool_call_id")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_JSON_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     role: str
     parts: _containers.RepeatedCompositeFieldContainer[TextPart]
     protected: bool
-    def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[TextPart, _Mapping]]] = ..., protected: _Optional[bool] = ...) -> None: ...
+    tool_calls_json: _containers.RepeatedScalarFieldContainer[str]
+    name: str
+    tool_call_id: str
+    def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[TextPart, _Mapping]]] = ..., protected: _Optional[bool] = ..., tool_calls_json: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class TextPart(_message.Message):
     __slots__ = ("text", "protected", "document")
@@ -253,20 +259,22 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("prompt", "budget", "route", "kv", "include_kv_mask", "span_per_token")
+    __slots__ = ("prompt", "budget", "route", "kv", "include_kv_mask", "span_per_token", "max_new_tokens")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_KV_MASK_FIELD_NUMBER: _ClassVar[int]
     SPAN_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     budget: Budget
     route: _plan_pb2.Route
     kv: KvOptions
     include_kv_mask: bool
     span_per_token: bool
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ..., include_kv_mask: _Optional[bool] = ..., span_per_token: _Optional[bool] = ...) -> None: ...
+    max_new_tokens: int
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ..., include_kv_mask: _Optional[bool] = ..., span_per_token: _Optional[bool] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
     __slots__ = ("decision", "spans", "kv_mask", "target_coverage", "text", "routes")

@@ -91,7 +91,7 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+        """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
         Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
         prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
         DRAFT_UNAVAILABLE is an error (UNAVAILABLE).

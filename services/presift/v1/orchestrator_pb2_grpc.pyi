@@ -57,7 +57,7 @@ class OrchestratorServiceStub:
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]
-    """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+    """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
     Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
     prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
     DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
@@ -95,7 +95,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+    """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
     Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
     prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
     DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
@@ -142,7 +142,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ExplainResponse, _abc.Awaitable[_orchestrator_pb2.ExplainResponse]]:
-        """Explain makes the same decision (with max_new_tokens at its default) without generating, and says what would be kept.
+        """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
         Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
         prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
         DRAFT_UNAVAILABLE is an error (UNAVAILABLE).

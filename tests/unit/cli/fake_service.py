@@ -18,6 +18,9 @@ print("some noise: presift is not ready on this", flush=True)
 print("words on stderr", file=sys.stderr, flush=True)
 if ready:
     print(f"presift {sys.argv[1]} ready on 127.0.0.1:4711: model x ready on y", flush=True)
+if "--error" in sys.argv:
+    told = sys.argv[sys.argv.index("--error") + 1]
+    print(f"{told}\n2026-01-01 10:00:00,1 INFO x leaving", file=sys.stderr, flush=True)
 if "--refuse" in sys.argv:
     sys.exit(3)
 if "--brief" in sys.argv:

@@ -71,6 +71,7 @@ def test_kv_options_that_were_not_given_are_left_out(run, asked):
         (["--no-prefill-while-drafting"], ["--no-prefill-while-drafting"]),
         (["--prefill-while-drafting"], ["--prefill-while-drafting"]),
         (["--insecure"], ["--insecure"]),
+        (["--policy-file", "p.yaml"], ["--policy-file", "p.yaml"]),
         (["--draft", "small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "small"]),
     ],
 )
@@ -80,6 +81,8 @@ def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
     monkeypatch.setattr("presift.cli.up.run_until_stopped", lambda options, say: started.append(options) or 0)
     assert run("up", *given).exit_code == 0
     assert started[0].orchestrator_flags == flags
+    assert run("up", "--listen", "127.0.0.1:4000").exit_code == 0
+    assert started[0].logs.name == "50051" and started[1].logs.name == "4000"
 
 
 def test_an_unknown_route_is_told(run):

@@ -143,3 +143,44 @@ def test_the_routes_are_a_table_and_their_words_no_markup(explained):
     assert "needs <script>alert(1)</script>" in page.words and "1,234" in page.words
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "table" not in [tag for tag, _ in Page(page_of(explained(["a"]))).tags]
+
+
+def luminance(colour):
+    parts = [value / 255 for value in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(one, other, share):
+    return [share * a + (1 - share) * b for a, b in zip(one, other, strict=True)]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_all_text_can_be_read(explained, scheme):
+    """WCAG AA, 4.5:1, for kept and dropped text on every ground of importance."""
+    style = page_of(explained(["x"]))
+    values = {name: found[-1 if scheme else 0] for name in ("ink", "ground", "dropped", "warmest")
+              if (found := re.findall(rf"--{name}: ([^;]+);", style))}  # fmt: skip
+    ink, ground, dropped = (
+        [int(n, 16) for n in re.findall("..", v if len(v) == 6 else v * 2)]
+        for name in ("ink", "ground", "dropped")
+        for v in [values[name][1:]]
+    )
+    warm = [232, 112, 10]
+    overruled = {int(level) for level in re.findall(r"\.h(\d) \{ color: var\(--ink\)", style)}
+    for level in range(10):
+        behind = mixed(warm, ground, level / 9 * float(values["warmest"]))
+        assert contrast(ink if level in overruled else dropped, behind) >= 4.5, level
+    assert "line-through" in style  # what is dropped is not told by a shade alone
+
+
+def test_on_a_phone_each_number_has_its_head(explained):
+    late = RouteForecast("full", False, "needs 9 tokens", ttft_ms=4.0)
+    page = Page(page_of(replace(explained(["a"]), routes=(late,))))
+    heads = [values["data-head"] for tag, values in page.tags if tag == "td"]
+    assert heads[0] == "route" and heads[-1] == "budget" and len(heads) == 8

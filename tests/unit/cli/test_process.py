@@ -24,6 +24,28 @@ def test_death_before_ready_is_told_with_code_and_log(start):
     service.stop(1)
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("2026-01-01 10:00:00,123 ERROR presift.target cannot read: no such file", "cannot read: no such file"),
+        ("Traceback (most recent call last):\nmodule.OddError: it is odd", "module.OddError: it is odd"),
+        ("usage: x\n__main__.py: error: unrecognized arguments: --y", "unrecognized arguments: --y"),
+    ],
+)
+def test_the_last_error_is_told_with_the_log(start, line, told):
+    service = start("--refuse", "--error", f"2026-01-01 09:00:00,1 ERROR x an earlier one\n{line}")
+    with pytest.raises(ServiceFailed) as failure:
+        service.wait_ready(30)
+    assert str(failure.value) == f"fake ended with code 3: {told}; see {service.log}"
+    service.stop(1)
+
+
+def test_errors_of_an_earlier_run_are_not_told(start, tmp_path):
+    (tmp_path / "0.log").write_text("2026-01-01 09:00:00,1 ERROR x long ago\n")
+    with pytest.raises(ServiceFailed, match=r"ended with code 3; see"):
+        start("--refuse").wait_ready(30)
+
+
 def test_silence_ends_in_a_timeout(start):
     service = start("--silent")
     with pytest.raises(ServiceFailed, match=r"not ready within 0\.3 s"):

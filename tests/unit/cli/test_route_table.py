@@ -1,6 +1,8 @@
 """`presift route`: a table of predictions and the choice; nothing is run."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +11,7 @@ from presift.cli.app import app
 from presift.cli.route_table import Budget, Prompt, _speeds, behind, outcome, terms_for
 from presift.orchestrator.costs import SCORING_SEED, TARGET_SEED, Reading
 from presift.v1 import orchestrator_pb2, plan_pb2
-from presift_client import Model, StageSpeed
+from presift_client import Info, Model, PolicyFile, StageSpeed
 from presift_client.results import info_of
 
 
@@ -128,6 +130,67 @@ def test_eighty_columns_hold_the_mark_and_the_reason(run, monkeypatch):
     lines = run("--tokens", 10_000, "--max-kv-tokens", 800).output.splitlines()
     full, chosen = (next(line for line in lines if f" {route} " in line) for route in ("full", "spec_kv"))
     assert "needs" in full and chosen.startswith("->") and chosen.rstrip().endswith("met")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_no_word_is_cut_however_narrow_it_is(run, monkeypatch, columns):
+    example = Path(__file__).parents[3] / "ops" / "policy.example.yaml"
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = run("--tokens", 100_000, "--policy", example, "--tenant", "legal")
+    words = result.output.split()
+    table = " ".join(words[: words.index("over_budget") - 1] if "over_budget" in words else words)
+    assert "cannot be: prompt is 100000 tokens" in table and "…" not in result.output
+    whole = ("(context", "max_new_tokens", "256)", "spec_kv_pc", "ms/token", "budget", "20,000")
+    assert all(word in table.split() for word in whole)
+    if columns == 80:
+        assert all(len(line) <= 80 for line in result.output.splitlines())
+
+
+def info(digest=None):
+    file = None if digest is None else PolicyFile(digest, "2026-01-01T00:00:00Z")
+    return Info(None, Model("m", "r", 32_768), ("full", "spec_pc"), 4096, policy_file=file)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The info of the orchestrator that `--address` finds."""
+
+    class Known:
+        info = None
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr("presift.cli.app.connect", lambda *given, **options: Known())
+    return lambda found: setattr(Known, "info", lambda self: found)
+
+
+def test_a_policy_file_in_force_elsewhere_is_told(run, served, policy, monkeypatch):
+    asked = ("--tokens", 10_000, "--address", "there:1", "--json")
+    served(info("ab" * 32))
+    result = run(*asked)
+    assert result.exit_code == 0 and json.loads(result.stdout)["route"] == "spec_pc"
+    assert "note: the orchestrator has a policy file in force (sha256 abababababab...)" in result.stderr
+    assert "--policy FILE" in result.stderr
+    assert run(*asked, "--policy", policy).stderr == ""
+    monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
+    assert "another one" in run(*asked).stderr
+    served(info(hashlib.sha256(policy.read_bytes()).hexdigest()))
+    assert run(*asked).stderr == ""
+    served(info())
+    assert run(*asked).stderr == ""
+
+
+def test_a_tenant_without_a_policy_file_is_told(run, served, policy, monkeypatch):
+    served(info("ab" * 32))
+    for where in ([], ["--address", "there:1"]):
+        result = run("--tokens", 10_000, "--tenant", "acme", *where)
+        assert result.exit_code == 1 and "--tenant selects defaults of a policy file" in result.stderr
+    monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
+    assert run("--tokens", 10_000, "--tenant", "acme").exit_code == 0
 
 
 def test_scoring_that_was_never_observed_is_as_fast_as_the_target():

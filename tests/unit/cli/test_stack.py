@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from functools import partial
 
 import psutil
@@ -9,7 +10,7 @@ import pytest
 
 from presift.cli import stack as stack_module
 from presift.cli.process import ServiceFailed, ServiceProcess
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack import LocalStack, StackOptions, log_folder
 from presift.cli.up import run_until_stopped
 
 pytestmark = pytest.mark.usefixtures("no_children", "fakes")
@@ -28,9 +29,8 @@ def plan(monkeypatch, tmp_path):
             return started[-1]
 
         monkeypatch.setattr(stack_module, "ServiceProcess", launch)
-        return partial(
-            StackOptions, "d", "t", "tok", tmp_path / "logs", cache_url="memory://", start_timeout_s=30.0, drain_s=2.0
-        )
+        given = {"cache_url": "memory://", "start_timeout_s": 30.0, "drain_s": 2.0, "listen": "127.0.0.1:0"}
+        return partial(StackOptions, "d", "t", "tok", tmp_path / "logs", **given)
 
     plan.started = started
     return plan
@@ -151,7 +151,7 @@ def test_up_goes_on_while_another_of_the_kind_lives(plan, signals):
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert run_until_stopped(plan(**{"draft-2": ["--brief"]})(drafts=2), progress) == 0
-    assert any(line.startswith("warning: draft-2 ended with code 5; the others go on") for line in said)
+    assert any(line.startswith("warning: the others go on without draft-2 ended with code 5; see") for line in said)
 
 
 def test_up_ends_with_the_last_of_a_kind(plan, signals):
@@ -174,3 +174,42 @@ def test_where_nobody_may_listen_is_told_before_anything_starts(plan, monkeypatc
     assert not plan.started and len(said) == 1 and "--insecure" in said[0]
     assert run_until_stopped(plan()(listen="nowhere"), said.append) == 1
     assert not plan.started and "listen" in said[1]
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_taken_port_is_told_before_anything_starts(plan, signals, taken):
+    with socket.socket() as first, socket.socket() as second:
+        for each in (first, second):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        port, said = first.getsockname()[1], []
+        options = plan()(orchestrators=2, listen=f"127.0.0.1:{port - taken}")
+        assert run_until_stopped(options, said.append) == 1
+    assert not plan.started and len(said) == 1
+    assert said[0].startswith(f"error: cannot listen on 127.0.0.1:{port}: ") and "--listen" in said[0]
+
+
+def test_ports_beyond_the_last_are_told(plan, signals):
+    said = []
+    assert run_until_stopped(plan()(orchestrators=2, listen="127.0.0.1:65535"), said.append) == 1
+    assert not plan.started and "127.0.0.1:65536" in said[0]
+
+
+def test_what_a_service_said_last_is_told(plan, signals):
+    said = []
+    error = ["--brief", "--error", "2026-01-01 10:00:00,1 ERROR presift.draft the model is away"]
+    assert run_until_stopped(plan(draft=error)(), said.append) == 1
+    assert any(line.startswith("error: draft ended with code 5: the model is away; see ") for line in said)
+
+
+def test_a_bad_policy_file_is_told_before_anything_starts(plan, signals, tmp_path):
+    path, said = tmp_path / "policy.yaml", []
+    path.write_text("capacity: 700\nwarp: 1\n")
+    assert run_until_stopped(plan()(orchestrator_flags=["--policy-file", str(path)]), said.append) == 1
+    assert not plan.started and said == ["error: policy.yaml:2: warp: there is no such key (it is 1)"]
+
+
+def test_stacks_of_two_ports_write_to_two_folders(tmp_path):
+    folders = {log_folder(tmp_path, f"127.0.0.1:{port}") for port in (50051, 50052, 0)}
+    assert len(folders) == 3 and tmp_path / "logs" / "50051" in folders

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.v1 import orchestrator_pb2
-from presift_client import document_parts
+from presift_client import InvalidRequest, document_parts
 from presift_client.requests import generate_request
 
 
@@ -63,7 +63,7 @@ def test_any_text(pairs, rest):
 
 
 def test_lone_surrogates_are_refused_before_they_are_sent():
-    with pytest.raises(ValueError, match="surrogate"):
+    with pytest.raises(InvalidRequest, match="surrogate"):
         generate_request(
             None, {"messages": [{"role": "user", "content": document_parts("<document>\ud800</document>")}]}
         )

@@ -42,10 +42,15 @@ def test_a_request():
     )
 
 
-@pytest.mark.parametrize("option", ["max_new_tokens", "temperature", "kv_map"])
+@pytest.mark.parametrize("option", ["seed", "temperature", "kv_map"])
 def test_options_that_it_has_not_are_refused(option):
     with pytest.raises(TypeError, match=option):
         explain_request("x", {option: 1})
+
+
+def test_room_for_an_answer_can_be_asked_about():
+    assert explain_request("x", {"max_new_tokens": 0}).HasField("max_new_tokens")
+    assert not explain_request("x", {}).HasField("max_new_tokens")
 
 
 def test_every_field_of_the_contract_can_be_set():

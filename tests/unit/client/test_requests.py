@@ -55,10 +55,10 @@ def test_messages():
 
 
 def test_documents_are_marked():
-    content = [{"type": "text", "text": "a", "document": True}, {"text": "b", "document": True, "protected": True}]
+    content = [{"type": "text", "text": "a", "document": True}, {"text": "b", "document": False, "protected": True}]
     request = generate_request(None, {"messages": [{"role": "user", "content": content}]})
     parts = request.prompt.chat.messages[0].parts
-    assert [(part.text, part.document, part.protected) for part in parts] == [("a", True, False), ("b", True, True)]
+    assert [(part.text, part.document, part.protected) for part in parts] == [("a", True, False), ("b", False, True)]
 
 
 def test_a_mark_that_is_no_mark():
