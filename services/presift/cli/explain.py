@@ -32,13 +32,16 @@ def explain(
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
-    min_coverage: Annotated[float | None, typer.Option(help="below it a less lossy route is taken, 0..1")] = None,
+    min_coverage: Annotated[
+        float | None, typer.Option(help="below it, by the draft, a less lossy route is taken, 0..1")
+    ] = None,
     auto_coverage: Annotated[float | None, typer.Option(help="the fewest tokens that cover this share, 0..1")] = None,
     kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
     keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
     kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
     continue_prompt_tokens: Annotated[
-        int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with")
+        int | None,
+        typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with (spec_kv, auto)"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
     max_new_tokens: Annotated[
