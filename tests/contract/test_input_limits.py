@@ -38,6 +38,13 @@ def message(parts, text=""):
     return orchestrator_pb2.Message(role="user", parts=[orchestrator_pb2.TextPart(text=text)] * parts)
 
 
+CALLS = "prompt.chat.messages.tool_calls_json"
+
+
+def called(**values):
+    return orchestrator_pb2.Message(role="assistant", **values)
+
+
 def sampling(**values):
     return {"sampling": target_pb2.Sampling(**values)}
 
@@ -58,6 +65,8 @@ PROMPTS = {
     ("prompt.chat", "characters"): lambda n: chat(messages=[message(1, "x" * (n - 4))]),
     ("prompt.chat.tools_json", "tools"): lambda n: chat(messages=[message(1)], tools_json=["{}"] * n),
     ("prompt.chat.tools_json", "characters"): lambda n: chat(messages=[message(1)], tools_json=["x" * n]),
+    (CALLS, "calls"): lambda n: chat(messages=[called(tool_calls_json=["{}"] * n)]),
+    (CALLS, "characters"): lambda n: chat(messages=[called(tool_calls_json=["x" * (n // 2), "x" * (n - n // 2)])]),
 }
 SAMPLINGS = {
     ("sampling.stop", "strings"): lambda n: sampling(stop=["x"] * n),
