@@ -17,6 +17,7 @@ from presift.orchestrator.access.interceptor import DoorInterceptor
 from presift.orchestrator.access.key_file import Keys
 from presift.orchestrator.access.leases import RedisLeases
 from presift.orchestrator.access.opening import open_counts
+from presift.orchestrator.admission import Limits as Queue
 from presift.v1 import orchestrator_pb2
 
 from .fakes.doors import ACME, OTHER, door, shows
@@ -125,6 +126,25 @@ async def test_concurrency_is_shared_and_given_back(two_houses, link):
     first.target.pause_after = None
     await ask(first)
     await ask(second)
+
+
+@pytest.mark.parametrize("rpc", ["Generate", "Explain"])
+async def test_over_the_limit_nobody_waits_for_a_turn(open_house, counts, rpc):
+    house = await open_house(
+        guards=(DoorInterceptor(door({"acme": Limits(concurrency=1)})),),
+        allowances=counts(),
+        limits=Queue(max_running=1),
+    )
+    house.target.pause_after = 1
+    running = house.stub.Generate(request(LONG), metadata=shows(OTHER))
+    await running.read()
+    waiting = house.stub.Generate(request(LONG), metadata=shows(ACME))
+    await house.settle(lambda: house.admission.waiting == 1)
+    call = house.stub.Explain(explain_of(LONG), metadata=shows(ACME)) if rpc == "Explain" else ask(house)
+    assert (await refusal_of(call)).field == "concurrency"
+    assert house.admission.waiting == 1
+    running.cancel()
+    waiting.cancel()
 
 
 async def test_an_error_gives_the_place_back(two_houses, link):

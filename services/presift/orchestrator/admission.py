@@ -100,8 +100,7 @@ class Admission:
     def _enter(self, ticket: _Ticket) -> None:
         if self.running >= self._limits.max_running:
             self._make_room(ticket)
-        self._queue.push(ticket)
-        self.waiting_bytes += ticket.held_bytes
+        self._wait(ticket)
         self._go_on()
 
     async def _turn_of(self, ticket: _Ticket, left_s: float | None) -> None:
@@ -109,16 +108,21 @@ class Admission:
             return
         try:
             async with asyncio.timeout(left_s):
-                await ticket.turn
+                # Shielded: a turn that is cancelled with its waiter would still stand in the queue when it is popped.
+                await asyncio.shield(ticket.turn)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed while the request waited for its turn") from None
 
     def _leave(self, ticket: _Ticket) -> None:
         """Before its turn, or in the very moment of it."""
-        if ticket.turn.cancelled() or not ticket.turn.done():
+        if not ticket.turn.done():
             self._unqueue(ticket)
         elif ticket.turn.exception() is None:
             self._end(ticket, None)
+
+    def _wait(self, ticket: _Ticket) -> None:
+        self._queue.push(ticket)
+        self.waiting_bytes += ticket.held_bytes
 
     def _unqueue(self, ticket: _Ticket) -> None:
         self._queue.remove(ticket)
@@ -140,11 +144,27 @@ class Admission:
 
     def _make_room(self, ticket: _Ticket) -> None:
         """Raise Overloaded unless it fits, or does after those of whom more waits have given way: the newest first."""
-        limits = self._limits
-        self._make_room_in("waiting_requests", ticket, lambda _: 1, limits.max_waiting)
-        self._make_room_in("waiting_bytes", ticket, lambda each: each.held_bytes, limits.max_waiting_bytes)
+        limits, given_way = self._limits, list[tuple[_Ticket, Overloaded]]()
+        try:
+            self._make_room_in("waiting_requests", ticket, lambda _: 1, limits.max_waiting, given_way)
+            self._make_room_in(
+                "waiting_bytes", ticket, lambda each: each.held_bytes, limits.max_waiting_bytes, given_way
+            )
+        except Overloaded:
+            for each, _ in reversed(given_way):  # for nothing: they were the newest of their tenants, and are again
+                self._wait(each)
+            raise
+        for each, error in given_way:
+            each.turn.set_exception(error)
 
-    def _make_room_in(self, field: str, ticket: _Ticket, measure: Callable[[_Ticket], int], limit: int) -> None:
+    def _make_room_in(
+        self,
+        field: str,
+        ticket: _Ticket,
+        measure: Callable[[_Ticket], int],
+        limit: int,
+        given_way: list[tuple[_Ticket, Overloaded]],
+    ) -> None:
         needed = measure(ticket)
         while (held := self._held(field)) + needed > limit:
             own = self._queue.share(ticket.tenant, measure) + needed
@@ -152,7 +172,7 @@ class Admission:
             if last is None or self._queue.share(last.tenant, measure) <= own:
                 raise self._overloaded(field, held, limit)
             self._unqueue(last)
-            last.turn.set_exception(self._overloaded(field, held, limit))
+            given_way.append((last, self._overloaded(field, held, limit)))
 
     def _held(self, field: str) -> int:
         return self.waiting if field == "waiting_requests" else self.waiting_bytes

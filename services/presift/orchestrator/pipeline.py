@@ -131,21 +131,26 @@ class Pipeline:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
         deadline = Deadline.within(time_left_s)
         try:
-            async with self._place(request, deadline), asyncio.timeout(deadline.left_s()):
-                return await self._explained(request, detail, deadline)
+            async with (
+                self._allowances.held(request.tenant, request.limits) as allowance,
+                self._place(request, deadline),
+                asyncio.timeout(deadline.left_s()),
+            ):
+                return await self._explained(request, detail, deadline, allowance)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
 
     def _place(self, request: Request, deadline: Deadline) -> AbstractAsyncContextManager[Place]:
         return self.admission.place(request.tenant or "", workload_of(request), deadline.left_s())
 
-    async def _explained(self, request: Request, detail: Detail, deadline: Deadline) -> Explanation:
+    async def _explained(
+        self, request: Request, detail: Detail, deadline: Deadline, allowance: Allowance
+    ) -> Explanation:
         self._caller_is_here()
-        async with self._allowances.held(request.tenant, request.limits) as allowance:
-            spend = partial(allowance.spend, max_new_tokens=0)
-            with self.guard.calm.stirred():
-                plan = await self._planner.explain(request, self.target_info(), spend)
-                kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
+        spend = partial(allowance.spend, max_new_tokens=0)
+        with self.guard.calm.stirred():
+            plan = await self._planner.explain(request, self.target_info(), spend)
+            kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
             text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)

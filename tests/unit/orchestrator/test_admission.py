@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -170,6 +171,43 @@ async def test_who_leaves_in_the_moment_of_its_turn_gives_it_on():
     assert third.place is not None and admission.running == 1
     await first.leave()
     await third.leave()
+    assert empty(admission)
+
+
+@pytest.mark.parametrize("leaves", ["cancelled", "late"])
+async def test_a_place_comes_free_in_the_moment_in_which_the_next_leaves(leaves):
+    """Before the one who leaves has heard of it: the place goes to whoever waits behind."""
+    admission = Admission(Limits(1, 10))
+    (first,) = await come(admission, "a")
+    second = Caller(admission, "a", left_s=0.05 if leaves == "late" else None)
+    await settled()
+    (third,) = await come(admission, "a")
+    if leaves == "late":
+        time.sleep(0.06)  # its deadline and the end of the first fall into one turn of the loop
+        asyncio.get_running_loop().call_later(0, first.place.close)
+        await asyncio.sleep(0)
+    else:
+        second.task.cancel()
+        first.place.close()
+    await settled()
+    assert third.place is not None and admission.running == 1
+    await first.leave()
+    await third.leave()
+    with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
+        await second.task
+    assert empty(admission)
+
+
+async def test_nobody_gives_way_to_who_is_refused_all_the_same():
+    admission = Admission(Limits(1, 2, 3000))
+    running, *waiting = await come(admission, *"abb")
+    with pytest.raises(Overloaded) as refused:
+        async with admission.place("c", Workload(tokens=100, held_bytes=2500), None):
+            raise RuntimeError
+    assert refused.value.details["field"] == "waiting_bytes"
+    assert admission.waiting == 2 and admission.waiting_bytes == 2000
+    for each in (running, *waiting):
+        await each.leave()
     assert empty(admission)
 
 

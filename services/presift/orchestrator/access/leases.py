@@ -77,7 +77,7 @@ class RedisLeases:
         if not await self._run(tenant, lease, limit):
             return False
         self._held[lease] = tenant
-        if self._prolonging is None or self._prolonging.done():
+        if self._prolonging is None:
             # In a context of its own: it must not go on in the trace of this request.
             self._prolonging = asyncio.create_task(self._prolong(), name="leases", context=contextvars.Context())
         return True
@@ -86,6 +86,7 @@ class RedisLeases:
         self._held.pop(lease, None)
         if not self._held and self._prolonging is not None:
             self._prolonging.cancel()
+            self._prolonging = None  # it may not have heard yet when the next claim comes
         await self._link.ask("ZREM", _key(tenant), lease, timeout_s=self._timeout_s)
 
     async def aclose(self) -> None:
