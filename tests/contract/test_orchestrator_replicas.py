@@ -9,6 +9,7 @@ import pytest
 
 from presift.orchestrator.affinity import affinity_key
 from presift.orchestrator.tokenizer import Tokenized
+from presift.rpc.replicas import replica as replica_module
 from presift.rpc.replicas.breaker import FAILURES
 from presift.v1 import orchestrator_pb2, plan_pb2
 
@@ -330,6 +331,48 @@ async def test_a_replica_that_fails_and_fails_is_left_alone_for_a_while(open_fle
     assert len(house.targets[0].calls) == FAILURES
     found = await replicas(house)
     assert found[address(house.target_ports[0])].breaker == "open"
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    """A call may be judged at once: nobody waits a second in these tests."""
+    monkeypatch.setattr(replica_module, "_LEAST_PATIENCE_S", 0.0)
+
+
+def breaker(house, port):
+    return next(each.breaker for each in house.models.standings() if each.address == address(port))
+
+
+async def test_a_draft_that_hangs_attracts_nothing(build, no_patience):
+    house = await build(drafts=2, targets=2, draft_timeout_s=0.3)
+    await house.connect()
+    await house.settle(lambda: not strangers(house))
+    house.drafts[0].faults.extend([hangs] * 100)
+    for number in range(40):
+        await house.ask(prompt(number), route=SPEC_PC, max_new_tokens=1)
+    assert breaker(house, house.draft_ports[0]) == "open" and len(house.drafts[0].calls) == FAILURES
+    assert breaker(house, house.draft_ports[1]) == "closed"
+
+
+async def test_a_target_whose_callers_all_leave_is_left_alone(open_fleet, no_patience):
+    house = await open_fleet()
+    house.targets[0].faults.extend([hangs] * 100)
+    for number in range(40):
+        asking = asyncio.create_task(house.ask(prompt(number), route=FULL, max_new_tokens=1))
+        await house.settle(lambda: asking.done() or house.targets[0].running)  # noqa: B023
+        asking.cancel()
+        await asyncio.wait((asking,))
+        await house.settle(lambda: not house.targets[0].running)
+    assert breaker(house, house.target_ports[0]) == "open" and len(house.targets[0].calls) == FAILURES
+    assert breaker(house, house.target_ports[1]) == "closed"
+
+
+async def test_a_hedge_s_loser_is_judged_too(open_fleet, no_patience):
+    house = await open_fleet(draft_hedge_after_s=0.02)
+    house.drafts[0].faults.extend([hangs] * 100)
+    for number in range(40):
+        assert (await house.ask(prompt(number), route=SPEC_PC, max_new_tokens=1)).route == "SPEC_PC"
+    assert breaker(house, house.draft_ports[0]) == "open"
 
 
 async def test_get_info_shows_a_single_one_too(house):

@@ -197,6 +197,7 @@ class RemoteTarget:
             with opened.held:
                 event = opened.first
                 while event is not None:
+                    opened.replica.spoke()
                     has_ended = event.HasField("usage")
                     if has_ended:
                         yield self._usage(event.usage, opened.replica)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Generic, TypeVar
 
 import grpc
@@ -14,7 +16,7 @@ from presift.rpc.replicas.breaker import Breaker, BreakerState
 S = TypeVar("S")  # the service's stub
 I = TypeVar("I")  # what it says of itself  # noqa: E741
 
-# A deadline that was shorter says something of the caller, not of the replica.
+# Who waited less says something of the caller, not of the replica.
 _LEAST_PATIENCE_S = 1.0
 
 
@@ -51,6 +53,7 @@ class Replica(Generic[S, I]):
         self.known: Introduction[I] | None = None
         self.unused = ""
         self.was_tried = False
+        self._words = 0
 
     @property
     def name(self) -> str:
@@ -83,20 +86,38 @@ class Replica(Generic[S, I]):
         finally:
             self.in_flight -= 1
 
+    def spoke(self) -> None:
+        """It said something, to whomever: it is no hung one."""
+        self._words += 1
+
     @contextmanager
     def judged(self, timeout_s: float | None) -> Iterator[None]:
-        """The breaker hears how the call of this block went; nothing, where its caller left."""
+        """The breaker hears how the call of this block went. Where its caller left: nothing, unless they had waited and
+        the replica said nothing to anybody since; else a hung one, whose callers all leave, would stay the least loaded.
+        """
+        began, words = monotonic(), self._words
         try:
             yield
-        except grpc.aio.AioRpcError as failure:
-            if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                if timeout_s is not None and timeout_s >= _LEAST_PATIENCE_S:
-                    self.breaker.failed()
-            elif failure.code() is grpc.StatusCode.UNAVAILABLE:
+        except asyncio.CancelledError:
+            if self._words == words and monotonic() - began >= _LEAST_PATIENCE_S:
                 self.breaker.failed()
-            else:
-                self.breaker.answered()
             raise
+        except grpc.aio.AioRpcError as failure:
+            self._judge(failure.code(), timeout_s)
+            raise
+        self._answered()
+
+    def _judge(self, code: grpc.StatusCode, timeout_s: float | None) -> None:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if timeout_s is not None and timeout_s >= _LEAST_PATIENCE_S:
+                self.breaker.failed()
+        elif code is grpc.StatusCode.UNAVAILABLE:
+            self.breaker.failed()
+        else:
+            self._answered()
+
+    def _answered(self) -> None:
+        self.spoke()
         self.breaker.answered()
 
     def standing(self, role: str) -> Standing:

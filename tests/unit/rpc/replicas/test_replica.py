@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
+from presift.rpc.replicas import replica as replica_module
 from presift.rpc.replicas.breaker import FAILURES, Breaker, BreakerState
 from presift.rpc.replicas.replica import Replica
 
@@ -43,6 +44,53 @@ def test_a_caller_who_leaves_says_nothing(replica):
         call(replica, failing("UNAVAILABLE"))
     call(replica, asyncio.CancelledError())
     call(replica, failing("UNAVAILABLE"))
+    assert replica.breaker.state is BreakerState.OPEN
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, as the replica reads them."""
+    now = [100.0]
+    monkeypatch.setattr(replica_module, "monotonic", lambda: now[0])
+    return now
+
+
+def leave(replica, clock, after_s, meanwhile=lambda: None):
+    with pytest.raises(asyncio.CancelledError), replica.judged(None):
+        clock[0] += after_s
+        meanwhile()
+        raise asyncio.CancelledError
+
+
+def test_one_that_leaves_all_its_callers_waiting_has_failed(replica, clock):
+    for _ in range(FAILURES):
+        leave(replica, clock, 1.0)
+    assert replica.breaker.state is BreakerState.OPEN
+
+
+def answer(replica):
+    with replica.judged(None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("after_s", "meanwhile"),
+    [
+        (0.9, lambda replica: None),
+        (30.0, Replica.spoke),
+        (30.0, answer),
+        (30.0, lambda replica: call(replica, failing("INTERNAL"))),
+    ],
+)
+def test_callers_who_leave_a_working_one_poison_nothing(replica, clock, after_s, meanwhile):
+    for _ in range(FAILURES * 2):
+        leave(replica, clock, after_s, lambda: meanwhile(replica))
+    assert replica.breaker.state is BreakerState.CLOSED
+
+
+def test_its_failures_are_no_answer(replica, clock):
+    for _ in range(FAILURES):
+        leave(replica, clock, 1.0, lambda: call(replica, failing("DEADLINE_EXCEEDED"), 0.1))
     assert replica.breaker.state is BreakerState.OPEN
 
 
