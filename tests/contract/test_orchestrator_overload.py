@@ -55,7 +55,7 @@ async def test_what_is_too_much_is_refused_with_retry_info(busy):
     await house.settle(lambda: house.admission.waiting == 3)
     refusal = await house.refused([6])
     assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-    assert (refusal.field, refusal.value, refusal.limit) == ("waiting_requests", "3", "<= 3")
+    assert (refusal.field, refusal.value, refusal.limit) == ("waiting_requests", "4", "<= 3")
     assert refusal.retry_after_s > 0
     assert len(house.target.calls) == 1
     house.target.gate.set()

@@ -85,8 +85,10 @@ class LocalStack:
         self._exit.close()
 
     def failed(self) -> ServiceProcess | None:
-        """A service that ended although it should run, and was the last of its kind; if there is one."""
-        return next((service for service in self.lost() if not self._others_live(service)), None)
+        """A service that ended although it should run, was the last of its kind and cannot be done without; if there is
+        one. Without a draft prompts are answered in full."""
+        needed = (service for service in self.lost() if _kind(service.name) != "draft")
+        return next((service for service in needed if not self._others_live(service)), None)
 
     def lost(self) -> list[ServiceProcess]:
         """All services that ended although they should run."""

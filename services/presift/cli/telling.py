@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from presift_client import PresiftError
+from presift_client import Overloaded, PresiftError
 
 
 def say(line: str) -> None:
@@ -35,6 +35,9 @@ def errors_told() -> Iterator[None]:
     """What a call or a file may raise ends the command in one line."""
     try:
         yield
+    except Overloaded as error:
+        again = "" if error.retry_after_s is None else f"; try again in {error.retry_after_s:.1f} s"
+        fail(f"{error}{_where(error)}{again}")
     except PresiftError as error:
         fail(f"{error}{_where(error)}")
     except (ValueError, OSError) as error:

@@ -11,12 +11,16 @@ from presift.orchestrator.access.door import open_door
 from presift.orchestrator.access.doorkeeper import Doorkeeper
 from presift.orchestrator.access.interceptor import DoorInterceptor
 from presift.orchestrator.assembly import Assembly, assemble
+from presift.orchestrator.models import Models
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce, reloaded_on_sighup, terms_of
 from presift.rpc import telemetry
 from presift.rpc.server import GrpcServer
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+
+# Seconds, and how often in a row none may be there: one that only restarts its connection is no outage.
+_LOOK_EVERY_S, _LOOKS = 1.0, 3
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +80,19 @@ async def _become_ready(settings: OrchestratorSettings, assembly: Assembly, serv
     host = settings.listen.rpartition(":")[0]
     print(f"presift orchestrator ready on {host}:{port}: {target.model.id}", flush=True)
     assembly.calibration.start()
+    await _follow_target(assembly.models, server)
+
+
+async def _follow_target(models: Models, server: GrpcServer) -> None:
+    """Serve as long as some target can be reached: a balancer takes callers elsewhere meanwhile."""
+    serves, misses = True, 0
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        misses = 0 if models.has_target_now else misses + 1
+        if serves is not (misses < _LOOKS):
+            serves = misses < _LOOKS
+            log.warning("a target can be reached again" if serves else "no target can be reached: not serving")
+            await server.set_serving(serves)
 
 
 if __name__ == "__main__":

@@ -170,16 +170,16 @@ class Admission:
             own = self._queue.share(ticket.tenant, measure) + needed
             last = self._queue.last_of_largest(measure) if self.waiting and needed <= limit else None
             if last is None or self._queue.share(last.tenant, measure) <= own:
-                raise self._overloaded(field, held, limit)
+                raise self._overloaded(field, held + needed, limit)
             self._unqueue(last)
-            given_way.append((last, self._overloaded(field, held, limit)))
+            given_way.append((last, self._overloaded(field, held + needed, limit)))
 
     def _held(self, field: str) -> int:
         return self.waiting if field == "waiting_requests" else self.waiting_bytes
 
-    def _overloaded(self, field: str, held: int, limit: int) -> Overloaded:
+    def _overloaded(self, field: str, would_be: int, limit: int) -> Overloaded:
         count("presift.admission.refused", field=field)
         # Places come free at the rate at which requests in work end.
         low, high = _RETRY_S
         guess_s = (self.waiting + 1) * self._typical_s / self._limits.max_running
-        return Overloaded(field, held, f"<= {limit}", min(high, max(low, guess_s)))
+        return Overloaded(field, would_be, f"<= {limit}", min(high, max(low, guess_s)))

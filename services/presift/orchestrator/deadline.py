@@ -9,11 +9,11 @@ from presift.core.errors import DeadlineExceeded
 
 # Of what is left, for the draft where nothing is known of the target's speed yet.
 UNKNOWN_SHARE = 0.5
-# Predictions are not exact.
-_MARGIN = 1.25
+# Predictions are not exact, and least of all on a busy host, where the draft is late as well.
+_MARGIN = 1.5
 # The draft gets at least this much, for a compressed prompt may be the only one that can be read in time; and at most
 # that much, whatever is predicted.
-_LEAST_SHARE, _MOST_SHARE = 0.25, 0.9
+_LEAST_SHARE, _MOST_SHARE = 0.25, 0.75
 
 
 @dataclass(frozen=True, slots=True)

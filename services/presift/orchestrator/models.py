@@ -66,6 +66,11 @@ class Models:
         """How the replicas of both stand."""
         return [*self._draft.standings(), *self._target.standings()]
 
+    @property
+    def has_target_now(self) -> bool:
+        """Whether some target is connected and serves."""
+        return any(each.is_healthy and not each.unused for each in self._target.standings())
+
     async def aclose(self) -> None:
         """Stop looking."""
         if self._refresh is not None:

@@ -7,6 +7,7 @@ decode. Attributes hold counts, names and times: never prompt text, token ids or
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,9 +65,16 @@ class OtlpEndpoint:
         }
 
 
+def _is_no_detaching(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to detach context")
+
+
 @contextmanager
 def exported(service: str, otlp: OtlpEndpoint | None) -> Iterator[None]:
     """While the block runs, traces and metrics of `service` go to `otlp`; at its end what is left is sent."""
+    # A stream that its caller left may be closed in another context than it began in; OpenTelemetry logs a stack trace
+    # for each, which any caller could fill the log with. Nothing is lost: that context has ended.
+    logging.getLogger("opentelemetry.context").addFilter(_is_no_detaching)
     if otlp is None:
         yield
         return

@@ -5,7 +5,7 @@ import pytest
 import typer
 
 from presift.cli.telling import errors_told
-from presift_client import PresiftError
+from presift_client import Overloaded, PresiftError
 from presift_client.errors import Details
 
 WINDOW = ">= 32 tokens (the window)"
@@ -25,3 +25,13 @@ def test_field_and_limit_are_told_once(capsys, message, field, limit, line):
     with pytest.raises(typer.Exit), errors_told():
         raise PresiftError(message, grpc.StatusCode.INVALID_ARGUMENT, details)
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "told"), [(2.25, "queue is full; try again in 2.2 s"), (None, "queue is full")]
+)
+def test_when_to_come_back_is_told(capsys, retry_after_s, told):
+    details = Details(retry_after_s=retry_after_s)
+    with pytest.raises(typer.Exit), errors_told():
+        raise Overloaded("queue is full", grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+    assert capsys.readouterr().err == f"error: {told}\n"

@@ -73,7 +73,7 @@ async def test_too_many_are_refused_with_when_to_come_back():
     with pytest.raises(Overloaded) as refusal:
         await callers[3].task
     error = refusal.value
-    assert (error.field, error.value, error.limit) == ("waiting_requests", 2, "<= 2")
+    assert (error.field, error.value, error.limit) == ("waiting_requests", 3, "<= 2")
     assert error.retry_after_s > 0
     for caller in callers[:3]:
         await caller.leave()
@@ -85,7 +85,7 @@ async def test_too_many_bytes_are_refused():
     callers = await come(admission, *"aaaa")
     with pytest.raises(Overloaded) as refusal:
         await callers[3].task
-    assert (refusal.value.field, refusal.value.value, refusal.value.limit) == ("waiting_bytes", 2000, "<= 2500")
+    assert (refusal.value.field, refusal.value.value, refusal.value.limit) == ("waiting_bytes", 3000, "<= 2500")
     (huge,) = await come(admission, "b", load=Workload(1, 3000))
     with pytest.raises(Overloaded):
         await huge.task

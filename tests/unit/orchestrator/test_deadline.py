@@ -25,9 +25,9 @@ def test_what_is_left_shrinks_and_then_nothing_goes_on():
     ("target_s", "share_s"),
     [
         (None, 50.0),  # nothing is known: half
-        (16.0, 80.0),  # what the target needs, and a quarter more, is kept for it
-        (0.0, 90.0),  # a prediction of nothing is not believed
-        (1.0, 90.0),
+        (20.0, 70.0),  # what the target needs, and half as much again, is kept for it
+        (0.0, 75.0),  # a prediction of nothing is not believed
+        (1.0, 75.0),
         (64.0, 25.0),  # where full could hardly be read in time, compressing is still tried
         (1e9, 25.0),
     ],

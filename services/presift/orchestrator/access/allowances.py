@@ -77,6 +77,7 @@ class Allowances:
         self._leases = MemoryLeases() if leases is None else leases
         self._on_trouble = on_trouble
         self._endings: set[asyncio.Task[None]] = set()
+        self._is_in_trouble = False
 
     @asynccontextmanager
     async def held(self, tenant: str | None, limits: Limits) -> AsyncIterator[Allowance]:
@@ -100,6 +101,7 @@ class Allowances:
         except Unavailable:
             self._in_trouble("tokens_per_minute", limit)
             return False
+        self._out_of_trouble()
         if left is None:
             return True
         count("presift.limits.refused", limit="tokens_per_minute")
@@ -132,6 +134,7 @@ class Allowances:
         except Unavailable:
             self._in_trouble("concurrency", limit)
             return
+        self._out_of_trouble()
         if not is_ours:
             count("presift.limits.refused", limit="concurrency")
             text = f"{limit} calls of the tenant are under way, and that is its limit"
@@ -147,10 +150,18 @@ class Allowances:
 
     def _in_trouble(self, field: str, limit: int) -> None:
         count("presift.limits.trouble", limit=field)
+        if not self._is_in_trouble:
+            self._is_in_trouble = True
+            what = "calls are let in" if self._on_trouble is OnTrouble.OPEN else "calls with limits are refused"
+            log.warning("tenants' limits cannot be counted, the cache's server does not answer: %s", what)
         if self._on_trouble is OnTrouble.CLOSED:
             text = f"nobody can tell what the tenant has used of its {field}; try again"
             raise Overloaded(field, "unknown", limit, RETRY_S, text)
-        log.debug("%s not held: the limits' Redis does not answer", field)
+
+    def _out_of_trouble(self) -> None:
+        if self._is_in_trouble:
+            self._is_in_trouble = False
+            log.warning("tenants' limits are counted again")
 
     async def _to_the_end(self, ending: Coroutine[Any, Any, None]) -> None:
         """Also if this call is cancelled meanwhile."""

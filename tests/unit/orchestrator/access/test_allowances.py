@@ -10,6 +10,7 @@ from presift.core.errors import InvalidRequest, Overloaded, TargetUnavailable
 from presift.orchestrator.access import allowances as module
 from presift.orchestrator.access.allowances import Allowances, OnTrouble
 from presift.orchestrator.access.caller import Limits
+from presift.orchestrator.access.leases import MemoryLeases
 from presift.orchestrator.access.rates import Rates
 
 LIMITS = Limits(tokens_per_minute=100)
@@ -117,6 +118,22 @@ class Away(Rates):
 
     async def aclose(self):
         pass
+
+
+async def test_trouble_is_told_once_and_so_is_its_end(caplog):
+    allowances = Allowances(Away(), MemoryLeases(), OnTrouble.OPEN)
+    for _ in range(3):
+        async with allowances.held("acme", Limits(100, None)) as allowance:
+            await allowance.spend(20, 70)
+    allowances._rates = Rates()
+    for _ in range(2):
+        async with allowances.held("acme", Limits(1000, None)) as allowance:
+            await allowance.spend(20, 70)
+    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert told == [
+        "tenants' limits cannot be counted, the cache's server does not answer: calls are let in",
+        "tenants' limits are counted again",
+    ]
 
 
 async def test_trouble_lets_in_or_refuses():
