@@ -27,20 +27,18 @@ from presift.orchestrator.ports import ANYWHERE, Score, Seat, TargetInfo, Usage
 from presift.orchestrator.remote_services import (
     ask_draft,
     ask_target,
-    draft_service,
     draft_told,
-    target_service,
+    drafts_at,
     target_told,
+    targets_at,
 )
 from presift.orchestrator.request import Sampling
 from presift.orchestrator.target_wire import sampling_to_wire, usage_from_wire
 from presift.rpc import wire
 from presift.rpc.metrics import count
 from presift.rpc.peers import PLAIN, Peer
-from presift.rpc.replicas.addresses import where_of
 from presift.rpc.replicas.attempts import ATTEMPTS, Patience, attempted
 from presift.rpc.replicas.choosing import least_loaded, within_bound
-from presift.rpc.replicas.fleet import Fleet
 from presift.rpc.replicas.racing import raced
 from presift.rpc.replicas.replica import Replica, Standing
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
@@ -67,7 +65,7 @@ class RemoteDraft:
     def __init__(
         self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, hedge_after_s: float | None = None
     ) -> None:
-        self._fleet = Fleet(where_of("draft_address", address), draft_service(max_message_bytes, peer))
+        self._fleet = drafts_at(address, max_message_bytes, peer)
         self._hedge_after_s = hedge_after_s
 
     @property
@@ -151,7 +149,7 @@ class RemoteTarget:
     """The targets at `address` (see `where_of`). Whoever calls says where; else the least loaded is asked."""
 
     def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
-        self._fleet = Fleet(where_of("target_address", address), target_service(max_message_bytes, peer))
+        self._fleet = targets_at(address, max_message_bytes, peer)
 
     def standings(self) -> list[Standing]:
         """How the replicas stand."""
