@@ -37,7 +37,7 @@ from presift.orchestrator.target_wire import sampling_to_wire, usage_from_wire
 from presift.rpc import wire
 from presift.rpc.metrics import count
 from presift.rpc.peers import PLAIN, Peer
-from presift.rpc.replicas.attempts import ATTEMPTS, Patience, attempted
+from presift.rpc.replicas.attempts import ATTEMPTS, Patience, Tried, attempted
 from presift.rpc.replicas.choosing import least_loaded, within_bound
 from presift.rpc.replicas.racing import raced
 from presift.rpc.replicas.replica import Replica, Standing
@@ -55,7 +55,7 @@ class _Scoring:
     request: draft_pb2.ScoreRequest
     key: str
     patience: Patience
-    tried: list[_Draft]
+    tried: Tried[_Draft]
 
 
 class RemoteDraft:
@@ -99,7 +99,7 @@ class RemoteDraft:
         )
         key = "" if self._fleet.is_alone else key_of(token_ids)
         try:
-            return score_from_wire(await self._hedged(_Scoring(request, key, Patience(timeout_s), [])))
+            return score_from_wire(await self._hedged(_Scoring(request, key, Patience(timeout_s), Tried())))
         except grpc.aio.AioRpcError as failure:
             raise draft_told(failure) from failure
 
@@ -119,17 +119,20 @@ class RemoteDraft:
         async def call() -> draft_pb2.ScoreResponse:
             replica = least_loaded(self._fleet.pick(scoring.key, scoring.tried))
             if not self._fleet.is_alone:
-                _count("draft", "failover" if scoring.tried else "least_load")
-            scoring.tried.append(replica)
+                _count("draft", "failover" if scoring.tried.all else "least_load")
             left_s = scoring.patience.left_s
-            with replica.counted(), replica.judged(left_s):
+            with scoring.tried.asking(replica), replica.counted(), replica.judged(left_s):
                 return await replica.stub.Score(scoring.request, timeout=left_s)
 
         # With a single address gRPC itself tries again.
-        return await attempted(call, scoring.patience, 1 if self._fleet.is_alone else attempts)
+        attempts = 1 if self._fleet.is_alone else attempts
+        return await attempted(call, scoring.patience, attempts, has_untried=lambda: self._has_untried(scoring))
+
+    def _has_untried(self, scoring: _Scoring) -> bool:
+        return bool(self._fleet.usable(scoring.tried.all))
 
     async def _scored_elsewhere(self, scoring: _Scoring) -> draft_pb2.ScoreResponse:
-        if not self._fleet.usable(scoring.tried):
+        if not self._has_untried(scoring):
             raise DraftUnavailable("there is no other draft")
         count("presift.replica.hedges", role="draft", outcome="sent")
         return await self._scored(scoring, attempts=1)
@@ -215,7 +218,7 @@ class RemoteTarget:
         """Not elsewhere where it fails: there nobody would look for what was read."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
         try:
-            replica = self._picked(at, [])
+            replica = self._picked(at, Tried())
             with replica.counted(), replica.judged(timeout_s):
                 await replica.stub.Prefill(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as failure:
@@ -225,31 +228,31 @@ class RemoteTarget:
         await self._fleet.aclose()
 
     async def _opened(self, request: target_pb2.TargetServiceGenerateRequest, at: Seat, patience: Patience) -> _Opened:
-        tried: list[_Target] = []
+        tried: Tried[_Target] = Tried()
 
         async def call() -> _Opened:
             replica = self._picked(at, tried)
-            tried.append(replica)
             left_s = patience.left_s
             with ExitStack() as held:
                 held.enter_context(replica.counted())
                 stream = replica.stub.Generate(request, timeout=left_s)
                 held.callback(stream.cancel)
                 events = aiter(stream)
-                with replica.judged(left_s):
+                with tried.asking(replica), replica.judged(left_s):
                     first = await anext(events, None)
                 return _Opened(first, events, replica, held.pop_all())
 
-        return await attempted(call, patience, 1 if self._fleet.is_alone else ATTEMPTS)
+        attempts = 1 if self._fleet.is_alone else ATTEMPTS
+        return await attempted(call, patience, attempts, has_untried=lambda: bool(self._fleet.usable(tried.all)))
 
-    def _picked(self, at: Seat, tried: Sequence[_Target]) -> _Target:
-        chosen = None if tried else self._fleet.named(at.replica)
+    def _picked(self, at: Seat, tried: Tried[_Target]) -> _Target:
+        chosen = None if tried.all else self._fleet.named(at.replica)
         if chosen is not None:
             return chosen
         found = self._fleet.pick(at.key, tried)
         if self._fleet.is_alone:
             return found[0]
-        _count("target", "failover" if tried else "least_load")
+        _count("target", "failover" if tried.all else "least_load")
         return within_bound(found)[0] if at.key else least_loaded(found)
 
     def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:

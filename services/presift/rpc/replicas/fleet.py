@@ -14,6 +14,7 @@ from typing import Generic
 from presift.core.errors import PresiftError
 from presift.rpc.metrics import count
 from presift.rpc.replicas.addresses import Listed, Named, Where, resolved
+from presift.rpc.replicas.attempts import Tried
 from presift.rpc.replicas.breaker import Breaker, BreakerState
 from presift.rpc.replicas.choosing import Ring, in_order
 from presift.rpc.replicas.replica import I, Replica, S, Standing
@@ -77,9 +78,10 @@ class Fleet(Generic[S, I]):
         found = [each for each in self._replicas.values() if each not in without and each.is_usable]
         return [each for each in found if each.may_be_asked] or found
 
-    def pick(self, key: str, without: Collection[Replica[S, I]] = ()) -> list[Replica[S, I]]:
-        """`usable` in the key's order; of those in `without` only where there is no other. Raises `unavailable`."""
-        found = self.usable(without) or self.usable()
+    def pick(self, key: str, tried: Tried[Replica[S, I]] | None = None) -> list[Replica[S, I]]:
+        """`usable` in the key's order; of those that were tried only where there is no other, and never who was full.
+        Raises `unavailable`."""
+        found = self.usable() if tried is None else self.usable(tried.all) or self.usable(tried.full)
         if not found:
             raise self._nobody()
         return found if len(found) == 1 else in_order(found, self._ring.order(key))

@@ -8,6 +8,7 @@ import pytest
 from presift.core.errors import DraftUnavailable
 from presift.rpc.replicas import fleet as fleet_module
 from presift.rpc.replicas.addresses import Listed, Named
+from presift.rpc.replicas.attempts import Tried
 from presift.rpc.replicas.fleet import Fleet
 from presift.rpc.replicas.replica import Introduction
 from presift.rpc.replicas.service import Service
@@ -180,8 +181,16 @@ async def test_whoever_was_tried_is_tried_again_only_where_there_is_no_other(bui
     fleet = build(Listed(("a:1", "b:1")))
     await settle(lambda: len(fleet.usable()) == 2)
     first, second = fleet.pick("key")
-    assert fleet.pick("key", [first]) == [second]
-    assert fleet.pick("key", [first, second]) == [first, second]
+    tried = Tried()
+    tried.all.append(first)
+    assert fleet.pick("key", tried) == [second]
+    tried.all.append(second)
+    assert fleet.pick("key", tried) == [first, second]
+    tried.full.append(first)
+    assert fleet.pick("key", tried) == [second]
+    tried.full.append(second)
+    with pytest.raises(DraftUnavailable):
+        fleet.pick("key", tried)
 
 
 async def test_a_single_address_is_not_watched(build, channels):
