@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from unittest.mock import Mock
 
 import grpc
 import numpy as np
@@ -11,7 +12,7 @@ from presift.core.errors import Overloaded
 from presift.orchestrator.affinity import affinity_key
 from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.replicas import replica as replica_module
-from presift.rpc.replicas.breaker import FAILURES
+from presift.rpc.replicas.breaker import FAILURES, BreakerState
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from .fakes.house import ALL_ROUTES, Options, request
@@ -130,6 +131,33 @@ async def test_prefill_and_answer_meet_at_one_target(open_fleet):
     for target in house.targets:
         assert [list(each.token_ids) for each in target.prefills] == [list(each.token_ids) for each in target.calls]
     assert all(answered(house.targets))
+
+
+async def test_prefill_and_answer_meet_where_the_breaker_is_half_open(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for each in fleet_of(house):
+        each.breaker = Mock(state=BreakerState.HALF_OPEN)
+    for number in range(6):
+        assert (await house.ask(prompt(number), route=SPEC_KV)).route == "SPEC_KV"
+    for target in house.targets:
+        assert [list(each.token_ids) for each in target.prefills] == [list(each.token_ids) for each in target.calls]
+    assert all(answered(house.targets))
+
+
+async def test_who_has_a_seat_counts_once_while_the_target_reads(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for target in house.targets:
+        target.prefill_faults.append(hangs)
+    asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_KV))
+    await house.settle(lambda: sum(len(target.prefills) for target in house.targets) == 1)
+    assert sorted(each.in_flight for each in fleet_of(house)) == [0, 1]
+    asking.cancel()
+    await asyncio.wait((asking,))
+    await house.settle(lambda: not any(each.in_flight for each in fleet_of(house)))
+
+
+def fleet_of(house):
+    return house.remote_target._fleet.usable()
 
 
 # -- who stands in --

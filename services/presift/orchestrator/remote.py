@@ -215,11 +215,13 @@ class RemoteTarget:
     async def prefill(
         self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None, at: Seat = ANYWHERE
     ) -> None:
-        """Not elsewhere where it fails: there nobody would look for what was read."""
+        """Not elsewhere where it fails: there nobody would look for what was read. Who has a seat there counts already
+        (`holding`)."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+        seated = self._fleet.named(at.replica)
         try:
-            replica = self._picked(at, Tried())
-            with replica.counted(), replica.judged(timeout_s):
+            replica = seated or self._picked(at, Tried())
+            with nullcontext() if seated else replica.counted(), replica.judged(timeout_s):
                 await replica.stub.Prefill(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as failure:
             raise target_told(failure) from failure

@@ -72,11 +72,12 @@ class Fleet(Generic[S, I]):
     def usable(self, without: Collection[Replica[S, I]] = ()) -> list[Replica[S, I]]:
         """Those that may be asked now. Where all breakers are open, all that are healthy: nothing is gained by asking
         nobody."""
+        found = [each for each in self._healthy() if each not in without]
+        return found if self.is_alone else [each for each in found if each.may_be_asked] or found
+
+    def _healthy(self) -> list[Replica[S, I]]:
         self._watch()
-        if self.is_alone:
-            return [each for each in self._replicas.values() if each not in without]
-        found = [each for each in self._replicas.values() if each not in without and each.is_usable]
-        return [each for each in found if each.may_be_asked] or found
+        return [each for each in self._replicas.values() if self.is_alone or each.is_usable]
 
     def pick(self, key: str, tried: Tried[Replica[S, I]] | None = None) -> list[Replica[S, I]]:
         """`usable` in the key's order; of those that were tried only where there is no other, and never who was full.
@@ -87,8 +88,12 @@ class Fleet(Generic[S, I]):
         return found if len(found) == 1 else in_order(found, self._ring.order(key))
 
     def named(self, name: str) -> Replica[S, I] | None:
-        """The replica of that name, if it may be asked."""
-        return next((each for each in self.usable() if each.name == name), None) if name else None
+        """The replica of that name, if it can be asked. That its breaker is half open is no hindrance: who names it was
+        shown there, and it is they whom it waits for."""
+        found = next((each for each in self._healthy() if each.name == name), None) if name else None
+        if found is None or found.breaker.state is not BreakerState.OPEN or found in self.usable():
+            return found
+        return None
 
     def standings(self) -> list[Standing]:
         """How they stand, by address."""

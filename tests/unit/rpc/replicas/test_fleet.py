@@ -1,6 +1,7 @@
 """The fleet over a name: who joins, who leaves, who is let go. Channels are fakes: none connects."""
 
 import asyncio
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -9,6 +10,7 @@ from presift.core.errors import DraftUnavailable
 from presift.rpc.replicas import fleet as fleet_module
 from presift.rpc.replicas.addresses import Listed, Named
 from presift.rpc.replicas.attempts import Tried
+from presift.rpc.replicas.breaker import BreakerState
 from presift.rpc.replicas.fleet import Fleet
 from presift.rpc.replicas.replica import Introduction
 from presift.rpc.replicas.service import Service
@@ -175,6 +177,20 @@ async def test_where_all_breakers_are_open_all_are_asked(build):
     for _ in range(5):
         second.breaker.failed()
     assert fleet.usable() == [first, second]
+
+
+async def test_whoever_was_shown_to_a_replica_finds_it_half_open(build):
+    fleet = build(Listed(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    first, second = fleet.usable()
+    first.breaker = Mock(state=BreakerState.HALF_OPEN)
+    with first.counted():  # by who was shown there
+        assert fleet.usable() == [second] and fleet.named(first.name) is first
+    first.breaker = Mock(state=BreakerState.OPEN)
+    assert fleet.named(first.name) is None and fleet.named(second.name) is second
+    second.breaker = first.breaker
+    assert fleet.named(first.name) is first
+    assert fleet.named("nobody") is None and fleet.named("") is None
 
 
 async def test_whoever_was_tried_is_tried_again_only_where_there_is_no_other(build):
