@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Coroutine, Iterable
+from contextvars import Context
 from functools import partial
-from typing import Generic
+from typing import Any, Generic
 
 from presift.core.errors import PresiftError
 from presift.rpc.metrics import count
@@ -112,21 +113,24 @@ class Fleet(Generic[S, I]):
     def _watch(self) -> None:
         if self.is_alone or self._tasks:
             return
-        self._tasks[""] = asyncio.create_task(self._find(), name=f"find {self._service.role} replicas")
+        self._tasks[""] = _begun(self._find(), f"find {self._service.role} replicas")
         for address in self._replicas:
             self._watch_one(address)
 
     def _watch_one(self, address: str) -> None:
         watching = watch(self._replicas[address], self._service, self._compare)
-        self._tasks[address] = asyncio.create_task(watching, name=f"watch {self._service.role} {address}")
+        self._tasks[address] = _begun(watching, f"watch {self._service.role} {address}")
 
     async def _find(self) -> None:
+        trouble = ""
         while isinstance(self._where, Named):
             try:
                 self._have(await resolved(self._where))
-            except OSError as error:  # what was found stays: a name server that is away takes nobody along
-                log.warning("%s: %s is not found: %s", self._service.role, self._where.host, error)
-            await self._close_left()
+                await self._close_left()
+                trouble = ""
+            except Exception as error:  # what was found stays: a name server that is away takes nobody along
+                if trouble != (trouble := f"{type(error).__name__}: {error}"):
+                    log.warning("%s: %s is not found: %s", self._service.role, self._where.host, trouble)
             await asyncio.sleep(self._resolve_every_s)
 
     def _have(self, addresses: Iterable[str]) -> None:
@@ -174,6 +178,11 @@ class Fleet(Generic[S, I]):
                 log.warning("%s %s is not used: %s", self._service.role, each.address, unused)
             each.unused = unused
         self._changed.set()
+
+
+def _begun(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """In a context of its own: it outlives the request that asked first, whose trace and tenant are not its."""
+    return asyncio.create_task(work, name=name, context=Context())
 
 
 async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
