@@ -2,15 +2,17 @@
 
 import asyncio
 from collections import Counter
+from unittest.mock import Mock
 
 import grpc
 import numpy as np
 import pytest
 
+from presift.core.errors import Overloaded
 from presift.orchestrator.affinity import affinity_key
 from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.replicas import replica as replica_module
-from presift.rpc.replicas.breaker import FAILURES
+from presift.rpc.replicas.breaker import FAILURES, BreakerState
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from .fakes.house import ALL_ROUTES, Options, request
@@ -131,6 +133,33 @@ async def test_prefill_and_answer_meet_at_one_target(open_fleet):
     assert all(answered(house.targets))
 
 
+async def test_prefill_and_answer_meet_where_the_breaker_is_half_open(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for each in fleet_of(house):
+        each.breaker = Mock(state=BreakerState.HALF_OPEN)
+    for number in range(6):
+        assert (await house.ask(prompt(number), route=SPEC_KV)).route == "SPEC_KV"
+    for target in house.targets:
+        assert [list(each.token_ids) for each in target.prefills] == [list(each.token_ids) for each in target.calls]
+    assert all(answered(house.targets))
+
+
+async def test_who_has_a_seat_counts_once_while_the_target_reads(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for target in house.targets:
+        target.prefill_faults.append(hangs)
+    asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_KV))
+    await house.settle(lambda: sum(len(target.prefills) for target in house.targets) == 1)
+    assert sorted(each.in_flight for each in fleet_of(house)) == [0, 1]
+    asking.cancel()
+    await asyncio.wait((asking,))
+    await house.settle(lambda: not any(each.in_flight for each in fleet_of(house)))
+
+
+def fleet_of(house):
+    return house.remote_target._fleet.usable()
+
+
 # -- who stands in --
 
 
@@ -153,16 +182,55 @@ async def test_a_killed_target_costs_nobody_an_answer(open_fleet):
     assert [each.healthy for each in found.values() if each.role == "target"].count(True) == 1
 
 
-async def test_a_target_that_is_full_gives_way(open_fleet):
-    from presift.core.errors import Overloaded
+IS_FULL = raises(Overloaded("waiting_requests", 1, 1, 1.0))
 
+
+async def test_a_target_that_is_full_gives_way(open_fleet):
     house = await open_fleet()
-    for target in house.targets:
-        target.faults.append(raises(Overloaded("waiting_requests", 1, 1, 1.0)))
-    house.targets[1].faults.clear()
+    house.targets[0].faults.append(IS_FULL)
     for number in range(8):
         assert (await house.ask(prompt(number), route=FULL)).token_ids
     assert not house.targets[0].faults
+
+
+async def test_who_said_that_it_is_full_is_not_asked_again(open_fleet):
+    house = await open_fleet()
+    for fake in (*house.targets, *house.drafts):
+        fake.faults.extend([IS_FULL] * 3)
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert (refusal.code, refusal.reason, refusal.retry_after_s) == ("RESOURCE_EXHAUSTED", "OVERLOADED", 1.0)
+    assert answered(house.targets) == [1, 1]
+    for target in house.targets:
+        target.faults.clear()
+    assert (await house.ask(prompt(1), route=SPEC_PC)).reason == "DRAFT_OVERLOADED"
+    assert answered(house.drafts) == [1, 1]
+
+
+async def own_of(house, target):
+    """The number of a prompt that goes to this target first."""
+    for number in range(40):
+        before = len(target.calls)
+        await house.ask(prompt(number), route=FULL, max_new_tokens=1)
+        if len(target.calls) > before:
+            return number
+    raise AssertionError("no prompt is this target's own")
+
+
+async def test_of_two_the_one_that_is_away_is_asked_again_and_not_the_full_one(open_fleet):
+    house = await open_fleet()
+    number = await own_of(house, house.targets[0])
+    house.targets[0].faults.extend([IS_FULL] * 3)
+    house.targets[1].faults.append(UNAVAILABLE)
+    assert (await house.ask(prompt(number), route=FULL)).token_ids
+    assert len(house.targets[0].faults) == 2 and not house.targets[1].faults
+
+
+async def test_what_grpc_itself_refuses_does_not_go_round(open_fleet):
+    house = await open_fleet(targets=3)
+    for target in house.targets:
+        target.faults.extend([aborts(grpc.StatusCode.RESOURCE_EXHAUSTED)] * 3)
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert refusal.code == "UNAVAILABLE" and sum(answered(house.targets)) == 1
 
 
 async def test_all_are_away(open_fleet):
@@ -343,13 +411,13 @@ def breaker(house, port):
     return next(each.breaker for each in house.models.standings() if each.address == address(port))
 
 
-async def test_a_draft_that_hangs_attracts_nothing(build, no_patience):
-    house = await build(drafts=2, targets=2, draft_timeout_s=0.3)
-    await house.connect()
-    await house.settle(lambda: not strangers(house))
+async def test_a_draft_that_hangs_attracts_nothing(open_fleet, no_patience):
+    house = await open_fleet()
     house.drafts[0].faults.extend([hangs] * 100)
     for number in range(40):
-        await house.ask(prompt(number), route=SPEC_PC, max_new_tokens=1)
+        # The draft's share of this ends the call here: its own deadline is a far one.
+        asked = house.stub.Generate(request(prompt(number), route=SPEC_PC, max_new_tokens=1), timeout=1.0)
+        assert [event async for event in asked]
     assert breaker(house, house.draft_ports[0]) == "open" and len(house.drafts[0].calls) == FAILURES
     assert breaker(house, house.draft_ports[1]) == "closed"
 

@@ -10,7 +10,8 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from presift.core.errors import PresiftError
+from presift.core.errors import PresiftError, TargetUnavailable
+from presift.orchestrator.remote_services import targets_at
 from presift.rpc.certificates import TlsFiles
 from presift.rpc.channel import open_channel
 from presift.rpc.peers import Peer
@@ -38,7 +39,7 @@ class Served:
 
     def __init__(self, tls):
         self.servicer = Counting()
-        self.server = GrpcServer(ServerOptions(f"{HOST}:0", tls=tls), [])
+        self.server = GrpcServer(ServerOptions(f"{HOST}:0", tls=tls), ["presift.v1.TargetService"])
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
         self.channels = []
 
@@ -124,6 +125,38 @@ async def test_a_name_of_ones_own_can_be_said(serve, authority):
     served = await serve(authority.pair("draft.example"))
     peer = Peer(authority.pair("orchestrator").files(), name_override="draft.example")
     assert await code_of(served.stub(peer).GetInfo(INFO)) == "OK"
+
+
+async def first_of(served, peer):
+    """What a fleet over the name localhost learns there; it may have a record where nobody listens."""
+    fleet = targets_at(f"dns:///localhost:{served.port}", 2**20, peer)
+    try:
+        return await fleet.first()
+    finally:
+        await fleet.aclose()
+
+
+async def test_the_replicas_of_a_name_have_certificates_for_the_name(serve, authority):
+    served = await serve(authority.pair("localhost"))
+    await served.server.set_serving(True)
+    await first_of(served, Peer(authority.pair("orchestrator").files()))
+    assert served.servicer.came_in > 0
+
+
+@pytest.mark.parametrize(("certified", "said"), [("elsewhere.example", ""), ("localhost", "draft.example")])
+async def test_the_replicas_of_a_name_must_have_them(serve, authority, certified, said):
+    served = await serve(authority.pair(certified))
+    await served.server.set_serving(True)
+    with pytest.raises(TargetUnavailable):
+        await first_of(served, Peer(authority.pair("orchestrator").files(), name_override=said))
+    assert served.servicer.came_in == 0
+
+
+async def test_the_name_that_is_said_wins_over_that_of_the_address(serve, authority):
+    served = await serve(authority.pair("draft.example"))
+    await served.server.set_serving(True)
+    await first_of(served, Peer(authority.pair("orchestrator").files(), name_override="draft.example"))
+    assert served.servicer.came_in > 0
 
 
 async def test_tls_to_a_plain_port_fails(serve, authority):

@@ -27,20 +27,18 @@ from presift.orchestrator.ports import ANYWHERE, Score, Seat, TargetInfo, Usage
 from presift.orchestrator.remote_services import (
     ask_draft,
     ask_target,
-    draft_service,
     draft_told,
-    target_service,
+    drafts_at,
     target_told,
+    targets_at,
 )
 from presift.orchestrator.request import Sampling
 from presift.orchestrator.target_wire import sampling_to_wire, usage_from_wire
 from presift.rpc import wire
 from presift.rpc.metrics import count
 from presift.rpc.peers import PLAIN, Peer
-from presift.rpc.replicas.addresses import where_of
-from presift.rpc.replicas.attempts import ATTEMPTS, Patience, attempted
+from presift.rpc.replicas.attempts import ATTEMPTS, Patience, Tried, attempted
 from presift.rpc.replicas.choosing import least_loaded, within_bound
-from presift.rpc.replicas.fleet import Fleet
 from presift.rpc.replicas.racing import raced
 from presift.rpc.replicas.replica import Replica, Standing
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
@@ -57,7 +55,7 @@ class _Scoring:
     request: draft_pb2.ScoreRequest
     key: str
     patience: Patience
-    tried: list[_Draft]
+    tried: Tried[_Draft]
 
 
 class RemoteDraft:
@@ -67,7 +65,7 @@ class RemoteDraft:
     def __init__(
         self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, hedge_after_s: float | None = None
     ) -> None:
-        self._fleet = Fleet(where_of("draft_address", address), draft_service(max_message_bytes, peer))
+        self._fleet = drafts_at(address, max_message_bytes, peer)
         self._hedge_after_s = hedge_after_s
 
     @property
@@ -101,7 +99,7 @@ class RemoteDraft:
         )
         key = "" if self._fleet.is_alone else key_of(token_ids)
         try:
-            return score_from_wire(await self._hedged(_Scoring(request, key, Patience(timeout_s), [])))
+            return score_from_wire(await self._hedged(_Scoring(request, key, Patience(timeout_s), Tried())))
         except grpc.aio.AioRpcError as failure:
             raise draft_told(failure) from failure
 
@@ -121,17 +119,20 @@ class RemoteDraft:
         async def call() -> draft_pb2.ScoreResponse:
             replica = least_loaded(self._fleet.pick(scoring.key, scoring.tried))
             if not self._fleet.is_alone:
-                _count("draft", "failover" if scoring.tried else "least_load")
-            scoring.tried.append(replica)
+                _count("draft", "failover" if scoring.tried.all else "least_load")
             left_s = scoring.patience.left_s
-            with replica.counted(), replica.judged(left_s):
+            with scoring.tried.asking(replica), replica.counted(), replica.judged(left_s):
                 return await replica.stub.Score(scoring.request, timeout=left_s)
 
         # With a single address gRPC itself tries again.
-        return await attempted(call, scoring.patience, 1 if self._fleet.is_alone else attempts)
+        attempts = 1 if self._fleet.is_alone else attempts
+        return await attempted(call, scoring.patience, attempts, has_untried=lambda: self._has_untried(scoring))
+
+    def _has_untried(self, scoring: _Scoring) -> bool:
+        return bool(self._fleet.usable(scoring.tried.all))
 
     async def _scored_elsewhere(self, scoring: _Scoring) -> draft_pb2.ScoreResponse:
-        if not self._fleet.usable(scoring.tried):
+        if not self._has_untried(scoring):
             raise DraftUnavailable("there is no other draft")
         count("presift.replica.hedges", role="draft", outcome="sent")
         return await self._scored(scoring, attempts=1)
@@ -151,7 +152,7 @@ class RemoteTarget:
     """The targets at `address` (see `where_of`). Whoever calls says where; else the least loaded is asked."""
 
     def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
-        self._fleet = Fleet(where_of("target_address", address), target_service(max_message_bytes, peer))
+        self._fleet = targets_at(address, max_message_bytes, peer)
 
     def standings(self) -> list[Standing]:
         """How the replicas stand."""
@@ -214,11 +215,13 @@ class RemoteTarget:
     async def prefill(
         self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None, at: Seat = ANYWHERE
     ) -> None:
-        """Not elsewhere where it fails: there nobody would look for what was read."""
+        """Not elsewhere where it fails: there nobody would look for what was read. Who has a seat there counts already
+        (`holding`)."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+        seated = self._fleet.named(at.replica)
         try:
-            replica = self._picked(at, [])
-            with replica.counted(), replica.judged(timeout_s):
+            replica = seated or self._picked(at, Tried())
+            with nullcontext() if seated else replica.counted(), replica.judged(timeout_s):
                 await replica.stub.Prefill(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as failure:
             raise target_told(failure) from failure
@@ -227,31 +230,31 @@ class RemoteTarget:
         await self._fleet.aclose()
 
     async def _opened(self, request: target_pb2.TargetServiceGenerateRequest, at: Seat, patience: Patience) -> _Opened:
-        tried: list[_Target] = []
+        tried: Tried[_Target] = Tried()
 
         async def call() -> _Opened:
             replica = self._picked(at, tried)
-            tried.append(replica)
             left_s = patience.left_s
             with ExitStack() as held:
                 held.enter_context(replica.counted())
                 stream = replica.stub.Generate(request, timeout=left_s)
                 held.callback(stream.cancel)
                 events = aiter(stream)
-                with replica.judged(left_s):
+                with tried.asking(replica), replica.judged(left_s):
                     first = await anext(events, None)
                 return _Opened(first, events, replica, held.pop_all())
 
-        return await attempted(call, patience, 1 if self._fleet.is_alone else ATTEMPTS)
+        attempts = 1 if self._fleet.is_alone else ATTEMPTS
+        return await attempted(call, patience, attempts, has_untried=lambda: bool(self._fleet.usable(tried.all)))
 
-    def _picked(self, at: Seat, tried: Sequence[_Target]) -> _Target:
-        chosen = None if tried else self._fleet.named(at.replica)
+    def _picked(self, at: Seat, tried: Tried[_Target]) -> _Target:
+        chosen = None if tried.all else self._fleet.named(at.replica)
         if chosen is not None:
             return chosen
         found = self._fleet.pick(at.key, tried)
         if self._fleet.is_alone:
             return found[0]
-        _count("target", "failover" if tried else "least_load")
+        _count("target", "failover" if tried.all else "least_load")
         return within_bound(found)[0] if at.key else least_loaded(found)
 
     def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:

@@ -24,6 +24,8 @@ from presift.orchestrator.target_wire import info_from_wire
 from presift.rpc import wire
 from presift.rpc.channel import open_channel
 from presift.rpc.peers import PLAIN, Peer
+from presift.rpc.replicas.addresses import Named, Where, where_of
+from presift.rpc.replicas.fleet import Fleet
 from presift.rpc.replicas.replica import Introduction
 from presift.rpc.replicas.service import Service
 from presift.rpc.status import error_of
@@ -32,11 +34,30 @@ from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
     Drafts = Service[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
     Targets = Service[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
+    DraftFleet = Fleet[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
+    TargetFleet = Fleet[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
 
 _DRAFT, _TARGET = "presift.v1.DraftService", "presift.v1.TargetService"
 _INFO_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
+
+
+def drafts_at(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> DraftFleet:
+    """`address` as `where_of` reads it. Raises InvalidRequest where it cannot."""
+    where = where_of("draft_address", address)
+    return Fleet(where, draft_service(max_message_bytes, _peer_at(where, peer)))
+
+
+def targets_at(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> TargetFleet:
+    """`address` as `where_of` reads it. Raises InvalidRequest where it cannot."""
+    where = where_of("target_address", address)
+    return Fleet(where, target_service(max_message_bytes, _peer_at(where, peer)))
+
+
+def _peer_at(where: Where, peer: Peer) -> Peer:
+    """A name's replicas are dialled by address, which no certificate of theirs has."""
+    return peer.called(where.host) if isinstance(where, Named) else peer
 
 
 def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import grpc
 
@@ -21,6 +21,11 @@ class Peer:
     tls: TlsFiles | None = None
     name_override: str = ""
     tokens: Tokens | None = None
+
+    def called(self, name: str) -> Self:
+        """The same where it is reached by its addresses, but known by `name`: so its certificate says. What was set
+        stays."""
+        return self if self.tls is None or self.name_override else replace(self, name_override=name)
 
     def interceptors(self) -> list[grpc.aio.ClientInterceptor]:
         """What shows the token."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -100,16 +99,23 @@ class RenewedChannel(grpc.aio.Channel, Generic[T]):
         return self.current().channel.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Returns too when the channel was replaced: then the state may be the same."""
-        changing = asyncio.ensure_future(self.current().channel.wait_for_state_change(last_observed_state))
+        """A channel that is replaced by one of the same state is no change: the peer was not away."""
+        while not await self._changed(last_observed_state):
+            if self.get_state() is not last_observed_state:
+                return
+
+    async def _changed(self, last_observed_state: grpc.ChannelConnectivity) -> bool:
+        """Waits until the state has changed, which is true, or the channel was replaced."""
+        current = self.current()
         replaced = asyncio.ensure_future(self._replaced.wait())
+        changing = asyncio.ensure_future(current.channel.wait_for_state_change(last_observed_state))
         try:
             await asyncio.wait({changing, replaced}, return_when=asyncio.FIRST_COMPLETED)
+            return not replaced.done()
         finally:
             for waiting in (changing, replaced):
                 waiting.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(changing, replaced, return_exceptions=True)
+            await asyncio.gather(changing, replaced, return_exceptions=True)
 
     async def channel_ready(self) -> None:
         while (state := self.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:

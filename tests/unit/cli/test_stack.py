@@ -114,8 +114,8 @@ def test_up_ends_cleanly_on_a_signal(plan, signals, number):
 
 def test_up_ends_where_a_service_dies(plan, signals):
     said = []
-    assert run_until_stopped(plan(draft=["--brief"])(), said.append) == 1
-    assert any("error: draft ended with code 5" in line for line in said)
+    assert run_until_stopped(plan(target=["--brief"])(), said.append) == 1
+    assert any("error: target ended with code 5" in line for line in said)
     assert all(service.exit_code() is not None for service in plan.started)
 
 
@@ -156,9 +156,22 @@ def test_up_goes_on_while_another_of_the_kind_lives(plan, signals):
 
 def test_up_ends_with_the_last_of_a_kind(plan, signals):
     said = []
-    brief = {name: ["--brief"] for name in ("draft", "draft-2")}
-    assert run_until_stopped(plan(**brief)(drafts=2), said.append) == 1
-    assert any("error: draft ended with code 5" in line for line in said)
+    brief = {name: ["--brief"] for name in ("target", "target-2")}
+    assert run_until_stopped(plan(**brief)(targets=2), said.append) == 1
+    assert any("error: target ended with code 5" in line for line in said)
+
+
+def test_up_goes_on_without_a_draft(plan, signals):
+    """Prompts are answered in full then."""
+    said = []
+
+    def progress(line):
+        said.append(line)
+        if line.startswith("warning"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_until_stopped(plan(draft=["--brief"])(), progress) == 0
+    assert any(line.startswith("warning: the others go on without draft ended with code 5") for line in said)
 
 
 def test_up_tells_what_could_not_start(plan, signals):
@@ -199,8 +212,8 @@ def test_ports_beyond_the_last_are_told(plan, signals):
 def test_what_a_service_said_last_is_told(plan, signals):
     said = []
     error = ["--brief", "--error", "2026-01-01 10:00:00,1 ERROR presift.draft the model is away"]
-    assert run_until_stopped(plan(draft=error)(), said.append) == 1
-    assert any(line.startswith("error: draft ended with code 5: the model is away; see ") for line in said)
+    assert run_until_stopped(plan(target=error)(), said.append) == 1
+    assert any(line.startswith("error: target ended with code 5: the model is away; see ") for line in said)
 
 
 def test_a_bad_policy_file_is_told_before_anything_starts(plan, signals, tmp_path):

@@ -27,11 +27,9 @@ def test_field_and_limit_are_told_once(capsys, message, field, limit, line):
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
-@pytest.mark.parametrize(
-    ("retry_after_s", "told"), [(2.25, "queue is full; try again in 2.2 s"), (None, "queue is full")]
-)
+@pytest.mark.parametrize(("retry_after_s", "told"), [(2.5, "full; try again in 2.5 s"), (None, "full")])
 def test_when_to_come_back_is_told(capsys, retry_after_s, told):
     details = Details(retry_after_s=retry_after_s)
     with pytest.raises(typer.Exit), errors_told():
-        raise Overloaded("queue is full", grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+        raise Overloaded("full", grpc.StatusCode.RESOURCE_EXHAUSTED, details)
     assert capsys.readouterr().err == f"error: {told}\n"

@@ -127,15 +127,19 @@ async def test_one_in_use_closes_behind_its_last_call(house, end):
     await until(lambda: house.closed()[0])
 
 
-async def test_who_waits_for_its_state_hears_of_it(house):
+async def test_who_waits_for_its_state_hears_of_the_new_one_s(house):
+    """That it was replaced is no change: the peer was not away, and those who know it need not ask again."""
     await house.channel.channel_ready()
     assert house.channel.get_state() is grpc.ChannelConnectivity.READY
     waiting = asyncio.create_task(house.channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
     await asyncio.sleep(0)
     await replaced(house)
+    await until(lambda: house.closed() == [True, False])
+    await asyncio.sleep(0.05)
+    assert not waiting.done() and house.channel.get_state() is grpc.ChannelConnectivity.READY
+    await house.server.grpc.stop(0)
     async with asyncio.timeout(10):
         await waiting
-    await house.channel.channel_ready()
 
 
 async def test_what_was_sent_before_the_end_is_read_whole(house):

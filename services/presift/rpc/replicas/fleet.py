@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Coroutine, Iterable
+from contextvars import Context
 from functools import partial
-from typing import Generic
+from typing import Any, Generic
 
 from presift.core.errors import PresiftError
 from presift.rpc.metrics import count
 from presift.rpc.replicas.addresses import Listed, Named, Where, resolved
+from presift.rpc.replicas.attempts import Tried
 from presift.rpc.replicas.breaker import Breaker, BreakerState
 from presift.rpc.replicas.choosing import Ring, in_order
 from presift.rpc.replicas.replica import I, Replica, S, Standing
@@ -71,22 +73,28 @@ class Fleet(Generic[S, I]):
     def usable(self, without: Collection[Replica[S, I]] = ()) -> list[Replica[S, I]]:
         """Those that may be asked now. Where all breakers are open, all that are healthy: nothing is gained by asking
         nobody."""
-        self._watch()
-        if self.is_alone:
-            return [each for each in self._replicas.values() if each not in without]
-        found = [each for each in self._replicas.values() if each not in without and each.is_usable]
-        return [each for each in found if each.may_be_asked] or found
+        found = [each for each in self._healthy() if each not in without]
+        return found if self.is_alone else [each for each in found if each.may_be_asked] or found
 
-    def pick(self, key: str, without: Collection[Replica[S, I]] = ()) -> list[Replica[S, I]]:
-        """`usable` in the key's order; of those in `without` only where there is no other. Raises `unavailable`."""
-        found = self.usable(without) or self.usable()
+    def _healthy(self) -> list[Replica[S, I]]:
+        self._watch()
+        return [each for each in self._replicas.values() if self.is_alone or each.is_usable]
+
+    def pick(self, key: str, tried: Tried[Replica[S, I]] | None = None) -> list[Replica[S, I]]:
+        """`usable` in the key's order; of those that were tried only where there is no other, and never who was full.
+        Raises `unavailable`."""
+        found = self.usable() if tried is None else self.usable(tried.all) or self.usable(tried.full)
         if not found:
             raise self._nobody()
         return found if len(found) == 1 else in_order(found, self._ring.order(key))
 
     def named(self, name: str) -> Replica[S, I] | None:
-        """The replica of that name, if it may be asked."""
-        return next((each for each in self.usable() if each.name == name), None) if name else None
+        """The replica of that name, if it can be asked. That its breaker is half open is no hindrance: who names it was
+        shown there, and it is they whom it waits for."""
+        found = next((each for each in self._healthy() if each.name == name), None) if name else None
+        if found is None or found.breaker.state is not BreakerState.OPEN or found in self.usable():
+            return found
+        return None
 
     def standings(self) -> list[Standing]:
         """How they stand, by address."""
@@ -105,21 +113,24 @@ class Fleet(Generic[S, I]):
     def _watch(self) -> None:
         if self.is_alone or self._tasks:
             return
-        self._tasks[""] = asyncio.create_task(self._find(), name=f"find {self._service.role} replicas")
+        self._tasks[""] = _begun(self._find(), f"find {self._service.role} replicas")
         for address in self._replicas:
             self._watch_one(address)
 
     def _watch_one(self, address: str) -> None:
         watching = watch(self._replicas[address], self._service, self._compare)
-        self._tasks[address] = asyncio.create_task(watching, name=f"watch {self._service.role} {address}")
+        self._tasks[address] = _begun(watching, f"watch {self._service.role} {address}")
 
     async def _find(self) -> None:
+        trouble = ""
         while isinstance(self._where, Named):
             try:
                 self._have(await resolved(self._where))
-            except OSError as error:  # what was found stays: a name server that is away takes nobody along
-                log.warning("%s: %s is not found: %s", self._service.role, self._where.host, error)
-            await self._close_left()
+                await self._close_left()
+                trouble = ""
+            except Exception as error:  # what was found stays: a name server that is away takes nobody along
+                if trouble != (trouble := f"{type(error).__name__}: {error}"):
+                    log.warning("%s: %s is not found: %s", self._service.role, self._where.host, trouble)
             await asyncio.sleep(self._resolve_every_s)
 
     def _have(self, addresses: Iterable[str]) -> None:
@@ -167,6 +178,11 @@ class Fleet(Generic[S, I]):
                 log.warning("%s %s is not used: %s", self._service.role, each.address, unused)
             each.unused = unused
         self._changed.set()
+
+
+def _begun(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """In a context of its own: it outlives the request that asked first, whose trace and tenant are not its."""
+    return asyncio.create_task(work, name=name, context=Context())
 
 
 async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -92,9 +92,8 @@ class Replica(Generic[S, I]):
 
     @contextmanager
     def judged(self, timeout_s: float | None) -> Iterator[None]:
-        """The breaker hears how the call of this block went. Where its caller left: nothing, unless they had waited and
-        the replica said nothing to anybody since; else a hung one, whose callers leave, would stay the least loaded.
-        """
+        """The breaker hears how the call of this block went. A caller who leaves says nothing, unless they had waited
+        and the replica had no word for anybody: a hung one, whose callers all leave, would stay the least loaded."""
         began, words = monotonic(), self._words
         try:
             yield

@@ -22,17 +22,16 @@ async def watch(replica: Replica[S, I], service: Service[S, I], changed: Callabl
     """Until cancelled. `changed` is called after every change."""
     while True:
         state = replica.channel.get_state(try_to_connect=True)
-        if state is grpc.ChannelConnectivity.READY:
-            if replica.known is None and not await _met(replica, service, changed):
-                continue
-        elif replica.known is not None:
-            log.warning("%s %s is gone", service.role, replica.address)
-            replica.known, replica.unused = None, ""
-            changed()
+        if state is grpc.ChannelConnectivity.READY and not await _met(replica, service, changed):
+            continue
         if state in _FAR and not replica.was_tried:
             replica.was_tried = True
             changed()
         await replica.channel.wait_for_state_change(state)
+        if replica.known is not None:  # also where it is back already: it may be another process, with another model
+            log.warning("%s %s is gone", service.role, replica.address)
+            replica.known, replica.unused = None, ""
+            changed()
 
 
 async def _met(replica: Replica[S, I], service: Service[S, I], changed: Callable[[], None]) -> bool:

@@ -5,12 +5,17 @@ import asyncio
 import grpc
 import pytest
 
-from presift.core.errors import DraftUnavailable
-from presift.rpc.replicas.attempts import Patience, attempted
+from presift.core.errors import DraftUnavailable, Overloaded
+from presift.rpc.replicas.attempts import Patience, Tried, attempted
+from presift.rpc.status import DETAILS_KEY, details_of
 
 
-def failing(code):
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
+def failing(code, *trailers):
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers))
+
+
+def asked(call, patience, *attempts, has_untried=True):
+    return attempted(call, patience, *attempts, has_untried=lambda: has_untried)
 
 
 class Calls:
@@ -28,40 +33,60 @@ class Calls:
 
 
 AWAY = failing(grpc.StatusCode.UNAVAILABLE)
+SAYS_FULL = (DETAILS_KEY, details_of(Overloaded("waiting_requests", 1, 1, 1.0)))
+FULL = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, SAYS_FULL)
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"])
-async def test_who_did_nothing_gives_way(code):
-    calls = Calls(failing(getattr(grpc.StatusCode, code)), "here")
-    assert await attempted(calls, Patience(None)) == "here"
+@pytest.mark.parametrize("failure", [AWAY, failing(grpc.StatusCode.CANCELLED), FULL])
+async def test_who_did_nothing_gives_way(failure):
+    calls = Calls(failure, "here")
+    assert await asked(calls, Patience(None)) == "here"
 
 
-@pytest.mark.parametrize("code", ["DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "NOT_FOUND"])
+@pytest.mark.parametrize(
+    "code", ["DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "NOT_FOUND", "RESOURCE_EXHAUSTED"]
+)
 async def test_everything_else_is_final(code):
     calls = Calls(failing(getattr(grpc.StatusCode, code)), "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await attempted(calls, Patience(None))
+        await asked(calls, Patience(None))
     assert calls.count == 1
 
 
+async def test_who_is_full_gives_way_only_to_who_was_not_asked():
+    calls = Calls(FULL, "here")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asked(calls, Patience(None), has_untried=False)
+    assert calls.count == 1
+    assert await asked(Calls(AWAY, "here"), Patience(None), has_untried=False) == "here"
+
+
+def test_who_says_that_it_is_full():
+    tried = Tried()
+    for replica, failure in (("away", AWAY), ("full", FULL), ("grpc", failing(grpc.StatusCode.RESOURCE_EXHAUSTED))):
+        with pytest.raises(grpc.aio.AioRpcError), tried.asking(replica):
+            raise failure
+    assert (tried.all, tried.full) == (["away", "full", "grpc"], ["full"])
+
+
 async def test_two_more_at_most():
-    calls = Calls(AWAY, AWAY, failing(grpc.StatusCode.RESOURCE_EXHAUSTED), "here")
+    calls = Calls(AWAY, AWAY, FULL, "here")
     with pytest.raises(grpc.aio.AioRpcError) as last:
-        await attempted(calls, Patience(None))
+        await asked(calls, Patience(None))
     assert calls.count == 3 and last.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_one_where_one_is_said():
     calls = Calls(AWAY, "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await attempted(calls, Patience(None), 1)
+        await asked(calls, Patience(None), 1)
     assert calls.count == 1
 
 
 async def test_not_when_the_time_is_over():
     calls = Calls(AWAY, "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await attempted(calls, Patience(0.0))
+        await asked(calls, Patience(0.0))
     assert calls.count == 1
 
 
@@ -69,7 +94,7 @@ async def test_errors_of_ours_and_cancellation_pass():
     for error in (DraftUnavailable("nobody"), asyncio.CancelledError()):
         calls = Calls(error, "here")
         with pytest.raises(type(error)):
-            await attempted(calls, Patience(5.0))
+            await asked(calls, Patience(5.0))
         assert calls.count == 1
 
 
@@ -80,7 +105,7 @@ async def test_a_cancelled_caller_leaves_at_once():
         began.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(attempted(hang, Patience(None)))
+    task = asyncio.create_task(asked(hang, Patience(None)))
     await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

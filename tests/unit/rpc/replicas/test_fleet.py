@@ -1,6 +1,8 @@
 """The fleet over a name: who joins, who leaves, who is let go. Channels are fakes: none connects."""
 
 import asyncio
+from contextvars import ContextVar
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from presift.core.errors import DraftUnavailable
 from presift.rpc.replicas import fleet as fleet_module
 from presift.rpc.replicas.addresses import Listed, Named
+from presift.rpc.replicas.attempts import Tried
+from presift.rpc.replicas.breaker import BreakerState
 from presift.rpc.replicas.fleet import Fleet
 from presift.rpc.replicas.replica import Introduction
 from presift.rpc.replicas.service import Service
@@ -20,18 +24,19 @@ class Channel:
 
     def __init__(self):
         self.state, self.closed, self.model = READY, False, "m"
-        self._moved = asyncio.Event()
+        self._moved, self.moves = asyncio.Event(), 0
 
     def get_state(self, try_to_connect=False):
         return self.state
 
     async def wait_for_state_change(self, last):
-        while self.state is last:
+        moves = self.moves
+        while self.state is last and self.moves == moves:
             await self._moved.wait()
             self._moved.clear()
 
     def move(self, state):
-        self.state = state
+        self.state, self.moves = state, self.moves + 1
         self._moved.set()
 
     async def close(self):
@@ -52,10 +57,11 @@ async def build(channels):
         channel = channels[address] = channels.get(address) or Channel()
         return channel, channel
 
-    async def ask(stub):
-        return Introduction(f"process at {id(stub)}", stub.model)
+    def build(where, *, is_pinned=False, heard=lambda: None):
+        async def ask(stub):
+            heard()
+            return Introduction(f"process at {id(stub)}", stub.model)
 
-    def build(where, *, is_pinned=False):
         def differs(first, other):
             return "" if first == other else f"{other}, not {first}"
 
@@ -74,7 +80,7 @@ def dns(monkeypatch):
     says = [("a:1", "b:1")]
 
     async def resolved(named):
-        if isinstance(says[-1], OSError):
+        if isinstance(says[-1], Exception):
             raise says[-1]
         return says[-1]
 
@@ -145,6 +151,46 @@ async def test_a_replica_is_a_stranger_again_once_it_is_gone(build, channels):
     assert addresses(fleet) == ["b:1"]
 
 
+async def test_who_went_and_came_back_between_two_looks_is_introduced_anew(build, channels):
+    fleet = build(Listed(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    channels["a:1"].model = "other"
+    channels["a:1"].move(AWAY)
+    channels["a:1"].move(READY)
+    await settle(lambda: [each.unused for each in fleet.standings()] == ["other, not m", ""])
+
+
+REQUEST = ContextVar("request", default="")
+
+
+async def test_its_tasks_have_a_context_of_their_own(build, dns, monkeypatch):
+    seen, resolved = [], fleet_module.resolved
+
+    async def noting(where):
+        seen.append(REQUEST.get())
+        return await resolved(where)
+
+    monkeypatch.setattr(fleet_module, "resolved", noting)
+    REQUEST.set("of the first caller")
+    fleet = build(Named("draft", 1), heard=lambda: seen.append(REQUEST.get()))
+    await settle(lambda: len(fleet.usable()) == 2)
+    await settle(lambda: len(seen) >= 4)
+    assert set(seen) == {""}
+
+
+async def test_looking_up_survives_whatever_happens_and_says_it_once(build, dns, caplog):
+    fleet = build(Named("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    dns.append(UnicodeError("label empty or too long"))
+    await asyncio.sleep(0.1)
+    assert addresses(fleet) == ["a:1", "b:1"]
+    assert [each.getMessage() for each in caplog.records if "not found" in each.getMessage()] == [
+        "draft: draft is not found: UnicodeError: label empty or too long"
+    ]
+    dns.append(("c:1",))
+    await settle(lambda: addresses(fleet) == ["c:1"])
+
+
 @pytest.mark.parametrize("is_pinned", [False, True])
 async def test_the_measure_moves_where_it_may(build, channels, is_pinned):
     fleet = build(Listed(("a:1", "b:1")), is_pinned=is_pinned)
@@ -176,12 +222,34 @@ async def test_where_all_breakers_are_open_all_are_asked(build):
     assert fleet.usable() == [first, second]
 
 
+async def test_whoever_was_shown_to_a_replica_finds_it_half_open(build):
+    fleet = build(Listed(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    first, second = fleet.usable()
+    first.breaker = Mock(state=BreakerState.HALF_OPEN)
+    with first.counted():  # by who was shown there
+        assert fleet.usable() == [second] and fleet.named(first.name) is first
+    first.breaker = Mock(state=BreakerState.OPEN)
+    assert fleet.named(first.name) is None and fleet.named(second.name) is second
+    second.breaker = first.breaker
+    assert fleet.named(first.name) is first
+    assert fleet.named("nobody") is None and fleet.named("") is None
+
+
 async def test_whoever_was_tried_is_tried_again_only_where_there_is_no_other(build):
     fleet = build(Listed(("a:1", "b:1")))
     await settle(lambda: len(fleet.usable()) == 2)
     first, second = fleet.pick("key")
-    assert fleet.pick("key", [first]) == [second]
-    assert fleet.pick("key", [first, second]) == [first, second]
+    tried = Tried()
+    tried.all.append(first)
+    assert fleet.pick("key", tried) == [second]
+    tried.all.append(second)
+    assert fleet.pick("key", tried) == [first, second]
+    tried.full.append(first)
+    assert fleet.pick("key", tried) == [second]
+    tried.full.append(second)
+    with pytest.raises(DraftUnavailable):
+        fleet.pick("key", tried)
 
 
 async def test_a_single_address_is_not_watched(build, channels):

@@ -77,7 +77,7 @@ def answer(replica):
     ("after_s", "meanwhile"),
     [
         (0.9, lambda replica: None),
-        (30.0, Replica.spoke),
+        (30.0, lambda replica: replica.spoke()),
         (30.0, answer),
         (30.0, lambda replica: call(replica, failing("INTERNAL"))),
     ],
