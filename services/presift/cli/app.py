@@ -13,6 +13,17 @@ from rich.table import Table
 
 from presift.cli import answer, explain
 from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
+from presift.cli.flags import (
+    CacheUrl,
+    ContinuePromptTokens,
+    CrossVocabulary,
+    Document,
+    Insecure,
+    MinCoverage,
+    PolicyFile,
+    PrefillWhileDrafting,
+    Tenant,
+)
 from presift.cli.keys import keys
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail, say
@@ -23,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
-Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
 
 
 def main() -> None:
@@ -40,24 +50,14 @@ def up(
     targets: Annotated[int, typer.Option(min=1, max=64, help="target replicas")] = 1,
     orchestrators: Annotated[int, typer.Option(min=1, max=64, help="orchestrators, one port after the other")] = 1,
     listen: Annotated[str, typer.Option(help="where the (first) orchestrator listens")] = "127.0.0.1:50051",
-    cache_url: Annotated[
-        str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
-    ] = None,
-    policy_file: Annotated[
-        Path | None, typer.Option(help="the orchestrator's policy file: defaults by prompt length, target and tenant")
-    ] = None,
+    cache_url: CacheUrl = None,
+    policy_file: PolicyFile = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     capacity: Annotated[int | None, typer.Option(help="prompt tokens to keep where no budget is set")] = None,
     kv_capacity: Annotated[int | None, typer.Option(help="KV tokens to keep where no budget is set")] = None,
-    prefill_while_drafting: Annotated[
-        bool | None, typer.Option(help="on spec_kv the target reads while the draft works")
-    ] = None,
-    cross_vocabulary: Annotated[
-        bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
-    ] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")
-    ] = False,
+    prefill_while_drafting: PrefillWhileDrafting = None,
+    cross_vocabulary: CrossVocabulary = False,
+    insecure: Insecure = False,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C.
 
@@ -104,27 +104,19 @@ def generate(
     *,
     prompt: Annotated[str | None, typer.Argument(help="text, read as it is; or use --question")] = None,
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
-    document: Annotated[
-        list[Path] | None,
-        typer.Option("--document", "--file", help="a file for the question, dropped from; repeatable; - is stdin"),
-    ] = None,
+    document: Document = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
     route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
-    min_coverage: Annotated[
-        float | None, typer.Option(help="below it, by the draft, a less lossy route is taken, 0..1")
-    ] = None,
+    min_coverage: MinCoverage = None,
     auto_coverage: Annotated[float | None, typer.Option(help="the fewest tokens that cover this share, 0..1")] = None,
     kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
     keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
     kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
-    continue_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with (spec_kv, auto)"),
-    ] = None,
+    continue_prompt_tokens: ContinuePromptTokens = None,
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,

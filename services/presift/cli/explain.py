@@ -13,6 +13,7 @@ from rich.console import Console
 
 from presift.cli import answer
 from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
+from presift.cli.flags import AnswerTokens, ContinuePromptTokens, Document, MinCoverage, Tenant
 from presift.cli.telling import errors_told, say
 from presift_client import Explanation
 from presift_client.requests import ExplainOptions
@@ -22,38 +23,28 @@ def explain(
     *,
     prompt: Annotated[str | None, typer.Argument(help="text, read as it is; or use --question")] = None,
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
-    document: Annotated[
-        list[Path] | None,
-        typer.Option("--document", "--file", help="a file for the question, dropped from; repeatable; - is stdin"),
-    ] = None,
+    document: Document = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
     route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
     max_ttft_ms: Annotated[int | None, typer.Option(help="time to first token, as predicted")] = None,
-    min_coverage: Annotated[
-        float | None, typer.Option(help="below it, by the draft, a less lossy route is taken, 0..1")
-    ] = None,
+    min_coverage: MinCoverage = None,
     auto_coverage: Annotated[float | None, typer.Option(help="the fewest tokens that cover this share, 0..1")] = None,
     kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None,
     keep_full_prefix: Annotated[bool | None, typer.Option(help="keep the KV of all that was read, as cache")] = None,
     kv_lookahead_tokens: Annotated[int | None, typer.Option(help="tokens the draft generates to choose KV by")] = None,
-    continue_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with (spec_kv, auto)"),
-    ] = None,
+    continue_prompt_tokens: ContinuePromptTokens = None,
     strict: Annotated[bool, typer.Option("--strict", help="a budget that cannot be met is an error")] = False,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="tokens of the answer that is left out: room and predictions depend on it")
-    ] = None,
+    max_new_tokens: AnswerTokens = None,
     kv_map: Annotated[bool, typer.Option(help="where KV is dropped, have the target say which")] = True,
     html: Annotated[Path | None, typer.Option(help="write a page to this file instead")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="one JSON object: decision, routes, text and the fate of every token")
     ] = False,
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for all of it")] = None,
-    tenant: Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")] = None,
+    tenant: Tenant = None,
     address: Address = None,
     ca: Ca = None,
     cert: Cert = None,
