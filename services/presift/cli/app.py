@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +18,8 @@ from presift.cli.flags import (
     CrossVocabulary,
     Document,
     Insecure,
+    LearntFrom,
+    LocalPolicy,
     MinCoverage,
     PolicyFile,
     PrefillWhileDrafting,
@@ -208,17 +209,11 @@ def route(
     cached_prefix: Annotated[int, typer.Option(help="prompt tokens in the target's cache", min=0)] = 0,
     context: Annotated[int | None, typer.Option(help="the target's context, tokens", min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of the answer", min=1)] = 256,
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="a policy file of this machine; that of PRESIFT_ORCHESTRATOR_POLICY_FILE if unset"),
-    ] = None,
+    policy: LocalPolicy = None,
     model: Annotated[str, typer.Option(help="target id, as the policy file names it")] = "",
     tenant: Annotated[str | None, typer.Option(help="whose defaults of that policy file apply")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
-    address: Annotated[
-        str | None,
-        typer.Option(help="take context, routes, threshold and learnt speeds (no policy file) from this orchestrator"),
-    ] = None,
+    address: LearntFrom = None,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,

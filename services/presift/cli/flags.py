@@ -30,3 +30,10 @@ CrossVocabulary = Annotated[
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")]
 Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
+LocalPolicy = Annotated[
+    Path | None, typer.Option(help="a policy file of this machine; that of PRESIFT_ORCHESTRATOR_POLICY_FILE if unset")
+]
+LearntFrom = Annotated[
+    str | None,
+    typer.Option(help="take context, routes, threshold and learnt speeds (no policy file) from this orchestrator"),
+]
