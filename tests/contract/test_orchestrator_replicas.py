@@ -501,3 +501,15 @@ def test_the_key_of_what_is_all_protected_or_hardly_free():
     other[50:] += 1
     spans = (Span(0, 5), Span(9, 100))
     assert affinity_key(Tokenized(one, spans)) != affinity_key(Tokenized(other, spans))
+
+
+async def test_an_only_draft_that_fails_again_and_again_is_let_alone(open_house):
+    house = await open_house()
+    house.draft.faults += [UNAVAILABLE] * 50
+    for number in range(8):
+        answer = await house.ask(prompt(number), route=plan_pb2.ROUTE_SPEC_PC)
+        assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+    assert "failed again and again" in answer.decision.detail
+    asked = len(house.draft.calls)
+    await house.ask(prompt(99), route=plan_pb2.ROUTE_SPEC_PC)
+    assert len(house.draft.calls) == asked

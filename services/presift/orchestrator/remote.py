@@ -98,6 +98,9 @@ class RemoteDraft:
             include_importance=include_importance,
         )
         key = "" if self._fleet.is_alone else key_of(token_ids)
+        if self._fleet.is_alone and not self._fleet.only.may_be_asked:
+            # Who waits for a draft that is away or hangs has the less time to be read in full.
+            raise DraftUnavailable("the draft failed again and again; it is asked again in some seconds")
         try:
             return score_from_wire(await self._hedged(_Scoring(request, key, Patience(timeout_s), Tried())))
         except grpc.aio.AioRpcError as failure:
