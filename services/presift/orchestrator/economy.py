@@ -47,9 +47,11 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What an outlook is made of beside the places: the prompt, what waits and is under way there, `own` requests."""
+    """What an outlook is made of beside the places: the prompt and what was compressed of it, what waits and is under
+    way there, `own` requests."""
 
     chain: Chain
+    known: dict[Policy, _Known]
     load: Load
     own: int
     answers: tuple[Answering, ...]
@@ -93,9 +95,8 @@ class Economy:
         request's arrival; `salt` says whose it is.
         """
         replicas = dict.fromkeys(self._answered_last.get(place_of(target), ("",)))
-        seen = _Seen(
-            self._prefixes.chain(ids, salt), self._load(self.reading, spent_ms), len(self.reading), self.loads.answers
-        )
+        chain = self._prefixes.chain(ids, salt)
+        seen = self._seen(chain, self.reading, self.loads.answers, spent_ms)
         drafting = "" if draft is None else place_of(draft)
         return min((self._outlook(seen, (drafting, place_of(target, each))) for each in replicas), key=_least)
 
@@ -111,10 +112,13 @@ class Economy:
     ) -> dict[str, Outlook]:
         """The same at each of these replicas of the target, which can be addressed one by one."""
         chain, drafting = self._prefixes.chain(ids, salt), "" if draft is None else place_of(draft)
-        found = {}
+        idle, found = self._seen(chain, Queue(), (), spent_ms), {}  # most replicas are, and look alike
         for replica in replicas:
-            queue = self.reading_at(replica)
-            seen = _Seen(chain, self._load(queue, spent_ms), len(queue), self.loads.answers_at(replica))
+            queue = self._readings.get(replica) if replica else self.reading
+            answers = self.loads.answers_at(replica)
+            seen = idle
+            if answers or queue is not None:
+                seen = self._seen(chain, queue or Queue(), answers, spent_ms, idle.known)
             found[replica] = self._outlook(seen, (drafting, place_of(target, replica)))
         return found
 
@@ -126,12 +130,21 @@ class Economy:
             self._readings = {name: queue for name, queue in self._readings.items() if len(queue)}
         return self._readings.setdefault(replica, Queue())
 
-    def _load(self, reading: Queue, spent_ms: float) -> Load:
-        return Load(self.drafting.wait_ms / max(1, self._drafts()), reading.wait_ms, spent_ms)
+    def _seen(
+        self,
+        chain: Chain,
+        reading: Queue,
+        answers: tuple[Answering, ...],
+        spent_ms: float,
+        known: dict[Policy, _Known] | None = None,
+    ) -> _Seen:
+        load = Load(self.drafting.wait_ms / max(1, self._drafts()), reading.wait_ms, spent_ms)
+        known = self._compressed.get(chain.name, {}) if known is None else known
+        return _Seen(chain, known, load, len(reading), answers)
 
     def _outlook(self, seen: _Seen, places: tuple[str, str]) -> Outlook:
         drafting, reading = places
-        known = self._compressed.get(seen.chain.name, {})
+        known = seen.known
         load, others_ms = seen.load, self.loads.others_ms(reading, seen.own)
         expected = self._prefixes.expected_of
         return Outlook(

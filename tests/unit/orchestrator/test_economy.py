@@ -307,3 +307,14 @@ def test_what_others_read_meanwhile_is_no_evidence():
     for _ in range(2):  # at once: neither found what the other was reading
         economy.observe(replace(answered(other, replace(USAGE, cached_tokens=0)), began=began))
     assert outlook(economy).cached_tokens == 1984
+
+
+def test_an_answer_holds_its_slots_at_its_replica_when_nothing_waits_there(economy):
+    with economy.reading_at("b").working(500.0), economy.loads.answering(900.0, 77, "b"):
+        both = economy.outlooks(IDS, TARGET, DRAFT, ("a", "b"))
+        assert [both[name].load.target_ms for name in "ab"] == [0.0, 250.0]
+    with economy.loads.answering(900.0, 77, "b"):  # it has begun to answer: its queue is empty, and forgotten
+        economy.reading_at("c")
+        both = economy.outlooks(IDS, TARGET, DRAFT, ("a", "b"))
+        assert [[each.kv_tokens for each in both[name].answers] for name in "ab"] == [[], [77]]
+        assert both["b"].load.target_ms == 0.0
