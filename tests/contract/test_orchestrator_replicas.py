@@ -125,7 +125,7 @@ async def test_drafts_share_the_work(open_fleet):
 
 async def test_prefill_and_answer_meet_at_one_target(open_fleet):
     house = await open_fleet(routes=ALL_ROUTES)
-    for number in range(6):
+    for number in range(24):
         answer = await house.ask(prompt(number), route=SPEC_KV)
         assert answer.route == "SPEC_KV"
     for target in house.targets:
@@ -137,7 +137,7 @@ async def test_prefill_and_answer_meet_where_the_breaker_is_half_open(open_fleet
     house = await open_fleet(routes=ALL_ROUTES)
     for each in fleet_of(house):
         each.breaker = Mock(state=BreakerState.HALF_OPEN)
-    for number in range(6):
+    for number in range(24):
         assert (await house.ask(prompt(number), route=SPEC_KV)).route == "SPEC_KV"
     for target in house.targets:
         assert [list(each.token_ids) for each in target.prefills] == [list(each.token_ids) for each in target.calls]
