@@ -22,7 +22,7 @@ from presift.core.plan import ModelInfo
 from presift.draft.scorer import Scored, ScoreTimings
 from presift.draft.servicer import DraftServicer
 from presift.draft.work_queue import WorkQueue
-from presift.orchestrator.admission import Limits
+from presift.orchestrator.admission import QueueLimits
 from presift.rpc.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import EchoEngine
@@ -131,7 +131,7 @@ async def test_the_orchestrators(open_house, stage, ending):
 
 @ENDED
 async def test_a_request_that_waits_for_its_turn(open_house, ending):
-    house = await open_house(limits=Limits(max_running=1), drain_s=BRIEF_S)
+    house = await open_house(limits=QueueLimits(max_running=1), drain_s=BRIEF_S)
     house.target.pause_after = 1
     running = house.stub.Generate(request([1, 2, 3]))
     await house.settle(lambda: house.target.running == 1)

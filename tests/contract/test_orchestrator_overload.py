@@ -8,7 +8,7 @@ import grpc
 import psutil
 import pytest
 
-from presift.orchestrator.admission import Limits
+from presift.orchestrator.admission import QueueLimits
 from presift.orchestrator.costs import Reading
 from presift.orchestrator.economy import Economy
 from presift.orchestrator.incoming import request_from_wire
@@ -40,7 +40,7 @@ async def busy(open_house):
     """limits -> a house with one answer that pauses, and its task."""
 
     async def busy(**limits):
-        house = await open_house(limits=Limits(max_running=1, **limits))
+        house = await open_house(limits=QueueLimits(max_running=1, **limits))
         house.target.pause_after = 1
         running = ask(house, [1, 2, 3])
         await house.settle(lambda: house.target.running == 1)
@@ -125,7 +125,7 @@ async def test_what_is_wrong_is_told_without_a_wait(busy):
 async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house):
     tokens = 20_000
     roomy = model("target", context_tokens=2 * tokens)
-    house = await open_house(limits=Limits(max_running=1), target=roomy)
+    house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
     # Without probes the window of a stream stays at 64 KiB; as it is, it grows to some MiB.
     async with grpc.aio.insecure_channel(house.address, options=[("grpc.http2.bdp_probe", 0)]) as channel:

@@ -17,7 +17,7 @@ from presift.orchestrator.access.interceptor import DoorInterceptor
 from presift.orchestrator.access.key_file import Keys
 from presift.orchestrator.access.leases import RedisLeases
 from presift.orchestrator.access.opening import open_counts
-from presift.orchestrator.admission import Limits as Queue
+from presift.orchestrator.admission import QueueLimits
 from presift.v1 import orchestrator_pb2
 
 from .fakes.doors import ACME, OTHER, door, shows
@@ -133,7 +133,7 @@ async def test_over_the_limit_nobody_waits_for_a_turn(open_house, counts, rpc):
     house = await open_house(
         guards=(DoorInterceptor(door({"acme": Limits(concurrency=1)})),),
         allowances=counts(),
-        limits=Queue(max_running=1),
+        limits=QueueLimits(max_running=1),
     )
     house.target.pause_after = 1
     running = house.stub.Generate(request(LONG), metadata=shows(OTHER))

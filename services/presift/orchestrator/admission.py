@@ -23,7 +23,7 @@ _NEWEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QueueLimits:
     """Requests in work, requests that wait, and the bytes that these hold. Raises InvalidRequest."""
 
     max_running: int = 64
@@ -62,8 +62,8 @@ class _Ticket:
 class Admission:
     """All methods are called from one event loop. `clock` in seconds."""
 
-    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits = Limits() if limits is None else limits
+    def __init__(self, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = QueueLimits() if limits is None else limits
         self._clock = clock
         self._queue: FairQueue[_Ticket] = FairQueue()
         self._typical_s = 1.0
@@ -150,12 +150,14 @@ class Admission:
             self._make_room_in(
                 "waiting_bytes", ticket, lambda each: each.held_bytes, limits.max_waiting_bytes, given_way
             )
-        except Overloaded:
+        except Overloaded as error:
+            _count(error)
             for each, _ in reversed(given_way):  # for nothing: they were the newest of their tenants, and are again
                 self._wait(each)
             raise
-        for each, error in given_way:
-            each.turn.set_exception(error)
+        for each, refusal in given_way:
+            _count(refusal)
+            each.turn.set_exception(refusal)
 
     def _make_room_in(
         self,
@@ -178,8 +180,11 @@ class Admission:
         return self.waiting if field == "waiting_requests" else self.waiting_bytes
 
     def _overloaded(self, field: str, would_be: int, limit: int) -> Overloaded:
-        count("presift.admission.refused", field=field)
         # Places come free at the rate at which requests in work end.
         low, high = _RETRY_S
         guess_s = (self.waiting + 1) * self._typical_s / self._limits.max_running
         return Overloaded(field, would_be, f"<= {limit}", min(high, max(low, guess_s)))
+
+
+def _count(refusal: Overloaded) -> None:
+    count("presift.admission.refused", field=refusal.field)

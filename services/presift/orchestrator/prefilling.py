@@ -6,7 +6,6 @@ A help, never a condition: where it fails, Generate reads the prompt itself.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
 from presift.orchestrator.ports import ANYWHERE, Seat, Target
+from presift.orchestrator.salted import salted
 from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.metrics import count
 from presift.rpc.telemetry import span
@@ -74,8 +74,4 @@ async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]
 
 
 def _key(tokens: Tokenized, at: Seat) -> str:
-    # The salt's length first: no salt may look like the beginning of another one's tokens.
-    salt = tokens.salt.encode()
-    head = len(salt).to_bytes(8, "little") + salt
-    digest = hashlib.blake2b(head + tokens.ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
-    return f"{digest}@{at.replica}"
+    return f"{salted(tokens.ids, tokens.salt)}@{at.replica}"

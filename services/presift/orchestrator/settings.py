@@ -16,7 +16,7 @@ from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.orchestrator.access.allowances import OnTrouble
-from presift.orchestrator.admission import Limits
+from presift.orchestrator.admission import QueueLimits
 from presift.orchestrator.choices import ROUTE_ORDER, Defaults
 from presift.orchestrator.guard.samples import Sampler
 from presift.orchestrator.guard.switches import Thresholds
@@ -163,9 +163,9 @@ class OrchestratorSettings(ServiceSettings):
     guard_least_samples: Annotated[int, Field(ge=1, description="samples without which no switch moves")] = 20
     guard_window: Annotated[int, Field(ge=1, description="last samples of a route and length band to judge by")] = 50
 
-    def admission_limits(self) -> Limits:
+    def admission_limits(self) -> QueueLimits:
         """How many requests are in work and wait, and what these may hold."""
-        return Limits(self.max_running, self.max_waiting, self.max_waiting_mib * 2**20)
+        return QueueLimits(self.max_running, self.max_waiting, self.max_waiting_mib * 2**20)
 
     def defaults(self) -> Defaults:
         """Raises InvalidRequest for a policy that cannot hold."""

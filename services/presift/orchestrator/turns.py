@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo
+from presift.orchestrator.salted import salted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Turns:
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._turns: OrderedDict[bytes, Turn] = OrderedDict()
+        self._turns: OrderedDict[str, Turn] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._turns)
 
     def remember(self, token_ids: NDArray[np.uint32], turn: Turn, salt: str) -> None:
         """`turn` answered this prompt. A later turn is remembered under its own prompt with the earlier selection."""
-        key = _key(token_ids, salt)
+        key = salted(token_ids, salt)
         self._turns[key] = turn
         self._turns.move_to_end(key)
         while len(self._turns) > self._entries:
@@ -44,15 +44,8 @@ class Turns:
 
     def recall(self, token_ids: NDArray[np.uint32], salt: str) -> Turn | None:
         """The turn that answered exactly this prompt, if it is still known."""
-        key = _key(token_ids, salt)
+        key = salted(token_ids, salt)
         if key not in self._turns:
             return None
         self._turns.move_to_end(key)
         return self._turns[key]
-
-
-def _key(token_ids: NDArray[np.uint32], salt: str) -> bytes:
-    # The salt's length first: no salt may look like the beginning of another one's tokens.
-    said = salt.encode()
-    head = len(said).to_bytes(8, "little") + said
-    return hashlib.blake2b(head + token_ids.astype("<u4").tobytes(), digest_size=32).digest()

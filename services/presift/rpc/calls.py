@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health
 
 from presift.core.errors import Overloaded, ShuttingDown
+from presift.rpc.callers import OPEN
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
 
-_HEALTH = f"/{health.SERVICE_NAME}/"
 _RETRY_AFTER_S = 1.0
 
 
@@ -43,7 +42,7 @@ class Calls(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(_HEALTH)
+        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(OPEN)
         calls = self._health if is_health else self._running
         if handler is None or task is None:
             return handler

@@ -12,7 +12,7 @@ from presift.cache.lease import NoLease
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
-from presift.orchestrator.admission import Admission, Limits
+from presift.orchestrator.admission import Admission, QueueLimits
 from presift.orchestrator.calibration import Calibration
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
@@ -55,7 +55,7 @@ DEFAULTS = Defaults(
     cascade_capacity=CASCADE,
 )
 ALL_ROUTES = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
-NO_SAMPLES, THRESHOLDS, LIMITS = Sampler(0.0), Thresholds(), Limits()
+NO_SAMPLES, THRESHOLDS, LIMITS = Sampler(0.0), Thresholds(), QueueLimits()
 LOCAL = "127.0.0.1:0"
 
 
@@ -110,7 +110,7 @@ class Options:
     calibration_limit_s: float = 20.0
     guards: tuple = ()
     allowances: object = None
-    limits: Limits = LIMITS
+    limits: QueueLimits = LIMITS
     lease: object = None
     drain_s: float = 5.0
     drafts: int = 1

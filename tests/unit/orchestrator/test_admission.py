@@ -7,7 +7,8 @@ import time
 import pytest
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from presift.orchestrator.admission import Admission, Limits
+from presift.orchestrator import admission as module
+from presift.orchestrator.admission import Admission, QueueLimits
 from presift.orchestrator.workload import Workload
 
 SMALL = Workload(tokens=100, held_bytes=1000)
@@ -46,7 +47,7 @@ def empty(admission):
 
 
 async def test_so_many_run_and_the_others_wait():
-    admission = Admission(Limits(2, 10))
+    admission = Admission(QueueLimits(2, 10))
     callers = await come(admission, *"aaaa")
     assert (admission.running, admission.waiting, admission.waiting_bytes) == (2, 2, 2000)
     for caller in callers:
@@ -55,7 +56,7 @@ async def test_so_many_run_and_the_others_wait():
 
 
 async def test_the_next_is_another_tenants():
-    admission = Admission(Limits(1, 600))
+    admission = Admission(QueueLimits(1, 600))
     flood = await come(admission, *["flood"] * 500)
     (single,) = await come(admission, "single")
     await flood[0].leave()
@@ -68,7 +69,7 @@ async def test_the_next_is_another_tenants():
 
 
 async def test_too_many_are_refused_with_when_to_come_back():
-    admission = Admission(Limits(1, 2))
+    admission = Admission(QueueLimits(1, 2))
     callers = await come(admission, *"aaaa")
     with pytest.raises(Overloaded) as refusal:
         await callers[3].task
@@ -81,7 +82,7 @@ async def test_too_many_are_refused_with_when_to_come_back():
 
 
 async def test_too_many_bytes_are_refused():
-    admission = Admission(Limits(1, 100, max_waiting_bytes=2500))
+    admission = Admission(QueueLimits(1, 100, max_waiting_bytes=2500))
     callers = await come(admission, *"aaaa")
     with pytest.raises(Overloaded) as refusal:
         await callers[3].task
@@ -96,7 +97,7 @@ async def test_too_many_bytes_are_refused():
 
 
 async def test_no_one_may_wait_where_the_bound_is_zero():
-    admission = Admission(Limits(1, 0))
+    admission = Admission(QueueLimits(1, 0))
     first, second = await come(admission, *"ab")
     with pytest.raises(Overloaded):
         await second.task
@@ -104,7 +105,9 @@ async def test_no_one_may_wait_where_the_bound_is_zero():
     assert empty(admission)
 
 
-@pytest.mark.parametrize("limits", [Limits(1, 10), Limits(1, 100, max_waiting_bytes=10_000)], ids=["number", "bytes"])
+@pytest.mark.parametrize(
+    "limits", [QueueLimits(1, 10), QueueLimits(1, 100, max_waiting_bytes=10_000)], ids=["number", "bytes"]
+)
 async def test_a_flood_makes_room_for_another_tenant(limits):
     admission = Admission(limits)
     flood = await come(admission, *["flood"] * 11)
@@ -124,7 +127,7 @@ async def test_a_flood_makes_room_for_another_tenant(limits):
 
 
 async def test_two_floods_share_the_room():
-    admission = Admission(Limits(1, 10))
+    admission = Admission(QueueLimits(1, 10))
     await come(admission, *["a"] * 11)
     others = await come(admission, *["b"] * 11)
     waiting = [caller for caller in others if not caller.task.done()]
@@ -132,7 +135,7 @@ async def test_two_floods_share_the_room():
 
 
 async def test_a_deadline_ends_the_wait():
-    admission = Admission(Limits(1, 10))
+    admission = Admission(QueueLimits(1, 10))
     first, second = Caller(admission), Caller(admission, left_s=0.01)
     with pytest.raises(DeadlineExceeded):
         await second.task
@@ -142,7 +145,7 @@ async def test_a_deadline_ends_the_wait():
 
 
 async def test_a_place_can_be_given_back_before_the_block_ends_and_only_once():
-    admission = Admission(Limits(1, 10))
+    admission = Admission(QueueLimits(1, 10))
     first, second = await come(admission, *"aa")
     first.place.close()
     await settled()
@@ -155,7 +158,7 @@ async def test_a_place_can_be_given_back_before_the_block_ends_and_only_once():
 
 
 async def test_an_error_gives_the_place_back():
-    admission = Admission(Limits(1, 10))
+    admission = Admission(QueueLimits(1, 10))
     with pytest.raises(RuntimeError):
         async with admission.place("", SMALL, None):
             raise RuntimeError
@@ -163,7 +166,7 @@ async def test_an_error_gives_the_place_back():
 
 
 async def test_who_leaves_in_the_moment_of_its_turn_gives_it_on():
-    admission = Admission(Limits(1, 10))
+    admission = Admission(QueueLimits(1, 10))
     first, second, third = await come(admission, *"aaa")
     first.place.close()  # `second` has its turn, and does not know yet
     second.task.cancel()
@@ -177,7 +180,7 @@ async def test_who_leaves_in_the_moment_of_its_turn_gives_it_on():
 @pytest.mark.parametrize("leaves", ["cancelled", "late"])
 async def test_a_place_comes_free_in_the_moment_in_which_the_next_leaves(leaves):
     """Before the one who leaves has heard of it: the place goes to whoever waits behind."""
-    admission = Admission(Limits(1, 10))
+    admission = Admission(QueueLimits(1, 10))
     (first,) = await come(admission, "a")
     second = Caller(admission, "a", left_s=0.05 if leaves == "late" else None)
     await settled()
@@ -198,21 +201,24 @@ async def test_a_place_comes_free_in_the_moment_in_which_the_next_leaves(leaves)
     assert empty(admission)
 
 
-async def test_nobody_gives_way_to_who_is_refused_all_the_same():
-    admission = Admission(Limits(1, 2, 3000))
+async def test_nobody_gives_way_to_who_is_refused_all_the_same(monkeypatch):
+    counted = []
+    monkeypatch.setattr(module, "count", lambda name, **attributes: counted.append(attributes))
+    admission = Admission(QueueLimits(1, 2, 3000))
     running, *waiting = await come(admission, *"abb")
     with pytest.raises(Overloaded) as refused:
         async with admission.place("c", Workload(tokens=100, held_bytes=2500), None):
             raise RuntimeError
     assert refused.value.details["field"] == "waiting_bytes"
     assert admission.waiting == 2 and admission.waiting_bytes == 2000
+    assert counted == [{"field": "waiting_bytes"}]
     for each in (running, *waiting):
         await each.leave()
     assert empty(admission)
 
 
 async def test_no_place_is_lost_in_a_storm():
-    admission, rng = Admission(Limits(3, 20, 15_000)), random.Random(5)
+    admission, rng = Admission(QueueLimits(3, 20, 15_000)), random.Random(5)
     callers = []
     for _ in range(600):
         callers.append(Caller(admission, rng.choice("abcd"), left_s=rng.choice([None, 0.001, 1.0])))
@@ -230,7 +236,7 @@ async def test_no_place_is_lost_in_a_storm():
 
 async def test_the_guess_when_to_come_back_follows_the_work():
     now = 0.0
-    admission = Admission(Limits(1, 0), clock=lambda: now)
+    admission = Admission(QueueLimits(1, 0), clock=lambda: now)
     for _ in range(30):
         async with admission.place("", SMALL, None):
             now += 8.0
@@ -243,4 +249,4 @@ async def test_the_guess_when_to_come_back_follows_the_work():
 
 def test_nothing_in_work_is_no_limit():
     with pytest.raises(InvalidRequest):
-        Limits(max_running=0)
+        QueueLimits(max_running=0)

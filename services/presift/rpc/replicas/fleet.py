@@ -165,15 +165,14 @@ class Fleet(Generic[S, I]):
 
     def _compare(self) -> None:
         """Hold all that are known against the measure; find another, where it may move and nobody is like it."""
-        known = [each for each in self._replicas.values() if each.known is not None]
+        known = [(each, each.known.info) for each in self._replicas.values() if each.known is not None]
         if self._measure is not None and not self._service.is_pinned:
-            likes = [each for each in known if each.known and not self._service.differs(self._measure, each.known.info)]
-            self._measure = self._measure if likes or not known else None
-        for each in known:
-            assert each.known is not None
+            has_likes = any(not self._service.differs(self._measure, info) for _, info in known)
+            self._measure = self._measure if has_likes or not known else None
+        for each, info in known:
             if self._measure is None:
-                self._measure = each.known.info
-            unused = self._service.differs(self._measure, each.known.info)
+                self._measure = info
+            unused = self._service.differs(self._measure, info)
             if unused and unused != each.unused:
                 log.warning("%s %s is not used: %s", self._service.role, each.address, unused)
             each.unused = unused
