@@ -10,6 +10,9 @@ TOOLS := $(VENV)/tools
 TOOLS_LOCK := ops/locks/tools.txt
 TOOLS_STAMP := $(TOOLS)/.installed
 CHAIN := ops/supply_chain
+# The TypeScript client's packages; npm itself writes the stamp.
+TYPESCRIPT := clients/typescript
+TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
 TEST_MODEL := smollm2-135m-instruct
 DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 
@@ -89,9 +92,13 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
-protos: $(STAMP) ## regenerate services/presift/v1 from protos/
+protos: $(STAMP) $(TYPESCRIPT_STAMP) ## regenerate services/presift/v1 and clients/typescript/src/gen from protos/
 	@$(PROTOC) --python_out=services --pyi_out=services --grpc_python_out=services --mypy_grpc_out=quiet:services \
 		protos/presift/v1/*.proto
+	@cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate
+
+$(TYPESCRIPT_STAMP): $(TYPESCRIPT)/package-lock.json
+	@cd $(TYPESCRIPT) && npm ci --silent --no-audit
 
 # protos/released.binpb is what clients were built against: `buf build protos -o protos/released.binpb` at a release.
 protos-check: $(STAMP)
@@ -102,6 +109,9 @@ protos-check: $(STAMP)
 		--mypy_grpc_out=quiet:$(VENV)/protos protos/presift/v1/*.proto
 	@for f in $(VENV)/protos/presift/v1/*; do cmp -s $$f services/presift/v1/$$(basename $$f) \
 		|| { echo "services/presift/v1/$$(basename $$f) is not what protos/ generate: run make protos"; exit 1; }; done
+	@$(MAKE) --no-print-directory $(TYPESCRIPT_STAMP) || echo "== TypeScript client: NOT CHECKED, node or its packages are missing"
+	@test ! -e $(TYPESCRIPT_STAMP) || { cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate -o $(abspath $(VENV))/protos \
+		&& diff -rq src/gen $(abspath $(VENV))/protos/src/gen; } || { echo "$(TYPESCRIPT)/src/gen: run make protos"; exit 1; }
 
 bench: demo-models ## run the benchmarks (tests/bench/README.md says what each measures)
 	$(BIN)/python tests/bench/draft_scoring.py time --model "$(PRESIFT_HOME)/models/qwen2.5-coder-0.5b-instruct"

@@ -62,10 +62,12 @@ async def meet(request):
         await server.grpc.stop(0)
 
 
-async def test_unavailable_before_any_message_is_tried_again(meet):
+@pytest.mark.parametrize("characters", [1, 3_000_000])
+async def test_unavailable_before_any_message_is_tried_again(meet, characters):
+    """Long prompts too, of which gRPC by itself would not keep enough to send them again."""
     servicer = Flaky(failures=1)
     client = await meet(servicer)
-    assert (await client.generate("x")).usage.completion_tokens == 1
+    assert (await client.generate("x" * characters)).usage.completion_tokens == 1
     assert servicer.calls == 2
 
 

@@ -65,6 +65,8 @@ def options(max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # What gRPC does not keep it cannot send again: by default prompts of up to 256 KiB alone.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
         # A service that is gone without a word is found within 8 s.
         ("grpc.keepalive_time_ms", 5_000),
         ("grpc.keepalive_timeout_ms", 3_000),

@@ -89,6 +89,8 @@ def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # What gRPC does not keep it cannot send again: by default calls of up to 256 KiB alone.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
         # A peer that is gone without a word (half-open) is found within 8 s, also in the middle of a long wait.
         ("grpc.keepalive_time_ms", 5_000),
         ("grpc.keepalive_timeout_ms", 3_000),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import grpc
 import pytest
 
 from presift.rpc.channel import open_channel, service_config
@@ -60,5 +61,25 @@ async def test_a_cancelled_caller_ends_the_call_on_the_wire():
         await asking
     await until(lambda: servicer.running == 0)
     assert servicer.cancelled == 1
+    await channel.close()
+    await server.grpc.stop(0)
+
+
+class Flaky(Waiting):
+    async def Score(self, request, context):
+        self.running += 1
+        if self.running == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "by the fake")
+        return draft_pb2.ScoreResponse()
+
+
+async def test_a_long_prompt_is_sent_again():
+    """300,000 token ids are more than gRPC keeps by itself."""
+    servicer, server = Flaky(), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    retryable = [("presift.v1.DraftService", "Score")]
+    channel = open_channel(f"127.0.0.1:{await server.start()}", retryable=retryable)
+    await draft_pb2_grpc.DraftServiceStub(channel).Score(draft_pb2.ScoreRequest(token_ids=[150_000] * 300_000))
+    assert servicer.running == 2
     await channel.close()
     await server.grpc.stop(0)

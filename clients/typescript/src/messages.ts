@@ -1,0 +1,91 @@
+/**
+ * From messages as plain objects to a Chat. Pure.
+ *
+ * A message is `{ role: "user", content: "..." }`, or `content: [{ text: "...", document: true }, { text: "..." }]`. Where
+ * any part is a document, only documents are dropped from; else `protected` on a part or a message keeps it. A conversation
+ * with tools is replayed as other chat services write it: the assistant's message has `tool_calls` (its content may be
+ * null), each answer is `{ role: "tool", tool_call_id, name, content }`.
+ */
+import { create } from "@bufbuild/protobuf";
+
+import { invalidRequest } from "./errors.js";
+import { type Chat, ChatSchema, type Message, MessageSchema } from "./gen/presift/v1/orchestrator_pb.js";
+
+export interface TextPart {
+  readonly type?: "text";
+  readonly text: string;
+  /** Never dropped. */
+  readonly protected?: boolean;
+  /** May be dropped; then nothing else of the chat is. */
+  readonly document?: boolean;
+}
+
+export interface ChatMessage {
+  readonly role: "system" | "user" | "assistant" | "tool";
+  readonly content?: string | readonly TextPart[] | null;
+  readonly protected?: boolean;
+  readonly tool_calls?: readonly object[];
+  readonly name?: string;
+  readonly tool_call_id?: string;
+}
+
+const MESSAGE_KEYS = ["role", "content", "protected", "tool_calls", "name", "tool_call_id"];
+const PART_KEYS = ["type", "text", "protected", "document"];
+
+/** Throws TypeError for what no message has, InvalidRequest for text that has no UTF-8. */
+export function chatOf(messages: readonly ChatMessage[], tools: readonly object[]): Chat {
+  return create(ChatSchema, {
+    messages: messages.map((message, number) => messageOf(`messages[${number}]`, message)),
+    toolsJson: tools.map((tool) => JSON.stringify(tool)),
+  });
+}
+
+/** `text`. Throws InvalidRequest where it has no UTF-8: half of a surrogate pair would reach the service as another text. */
+export function writable(field: string, text: string): string {
+  if (!text.isWellFormed()) throw invalidRequest(field, "half a surrogate pair", "Unicode text");
+  return text;
+}
+
+function messageOf(field: string, message: ChatMessage): Message {
+  checkMessage(field, message);
+  const { content, name, protected: kept = false, role, tool_call_id: callId, tool_calls: calls = [] } = message;
+  const parts = typeof content === "string" ? [{ text: content }] : (content ?? []);
+  return create(MessageSchema, {
+    role: writable(`${field}.role`, role),
+    parts: parts.map((part, number) => partOf(`${field}.content[${number}]`, part)),
+    protected: kept,
+    toolCallsJson: calls.map((call) => JSON.stringify(call)),
+    name: writable(`${field}.name`, name ?? ""),
+    toolCallId: writable(`${field}.tool_call_id`, callId ?? ""),
+  });
+}
+
+function checkMessage(field: string, message: ChatMessage): void {
+  if ("document" in message) {
+    throw new TypeError(
+      `${field}: "document" belongs on a part: content: [{ text: ..., document: true }, { text: ... }]`,
+    );
+  }
+  checkKeys(field, "a message", message, MESSAGE_KEYS);
+  if (typeof message.role !== "string") throw new TypeError(`${field} has no role`);
+  if ((message.content ?? null) === null && !message.tool_calls?.length) {
+    throw new TypeError(`${field} has no content; only a message with tool_calls may have none`);
+  }
+}
+
+function partOf(field: string, part: TextPart) {
+  if ((part.type ?? "text") !== "text")
+    throw new TypeError(`${field}: a part is text; not ${JSON.stringify(part.type)}`);
+  checkKeys(field, "a part", part, PART_KEYS);
+  const { text, protected: kept = false, document = false } = part;
+  if (kept && document) {
+    throw new TypeError(`${field}: document and protected say opposite things: what may be dropped, and what may not`);
+  }
+  if (typeof text !== "string") throw new TypeError(`${field} has no text`);
+  return { text: writable(`${field}.text`, text), protected: kept, document };
+}
+
+function checkKeys(field: string, what: string, given: object, known: readonly string[]): void {
+  const unknown = Object.keys(given).filter((key) => !known.includes(key));
+  if (unknown.length) throw new TypeError(`${field}: ${what} has ${known.join(", ")}; not ${unknown.join(", ")}`);
+}

@@ -1,0 +1,35 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { channelOptions, credentialsOf, metadataOf } from "../../src/channel.js";
+
+test("tenant and key travel as metadata", () => {
+  const metadata = metadataOf("acme", "psk_1");
+  assert.deepEqual(metadata.getMap(), { "presift-tenant": "acme", authorization: "Bearer psk_1" });
+  assert.deepEqual(metadataOf(undefined, undefined).getMap(), {});
+});
+
+for (const key of ["", "psk 1", "psk\n1", "schlüssel"]) {
+  test(`the key ${JSON.stringify(key)} is refused and not quoted`, () => {
+    assert.throws(
+      () => metadataOf(undefined, key),
+      (error) => error instanceof TypeError && error.message === "the apiKey has characters that no key has",
+    );
+  });
+}
+
+test("a tenant that cannot be sent is refused", () => {
+  assert.throws(() => metadataOf("a\nb", undefined), /tenant is "a\\nb"/);
+});
+
+test("certificate and key go together, and a missing file is named", () => {
+  assert.throws(() => credentialsOf({ cert: "cert.pem" }), /cert and key go together/);
+  assert.throws(() => credentialsOf({ ca: "/nowhere/ca.pem" }), /\/nowhere\/ca\.pem/);
+});
+
+test("a prompt of the largest message can be sent again", () => {
+  const options = channelOptions(1000, { nameOverride: "presift" });
+  assert.equal(options["grpc.per_rpc_retry_buffer_size"], 1000);
+  assert.equal(options["grpc.ssl_target_name_override"], "presift");
+  assert.match(String(options["grpc.service_config"]), /"service":"presift\.v1\.OrchestratorService"/);
+});

@@ -1,0 +1,101 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { KvSelection, Route } from "../../src/gen/presift/v1/plan_pb.js";
+import { InvalidRequest } from "../../src/index.js";
+import { explainRequest, generateRequest, type Options } from "../../src/requests.js";
+
+test("what is left out is left to the service", () => {
+  const { budget, kv, prompt, route, sampling } = generateRequest({ prompt: "hello" });
+  assert.equal(route, Route.AUTO);
+  assert.deepEqual(prompt?.prompt, { case: "text", value: "hello" });
+  assert.equal(budget?.maxPromptTokens, undefined);
+  assert.equal(budget?.autoCapacity, undefined);
+  assert.equal(sampling?.maxNewTokens, undefined);
+  assert.equal(sampling?.seed, undefined);
+  assert.equal(kv?.selection, KvSelection.UNSPECIFIED);
+  assert.equal(kv?.keepFullPrefix, undefined);
+});
+
+test("every option arrives", () => {
+  const request = generateRequest({
+    tokenIds: [1, 2, 3],
+    protectedSpans: [[0, 2]],
+    route: "spec_kv_pc",
+    maxPromptTokens: 100,
+    maxKvTokens: 50,
+    strict: true,
+    compressAboveTokens: 0,
+    maxTtftMs: 900,
+    minCoverage: 0.5,
+    autoCoverage: 0.75,
+    autoMinTokens: 16,
+    autoMaxTokens: 64,
+    kvSelection: "draft_mask",
+    keepFullPrefix: false,
+    kvLookaheadTokens: 0,
+    continuePromptTokens: 7,
+    maxNewTokens: 9,
+    temperature: 0.5,
+    topP: 0.25,
+    topK: 4,
+    seed: 2n ** 63n,
+    stop: ["\n"],
+    stopTokenIds: [2],
+    ignoreEos: true,
+  });
+  assert.deepEqual(request.prompt?.prompt.value, { $typeName: "presift.v1.TokenIds", ids: [1, 2, 3] });
+  assert.deepEqual(
+    request.prompt?.protectedSpans.map(({ start, end }) => [start, end]),
+    [[0, 2]],
+  );
+  assert.equal(request.route, Route.SPEC_KV_PC);
+  const { $typeName: budgetType, autoCapacity, ...budget } = request.budget!;
+  assert.deepEqual(budget, {
+    maxPromptTokens: 100,
+    maxKvTokens: 50,
+    strict: true,
+    compressAboveTokens: 0,
+    maxTtftMs: 900,
+    minCoverage: 0.5,
+  });
+  assert.deepEqual(
+    [autoCapacity?.coverage, autoCapacity?.minTokens, autoCapacity?.maxTokens],
+    [0.75, 16, 64],
+    budgetType,
+  );
+  const { $typeName: kvType, ...kv } = request.kv!;
+  const selection = KvSelection.DRAFT_MASK;
+  assert.deepEqual(kv, { selection, keepFullPrefix: false, lookaheadTokens: 0, continuePromptTokens: 7 }, kvType);
+  const { $typeName: samplingType, ...sampling } = request.sampling!;
+  const chosen = { maxNewTokens: 9, temperature: 0.5, topP: 0.25, topK: 4, seed: 2n ** 63n };
+  assert.deepEqual(sampling, { ...chosen, stop: ["\n"], stopTokenIds: [2], ignoreEos: true }, samplingType);
+});
+
+test("explain takes the same prompt and budget", () => {
+  const request = explainRequest({ prompt: "hello", maxPromptTokens: 8, maxNewTokens: 3, spanPerToken: true });
+  assert.deepEqual([request.budget?.maxPromptTokens, request.maxNewTokens, request.spanPerToken], [8, 3, true]);
+});
+
+const refused: Record<string, [object, RegExp]> = {
+  "an unknown option": [{ prompt: "a", max_prompt_tokens: 5 }, /unknown option max_prompt_tokens/],
+  "an inherited name": [{ prompt: "a", constructor: 5 }, /unknown option constructor/],
+  "no prompt": [{}, /exactly one of prompt, messages and tokenIds/],
+  "two prompts": [{ prompt: "a", tokenIds: [1] }, /exactly one/],
+  "an unknown route": [{ prompt: "a", route: "spec" }, /route is "spec"; it must be one of auto, full/],
+  "a route that every object has": [{ prompt: "a", route: "toString" }, /route is "toString"/],
+  "an unknown selection": [{ prompt: "a", kvSelection: "both" }, /kvSelection is "both"/],
+  "bounds without coverage": [{ prompt: "a", autoMaxTokens: 5 }, /go with autoCoverage/],
+  "tools without messages": [{ prompt: "a", tools: [{}] }, /tools go with messages/],
+};
+for (const [what, [options, words]] of Object.entries(refused)) {
+  test(`${what} is refused`, () => {
+    assert.throws(() => generateRequest(options as Options), words);
+  });
+}
+
+test("half a surrogate pair is refused before it is sent", () => {
+  for (const options of [{ prompt: "a\ud800" }, { prompt: "a", stop: ["\udc00"] }]) {
+    assert.throws(() => generateRequest(options), InvalidRequest);
+  }
+});
