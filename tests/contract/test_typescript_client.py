@@ -253,6 +253,11 @@ async def test_nothing_is_tried_again_after_a_message(probe, meet):
     assert told["error"] == "Unavailable" and servicer.calls == 1
 
 
+async def test_what_had_come_is_counted_where_the_service_says_nothing_of_it(probe, meet):
+    (told,) = await probe(await meet(Flaky(failures=1, messages=3)), "generate", options={"prompt": "x"})
+    assert (told["error"], told["deliveredTokens"]) == ("Unavailable", 6)
+
+
 @pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"])
 async def test_no_other_status_is_tried_again(probe, meet, code):
     servicer = Flaky(failures=1, code=grpc.StatusCode[code])

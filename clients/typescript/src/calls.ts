@@ -25,7 +25,7 @@ export interface Line {
 
 const asIs = (bytes: Buffer): Buffer => bytes;
 
-/** The answers of a stream. Throws PresiftError; whoever stops asking for more cancels the call everywhere. */
+/** The answers of a stream. Throws gRPC's own errors; whoever stops asking for more cancels the call everywhere. */
 export async function* streamed<I extends DescMessage, O extends DescMessage>(
   line: Line,
   method: DescMethodServerStreaming<I, O>,
@@ -39,8 +39,6 @@ export async function* streamed<I extends DescMessage, O extends DescMessage>(
   const release = onAbort(patience.signal, () => call.cancel());
   try {
     for await (const answer of call) yield answer as MessageShape<O>;
-  } catch (failure) {
-    throw errorOf(failure);
   } finally {
     release();
     call.cancel();

@@ -4,7 +4,8 @@ import * as grpc from "@grpc/grpc-js";
 
 import { answered, type Line, streamed } from "./calls.js";
 import { channelOptions, credentialsOf, metadataOf, type TlsOptions } from "./channel.js";
-import { GetInfoRequestSchema, OrchestratorService } from "./gen/presift/v1/orchestrator_pb.js";
+import { errorOf } from "./errors.js";
+import { GetInfoRequestSchema, type GenerateResponse, OrchestratorService } from "./gen/presift/v1/orchestrator_pb.js";
 import { type ExplainOptions, explainRequest, generateRequest, type Options } from "./requests.js";
 import { type Event, eventOf, type Explanation, explanationOf, gathered, type Generation } from "./results.js";
 import { type Info, infoOf } from "./results.js";
@@ -41,12 +42,7 @@ export class Client {
   stream(options: Options): AsyncGenerator<Event, void, undefined> {
     const request = generateRequest(options); // what is wrong with it is thrown here, not at the first step
     const responses = streamed(this.#line, OrchestratorService.method.generate, request, options);
-    return (async function* () {
-      for await (const response of responses) {
-        const event = eventOf(response);
-        if (event !== undefined) yield event;
-      }
-    })();
+    return told(responses);
   }
 
   /** The whole answer. */
@@ -69,5 +65,18 @@ export class Client {
   /** End all calls and the connection. */
   close(): void {
     this.#line.client.close();
+  }
+}
+
+async function* told(responses: AsyncIterable<GenerateResponse>): AsyncGenerator<Event, void, undefined> {
+  let receivedTokens = 0;
+  try {
+    for await (const response of responses) {
+      const event = eventOf(response);
+      if (event?.kind === "delta") receivedTokens += event.tokenIds.length;
+      if (event !== undefined) yield event;
+    }
+  } catch (failure) {
+    throw errorOf(failure, receivedTokens);
   }
 }

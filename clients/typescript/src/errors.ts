@@ -100,13 +100,18 @@ export function invalidRequest(field: string, value: string, limit: string): Inv
   return new InvalidRequest(`${field} is ${value}; it must be ${limit}`, "INVALID_ARGUMENT", details);
 }
 
-/** The typed error of a failed call; what is none of gRPC's is given back as it is. */
-export function errorOf(failure: unknown): unknown {
+/** The typed error of a call that failed after so many tokens; what is none of gRPC's is given back as it is. */
+export function errorOf(failure: unknown, receivedTokens = 0): unknown {
   if (!isServiceError(failure)) return failure;
   const code = status[failure.code] as Code;
-  const details = detailsOf(failure);
-  const text = failure.details || code;
+  const told = detailsOf(failure);
+  // A service that died says nothing of what it had sent.
+  const details = { ...told, deliveredTokens: Math.max(told.deliveredTokens, receivedTokens) };
   let kind = BY_REASON.get(details.reason) ?? BY_CODE.get(code) ?? InternalError;
+  let text = failure.details || code;
+  if (kind === Unavailable && !details.reason) {
+    text = `the service cannot be reached, or was lost while it answered: ${text}`; // gRPC's own words
+  }
   if (kind === Overloaded && TOO_LARGE.test(text)) kind = InvalidRequest; // coming back later would not help
   return new kind(text, code, details);
 }

@@ -70,8 +70,16 @@ test("broken details leave the status", () => {
   for (const raw of [Buffer.from("\xff\xff\xff"), Buffer.alloc(0)]) {
     const error = errorOf(failure(status.UNAVAILABLE, "", raw));
     assert.ok(error instanceof presift.Unavailable);
-    assert.deepEqual([error.message, error.reason, error.retryAfterMs], ["UNAVAILABLE", "", undefined]);
+    assert.match(error.message, /^the service cannot be reached, or was lost while it answered: UNAVAILABLE$/);
+    assert.deepEqual([error.reason, error.retryAfterMs], ["", undefined]);
   }
+});
+
+test("what had come is counted where the service says nothing of it", () => {
+  const [silent, telling] = [failure(status.UNAVAILABLE, "Socket closed"), trailer("X", { delivered_tokens: "9" })];
+  assert.equal((errorOf(silent, 6) as presift.PresiftError).deliveredTokens, 6);
+  const told = errorOf(failure(status.UNAVAILABLE, "gone", telling), 6) as presift.PresiftError;
+  assert.deepEqual([told.deliveredTokens, told.message], [9, "gone"]);
 });
 
 test("delivered tokens that are no number are none", () => {
