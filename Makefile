@@ -109,7 +109,7 @@ protos-check: $(STAMP)
 		--mypy_grpc_out=quiet:$(VENV)/protos protos/presift/v1/*.proto
 	@for f in $(VENV)/protos/presift/v1/*; do cmp -s $$f services/presift/v1/$$(basename $$f) \
 		|| { echo "services/presift/v1/$$(basename $$f) is not what protos/ generate: run make protos"; exit 1; }; done
-	@$(MAKE) --no-print-directory $(TYPESCRIPT_STAMP) || echo "== TypeScript client: NOT CHECKED, node or its packages are missing"
+	@$(MAKE) --silent --no-print-directory $(TYPESCRIPT_STAMP) || echo "== TypeScript client: NOT CHECKED, node or its packages are missing"
 	@test ! -e $(TYPESCRIPT_STAMP) || { cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate -o $(abspath $(VENV))/protos \
 		&& diff -rq src/gen $(abspath $(VENV))/protos/src/gen; } || { echo "$(TYPESCRIPT)/src/gen: run make protos"; exit 1; }
 
@@ -119,5 +119,5 @@ bench: demo-models ## run the benchmarks (tests/bench/README.md says what each m
 	$(BIN)/python tests/bench/orchestrator_overhead.py
 	$(BIN)/python tests/bench/cache_roundtrip.py
 
-clean: ## remove .venv (models in PRESIFT_HOME stay)
-	rm -rf $(VENV)
+clean: ## remove .venv and what Node has made (models in PRESIFT_HOME stay)
+	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from .fakes.doors import door
 ROOT = node.FOLDER.parents[1]
 LOCK, PACKAGE = (json.loads((node.FOLDER / name).read_text()) for name in ("package-lock.json", "package.json"))
 GENERATED = node.FOLDER / "src" / "gen"
+COMPILER = ("--module", "nodenext", "--target", "es2022", "--types", "node", "--skipLibCheck")
 BUF = Path(sys.executable).parent / "buf"
 
 
@@ -82,6 +85,25 @@ def test_its_own_scripts(script):
     node.needed()
     done = node.run("npm", "run", "--silent", script)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def compiled(block):
+    """What the compiler says of a block of the docs, of a user who has what it does not define."""
+    node.needed()
+    given = "declare const apiKey: string, document: string, question: string;\n"
+    place = node.FOLDER / "dist" / f"docs-{uuid.uuid4().hex}.ts"  # its own package is found from inside alone
+    place.write_text(given + block)
+    try:
+        return node.run("npx", "tsc", "--ignoreConfig", "--noEmit", "--strict", *COMPILER, str(place)).stdout
+    finally:
+        place.unlink()
+
+
+@pytest.mark.parametrize("planted", ["", "maxTokens: 5, "], ids=["as it is", "with a mistake"])
+def test_typescript_that_is_shown_compiles(planted):
+    (block,) = re.findall(r"^```ts\n(.*?)^```$", (ROOT / "clients" / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    said = compiled(block.replace("maxPromptTokens", f"{planted}maxPromptTokens"))
+    assert ("maxTokens" in said) if planted else not said, said
 
 
 async def example(*arguments):
