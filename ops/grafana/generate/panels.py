@@ -27,11 +27,23 @@ SECONDS, SHARE, PER_SECOND, NUMBER, TOKENS, TOKENS_PER_SECOND, BYTES, TIMES = (
     "short",
     "si:tok/s",
     "bytes",
-    "suffix: x",
+    "suffix:x",
 )
-# A route has one colour wherever it is drawn.
-ROUTE_COLOURS = {"full": "#8AB8FF", "spec_pc": "#73BF69", "spec_kv": "#FF9830", "spec_kv_pc": "#B877D9"}
 GREEN, YELLOW, RED, BLUE = "green", "#EAB839", "red", "#5794F2"
+# What a label's values are drawn in, wherever lines are called after it. Other values get the palette's next colour.
+COLOURS = {
+    "presift_route": {"full": "#8AB8FF", "spec_pc": "#73BF69", "spec_kv": "#FF9830", "spec_kv_pc": "#B877D9"},
+    "presift_fate": {"kept": BLUE, "held": BLUE, "dropped": GREEN},
+    "presift_outcome": {
+        "hit": GREEN,
+        "miss": YELLOW,
+        "timeout": "#FF780A",
+        "error": RED,
+        "corrupt": "dark-red",
+        "skipped": "orange",
+    },
+    "presift_cache": {"hit": GREEN, "miss": YELLOW, "shared": BLUE, "not_used": "#8AB8FF"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,7 @@ def lines(
     least: float | None = 0.0,
     most: float | None = None,
     line_at: float | None = None,
-) -> Panel:  # fmt: skip
+) -> Panel:
     """Lines over time; `stacked` areas; `steps` for what jumps. A dashed red line at `line_at`."""
     panel = (
         timeseries.Panel()
@@ -79,9 +91,9 @@ def lines(
     if line_at is not None:
         dashed = common.GraphThresholdsStyleConfig().mode(style.GraphThresholdsStyleMode.DASHED)
         panel.thresholds(_thresholds((line_at, RED), base="transparent")).thresholds_style(dashed)
-    if any(query.legend == "{{presift_route}}" for query in queries):
-        for name, colour in ROUTE_COLOURS.items():
-            panel.override_by_name(name, [_colour(colour)])
+    label = queries[0].legend.strip("{}")
+    for name, colour in COLOURS.get(label, {}).items():
+        panel.override_by_name(name, [_colour(colour)])
     return _finished(panel, queries, title=title, about=about, unit=unit, width=width, height=height)
 
 

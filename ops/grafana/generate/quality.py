@@ -98,7 +98,8 @@ def _fallbacks() -> list[Panel]:
     return [
         lines("Answered in full because of trouble", "By reason: the draft is late, away, overloaded or another, or its mask was "
               "refused.", PER_SECOND,
-              Query(f"sum by (presift_reason) (rate(presift_fallbacks_total{_RATE})) or vector(0)", "{{presift_reason}}"), width=12),
+              Query(f"sum by (presift_reason) (rate(presift_fallbacks_total{_RATE}))", "{{presift_reason}}"),
+              Query(f"sum(rate(presift_fallbacks_total{_RATE})) or vector(0)", "all"), width=12),
         lines("Every decision, by reason", "Why each request got its route.", PER_SECOND,
               Query(f"sum by (presift_route, presift_reason) (rate(presift_requests_total{_RATE}))",
                     "{{presift_route}}: {{presift_reason}}"), stacked=True, width=12),

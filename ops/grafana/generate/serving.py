@@ -40,7 +40,7 @@ def rows() -> Iterator[tuple[str, list[Panel]]]:
 def _now() -> list[Panel]:
     count = "sum by (job) (presift_serving)"
     roles = [
-        Query(f'label_replace({count}, "role", "$1s", "job", "presift-(.+)")', "{{role}}"),
+        Query(f'label_replace({count}, "role", "$1", "job", "presift-(.+)")', "{{role}}"),
     ]
     return [
         number("Serving", "Instances whose health says SERVING. Red: a role without any.", NUMBER, *roles, width=8,
@@ -61,7 +61,8 @@ def _requests() -> list[Panel]:
         lines("Decisions by route", "Requests by what was decided for them.", PER_SECOND,
               Query(f"sum by (presift_route) (rate(presift_requests_total{_RATE}))", "{{presift_route}}"), stacked=True),
         lines("Ended in an error", "By reason; CANCELLED is a caller who left. OVERLOADED: add targets or raise max_running.",
-              PER_SECOND, Query(f"sum by (error_type) (rate({_FAILED}{_RATE})) or vector(0)", "{{error_type}}")),
+              PER_SECOND, Query(f"sum by (error_type) (rate({_FAILED}{_RATE}))", "{{error_type}}"),
+              Query(f"sum(rate({_FAILED}{_RATE})) or vector(0)", "all")),
         lines("Time to first token", "From a request's arrival at the orchestrator to its first token.", SECONDS,
               Query(f"histogram_quantile(0.5, sum by (le) (rate({_TTFT}{_RATE})))", "p50"),
               Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))", "p95")),
@@ -102,13 +103,13 @@ def _door() -> list[Panel]:
               Query(f"sum by (presift_why) (rate(presift_callers_refused_total{_RATE}))", "caller: {{presift_why}}"),
               Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
               Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
-              Query("vector(0)", "none")),
+              Query("vector(0)", "none"), width=12),
         lines("Waiting memory", "Bytes that waiting requests hold, of max_waiting_mib.", BYTES,
-              Query("sum(presift_admission_waiting_bytes)", "waiting")),
+              Query("sum(presift_admission_waiting_bytes)", "waiting"), width=6),
         lines("Tenants and leases", "Tenants whose requests wait; leases held on prompts being scored and on tenants' calls.",
               NUMBER, Query("sum(presift_admission_waiting_tenants)", "tenants waiting"),
               Query("sum by (presift_of) (presift_leases_held)", "leases: {{presift_of}}"),
-              Query(f"sum by (presift_limit) (rate(presift_limits_trouble_total{_RATE}))", "uncounted/s: {{presift_limit}}")),
+              Query(f"sum by (presift_limit) (rate(presift_limits_trouble_total{_RATE}))", "uncounted/s: {{presift_limit}}"), width=6),
     ]  # fmt: skip
 
 
