@@ -1,85 +1,143 @@
-"""The declared list of metrics. A metric that is not here does not exist; `record` and `count` refuse other names."""
+"""Telling metrics: `count`, `record` and `observed` take the names of `declared.py` and refuse all others.
+
+Attributes are given by short words: `route` is `presift.route`; see `attribute`. Counts and values may be told from any
+thread; gauges are read on the event loop that `observed` was entered on, when somebody collects.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from threading import Lock
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Counter, Histogram
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
 
+from presift.rpc.declared import DECLARED, Metric
 from presift.rpc.telemetry import SCOPE
 
-Attributes = dict[str, str | int | bool]
+Attributes = dict[str, str]
+# A value and its attributes, by short words.
+Reading = tuple[float, Attributes]
+
+_BY_NAME = {metric.name: metric for metric in DECLARED}
+# Of OpenTelemetry's conventions.
+_CONVENTIONS = {
+    "genai_operation": "gen_ai.operation.name",
+    "model": "gen_ai.request.model",
+    "token_type": "gen_ai.token.type",
+    "error": "error.type",
+}
+# A collection asks for one gauge after the other: all are read at once, and are the same for so long.
+_SAME_FOR_S = 0.2
+# For an event loop that hangs: the collection goes on without its gauges.
+_LOOP_S = 1.0
+
+
+def attribute(word: str) -> str:
+    """The attribute's full name."""
+    return _CONVENTIONS.get(word, f"presift.{word}")
+
+
+def count(name: str, amount: int = 1, /, **words: str) -> None:
+    """Add to a declared counter. Raises KeyError for a name or attribute that is not declared."""
+    _counter(name).add(amount, _checked(name, words))
+
+
+def record(name: str, value: float, /, **words: str) -> None:
+    """Add a value to a declared histogram. Raises KeyError for a name or attribute that is not declared."""
+    _histogram(name).record(value, _checked(name, words))
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One declared metric: `kind` is "counter" or "histogram"; units are UCUM; `attributes` are the allowed keys."""
+class Gauge:
+    """A declared gauge and how it is read: every reading is one value with its attributes."""
 
     name: str
-    kind: str
-    unit: str
-    description: str
-    attributes: tuple[str, ...] = ()
+    read: Callable[[], Iterable[Reading]]
 
 
-DECLARED: tuple[Metric, ...] = (
-    Metric("presift.admission.wait", "histogram", "ms", "Waits for a place among the requests in work"),
-    Metric("presift.admission.refused", "counter", "{request}", "Requests refused because too much waits", ("field",)),
-    Metric("presift.requests", "counter", "{request}", "Decisions made", ("route", "reason")),
-    Metric("presift.fallbacks", "counter", "{request}", "Requests answered in full because of trouble", ("reason",)),
-    Metric("presift.cache.operations", "counter", "{operation}", "Cache operations", ("operation", "outcome")),
-    Metric("presift.prompt.tokens", "counter", "{token}", "Prompt tokens received", ("route",)),
-    Metric("presift.kept.tokens", "counter", "{token}", "Prompt tokens that the target read", ("route",)),
-    Metric("presift.kv.tokens", "counter", "{token}", "KV tokens that prompts held while decoding", ("route",)),
-    Metric("presift.entries.reused", "counter", "{request}", "Compressed entries found in the radix cache", ("route",)),
-    Metric("presift.prefill.failures", "counter", "{request}", "Prompts not read while the draft worked"),
-    Metric("presift.coverage", "histogram", "1", "Coverage: of the draft's mask, of the target's KV", ("route", "of")),
-    Metric("presift.ttft", "histogram", "ms", "Time to first token at the orchestrator", ("route", "cache")),
-    Metric(
-        "presift.guard.samples",
-        "counter",
-        "{request}",
-        "Requests taken to be answered by full too: compared, failed, interrupted by callers or dropped",
-        ("route", "band", "outcome"),
-    ),
-    Metric("presift.guard.overlap", "histogram", "1", "Overlap of an answer with full's", ("route", "band")),
-    Metric("presift.guard.exact", "counter", "{request}", "Answers that were full's own", ("route", "band")),
-    Metric("presift.guard.first_divergence", "histogram", "{token}", "Where others left full's", ("route", "band")),
-    Metric("presift.guard.switched", "counter", "{switch}", "Routes switched off and on", ("route", "band", "to")),
-    Metric("presift.replica.picked", "counter", "{request}", "Replicas chosen, and by what", ("role", "by")),
-    Metric("presift.replica.failovers", "counter", "{request}", "Calls that went on to another replica", ("role",)),
-    Metric("presift.replica.breaker", "counter", "{move}", "Moves of circuit breakers", ("role", "to")),
-    Metric("presift.replica.hedges", "counter", "{request}", "Second calls beside a slow one", ("role", "outcome")),
-    Metric("presift.draft.duration", "histogram", "ms", "Stages of scoring", ("stage",)),
-    Metric("presift.draft.refused", "counter", "{request}", "Score requests refused", ("reason",)),
-    Metric("presift.target.ttft", "histogram", "ms", "Time to first token inside the target"),
-    Metric("presift.target.selection", "histogram", "ms", "Selecting KV inside the target", ("stage",)),
-    Metric("presift.target.tokens", "counter", "{token}", "Tokens of the target", ("kind",)),
-    Metric("presift.callers.refused", "counter", "{call}", "Calls of those who may not, or are unknown", ("why",)),
-    Metric("presift.limits.refused", "counter", "{call}", "Calls over what their tenant may use", ("limit",)),
-    Metric("presift.limits.trouble", "counter", "{call}", "Calls whose tenant's use nobody could tell", ("limit",)),
-    Metric("presift.target.aborted", "counter", "{request}", "Requests aborted inside the engine"),
-)
-_BY_NAME = {metric.name: metric for metric in DECLARED}
+def gauge(name: str, read: Callable[[], float | None], /, **words: str) -> Gauge:
+    """A gauge of one value, None while there is none. Raises KeyError for what is not declared."""
+    _checked(name, words)
+    return Gauge(_declared(name, "gauge").name, lambda: () if (value := read()) is None else ((value, words),))
 
 
-def count(name: str, amount: int = 1, /, **attributes: str | int | bool) -> None:
-    """Add to a declared counter. Raises KeyError for a name or attribute that is not declared."""
-    _counter(name).add(amount, _checked(name, attributes))
+def gauges(name: str, read: Callable[[], Iterable[Reading]]) -> Gauge:
+    """A gauge of as many values as there are attributes. Raises KeyError for a name that is not declared."""
+    return Gauge(_declared(name, "gauge").name, read)
 
 
-def record(name: str, value: float, /, **attributes: str | int | bool) -> None:
-    """Add a value to a declared histogram. Raises KeyError for a name or attribute that is not declared."""
-    _histogram(name).record(value, _checked(name, attributes))
+class _Observed:
+    """Gauges that are read together, on their loop."""
+
+    def __init__(self, gauges: Iterable[Gauge], loop: asyncio.AbstractEventLoop) -> None:
+        self._gauges = tuple(gauges)
+        self._loop = loop
+        self._lock = Lock()
+        self._read_at = float("-inf")
+        self._values: dict[str, list[Observation]] = {}
+
+    def values(self, name: str) -> list[Observation]:
+        with self._lock:
+            if time.monotonic() - self._read_at > _SAME_FOR_S:
+                self._values = self._read_there()
+                self._read_at = time.monotonic()
+            return self._values.get(name, [])
+
+    def _read_there(self) -> dict[str, list[Observation]]:
+        if _running_loop() is self._loop:
+            return self._read()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._reading(), self._loop).result(_LOOP_S)
+        except (TimeoutError, CancelledError, RuntimeError):  # it hangs, or has ended
+            return {}
+
+    async def _reading(self) -> dict[str, list[Observation]]:
+        return self._read()
+
+    def _read(self) -> dict[str, list[Observation]]:
+        values: dict[str, list[Observation]] = {}
+        for each in self._gauges:
+            found = [Observation(value, _checked(each.name, words)) for value, words in each.read()]
+            values.setdefault(each.name, []).extend(found)
+        return values
 
 
-def _checked(name: str, attributes: Attributes) -> Attributes:
-    unknown = set(attributes) - set(_BY_NAME[name].attributes)
+_observed: list[_Observed] = []
+
+
+@contextmanager
+def observed(*gauges: Gauge) -> Iterator[None]:
+    """While the block runs these gauges are told to whoever collects. To be entered on the event loop."""
+    together = _Observed(gauges, asyncio.get_running_loop())
+    _observed.append(together)
+    for each in gauges:
+        _instrument(each.name)
+    try:
+        yield
+    finally:
+        _observed.remove(together)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _checked(name: str, words: Attributes) -> Attributes:
+    found = {attribute(word): value for word, value in words.items()}
+    unknown = set(found) - set(_BY_NAME[name].attributes)
     if unknown:
         raise KeyError(f"{name} has no attribute {', '.join(sorted(unknown))}")
-    return attributes
+    return found
 
 
 @cache
@@ -91,7 +149,21 @@ def _counter(name: str) -> Counter:
 @cache
 def _histogram(name: str) -> Histogram:
     metric = _declared(name, "histogram")
-    return metrics.get_meter(SCOPE).create_histogram(metric.name, metric.unit, metric.description)
+    return metrics.get_meter(SCOPE).create_histogram(
+        metric.name, metric.unit, metric.description, explicit_bucket_boundaries_advisory=[*map(float, metric.buckets)]
+    )
+
+
+@cache
+def _instrument(name: str) -> None:
+    """The one gauge of this name; what it reads is whatever is observed then."""
+    metric = _declared(name, "gauge")
+    tell = partial(_told, name)
+    metrics.get_meter(SCOPE).create_observable_gauge(metric.name, [tell], metric.unit, metric.description)
+
+
+def _told(name: str, options: CallbackOptions) -> Iterable[Observation]:
+    return [value for each in list(_observed) for value in each.values(name)]
 
 
 def _declared(name: str, kind: str) -> Metric:
