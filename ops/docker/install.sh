@@ -1,6 +1,6 @@
 #!/bin/sh
 # `install.sh ROLE DEVICE`: puts presift for one role into /opt/presift, a virtual environment. Run by the Dockerfile and nobody else.
-#   cpu: the packages of ops/locks/images/ROLE.txt and no others. TORCH_INDEX is where torch's CPU wheels are.
+#   cpu: the packages of ops/locks/images/ROLE.txt and no others. TORCH_INDEX is where torch's CPU wheels are, if not where all else is.
 #   gpu: on top of an image that has torch and SGLang for CUDA: they stay as they are, and only what is missing is added.
 # Reads PRESIFT_LOCKS (the folder of ROLE.txt) and PRESIFT_WHEEL (that of presift's wheel).
 set -eu
@@ -14,7 +14,7 @@ cpu)
   python3 -m venv "$target"
   # What the environment is born with is not in the lock.
   $pip uninstall --yes --quiet setuptools
-  $pip install --quiet --no-deps --extra-index-url "$TORCH_INDEX" --requirement "$PRESIFT_LOCKS/$role.txt"
+  $pip install --quiet --no-deps ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement "$PRESIFT_LOCKS/$role.txt"
   $pip install --quiet --no-deps --no-index "$wheel"
   ;;
 gpu)
