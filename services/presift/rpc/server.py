@@ -48,8 +48,8 @@ class ServerOptions:
 
 
 class GrpcServer:
-    """Add servicers to `grpc`, then `start`. Nothing is SERVING until `set_serving(True)`, but for `liveness`: that is as
-    long as the process answers.
+    """Add servicers to `grpc`, then `start`. Nothing is SERVING until `set_serving(True)`, but `liveness` is, as long
+    as the process answers.
     """
 
     def __init__(
