@@ -24,6 +24,9 @@ from presift.rpc.metrics import gauge, observed
 # Seconds for the calls that are cut at the end of a drain to say so.
 _CUT_S = 1.0
 
+# Serves from the start, whatever can be done for callers: who is not ready need not be restarted.
+LIVENESS = "liveness"
+
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +49,9 @@ class ServerOptions:
 
 
 class GrpcServer:
-    """Add servicers to `grpc`, then `start`; nothing is SERVING until `set_serving(True)`."""
+    """Add servicers to `grpc`, then `start`. Nothing is SERVING until `set_serving(True)`, but `liveness` is, as long
+    as the process answers.
+    """
 
     def __init__(
         self,
@@ -97,6 +102,7 @@ class GrpcServer:
         if credentials is None and not is_loopback(options.listen):
             log.warning("listening on %s without TLS: what is said can be read on the way", options.listen)
         await self.set_serving(False)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         try:
             if credentials is None:
                 port = self.grpc.add_insecure_port(options.listen)
