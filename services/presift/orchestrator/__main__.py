@@ -11,6 +11,7 @@ from presift.orchestrator.access.door import open_door
 from presift.orchestrator.access.doorkeeper import Doorkeeper
 from presift.orchestrator.access.interceptor import DoorInterceptor
 from presift.orchestrator.assembly import Assembly, assemble
+from presift.orchestrator.http.opening import open_http
 from presift.orchestrator.models import Models
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
@@ -53,7 +54,11 @@ async def _serve(
         assembly.pipeline, assembly.models, terms, explains=settings.explain, salt=settings.secret("tenant_salt")
     )
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
+    http = open_http(settings, assembly.pipeline, door, server)
     port = await server.start()
+    if http is not None:
+        server.doors.append(http)
+        print(f"presift orchestrator takes HTTP on {await http.start()}", flush=True)
     becoming_ready = asyncio.create_task(_become_ready(settings, assembly, server, port))
     try:
         with observed(*assembly.gauges):

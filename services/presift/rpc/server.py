@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -48,6 +49,14 @@ class ServerOptions:
     insecure: bool = False
 
 
+class OtherDoor(Protocol):
+    """Another way into the same service; its calls are counted among the server's (`Calls.take`)."""
+
+    async def stop(self, within_s: float) -> None:
+        """Take no call from now on, and return when none is left, after `within_s` at the latest."""
+        ...
+
+
 class GrpcServer:
     """Add servicers to `grpc`, then `start`. Nothing is SERVING until `set_serving(True)`, but `liveness` is, as long
     as the process answers.
@@ -83,6 +92,8 @@ class GrpcServer:
         )
         self._health = health.aio.HealthServicer()
         self._names = ("", *service_names, *health_names)
+        self.doors: list[OtherDoor] = []
+        self.is_serving = False
         self._stop = asyncio.Event()
         self._failed = self._serves = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -116,6 +127,7 @@ class GrpcServer:
     async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
         """Flip grpc.health.v1 for the server as a whole and for each of its names, except that some do not serve."""
         self._serves = serving and "" not in except_for
+        self.is_serving = serving
         for name in self._names:
             serves = serving and name not in except_for
             status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -142,8 +154,11 @@ class GrpcServer:
         """Health flips, new calls are refused, running ones get `drain_s` to finish; then they are cut."""
         self._serves = False
         await self._health.enter_graceful_shutdown()
-        # gRPC itself ends what does not hear of our cut: a call whose caller does not read.
-        stopping = asyncio.create_task(self.grpc.stop(self.options.drain_s + _CUT_S))
+        self.is_serving = False
+        self.calls.close()
+        # gRPC itself ends what does not hear of our cut: a call whose caller does not read. So do other doors.
+        within_s = self.options.drain_s + _CUT_S
+        stopping = asyncio.gather(self.grpc.stop(within_s), *(door.stop(within_s) for door in self.doors))
         await self.calls.ended(self.options.drain_s)
         while not stopping.done():
             self.calls.cut()
