@@ -15,7 +15,11 @@ from .fakes.openai_door import MODEL
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "abcde"}]
 TEXT = "<system>Be brief.</system><user>abcde</user><assistant>"
 LONG = "".join(chr(97 + i % 26) for i in range(100))
-LONG_CHAT = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "?"}]
+LONG_CHAT = [
+    {"role": "user", "content": LONG},
+    {"role": "assistant", "content": "ok"},
+    {"role": "user", "content": "?"},
+]
 
 
 @pytest.fixture
