@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from presift.core.errors import PresiftError
-from presift.rpc import metrics
+from presift.rpc import gauges, metrics
 from presift.rpc.declared import DECLARED
 from presift.rpc.exposition import exposed
 
@@ -33,7 +33,7 @@ def listen() -> str:
 @pytest.fixture
 def told(listen, monkeypatch) -> Iterator[str]:
     """Where a provider of this test's own is exposed, which `count` and `record` tell."""
-    cached = (metrics._counter, metrics._histogram, metrics._instrument)
+    cached = (metrics._counter, metrics._histogram, gauges._instrument)
     with exposed(listen) as reader:
         provider = MeterProvider(metric_readers=[reader])
         monkeypatch.setattr(metrics.metrics, "get_meter", provider.get_meter)
@@ -66,8 +66,8 @@ async def test_names_and_labels_are_those_of_the_schema(told):
         elif metric.kind == "histogram":
             metrics.record(metric.name, 0.5, **words(metric))
         else:
-            read.append(metrics.gauge(metric.name, lambda: 1.0, **words(metric)))
-    with metrics.observed(*read):
+            read.append(gauges.gauge(metric.name, lambda: 1.0, **words(metric)))
+    with gauges.observed(*read):
         text = await asyncio.to_thread(scraped, told)
     found: dict[str, set[str]] = {}
     for family in plain(text):
