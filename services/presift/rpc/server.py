@@ -18,9 +18,9 @@ from presift.core.errors import PresiftError
 from presift.rpc.binding import check_binding, is_loopback
 from presift.rpc.calls import Calls
 from presift.rpc.certificates import TlsFiles, server_credentials
+from presift.rpc.gauges import gauge, observed
 from presift.rpc.hardening import HARDENED
 from presift.rpc.interceptor import ErrorInterceptor
-from presift.rpc.metrics import gauge, observed
 
 # Seconds for the calls that are cut at the end of a drain to say so.
 _CUT_S = 1.0
@@ -93,9 +93,8 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         self._names = ("", *service_names, *health_names)
         self.doors: list[OtherDoor] = []
-        self.is_serving = False
         self._stop = asyncio.Event()
-        self._failed = self._serves = False
+        self._failed = self.is_serving = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if options.reflection:
             named = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -126,8 +125,7 @@ class GrpcServer:
 
     async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
         """Flip grpc.health.v1 for the server as a whole and for each of its names, except that some do not serve."""
-        self._serves = serving and "" not in except_for
-        self.is_serving = serving
+        self.is_serving = serving and "" not in except_for
         for name in self._names:
             serves = serving and name not in except_for
             status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -144,7 +142,8 @@ class GrpcServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         with observed(
-            gauge("presift.serving", lambda: self._serves), gauge("presift.calls.running", lambda: self.calls.running)
+            gauge("presift.serving", lambda: self.is_serving),
+            gauge("presift.calls.running", lambda: self.calls.running),
         ):
             await self._stop.wait()
             await self.drain()
@@ -152,9 +151,8 @@ class GrpcServer:
 
     async def drain(self) -> None:
         """Health flips, new calls are refused, running ones get `drain_s` to finish; then they are cut."""
-        self._serves = False
-        await self._health.enter_graceful_shutdown()
         self.is_serving = False
+        await self._health.enter_graceful_shutdown()
         self.calls.close()
         # gRPC itself ends what does not hear of our cut: a call whose caller does not read. So do other doors.
         within_s = self.options.drain_s + _CUT_S
