@@ -101,13 +101,12 @@ def number(title: str, about: str, unit: str, *queries: Query, width: int = 4, h
            worry: tuple[tuple[float, str], ...] = (), base: str = BLUE, decimals: int | None = None,
            sparkline: bool = True) -> Panel:  # fmt: skip
     """The number of now, large, its past behind it; coloured by `worry`: from which value on, which colour."""
+    is_many = "{{" in queries[0].legend
     panel = (
         stat.Panel()
         .graph_mode(style.BigValueGraphMode.AREA if sparkline else style.BigValueGraphMode.NONE)
         .color_mode(style.BigValueColorMode.VALUE)
-        .text_mode(
-            style.BigValueTextMode.VALUE_AND_NAME if len(queries) > 1 or not sparkline else style.BigValueTextMode.VALUE
-        )
+        .text_mode(style.BigValueTextMode.VALUE_AND_NAME if is_many else style.BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
         .thresholds(_thresholds(*worry, base=base))
         .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))

@@ -80,7 +80,7 @@ def _tokens() -> list[Panel]:
 def _time() -> list[Panel]:
     return [
         lines("First token, by route (p50)", "Routes serve prompts of different lengths: compare with the panel beside this.",
-              SECONDS, Query(f"histogram_quantile(0.5, sum by (le, presift_route) (rate({_TTFT}{_RATE})))", "{{presift_route}}")),
+              SECONDS, Query("presift:time_to_first_token_seconds:p50_rate5m", "{{presift_route}}")),
         lines("First token against full (p50)", "Real time over what was predicted for full on the same prompt and target. "
               "Below the red line the route saves time.", TIMES,
               Query("histogram_quantile(0.5, sum by (le, presift_route) "

@@ -91,7 +91,10 @@ def test_histograms_record_in_their_own_buckets(read):
 
 async def test_gauges_are_read_while_they_are_observed(read):
     level = [1]
-    held = [gauge("presift.leases.held", lambda: level[0], of="draft"), gauge("presift.admission.running", lambda: None)]
+    held = [
+        gauge("presift.leases.held", lambda: level[0], of="draft"),
+        gauge("presift.admission.running", lambda: None),
+    ]
     many = gauges("presift.replicas", lambda: [(2, {"role": "draft", "state": "usable"}), (0, {"role": "target"})])
     with observed(*held, many):
         assert values(read("presift.leases.held")) == {(("presift.of", "draft"),): 1}

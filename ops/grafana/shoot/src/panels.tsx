@@ -21,6 +21,9 @@ export function Drawing({ panel, frames, span, width, height }: Drawn) {
     timeZone: 'utc',
   });
   if (panel.type === 'timeseries') {
+    if (data.length === 0) {
+      return <div style={{ height, display: 'grid', placeContent: 'center', fontSize: 18 }}>No data</div>;
+    }
     return <Lines {...{ panel, data, span, width, height, theme }} />;
   }
   return <Values {...{ panel, data, width, height, theme }} />;
