@@ -79,7 +79,7 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         self._names = ("", *service_names, *health_names)
         self._stop = asyncio.Event()
-        self._failed = self._serves = False
+        self._failed = self.is_serving = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if options.reflection:
             named = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -109,7 +109,7 @@ class GrpcServer:
 
     async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
         """Flip grpc.health.v1 for the server as a whole and for each of its names, except that some do not serve."""
-        self._serves = serving and "" not in except_for
+        self.is_serving = serving and "" not in except_for
         for name in self._names:
             serves = serving and name not in except_for
             status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -126,7 +126,8 @@ class GrpcServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         with observed(
-            gauge("presift.serving", lambda: self._serves), gauge("presift.calls.running", lambda: self.calls.running)
+            gauge("presift.serving", lambda: self.is_serving),
+            gauge("presift.calls.running", lambda: self.calls.running),
         ):
             await self._stop.wait()
             await self.drain()
@@ -134,7 +135,7 @@ class GrpcServer:
 
     async def drain(self) -> None:
         """Health flips, new calls are refused, running ones get `drain_s` to finish; then they are cut."""
-        self._serves = False
+        self.is_serving = False
         await self._health.enter_graceful_shutdown()
         # gRPC itself ends what does not hear of our cut: a call whose caller does not read.
         stopping = asyncio.create_task(self.grpc.stop(self.options.drain_s + _CUT_S))
