@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import traffic
@@ -28,95 +28,75 @@ HERE = Path(__file__).parent
 RULES = HERE.parents[1] / "prometheus"
 MODEL = "smollm2-135m-instruct"
 SCRAPE_S = 5
-START_S = 300.0
-# Small prompts, so that a CPU shows many; every second answer is compared, so that there is an agreement to show.
-SMALL = ["--compress-above=160", "--capacity=192", "--kv-capacity=128"]
+START_S = 400.0
+UP = [sys.executable, "-c", "from presift.cli.app import main; main()", "up", "--draft", MODEL, "--target", MODEL]
+# Two drafts, so that there is one to choose; small prompts, so that a CPU shows many.
+SMALL = ["--drafts=2", "--compress-above=160", "--capacity=192", "--kv-capacity=128"]
+# Every third answer is compared, so that there is an agreement to show; float32 is what a plain CPU is quick at.
 SETTINGS = {
-    "ORCHESTRATOR_GUARD_SHARE": "0.5",
+    "ORCHESTRATOR_GUARD_SHARE": "0.3",
     "ORCHESTRATOR_GUARD_MAX_NEW_TOKENS": "16",
-    "ORCHESTRATOR_DRAFT_TIMEOUT_S": "20",
     "TARGET_KV_POOL_TOKENS": "24576",
-    "DRAFT_DTYPE": "float32",
     "TARGET_DTYPE": "float32",
+    "DRAFT_DTYPE": "float32",
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=12.0, help="of traffic")
-    parser.add_argument(
-        "--port", type=int, default=51051, help="the orchestrator's; metrics and Prometheus take 4 after"
-    )
+    parser.add_argument("--callers", type=int, default=3, help="who ask at once")
+    parser.add_argument("--port", type=int, default=51051, help="the orchestrator's; the next nine are taken too")
     parser.add_argument("--out", type=Path, default=HERE.parent / "screenshots")
     asked = parser.parse_args()
     asked.out.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="presift-shoot-"))
     print(f"logs and Prometheus' data: {folder}", flush=True)
-    prometheus = f"127.0.0.1:{asked.port + 4}"
-    with stack(asked.port, folder), scraping(asked.port, prometheus, folder):
-        print(dict(traffic.run(f"127.0.0.1:{asked.port}", asked.minutes * 60)), flush=True)
+    seconds = asked.minutes * 60
+    with stack(asked.port, folder) as targets, scraping(targets, f"127.0.0.1:{asked.port + 9}", folder) as prometheus:
+        print(dict(traffic.run(f"127.0.0.1:{asked.port}", seconds, asked.callers)), flush=True)
         time.sleep(2 * SCRAPE_S)
-        span = ["--seconds", str(round(asked.minutes * 60 - 30)), "--scrape", str(SCRAPE_S)]
-        command = [
-            "node",
-            str(HERE / "shoot.mjs"),
-            "--prometheus",
-            f"http://{prometheus}",
-            "--out",
-            str(asked.out),
-            *span,
-        ]
-        return subprocess.run(command, check=False).returncode
+        shoot = ["node", str(HERE / "shoot.mjs"), "--prometheus", prometheus, "--out", str(asked.out.resolve())]
+        span = ["--seconds", f"{seconds - 30:.0f}", "--scrape", str(SCRAPE_S)]
+        return subprocess.run([*shoot, *span], check=False).returncode
 
 
 @contextlib.contextmanager
-def stack(port: int, folder: Path) -> Iterator[None]:
-    """`presift up`, ready, with every service's metrics on."""
-    settings = SETTINGS | {f"{role.upper()}_METRICS_LISTEN": at for role, at in metrics_of(port).items()}
-    environment = (
-        os.environ | {"OMP_WAIT_POLICY": "passive"} | {f"PRESIFT_{name}": value for name, value in settings.items()}
-    )
-    up = [sys.executable, "-c", "from presift.cli.app import main; main()", "up", f"--listen=127.0.0.1:{port}"]
-    models = ["--draft", MODEL, "--target", MODEL]
+def stack(port: int, folder: Path) -> Iterator[Path]:
+    """`presift up`, ready, every service with its metrics. Gives the file that names them for Prometheus."""
+    environment = os.environ | {f"PRESIFT_{name}": value for name, value in SETTINGS.items()}
+    where = [f"--listen=127.0.0.1:{port}", "--observability", f"--metrics-from={port + 1}"]
     log = folder / "up.log"
-    with started([*up, *models, *SMALL], log, environment) as process:
+    with started([*UP, *SMALL, *where], log, environment) as process:
         wait_for(lambda: "presift is ready" in log.read_text(), process, log)
-        yield
+        found = re.search(r"\(file_sd\): (.+\.json)", log.read_text())
+        if found is None:
+            raise RuntimeError(f"no targets for Prometheus; see {log}")
+        yield Path(found[1])
 
 
 @contextlib.contextmanager
-def scraping(port: int, listen: str, folder: Path) -> Iterator[None]:
-    """Prometheus with presift's own configuration, but for how often it asks and where its targets are told."""
+def scraping(targets: Path, listen: str, folder: Path) -> Iterator[str]:
+    """Prometheus with presift's own configuration, but for how often it asks, and that files alone name targets."""
     configuration = yaml.safe_load((RULES / "prometheus.yml").read_text())
     configuration["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
-    configuration["scrape_configs"] = [
-        job for job in configuration["scrape_configs"] if job["job_name"] == "presift-files"
-    ]
+    jobs = configuration["scrape_configs"]
+    configuration["scrape_configs"] = [job for job in jobs if job["job_name"] == "presift-files"]
     shutil.copy(RULES / "rules.yml", folder)
     (folder / "targets").mkdir()
-    targets = [{"targets": [at], "labels": {"job": f"presift-{role}"}} for role, at in metrics_of(port).items()]
-    (folder / "targets" / "presift.json").write_text(json.dumps(targets))
+    shutil.copy(targets, folder / "targets")
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-    options = [f"--web.listen-address={listen}", f"--storage.tsdb.path={folder / 'data'}"]
-    command = [
-        "prometheus",
-        f"--config.file={folder / 'prometheus.yml'}",
-        "--enable-feature=exemplar-storage",
-        *options,
-    ]
+    options = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
     log = folder / "prometheus.log"
-    with started(command, log, dict(os.environ)) as process:
+    command = ["prometheus", *options, f"--web.listen-address={listen}", "--enable-feature=exemplar-storage"]
+    with started(command, log, os.environ.copy()) as process:
         wait_for(lambda: "Server is ready" in log.read_text(), process, log)
-        yield
-
-
-def metrics_of(port: int) -> dict[str, str]:
-    """role -> HOST:PORT of its metrics."""
-    return {role: f"127.0.0.1:{port + 1 + i}" for i, role in enumerate(("orchestrator", "draft", "target"))}
+        yield f"http://{listen}"
 
 
 @contextlib.contextmanager
-def started(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that tells all to `log`, ended as by Ctrl-C."""
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
