@@ -102,5 +102,5 @@ def _caches() -> list[Panel]:
         lines("Compressed entries found again", "Requests whose KV selection lay in the target's radix cache: nothing was read or "
               "scored.", PER_SECOND,
               Query(f"sum by (presift_route) (rate(presift_entries_reused_total{_RATE}))", "{{presift_route}}"),
-              Query(f"sum(rate(presift_prefill_failures_total{_RATE})) or vector(0)", "early reads that failed")),
+              Query(f"sum(rate(presift_prefill_failures_total{_RATE})) or vector(0)", "early reads that failed"), soft_most=0.1),
     ]  # fmt: skip

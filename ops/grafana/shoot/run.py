@@ -31,10 +31,11 @@ SCRAPE_S = 5
 START_S = 400.0
 UP = [sys.executable, "-c", "from presift.cli.app import main; main()", "up", "--draft", MODEL, "--target", MODEL]
 # Two drafts, so that there is one to choose; small prompts, so that a CPU shows many.
-SMALL = ["--drafts=2", "--compress-above=160", "--capacity=192", "--kv-capacity=128"]
-# Every third answer is compared, so that there is an agreement to show; float32 is what a plain CPU is quick at.
+SMALL = ["--drafts=2", "--compress-above=160", "--capacity=192", "--kv-capacity=160"]
+# Every second answer is compared, so that there is an agreement to show; float32 is what a plain CPU is quick at.
 SETTINGS = {
-    "ORCHESTRATOR_GUARD_SHARE": "0.3",
+    "ORCHESTRATOR_GUARD_SHARE": "0.5",
+    "ORCHESTRATOR_CASCADE_CAPACITY": "256",
     "ORCHESTRATOR_GUARD_MAX_NEW_TOKENS": "16",
     "TARGET_KV_POOL_TOKENS": "24576",
     "TARGET_DTYPE": "float32",
