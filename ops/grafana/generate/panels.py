@@ -42,6 +42,8 @@ COLOURS = {
         "corrupt": "dark-red",
         "skipped": "orange",
     },
+    # What is told of all that, by the names that queries have here.
+    "": {"all": "#9FA7B3", "none": "#9FA7B3", "free": "#464C54", "held": BLUE, "waiting": YELLOW, "may wait": RED},
     "presift_cache": {"hit": GREEN, "miss": YELLOW, "shared": BLUE, "not_used": "#8AB8FF"},
 }
 
@@ -68,9 +70,11 @@ def lines(
     steps: bool = False,
     least: float | None = 0.0,
     most: float | None = None,
+    soft_most: float | None = None,
     line_at: float | None = None,
 ) -> Panel:
-    """Lines over time; `stacked` areas; `steps` for what jumps. A dashed red line at `line_at`."""
+    """Lines over time; `stacked` areas; `steps` for what jumps. A dashed red line at `line_at`. The axis ends at `most`,
+    or at `soft_most` if nothing is above."""
     panel = (
         timeseries.Panel()
         .line_width(1)
@@ -91,9 +95,13 @@ def lines(
     if line_at is not None:
         dashed = common.GraphThresholdsStyleConfig().mode(style.GraphThresholdsStyleMode.DASHED)
         panel.thresholds(_thresholds((line_at, RED), base="transparent")).thresholds_style(dashed)
-    label = queries[0].legend.strip("{}")
-    for name, colour in COLOURS.get(label, {}).items():
+    if soft_most is not None:
+        panel.axis_soft_max(soft_most)
+    named = {query.legend for query in queries}
+    for name, colour in COLOURS.get(queries[0].legend.strip("{}"), {}).items():
         panel.override_by_name(name, [_colour(colour)])
+    for name in sorted(named & set(COLOURS[""])):
+        panel.override_by_name(name, [_colour(COLOURS[""][name])])
     return _finished(panel, queries, title=title, about=about, unit=unit, width=width, height=height)
 
 
@@ -101,14 +109,14 @@ def number(title: str, about: str, unit: str, *queries: Query, width: int = 4, h
            worry: tuple[tuple[float, str], ...] = (), base: str = BLUE, decimals: int | None = None,
            sparkline: bool = True) -> Panel:  # fmt: skip
     """The number of now, large, its past behind it; coloured by `worry`: from which value on, which colour."""
+    is_many = "{{" in queries[0].legend
     panel = (
         stat.Panel()
         .graph_mode(style.BigValueGraphMode.AREA if sparkline else style.BigValueGraphMode.NONE)
         .color_mode(style.BigValueColorMode.VALUE)
-        .text_mode(
-            style.BigValueTextMode.VALUE_AND_NAME if len(queries) > 1 or not sparkline else style.BigValueTextMode.VALUE
-        )
+        .text_mode(style.BigValueTextMode.VALUE_AND_NAME if is_many else style.BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+        .text(common.VizTextDisplayOptions().value_size(30))
         .thresholds(_thresholds(*worry, base=base))
         .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
         .no_value("none yet")
@@ -127,6 +135,7 @@ def gauges(title: str, about: str, unit: str, *queries: Query, width: int = 8, h
         .orientation(style.VizOrientation.HORIZONTAL)
         .show_unfilled(True)
         .value_mode(style.BarGaugeValueMode.COLOR)
+        .text(common.VizTextDisplayOptions().title_size(14).value_size(18))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
         .thresholds(_thresholds(*worry, base=base))
         .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))

@@ -73,7 +73,8 @@ def _agreement() -> list[Panel]:
               Query("sum by (presift_outcome) (increase(presift_guard_samples_total[5m]))", "{{presift_outcome}} in 5 min"),
               stacked=True),
         lines("The very same answer", "Answers that were full's own, by route, in 5 minutes.", NUMBER,
-              Query("sum by (presift_route) (increase(presift_guard_exact_total[5m]))", "{{presift_route}}")),
+              Query("sum by (presift_route) (increase(presift_guard_exact_total[5m]))", "{{presift_route}}"),
+              Query("sum(increase(presift_guard_exact_total[5m])) or vector(0)", "all"), soft_most=1.0),
         lines("Switched off", "1 while the guard keeps a route from prompts of a length; moves are counted beside it.", NUMBER,
               Query("max by (presift_route, presift_band) (presift_guard_off)", "{{presift_route}} {{presift_band}}"),
               Query("sum by (presift_to) (increase(presift_guard_switched_total[5m]))", "moves to {{presift_to}}"),
@@ -98,8 +99,8 @@ def _fallbacks() -> list[Panel]:
     return [
         lines("Answered in full because of trouble", "By reason: the draft is late, away, overloaded or another, or its mask was "
               "refused.", PER_SECOND,
-              Query(f"sum by (presift_reason) (rate(presift_fallbacks_total{_RATE}))", "{{presift_reason}}"),
-              Query(f"sum(rate(presift_fallbacks_total{_RATE})) or vector(0)", "all"), width=12),
+              Query(f"sum(rate(presift_fallbacks_total{_RATE})) or vector(0)", "all"),
+              Query(f"sum by (presift_reason) (rate(presift_fallbacks_total{_RATE}))", "{{presift_reason}}"), width=12, soft_most=0.1),
         lines("Every decision, by reason", "Why each request got its route.", PER_SECOND,
               Query(f"sum by (presift_route, presift_reason) (rate(presift_requests_total{_RATE}))",
                     "{{presift_route}}: {{presift_reason}}"), stacked=True, width=12),

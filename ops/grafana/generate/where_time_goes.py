@@ -70,8 +70,8 @@ def _stage_means(role: str) -> Query:
 
 def _stages() -> list[Panel]:
     return [
-        lines("Orchestrator", "tokenize, protect, route, cache, then score (the draft), prefill and decode (the target). decode "
-              "waits for the target.", SECONDS, _stage_means("orchestrator"), stacked=True),
+        lines("Orchestrator", "In the order of a request: tokenize, protect, route, cache.*, score (the draft), prefill, first_token "
+              "(the target), decode. Early prefill overlaps with score.", SECONDS, _stage_means("orchestrator"), stacked=True),
         lines("Draft", "queue, then prefill (reading), lookahead (guessing the answer), select (the mask).", SECONDS,
               _stage_means("draft"), stacked=True),
         lines("Target", "prefill; score and publish where KV is dropped; decode.", SECONDS, _stage_means("target"), stacked=True),
@@ -110,12 +110,13 @@ def _answers() -> list[Panel]:
               Query(_quantile(0.5, _of("time_per_output_token"), _RATE, "le, presift_route"), "{{presift_route}}")),
         lines("Replicas chosen", "Targets by affinity (their cache) or forecast; drafts by least load; failover: another had failed.",
               PER_SECOND, Query(f"sum by (presift_role, presift_by) (rate(presift_replica_picked_total{_RATE}))",
-                                "{{presift_role}}: {{presift_by}}"), stacked=True),
+                                "{{presift_role}}: {{presift_by}}"),
+              Query("vector(0)", "none"), stacked=True, soft_most=0.1),
         lines("Trouble of replicas", "Failovers, moves of circuit breakers, hedged calls to drafts, requests aborted in engines.",
               PER_SECOND,
               Query(f"sum by (presift_role) (rate(presift_replica_failovers_total{_RATE}))", "failover: {{presift_role}}"),
               Query(f"sum by (presift_role, presift_to) (rate(presift_replica_breaker_total{_RATE}))",
                     "breaker: {{presift_role}} {{presift_to}}"),
               Query(f"sum by (presift_outcome) (rate(presift_replica_hedges_total{_RATE}))", "hedge {{presift_outcome}}"),
-              Query(f"sum(rate(presift_target_aborted_total{_RATE})) or vector(0)", "aborted in a target"), width=24, height=6),
+              Query(f"sum(rate(presift_target_aborted_total{_RATE})) or vector(0)", "aborted in a target"), width=24, height=6, soft_most=0.1),
     ]  # fmt: skip

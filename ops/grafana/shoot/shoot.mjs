@@ -10,6 +10,7 @@ import { build } from 'esbuild';
 import puppeteer from 'puppeteer-core';
 
 const HERE = dirname(fileURLToPath(import.meta.url));
+const GRAFANA = join(HERE, 'node_modules', '@grafana', 'ui', 'dist', 'public');
 const { values: asked } = parseArgs({
   options: {
     prometheus: { type: 'string', default: 'http://127.0.0.1:9090' },
@@ -21,7 +22,7 @@ const { values: asked } = parseArgs({
     'allow-empty': { type: 'boolean', default: false },
   },
 });
-const TYPES = { '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.html': 'text/html' };
+const TYPES = { '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.html': 'text/html', '.svg': 'image/svg+xml' };
 const fonts = Object.fromEntries(['.svg', '.png', '.woff', '.woff2', '.ttf'].map((kind) => [kind, 'dataurl']));
 
 async function bundled() {
@@ -39,7 +40,8 @@ async function answer(files, request, response) {
     response.writeHead(reply.status, { 'content-type': 'application/json' }).end(await reply.text());
     return;
   }
-  const body = pathname === '/' ? await readFile(join(HERE, 'index.html'))
+  const icon = pathname.match(/^\/public\/build\/(img\/icons\/[\w/-]+\.svg)$/);
+  const body = icon ? await readFile(join(GRAFANA, icon[1])) : pathname === '/' ? await readFile(join(HERE, 'index.html'))
     : pathname.startsWith('/dashboards/') ? await readFile(join(asked.dashboards, basename(pathname)))
       : files.get(pathname);
   response.writeHead(body ? 200 : 404, { 'content-type': TYPES[extname(pathname) || '.html'] ?? 'text/plain' }).end(body);

@@ -1,4 +1,6 @@
 // One dashboard, drawn from its JSON as Grafana would: rows and panels where gridPos says. `window.drawn` counts panels that are done.
+import '@fontsource/inter/latin-400.css';
+import '@fontsource/inter/latin-500.css';
 import { createTheme, DataFrame, ThemeContext } from '@grafana/data';
 import { GlobalStyles, PanelChrome } from '@grafana/ui';
 import type { Dashboard, Panel } from '@grafana/schema';

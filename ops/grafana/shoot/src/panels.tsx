@@ -21,6 +21,9 @@ export function Drawing({ panel, frames, span, width, height }: Drawn) {
     timeZone: 'utc',
   });
   if (panel.type === 'timeseries') {
+    if (data.length === 0) {
+      return <div style={{ height, display: 'grid', placeContent: 'center', fontSize: 18 }}>No data</div>;
+    }
     return <Lines {...{ panel, data, span, width, height, theme }} />;
   }
   return <Values {...{ panel, data, width, height, theme }} />;
@@ -54,10 +57,10 @@ function Values({ panel, data, width, height, theme }: Shown) {
       renderValue={({ value, width, height, count }) => panel.type === 'bargauge' ? (
         <BarGauge value={value.display} display={value.view?.getFieldDisplayProcessor(value.colIndex!)} field={value.field}
           width={width} height={height} orientation={orientation} displayMode={options.displayMode}
-          showUnfilled={options.showUnfilled} valueDisplayMode={options.valueMode} theme={theme} isOverflow={false} />
+          showUnfilled={options.showUnfilled} valueDisplayMode={options.valueMode} text={options.text} theme={theme} isOverflow={false} />
       ) : (
         <BigValue value={value.display} count={count} sparkline={value.sparkline} colorMode={options.colorMode}
-          graphMode={options.graphMode} textMode={options.textMode} theme={theme} width={width} height={height} />
+          graphMode={options.graphMode} textMode={options.textMode} text={options.text} theme={theme} width={width} height={height} />
       )}
     />
   );
