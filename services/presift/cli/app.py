@@ -1,4 +1,4 @@
-"""`presift up | generate | explain | route | models | keys`."""
+"""`presift up | generate | explain | route | plan | models | keys`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from presift.cli.flags import (
     Tenant,
 )
 from presift.cli.keys import keys
+from presift.cli.plan import plan
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail, say
 
@@ -161,6 +162,7 @@ def generate(
 
 
 app.command()(explain.explain)
+app.command()(plan)
 app.add_typer(keys, name="keys")
 
 
