@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain dashboards dashboards-check promtool release dist format protos protos-check bench clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,7 +59,7 @@ faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); wri
 soak: $(STAMP) ## 30 minutes of mixed traffic with churn: nothing may be left of it
 	@PYTHONPATH=services:clients/python $(BIN)/python -m tests.faults.soak --minutes 30
 
-check: $(STAMP) protos-check supply-chain
+check: $(STAMP) protos-check supply-chain dashboards-check
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --verbose > /dev/null || $(BIN)/lint-imports
@@ -74,6 +74,17 @@ $(TOOLS_STAMP): $(TOOLS_LOCK)
 	@test -x $(TOOLS)/bin/python || $(BIN)/python -m venv $(TOOLS)
 	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $(TOOLS_LOCK)
 	@touch $(TOOLS_STAMP)
+
+dashboards: $(TOOLS_STAMP) ## write ops/grafana/dashboards anew from ops/grafana/generate
+	@$(TOOLS)/bin/python ops/grafana/generate
+
+dashboards-check: supply-chain
+	@test ! -e $(TOOLS_STAMP) || $(TOOLS)/bin/python ops/grafana/generate --check
+
+# Unpacked, not installed: Debian's package would start a server.
+promtool: $(STAMP) ## put Debian's promtool, which tests the alert rules, into .venv
+	@folder=$$(mktemp -d) && cd $$folder && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . \
+		&& install usr/bin/promtool $(abspath $(BIN))/promtool; rm -rf $$folder; $(abspath $(BIN))/promtool --version | head -1
 
 release: $(STAMP) $(TOOLS_STAMP) check ## sdist, wheel, SBOM (CycloneDX) and checksums, in dist/; nothing known to be vulnerable
 	@$(BIN)/python $(CHAIN)/audit.py $(TOOLS)/bin/pip-audit $(LOCK) $(TOOLS)/.audited --strict

@@ -3,6 +3,7 @@
 import pytest
 
 from .fakes.house import House, Options
+from .fakes.openai_door import OpenaiDoor
 from .fakes.telemetry import Telemetry
 
 
@@ -34,6 +35,20 @@ def open_house(build):
 @pytest.fixture
 async def house(open_house):
     return await open_house()
+
+
+@pytest.fixture
+async def open_door():
+    """house, options -> its HTTP door; closed before the house is."""
+    doors = []
+
+    async def open_door(house, **options):
+        doors.append(await OpenaiDoor(house, **options).start())
+        return doors[-1]
+
+    yield open_door
+    for door in doors:
+        await door.stop()
 
 
 @pytest.fixture(scope="session")

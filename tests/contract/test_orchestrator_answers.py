@@ -8,6 +8,7 @@ from .fakes.house import CAPACITY, THRESHOLD, WINDOW, byte_tokenizer, wire_promp
 from .fakes.services import keep
 
 LONG = list(range(100, 200))
+FATES = ("kept", "dropped")
 
 
 async def test_short_prompt_is_read_in_full(house):
@@ -139,11 +140,11 @@ async def test_explain_of_token_ids_has_no_characters(house):
 
 async def test_requests_are_counted(house, telemetry):
     before = telemetry.total("presift.requests", route="spec_pc", reason="over_budget")
-    kept, received = (telemetry.total(f"presift.{what}.tokens", route="spec_pc") for what in ("kept", "prompt"))
+    kept, dropped = (telemetry.total("presift.prompt.tokens", route="spec_pc", fate=fate) for fate in FATES)
     await house.ask(LONG)
     assert telemetry.total("presift.requests", route="spec_pc", reason="over_budget") == before + 1
-    assert telemetry.total("presift.kept.tokens", route="spec_pc") == kept + 16
-    assert telemetry.total("presift.prompt.tokens", route="spec_pc") == received + 100
+    assert telemetry.total("presift.prompt.tokens", route="spec_pc", fate="kept") == kept + 16
+    assert telemetry.total("presift.prompt.tokens", route="spec_pc", fate="dropped") == dropped + 84
 
 
 async def test_marked_documents_are_all_that_is_dropped_from(house):

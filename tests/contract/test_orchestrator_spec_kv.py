@@ -365,20 +365,25 @@ async def test_explain_refuses_the_same(house):
 
 
 async def test_what_is_counted(house, telemetry):
-    names = ("presift.kv.tokens", "presift.kept.tokens", "presift.entries.reused")
-    before = [telemetry.total(name, route="spec_kv") for name in names]
+    def told():
+        kv, read = (
+            [telemetry.total(f"presift.{what}.tokens", route="spec_kv", fate=fate) for fate in fates]
+            for what, fates in (("kv", ("held", "dropped")), ("prompt", ("kept", "dropped")))
+        )
+        return [*kv, *read, telemetry.total("presift.entries.reused", route="spec_kv")]
+
+    before = told()
     await house.ask(LONG, route=KV)
     await house.ask(LONG, route=KV)
-    after = [telemetry.total(name, route="spec_kv") for name in names]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [2 * (KV_CAPACITY + 1), 200, 1]
+    held = KV_CAPACITY + 1
+    assert [b - a for a, b in zip(before, told(), strict=True)] == [2 * held, 2 * (100 - held), 200, 0, 1]
 
 
 async def test_what_the_target_says_of_a_selection_is_recorded_where_one_was_made(house, telemetry):
     """Once for each entry: a reply that reuses one says nothing new."""
 
     def told():
-        stages = [telemetry.total("presift.target.selection", stage=stage) for stage in ("score", "publish")]
-        return [*stages, telemetry.total("presift.coverage", route="spec_kv")]
+        return telemetry.total("presift.coverage", route="spec_kv", of="kv")
 
     for route, prompt, more in (
         (KV, LONG, 1),
@@ -390,7 +395,7 @@ async def test_what_the_target_says_of_a_selection_is_recorded_where_one_was_mad
         before = told()
         answer = await house.ask(prompt, route=route)
         assert answer.usage.reused_entry is (route == KV and not more)
-        assert told() == [each + more for each in before]
+        assert told() == before + more
 
 
 async def test_a_reply_that_reuses_an_entry_and_tells_its_coverage_is_not_recorded_again(house, telemetry):
@@ -404,8 +409,7 @@ async def test_a_reply_that_reuses_an_entry_and_tells_its_coverage_is_not_record
 
     house.target._selected = tells
     await house.ask(LONG, route=KV)
-    names = ("presift.coverage", "presift.target.selection")
-    before = [telemetry.total(name) for name in names]
+    before = telemetry.total("presift.coverage")
     answer = await house.ask(LONG, route=KV)
     assert answer.usage.reused_entry and answer.usage.coverage == 0.75
-    assert [telemetry.total(name) for name in names] == before
+    assert telemetry.total("presift.coverage") == before

@@ -1,8 +1,10 @@
 """One trace per request across the three services, and no word of the prompt in it."""
 
+import asyncio
 import logging
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.trace import SpanKind
 
 from .fakes.house import request
@@ -45,16 +47,83 @@ async def test_one_trace(house, telemetry):
     assert score in list(ancestors(server_of(spans, "DraftService"), spans))
 
 
+ORCHESTRATOR, DRAFT, TARGET = (f"/presift.v1.{name}Service" for name in ("Orchestrator", "Draft", "Target"))
+
+
+def edges(spans):
+    """(parent, child) by name; gRPC's two spans of a call have one name."""
+    by_id = {span.context.span_id: span for span in spans}
+    return {(by_id[span.parent.span_id].name, span.name) for span in spans if span.parent is not None}
+
+
+def ids(context):
+    return context.trace_id, context.span_id
+
+
+def linked(span):
+    return [ids(link.context) for link in span.links]
+
+
 async def test_spans_bear_the_words_of_the_architecture(house, telemetry):
     spans = await asked(house, telemetry)
-    own = {span.name: span for span in spans if span.kind is SpanKind.INTERNAL}
-    assert {"tokenize", "cache", "score", "decode"} <= own.keys()
-    words = {"tokenize", "protect", "route", "cache", "score", "prefill", "lookahead", "select", "decode"}
-    assert own.keys() <= words
-    root = server_of(spans, "OrchestratorService")
-    assert all(root in list(ancestors(span, spans)) for span in own.values())
+    root = f"{ORCHESTRATOR}/Generate"
+    own = {(root, stage) for stage in ("protect", "tokenize", "route", "cache.get", "cache.claim", "cache.put")}
+    score, generate = f"{DRAFT}/Score", f"{TARGET}/Generate"
+    calls = {("score", score), (score, score), (root, generate), (generate, generate)}
+    assert edges(spans) == own | calls | {(root, "score"), (root, "decode")}
     hit = await asked(house, telemetry)
-    assert "score" not in {span.name for span in hit}
+    stages = {"protect", "tokenize", "route", "cache.get", "decode"}
+    assert edges(hit) == {(root, stage) for stage in stages} | {(root, generate), (generate, generate)}
+
+
+async def test_a_hit_points_to_the_trace_that_made_it(house, telemetry):
+    miss, hit = await asked(house, telemetry), await asked(house, telemetry)
+    (score,) = (span for span in miss if span.name == "score")
+    assert {span.name: linked(span) for span in hit if span.links} == {"cache.get": [ids(score.context)]}
+    assert score.context.trace_id not in {span.context.trace_id for span in hit}
+    assert not any(span.links for span in miss)
+
+
+async def test_who_waits_for_anothers_pass_points_to_it(house, telemetry):
+    telemetry.forget_spans()
+    house.draft.gate.clear()
+    asking = [asyncio.create_task(house.ask(PROMPT)) for _ in range(2)]
+    await house.settle(lambda: house.draft.calls and house.admission.running == 2)
+    await asyncio.sleep(0.2)  # for the second one to wait for the first one's pass
+    house.draft.gate.set()
+    first, second = await asyncio.gather(*asking)
+    assert {first.cache, second.cache} == {"MISS", "SHARED"}
+    ended = lambda: sum(span.name == f"{ORCHESTRATOR}/Generate" for span in telemetry.spans) == 2  # noqa: E731
+    await house.settle(ended)
+    (score,) = (span for span in telemetry.spans if span.name == "score")
+    (join,) = (span for span in telemetry.spans if span.name == "cache.join")
+    assert linked(join) == [ids(score.context)]
+    assert join.context.trace_id != score.context.trace_id
+
+
+async def test_the_call_says_what_was_decided(house, telemetry):
+    root = server_of(await asked(house, telemetry), "OrchestratorService")
+    told = {key: value for key, value in root.attributes.items() if key.startswith(("presift.", "gen_ai."))}
+    assert told == {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.request.model": "target",
+        "presift.route": "spec_pc",
+        "presift.reason": "over_budget",
+        "presift.cache": "miss",
+        "presift.prompt_tokens": len(PROMPT),
+        "presift.kept_tokens": 16,
+        "presift.kv_tokens": 16,
+        "gen_ai.usage.input_tokens": 16,
+        "gen_ai.usage.output_tokens": 5,
+    }
+
+
+async def test_health_is_not_traced(house, telemetry):
+    telemetry.forget_spans()
+    reply = await health_pb2_grpc.HealthStub(house.channel).Check(health_pb2.HealthCheckRequest())
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    await asked(house, telemetry, "hi")
+    assert not any("Health" in span.name for span in telemetry.spans)
 
 
 async def test_the_callers_trace_goes_on(house, telemetry):

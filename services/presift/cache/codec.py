@@ -3,8 +3,8 @@
 value  = magic "PSC" | version u8 | tag 16 bytes | packing u8 | body, or one zstd frame of it if that is smaller
 tag    = BLAKE2b-128 over packing and body, keyed with the digest: a value under another key does not verify
 body   = head (see _HEAD) | mask | lookahead ids, u32 each | model id | revision | tokenizer fingerprint (UTF-8)
-         | KV capacity u32 | KV coverage f64: each only if there is one, no coverage without capacity; values without
-           are as they were before there could be
+         | KV capacity u32 | KV coverage f64 | trace id 16 bytes, span id 8 bytes: each only if there is one (of the
+           coverage: if there is a capacity too); values without are as they were before there could be
 
 All integers little-endian. The tag finds damage and mix-ups; it is no signature: whoever may write to the store and
 knows a digest can forge a value, so lengths are checked and memory is bounded even where the tag verifies.
@@ -22,7 +22,7 @@ import zstandard
 
 from presift.cache.mask_coding import MaskCoding, candidates, decode_mask
 from presift.core.errors import InvalidRequest
-from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.plan import CompressedPrompt, ModelInfo, SpanRef
 
 VERSION = 1
 MAX_PROMPT_TOKENS = 1 << 24
@@ -35,6 +35,8 @@ _RAW, _ZSTD = b"\x00", b"\x01"
 # string lengths in bytes
 _HEAD = struct.Struct("<B3Id4I3I")
 _KV_CAPACITY, _KV_COUNT = struct.Struct("<I"), struct.Struct("<Id")
+# Longer than all that may stand before it, so that its presence can be told by the length.
+_MADE_IN = struct.Struct("16s8s")
 
 
 class CorruptValue(Exception):
@@ -98,7 +100,7 @@ def _body(value: CompressedPrompt, coding: MaskCoding, mask: bytes) -> bytes:
     coverage = math.nan if value.coverage is None else value.coverage
     counts = (value.mask.prompt_tokens, len(mask), lookahead.size)
     head = _HEAD.pack(coding, *counts, coverage, *numbers, *map(len, names))
-    return b"".join((head, mask, lookahead.tobytes(), *names, _kv_count(value)))
+    return b"".join((head, mask, lookahead.tobytes(), *names, _kv_count(value), _made_in(value)))
 
 
 def _kv_count(value: CompressedPrompt) -> bytes:
@@ -118,6 +120,21 @@ def _read_kv_count(data: bytes) -> tuple[int | None, float | None]:
     return capacity, coverage
 
 
+def _made_in(value: CompressedPrompt) -> bytes:
+    if value.made_in is None:
+        return b""
+    return bytes.fromhex(value.made_in.trace_id) + bytes.fromhex(value.made_in.span_id)
+
+
+def _read_made_in(data: bytes) -> tuple[bytes, SpanRef | None]:
+    """What stands before it, and it."""
+    if len(data) < _MADE_IN.size:
+        return data, None
+    rest, ids = _split(data, len(data) - _MADE_IN.size)
+    trace_id, span_id = _MADE_IN.unpack(ids)
+    return rest, SpanRef(trace_id.hex(), span_id.hex())
+
+
 def _read_body(body: bytes) -> CompressedPrompt:
     coding, prompt_tokens, mask_bytes, lookahead_count, coverage, *rest = _HEAD.unpack_from(body)
     numbers, name_bytes = rest[:4], rest[4:]
@@ -125,7 +142,8 @@ def _read_body(body: bytes) -> CompressedPrompt:
         raise CorruptValue
     pieces = _split(body[_HEAD.size :], mask_bytes, 4 * lookahead_count, *name_bytes)
     mask, lookahead, model_id, revision, fingerprint, rest_bytes = pieces
-    kv_capacity, kv_coverage = _read_kv_count(rest_bytes)
+    counted, made_in = _read_made_in(rest_bytes)
+    kv_capacity, kv_coverage = _read_kv_count(counted)
     return CompressedPrompt(
         mask=decode_mask(MaskCoding(coding), mask, prompt_tokens),
         lookahead_token_ids=tuple(np.frombuffer(lookahead, dtype="<u4").tolist()),
@@ -133,6 +151,7 @@ def _read_body(body: bytes) -> CompressedPrompt:
         draft=ModelInfo(model_id.decode(), revision.decode(), fingerprint.decode(), *numbers),
         kv_capacity=kv_capacity,
         kv_coverage=kv_coverage,
+        made_in=made_in,
     )
 
 

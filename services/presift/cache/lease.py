@@ -16,6 +16,11 @@ from presift.core.plan import CompressedPrompt
 class Lease(Protocol):
     """Like a Store it never raises for cache trouble: then everybody computes for themselves."""
 
+    @property
+    def held(self) -> int:
+        """How many this process holds, that is, what it computes for all."""
+        ...
+
     async def claim(self, digest: str) -> CompressedPrompt | None:
         """Another process's value, waited for at most the lease time; None: compute it yourself."""
         ...
@@ -27,6 +32,10 @@ class Lease(Protocol):
 
 class NoLease:
     """For a store that no other process shares."""
+
+    @property
+    def held(self) -> int:
+        return 0
 
     async def claim(self, digest: str) -> CompressedPrompt | None:
         return None

@@ -46,6 +46,11 @@ class RedisLease:
         patient = replace(limits, timeout_s=limits.claim_timeout_s)
         self._values = RedisStore(link, patient)  # unobserved: polling is not a row of misses
         self._holder = secrets.token_hex(16)
+        self._held: set[str] = set()
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
 
     async def claim(self, digest: str) -> CompressedPrompt | None:
         value: CompressedPrompt | None = None
@@ -61,6 +66,7 @@ class RedisLease:
         return value
 
     async def release(self, digest: str) -> None:
+        self._held.discard(digest)
         try:
             await self._run(_RELEASE, digest, timeout_s=self._limits.timeout_s)
         except Unavailable:
@@ -69,6 +75,8 @@ class RedisLease:
     async def _take_or_wait(self, digest: str) -> CompressedPrompt | None:
         while True:
             is_ours = await self._claim(digest) == 1
+            if is_ours:
+                self._held.add(digest)
             # Looked up after the claim: its holder may have put the value and released between our miss and now.
             value = await self._values.get(digest)
             if is_ours and value:

@@ -1,4 +1,4 @@
-"""`presift up | generate | explain | route | models | keys`."""
+"""`presift up | generate | explain | route | plan | models | keys`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from presift.cli.flags import (
     LearntFrom,
     LocalPolicy,
     MinCoverage,
+    ObservabilityOn,
     PolicyFile,
     PrefillWhileDrafting,
     Tenant,
 )
 from presift.cli.keys import keys
+from presift.cli.plan import plan
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail, say
 
@@ -59,6 +61,9 @@ def up(
     prefill_while_drafting: PrefillWhileDrafting = None,
     cross_vocabulary: CrossVocabulary = False,
     insecure: Insecure = False,
+    observability: ObservabilityOn = False,
+    metrics_from: Annotated[int, typer.Option(min=1, max=65_535, help="the first of their ports")] = 9464,
+    otlp_endpoint: Annotated[str | None, typer.Option(help="HOST:PORT (OTLP/gRPC) that traces are sent to")] = None,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C.
 
@@ -66,7 +71,7 @@ def up(
     (`python -m presift.orchestrator --help` lists them as flags). Logs: PRESIFT_HOME/logs/PORT.
     """
     # Imported here: `presift generate` needs none of it.
-    from presift.cli.stack import StackOptions, log_folder  # noqa: PLC0415
+    from presift.cli.stack import Observability, StackOptions, log_folder  # noqa: PLC0415
     from presift.cli.up import run_until_stopped  # noqa: PLC0415
     from presift.models.errors import ModelError  # noqa: PLC0415
     from presift.models.fetch import resolve_model  # noqa: PLC0415
@@ -86,6 +91,7 @@ def up(
         drafts=drafts,
         targets=targets,
         orchestrators=orchestrators,
+        observability=Observability(metrics_from, otlp_endpoint) if observability or otlp_endpoint else None,
         orchestrator_flags=_flags(
             policy_file=None if policy_file is None else str(policy_file),
             compress_above_tokens=compress_above,
@@ -156,6 +162,7 @@ def generate(
 
 
 app.command()(explain.explain)
+app.command()(plan)
 app.add_typer(keys, name="keys")
 
 

@@ -29,6 +29,9 @@ CrossVocabulary = Annotated[
     bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")]
+ObservabilityOn = Annotated[
+    bool, typer.Option("--observability", help="each service tells metrics to Prometheus on a port of its own")
+]
 Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
 LocalPolicy = Annotated[
     Path | None, typer.Option(help="a policy file of this machine; that of PRESIFT_ORCHESTRATOR_POLICY_FILE if unset")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from presift.cache import tether
@@ -18,6 +20,16 @@ _ERROR = re.compile(
     r"^\S+ \S+ ERROR \S+ (?P<logged>.+)$|^(?P<raised>[\w.]*(?:Error|Exception)(?:: .+)?)$|: error: (?P<flag>.+)$"
 )
 _TAIL_BYTES = 65_536
+
+
+def error_in(line: str) -> str:
+    """What a line of a service's log tells of an error, empty where that is nothing."""
+    if line.startswith("{"):
+        with suppress(ValueError, AttributeError):
+            told = json.loads(line)
+            return str(told.get("message", "")) if told.get("level") == "ERROR" else ""
+    match = _ERROR.search(line)
+    return match[match.lastgroup] if match and match.lastgroup else ""
 
 
 class ServiceFailed(RuntimeError):
@@ -86,8 +98,7 @@ class ServiceProcess:
         with self.log.open("rb") as log:
             log.seek(max(self._log_start, self.log.stat().st_size - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
-        found = (_ERROR.search(line) for line in reversed(lines))
-        return next((match[match.lastgroup] for match in found if match and match.lastgroup), "").strip()
+        return next(filter(None, map(error_in, reversed(lines))), "").strip()
 
     def _read(self) -> None:
         stdout = self._process.stdout

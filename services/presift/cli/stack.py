@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,32 @@ Progress = Callable[[str], None]
 
 # Threads that spin while they wait take the cores from the other services (ops/decisions/0005).
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Observability:
+    """Every service tells metrics, on consecutive ports of this machine from `first_port` on, and its traces to
+    `otlp_endpoint`, if there is one."""
+
+    first_port: int = 9464
+    otlp_endpoint: str | None = None
+
+    def address(self, place: int) -> str:
+        """Where the service that is started in that place (from 0) tells its metrics."""
+        return f"127.0.0.1:{self.first_port + place}"
+
+    def flags(self, place: int) -> list[str]:
+        """Of that service."""
+        traces = [] if self.otlp_endpoint is None else ["--otlp-endpoint", self.otlp_endpoint]
+        return ["--metrics-listen", self.address(place), *traces]
+
+    def targets(self, names: Sequence[str]) -> str:
+        """The services for Prometheus' file_sd_configs, in the order in which they were started; JSON."""
+        entries = [
+            {"targets": [self.address(place)], "labels": {"job": f"presift-{_kind(name)}", "service": name}}
+            for place, name in enumerate(names)
+        ]
+        return json.dumps(entries, indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +71,13 @@ class StackOptions:
     drafts: int = 1
     targets: int = 1
     orchestrators: int = 1
+    observability: Observability | None = None
+
+    @property
+    def metrics_listens(self) -> list[str]:
+        """Where metrics are to be told."""
+        services = self.drafts + self.targets + self.orchestrators
+        return [] if self.observability is None else [self.observability.address(place) for place in range(services)]
 
     @property
     def listens(self) -> list[str]:
@@ -122,6 +156,14 @@ class LocalStack:
             self._launch(name, ["--listen", listen, *flags], environment)
         for orchestrator in self._of("orchestrator"):
             self._wait(orchestrator)
+        self._tell_prometheus()
+
+    def _tell_prometheus(self) -> None:
+        if self.options.observability is None:
+            return
+        path = self.options.logs / "prometheus_targets.json"
+        path.write_text(self.options.observability.targets([service.name for service in self.services]))
+        self._progress(f"metrics       {', '.join(self.options.metrics_listens)}; for Prometheus (file_sd): {path}")
 
     def _tokenizer_flag(self) -> list[str]:
         return ["--tokenizer", self.options.tokenizer] if self.options.tokenizer else []
@@ -136,7 +178,9 @@ class LocalStack:
     def _launch(self, name: str, flags: list[str], environment: Mapping[str, str] | None = None) -> ServiceProcess:
         log = self.options.logs / f"{name}.log"
         merged = {**_ENVIRONMENT, **self.options.environment, **(environment or {})}
-        flags = [*flags, "--drain-s", str(self.options.drain_s)]
+        observability = self.options.observability
+        told = [] if observability is None else observability.flags(len(self.services))
+        flags = [*flags, "--drain-s", str(self.options.drain_s), *told]
         service = ServiceProcess(name, f"presift.{_kind(name)}", flags, log, merged)
         self.services.append(service)
         self._exit.callback(self._stop, service)
@@ -177,4 +221,4 @@ def _nth(listen: str, place: int) -> str:
     return f"{host}:{int(port) + place}" if int(port) else listen
 
 
-__all__ = ["LocalStack", "ServiceFailed", "StackOptions", "log_folder"]
+__all__ = ["LocalStack", "Observability", "ServiceFailed", "StackOptions", "log_folder"]

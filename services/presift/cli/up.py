@@ -31,6 +31,7 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
     try:
         check_settings(options)
         check_free(options.listens)
+        check_free(options.metrics_listens, "--metrics-from")
         with LocalStack(options, progress) as stack:
             doors = ", ".join(stack.addresses)
             behind = [service for service in stack.services if service.address not in stack.addresses]
@@ -60,8 +61,9 @@ def check_settings(options: StackOptions) -> None:
     terms_of(settings)
 
 
-def check_free(addresses: Iterable[str]) -> None:
-    """Raise PresiftError for the first of these, HOST:PORT, on which nobody can listen: it is taken, say."""
+def check_free(addresses: Iterable[str], flag: str = "--listen") -> None:
+    """Raise PresiftError for the first of these, HOST:PORT, on which nobody can listen: it is taken, say. `flag` takes
+    another."""
     for address in addresses:
         host, _, port = address.rpartition(":")
         try:
@@ -74,7 +76,7 @@ def check_free(addresses: Iterable[str]) -> None:
                 probe.bind(place)
         except (OSError, OverflowError) as error:
             why = error.strerror if isinstance(error, OSError) else "there is no such port"
-            raise PresiftError(f"cannot listen on {address}: {why}; --listen takes another HOST:PORT") from None
+            raise PresiftError(f"cannot listen on {address}: {why}; {flag} takes another one") from None
 
 
 def _watch(stack: LocalStack, progress: Progress) -> int:

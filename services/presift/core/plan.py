@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from presift.core.errors import InvalidRequest
@@ -37,12 +37,27 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanRef:
+    """A span of a trace by its ids: 32 and 16 hex digits, neither all zeros. Raises InvalidRequest."""
+
+    trace_id: str
+    span_id: str
+
+    def __post_init__(self) -> None:
+        for name, digits in (("trace_id", 32), ("span_id", 16)):
+            value = getattr(self, name)
+            if len(value) != digits or not set(value) <= set("0123456789abcdef") or not value.strip("0"):
+                raise InvalidRequest(name, repr(value[:64]), f"{digits} lower-case hex digits, not all zeros")
+
+
+@dataclass(frozen=True, slots=True)
 class CompressedPrompt:
     """What the cache holds: the token mask, the lookahead, coverage and provenance; never text.
 
     `coverage` is 0..1, or None where nothing was scored. `kv_capacity` is how many KV pairs per layer and head the
     draft would keep of the mask's tokens, None where it was not asked or all fit; `kv_coverage` is the share of their
-    attention mass that those cover, None where the draft does not say. Raises InvalidRequest.
+    attention mass that those cover, None where the draft does not say. `made_in` is the span that it was made in, None
+    where nobody traced it; two that differ in this alone are equal. Raises InvalidRequest.
     """
 
     mask: TokenMask
@@ -51,6 +66,7 @@ class CompressedPrompt:
     draft: ModelInfo
     kv_capacity: int | None = None
     kv_coverage: float | None = None
+    made_in: SpanRef | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("coverage", "kv_coverage"):

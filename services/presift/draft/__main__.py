@@ -9,12 +9,15 @@ import sys
 from functools import partial
 
 from presift.core.errors import PresiftError
+from presift.draft.measures import gauges_of
 from presift.draft.scorer import Cancel, Scorer
 from presift.draft.servicer import DraftServicer
 from presift.draft.settings import DraftSettings
 from presift.draft.work_queue import WorkQueue
-from presift.rpc import telemetry
+from presift.rpc.gauges import observed
+from presift.rpc.running import run
 from presift.rpc.server import GrpcServer
+from presift.rpc.telemetry import span
 from presift.v1 import draft_pb2, draft_pb2_grpc
 
 _SERVICE = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
@@ -25,16 +28,10 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """0 after a clean drain, 1 if the service could not start."""
     settings = DraftSettings()  # type: ignore[call-arg]
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # OpenMP reads it when torch is loaded. Threads that spin while they wait take the cores from the other services.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with telemetry.exported("draft", settings.otlp()):
-            return 0 if asyncio.run(serve(settings)) else 1
-    except PresiftError as error:
-        log.error("%s", error)
-        return 1
+    return run("draft", settings, serve)
 
 
 async def serve(settings: DraftSettings) -> bool:
@@ -46,7 +43,8 @@ async def serve(settings: DraftSettings) -> bool:
     port = await server.start()
     getting_ready = asyncio.create_task(_get_ready(settings, queue, servicer, server, port))
     try:
-        return await server.run_until_stopped()
+        with observed(*gauges_of(queue)):
+            return await server.run_until_stopped()
     finally:
         getting_ready.cancel()
         queue.close()
@@ -56,7 +54,8 @@ async def _get_ready(
     settings: DraftSettings, queue: WorkQueue, servicer: DraftServicer, server: GrpcServer, port: int
 ) -> None:
     try:
-        done = await queue.run(partial(load, settings))
+        with span("load"):
+            done = await queue.run(partial(load, settings))
     except PresiftError as error:
         log.error("%s", error)
         server.request_stop(failed=True)

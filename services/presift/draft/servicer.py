@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable, PresiftError
+from presift.draft import measures
 from presift.draft.compress import Compressed, compress
 from presift.draft.request import SUPPORTED_ROUTES, Limits, parse
 from presift.draft.scorer import Scorer
@@ -47,7 +48,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             metrics.count("presift.draft.refused", reason=code_and_reason(error)[1])
             raise
         response = _response(done, scorer, request.include_importance)
-        _record(response.timings)
+        measures.tell(response)
         return response
 
     async def GetInfo(
@@ -88,8 +89,3 @@ def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) 
 
 def _values(found: NDArray[np.float32] | None) -> list[float]:
     return [] if found is None else found.tolist()
-
-
-def _record(timings: draft_pb2.ScoreTimings) -> None:
-    for field in timings.DESCRIPTOR.fields:
-        metrics.record("presift.draft.duration", getattr(timings, field.name), stage=field.name.removesuffix("_ms"))

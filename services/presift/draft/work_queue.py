@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
 from presift.draft.scorer import Cancel, Cancelled
+from presift.rpc.telemetry import span
 
 T = TypeVar("T")
 
@@ -59,7 +60,8 @@ class WorkQueue:
         entered = time.monotonic()
         cancel = Cancel(None if timeout_s is None else entered + timeout_s)
         with self._place():
-            await self._wait_for_turn(timeout_s)
+            with span("queue"):
+                await self._wait_for_turn(timeout_s)
             queue_ms = (time.monotonic() - entered) * 1e3
             return Done(await self._work(job, cancel), queue_ms)
 

@@ -11,11 +11,13 @@ from presift.orchestrator.access.door import open_door
 from presift.orchestrator.access.doorkeeper import Doorkeeper
 from presift.orchestrator.access.interceptor import DoorInterceptor
 from presift.orchestrator.assembly import Assembly, assemble
+from presift.orchestrator.http.opening import open_http
 from presift.orchestrator.models import Models
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce, reloaded_on_sighup, terms_of
-from presift.rpc import telemetry
+from presift.rpc.gauges import observed
+from presift.rpc.running import run
 from presift.rpc.server import GrpcServer
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -27,14 +29,7 @@ log = logging.getLogger(__name__)
 
 def main() -> int:
     """0 after a clean drain, 1 if the service could not start."""
-    settings = OrchestratorSettings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
-        with telemetry.exported("orchestrator", settings.otlp()):
-            return 0 if asyncio.run(serve(settings)) else 1
-    except PresiftError as error:
-        log.error("%s", error)
-        return 1
+    return run("orchestrator", OrchestratorSettings(), serve)
 
 
 async def serve(settings: OrchestratorSettings) -> bool:
@@ -59,10 +54,15 @@ async def _serve(
         assembly.pipeline, assembly.models, terms, explains=settings.explain, salt=settings.secret("tenant_salt")
     )
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
+    http = open_http(settings, assembly.pipeline, door, server)
     port = await server.start()
+    if http is not None:
+        server.doors.append(http)
+        print(f"presift orchestrator takes HTTP on {await http.start()}", flush=True)
     becoming_ready = asyncio.create_task(_become_ready(settings, assembly, server, port))
     try:
-        stopped = await server.run_until_stopped()
+        with observed(*assembly.gauges):
+            stopped = await server.run_until_stopped()
         if becoming_ready.done() and not becoming_ready.cancelled():
             becoming_ready.result()
         return stopped

@@ -75,6 +75,11 @@ class Admission:
         """Requests that wait for a place."""
         return len(self._queue)
 
+    @property
+    def waiting_tenants(self) -> int:
+        """Tenants that these are of."""
+        return self._queue.waiting_tenants
+
     @asynccontextmanager
     async def place(self, tenant: str, load: Workload, left_s: float | None) -> AsyncIterator[Place]:
         """Wait for a place and hold it until the block ends, or until it was closed.
@@ -90,7 +95,7 @@ class Admission:
             self._leave(ticket)
             raise
         began = self._clock()
-        record("presift.admission.wait", (began - came) * 1000)
+        record("presift.admission.wait", began - came)
         place = Place(began - came, lambda: self._end(ticket, began))
         try:
             yield place

@@ -16,6 +16,7 @@ from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.drafting import Drafter
 from presift.orchestrator.economy import Economy
+from presift.orchestrator.gauges import gauges_of
 from presift.orchestrator.guard.answers import Answers
 from presift.orchestrator.guard.guard import Guard
 from presift.orchestrator.guard.switches import Switches
@@ -30,6 +31,7 @@ from presift.orchestrator.seating import Usher
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.turns import Turns
+from presift.rpc.gauges import Gauge
 from presift.rpc.metrics import count
 
 
@@ -41,12 +43,13 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """`parts` in the order in which they close."""
+    """`parts` in the order in which they close; `gauges` show how full all is."""
 
     pipeline: Pipeline
     models: Models
     calibration: Calibration
     parts: tuple[Part, ...]
+    gauges: tuple[Gauge, ...]
 
     async def aclose(self) -> None:
         for part in self.parts:
@@ -98,7 +101,8 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
         allowances=counts.allowances,
         admission=admission,
     )
-    return Assembly(pipeline, models, calibration, (calibration, guard, models, draft, target, counts, store))
+    parts = (calibration, guard, models, draft, target, counts, store)
+    return Assembly(pipeline, models, calibration, parts, gauges_of(pipeline, models, lease, counts.allowances))
 
 
 def _economy(settings: OrchestratorSettings, drafts: Callable[[], int]) -> Economy:

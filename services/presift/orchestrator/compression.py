@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from presift.cache.lease import Lease
 from presift.cache.single_flight import SingleFlight
@@ -16,8 +19,9 @@ from presift.core.digest import PromptKey
 from presift.core.plan import CompressedPrompt
 from presift.orchestrator.decision import CacheUse
 from presift.orchestrator.ports import Draft, MaskRejected, Score
+from presift.orchestrator.stages import stage
 from presift.orchestrator.verification import Scoring, check_draft, check_prompt
-from presift.rpc.telemetry import span
+from presift.rpc.telemetry import current_span_ref, link
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,10 @@ class Compressor:
         Raises DraftChanged, MaskRejected, or what the draft port raises.
         """
         digest = self._key(scoring).digest()
-        found, shared = await self._flights.run(digest, lambda: self._find(digest, scoring, missed or asyncio.Event()))
+        with self._joining(digest) as current:
+            work = partial(self._find, digest, scoring, missed or asyncio.Event())
+            found, shared = await self._flights.run(digest, work)
+            link(current, found.prompt.made_in)
         check_prompt(found.prompt, scoring)
         use = CacheUse.HIT if found.hit else CacheUse.SHARED if shared else CacheUse.MISS
         return Compressed(found.prompt, use, found.cache_ms, found.draft_ms, found.draft_queue_ms)
@@ -69,6 +76,10 @@ class Compressor:
         draft_ms = (time.perf_counter() - started) * 1000
         return Compressed(scored.prompt, CacheUse.NOT_USED, 0.0, draft_ms, scored.queue_ms), scored.importance
 
+    def _joining(self, digest: str) -> AbstractContextManager[Span]:
+        """The span of who waits for another's work; whose own it is has spans of its stages."""
+        return stage("cache.join") if self._flights.is_under_way(digest) else nullcontext(INVALID_SPAN)
+
     def _key(self, scoring: Scoring) -> PromptKey:
         tokens, draft, target = scoring.tokens, scoring.draft, scoring.target
         crossed = "" if draft.shares_vocabulary(target) else target.tokenizer_fingerprint
@@ -77,8 +88,7 @@ class Compressor:
     async def _find(self, digest: str, scoring: Scoring, missed: asyncio.Event) -> _Found:
         started = time.perf_counter()
         try:
-            with span("cache"):
-                held = await self._store.get(digest) or await self._lease.claim(digest)
+            held = await self._look_up(digest)
         except asyncio.CancelledError:
             await self._lease.release(digest)  # it may have been claimed just now
             raise
@@ -92,13 +102,27 @@ class Compressor:
             scored = await self._score(scoring)
             draft_ms = (time.perf_counter() - looked_up) * 1000
             # Before the flight ends: whoever comes next must find it here.
-            await self._store.put(digest, scored.prompt)
+            with stage("cache.put"):
+                await self._store.put(digest, scored.prompt)
         finally:
             await self._lease.release(digest)
         return _Found(scored.prompt, False, cache_ms, draft_ms, scored.queue_ms)
 
+    async def _look_up(self, digest: str) -> CompressedPrompt | None:
+        """What the cache has; None makes it ours to compute, for all processes."""
+        with stage("cache.get") as current:
+            found = await self._store.get(digest)
+            link(current, None if found is None else found.made_in)
+        if found is not None:
+            return found
+        with stage("cache.claim") as current:
+            found = await self._lease.claim(digest)
+            link(current, None if found is None else found.made_in)
+        return found
+
     async def _score(self, scoring: Scoring, *, include_importance: bool = False) -> Score:
-        with span("score"):
+        with stage("score"):
+            made_in = current_span_ref()
             scored = await self._draft.score(
                 scoring.tokens.ids,
                 scoring.policy,
@@ -108,7 +132,7 @@ class Compressor:
             )
         check_draft(scored.prompt.draft, scoring.draft)
         check_prompt(scored.prompt, scoring)
-        return scored
+        return replace(scored, prompt=replace(scored.prompt, made_in=made_in))
 
 
 def _is_usable(prompt: CompressedPrompt, scoring: Scoring) -> bool:

@@ -71,7 +71,8 @@ class Plan:
     `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
     far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
     would have been chosen, had the quality guard not switched its route off; `is_tighter`: less is kept than everyone
-    gets who asks for nothing; `salt`: whose it is; `at`: the target's replica. `importance` and
+    gets who asks for nothing; `salt`: whose it is; `at`: the target's replica; `full_ttft_ms`: what was predicted for
+    route full, None where nobody asked. `importance` and
     `routes`, what AUTO chose among, are only there where a plan is to be explained.
     """
 
@@ -87,3 +88,4 @@ class Plan:
     routes: tuple[Candidate, ...] = ()
     salt: str = field(default="", repr=False)
     at: Seat = ANYWHERE
+    full_ttft_ms: float | None = None

@@ -48,6 +48,11 @@ class FairQueue(Generic[T]):
         """How many tenants are known."""
         return len(self._lines)
 
+    @property
+    def waiting_tenants(self) -> int:
+        """How many of them have something that waits."""
+        return sum(1 for line in self._lines.values() if line.waiting)
+
     def push(self, ticket: T) -> None:
         """Let it wait behind its tenant's others."""
         self._lines.setdefault(ticket.tenant, _Line()).waiting.append(ticket)

@@ -7,14 +7,21 @@ from dataclasses import replace
 from presift.core.errors import BudgetExceeded, DraftUnavailable
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, Policy, SpecKv, SpecKvPc, SpecPc
-from presift.orchestrator.choices import Choice, Facts
+from presift.orchestrator.choices import Choice, Facts, Reason
 from presift.orchestrator.costs import Forecast, Outlook, Reading, Work
 from presift.orchestrator.request import Budget
+
+_FULL = Choice(Route.FULL, Reason.REQUESTED, "")
 
 
 def forecast(choice: Choice, facts: Facts) -> Forecast:
     """What the choice is predicted to cost."""
     return facts.outlook.forecast(work_of(choice, facts.prompt_tokens, facts.outlook), facts.max_new_tokens)
+
+
+def in_full(facts: Facts) -> Forecast:
+    """What reading the whole prompt is predicted to cost, whatever is chosen."""
+    return facts.outlook.forecast(work_of(_FULL, facts.prompt_tokens, facts.outlook), facts.max_new_tokens)
 
 
 def with_forecast(choice: Choice, budget: Budget, facts: Facts) -> Choice:

@@ -23,6 +23,7 @@ from presift.orchestrator.guard.guard import Guard
 from presift.orchestrator.guard.samples import Sample
 from presift.orchestrator.kept_kv import KeptKvReader
 from presift.orchestrator.learning import Answered
+from presift.orchestrator.measures import Measure, measured
 from presift.orchestrator.models import Models
 from presift.orchestrator.planning import Planner, Spend
 from presift.orchestrator.ports import Target, TargetInfo, Usage
@@ -30,7 +31,6 @@ from presift.orchestrator.request import Request, TokenIds
 from presift.orchestrator.speeds import StageSpeed
 from presift.orchestrator.tokenizer import PromptTokenizer
 from presift.orchestrator.workload import workload_of
-from presift.rpc.metrics import count, record
 from presift.rpc.telemetry import tracer
 
 
@@ -86,27 +86,29 @@ class Pipeline:
         Raises what `plan` raises, what the target port raises, DeadlineExceeded, and Overloaded, for a tenant over its
         limits too.
         """
-        arrived, deadline = time.perf_counter(), Deadline.within(time_left_s)
-        async with (
-            self._allowances.held(request.tenant, request.limits) as allowance,
-            aclosing(self._answer(request, deadline, allowance, arrived)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, Delta):
-                    allowance.delivered(len(event.token_ids))
-                yield event
+        deadline = Deadline.within(time_left_s)
+        with measured(request) as measure:
+            async with (
+                self._allowances.held(request.tenant, request.limits) as allowance,
+                aclosing(self._answer(request, deadline, allowance, measure)) as events,
+            ):
+                async for event in events:
+                    if isinstance(event, Delta):
+                        allowance.delivered(len(event.token_ids))
+                    yield event
 
     async def _answer(
-        self, request: Request, deadline: Deadline, allowance: Allowance, arrived: float
+        self, request: Request, deadline: Deadline, allowance: Allowance, measure: Measure
     ) -> AsyncGenerator[Event, None]:
         with self.guard.calm.stirred() as calmed, ExitStack() as held:
             async with self._place(request, deadline) as place:
                 spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
                 plan = await self.plan(request, deadline.left_s(), place.waited_s, spend=spend, held=held)
+                measure.decided(plan)
                 yield plan.decision
                 sample = self.guard.sample(plan, request.sampling)
                 held.close()  # from now on the request itself counts
-                answer = self._decode(plan, request, deadline.left_s(), arrived, place)
+                answer = self._decode(plan, request, deadline.left_s(), measure, place)
                 async with aclosing(delivered(answer, joined)) as events:
                     async for event in events:
                         calmed()
@@ -181,7 +183,7 @@ class Pipeline:
             self._calibration.stop()
 
     async def _decode(
-        self, plan: Plan, request: Request, left_s: float | None, arrived: float, place: Place
+        self, plan: Plan, request: Request, left_s: float | None, measure: Measure, place: Place
     ) -> AsyncGenerator[Delta | Report, None]:
         detokenizer = Detokenizer(self._tokenizer.backend, request.sampling.stop)
         economy, ttft_ms, answer = self._planner.economy, 0.0, list[int]()
@@ -193,23 +195,24 @@ class Pipeline:
         queue = economy.reading_at(plan.at.replica)
         # The place is that of the work: a caller who reads slowly does not keep it.
         with closing(place), span, held, queue.working(work_ms(plan)) as turn:
+            measure.asked_target()
             stream = self._target.generate(plan.read_ids, request.sampling, plan.salt, left_s, plan.kv_plan, at=plan.at)
             async with aclosing(stream) as events:
                 async for event in events:
-                    now_ms = (time.perf_counter() - arrived) * 1000
+                    now_ms = (time.perf_counter() - measure.arrived) * 1000
                     if not ttft_ms:  # an answer may be a stop token alone
                         ttft_ms = now_ms
+                        span.add_event("first_token")
                         queue.done(turn)
                         self._planner.remember(plan)
                     if isinstance(event, Usage):
-                        _count(plan.decision, event)
+                        measure.answered(event, ttft_ms, now_ms)
                         economy.observe(Answered(plan, event, ttft_ms, now_ms, turn.was_alone, tuple(answer), began))
                         yield Delta(detokenizer.finish(), ())
                         yield Report(plan.decision, event, ttft_ms, now_ms)
                     else:
                         answer += event
                         yield Delta(detokenizer.push(event), event)
-        record("presift.ttft", ttft_ms, route=plan.decision.route.value, cache=plan.decision.cache.value)
 
 
 def joined(events: Sequence[Delta | Report]) -> Iterator[Delta | Report]:
@@ -229,14 +232,3 @@ def work_ms(plan: Plan) -> float:
 def step_ms(plan: Plan) -> float:
     """What a decode step is predicted to take."""
     return 0.0 if plan.decision.forecast is None else plan.decision.forecast.step_ms
-
-
-def _count(decision: Decision, usage: Usage) -> None:
-    count("presift.kv.tokens", usage.kv_tokens, route=decision.route.value)
-    if usage.reused_entry:
-        count("presift.entries.reused", route=decision.route.value)
-    elif usage.publish_ms:
-        record("presift.target.selection", usage.score_ms, stage="score")
-        record("presift.target.selection", usage.publish_ms, stage="publish")
-        if usage.coverage is not None:
-            record("presift.coverage", usage.coverage, route=decision.route.value, of="kv")

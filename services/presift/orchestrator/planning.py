@@ -14,16 +14,17 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import SpecKv
 from presift.core.spans import must_keep
+from presift.orchestrator import measures
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import Choice, Defaults, Facts
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.costs import Outlook
 from presift.orchestrator.coverage import Ask, coverages_of_turn, covers, settled
 from presift.orchestrator.deadline import Deadline, draft_share_s
-from presift.orchestrator.decision import Decision, Plan
+from presift.orchestrator.decision import Plan
 from presift.orchestrator.drafting import Draftable, Drafter, in_time
 from presift.orchestrator.economy import Economy
-from presift.orchestrator.forecasting import answering_s, with_forecast
+from presift.orchestrator.forecasting import answering_s, in_full, with_forecast
 from presift.orchestrator.guard.switches import Switches
 from presift.orchestrator.guard.usual import is_tighter
 from presift.orchestrator.kv_routing import continue_kv
@@ -35,6 +36,7 @@ from presift.orchestrator.prefilling import Prefiller
 from presift.orchestrator.request import Request
 from presift.orchestrator.routing import avoided, check_served, choose
 from presift.orchestrator.seating import Usher
+from presift.orchestrator.stages import stage
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.turns import Turn, Turns
@@ -43,8 +45,6 @@ from presift.orchestrator.verification import (
     Scoring,
     keeps_what_is_protected,
 )
-from presift.rpc.metrics import count, record
-from presift.rpc.telemetry import span
 
 # Told the prompt's tokens; raises where its caller may not use them.
 Spend = Callable[[int], Awaitable[None]]
@@ -109,7 +109,7 @@ class Planner:
             held.enter_context(self._usher.holding(case.at))
         turn = self._turn(case)
         plan = self._continued(turn, case) if isinstance(turn, Turn) else _saying(turn, await self._new(case, deadline))
-        _count(plan.decision)
+        measures.tell_decision(plan.decision)
         return replace(plan, is_tighter=self._is_tighter(plan, case), at=case.at)
 
     async def explain(self, request: Request, target: TargetInfo, spend: Spend | None = None) -> Plan:
@@ -129,8 +129,7 @@ class Planner:
 
     async def _read(self, request: Request, target: TargetInfo, spend: Spend | None, waited_s: float = 0.0) -> _Case:
         started = time.perf_counter()
-        with span("tokenize"):
-            tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
+        tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
         check_tokens(int(tokens.ids.size))
         check_vocabulary(tokens, target)
         request.kv.check_continues(int(tokens.ids.size))
@@ -223,10 +222,12 @@ class Planner:
         return replace(await self._settled(case, explained), routes=routes)
 
     async def _settled(self, case: _Case, ask: Ask) -> Plan:
-        question = self._question(case)
-        choice = choose(case.request.route, question.budget, question.options, question.facts, question.defaults)
+        with stage("route"):
+            question = self._question(case)
+            choice = choose(case.request.route, question.budget, question.options, question.facts, question.defaults)
         found = await settled(choice, ask, lambda: self._question(case))
         plan = found if isinstance(found, Plan) else plan_of(found, None, 0.0, case.origin)
+        plan = replace(plan, full_ttft_ms=in_full(question.facts).ttft_ms)
         return replace(plan, avoided=avoided(choice, case.request.route, question)) if question.facts.off else plan
 
     async def _drafted(self, choice: Choice, case: _Case, deadline: Deadline) -> tuple[Plan, Choice]:
@@ -285,12 +286,3 @@ def check_vocabulary(tokens: Tokenized, target: TargetInfo) -> None:
     highest = int(tokens.ids.max())
     if highest >= target.model.vocabulary_size:
         raise InvalidRequest("prompt.token_ids", highest, f"< {target.model.vocabulary_size} (the vocabulary)")
-
-
-def _count(decision: Decision) -> None:
-    route = decision.route.value
-    count("presift.requests", route=route, reason=decision.reason.value)
-    count("presift.prompt.tokens", decision.prompt_tokens, route=route)
-    count("presift.kept.tokens", decision.kept_tokens, route=route)
-    if decision.coverage is not None and not decision.continued:
-        record("presift.coverage", decision.coverage, route=route, of="mask")

@@ -16,9 +16,9 @@ from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
 from presift.orchestrator.ports import ANYWHERE, Seat, Target
 from presift.orchestrator.salted import salted
+from presift.orchestrator.stages import stage
 from presift.orchestrator.tokenizer import Tokenized
 from presift.rpc.metrics import count
-from presift.rpc.telemetry import span
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Prefiller:
         return await self.read(tokens, at) if self._flights.is_under_way(_key(tokens, at)) else 0.0
 
     async def _prefill(self, tokens: Tokenized, at: Seat) -> None:
-        with span("prefill"):
+        with stage("prefill"):
             # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
             await self._target.prefill(tokens.ids, tokens.salt, None, at)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -65,9 +64,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return await asyncio.to_thread(explanation_to_wire, explanation)
 
     def _of_caller(self, request: Request, context: Context) -> Request:
-        """The one place that says whose a request is. Raises InvalidRequest for a tenant that cannot be."""
+        """Raises InvalidRequest for a tenant that cannot be."""
         caller = current_caller() or Caller(tenant_from_metadata(context.invocation_metadata()))
-        return replace(request, tenant=caller.tenant, salt=caller.salt(self._salt), limits=caller.limits)
+        return request.of(caller, self._salt)
 
     async def GetInfo(
         self, request: orchestrator_pb2.GetInfoRequest, context: Context

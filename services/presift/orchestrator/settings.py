@@ -36,6 +36,16 @@ class OrchestratorSettings(ServiceSettings):
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free one")] = (
         "127.0.0.1:50051"
     )
+    http_listen: Annotated[
+        str | None,
+        Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of the OpenAI-compatible HTTP door; none if unset"),
+    ] = None
+    http_models: Annotated[
+        str, Field(description="further names of the target there, comma between; `*` is any name")
+    ] = ""
+    http_max_tokens: Annotated[
+        int, Field(ge=1, le=1_048_576, description="tokens to generate there where a request names no number")
+    ] = 1024
     draft_address: Annotated[
         str, Field(description="HOST:PORT, a comma list, or dns:///HOST:PORT whose every record is a replica")
     ] = "127.0.0.1:50052"

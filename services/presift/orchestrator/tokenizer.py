@@ -17,6 +17,7 @@ from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
 from presift.orchestrator.protection import Range, compressible, framed, template_messages
 from presift.orchestrator.request import Chat, Prompt, Text, TokenIds
+from presift.orchestrator.stages import stage
 from presift.orchestrator.tools import check_rendered, tools_of
 
 # Above this, tokenising takes milliseconds and moves off the event loop (the Rust tokenizer releases the GIL).
@@ -70,9 +71,16 @@ class PromptTokenizer:
         """Raises InvalidRequest for tools that are no JSON or that the template has no place for, or for text where
         there is no tokenizer."""
         if isinstance(prompt, TokenIds):
-            return Tokenized(prompt.ids, _within(prompt), salt)
-        rendered = self.render(prompt)
-        ranges = self._droppable(prompt, rendered)
+            with stage("protect"):
+                return Tokenized(prompt.ids, _within(prompt), salt)
+        with stage("protect"):
+            rendered = self.render(prompt)
+            ranges = self._droppable(prompt, rendered)
+        with stage("tokenize"):
+            return await self._tokenized(prompt, rendered, ranges, salt)
+
+    async def _tokenized(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> Tokenized:
+        """Remembered, or made now."""
         key = _key(prompt, rendered, ranges, salt)
         known = self._memory.get(key)
         if known is not None:

@@ -7,18 +7,19 @@ import ipaddress
 from presift.core.errors import InvalidRequest
 
 
-def check_binding(listen: str, has_auth: bool, insecure: bool) -> None:
-    """Raise InvalidRequest, naming the settings, for HOST:PORT beyond loopback where anybody could call.
+def check_binding(listen: str, has_auth: bool, insecure: bool, setting: str = "listen") -> None:
+    """Raise InvalidRequest, naming the settings, for HOST:PORT beyond loopback where anybody could call. `setting` is
+    the one that says HOST:PORT.
 
     `has_auth`: callers must show a certificate, token or key. `insecure`: the operator said that anybody may.
     """
     if has_auth or insecure or is_loopback(listen):
         return
     raise InvalidRequest(
-        "listen",
+        setting,
         listen,
         "a loopback address, unless callers are known or --insecure is said",
-        f"listen is {listen}, where anybody could call; it must be a loopback address, unless callers are known "
+        f"{setting} is {listen}, where anybody could call; it must be a loopback address, unless callers are known "
         "(--tls-client-ca with --tls-cert and --tls-key, or a token or keys) or --insecure is said",
     )
 

@@ -21,7 +21,10 @@ _RETRY_AFTER_S = 1.0
 
 
 class Calls(grpc.aio.ServerInterceptor):
-    """Stands last, next to the services. A call counts from its first header on, its message need not have come."""
+    """Stands last, next to the services. A call counts from its first header on, its message need not have come.
+
+    Calls that come by another door than gRPC are counted here too: see `take`.
+    """
 
     def __init__(self, max_calls: int) -> None:
         self._max_calls = max_calls
@@ -30,6 +33,7 @@ class Calls(grpc.aio.ServerInterceptor):
         self._cut: set[asyncio.Task[Any]] = set()
         self._none_runs = asyncio.Event()
         self._none_runs.set()
+        self._takes_none = False
 
     @property
     def running(self) -> int:
@@ -46,12 +50,26 @@ class Calls(grpc.aio.ServerInterceptor):
         calls = self._health if is_health else self._running
         if handler is None or task is None:
             return handler
-        if len(calls) >= self._max_calls:
-            return _refusing(handler, Overloaded("calls", len(calls), f"< {self._max_calls}", _RETRY_AFTER_S))
-        calls.add(task)
-        task.add_done_callback(self._ended)
-        self._tell()
+        try:
+            self._enter(task, calls)
+        except Overloaded as error:
+            return _refusing(handler, error)
         return handler
+
+    def take(self) -> None:
+        """The current task is a call from now on, until it ends. For calls that gRPC does not know of.
+
+        Raises Overloaded, and ShuttingDown in a drain.
+        """
+        task = asyncio.current_task()
+        if self._takes_none:
+            raise ShuttingDown("the service is shutting down: it takes no new call")
+        if task is not None:
+            self._enter(task, self._running)
+
+    def close(self) -> None:
+        """`take` takes none from now on; gRPC refuses its own by itself."""
+        self._takes_none = True
 
     async def ended(self, within_s: float) -> None:
         """Wait until none is under way, or as long as that."""
@@ -74,6 +92,13 @@ class Calls(grpc.aio.ServerInterceptor):
     def why_cut(self) -> ShuttingDown | None:
         """What to tell the caller of the current call, if its cancellation is ours."""
         return ShuttingDown("the service is shutting down") if asyncio.current_task() in self._cut else None
+
+    def _enter(self, task: asyncio.Task[Any], calls: set[asyncio.Task[Any]]) -> None:
+        if len(calls) >= self._max_calls:
+            raise Overloaded("calls", len(calls), f"< {self._max_calls}", _RETRY_AFTER_S)
+        calls.add(task)
+        task.add_done_callback(self._ended)
+        self._tell()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         for calls in (self._running, self._health, self._cut):

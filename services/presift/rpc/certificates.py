@@ -66,6 +66,22 @@ def server_credentials(pems: Watched[TlsPems]) -> grpc.ServerCredentials:
     )
 
 
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """The same for a server that is not gRPC's (HTTP/1.1). Raises PresiftError for what cannot be used.
+
+    Every handshake takes the context of the files as they are then. Connections that stand are not touched.
+    """
+    paths = [path for path in (files.cert, files.key, files.ca) if path]
+    contexts = Watched(paths, partial(_context, files))
+    first = contexts.current()
+
+    def renew(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = contexts.current()
+
+    first.sni_callback = renew  # called for clients that name no server, too
+    return first
+
+
 def channel_credentials(pems: TlsPems) -> grpc.ChannelCredentials:
     """For a client; without a `ca` the public authorities that gRPC brings are trusted."""
     return grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
@@ -80,6 +96,26 @@ def _configuration(pems: TlsPems) -> grpc.ServerCertificateConfiguration:
 def _pems(files: TlsFiles) -> TlsPems:
     """Raises PresiftError unless all of it can be used: half a renewal looks like a key of another certificate."""
     pems = _read(files)
+    _loaded(files, pems)
+    return pems
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    pems = _read(files)
+    context = _loaded(files, pems)
+    context.set_alpn_protocols(["http/1.1"])
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if pems.ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        # A resumed session shows no certificate: whose authority was taken away would still come in. Only TLS 1.3 lets
+        # that be switched off here.
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
+    return context
+
+
+def _loaded(files: TlsFiles, pems: TlsPems) -> ssl.SSLContext:
+    """Raises PresiftError unless all of it can be used, and is what is in the files still."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     cert_name, key_name, ca_name = files.names
     if files.cert is not None:
@@ -94,7 +130,7 @@ def _pems(files: TlsFiles) -> TlsPems:
             raise PresiftError(f"{ca_name}: {files.ca} holds no certificates ({_why(error)})") from None
     if _read(files) != pems:  # what was checked is what is used
         raise PresiftError(f"{cert_name}: {files.cert} changed while it was read")
-    return pems
+    return context
 
 
 def _read(files: TlsFiles) -> TlsPems:

@@ -123,7 +123,7 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
         raise error
     if not isinstance(error, PresiftError):
         # The text of a foreign exception may quote the prompt: only its type and place are logged or sent.
-        log.error("unexpected %s", type(error).__name__, exc_info=_without_text(error))
+        log.error("unexpected %s", type(error).__name__, exc_info=without_text(error))
         error = InternalError(f"unexpected {type(error).__name__}; see the service's log")
     code, _ = code_and_reason(error)
     try:
@@ -132,5 +132,6 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
         raise abort from None  # a trace records what it came from, the text of a foreign exception included
 
 
-def _without_text(error: Exception) -> tuple[type[Exception], Exception, Any]:
+def without_text(error: BaseException) -> tuple[type[BaseException], Exception, Any]:
+    """What may be logged of an error that is not ours."""
     return type(error), Exception("(text withheld)"), error.__traceback__

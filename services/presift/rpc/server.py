@@ -7,21 +7,26 @@ import logging
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
 
 from presift.core.errors import PresiftError
 from presift.rpc.binding import check_binding, is_loopback
 from presift.rpc.calls import Calls
 from presift.rpc.certificates import TlsFiles, server_credentials
+from presift.rpc.gauges import gauge, observed
 from presift.rpc.hardening import HARDENED
 from presift.rpc.interceptor import ErrorInterceptor
 
 # Seconds for the calls that are cut at the end of a drain to say so.
 _CUT_S = 1.0
+
+# Serves from the start, whatever can be done for callers: who is not ready need not be restarted.
+LIVENESS = "liveness"
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +49,18 @@ class ServerOptions:
     insecure: bool = False
 
 
+class OtherDoor(Protocol):
+    """Another way into the same service; its calls are counted among the server's (`Calls.take`)."""
+
+    async def stop(self, within_s: float) -> None:
+        """Take no call from now on, and return when none is left, after `within_s` at the latest."""
+        ...
+
+
 class GrpcServer:
-    """Add servicers to `grpc`, then `start`; nothing is SERVING until `set_serving(True)`."""
+    """Add servicers to `grpc`, then `start`. Nothing is SERVING until `set_serving(True)`, but `liveness` is, as long
+    as the process answers.
+    """
 
     def __init__(
         self,
@@ -61,7 +76,7 @@ class GrpcServer:
         self._callers_known = bool(guards) or (options.tls is not None and options.tls.ca is not None)
         self.calls = Calls(options.max_calls)
         self.grpc = grpc.aio.server(
-            interceptors=[aio_server_interceptor(), ErrorInterceptor(self.calls), *guards, self.calls],
+            interceptors=[_traced(), ErrorInterceptor(self.calls), *guards, self.calls],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
@@ -77,8 +92,9 @@ class GrpcServer:
         )
         self._health = health.aio.HealthServicer()
         self._names = ("", *service_names, *health_names)
+        self.doors: list[OtherDoor] = []
         self._stop = asyncio.Event()
-        self._failed = False
+        self._failed = self.is_serving = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if options.reflection:
             named = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -96,6 +112,7 @@ class GrpcServer:
         if credentials is None and not is_loopback(options.listen):
             log.warning("listening on %s without TLS: what is said can be read on the way", options.listen)
         await self.set_serving(False)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         try:
             if credentials is None:
                 port = self.grpc.add_insecure_port(options.listen)
@@ -108,6 +125,7 @@ class GrpcServer:
 
     async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
         """Flip grpc.health.v1 for the server as a whole and for each of its names, except that some do not serve."""
+        self.is_serving = serving and "" not in except_for
         for name in self._names:
             serves = serving and name not in except_for
             status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -123,17 +141,30 @@ class GrpcServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        await self._stop.wait()
-        await self.drain()
+        with observed(
+            gauge("presift.serving", lambda: self.is_serving),
+            gauge("presift.calls.running", lambda: self.calls.running),
+        ):
+            await self._stop.wait()
+            await self.drain()
         return not self._failed
 
     async def drain(self) -> None:
         """Health flips, new calls are refused, running ones get `drain_s` to finish; then they are cut."""
+        self.is_serving = False
         await self._health.enter_graceful_shutdown()
-        # gRPC itself ends what does not hear of our cut: a call whose caller does not read.
-        stopping = asyncio.create_task(self.grpc.stop(self.options.drain_s + _CUT_S))
+        self.calls.close()
+        # gRPC itself ends what does not hear of our cut: a call whose caller does not read. So do other doors.
+        within_s = self.options.drain_s + _CUT_S
+        stopping = asyncio.gather(self.grpc.stop(within_s), *(door.stop(within_s) for door in self.doors))
         await self.calls.ended(self.options.drain_s)
         while not stopping.done():
             self.calls.cut()
             await asyncio.wait((stopping,), timeout=0.1)
         await stopping
+
+
+def _traced() -> grpc.aio.ServerInterceptor:
+    # Probes ask every few seconds: nobody looks for their traces, and they would bury the others.
+    interceptor: grpc.aio.ServerInterceptor = aio_server_interceptor(filter_=filters.negate(filters.health_check()))
+    return interceptor

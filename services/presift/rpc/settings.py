@@ -12,8 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from presift.core.errors import PresiftError
 from presift.rpc.callers import CallerInterceptor
 from presift.rpc.certificates import TlsFiles
+from presift.rpc.logs import LogFormat
 from presift.rpc.server import ServerOptions
-from presift.rpc.telemetry import OtlpEndpoint
+from presift.rpc.telemetry import OtlpEndpoint, Telemetry
 from presift.rpc.tokens import Tokens, fixed_tokens, tokens_of
 from presift.rpc.watched import read_file
 
@@ -57,7 +58,12 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: Annotated[str | None, Field(description="OTLP/gRPC endpoint for traces and metrics")] = None
     otlp_tls: Annotated[bool, Field(description="reach that endpoint by TLS")] = False
     otlp_ca: Annotated[Path | None, Field(description="PEM: its authority; public ones if unset")] = None
+    metrics_listen: Annotated[
+        str | None,
+        Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of /metrics for Prometheus, open to all who reach it"),
+    ] = None
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    log_format: Annotated[LogFormat, Field(description="of log lines; JSON has trace ids")] = LogFormat.TEXT
 
     def server_options(self) -> ServerOptions:
         """Raises PresiftError for TLS settings that do not go together."""
@@ -91,8 +97,11 @@ class ServiceSettings(BaseSettings):
             return tokens_of("service_token_file", self.service_token_file)
         return fixed_tokens("service_token", token) if self.service_token is not None else None
 
-    def otlp(self) -> OtlpEndpoint | None:
-        """Where telemetry goes, if anywhere. Raises PresiftError for an authority that cannot be read."""
+    def telemetry(self) -> Telemetry:
+        """What the service tells of itself. Raises PresiftError for an authority that cannot be read."""
+        return Telemetry(self._otlp(), self.metrics_listen, self.log_level, self.log_format)
+
+    def _otlp(self) -> OtlpEndpoint | None:
         if self.otlp_endpoint is None:
             return None
         authority = None if self.otlp_ca is None else read_file("otlp_ca", self.otlp_ca)

@@ -44,8 +44,7 @@ def details_of(error: errors.PresiftError) -> bytes:
     """The serialized google.rpc.Status of `error`, for the trailer DETAILS_KEY."""
     code, reason = code_and_reason(error)
     status = errors_pb2.Status(code=code.value[0], message=message_of(error))
-    details = {name: _shortened(value, MAX_DETAIL_CHARACTERS) for name, value in error.details.items()}
-    info = errors_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=details)
+    info = errors_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=details_for(error))
     status.details.add(type_url=_TYPE_PREFIX + "ErrorInfo", value=info.SerializeToString())
     if isinstance(error, errors.Overloaded):
         delay = Duration()
@@ -53,6 +52,11 @@ def details_of(error: errors.PresiftError) -> bytes:
         retry = errors_pb2.RetryInfo(retry_delay=delay)
         status.details.add(type_url=_TYPE_PREFIX + "RetryInfo", value=retry.SerializeToString())
     return status.SerializeToString()
+
+
+def details_for(error: errors.PresiftError) -> dict[str, str]:
+    """The error's details as they travel."""
+    return {name: _shortened(value, MAX_DETAIL_CHARACTERS) for name, value in error.details.items()}
 
 
 def message_of(error: errors.PresiftError) -> str:

@@ -1,16 +1,17 @@
 """OpenTelemetry: one trace per request across the services, one declared list of metrics. Exporters are off unless
-an OTLP endpoint is configured; without one every call here is a no-op of the OpenTelemetry API.
+an OTLP endpoint or a metrics address is configured; without one every call here is a no-op of the OpenTelemetry API.
 
-Spans are named after the words of the architecture: tokenize, protect, route, cache, score, prefill, lookahead, select,
-decode. Attributes hold counts, names and times: never prompt text, token ids or secrets.
+Spans are named after the words of the architecture: tokenize, protect, route, cache.get, score, prefill, lookahead,
+select, decode, ... Attributes hold counts, names and times: never prompt text, token ids or secrets.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -18,10 +19,14 @@ from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from presift.core.plan import SpanRef
+from presift.rpc.exposition import exposed
+from presift.rpc.logs import LogFormat
 
 SCOPE = "presift"
 
@@ -46,6 +51,21 @@ def span(name: str, **counts: int) -> Iterator[trace.Span]:
             raise
 
 
+def current_span_ref() -> SpanRef | None:
+    """Of the span that we are in, None where it is not told to anybody."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid or not context.trace_flags.sampled:
+        return None
+    return SpanRef(trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id))
+
+
+def link(span: trace.Span, to: SpanRef | None) -> None:
+    """Let `span` point to the one that made what it uses, which may be another trace's."""
+    if to is not None:
+        sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+        span.add_link(trace.SpanContext(int(to.trace_id, 16), int(to.span_id, 16), is_remote=True, trace_flags=sampled))
+
+
 @dataclass(frozen=True, slots=True)
 class OtlpEndpoint:
     """Where telemetry goes: `address` (HOST:PORT or a URL), by TLS or plain; `authority` is PEM."""
@@ -65,29 +85,55 @@ class OtlpEndpoint:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What of itself a service tells, and where: traces and metrics to `otlp`, metrics to whoever asks at
+    `metrics_listen` (HOST:PORT); log lines from `log_level` on."""
+
+    otlp: OtlpEndpoint | None = None
+    metrics_listen: str | None = None
+    log_level: str = "INFO"
+    log_format: LogFormat = LogFormat.TEXT
+
+    @property
+    def has_traces(self) -> bool:
+        """Whether requests have a trace: also where none is sent, but log lines are to say whose they are."""
+        return self.otlp is not None or self.log_format is LogFormat.JSON
+
+
 def _is_no_detaching(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Failed to detach context")
 
 
 @contextmanager
-def exported(service: str, otlp: OtlpEndpoint | None) -> Iterator[None]:
-    """While the block runs, traces and metrics of `service` go to `otlp`; at its end what is left is sent."""
+def exported(service: str, telemetry: Telemetry) -> Iterator[None]:
+    """While the block runs, traces and metrics of `service` are told; at its end what is left is sent.
+
+    Raises PresiftError if nobody can listen at `metrics_listen`.
+    """
     # A stream that its caller left may be closed in another context than it began in; OpenTelemetry logs a stack trace
     # for each, which any caller could fill the log with. Nothing is lost: that context has ended.
     logging.getLogger("opentelemetry.context").addFilter(_is_no_detaching)
-    if otlp is None:
+    resource = Resource.create({"service.name": f"presift-{service}", "service.version": version("presift")})
+    with ExitStack() as told:
+        readers: list[MetricReader] = []
+        if telemetry.metrics_listen is not None:
+            readers.append(told.enter_context(exposed(telemetry.metrics_listen)))
+        if telemetry.otlp is not None:
+            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(**telemetry.otlp.arguments())))
+        if readers:
+            meters = MeterProvider(resource=resource, metric_readers=readers)
+            told.callback(meters.shutdown)
+            metrics.set_meter_provider(meters)
+        if telemetry.has_traces:
+            traces = _traces(resource, telemetry.otlp)
+            told.callback(traces.shutdown)
+            trace.set_tracer_provider(traces)
         yield
-        return
-    resource = Resource.create({"service.name": f"presift-{service}"})
+
+
+def _traces(resource: Resource, otlp: OtlpEndpoint | None) -> TracerProvider:
     traces = TracerProvider(resource=resource)
-    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**otlp.arguments())))
-    meters = MeterProvider(
-        resource=resource, metric_readers=[PeriodicExportingMetricReader(OTLPMetricExporter(**otlp.arguments()))]
-    )
-    trace.set_tracer_provider(traces)
-    metrics.set_meter_provider(meters)
-    try:
-        yield
-    finally:
-        traces.shutdown()
-        meters.shutdown()
+    if otlp is not None:
+        traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**otlp.arguments())))
+    return traces

@@ -12,7 +12,8 @@ import numpy as np
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.rpc import telemetry
+from presift.rpc.gauges import observed
+from presift.rpc.running import run
 from presift.rpc.server import GrpcServer
 from presift.target import sglang_processes
 from presift.target.admission import Admission
@@ -30,14 +31,7 @@ log = logging.getLogger(__name__)
 
 def main() -> int:
     """0 after a clean drain, 1 if the engine did not start or died."""
-    settings = TargetSettings()  # type: ignore[call-arg]
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
-        with telemetry.exported("target", settings.otlp()):
-            return 0 if asyncio.run(serve(settings)) else 1
-    except PresiftError as error:
-        log.error("%s", error)
-        return 1
+    return run("target", TargetSettings(), serve)  # type: ignore[call-arg]
 
 
 async def serve(settings: TargetSettings) -> bool:
@@ -52,7 +46,8 @@ async def serve(settings: TargetSettings) -> bool:
     port = await server.start()
     running = asyncio.create_task(_run(settings, engine, servicer, server, port))
     try:
-        return await server.run_until_stopped()
+        with observed(*servicer.gauges()):
+            return await server.run_until_stopped()
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):

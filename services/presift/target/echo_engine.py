@@ -86,7 +86,8 @@ class EchoEngine(Engine):
 
     def load(self) -> EngineLoad:
         """Every running request holds as many of ECHO_KV_TOKENS slots as its prompt has tokens."""
-        return EngineLoad(self._running - self._waiting, self._waiting, ECHO_KV_TOKENS - self._held_tokens)
+        held = self._held_tokens
+        return EngineLoad(self._running - self._waiting, self._waiting, ECHO_KV_TOKENS - held, held)
 
     async def start(self) -> None:
         """Nothing to load."""

@@ -117,11 +117,12 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is: requests that run and that wait, and KV slots that no running request holds."""
+    """How busy an engine is: requests that run and that wait, KV slots that no running request holds, and the rest."""
 
     running: int
     waiting: int
     free_kv_tokens: int
+    held_kv_tokens: int = 0
 
 
 class Engine(Protocol):

@@ -4,11 +4,9 @@ rpc/interceptor.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
-from dataclasses import asdict
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import grpc
@@ -16,11 +14,13 @@ import grpc
 from presift.core.errors import TargetUnavailable
 from presift.core.limits import check_limits
 from presift.rpc import metrics, wire
+from presift.rpc.gauges import Gauge
 from presift.rpc.telemetry import span
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
 from presift.target.limits import GENERATE, PREFILL
 from presift.target.load_meter import LoadMeter
+from presift.target.measures import Measure, gauges_of, measured, refusals_told, tell_read
 from presift.v1 import target_pb2, target_pb2_grpc
 
 _REASONS = {
@@ -46,35 +46,37 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
     async def Generate(
         self, request: target_pb2.TargetServiceGenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[target_pb2.TargetServiceGenerateResponse]:
-        engine, clock = self._ready(), _Clock()
-        parsed = request_from_wire(request)
-        check_fits(parsed, engine.info)
-        finished = False
-        with self._admission.admit(), span("decode"):
+        engine = self._ready()
+        with ExitStack() as held, measured(engine.info.model.id) as measure:
+            with refusals_told():
+                parsed = request_from_wire(request)
+                check_fits(parsed, engine.info)
+                held.enter_context(self._admission.admit())
             try:
                 # Without aclosing, a cancelled call would leave the abort to the garbage collector.
                 async with aclosing(engine.generate(parsed)) as events:
                     async for event in events:
-                        finished = isinstance(event, Finished)
-                        yield self._response(event, clock, engine)
+                        yield self._response(event, measure, engine)
             finally:
-                if not finished:
+                if measure.finished is None:
                     metrics.count("presift.target.aborted")
 
     async def Prefill(
         self, request: target_pb2.PrefillRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> target_pb2.PrefillResponse:
-        engine, clock = self._ready(), _Clock()
-        check_limits(request, PREFILL)
-        # One token is the least that an engine generates; it is not read again.
-        sampling = Sampling(max_new_tokens=1, ignore_eos=True)
-        parsed = GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
-        check_fits(parsed, engine.info)
-        with self._admission.admit(), span("prefill"):
-            async with aclosing(engine.generate(parsed)) as events:
-                async for event in events:
-                    if isinstance(event, Finished):
-                        return target_pb2.PrefillResponse(cached_tokens=event.cached_tokens, total_ms=clock.now_ms())
+        engine, measure = self._ready(), Measure()
+        with ExitStack() as held:
+            with refusals_told():
+                parsed = prefill_from_wire(request)
+                check_fits(parsed, engine.info)
+                held.enter_context(self._admission.admit())
+            with span("prefill"):
+                async with aclosing(engine.generate(parsed)) as events:
+                    async for event in events:
+                        if isinstance(event, Finished):
+                            tell_read(event)
+                            cached, total_ms = event.cached_tokens, measure.now_ms()
+                            return target_pb2.PrefillResponse(cached_tokens=cached, total_ms=total_ms)
         raise TargetUnavailable("the engine ended the prefill early")
 
     async def GetInfo(
@@ -96,40 +98,31 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             load=self._load(engine),
         )
 
+    def gauges(self) -> tuple[Gauge, ...]:
+        """How full the engine is."""
+        return gauges_of(lambda: None if self._engine is None else self._meter.of(self._engine))
+
     def _load(self, engine: Engine) -> target_pb2.TargetLoad | None:
         load = self._meter.of(engine)
-        return None if load is None else target_pb2.TargetLoad(**asdict(load))
+        if load is None:
+            return None
+        return target_pb2.TargetLoad(running=load.running, waiting=load.waiting, free_kv_tokens=load.free_kv_tokens)
 
     def _response(
-        self, event: Tokens | Finished, clock: _Clock, engine: Engine
+        self, event: Tokens | Finished, measure: Measure, engine: Engine
     ) -> target_pb2.TargetServiceGenerateResponse:
-        clock.first_token()
+        measure.first_token()
         if isinstance(event, Tokens):
             delta = target_pb2.TokenDelta(token_ids=event.token_ids)
             return target_pb2.TargetServiceGenerateResponse(delta=delta)
-        usage = _usage(event, clock, self._replica, self._load(engine))
-        _record(usage)
+        measure.finished = event
+        usage = _usage(event, measure, self._replica, self._load(engine))
         return target_pb2.TargetServiceGenerateResponse(usage=usage)
 
     def _ready(self) -> Engine:
         if self._engine is None:
             raise TargetUnavailable("the target is loading its model")
         return self._engine
-
-
-class _Clock:
-    """Times of one request, in ms since its arrival."""
-
-    def __init__(self) -> None:
-        self._arrival = time.perf_counter()
-        self.ttft_ms: float | None = None
-
-    def now_ms(self) -> float:
-        return (time.perf_counter() - self._arrival) * 1000
-
-    def first_token(self) -> None:
-        if self.ttft_ms is None:
-            self.ttft_ms = self.now_ms()
 
 
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:
@@ -149,7 +142,17 @@ def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> Gener
     return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
 
 
-def _usage(event: Finished, clock: _Clock, replica: str, load: target_pb2.TargetLoad | None) -> target_pb2.TargetUsage:
+def prefill_from_wire(request: target_pb2.PrefillRequest) -> GenerateRequest:
+    """Raises InvalidRequest."""
+    check_limits(request, PREFILL)
+    # One token is the least that an engine generates; it is not read again.
+    sampling = Sampling(max_new_tokens=1, ignore_eos=True)
+    return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
+
+
+def _usage(
+    event: Finished, measure: Measure, replica: str, load: target_pb2.TargetLoad | None
+) -> target_pb2.TargetUsage:
     return target_pb2.TargetUsage(
         prompt_tokens=event.prompt_tokens,
         kv_tokens=event.kv_tokens,
@@ -157,8 +160,8 @@ def _usage(event: Finished, clock: _Clock, replica: str, load: target_pb2.Target
         completion_tokens=event.completion_tokens,
         finish_reason=_REASONS[event.reason],
         # An answer that is nothing but a stop token has no delta; its first token came with its end.
-        ttft_ms=clock.ttft_ms or 0.0,
-        total_ms=clock.now_ms(),
+        ttft_ms=measure.ttft_ms or 0.0,
+        total_ms=measure.now_ms(),
         reused_entry=event.reused_entry,
         score_ms=event.score_ms,
         publish_ms=event.publish_ms,
@@ -167,9 +170,3 @@ def _usage(event: Finished, clock: _Clock, replica: str, load: target_pb2.Target
         load=load,
         replica=replica,
     )
-
-
-def _record(usage: target_pb2.TargetUsage) -> None:
-    metrics.record("presift.target.ttft", usage.ttft_ms)
-    for kind in ("prompt", "cached", "completion"):
-        metrics.count("presift.target.tokens", getattr(usage, f"{kind}_tokens"), kind=kind)

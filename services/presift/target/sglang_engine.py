@@ -74,6 +74,7 @@ class SglangEngine(Engine):
             sum(each.num_running_reqs for each in loads),
             sum(each.num_waiting_reqs for each in loads),
             sum(max(0, each.max_total_num_tokens - each.num_used_tokens) for each in loads),
+            sum(each.num_used_tokens for each in loads),
         )
 
     async def plugin_state(self) -> dict[str, Any]:

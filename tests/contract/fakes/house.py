@@ -200,7 +200,7 @@ class House:
         self._exit.push_async_callback(self.guard.aclose)
         self.admission, self.compressor = Admission(self.options.limits), compressor
         self.prefiller, self.economy = prefiller, economy
-        pipeline = Pipeline(
+        pipeline = self.pipeline = Pipeline(
             planner,
             tokenizer,
             self.models,

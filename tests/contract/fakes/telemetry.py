@@ -7,6 +7,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from presift.rpc.metrics import attribute
+
 
 class Telemetry:
     def __init__(self):
@@ -24,8 +26,10 @@ class Telemetry:
         return self._exporter.get_finished_spans()
 
     def total(self, name, **attributes):
-        """The sum of a counter, or the number of a histogram's values, over the points with these attributes."""
+        """The sum of a counter, or the number of a histogram's values, over the points with these attributes, by their
+        short words."""
         total = 0
+        attributes = {attribute(word): value for word, value in attributes.items()}
         for point in self._points(name):
             if attributes.items() <= dict(point.attributes).items():
                 total += getattr(point, "value", None) or getattr(point, "count", 0)

@@ -18,7 +18,7 @@ from presift.cache import codec
 from presift.cache.codec import MAX_BODY_BYTES, CorruptValue, ValueTooLarge, decode, encode
 from presift.cache.mask_coding import MaskCoding
 from presift.core.masks import TokenMask
-from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.plan import CompressedPrompt, ModelInfo, SpanRef
 
 MODEL = ModelInfo("Qwen/Qwen2.5-0.5B", "a1b2c3d4" * 5, "sha256:" + "9f" * 32, 32_768, 24, 2, 151_936)
 DIGEST = hashlib.sha256(b"a prompt").hexdigest()
@@ -35,6 +35,11 @@ values = st.builds(
     coverage=st.none() | st.floats(0.0, 1.0),
     draft=models,
     kv_capacity=st.none() | st.integers(1, 2**32 - 1),
+)
+spans = st.builds(
+    SpanRef,
+    st.integers(1, 2**128 - 1).map("{:032x}".format),
+    st.integers(1, 2**64 - 1).map("{:016x}".format),
 )
 counted = st.builds(replace, values, kv_capacity=st.integers(1, 2**32 - 1), kv_coverage=st.floats(0.0, 1.0))
 
@@ -63,6 +68,13 @@ def body(**changes: float) -> bytes:
 @given(values | counted)
 def test_what_is_decoded_equals_what_was_encoded(value: CompressedPrompt) -> None:
     assert decode(DIGEST, encode(DIGEST, value, ROOMY)) == value
+
+
+@given(values | counted, spans)
+def test_where_it_was_made_goes_along(value: CompressedPrompt, made_in: SpanRef) -> None:
+    traced = decode(DIGEST, encode(DIGEST, replace(value, made_in=made_in), ROOMY))
+    assert traced == value and traced.made_in == made_in
+    assert decode(DIGEST, encode(DIGEST, value, ROOMY)).made_in is None
 
 
 @pytest.mark.parametrize("gap", [0, 255, 256, 65_535, 65_536, 1_000_000])
@@ -142,6 +154,9 @@ def test_the_helpers_of_this_test_make_a_valid_value() -> None:
         b"\x00" + body() + b"\x00",
         b"\x00" + body() + bytes(4),  # a KV capacity of 0
         b"\x00" + body() + b"\x01" + bytes(4),
+        b"\x00" + body() + bytes(24),  # a trace of zeros
+        b"\x00" + body() + b"\x01" * 16 + bytes(8),
+        b"\x00" + body() + b"\x01" * 26,  # two bytes are no KV capacity
         b"\x01" + body(),  # not a zstd frame
         b"\x01" + zstandard.compress(body()) + b"\x00",
         b"\x01" + zstandard.compress(b""),

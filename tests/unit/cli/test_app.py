@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
+from presift.cli.stack import Observability
 from presift_client import TlsOptions
 
 NOBODY = ["--address", "127.0.0.1:1"]
@@ -83,6 +84,23 @@ def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
     assert started[0].orchestrator_flags == flags
     assert run("up", "--listen", "127.0.0.1:4000").exit_code == 0
     assert started[0].logs.name == "50051" and started[1].logs.name == "4000"
+
+
+@pytest.mark.parametrize(
+    ("given", "observed"),
+    [
+        ([], None),
+        (["--observability"], Observability(9464, None)),
+        (["--observability", "--metrics-from", "9500"], Observability(9500, None)),
+        (["--otlp-endpoint", "collector:4317"], Observability(9464, "collector:4317")),
+    ],
+)
+def test_up_can_be_seen(run, monkeypatch, given, observed):
+    started = []
+    monkeypatch.setattr("presift.models.fetch.resolve_model", lambda name, home, say: name)
+    monkeypatch.setattr("presift.cli.up.run_until_stopped", lambda options, say: started.append(options) or 0)
+    assert run("up", *given).exit_code == 0
+    assert started[0].observability == observed
 
 
 def test_an_unknown_route_is_told(run):

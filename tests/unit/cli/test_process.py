@@ -29,6 +29,10 @@ def test_death_before_ready_is_told_with_code_and_log(start):
     [
         ("2026-01-01 10:00:00,123 ERROR presift.target cannot read: no such file", "cannot read: no such file"),
         ("Traceback (most recent call last):\nmodule.OddError: it is odd", "module.OddError: it is odd"),
+        (
+            '{"time": "t", "level": "ERROR", "logger": "x", "message": "cannot read: no such file"}',
+            "cannot read: no such file",
+        ),
         ("usage: x\n__main__.py: error: unrecognized arguments: --y", "unrecognized arguments: --y"),
     ],
 )

@@ -1,5 +1,6 @@
 """The local stack over fake services: it starts whole or leaves nothing behind."""
 
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import pytest
 
 from presift.cli import stack as stack_module
 from presift.cli.process import ServiceFailed, ServiceProcess
-from presift.cli.stack import LocalStack, StackOptions, log_folder
+from presift.cli.stack import LocalStack, Observability, StackOptions, log_folder
 from presift.cli.up import run_until_stopped
 
 pytestmark = pytest.mark.usefixtures("no_children", "fakes")
@@ -59,6 +60,41 @@ def test_the_cache_url_is_not_on_a_command_line(plan):
         assert not any("password" in word for service in stack.services for word in command(service))
         environment = psutil.Process(stack.services[-1].pid).environ()
         assert environment["PRESIFT_ORCHESTRATOR_CACHE_URL"] == "redis://:password@host"
+
+
+def test_with_observability_every_service_has_a_port_and_prometheus_is_told(plan, tmp_path):
+    said, seen = [], Observability(9500, "collector:4317")
+    with LocalStack(plan()(observability=seen, drafts=2), said.append) as stack:
+        for place, service in enumerate(stack.services):
+            line = command(service)
+            assert line[line.index("--metrics-listen") + 1] == f"127.0.0.1:{9500 + place}"
+            assert line[line.index("--otlp-endpoint") + 1] == "collector:4317"
+        path = tmp_path / "logs" / "prometheus_targets.json"
+        assert any(str(path) in line for line in said)
+        found = {entry["targets"][0]: entry["labels"] for entry in json.loads(path.read_text())}
+        names = [service.name for service in stack.services]
+    assert names == ["target", "draft", "draft-2", "orchestrator"]
+    jobs = ["presift-target", "presift-draft", "presift-draft", "presift-orchestrator"]
+    assert found == {
+        f"127.0.0.1:{9500 + place}": {"job": job, "service": name}
+        for place, (job, name) in enumerate(zip(jobs, names, strict=True))
+    }
+
+
+def test_without_it_no_service_tells_anything(plan, tmp_path):
+    with LocalStack(plan()(), lambda line: None) as stack:
+        assert not any("--metrics-listen" in command(service) for service in stack.services)
+    assert not (tmp_path / "logs" / "prometheus_targets.json").exists()
+
+
+def test_a_metrics_port_that_is_taken_is_told_before_anything_starts(plan, signals):
+    said = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        first_port = taken.getsockname()[1] - 2  # the third service's is taken
+        assert run_until_stopped(plan()(observability=Observability(first_port)), said.append) == 1
+    assert any("--metrics-from" in line for line in said) and plan.started == []
 
 
 @pytest.mark.parametrize("broken", ["target", "draft", "orchestrator"])

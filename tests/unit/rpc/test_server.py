@@ -73,6 +73,13 @@ async def test_health_flips(house):
     assert await house.status() == NOT_SERVING
 
 
+async def test_who_serves_nobody_is_alive_still(house):
+    assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
+    await house.server.set_serving(True)
+    await house.server.set_serving(False)
+    assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
+
+
 async def test_a_part_that_does_not_serve_leaves_the_rest_serving(house):
     names = ("", NAME, PART, OTHER_PART)
     assert {await house.status(name) for name in names} == {NOT_SERVING}

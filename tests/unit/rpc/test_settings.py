@@ -1,11 +1,13 @@
 """Settings that every service has: what goes together, and secrets that come from files and are never shown."""
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from presift.core.errors import PresiftError
 from presift.draft.settings import DraftSettings
 from presift.orchestrator.settings import OrchestratorSettings
+from presift.rpc.logs import LogFormat
+from presift.rpc.telemetry import OtlpEndpoint, Telemetry
 from presift.target.settings import TargetSettings
 
 SETTINGS = [DraftSettings, OrchestratorSettings, TargetSettings]
@@ -103,11 +105,24 @@ def test_the_authority_of_the_cache_goes_into_its_url():
 
 
 def test_telemetry_goes_by_tls_if_said(tmp_path):
-    assert settings(DraftSettings).otlp() is None
-    plain = settings(DraftSettings, "--otlp-endpoint=collector:4317").otlp()
+    assert settings(DraftSettings).telemetry() == Telemetry()
+    plain = settings(DraftSettings, "--otlp-endpoint=collector:4317").telemetry().otlp
     assert plain.arguments() == {"endpoint": "collector:4317", "insecure": True}
     ca = tmp_path / "ca.pem"
     ca.write_text("pem")
     for flags in (["--otlp-tls"], [f"--otlp-ca={ca}"]):
-        arguments = settings(DraftSettings, "--otlp-endpoint=collector:4317", *flags).otlp().arguments()
+        arguments = settings(DraftSettings, "--otlp-endpoint=collector:4317", *flags).telemetry().otlp.arguments()
         assert arguments["insecure"] is False and arguments["credentials"] is not None
+
+
+def test_what_is_told_and_how():
+    flags = ["--metrics-listen=127.0.0.1:9464", "--log-format=json", "--log-level=ERROR"]
+    assert settings(DraftSettings, *flags).telemetry() == Telemetry(None, "127.0.0.1:9464", "ERROR", LogFormat.JSON)
+    for flag in ("--metrics-listen=9464", "--log-format=xml"):
+        with pytest.raises(ValidationError):
+            settings(DraftSettings, flag)
+
+
+def test_whose_trace_a_line_is_of_is_known_where_lines_say_it():
+    assert not Telemetry().has_traces
+    assert Telemetry(OtlpEndpoint("collector:4317")).has_traces and Telemetry(log_format=LogFormat.JSON).has_traces

@@ -2,12 +2,12 @@
 
 import logging
 
-from presift.rpc.telemetry import exported
+from presift.rpc.telemetry import Telemetry, exported
 
 
 def test_contexts_that_have_ended_are_not_told(caplog):
     log = logging.getLogger("opentelemetry.context")
-    with exported("draft", None):
+    with exported("draft", Telemetry()):
         log.error("Failed to detach context")
         log.error("something else")
     assert [each.getMessage() for each in caplog.records] == ["something else"]

@@ -50,7 +50,7 @@ def engine_of(snapshots: list[Any]) -> Any:
 def test_what_the_scheduler_published() -> None:
     """Names as SGLang's LoadSnapshot has them; slots that only the radix cache holds are not in use."""
     snapshot = SimpleNamespace(num_running_reqs=3, num_waiting_reqs=2, num_used_tokens=700, max_total_num_tokens=1000)
-    assert SglangEngine.load(engine_of([snapshot])) == EngineLoad(3, 2, 300)
+    assert SglangEngine.load(engine_of([snapshot])) == EngineLoad(3, 2, 300, 700)
     assert SglangEngine.load(engine_of([])) is None
 
 

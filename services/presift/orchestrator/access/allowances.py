@@ -79,6 +79,11 @@ class Allowances:
         self._endings: set[asyncio.Task[None]] = set()
         self._is_in_trouble = False
 
+    @property
+    def running(self) -> int:
+        """Calls under way here that count against their tenants' limits."""
+        return self._leases.held
+
     @asynccontextmanager
     async def held(self, tenant: str | None, limits: Limits) -> AsyncIterator[Allowance]:
         """A call, until the block ends; without limits nothing is asked. Raises Overloaded."""

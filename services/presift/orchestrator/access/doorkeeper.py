@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from presift.core.errors import PermissionDenied, Unauthenticated
+from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
 from presift.orchestrator.access.api_keys import PREFIX, entry_of
 from presift.orchestrator.access.caller import Caller, Limits
 from presift.orchestrator.access.jwt_tokens import TokenVerifier
 from presift.orchestrator.access.key_file import Keys
 from presift.orchestrator.incoming import TENANT_KEY, tenant_from_metadata
+from presift.rpc.metrics import count
 from presift.rpc.tokens import AUTHORIZATION, shown
 from presift.rpc.watched import Watched
 
@@ -27,6 +28,14 @@ class Doorkeeper:
         self._keys = keys
         self._tokens = tokens
         self._usual = Limits() if usual is None else usual
+
+    def admit(self, metadata: Metadata) -> Caller:
+        """As `caller`; refusals are counted."""
+        try:
+            return self.caller(metadata)
+        except PresiftError as error:
+            count("presift.callers.refused", why=_why(error))
+            raise
 
     def caller(self, metadata: Metadata) -> Caller:
         """Raises Unauthenticated, PermissionDenied where another tenant is named, and InvalidRequest where none can be.
@@ -59,3 +68,9 @@ class Doorkeeper:
         self._keys.current()
         if self._tokens is not None:
             self._tokens.refresh()
+
+
+def _why(error: PresiftError) -> str:
+    if isinstance(error, Unauthenticated):
+        return "credential"
+    return "tenant" if isinstance(error, PermissionDenied) else "metadata"

@@ -1,4 +1,4 @@
-"""The door: every call but those for health has a known caller, or is refused before its message is read."""
+"""The door over gRPC: every call but those for health has a known caller, or is refused before its message is read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
+from presift.core.errors import PresiftError
 from presift.orchestrator.access.caller import this_is
 from presift.orchestrator.access.doorkeeper import Doorkeeper
 from presift.rpc.callers import OPEN, refusing
-from presift.rpc.metrics import count
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -32,14 +31,7 @@ class DoorInterceptor(grpc.aio.ServerInterceptor):
         if not details.method.startswith(OPEN):
             try:
                 # Each call has a task, and so a context, of its own, and is handled in it.
-                this_is(self._doorkeeper.caller(details.invocation_metadata))
+                this_is(self._doorkeeper.admit(details.invocation_metadata))
             except PresiftError as error:
-                count("presift.callers.refused", why=_why(error))
                 return refusing(error)
         return await continuation(handler_call_details)
-
-
-def _why(error: PresiftError) -> str:
-    if isinstance(error, Unauthenticated):
-        return "credential"
-    return "tenant" if isinstance(error, PermissionDenied) else "metadata"

@@ -30,6 +30,11 @@ _NOBODY = 0
 class Leases(Protocol):
     """Raises Unavailable where nobody can tell."""
 
+    @property
+    def held(self) -> int:
+        """How many this process holds."""
+        ...
+
     async def claim(self, tenant: str, lease: str, limit: int) -> bool:
         """Whether the call named `lease` may run beside at most `limit` - 1 others of its tenant."""
         ...
@@ -46,6 +51,10 @@ class MemoryLeases:
 
     def __init__(self) -> None:
         self._held: defaultdict[str, set[str]] = defaultdict(set)
+
+    @property
+    def held(self) -> int:
+        return sum(map(len, self._held.values()))
 
     async def claim(self, tenant: str, lease: str, limit: int) -> bool:
         if len(self._held[tenant]) >= limit:
@@ -72,6 +81,10 @@ class RedisLeases:
         self._ttl_s = ttl_s
         self._held: dict[str, str] = {}
         self._prolonging: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
 
     async def claim(self, tenant: str, lease: str, limit: int) -> bool:
         if not await self._run(tenant, lease, limit):

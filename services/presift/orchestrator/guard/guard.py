@@ -13,6 +13,7 @@ from presift.orchestrator.guard.shadows import Calm, Outcome, Shadows
 from presift.orchestrator.guard.switches import Quality, Switches
 from presift.orchestrator.request import Sampling
 from presift.rpc.metrics import count, record
+from presift.rpc.telemetry import span
 
 Compare = Callable[[Sample], Awaitable[Agreement]]
 
@@ -49,7 +50,8 @@ class Guard:
 
     async def _work(self, sample: Sample) -> None:
         assert self._compare is not None  # else there is no sample
-        found = await self._compare(sample)
+        with span("shadow"):
+            found = await self._compare(sample)
         _record(sample, found)
         moved = self._switches.add(sample.route, sample.band, found, datetime.now(UTC))
         if moved is not None:

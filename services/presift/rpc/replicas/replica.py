@@ -40,6 +40,11 @@ class Standing:
     in_flight: int
     unused: str
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be asked."""
+        return self.is_healthy and not self.unused and self.breaker is not BreakerState.OPEN
+
 
 class Replica(Generic[S, I]):
     """`known` is None until it has introduced itself, and again once it is gone. `in_flight`: our requests there."""

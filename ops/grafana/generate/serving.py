@@ -1,0 +1,125 @@
+"""Is it serving: who is up, what comes in, what fails, what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from panels import (
+    BYTES,
+    GREEN,
+    NUMBER,
+    PER_SECOND,
+    RED,
+    SECONDS,
+    SHARE,
+    YELLOW,
+    Panel,
+    Query,
+    lines,
+    number,
+)
+
+TITLE = "presift: is it serving"
+ABOUT = "Who is up, what comes in, what fails, what waits. Begin here."
+
+_REQUESTS = 'gen_ai_server_request_duration_seconds_count{job="presift-orchestrator"}'
+_FAILED = 'gen_ai_server_request_duration_seconds_count{job="presift-orchestrator", error_type!=""}'
+_TTFT = 'gen_ai_server_time_to_first_token_seconds_bucket{job="presift-orchestrator"}'
+_TPOT = 'gen_ai_server_time_per_output_token_seconds_bucket{job="presift-orchestrator"}'
+_RATE = "[$__rate_interval]"
+
+
+def rows() -> Iterator[tuple[str, list[Panel]]]:
+    yield "Now", _now()
+    yield "Requests", _requests()
+    yield "Room", _room()
+    yield "At the door", _door()
+    yield "Processes", _processes()
+
+
+def _now() -> list[Panel]:
+    count = "sum by (job) (presift_serving)"
+    roles = [
+        Query(f'label_replace({count}, "role", "$1", "job", "presift-(.+)")', "{{role}}"),
+    ]
+    return [
+        number("Serving", "Instances whose health says SERVING. Red: a role without any.", NUMBER, *roles, width=8,
+               worry=((1, GREEN),), base=RED, sparkline=False),
+        number("Alerts", "presift's alerts that fire now; their names are on Prometheus' page Alerts.", NUMBER,
+               Query('count(ALERTS{alertname=~"Presift.+", alertstate="firing"}) or vector(0)'),
+               worry=((1, RED),), base=GREEN),
+        number("Requests", "Finished requests, failed ones too.", PER_SECOND, Query(f"sum(rate({_REQUESTS}{_RATE}))")),
+        number("Failing", "Share of requests that end in an error which is not the caller's. Pages above 5 %.", SHARE,
+               Query("presift:request_errors:ratio_rate5m"), worry=((0.01, YELLOW), (0.05, RED)), base=GREEN, decimals=1),
+        number("First token, p95", "19 of 20 first tokens come sooner, on all routes.", SECONDS,
+               Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))")),
+    ]  # fmt: skip
+
+
+def _requests() -> list[Panel]:
+    return [
+        lines("Decisions by route", "Requests by what was decided for them.", PER_SECOND,
+              Query(f"sum by (presift_route) (rate(presift_requests_total{_RATE}))", "{{presift_route}}"), stacked=True),
+        lines("Ended in an error", "By reason; CANCELLED is a caller who left. OVERLOADED: add targets or raise max_running.",
+              PER_SECOND, Query(f"sum(rate({_FAILED}{_RATE})) or vector(0)", "all"),
+              Query(f"sum by (error_type) (rate({_FAILED}{_RATE}))", "{{error_type}}"), soft_most=0.1),
+        lines("Time to first token", "From a request's arrival at the orchestrator to its first token.", SECONDS,
+              Query(f"histogram_quantile(0.5, sum by (le) (rate({_TTFT}{_RATE})))", "p50"),
+              Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))", "p95")),
+        lines("Time per output token", "After the first one: how fast answers flow.", SECONDS,
+              Query(f"histogram_quantile(0.5, sum by (le) (rate({_TPOT}{_RATE})))", "p50"),
+              Query(f"histogram_quantile(0.95, sum by (le) (rate({_TPOT}{_RATE})))", "p95")),
+        lines("Tokens of callers", "Prompt tokens that came in and tokens that went out.", "si:tok/s",
+              Query(f"sum by (gen_ai_token_type) (rate(gen_ai_client_token_usage_sum{_RATE}))", "{{gen_ai_token_type}}")),
+        lines("Calls under way", "gRPC calls in every service, health aside.", NUMBER,
+              Query("sum by (job) (presift_calls_running)", "{{job}}")),
+    ]  # fmt: skip
+
+
+def _room() -> list[Panel]:
+    held = "sum by (instance) (presift_target_kv_held)"
+    return [
+        lines("Orchestrators: in work, waiting", "Requests in work (up to max_running each) and those that wait for a place.",
+              NUMBER, Query("sum(presift_admission_running)", "in work"), Query("sum(presift_admission_waiting)", "waiting")),
+        lines("Targets: running, waiting", "Requests inside SGLang: generated, and waiting for KV or for their turn.", NUMBER,
+              Query("sum(presift_target_running)", "running"), Query("sum(presift_target_waiting)", "waiting")),
+        lines("Targets: KV in use", "Share of KV slots that running requests hold. Alert above 95 % (red line).", SHARE,
+              Query("presift:target_kv_held:ratio", "{{instance}}"), most=1.0, line_at=0.95),
+        lines("Targets: KV slots", "Tokens held by running requests, and free for more (the prefix cache's among them).", NUMBER,
+              Query(held.replace("by (instance) ", ""), "held"), Query("sum(presift_target_kv_free)", "free"), stacked=True),
+        lines("Drafts: scoring, waiting", "Prompts being scored and waiting; red: how many may wait, of all drafts.", NUMBER,
+              Query("sum(presift_draft_running)", "scoring"), Query("sum(presift_draft_queue)", "waiting"),
+              Query("sum(presift_draft_queue_limit)", "may wait")),
+        lines("Replicas", "As the orchestrators see them; unusable ones are not asked (`presift models` says why).", NUMBER,
+              Query("max by (presift_role, presift_state) (presift_replicas)", "{{presift_role}} {{presift_state}}"), steps=True),
+    ]  # fmt: skip
+
+
+def _door() -> list[Panel]:
+    return [
+        lines("Refused", "By why: too much waits, a tenant's limit, unknown callers, a full draft or target.", PER_SECOND,
+              Query(f"sum by (presift_field) (rate(presift_admission_refused_total{_RATE}))", "overload: {{presift_field}}"),
+              Query(f"sum by (presift_limit) (rate(presift_limits_refused_total{_RATE}))", "limit: {{presift_limit}}"),
+              Query(f"sum by (presift_why) (rate(presift_callers_refused_total{_RATE}))", "caller: {{presift_why}}"),
+              Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
+              Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
+              Query("vector(0)", "none"), width=12, soft_most=1.0),
+        lines("Waiting memory", "Bytes that waiting requests hold, of max_waiting_mib.", BYTES,
+              Query("sum(presift_admission_waiting_bytes)", "waiting"), width=6, soft_most=2.0**20),
+        lines("Tenants and leases", "Tenants whose requests wait; leases held on prompts being scored and on tenants' calls.",
+              NUMBER, Query("sum(presift_admission_waiting_tenants)", "tenants waiting"),
+              Query("sum by (presift_of) (presift_leases_held)", "leases: {{presift_of}}"),
+              Query(f"sum by (presift_limit) (rate(presift_limits_trouble_total{_RATE}))", "uncounted/s: {{presift_limit}}"), width=6),
+    ]  # fmt: skip
+
+
+def _processes() -> list[Panel]:
+    name = '"{{job}} {{instance}}"'.strip('"')
+    return [
+        lines("Memory", "Resident memory of every process (SGLang's own workers are not among them).", BYTES,
+              Query('process_resident_memory_bytes{job=~"presift-.+"}', name)),
+        lines("Processors", "Processor seconds a second: 1 is one core.", NUMBER,
+              Query(f'rate(process_cpu_seconds_total{{job=~"presift-.+"}}{_RATE})', name)),
+        lines("Open files", "Sockets and files, of those that a process may open. A steady rise is a leak.", SHARE,
+              Query('process_open_fds{job=~"presift-.+"} / process_max_fds{job=~"presift-.+"}', name)),
+    ]  # fmt: skip

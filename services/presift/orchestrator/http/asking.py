@@ -1,0 +1,142 @@
+"""The endpoints that answer prompts: OpenAI's request in, the pipeline's events out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
+from presift.orchestrator.explanation import Detail
+from presift.orchestrator.http.answers import CHAT, TEXT, Answer, Shape
+from presift.orchestrator.http.body import json_object
+from presift.orchestrator.http.call import Call
+from presift.orchestrator.http.incoming import explain_request, generate_request
+from presift.orchestrator.http.models import ServedModels
+from presift.orchestrator.http.parameters import brief, carried_out
+from presift.orchestrator.http.reply import Reply
+from presift.orchestrator.http.schema import ChatAsked, TextAsked, parsed
+from presift.orchestrator.http.telling import HEADER, in_header
+from presift.orchestrator.incoming import question_from_wire, request_from_wire
+from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire
+from presift.orchestrator.pipeline import Event, Pipeline
+from presift.v1 import orchestrator_pb2
+
+TIMEOUT_KEY = "presift-timeout-s"
+AnyAsked = ChatAsked | TextAsked
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every request: the largest body, new tokens where no number is named, the deployment's salt."""
+
+    max_body_bytes: int
+    max_new_tokens: int
+    salt: str = ""
+    explains: bool = True
+
+
+class Asking:
+    """/v1/chat/completions and /v1/completions."""
+
+    def __init__(self, pipeline: Pipeline, models: ServedModels, terms: Terms) -> None:
+        self._pipeline = pipeline
+        self._models = models
+        self._terms = terms
+
+    async def chat(self, call: Call) -> None:
+        await self._ask(call, ChatAsked, CHAT)
+
+    async def complete(self, call: Call) -> None:
+        await self._ask(call, TextAsked, TEXT)
+
+    async def _ask(self, call: Call, kind: type[AnyAsked], shape: Shape) -> None:
+        clock = asyncio.get_running_loop().time
+        arrived_s = clock()
+        given = await json_object(call.headers, call.receive, self._terms.max_body_bytes)
+        asked = parsed(kind, carried_out(given))
+        target = self._models.named(asked.model)
+        answer = Answer(shape, target.id, target.revision, shows_ids=asked.presift.token_ids)
+        timeout_s = _timeout_s(call, asked)
+        # The deadline counts from the first header on, as gRPC's does.
+        left_s = None if timeout_s is None else timeout_s - (clock() - arrived_s)
+        try:
+            async with call.presence.watched(), asyncio.timeout(left_s) as deadline:
+                await self._answer(call, asked, answer, left_s)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise DeadlineExceeded("the deadline passed") from None
+
+    async def _answer(self, call: Call, asked: AnyAsked, answer: Answer, left_s: float | None) -> None:
+        message = generate_request(asked, self._terms.max_new_tokens)
+        if asked.presift.explain is not None:
+            await self._explain(call, explain_request(message, asked), answer, left_s, is_stream=asked.stream)
+            return
+        if asked.stream_options is not None and not asked.stream:
+            raise InvalidRequest("stream_options", "given", "left out, unless stream is true")
+        request = request_from_wire(message).of(call.caller, self._terms.salt)
+        async with aclosing(self._pipeline.generate(request, left_s)) as events:
+            if asked.stream:
+                has_usage = asked.stream_options is not None and asked.stream_options.include_usage
+                await _stream(events, answer, call.reply, has_usage)
+            else:
+                await _gather(events, answer, call.reply)
+
+    async def _explain(
+        self,
+        call: Call,
+        message: orchestrator_pb2.ExplainRequest,
+        answer: Answer,
+        left_s: float | None,
+        *,
+        is_stream: bool,
+    ) -> None:
+        if not self._terms.explains:
+            raise PermissionDenied("Explain is switched off here (--no-explain)")
+        if is_stream:
+            raise InvalidRequest("stream", True, "false with presift.explain")
+        request = question_from_wire(message).of(call.caller, self._terms.salt)
+        detail = Detail(kv_mask=message.include_kv_mask, span_per_token=message.span_per_token)
+        explanation = await self._pipeline.explain(request, detail, left_s)
+        # A span of every token takes a while: others stream meanwhile.
+        body = await asyncio.to_thread(lambda: answer.explained(explanation_to_wire(explanation)))
+        await call.reply.json(200, body, {HEADER: in_header(explanation_to_wire(explanation).decision)})
+
+
+async def _gather(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply) -> None:
+    decision = event_to_wire(await anext(events)).decision
+    async for event in events:
+        wire = event_to_wire(event)
+        if wire.HasField("delta"):
+            answer.hear(wire.delta)
+        else:
+            await reply.json(200, answer.whole(decision, wire.usage), {HEADER: in_header(decision)})
+
+
+async def _stream(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply, has_usage: bool) -> None:
+    decision = event_to_wire(await anext(events)).decision
+    async with reply.events({HEADER: in_header(decision)}):
+        async for event in events:
+            wire = event_to_wire(event)
+            if wire.HasField("usage"):
+                for end in answer.ends(decision, wire.usage, has_usage=has_usage):
+                    await reply.event(end)
+                await reply.end()
+            elif wire.delta.text or (answer.shows_ids and wire.delta.token_ids):
+                await reply.event(answer.chunk(wire.delta, has_usage=has_usage))
+
+
+def _timeout_s(call: Call, asked: AnyAsked) -> float | None:
+    """Seconds that the caller gives it: the shorter of what the body and the header say."""
+    said = call.headers.get(TIMEOUT_KEY)
+    given = [] if asked.presift.timeout_s is None else [asked.presift.timeout_s]
+    if said is not None:
+        try:
+            given.append(float(said))
+        except ValueError:
+            raise InvalidRequest(TIMEOUT_KEY, brief(said), "seconds, > 0") from None
+        if not given[-1] > 0.0:
+            raise InvalidRequest(TIMEOUT_KEY, brief(said), "seconds, > 0")
+    return min(given, default=None)

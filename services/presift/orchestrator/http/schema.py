@@ -1,0 +1,141 @@
+"""What an OpenAI request may hold, as pydantic models: unknown keys are refused, types are not guessed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_STOP_STRINGS
+from presift.orchestrator.http.parameters import brief
+from presift.orchestrator.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS
+
+
+class Wire(BaseModel):
+    """Base of all that comes in."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class Part(Wire):
+    """A piece of a message's content; `protected` and `document` as TextPart has them. Only text can be read here."""
+
+    type: Literal["text"]
+    text: str
+    protected: bool = False
+    document: bool = False
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+Content = Annotated[list[Part] | None, BeforeValidator(_as_parts), Field(max_length=MAX_PARTS)]
+JsonObject = dict[str, Any]
+
+
+class Message(Wire):
+    """One turn. What answers hold but prompts cannot may come back where it is empty."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = None
+    name: str | None = None
+    tool_calls: Annotated[list[JsonObject] | None, Field(max_length=MAX_TOOL_CALLS)] = None
+    tool_call_id: str | None = None
+    protected: bool = False
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any] | None, Field(max_length=0)] = None
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class Place(Wire):
+    """A message by number, from the end where negative, and one part of it; None is all of them."""
+
+    message: int
+    part: Annotated[int | None, Field(ge=0)] = None
+
+
+class Explain(Wire):
+    include_kv_mask: bool = False
+    span_per_token: bool = False
+
+
+def _as_explain(explain: Any) -> Any:
+    return {True: {}, False: None}[explain] if isinstance(explain, bool) else explain
+
+
+class Options(Wire):
+    """`presift`: its options. Those that the protos have are read by `options.py`, which knows their names."""
+
+    route: str | None = None
+    budget: JsonObject | None = None
+    kv: JsonObject | None = None
+    sampling: JsonObject | None = None
+    protected_spans: list[JsonObject] | None = None
+    protected: Annotated[list[Place], Field(max_length=MAX_PARTS)] = []
+    documents: Annotated[list[Place], Field(max_length=MAX_PARTS)] = []
+    explain: Annotated[Explain | None, BeforeValidator(_as_explain)] = None
+    token_ids: bool = False
+    timeout_s: Annotated[float | None, Field(gt=0)] = None
+
+
+def _as_strings(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class Asked(Wire):
+    """What both ways of asking have."""
+
+    model: str
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_strings), Field(max_length=MAX_STOP_STRINGS)] = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    presift: Options = Options()
+
+
+class ChatAsked(Asked):
+    """/v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    tools: Annotated[list[JsonObject] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Literal["auto", "none"] | None = None
+
+
+class TextAsked(Asked):
+    """/v1/completions. A prompt is one text or one list of token ids."""
+
+    prompt: Any
+
+
+T = TypeVar("T", bound=Wire)
+
+
+def parsed(kind: type[T], given: dict[str, Any]) -> T:
+    """Raises InvalidRequest, naming the first parameter that is wrong and quoting no text."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = _path(first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InvalidRequest(field, "given", "left out: there is no such parameter") from None
+        if first["type"] == "missing":
+            raise InvalidRequest(field, "missing", "given") from None
+        said = first["msg"].removeprefix("Input should be ").removeprefix("Value should have ")
+        raise InvalidRequest(field, brief(first["input"]), said) from None
+
+
+def _path(places: tuple[int | str, ...]) -> str:
+    return "".join(f"[{place}]" if isinstance(place, int) else f".{place}" for place in places)[1:65]

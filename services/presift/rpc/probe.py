@@ -1,0 +1,60 @@
+"""`python -m presift.rpc.probe HOST:PORT`: ask a service's grpc.health.v1 once; what a container's HEALTHCHECK runs.
+
+Imports gRPC alone, so that it costs little each time: no settings, no models, nothing else of presift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 if it serves, 1 if it does not or cannot be asked; one line on stdout says which. 2 for bad flags."""
+    options = _parser().parse_args(arguments)
+    try:
+        status = ask(options)
+    except grpc.RpcError as error:
+        print(f"{options.address}: {error.code().name}: {error.details()}")  # type: ignore[attr-defined]
+        return 1
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}")
+        return 1
+    print(f"{options.address}: {health_pb2.HealthCheckResponse.ServingStatus.Name(status)}")
+    return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
+def ask(options: argparse.Namespace) -> int:
+    """The health that it tells. Raises grpc.RpcError, and OSError for a file that cannot be read."""
+    with _channel(options) as channel:
+        request = health_pb2.HealthCheckRequest(service=options.service)
+        response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=options.timeout_s)
+    return int(response.status)
+
+
+def _channel(options: argparse.Namespace) -> grpc.Channel:
+    if options.ca is None:
+        return grpc.insecure_channel(options.address)
+    ca, cert, key = (None if file is None else file.read_bytes() for file in (options.ca, options.cert, options.key))
+    names = [("grpc.ssl_target_name_override", options.name)] if options.name else []
+    return grpc.secure_channel(options.address, grpc.ssl_channel_credentials(ca, key, cert), names)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m presift.rpc.probe", description="Ask a service whether it serves.")
+    parser.add_argument("address", metavar="HOST:PORT")
+    parser.add_argument("--service", default="", help="a name of grpc.health.v1; the server as a whole if unset")
+    parser.add_argument("--timeout-s", type=float, default=3.0, help="seconds; default 3")
+    parser.add_argument("--ca", type=Path, help="PEM: ask by TLS, and trust this authority")
+    parser.add_argument("--cert", type=Path, help="PEM: our certificate, where it is mutual TLS")
+    parser.add_argument("--key", type=Path, help="PEM: its key")
+    parser.add_argument("--name", default="", help="the name in its certificate, if it is not HOST")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

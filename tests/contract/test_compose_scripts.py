@@ -1,0 +1,185 @@
+"""What the one-shot services of the compose stack make: secrets, certificates, models."""
+
+import io
+import json
+import stat
+import subprocess
+import sys
+import tarfile
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+
+from presift.models.fetch import MANIFEST
+from presift.orchestrator.access.api_keys import entry_of
+from presift.orchestrator.access.key_file import load_keys
+from presift.rpc.tokens import tokens_of
+
+from .compose_files import OBSERVABILITY, ROOT, TLS, stack
+from .test_images import script
+
+keys = script(ROOT / "ops" / "compose" / "keys.py")
+certificates = script(ROOT / "ops" / "compose" / "certificates.py")
+models = script(ROOT / "ops" / "compose" / "models.py")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("inner", "door", "caller"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def run(folder, *arguments):
+    return keys.main([str(folder), *arguments])
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_secrets_are_made_once(folder, capsys):
+    assert run(folder, "make") == 0
+    made = contents(folder)
+    assert set(made) == {keys.TOKEN, keys.SALT, keys.KEYS, keys.CALLER}
+    assert run(folder, "make") == 0 and contents(folder) == made
+    told = capsys.readouterr()
+    assert not any(secret.strip() in told.out + told.err for name, secret in made.items() if name != keys.KEYS)
+
+
+def test_services_take_them(folder, capsys):
+    run(folder, "make")
+    capsys.readouterr()
+    run(folder, "show")
+    key = capsys.readouterr().out.strip()
+    assert entry_of(key, load_keys(folder / keys.KEYS).entries).tenant == "first"
+    assert key not in (folder / keys.KEYS).read_text()
+    assert len(tokens_of("service_token_file", folder / keys.TOKEN).current()[0]) == 64
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_another_key_is_added_to_those_that_are(folder, capsys):
+    run(folder, "make")
+    (folder / keys.KEYS).open("a").close()
+    capsys.readouterr()
+    assert run(folder, "add", "acme") == 0
+    key = capsys.readouterr().out.strip()
+    known = load_keys(folder / keys.KEYS)
+    assert [each.tenant for each in known.entries] == ["first", "acme"] and entry_of(
+        key, known.entries
+    ).tenant == "acme"
+
+
+def test_limits_of_tenants_stay_when_a_key_is_added(folder):
+    run(folder, "make")
+    text = (folder / keys.KEYS).read_text().replace("tenants: {}", "tenants: {acme: {concurrency: 8}}")
+    (folder / keys.KEYS).write_text(text)
+    run(folder, "add", "acme")
+    assert load_keys(folder / keys.KEYS).limits["acme"].concurrency == 8
+
+
+def test_a_name_that_no_tenant_may_have_changes_nothing(folder, capsys):
+    run(folder, "make")
+    before = contents(folder)
+    assert run(folder, "add", "a b") == 1 and contents(folder) == before
+    assert "must be a name" in capsys.readouterr().err
+
+
+def test_a_half_made_folder_is_completed(folder):
+    """Killed between key and entry: the key that nobody let in is replaced."""
+    run(folder, "make")
+    (folder / keys.KEYS).unlink()
+    (folder / "door" / ".api-keys.yaml.partial").write_text("half")
+    assert run(folder, "make") == 0
+    key = (folder / keys.CALLER).read_text().strip()
+    assert entry_of(key, load_keys(folder / keys.KEYS).entries)
+
+
+def test_a_file_of_keys_that_nobody_could_read_is_told(folder, capsys):
+    run(folder, "make")
+    (folder / keys.KEYS).write_text("keys: [{name: a}]")
+    assert run(folder, "make") == 1 and "api-keys.yaml:1" in capsys.readouterr().err
+
+
+def cert_of(folder, role):
+    return x509.load_pem_x509_certificate((folder / role / "cert.pem").read_bytes())
+
+
+def test_certificates_name_whom_they_are_for(tmp_path):
+    certificates.make(tmp_path)
+    ca = x509.load_pem_x509_certificate((tmp_path / "authority" / "ca.pem").read_bytes())
+    for role, names in certificates.ROLES.items():
+        cert = cert_of(tmp_path, role)
+        cert.verify_directly_issued_by(ca)
+        alternatives = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert [str(each.value) for each in alternatives] == names
+        assert (tmp_path / role / "ca.pem").read_bytes() == (tmp_path / "authority" / "ca.pem").read_bytes()
+        assert stat.S_IMODE((tmp_path / role / "key.pem").stat().st_mode) == 0o600
+    subprocess.run(
+        ["openssl", "verify", "-x509_strict", "-CAfile", tmp_path / "draft/ca.pem", tmp_path / "draft/cert.pem"],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_certificates_are_renewed_before_they_end(tmp_path, monkeypatch):
+    certificates.make(tmp_path)
+    first = cert_of(tmp_path, "draft").serial_number
+    certificates.make(tmp_path)
+    assert cert_of(tmp_path, "draft").serial_number == first
+    monkeypatch.setattr(certificates, "_DAYS", 20)
+    (tmp_path / "draft" / "cert.pem").unlink()
+    certificates.make(tmp_path)
+    short = cert_of(tmp_path, "draft")
+    assert short.not_valid_after_utc < datetime.now(UTC) + timedelta(days=21)
+    monkeypatch.undo()
+    certificates.make(tmp_path)
+    assert cert_of(tmp_path, "draft").serial_number != short.serial_number
+
+
+def test_certificates_of_another_authority_are_replaced(tmp_path):
+    certificates.make(tmp_path)
+    first = cert_of(tmp_path, "target").serial_number
+    for file in (tmp_path / "authority").iterdir():
+        file.unlink()
+    certificates.make(tmp_path)
+    assert cert_of(tmp_path, "target").serial_number != first
+
+
+def test_a_caller_gets_its_three_files(tmp_path):
+    certificates.make(tmp_path)
+    command = [sys.executable, ROOT / "ops/compose/certificates.py", tmp_path, "export"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        assert archive.getnames() == ["ca.pem", "cert.pem", "key.pem"]
+
+
+def test_every_role_of_the_tls_layer_gets_its_certificate():
+    services = stack(("compose.yaml", OBSERVABILITY, TLS))["services"]
+    mounted = {each.split(":")[1].rpartition("/")[2] for each in services["certificates"]["volumes"]}
+    assert mounted == {*certificates.ROLES, "authority"}
+    for role in set(certificates.ROLES) - {"caller"}:
+        assert f"{role}-certificate:/certificates:ro" in services[role]["volumes"]
+
+
+def test_a_model_of_ones_own_is_left_alone(tmp_path, capsys):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    assert models.main([str(tmp_path), "mine", "mine"]) == 0
+    assert capsys.readouterr().out.count("there already") == 1
+
+
+def test_a_model_that_is_neither_there_nor_known_is_told(tmp_path, capsys):
+    assert models.main([str(tmp_path), "nobodys"]) == 1
+    assert "nobodys" in capsys.readouterr().err
+
+
+def test_a_model_that_presift_made_is_checked_again(tmp_path):
+    folder = tmp_path / "models" / "smollm2-135m-instruct"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / MANIFEST).write_text(json.dumps({"name": "of an older converter"}))
+    assert not models.is_yours(folder)

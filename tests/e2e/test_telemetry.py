@@ -1,0 +1,250 @@
+"""What an operator sees of a real stack: the trace of a request through all services, every declared metric, the log.
+
+Real SmolLM2 as draft and target, real SGLang, real Valkey; fifty requests of all kinds, and a collector of our own.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from presift.cli.stack import LocalStack, Observability, StackOptions
+from presift_client import Client, PresiftError
+
+from .collector import Collector, Seen, collecting, edges
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(1200)]
+
+SCHEMA = yaml.safe_load((Path(__file__).parents[2] / "ops" / "telemetry" / "metrics.yaml").read_text())
+SECRET = "xylophone"
+CAPACITY, KEPT_KV = 96, 64
+SENTENCE = "The " + SECRET + " of lighthouse number {} was cleaned on day {} and the log was closed. "
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+
+# What fifty good and bad requests to one replica of each cannot show, and why.
+NOT_HERE = {
+    "presift.prefill.failures": "the target must fail while the draft works",
+    "presift.fallbacks": "the draft must fail",
+    "presift.callers.refused": "nobody has to say who calls here",
+    "presift.limits.refused": "no tenant has limits here",
+    "presift.limits.trouble": "the Redis of tenants' limits must be away",
+    "presift.admission.refused": "more must wait than may",
+    "presift.guard.switched": "a route must be worse than any is here",
+    "presift.replica.picked": "there must be several replicas",
+    "presift.replica.failovers": "a replica must be lost",
+    "presift.replica.breaker": "a replica must fail again and again",
+    "presift.replica.hedges": "a second draft must be asked",
+    "presift.draft.refused": "the orchestrator must ask for what no draft does",
+    "presift.target.refused": "the orchestrator must ask for what no target does",
+    "presift.target.aborted": "a caller must leave at the right moment",
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    stack: LocalStack
+    collector: Collector
+    observability: Observability
+
+    def scraped(self, kind: str) -> dict[str, list[tuple[dict[str, str], float, object]]]:
+        """Sample name -> (labels, value, exemplar) of a service."""
+        place = [service.name for service in self.stack.services].index(kind)
+        url = f"http://{self.observability.address(place)}/metrics"
+        request = urllib.request.Request(url, headers={"Accept": OPENMETRICS})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            families = text_string_to_metric_families(reply.read().decode())
+        found: dict[str, list[tuple[dict[str, str], float, object]]] = {}
+        for family in families:
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append((sample.labels, sample.value, sample.exemplar))
+        return found
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports on which nobody listens now."""
+    for first in range(20_000, 30_000, count):
+        with suppress(OSError):
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no ports")
+
+
+@pytest.fixture(scope="module")
+def running(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    model = str(presift_home / "models" / "smollm2-135m-instruct")
+    flags = ["--compress-above-tokens=150", f"--capacity={CAPACITY}", f"--kv-capacity={KEPT_KV}", "--guard-share=1"]
+    with collecting() as (collector, endpoint):
+        observability = Observability(free_ports(3), endpoint)
+        options = StackOptions(
+            draft=model,
+            target=model,
+            tokenizer=model,
+            logs=tmp_path_factory.mktemp("logs"),
+            listen="127.0.0.1:0",
+            # Long enough for a busy machine: a look-up that is late is a miss, which is not what is looked at here.
+            orchestrator_flags=[*flags, "--cascade-capacity=160", "--cache-timeout-s=5", "--guard-max-new-tokens=4"],
+            environment={f"PRESIFT_{role}_LOG_FORMAT": "json" for role in ("DRAFT", "TARGET", "ORCHESTRATOR")}
+            | {"OTEL_BSP_SCHEDULE_DELAY": "500"},
+            observability=observability,
+        )
+        with LocalStack(options, print) as stack:
+            yield Running(stack, collector, observability)
+
+
+def prompt(seed: int, sentences: int = 18) -> str:
+    return "".join(SENTENCE.format(seed * 1000 + number, number) for number in range(sentences))
+
+
+@pytest.fixture(scope="module")
+def asked(running: Running) -> Running:
+    """After fifty mixed requests: every route, cold and again, short ones, bad ones, chats and texts."""
+    with Client(running.stack.address) as client:
+        for seed in range(5):
+            chat = [{"role": "user", "content": [{"text": prompt(seed)}, {"text": " When?", "protected": True}]}]
+            for route in ("full", "spec_pc", "spec_kv", "spec_kv_pc"):
+                for _ in range(2):
+                    client.generate(messages=chat, route=route, max_new_tokens=4)
+            client.generate(prompt(seed + 100, 2), max_new_tokens=2)
+            with suppress(PresiftError):
+                client.generate(prompt(seed), max_new_tokens=1_000_000)
+        deadline = time.monotonic() + 120
+        while "presift_guard_overlap_count" not in running.scraped("orchestrator") and time.monotonic() < deadline:
+            time.sleep(1)  # shadows run when it is calm
+    return running
+
+
+ROOT = "orchestrator:OrchestratorService/Generate"
+SCORING, ANSWERING, READING = "DraftService/Score", "TargetService/Generate", "TargetService/Prefill"
+
+
+def own(*stages: str) -> set[tuple[str, str]]:
+    return {(ROOT, f"orchestrator:{stage}") for stage in stages}
+
+
+def called(parent: str, service: str, method: str, *stages: str) -> set[tuple[str, str]]:
+    """A call from `parent`: both sides of it, and the stages in the service."""
+    ends = {(parent, f"orchestrator:{method}"), (f"orchestrator:{method}", f"{service}:{method}")}
+    return ends | {(f"{service}:{method}", f"{service}:{stage}") for stage in stages}
+
+
+def of_route(route: str, cache: str):
+    return lambda span: span.attributes.get("presift.route") == route and span.attributes.get("presift.cache") == cache
+
+
+def within(spans: list[Seen]) -> bool:
+    """Whether no span begins before the root, as the clocks of one machine have it."""
+    root = next(span for span in spans if not span.parent_id)
+    return all(span.start_ns >= root.start_ns - 5_000_000 for span in spans)
+
+
+def test_the_trace_of_a_request_goes_through_all_services(asked: Running) -> None:
+    spans = asked.collector.trace_of(of_route("spec_pc", "miss"))
+    draft = {("draft:DraftService/Score", "draft:score")}
+    draft |= {("draft:score", f"draft:{stage}") for stage in ("queue", "prefill", "lookahead", "select")}
+    assert edges(spans) == (
+        own("protect", "tokenize", "route", "cache.get", "cache.claim", "score", "cache.put", "decode")
+        | called("orchestrator:score", "draft", SCORING)
+        | draft
+        | called(ROOT, "target", ANSWERING, "prefill", "decode")
+    )
+    assert within(spans) and len({span.trace_id for span in spans}) == 1
+
+
+def test_selecting_kv_has_stages_of_its_own(asked: Running) -> None:
+    spans = asked.collector.trace_of(of_route("spec_kv", "miss"))
+    found = edges(spans)
+    assert called(ROOT, "target", ANSWERING, "prefill", "score", "publish", "decode") <= found
+    assert own("prefill") | called("orchestrator:prefill", "target", READING, "prefill") <= found
+    assert called("orchestrator:score", "draft", SCORING, "score") <= found
+    at = {span.name: span for span in spans if span.service == "target" and span.name in ("score", "publish", "decode")}
+    assert at["score"].end_ns <= at["publish"].start_ns + 1 and at["publish"].end_ns <= at["decode"].start_ns + 1
+
+
+@pytest.mark.parametrize("route", ["spec_pc", "spec_kv_pc"])
+def test_a_cached_plan_points_to_the_trace_that_made_it(asked: Running, route: str) -> None:
+    hit = asked.collector.trace_of(of_route(route, "hit"))
+    assert edges(hit) == (
+        own("protect", "tokenize", "route", "cache.get", "decode")
+        | called(ROOT, "target", ANSWERING, "prefill", "decode")
+    )
+    (link,) = (link for span in hit if span.name == "cache.get" for link in span.links)
+    maker = next(span for span in asked.collector.spans if (span.trace_id, span.span_id) == link)
+    assert maker.place == "orchestrator:score" and maker.trace_id != hit[0].trace_id
+    assert of_route(route, "miss")(next(s for s in asked.collector.spans if s.span_id == maker.parent_id))
+
+
+def test_prometheus_has_every_declared_metric(asked: Running) -> None:
+    missing, surplus = [], []
+    known = {"target_info", *SCHEMA["process"]}
+    for entry in SCHEMA["metrics"]:
+        parts = [f"_{part}" for part in ("bucket", "sum", "count")] if entry["kind"] == "histogram" else [""]
+        known |= {entry["prometheus"] + part for part in parts}
+    for kind in ("orchestrator", "draft", "target"):
+        found = asked.scraped(kind)
+        surplus += [(kind, name) for name in set(found) - known]
+        for entry in SCHEMA["metrics"]:
+            name = entry["prometheus"] + ("_count" if entry["kind"] == "histogram" else "")
+            if (kind in entry["services"] and entry["name"] not in NOT_HERE) and name not in found:
+                missing.append((kind, name))
+            labels = {key.replace(".", "_") for key in entry["attributes"]}
+            if any(set(told) - labels for told, _, _ in found.get(name, ())):
+                surplus.append((kind, name))
+    assert (missing, surplus) == ([], [])
+    assert set(NOT_HERE) <= {entry["name"] for entry in SCHEMA["metrics"]}
+
+
+def test_what_is_counted_adds_up(asked: Running) -> None:
+    orchestrator, target, draft = (asked.scraped(kind) for kind in ("orchestrator", "target", "draft"))
+
+    def total(found: dict[str, list[tuple[dict[str, str], float, object]]], name: str, **labels: str) -> float:
+        return sum(value for told, value, _ in found[name] if labels.items() <= told.items())
+
+    duration = "gen_ai_server_request_duration_seconds_count"
+    assert total(orchestrator, duration) == 50
+    assert total(orchestrator, duration, error_type="PROMPT_TOO_LONG") == 5
+    assert total(orchestrator, duration, gen_ai_operation_name="chat") == 40
+    hits, stored = (total(orchestrator, "presift_cache_operations_total", presift_outcome=o) for o in ("hit", "stored"))
+    assert hits >= 15 and stored == 15  # three routes of five documents; shadows find theirs too
+    assert total(draft, "presift_draft_stage_duration_seconds_count", presift_stage="prefill") >= 15
+    dropped = total(orchestrator, "presift_prompt_tokens_total", presift_fate="dropped")
+    assert dropped > 0 < total(orchestrator, "presift_kv_tokens_total", presift_fate="dropped")
+    assert total(target, "presift_target_tokens_total", presift_kind="cached") > 0
+    assert total(target, "presift_target_kv_free") > 0 == total(orchestrator, "presift_admission_running")
+    assert all(total(found, "presift_serving") == 1 for found in (orchestrator, target, draft))
+
+
+def test_buckets_lead_to_traces(asked: Running) -> None:
+    with Client(asked.stack.address) as client:
+        client.generate("Say hello.", max_new_tokens=2)
+    found = asked.scraped("orchestrator")["gen_ai_server_time_to_first_token_seconds_bucket"]
+    exemplars = [exemplar for _, _, exemplar in found if exemplar]
+    assert exemplars
+    ids = {exemplar.labels["trace_id"] for exemplar in exemplars}
+    asked.collector.trace_of(lambda span: span.trace_id in ids)
+
+
+def test_no_word_of_a_prompt_is_told(asked: Running) -> None:
+    told = [str((span.name, span.attributes)) for span in asked.collector.spans]
+    told += [str(asked.scraped(kind)) for kind in ("orchestrator", "draft", "target")]
+    told += [service.log.read_text() for service in asked.stack.services]
+    assert not any(SECRET in text for text in told)
+
+
+def test_log_lines_are_json(asked: Running) -> None:
+    for service in asked.stack.services:
+        lines = [line for line in service.log.read_text().splitlines() if line.startswith("{")]
+        for line in lines:
+            assert {"time", "level", "logger", "message", "trace_id", "span_id"} <= json.loads(line).keys()
+    assert any(line.startswith("{") for line in asked.stack.services[-1].log.read_text().splitlines())

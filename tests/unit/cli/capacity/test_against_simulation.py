@@ -1,0 +1,54 @@
+"""The formulas against simulations of what they describe: seeded, so that the same numbers come each time."""
+
+import heapq
+
+import numpy as np
+import pytest
+
+from presift.cli.capacity.queueing import mean_wait_s, spread
+from presift.cli.capacity.sizing import each_of
+from presift.cli.capacity.workload import Demand, Length, Workload
+from presift.core.plan import Route
+from presift.orchestrator.costs import Curve, Speeds
+
+MIX = [(0.2, 0.5), (1.0, 0.3), (4.0, 0.2)]
+
+
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (1, 0.7), (3, 0.7), (8, 0.85)])
+def test_waits_for_drafts(servers, load):
+    """Poisson arrivals, times of a mix of lengths, whoever is free takes the next."""
+    mean_s, scv = spread(MIX)
+    rate, random = servers * load / mean_s, np.random.default_rng(7)
+    arrivals = np.cumsum(random.exponential(1 / rate, 100_000))
+    times = random.choice([value for value, _ in MIX], size=arrivals.size, p=[weight for _, weight in MIX])
+    free, waited = [0.0] * servers, 0.0
+    for at, takes in zip(arrivals.tolist(), times.tolist(), strict=True):
+        begins = max(at, heapq.heappop(free))
+        waited += begins - at
+        heapq.heappush(free, begins + takes)
+    assert waited / arrivals.size == pytest.approx(mean_wait_s(servers, rate, mean_s, scv), rel=0.12)
+
+
+@pytest.mark.parametrize("rate", [0.5, 2.0, 4.0])
+def test_answers_at_once_in_a_target(rate):
+    """Prompts are read before anything else; between them all that answer move on by a token."""
+    read_s, answer, step_s, request_s = 0.1, 100, 0.020, 0.0002
+    random = np.random.default_rng(11)
+    arrivals = np.cumsum(random.exponential(1 / rate, 4_000)).tolist()
+    now, next_one, left, weighed = 0.0, 0, [], 0.0
+    while next_one < len(arrivals):
+        if arrivals[next_one] <= now:
+            took, next_one = read_s, next_one + 1
+            weighed += len(left) * took
+            left.append(answer)
+        elif left:
+            took = step_s + len(left) * request_s
+            weighed += len(left) * took
+            left = [each - 1 for each in left if each > 1]
+        else:
+            took = arrivals[next_one] - now
+        now += took
+    asked = Demand(1000, 1.0, Route.FULL, 0.0, read_s, 1000, 1000, 1000, read_s)
+    speeds = Speeds(target=Curve(0, request_s * 1e3, 0), decoding=Curve(step_s * 1e3, 0, 0))
+    one = each_of(1, Workload(rate, (Length(1000, 1.0),), answer), [asked], speeds)
+    assert weighed / now == pytest.approx(one.decoding, rel=0.1)
