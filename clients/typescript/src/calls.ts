@@ -7,7 +7,7 @@ import {
   type MessageShape,
   toBinary,
 } from "@bufbuild/protobuf";
-import type { CallOptions, Client, Metadata, ServiceError } from "@grpc/grpc-js";
+import type { CallOptions, Client, ClientReadableStream, Metadata, ServiceError } from "@grpc/grpc-js";
 
 import { errorOf } from "./errors.js";
 
@@ -25,20 +25,31 @@ export interface Line {
 
 const asIs = (bytes: Buffer): Buffer => bytes;
 
-/** The answers of a stream. Throws gRPC's own errors; whoever stops asking for more cancels the call everywhere. */
-export async function* streamed<I extends DescMessage, O extends DescMessage>(
+/**
+ * The answers of a stream, which begins when the first is asked for. They throw gRPC's own errors; whoever stops asking for
+ * more cancels the call everywhere. Throws at once what is wrong with the request.
+ */
+export function streamed<I extends DescMessage, O extends DescMessage>(
   line: Line,
   method: DescMethodServerStreaming<I, O>,
   request: MessageShape<I>,
   patience: Patience,
 ): AsyncGenerator<MessageShape<O>, void, undefined> {
-  const decode = (bytes: Buffer) => fromBinary(method.output, bytes);
   const [path, bytes] = [pathOf(method), written(method.input, request)];
-  const call = line.client.makeServerStreamRequest(path, asIs, decode, bytes, line.metadata, within(patience));
+  const decode = (answer: Buffer) => fromBinary(method.output, answer);
+  const begin = () => line.client.makeServerStreamRequest(path, asIs, decode, bytes, line.metadata, within(patience));
+  return read(begin, patience.signal);
+}
+
+async function* read<Answer>(
+  begin: () => ClientReadableStream<Answer>,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Answer, void, undefined> {
+  const call = begin();
   call.on("error", () => {}); // told to whoever reads; once nobody does, it is no event that ends the process
-  const release = onAbort(patience.signal, () => call.cancel());
+  const release = onAbort(signal, () => call.cancel());
   try {
-    for await (const answer of call) yield answer as MessageShape<O>;
+    for await (const answer of call) yield answer as Answer;
   } finally {
     release();
     call.cancel();
