@@ -40,24 +40,25 @@ def needed():
 
 
 class Prober:
-    """A process of Node in which calls are made, one after the other."""
+    """A process of Node in which calls are made, one after the other; `told` is what the last one told so far."""
 
     def __init__(self):
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(["node", str(_PROBE)], stdin=pipe, stdout=pipe, text=True)
+        self.told = []
 
     async def __call__(self, address, call="stream", **probe):
         """What one call of the client told: a value for each line."""
         return await asyncio.to_thread(self._told, json.dumps({"address": address, "call": call, **probe}))
 
     def _told(self, probe):
+        self.told = told = []
         self._process.stdin.write(f"{probe}\n")
         self._process.stdin.flush()
-        lines = []
         while (line := self._process.stdout.readline()) != '"end"\n':
             assert line, "the process of Node ended"
-            lines.append(json.loads(line))
-        return lines
+            told.append(json.loads(line))
+        return told
 
     def stop(self):
         """It ends by itself once nothing more is to be read, or the client leaves something open."""
