@@ -118,7 +118,7 @@ def launched() -> list[Launched]:
             self, name: str, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
         ) -> None:
             found.append(Launched(name, module, list(arguments), environment))
-            self.name, self.address = name, "127.0.0.1:1"
+            self.name, self.address, self.http_address = name, "127.0.0.1:1", ""
 
         def wait_ready(self, timeout_s: float) -> str:
             return self.address
@@ -138,7 +138,14 @@ def launched() -> list[Launched]:
     local_stack.ServiceProcess, local_stack.embedded_cache = NotStarted, no_cache  # type: ignore[assignment, misc]
     try:
         with TemporaryDirectory() as folder:
-            options = StackOptions(draft="/d", target="/t", tokenizer="/t", logs=Path(folder), observability=_OBSERVED)
+            options = StackOptions(
+                draft="/d",
+                target="/t",
+                tokenizer="/t",
+                logs=Path(folder),
+                http_listen=f"127.0.0.1:{HTTP}",
+                observability=_OBSERVED,
+            )
             with LocalStack(options, lambda _: None):
                 return found
     finally:
