@@ -5,12 +5,14 @@ Each takes all sources and yields a line for whatever does not agree, naming bot
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from presift.cli import app
 from presift.rpc.settings import ServiceSettings
 
 from . import manifests
@@ -240,6 +242,9 @@ def metrics(house: Sources) -> Iterator[str]:
         for role in ROLES:
             if (found := manifests.setting(objects, role, "metrics_listen")) != wanted:
                 yield f"{overlay}: {role} tells metrics on {found}, not {wanted}"
+    default = inspect.signature(app.up).parameters["metrics_from"].default
+    if default != METRICS:
+        yield f"`presift up --observability` has metrics from port {default} on, not {METRICS}"
     yield from _jobs(house)
 
 
@@ -250,6 +255,8 @@ def _jobs(house: Sources) -> Iterator[str]:
         found = [(each["names"], each["port"]) for each in job.get("dns_sd_configs", [])]
         if found != [([role], METRICS)]:
             yield f"prometheus.yml: job presift-{role} looks at {found}, not at {role}:{METRICS}"
+        if f"presift-{role}" not in house.jobs_of_up:
+            yield f"`presift up --observability` tells Prometheus of {sorted(house.jobs_of_up)}, not of presift-{role}"
 
 
 def declared(house: Sources) -> Iterator[str]:

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from presift.cli import stack as local_stack
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack import LocalStack, Observability, StackOptions
 from presift.draft.settings import DraftSettings
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.rpc.settings import ServiceSettings
@@ -38,6 +39,7 @@ SETTINGS: Mapping[str, type[ServiceSettings]] = {
 }
 # Where no service has a default, since it is off unless asked for, the plan names the port.
 HTTP, METRICS, CACHE = 8000, 9464, 6379
+_OBSERVED = Observability(METRICS, "127.0.0.1:4317")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Sources:
     queries: Mapping[str, str]
     declared: dict[str, Any]
     launched: Sequence[Launched]
+    jobs_of_up: frozenset[str]
     project: dict[str, Any]
 
 
@@ -78,6 +81,7 @@ def read(root: Path = ROOT, overlays: Mapping[str, list[dict[str, Any]]] | None 
         queries=_queries(root),
         declared=yaml.safe_load((root / "ops/telemetry/metrics.yaml").read_text()),
         launched=launched(),
+        jobs_of_up=frozenset(each["labels"]["job"] for each in json.loads(_OBSERVED.targets(ROLES))),
         project=tomllib.loads((root / "pyproject.toml").read_text())["project"],
     )
 
@@ -114,7 +118,7 @@ def launched() -> list[Launched]:
             self, name: str, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
         ) -> None:
             found.append(Launched(name, module, list(arguments), environment))
-            self.name, self.address = name, "127.0.0.1:1"
+            self.name, self.address, self.http_address = name, "127.0.0.1:1", ""
 
         def wait_ready(self, timeout_s: float) -> str:
             return self.address
@@ -133,9 +137,17 @@ def launched() -> list[Launched]:
     kept = local_stack.ServiceProcess, local_stack.embedded_cache
     local_stack.ServiceProcess, local_stack.embedded_cache = NotStarted, no_cache  # type: ignore[assignment, misc]
     try:
-        options = StackOptions(draft="/draft", target="/target", tokenizer="/target", logs=Path("/tmp"))
-        with LocalStack(options, lambda _: None):
-            return found
+        with TemporaryDirectory() as folder:
+            options = StackOptions(
+                draft="/d",
+                target="/t",
+                tokenizer="/t",
+                logs=Path(folder),
+                http_listen=f"127.0.0.1:{HTTP}",
+                observability=_OBSERVED,
+            )
+            with LocalStack(options, lambda _: None):
+                return found
     finally:
         local_stack.ServiceProcess, local_stack.embedded_cache = kept  # type: ignore[misc]
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from functools import cache, partial
 from pathlib import Path
@@ -10,6 +11,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+
+from presift.draft.settings import DraftSettings
+from presift.orchestrator.settings import OrchestratorSettings
+from presift.target.settings import TargetSettings
 
 from . import manifest_rules as rules
 from .manifests import (
@@ -23,6 +28,7 @@ from .manifests import (
     rendered,
     rendered_folder,
     setting,
+    settings,
     workloads,
 )
 
@@ -34,6 +40,7 @@ SCHEMAS = {
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 DECLARED = yaml.safe_load((ROOT / "ops/telemetry/metrics.yaml").read_text())
 METRICS = {each["prometheus"] for each in DECLARED["metrics"]} | set(DECLARED["process"])
+SETTINGS = {"draft": DraftSettings, "target": TargetSettings, "orchestrator": OrchestratorSettings}
 FOLDERS = sorted(str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml"))
 FULL = [folder for folder in FOLDERS if not folder.startswith(("components", "models/base"))]
 RULES = (
@@ -142,6 +149,32 @@ def edges_of(objects):
     stranger = copy.deepcopy(named(objects, "Deployment", "cache"))
     stranger["spec"]["template"]["metadata"]["labels"] = {"app.kubernetes.io/component": "stranger"}
     return rules.edges([*objects, stranger])
+
+
+def taken(objects, service, monkeypatch):
+    """The settings as the service reads them. Raises ValidationError for a value that it would not take."""
+    with monkeypatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PRESIFT_")]:
+            patch.delenv(name)
+        for name, value in settings(objects, service).items():
+            patch.setenv(name, value)
+        return SETTINGS[service](_cli_parse_args=[])
+
+
+def test_services_take_their_settings_and_know_their_callers(overlay, monkeypatch):
+    """Unknown names are for test_in_step.py, as the services themselves pass over them."""
+    objects = rendered(overlay)
+    draft, target, orchestrator = (taken(objects, service, monkeypatch) for service in SETTINGS)
+    assert draft.drain_s == target.drain_s == orchestrator.drain_s == 60
+    assert draft.service_token_file == target.service_token_file == orchestrator.service_token_file is not None
+    assert orchestrator.knows_callers and not any(each.insecure for each in (draft, target, orchestrator))
+
+
+def test_a_value_that_a_service_does_not_take_is_found(monkeypatch):
+    objects = rendered("overlays/cpu")
+    _setting("draft", "threads", "two")(objects)
+    with pytest.raises(ValueError, match="threads"):
+        taken(objects, "draft", monkeypatch)
 
 
 def test_the_network_lets_through_what_is_needed_and_nothing_else(overlay):

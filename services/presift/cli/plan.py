@@ -64,15 +64,7 @@ def plan(
             draft=making.model("draft", draft, draft_device or device, CliSettings().home),
             target=making.model("target", target, device, CliSettings().home),
             said=devices.Said(draft_tokens_per_s, target_tokens_per_s, decode_step_ms),
-            wish=workload.Wish(
-                making.route_of(route),
-                route_table.Budget(
-                    max_prompt_tokens=max_prompt_tokens,
-                    max_kv_tokens=max_kv_tokens,
-                    compress_above_tokens=compress_above,
-                ),
-                context,
-            ),
+            wish=making.wish(route, context, max_prompt_tokens, max_kv_tokens, compress_above),
             utilisation=utilisation,
             max_running=max_running,
             kv_pool_tokens=kv_pool_tokens,

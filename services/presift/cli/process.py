@@ -15,6 +15,7 @@ from pathlib import Path
 from presift.cache import tether
 
 _READY = " ready on "
+_HTTP = " takes HTTP on "
 # How services, Python and argparse tell what ended them; of a long log only the end is looked at.
 _ERROR = re.compile(
     r"^\S+ \S+ ERROR \S+ (?P<logged>.+)$|^(?P<raised>[\w.]*(?:Error|Exception)(?:: .+)?)$|: error: (?P<flag>.+)$"
@@ -42,7 +43,7 @@ class ServiceProcess:
     def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]):
         self.name = name
         self.log = log
-        self.address = ""
+        self.address = self.http_address = ""
         self._ready = threading.Event()
         self._log = log.open("ab")
         self._log_start = log.stat().st_size
@@ -104,6 +105,8 @@ class ServiceProcess:
         stdout = self._process.stdout
         for line in stdout or ():
             text = line.decode(errors="replace").strip()
+            if text.startswith("presift ") and _HTTP in text:
+                self.http_address = text.partition(_HTTP)[2]
             if text.startswith("presift ") and _READY in text:
                 self.address = text.partition(_READY)[2].partition(": ")[0]
                 self._ready.set()

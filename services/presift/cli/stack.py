@@ -51,7 +51,8 @@ class Observability:
 class StackOptions:
     """`draft` and `target` are folders or hub ids; `cache_url` None starts a Valkey. Extra flags go to each service.
 
-    Of several orchestrators the first one listens on `listen`, the others on the ports after it (on any, with port 0).
+    Of several orchestrators the first one listens on `listen`, the others on the ports after it (on any, with port 0);
+    so they do on `http_listen`, where that is given.
     """
 
     draft: str
@@ -59,6 +60,7 @@ class StackOptions:
     tokenizer: str | None
     logs: Path
     listen: str = "127.0.0.1:50051"
+    http_listen: str | None = None
     cache_url: str | None = None
     start_timeout_s: float = 600.0
     drain_s: float = 30.0
@@ -84,6 +86,11 @@ class StackOptions:
         """Where each orchestrator is to listen."""
         return [_nth(self.listen, place) for place in range(self.orchestrators)]
 
+    @property
+    def http_listens(self) -> list[str]:
+        """Where each is to take HTTP; none where nobody is to."""
+        return [_nth(self.http_listen, place) for place in range(self.orchestrators)] if self.http_listen else []
+
 
 class LocalStack:
     """Starts on entry, in parallel where it can; stops on exit, orchestrator first. Raises ServiceFailed."""
@@ -104,6 +111,11 @@ class LocalStack:
     def addresses(self) -> list[str]:
         """Where the orchestrators listen."""
         return [service.address for service in self._of("orchestrator")]
+
+    @property
+    def http_addresses(self) -> list[str]:
+        """Where they take HTTP, if they do."""
+        return [service.http_address for service in self._of("orchestrator") if service.http_address]
 
     def __enter__(self) -> Self:
         try:
@@ -152,8 +164,12 @@ class LocalStack:
         ]
         # Not on the command line: the URL may hold a password.
         environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": self.cache_url}
-        for name, listen in zip(_names("orchestrator", options.orchestrators), options.listens, strict=True):
-            self._launch(name, ["--listen", listen, *flags], environment)
+        http = options.http_listens or [""] * options.orchestrators
+        for name, listen, also in zip(
+            _names("orchestrator", options.orchestrators), options.listens, http, strict=True
+        ):
+            door = ["--http-listen", also] if also else []
+            self._launch(name, ["--listen", listen, *door, *flags], environment)
         for orchestrator in self._of("orchestrator"):
             self._wait(orchestrator)
         self._tell_prometheus()

@@ -29,14 +29,17 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     try:
-        check_settings(options)
+        is_tls = check_settings(options).tls_cert is not None
         check_free(options.listens)
         check_free(options.metrics_listens, "--metrics-from")
+        check_free(options.http_listens, "--http-listen")
         with LocalStack(options, progress) as stack:
             doors = ", ".join(stack.addresses)
             behind = [service for service in stack.services if service.address not in stack.addresses]
             addresses = ", ".join(f"{service.name} {service.address}" for service in behind)
             progress(f"presift is ready on {doors} ({addresses}); stop it with Ctrl-C")
+            for address in stack.http_addresses:
+                progress(f"OpenAI's clients: base_url http{'s' if is_tls else ''}://{address}/v1")
             return _watch(stack, progress)
     except _Stopped:
         return 0
@@ -45,20 +48,24 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
         return 1
 
 
-def check_settings(options: StackOptions) -> None:
-    """Raise PresiftError for an orchestrator that would refuse to listen, or its policy file: known before minutes go
-    into loading models.
+def check_settings(options: StackOptions) -> OrchestratorSettings:
+    """The orchestrator's. Raises PresiftError for one that would refuse to listen, or its policy file: known before
+    minutes go into loading models.
 
     Its variables count as they do for the orchestrator itself.
     """
-    flags = ["--listen", options.listen, *options.orchestrator_flags]
+    http = ["--http-listen", options.http_listen] if options.http_listen else []
+    flags = ["--listen", options.listen, *http, *options.orchestrator_flags]
     try:
         settings = OrchestratorSettings(_cli_parse_args=flags)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise PresiftError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     check_binding(settings.listen, settings.knows_callers, settings.insecure)
+    if settings.http_listen is not None:
+        check_binding(settings.http_listen, settings.knows_callers, settings.insecure, "http_listen")
     terms_of(settings)
+    return settings
 
 
 def check_free(addresses: Iterable[str], flag: str = "--listen") -> None:

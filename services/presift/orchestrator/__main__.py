@@ -55,10 +55,10 @@ async def _serve(
     )
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
     http = open_http(settings, assembly.pipeline, door, server)
-    port = await server.start()
-    if http is not None:
-        server.doors.append(http)
+    if http is not None:  # its address first: what is wrong with it is told before anything is served
         print(f"presift orchestrator takes HTTP on {await http.start()}", flush=True)
+        server.doors.append(http)
+    port = await server.start()
     becoming_ready = asyncio.create_task(_become_ready(settings, assembly, server, port))
     try:
         with observed(*assembly.gauges):

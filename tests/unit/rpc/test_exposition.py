@@ -1,6 +1,7 @@
 """The door for Prometheus: names as the schema says them, exemplars that lead to traces, refusals at the start."""
 
 import asyncio
+import logging
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -126,6 +127,16 @@ def test_where_nobody_can_listen_is_told(address):
         listen = address.format(taken=taken.getsockname()[1])
         with pytest.raises(PresiftError, match="metrics_listen"), exposed(listen):
             pass
+
+
+def test_any_free_port_is_told_in_the_log(caplog):
+    """Beyond loopback too: what is told is nobody's secret, and containers are reached from outside."""
+    caplog.set_level(logging.INFO)
+    with exposed("0.0.0.0:0"):
+        (message,) = (record.getMessage() for record in caplog.records)
+        url = message.removeprefix("metrics at ").replace("0.0.0.0", "127.0.0.1")
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            assert b"process_resident_memory_bytes" in reply.read()
 
 
 def test_the_port_is_free_again(listen):

@@ -39,6 +39,20 @@ def model(field: str, name: str, device: str, home: Path) -> tuple[Shape, Device
     return shape_of(field, str(made) if made.is_dir() else name), device_of("device", device)
 
 
+def wish(
+    route: str,
+    context_tokens: int,
+    max_prompt_tokens: int | None,
+    max_kv_tokens: int | None,
+    compress_above: int | None,
+) -> Wish:
+    """Raises InvalidRequest."""
+    budget = route_table.Budget(
+        max_prompt_tokens=max_prompt_tokens, max_kv_tokens=max_kv_tokens, compress_above_tokens=compress_above
+    )
+    return Wish(route_of(route), budget, context_tokens)
+
+
 def route_of(name: str) -> Route | None:
     """None for "auto". Raises InvalidRequest."""
     if name == "auto":

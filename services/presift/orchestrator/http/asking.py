@@ -106,26 +106,29 @@ class Asking:
 
 
 async def _gather(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply) -> None:
-    decision = event_to_wire(await anext(events)).decision
+    decision, usage = event_to_wire(await anext(events)).decision, orchestrator_pb2.Usage()
     async for event in events:
         wire = event_to_wire(event)
-        if wire.HasField("delta"):
-            answer.hear(wire.delta)
+        if wire.HasField("usage"):
+            usage = wire.usage
         else:
-            await reply.json(200, answer.whole(decision, wire.usage), {HEADER: in_header(decision)})
+            answer.hear(wire.delta)
+    # Only now: what the call held of its tenant's limits is given back before its caller can ask again.
+    await reply.json(200, answer.whole(decision, usage), {HEADER: in_header(decision)})
 
 
 async def _stream(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply, has_usage: bool) -> None:
-    decision = event_to_wire(await anext(events)).decision
+    decision, usage = event_to_wire(await anext(events)).decision, orchestrator_pb2.Usage()
     async with reply.events({HEADER: in_header(decision)}):
         async for event in events:
             wire = event_to_wire(event)
             if wire.HasField("usage"):
-                for end in answer.ends(decision, wire.usage, has_usage=has_usage):
-                    await reply.event(end)
-                await reply.end()
+                usage = wire.usage
             elif wire.delta.text or (answer.shows_ids and wire.delta.token_ids):
                 await reply.event(answer.chunk(wire.delta, has_usage=has_usage))
+        for end in answer.ends(decision, usage, has_usage=has_usage):
+            await reply.event(end)
+        await reply.end()
 
 
 def _timeout_s(call: Call, asked: AnyAsked) -> float | None:

@@ -13,6 +13,7 @@ from presift.core.errors import PresiftError
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 # What was written and is not taken: so long a caller may stand still with a full window.
 _UNREAD_MS = 120_000
+_LAST_PORT = 65_535
 
 
 class PatientProtocol(H11Protocol):
@@ -32,6 +33,8 @@ def bound(listen: str, setting: str) -> socket.socket:
     """A socket at HOST:PORT, whose connections inherit its options. Raises PresiftError, naming the setting."""
     host, _, port = listen.rpartition(":")
     try:
+        if int(port) > _LAST_PORT:  # the resolver would take it for another one
+            raise OverflowError("there is no such port")
         family, kind, protocol, _, place = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
