@@ -11,6 +11,9 @@ from presift.core.limits import MAX_STOP_STRINGS
 from presift.orchestrator.http.parameters import brief
 from presift.orchestrator.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS
 
+# Seconds: a day. Clocks and timers count further, but not without an end.
+MAX_TIMEOUT_S = 86_400
+
 
 class Wire(BaseModel):
     """Base of all that comes in."""
@@ -83,7 +86,7 @@ class Options(Wire):
     documents: Annotated[list[Place], Field(max_length=MAX_PARTS)] = []
     explain: Annotated[Explain | None, BeforeValidator(_as_explain)] = None
     token_ids: bool = False
-    timeout_s: Annotated[float | None, Field(gt=0)] = None
+    timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None
 
 
 def _as_strings(stop: Any) -> Any:
