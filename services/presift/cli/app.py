@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,14 +75,9 @@ def up(
     # Imported here: `presift generate` needs none of it.
     from presift.cli.stack import Observability, StackOptions, log_folder  # noqa: PLC0415
     from presift.cli.up import run_until_stopped  # noqa: PLC0415
-    from presift.models.errors import ModelError  # noqa: PLC0415
-    from presift.models.fetch import resolve_model  # noqa: PLC0415
 
     home = CliSettings().home
-    try:
-        draft_model, target_model = (resolve_model(name, home, say) for name in (draft, target))
-    except ModelError as error:
-        fail(str(error))
+    draft_model, target_model = (_resolved(name, home) for name in (draft, target))
     options = StackOptions(
         draft=draft_model,
         target=target_model,
@@ -106,6 +102,17 @@ def up(
         ),
     )
     raise typer.Exit(run_until_stopped(options, say))
+
+
+def _resolved(name: str, home: Path) -> str:
+    """Where the model is, fetched if need be; ends the command, saying why, where it cannot be had."""
+    from presift.models.errors import ModelError  # noqa: PLC0415
+    from presift.models.fetch import resolve_model  # noqa: PLC0415
+
+    try:
+        return resolve_model(name, home, say)
+    except ModelError as error:
+        fail(str(error))
 
 
 @app.command()
