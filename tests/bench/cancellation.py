@@ -51,7 +51,7 @@ class Aborts(trace_service_pb2_grpc.TraceServiceServicer):
 
     def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: object) -> Any:
         spans = [span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans]
-        self._ends_s += [span.end_time_unix_nano / 1e9 for span in spans if span.name == "decode"]
+        self._ends_s += [span.end_time_unix_nano / 1e9 for span in spans if span.name in {"prefill", "decode"}]
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def after(self, moment_s: float) -> float:

@@ -87,7 +87,7 @@ class EchoEngine(Engine):
     def load(self) -> EngineLoad:
         """Every running request holds as many of ECHO_KV_TOKENS slots as its prompt has tokens."""
         held = self._held_tokens
-        return EngineLoad(self._running - self._waiting, self._waiting, ECHO_KV_TOKENS - held, held)
+        return EngineLoad(self._running - self._waiting, self._waiting, max(0, ECHO_KV_TOKENS - held), held)
 
     async def start(self) -> None:
         """Nothing to load."""
