@@ -64,7 +64,7 @@ BAD = {
         "messages.tool_calls",
     ),
     "calls the template cannot write": (
-        {"messages": [*CHAT, {"role": "assistant", "tool_calls": [call()]}, *CHAT]},
+        {"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call()]}, *CHAT]},
         "messages.tool_calls",
     ),
     "a document that is protected": (

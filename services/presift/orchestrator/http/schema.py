@@ -34,7 +34,10 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-Content = Annotated[list[Part] | None, BeforeValidator(_as_parts), Field(max_length=MAX_PARTS)]
+# Behind a validator of ours a bound would be asked of None, too: it stands with the list.
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
+Content = Annotated[Parts | None, BeforeValidator(_as_parts)]
+Strings = Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)]
 JsonObject = dict[str, Any]
 
 
@@ -101,7 +104,7 @@ class Asked(Wire):
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_as_strings), Field(max_length=MAX_STOP_STRINGS)] = None
+    stop: Annotated[Strings | None, BeforeValidator(_as_strings)] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     presift: Options = Options()
