@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = ask(options)
     except grpc.RpcError as error:
-        print(f"{options.address}: {error.code().name}: {error.details()}")  # type: ignore[attr-defined]
+        print(f"{options.address}: {error.code().name}: {error.details()}")
         return 1
     except OSError as error:
         print(f"{error.filename}: {error.strerror}")
