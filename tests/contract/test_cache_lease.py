@@ -182,3 +182,14 @@ async def test_a_server_that_goes_away_meanwhile_ends_the_wait() -> None:
 async def test_no_lease_lets_everybody_compute() -> None:
     assert await NoLease().claim(DIGEST) is None
     await NoLease().release(DIGEST)
+
+
+async def test_leases_that_are_held_are_counted(valkey_url: str, admin: Redis) -> None:
+    link = RedisLink(valkey_url, PATIENT)
+    one, other = (RedisLease(link, PATIENT, lease_s=0.2) for _ in range(2))
+    assert await one.claim(DIGEST) is None
+    assert (one.held, other.held, NoLease().held) == (1, 0, 0)
+    assert await other.claim(DIGEST) is None  # it waited in vain, and computes too
+    await one.release(DIGEST)
+    assert one.held == 0
+    await link.aclose()

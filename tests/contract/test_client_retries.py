@@ -16,6 +16,7 @@ DECISION = orchestrator_pb2.GenerateResponse(
         cache=orchestrator_pb2.CACHE_OUTCOME_NOT_USED,
     )
 )
+DELTA = orchestrator_pb2.GenerateResponse(delta=orchestrator_pb2.TextDelta(text="abc", token_ids=[1, 2, 3]))
 USAGE = orchestrator_pb2.GenerateResponse(
     usage=orchestrator_pb2.Usage(finish_reason=target_pb2.FINISH_REASON_STOP, completion_tokens=1)
 )
@@ -31,8 +32,8 @@ class Flaky(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(self, request, context):
         self.calls += 1
         if self.calls <= self.failures:
-            if self.messages:
-                yield DECISION
+            for event in (DECISION, DELTA, DELTA)[: self.messages]:
+                yield event
             await context.abort(self.code, "by the fake")
         for event in [DECISION, *self.extra, USAGE]:
             yield event
@@ -82,6 +83,13 @@ async def test_nothing_is_tried_again_after_a_message(meet):
     with pytest.raises(pc.Unavailable):
         await client.generate("x")
     assert servicer.calls == 1
+
+
+async def test_what_had_come_is_counted_where_the_service_says_nothing_of_it(meet):
+    client = await meet(Flaky(failures=1, messages=3))
+    with pytest.raises(pc.Unavailable) as lost:
+        await client.generate("x")
+    assert lost.value.delivered_tokens == 6
 
 
 @pytest.mark.parametrize(

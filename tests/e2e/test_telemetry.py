@@ -187,8 +187,13 @@ def test_a_cached_plan_points_to_the_trace_that_made_it(asked: Running, route: s
 
 def test_prometheus_has_every_declared_metric(asked: Running) -> None:
     missing, surplus = [], []
+    known = {"target_info", *SCHEMA["process"]}
+    for entry in SCHEMA["metrics"]:
+        parts = [f"_{part}" for part in ("bucket", "sum", "count")] if entry["kind"] == "histogram" else [""]
+        known |= {entry["prometheus"] + part for part in parts}
     for kind in ("orchestrator", "draft", "target"):
         found = asked.scraped(kind)
+        surplus += [(kind, name) for name in set(found) - known]
         for entry in SCHEMA["metrics"]:
             name = entry["prometheus"] + ("_count" if entry["kind"] == "histogram" else "")
             if (kind in entry["services"] and entry["name"] not in NOT_HERE) and name not in found:

@@ -84,10 +84,12 @@ class Client:
 
     def _events(self, request: orchestrator_pb2.GenerateRequest, deadline_s: float | None) -> Iterator[Event]:
         call = self._stub.Generate(request, timeout=deadline_s, metadata=self._metadata)
+        received_tokens = 0
         try:
             for response in call:
+                received_tokens += len(response.delta.token_ids)
                 yield event_of(response)
         except grpc.RpcError as failure:
-            raise error_of(failure) from None
+            raise error_of(failure, received_tokens) from None
         finally:
             call.cancel()

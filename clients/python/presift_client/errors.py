@@ -16,7 +16,7 @@ PresiftError
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -125,12 +125,16 @@ def invalid_request(field: str, value: str, limit: str) -> InvalidRequest:
     return InvalidRequest(f"{field} is {value}; it must be {limit}", grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
-def error_of(failure: grpc.RpcError) -> PresiftError:
-    """The typed error of a failed call (of grpc or grpc.aio)."""
+def error_of(failure: grpc.RpcError, received_tokens: int = 0) -> PresiftError:
+    """The typed error of a failed call (of grpc or grpc.aio), after so many tokens of an answer."""
     code = failure.code()
     details = _details(failure)
+    # A service that died says nothing of what it had sent.
+    details = replace(details, delivered_tokens=max(details.delivered_tokens, received_tokens))
     kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, InternalError)
     text = failure.details() or code.name
+    if kind is Unavailable and not details.reason:  # gRPC's own words: "Socket closed", "Stream removed"
+        text = f"the service cannot be reached, or was lost while it answered: {text}"
     if kind is Overloaded and _TOO_LARGE in text:
         kind = InvalidRequest  # coming back later would not help
     return kind(text, code, details)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from presift.cli import answer, explain
-from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
+from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, Tls, connect
 from presift.cli.flags import (
     CacheUrl,
     ContinuePromptTokens,
@@ -130,6 +130,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object: answer, decision, usage")] = False,
     tenant: Tenant = None,
     address: Address = None,
+    tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -155,7 +156,7 @@ def generate(
     )
     with errors_told():
         request |= answer.prompt_options(prompt, question, document or [], system)
-        with connect(address, ca, cert, key, api_key_file, tenant=tenant) as client:
+        with connect(address, ca, cert, key, api_key_file, tls=tls, tenant=tenant) as client:
             answer.show_json(client, request) if as_json else answer.show_stream(client, request)
 
 
@@ -168,6 +169,7 @@ def models(
     *,
     ensure: Annotated[list[str] | None, typer.Option(help="download and convert this model; repeatable")] = None,
     address: Address = None,
+    tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -186,7 +188,7 @@ def models(
         fail(str(error))
     local = {name: None if folder is None else str(folder) for name, folder in list_models(settings.home).items()}
     with errors_told():
-        served = answer.served(connect(address, ca, cert, key, api_key_file))
+        served = answer.served(connect(address, ca, cert, key, api_key_file, tls=tls))
     if as_json:
         print(json.dumps({"local": local, "served": None if served is None else asdict(served)}))
         return
@@ -219,6 +221,7 @@ def route(
     tenant: Annotated[str | None, typer.Option(help="whose defaults of that policy file apply")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
     address: LearntFrom = None,
+    tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -244,7 +247,7 @@ def route(
         )
         prompt, stack = route_table.Prompt(tokens, cached_prefix, max_new_tokens), route_table.Behind()
         if address is not None:
-            with errors_told(), connect(address, ca, cert, key, api_key_file) as client:
+            with errors_told(), connect(address, ca, cert, key, api_key_file, tls=tls) as client:
                 info = client.info()
                 stack = route_table.behind(info)
             if (note := route_table.policy_note(info, policy)) is not None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from presift.cli import answer
-from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, connect
+from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, Tls, connect
 from presift.cli.flags import AnswerTokens, ContinuePromptTokens, Document, MinCoverage, Tenant
 from presift.cli.telling import errors_told, say
 from presift_client import Explanation
@@ -46,6 +46,7 @@ def explain(
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="seconds for all of it")] = None,
     tenant: Tenant = None,
     address: Address = None,
+    tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -75,7 +76,7 @@ def explain(
         if as_json and html is not None:
             raise ValueError("give either --json or --html")
         request |= answer.prompt_options(prompt, question, document or [], system)
-        with connect(address, ca, cert, key, api_key_file, tenant=tenant) as client:
+        with connect(address, ca, cert, key, api_key_file, tls=tls, tenant=tenant) as client:
             explanation = client.explain(**cast(ExplainOptions, request))
         print(as_text(explanation)) if as_json else show(explanation, html)
 

@@ -9,14 +9,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CliSettings(BaseSettings):
-    """`PRESIFT_HOME` holds models and logs; `PRESIFT_ADDRESS` is the orchestrator that commands talk to, `PRESIFT_CA`,
-    `PRESIFT_CERT` and `PRESIFT_KEY` are how, `PRESIFT_API_KEY` or `PRESIFT_API_KEY_FILE` says who asks.
+    """`PRESIFT_HOME` holds models and logs; `PRESIFT_ADDRESS` is the orchestrator that commands talk to, `PRESIFT_TLS`,
+    `PRESIFT_CA`, `PRESIFT_CERT` and `PRESIFT_KEY` are how, `PRESIFT_API_KEY` or `PRESIFT_API_KEY_FILE` says who asks.
     """
 
     model_config = SettingsConfigDict(env_prefix="PRESIFT_", extra="ignore", hide_input_in_errors=True)
 
     home: Path = Path.home() / ".cache" / "presift"
     address: str = "127.0.0.1:50051"
+    tls: bool = False
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None

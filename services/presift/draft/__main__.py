@@ -14,7 +14,7 @@ from presift.draft.scorer import Cancel, Scorer
 from presift.draft.servicer import DraftServicer
 from presift.draft.settings import DraftSettings
 from presift.draft.work_queue import WorkQueue
-from presift.rpc.metrics import observed
+from presift.rpc.gauges import observed
 from presift.rpc.running import run
 from presift.rpc.server import GrpcServer
 from presift.rpc.telemetry import span

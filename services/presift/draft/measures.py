@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from presift.draft.work_queue import WorkQueue
-from presift.rpc.metrics import Gauge, count, gauge, record
+from presift.rpc.gauges import Gauge, gauge
+from presift.rpc.metrics import count, record
 from presift.v1 import draft_pb2
 
 

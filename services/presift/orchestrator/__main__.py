@@ -15,7 +15,7 @@ from presift.orchestrator.models import Models
 from presift.orchestrator.servicer import OrchestratorServicer
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce, reloaded_on_sighup, terms_of
-from presift.rpc.metrics import observed
+from presift.rpc.gauges import observed
 from presift.rpc.running import run
 from presift.rpc.server import GrpcServer
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc

@@ -31,7 +31,8 @@ from presift.orchestrator.seating import Usher
 from presift.orchestrator.settings import OrchestratorSettings
 from presift.orchestrator.terms_in_force import TermsInForce
 from presift.orchestrator.turns import Turns
-from presift.rpc.metrics import Gauge, count
+from presift.rpc.gauges import Gauge
+from presift.rpc.metrics import count
 
 
 class Part(Protocol):

@@ -11,7 +11,7 @@ from presift.orchestrator.admission import Admission
 from presift.orchestrator.guard.guard import Guard
 from presift.orchestrator.models import Models
 from presift.orchestrator.pipeline import Pipeline
-from presift.rpc.metrics import Gauge, Reading, gauge, gauges
+from presift.rpc.gauges import Gauge, Reading, gauge, gauges
 
 
 def gauges_of(pipeline: Pipeline, models: Models, lease: Lease, allowances: Allowances) -> tuple[Gauge, ...]:

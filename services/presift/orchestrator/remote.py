@@ -37,6 +37,7 @@ from presift.orchestrator.target_wire import sampling_to_wire, usage_from_wire
 from presift.rpc import wire
 from presift.rpc.metrics import count
 from presift.rpc.peers import PLAIN, Peer
+from presift.rpc.reading import read_apart
 from presift.rpc.replicas.attempts import ATTEMPTS, Patience, Tried, attempted
 from presift.rpc.replicas.choosing import least_loaded, within_bound
 from presift.rpc.replicas.racing import raced
@@ -242,7 +243,7 @@ class RemoteTarget:
                 held.enter_context(replica.counted())
                 stream = replica.stub.Generate(request, timeout=left_s)
                 held.callback(stream.cancel)
-                events = aiter(stream)
+                events = read_apart(stream)
                 with tried.asking(replica), replica.judged(left_s):
                     first = await anext(events, None)
                 return _Opened(first, events, replica, held.pop_all())

@@ -40,4 +40,5 @@ def _texts(prompt: Chat | Text) -> list[str]:
         return [prompt.text]
     said = [part.text for message in prompt.messages for part in message.parts]
     called = [call for message in prompt.messages for call in message.tool_calls_json]
-    return [*said, *called, *prompt.tools_json]
+    named = [name for message in prompt.messages for name in (message.name, message.tool_call_id) if name]
+    return [*said, *called, *named, *prompt.tools_json]

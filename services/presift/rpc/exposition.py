@@ -6,6 +6,7 @@ they are put back in here: a bucket of a histogram points to the trace of a requ
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 
 from presift.core.errors import PresiftError
+
+log = logging.getLogger(__name__)
 
 # Of a bucket: the name of its samples, their labels.
 _Key = tuple[str, frozenset[tuple[str, str]]]
@@ -74,6 +77,7 @@ def exposed(listen: str) -> Iterator[MetricReader]:
         server, thread = start_http_server(int(port), host.strip("[]"), outer)
     except (OSError, OverflowError) as error:
         raise PresiftError(f"cannot listen on {listen} (metrics_listen): {error}") from None
+    log.info("metrics at http://%s:%d/metrics", host, server.server_port)
     try:
         yield reader
     finally:

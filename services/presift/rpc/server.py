@@ -17,9 +17,9 @@ from presift.core.errors import PresiftError
 from presift.rpc.binding import check_binding, is_loopback
 from presift.rpc.calls import Calls
 from presift.rpc.certificates import TlsFiles, server_credentials
+from presift.rpc.gauges import gauge, observed
 from presift.rpc.hardening import HARDENED
 from presift.rpc.interceptor import ErrorInterceptor
-from presift.rpc.metrics import gauge, observed
 
 # Seconds for the calls that are cut at the end of a drain to say so.
 _CUT_S = 1.0

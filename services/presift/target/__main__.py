@@ -12,7 +12,7 @@ import numpy as np
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.rpc.metrics import observed
+from presift.rpc.gauges import observed
 from presift.rpc.running import run
 from presift.rpc.server import GrpcServer
 from presift.target import sglang_processes

@@ -14,7 +14,8 @@ from opentelemetry import trace
 from opentelemetry.context import get_current
 
 from presift.core.errors import PresiftError
-from presift.rpc.metrics import Gauge, count, gauge, record
+from presift.rpc.gauges import Gauge, gauge
+from presift.rpc.metrics import count, record
 from presift.rpc.status import code_and_reason
 from presift.rpc.telemetry import tracer
 from presift.target.engine import EngineLoad, Finished

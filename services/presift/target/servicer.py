@@ -14,6 +14,7 @@ import grpc
 from presift.core.errors import TargetUnavailable
 from presift.core.limits import check_limits
 from presift.rpc import metrics, wire
+from presift.rpc.gauges import Gauge
 from presift.rpc.telemetry import span
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
@@ -97,7 +98,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             load=self._load(engine),
         )
 
-    def gauges(self) -> tuple[metrics.Gauge, ...]:
+    def gauges(self) -> tuple[Gauge, ...]:
         """How full the engine is."""
         return gauges_of(lambda: None if self._engine is None else self._meter.of(self._engine))
 

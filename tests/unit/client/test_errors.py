@@ -64,7 +64,12 @@ def test_what_a_proxy_sends(code, kind, raw):
 
 
 def test_a_failure_without_words_is_named_after_its_status():
-    assert str(error_of(failure(grpc.StatusCode.UNAVAILABLE, details=""))) == "UNAVAILABLE"
+    assert str(error_of(failure(grpc.StatusCode.DEADLINE_EXCEEDED, details=""))) == "DEADLINE_EXCEEDED"
+
+
+def test_grpcs_own_words_say_what_they_are_about():
+    lost = error_of(failure(grpc.StatusCode.UNAVAILABLE, details="Socket closed"))
+    assert str(lost) == "the service cannot be reached, or was lost while it answered: Socket closed"
 
 
 def test_a_message_over_the_size_limit_is_no_overload():

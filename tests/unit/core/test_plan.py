@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
 from presift.core.masks import TokenMask
-from presift.core.plan import CompressedPrompt, ModelInfo, Route
+from presift.core.plan import CompressedPrompt, ModelInfo, Route, SpanRef
 from presift.core.policies import POLICIES
 
 DRAFT = ModelInfo("draft", "r1", "f1", context_tokens=4096, layers=2, kv_heads=1, vocabulary_size=512)
@@ -42,3 +42,28 @@ def test_a_kv_capacity_that_cannot_be(capacity):
     with pytest.raises(InvalidRequest) as refusal:
         CompressedPrompt(MASK, (), None, DRAFT, capacity)
     assert refusal.value.field == "kv_capacity"
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def test_where_it_was_made_is_no_part_of_what_it_is():
+    one, other = (CompressedPrompt(MASK, (7,), 0.5, DRAFT, made_in=made_in) for made_in in (None, SpanRef(TRACE, SPAN)))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("trace_id", "span_id", "field"),
+    [
+        (TRACE[1:], SPAN, "trace_id"),
+        (TRACE.upper(), SPAN, "trace_id"),
+        ("0" * 32, SPAN, "trace_id"),
+        (TRACE, SPAN + "0", "span_id"),
+        (TRACE, "g" * 16, "span_id"),
+        (TRACE, "0" * 16, "span_id"),
+    ],
+)
+def test_ids_that_no_span_has_are_refused(trace_id, span_id, field):
+    with pytest.raises(InvalidRequest) as refusal:
+        SpanRef(trace_id, span_id)
+    assert refusal.value.field == field

@@ -13,7 +13,7 @@ from presift.orchestrator.auto import less_lossy
 from presift.orchestrator.candidates import Question, candidates
 from presift.orchestrator.choices import ROUTE_ORDER, Choice, Defaults, Facts, Reason
 from presift.orchestrator.costs import Answering, Curve, Load, Outlook, Speeds
-from presift.orchestrator.forecasting import bare, forecast
+from presift.orchestrator.forecasting import bare, forecast, in_full
 from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing import choose
 
@@ -47,6 +47,11 @@ def test_without_a_budget_the_default_capacity_is_the_limit():
     assert (choice.route, choice.reason, choice.policy.capacity) == (PC, Reason.OVER_BUDGET, 100)
     assert "1000" in choice.detail and "100" in choice.detail
     assert choice.forecast == forecast(choice, FACTS) and choice.forecast.ttft_ms == 2000
+
+
+def test_what_full_would_take_is_the_same_whatever_is_chosen():
+    assert in_full(FACTS) == auto(max_kv_tokens=1000).forecast and in_full(FACTS).read_tokens == 1000
+    assert in_full(with_outlook(cached_tokens=900)).ttft_ms < in_full(FACTS).ttft_ms
 
 
 @pytest.mark.parametrize(

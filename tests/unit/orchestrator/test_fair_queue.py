@@ -78,6 +78,14 @@ def test_tenants_without_a_request_are_forgotten():
     assert queue.tenants == len(queue) == 0
 
 
+def test_tenants_that_are_only_served_do_not_wait():
+    queue = filled(Ticket("one"), Ticket("one"), Ticket("other"))
+    assert queue.waiting_tenants == 2
+    queue.pop()
+    queue.pop()
+    assert (queue.waiting_tenants, queue.tenants) == (1, 2)
+
+
 def test_a_debt_lasts_as_long_as_a_request_is_served():
     queue = filled(Ticket("a", 1000))
     running = queue.pop()

@@ -22,6 +22,11 @@ def test_tokens_to_read_and_to_generate(prompt, tokens):
     assert workload_of(Request(prompt, sampling=SAMPLING)).tokens == tokens + 7
 
 
+def test_names_of_a_tools_answer_count_too():
+    answers = Message("tool", (TextPart(""),), name="n" * 400, tool_call_id="i" * 1600)
+    assert workload_of(Request(Chat((answers,)), sampling=SAMPLING)).tokens == 500 + 7
+
+
 def test_a_lone_surrogate_counts_too():
     assert workload_of(Request(Text("\ud800"))).tokens == 256
 

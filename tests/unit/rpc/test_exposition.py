@@ -1,6 +1,7 @@
 """The door for Prometheus: names as the schema says them, exemplars that lead to traces, refusals at the start."""
 
 import asyncio
+import logging
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from presift.core.errors import PresiftError
-from presift.rpc import metrics
+from presift.rpc import gauges, metrics
 from presift.rpc.declared import DECLARED
 from presift.rpc.exposition import exposed
 
@@ -33,7 +34,7 @@ def listen() -> str:
 @pytest.fixture
 def told(listen, monkeypatch) -> Iterator[str]:
     """Where a provider of this test's own is exposed, which `count` and `record` tell."""
-    cached = (metrics._counter, metrics._histogram, metrics._instrument)
+    cached = (metrics._counter, metrics._histogram, gauges._instrument)
     with exposed(listen) as reader:
         provider = MeterProvider(metric_readers=[reader])
         monkeypatch.setattr(metrics.metrics, "get_meter", provider.get_meter)
@@ -66,8 +67,8 @@ async def test_names_and_labels_are_those_of_the_schema(told):
         elif metric.kind == "histogram":
             metrics.record(metric.name, 0.5, **words(metric))
         else:
-            read.append(metrics.gauge(metric.name, lambda: 1.0, **words(metric)))
-    with metrics.observed(*read):
+            read.append(gauges.gauge(metric.name, lambda: 1.0, **words(metric)))
+    with gauges.observed(*read):
         text = await asyncio.to_thread(scraped, told)
     found: dict[str, set[str]] = {}
     for family in plain(text):
@@ -126,6 +127,16 @@ def test_where_nobody_can_listen_is_told(address):
         listen = address.format(taken=taken.getsockname()[1])
         with pytest.raises(PresiftError, match="metrics_listen"), exposed(listen):
             pass
+
+
+def test_any_free_port_is_told_in_the_log(caplog):
+    """Beyond loopback too: what is told is nobody's secret, and containers are reached from outside."""
+    caplog.set_level(logging.INFO)
+    with exposed("0.0.0.0:0"):
+        (message,) = (record.getMessage() for record in caplog.records)
+        url = message.removeprefix("metrics at ").replace("0.0.0.0", "127.0.0.1")
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            assert b"process_resident_memory_bytes" in reply.read()
 
 
 def test_the_port_is_free_again(listen):

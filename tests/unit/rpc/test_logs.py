@@ -16,10 +16,13 @@ def lines(capsys):
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
 
+    def written():
+        return capsys.readouterr().err.splitlines()
+
     def lines(look):
         root.handlers = []  # pytest's own
         set_up("INFO", look)
-        return lambda: capsys.readouterr().err.splitlines()
+        return written
 
     yield lines
     root.handlers = handlers

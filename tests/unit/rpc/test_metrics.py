@@ -11,17 +11,19 @@ import yaml
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from presift.rpc import gauges as gauges_module
 from presift.rpc import metrics
 from presift.rpc.declared import DECLARED
 from presift.rpc.exposition import family_name
-from presift.rpc.metrics import attribute, count, gauge, gauges, observed, record
+from presift.rpc.gauges import gauge, gauges, observed
+from presift.rpc.metrics import attribute, count, record
 
 ROOT = Path(__file__).parents[3]
 SERVICES = ROOT / "services" / "presift"
 SCHEMA = yaml.safe_load((ROOT / "ops" / "telemetry" / "metrics.yaml").read_text())
 KINDS = {"count": "counter", "record": "histogram", "gauge": "gauge", "gauges": "gauge"}
 ROLES = {"orchestrator", "draft", "target"}
-CACHED = (metrics._counter, metrics._histogram, metrics._instrument)
+CACHED = (metrics._counter, metrics._histogram, gauges_module._instrument)
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ async def test_gauges_are_read_while_they_are_observed(read):
         assert sorted(values(read("presift.replicas")).values()) == [0, 2]
         assert read("presift.admission.running") is None
         level[0] = 5
-        await asyncio.sleep(2 * metrics._SAME_FOR_S)
+        await asyncio.sleep(2 * gauges_module._SAME_FOR_S)
         assert values(read("presift.leases.held")) == {(("presift.of", "draft"),): 5}
     assert read("presift.leases.held") is None
 
@@ -114,8 +116,14 @@ async def test_whoever_collects_the_event_loop_reads(read):
     assert values(told) == {(): 7} and threads == [threading.get_ident()]
 
 
+async def test_a_gauge_that_cannot_be_read_takes_no_other_along(read, caplog):
+    with observed(gauge("presift.draft.queue", lambda: 7), gauge("presift.draft.running", lambda: 1 / 0)):
+        assert values(read("presift.draft.queue")) == {(): 7} and read("presift.draft.running") is None
+    assert "presift.draft.running cannot be read" in caplog.text
+
+
 async def test_an_event_loop_that_hangs_leaves_only_its_gauges_out(read, monkeypatch):
-    monkeypatch.setattr(metrics, "_LOOP_S", 0.05)
+    monkeypatch.setattr(gauges_module, "_LOOP_S", 0.05)
     count("presift.fallbacks", reason="draft_timeout")
     with observed(gauge("presift.draft.queue", lambda: 7)):
         found = []
@@ -148,7 +156,7 @@ def test_what_is_not_declared_is_refused(call, name, attributes):
 def calls():
     """(kind, name, attributes, service) of every metric that a service tells; "" is any."""
     for path in sorted(SERVICES.rglob("*.py")):
-        if path.name in ("metrics.py", "declared.py"):
+        if path.parent.name == "rpc" and path.name in ("metrics.py", "gauges.py", "declared.py"):
             continue
         parts = path.relative_to(SERVICES).parts
         service = "orchestrator" if parts[:2] == ("rpc", "replicas") else parts[0]  # the only one that has replicas
@@ -174,7 +182,7 @@ def test_what_is_declared_is_told():
 def test_no_other_part_makes_instruments():
     """All goes through `count`, `record` and `observed`, where the list is asked."""
     for path in SERVICES.rglob("*.py"):
-        if path.name != "metrics.py":
+        if path.parent.name != "rpc" or path.name not in ("metrics.py", "gauges.py"):
             assert not re.search(r"create_(counter|histogram|up_down|observable|gauge)", path.read_text()), path
 
 

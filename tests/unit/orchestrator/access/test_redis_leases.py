@@ -2,7 +2,7 @@
 
 import asyncio
 
-from presift.orchestrator.access.leases import RedisLeases
+from presift.orchestrator.access.leases import MemoryLeases, RedisLeases
 
 
 class Link:
@@ -34,7 +34,17 @@ async def test_without_a_lease_nothing_is_prolonged():
     link = Link()
     leases = RedisLeases(link, ttl_s=0.03)
     before = asyncio.all_tasks()
-    assert await leases.claim("acme", "first", 5)
+    assert await leases.claim("acme", "first", 5) and leases.held == 1
     await leases.release("acme", "first")
+    assert leases.held == 0
     await asyncio.sleep(0.05)
     assert asyncio.all_tasks() == before and link.asked == ["EVAL", "ZREM"]
+
+
+async def test_leases_in_memory_are_counted_over_all_tenants():
+    leases = MemoryLeases()
+    for tenant in ("acme", "other"):
+        assert await leases.claim(tenant, "first", 5)
+    assert leases.held == 2
+    await leases.release("acme", "first")
+    assert leases.held == 1

@@ -8,7 +8,7 @@ import pytest
 
 from presift.rpc.replicas import replica as replica_module
 from presift.rpc.replicas.breaker import FAILURES, Breaker, BreakerState
-from presift.rpc.replicas.replica import Replica
+from presift.rpc.replicas.replica import Replica, Standing
 
 
 @pytest.fixture
@@ -107,3 +107,17 @@ def test_half_open_takes_one_at_a_time(replica):
     with replica.counted():
         assert not replica.may_be_asked
     assert replica.may_be_asked
+
+
+@pytest.mark.parametrize(
+    ("is_healthy", "breaker", "unused", "is_usable"),
+    [
+        (True, BreakerState.CLOSED, "", True),
+        (True, BreakerState.HALF_OPEN, "", True),
+        (True, BreakerState.OPEN, "", False),
+        (False, BreakerState.CLOSED, "", False),
+        (True, BreakerState.CLOSED, "another model", False),
+    ],
+)
+def test_a_standing_says_whether_it_can_be_asked(is_healthy, breaker, unused, is_usable):
+    assert Standing("host:1", "draft", "", is_healthy, breaker, 0, unused).is_usable is is_usable
