@@ -158,6 +158,8 @@ def _finished(
 
 
 def _thresholds(*steps: tuple[float, str], base: str) -> dashboard.ThresholdsConfig:
+    if base == RED:  # of low values: no value at all is grey
+        base, steps = "text", ((0, RED), *steps)
     all_steps = [Threshold(value=None, color=base), *(Threshold(value=at, color=colour) for at, colour in steps)]
     return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(all_steps)
 

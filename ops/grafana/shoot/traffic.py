@@ -34,8 +34,7 @@ class Ask:
 
 def drawn(dice: random.Random) -> Ask:
     """The next request. One in 12 fails or is left: a bad budget, a hopeless deadline, a caller who goes."""
-    size = dice.choice(DOCUMENT_CHARACTERS)
-    start = dice.randrange(2) * 1300  # few beginnings: documents and whole requests come again
+    start, size = dice.randrange(2) * 1300, dice.choice(DOCUMENT_CHARACTERS)  # few: documents and requests come again
     parts = [{"text": TEXT[start : start + size]}, {"text": dice.choice(QUESTIONS), "protected": True}]
     messages = [{"role": "system", "content": "Answer from the document."}, {"role": "user", "content": parts}]
     route = dice.choice(ROUTES)
@@ -51,7 +50,7 @@ def drawn(dice: random.Random) -> Ask:
     return Ask(options, leaves=fate == 2)
 
 
-def run(address: str, seconds: float, callers: int = 3) -> Counter[str]:
+def run(address: str, seconds: float, callers: int) -> Counter[str]:
     """Ask for so long. Returns how many requests ended how."""
     end = time.monotonic() + seconds
     with Client(address) as client, ThreadPoolExecutor(callers) as pool:

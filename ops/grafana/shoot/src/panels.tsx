@@ -1,7 +1,7 @@
 // Grafana's own components for the kinds of panels that presift's dashboards have. Where Grafana's panel plugins (which are in no
 // package) only hand options on, so does this.
 import {
-  applyFieldOverrides, DataFrame, dateTime, getFieldDisplayValues, GrafanaTheme2, TimeRange, VizOrientation,
+  applyFieldOverrides, DataFrame, dateTime, getDisplayValueAlignmentFactors, getFieldDisplayValues, GrafanaTheme2, TimeRange, VizOrientation,
 } from '@grafana/data';
 import { BarGauge, BigValue, TimeSeries, useTheme2, VizRepeater } from '@grafana/ui';
 import type { Panel } from '@grafana/schema';
@@ -53,14 +53,14 @@ function Values({ panel, data, width, height, theme }: Shown) {
   return (
     <VizRepeater
       source={values} getValues={() => values} width={width} height={height} orientation={orientation} renderCounter={0}
-      minVizHeight={16} minVizWidth={75}
-      renderValue={({ value, width, height, count }) => panel.type === 'bargauge' ? (
+      minVizHeight={16} minVizWidth={75} getAlignmentFactors={getDisplayValueAlignmentFactors}
+      renderValue={({ value, width, height, count, alignmentFactors }) => panel.type === 'bargauge' ? (
         <BarGauge value={value.display} display={value.view?.getFieldDisplayProcessor(value.colIndex!)} field={value.field}
           width={width} height={height} orientation={orientation} displayMode={options.displayMode}
-          showUnfilled={options.showUnfilled} valueDisplayMode={options.valueMode} text={options.text} theme={theme} isOverflow={false} />
+          showUnfilled={options.showUnfilled} valueDisplayMode={options.valueMode} text={options.text} alignmentFactors={alignmentFactors} theme={theme} isOverflow={false} />
       ) : (
         <BigValue value={value.display} count={count} sparkline={value.sparkline} colorMode={options.colorMode}
-          graphMode={options.graphMode} textMode={options.textMode} text={options.text} theme={theme} width={width} height={height} />
+          graphMode={options.graphMode} textMode={options.textMode} text={options.text} alignmentFactors={alignmentFactors} theme={theme} width={width} height={height} />
       )}
     />
   );
