@@ -137,6 +137,16 @@ async def test_without_keys_a_tenants_name_selects_defaults_alone(house, open_do
         assert answer.status_code == status and answer.json()["error"]["param"] == "presift-tenant"
 
 
+async def test_a_page_needs_a_key(house, keyed, open_door):
+    """A page that the owner of this machine has opened could ask a door that knows no callers."""
+    plain, page = await open_door(house), {"origin": "http://127.0.0.1:8000"}
+    answer = await plain.http.post("/v1/completions", json=ASKED, headers=page)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
+    assert house.target.calls == []
+    shown = page | {"authorization": f"Bearer {ACME}"}
+    assert (await keyed.http.post("/v1/completions", json=ASKED, headers=shown)).status_code == 200
+
+
 async def test_explain_may_be_switched_off(house, open_door):
     closed = await open_door(house, explains=False)
     with pytest.raises(openai.PermissionDeniedError):

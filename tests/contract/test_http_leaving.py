@@ -157,8 +157,9 @@ async def test_a_deadline_of_the_body_and_of_the_header(door):
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert answer.headers["x-should-retry"] == "false"
         await is_over(door)
-    wrong = await door.http.post("/v1/completions", json=asked(), headers={"presift-timeout-s": "soon"})
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "presift-timeout-s")
+    for said in ("soon", "0", "-1", "nan", "inf", "1e300"):
+        wrong = await door.http.post("/v1/completions", json=asked(), headers={"presift-timeout-s": said})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "presift-timeout-s"), said
 
 
 async def test_a_deadline_amid_a_stream_is_told_in_it(door):

@@ -64,7 +64,7 @@ BAD = {
         "messages.tool_calls",
     ),
     "calls the template cannot write": (
-        {"messages": [*CHAT, {"role": "assistant", "tool_calls": [call()]}, *CHAT]},
+        {"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call()]}, *CHAT]},
         "messages.tool_calls",
     ),
     "a document that is protected": (
@@ -128,6 +128,7 @@ BAD = {
     "an unknown explanation": (presift(explain={"x": 1}), "presift.explain.x"),
     "an explanation in a stream": ({"stream": True, **presift(explain=True)}, "stream"),
     "no time": (presift(timeout_s=0), "presift.timeout_s"),
+    "time without an end": (presift(timeout_s=1e300), "presift.timeout_s"),
 }
 
 

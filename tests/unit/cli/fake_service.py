@@ -16,6 +16,8 @@ if "--polite" in sys.argv:
     signal.signal(signal.SIGTERM, leave)
 print("some noise: presift is not ready on this", flush=True)
 print("words on stderr", file=sys.stderr, flush=True)
+if "--http" in sys.argv:
+    print("presift orchestrator takes HTTP on 127.0.0.1:4712", flush=True)
 if ready:
     print(f"presift {sys.argv[1]} ready on 127.0.0.1:4711: model x ready on y", flush=True)
 if "--error" in sys.argv:

@@ -262,3 +262,23 @@ def test_a_bad_policy_file_is_told_before_anything_starts(plan, signals, tmp_pat
 def test_stacks_of_two_ports_write_to_two_folders(tmp_path):
     folders = {log_folder(tmp_path, f"127.0.0.1:{port}") for port in (50051, 50052, 0)}
     assert len(folders) == 3 and tmp_path / "logs" / "50051" in folders
+
+
+def test_the_http_door_is_asked_for_and_told(plan):
+    assert plan()().http_listens == []
+    options = plan(orchestrator=["--polite", "--http"])(http_listen="127.0.0.1:8000", orchestrators=2)
+    assert options.http_listens == ["127.0.0.1:8000", "127.0.0.1:8001"]
+    with LocalStack(options, lambda line: None) as stack:
+        assert stack.http_addresses == ["127.0.0.1:4712"]  # the second fake says none
+        lines = [command(service) for service in stack.services if service.name.startswith("orchestrator")]
+        assert [line[line.index("--http-listen") + 1] for line in lines] == options.http_listens
+
+
+def test_a_taken_http_port_is_told_before_anything_starts(plan):
+    said = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert run_until_stopped(plan()(http_listen=address), said.append) == 1
+    assert f"cannot listen on {address}" in said[-1] and "--http-listen takes another" in said[-1]
+    assert run_until_stopped(plan()(http_listen="0.0.0.0:0"), said.append) == 1
+    assert "http_listen is 0.0.0.0:0" in said[-1] and plan.started == []

@@ -16,7 +16,7 @@ from presift.orchestrator.http.incoming import explain_request, generate_request
 from presift.orchestrator.http.models import ServedModels
 from presift.orchestrator.http.parameters import brief, carried_out
 from presift.orchestrator.http.reply import Reply
-from presift.orchestrator.http.schema import ChatAsked, TextAsked, parsed
+from presift.orchestrator.http.schema import MAX_TIMEOUT_S, ChatAsked, TextAsked, parsed
 from presift.orchestrator.http.telling import HEADER, in_header
 from presift.orchestrator.incoming import question_from_wire, request_from_wire
 from presift.orchestrator.outgoing import event_to_wire, explanation_to_wire
@@ -101,8 +101,9 @@ class Asking:
         detail = Detail(kv_mask=message.include_kv_mask, span_per_token=message.span_per_token)
         explanation = await self._pipeline.explain(request, detail, left_s)
         # A span of every token takes a while: others stream meanwhile.
-        body = await asyncio.to_thread(lambda: answer.explained(explanation_to_wire(explanation)))
-        await call.reply.json(200, body, {HEADER: in_header(explanation_to_wire(explanation).decision)})
+        told = await asyncio.to_thread(explanation_to_wire, explanation)
+        body = await asyncio.to_thread(answer.explained, told)
+        await call.reply.json(200, body, {HEADER: in_header(told.decision)})
 
 
 async def _gather(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply) -> None:
@@ -139,7 +140,7 @@ def _timeout_s(call: Call, asked: AnyAsked) -> float | None:
         try:
             given.append(float(said))
         except ValueError:
-            raise InvalidRequest(TIMEOUT_KEY, brief(said), "seconds, > 0") from None
-        if not given[-1] > 0.0:
-            raise InvalidRequest(TIMEOUT_KEY, brief(said), "seconds, > 0")
+            raise InvalidRequest(TIMEOUT_KEY, brief(said), "a number of seconds") from None
+        if not 0.0 < given[-1] <= MAX_TIMEOUT_S:
+            raise InvalidRequest(TIMEOUT_KEY, brief(said), f"0 < seconds <= {MAX_TIMEOUT_S}")
     return min(given, default=None)

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from presift.core.errors import InternalError, PresiftError
+from presift.core.errors import InternalError, PermissionDenied, PresiftError
 from presift.orchestrator.access.caller import Caller
 from presift.orchestrator.access.doorkeeper import Doorkeeper
 from presift.orchestrator.http.leaving import CallerLeft, Presence
@@ -49,6 +49,10 @@ class Calling:
 
     def take(self, headers: Headers) -> Caller:
         """In gRPC's order: strangers first, and nothing of theirs is read. Raises PresiftError."""
+        if self.doorkeeper is None and "origin" in headers:
+            # Nobody is asked for a key: a page that was opened on this machine must not speak for its owner, and one
+            # whose name was made to lead here (DNS rebinding) needs no CORS for that.
+            raise PermissionDenied("pages are not answered here, unless callers show keys")
         pairs = headers.items()
         caller = Caller(tenant_from_metadata(pairs)) if self.doorkeeper is None else self.doorkeeper.admit(pairs)
         self.calls.take()

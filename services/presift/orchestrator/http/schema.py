@@ -11,6 +11,9 @@ from presift.core.limits import MAX_STOP_STRINGS
 from presift.orchestrator.http.parameters import brief
 from presift.orchestrator.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS
 
+# Seconds: a day. Clocks and timers count further, but not without an end.
+MAX_TIMEOUT_S = 86_400
+
 
 class Wire(BaseModel):
     """Base of all that comes in."""
@@ -31,7 +34,10 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-Content = Annotated[list[Part] | None, BeforeValidator(_as_parts), Field(max_length=MAX_PARTS)]
+# Behind a validator of ours a bound would be asked of None, too: it stands with the list.
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
+Content = Annotated[Parts | None, BeforeValidator(_as_parts)]
+Strings = Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)]
 JsonObject = dict[str, Any]
 
 
@@ -83,7 +89,7 @@ class Options(Wire):
     documents: Annotated[list[Place], Field(max_length=MAX_PARTS)] = []
     explain: Annotated[Explain | None, BeforeValidator(_as_explain)] = None
     token_ids: bool = False
-    timeout_s: Annotated[float | None, Field(gt=0)] = None
+    timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None
 
 
 def _as_strings(stop: Any) -> Any:
@@ -98,7 +104,7 @@ class Asked(Wire):
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_as_strings), Field(max_length=MAX_STOP_STRINGS)] = None
+    stop: Annotated[Strings | None, BeforeValidator(_as_strings)] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     presift: Options = Options()
