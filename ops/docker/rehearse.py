@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = ("models", "orchestrator", "draft", "target")
@@ -158,6 +159,7 @@ def try_stack(engine: Engine, files: Sequence[str], scales: Sequence[str]) -> No
         if done.returncode != 0:
             engine.compose(*layers, "logs", "--tail", "40")
             raise SystemExit("the stack did not come up")
+        _wait_healthy(engine)
         _look(engine)
         key = engine.compose(*layers, "run", "--rm", "-T", "keys", "show", capture_output=True).stdout.strip()
         flags = _caller_files(engine, layers) if certificates else []
@@ -172,10 +174,22 @@ def try_stack(engine: Engine, files: Sequence[str], scales: Sequence[str]) -> No
         engine.compose(*layers, "--profile", "cpu", "down", "--volumes", "--timeout", "45")
 
 
-def _look(engine: Engine) -> None:
+def _containers(engine: Engine) -> list[tuple[dict[str, Any], str]]:
+    """(all that podman knows, health; "none" where nothing asks for it) of those that run."""
     names = engine.podman("ps", "--format", "{{.Names}}").stdout.split()
-    for found in json.loads(engine.podman("inspect", *names).stdout):
-        health = (found["State"].get("Health") or found["State"].get("Healthcheck") or {}).get("Status", "none")
+    known = json.loads(engine.podman("inspect", *names).stdout)
+    return [(each, (each["State"].get("Health") or {}).get("Status") or "none") for each in known]
+
+
+def _wait_healthy(engine: Engine) -> None:
+    """Compose waits for those that others depend on, not for the last."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and any(health == "starting" for _, health in _containers(engine)):
+        time.sleep(1)
+
+
+def _look(engine: Engine) -> None:
+    for found, health in _containers(engine):
         host = found["HostConfig"]
         user = engine.podman("exec", found["Name"], "id", "-u").stdout.strip()
         limit = f"{host['Memory'] / 2**20:,.0f} MiB at most"

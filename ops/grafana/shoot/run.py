@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import traffic
 import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 HERE = Path(__file__).parent
 RULES = HERE.parents[1] / "prometheus"
@@ -61,8 +63,7 @@ def main() -> int:
         stack(asked.port, model, folder) as targets,
         scraping(targets, f"127.0.0.1:{asked.port + 9}", folder) as prometheus,
     ):
-        prompt = traffic.numbered if asked.tiny else traffic.written
-        print(dict(traffic.run(f"127.0.0.1:{asked.port}", seconds, asked.callers, prompt)), flush=True)
+        print(dict(traffic.run(f"127.0.0.1:{asked.port}", seconds, asked.callers)), flush=True)
         time.sleep(2 * SCRAPE_S)
         shoot = ["node", str(HERE / "shoot.mjs"), "--prometheus", prometheus, "--out", str(asked.out.resolve())]
         span = ["--seconds", f"{seconds - 30:.0f}", "--scrape", str(SCRAPE_S)]
@@ -70,10 +71,18 @@ def main() -> int:
 
 
 def tiny_model(folder: Path) -> str:
-    """The tests' random Qwen2 of four layers, without a tokenizer."""
+    """The tests' random Qwen2 of four layers, its tokens the bytes of a text."""
     (folder / "tinyq").mkdir()
     shutil.copy(TINY / "tinyq.config.json", folder / "tinyq" / "config.json")
     shutil.copy(TINY / "tinyq.safetensors", folder / "tinyq" / "model.safetensors")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={each: i for i, each in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.save(str(folder / "tinyq" / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}answer:"
+    configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (folder / "tinyq" / "tokenizer_config.json").write_text(json.dumps(configuration))
     return str(folder / "tinyq")
 
 

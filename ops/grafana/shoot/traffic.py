@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ PAUSE_S = 1.0
 # All callers rest for the last part of each wave: only then are answers compared with those of `full`.
 WAVE_S, BUSY_S = 60.0, 35.0
 
-Prompt = Callable[[random.Random], dict[str, Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -35,26 +32,13 @@ class Ask:
     leaves: bool = False
 
 
-def written(dice: random.Random) -> dict[str, Any]:
-    """A question on a part of a text. Few beginnings: documents and whole requests come again."""
-    start, size = dice.randrange(2) * 1300, dice.choice(DOCUMENT_CHARACTERS)
-    parts = [{"text": TEXT[start : start + size]}, {"text": dice.choice(QUESTIONS), "protected": True}]
-    return {
-        "messages": [{"role": "system", "content": "Answer from the document."}, {"role": "user", "content": parts}]
-    }
-
-
-def numbered(dice: random.Random) -> dict[str, Any]:
-    """The same, for models without a tokenizer: token ids below 500."""
-    text = random.Random(dice.randrange(2))
-    document = [text.randrange(1, 500) for _ in range(dice.choice(DOCUMENT_CHARACTERS) // 2)]
-    return {"token_ids": [*document, *range(20 * dice.randrange(3), 20 * dice.randrange(3, 6))]}
-
-
-def drawn(dice: random.Random, prompt: Prompt) -> Ask:
+def drawn(dice: random.Random) -> Ask:
     """The next request. One in 12 fails or is left: a bad budget, a hopeless deadline, a caller who goes."""
+    start, size = dice.randrange(2) * 1300, dice.choice(DOCUMENT_CHARACTERS)  # few: documents and requests come again
+    parts = [{"text": TEXT[start : start + size]}, {"text": dice.choice(QUESTIONS), "protected": True}]
+    messages = [{"role": "system", "content": "Answer from the document."}, {"role": "user", "content": parts}]
     route = dice.choice(ROUTES)
-    options = prompt(dice) | {"route": route, "max_new_tokens": dice.choice((8, 16, 32))}
+    options: dict[str, Any] = {"messages": messages, "route": route, "max_new_tokens": dice.choice((8, 16, 32))}
     options |= {"temperature": 0.0, "deadline_s": 60.0}
     if route == "auto":
         options |= dice.choice(({"max_prompt_tokens": 256}, {"max_kv_tokens": 256}, {"max_ttft_ms": 2000}))
@@ -66,21 +50,21 @@ def drawn(dice: random.Random, prompt: Prompt) -> Ask:
     return Ask(options, leaves=fate == 2)
 
 
-def run(address: str, seconds: float, callers: int, prompt: Prompt) -> Counter[str]:
+def run(address: str, seconds: float, callers: int) -> Counter[str]:
     """Ask for so long. Returns how many requests ended how."""
     end = time.monotonic() + seconds
     with Client(address) as client, ThreadPoolExecutor(callers) as pool:
-        return sum(pool.map(lambda seed: _caller(client, random.Random(seed), prompt, end), range(callers)), Counter())
+        return sum(pool.map(lambda seed: _caller(client, random.Random(seed), end), range(callers)), Counter())
 
 
-def _caller(client: Client, dice: random.Random, prompt: Prompt, end: float) -> Counter[str]:
+def _caller(client: Client, dice: random.Random, end: float) -> Counter[str]:
     ends: Counter[str] = Counter()
     while (now := time.monotonic()) < end:
         if (end - now) % WAVE_S < WAVE_S - BUSY_S:
             time.sleep(0.5)
             continue
         try:
-            _asked(client, drawn(dice, prompt))
+            _asked(client, drawn(dice))
             ends["answered"] += 1
         except PresiftError as error:
             ends[type(error).__name__] += 1
