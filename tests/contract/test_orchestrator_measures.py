@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from presift.cache.lease import NoLease
@@ -80,6 +81,17 @@ async def test_a_caller_who_leaves_is_no_error_of_ours(house, telemetry):
         call.cancel()
 
     assert await grown(telemetry, house, leave(), DURATION, error="CANCELLED") == [1]
+
+
+async def test_a_deadline_that_passes_is_no_caller_who_leaves(house, telemetry):
+    house.target.pause_after = 1
+
+    async def wait():
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in house.stub.Generate(request([5, 6, 7]), timeout=0.3):
+                pass
+
+    assert await grown(telemetry, house, wait(), DURATION, error="DEADLINE_EXCEEDED") == [1]
 
 
 async def test_stages_are_timed(house, telemetry):

@@ -140,7 +140,7 @@ def _tiny_draft(folder: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--warm-up-minutes", type=float, default=2.0)
+    parser.add_argument("--warm-up-minutes", type=float, default=5.0)
     parser.add_argument("--leak", action="store_true", help="plant a leak in the target: the check must find it")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:

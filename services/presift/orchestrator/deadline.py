@@ -11,6 +11,8 @@ from presift.core.errors import DeadlineExceeded
 UNKNOWN_SHARE = 0.5
 # Predictions are not exact, and least of all on a busy host, where the draft is late as well.
 _MARGIN = 1.5
+# A caller's own clock runs ahead of ours by the way of the request, and it may hang up first.
+_SAME_MOMENT_S = 0.05
 # The draft gets at least this much, for a compressed prompt may be the only one that can be read in time; and at most
 # that much, whatever is predicted.
 _LEAST_SHARE, _MOST_SHARE = 0.25, 0.75
@@ -35,6 +37,11 @@ class Deadline:
         if left_s <= 0.0:
             raise DeadlineExceeded("the deadline passed")
         return left_s
+
+    @property
+    def is_here(self) -> bool:
+        """Whether who leaves now leaves because of it."""
+        return self.at_s is not None and self.at_s - time.monotonic() <= _SAME_MOMENT_S
 
 
 def draft_share_s(left_s: float, target_s: float | None) -> float:

@@ -15,14 +15,20 @@ _REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, Recurs
 
 
 def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
-    """The tokenizer of a Hugging Face folder or hub id; None accepts token ids alone. Never runs a model's own code."""
+    """The tokenizer of a Hugging Face folder or hub id; None accepts token ids alone. Never runs a model's own code.
+
+    Raises InvalidRequest where there is none.
+    """
     if name is None:
         return PromptTokenizer(None, None, memory_tokens)
     # Imported here: it takes seconds, and `--help` must not.
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
     # Not AutoTokenizer: it reads the model class first, and with it torch.
-    loaded = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    try:
+        loaded = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # its text is a page of advice
+        raise InvalidRequest("tokenizer", name, "a folder or hub id with a tokenizer.json") from error
     return PromptTokenizer(loaded.backend_tokenizer, _template(loaded), memory_tokens)
 
 

@@ -11,6 +11,7 @@ from opentelemetry import trace
 
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
+from presift.orchestrator.deadline import Deadline
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.ports import Usage
 from presift.orchestrator.request import Chat, Request
@@ -69,8 +70,8 @@ class Measure:
 
 
 @contextmanager
-def measured(request: Request) -> Iterator[Measure]:
-    """A request, until the block ends."""
+def measured(request: Request, deadline: Deadline) -> Iterator[Measure]:
+    """A request, until the block ends. gRPC cancels what a deadline ends: that is told apart from callers who leave."""
     measure, failure = Measure(request), "CANCELLED"
     try:
         yield measure
@@ -78,6 +79,7 @@ def measured(request: Request) -> Iterator[Measure]:
         failure = code_and_reason(error)[1]
         raise
     except (asyncio.CancelledError, GeneratorExit):
+        failure = "DEADLINE_EXCEEDED" if deadline.is_here else failure
         raise
     except Exception as error:
         failure = type(error).__name__

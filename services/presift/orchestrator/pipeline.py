@@ -87,7 +87,7 @@ class Pipeline:
         limits too.
         """
         deadline = Deadline.within(time_left_s)
-        with measured(request) as measure:
+        with measured(request, deadline) as measure:
             async with (
                 self._allowances.held(request.tenant, request.limits) as allowance,
                 aclosing(self._answer(request, deadline, allowance, measure)) as events,

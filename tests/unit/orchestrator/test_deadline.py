@@ -46,3 +46,8 @@ def test_what_the_target_needs_for_the_whole_prompt_and_its_answer(observations,
     outlook = Outlook(speeds, Load(target_ms=queue_ms, spent_ms=77.0), cached_tokens)
     facts = Facts(1000, 32, 32, 10, 4096, frozenset(Route), outlook=outlook)
     assert answering_s(facts) == (None if needed_s is None else pytest.approx(needed_s))
+
+
+@pytest.mark.parametrize(("left_s", "is_here"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
+def test_who_leaves_now_leaves_because_of_it(left_s, is_here):
+    assert Deadline.within(left_s).is_here is is_here

@@ -91,3 +91,9 @@ def test_what_a_template_chokes_on_is_bad_input(folder, template):
     with pytest.raises(InvalidRequest) as refusal:
         load_tokenizer(folder(template), 1000).render(odd)
     assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)
+
+
+def test_a_folder_without_a_tokenizer_is_told_with_its_setting(tmp_path):
+    with pytest.raises(InvalidRequest, match="tokenizer") as refused:
+        load_tokenizer(str(tmp_path), 0)
+    assert refused.value.details["field"] == "tokenizer" and refused.value.details["value"] == str(tmp_path)
