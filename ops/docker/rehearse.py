@@ -184,7 +184,7 @@ def _containers(engine: Engine) -> list[tuple[dict[str, Any], str]]:
 def _wait_healthy(engine: Engine) -> None:
     """Compose waits for those that others depend on, not for the last."""
     deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and any(health == "starting" for _, health in _containers(engine)):
+    while time.monotonic() < deadline and any(health != "healthy" for _, health in _containers(engine)):
         time.sleep(1)
 
 
