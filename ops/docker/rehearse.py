@@ -5,7 +5,8 @@
 
 As root, on Debian. Docker Compose itself (.venv/tools) reads the compose files and drives podman through its Docker
 API, in a network namespace of our own: nothing of it is on this machine's network. Base images are stand-ins: Debian's
-Python 3.11 for Python's slim image, Debian's Redis for Valkey. Prometheus is Debian's too; of the observability layer
+Python 3.11.2 for Python's slim image (3.11.14; redis-py wants one package more before 3.11.3, which is added), Debian's
+Redis for Valkey. Prometheus is Debian's too; of the observability layer
 nothing else is started. systemd, which podman leaves health checks to, may be missing: so they are run from here.
 """
 
@@ -31,7 +32,7 @@ BASE, TLS, OBSERVABILITY = "compose.yaml", "ops/compose.tls.yaml", "ops/compose.
 STARTED = ("cache", "keys", "draft", "target", "orchestrator")
 _CONTAINERFILES = {
     PYTHON: "FROM scratch\nADD base.tar /\nRUN ln -s /usr/bin/python3.11 /usr/local/bin/python3\n"
-    "ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
+    "ENV PYTHONPATH=/usr/lib/python3/dist-packages PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
     VALKEY: f"FROM {PYTHON}\nRUN apt-get update -q && apt-get install -qy --no-install-recommends redis-server "
     "&& ln -s redis-server /usr/bin/valkey-server && ln -s redis-cli /usr/bin/valkey-cli\n",
     PROMETHEUS: f"FROM {PYTHON}\nRUN apt-get update -q && apt-get install -qy --no-install-recommends prometheus wget "
@@ -110,7 +111,12 @@ class Engine:
 def build_all(engine: Engine, observability: bool) -> None:
     """What is there already is not made again, but for layers that changed."""
     if not (engine.folder / "base.tar").exists():
-        wanted = ["mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm"]
+        wanted = [
+            "mmdebstrap",
+            "--variant=minbase",
+            "--include=python3,python3-venv,python3-async-timeout,ca-certificates",
+            "bookworm",
+        ]
         subprocess.run([*wanted, str(engine.folder / "base.tar")], check=True)
     for name, text in _CONTAINERFILES.items():
         if not engine.has(name) and (name != PROMETHEUS or observability):
@@ -184,7 +190,7 @@ def _containers(engine: Engine) -> list[tuple[dict[str, Any], str]]:
 def _wait_healthy(engine: Engine) -> None:
     """Compose waits for those that others depend on, not for the last."""
     deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and any(health == "starting" for _, health in _containers(engine)):
+    while time.monotonic() < deadline and any(health != "healthy" for _, health in _containers(engine)):
         time.sleep(1)
 
 
