@@ -11,6 +11,7 @@ from presift.cache.store import CacheLimits, Operation, Outcome
 from presift.orchestrator.access.opening import open_counts
 from presift.orchestrator.admission import Admission
 from presift.orchestrator.calibration import Calibration
+from presift.orchestrator.cases import Cases
 from presift.orchestrator.chains import BLOCK_TOKENS
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
@@ -72,17 +73,9 @@ def assemble(settings: OrchestratorSettings, terms: TermsInForce) -> Assembly:
     scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
     compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s)
     economy, switches = _economy(settings, lambda: draft.width), Switches(settings.thresholds())
-    planner = Planner(
-        tokenizer,
-        models,
-        compressor,
-        terms,
-        prefiller=Prefiller(target) if settings.prefill_while_drafting else None,
-        turns=Turns(settings.turn_memory),
-        economy=economy,
-        switches=switches,
-        usher=Usher(target, models, economy),
-    )
+    cases = Cases(tokenizer, models, terms, economy, switches=switches, usher=Usher(target, models, economy))
+    prefiller = Prefiller(target) if settings.prefill_while_drafting else None
+    planner = Planner(cases, models, compressor, economy, prefiller=prefiller, turns=Turns(settings.turn_memory))
     defaults = settings.defaults()
     answers = Answers(target, Drafter(models, compressor), compressor, economy, defaults=defaults)
     guard = Guard(answers.compare, settings.sampler(), switches)

@@ -14,6 +14,7 @@ from presift.core.errors import DeadlineExceeded, TargetUnavailable
 from presift.orchestrator.access.allowances import Allowance, Allowances
 from presift.orchestrator.admission import Admission, Place
 from presift.orchestrator.calibration import Calibration
+from presift.orchestrator.cases import Spend
 from presift.orchestrator.deadline import Deadline
 from presift.orchestrator.decision import Decision, Plan
 from presift.orchestrator.delivery import delivered
@@ -25,7 +26,7 @@ from presift.orchestrator.kept_kv import KeptKvReader
 from presift.orchestrator.learning import Answered
 from presift.orchestrator.measures import Measure, measured
 from presift.orchestrator.models import Models
-from presift.orchestrator.planning import Planner, Spend
+from presift.orchestrator.planning import Planner
 from presift.orchestrator.ports import Target, TargetInfo, Usage
 from presift.orchestrator.request import Request, TokenIds
 from presift.orchestrator.speeds import StageSpeed

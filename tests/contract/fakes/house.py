@@ -14,6 +14,7 @@ from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.admission import Admission, QueueLimits
 from presift.orchestrator.calibration import Calibration
+from presift.orchestrator.cases import Cases
 from presift.orchestrator.choices import Defaults
 from presift.orchestrator.compression import Compressor
 from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
@@ -183,17 +184,9 @@ class House:
         self.calibration = Calibration(self.remote_draft, target, self.models, defaults, economy, limit_s=limit_s)
         switches = Switches(self.options.thresholds)
         self._exit.push_async_callback(self.calibration.aclose)
-        planner = Planner(
-            tokenizer,
-            self.models,
-            compressor,
-            terms,
-            prefiller=prefiller,
-            turns=turns,
-            economy=economy,
-            switches=switches,
-            usher=Usher(target, self.models, economy),
-        )
+        usher = Usher(target, self.models, economy)
+        cases = Cases(tokenizer, self.models, terms, economy, switches=switches, usher=usher)
+        planner = Planner(cases, self.models, compressor, economy, prefiller=prefiller, turns=turns)
         drafter = Drafter(self.models, compressor)
         answers = Answers(target, drafter, compressor, economy, defaults=defaults)
         self.guard = Guard(answers.compare, self.options.sampler, switches)
