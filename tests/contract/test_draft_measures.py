@@ -3,8 +3,9 @@
 import asyncio
 import threading
 
-from presift.draft.measures import gauges_of
+from presift.draft.measures import gauges_of, tell
 from presift.draft.work_queue import WorkQueue
+from presift.v1 import draft_pb2
 
 from .test_draft_service import House, request
 
@@ -26,6 +27,15 @@ async def test_a_prompt_that_was_scored_is_told(telemetry):
     by_name = {span.name: span for span in telemetry.spans}
     assert by_name["queue"].parent.span_id == by_name["score"].context.span_id
     await house.stop()
+
+
+def test_a_stage_that_there_was_not_has_no_time(telemetry):
+    name, before = "presift.draft.stage.duration", {}
+    for stage in ("prefill", "lookahead"):
+        before[stage] = telemetry.total(name, stage=stage)
+    tell(draft_pb2.ScoreResponse(timings=draft_pb2.ScoreTimings(prefill_ms=5.0)))
+    assert telemetry.total(name, stage="prefill") == before["prefill"] + 1
+    assert telemetry.total(name, stage="lookahead") == before["lookahead"]
 
 
 async def test_gauges_show_who_is_served_and_who_waits():

@@ -113,7 +113,7 @@ async def test_the_call_says_what_was_decided(house, telemetry):
         "presift.prompt_tokens": len(PROMPT),
         "presift.kept_tokens": 16,
         "presift.kv_tokens": 16,
-        "gen_ai.usage.input_tokens": 16,
+        "gen_ai.usage.input_tokens": len(PROMPT),
         "gen_ai.usage.output_tokens": 5,
     }
 

@@ -88,6 +88,7 @@ async def test_an_answer_has_stages(start, telemetry):
 
 def test_selecting_kv_takes_its_time_before_the_first_token():
     measure = Measure()
+    measure.is_admitted = True
     measure.ttft_ms = 100.0
     measure.finished = Finished(20, 0, 3, FinishReason.LENGTH, 9, score_ms=30.0, publish_ms=20.0)
     assert measure.stages(250.0) == [
@@ -100,6 +101,7 @@ def test_selecting_kv_takes_its_time_before_the_first_token():
 
 def test_what_an_engine_says_too_much_does_not_begin_before_the_request():
     measure = Measure()
+    measure.is_admitted = True
     measure.ttft_ms = 10.0
     measure.finished = Finished(20, 0, 3, FinishReason.LENGTH, 9, score_ms=30.0, publish_ms=20.0)
     assert all(0.0 <= began <= ended for _, began, ended in measure.stages(12.0))
@@ -157,7 +159,7 @@ async def test_a_refusal_is_counted_and_is_no_abort(start, telemetry, token_ids,
     await house.idle()
     assert [telemetry.total(name) for name in names] == [before[0] + 1, before[1]]
     assert telemetry.total("presift.target.refused", reason=reason) >= 1
-    assert stages_of(telemetry) == [("prefill", True)]
+    assert stages_of(telemetry) == []  # nothing of it was begun
 
 
 async def test_gauges_show_how_full_it_is(start):

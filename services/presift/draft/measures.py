@@ -21,6 +21,8 @@ def tell(reply: draft_pb2.ScoreResponse) -> None:
     """A prompt was scored."""
     for field in reply.timings.DESCRIPTOR.fields:
         stage, took_ms = field.name.removesuffix("_ms"), getattr(reply.timings, field.name)
+        if stage == "lookahead" and not took_ms:
+            continue  # there was none
         record("presift.draft.stage.duration", took_ms / 1000, stage=stage)
     count("presift.draft.tokens", reply.token_mask.prompt_tokens, kind="read")
     count("presift.draft.tokens", len(reply.lookahead_token_ids), kind="lookahead")

@@ -39,8 +39,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     async def Score(
         self, request: draft_pb2.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> draft_pb2.ScoreResponse:
-        scorer = self._ready()
         try:
+            scorer = self._ready()
             with span("score"):
                 parsed = parse(request, Limits(scorer.info, self._max_lookahead_tokens))
                 done = await self._queue.run(partial(compress, scorer, parsed), context.time_remaining())

@@ -51,9 +51,9 @@ class Measure:
         record("presift.orchestrator.stage.duration", max(0.0, ttft_ms - asked_ms) / 1000, stage="first_token")
         record("presift.orchestrator.stage.duration", (total_ms - ttft_ms) / 1000, stage="decode")
         call = trace.get_current_span()
-        call.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
         call.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
-        if self._plan is not None:
+        if self._plan is not None:  # of which the target read presift.kept_tokens
+            call.set_attribute("gen_ai.usage.input_tokens", self._plan.decision.prompt_tokens)
             tell_times(self._plan, self.operation, (ttft_ms, total_ms, usage.completion_tokens))
             tell_usage(self._plan.decision, self.operation, usage)
 

@@ -15,7 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 def main(arguments: list[str] | None = None) -> int:
     """0 if it serves, 1 if it does not or cannot be asked; one line on stdout says which. 2 for bad flags."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.ca is None and (options.cert or options.key or options.name):
+        parser.error("--cert, --key and --name go with --ca: without it nothing is asked by TLS")
     try:
         status = ask(options)
     except grpc.RpcError as error:

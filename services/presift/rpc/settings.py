@@ -99,7 +99,7 @@ class ServiceSettings(BaseSettings):
 
     def telemetry(self) -> Telemetry:
         """What the service tells of itself. Raises PresiftError for an authority that cannot be read."""
-        return Telemetry(self._otlp(), self.metrics_listen, self.log_level, self.log_format)
+        return Telemetry(self._otlp(), self.metrics_listen, self.log_format)
 
     def _otlp(self) -> OtlpEndpoint | None:
         if self.otlp_endpoint is None:

@@ -88,11 +88,10 @@ class OtlpEndpoint:
 @dataclass(frozen=True, slots=True)
 class Telemetry:
     """What of itself a service tells, and where: traces and metrics to `otlp`, metrics to whoever asks at
-    `metrics_listen` (HOST:PORT); log lines from `log_level` on."""
+    `metrics_listen` (HOST:PORT); log lines in `log_format`."""
 
     otlp: OtlpEndpoint | None = None
     metrics_listen: str | None = None
-    log_level: str = "INFO"
     log_format: LogFormat = LogFormat.TEXT
 
     @property

@@ -32,6 +32,7 @@ class Measure:
         # A caller who leaves may end the request in another context than it began in.
         self.context = get_current()
         self.ttft_ms: float | None = None
+        self.is_admitted = False
         self.finished: Finished | None = None
 
     def now_ms(self) -> float:
@@ -47,7 +48,9 @@ class Measure:
         return self._arrival_ns + round(ms * 1e6)
 
     def stages(self, ended_ms: float) -> list[_Stage]:
-        """Those that there were, the last one up to the end."""
+        """Those that there were, the last one up to the end; none of a request that was refused."""
+        if not self.is_admitted:
+            return []
         if self.ttft_ms is None:
             return [("prefill", 0.0, ended_ms)]
         score_ms = publish_ms = 0.0
@@ -126,10 +129,9 @@ def _tell_answer(measure: Measure, finished: Finished, ended_ms: float, model: s
 
 
 def _tell_failure(measure: Measure, ended_ms: float, model: str, failure: str) -> None:
-    *stages, last = measure.stages(ended_ms)
-    for stage in stages:
-        _span(measure, stage)
-    _span(measure, last, failure)
+    stages = measure.stages(ended_ms)
+    for number, stage in enumerate(stages, start=1):
+        _span(measure, stage, failure if number == len(stages) else "")
     total_s = ended_ms / 1000
     record("gen_ai.server.request.duration", total_s, genai_operation="text_completion", model=model, error=failure)
 

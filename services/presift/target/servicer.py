@@ -52,6 +52,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 parsed = request_from_wire(request)
                 check_fits(parsed, engine.info)
                 held.enter_context(self._admission.admit())
+            measure.is_admitted = True
             try:
                 # Without aclosing, a cancelled call would leave the abort to the garbage collector.
                 async with aclosing(engine.generate(parsed)) as events:

@@ -78,6 +78,13 @@ async def test_mutual_tls(start, tmp_path, capsys):
     assert "none.pem: No such file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [["--cert", "c.pem", "--key", "k.pem"], ["--name", "draft"]])
+def test_what_goes_with_tls_is_not_passed_over(flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["127.0.0.1:1", *flags])
+    assert "--ca" in capsys.readouterr().err
+
+
 def test_it_loads_little():
     """It runs every few seconds for as long as a container lives."""
     code = "import json, sys, presift.rpc.probe; print(json.dumps(sorted(sys.modules)))"

@@ -117,7 +117,7 @@ def test_telemetry_goes_by_tls_if_said(tmp_path):
 
 def test_what_is_told_and_how():
     flags = ["--metrics-listen=127.0.0.1:9464", "--log-format=json", "--log-level=ERROR"]
-    assert settings(DraftSettings, *flags).telemetry() == Telemetry(None, "127.0.0.1:9464", "ERROR", LogFormat.JSON)
+    assert settings(DraftSettings, *flags).telemetry() == Telemetry(None, "127.0.0.1:9464", LogFormat.JSON)
     for flag in ("--metrics-listen=9464", "--log-format=xml"):
         with pytest.raises(ValidationError):
             settings(DraftSettings, flag)
