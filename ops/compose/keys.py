@@ -2,8 +2,12 @@
 
     make            what is not there yet: the service token, the tenants' salt, and a first API key
     show            that API key (it is the one secret that people need)
-    add TENANT      another key, shown this once; the orchestrator takes it within a second, without a restart
+    add TENANT      another key, shown this once
+    list            names of keys with their tenants, and tenants with their limits
+    revoke NAME     the key of that name opens nothing from now on
+    limit TENANT [--tokens-per-minute N] [--concurrency N]      these limits and no others; neither: as all tenants
 
+The orchestrator takes what add, revoke and limit change within a second, without a restart.
 FOLDER has three parts, each a volume of its own: `inner` is mounted in draft, target and orchestrator, `door` in the
 orchestrator alone, `caller` in nothing that serves.
 """
@@ -19,6 +23,7 @@ from pathlib import Path
 
 import yaml
 
+from presift.core.errors import InvalidRequest
 from presift.orchestrator.access.api_keys import digest_of, new_key
 from presift.orchestrator.access.key_file import load_keys, read_keys
 
@@ -51,19 +56,62 @@ def make(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Raises OSError where there is none."""
+    """Raises OSError where there is none, for it was revoked."""
     print((options.folder / CALLER).read_text().strip())
 
 
 def add(options: argparse.Namespace) -> None:
     """Raises PresiftError for a tenant's name that cannot be."""
-    file = options.folder / KEYS
-    document = yaml.safe_load(file.read_text()) or {}
+    keys, tenants = _read(options.folder)
     key = new_key()
-    text = _text([*document.get("keys", []), _entry(key, options.tenant)], document.get("tenants", {}))
-    read_keys(text.encode(), file.name)
-    _write(file, text)
+    _replace(options.folder, [*keys, _entry(key, options.tenant)], tenants)
     print(key)
+
+
+def list_(options: argparse.Namespace) -> None:
+    """No secret is among them."""
+    keys, tenants = _read(options.folder)
+    for each in keys:
+        print(f"key {each['name']}: tenant {each['tenant']}")
+    for tenant, limits in tenants.items():
+        print(f"tenant {tenant}: {', '.join(f'{name} {value}' for name, value in limits.items())}")
+
+
+def revoke(options: argparse.Namespace) -> None:
+    """Raises InvalidRequest where no key has that name."""
+    keys, tenants = _read(options.folder)
+    gone = [each for each in keys if each["name"] == options.name]
+    if not gone:
+        raise InvalidRequest("name", options.name, "the name of a key; `list` tells them")
+    _replace(options.folder, [each for each in keys if each not in gone], tenants)
+    first = options.folder / CALLER
+    if first.exists() and digest_of(first.read_text().strip()) == gone[0]["sha256"]:
+        first.unlink()  # `show` must not give out what opens nothing
+    print(f"{options.name} is revoked")
+
+
+def limit(options: argparse.Namespace) -> None:
+    """Raises PresiftError for a tenant's name or a number that cannot be."""
+    keys, tenants = _read(options.folder)
+    wanted = {"tokens_per_minute": options.tokens_per_minute, "concurrency": options.concurrency}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    others = {tenant: limits for tenant, limits in tenants.items() if tenant != options.tenant}
+    _replace(options.folder, keys, others | ({options.tenant: given} if given else {}))
+    print(f"{options.tenant}: {json.dumps(given) if given else 'no limits of its own'}")
+
+
+def _read(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, int]]]:
+    """Keys, and limits by tenant, as they stand in the file. Raises PresiftError where it is none."""
+    load_keys(folder / KEYS)
+    document = yaml.safe_load((folder / KEYS).read_text()) or {}
+    return document.get("keys", []), document.get("tenants", {})
+
+
+def _replace(folder: Path, keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> None:
+    """Raises PresiftError, and leaves what is, if the orchestrator would not take it."""
+    text = _text(keys, tenants)
+    read_keys(text.encode(), (folder / KEYS).name)
+    _write(folder / KEYS, text)
 
 
 def _entry(key: str, tenant: str) -> dict[str, str]:
@@ -71,9 +119,9 @@ def _entry(key: str, tenant: str) -> dict[str, str]:
     return {"name": f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
 
 
-def _text(keys: list[dict[str, str]], tenants: dict[str, object]) -> str:
+def _text(keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> str:
     # JSON is YAML: nothing in it can be read as something else.
-    lines = ["keys:", *(f"  - {json.dumps(each)}" for each in keys)]
+    lines = ["keys:" if keys else "keys: []", *(f"  - {json.dumps(each)}" for each in keys)]
     return "\n".join([*lines, f"tenants: {json.dumps(tenants)}", ""])
 
 
@@ -95,12 +143,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keys", description="The secrets of a compose stack.")
     parser.add_argument("folder", type=Path)
     commands = parser.add_subparsers(required=True)
-    for run, text in ((make, "make what is missing"), (show, "print the first key"), (add, "print another key")):
-        command = commands.add_parser(run.__name__, help=text)
-        command.set_defaults(run=run)
-        if run is add:
-            command.add_argument("tenant", help="whose it is: 1-64 of A-Z a-z 0-9 . _ -")
+    parsers = {}
+    for run, text in _COMMANDS.items():
+        name = run.__name__.rstrip("_")
+        parsers[name] = commands.add_parser(name, help=text)
+        parsers[name].set_defaults(run=run)
+    for name in ("add", "limit"):
+        parsers[name].add_argument("tenant", help="1-64 of A-Z a-z 0-9 . _ -")
+    parsers["revoke"].add_argument("name", help="of a key, as `list` tells it")
+    for flag in ("--tokens-per-minute", "--concurrency"):
+        parsers["limit"].add_argument(flag, type=int, help="1 or more; not given: none of its own")
     return parser
+
+
+_COMMANDS = {
+    make: "make what is missing",
+    show: "print the first key",
+    add: "print another key",
+    list_: "names of keys, limits of tenants",
+    revoke: "a key opens nothing any more",
+    limit: "what a tenant may use",
+}
 
 
 if __name__ == "__main__":

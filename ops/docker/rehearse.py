@@ -6,7 +6,7 @@
 As root, on Debian. Docker Compose itself (.venv/tools) reads the compose files and drives podman through its Docker
 API, in a network namespace of our own: nothing of it is on this machine's network. Base images are stand-ins: Debian's
 Python 3.11.2 for Python's slim image (3.11.14; redis-py wants one package more before 3.11.3, which is added), Debian's
-Redis for Valkey. Prometheus is Debian's too; of the observability layer
+Redis 7 for Valkey. Prometheus is Debian's too; of the observability layer
 nothing else is started. systemd, which podman leaves health checks to, may be missing: so they are run from here.
 """
 
@@ -34,10 +34,24 @@ _CONTAINERFILES = {
     PYTHON: "FROM scratch\nADD base.tar /\nRUN ln -s /usr/bin/python3.11 /usr/local/bin/python3\n"
     "ENV PYTHONPATH=/usr/lib/python3/dist-packages PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
     VALKEY: f"FROM {PYTHON}\nRUN apt-get update -q && apt-get install -qy --no-install-recommends redis-server "
-    "&& ln -s redis-server /usr/bin/valkey-server && ln -s redis-cli /usr/bin/valkey-cli\n",
+    "&& ln -s redis-cli /usr/bin/valkey-cli\nCOPY valkey-server /usr/bin/\n",
     PROMETHEUS: f"FROM {PYTHON}\nRUN apt-get update -q && apt-get install -qy --no-install-recommends prometheus wget "
     '&& install -d -o 10001 /prometheus\nUSER 10001\nENTRYPOINT ["/usr/bin/prometheus"]\n',
 }
+# What Redis 7 has no word for is left out.
+REDIS_AS_VALKEY = """#!/bin/sh
+for each; do
+    shift
+    if [ "$each" = --tls-auto-reload-interval ]; then
+        left_out=yes
+    elif [ -n "$left_out" ]; then
+        left_out=
+    else
+        set -- "$@" "$each"
+    fi
+done
+exec redis-server "$@"
+"""
 # runc takes any cgroups; limits above this process's own would need more rights than it has.
 _CONTAINERS_CONF = """[containers]
 default_ulimits = ["nofile=4096:4096", "nproc=8192:8192"]
@@ -118,6 +132,8 @@ def build_all(engine: Engine, observability: bool) -> None:
             "bookworm",
         ]
         subprocess.run([*wanted, str(engine.folder / "base.tar")], check=True)
+    (engine.folder / "valkey-server").write_text(REDIS_AS_VALKEY)
+    (engine.folder / "valkey-server").chmod(0o755)
     for name, text in _CONTAINERFILES.items():
         if not engine.has(name) and (name != PROMETHEUS or observability):
             (engine.folder / "Containerfile").write_text(text)
@@ -233,6 +249,8 @@ with Client("localhost:50051", tls=tls, api_key=key) as client:
     again = client.generate(text, route="spec_pc", compress_above_tokens=64, max_prompt_tokens=128, max_new_tokens=8)
     replicas = [f"{each.role} {each.address}" for each in client.info().replicas]
 said = answer.decision
+if again.decision.cache != "hit":
+    sys.exit(f"the second of two equal prompts was a cache {again.decision.cache}")
 print(said.route, said.reason, said.kept_tokens, "of", said.prompt_tokens, said.cache, again.decision.cache, *replicas)
 """
 _HTTP = """

@@ -185,6 +185,29 @@ def draining(house: Sources) -> Iterator[str]:
                 yield f"{overlay}: {role} gets {grace_s} s to stop, and drains for {drain_s:g} s"
 
 
+def sizes(house: Sources) -> Iterator[str]:
+    """On CPUs compose gives draft, target and orchestrator what Kubernetes gives them, where that says something."""
+    stack, overlay = house.stacks["compose.yaml",]["services"], house.overlays["overlays/cpu"]
+    for role, setting in _SIZES:
+        ours = stack[role]["environment"].get(f"PRESIFT_{role}_{setting}".upper())
+        theirs = manifests.setting(overlay, role, setting)
+        if ours is None or theirs not in (None, str(ours)):
+            yield f"compose.yaml gives {role} {setting} {ours}, overlays/cpu {theirs}"
+    running = [stack[role]["environment"][f"PRESIFT_{role.upper()}_MAX_RUNNING"] for role in ("target", "orchestrator")]
+    if len(set(running)) != 1:
+        yield f".env: one target takes {running[0]} requests at once, one orchestrator sends it {running[1]}"
+
+
+_SIZES = (
+    ("draft", "threads"),
+    ("target", "threads"),
+    ("target", "max_running"),
+    ("orchestrator", "max_running"),
+    ("orchestrator", "draft_timeout_s"),
+    ("orchestrator", "cache_timeout_s"),
+)
+
+
 def images(house: Sources) -> Iterator[str]:
     """One version of ours, one of the cache, one Python; the engine is the one that is pinned."""
     version = house.project["version"]
@@ -305,4 +328,4 @@ def _of_presift(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if re.match("PRESIFT_", name)}
 
 
-RULES = (services, modules, ports, variables, flags, health, draining, images, users, metrics, declared)
+RULES = (services, modules, ports, variables, flags, health, draining, sizes, images, users, metrics, declared)

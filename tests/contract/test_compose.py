@@ -107,6 +107,38 @@ def test_nothing_runs_as_it_likes(services):
         assert "privileged" not in service and service.get("network_mode") != "host", name
 
 
+def test_every_image_of_ours_is_built_by_one_service_alone(services):
+    """Two that export one name at the same time: "image already exists", on the first build of a machine."""
+    built = [service["image"] for service in services.values() if "build" in service]
+    ours = {service["image"] for service in services.values() if service["image"].startswith("presift-")}
+    assert sorted(built) == sorted(ours)
+    # Whoever builds the orchestrator's is brought up by everybody who runs it.
+    assert "build" in services["keys"] and "keys" in services["orchestrator"]["depends_on"]
+
+
+def gpus_of(service):
+    reserved = service["deploy"]["resources"]["reservations"]["devices"]
+    assert all("count" not in each for each in reserved)  # it counts from GPU 0 for every container
+    return [number for each in reserved for number in each["device_ids"]]
+
+
+def test_draft_and_target_have_a_gpu_each(services):
+    assert {name: gpus_of(services[name]) for name in TWINS} == {"draft-gpu": ["0"], "target-gpu": ["1"]}
+    moved = config(profiles=["gpu"], DRAFT_GPU="GPU-5", TARGET_GPU="3")["services"]
+    assert {name: gpus_of(moved[name]) for name in TWINS} == {"draft-gpu": ["GPU-5"], "target-gpu": ["3"]}
+
+
+def test_another_gpu_gets_a_target_as_the_readme_says(tmp_path):
+    readme = (ROOT / "ops/docker/README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "compose.override.yaml").write_text(example)
+    files = (BASE, str(tmp_path / "compose.override.yaml"))
+    known = config(files=files, profiles=["gpu"])["services"]
+    assert gpus_of(known["target-gpu-2"]) == ["2"] and "build" not in known["target-gpu-2"]
+    assert known["target-gpu-2"]["networks"]["inner"]["aliases"] == ["target"]
+    assert known["target-gpu-2"]["environment"] == known["target-gpu"]["environment"]
+
+
 def test_images_of_others_have_a_digest():
     for name, image in variables().items():
         if name.endswith("_IMAGE") and name != "SGLANG_IMAGE":
@@ -139,9 +171,9 @@ def test_scaled_services_take_no_name_and_no_port_of_the_host(services):
 def test_twins_answer_to_the_same_name(services):
     for twin, name in TWINS.items():
         assert services[twin]["networks"]["inner"]["aliases"] == [name]
-        assert set(services[name]["environment"]) == set(services[twin]["environment"]) - {
-            f"PRESIFT_{name.upper()}_DEVICE"
-        }
+        own, twins = (set(services[each]["environment"]) for each in (name, twin))
+        prefix = f"PRESIFT_{name.upper()}"
+        assert own ^ twins == {f"{prefix}_THREADS", f"{prefix}_DEVICE"} and f"{prefix}_DEVICE" in twins
 
 
 def test_only_the_orchestrator_is_reached_from_outside():
@@ -150,9 +182,18 @@ def test_only_the_orchestrator_is_reached_from_outside():
     for files in STACKS:
         for name, service in stack(files)["services"].items():
             for port in service.get("ports", []):
-                assert port.startswith(f"{variables()['BIND']}:"), (name, port)
+                assert port.startswith("127.0.0.1:"), (name, port)
             if name in ("cache", "draft", "target", *TWINS):
                 assert set(service["networks"]) <= {"inner", "cache"}, name
+
+
+def test_opening_the_doors_does_not_open_what_asks_nobody():
+    """Grafana and Prometheus let anybody in who reaches them."""
+    known = config(files=(BASE, OBSERVABILITY), BIND="0.0.0.0")["services"]
+    bound = {
+        name: {each["host_ip"] for each in service["ports"]} for name, service in known.items() if "ports" in service
+    }
+    assert bound == {"orchestrator": {"0.0.0.0"}, "prometheus": {"127.0.0.1"}, "grafana": {"127.0.0.1"}}
 
 
 def test_prometheus_shares_one_network_with_what_it_counts():

@@ -88,6 +88,61 @@ def test_a_name_that_no_tenant_may_have_changes_nothing(folder, capsys):
     assert "must be a name" in capsys.readouterr().err
 
 
+def test_a_revoked_key_opens_nothing(folder, capsys):
+    run(folder, "make")
+    run(folder, "limit", "acme", "--concurrency", "8")
+    capsys.readouterr()
+    run(folder, "add", "acme")
+    key = capsys.readouterr().out.strip()
+    name = entry_of(key, load_keys(folder / keys.KEYS).entries).name
+    assert run(folder, "list") == 0
+    told = capsys.readouterr().out
+    assert f"key {name}: tenant acme\n" in told and "tenant acme: concurrency 8" in told and key not in told
+    assert run(folder, "revoke", name) == 0
+    known = load_keys(folder / keys.KEYS)
+    assert entry_of(key, known.entries) is None and [each.tenant for each in known.entries] == ["first"]
+    assert known.limits["acme"].concurrency == 8
+    assert run(folder, "show") == 0
+
+
+def test_the_first_key_is_not_shown_once_it_is_revoked(folder, capsys):
+    """The last one too: nobody comes in then, and `make` brings no other."""
+    run(folder, "make")
+    (first,) = load_keys(folder / keys.KEYS).entries
+    assert run(folder, "revoke", first.name) == 0
+    assert load_keys(folder / keys.KEYS).entries == () and not (folder / keys.CALLER).exists()
+    assert run(folder, "make") == 0 and load_keys(folder / keys.KEYS).entries == ()
+    assert run(folder, "show") == 1 and run(folder, "add", "acme") == 0
+    assert len(load_keys(folder / keys.KEYS).entries) == 1
+
+
+def test_who_is_not_there_cannot_be_revoked(folder, capsys):
+    run(folder, "make")
+    before = contents(folder)
+    assert run(folder, "revoke", "nobody-1234") == 1 and contents(folder) == before
+    assert "nobody-1234" in capsys.readouterr().err
+
+
+def test_limits_of_a_tenant_are_set_and_taken_away(folder):
+    run(folder, "make")
+    assert run(folder, "limit", "acme", "--tokens-per-minute", "200000", "--concurrency", "8") == 0
+    assert run(folder, "limit", "other", "--concurrency", "1") == 0
+    limits = load_keys(folder / keys.KEYS).limits
+    assert (limits["acme"].tokens_per_minute, limits["acme"].concurrency) == (200_000, 8)
+    assert run(folder, "limit", "acme", "--concurrency", "2") == 0
+    limits = load_keys(folder / keys.KEYS).limits
+    assert (limits["acme"].tokens_per_minute, limits["acme"].concurrency) == (None, 2)
+    assert run(folder, "limit", "acme") == 0
+    assert set(load_keys(folder / keys.KEYS).limits) == {"other"}
+
+
+@pytest.mark.parametrize("arguments", [("a b", "--concurrency", "1"), ("acme", "--tokens-per-minute", "0")])
+def test_a_limit_that_cannot_be_changes_nothing(folder, arguments):
+    run(folder, "make")
+    before = contents(folder)
+    assert run(folder, "limit", *arguments) == 1 and contents(folder) == before
+
+
 def test_a_half_made_folder_is_completed(folder):
     """Killed between key and entry: the key that nobody let in is replaced."""
     run(folder, "make")
