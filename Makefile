@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain dashboards dashboards-check promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,9 @@ dashboards: $(TOOLS_STAMP) ## write ops/grafana/dashboards anew from ops/grafana
 
 dashboards-check: supply-chain
 	@test ! -e $(TOOLS_STAMP) || $(TOOLS)/bin/python ops/grafana/generate --check
+
+alerts: $(STAMP) ## write ops/k8s/components/alerts anew from ops/prometheus/rules.yml
+	@$(BIN)/python ops/prometheus/for_operator.py
 
 # Unpacked, not installed: Debian's package would start a server.
 promtool: $(STAMP) ## put Debian's promtool, which tests the alert rules, into .venv

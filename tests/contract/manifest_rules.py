@@ -96,10 +96,12 @@ def probes(objects: list[Object]) -> Iterator[str]:
 
 
 def grace(objects: list[Object]) -> Iterator[str]:
-    """A pod gets more time to end than its service takes to drain."""
+    """A pod works on until it is known that it leaves, and gets more time to end than for that and to drain."""
     for service in SERVICES:
         before = container(objects, service).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = float(setting(objects, service, "drain_s") or 0) + before
+        if before < 5:
+            yield f"{service}: its port is closed {before} s after it was decided"
         given = pod_of(named(objects, "Deployment", service))["terminationGracePeriodSeconds"]
         if given < needed + 5:
             yield f"{service}: {given} s of grace, {needed:g} s are needed and some to spare"
@@ -186,6 +188,28 @@ def model_names(objects: list[Object], made: list[Object]) -> Iterator[str]:
             yield f"{folder} is made by no job"
     if setting(objects, "orchestrator", "tokenizer") != setting(objects, "target", "model"):
         yield "the orchestrator's tokenizer is not the target's"
+
+
+def one_node(objects: list[Object], made: list[Object]) -> Iterator[str]:
+    """Where the models' volume is on one node at a time, all who use it are there: each goes only where another is, and
+    whoever may be the first looks for all of them, so that no second node has a first."""
+    if named(made, "PersistentVolumeClaim", "models")["spec"]["accessModes"] != ["ReadWriteOnce"]:
+        return
+    users = [each for each in workloads([*objects, *made]) if ("claim", "models") in _named_things(each)]
+    names = {each["metadata"]["name"] for each in users}
+    for each in users:
+        name, beside = each["metadata"]["name"], _beside(each, workloads([*objects, *made]))
+        if not beside or not beside <= names or (name in beside and beside != names):
+            yield f"{name}: is kept beside {sorted(beside)}, the volume is used by {sorted(names)}"
+
+
+def _beside(workload: Object, among: list[Object]) -> set[str]:
+    """The workloads whose node it must be on."""
+    affinity = pod_of(workload).get("affinity", {}).get("podAffinity", {})
+    for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", []):
+        if term["topologyKey"] == "kubernetes.io/hostname":
+            return {each["metadata"]["name"] for each in among if selects(term["labelSelector"], labels_of(each))}
+    return set()
 
 
 def scaling(objects: list[Object]) -> Iterator[str]:

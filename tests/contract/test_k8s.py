@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .manifests import (
     OVERLAYS,
     ROOT,
     container,
+    containers_of,
     named,
     pod_of,
     rendered,
@@ -95,7 +97,7 @@ def test_every_overlay_is_known_here():
     assert set(MODELS.values()) == {folder for folder in FOLDERS if folder.startswith("models/")} - {"models/base"}
 
 
-@pytest.mark.parametrize("component", ["keda", "podmonitor", "tracing"])
+@pytest.mark.parametrize("component", ["keda", "podmonitor", "alerts", "tracing"])
 @pytest.mark.parametrize("to", ["cpu", "gpu"])
 def test_each_component_can_be_added_to_an_overlay(component, to, tmp_path):
     """From a folder beside ours, as an operator would."""
@@ -126,6 +128,7 @@ def test_the_rules_hold(overlay):
     objects, made = rendered(overlay), rendered(MODELS[overlay])
     assert [fault for rule in RULES for fault in rule(objects)] == []
     assert list(rules.model_names(objects, made)) == []
+    assert list(rules.one_node(objects, made)) == []
     assert [fault for rule in (rules.security, rules.resources, rules.references) for fault in rule(made)] == []
 
 
@@ -181,9 +184,56 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else(overlay):
     assert edges_of(rendered(overlay)) == ALLOWED
 
 
-def test_pods_and_the_namespace_say_restricted(overlay):
-    labels = named(rendered(overlay), "Namespace", "presift")["metadata"]["labels"]
+def test_the_namespace_says_restricted():
+    labels = named(rendered("namespace"), "Namespace", "presift")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FULL if folder != "namespace"])
+def test_deleting_one_part_takes_no_other_along(folder):
+    """The namespace would take all: secrets, models, services. `kubectl delete -k` deletes what is rendered."""
+    objects = rendered(folder)
+    assert [each for each in objects if each["kind"] == "Namespace"] == []
+    assert ("PersistentVolumeClaim" in {each["kind"] for each in objects}) is ("models" in folder)
+
+
+@pytest.mark.parametrize("to", OVERLAYS)
+def test_the_example_takes_every_image_of_ours_from_the_registry(to, tmp_path):
+    copied = tmp_path / "k8s"
+    _copy(K8S, copied)
+    shutil.copytree(copied / "example", copied / "mine")
+    for part, was, becomes in (("services", "overlays/cpu", to), ("models", "models/cpu", MODELS[to])):
+        path = copied / "mine" / part / "kustomization.yaml"
+        assert f"resources: [../../{was}]" in path.read_text()
+        path.write_text(path.read_text().replace(f"[../../{was}]", f"[../../{becomes}]"))
+        before, after = (_images(rendered_folder(copied / folder)) for folder in (becomes, f"mine/{part}"))
+        assert after == [image if "valkey/" in image else f"registry.example/{image}" for image in before]
+
+
+def _images(objects):
+    return [inside["image"] for each in workloads(objects) for inside in containers_of(each)]
+
+
+def test_labels_of_an_overlay_reach_what_the_operator_looks_for(tmp_path):
+    """The example's lines for kube-prometheus-stack, with their comment signs away."""
+    copied = tmp_path / "k8s"
+    _copy(K8S, copied)
+    path = copied / "example/services/kustomization.yaml"
+    text = re.sub(r"(?m)^# (components|labels): ", r"\1: ", path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
+    objects = rendered_folder(path.parent)
+    for each in objects:
+        check(each)
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert named(objects, kind, "presift")["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+
+
+@pytest.mark.parametrize("readme", ["ops/README.md", "ops/k8s/README.md"])
+def test_readmes_name_folders_that_there_are(readme):
+    folders = re.findall(r"-k ops/k8s/([\w/-]+)", (ROOT / readme).read_text())
+    assert folders
+    assert {folder.replace("mine/", "example/") for folder in folders} <= set(FOLDERS)
 
 
 def test_no_secret_is_in_the_tree(overlay):
@@ -259,8 +309,9 @@ PLANTED = [
     (rules.probes, _in("draft", ["startupProbe"], None)),
     (rules.probes, _setting("draft", "listen", "0.0.0.0:50055")),
     (rules.probes, _in("cache", ["readinessProbe"], None)),
-    (rules.grace, _setting("target", "drain_s", "120")),
+    (rules.grace, _setting("target", "drain_s", "150")),
     (rules.grace, _in("orchestrator", ["lifecycle", "preStop", "sleep", "seconds"], 30)),
+    (rules.grace, _in("draft", ["lifecycle"], None)),
     (rules.listening, _setting("orchestrator", "http_listen", "0.0.0.0:8080")),
     (rules.listening, _in("draft", ["ports"], [{"name": "grpc", "containerPort": 50052}])),
     (rules.listening, _of("Service", "target", ["spec", "ports", 0, "port"], 50052)),
@@ -302,6 +353,26 @@ def test_a_model_that_nobody_makes_is_found(service, name):
     assert list(rules.model_names(objects, rendered("models/gpu")))
 
 
+_AFFINITY = ["affinity", "podAffinity", "requiredDuringSchedulingIgnoredDuringExecution", 0]
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        _pod("draft", ["affinity"], None),
+        _pod("target", [*_AFFINITY, "topologyKey"], "topology.kubernetes.io/zone"),
+        # A first one of its own, wherever the others are.
+        _pod("orchestrator", [*_AFFINITY, "labelSelector"], {"matchLabels": {rules.COMPONENT: "orchestrator"}}),
+        # Beside somebody who is anywhere.
+        _pod("draft", [*_AFFINITY, "labelSelector"], {"matchLabels": {rules.COMPONENT: "cache"}}),
+    ],
+)
+def test_a_pod_away_from_its_volume_is_found(plant):
+    objects = rendered("overlays/cpu")
+    plant(objects)
+    assert list(rules.one_node(objects, rendered("models/cpu")))
+
+
 @pytest.mark.parametrize("name", ["nothing-by-default", "draft", "cache", "metrics", "orchestrator"])
 def test_a_network_policy_that_is_missing_is_noticed(name):
     objects = rendered("overlays/cpu")
@@ -336,6 +407,9 @@ def test_a_pod_that_may_leave_the_cluster_is_noticed():
         ("ScaledObject", "target", ["spec", "scaleTargetRef", "name"], None),
         ("PodMonitor", "presift", ["spec", "podMetricsEndpoints", 0, "port"], 9464),
         ("PodMonitor", "presift", ["spec", "endpoints"], []),
+        ("PrometheusRule", "presift", ["spec", "groups", 1, "rules", 0, "record"], "both"),
+        ("PrometheusRule", "presift", ["spec", "groups", 1, "rules", 0, "annotation"], {}),
+        ("PrometheusRule", "presift", ["spec", "groups"], None),
     ],
 )
 def test_a_field_that_the_api_does_not_know_is_found(kind, name, path, value):
@@ -349,6 +423,5 @@ def test_a_field_that_the_api_does_not_know_is_found(kind, name, path, value):
 def test_every_pod_is_placed_by_no_default(overlay):
     """Namespaces come from kustomize, so that nothing is left in `default`."""
     for each in rendered(overlay):
-        if each["kind"] != "Namespace":
-            assert each["metadata"]["namespace"] == "presift"
+        assert each["metadata"]["namespace"] == "presift"
     assert len(workloads(rendered(overlay))) == 4

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_prometheus_takes_the_configuration_and_the_rules():
 def test_every_alert_fires_on_its_trouble_and_on_no_other():
     done = promtool("test", "rules", "rules_test.yml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operator_gets_the_same_rules():
+    """Changed on either side alone, they differ."""
+    written = OPS / "k8s" / "components" / "alerts" / "prometheusrule.yaml"
+    made = runpy.run_path(str(FOLDER / "for_operator.py"))
+    assert written == made["WRITTEN"]
+    assert written.read_text() == made["prometheus_rule"](RULES.read_text()), "run `make alerts`"
+    assert yaml.safe_load(written.read_text())["spec"] == yaml.safe_load(RULES.read_text())
 
 
 # A rule, what it is broken to, and what of rules_test.yml must say so.
