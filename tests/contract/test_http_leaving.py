@@ -212,7 +212,7 @@ async def test_what_outlasts_a_drain_is_told(open_house, open_door, is_stream):
         error = answer.json()["error"]
         assert answer.status_code == 503
     assert error["code"] == "shutting_down"
-    assert door.house.target.cancelled == 1
+    await door.house.settle(lambda: door.house.target.cancelled == 1)
 
 
 async def test_a_drain_does_not_wait_for_who_does_not_read(open_house, open_door):
