@@ -86,8 +86,9 @@ alerts: $(STAMP) ## write ops/k8s/components/alerts anew from ops/prometheus/rul
 
 # Unpacked, not installed: Debian's package would start a server.
 promtool: $(STAMP) ## put Debian's promtool, which tests the alert rules, into .venv
-	@folder=$$(mktemp -d) && cd $$folder && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . \
-		&& install usr/bin/promtool $(abspath $(BIN))/promtool; rm -rf $$folder; $(abspath $(BIN))/promtool --version | head -1
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd $$folder && apt-get download -qq prometheus \
+		&& dpkg -x prometheus_*.deb . && install usr/bin/promtool $(abspath $(BIN))/promtool
+	@told=$$($(BIN)/promtool --version 2>&1) && echo "$$told" | sed -n 1p
 
 release: $(STAMP) $(TOOLS_STAMP) check ## sdist, wheel, SBOM (CycloneDX) and checksums, in dist/; nothing known to be vulnerable
 	@$(BIN)/python $(CHAIN)/audit.py $(TOOLS)/bin/pip-audit $(LOCK) $(TOOLS)/.audited --strict

@@ -74,5 +74,8 @@ def faults(question, series):
             continue
         labels |= series[name]
         told += [f"{question.where}: {name} has no label {label}" for label in sorted(matched - series[name])]
-    told += [f"{question.where}: no metric there has the label {label}" for label in sorted(want.grouped - labels)]
+    told += [
+        f"{question.where}: no metric there has the label {label}"
+        for label in sorted(want.grouped - want.made - labels)
+    ]
     return told

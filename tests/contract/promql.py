@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _RANGE = re.compile(r"\[[^\]]*\]")
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
+_MADE = re.compile(r'"(\w+)"(?:\s*,\s*"[^"]*"){3}\s*\)')  # what label_replace ends in
 _SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)\s*(\{[^}]*\})?(?=\s*(\()?)")
 _MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 _KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan", "on", "by"}
@@ -16,10 +17,12 @@ _KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan", "on", "by"}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`selectors`: (metric, label names in its braces); `grouped`: labels that results are grouped by."""
+    """`selectors`: (metric, label names in its braces); `grouped`: labels that results are grouped by; `made`: by
+    label_replace."""
 
     selectors: tuple[tuple[str, frozenset[str]], ...]
     grouped: frozenset[str]
+    made: frozenset[str]
 
 
 def asked(expr: str) -> Asked:
@@ -31,4 +34,4 @@ def asked(expr: str) -> Asked:
         for name, braces, call in _SELECTOR.findall(_GROUPING.sub("", bare))
         if not call and name not in _KEYWORDS
     ]
-    return Asked(tuple(selectors), frozenset(grouped))
+    return Asked(tuple(selectors), frozenset(grouped), frozenset(_MADE.findall(expr)))

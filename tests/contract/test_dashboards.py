@@ -14,6 +14,8 @@ from .test_prometheus_rules import needs_promtool, promtool
 PAGES = {path.stem: json.loads(path.read_text()) for path in DASHBOARDS}
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 GRID = 24
+# Of two targets, and nobody else.
+SERVING = {"orchestrator": 0, "draft": 0, "target": 2}
 # What Grafana puts in when it asks.
 _MACROS = {"$__rate_interval": "1m", "$__range": "1h"}
 
@@ -49,10 +51,55 @@ def test_panels_fill_their_rows_and_do_not_overlap(page):
 def test_legends_name_labels_that_the_query_keeps(page):
     for panel in panels(page):
         for target in panel["targets"]:
-            made = re.findall(r'label_replace\(.*?"(\w+)"', target["expr"])
-            kept = asked(target["expr"]).grouped | {"job", "instance", "presift_route", *made}
+            want = asked(target["expr"])
+            kept = want.grouped | want.made | {"job", "instance", "presift_route"}
             named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
             assert named <= kept, panel["title"]
+
+
+@each_page
+def test_latencies_lead_to_traces(page):
+    for panel in panels(page):
+        for target in panel["targets"]:
+            wanted = panel["type"] == "timeseries" and "_bucket" in target["expr"]
+            assert target.get("exemplar", False) is wanted, panel["title"]
+            # A recorded series of a histogram has none.
+            assert panel["type"] != "timeseries" or "_seconds:p" not in target["expr"], panel["title"]
+
+
+def test_whoever_compose_lets_in_may_open_a_trace():
+    grafana = yaml.safe_load((OPS / "compose.observability.yaml").read_text())["services"]["grafana"]["environment"]
+    assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Editor", "Viewers have no Explore"
+    off = ("UNIFIED_ALERTING_ENABLED", "PUBLIC_DASHBOARDS_ENABLED", "SNAPSHOTS_ENABLED", "AUTH_BASIC_ENABLED")
+    assert {grafana[f"GF_{name}"] for name in off} == {"false"}
+    (provider,) = yaml.safe_load((OPS / "grafana/provisioning/dashboards/presift.yaml").read_text())["providers"]
+    assert provider["allowUiUpdates"] is False
+    sources = yaml.safe_load((OPS / "grafana/provisioning/datasources/presift.yaml").read_text())["datasources"]
+    assert {source["editable"] for source in sources} == {False}
+
+
+@each_page
+def test_what_stands_under_the_time_shown_is_of_it(page):
+    row = None
+    for panel in page["panels"]:
+        if panel["type"] == "row":
+            row = panel["title"]
+            continue
+        if row == "In the time shown" and not panel["title"].endswith(" now"):
+            assert all("[$__range]" in target["expr"] for target in panel["targets"]), panel["title"]
+            assert not any("rate5m" in target["expr"] for target in panel["targets"]), panel["title"]
+
+
+@needs_promtool
+def test_a_role_without_instances_shows_as_none(tmp_path):
+    (serving,) = (panel for panel in panels(PAGES["serving"]) if panel["title"] == "Serving")
+    up = [{"series": f'presift_serving{{job="presift-target", instance="{name}"}}', "values": "1x5"} for name in "xy"]
+    shown = [{"labels": f'{{role="{role}"}}', "value": value} for role, value in SERVING.items()]
+    asking = [{"expr": serving["targets"][0]["expr"], "eval_time": "4m", "exp_samples": shown}]
+    tests = [{"interval": "1m", "input_series": up, "promql_expr_test": asking}]
+    (tmp_path / "serving.yml").write_text(yaml.safe_dump({"tests": tests}))
+    done = promtool("test", "rules", "serving.yml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool

@@ -52,7 +52,19 @@ PLANTED = (
     ("presift:request_errors:ratio_rate5m > 0.05", "presift:request_errors:ratio_rate5m > 0.5", "PresiftErrors"),
     ("presift_serving == 0", "presift_serving == 2", "PresiftInstanceNotServing"),
     ("presift:draft_queue:ratio > 0.8", "presift:draft_queue:ratio > 0.99", "PresiftDraftQueueFull"),
-    ('presift_kv_tokens_total{presift_fate="dropped"}', "presift_kv_tokens_total", "kv_tokens_dropped:ratio_rate5m"),
+    (
+        "presift:request_deadlines:ratio_rate5m > 0.05",
+        "presift:request_deadlines:ratio_rate5m > 0.5",
+        "PresiftDeadlines",
+    ),
+    ('presift_route="spec_kv"} > 1.5', 'presift_route="spec_kv"} > 1', "PresiftNoGain"),
+    ("max_over_time(presift:serving:min10m[1h])", "max_over_time(presift:serving:sum[1h])", "PresiftReplicaMissing"),
+    ('presift_target_refused_total{presift_reason="OVERLOADED"}', "presift_target_refused_total", "PROMPT_TOO_LONG"),
+    (
+        'presift_cache_operations_total{presift_outcome=~"corrupt',
+        'presift_cache_operations_total{presift_outcome=~"hit|corrupt',
+        "cache_trouble:ratio_rate5m",
+    ),
 )
 
 
@@ -123,3 +135,21 @@ def test_rules_and_dashboards_ask_only_for_what_is_declared():
 )
 def test_what_is_not_declared_is_found(expr, fault):
     assert faults(Question("here", expr), known()) == [f"here: {fault}"]
+
+
+@pytest.mark.parametrize(("fetched", "version", "ends"), [(0, 0, 0), (100, 0, 2), (0, 1, 2)])
+def test_a_promtool_that_could_not_be_had_is_told(tmp_path, fetched, version, ends):
+    """By the status of `make promtool`, on which .ci/run goes on to say that the rules are not tested."""
+    tools, venv = tmp_path / "tools", tmp_path / "venv"
+    unpack = f"mkdir -p usr/bin && printf '#!/bin/sh\\necho promtool; exit {version}' > usr/bin/promtool"
+    for name, script in {"apt-get": f"touch prometheus_1.deb; exit {fetched}", "dpkg": unpack}.items():
+        tools.mkdir(exist_ok=True)
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    (venv / "bin").mkdir(parents=True)
+    asked = ["make", "-o", f"{venv}/.installed", "promtool", f"VENV={venv}"]
+    environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        asked, cwd=OPS.parent, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == ends, done.stdout + done.stderr

@@ -153,6 +153,8 @@ def _finished(
     panel.title(title).description(about).unit(unit).datasource(SOURCE).span(width).height(height)
     for letter, query in zip("ABCDEFGH", queries, strict=False):
         target = prometheus.Dataquery().ref_id(letter).expr(query.expr).legend_format(query.legend or title)
+        # Prometheus keeps exemplars of what it scrapes, not of what rules record; other panels have no place for them.
+        target.exemplar(isinstance(panel, timeseries.Panel) and "_bucket" in query.expr)
         panel.with_target(target.datasource(SOURCE).format(PromQueryFormat.TIME_SERIES).range())
     return panel
 

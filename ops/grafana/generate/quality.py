@@ -41,6 +41,9 @@ def _mean(name: str, of: str, span: str) -> str:
 
 def _totals() -> list[Panel]:
     compared = 'presift_guard_samples_total{presift_outcome="compared"}'
+    # As the rule presift:fallbacks:ratio_rate5m, of all the time shown.
+    trouble = f"(sum(increase(presift_fallbacks_total{_RANGE})) or vector(0))"
+    compressed = f'(sum(increase(presift_requests_total{{presift_route!="full"}}{_RANGE})) or vector(0))'
     return [
         number("Agreement", "Mean overlap of compressed answers with full's, 1 is the same. The guard switches a route off below "
                "0.45.", SHARE, Query(_mean(_OVERLAP, "sum", _RANGE)), base=RED, worry=_GOOD, decimals=0),
@@ -52,8 +55,8 @@ def _totals() -> list[Panel]:
         number("Coverage", "Mean share of the attention that falls on what was kept.", SHARE,
                Query(_mean("presift_coverage", "sum", _RANGE)), base=RED, worry=((0.7, YELLOW), (0.85, GREEN)), decimals=0),
         number("Fallbacks", "Of the prompts to compress, those answered in full because of trouble: no loss, but dearer.", SHARE,
-               Query("presift:fallbacks:ratio_rate5m"), base=GREEN, worry=((0.02, YELLOW), (0.1, RED)), decimals=1),
-        number("Routes switched off", "Pairs of route and prompt length that the guard has switched off.", NUMBER,
+               Query(f"{trouble} / ({compressed} + {trouble})"), base=GREEN, worry=((0.02, YELLOW), (0.1, RED)), decimals=1),
+        number("Routes off now", "Pairs of route and prompt length that the guard keeps switched off at the moment.", NUMBER,
                Query("sum(max by (presift_route, presift_band) (presift_guard_off)) or vector(0)"),
                base=GREEN, worry=((1, RED),)),
     ]  # fmt: skip

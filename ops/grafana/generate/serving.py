@@ -38,18 +38,19 @@ def rows() -> Iterator[tuple[str, list[Panel]]]:
 
 
 def _now() -> list[Panel]:
-    count = "sum by (job) (presift_serving)"
-    roles = [
-        Query(f'label_replace({count}, "role", "$1", "job", "presift-(.+)")', "{{role}}"),
-    ]
+    serving = 'sum by (role) (label_replace(presift_serving, "role", "$1", "job", "presift-(.+)"))'
+    none = " or ".join(
+        f'label_replace(vector(0), "role", "{role}", "", "")' for role in ("orchestrator", "draft", "target")
+    )
     return [
-        number("Serving", "Instances whose health says SERVING. Red: a role without any.", NUMBER, *roles, width=8,
+        number("Serving", "Instances whose health says SERVING. Red: a role without any.", NUMBER,
+               Query(f"{serving} or {none}", "{{role}}"), width=8,
                worry=((1, GREEN),), base=RED, sparkline=False),
         number("Alerts", "presift's alerts that fire now; their names are on Prometheus' page Alerts.", NUMBER,
                Query('count(ALERTS{alertname=~"Presift.+", alertstate="firing"}) or vector(0)'),
                worry=((1, RED),), base=GREEN),
         number("Requests", "Finished requests, failed ones too.", PER_SECOND, Query(f"sum(rate({_REQUESTS}{_RATE}))")),
-        number("Failing", "Share of requests that end in an error which is not the caller's. Pages above 5 %.", SHARE,
+        number("Failing", "Share of requests that end in an error which is not the caller's, deadlines aside. Pages above 5 %.", SHARE,
                Query("presift:request_errors:ratio_rate5m"), worry=((0.01, YELLOW), (0.05, RED)), base=GREEN, decimals=1),
         number("First token, p95", "19 of 20 first tokens come sooner, on all routes.", SECONDS,
                Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))")),
@@ -60,10 +61,12 @@ def _requests() -> list[Panel]:
     return [
         lines("Decisions by route", "Requests by what was decided for them.", PER_SECOND,
               Query(f"sum by (presift_route) (rate(presift_requests_total{_RATE}))", "{{presift_route}}"), stacked=True),
-        lines("Ended in an error", "By reason; CANCELLED is a caller who left. OVERLOADED: add targets or raise max_running.",
+        lines("Ended in an error", "By reason; CANCELLED is a caller who left. OVERLOADED: add targets or raise max_running. "
+              "DEADLINE_EXCEEDED: alert above 5 %, pages above half.",
               PER_SECOND, Query(f"sum(rate({_FAILED}{_RATE})) or vector(0)", "all"),
               Query(f"sum by (error_type) (rate({_FAILED}{_RATE}))", "{{error_type}}"), soft_most=0.1),
-        lines("Time to first token", "From a request's arrival at the orchestrator to its first token.", SECONDS,
+        lines("Time to first token", "From a request's arrival at the orchestrator to its first token. Points are requests: each leads "
+              "to its trace.", SECONDS,
               Query(f"histogram_quantile(0.5, sum by (le) (rate({_TTFT}{_RATE})))", "p50"),
               Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))", "p95")),
         lines("Time per output token", "After the first one: how fast answers flow.", SECONDS,

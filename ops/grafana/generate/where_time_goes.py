@@ -97,8 +97,8 @@ def _forecasts() -> list[Panel]:
               line_at=2.0),
         lines("Real / predicted, by route (p50)", "A route that is always wrong: its speeds were learnt under another load.", TIMES,
               Query(_quantile(0.5, _RATIO, _RATE, "le, presift_route"), "{{presift_route}}"), line_at=2.0),
-        lines("First token, p95 by route", "What callers see.", SECONDS,
-              Query("presift:time_to_first_token_seconds:p95_rate5m", "{{presift_route}}")),
+        lines("First token, p95 by route", "What callers see. Points are requests: each leads to its trace.", SECONDS,
+              Query(_quantile(0.95, _of("time_to_first_token"), _RATE, "le, presift_route"), "{{presift_route}}")),
     ]  # fmt: skip
 
 
@@ -112,11 +112,12 @@ def _answers() -> list[Panel]:
               PER_SECOND, Query(f"sum by (presift_role, presift_by) (rate(presift_replica_picked_total{_RATE}))",
                                 "{{presift_role}}: {{presift_by}}"),
               Query("vector(0)", "none"), stacked=True, soft_most=0.1),
-        lines("Trouble of replicas", "Failovers, moves of circuit breakers, hedged calls to drafts, requests aborted in engines.",
+        lines("Trouble of replicas", "Failovers, moves of circuit breakers, hedged calls to drafts, and answers that targets did "
+              "not finish: callers who left, deadlines, comparisons of the guard that gave way, errors.",
               PER_SECOND,
               Query(f"sum by (presift_role) (rate(presift_replica_failovers_total{_RATE}))", "failover: {{presift_role}}"),
               Query(f"sum by (presift_role, presift_to) (rate(presift_replica_breaker_total{_RATE}))",
                     "breaker: {{presift_role}} {{presift_to}}"),
               Query(f"sum by (presift_outcome) (rate(presift_replica_hedges_total{_RATE}))", "hedge {{presift_outcome}}"),
-              Query(f"sum(rate(presift_target_aborted_total{_RATE})) or vector(0)", "aborted in a target"), width=24, height=6, soft_most=0.1),
+              Query(f"sum(rate(presift_target_aborted_total{_RATE})) or vector(0)", "unfinished in a target"), width=24, height=6, soft_most=0.1),
     ]  # fmt: skip

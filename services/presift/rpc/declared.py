@@ -153,7 +153,7 @@ _OF_THE_TARGET = (
     _histogram("presift.target.stage.duration", "s", "Stages of an answer", _STAGE_S, "presift.stage"),
     _counter("presift.target.tokens", "{token}", "Tokens prefilled, found in the cache, generated", "presift.kind"),
     _counter("presift.target.refused", "{request}", "Requests refused", "presift.reason"),
-    _counter("presift.target.aborted", "{request}", "Requests aborted inside the engine"),
+    _counter("presift.target.aborted", "{request}", "Answers not finished: callers and guard gone, deadlines, errors"),
     _gauge("presift.target.running", "{request}", "Requests that the engine generates"),
     _gauge("presift.target.waiting", "{request}", "Requests that wait inside the engine"),
     _gauge("presift.target.kv.held", "{token}", "KV slots of requests that run"),
