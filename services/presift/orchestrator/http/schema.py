@@ -27,9 +27,9 @@ class Wire(BaseModel):
         """Of unknown keys one is enough: pydantic would make an error of each of a million."""
         if not isinstance(given, dict):
             return given
-        unknown = [name for name in islice(given, len(cls.model_fields) + 1) if name not in cls.model_fields][:1]
         names = [name for name in cls.model_fields if given.get(name) is not None]
-        return {name: given[name] for name in names + unknown}
+        unknown = islice((name for name in given if name not in cls.model_fields), 1)
+        return {name: given[name] for name in (*names, *unknown)}
 
 
 class Part(Wire):
