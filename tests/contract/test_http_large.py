@@ -72,11 +72,13 @@ def test_marks_cost_as_much_as_there_are_parts(monkeypatch):
     assert Part.marks == 100
 
 
-async def test_parts_named_twice_are_marked(door):
-    message = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
-    places = [{"message": 0}, {"message": -1}, {"message": 0, "part": 1}]
-    answer = await door.post({"model": MODEL, "messages": [message], "max_tokens": 5, "presift": {"protected": places}})
-    assert answer.json()["presift"]["decision"]["protected_tokens"] == 2
+def test_places_that_say_the_same_are_one():
+    parts = [{"type": "text", "text": text} for text in "abc"]
+    places = [{"message": 1, "part": 1}, {"message": -1, "part": 1}, {"message": 0}, {"message": 0, "part": 0}]
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": parts}]
+    asked = ChatAsked.model_validate({"model": MODEL, "messages": messages, "presift": {"protected": places}})
+    made = incoming.generate_request(asked, 5).prompt.chat.messages
+    assert [[part.protected for part in message.parts] for message in made] == [[True], [False, True, False]]
 
 
 LISTS = {
