@@ -118,6 +118,7 @@ def test_values_are_bounded_before_they_are_made(monkeypatch):
     for raw in (
         b"[" + b"{}," * body.MAX_NESTED + b"{}]",
         b"[" * (body.MAX_NESTED + 1),
+        b"{" + b'"k":1,' * body.MAX_NESTED + b"}",
         b"[" + b"1," * (body.MAX_VALUES + 1) + b"1]",
         b'{"a\\"":[' + b'"\\\\",' * (body.MAX_VALUES + 1) + b"1]}",
     ):
@@ -126,5 +127,5 @@ def test_values_are_bounded_before_they_are_made(monkeypatch):
 
 
 def test_texts_hold_as_many_commas_and_brackets_as_they_like():
-    text = ',[{"\\' * (body.MAX_VALUES + 2)
+    text = ',:[{"\\' * (body.MAX_VALUES + 2)
     assert body.json_object(json.dumps({"a": text, "b": [1, 2]}).encode()) == {"a": text, "b": [1, 2]}

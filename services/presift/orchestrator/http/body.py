@@ -22,8 +22,8 @@ ASIDE_BYTES = 2**18
 # A value takes two bytes here and up to hundreds in memory, and one call into C makes them all: nothing else runs
 # meanwhile, in no thread. More than the longest list of token ids, and than any chat with its tools, has.
 MAX_VALUES = 2**21
-MAX_NESTED = 2**18
-_MARKS = re.compile(rb'\\.|[",\[{]', re.DOTALL)
+MAX_NESTED = 2**19
+_MARKS = re.compile(rb'\\.|[",:\[{]', re.DOTALL)
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
 
 def _check_values(raw: bytes) -> None:
     """Texts may hold as many commas and brackets as they like."""
-    if raw.count(b",") <= MAX_VALUES and raw.count(b"{") + raw.count(b"[") <= MAX_NESTED:
+    if raw.count(b",") <= MAX_VALUES and sum(map(raw.count, (b"{", b"[", b":"))) <= MAX_NESTED:
         return
     is_text, values, nested = False, 0, 0
     for found in _MARKS.finditer(raw):
@@ -61,7 +61,7 @@ def _check_values(raw: bytes) -> None:
         else:
             nested += 1
         if values > MAX_VALUES or nested > MAX_NESTED:
-            limit = f"at most {MAX_VALUES} values, {MAX_NESTED} of them objects and lists"
+            limit = f"at most {MAX_VALUES} values, {MAX_NESTED} objects, lists and keys"
             raise InvalidRequest("body", "of more values", limit)
 
 
