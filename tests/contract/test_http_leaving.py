@@ -8,8 +8,9 @@ from contextlib import suppress
 import openai
 import pytest
 
+from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission import QueueLimits
-from presift.orchestrator.http import body, connections, reply, server
+from presift.orchestrator.http import body, call, connections, reply, server
 
 from .fakes.house import ALL_ROUTES
 from .fakes.ledger import tasks
@@ -255,6 +256,126 @@ async def test_silence_is_broken_once_it_is_long(door, monkeypatch):
     assert stream.text.startswith(": waiting\n\n") and stream.text.endswith("data: [DONE]\n\n")
     client = await door.client.completions.create(**asked(prompt="abc", stream=True))
     assert "".join([chunk.choices[0].text async for chunk in client]) == "cba"
+
+
+async def read_until(reader, mark):
+    said = b""
+    async with asyncio.timeout(20):
+        while mark not in said:
+            more = await reader.read(2**16)
+            assert more, said
+            said += more
+    return said
+
+
+def events_of(said):
+    return [json.loads(line[6:]) for line in said.split(b"\n") if line.startswith(b"data: {")]
+
+
+@pytest.mark.parametrize("has_usage", [False, True])
+async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_usage):
+    """While a draft scores, or a request waits: then the decision comes in the first chunk, too late for the header."""
+    monkeypatch.setattr(reply, "SILENCE_S", 0.1)
+    door.house.draft.gate.clear()
+    options = {"stream": True, "stream_options": {"include_usage": has_usage}, "presift": {"route": "spec_pc"}}
+    reader, writer = await raw(door, posted(asked(prompt=LONG, **options)))
+    head = await read_until(reader, b": waiting\n\n")
+    assert b"200 OK" in head and b"presift-decision" not in head
+    door.house.draft.gate.set()
+    first, *_, last = events_of(await read_until(reader, b"[DONE]"))
+    assert first["presift"]["decision"] == last["presift"]["decision"]
+    assert first["presift"]["decision"]["route"] == "spec_pc" and "usage" not in first["presift"]
+    assert first["choices"][0]["text"] == "" and ("usage" in first) == has_usage
+    writer.close()
+    await is_over(door)
+
+
+async def test_an_error_behind_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
+    monkeypatch.setattr(reply, "SILENCE_S", 0.05)
+    door.house.draft.gate.clear()
+    door.house.target.faults.append(hangs)
+    options = {"stream": True, "presift": {"route": "spec_pc", "timeout_s": 0.5}}
+    answer = await door.http.post("/v1/completions", json=asked(prompt=LONG, **options))
+    assert answer.status_code == 200 and "[DONE]" not in answer.text
+    *_, error = events_of(answer.content)
+    assert error["error"]["code"] == "deadline_exceeded"
+    await is_over(door)
+    (span,) = [span for span in telemetry.spans if span.name == "POST /v1/completions"]
+    assert span.attributes["error.type"] == "deadline_exceeded" and not span.status.is_ok
+
+
+async def test_who_does_not_take_what_went_wrong_is_closed(house, door, monkeypatch):
+    monkeypatch.setattr(call, "TELL_S", 0.05)
+    closed = asyncio.Event()
+
+    async def refuses(asked):
+        raise DeadlineExceeded("the deadline passed")
+
+    async def stands_still(message=None):
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "headers": [], "path_params": {}, "state": {call.ABORT: closed.set}}
+    handled = call.Handled(call.Calling(None, house.server.calls), "/", refuses)
+    async with asyncio.timeout(20):
+        await asyncio.create_task(handled(scope, stands_still, stands_still))
+    assert closed.is_set()
+    await house.settle(lambda: house.server.calls.running == 0)
+    await raw(door, b"")
+    await door.house.settle(lambda: door.server._server.server_state.connections)
+    (connection, *_) = door.server._server.server_state.connections
+    connection.app_state[call.ABORT]()
+    await door.house.settle(lambda: not door.server._server.server_state.connections)
+
+
+async def test_an_end_that_does_not_go_out_is_not_told():
+    sent = []
+
+    async def send(message):
+        if not message.get("more_body", True):
+            raise TimeoutError
+        sent.append(message)
+
+    told = reply.Reply(send)
+    async with told.events():
+        await told.event({})
+        with pytest.raises(TimeoutError):
+            await told.end()
+    assert told.is_ending and not told.is_told
+    with pytest.raises(TimeoutError):
+        await told.refuse(DeadlineExceeded("the deadline passed"))
+    assert told.error == "deadline_exceeded"
+
+
+async def test_no_http_behind_an_early_answer_is_no_news(door, caplog):
+    head = b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    reader, writer = await raw(door, head)
+    assert b"404" in await reader.readline()
+    writer.write(b"no length\r\n")
+    async with asyncio.timeout(20):
+        with suppress(ConnectionError):
+            await reader.read()
+    await door.house.settle(lambda: len(door.server._server.server_state.connections) == 0)
+    assert caplog.records == []
+    writer.close()
+
+
+@pytest.mark.parametrize("header", ["baggage", "tracestate"])
+async def test_a_strangers_trace_headers_are_no_news(door, caplog, header):
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    answer = await door.http.get("/v1/models", headers={header: "xylophone;;=", "traceparent": parent})
+    assert answer.status_code == 200
+    assert "xylophone" not in caplog.text and "opentelemetry" not in caplog.text
+
+
+async def test_a_server_that_does_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr(server, "_LAST_S", 0.05)
+    made = server.HttpServer(None, server.HttpOptions("127.0.0.1:0"))
+    await made.start()
+    ended, made._serving = made._serving, asyncio.create_task(asyncio.Event().wait())
+    async with asyncio.timeout(20):
+        await made.stop(0)
+        await ended
+    assert made._serving.cancelled()
 
 
 def _late(seconds):

@@ -285,11 +285,50 @@ async def test_other_places(door):
         ("POST", "/v1/models", 405),
         ("OPTIONS", "/v1/chat/completions", 405),
         ("GET", "/docs", 404),
+        ("POST", "/v1/chat/completions/", 404),
+        ("GET", "/health/", 404),
         ("GET", "/openapi.json", 404),
     ):
         answer = await door.http.request(method, path, headers={"origin": "https://elsewhere.example"})
         assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
         assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert (status == 405) == ("allow" in answer.headers) and "location" not in answer.headers
+    assert (await door.http.get("/v1/chat/completions")).headers["allow"] == "POST"
+
+
+async def test_what_is_refused_is_counted(door, telemetry):
+    def counted(route, status):
+        return telemetry.total("presift.http.replies", http_route=route, status=status)
+
+    wanted = [("/v1/chat/completions", "200"), ("/v1/chat/completions", "400"), ("/v1/completions", "415")]
+    wanted += [("other", "404"), ("other", "405"), ("/v1/models/{model:path}", "404")]
+    before = [counted(*each) for each in wanted]
+    await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})
+    await door.post({"model": MODEL, "messages": []})
+    await door.http.post("/v1/completions", content=b"")
+    await door.http.get("/secret-path")
+    await door.http.get("/v1/completions")
+    await door.http.get("/v1/models/gpt-4o")
+    await door.http.get("/health")
+    assert [counted(*each) - old for each, old in zip(wanted, before, strict=True)] == [1] * len(wanted)
+
+
+async def test_null_is_left_out_everywhere(door):
+    options = {
+        "route": None,
+        "budget": {"max_kv_tokens": None},
+        "protected": None,
+        "documents": None,
+        "token_ids": None,
+    }
+    said = {"stream": True, "stream_options": {"include_usage": None}, "presift": options | {"explain": None}}
+    answer = await door.post({"model": MODEL, "messages": user(name=None, protected=None), "max_tokens": 5} | said)
+    assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_list_that_is_too_long_is_told_in_words(door):
+    error = (await door.post({"model": MODEL, "messages": CHAT, "stop": ["x"] * 17})).json()["error"]
+    assert error["message"] == "stop is longer; it must be a list of at most 16"
 
 
 async def test_a_strict_budget_that_cannot_be_met(door):

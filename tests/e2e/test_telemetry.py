@@ -36,6 +36,7 @@ NOT_HERE = {
     "presift.prefill.failures": "the target must fail while the draft works",
     "presift.fallbacks": "the draft must fail",
     "presift.callers.refused": "nobody has to say who calls here",
+    "presift.http.replies": "nobody comes by HTTP here",
     "presift.limits.refused": "no tenant has limits here",
     "presift.limits.trouble": "the Redis of tenants' limits must be away",
     "presift.admission.refused": "more must wait than may",

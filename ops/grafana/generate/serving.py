@@ -104,6 +104,7 @@ def _door() -> list[Panel]:
               Query(f"sum by (presift_field) (rate(presift_admission_refused_total{_RATE}))", "overload: {{presift_field}}"),
               Query(f"sum by (presift_limit) (rate(presift_limits_refused_total{_RATE}))", "limit: {{presift_limit}}"),
               Query(f"sum by (presift_why) (rate(presift_callers_refused_total{_RATE}))", "caller: {{presift_why}}"),
+              Query(f'sum by (http_response_status_code) (rate(presift_http_replies_total{{http_response_status_code=~"[45].."}}{_RATE}))', "HTTP {{http_response_status_code}}"),
               Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
               Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
               Query("vector(0)", "none"), width=12, soft_most=1.0),

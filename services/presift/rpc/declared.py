@@ -106,6 +106,13 @@ _OF_ADMISSION = (
     _gauge("presift.admission.waiting.bytes", "By", "Memory that these hold"),
     _gauge("presift.admission.waiting.tenants", "{tenant}", "Tenants whose requests wait"),
     _counter("presift.limits.refused", "{call}", "Calls over what their tenant may use", "presift.limit"),
+    _counter(
+        "presift.http.replies",
+        "{call}",
+        "Replies over HTTP, health left out",
+        "http.route",
+        "http.response.status_code",
+    ),
     _counter("presift.limits.trouble", "{call}", "Calls whose tenant's use nobody could tell", "presift.limit"),
 )
 

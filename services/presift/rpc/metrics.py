@@ -22,6 +22,8 @@ _CONVENTIONS = {
     "model": "gen_ai.request.model",
     "token_type": "gen_ai.token.type",
     "error": "error.type",
+    "http_route": "http.route",
+    "status": "http.response.status_code",
 }
 
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
-from opentelemetry import metrics, trace
+from opentelemetry import metrics, propagate, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from presift.core.plan import SpanRef
 from presift.rpc.exposition import exposed
 from presift.rpc.logs import LogFormat
+from presift.rpc.trace_parents import TraceParents
 
 SCOPE = "presift"
 
@@ -113,6 +114,7 @@ def exported(service: str, telemetry: Telemetry) -> Iterator[None]:
     # A stream that its caller left may be closed in another context than it began in; OpenTelemetry logs a stack trace
     # for each, which any caller could fill the log with. Nothing is lost: that context has ended.
     logging.getLogger("opentelemetry.context").addFilter(_is_no_detaching)
+    propagate.set_global_textmap(TraceParents())
     resource = Resource.create({"service.name": f"presift-{service}", "service.version": version("presift")})
     with ExitStack() as told:
         readers: list[MetricReader] = []

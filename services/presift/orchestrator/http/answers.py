@@ -64,6 +64,11 @@ class Answer:
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
         return self._object(self.shape.whole, [], usage=usage, presift=presift)
 
+    def opening(self, decision: orchestrator_pb2.Decision, *, has_usage: bool) -> dict[str, Any]:
+        """The decision, where it comes too late for the header."""
+        empty = self.chunk(orchestrator_pb2.TextDelta(), has_usage=has_usage)
+        return empty | {"presift": {"decision": told(decision)}}
+
     def chunk(self, delta: orchestrator_pb2.TextDelta, *, has_usage: bool) -> dict[str, Any]:
         """What is new."""
         said = self._delta(delta.text) if self.shape.is_chat else {"text": delta.text}

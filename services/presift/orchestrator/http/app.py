@@ -14,6 +14,7 @@ from presift.orchestrator.http.asking import Asking
 from presift.orchestrator.http.call import Calling, Endpoint, Handled
 from presift.orchestrator.http.models import ServedModels
 from presift.orchestrator.http.statuses import METHOD_NOT_ALLOWED, NOT_FOUND, HttpRefusal, refusal_of
+from presift.orchestrator.http.tracing import OTHER, told
 
 
 def application(calling: Calling, asking: Asking, models: ServedModels, is_serving: Callable[[], bool]) -> Starlette:
@@ -33,7 +34,10 @@ def application(calling: Calling, asking: Asking, models: ServedModels, is_servi
         route("GET", "/v1/models/{model:path}", models.one),
         Route("/health", health, methods=["GET"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
+    # It would send strangers on to whatever host their own header names.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -41,4 +45,6 @@ async def _refuse(request: Request, error: Exception) -> Response:
     row = METHOD_NOT_ALLOWED if is_method else NOT_FOUND
     known = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health"
     refusal = refusal_of(HttpRefusal(row, f"there is no such thing here; there is {known}"))
-    return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
+    told(OTHER, refusal.status)
+    allowed = dict(error.headers or {}) if isinstance(error, HTTPException) else {}  # a 405 says what is
+    return JSONResponse(refusal.body, refusal.status, headers=refusal.headers | allowed)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
 from presift.orchestrator.explanation import Detail
 from presift.orchestrator.http.answers import CHAT, TEXT, Answer, Shape
-from presift.orchestrator.http.body import json_object
+from presift.orchestrator.http.body import aside, body_of, json_object
 from presift.orchestrator.http.call import Call
 from presift.orchestrator.http.incoming import explain_request, generate_request
 from presift.orchestrator.http.models import ServedModels
 from presift.orchestrator.http.parameters import brief, carried_out
-from presift.orchestrator.http.reply import Reply
+from presift.orchestrator.http.reply import Reply, as_json
 from presift.orchestrator.http.schema import MAX_TIMEOUT_S, ChatAsked, TextAsked, parsed
 from presift.orchestrator.http.telling import HEADER, in_header
 from presift.orchestrator.incoming import question_from_wire, request_from_wire
@@ -54,8 +54,8 @@ class Asking:
     async def _ask(self, call: Call, kind: type[AnyAsked], shape: Shape) -> None:
         clock = asyncio.get_running_loop().time
         arrived_s = clock()
-        given = await json_object(call.headers, call.receive, self._terms.max_body_bytes)
-        asked = parsed(kind, carried_out(given))
+        raw = await body_of(call.headers, call.receive, self._terms.max_body_bytes)
+        asked = await aside(len(raw), lambda: parsed(kind, carried_out(json_object(raw))))
         target = self._models.named(asked.model)
         answer = Answer(shape, target.id, target.revision, shows_ids=asked.presift.token_ids)
         timeout_s = _timeout_s(call, asked)
@@ -63,20 +63,21 @@ class Asking:
         left_s = None if timeout_s is None else timeout_s - (clock() - arrived_s)
         try:
             async with call.presence.watched(), asyncio.timeout(left_s) as deadline:
-                await self._answer(call, asked, answer, left_s)
+                await self._answer(call, asked, answer, left_s, len(raw))
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise DeadlineExceeded("the deadline passed") from None
 
-    async def _answer(self, call: Call, asked: AnyAsked, answer: Answer, left_s: float | None) -> None:
-        message = generate_request(asked, self._terms.max_new_tokens)
+    async def _answer(self, call: Call, asked: AnyAsked, answer: Answer, left_s: float | None, size: int) -> None:
+        message = await aside(size, lambda: generate_request(asked, self._terms.max_new_tokens))
         if asked.presift.explain is not None:
-            await self._explain(call, explain_request(message, asked), answer, left_s, is_stream=asked.stream)
+            question = await aside(size, lambda: explain_request(message, asked))
+            await self._explain(call, question, answer, left_s, is_stream=asked.stream)
             return
         if asked.stream_options is not None and not asked.stream:
             raise InvalidRequest("stream_options", "given", "left out, unless stream is true")
-        request = request_from_wire(message).of(call.caller, self._terms.salt)
+        request = (await aside(size, lambda: request_from_wire(message))).of(call.caller, self._terms.salt)
         async with aclosing(self._pipeline.generate(request, left_s)) as events:
             if asked.stream:
                 has_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -97,13 +98,13 @@ class Asking:
             raise PermissionDenied("Explain is switched off here (--no-explain)")
         if is_stream:
             raise InvalidRequest("stream", True, "false with presift.explain")
-        request = question_from_wire(message).of(call.caller, self._terms.salt)
+        request = (await asyncio.to_thread(question_from_wire, message)).of(call.caller, self._terms.salt)
         detail = Detail(kv_mask=message.include_kv_mask, span_per_token=message.span_per_token)
         explanation = await self._pipeline.explain(request, detail, left_s)
         # A span of every token takes a while: others stream meanwhile.
         told = await asyncio.to_thread(explanation_to_wire, explanation)
-        body = await asyncio.to_thread(answer.explained, told)
-        await call.reply.json(200, body, {HEADER: in_header(told.decision)})
+        raw = await asyncio.to_thread(lambda: as_json(answer.explained(told)))
+        await call.reply.whole(200, raw, {HEADER: in_header(told.decision)})
 
 
 async def _gather(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply) -> None:
@@ -119,8 +120,10 @@ async def _gather(events: AsyncGenerator[Event, None], answer: Answer, reply: Re
 
 
 async def _stream(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply, has_usage: bool) -> None:
-    decision, usage = event_to_wire(await anext(events)).decision, orchestrator_pb2.Usage()
-    async with reply.events({HEADER: in_header(decision)}):
+    async with reply.events():
+        decision, usage = event_to_wire(await anext(events)).decision, orchestrator_pb2.Usage()
+        if not reply.has_header(HEADER, in_header(decision)):
+            await reply.event(answer.opening(decision, has_usage=has_usage))
         async for event in events:
             wire = event_to_wire(event)
             if wire.HasField("usage"):

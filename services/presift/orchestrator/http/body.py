@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 from starlette.datastructures import Headers
@@ -15,11 +17,25 @@ from presift.orchestrator.http.statuses import BODY_TIMEOUT, TOO_LARGE, UNSUPPOR
 
 # Seconds in which the whole body must have come: a call counts from its first header on.
 BODY_S = 120.0
+# From so many bytes on, a body is worked on aside: all calls of both doors share one event loop.
+ASIDE_BYTES = 2**18
+# A value takes two bytes here and up to hundreds in memory, and one call into C makes them all: nothing else runs
+# meanwhile, in no thread. More than the longest list of token ids, and than any chat with its tools, has.
+MAX_VALUES = 2**21
+MAX_NESTED = 2**19
+_MARKS = re.compile(rb'\\.|[",:\[{]', re.DOTALL)
+
+T = TypeVar("T")
 
 
-async def json_object(headers: Headers, receive: Receive, max_bytes: int) -> dict[str, Any]:
-    """Raises InvalidRequest for what is no JSON object, HttpRefusal for what is not read, CallerLeft."""
-    raw = await _body(headers, receive, max_bytes)
+async def aside(size: int, work: Callable[[], T]) -> T:
+    """What `work` returns, in another thread where it is about a body of many bytes."""
+    return work() if size < ASIDE_BYTES else await asyncio.to_thread(work)
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """Raises InvalidRequest for what is no JSON object, or has too many values."""
+    _check_values(raw)
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as error:  # says where, quotes nothing
@@ -29,7 +45,28 @@ async def json_object(headers: Headers, receive: Receive, max_bytes: int) -> dic
     return value
 
 
-async def _body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+def _check_values(raw: bytes) -> None:
+    """Texts may hold as many commas and brackets as they like."""
+    if raw.count(b",") <= MAX_VALUES and sum(map(raw.count, (b"{", b"[", b":"))) <= MAX_NESTED:
+        return
+    is_text, values, nested = False, 0, 0
+    for found in _MARKS.finditer(raw):
+        mark = found[0]
+        if mark == b'"':
+            is_text = not is_text
+        elif is_text or len(mark) > 1:
+            continue
+        elif mark == b",":
+            values += 1
+        else:
+            nested += 1
+        if values > MAX_VALUES or nested > MAX_NESTED:
+            limit = f"at most {MAX_VALUES} values, {MAX_NESTED} objects, lists and keys"
+            raise InvalidRequest("body", "of more values", limit)
+
+
+async def body_of(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+    """Raises HttpRefusal for what is not read, and CallerLeft."""
     # A page of another site can send forms and plain text without asking; JSON it cannot.
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpRefusal(UNSUPPORTED_MEDIA, "the body must be JSON: content-type application/json")

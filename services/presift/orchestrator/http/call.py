@@ -22,6 +22,11 @@ from presift.orchestrator.incoming import tenant_from_metadata
 from presift.rpc.calls import Calls
 from presift.rpc.interceptor import without_text
 
+# Seconds that a caller has to take what went wrong. He may read a byte now and then: his call would never end.
+TELL_S = 5.0
+# In the state of a request's scope (`connections.py`): what closes its connection at once.
+ABORT = "presift.abort"
+
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +86,7 @@ class Handled:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
-        presence = Presence(receive, lambda: reply.is_told)
+        presence = Presence(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
         with served(scope["method"], self.route, headers, reply):
             try:
@@ -90,5 +95,17 @@ class Handled:
             except (Exception, asyncio.CancelledError) as error:
                 told = self.calling.told(error, presence)
                 if told is not None:
-                    with suppress(asyncio.CancelledError):  # cut while it is told
-                        await reply.refuse(told)
+                    await _tell(reply, told, scope)
+
+
+async def _tell(reply: Reply, error: PresiftError, scope: Scope) -> None:
+    try:
+        with suppress(asyncio.CancelledError):  # cut while it is told
+            async with asyncio.timeout(TELL_S):
+                await reply.refuse(error)
+    except TimeoutError:
+        scope.get("state", {}).get(ABORT, _nothing)()
+
+
+def _nothing() -> None:
+    """Another server than ours: it closes by itself what has no end."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from presift.core.errors import PresiftError
+from presift.orchestrator.http.call import ABORT
 
 # As the gRPC door: pings after 30 s, and a peer that leaves three of them without an answer is gone.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -22,11 +24,20 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
         self.handle_events()  # stops the clock where a request begins
+
+    def handle_events(self) -> None:
+        try:
+            super().handle_events()
+        except h11.LocalProtocolError:
+            # What came behind an early answer is no HTTP, and uvicorn would answer it once more: asyncio would log a
+            # stack trace for everybody who sends that.
+            self.transport.abort()
 
 
 def bound(listen: str, setting: str) -> socket.socket:

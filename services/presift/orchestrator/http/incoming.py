@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_PROMPT_TOKENS
 from presift.orchestrator.http.options import budget_of, kv_of, route_of, sampling_of, spans_of
 from presift.orchestrator.http.parameters import brief
 from presift.orchestrator.http.schema import Asked, ChatAsked, Message, Place, TextAsked
+from presift.orchestrator.limits import MAX_PARTS
 from presift.v1 import orchestrator_pb2, target_pb2
 
 # What OpenAI documents for a caller who leaves it out.
@@ -45,6 +47,8 @@ def explain_request(request: orchestrator_pb2.GenerateRequest, asked: Asked) -> 
 
 
 def _chat(asked: ChatAsked) -> orchestrator_pb2.Prompt:
+    if (parts := sum(len(message.content or ()) for message in asked.messages)) > MAX_PARTS:
+        raise InvalidRequest("messages.content", f"{parts} parts", f"at most {MAX_PARTS}")
     messages = [_message(message, at) for at, message in enumerate(asked.messages)]
     # With "none" the model is not to call any: it is not told of them.
     tools = () if asked.tool_choice == "none" else asked.tools or ()
@@ -87,15 +91,21 @@ def _json(value: dict[str, Any], where: str) -> str:
 
 def _mark(messages: list[orchestrator_pb2.Message], places: Iterable[Place], mark: str) -> None:
     """Set `mark` on the parts at `places`; what is marked is held against its limits where all is."""
-    for at, place in enumerate(places):
-        where = f"presift.{mark if mark == 'protected' else 'documents'}[{at}]"
-        if not -len(messages) <= place.message < len(messages):
-            raise InvalidRequest(f"{where}.message", brief(place.message), f"the number of one of {len(messages)}")
-        parts = messages[place.message].parts
-        if place.part is not None and place.part >= len(parts):
-            raise InvalidRequest(f"{where}.part", brief(place.part), f"the number of one of {len(parts)}")
-        for part in parts if place.part is None else [parts[place.part]]:
-            setattr(part, mark, True)
+    name = f"presift.{mark if mark == 'protected' else 'documents'}"
+    # A place may be named often, and be a message of many parts: each is gone to once.
+    for number, part in {_found(messages, place, f"{name}[{at}]") for at, place in enumerate(places)}:
+        parts = messages[number].parts
+        for each in parts if part is None else [parts[part]]:
+            setattr(each, mark, True)
+
+
+def _found(messages: list[orchestrator_pb2.Message], place: Place, where: str) -> tuple[int, int | None]:
+    if not -len(messages) <= place.message < len(messages):
+        raise InvalidRequest(f"{where}.message", brief(place.message), f"the number of one of {len(messages)}")
+    parts = messages[place.message].parts
+    if place.part is not None and place.part >= len(parts):
+        raise InvalidRequest(f"{where}.part", brief(place.part), f"the number of one of {len(parts)}")
+    return place.message % len(messages), place.part
 
 
 def _completion(asked: TextAsked) -> orchestrator_pb2.Prompt:
@@ -106,6 +116,8 @@ def _completion(asked: TextAsked) -> orchestrator_pb2.Prompt:
         prompt = prompt[0]  # a batch of one
     if isinstance(prompt, str):
         return orchestrator_pb2.Prompt(text=prompt)
+    if isinstance(prompt, list) and len(prompt) > MAX_PROMPT_TOKENS:
+        raise InvalidRequest("prompt", f"{len(prompt)} tokens", f"at most {MAX_PROMPT_TOKENS}")
     if isinstance(prompt, list) and all(type(each) is int and 0 <= each < 2**32 for each in prompt):
         return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=prompt))
     value = f"a list of {len(prompt)}" if isinstance(prompt, list) else brief(prompt)

@@ -16,11 +16,11 @@ class CallerLeft(Exception):
 class Presence:
     """Whether the caller of the current task is still there. `has_left`: its task was cancelled for that."""
 
-    def __init__(self, receive: Receive, is_told: Callable[[], bool]) -> None:
-        """A server says the same of a connection whose answer `is_told` to the end: nobody left then."""
+    def __init__(self, receive: Receive, is_ending: Callable[[], bool]) -> None:
+        """A server says the same of a connection whose answer `is_ending`, or has: nobody left then."""
         self.has_left = False
         self._receive = receive
-        self._is_told = is_told
+        self._is_ending = is_ending
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -34,6 +34,6 @@ class Presence:
     async def _watch(self, task: asyncio.Task[object] | None) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if task is not None and not self._is_told():
+        if task is not None and not self._is_ending():
             self.has_left = True
             task.cancel()

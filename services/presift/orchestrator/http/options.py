@@ -10,6 +10,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_STOP_TOKEN_IDS
 from presift.orchestrator.http.parameters import brief
 from presift.orchestrator.http.schema import Options
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
@@ -71,6 +72,11 @@ def _fill(message: Message, field: FieldDescriptor, value: Any, where: str) -> N
         part.SetInParent()  # an empty one is one, too
         _filled(part, value, where)
         return
+    # Neither is to be converted, or put into words, before it is refused.
+    if field.is_repeated and isinstance(value, list) and len(value) > MAX_STOP_TOKEN_IDS:
+        raise InvalidRequest(where, f"{len(value)} values", f"at most {MAX_STOP_TOKEN_IDS}")
+    if not field.is_repeated and isinstance(value, list | dict):
+        raise InvalidRequest(where, brief(value), _KINDS.get(field.cpp_type, "of another type"))
     if field.enum_type is not None:
         value = _number(field.enum_type, value, where)
     try:

@@ -18,36 +18,55 @@ SILENCE_S = 15.0
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+def as_json(body: Mapping[str, Any]) -> bytes:
+    """Bytes of a body. Of a large one they are to be made in another thread."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
 class Reply:
-    """`is_told`: nothing is left to be said. `status` is 0 before anything was sent."""
+    """`is_told`: nothing is left to be said; `is_ending`: the last of it is on its way. `status` is 0 before anything
+    was sent, `error` the code of what went wrong."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._headers: dict[str, str] = {}
         self.status = 0
+        self.error = ""
+        self.is_ending = False
         self.is_told = False
+        self._has_begun = False
         self._is_stream = False
         self._last_s = 0.0
         self._writing = asyncio.Lock()
 
     async def json(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
         """The whole reply."""
-        raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        await self.whole(status, as_json(body), headers)
+
+    async def whole(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """The same, of bytes."""
         known = {"content-type": "application/json", "content-length": str(len(raw))}
-        await self._start(status, known | dict(headers or {}))
-        await self._write(raw, ends=True)
+        async with self._writing:
+            await self._start(status, known | dict(headers or {}))
+            await self._write(raw, ends=True)
 
     @asynccontextmanager
-    async def events(self, headers: Mapping[str, str]) -> AsyncIterator[None]:
+    async def events(self) -> AsyncIterator[None]:
         """Inside, `event` may be sent. Nothing goes out before the first one (or a long silence), so that what goes
         wrong before it has its own status."""
-        self._is_stream, self._headers = True, {**_EVENTS, **headers}
+        self._is_stream, self._headers = True, dict(_EVENTS)
         self._last_s = asyncio.get_running_loop().time()
         beating = asyncio.create_task(self._beat(), name="keep a stream alive")
         try:
             yield
         finally:
             beating.cancel()
+
+    def has_header(self, name: str, value: str) -> bool:
+        """Let the stream begin with this header, too. False where it has begun: a long silence was broken."""
+        if not self._has_begun:
+            self._headers[name] = value
+        return not self._has_begun
 
     async def event(self, value: Mapping[str, Any]) -> None:
         await self._line(f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n")
@@ -59,6 +78,7 @@ class Reply:
     async def refuse(self, error: PresiftError) -> None:
         """By its status or, once something was sent, as the last event. A reply that is told stays as it is."""
         refusal = refusal_of(error)
+        self.error = str(refusal.body["error"]["code"])
         if not self.status:
             await self.json(refusal.status, refusal.body, refusal.headers)
         elif not self.is_told and self._is_stream:
@@ -79,10 +99,12 @@ class Reply:
             await self._write(line.encode("utf-8", "replace"), ends=ends)
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self._has_begun = True
         raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         self.status = status
 
     async def _write(self, raw: bytes, *, ends: bool) -> None:
-        self.is_told = ends
+        self.is_ending = ends
         await self._send({"type": "http.response.body", "body": raw, "more_body": not ends})
+        self.is_told = ends

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from presift.core.errors import InvalidRequest
-from presift.core.limits import MAX_STOP_STRINGS
+from presift.core.limits import MAX_SPANS, MAX_STOP_STRINGS
 from presift.orchestrator.http.parameters import brief
 from presift.orchestrator.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS
 
@@ -16,9 +17,19 @@ MAX_TIMEOUT_S = 86_400
 
 
 class Wire(BaseModel):
-    """Base of all that comes in."""
+    """Base of all that comes in. null is the same as leaving a key out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        """Of unknown keys one is enough: pydantic would make an error of each of a million."""
+        if not isinstance(given, dict):
+            return given
+        names = [name for name in cls.model_fields if given.get(name) is not None]
+        unknown = islice((name for name in given if name not in cls.model_fields), 1)
+        return {name: given[name] for name in (*names, *unknown)}
 
 
 class Part(Wire):
@@ -35,9 +46,10 @@ def _as_parts(content: Any) -> Any:
 
 
 # Behind a validator of ours a bound would be asked of None, too: it stands with the list.
-Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
+# Of a list whose items are all wrong, the first is told, and the others are not looked at.
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 Content = Annotated[Parts | None, BeforeValidator(_as_parts)]
-Strings = Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)]
+Strings = Annotated[list[str], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)]
 JsonObject = dict[str, Any]
 
 
@@ -47,7 +59,7 @@ class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
     name: str | None = None
-    tool_calls: Annotated[list[JsonObject] | None, Field(max_length=MAX_TOOL_CALLS)] = None
+    tool_calls: Annotated[list[JsonObject], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     protected: bool = False
     refusal: None = None
@@ -68,6 +80,9 @@ class Place(Wire):
     part: Annotated[int | None, Field(ge=0)] = None
 
 
+Places = Annotated[list[Place], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
 class Explain(Wire):
     include_kv_mask: bool = False
     span_per_token: bool = False
@@ -84,9 +99,9 @@ class Options(Wire):
     budget: JsonObject | None = None
     kv: JsonObject | None = None
     sampling: JsonObject | None = None
-    protected_spans: list[JsonObject] | None = None
-    protected: Annotated[list[Place], Field(max_length=MAX_PARTS)] = []
-    documents: Annotated[list[Place], Field(max_length=MAX_PARTS)] = []
+    protected_spans: Annotated[list[JsonObject], Field(max_length=MAX_SPANS, fail_fast=True)] | None = None
+    protected: Places = []
+    documents: Places = []
     explain: Annotated[Explain | None, BeforeValidator(_as_explain)] = None
     token_ids: bool = False
     timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None
@@ -113,9 +128,9 @@ class Asked(Wire):
 class ChatAsked(Asked):
     """/v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    tools: Annotated[list[JsonObject] | None, Field(max_length=MAX_TOOLS)] = None
+    tools: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
 
 
@@ -133,10 +148,12 @@ def parsed(kind: type[T], given: dict[str, Any]) -> T:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         field = _path(first["loc"])
         if first["type"] == "extra_forbidden":
             raise InvalidRequest(field, "given", "left out: there is no such parameter") from None
+        if first["type"] == "too_long":
+            raise InvalidRequest(field, "longer", f"a list of at most {first['ctx']['max_length']}") from None
         if first["type"] == "missing":
             raise InvalidRequest(field, "missing", "given") from None
         said = first["msg"].removeprefix("Input should be ").removeprefix("Value should have ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
@@ -21,6 +21,8 @@ SETTING = "http_listen"
 # Longer than clients keep a connection that they do not use: who closes first must not be a matter of luck.
 _IDLE_S = 75
 _TICK_S = 0.01
+# Once every connection is aborted, what is left ends at once.
+_LAST_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -94,5 +96,7 @@ class HttpServer:
         # Who does not read is not heard of otherwise.
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
-        with suppress(asyncio.CancelledError):
-            await self._serving
+        done, _ = await asyncio.wait((self._serving,), timeout=_LAST_S)
+        if not done:
+            self._serving.cancel()
+            await asyncio.wait((self._serving,), timeout=_LAST_S)

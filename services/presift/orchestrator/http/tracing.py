@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from starlette.datastructures import Headers
 
 from presift.orchestrator.http.reply import Reply
+from presift.rpc.metrics import count
 from presift.rpc.telemetry import tracer
+from presift.rpc.trace_parents import TraceParents
+
+# Of all paths that there are not: they are the caller's.
+OTHER = "other"
 
 
 @contextmanager
@@ -17,7 +22,7 @@ def served(method: str, route: str, headers: Headers, reply: Reply) -> Iterator[
     """Around one call; its status is known at the end. No path, query or header is told: they are the caller's."""
     with tracer().start_as_current_span(
         f"{method} {route}",
-        context=propagate.extract(dict(headers)),
+        context=TraceParents().extract(dict(headers)),
         kind=trace.SpanKind.SERVER,
         attributes={"http.request.method": method, "http.route": route},
         record_exception=False,
@@ -25,5 +30,14 @@ def served(method: str, route: str, headers: Headers, reply: Reply) -> Iterator[
     ) as span:
         yield
         span.set_attribute("http.response.status_code", reply.status)
-        if reply.status >= 500:
+        if reply.error:
+            span.set_attribute("error.type", reply.error)
+        # A stream that broke has the status that it began with.
+        if reply.status >= 500 or (reply.error and reply.status < 400):
             span.set_status(trace.StatusCode.ERROR)
+    told(route, reply.status)
+
+
+def told(route: str, status: int) -> None:
+    """Count a reply; 0 is that of a caller who left before it."""
+    count("presift.http.replies", http_route=route, status=str(status or "none"))
