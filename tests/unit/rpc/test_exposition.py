@@ -54,7 +54,8 @@ def scraped(listen: str, accept: str = "") -> str:
 
 def words(metric) -> dict[str, str]:
     """Every attribute of it, by its short word."""
-    shorts = {metrics.attribute(word): word for word in ("genai_operation", "model", "token_type", "error")}
+    conventions = ("genai_operation", "model", "token_type", "error", "http_route", "status")
+    shorts = {metrics.attribute(word): word for word in conventions}
     return {shorts.get(key, key.removeprefix("presift.")): "x" for key in metric.attributes}
 
 
