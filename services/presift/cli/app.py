@@ -64,7 +64,7 @@ def up(
     cross_vocabulary: CrossVocabulary = False,
     insecure: Insecure = False,
     observability: ObservabilityOn = False,
-    metrics_from: Annotated[int, typer.Option(min=1, max=65_535, help="the first of their ports")] = 9464,
+    metrics_from: Annotated[int, typer.Option(min=1, max=65_535, help="the first of these ports")] = 9464,
     otlp_endpoint: Annotated[str | None, typer.Option(help="HOST:PORT (OTLP/gRPC) that traces are sent to")] = None,
 ) -> None:
     """Run cache, draft, target and orchestrator on this machine until Ctrl-C.

@@ -30,7 +30,11 @@ CrossVocabulary = Annotated[
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")]
 ObservabilityOn = Annotated[
-    bool, typer.Option("--observability", help="each service tells metrics to Prometheus on a port of its own")
+    bool,
+    typer.Option(
+        "--observability",
+        help="each service tells metrics to Prometheus on a port of its own (so with --otlp-endpoint)",
+    ),
 ]
 Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
 LocalPolicy = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from presift.cli.connecting import ApiKeyFile, Ca, Cert, Key, connect
+from presift.cli.connecting import ApiKeyFile, Ca, Cert, Key, Tls, connect
 from presift.cli.settings import CliSettings
 from presift.cli.telling import errors_told, fail
 
@@ -38,6 +38,7 @@ def plan(
     kv_pool_tokens: Annotated[int | None, typer.Option(help="KV tokens of a target; what fits if unset")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
     address: Learnt = None,
+    tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -57,7 +58,7 @@ def plan(
     try:
         speeds = None
         if address is not None:
-            with errors_told(), connect(address, ca, cert, key, api_key_file) as client:
+            with errors_told(), connect(address, ca, cert, key, api_key_file, tls=tls) as client:
                 speeds = route_table.behind(client.info()).speeds
         asked = making.Asked(
             workload=workload.Workload(rate, workload.mix_of(mix), answer_tokens, cache_hits),

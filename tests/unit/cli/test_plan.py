@@ -133,8 +133,10 @@ class Orchestrator:
 
 
 def test_speeds_that_an_orchestrator_has_learnt(run, monkeypatch):
-    monkeypatch.setattr("presift.cli.plan.connect", lambda *arguments, **options: Orchestrator())
-    result = run("--rate", 1, "--mix", "2000", "--address", "there:1")
+    how = {}
+    monkeypatch.setattr("presift.cli.plan.connect", lambda *arguments, **options: how.update(options) or Orchestrator())
+    result = run("--rate", 1, "--mix", "2000", "--address", "there:1", "--tls")
+    assert how == {"tls": True}
     assert (
         "learnt by the orchestrator" in result.output
         and "reading 2,000 tokens: a draft 0.02 s, a target 0.02 s" in result.output
