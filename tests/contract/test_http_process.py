@@ -6,22 +6,15 @@ import os
 import signal
 import ssl
 import sys
-from dataclasses import replace
 
 import httpx
 import openai
 import pytest
 
-from presift.rpc.server import GrpcServer, ServerOptions
-from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
-from presift.target.servicer import TargetServicer
-from presift.v1 import draft_pb2_grpc, target_pb2_grpc
-
 from .fakes.authority import Authority
+from .fakes.behind import engine, services_behind
 from .fakes.doors import ACME, ENTRIES
 from .fakes.house import LOCAL
-from .fakes.services import FakeDraft, model
 
 TOKEN_IDS = {"presift": {"token_ids": True, "sampling": {"ignore_eos": True}}}
 
@@ -29,22 +22,9 @@ TOKEN_IDS = {"presift": {"token_ids": True, "sampling": {"ignore_eos": True}}}
 @pytest.fixture
 async def start():
     """flags -> a process, and the first lines that it said."""
-    target, draft = TargetServicer(Admission(max_running=16, max_waiting=64)), FakeDraft(model("draft"))
-    servers, started = [], []
-    for add, service in (
-        (draft_pb2_grpc.add_DraftServiceServicer_to_server, draft),
-        (target_pb2_grpc.add_TargetServiceServicer_to_server, target),
-    ):
-        servers.append(GrpcServer(ServerOptions(LOCAL), []))
-        add(service, servers[-1].grpc)
-    ports = [await server.start() for server in servers]
-    engine = EchoEngine(model=replace(ECHO_MODEL, tokenizer_fingerprint="f1"), token_delay_s=0.01)
-    target.use(engine)
+    started, target_engine = [], engine(token_delay_s=0.01)
 
     async def start(*flags):
-        addresses = [
-            f"--{kind}-address=127.0.0.1:{port}" for kind, port in zip(("draft", "target"), ports, strict=True)
-        ]
         command = [sys.executable, "-m", "presift.orchestrator", "--no-calibrate", f"--listen={LOCAL}", *addresses]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         pipe = asyncio.subprocess.PIPE
@@ -53,14 +33,13 @@ async def start():
         )
         return started[-1]
 
-    start.engine = engine
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-    for server in servers:
-        await server.grpc.stop(0)
+    start.engine = target_engine
+    async with services_behind(target_engine) as addresses:
+        yield start
+        for process in started:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
 
 
 async def url_of(process):

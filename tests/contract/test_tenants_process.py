@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-from dataclasses import replace
 
 import grpc
 import jwt
@@ -16,15 +15,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from presift.orchestrator.access.api_keys import digest_of, new_key
-from presift.rpc.server import GrpcServer, ServerOptions
-from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
-from presift.target.servicer import TargetServicer
-from presift.v1 import draft_pb2_grpc, orchestrator_pb2_grpc, target_pb2_grpc
+from presift.v1 import orchestrator_pb2_grpc
 
+from .fakes.behind import engine, services_behind
 from .fakes.doors import shows
 from .fakes.house import LOCAL, Answer, refusal_of, request
-from .fakes.services import FakeDraft, model
 
 PROMPT = list(range(1, 301))
 KEYS = {"acme": new_key(), "other": new_key()}
@@ -59,19 +54,9 @@ class Orchestrator:
 @pytest.fixture
 async def start(tmp_path):
     """flags -> an orchestrator before an echo target; killed at the end."""
-    target, draft = TargetServicer(Admission(max_running=16, max_waiting=64)), FakeDraft(model("draft"))
-    servers, started = [], []
-    for add, service in (
-        (draft_pb2_grpc.add_DraftServiceServicer_to_server, draft),
-        (target_pb2_grpc.add_TargetServiceServicer_to_server, target),
-    ):
-        servers.append(GrpcServer(ServerOptions(LOCAL), []))
-        add(service, servers[-1].grpc)
-    ports = [await server.start() for server in servers]
-    target.use(EchoEngine(model=replace(ECHO_MODEL, tokenizer_fingerprint="f1")))
+    started = []
 
     async def start(*flags):
-        addresses = ["--draft-address", f"127.0.0.1:{ports[0]}", "--target-address", f"127.0.0.1:{ports[1]}"]
         command = [
             sys.executable,
             "-m",
@@ -94,15 +79,14 @@ async def start(tmp_path):
         started.append(Orchestrator(process, log))
         return started[-1]
 
-    yield start
-    for each in started:
-        if each.process.returncode is None:
-            each.process.kill()
-        await each.process.wait()
-        if hasattr(each, "channel"):
-            await each.channel.close()
-    for server in servers:
-        await server.grpc.stop(0)
+    async with services_behind(engine()) as addresses:
+        yield start
+        for each in started:
+            if each.process.returncode is None:
+                each.process.kill()
+            await each.process.wait()
+            if hasattr(each, "channel"):
+                await each.channel.close()
 
 
 @pytest.fixture
