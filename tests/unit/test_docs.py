@@ -11,7 +11,7 @@ import yaml
 from presift.cli.app import app
 from presift.cli.settings import CliSettings
 from presift.draft.settings import DraftSettings
-from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.target.settings import TargetSettings
 
 ROOT = Path(__file__).parents[2]
