@@ -4,10 +4,11 @@ import pytest
 
 from presift.core.errors import DeadlineExceeded
 from presift.core.plan import Route
+from presift.orchestrator.planning.draft_stage import draft_share_s
 from presift.orchestrator.routing.choice import Facts
 from presift.orchestrator.routing.cost_model import CostCurve, QueuedWork, StageCosts, SystemState
 from presift.orchestrator.routing.forecast import answering_s
-from presift.rpc.deadline import Deadline, draft_share_s
+from presift.rpc.deadline import Deadline
 
 
 def test_no_deadline_never_passes():

@@ -31,7 +31,7 @@ from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.quality.sampler import Sample
 from presift.orchestrator.routing.decision import Decision, Plan
-from presift.rpc.deadline import Deadline
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.tracing import tracer
 
 
@@ -81,13 +81,12 @@ class Pipeline:
         self._allowances = Quotas() if allowances is None else allowances
         self.admission = Admission() if admission is None else admission
 
-    async def generate(self, request: Request, time_left_s: float | None) -> AsyncGenerator[Event, None]:
-        """`time_left_s` is the caller's deadline, None for none. Closing the iterator aborts the target's request.
+    async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
+        """`deadline` is the caller's. Closing the iterator aborts the target's request.
 
         Raises what `plan` raises, what the target port raises, DeadlineExceeded, and Overloaded, for a tenant over its
         limits too.
         """
-        deadline = Deadline.within(time_left_s)
         with request_metrics(request, deadline) as measure:
             async with (
                 self._allowances.held(request.tenant, request.limits) as allowance,
@@ -132,9 +131,8 @@ class Pipeline:
         record_decision(plan.decision)
         return plan
 
-    async def explain(self, request: Request, detail: Detail, time_left_s: float | None = None) -> Explanation:
+    async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token. Asks the draft, so its trouble is an error here."""
-        deadline = Deadline.within(time_left_s)
         try:
             async with (
                 self._allowances.held(request.tenant, request.limits) as allowance,

@@ -33,6 +33,14 @@ from presift.telemetry.metrics import count
 
 log = logging.getLogger(__name__)
 
+# Of what is left, for the draft where nothing is known of the target's speed yet.
+UNKNOWN_SHARE = 0.5
+# Predictions are not exact, and least of all on a busy host, where the draft is late as well.
+_MARGIN = 1.5
+# The draft gets at least this much, for a compressed prompt may be the only one that can be read in time; and at most
+# that much, whatever is predicted.
+_LEAST_SHARE, _MOST_SHARE = 0.25, 0.75
+
 # First match wins; any other trouble counts as unavailability.
 _REASONS: tuple[tuple[type[PresiftError], Reason], ...] = (
     (DraftChanged, Reason.DRAFT_CHANGED),
@@ -154,3 +162,12 @@ def _no_way_out(error: PresiftError, why: str) -> PresiftError:
     if isinstance(error, PromptTooLong):
         return PromptTooLong("prompt", error.value, error.limit, text)
     return DraftUnavailable(text)
+
+
+def draft_share_s(left_s: float, target_s: float | None) -> float:
+    """Seconds for the draft: without those that the target is predicted to need then for reading everything and for
+    answering (None where that is not known).
+    """
+    if target_s is None:
+        return UNKNOWN_SHARE * left_s
+    return min(_MOST_SHARE * left_s, max(_LEAST_SHARE * left_s, left_s - _MARGIN * target_s))

@@ -14,7 +14,7 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore, StoredSelection
 from presift.orchestrator.planning.coverage import Ask, coverages_of_turn, covers, resolve
-from presift.orchestrator.planning.draft_stage import DraftJob, DraftStage, in_time
+from presift.orchestrator.planning.draft_stage import DraftJob, DraftStage, draft_share_s, in_time
 from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob, keeps_what_is_protected
 from presift.orchestrator.planning.plan_builder import continued_plan, plan_of, turn_of
 from presift.orchestrator.planning.prefill import Prefiller
@@ -25,7 +25,7 @@ from presift.orchestrator.routing.decision import Plan
 from presift.orchestrator.routing.forecast import answering_s, in_full, with_forecast
 from presift.orchestrator.routing.kv_routes import continue_kv
 from presift.orchestrator.routing.router import avoided, check_served, choose
-from presift.rpc.deadline import Deadline, draft_share_s
+from presift.rpc.deadline import Deadline
 
 
 class Planner:

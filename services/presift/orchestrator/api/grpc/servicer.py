@@ -26,6 +26,7 @@ from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.rpc import codec
+from presift.rpc.deadline import Deadline
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
@@ -49,7 +50,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
         parsed = self._of_caller(request_from_wire(request), context)
-        async with aclosing(self._pipeline.generate(parsed, context.time_remaining())) as events:
+        async with aclosing(self._pipeline.generate(parsed, Deadline.within(context.time_remaining()))) as events:
             async for event in events:
                 yield event_to_wire(event)
 
@@ -60,7 +61,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             raise PermissionDenied("Explain is switched off here (--no-explain)")
         parsed = self._of_caller(explain_request_from_wire(request), context)
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
-        explanation = await self._pipeline.explain(parsed, detail, context.time_remaining())
+        explanation = await self._pipeline.explain(parsed, detail, Deadline.within(context.time_remaining()))
         return await asyncio.to_thread(explanation_to_wire, explanation)
 
     def _of_caller(self, request: Request, context: Context) -> Request:

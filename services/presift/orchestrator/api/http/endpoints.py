@@ -21,6 +21,7 @@ from presift.orchestrator.api.http.schema import MAX_TIMEOUT_S, ChatAsked, TextA
 from presift.orchestrator.api.http.sse import Reply, as_json
 from presift.orchestrator.pipeline.pipeline import Event, Pipeline
 from presift.orchestrator.planning.explain import Detail
+from presift.rpc.deadline import Deadline
 from presift.v1 import orchestrator_pb2
 
 TIMEOUT_KEY = "presift-timeout-s"
@@ -78,7 +79,7 @@ class Asking:
         if asked.stream_options is not None and not asked.stream:
             raise InvalidRequest("stream_options", "given", "left out, unless stream is true")
         request = (await aside(size, lambda: request_from_wire(message))).of(call.caller, self._terms.salt)
-        async with aclosing(self._pipeline.generate(request, left_s)) as events:
+        async with aclosing(self._pipeline.generate(request, Deadline.within(left_s))) as events:
             if asked.stream:
                 has_usage = asked.stream_options is not None and asked.stream_options.include_usage
                 await _stream(events, answer, call.reply, has_usage)
@@ -100,7 +101,7 @@ class Asking:
             raise InvalidRequest("stream", True, "false with presift.explain")
         request = (await asyncio.to_thread(explain_request_from_wire, message)).of(call.caller, self._terms.salt)
         detail = Detail(kv_mask=message.include_kv_mask, span_per_token=message.span_per_token)
-        explanation = await self._pipeline.explain(request, detail, left_s)
+        explanation = await self._pipeline.explain(request, detail, Deadline.within(left_s))
         # A span of every token takes a while: others stream meanwhile.
         told = await asyncio.to_thread(explanation_to_wire, explanation)
         raw = await asyncio.to_thread(lambda: as_json(answer.explained(told)))
