@@ -1,6 +1,7 @@
 """The wire contract as files: what is generated, what may not change, and that the guards bite."""
 
 import importlib.resources
+import re
 import shutil
 import subprocess
 import sys
@@ -90,8 +91,9 @@ def test_a_new_field_breaks_nothing(protos):
 
 LINT = {
     "field name": ("plan.proto", "uint32 prompt_tokens = 1;", "uint32 promptTokens = 1;"),
-    "enum zero": ("plan.proto", "ROUTE_UNSPECIFIED", "ROUTE_NONE"),
+    "enum zero": ("plan.proto", "  ROUTE_UNSPECIFIED = 0;", "  ROUTE_NONE = 0;"),
     "service name": ("draft.proto", "service DraftService", "service Drafting"),
+    "no comment": ("plan.proto", "  // start is the first token of the range.\n", ""),
 }
 
 
@@ -102,16 +104,21 @@ def test_a_lint_fault_is_found(protos, fault):
     assert done.returncode != 0 and fault[0] in done.stdout
 
 
-def test_every_method_says_its_statuses_or_that_a_retry_is_safe():
-    for path in PROTOS.rglob("*.proto"):
+DECLARATION = re.compile(r"(?:message|enum|service|rpc|oneof) (\w+)|(?:[\w.]+ )*?(?:map<.*> )?(\w+) = \d+;")
+
+
+@pytest.mark.parametrize("path", sorted(PROTOS.rglob("*.proto")), ids=lambda path: path.name)
+def test_comments_start_with_the_name_and_methods_say_whether_to_retry(path):
+    comment = []
+    for line in map(str.strip, path.read_text().splitlines()):
+        if line.startswith("//"):
+            comment.append(line.removeprefix("//").strip())
+            continue
+        if declared := DECLARATION.match(line):
+            name = declared[1] or declared[2]
+            assert re.match(rf"{name}\b", comment[0]), f"{line}: the comment starts with {comment[0]!r}"
+            assert "etry" in " ".join(comment) or not line.startswith("rpc "), f"{line}: says nothing about retries"
         comment = []
-        for line in path.read_text().splitlines():
-            if line.strip().startswith("//"):
-                comment.append(line)
-            elif line.strip().startswith("rpc "):
-                assert "etry" in "\n".join(comment), line
-            else:
-                comment = []
 
 
 @pytest.mark.parametrize(
