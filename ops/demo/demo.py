@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from presift.cli.settings import CliSettings
-from presift.cli.stack import LocalStack, ServiceFailed, StackOptions
-from presift.models.fetch import list_models
+from presift.cli.stack.stack import LocalStack, ServiceFailed, StackOptions
 from presift_client import Client, Generation
 from presift_client.requests import Options
+from presift_demo_models.fetch import list_models
 
 DOCUMENT = Path(__file__).with_name("tz-news.txt")
 QUESTION = "On which date did Miquelon adopt standard time in 1911? Answer in one short sentence."

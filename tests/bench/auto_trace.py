@@ -23,7 +23,7 @@ from request_trace import Entry, trace
 from trace_table import MODES, plot, report
 
 from presift.cli.settings import CliSettings
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack.stack import LocalStack, StackOptions
 from presift_client import Client, PresiftError
 
 RESULTS = Path(__file__).parent / "results"

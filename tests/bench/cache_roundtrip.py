@@ -20,8 +20,8 @@ import numpy as np
 
 from presift.cache.codec import decode, encode
 from presift.cache.embedded import embedded_cache
+from presift.cache.factory import open_store
 from presift.cache.memory_store import MemoryStore
-from presift.cache.opening import open_store
 from presift.cache.store import CacheLimits, Outcome, Store
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo

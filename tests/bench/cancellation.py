@@ -27,7 +27,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from rich.console import Console
 from rich.table import Table
 
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack.stack import LocalStack, StackOptions
 from presift.v1 import (
     draft_pb2,
     draft_pb2_grpc,

@@ -29,11 +29,11 @@ from spec_kv_quality import MODELS, TARGET, Record, ask, tasks_of
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import resolve
-from presift.orchestrator.loading import load_tokenizer
-from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
+from presift.orchestrator.prompt.loader import load_tokenizer
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer, Tokenized
 from presift.target.engine import GenerateRequest, Sampling
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 
 CAPACITIES = (128, 256, 512, 1024, 2048)
 CROSS_CAPACITIES = (256, 512)

@@ -25,7 +25,7 @@ import numpy as np
 from real_engine import Answer, ask, machine, plan, prompts, random_folder, running
 
 from presift.core.kv_plan import KvPlan
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.engine import SglangEngine
 
 SIZES = {
     "hidden_size": 1024,

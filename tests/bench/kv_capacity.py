@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from real_engine import Answer, ask, idle, machine, plan, prompts, random_folder, running
 
 from presift.core.kv_plan import KvPlan
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.engine import SglangEngine
 
 FLOOR = 8.0
 SIZES = {

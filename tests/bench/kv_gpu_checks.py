@@ -27,7 +27,7 @@ import kv_capacity
 import numpy as np
 from real_engine import Answer, ask, idle, machine, plan, prompts, random_folder, running, shaped_folder
 
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.engine import SglangEngine
 
 QWEN_1_5B = {
     "hidden_size": 1536,

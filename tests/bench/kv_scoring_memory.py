@@ -30,9 +30,9 @@ import torch
 from presift.core.kv_plan import KvPlan, must_keep_kv
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.attention import Pass
-from presift.target.sglang_plugin.parameters import KEY
-from presift.target.sglang_plugin.scores import Scores
-from presift.target.sglang_plugin.states import Compressed, Scoring
+from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.states import DecodeState, ScoringState
 
 LIMIT_MIB = 512
 HEADS, HEAD_DIM, WINDOW, LOOKAHEAD, CAPACITY = 32, 128, 32, 24, 512
@@ -91,13 +91,13 @@ class Layer:
         shape = {"tp_q_head_num": HEADS, "qk_head_dim": HEAD_DIM}
         return SimpleNamespace(layer_id=layer, scaling=HEAD_DIM**-0.5, **shape)
 
-    def scoring(self, layers: int) -> Scoring:
+    def scoring(self, layers: int) -> ScoringState:
         plan = KvPlan(SpecKv(capacity=CAPACITY, window=WINDOW), lookahead_token_ids=(1,) * LOOKAHEAD)
         protected = torch.from_numpy(must_keep_kv(plan, self.tokens)[: self.first_row])
-        scores = Scores(plan.policy, self.tokens, LOOKAHEAD, CAPACITY, layers, protected)
-        return Scoring(Compressed(plan, array("q", bytes(8 * self.tokens)), CAPACITY, "", None, 0), scores)
+        scores = KvSelector(plan.policy, self.tokens, LOOKAHEAD, CAPACITY, layers, protected)
+        return ScoringState(DecodeState(plan, array("q", bytes(8 * self.tokens)), CAPACITY, "", None, 0), scores)
 
-    def read(self, state: Scoring, start: int, rows: int) -> Pass:
+    def read(self, state: ScoringState, start: int, rows: int) -> Pass:
         """A pass of SGLang's that reads `rows` tokens after the first `start`."""
         request = SimpleNamespace(
             sampling_params=SimpleNamespace(custom_params={KEY: state}), kv=SimpleNamespace(req_pool_idx=0)
@@ -137,7 +137,7 @@ def _split(layer: Layer, layers: int) -> Callable[[], int]:
     return score
 
 
-def _scored(state: Scoring) -> int:
+def _scored(state: ScoringState) -> int:
     """The layers scored. A pass survives what fails in it, so it must be asked for."""
     if state.scores is None or not state.scores.is_complete:
         raise RuntimeError("not all layers were scored")

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import presift
-from presift.cli.process import ServiceProcess
+from presift.cli.stack.process import ServiceProcess
 from presift.models.folder import resolve
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer

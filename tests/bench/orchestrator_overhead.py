@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from presift.cache.embedded import embedded_cache
-from presift.cli.process import ServiceProcess
 from presift.cli.settings import CliSettings
+from presift.cli.stack.process import ServiceProcess
 from presift.core.fingerprint import fingerprint
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 from presift_client import Client, Delta, Usage

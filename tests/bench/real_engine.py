@@ -19,8 +19,8 @@ from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import ModelFolder, resolve
 from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 
 LOOKAHEAD = 24
 

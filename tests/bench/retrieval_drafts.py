@@ -24,10 +24,10 @@ from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
 from presift.draft.scorer import Cancel, Scored, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
-from presift.orchestrator.interpreting import Interpreter
-from presift.orchestrator.loading import load_interpreter
-from presift.orchestrator.settings import OrchestratorSettings
-from presift.orchestrator.tokenizer import PromptTokenizer, Tokenized
+from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.prompt.loader import load_bridge
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer, Tokenized
+from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
@@ -136,7 +136,7 @@ class _TwoWindows(TransformersScorer):
 class _Foreign:
     """`scorer` as if it read the ids of `interpreter`'s target: what `cross_vocabulary` does, and the mass besides."""
 
-    def __init__(self, scorer: _TwoWindows, interpreter: Interpreter) -> None:
+    def __init__(self, scorer: _TwoWindows, interpreter: VocabularyBridge) -> None:
         self._scorer = scorer
         self._interpreter = interpreter
         self.info = scorer.info
@@ -171,5 +171,5 @@ class _Foreign:
 def load_draft(folder: Any, tokenizer: PromptTokenizer, capacities: tuple[int, ...] = CAPACITIES) -> Reader:
     """A draft, bf16; of another vocabulary than `tokenizer`'s it is read through the text."""
     scorer = _TwoWindows(folder, "bfloat16")
-    interpreter = load_interpreter(str(folder.path), tokenizer)
+    interpreter = load_bridge(str(folder.path), tokenizer)
     return Reader(scorer if interpreter is None else _Foreign(scorer, interpreter), tokenizer, capacities)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from retrieval_kinds import MAKERS
 
-from presift.orchestrator.request import Chat, Message, TextPart
+from presift.orchestrator.domain.request import Chat, Message, TextPart
 
 KINDS = tuple(MAKERS)
 SYSTEM = "You answer questions about a document. Reply with the answer alone, without any other words."

@@ -18,16 +18,16 @@ from rich.table import Table
 
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecPc
-from presift.orchestrator.candidates import Question
-from presift.orchestrator.choices import Defaults, Facts, Reason
-from presift.orchestrator.costs import Reading
-from presift.orchestrator.decision import Decision, Plan
-from presift.orchestrator.economy import Economy
-from presift.orchestrator.learning import Answered
-from presift.orchestrator.placing import choose_among
-from presift.orchestrator.ports import FinishReason, Usage
-from presift.orchestrator.request import Budget, KvOptions
-from presift.orchestrator.speeds import SEEDS
+from presift.orchestrator.domain.ports import FinishReason, Usage
+from presift.orchestrator.domain.request import Budget, KvOptions
+from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.estimation.observation import AnswerObservation
+from presift.orchestrator.estimation.perf_model import SEEDS
+from presift.orchestrator.routing.candidates import Question
+from presift.orchestrator.routing.choice import Defaults, Facts, Reason
+from presift.orchestrator.routing.cost_model import TokenWork
+from presift.orchestrator.routing.decision import Decision, Plan
+from presift.orchestrator.routing.replica_choice import choose_among
 
 REPLICAS, ROUNDS = [f"target-{number}" for number in range(16)], 300
 TARGET, DRAFT = (ModelInfo(name, "r1", "f", 131_072, 28, 2, 150_000) for name in ("target", "draft"))
@@ -35,19 +35,22 @@ DEFAULTS = Defaults(SpecPc(1024), compress_above_tokens=0)
 BUDGETS = {"none": Budget(), "KV": Budget(max_kv_tokens=800), "time": Budget(max_kv_tokens=800, max_ttft_ms=1)}
 
 
-def answer(economy: Economy, ids: np.ndarray, replica: str) -> None:
+def answer(economy: CostEstimator, ids: np.ndarray, replica: str) -> None:
     """As if this replica had read the prompt at the seeds' speed."""
     tokens = int(ids.size)
-    ttft_ms = SEEDS["target"].ms(Reading(tokens))
+    ttft_ms = SEEDS["target"].ms(TokenWork(tokens))
     usage = Usage(tokens, tokens, 0, 9, FinishReason.LENGTH, ttft_ms, replica=replica)
     decision = Decision(Route.FULL, Reason.REQUESTED, "", tokens, tokens, tokens, 0, TARGET, 1.0)
     plan = Plan(decision, ids, np.ones(tokens, dtype=np.bool_), ())
-    economy.observe(Answered(plan, usage, ttft_ms, ttft_ms + 400.0, was_alone=True))
+    economy.observe(AnswerObservation(plan, usage, ttft_ms, ttft_ms + 400.0, was_alone=True))
 
 
-def warmed(tokens: int) -> tuple[Economy, np.ndarray]:
+def warmed(tokens: int) -> tuple[CostEstimator, np.ndarray]:
     """Every replica has learnt its speeds and read a beginning of the prompt, the last one all of it."""
-    economy, ids = Economy(reads_beside=True), np.random.default_rng(0).integers(0, 150_000, tokens, dtype=np.uint32)
+    economy, ids = (
+        CostEstimator(reads_beside=True),
+        np.random.default_rng(0).integers(0, 150_000, tokens, dtype=np.uint32),
+    )
     for number, replica in enumerate(REPLICAS, 1):
         for length in range(200, 6400, 200):
             answer(economy, np.full(length, number, dtype=np.uint32), replica)
@@ -55,13 +58,13 @@ def warmed(tokens: int) -> tuple[Economy, np.ndarray]:
     return economy, ids
 
 
-def route_once(economy: Economy, ids: np.ndarray, budget: Budget) -> None:
+def route_once(economy: CostEstimator, ids: np.ndarray, budget: Budget) -> None:
     outlooks = economy.outlooks(ids, TARGET, DRAFT, REPLICAS)
     facts = Facts(int(ids.size), 32, 32, 256, 131_072, frozenset(Route))
     choose_among(None, Question(budget, KvOptions(), facts, DEFAULTS), outlooks)
 
 
-def timed(economy: Economy, ids: np.ndarray, budget: Budget) -> list[float]:
+def timed(economy: CostEstimator, ids: np.ndarray, budget: Budget) -> list[float]:
     times = []
     for _ in range(ROUNDS):
         fresh = ids.copy()

@@ -26,8 +26,8 @@ from rich.table import Table
 
 import presift
 from presift.cache.embedded import embedded_cache
-from presift.cli.process import ServiceProcess
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.cli.stack.process import ServiceProcess
+from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer

@@ -12,7 +12,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import covered, spans_of
-from presift.orchestrator.tokenizer import Tokenized
+from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.target.engine import GenerateRequest, Sampling
 
 # By family: the requests of one family run one after the other and share KV, families run at once.

@@ -28,11 +28,11 @@ from spec_kv_table import table
 from presift.cli.settings import CliSettings
 from presift.core.errors import PresiftError
 from presift.models.folder import resolve
-from presift.orchestrator.loading import load_tokenizer
-from presift.orchestrator.tokenizer import PromptTokenizer
+from presift.orchestrator.prompt.loader import load_tokenizer
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.target.engine import GenerateRequest, Tokens
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = CliSettings().home / "models"

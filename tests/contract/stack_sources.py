@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from presift.cli import stack as local_stack
-from presift.cli.stack import LocalStack, Observability, StackOptions
+from presift.cli.stack import stack as local_stack
+from presift.cli.stack.stack import LocalStack, Observability, StackOptions
 from presift.draft.settings import DraftSettings
-from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.rpc.settings import ServiceSettings
 from presift.target.settings import TargetSettings
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from presift.models.fetch import MANIFEST
-from presift.orchestrator.access.api_keys import entry_of
-from presift.orchestrator.access.key_file import load_keys
-from presift.rpc.tokens import tokens_of
+from presift.orchestrator.api.auth.api_keys import entry_of
+from presift.orchestrator.api.auth.key_file import load_keys
+from presift.rpc.security.service_token import tokens_of
+from presift_demo_models.fetch import MANIFEST
 
 from .compose_files import OBSERVABILITY, ROOT, TLS, stack
 from .test_images import script

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from presift.draft.settings import DraftSettings
-from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.target.settings import TargetSettings
 
 from . import manifest_rules as rules

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack.stack import LocalStack, StackOptions
 from presift_client import Client
 
 pytestmark = pytest.mark.pair

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack.stack import LocalStack, StackOptions
 from presift_client import Client, Generation
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")

@@ -16,7 +16,7 @@ import grpc
 import psutil
 import pytest
 
-from presift.cli.stack import LocalStack, StackOptions
+from presift.cli.stack.stack import LocalStack, StackOptions
 from presift.v1 import target_pb2, target_pb2_grpc
 from presift_client import AsyncClient, Client, Generation, InvalidRequest
 

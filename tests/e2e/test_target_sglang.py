@@ -17,12 +17,12 @@ import pytest_asyncio
 
 from presift.core import errors
 from presift.models.folder import resolve
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.admission import Admission
 from presift.target.servicer import TargetServicer
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
 
 pytestmark = [

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from presift.cli.stack import LocalStack, Observability, StackOptions
+from presift.cli.stack.stack import LocalStack, Observability, StackOptions
 from presift_client import Client, PresiftError
 
 from .collector import Collector, Seen, collecting, edges

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import EchoEngine
 from presift.target.engine import Event, GenerateRequest

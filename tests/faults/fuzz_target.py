@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from presift.core.plan import Route
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer

@@ -17,7 +17,7 @@ from typing import Self
 import presift
 import presift_client
 from presift.cache.embedded import EmbeddedCache, embedded_cache
-from presift.cli.process import ServiceProcess
+from presift.cli.stack.process import ServiceProcess
 
 from . import watched
 from .proxy import FaultProxy

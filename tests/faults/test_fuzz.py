@@ -26,7 +26,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from presift.cli.process import ServiceProcess
+from presift.cli.stack.process import ServiceProcess
 from presift.core.errors import InternalError, PresiftError
 from presift.core.fingerprint import fingerprint
 from presift.rpc.status import TABLE, code_and_reason, error_of

@@ -151,7 +151,7 @@ async def test_calls_of_grpc_are_counted(proxy: FaultProxy) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from presift.rpc.server import GrpcServer, ServerOptions
+    from presift.rpc.server.server import GrpcServer, ServerOptions
 
     server = GrpcServer(ServerOptions("127.0.0.1:0"), [])
     proxy.upstream = f"127.0.0.1:{await server.start()}"
@@ -167,8 +167,8 @@ async def test_a_peer_that_is_gone_without_a_word_is_found_and_left(proxy: Fault
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from presift.rpc.channel import open_channel
-    from presift.rpc.server import GrpcServer, ServerOptions
+    from presift.rpc.client.channel import open_channel
+    from presift.rpc.server.server import GrpcServer, ServerOptions
 
     server = GrpcServer(ServerOptions("127.0.0.1:0"), [])
     proxy.upstream = f"127.0.0.1:{await server.start()}"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from presift.core.remapping import remapped
-from presift.models.fetch import ensure_model
-from presift.orchestrator.loading import load_interpreter, load_tokenizer
-from presift.orchestrator.request import Chat, Message, TextPart
+from presift.orchestrator.domain.request import Chat, Message, TextPart
+from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
+from presift_demo_models.fetch import ensure_model
 
 pytestmark = [pytest.mark.models, pytest.mark.pair]
 
@@ -41,7 +41,7 @@ def draft_folder(presift_home):
 
 async def test_smollm2_reads_what_qwen_reads(target, draft_folder):
     tokens = await target.tokenize(CHAT)
-    reading = load_interpreter(draft_folder, target).read(tokens.ids)
+    reading = load_bridge(draft_folder, target).read(tokens.ids)
     composed = unicodedata.normalize("NFC", target.render(CHAT))  # as Qwen's tokenizer reads it
     assert reading.draft_offsets.max() == reading.target_offsets.max() == len(composed) < len(target.render(CHAT))
     importance = np.random.default_rng(0).random(reading.ids.size, dtype=np.float32)
@@ -50,7 +50,7 @@ async def test_smollm2_reads_what_qwen_reads(target, draft_folder):
 
 
 async def test_the_end_of_a_turn_is_said_in_qwens_tokens(target, draft_folder):
-    interpreter = load_interpreter(draft_folder, target)
+    interpreter = load_bridge(draft_folder, target)
     reading = interpreter.read((await target.tokenize(CHAT)).ids)
     told = load_tokenizer(draft_folder, 0).backend.encode("It is 4711 日本.<|im_end|>").ids
     ids = interpreter.lookahead(reading, told, 24)

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from presift.models.fetch import ensure_model
+from presift_demo_models.fetch import ensure_model
 
 pytestmark = pytest.mark.models
 

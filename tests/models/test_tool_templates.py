@@ -6,9 +6,9 @@ import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.core.spans import covered
-from presift.models.fetch import ensure_model
-from presift.orchestrator.loading import load_tokenizer
-from presift.orchestrator.request import Chat, Message, TextPart
+from presift.orchestrator.domain.request import Chat, Message, TextPart
+from presift.orchestrator.prompt.loader import load_tokenizer
+from presift_demo_models.fetch import ensure_model
 
 pytestmark = pytest.mark.models
 

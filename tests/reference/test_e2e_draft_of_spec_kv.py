@@ -10,7 +10,7 @@ from presift.core.masks import TokenMask
 from presift.core.policies import Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.pooling import pool
 from presift.core.selection import select
-from presift.rpc import wire
+from presift.rpc import codec
 from presift.v1 import draft_pb2
 
 SPEC_KV = [index for first in (5, 19, 33, 47) for index in range(first, first + 5)]
@@ -34,7 +34,7 @@ def score(cases, vectors, tiny_model, draft_stub):
         case = cases[index]
         ids = vectors("tiny").arrays[case["input_ids"]].ravel().tolist()
         return draft_stub(tiny_model(case["draft"])).Score(
-            draft_pb2.ScoreRequest(token_ids=ids, policy=wire.policy_to_wire(policy), **options)
+            draft_pb2.ScoreRequest(token_ids=ids, policy=codec.policy_to_wire(policy), **options)
         )
 
     return score
@@ -81,7 +81,7 @@ def test_spec_kv_has_the_lookahead(index, cases, score):
     case = cases[index]
     response = score(index, _spec_kv(case["config"], _lookahead_tokens(case)))
     assert list(response.lookahead_token_ids) == case["lookahead_ids"]
-    assert wire.token_mask_from_wire(response.token_mask).kept_tokens == case["n"]
+    assert codec.token_mask_from_wire(response.token_mask).kept_tokens == case["n"]
 
 
 @pytest.mark.parametrize("index", SPEC_KV_PC)
@@ -95,7 +95,7 @@ def test_spec_kv_pc_has_the_lookahead_and_keeps_the_same_tokens(index, cases, sc
 
 
 def _assert_the_same_tokens(index, case, response):
-    mask, policy = wire.token_mask_from_wire(response.token_mask), _spec_pc(case["config"]["specpc"])
+    mask, policy = codec.token_mask_from_wire(response.token_mask), _spec_pc(case["config"]["specpc"])
     theirs = TokenMask.from_indices(case["selected_indices"], case["n"])
     assert (mask == theirs) == (index not in TIE_SENSITIVE)
     assert theirs in {mask, *_other_orders(np.array(response.importance, np.float32), policy)}
@@ -127,4 +127,4 @@ def test_where_the_authors_code_crashes_the_draft_has_an_answer(index, cases, sc
     response = score(index, policy)
     assert list(response.lookahead_token_ids) == same_prompt["lookahead_ids"]
     kept = case["n"] if index in SPEC_KV_CRASHES else case["config"]["specpc"]["max_capacity_prompt"]
-    assert wire.token_mask_from_wire(response.token_mask).kept_tokens == kept
+    assert codec.token_mask_from_wire(response.token_mask).kept_tokens == kept

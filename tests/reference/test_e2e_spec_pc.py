@@ -4,7 +4,7 @@ import pytest
 
 from presift.core.masks import TokenMask
 from presift.core.policies import Pool, Reduction, SpecPc
-from presift.rpc import wire
+from presift.rpc import codec
 from presift.v1 import draft_pb2
 
 CASES = [1, 2, 3, 4, 15, 16, 17, 18, 29, 30, 31, 32, 43, 44, 45, 46]
@@ -78,7 +78,7 @@ def test_the_compressed_prompt_is_answered_alike(index, end_to_end, answer, tiny
     ids = arrays[case["input_ids"]].ravel().tolist()
     response = draft_stub(tiny_model(case["draft"])).Score(
         draft_pb2.ScoreRequest(
-            token_ids=ids, policy=wire.policy_to_wire(policy), lookahead_tokens=policy.lookahead_tokens
+            token_ids=ids, policy=codec.policy_to_wire(policy), lookahead_tokens=policy.lookahead_tokens
         )
     )
     assert list(response.lookahead_token_ids) == case["lookahead_ids"]

@@ -8,7 +8,7 @@ import pytest
 
 from presift.core.masks import TokenMask
 from presift.core.policies import Reduction, SpecPc
-from presift.rpc import wire
+from presift.rpc import codec
 from presift.v1 import draft_pb2
 
 pytestmark = pytest.mark.models
@@ -33,7 +33,7 @@ def score(vectors, presift_home, draft_stub):
         return draft_stub(folder).Score(
             draft_pb2.ScoreRequest(
                 token_ids=stored.arrays[case["input_ids"]].ravel().tolist(),
-                policy=wire.policy_to_wire(policy),
+                policy=codec.policy_to_wire(policy),
                 include_importance=True,
                 lookahead_tokens=case["config"]["lookahead_tokens"],
             )

@@ -12,7 +12,7 @@ from presift.core.policies import Reduction, SpecPc
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.models.folder import resolve
-from presift.rpc import wire
+from presift.rpc import codec
 from presift.v1 import draft_pb2
 
 ATTENTION_CASES, SELECT_CASES = 52, 220
@@ -32,7 +32,7 @@ def _policy(config, capacity=None):
 
 
 def _request(ids, policy, **options):
-    return draft_pb2.ScoreRequest(token_ids=ids.tolist(), policy=wire.policy_to_wire(policy), **options)
+    return draft_pb2.ScoreRequest(token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), **options)
 
 
 def _assert_close(ours, theirs):

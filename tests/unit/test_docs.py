@@ -11,11 +11,14 @@ import yaml
 from presift.cli.app import app
 from presift.cli.settings import CliSettings
 from presift.draft.settings import DraftSettings
-from presift.orchestrator.settings import OrchestratorSettings
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.target.settings import TargetSettings
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "clients/README.md", "ops/README.md", "ops/choosing.md")]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "clients/README.md")),
+    *(ROOT / "ops" / f"{name}.md" for name in ("README", "security", "guarantees", "choosing", "developing")),
+]
 ALL_PAGES = [*PAGES, *(page for page in sorted((ROOT / "ops").rglob("*.md")) if page not in PAGES)]
 ALL_PAGES = [page for page in ALL_PAGES if "node_modules" not in page.parts]
 RULES = ROOT / "ops" / "prometheus" / "rules.yml"

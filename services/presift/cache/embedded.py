@@ -70,9 +70,9 @@ def valkey_binary() -> Path:
 
 
 def _start(path: Path, memory_bytes: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    tether = Path(__file__).with_name("tether.py")
+    launcher = Path(__file__).with_name("die_with_parent.py")
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *_command(path, memory_bytes)],
+        [sys.executable, "-I", "-S", str(launcher), str(os.getpid()), *_command(path, memory_bytes)],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

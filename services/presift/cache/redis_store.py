@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from presift.cache.codec import VERSION, CorruptValue, ValueTooLarge, decode, encode
-from presift.cache.redis_link import RedisLink, Unavailable
+from presift.cache.redis_client import CacheUnavailable, RedisClient
 from presift.cache.store import CacheLimits, CacheObserver, Operation, Outcome, ignore
 from presift.core.plan import CompressedPrompt
 
@@ -11,7 +11,7 @@ from presift.core.plan import CompressedPrompt
 class RedisStore:
     """A Store over `link`. The server expires values after `limits.ttl_s` and bounds its own memory."""
 
-    def __init__(self, link: RedisLink, limits: CacheLimits, observe: CacheObserver = ignore) -> None:
+    def __init__(self, link: RedisClient, limits: CacheLimits, observe: CacheObserver = ignore) -> None:
         self.link = link
         self._limits = limits
         self._observe = observe
@@ -23,7 +23,7 @@ class RedisStore:
             data = await self._read(digest)
             value = decode(digest, data) if data else None
             outcome = Outcome.HIT if value else Outcome.MISS
-        except Unavailable as trouble:
+        except CacheUnavailable as trouble:
             outcome = trouble.outcome
         except CorruptValue:
             outcome = Outcome.CORRUPT
@@ -42,7 +42,7 @@ class RedisStore:
         command = ("GETRANGE", redis_key(digest), 0, self._limits.max_value_bytes)
         try:
             reply = await self.link.ask(*command, timeout_s=self._limits.timeout_s)
-        except Unavailable as trouble:
+        except CacheUnavailable as trouble:
             if trouble.is_wrong_type:
                 raise CorruptValue from None
             raise
@@ -57,14 +57,14 @@ class RedisStore:
             await self.link.ask("SET", redis_key(digest), data, "PX", ttl_ms, timeout_s=self._limits.put_timeout_s)
         except ValueTooLarge:
             return Outcome.TOO_LARGE
-        except Unavailable as trouble:
+        except CacheUnavailable as trouble:
             return trouble.outcome
         return Outcome.STORED
 
     async def _drop(self, digest: str) -> None:
         try:
             await self.link.ask("DEL", redis_key(digest), timeout_s=self._limits.timeout_s)
-        except Unavailable:
+        except CacheUnavailable:
             return  # the next put overwrites it, and until then it is a miss
 
 

@@ -21,7 +21,7 @@ class Operation(StrEnum):
 
     GET = "get"
     PUT = "put"
-    CLAIM = "claim"  # of a lease: see presift.cache.lease
+    CLAIM = "claim"  # of a lease: see presift.cache.build_lock
 
 
 class Outcome(StrEnum):

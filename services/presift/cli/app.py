@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from presift.cli import answer, explain
+from presift.cli.commands import explain
+from presift.cli.commands.keys import keys
+from presift.cli.commands.plan import plan
 from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, Tls, connect
 from presift.cli.flags import (
     CacheUrl,
@@ -27,10 +29,9 @@ from presift.cli.flags import (
     PrefillWhileDrafting,
     Tenant,
 )
-from presift.cli.keys import keys
-from presift.cli.plan import plan
+from presift.cli.render import answer
+from presift.cli.render.console import errors_told, fail, say
 from presift.cli.settings import CliSettings
-from presift.cli.telling import errors_told, fail, say
 
 app = typer.Typer(
     help="presift makes long prompts cheap: a small draft says what matters, the large target keeps only that.",
@@ -73,8 +74,8 @@ def up(
     (`python -m presift.orchestrator --help` lists them as flags). Logs: PRESIFT_HOME/logs/PORT.
     """
     # Imported here: `presift generate` needs none of it.
-    from presift.cli.stack import Observability, StackOptions, log_folder  # noqa: PLC0415
-    from presift.cli.up import run_until_stopped  # noqa: PLC0415
+    from presift.cli.commands.up import run_until_stopped  # noqa: PLC0415
+    from presift.cli.stack.stack import Observability, StackOptions, log_folder  # noqa: PLC0415
 
     home = CliSettings().home
     draft_model, target_model = (_resolved(name, home) for name in (draft, target))
@@ -106,8 +107,8 @@ def up(
 
 def _resolved(name: str, home: Path) -> str:
     """Where the model is, fetched if need be; ends the command, saying why, where it cannot be had."""
-    from presift.models.errors import ModelError  # noqa: PLC0415
-    from presift.models.fetch import resolve_model  # noqa: PLC0415
+    from presift_demo_models.errors import ModelError  # noqa: PLC0415
+    from presift_demo_models.fetch import resolve_model  # noqa: PLC0415
 
     try:
         return resolve_model(name, home, say)
@@ -188,8 +189,8 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
     """List the demo models and, if an orchestrator answers, the models behind it."""
-    from presift.models.errors import ModelError  # noqa: PLC0415
-    from presift.models.fetch import ensure_model, list_models  # noqa: PLC0415
+    from presift_demo_models.errors import ModelError  # noqa: PLC0415
+    from presift_demo_models.fetch import ensure_model, list_models  # noqa: PLC0415
 
     settings = CliSettings()
     try:
@@ -244,7 +245,7 @@ def route(
     not send its own; where it has a policy file and none is given here, that is told. Without an address speeds are
     those of the demo pair on two CPU cores. There is no --min-coverage: coverage is known once a draft has read.
     """
-    from presift.cli import route_table  # noqa: PLC0415
+    from presift.cli.planning import route_table  # noqa: PLC0415
     from presift.core import errors  # noqa: PLC0415
 
     try:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from presift.cli.render.console import say
 from presift.cli.settings import CliSettings
-from presift.cli.telling import say
-from presift.rpc.binding import is_loopback
+from presift.rpc.security.binding import is_loopback
 from presift_client import Client, TlsOptions
 
 Address = Annotated[str | None, typer.Option(help="orchestrator, HOST:PORT (or PRESIFT_ADDRESS)")]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.plan import ModelInfo
-from presift.core.policies import POLICIES, Policy
+from presift.core.policies import Policy
 from presift.core.spans import Span, merge
 
 SCHEMA_VERSION = 1
@@ -55,12 +55,12 @@ class PromptKey:
 
 def policy_name(policy: Policy) -> str:
     """The policy's name in POLICIES."""
-    return next(name for name, kind in POLICIES.items() if type(policy) is kind)
+    return policy.route.value
 
 
 def policy_values(policy: Policy) -> dict[str, Any]:
     """Its fields by name, for a canonical form: without `adaptive` where there is none, as before there were any."""
-    return _without_unset(asdict(policy))
+    return _without_unset(asdict(policy))  # type: ignore[call-overload]  # every policy is a dataclass
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,13 @@ class KvPlan:
             raise InvalidRequest("kv_plan.prompt_tokens", self.prompt_tokens, f"<= {token_count}, the tokens sent")
         return self.prompt_tokens or token_count
 
+    def held_tokens(self, read_tokens: int) -> int:
+        """KV tokens held while decoding after `read_tokens` were read: the kept pairs, the final token of what the plan
+        covers, and everything after it.
+        """
+        prompt_tokens = self.covered_tokens(read_tokens)
+        return min(self.policy.capacity, prompt_tokens - 1) + 1 + read_tokens - prompt_tokens
+
     def capacity_for(self, page_tokens: int) -> int:
         """The KV pairs per layer and head: whole pages only. Raises InvalidRequest if that leaves no room beside the
         window.

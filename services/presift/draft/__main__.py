@@ -9,15 +9,15 @@ import sys
 from functools import partial
 
 from presift.core.errors import PresiftError
-from presift.draft.measures import gauges_of
+from presift.draft.request_metrics import gauges_of
 from presift.draft.scorer import Cancel, Scorer
 from presift.draft.servicer import DraftServicer
 from presift.draft.settings import DraftSettings
 from presift.draft.work_queue import WorkQueue
-from presift.rpc.gauges import observed
-from presift.rpc.running import run
-from presift.rpc.server import GrpcServer
-from presift.rpc.telemetry import span
+from presift.rpc.server.run import run
+from presift.rpc.server.server import GrpcServer
+from presift.telemetry.gauges import observed
+from presift.telemetry.tracing import span
 from presift.v1 import draft_pb2, draft_pb2_grpc
 
 _SERVICE = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name

@@ -14,7 +14,7 @@ from presift.core.selection import KvCount, count_kv, select
 from presift.draft.demand import Mask
 from presift.draft.request import Request
 from presift.draft.scorer import Cancel, Scored, Scorer
-from presift.rpc.telemetry import span
+from presift.telemetry.tracing import span
 
 
 @dataclass(frozen=True, slots=True, eq=False)

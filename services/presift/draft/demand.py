@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from presift.core.policies import KvSelection, Policy, SpecKv, SpecPc
+from presift.core.policies import Policy, SpecPc
 
 
 class Mask(StrEnum):
@@ -44,17 +44,7 @@ class Demand:
 
 def demand_of(policy: Policy) -> Demand:
     """What `policy` asks of the draft."""
-    if isinstance(policy, SpecPc):
-        return Demand(policy, Mask.TOKEN, lookahead_tokens=0)
-    if isinstance(policy, SpecKv):
-        return _spec_kv(policy)
-    # The target scores the second stage with its own queries: of `kv` only the lookahead is the draft's business, and
-    # the capacity where that adapts.
-    return Demand(policy.prompt, Mask.TOKEN, policy.kv.lookahead_tokens, policy.counting_policy)
-
-
-def _spec_kv(policy: SpecKv) -> Demand:
-    if policy.selection is KvSelection.DRAFT_MASK:
-        # The target's queries choose nothing, so nobody reads a lookahead.
-        return Demand(policy.draft_policy, Mask.KV, lookahead_tokens=0)
-    return Demand(policy.draft_policy, Mask.NONE, policy.lookahead_tokens, policy.counting_policy)
+    mask = Mask.NONE
+    if policy.mask_policy is not None:
+        mask = Mask.KV if policy.prompt_stage is None else Mask.TOKEN
+    return Demand(policy.scoring_policy, mask, policy.read_lookahead_tokens, policy.counting_policy)

@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
 from presift.core.limits import check_limits
-from presift.core.plan import ModelInfo, Route
-from presift.core.policies import SpecPc
+from presift.core.plan import ModelInfo
+from presift.core.policies import POLICIES, SpecPc
 from presift.core.spans import Span, must_keep
 from presift.draft.demand import Demand, Mask, demand_of
 from presift.draft.limits import MAX_WIDTH_TOKENS, SCORE
 from presift.draft.scorer import ScoreTask, check_layers
-from presift.rpc import wire
+from presift.rpc import codec
 from presift.v1 import draft_pb2
 
-SUPPORTED_ROUTES = (Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC)
+SUPPORTED_ROUTES = tuple(kind.route for kind in POLICIES.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,9 +56,9 @@ def parse(message: draft_pb2.ScoreRequest, limits: Limits) -> Request:
     """Raises InvalidRequest, PromptTooLong or BudgetExceeded, naming field, value and limit."""
     check_limits(message, SCORE)
     request = Request(
-        wire.token_ids_from_wire(message.token_ids),
-        demand_of(wire.policy_from_wire(message.policy)),
-        wire.spans_from_wire(message.protected_spans),
+        codec.token_ids_from_wire(message.token_ids),
+        demand_of(codec.policy_from_wire(message.policy)),
+        codec.spans_from_wire(message.protected_spans),
         message.lookahead_tokens,
         message.include_importance,
     )

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable, PresiftError
-from presift.draft import measures
+from presift.draft import request_metrics
 from presift.draft.compress import Compressed, compress
 from presift.draft.request import SUPPORTED_ROUTES, Limits, parse
 from presift.draft.scorer import Scorer
 from presift.draft.work_queue import Done, WorkQueue
-from presift.rpc import metrics, wire
+from presift.rpc import codec
 from presift.rpc.status import code_and_reason
-from presift.rpc.telemetry import span
+from presift.telemetry import metrics
+from presift.telemetry.tracing import span
 from presift.v1 import draft_pb2, draft_pb2_grpc
 
 
@@ -48,16 +49,16 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             metrics.count("presift.draft.refused", reason=code_and_reason(error)[1])
             raise
         response = _response(done, scorer, request.include_importance)
-        measures.tell(response)
+        request_metrics.tell(response)
         return response
 
     async def GetInfo(
         self, request: draft_pb2.DraftServiceGetInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> draft_pb2.DraftServiceGetInfoResponse:
         return draft_pb2.DraftServiceGetInfoResponse(
-            model=wire.model_to_wire(self._ready().info),
+            model=codec.model_to_wire(self._ready().info),
             max_queue=self._queue.max_queue,
-            supported_routes=[wire.route_to_wire(route) for route in SUPPORTED_ROUTES],
+            supported_routes=[codec.route_to_wire(route) for route in SUPPORTED_ROUTES],
         )
 
     def _ready(self) -> Scorer:
@@ -69,13 +70,13 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) -> draft_pb2.ScoreResponse:
     compressed, scored = done.result, done.result.scored
     return draft_pb2.ScoreResponse(
-        token_mask=wire.token_mask_to_wire(compressed.mask),
-        kv_mask=wire.kv_mask_to_wire(compressed.kv_mask) if compressed.kv_mask is not None else None,
+        token_mask=codec.token_mask_to_wire(compressed.mask),
+        kv_mask=codec.kv_mask_to_wire(compressed.kv_mask) if compressed.kv_mask is not None else None,
         lookahead_token_ids=scored.lookahead_token_ids,
         coverage=compressed.coverage,
         importance=_values(scored.importance) if include_importance else (),
         mass=_values(scored.coverage_importance) if include_importance else (),
-        model=wire.model_to_wire(scorer.info),
+        model=codec.model_to_wire(scorer.info),
         timings=draft_pb2.ScoreTimings(
             queue_ms=done.queue_ms,
             prefill_ms=scored.timings.prefill_ms,

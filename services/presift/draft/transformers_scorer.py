@@ -19,7 +19,7 @@ from presift.draft.scorer import Cancel, Scored, ScoreTask, ScoreTimings, check_
 from presift.draft.supported import refuse_unsupported
 from presift.models import torchvision_ops
 from presift.models.folder import ModelFolder
-from presift.rpc.telemetry import span
+from presift.telemetry.tracing import span
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

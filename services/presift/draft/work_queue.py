@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
 from presift.draft.scorer import Cancel, Cancelled
-from presift.rpc.telemetry import span
+from presift.telemetry.tracing import span
 
 T = TypeVar("T")
 

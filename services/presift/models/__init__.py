@@ -1,1 +1,1 @@
-"""The demo models: where they come from and how they become Hugging Face folders. Import the modules by name."""
+"""Model folders in Hugging Face form: finding, checking and identifying them. Import the modules by name."""

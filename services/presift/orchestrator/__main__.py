@@ -7,18 +7,18 @@ import logging
 import sys
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.access.door import open_door
-from presift.orchestrator.access.doorkeeper import Doorkeeper
-from presift.orchestrator.access.interceptor import DoorInterceptor
-from presift.orchestrator.assembly import Assembly, assemble
-from presift.orchestrator.http.opening import open_http
-from presift.orchestrator.models import Models
-from presift.orchestrator.servicer import OrchestratorServicer
-from presift.orchestrator.settings import OrchestratorSettings
-from presift.orchestrator.terms_in_force import TermsInForce, reloaded_on_sighup, terms_of
-from presift.rpc.gauges import observed
-from presift.rpc.running import run
-from presift.rpc.server import GrpcServer
+from presift.orchestrator.api.auth.authenticator import Authenticator
+from presift.orchestrator.api.auth.factory import build_authenticator
+from presift.orchestrator.api.auth.interceptor import AuthInterceptor
+from presift.orchestrator.api.grpc.servicer import OrchestratorServicer
+from presift.orchestrator.api.http.factory import open_http
+from presift.orchestrator.app import App, build_app
+from presift.orchestrator.backends.model_registry import ModelRegistry
+from presift.orchestrator.config.reload import PolicySource, policy_source, reload_on_sighup
+from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.rpc.server.run import run
+from presift.rpc.server.server import GrpcServer
+from presift.telemetry.gauges import observed
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 # Seconds, and how often in a row none may be there: one that only restarts its connection is no outage.
@@ -34,10 +34,10 @@ def main() -> int:
 
 async def serve(settings: OrchestratorSettings) -> bool:
     """Serve until SIGTERM or SIGINT; False if something failed. Raises PresiftError, VocabularyMismatch among them."""
-    terms, door = terms_of(settings), open_door(settings)
+    terms, door = policy_source(settings), build_authenticator(settings)
     files = [each for each in (terms if terms.has_file else None, door) if each is not None]
-    async with reloaded_on_sighup(*files):
-        assembly = assemble(settings, terms)
+    async with reload_on_sighup(*files):
+        assembly = build_app(settings, terms)
         try:
             return await _serve(settings, assembly, terms, door)
         finally:
@@ -45,10 +45,10 @@ async def serve(settings: OrchestratorSettings) -> bool:
 
 
 async def _serve(
-    settings: OrchestratorSettings, assembly: Assembly, terms: TermsInForce, door: Doorkeeper | None
+    settings: OrchestratorSettings, assembly: App, terms: PolicySource, door: Authenticator | None
 ) -> bool:
     name = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
-    guards = [] if door is None else [DoorInterceptor(door)]
+    guards = [] if door is None else [AuthInterceptor(door)]
     server = GrpcServer(settings.server_options(), [name], guards=guards)
     servicer = OrchestratorServicer(
         assembly.pipeline, assembly.models, terms, explains=settings.explain, salt=settings.secret("tenant_salt")
@@ -70,7 +70,7 @@ async def _serve(
         becoming_ready.cancel()
 
 
-async def _become_ready(settings: OrchestratorSettings, assembly: Assembly, server: GrpcServer, port: int) -> None:
+async def _become_ready(settings: OrchestratorSettings, assembly: App, server: GrpcServer, port: int) -> None:
     try:
         target = await assembly.models.connect()
     except PresiftError:
@@ -83,7 +83,7 @@ async def _become_ready(settings: OrchestratorSettings, assembly: Assembly, serv
     await _follow_target(assembly.models, server)
 
 
-async def _follow_target(models: Models, server: GrpcServer) -> None:
+async def _follow_target(models: ModelRegistry, server: GrpcServer) -> None:
     """Serve as long as some target can be reached: a balancer takes callers elsewhere meanwhile."""
     serves, misses = True, 0
     while True:

@@ -10,13 +10,13 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from presift.core.errors import PresiftError
-from presift.rpc.callers import CallerInterceptor
-from presift.rpc.certificates import TlsFiles
-from presift.rpc.logs import LogFormat
-from presift.rpc.server import ServerOptions
-from presift.rpc.telemetry import OtlpEndpoint, Telemetry
-from presift.rpc.tokens import Tokens, fixed_tokens, tokens_of
-from presift.rpc.watched import read_file
+from presift.rpc.security.caller_interceptor import CallerInterceptor
+from presift.rpc.security.certificates import TlsFiles
+from presift.rpc.security.file_watcher import read_file
+from presift.rpc.security.service_token import Tokens, fixed_tokens, tokens_of
+from presift.rpc.server.server import ServerOptions
+from presift.telemetry.logs import LogFormat
+from presift.telemetry.tracing import OtlpEndpoint, Telemetry
 
 
 class ServiceSettings(BaseSettings):

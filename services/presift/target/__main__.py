@@ -12,16 +12,16 @@ import numpy as np
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.rpc.gauges import observed
-from presift.rpc.running import run
-from presift.rpc.server import GrpcServer
-from presift.target import sglang_processes
+from presift.rpc.server.run import run
+from presift.rpc.server.server import GrpcServer
 from presift.target.admission import Admission
 from presift.target.engine import Engine, GenerateRequest, Sampling
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang import processes
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
+from presift.telemetry.gauges import observed
 from presift.v1 import target_pb2, target_pb2_grpc
 
 _SERVICE = target_pb2.DESCRIPTOR.services_by_name["TargetService"].full_name
@@ -53,7 +53,7 @@ async def serve(settings: TargetSettings) -> bool:
         with suppress(asyncio.CancelledError):
             await running
         await engine.stop()
-        sglang_processes.end_tracker()
+        processes.end_tracker()
 
 
 async def _run(

@@ -13,7 +13,8 @@ import numpy as np
 from presift.core.errors import TargetUnavailable
 from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
-from presift.core.plan import ModelInfo, Route
+from presift.core.plan import ModelInfo
+from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
 from presift.target.engine import (
     Engine,
     EngineInfo,
@@ -63,9 +64,8 @@ class EchoEngine(Engine):
     ) -> None:
         self.token_delay_s = token_delay_s
         self.aborted = 0
-        kv_routes = (Route.SPEC_KV, Route.SPEC_KV_PC)
-        routes = (Route.FULL, Route.SPEC_PC, *(kv_routes if no_kv_dropping is None else ()))
-        unsupported = {} if no_kv_dropping is None else dict.fromkeys(kv_routes, no_kv_dropping)
+        routes = (*KV_KEEPING_ROUTES, *(KV_DROPPING_ROUTES if no_kv_dropping is None else ()))
+        unsupported = {} if no_kv_dropping is None else dict.fromkeys(KV_DROPPING_ROUTES, no_kv_dropping)
         self._info = EngineInfo("echo 1", model, routes, can_stop_at_strings, unsupported, kv_page_tokens)
         self._eos_token_id = eos_token_id
         self._slots = asyncio.Semaphore(max_running)

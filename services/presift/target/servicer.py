@@ -13,14 +13,15 @@ import grpc
 
 from presift.core.errors import TargetUnavailable
 from presift.core.limits import check_limits
-from presift.rpc import metrics, wire
-from presift.rpc.gauges import Gauge
-from presift.rpc.telemetry import span
+from presift.rpc import codec
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
 from presift.target.limits import GENERATE, PREFILL
-from presift.target.load_meter import LoadMeter
-from presift.target.measures import Measure, gauges_of, measured, refusals_told, tell_read
+from presift.target.request_metrics import RequestMetrics, gauges_of, record_read, refusals_told, request_metrics
+from presift.target.sglang.load_meter import LoadMeter
+from presift.telemetry import metrics
+from presift.telemetry.gauges import Gauge
+from presift.telemetry.tracing import span
 from presift.v1 import target_pb2, target_pb2_grpc
 
 _REASONS = {
@@ -47,7 +48,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         self, request: target_pb2.TargetServiceGenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[target_pb2.TargetServiceGenerateResponse]:
         engine = self._ready()
-        with ExitStack() as held, measured(engine.info.model.id) as measure:
+        with ExitStack() as held, request_metrics(engine.info.model.id) as measure:
             with refusals_told():
                 parsed = request_from_wire(request)
                 check_fits(parsed, engine.info)
@@ -65,7 +66,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
     async def Prefill(
         self, request: target_pb2.PrefillRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> target_pb2.PrefillResponse:
-        engine, measure = self._ready(), Measure()
+        engine, measure = self._ready(), RequestMetrics()
         with ExitStack() as held:
             with refusals_told():
                 parsed = prefill_from_wire(request)
@@ -75,7 +76,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 async with aclosing(engine.generate(parsed)) as events:
                     async for event in events:
                         if isinstance(event, Finished):
-                            tell_read(event)
+                            record_read(event)
                             cached, total_ms = event.cached_tokens, measure.now_ms()
                             return target_pb2.PrefillResponse(cached_tokens=cached, total_ms=total_ms)
         raise TargetUnavailable("the engine ended the prefill early")
@@ -85,12 +86,12 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
     ) -> target_pb2.TargetServiceGetInfoResponse:
         engine = self._ready()
         return target_pb2.TargetServiceGetInfoResponse(
-            model=wire.model_to_wire(engine.info.model),
+            model=codec.model_to_wire(engine.info.model),
             engine=engine.info.name,
-            supported_routes=[wire.route_to_wire(route) for route in engine.info.routes],
+            supported_routes=[codec.route_to_wire(route) for route in engine.info.routes],
             running_requests=engine.running_requests,
             unsupported_routes=[
-                target_pb2.UnsupportedRoute(route=wire.route_to_wire(route), reason=reason)
+                target_pb2.UnsupportedRoute(route=codec.route_to_wire(route), reason=reason)
                 for route, reason in engine.info.unsupported.items()
             ],
             kv_page_tokens=engine.info.kv_page_tokens,
@@ -110,7 +111,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         return target_pb2.TargetLoad(running=load.running, waiting=load.waiting, free_kv_tokens=load.free_kv_tokens)
 
     def _response(
-        self, event: Tokens | Finished, measure: Measure, engine: Engine
+        self, event: Tokens | Finished, measure: RequestMetrics, engine: Engine
     ) -> target_pb2.TargetServiceGenerateResponse:
         measure.first_token()
         if isinstance(event, Tokens):
@@ -139,8 +140,8 @@ def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> Gener
         stop_token_ids=tuple(sent.stop_token_ids),
         ignore_eos=sent.ignore_eos,
     )
-    plan = wire.kv_plan_from_wire(request.kv_plan) if request.HasField("kv_plan") else None
-    return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
+    plan = codec.kv_plan_from_wire(request.kv_plan) if request.HasField("kv_plan") else None
+    return GenerateRequest(codec.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
 
 
 def prefill_from_wire(request: target_pb2.PrefillRequest) -> GenerateRequest:
@@ -148,11 +149,11 @@ def prefill_from_wire(request: target_pb2.PrefillRequest) -> GenerateRequest:
     check_limits(request, PREFILL)
     # One token is the least that an engine generates; it is not read again.
     sampling = Sampling(max_new_tokens=1, ignore_eos=True)
-    return GenerateRequest(wire.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
+    return GenerateRequest(codec.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
 
 
 def _usage(
-    event: Finished, measure: Measure, replica: str, load: target_pb2.TargetLoad | None
+    event: Finished, measure: RequestMetrics, replica: str, load: target_pb2.TargetLoad | None
 ) -> target_pb2.TargetUsage:
     return target_pb2.TargetUsage(
         prompt_tokens=event.prompt_tokens,
@@ -167,7 +168,7 @@ def _usage(
         score_ms=event.score_ms,
         publish_ms=event.publish_ms,
         coverage=event.coverage,
-        kv_mask=None if event.kv_mask is None else wire.kv_mask_to_wire(event.kv_mask),
+        kv_mask=None if event.kv_mask is None else codec.kv_mask_to_wire(event.kv_mask),
         load=load,
         replica=replica,
     )

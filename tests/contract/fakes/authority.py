@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trustme
 
-from presift.rpc.certificates import TlsFiles
+from presift.rpc.security.certificates import TlsFiles
 from presift.v1 import target_pb2, target_pb2_grpc
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)

@@ -3,7 +3,7 @@
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer

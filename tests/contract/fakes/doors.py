@@ -1,9 +1,9 @@
 """Doors with known keys: two of tenant acme, one of tenant other."""
 
-from presift.orchestrator.access.api_keys import KeyEntry, digest_of, new_key
-from presift.orchestrator.access.doorkeeper import Doorkeeper
-from presift.orchestrator.access.key_file import Keys
-from presift.rpc.watched import Watched
+from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, new_key
+from presift.orchestrator.api.auth.authenticator import Authenticator
+from presift.orchestrator.api.auth.key_file import Keys
+from presift.rpc.security.file_watcher import FileWatcher
 
 ACME, ACME_TOO, OTHER = (new_key() for _ in range(3))
 ENTRIES = tuple(
@@ -14,7 +14,7 @@ ENTRIES = tuple(
 
 def door(limits=None, tokens=None):
     """tenant -> its limits."""
-    return Doorkeeper(Watched((), lambda: Keys(ENTRIES, limits or {})), tokens)
+    return Authenticator(FileWatcher((), lambda: Keys(ENTRIES, limits or {})), tokens)
 
 
 def shows(key, *more):

@@ -8,42 +8,35 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from presift.cache.lease import NoLease
+from presift.cache.build_lock import NoBuildLock
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
-from presift.orchestrator.admission import Admission, QueueLimits
-from presift.orchestrator.calibration import Calibration
-from presift.orchestrator.cases import Cases
-from presift.orchestrator.choices import Defaults
-from presift.orchestrator.compression import Compressor
-from presift.orchestrator.cross_vocabulary import CrossVocabularyDraft
-from presift.orchestrator.drafting import Drafter
-from presift.orchestrator.economy import Economy
-from presift.orchestrator.guard.answers import Answers
-from presift.orchestrator.guard.guard import Guard
-from presift.orchestrator.guard.samples import Sampler
-from presift.orchestrator.guard.switches import Switches, Thresholds
-from presift.orchestrator.interpreting import Interpreter
-from presift.orchestrator.models import Models
-from presift.orchestrator.pipeline import Pipeline
-from presift.orchestrator.planning import Planner
-from presift.orchestrator.prefilling import Prefiller
-from presift.orchestrator.remote import RemoteDraft, RemoteTarget
-from presift.orchestrator.seating import Usher
-from presift.orchestrator.servicer import OrchestratorServicer
-from presift.orchestrator.terms_in_force import fixed
-from presift.orchestrator.tokenizer import PromptTokenizer
-from presift.orchestrator.turns import Turns
-from presift.rpc.server import GrpcServer, ServerOptions
-from presift.v1 import (
-    draft_pb2_grpc,
-    orchestrator_pb2,
-    orchestrator_pb2_grpc,
-    plan_pb2,
-    target_pb2,
-    target_pb2_grpc,
-)
+from presift.orchestrator.admission.admission import Admission, QueueLimits
+from presift.orchestrator.api.grpc.servicer import OrchestratorServicer
+from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
+from presift.orchestrator.backends.model_registry import ModelRegistry
+from presift.orchestrator.backends.remote import DraftClient, TargetClient
+from presift.orchestrator.config.reload import fixed_policy
+from presift.orchestrator.estimation.calibration import Calibration
+from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.pipeline.pipeline import Pipeline
+from presift.orchestrator.planning.compressor import Compressor
+from presift.orchestrator.planning.conversations import SelectionStore
+from presift.orchestrator.planning.draft_stage import DraftStage
+from presift.orchestrator.planning.planner import Planner
+from presift.orchestrator.planning.prefill import Prefiller
+from presift.orchestrator.planning.replica_picker import ReplicaPicker
+from presift.orchestrator.planning.request_context import RequestReader
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
+from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
+from presift.orchestrator.quality.guard import QualityGuard
+from presift.orchestrator.quality.sampler import Sampler
+from presift.orchestrator.quality.shadow_answers import ShadowAnswers
+from presift.orchestrator.routing.choice import Defaults
+from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
+from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.v1 import draft_pb2_grpc, orchestrator_pb2, orchestrator_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 
 from .services import DRAFT_CONTEXT, FakeDraft, FakeTarget, model
 
@@ -159,13 +152,13 @@ class House:
         self.ports = {"draft": draft_ports[0], "target": target_ports[0]}
         self.draft_ports, self.target_ports = draft_ports, target_ports
         drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
-        self.remote_draft = RemoteDraft(drafts, 2**20, hedge_after_s=self.options.draft_hedge_after_s)
-        self.remote_target = RemoteTarget(targets, 2**20)
+        self.remote_draft = DraftClient(drafts, 2**20, hedge_after_s=self.options.draft_hedge_after_s)
+        self.remote_target = TargetClient(targets, 2**20)
         self.scorer, foreign = self.remote_draft, ""
         if self.options.draft_tokenizer is not None:
-            interpreter = Interpreter(byte_tokenizer(), self.options.draft_tokenizer)
+            interpreter = VocabularyBridge(byte_tokenizer(), self.options.draft_tokenizer)
             self.scorer, foreign = CrossVocabularyDraft(self.remote_draft, interpreter), interpreter.draft_fingerprint
-        self.models = Models(self.remote_draft, self.remote_target, draft_fingerprint=foreign, retry_s=0.01)
+        self.models = ModelRegistry(self.remote_draft, self.remote_target, draft_fingerprint=foreign, retry_s=0.01)
         for part in (self.remote_draft, self.remote_target, self.store, self.models):
             self._exit.push_async_callback(part.aclose)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
@@ -175,21 +168,21 @@ class House:
 
     def _servicer(self):
         tokenizer = self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
-        timeout_s, lease = self.options.draft_timeout_s, self.options.lease or NoLease()
+        timeout_s, lease = self.options.draft_timeout_s, self.options.lease or NoBuildLock()
         compressor = Compressor(self.scorer, self.store, lease, draft_timeout_s=timeout_s)
-        terms, turns = self.options.terms or fixed(self.options.defaults), Turns(self.options.turns)
+        terms, turns = self.options.terms or fixed_policy(self.options.defaults), SelectionStore(self.options.turns)
         prefiller = Prefiller(self.remote_target) if self.options.prefills else None
-        economy = self.options.economy or Economy(learns=False, reads_beside=prefiller is not None)
+        economy = self.options.economy or CostEstimator(learns=False, reads_beside=prefiller is not None)
         defaults, limit_s, target = self.options.defaults, self.options.calibration_limit_s, self.remote_target
         self.calibration = Calibration(self.remote_draft, target, self.models, defaults, economy, limit_s=limit_s)
-        switches = Switches(self.options.thresholds)
+        switches = QualityGate(self.options.thresholds)
         self._exit.push_async_callback(self.calibration.aclose)
-        usher = Usher(target, self.models, economy)
-        cases = Cases(tokenizer, self.models, terms, economy, switches=switches, usher=usher)
+        usher = ReplicaPicker(target, self.models, economy)
+        cases = RequestReader(tokenizer, self.models, terms, economy, switches=switches, usher=usher)
         planner = Planner(cases, self.models, compressor, economy, prefiller=prefiller, turns=turns)
-        drafter = Drafter(self.models, compressor)
-        answers = Answers(target, drafter, compressor, economy, defaults=defaults)
-        self.guard = Guard(answers.compare, self.options.sampler, switches)
+        drafter = DraftStage(self.models, compressor)
+        answers = ShadowAnswers(target, drafter, compressor, economy, defaults=defaults)
+        self.guard = QualityGuard(answers.compare, self.options.sampler, switches)
         self._exit.push_async_callback(self.guard.aclose)
         self.admission, self.compressor = Admission(self.options.limits), compressor
         self.prefiller, self.economy = prefiller, economy

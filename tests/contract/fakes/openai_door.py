@@ -5,11 +5,11 @@ from contextlib import AsyncExitStack
 import httpx
 import openai
 
-from presift.orchestrator.http.app import application
-from presift.orchestrator.http.asking import Asking, Terms
-from presift.orchestrator.http.call import Calling
-from presift.orchestrator.http.models import ServedModels
-from presift.orchestrator.http.server import HttpOptions, HttpServer
+from presift.orchestrator.api.http.app import application
+from presift.orchestrator.api.http.call import Calling
+from presift.orchestrator.api.http.endpoints import Asking, Terms
+from presift.orchestrator.api.http.models import ServedModels
+from presift.orchestrator.api.http.server import HttpOptions, HttpServer
 
 MODEL = "target"
 

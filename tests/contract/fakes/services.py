@@ -9,7 +9,7 @@ import numpy as np
 from presift.core import kv_plan
 from presift.core.errors import InvalidRequest, PresiftError, RouteUnsupported
 from presift.core.masks import KvMask
-from presift.rpc.wire import kv_mask_to_wire, kv_plan_from_wire
+from presift.rpc.codec import kv_mask_to_wire, kv_plan_from_wire
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 
 VOCABULARY, CONTEXT = 1000, 400

@@ -18,8 +18,8 @@ from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.models.folder import resolve
 from presift.target.engine import Finished, GenerateRequest, Sampling
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 
 VOCABULARY = 512
 POOL_TOKENS = 8192

@@ -12,7 +12,7 @@ import pytest
 
 from presift.core.errors import PromptTooLong
 from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
-from presift.target.sglang_messages import to_sglang
+from presift.target.sglang.messages import to_sglang
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

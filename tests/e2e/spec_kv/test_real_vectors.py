@@ -12,8 +12,8 @@ import pytest
 
 from presift.core.kv_plan import KvPlan
 from presift.models.folder import resolve
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.models]
 

@@ -14,8 +14,8 @@ from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import Span
 from presift.target.engine import GenerateRequest, Sampling
-from presift.target.sglang_messages import to_sglang
-from presift.target.sglang_plugin.parameters import KEY
+from presift.target.sglang.messages import to_sglang
+from presift.target.sglang_plugin.custom_params import KEY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -13,10 +13,10 @@ import pytest
 from presift.core.errors import RouteUnsupported
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.target import sglang_processes
 from presift.target.engine import Finished, GenerateRequest, Sampling
-from presift.target.sglang_arguments import SglangOptions
-from presift.target.sglang_engine import SglangEngine
+from presift.target.sglang import processes
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -57,7 +57,7 @@ async def test_a_renamed_hook_target_switches_the_routes_off(
     (tmp_path / "renamed_scheduler.py").write_text(RENAMED)
     monkeypatch.syspath_prepend(tmp_path)
     # Where `launch` looks for the scheduler's function.
-    monkeypatch.setattr(sglang_processes, "__name__", "renamed_scheduler")
+    monkeypatch.setattr(processes, "__name__", "renamed_scheduler")
     async with engine_of(tiny_model("tinyq")) as engine:
         assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
         for route in (Route.SPEC_KV, Route.SPEC_KV_PC):

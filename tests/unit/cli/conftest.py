@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from presift.cli.process import ServiceProcess
+from presift.cli.stack.process import ServiceProcess
 from presift_client import Decision, ExplainedSpan, Explanation, KvMask, Model
 
 FAKE = "fake_service"

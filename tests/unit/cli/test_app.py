@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
-from presift.cli.stack import Observability
+from presift.cli.stack.stack import Observability
 from presift_client import TlsOptions
 
 NOBODY = ["--address", "127.0.0.1:1"]
@@ -34,7 +34,7 @@ def test_misuse_is_told_in_one_line(run):
 def asked(monkeypatch):
     """What `generate` would send."""
     sent = []
-    monkeypatch.setattr("presift.cli.answer.show_stream", lambda client, request: sent.append(request))
+    monkeypatch.setattr("presift.cli.render.answer.show_stream", lambda client, request: sent.append(request))
     return sent
 
 
@@ -78,8 +78,8 @@ def test_kv_options_that_were_not_given_are_left_out(run, asked):
 )
 def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
     started = []
-    monkeypatch.setattr("presift.models.fetch.resolve_model", lambda name, home, say: name)
-    monkeypatch.setattr("presift.cli.up.run_until_stopped", lambda options, say: started.append(options) or 0)
+    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, say: name)
+    monkeypatch.setattr("presift.cli.commands.up.run_until_stopped", lambda options, say: started.append(options) or 0)
     assert run("up", *given).exit_code == 0
     assert started[0].orchestrator_flags == flags
     assert run("up", "--listen", "127.0.0.1:4000").exit_code == 0
@@ -97,8 +97,8 @@ def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
 )
 def test_up_can_be_seen(run, monkeypatch, given, observed):
     started = []
-    monkeypatch.setattr("presift.models.fetch.resolve_model", lambda name, home, say: name)
-    monkeypatch.setattr("presift.cli.up.run_until_stopped", lambda options, say: started.append(options) or 0)
+    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, say: name)
+    monkeypatch.setattr("presift.cli.commands.up.run_until_stopped", lambda options, say: started.append(options) or 0)
     assert run("up", *given).exit_code == 0
     assert started[0].observability == observed
 
@@ -133,7 +133,9 @@ def test_an_unknown_model_is_told(run):
 
 def test_a_tenant_is_sent_or_told_at_once(run, monkeypatch):
     tenants = []
-    monkeypatch.setattr("presift.cli.answer.show_stream", lambda client, request: tenants.append(client._metadata))
+    monkeypatch.setattr(
+        "presift.cli.render.answer.show_stream", lambda client, request: tenants.append(client._metadata)
+    )
     assert run("generate", "hi", "--tenant", "acme").exit_code == run("generate", "hi").exit_code == 0
     assert tenants == [(("presift-tenant", "acme"),), ()]
     for command in ("generate", "explain"):

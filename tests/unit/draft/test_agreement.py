@@ -10,13 +10,13 @@ from presift.core.spans import Span, must_keep
 from presift.draft.compress import compress
 from presift.draft.request import Limits, parse
 from presift.draft.scorer import Cancel
-from presift.orchestrator.choices import Choice, Defaults, Facts
-from presift.orchestrator.kv_plans import kv_plan_of
-from presift.orchestrator.request import AutoCapacity, Budget, KvOptions
-from presift.orchestrator.routing import choose
-from presift.orchestrator.tokenizer import Tokenized
-from presift.orchestrator.verification import Scoring, check_prompt
-from presift.rpc import wire
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.planning.kv_plan import kv_plan_of
+from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
+from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.routing.choice import Defaults, Facts, RouteChoice
+from presift.orchestrator.routing.router import choose
+from presift.rpc import codec
 from presift.v1 import draft_pb2
 
 N = 200
@@ -25,7 +25,7 @@ DEFAULTS = Defaults(SpecPc(90, window=8, lookahead_tokens=3), 0, spec_kv=SpecKv(
 LOOKAHEAD, MASK = KvSelection
 
 
-def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> Choice:
+def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> RouteChoice:
     facts = Facts(
         prompt_tokens=N,
         must_keep=int(must_keep(SPANS, N, 8).sum()),
@@ -49,12 +49,12 @@ def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_
     choice, tokens = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page), Tokenized(ids, SPANS)
     policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
     asked = draft_pb2.ScoreRequest(
-        token_ids=ids.tolist(), policy=wire.policy_to_wire(policy), protected_spans=wire.spans_to_wire(SPANS)
+        token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
     )
     found = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
     lookahead = found.scored.lookahead_token_ids
     answer = CompressedPrompt(found.mask, lookahead, found.coverage, scorer.info, found.kv_capacity)
-    check_prompt(answer, Scoring(tokens, policy, scorer.info, scorer.info))
+    check_prompt(answer, ScoringJob(tokens, policy, scorer.info, scorer.info))
     plan = kv_plan_of(choice, answer, tokens)
     if plan is not None:
         read_tokens = N if route is Route.SPEC_KV else found.mask.kept_tokens
@@ -74,13 +74,13 @@ def test_what_a_fixed_capacity_covers_is_told_where_a_least_coverage_is_asked_fo
         choice = routed(route, LOOKAHEAD, Budget(min_coverage=least), page)
         policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
         asked = draft_pb2.ScoreRequest(
-            token_ids=ids.tolist(), policy=wire.policy_to_wire(policy), protected_spans=wire.spans_to_wire(SPANS)
+            token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
         )
         made = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
         lookahead = made.scored.lookahead_token_ids
         answer = CompressedPrompt(made.mask, lookahead, made.coverage, scorer.info, made.kv_capacity, made.kv_coverage)
         tokens = Tokenized(ids, SPANS)
-        check_prompt(answer, Scoring(tokens, policy, scorer.info, scorer.info))
+        check_prompt(answer, ScoringJob(tokens, policy, scorer.info, scorer.info))
         found[least] = made, kv_plan_of(choice, answer, tokens)
     (plain, plan), (measured, same) = found.values()
     assert same == plan and (measured.mask.kept == plain.mask.kept).all()

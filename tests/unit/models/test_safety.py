@@ -11,7 +11,7 @@ import pytest
 from presift.core.errors import InvalidRequest
 from presift.models.folder import resolve
 from presift.models.safety import check_folder
-from presift.orchestrator.loading import load_tokenizer
+from presift.orchestrator.prompt.loader import load_tokenizer
 
 
 class Canary:
@@ -150,7 +150,7 @@ def test_a_model_that_needs_its_own_code_is_refused(folder, canary):
 
 
 def test_the_target_is_never_told_to_run_code(folder):
-    from presift.target.sglang_arguments import SglangOptions, server_arguments
+    from presift.target.sglang.arguments import SglangOptions, server_arguments
 
     arguments = server_arguments(SglangOptions(resolve(str(folder))))
     assert arguments["trust_remote_code"] is False and arguments["load_format"] == "safetensors"

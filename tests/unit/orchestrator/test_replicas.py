@@ -8,19 +8,18 @@ from hypothesis import strategies as st
 
 from presift.core.errors import BudgetExceeded, PresiftError
 from presift.core.plan import Route
-from presift.orchestrator.candidates import Question
-from presift.orchestrator.choices import Reason
-from presift.orchestrator.costs import Load
-from presift.orchestrator.forecasting import bare
-from presift.orchestrator.placing import choose_among
-from presift.orchestrator.request import Budget, KvOptions
-from presift.orchestrator.routing import choose
+from presift.orchestrator.domain.request import Budget, KvOptions
+from presift.orchestrator.routing.candidates import Question
+from presift.orchestrator.routing.choice import Reason
+from presift.orchestrator.routing.cost_model import QueuedWork
+from presift.orchestrator.routing.replica_choice import choose_among
+from presift.orchestrator.routing.router import choose
 
-from .test_auto import ANY_FACTS, DEFAULTS, FACTS, LIMITS, SPEEDS
+from .routing.test_auto import ANY_FACTS, DEFAULTS, FACTS, LIMITS, SPEEDS
 
 COLD = FACTS.outlook
 WARM = replace(COLD, cached_tokens=960)
-BUSY = replace(COLD, load=Load(target_ms=5000))
+BUSY = replace(COLD, load=QueuedWork(target_ms=5000))
 SLOW = replace(COLD, speeds=replace(SPEEDS, target=replace(SPEEDS.target, token_ms=30.0)))
 
 
@@ -46,14 +45,14 @@ def test_where_it_is_soonest(outlooks, budget, best, route):
 
 
 def test_an_entry_draws_the_request():
-    policy = bare(among({"a": COLD}, max_kv_tokens=500).choice.policy)
+    policy = among({"a": COLD}, max_kv_tokens=500).choice.policy.canonical()
     holds = replace(COLD, compressed=((policy, 0),), entries=frozenset({policy}))
     placed = among({"a": COLD, "b": holds}, max_kv_tokens=500)
     assert (placed.replica, placed.choice.route) == ("b", Route.SPEC_KV) and placed.choice.forecast.ttft_ms == 10
 
 
 def test_whoever_keeps_the_budget_goes_before_whoever_is_nearest():
-    late = replace(COLD, load=Load(target_ms=90_000))
+    late = replace(COLD, load=QueuedWork(target_ms=90_000))
     placed = among({"late": late, "cold": COLD}, max_ttft_ms=2_000, max_prompt_tokens=100)
     assert placed.replica == "cold" and placed.choice.reason is Reason.OVER_BUDGET
 
@@ -82,7 +81,7 @@ def replicas(facts, drawn):
         str(number): replace(
             facts.outlook,
             cached_tokens=min(cached, facts.prompt_tokens),
-            load=Load(target_ms=wait),
+            load=QueuedWork(target_ms=wait),
             speeds=replace(SPEEDS, target=replace(SPEEDS.target, token_ms=float(speed))),
         )
         for number, (cached, wait, speed) in enumerate(drawn)

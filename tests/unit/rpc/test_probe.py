@@ -10,7 +10,7 @@ import pytest
 
 import presift
 from presift.rpc.probe import main
-from presift.rpc.server import GrpcServer, ServerOptions
+from presift.rpc.server.server import GrpcServer, ServerOptions
 
 from ...contract.fakes.authority import Authority
 

@@ -5,10 +5,10 @@ from pydantic import SecretStr, ValidationError
 
 from presift.core.errors import PresiftError
 from presift.draft.settings import DraftSettings
-from presift.orchestrator.settings import OrchestratorSettings
-from presift.rpc.logs import LogFormat
-from presift.rpc.telemetry import OtlpEndpoint, Telemetry
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.target.settings import TargetSettings
+from presift.telemetry.logs import LogFormat
+from presift.telemetry.tracing import OtlpEndpoint, Telemetry
 
 SETTINGS = [DraftSettings, OrchestratorSettings, TargetSettings]
 SECRET = "xylophone-xylophone"

@@ -2,7 +2,7 @@
 
 import logging
 
-from presift.rpc.telemetry import Telemetry, exported
+from presift.telemetry.tracing import Telemetry, exported
 
 
 def test_contexts_that_have_ended_are_not_told(caplog):

@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.errors import (
-    BudgetExceeded,
-    FieldError,
-    InvalidRequest,
-    Overloaded,
-    PromptTooLong,
-    RouteUnsupported,
-)
+from presift.core.errors import BudgetExceeded, FieldError, InvalidRequest, Overloaded, PromptTooLong, RouteUnsupported
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route

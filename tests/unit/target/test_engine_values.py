@@ -9,7 +9,7 @@ import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.target.engine import GenerateRequest, Sampling
-from presift.target.sglang_messages import sampling_arguments
+from presift.target.sglang.messages import sampling_arguments
 
 PROMPT = np.array([1, 2], dtype=np.uint32)
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from presift.core.errors import InvalidRequest
+from presift.core.plan import Route
 from presift.core.policies.adaptive import Adaptive
 from presift.core.policies.fields import KvSelection, Pool, Reduction, at_least, one_of
+from presift.core.policies.policy import Policy
 from presift.core.policies.spec_pc import SpecPc
 
 
 @dataclass(frozen=True, slots=True)
-class SpecKv:
+class SpecKv(Policy):
     """Hyper-parameters of SpecKV; all counts in tokens. Raises InvalidRequest.
 
     `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. `mask` is how the draft
     draws its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity, window and adaptive are not read.
     With `adaptive` fewer than `capacity` may be kept: as many as the draft's mask would need, whoever chooses.
     """
+
+    route: ClassVar[Route] = Route.SPEC_KV
+    reads_whole_prompt: ClassVar[bool] = True
+    drops_kv: ClassVar[bool] = True
 
     capacity: int
     window: int = 32
@@ -42,8 +49,36 @@ class SpecKv:
             self.adaptive.check_within("spec_kv.adaptive", self.window + 1, self.capacity)
 
     @property
+    def prompt_stage(self) -> None:
+        return None
+
+    @property
+    def kv_stage(self) -> SpecKv:
+        return self
+
+    @property
+    def scoring_policy(self) -> SpecPc:
+        return self.draft_policy
+
+    @property
+    def mask_policy(self) -> SpecPc | None:
+        return self.draft_policy if self.selection is KvSelection.DRAFT_MASK else None
+
+    @property
+    def lookahead_policy(self) -> SpecKv | None:
+        return self if self.selection is KvSelection.TARGET_LOOKAHEAD else None
+
+    def with_start_layer(self, start_layer: int) -> Self:
+        return self if self.mask is None else replace(self, mask=self.mask.with_start_layer(start_layer))
+
+    def canonical(self) -> Self:
+        return replace(self, mask=None)
+
+    def with_scoring(self, template: SpecPc) -> Self:
+        return replace(self, mask=template)
+
+    @property
     def counting_policy(self) -> SpecPc | None:
-        """How the draft counts the KV pairs that the target is to choose; None where that is not asked."""
         counts = self.adaptive is not None and self.selection is KvSelection.TARGET_LOOKAHEAD
         return self.draft_policy if counts else None
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from presift.core.errors import InvalidRequest
+from presift.core.plan import Route
 from presift.core.policies.adaptive import Adaptive
 from presift.core.policies.fields import Pool, Reduction, at_least, one_of
+from presift.core.policies.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class SpecPc:
+class SpecPc(Policy):
     """Hyper-parameters of SpecPC; all counts in tokens.
 
     The defaults are not the authors' (window 64, kernel 64, neighbors 64, start_layer 8): those are too coarse below a
     capacity of about 512; what the orchestrator sends is in ops/decisions/0004. With `adaptive` fewer than `capacity`
     may be kept. Raises InvalidRequest.
     """
+
+    route: ClassVar[Route] = Route.SPEC_PC
+    reads_whole_prompt: ClassVar[bool] = False
+    drops_kv: ClassVar[bool] = False
 
     capacity: int
     window: int = 32
@@ -39,3 +46,21 @@ class SpecPc:
             raise InvalidRequest("spec_pc.capacity", self.capacity, f">= window ({self.window})")
         if self.adaptive is not None:
             self.adaptive.check_within("spec_pc.adaptive", self.window, self.capacity)
+
+    @property
+    def prompt_stage(self) -> SpecPc:
+        return self
+
+    @property
+    def kv_stage(self) -> None:
+        return None
+
+    @property
+    def scoring_policy(self) -> SpecPc:
+        return self
+
+    def with_start_layer(self, start_layer: int) -> Self:
+        return replace(self, start_layer=start_layer)
+
+    def canonical(self) -> Self:
+        return replace(self, start_layer=0)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from presift.target.sglang_plugin.scores import Scores
-from presift.target.sglang_plugin.states import Compressed, Scoring, state_of
+from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Rows:
     int64[first + rows] hold the keys.
     """
 
-    scores: Scores
+    scores: KvSelector
     start: int
     end: int
     first: int
@@ -49,7 +49,7 @@ class Pass:
         self._rows, self._pool = [], runner.token_to_kv_pool
         if not any(states) or forward.positions is None:
             return
-        shifts = [state.shift if isinstance(state, Compressed) else 0 for state in states]
+        shifts = [state.shift if isinstance(state, DecodeState) else 0 for state in states]
         if any(shifts):
             forward.positions = forward.positions + _per_token(shifts, forward, batch)
         if forward.forward_mode.is_extend():
@@ -83,7 +83,7 @@ def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:
 def _rows(states: list[Any], batch: Any, req_to_token: torch.Tensor) -> list[Rows]:
     found, offset = [], 0
     for state, request, prefix, length in zip(states, batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
-        if isinstance(state, Scoring) and state.scores is not None:
+        if isinstance(state, ScoringState) and state.scores is not None:
             first, end = max(prefix, state.scores.first_row), min(prefix + length, state.scores.end_row)
             if first < end:
                 start = offset + first - prefix

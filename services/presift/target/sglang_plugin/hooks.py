@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from presift.target.sglang_plugin import intake
+from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import Pass
-from presift.target.sglang_plugin.chain import Chain
-from presift.target.sglang_plugin.parameters import KEY
-from presift.target.sglang_plugin.states import Compressed, Scoring, Untouched, state_of
+from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.entry_builder import EntryBuilder
+from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import why_not_this_scheduler, why_not_this_sglang
 
 
@@ -20,7 +20,7 @@ class Plugin:
 
     def __init__(self) -> None:
         self.unsupported: str | None = "no scheduler has started"
-        self.chain: Chain | None = None
+        self.chain: EntryBuilder | None = None
         self._pass = Pass()
 
     def around(self) -> dict[str, Callable[..., Any]]:
@@ -49,15 +49,15 @@ class Plugin:
     def _scheduler_made(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         original(scheduler, *args, **kwargs)
         self.unsupported = why_not_this_sglang() or not_hooked(self.around()) or why_not_this_scheduler(scheduler)
-        self.chain = Chain(scheduler)
+        self.chain = EntryBuilder(scheduler)
 
     def _request_came(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
         parameters = received.sampling_params.custom_params
         if isinstance(parameters, dict) and KEY in parameters:
             try:
-                intake.admit(scheduler, received, self.unsupported)
+                validation.admit(scheduler, received, self.unsupported)
             except Exception as error:
-                intake.refuse(scheduler, received, intake.checked(error))
+                validation.refuse(scheduler, received, validation.checked(error))
                 return
         original(scheduler, received, **kwargs)
 
@@ -102,7 +102,7 @@ class Plugin:
     def _prefix_capped(self, original: Any, request: Any, input_len: int) -> int:
         longest: int = original(request, input_len)
         state = state_of(request)
-        if isinstance(state, Scoring):
+        if isinstance(state, ScoringState):
             # The rows that score must be computed, and only prompt tokens need be cached.
             rows = state.scores.first_row if state.scores is not None else len(state.of.prompt) - 1
             longest = min(longest, rows)
@@ -114,20 +114,20 @@ class Plugin:
         state = state_of(request)
         if self.chain is None or state is None or request.to_finish is not None:
             return original(adder, request, *args, **kwargs)
-        if isinstance(state, Compressed) and len(request.prefix_indices) < state.kept:
+        if isinstance(state, DecodeState) and len(request.prefix_indices) < state.kept:
             self.chain.entry_is_missing(request)
             return AddReqResult.CONTINUE
-        if isinstance(state, Scoring):
+        if isinstance(state, ScoringState):
             return _admit_scoring(original, adder, request, state, *args, **kwargs)
         result = original(adder, request, *args, **kwargs)
-        if isinstance(state, Compressed) and request in adder.can_run_list:
+        if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix
             self.chain.admitted(request, state)
         return result
 
     def _next_chunk_asked(self, original: Any, adder: Any, request: Any) -> Any:
         state = state_of(request)
-        if not isinstance(state, Scoring):
+        if not isinstance(state, ScoringState):
             return original(adder, request)
         with _as_if_generating(request, state):
             return original(adder, request)
@@ -148,7 +148,7 @@ class Plugin:
     def _prompt_read(self, original: Any, processor: Any, batch: Any, result: Any) -> Any:
         for request in batch.reqs:
             state = state_of(request)
-            if self.chain is not None and isinstance(state, Scoring) and _has_been_read(request, state):
+            if self.chain is not None and isinstance(state, ScoringState) and _has_been_read(request, state):
                 if result.copy_done is not None:
                     result.copy_done.synchronize()
                 self.chain.settle(request, state)
@@ -160,12 +160,12 @@ class Plugin:
             for request, state in zip(requests, states, strict=True):
                 _attach_report(request, state)
             pairs = zip(requests, states, strict=True)
-            requests = [request for request, state in pairs if not isinstance(state, Scoring)]
+            requests = [request for request, state in pairs if not isinstance(state, ScoringState)]
         return original(streamer, requests, *args, **kwargs)
 
     def _chunk_cached(self, original: Any, request: Any, tree: Any, **kwargs: Any) -> None:
         state = state_of(request)
-        if isinstance(state, Compressed | Scoring) and not _plan(state).keep_full_prefix:
+        if isinstance(state, DecodeState | ScoringState) and not _plan(state).keep_full_prefix:
             # Goes on with its own KV, and leaves nothing of it to the tree.
             tree.advance_unpublished_req(request, **kwargs)
         else:
@@ -173,7 +173,7 @@ class Plugin:
 
     def _inserted(self, original: Any, tree: Any, request: Any, *, up_to: int, **kwargs: Any) -> Any:
         state = state_of(request)
-        if isinstance(state, Scoring):
+        if isinstance(state, ScoringState):
             # The lookahead was only to choose by.
             up_to = min(up_to, max(len(state.of.prompt), request.kv.cache_protected_len))
         return original(tree, request, up_to=up_to, **kwargs)
@@ -210,7 +210,7 @@ def _closes_over(function: Any, hook: Callable[..., Any]) -> bool:
     return False
 
 
-def _admit_scoring(original: Any, adder: Any, request: Any, state: Scoring, *args: Any, **kwargs: Any) -> Any:
+def _admit_scoring(original: Any, adder: Any, request: Any, state: ScoringState, *args: Any, **kwargs: Any) -> Any:
     with _as_if_generating(request, state):
         result = original(adder, request, *args, **kwargs)
     if request in adder.can_run_list and state.scores is not None:
@@ -219,7 +219,7 @@ def _admit_scoring(original: Any, adder: Any, request: Any, state: Scoring, *arg
 
 
 @contextmanager
-def _as_if_generating(request: Any, state: Scoring) -> Iterator[None]:
+def _as_if_generating(request: Any, state: ScoringState) -> Iterator[None]:
     """While SGLang counts, the entry is what the request will generate: so a full pool makes it wait."""
     request.sampling_params.max_new_tokens = state.of.kept + 1
     try:
@@ -228,18 +228,22 @@ def _as_if_generating(request: Any, state: Scoring) -> Iterator[None]:
         request.sampling_params.max_new_tokens = 0
 
 
-def _has_been_read(request: Any, state: Scoring) -> bool:
+def _has_been_read(request: Any, state: ScoringState) -> bool:
     ended = request.finished() or request.to_finish is not None or request.is_retracted
     return not (ended or state.is_settled or request.inflight_middle_chunks > 0)
 
 
-def _plan(state: Compressed | Scoring) -> Any:
-    return state.of.plan if isinstance(state, Scoring) else state.plan
+def _plan(state: DecodeState | ScoringState) -> Any:
+    return state.of.plan if isinstance(state, ScoringState) else state.plan
 
 
 def _attach_report(request: Any, state: Any) -> None:
-    if not isinstance(state, Compressed | Untouched) or state.report is None or request.customized_info is not None:
+    if (
+        not isinstance(state, DecodeState | PassthroughState)
+        or state.report is None
+        or request.customized_info is not None
+    ):
         return
-    if isinstance(state, Untouched):
+    if isinstance(state, PassthroughState):
         state.report.cached_tokens = request.cached_tokens
     request.customized_info = {KEY: [{name: getattr(state.report, name) for name in state.report.__slots__}]}

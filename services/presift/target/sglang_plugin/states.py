@@ -16,8 +16,8 @@ import numpy as np
 from presift.core.digest import policy_values
 from presift.core.kv_plan import KvPlan
 from presift.core.spans import merge
-from presift.target.sglang_plugin.parameters import KEY
-from presift.target.sglang_plugin.scores import Scores
+from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.kv_selector import KvSelector
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Report:
 
 
 @dataclass(slots=True, eq=False)
-class Compressed:
+class DecodeState:
     """A caller's request: it generates on a compressed entry. `prompt`: the n token ids that the plan covers.
 
     `kept` is C, the KV pairs per layer and head; `entry` is the namespace of the entry in the radix tree. Its tokens
@@ -75,27 +75,27 @@ class Compressed:
 
 
 @dataclass(slots=True, eq=False)
-class Scoring:
+class ScoringState:
     """The plugin's own request: it reads prompt and lookahead, and is scored. `scores` None: the mask is given."""
 
-    of: Compressed
-    scores: Scores | None
+    of: DecodeState
+    scores: KvSelector | None
     # Set once the entry was made, or cannot be made.
     is_settled: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class Untouched:
+class PassthroughState:
     """A caller's request whose plan drops nothing: an ordinary one, with a report."""
 
     report: Report
 
 
-def state_of(request: Any) -> Compressed | Scoring | Untouched | None:
+def state_of(request: Any) -> DecodeState | ScoringState | PassthroughState | None:
     """What the plugin keeps about a request of SGLang's; None for those that are none of its business."""
     parameters = request.sampling_params.custom_params
     state = parameters.get(KEY) if isinstance(parameters, dict) else None
-    return state if isinstance(state, Compressed | Scoring | Untouched) else None
+    return state if isinstance(state, DecodeState | ScoringState | PassthroughState) else None
 
 
 def entry_name(plan: KvPlan, prompt: array[int], kept: int, salts: tuple[str | None, ...]) -> str:

@@ -5,11 +5,11 @@ import heapq
 import numpy as np
 import pytest
 
-from presift.cli.capacity.queueing import mean_wait_s, spread
-from presift.cli.capacity.sizing import each_of
-from presift.cli.capacity.workload import Demand, Length, Workload
+from presift.cli.planning.queueing import mean_wait_s, spread
+from presift.cli.planning.sizing import each_of
+from presift.cli.planning.workload import Demand, Length, Workload
 from presift.core.plan import Route
-from presift.orchestrator.costs import Curve, Speeds
+from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
 
 MIX = [(0.2, 0.5), (1.0, 0.3), (4.0, 0.2)]
 
@@ -49,6 +49,6 @@ def test_answers_at_once_in_a_target(rate):
             took = arrivals[next_one] - now
         now += took
     asked = Demand(1000, 1.0, Route.FULL, 0.0, read_s, 1000, 1000, 1000, read_s)
-    speeds = Speeds(target=Curve(0, request_s * 1e3, 0), decoding=Curve(step_s * 1e3, 0, 0))
+    speeds = StageCosts(target=CostCurve(0, request_s * 1e3, 0), decoding=CostCurve(step_s * 1e3, 0, 0))
     one = each_of(1, Workload(rate, (Length(1000, 1.0),), answer), [asked], speeds)
     assert weighed / now == pytest.approx(one.decoding, rel=0.1)

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from presift.core.errors import InvalidRequest, PresiftError
-from presift.orchestrator.access import api_keys
-from presift.orchestrator.access.api_keys import KeyEntry, digest_of, entry_of, new_key
-from presift.orchestrator.access.caller import Caller, Limits
-from presift.orchestrator.access.key_file import load_keys, read_keys
+from presift.orchestrator.api.auth import api_keys
+from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, entry_of, new_key
+from presift.orchestrator.api.auth.key_file import load_keys, read_keys
+from presift.orchestrator.domain.caller import Caller, Limits
 
 KEY, OTHER = "psk_a-key", "psk_another"
 ENTRIES = tuple(KeyEntry(name, name, digest_of(name)) for name in (KEY, OTHER, "psk_third"))

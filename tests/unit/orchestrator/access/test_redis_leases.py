@@ -2,7 +2,7 @@
 
 import asyncio
 
-from presift.orchestrator.access.leases import MemoryLeases, RedisLeases
+from presift.orchestrator.admission.concurrency_limit import MemoryConcurrencyLimit, RedisConcurrencyLimit
 
 
 class Link:
@@ -18,7 +18,7 @@ class Link:
 
 async def test_a_claim_in_the_moment_of_the_last_release_is_prolonged():
     link = Link()
-    leases = RedisLeases(link, ttl_s=0.03)
+    leases = RedisConcurrencyLimit(link, ttl_s=0.03)
     assert await leases.claim("acme", "first", 5)
     await leases.release("acme", "first")  # its prolonging is cancelled and has not heard of it yet
     assert await leases.claim("acme", "second", 5)
@@ -32,7 +32,7 @@ async def test_a_claim_in_the_moment_of_the_last_release_is_prolonged():
 
 async def test_without_a_lease_nothing_is_prolonged():
     link = Link()
-    leases = RedisLeases(link, ttl_s=0.03)
+    leases = RedisConcurrencyLimit(link, ttl_s=0.03)
     before = asyncio.all_tasks()
     assert await leases.claim("acme", "first", 5) and leases.held == 1
     await leases.release("acme", "first")
@@ -42,7 +42,7 @@ async def test_without_a_lease_nothing_is_prolonged():
 
 
 async def test_leases_in_memory_are_counted_over_all_tenants():
-    leases = MemoryLeases()
+    leases = MemoryConcurrencyLimit()
     for tenant in ("acme", "other"):
         assert await leases.claim(tenant, "first", 5)
     assert leases.held == 2

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, PromptTooLong
 from presift.core.plan import Route
 from presift.core.policies import SpecKv, SpecPc
-from presift.orchestrator.candidates import Question
-from presift.orchestrator.choices import Defaults, Facts, Reason
-from presift.orchestrator.request import Budget, KvOptions
-from presift.orchestrator.routing import avoided, choose
+from presift.orchestrator.domain.request import Budget, KvOptions
+from presift.orchestrator.routing.candidates import Question
+from presift.orchestrator.routing.choice import Defaults, Facts, Reason
+from presift.orchestrator.routing.router import avoided, choose
 
 FULL, PC, KV, KV_PC = Route.FULL, Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC
 DEFAULTS = Defaults(SpecPc(100, window=10), 400, spec_kv=SpecKv(50, window=8, lookahead_tokens=5), cascade_capacity=200)

@@ -9,8 +9,8 @@ from typing import Any
 
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
-from presift.target.sglang_plugin.parameters import KEY
-from presift.target.sglang_plugin.states import Compressed
+from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.states import DecodeState
 
 PROMPT_TOKENS, KEPT = 20, 8
 
@@ -78,10 +78,10 @@ class Scheduler:
     token_to_kv_pool_allocator: Any = field(default_factory=lambda: SimpleNamespace(available_size=lambda: 3))
 
 
-def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: int = 0) -> Compressed:
+def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: int = 0) -> DecodeState:
     """The state of a request whose prompt is 0..19 and that keeps 8 of it."""
     plan = plan or KvPlan(SpecKv(capacity=KEPT, window=3), lookahead_token_ids=(50, 51))
-    return Compressed(plan, array("q", range(PROMPT_TOKENS)), KEPT, entry, "extra", suffix_tokens)
+    return DecodeState(plan, array("q", range(PROMPT_TOKENS)), KEPT, entry, "extra", suffix_tokens)
 
 
 def caller(rid: str, entry: str = "entry", **state: Any) -> Request:

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 
 from presift.core.policies import SpecKv  # noqa: E402 - the plugin needs torch
 from presift.target.sglang_plugin.attention import Pass  # noqa: E402
-from presift.target.sglang_plugin.scores import Scores  # noqa: E402
-from presift.target.sglang_plugin.states import Report, Scoring, Untouched  # noqa: E402
+from presift.target.sglang_plugin.kv_selector import KvSelector  # noqa: E402
+from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, compressed  # noqa: E402
 
@@ -63,13 +63,13 @@ def batch(*requests: Any, prefixes: list[int] | None = None, lengths: list[int] 
 def scoring(layers: int = 1) -> Row:
     policy = SpecKv(capacity=KEPT, window=3, kernel=1)
     protected = torch.zeros(PROMPT_TOKENS - 4, dtype=torch.bool)
-    return Row("s", Scoring(compressed(), Scores(policy, PROMPT_TOKENS, 2, KEPT, layers, protected)))
+    return Row("s", ScoringState(compressed(), KvSelector(policy, PROMPT_TOKENS, 2, KEPT, layers, protected)))
 
 
 def test_ordinary_passes_are_left_as_they_are() -> None:
     run, seen = Pass(), forward([3, 4], "decode")
     positions = seen.positions
-    run.begin(seen, batch(Row("a"), Row("b", Untouched(Report(1, 1, 0)))), Machine())
+    run.begin(seen, batch(Row("a"), Row("b", PassthroughState(Report(1, 1, 0)))), Machine())
     assert seen.positions is positions or torch.equal(seen.positions, positions)
     run.attended(torch.zeros(2, HEADS * DIM), None)
 
@@ -143,7 +143,7 @@ def test_the_rows_of_any_chunks_score_against_the_keys_in_the_pool(cuts: list[in
 
 def test_a_given_mask_and_a_decode_step_show_no_rows() -> None:
     machine, run = Machine(), Pass()
-    given = Row("s", Scoring(compressed(), None))
+    given = Row("s", ScoringState(compressed(), None))
     run.begin(forward(list(range(22)), "extend"), batch(given, prefixes=[0], lengths=[22]), machine)
     run.attended(torch.zeros(22, HEADS * DIM), machine.layer)
     request = scoring()

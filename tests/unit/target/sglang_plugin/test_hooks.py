@@ -21,7 +21,7 @@ from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target import sglang_plugin  # noqa: E402
 from presift.target.sglang_plugin import hooks  # noqa: E402
 from presift.target.sglang_plugin.hooks import Plugin, not_hooked  # noqa: E402
-from presift.target.sglang_plugin.states import Report, Scoring, Untouched  # noqa: E402
+from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
 
@@ -238,8 +238,8 @@ def test_requests_with_a_plan_are_admitted_or_refused(
         if error:
             raise error
 
-    monkeypatch.setattr(hooks.intake, "admit", admit)
-    monkeypatch.setattr(hooks.intake, "refuse", lambda *arguments: calls.append(("refuse", arguments[1])))
+    monkeypatch.setattr(hooks.validation, "admit", admit)
+    monkeypatch.setattr(hooks.validation, "refuse", lambda *arguments: calls.append(("refuse", arguments[1])))
     request = received({"presift": "{}"})
     plugin._request_came(lambda *arguments: calls.append(("original", arguments[1])), "scheduler", request)
     then = ("refuse", request) if error else ("original", request)
@@ -256,10 +256,10 @@ def scores(first_row: int = 16) -> Any:
     [
         (None, 21),
         (compressed(), 21),
-        (Untouched(Report(1, 1, 0)), 21),
-        (Scoring(compressed(), scores(16)), 16),
-        (Scoring(compressed(), scores(30)), 21),
-        (Scoring(compressed(), None), PROMPT_TOKENS - 1),
+        (PassthroughState(Report(1, 1, 0)), 21),
+        (ScoringState(compressed(), scores(16)), 16),
+        (ScoringState(compressed(), scores(30)), 21),
+        (ScoringState(compressed(), None), PROMPT_TOKENS - 1),
     ],
 )
 def test_the_rows_that_score_are_always_computed(plugin: Plugin, state: Any, longest: int) -> None:
@@ -324,7 +324,7 @@ def test_a_request_on_its_entry_lets_go_of_its_lease_once_it_is_admitted(
 def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_begins_anew(
     plugin: Plugin, sglang: None, admits: bool
 ) -> None:
-    adder, request = Adder(admits), Admitted("a", Scoring(compressed(), scores()))
+    adder, request = Adder(admits), Admitted("a", ScoringState(compressed(), scores()))
     assert plugin._admission_asked(adder.ask, adder, request) == "asked"
     assert adder.seen == [KEPT + 1]
     assert request.new_tokens == 0
@@ -334,7 +334,7 @@ def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_begins_anew(
 def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: Plugin, sglang: None) -> None:
     leaving = Admitted("a", compressed())
     leaving.to_finish = object()
-    requests = [leaving, Admitted("b", Untouched(Report(1, 1, 0))), Admitted("c", None)]
+    requests = [leaving, Admitted("b", PassthroughState(Report(1, 1, 0))), Admitted("c", None)]
     adder = Adder()
     for request in requests:
         assert plugin._admission_asked(adder.ask, adder, request) == "asked"
@@ -347,9 +347,9 @@ def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: 
 def test_an_idle_scheduler_looks_again_at_what_was_just_queued(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, runs_anything: bool, is_missing: bool
 ) -> None:
-    from presift.target.sglang_plugin import chain as chains
+    from presift.target.sglang_plugin import entry_builder as chains
 
-    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", Scoring(compressed(), None)))
+    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", ScoringState(compressed(), None)))
     request, seen, scheduler = caller("a"), [], scheduler_of(plugin)
     scheduler.waiting_queue.append(request)
     changed = running_batch()
@@ -435,7 +435,7 @@ def test_the_next_chunk_of_a_scoring_request_is_counted_with_its_entry(plugin: P
             raise RuntimeError("planted")
         return "chunk"
 
-    request = Admitted("s", Scoring(compressed(), scores()))
+    request = Admitted("s", ScoringState(compressed(), scores()))
     if fails:
         with pytest.raises(RuntimeError, match="planted"):
             plugin._next_chunk_asked(original, "adder", request)
@@ -445,7 +445,9 @@ def test_the_next_chunk_of_a_scoring_request_is_counted_with_its_entry(plugin: P
     assert request.state.scores.restarts == []
 
 
-@pytest.mark.parametrize("state", [None, compressed(), Untouched(Report(1, 1, 0))], ids=["none", "entry", "untouched"])
+@pytest.mark.parametrize(
+    "state", [None, compressed(), PassthroughState(Report(1, 1, 0))], ids=["none", "entry", "untouched"]
+)
 def test_the_next_chunk_of_others_is_counted_as_ever(plugin: Plugin, state: Any) -> None:
     request = Admitted("a", state)
     assert plugin._next_chunk_asked(lambda _, asked: (asked, asked.new_tokens), "adder", request) == (request, 0)
@@ -455,9 +457,9 @@ def test_the_next_chunk_of_others_is_counted_as_ever(plugin: Plugin, state: Any)
 def test_an_abort_looks_for_callers_that_wait_aside_and_ends_leases(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, every: bool
 ) -> None:
-    from presift.target.sglang_plugin import chain as chains
+    from presift.target.sglang_plugin import entry_builder as chains
 
-    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", Scoring(compressed(), None)))
+    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", ScoringState(compressed(), None)))
     request, scheduler = caller("a1"), scheduler_of(plugin)
     assert plugin.chain is not None
     scheduler.waiting_queue.append(request)
@@ -504,7 +506,7 @@ class Read(Request):
 def test_a_scored_prompt_is_settled_when_it_was_read_to_its_end(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], settles: bool
 ) -> None:
-    request, order = Read("s", Scoring(compressed(), None)), []
+    request, order = Read("s", ScoringState(compressed(), None)), []
     for name, value in change.items():
         if name == "settled":
             request.state.is_settled = True
@@ -530,7 +532,7 @@ def answering(state: Any, cached_tokens: int = 0) -> Any:
 
 
 def test_scoring_requests_answer_nobody(plugin: Plugin) -> None:
-    caller, scoring, ordinary = answering(compressed()), answering(Scoring(compressed(), None)), answering(None)
+    caller, scoring, ordinary = answering(compressed()), answering(ScoringState(compressed(), None)), answering(None)
     assert streamed(plugin, caller, scoring, ordinary) == [caller, ordinary]
     assert streamed(plugin, scoring) == []
     assert streamed(plugin, ordinary) == [ordinary]
@@ -538,7 +540,7 @@ def test_scoring_requests_answer_nobody(plugin: Plugin) -> None:
 
 
 def test_a_report_goes_out_once(plugin: Plugin) -> None:
-    made, untouched = answering(compressed()), answering(Untouched(Report(8, 8, 0)), cached_tokens=7)
+    made, untouched = answering(compressed()), answering(PassthroughState(Report(8, 8, 0)), cached_tokens=7)
     made.state.found(KEPT, 0.5)
     streamed(plugin, made, untouched)
     told = {
@@ -562,11 +564,11 @@ def test_a_report_goes_out_once(plugin: Plugin) -> None:
     ("state", "is_kept"),
     [
         (None, True),
-        (Untouched(Report(1, 1, 0)), True),
+        (PassthroughState(Report(1, 1, 0)), True),
         (compressed(), True),
         (compressed(plan=DROPPING), False),
-        (Scoring(compressed(), None), True),
-        (Scoring(compressed(plan=DROPPING), None), False),
+        (ScoringState(compressed(), None), True),
+        (ScoringState(compressed(plan=DROPPING), None), False),
     ],
 )
 def test_chunks_of_a_prompt_that_is_to_be_dropped_are_not_cached(plugin: Plugin, state: Any, is_kept: bool) -> None:
@@ -581,9 +583,9 @@ def test_chunks_of_a_prompt_that_is_to_be_dropped_are_not_cached(plugin: Plugin,
     [
         (None, 0, 22, 22),
         (compressed(), 0, 22, 22),
-        (Scoring(compressed(), None), 0, 22, PROMPT_TOKENS),
-        (Scoring(compressed(), None), 0, 9, 9),
-        (Scoring(compressed(), None), 21, 22, 21),
+        (ScoringState(compressed(), None), 0, 22, PROMPT_TOKENS),
+        (ScoringState(compressed(), None), 0, 9, 9),
+        (ScoringState(compressed(), None), 21, 22, 21),
     ],
 )
 def test_the_lookahead_is_not_cached(plugin: Plugin, state: Any, own: int, wanted: int, inserted: int) -> None:
@@ -607,7 +609,7 @@ def test_an_emptied_tree_ends_all_leases_without_unlocking(plugin: Plugin) -> No
 def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
     """SGLang makes and empties its tree, and may make batches, before its scheduler is made."""
     plugin, seen = Plugin(), []
-    waiting, scoring = Admitted("a", compressed()), Read("s", Scoring(compressed(), None))
+    waiting, scoring = Admitted("a", compressed()), Read("s", ScoringState(compressed(), None))
     plugin._tree_reset(lambda tree: seen.append("reset"), "tree")
     plugin._batch_wanted(lambda *_: seen.append("batch"), "scheduler", "running")
     assert not plugin._decode_room_asked(lambda *_: False, "batch")
@@ -647,5 +649,5 @@ def test_a_mask_needs_no_scores(plugin: Plugin) -> None:
     import numpy as np
 
     plan = KvPlan(policy, kv_mask=KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool)))
-    request = Request("s", Scoring(compressed(plan=plan), None))
+    request = Request("s", ScoringState(compressed(plan=plan), None))
     assert plugin._prefix_capped(lambda *_: 99, request, 99) == PROMPT_TOKENS - 1

@@ -16,7 +16,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.core.spans import Span
-from presift.target.sglang_plugin.states import Report, Scoring, Untouched, entry_name, state_of
+from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState, entry_name, state_of
 
 from .fakes import KEPT, PROMPT_TOKENS, compressed
 
@@ -103,7 +103,7 @@ def test_what_was_applied_is_told() -> None:
     assert state.report == Report(24, 13, 6, False, 1.0, 2.0, 0.25, None)
 
 
-@pytest.mark.parametrize("state", [compressed(), Scoring(compressed(), None), Untouched(Report(1, 1, 0))])
+@pytest.mark.parametrize("state", [compressed(), ScoringState(compressed(), None), PassthroughState(Report(1, 1, 0))])
 def test_the_state_is_found_on_the_request(state: Any) -> None:
     parameters = {"presift": state, "theirs": 1}
     assert state_of(SimpleNamespace(sampling_params=SimpleNamespace(custom_params=parameters))) is state

@@ -1,0 +1,79 @@
+"""What every policy must answer, so that no other part of presift asks which policy it has.
+
+A policy has at most two stages. `prompt_stage` drops prompt tokens before the target reads them; `kv_stage` drops KV
+pairs after the target has read its prompt.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from presift.core.plan import Route
+
+if TYPE_CHECKING:  # they are policies themselves
+    from presift.core.policies.spec_kv import SpecKv
+    from presift.core.policies.spec_pc import SpecPc
+
+
+class Policy(ABC):
+    """A frozen dataclass of hyper-parameters. Its route has its name, and so has its message in plan.proto."""
+
+    __slots__ = ()
+
+    route: ClassVar[Route]
+    reads_whole_prompt: ClassVar[bool]
+    drops_kv: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def prompt_stage(self) -> SpecPc | None:
+        """How prompt tokens are dropped before the target reads them; None: the target reads all of them."""
+
+    @property
+    @abstractmethod
+    def kv_stage(self) -> SpecKv | None:
+        """How KV pairs are dropped after the target has read its prompt; None: it keeps all of them."""
+
+    @property
+    @abstractmethod
+    def scoring_policy(self) -> SpecPc:
+        """Which rows of the draft's attention make a token's importance."""
+
+    @property
+    def mask_policy(self) -> SpecPc | None:
+        """How the draft draws its token mask; None: it draws none, and its mask keeps every token."""
+        return self.prompt_stage
+
+    @property
+    def counting_policy(self) -> SpecPc | None:
+        """How the draft counts the KV pairs that the target will choose; None: it does not count them."""
+        return None
+
+    @property
+    def lookahead_policy(self) -> SpecKv | None:
+        """The stage whose lookahead the target reads; None: it reads none."""
+        return None
+
+    @property
+    def read_lookahead_tokens(self) -> int:
+        """Lookahead tokens that the target reads after its prompt."""
+        return 0 if self.lookahead_policy is None else self.lookahead_policy.lookahead_tokens
+
+    @property
+    def draft_steps(self) -> int:
+        """Tokens that the draft feeds back after the prompt, for scoring and for the target's lookahead."""
+        is_scored = self.mask_policy is not None or self.counting_policy is not None
+        return max(self.scoring_policy.lookahead_tokens - 1 if is_scored else 0, self.read_lookahead_tokens)
+
+    @abstractmethod
+    def with_start_layer(self, start_layer: int) -> Self:
+        """The policy scored from this layer of the draft on."""
+
+    @abstractmethod
+    def canonical(self) -> Self:
+        """The policy without what depends on the draft: equal before and after the draft was asked."""
+
+    def with_scoring(self, template: SpecPc) -> Self:
+        """The policy with `template` as its rows to score, where it does not say itself which rows it needs."""
+        return self

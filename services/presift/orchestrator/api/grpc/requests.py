@@ -1,0 +1,136 @@
+"""Incoming messages as values: what a caller asked for. Raises InvalidRequest, naming the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from presift.core.errors import InvalidRequest
+from presift.core.limits import check_limits
+from presift.core.policies import KvSelection
+from presift.orchestrator.domain.limits import EXPLAIN, GENERATE
+from presift.orchestrator.domain.request import (
+    TENANT_PATTERN,
+    AutoCapacity,
+    Budget,
+    Chat,
+    KvOptions,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+    Text,
+    TextPart,
+    TokenIds,
+)
+from presift.rpc import codec
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+
+# The metadata key that names the tenant.
+TENANT_KEY = "presift-tenant"
+_SELECTIONS: dict[int, KvSelection] = {
+    plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
+}
+
+
+def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """None where the caller named none. Raises InvalidRequest unless it is one name."""
+    names = [str(value) for key, value in metadata or () if key == TENANT_KEY]
+    if len(names) > 1:
+        raise InvalidRequest(TENANT_KEY, f"given {len(names)} times", "given once")
+    if names and re.fullmatch(TENANT_PATTERN, names[0]) is None:
+        raise InvalidRequest(TENANT_KEY, repr(names[0][:64]), "1-64 of A-Z a-z 0-9 . _ -")
+    return names[0] if names else None
+
+
+def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
+    """Whose it is, is not said here. Raises InvalidRequest, naming the field."""
+    check_limits(request, GENERATE)
+    return Request(
+        prompt=prompt_from_wire(request.prompt),
+        route=codec.route_from_wire(request.route),
+        budget=budget_from_wire(request.budget),
+        sampling=sampling_from_wire(request.sampling),
+        kv=kv_options_from_wire(request.kv),
+    )
+
+
+def explain_request_from_wire(request: orchestrator_pb2.ExplainRequest) -> Request:
+    """As `request_from_wire`."""
+    check_limits(request, EXPLAIN)
+    given = request.HasField("max_new_tokens")
+    sampling = target_pb2.Sampling(max_new_tokens=request.max_new_tokens if given else None)
+    return Request(
+        prompt=prompt_from_wire(request.prompt),
+        route=codec.route_from_wire(request.route),
+        budget=budget_from_wire(request.budget),
+        sampling=sampling_from_wire(sampling),
+        kv=kv_options_from_wire(request.kv),
+    )
+
+
+def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
+    kind = prompt.WhichOneof("prompt")
+    if kind == "token_ids":
+        return TokenIds(codec.token_ids_from_wire(prompt.token_ids.ids), codec.spans_from_wire(prompt.protected_spans))
+    if prompt.protected_spans:
+        raise InvalidRequest("prompt.protected_spans", f"set on a {kind} prompt", "set on token_ids prompts only")
+    if kind == "text":
+        return Text(prompt.text)
+    if kind == "chat":
+        messages = tuple(_message(message) for message in prompt.chat.messages)
+        return Chat(messages, tuple(prompt.chat.tools_json))
+    raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
+
+
+def _message(message: orchestrator_pb2.Message) -> Message:
+    parts = tuple(_part(part) for part in message.parts)
+    calls = tuple(message.tool_calls_json)
+    return Message(message.role, parts, message.protected, calls, message.name, message.tool_call_id)
+
+
+def _part(part: orchestrator_pb2.TextPart) -> TextPart:
+    if part.document and part.protected:
+        raise InvalidRequest("prompt.chat.messages.parts", "document and protected", "one of them")
+    return TextPart(part.text, part.protected, part.document)
+
+
+def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
+    names = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens", "max_ttft_ms", "min_coverage")
+    values = {name: getattr(budget, name) for name in names if budget.HasField(name)}
+    auto = auto_from_wire(budget.auto_capacity) if budget.HasField("auto_capacity") else None
+    return Budget(strict=budget.strict, auto_capacity=auto, **values)
+
+
+def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
+    """Bounds of 0 are those of the defaults."""
+    return AutoCapacity(auto.coverage, auto.min_tokens or None, auto.max_tokens or None)
+
+
+def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
+    """Raises InvalidRequest where there is no token to generate."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
+    values = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
+    if values.get("max_new_tokens") == 0:
+        raise InvalidRequest("sampling.max_new_tokens", 0, ">= 1")
+    return Sampling(
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        **values,
+    )
+
+
+def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:
+    names = ("keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
+    values = {name: getattr(options, name) for name in names if options.HasField(name)}
+    return KvOptions(selection=selection_from_wire(options.selection), **values)
+
+
+def selection_from_wire(selection: int) -> KvSelection | None:
+    """None for UNSPECIFIED. Raises InvalidRequest for a number that is no selection."""
+    if selection == plan_pb2.KV_SELECTION_UNSPECIFIED:
+        return None
+    if selection not in _SELECTIONS:
+        raise InvalidRequest("kv.selection", selection, f"one of {', '.join(plan_pb2.KvSelection.keys()[1:])}")
+    return _SELECTIONS[selection]

@@ -1,0 +1,135 @@
+"""Outgoing messages: decisions, deltas, usage and explanations, from the values of the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from presift.orchestrator.api.grpc.forecasts import routes_to_wire
+from presift.orchestrator.config.policy_file import PolicyFile
+from presift.orchestrator.domain.ports import FinishReason
+from presift.orchestrator.pipeline.pipeline import Delta, Event, Report
+from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
+from presift.orchestrator.routing.choice import Reason
+from presift.orchestrator.routing.decision import CacheOutcome, Decision
+from presift.orchestrator.routing.quality_gate import Quality
+from presift.rpc import codec
+from presift.rpc.pool.replica import ReplicaStatus
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+
+_CACHE: dict[CacheOutcome, Any] = {
+    use: orchestrator_pb2.CacheOutcome.Value(f"CACHE_OUTCOME_{use.name}") for use in CacheOutcome
+}
+_REASONS: dict[Reason, Any] = {
+    reason: orchestrator_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in Reason
+}
+_FINISH: dict[FinishReason, Any] = {
+    finish: target_pb2.FinishReason.Value(f"FINISH_REASON_{finish.name}") for finish in FinishReason
+}
+
+
+def event_to_wire(event: Event) -> orchestrator_pb2.GenerateResponse:
+    if isinstance(event, Decision):
+        return orchestrator_pb2.GenerateResponse(decision=decision_to_wire(event))
+    if isinstance(event, Delta):
+        delta = orchestrator_pb2.TextDelta(text=event.text, token_ids=event.token_ids)
+        return orchestrator_pb2.GenerateResponse(delta=delta)
+    return orchestrator_pb2.GenerateResponse(usage=report_to_wire(event))
+
+
+def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
+    return orchestrator_pb2.Decision(
+        route=codec.route_to_wire(decision.route),
+        reason=_REASONS[decision.reason],
+        detail=decision.detail,
+        prompt_tokens=decision.prompt_tokens,
+        kept_tokens=decision.kept_tokens,
+        kv_tokens=decision.kv_tokens,
+        protected_tokens=decision.protected_tokens,
+        coverage=decision.coverage,
+        cache=_CACHE[decision.cache],
+        draft=None if decision.draft is None else codec.model_to_wire(decision.draft),
+        target=codec.model_to_wire(decision.target),
+        policy=None if decision.policy is None else codec.policy_to_wire(decision.policy),
+        tokenize_ms=decision.tokenize_ms,
+        cache_ms=decision.cache_ms,
+        draft_ms=decision.draft_ms,
+        prefill_ms=decision.prefill_ms,
+        keep_full_prefix=decision.keep_full_prefix,
+        continued=decision.continued,
+        predicted_ttft_ms=None if decision.forecast is None else decision.forecast.ttft_ms,
+        cross_vocabulary=decision.cross_vocabulary,
+    )
+
+
+def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
+    decision, usage = report.decision, report.usage
+    return orchestrator_pb2.Usage(
+        prompt_tokens=decision.prompt_tokens,
+        kept_tokens=decision.kept_tokens,
+        kv_tokens=usage.kv_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish_reason=_FINISH[usage.finish_reason],
+        target_ttft_ms=usage.ttft_ms,
+        ttft_ms=report.ttft_ms,
+        total_ms=report.total_ms,
+        reused_entry=usage.reused_entry,
+        score_ms=usage.score_ms,
+        publish_ms=usage.publish_ms,
+        coverage=usage.coverage,
+    )
+
+
+def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainResponse:
+    kept_kv = explanation.kept_kv
+    return orchestrator_pb2.ExplainResponse(
+        decision=decision_to_wire(explanation.decision),
+        spans=[_span_to_wire(span) for span in explanation.spans],
+        kv_mask=None if kept_kv is None else codec.kv_mask_to_wire(kept_kv.mask),
+        target_coverage=None if kept_kv is None else kept_kv.coverage,
+        text=explanation.text,
+        routes=routes_to_wire(explanation.routes, explanation.decision.route),
+    )
+
+
+def policy_file_to_wire(file: PolicyFile | None) -> orchestrator_pb2.PolicyFile | None:
+    """Which file is in force; not whom it names."""
+    return None if file is None else orchestrator_pb2.PolicyFile(digest=file.digest, loaded_at=file.loaded_at)
+
+
+def quality_to_wire(quality: Quality) -> orchestrator_pb2.RouteQuality:
+    return orchestrator_pb2.RouteQuality(
+        route=codec.route_to_wire(quality.route),
+        min_tokens=quality.band.least_tokens,
+        max_tokens=quality.band.most_tokens,
+        samples=quality.samples,
+        mean_overlap=quality.overlap,
+        exact_share=quality.exact_share,
+        mean_first_divergence=quality.first_divergence,
+        switched_off=quality.is_off,
+        since=quality.since,
+    )
+
+
+def replica_to_wire(standing: ReplicaStatus) -> orchestrator_pb2.Replica:
+    return orchestrator_pb2.Replica(
+        address=standing.address,
+        role=standing.role,
+        healthy=standing.is_healthy,
+        breaker=standing.breaker.value,
+        in_flight=standing.in_flight,
+        unused=standing.unused,
+        name=standing.name,
+    )
+
+
+def _span_to_wire(span: ExplainedSpan) -> orchestrator_pb2.ExplainedSpan:
+    characters = span.characters
+    return orchestrator_pb2.ExplainedSpan(
+        tokens=plan_pb2.Span(start=span.tokens.start, end=span.tokens.end),
+        characters=None if characters is None else plan_pb2.Span(start=characters.start, end=characters.end),
+        kept=span.kept,
+        protected=span.protected,
+        importance=span.importance,
+        kept_share=span.kept_share,
+    )

@@ -1,0 +1,40 @@
+"""The draft's answer, from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.plan import CompressedPrompt
+from presift.orchestrator.domain.ports import MaskRejected, Score
+from presift.rpc import codec
+from presift.v1 import draft_pb2
+
+
+def score_from_wire(reply: draft_pb2.ScoreResponse) -> Score:
+    """Raises MaskRejected for what cannot be used."""
+    has_count = reply.HasField("kv_capacity")
+    try:
+        prompt = CompressedPrompt(
+            mask=codec.token_mask_from_wire(reply.token_mask),
+            lookahead_token_ids=tuple(reply.lookahead_token_ids),
+            coverage=reply.coverage if reply.HasField("coverage") else None,
+            draft=codec.model_from_wire(reply.model),
+            kv_capacity=reply.kv_capacity if has_count else None,
+            kv_coverage=reply.kv_coverage if has_count and reply.HasField("kv_coverage") else None,
+        )
+    except InvalidRequest as error:  # the draft's fault, not the caller's
+        raise MaskRejected(f"the draft's answer: {error.message}") from error
+    tokens = prompt.mask.prompt_tokens
+    importance, mass = _values("importance", reply.importance, tokens), _values("mass", reply.mass, tokens)
+    return Score(prompt, importance, mass, reply.timings.queue_ms)
+
+
+def _values(name: str, told: Sequence[float], prompt_tokens: int) -> NDArray[np.float32] | None:
+    """float32[prompt_tokens], None where nothing was told. Raises MaskRejected."""
+    if told and len(told) != prompt_tokens:
+        raise MaskRejected(f"{name} of {len(told)} tokens for a prompt of {prompt_tokens}")
+    return np.fromiter(told, dtype=np.float32) if told else None

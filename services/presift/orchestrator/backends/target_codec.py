@@ -1,0 +1,76 @@
+"""The target's messages: sampling out, usage and info in."""
+
+from __future__ import annotations
+
+from presift.core.errors import InvalidRequest, TargetUnavailable
+from presift.core.masks import KvMask
+from presift.core.plan import Route
+from presift.orchestrator.domain.ports import FinishReason, TargetInfo, TargetLoad, Usage
+from presift.orchestrator.domain.request import Sampling
+from presift.rpc import codec
+from presift.v1 import target_pb2
+
+_FINISH = {
+    target_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    target_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+
+
+def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
+    """Fields that the caller left out stay out."""
+    return target_pb2.Sampling(
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop=sampling.stop,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+    )
+
+
+def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo:
+    """Routes that we do not know are left out: a newer target may speak of more."""
+    return TargetInfo(
+        model=codec.model_from_wire(reply.model),
+        supported=codec.known_routes(reply.supported_routes),
+        unsupported=_reasons(reply),
+        kv_page_tokens=reply.kv_page_tokens or 1,
+        kv_pool_tokens=reply.kv_pool_tokens,
+        replica=reply.replica,
+    )
+
+
+def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]:
+    return {route: each.reason for each in reply.unsupported_routes for route in codec.known_routes([each.route])}
+
+
+def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
+    """A finish reason that we do not know is STOP. Raises TargetUnavailable for a KV mask that is none."""
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        kv_tokens=usage.kv_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish_reason=_FINISH.get(usage.finish_reason, FinishReason.STOP),
+        ttft_ms=usage.ttft_ms,
+        reused_entry=usage.reused_entry,
+        score_ms=usage.score_ms,
+        publish_ms=usage.publish_ms,
+        coverage=usage.coverage if usage.HasField("coverage") else None,
+        kv_mask=_kv_mask(usage) if usage.HasField("kv_mask") else None,
+        replica=usage.replica,
+        load=_load(usage.load) if usage.HasField("load") else None,
+    )
+
+
+def _load(load: target_pb2.TargetLoad) -> TargetLoad:
+    return TargetLoad(load.running, load.waiting, load.free_kv_tokens)
+
+
+def _kv_mask(usage: target_pb2.TargetUsage) -> KvMask:
+    try:
+        return codec.kv_mask_from_wire(usage.kv_mask)
+    except InvalidRequest as error:  # the target's fault, not the caller's
+        raise TargetUnavailable(f"the target's answer: {error.message}") from error

@@ -1,0 +1,237 @@
+"""What a caller asked for, as values. Parsed from the wire by the servicer; nothing here knows gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_LOOKAHEAD_TOKENS
+from presift.core.plan import Route
+from presift.core.policies import KvSelection
+from presift.core.spans import Span
+from presift.orchestrator.domain.caller import Caller, Limits
+
+ROLES = ("system", "user", "assistant", "tool")
+TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of a message. A document may be dropped, unless it is protected."""
+
+    text: str
+    protected: bool = False
+    document: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; the parts are joined as they are. An assistant may have called tools (one JSON object each),
+    a tool says by `name` and `tool_call_id` what it answers.
+
+    Raises InvalidRequest for an unknown role, or for what its role does not have.
+    """
+
+    role: str
+    parts: tuple[TextPart, ...]
+    protected: bool = False
+    tool_calls_json: tuple[str, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise InvalidRequest("prompt.chat.messages.role", repr(self.role[:32]), f"one of {', '.join(ROLES)}")
+        for name, role in (("tool_calls_json", "assistant"), ("name", "tool"), ("tool_call_id", "tool")):
+            if getattr(self, name) and self.role != role:
+                raise InvalidRequest(
+                    f"prompt.chat.messages.{name}", f"set on role {self.role}", f"unset unless the role is {role}"
+                )
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, oldest message first; `tools_json` holds one JSON object per tool."""
+
+    messages: tuple[Message, ...]
+    tools_json: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise InvalidRequest("prompt.chat.messages", "empty", "at least one message")
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether the caller marked what may be dropped; all else may not then."""
+        return any(part.document for message in self.messages for part in message.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Read as it is: no chat template is applied."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise InvalidRequest("prompt.text", "empty", "at least one character")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenIds:
+    """Read as they are: uint32[tokens]. `protected` may name spans that no policy drops."""
+
+    ids: NDArray[np.uint32]
+    protected: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ids.size == 0:
+            raise InvalidRequest("prompt.token_ids", "empty", "at least one token")
+
+
+Prompt = Chat | Text | TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class AutoCapacity:
+    """The smallest capacity that reaches `coverage`, 0..1, between bounds in tokens; None takes the default's.
+
+    Raises InvalidRequest.
+    """
+
+    coverage: float
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.coverage <= 1.0:
+            raise InvalidRequest("budget.auto_capacity.coverage", self.coverage, "0 < coverage <= 1")
+        for name in ("min_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"budget.auto_capacity.{name}", value, ">= 1")
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                "budget.auto_capacity.min_tokens", self.min_tokens, f"<= max_tokens ({self.max_tokens})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The caller's limits in tokens and milliseconds, `min_coverage` 0..1; None takes the orchestrator's default.
+
+    Raises InvalidRequest.
+    """
+
+    max_prompt_tokens: int | None = None
+    max_kv_tokens: int | None = None
+    strict: bool = False
+    compress_above_tokens: int | None = None
+    max_ttft_ms: int | None = None
+    min_coverage: float | None = None
+    auto_capacity: AutoCapacity | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"budget.{name}", value, ">= 1")
+        if self.min_coverage is not None and not 0.0 < self.min_coverage <= 1.0:
+            raise InvalidRequest("budget.min_coverage", self.min_coverage, "0 < coverage <= 1")
+
+    def auto(self, default: AutoCapacity | None) -> AutoCapacity | None:
+        """How capacities adapt, None if they do not. A mask that covers less than `min_coverage` would not be taken."""
+        asked = default if self.auto_capacity is None else self.auto_capacity
+        if asked is None or self.min_coverage is None:
+            return asked
+        return replace(asked, coverage=max(asked.coverage, self.min_coverage))
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there is anything that a route may cost too much of."""
+        return self.capacity is not None or self.max_ttft_ms is not None
+
+    @property
+    def capacity(self) -> int | None:
+        """The tighter of the two limits: on routes full and spec_pc, each prompt token read holds one KV token."""
+        limits = [limit for limit in (self.max_prompt_tokens, self.max_kv_tokens) if limit is not None]
+        return min(limits, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. The target checks the ranges; `None` takes its default."""
+
+    max_new_tokens: int = 256
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the same prompt always gets the same answer; so by default, as on the wire."""
+        return not self.temperature or self.top_k == 1
+
+
+@dataclass(frozen=True, slots=True)
+class KvOptions:
+    """How KV is dropped, where it is; None takes the orchestrator's default. Raises InvalidRequest.
+
+    `continue_prompt_tokens` goes on with the selection that was made for that many first tokens of the prompt.
+    """
+
+    selection: KvSelection | None = None
+    keep_full_prefix: bool | None = None
+    lookahead_tokens: int | None = None
+    continue_prompt_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.lookahead_tokens is not None and not 0 <= self.lookahead_tokens <= MAX_LOOKAHEAD_TOKENS:
+            raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0..{MAX_LOOKAHEAD_TOKENS}")
+
+    def check_continues(self, prompt_tokens: int) -> None:
+        """Raise InvalidRequest unless what is to be continued is a beginning of the prompt, and not all of it."""
+        wanted = self.continue_prompt_tokens
+        if wanted is not None and not 0 < wanted < prompt_tokens:
+            raise InvalidRequest("kv.continue_prompt_tokens", wanted, f"0 < tokens < {prompt_tokens} (the prompt)")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. `route` None is AUTO; `tenant` None has the defaults of everyone. What is kept of a request is found
+    again by requests with its `salt` alone; `limits` are those of its tenant.
+
+    Raises InvalidRequest for KV options that the route cannot have.
+    """
+
+    prompt: Prompt
+    route: Route | None = None
+    budget: Budget = field(default_factory=Budget)
+    sampling: Sampling = field(default_factory=Sampling)
+    kv: KvOptions = field(default_factory=KvOptions)
+    tenant: str | None = None
+    salt: str = field(default="", repr=False)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
+            limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
+            raise InvalidRequest("kv.selection", self.kv.selection, limit)
+        if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
+            limit = f"unset unless the route is {Route.SPEC_KV} or auto"
+            raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
+
+    def of(self, caller: Caller, deployment_salt: str) -> Request:
+        """The one place that says whose a request is, whatever door it came by."""
+        return replace(self, tenant=caller.tenant, salt=caller.salt(deployment_salt), limits=caller.limits)

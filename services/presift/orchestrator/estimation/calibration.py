@@ -1,0 +1,145 @@
+"""Calibration: a few made-up prompts before the first caller, so that predictions do not begin with a guess.
+
+A help, never a condition: it runs in the background, ends as soon as anybody calls, and what fails is logged. Nobody
+shares what it leaves in the target's cache, and nothing of it is expected there. Choosing KV is not tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import PresiftError
+from presift.orchestrator.backends.model_registry import ModelRegistry
+from presift.orchestrator.domain.ports import Draft, Target, TargetInfo, Usage
+from presift.orchestrator.domain.request import Sampling
+from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.estimation.location import location_of
+from presift.orchestrator.routing.choice import Defaults
+from presift.orchestrator.routing.cost_model import TokenWork
+from presift.orchestrator.routing.forecast import draft_reading
+
+PROMPT_TOKENS = (64, 256, 1024)
+STEPS = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a stage ("draft", "target", "decoding") took at a place."""
+
+    stage: str
+    place: str
+    reading: TokenWork
+    took_ms: float
+
+
+class Calibration:
+    """Runs once, for at most `limit_s` seconds."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        target: Target,
+        models: ModelRegistry,
+        defaults: Defaults,
+        economy: CostEstimator,
+        *,
+        limit_s: float,
+    ) -> None:
+        self._draft = draft
+        self._target = target
+        self._models = models
+        self._defaults = defaults
+        self._economy = economy
+        self._limit_s = limit_s
+        self._task: asyncio.Task[None] | None = None
+        self._is_over = False
+
+    def start(self) -> None:
+        """In the background; not once a caller was there."""
+        if not self._is_over:
+            self._task = asyncio.create_task(self._run(), name="calibrate")
+
+    def stop(self) -> None:
+        """A caller is there: what is under way is aborted, what was learnt is kept."""
+        self._is_over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def aclose(self) -> None:
+        """Stop, and wait until it has."""
+        self.stop()
+        if self._task is not None:
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        count = 0
+        try:
+            async with asyncio.timeout(self._limit_s):
+                async for timing in self._timings():
+                    self._economy.calibrated(timing.stage, timing.place, [(timing.reading, timing.took_ms)])
+                    count += 1
+        except TimeoutError:
+            log.info("calibration was cut short after %.0f s", self._limit_s)
+        except Exception as error:  # whatever it is: the first callers will do
+            reason = error.message if isinstance(error, PresiftError) else type(error).__name__
+            log.warning("not calibrated to the end: %s", reason)
+        finally:
+            log.info("calibrated by %d timings", count)
+
+    async def _timings(self) -> AsyncIterator[Timing]:
+        target, salt = self._models.target, f"calibration{uuid.uuid4().hex}"
+        for tokens in PROMPT_TOKENS:
+            if target is None or tokens + STEPS + 1 > target.model.context_tokens:
+                return
+            ids = np.random.default_rng(tokens).integers(0, self._vocabulary_size(target), tokens, dtype=np.uint32)
+            if drafted := await self._drafted(ids):
+                yield drafted
+            for timing in await self._answered(ids, salt):
+                yield timing
+
+    def _vocabulary_size(self, target: TargetInfo) -> int:
+        """Of ids that both models know: a draft of another vocabulary may have fewer."""
+        draft, size = self._models.draft, target.model.vocabulary_size
+        return size if draft is None else min(size, draft.vocabulary_size or size)
+
+    async def _drafted(self, ids: NDArray[np.uint32]) -> Timing | None:
+        draft, tokens, template = self._models.draft, int(ids.size), self._defaults.spec_pc
+        # A prompt that fits is not read at all.
+        capacity = max(template.window, tokens // 2)
+        if draft is None or capacity >= tokens:
+            return None
+        policy = self._defaults.for_draft(replace(template, capacity=capacity), draft.layers)
+        started = time.perf_counter()
+        scored = await self._draft.score(ids, policy, (), include_importance=False, timeout_s=self._limit_s)
+        took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
+        return Timing("draft", location_of(draft), draft_reading(policy, tokens), took_ms)
+
+    async def _answered(self, ids: NDArray[np.uint32], salt: str) -> list[Timing]:
+        assert self._models.target is not None
+        model, sampling = self._models.target.model, Sampling(max_new_tokens=STEPS + 1, ignore_eos=True)
+        usage, first, last = None, 0.0, 0.0
+        async with aclosing(self._target.generate(ids, sampling, salt, self._limit_s)) as events:
+            async for event in events:
+                last = time.perf_counter()
+                first = first or last
+                usage = event if isinstance(event, Usage) else usage
+        if usage is None or usage.completion_tokens < 2:
+            return []
+        place = location_of(model, usage.replica)
+        step_ms = (last - first) * 1000 / (usage.completion_tokens - 1)
+        return [
+            Timing("target", place, TokenWork(int(ids.size) - usage.cached_tokens, usage.cached_tokens), usage.ttft_ms),
+            Timing("decoding", place, TokenWork(usage.kv_tokens), step_ms),
+        ]

@@ -1,0 +1,101 @@
+"""Explanation: the fate of every run of prompt tokens. Pure: a plan, importance and kept KV in, spans out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.spans import Span, covered
+from presift.orchestrator.domain.limits import MAX_EXPLAINED_SPANS
+from presift.orchestrator.planning.kept_kv import KeptKv
+from presift.orchestrator.routing.candidates import Candidate
+from presift.orchestrator.routing.decision import Decision, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedSpan:
+    """A run of tokens with one fate. `characters` is None for prompts of token ids; `importance` is a share, 0..1.
+
+    `kept_share` is the share of each token's KV pairs that the target keeps, None where that is not known.
+    """
+
+    tokens: Span
+    characters: Span | None
+    kept: bool
+    protected: bool
+    importance: float
+    kept_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much to explain: ask the target which KV pairs it keeps; a span of every token instead of runs."""
+
+    kv_mask: bool = False
+    span_per_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was decided, among which routes, and what became of the prompt. `text` is what characters are counted in,
+    empty for token ids."""
+
+    decision: Decision
+    spans: list[ExplainedSpan]
+    text: str = ""
+    kept_kv: KeptKv | None = None
+    routes: tuple[Candidate, ...] = ()
+
+
+def explain(
+    plan: Plan,
+    offsets: Sequence[tuple[int, int]] | None,
+    kept_kv: KeptKv | None = None,
+    *,
+    span_per_token: bool = False,
+) -> list[ExplainedSpan]:
+    """Runs in prompt order that cover it wholly. `offsets`: the characters [start, end) of each token.
+
+    Raises InvalidRequest where they are more than a reply may hold.
+    """
+    prompt_tokens = int(plan.kept.size)
+    protected = covered(plan.protected, prompt_tokens)
+    held = plan.kept.astype(np.float64) if kept_kv is None else kept_kv.shares
+    is_border = np.ones(max(0, prompt_tokens - 1), dtype=np.bool_)
+    if not span_per_token:
+        is_border = (np.diff(held) != 0) | np.diff(protected)
+    borders = [0, *(np.flatnonzero(is_border) + 1).tolist(), prompt_tokens]
+    if len(borders) - 1 > MAX_EXPLAINED_SPANS:
+        field = "span_per_token" if span_per_token else "prompt"
+        raise InvalidRequest(field, f"{len(borders) - 1} spans", f"at most {MAX_EXPLAINED_SPANS}")
+    shares = np.add.reduceat(_shares(plan.importance, prompt_tokens), borders[:-1]).tolist()
+    return [
+        ExplainedSpan(
+            tokens=Span(start, end),
+            characters=_characters(offsets, start, end),
+            kept=bool(held[start] > 0),
+            protected=bool(protected[start]),
+            importance=share,
+            kept_share=None if kept_kv is None else float(held[start]),
+        )
+        for (start, end), share in zip(pairwise(borders), shares, strict=True)
+    ]
+
+
+def _shares(importance: NDArray[np.float32] | None, prompt_tokens: int) -> NDArray[np.float64]:
+    if importance is None or importance.sum() <= 0:
+        return np.zeros(prompt_tokens)
+    values = importance.astype(np.float64)
+    return np.asarray(values / values.sum())
+
+
+def _characters(offsets: Sequence[tuple[int, int]] | None, start: int, end: int) -> Span | None:
+    if offsets is None:
+        return None
+    first, last = offsets[start][0], offsets[end - 1][1]
+    return Span(first, last) if last > first else None

@@ -1,0 +1,109 @@
+"""Verification: what a draft or the cache said, held against the rules of its policy before it is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from presift.core.errors import DraftUnavailable
+from presift.core.kv_plan import KvPlan
+from presift.core.masks import TokenMask
+from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.policies import Policy, SpecPc
+from presift.core.spans import Span, covered, moved, must_keep
+from presift.orchestrator.domain.ports import MaskRejected
+from presift.orchestrator.prompt.tokenizer import Tokenized
+
+
+class DraftChanged(DraftUnavailable):
+    """The reply came from another model or revision than the key was made for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoringJob:
+    """What is to be scored: a prompt of the target's tokens, by which policy, by which draft."""
+
+    tokens: Tokenized
+    policy: Policy
+    draft: ModelInfo
+    target: ModelInfo
+
+
+def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
+    """Raise DraftChanged unless the reply came from the draft that the key names."""
+    if replied != known:
+        raise DraftChanged(f"the draft is now {replied.id} at {replied.revision[:12]}, not {known.revision[:12]}")
+
+
+def check_prompt(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
+    """Raise MaskRejected unless the mask, the lookahead and the KV capacity are what the policy asks for."""
+    check_mask(prompt.mask, scoring)
+    check_kv_capacity(prompt, scoring)
+    check_lookahead(prompt.lookahead_token_ids, scoring)
+
+
+def check_mask(mask: TokenMask, scoring: ScoringJob) -> None:
+    """Raise MaskRejected unless the mask fits the prompt and the budget and keeps protected spans and window."""
+    tokens, policy = scoring.tokens, scoring.policy.mask_policy
+    prompt_tokens = int(tokens.ids.size)
+    if mask.prompt_tokens != prompt_tokens:
+        raise MaskRejected(f"mask of {mask.prompt_tokens} tokens for a prompt of {prompt_tokens}")
+    if policy is None:
+        if mask.kept_tokens != prompt_tokens:
+            raise MaskRejected(f"mask drops {prompt_tokens - mask.kept_tokens} tokens where the target chooses")
+        return
+    _check_size(mask, policy, scoring)
+    missing = int(np.count_nonzero(must_keep(tokens.protected, prompt_tokens, policy.window) & ~mask.kept))
+    if missing:
+        raise MaskRejected(f"mask drops {missing} tokens that are protected or in the window")
+
+
+def _check_size(mask: TokenMask, policy: SpecPc, scoring: ScoringJob) -> None:
+    kept, least = mask.kept_tokens, 0
+    if policy.adaptive is not None and mask.prompt_tokens > policy.capacity:
+        least = policy.adaptive.min_capacity
+        if not policy.adaptive.allows(kept, policy.capacity):
+            limit = f"{least}..{policy.capacity} in steps of {policy.adaptive.step}"
+            raise MaskRejected(f"mask keeps {kept} tokens, the budget is {limit}")
+    elif scoring.policy.prompt_stage is None:
+        # A KV mask has a whole number of the target's pages only if it is filled.
+        least = min(policy.capacity, mask.prompt_tokens)
+    if not least <= kept <= policy.capacity:
+        raise MaskRejected(f"mask keeps {kept} tokens, the budget is {policy.capacity}")
+
+
+def check_kv_capacity(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
+    """Raise MaskRejected unless the KV capacity, where the draft says one, was asked for and has room for what must be
+    kept. A draft that says none leaves the policy's.
+    """
+    policy, capacity = scoring.policy.lookahead_policy, prompt.kv_capacity
+    if capacity is None:
+        return
+    if policy is None or policy.adaptive is None:
+        raise MaskRejected(f"KV capacity of {capacity} where none was asked for")
+    if not policy.adaptive.allows(capacity, policy.capacity):
+        limit = f"{policy.adaptive.min_capacity}..{policy.capacity} in steps of {policy.adaptive.step}"
+        raise MaskRejected(f"KV capacity of {capacity}, the budget is {limit}")
+    spans = moved(scoring.tokens.protected, prompt.mask.kept)
+    needed = int(np.count_nonzero(must_keep(spans, prompt.mask.kept_tokens, policy.window + 1)[:-1]))
+    if capacity < needed:
+        raise MaskRejected(f"KV capacity of {capacity}, window and protected spans need {needed}")
+
+
+def check_lookahead(token_ids: tuple[int, ...], scoring: ScoringJob) -> None:
+    """Raise MaskRejected unless the lookahead, where one is read, is short enough and the target knows its tokens."""
+    policy = scoring.policy.lookahead_policy
+    if policy is None:
+        return
+    if len(token_ids) > policy.lookahead_tokens:
+        raise MaskRejected(f"lookahead of {len(token_ids)} tokens, {policy.lookahead_tokens} were asked for")
+    if (highest := max(token_ids, default=0)) >= scoring.target.vocabulary_size:
+        raise MaskRejected(f"lookahead token {highest} is not of the target's {scoring.target.vocabulary_size}")
+
+
+def keeps_what_is_protected(plan: KvPlan, protected: tuple[Span, ...], prompt_tokens: int) -> bool:
+    """Whether an earlier plan certainly kept what is protected now, as far as it reaches."""
+    covers = plan.prompt_tokens
+    wanted = covered(protected, prompt_tokens)[:covers]
+    return not (wanted & ~must_keep(plan.protected, covers, plan.policy.window + 1)).any()

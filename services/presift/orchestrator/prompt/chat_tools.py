@@ -1,0 +1,76 @@
+"""Tools of a chat: their definitions and the calls that an assistant made, from JSON to what chat templates read.
+
+What a template has no place for would vanish from the prompt without a word; so the prompt's frame is rendered once
+more without it, and a chat that renders the same either way is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from presift.core.errors import InvalidRequest
+from presift.orchestrator.domain.request import Chat, Message
+
+
+def tools_of(chat: Chat) -> list[Any]:
+    """The definitions. Raises InvalidRequest for what is no JSON object."""
+    return [_object(f"prompt.chat.tools_json[{number}]", text) for number, text in enumerate(chat.tools_json)]
+
+
+def calls_of(message: Message) -> list[dict[str, Any]]:
+    """The calls, arguments as objects: models write them so, while many clients send them as JSON in a string.
+
+    Raises InvalidRequest for a call without a name or with arguments that are no JSON object.
+    """
+    return [_call(text) for text in message.tool_calls_json]
+
+
+def check_rendered(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> None:
+    """Raise InvalidRequest where `rendered`, the rendering of `chat`, is the same without its tools or their calls."""
+    if chat.tools_json and _try(render, replace(chat, tools_json=())) == rendered:
+        value, limit = f"{len(chat.tools_json)} given", "unset: the target's chat template has no place for tools"
+        raise InvalidRequest("prompt.chat.tools_json", value, limit)
+    calls = sum(len(message.tool_calls_json) for message in chat.messages)
+    if calls and _try(render, _without_calls(chat)) == rendered:
+        value, limit = f"{calls} given", "unset: the target's chat template has no place for calls"
+        raise InvalidRequest("prompt.chat.messages.tool_calls_json", value, limit)
+
+
+def _try(render: Callable[[Chat], str], chat: Chat) -> str | None:
+    try:
+        return render(chat)
+    except InvalidRequest:  # the template asks for what was left out: it has a place for it
+        return None
+
+
+def _without_calls(chat: Chat) -> Chat:
+    return replace(chat, messages=tuple(replace(message, tool_calls_json=()) for message in chat.messages))
+
+
+def _call(text: str) -> dict[str, Any]:
+    field = "prompt.chat.messages.tool_calls_json"
+    call = _object(field, text)
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidRequest(field, "a call without a name", 'an object with "name", or with "function" that has one')
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _object(f"{field}.arguments", arguments or "{}")
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"{field}.arguments", "another JSON value", "a JSON object")
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _object(field: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # as templates write it; lone surrogates have no UTF-8
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(field, "not JSON", "a JSON object") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(field, "another JSON value", "a JSON object")
+    return value

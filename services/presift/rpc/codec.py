@@ -1,0 +1,203 @@
+"""Conversions between messages that services share (`plan.proto`, `KvPlan`) and `core`.
+
+Each servicer translates its own messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.kv_plan import KvPlan
+from presift.core.masks import KvMask, TokenMask
+from presift.core.plan import ModelInfo, Route
+from presift.core.policies import POLICIES, Adaptive, KvSelection, Policy, Pool, Reduction, SpecKv, SpecPc
+from presift.core.spans import Span
+from presift.v1 import plan_pb2, target_pb2
+
+T = TypeVar("T", bound=Policy)
+
+# Routes and policies have the same names on the wire.
+_ROUTES: dict[Route, Any] = {route: plan_pb2.Route.Value(f"ROUTE_{route.name}") for route in Route}
+_POOLS = {plan_pb2.POOL_NONE: Pool.NONE, plan_pb2.POOL_MAX: Pool.MAX, plan_pb2.POOL_MEAN: Pool.MEAN}
+_REDUCTIONS = {plan_pb2.REDUCTION_MAX: Reduction.MAX, plan_pb2.REDUCTION_SUM: Reduction.SUM}
+_SELECTIONS = {
+    plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD: KvSelection.TARGET_LOOKAHEAD,
+    plan_pb2.KV_SELECTION_DRAFT_MASK: KvSelection.DRAFT_MASK,
+}
+# Fields of policies that are enums on the wire: name -> wire number -> meaning.
+_ENUMS: dict[str, dict[Any, Any]] = {"pool": _POOLS, "reduction": _REDUCTIONS, "selection": _SELECTIONS}
+# Fields of policies that are policies themselves.
+_STAGES: dict[str, type[Policy]] = {"prompt": SpecPc, "kv": SpecKv}
+
+
+def route_to_wire(route: Route) -> plan_pb2.Route:
+    wire: plan_pb2.Route = _ROUTES[route]
+    return wire
+
+
+def route_from_wire(route: int) -> Route | None:
+    """None for UNSPECIFIED and AUTO. Raises InvalidRequest for a number that is no route."""
+    if route in (plan_pb2.ROUTE_UNSPECIFIED, plan_pb2.ROUTE_AUTO):
+        return None
+    for known, wire in _ROUTES.items():
+        if wire == route:
+            return known
+    raise InvalidRequest("route", route, f"one of {', '.join(plan_pb2.Route.keys()[1:])}")
+
+
+def known_routes(routes: Iterable[int]) -> frozenset[Route]:
+    """Those of a peer's routes that we know: a newer peer may serve more."""
+    return frozenset(route for route, wire in _ROUTES.items() if wire in set(routes))
+
+
+def policy_from_wire(policy: plan_pb2.Policy) -> Policy:
+    """The policy with unset fields at their defaults. Raises InvalidRequest."""
+    name = policy.WhichOneof("policy")
+    if name is None:
+        raise InvalidRequest("policy", "unset", f"one of {', '.join(POLICIES)}")
+    return _fields_from_wire(POLICIES[name], getattr(policy, name))
+
+
+def spec_kv_from_wire(policy: plan_pb2.SpecKv) -> SpecKv:
+    """The policy with unset fields at their defaults. Raises InvalidRequest."""
+    return _fields_from_wire(SpecKv, policy)
+
+
+def spec_kv_to_wire(policy: SpecKv) -> plan_pb2.SpecKv:
+    """The policy with every field set."""
+    return plan_pb2.SpecKv(**_fields_to_wire(policy))
+
+
+def policy_to_wire(policy: Policy) -> plan_pb2.Policy:
+    """The policy with every field set."""
+    return plan_pb2.Policy(**{policy.route.value: _fields_to_wire(policy)})
+
+
+def spans_from_wire(spans: Iterable[plan_pb2.Span]) -> tuple[Span, ...]:
+    """Raises InvalidRequest for an empty or reversed span."""
+    return tuple(Span(span.start, span.end) for span in spans)
+
+
+def spans_to_wire(spans: Iterable[Span]) -> list[plan_pb2.Span]:
+    return [plan_pb2.Span(start=span.start, end=span.end) for span in spans]
+
+
+def token_ids_from_wire(ids: Iterable[int]) -> NDArray[np.uint32]:
+    """uint32[tokens]."""
+    # fromiter over a repeated field is twice as fast as np.array.
+    return np.fromiter(ids, dtype=np.uint32)
+
+
+def token_mask_to_wire(mask: TokenMask) -> plan_pb2.TokenMask:
+    return plan_pb2.TokenMask(prompt_tokens=mask.prompt_tokens, kept=mask.to_bits())
+
+
+def token_mask_from_wire(mask: plan_pb2.TokenMask) -> TokenMask:
+    """Raises InvalidRequest if the bitset does not fit prompt_tokens."""
+    return TokenMask.from_bits(mask.kept, mask.prompt_tokens)
+
+
+def kv_mask_to_wire(mask: KvMask) -> plan_pb2.KvMask:
+    layers, kv_heads, prompt_tokens = mask.kept.shape
+    return plan_pb2.KvMask(layers=layers, kv_heads=kv_heads, prompt_tokens=prompt_tokens, kept=mask.to_bits())
+
+
+def kv_mask_from_wire(mask: plan_pb2.KvMask) -> KvMask:
+    """Raises InvalidRequest if the bitset does not fit the shape."""
+    return KvMask.from_bits(mask.kept, mask.layers, mask.kv_heads, mask.prompt_tokens)
+
+
+def kv_plan_to_wire(plan: KvPlan) -> target_pb2.KvPlan:
+    """The plan with every field set."""
+    return target_pb2.KvPlan(
+        policy=spec_kv_to_wire(plan.policy),
+        protected_spans=spans_to_wire(plan.protected),
+        lookahead_token_ids=plan.lookahead_token_ids,
+        kv_mask=None if plan.kv_mask is None else kv_mask_to_wire(plan.kv_mask),
+        keep_full_prefix=plan.keep_full_prefix,
+        prompt_tokens=plan.prompt_tokens,
+        report_kept=plan.report_kept,
+    )
+
+
+def kv_plan_from_wire(plan: target_pb2.KvPlan) -> KvPlan:
+    """The plan with unset fields at their defaults. Raises InvalidRequest."""
+    return KvPlan(
+        policy=spec_kv_from_wire(plan.policy),
+        protected=spans_from_wire(plan.protected_spans),
+        lookahead_token_ids=tuple(plan.lookahead_token_ids),
+        kv_mask=kv_mask_from_wire(plan.kv_mask) if plan.HasField("kv_mask") else None,
+        keep_full_prefix=plan.keep_full_prefix if plan.HasField("keep_full_prefix") else True,
+        prompt_tokens=plan.prompt_tokens,
+        report_kept=plan.report_kept,
+    )
+
+
+def model_to_wire(model: ModelInfo) -> plan_pb2.ModelInfo:
+    return plan_pb2.ModelInfo(**{field.name: getattr(model, field.name) for field in fields(model)})
+
+
+def model_from_wire(model: plan_pb2.ModelInfo) -> ModelInfo:
+    return ModelInfo(**{field.name: getattr(model, field.name) for field in fields(ModelInfo)})
+
+
+def _fields_from_wire(kind: type[T], message: Any) -> T:
+    """A policy or a stage of one, from the message whose fields have the same names. Unset fields take defaults."""
+    values: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # every policy is a dataclass
+        value = _field_from_wire(field.name, message)
+        if value is not None:
+            values[field.name] = value
+    return kind(**values)
+
+
+def _field_from_wire(name: str, message: Any) -> Any:
+    if name in _STAGES:
+        return _fields_from_wire(_STAGES[name], getattr(message, name))
+    if name in _ENUMS:
+        return _enum_from_wire(name, getattr(message, name))
+    if name != "capacity" and not message.HasField(name):
+        return None
+    if name == "mask":
+        return _mask_from_wire(message)
+    return _adaptive_from_wire(message.adaptive) if name == "adaptive" else getattr(message, name)
+
+
+def _mask_from_wire(policy: plan_pb2.SpecKv) -> SpecPc:
+    mask = plan_pb2.SpecPc()
+    mask.CopyFrom(policy.mask)
+    # Capacity and window are the policy's own; these must only be valid, and equal for equal policies.
+    mask.capacity, mask.window = max(1, policy.capacity), 1
+    mask.ClearField("adaptive")
+    return _fields_from_wire(SpecPc, mask)
+
+
+def _adaptive_from_wire(adaptive: plan_pb2.Adaptive) -> Adaptive:
+    step = adaptive.step if adaptive.HasField("step") else 1
+    return Adaptive(adaptive.coverage, adaptive.min_capacity, step)
+
+
+def _enum_from_wire(name: str, number: int) -> Any:
+    if number == 0:
+        return None
+    if number not in _ENUMS[name]:
+        raise InvalidRequest(f"policy.{name}", number, f"one of {sorted(_ENUMS[name])}")
+    return _ENUMS[name][number]
+
+
+def _fields_to_wire(policy: Any) -> dict[str, Any]:
+    """Every field that is set, by name; a stage or `adaptive` as a dictionary of its own."""
+    values = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    return {name: _field_to_wire(name, value) for name, value in values.items() if value is not None}
+
+
+def _field_to_wire(name: str, value: Any) -> Any:
+    if name in _ENUMS:
+        return next(wire for wire, known in _ENUMS[name].items() if known is value)
+    return _fields_to_wire(value) if is_dataclass(value) else value

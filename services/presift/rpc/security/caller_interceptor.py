@@ -1,0 +1,82 @@
+"""Who may call a draft or a target: presift's own services. Health stays open, for whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+
+from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
+from presift.rpc.security.service_token import Tokens, is_one_of, shown
+from presift.telemetry.metrics import count
+
+if TYPE_CHECKING:  # grpc generics exist in the stubs alone
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+OPEN = "/grpc.health.v1.Health/"
+
+
+class CallerInterceptor(grpc.aio.ServerInterceptor):
+    """Asks for a token (unless `tokens` is None), then for a certificate with one of the `allowed` names (if any).
+
+    A name is one of the certificate's subject alternative names or, where it has none, its common name.
+    To stand behind ErrorInterceptor, which tells the refusals.
+    """
+
+    def __init__(self, tokens: Tokens | None = None, allowed: Collection[str] = ()) -> None:
+        self._tokens = tokens
+        self._allowed = frozenset(name.encode() for name in allowed)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        details: Any = handler_call_details
+        if details.method.startswith(OPEN):
+            return await continuation(handler_call_details)
+        if self._tokens is not None and not self._is_token(shown(details.invocation_metadata)):
+            count("presift.callers.refused", why="token")
+            return refusing(Unauthenticated("no service token, or none of ours"))
+        handler = await continuation(handler_call_details)
+        return handler if handler is None or not self._allowed else self._named(handler)
+
+    def _is_token(self, token: str | None) -> bool:
+        return token is not None and self._tokens is not None and is_one_of(token, self._tokens.current())
+
+    def _named(self, handler: Handler) -> Handler:
+        """`handler` for callers with an allowed name: only a call's context knows its certificate."""
+        known: Any = handler
+
+        def checked(behavior: Callable[..., Any]) -> Callable[..., Any]:
+            def check_and_call(request: Any, context: Context) -> Any:
+                self._check_name(context)
+                return behavior(request, context)
+
+            return check_and_call
+
+        kind = f"{_cardinality(known.request_streaming)}_{_cardinality(known.response_streaming)}"
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        behavior = checked(getattr(known, kind))
+        return cast("Handler", make(behavior, known.request_deserializer, known.response_serializer))
+
+    def _check_name(self, context: Context) -> None:
+        if not self._allowed.intersection(context.peer_identities() or ()):
+            count("presift.callers.refused", why="name")
+            raise PermissionDenied("no name of the caller's certificate is among those that may call (allowed_callers)")
+
+
+def _cardinality(is_streaming: bool) -> str:
+    return "stream" if is_streaming else "unary"
+
+
+def refusing(error: PresiftError) -> Handler:
+    """A handler that reads no message: a stranger's must not even be parsed."""
+
+    async def refuse(requests: Any, context: Context) -> AsyncIterator[bytes]:
+        raise error
+        yield b""
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

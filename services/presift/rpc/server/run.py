@@ -1,0 +1,27 @@
+"""Running a service: its logging and telemetry are set up, it is served on an event loop, its end is an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from presift.core.errors import PresiftError
+from presift.rpc.settings import ServiceSettings
+from presift.telemetry import logs, tracing
+
+S = TypeVar("S", bound=ServiceSettings)
+
+log = logging.getLogger(__name__)
+
+
+def run(service: str, settings: S, serve: Callable[[S], Coroutine[Any, Any, bool]]) -> int:
+    """0 after a clean drain, which `serve` says by True; 1 for anything else, which is logged."""
+    logs.set_up(settings.log_level, settings.log_format)
+    try:
+        with tracing.exported(service, settings.telemetry()):
+            return 0 if asyncio.run(serve(settings)) else 1
+    except PresiftError as error:
+        log.error("%s", error)
+        return 1

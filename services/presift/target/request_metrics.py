@@ -1,0 +1,144 @@
+"""What the target tells of its answers: spans and durations of their stages, tokens, and how full the engine is.
+
+The engine works in other processes and says afterwards how long it scored and published. So the spans are made once an
+answer has ended: prefill, then score and publish where KV was selected, all before the first token; decode after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from opentelemetry.context import get_current
+
+from presift.core.errors import PresiftError
+from presift.rpc.status import code_and_reason
+from presift.target.engine import EngineLoad, Finished
+from presift.telemetry.gauges import Gauge, gauge
+from presift.telemetry.metrics import count, record
+from presift.telemetry.tracing import tracer
+
+# A stage, its beginning and its end in milliseconds since the request's arrival.
+_Stage = tuple[str, float, float]
+
+
+class RequestMetrics:
+    """One request since its arrival, when this is made. Milliseconds."""
+
+    def __init__(self) -> None:
+        self._arrival, self._arrival_ns = time.perf_counter(), time.time_ns()
+        # A caller who leaves may end the request in another context than it began in.
+        self.context = get_current()
+        self.ttft_ms: float | None = None
+        self.is_admitted = False
+        self.finished: Finished | None = None
+
+    def now_ms(self) -> float:
+        return (time.perf_counter() - self._arrival) * 1000
+
+    def first_token(self) -> None:
+        """It has come; a second time says nothing."""
+        if self.ttft_ms is None:
+            self.ttft_ms = self.now_ms()
+
+    def at_ns(self, ms: float) -> int:
+        """Then, on the wall clock."""
+        return self._arrival_ns + round(ms * 1e6)
+
+    def stages(self, ended_ms: float) -> list[_Stage]:
+        """Those that there were, the last one up to the end; none of a request that was refused."""
+        if not self.is_admitted:
+            return []
+        if self.ttft_ms is None:
+            return [("prefill", 0.0, ended_ms)]
+        score_ms = publish_ms = 0.0
+        if self.finished is not None:
+            score_ms, publish_ms = self.finished.score_ms, self.finished.publish_ms
+        scored_ms = max(0.0, self.ttft_ms - publish_ms)
+        read_ms = max(0.0, scored_ms - score_ms)
+        selecting = [("score", read_ms, scored_ms), ("publish", scored_ms, self.ttft_ms)] if publish_ms else []
+        return [("prefill", 0.0, read_ms), *selecting, ("decode", self.ttft_ms, ended_ms)]
+
+
+@contextmanager
+def request_metrics(model: str) -> Iterator[RequestMetrics]:
+    """An answer of this model, until the block ends; that it `finished` must be said."""
+    measure, failure = RequestMetrics(), "CANCELLED"
+    try:
+        yield measure
+    except PresiftError as error:
+        failure = code_and_reason(error)[1]
+        raise
+    except Exception as error:
+        failure = type(error).__name__
+        raise
+    finally:
+        ended_ms = measure.now_ms()
+        if measure.finished is None:
+            _tell_failure(measure, ended_ms, model, failure)
+        else:
+            _tell_answer(measure, measure.finished, ended_ms, model)
+
+
+def record_read(finished: Finished) -> None:
+    """How much of a prompt was prefilled, and how much was found."""
+    # A compressed entry that is found stands for tokens that are neither read nor looked up.
+    there = finished.kv_tokens if finished.reused_entry else finished.prompt_tokens
+    count("presift.target.tokens", max(0, there - finished.cached_tokens), kind="prefilled")
+    count("presift.target.tokens", finished.cached_tokens, kind="cached")
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """What is raised in the block is a refusal, and counted."""
+    try:
+        yield
+    except PresiftError as error:
+        count("presift.target.refused", reason=code_and_reason(error)[1])
+        raise
+
+
+def gauges_of(load: Callable[[], EngineLoad | None]) -> tuple[Gauge, ...]:
+    """How full the engine is; nothing while it does not say."""
+
+    def of(name: str) -> Callable[[], float | None]:
+        return lambda: None if (now := load()) is None else getattr(now, name)
+
+    return (
+        gauge("presift.target.running", of("running")),
+        gauge("presift.target.waiting", of("waiting")),
+        gauge("presift.target.kv.held", of("held_kv_tokens")),
+        gauge("presift.target.kv.free", of("free_kv_tokens")),
+    )
+
+
+def _tell_answer(measure: RequestMetrics, finished: Finished, ended_ms: float, model: str) -> None:
+    ttft_s, total_s, steps = (measure.ttft_ms or 0.0) / 1000, ended_ms / 1000, finished.completion_tokens - 1
+    for stage, began_ms, stopped_ms in measure.stages(ended_ms):
+        _span(measure, (stage, began_ms, stopped_ms))
+        record("presift.target.stage.duration", (stopped_ms - began_ms) / 1000, stage=stage)
+    record("gen_ai.server.request.duration", total_s, genai_operation="text_completion", model=model)
+    record("gen_ai.server.time_to_first_token", ttft_s, genai_operation="text_completion", model=model)
+    if steps > 0:
+        each_s = (total_s - ttft_s) / steps
+        record("gen_ai.server.time_per_output_token", each_s, genai_operation="text_completion", model=model)
+    record_read(finished)
+    count("presift.target.tokens", finished.completion_tokens, kind="generated")
+
+
+def _tell_failure(measure: RequestMetrics, ended_ms: float, model: str, failure: str) -> None:
+    stages = measure.stages(ended_ms)
+    for number, stage in enumerate(stages, start=1):
+        _span(measure, stage, failure if number == len(stages) else "")
+    total_s = ended_ms / 1000
+    record("gen_ai.server.request.duration", total_s, genai_operation="text_completion", model=model, error=failure)
+
+
+def _span(measure: RequestMetrics, stage: _Stage, failure: str = "") -> None:
+    name, began_ms, ended_ms = stage
+    found = tracer().start_span(name, measure.context, start_time=measure.at_ns(began_ms))
+    if failure:
+        found.set_status(trace.StatusCode.ERROR, failure)
+    found.end(measure.at_ns(ended_ms))

@@ -1,0 +1,131 @@
+"""SGLang's engine with child processes that prepare themselves before they import SGLang, and that all end with it.
+
+SGLang spawns its scheduler and detokenizer: fresh interpreters that unpickle a target function and its arguments, and
+that import SGLang while they do. Nothing of ours would run before that. So the targets handed to them are `Prepared`
+values: unpickling one prepares the process, and it is unpickled before the arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib
+import logging
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+from presift.models.torchvision_ops import declare_missing
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picklable call of `module.function` in a process where SGLang can be imported."""
+
+    module: str
+    function: str
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return prepare, (self.module, self.function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(self.module), self.function)(*args, **kwargs)
+
+
+def prepare(module: str, function: str) -> Prepared:
+    """Rebuild a Prepared in a child, and make SGLang importable there."""
+    declare_missing()
+    return Prepared(module, function)
+
+
+def run_scheduler(*args: Any, **kwargs: Any) -> None:
+    """The scheduler process, with what presift adds to SGLang."""
+    from sglang.srt.managers.scheduler import run_scheduler_process  # noqa: PLC0415 - in the child alone
+
+    from presift.target.cpu import attention, platform, seeds  # noqa: PLC0415
+
+    seeds.register()
+    if platform.activate():
+        attention.register()
+    run_scheduler_process(*args, **kwargs)
+
+
+def launch(arguments: dict[str, Any]) -> Any:
+    """A started `sglang.Engine`. Imports SGLang and blocks until the model is loaded (tens of seconds).
+
+    Raises whatever SGLang raises; children may then be left: see `end`.
+    """
+    declare_missing()
+    logging.getLogger("sglang").setLevel(arguments["log_level"].upper())
+    with _own_settings_kept():
+        from sglang.srt.entrypoints.engine import Engine  # noqa: PLC0415 - heavy, and only after declare_missing
+
+        members = {
+            "run_scheduler_process_func": staticmethod(Prepared(__name__, run_scheduler.__name__)),
+            "run_detokenizer_process_func": staticmethod(
+                Prepared("sglang.srt.managers.detokenizer_manager", "run_detokenizer_process")
+            ),
+        }
+        engine = type("PreparedEngine", (Engine,), members)(**arguments)
+    # It would kill every child of this process.
+    atexit.unregister(engine.shutdown)
+    return engine
+
+
+@contextmanager
+def _own_settings_kept() -> Iterator[None]:
+    """SGLang sets the event loop policy when it is imported, and the root logger when it starts. Neither is its own."""
+    policy, root = asyncio.get_event_loop_policy(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(policy)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def children() -> set[multiprocessing.process.BaseProcess]:
+    """The live children of this process that multiprocessing started."""
+    return set(multiprocessing.active_children())
+
+
+def end(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: float = 10.0) -> None:
+    """Kill `processes` and wait for them. SGLang's own shutdown kills every child of this process, ours or not."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(timeout_s)
+
+
+def close_sockets(engine: Any) -> None:
+    """Close the sockets of an engine whose processes have ended, with what nobody will read: else this process would
+    wait for it when it exits.
+    """
+    manager = engine.tokenizer_manager
+    for socket in (manager.send_to_scheduler, manager.recv_from_detokenizer, engine.send_to_rpc):
+        if socket is not None:
+            socket.close(linger=0)
+
+
+def remove_files(engine: Any) -> None:
+    """Remove the sockets and the shared memory of an engine whose processes have ended; SGLang leaves them."""
+    from sglang.srt.managers.load_snapshot import shm_path_for  # noqa: PLC0415 - loaded by now
+
+    ports = engine.port_args
+    names = [getattr(ports, name) for name in dir(ports) if name.endswith("_ipc_name")]
+    sockets = [name.removeprefix("ipc://") for name in names if isinstance(name, str) and name.startswith("ipc://")]
+    for path in (*sockets, shm_path_for(ports.instance_id)):
+        Path(path).unlink(missing_ok=True)
+
+
+def end_tracker() -> None:
+    """End the helper that multiprocessing starts beside the first child: else it outlives this process by a moment.
+
+    Call it when no child is left; they hold its pipe.
+    """
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

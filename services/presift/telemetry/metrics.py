@@ -1,0 +1,73 @@
+"""Telling metrics: `count` and `record` take the names of `declared.py` and refuse all others, as `gauges.py` does.
+
+Attributes are given by short words: `route` is `presift.route`; see `attribute`. To be told from any thread.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Counter, Histogram
+
+from presift.telemetry.catalog import CATALOG, Metric
+from presift.telemetry.tracing import SCOPE
+
+Attributes = dict[str, str]
+
+_BY_NAME = {metric.name: metric for metric in CATALOG}
+# Of OpenTelemetry's conventions.
+_CONVENTIONS = {
+    "genai_operation": "gen_ai.operation.name",
+    "model": "gen_ai.request.model",
+    "token_type": "gen_ai.token.type",
+    "error": "error.type",
+    "http_route": "http.route",
+    "status": "http.response.status_code",
+}
+
+
+def attribute(word: str) -> str:
+    """The attribute's full name."""
+    return _CONVENTIONS.get(word, f"presift.{word}")
+
+
+def count(name: str, amount: int = 1, /, **words: str) -> None:
+    """Add to a declared counter. Raises KeyError for a name or attribute that is not declared."""
+    _counter(name).add(amount, checked(name, words))
+
+
+def record(name: str, value: float, /, **words: str) -> None:
+    """Add a value to a declared histogram. Raises KeyError for a name or attribute that is not declared."""
+    _histogram(name).record(value, checked(name, words))
+
+
+def checked(name: str, words: Attributes) -> Attributes:
+    """The attributes by their full names. Raises KeyError for a name or attribute that is not declared."""
+    found = {attribute(word): value for word, value in words.items()}
+    unknown = set(found) - set(_BY_NAME[name].attributes)
+    if unknown:
+        raise KeyError(f"{name} has no attribute {', '.join(sorted(unknown))}")
+    return found
+
+
+def declared(name: str, kind: str) -> Metric:
+    """The metric of that name. Raises KeyError where there is none of that kind."""
+    metric = _BY_NAME[name]
+    if metric.kind != kind:
+        raise KeyError(f"{name} is a {metric.kind}")
+    return metric
+
+
+@cache
+def _counter(name: str) -> Counter:
+    metric = declared(name, "counter")
+    return metrics.get_meter(SCOPE).create_counter(metric.name, metric.unit, metric.description)
+
+
+@cache
+def _histogram(name: str) -> Histogram:
+    metric = declared(name, "histogram")
+    return metrics.get_meter(SCOPE).create_histogram(
+        metric.name, metric.unit, metric.description, explicit_bucket_boundaries_advisory=[*map(float, metric.buckets)]
+    )

@@ -1,0 +1,123 @@
+"""Calibration: speeds before the first caller, in nobody's way."""
+
+import asyncio
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from presift.core.errors import Overloaded
+from presift.orchestrator.estimation.calibration import STEPS
+from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.v1 import plan_pb2
+
+from ..fakes.house import ALL_ROUTES, CAPACITY
+from ..fakes.services import hangs, model, raises, takes
+
+LONG = list(range(1, 201))
+
+
+@pytest.fixture
+async def house(open_house):
+    """Its target has room for two of the three prompts."""
+    return await open_house(routes=ALL_ROUTES, economy=CostEstimator(), salt="tenant")
+
+
+async def calibrate(house):
+    house.calibration.start()
+    await house.calibration._task
+
+
+def stages(house):
+    economy = house.options.economy
+    return {each.stage: each.curve.observations for each in economy.learnt()}
+
+
+def cached(house, ids):
+    economy, target = house.options.economy, house.models.target.model
+    return economy.outlook(np.array(ids, dtype=np.uint32), target, None).cached_tokens
+
+
+async def test_reading_decoding_and_drafting_are_timed(house):
+    await calibrate(house)
+    assert stages(house) == {"draft": 2, "target": 2, "decoding": 2}
+    assert [len(call.token_ids) for call in house.target.calls] == [64, 256]
+    for call in house.target.calls:
+        assert call.cache_salt.startswith("calibration") and call.sampling.max_new_tokens == STEPS + 1
+        assert cached(house, call.token_ids) == 0
+    for call in house.draft.calls:
+        assert call.policy.spec_pc.capacity < len(call.token_ids)
+    # 7 ms for any prompt, as the fake says.
+    answer = await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
+    assert answer.decision.predicted_ttft_ms < 30
+
+
+async def test_all_lengths_where_there_is_room(open_house):
+    big = {"target": model("target", context_tokens=4000), "draft": model("draft", context_tokens=4000)}
+    house = await open_house(economy=CostEstimator(), **big)
+    await calibrate(house)
+    assert [len(call.token_ids) for call in house.target.calls] == [64, 256, 1024] and stages(house)["draft"] == 3
+
+
+@pytest.mark.parametrize("service", ["draft", "target"])
+async def test_the_first_caller_ends_it(house, service):
+    fake = getattr(house, service)
+    fake.faults.append(hangs)
+    house.calibration.start()
+    await house.settle(lambda: fake.calls)
+    answer = await house.ask(LONG)
+    assert answer.route == "SPEC_PC" and answer.decision.kept_tokens == CAPACITY
+    await house.settle(lambda: fake.cancelled == 1 and house.calibration._task.done())
+    house.calibration.start()
+    assert house.calibration._task.done()  # not again
+
+
+async def test_time_is_up(open_house, caplog):
+    caplog.set_level(logging.INFO)
+    house = await open_house(economy=CostEstimator(), calibration_limit_s=0.05)
+    house.target.faults.append(takes(30))
+    await calibrate(house)
+    assert stages(house) == {"draft": 1} and "cut short" in caplog.text
+
+
+async def test_trouble_is_logged_and_what_was_learnt_is_kept(house, caplog):
+    house.target.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
+    await calibrate(house)
+    assert stages(house) == {"draft": 1} and "not calibrated to the end" in caplog.text
+    assert (await house.ask(LONG)).text
+
+
+async def test_without_a_draft_the_target_is_timed(open_house):
+    house = await open_house(economy=CostEstimator(), draft_up=False)
+    await calibrate(house)
+    assert stages(house) == {"target": 2, "decoding": 2}
+
+
+async def test_closing_ends_it(house):
+    house.target.faults.append(hangs)
+    house.calibration.start()
+    await house.settle(lambda: house.target.calls)
+    async with asyncio.timeout(5):
+        await house.calibration.aclose()
+    assert house.calibration._task.cancelled()
+
+
+@pytest.mark.parametrize(("flag", "lengths"), [("--calibrate", [64, 256]), ("--no-calibrate", [])])
+async def test_the_process_calibrates_once_it_is_ready(house, flag, lengths):
+    addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in house.ports.items()]
+    command = [sys.executable, "-m", "presift.orchestrator", "--listen=127.0.0.1:0", *addresses, flag]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(60):
+            assert b"ready" in await process.stdout.readline()
+            if lengths:
+                await house.settle(lambda: len(house.target.calls) == len(lengths))
+        process.terminate()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert [len(call.token_ids) for call in house.target.calls] == lengths

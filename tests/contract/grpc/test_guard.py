@@ -1,0 +1,324 @@
+"""The quality guard over the wire: what it compares, when it switches a route off, and that no caller meets it."""
+
+import asyncio
+from dataclasses import replace
+from random import Random
+
+import grpc
+import numpy as np
+import pytest
+
+from presift.core.errors import Overloaded
+from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.quality.sampler import Sampler
+from presift.orchestrator.routing.quality_gate import Thresholds
+from presift.v1 import orchestrator_pb2, plan_pb2
+
+from ..fakes.clients import CLIENTS
+from ..fakes.house import ALL_ROUTES, DEFAULTS, refusal_of, request, wire_prompt
+from ..fakes.services import aborts, hangs, model, raises
+
+LONG = list(range(1, 201))
+WRONG = [7] * 100
+PC, KV = plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV
+ALL = Sampler(1.0)
+QUICK = Thresholds(least_samples=3, window=6)
+
+
+@pytest.fixture
+async def house(open_house):
+    return await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK)
+
+
+def bad(request):
+    """The planted policy: whatever was compressed is answered wrongly."""
+    compressed = request.HasField("kv_plan") or len(request.token_ids) < 100
+    return WRONG if compressed else request.token_ids[::-1]
+
+
+async def compared(house, samples):
+    """Wait until so many were compared; the first quality."""
+    await house.settle(lambda: [each.samples for each in house.guard.qualities()][:1] == [samples])
+    return house.guard.qualities()[0]
+
+
+async def trip(house, route=KV, **options):
+    house.target.answer = bad
+    for first in range(3):
+        await house.ask([first + 900, *LONG], route=route, **options)
+        await house.settle(lambda first=first: [each.samples for each in house.guard.qualities()] in ([first + 1], [0]))
+    (quality,) = house.guard.qualities()
+    assert quality.is_off
+    return quality
+
+
+async def test_the_callers_greedy_answer_is_compared_with_fulls(house):
+    answer = await house.ask(LONG, route=KV)
+    quality = await compared(house, 1)
+    own, full = house.target.calls
+    assert own.HasField("kv_plan") and not full.HasField("kv_plan") and list(full.token_ids) == LONG
+    assert full.cache_salt == own.cache_salt and full.sampling.max_new_tokens == 5
+    assert (quality.overlap, quality.exact_share, quality.first_divergence) == (1.0, 1.0, None)
+    assert answer.route == "SPEC_KV"
+
+
+async def test_of_a_long_answer_the_beginning_is_compared(open_house):
+    house = await open_house(sampler=Sampler(1.0, max_new_tokens=4), thresholds=QUICK)
+    assert len((await house.ask(LONG, route=PC, max_new_tokens=50)).token_ids) == 16
+    quality = await compared(house, 1)
+    # The window of 4 tokens is kept; what comes behind it differs, and is not asked for.
+    assert quality.overlap == 1.0 and house.target.calls[-1].sampling.max_new_tokens == 4
+
+
+async def test_where_the_caller_sampled_both_ways_are_answered_greedily(house):
+    await house.ask(LONG, route=KV, sampling={"temperature": 0.8, "seed": 3})
+    await compared(house, 1)
+    own, again, full = house.target.calls
+    assert own.sampling.temperature == pytest.approx(0.8)
+    assert again.kv_plan == own.kv_plan and not full.HasField("kv_plan")
+    assert [each.sampling.temperature for each in (again, full)] == [0, 0] and not full.sampling.HasField("seed")
+
+
+@pytest.mark.parametrize("asked", [{"route": plan_pb2.ROUTE_FULL}, {"budget": {"compress_above_tokens": 300}}])
+async def test_what_is_read_in_full_is_not_sampled(house, asked):
+    await house.ask(LONG, **asked)
+    await asyncio.sleep(0.02)
+    assert len(house.target.calls) == 1 and house.guard.qualities() == []
+
+
+@pytest.mark.parametrize("budget", [{"max_kv_tokens": 10}, {"auto_capacity": {"coverage": 0.05}}])
+async def test_what_the_callers_own_limits_made_tighter_is_not_sampled(house, budget):
+    """Ten of KV everyone gets, and the final token."""
+    assert (await house.ask(LONG, route=KV, budget=budget)).route == "SPEC_KV"
+    await asyncio.sleep(0.02)
+    assert house.guard.qualities() == []
+    await house.ask(LONG, route=KV, budget={"max_kv_tokens": 11})
+    await compared(house, 1)
+
+
+async def test_what_full_cannot_answer_is_not_sampled(house):
+    assert (await house.ask([1] * 500)).route == "SPEC_PC"
+    await asyncio.sleep(0.02)
+    assert len(house.target.calls) == 1
+
+
+async def test_the_share_is_what_was_set(open_house):
+    house = await open_house(routes=ALL_ROUTES, sampler=Sampler(0.25, random=Random(5)), thresholds=Thresholds(1e-9))
+    random, expected = Random(5), 0
+    for first in range(40):
+        await house.ask([first + 300, *LONG], route=KV, max_new_tokens=1)
+        expected += random.random() < 0.25
+        await house.settle(lambda expected=expected: sum(q.samples for q in house.guard.qualities()) == expected)
+    assert 2 < expected < 20
+    await asyncio.sleep(0.02)
+    assert len(house.target.calls) == 40 + expected
+
+
+async def test_a_planted_bad_policy_is_switched_off_and_told(house, telemetry, caplog):
+    band = {"route": "spec_kv", "band": "128-255"}
+    names = {"samples": {"outcome": "compared"}, "overlap": {}, "exact": {}, "first_divergence": {}, "switched": {}}
+
+    def totals():
+        return {name: telemetry.total(f"presift.guard.{name}", **band, **more) for name, more in names.items()}
+
+    before = totals()
+    await trip(house)
+    await house.settle(lambda: totals()["samples"] == before["samples"] + 3)  # counted last
+    moved = {name: total - before[name] for name, total in totals().items()}
+    assert moved == {"samples": 3, "overlap": 3, "exact": 0, "first_divergence": 3, "switched": 1}
+    assert "route spec_kv is switched off for 128-255 prompt tokens: mean overlap with full 0.000" in caplog.text
+    named = await house.ask(LONG, route=KV)
+    assert (named.route, named.reason, named.token_ids) == ("FULL", "ROUTE_SWITCHED_OFF", LONG[::-1][:5])
+    assert "spec_kv is switched off for 128-255 prompt tokens" in named.decision.detail
+    auto = await house.ask([5, *LONG], budget={"max_kv_tokens": 50})
+    assert (auto.route, "spec_kv is switched off" in auto.decision.detail) == ("SPEC_PC", True)
+    assert (await house.ask(list(range(1, 101)), route=KV)).route == "SPEC_KV"  # another length
+
+
+async def test_auto_reads_all_where_nothing_else_is_on(open_house):
+    house = await open_house(sampler=ALL, thresholds=QUICK, target=model("target", context_tokens=1000))
+    await trip(house, PC)
+    answer = await house.ask(LONG)
+    assert (answer.route, answer.reason) == ("FULL", "ROUTE_SWITCHED_OFF")
+    asked = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG))
+    assert (await house.stub.Explain(asked)).decision.reason == answer.decision.reason
+
+
+async def test_what_cannot_be_read_in_full_stays_compressed_and_says_so(open_house):
+    defaults = replace(DEFAULTS, compress_above_tokens=100)
+    house = await open_house(sampler=ALL, thresholds=QUICK, defaults=defaults)
+    house.target.answer = bad
+    for first in range(3):
+        await house.ask([first + 1, *range(1, 300)], route=PC)
+        await house.settle(lambda first=first: [q.samples for q in house.guard.qualities()] in ([first + 1], [0]))
+    too_long = list(range(1, 451))
+    for route in (PC, plan_pb2.ROUTE_UNSPECIFIED):
+        answer = await house.ask(too_long, route=route)
+        assert answer.route == "SPEC_PC" and "although spec_pc is switched off" in answer.decision.detail
+    strict = {"max_prompt_tokens": 50, "strict": True}
+    for route in (PC, plan_pb2.ROUTE_UNSPECIFIED):
+        answer = await house.ask(list(range(1, 301)), route=route, budget=strict)
+        assert answer.route == "SPEC_PC" and "although spec_pc is switched off" in answer.decision.detail
+
+
+async def test_a_route_that_is_off_comes_back_without_a_caller_at_risk(house):
+    await trip(house)
+    house.target.answer = lambda request: request.token_ids[::-1]
+    for number in range(3):
+        answer = await house.ask([number + 300, *LONG], route=KV)
+        assert (answer.route, answer.reason) == ("FULL", "ROUTE_SWITCHED_OFF")
+        await house.settle(lambda number=number: house.guard.qualities()[0].samples == (number + 1) % 3)
+        *_, own, shadow = house.target.calls
+        assert not own.HasField("kv_plan") and shadow.HasField("kv_plan")  # the caller's answer is full's
+    assert not house.guard.qualities()[0].is_off
+    assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
+
+
+async def test_a_later_turn_does_not_go_on_with_what_is_switched_off(house):
+    first = await house.ask(LONG, route=KV)
+    await compared(house, 1)
+    house.target.answer = bad
+    for start in range(300, 305):
+        await house.ask([start, *LONG], route=KV)
+        await house.settle(lambda: house.target.running == 0)
+    await house.settle(lambda: house.guard.qualities()[0].is_off)
+    turn = {"continue_prompt_tokens": first.decision.prompt_tokens}
+    later = await house.ask([*LONG, 1, 2, 3], route=KV, kv=turn)
+    assert (later.route, later.decision.continued) == ("FULL", False)
+
+
+async def test_500_healthy_requests_switch_nothing_off(open_house):
+    """One in five is answered otherwise than full would."""
+    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=Thresholds(window=500))
+    random = Random(1)
+
+    def healthy(request):
+        differs = request.HasField("kv_plan") and random.random() < 0.2
+        return WRONG if differs else request.token_ids[::-1]
+
+    house.target.answer = healthy
+    for number in range(500):
+        answer = await house.ask([number, *LONG], route=KV, max_new_tokens=2)
+        assert answer.route == "SPEC_KV"
+        await house.settle(lambda number=number: [q.samples for q in house.guard.qualities()] == [number + 1])
+    (quality,) = house.guard.qualities()
+    assert not quality.is_off and quality.since is None and 0.7 < quality.overlap < 0.9
+
+
+async def test_a_caller_who_comes_ends_the_shadow(house):
+    house.target.faults.extend([nothing, hangs])
+    await house.ask(LONG, route=KV)
+    await house.settle(lambda: len(house.target.calls) == 2)
+    assert (await house.ask([4, 5])).token_ids == [5, 4]
+    await house.settle(lambda: house.target.cancelled == 1)
+    assert (await compared(house, 1)).overlap == 1.0  # it was tried again
+    assert house.target.calls[-1] == house.target.calls[1]
+
+
+async def nothing(context):
+    pass
+
+
+async def test_no_shadow_begins_while_a_caller_waits(house):
+    house.draft.faults.append(hangs)
+    waiting = house.stub.Generate(request(LONG, route=PC))
+    await house.settle(lambda: len(house.draft.calls) == 1)
+    await house.ask([300, *LONG], route=KV)
+    await asyncio.sleep(0.02)
+    assert len(house.target.calls) == 1
+    waiting.cancel()
+    await compared(house, 1)
+
+
+async def test_a_caller_who_is_decoding_is_not_waited_for(house):
+    house.target.pause_after = 2
+    decoding = house.stub.Generate(request([1, 2, 3]))
+    [await decoding.read() for _ in range(3)]
+    await house.ask(LONG, route=KV, max_new_tokens=1)
+    await compared(house, 1)
+    assert house.target.running == 1
+    house.target.gate.set()
+    decoding.cancel()
+
+
+FAULTS = {
+    "overloaded": raises(Overloaded("requests", 65, "<= 64", 2.5)),
+    "unknown": aborts(grpc.StatusCode.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_a_shadow_that_fails_reaches_no_caller(house, telemetry, fault):
+    failed = telemetry.total("presift.guard.samples", outcome="failed")
+    house.target.faults.extend([nothing, fault])
+    assert len((await house.ask(LONG, route=KV)).token_ids) == 5
+    await house.settle(lambda: telemetry.total("presift.guard.samples", outcome="failed") == failed + 1)
+    assert house.guard.qualities() == [] and len((await house.ask([1, 2])).token_ids) == 2
+
+
+async def test_a_caller_who_leaves_is_not_compared(house):
+    house.target.pause_after = 1
+    call = house.stub.Generate(request(LONG, route=KV))
+    await call.read(), await call.read()
+    call.cancel()
+    await house.settle(lambda: house.target.cancelled == 1)
+    await asyncio.sleep(0.02)
+    assert len(house.target.calls) == 1
+
+
+async def test_a_stop_ends_the_shadow(house):
+    house.target.faults.extend([nothing, hangs])
+    await house.ask(LONG, route=KV)
+    await house.settle(lambda: len(house.target.calls) == 2)
+    await house.guard.aclose()
+    await house.settle(lambda: house.target.cancelled == 1)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "shadows"]
+
+
+async def test_shadows_are_no_callers(open_house, telemetry):
+    economy = CostEstimator()
+    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK, economy=economy)
+    names = ("requests", "ttft", "kv.tokens", "prompt.tokens")
+    before = [telemetry.total(f"presift.{name}", route="full") for name in names]
+    await house.ask(LONG, route=PC, max_new_tokens=8)
+    await compared(house, 1)
+    assert [telemetry.total(f"presift.{name}", route="full") for name in names] == before
+    speeds = economy.outlook(*asked(house, LONG)).speeds
+    assert speeds.target.observations == 1 and economy.reading.wait_ms == 0
+
+
+async def test_what_a_shadow_read_is_expected_in_the_targets_cache(open_house):
+    economy = CostEstimator()
+    house = await open_house(sampler=ALL, thresholds=QUICK, economy=economy, salt="tenant")
+    await house.ask(LONG, route=PC)
+    await compared(house, 1)
+    found = [economy.outlook(*asked(house, LONG), salt=salt).cached_tokens for salt in ("tenant", "", "other")]
+    assert found == [192, 0, 0]
+    assert {call.cache_salt for call in house.target.calls} == {"tenant"}
+
+
+def asked(house, prompt):
+    return np.asarray(prompt, dtype=np.uint32), house.models.target.model, house.models.draft
+
+
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+async def test_info_tells_the_quality(house, client):
+    await trip(house)
+    await house.ask([*LONG, 5], route=PC, max_new_tokens=3)
+    await house.settle(lambda: len(house.guard.qualities()) == 2)
+    told = client(house.address)
+    try:
+        pc, kv = sorted((await told.info()).route_quality, key=lambda quality: quality.route, reverse=True)[::-1]
+    finally:
+        await told.aclose()
+    off, on = (kv, pc) if kv.route == "spec_kv" else (pc, kv)
+    assert (off.switched_off, off.samples, off.mean_overlap, off.exact_share) == (True, 0, None, None)
+    assert (off.min_tokens, off.max_tokens) == (128, 255) and off.since is not None and off.since.tzinfo is not None
+    assert (on.route, on.switched_off, on.samples, on.mean_overlap, on.since) == ("spec_pc", False, 1, 0.0, None)
+    assert on.mean_first_divergence == 0.0
+
+
+async def test_the_full_route_refuses_what_is_too_long_as_ever(house):
+    await trip(house)
+    refusal = await refusal_of(house.ask([1] * 450, route=KV))
+    assert refusal.reason == "PROMPT_TOO_LONG"

@@ -1,0 +1,515 @@
+"""Several drafts and targets behind one orchestrator: who is asked, who stands in, who is left out."""
+
+import asyncio
+from collections import Counter
+from unittest.mock import Mock
+
+import grpc
+import numpy as np
+import pytest
+
+from presift.core.errors import Overloaded
+from presift.orchestrator.backends.affinity import affinity_key
+from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.rpc.pool import replica as replica_module
+from presift.rpc.pool.circuit_breaker import FAILURES, BreakerState
+from presift.v1 import orchestrator_pb2, plan_pb2
+
+from ..fakes.house import ALL_ROUTES, Options, request
+from ..fakes.services import aborts, hangs, model, raises
+
+FULL, SPEC_PC, SPEC_KV = plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV
+UNAVAILABLE = aborts(grpc.StatusCode.UNAVAILABLE)
+
+
+def prompt(number, tokens=200):
+    return np.random.default_rng(number).integers(1, 900, tokens).tolist()
+
+
+@pytest.fixture
+def open_fleet(build):
+    """options -> a house all of whose replicas are known."""
+
+    async def open_fleet(**options):
+        house = await build(**{"drafts": 2, "targets": 2} | options)
+        for number, target in enumerate(house.targets):
+            target.replica = f"process {number}"
+        await house.connect()
+        await house.settle(lambda: all(each.is_healthy for each in house.models.standings()))
+        await house.settle(lambda: not strangers(house))
+        return house
+
+    return open_fleet
+
+
+def strangers(house):
+    fleets = (house.remote_draft._fleet, house.remote_target._fleet)
+    return [each for fleet in fleets for each in fleet._replicas.values() if each.known is None]
+
+
+def answered(fakes):
+    return [len(fake.calls) for fake in fakes]
+
+
+async def replicas(house):
+    info = await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
+    return {each.address: each for each in info.replicas}
+
+
+def address(server_port):
+    return f"127.0.0.1:{server_port}"
+
+
+# -- who is asked --
+
+
+async def test_equal_beginnings_meet_and_different_ones_spread(open_fleet):
+    house = await open_fleet(targets=3)
+    for number in range(24):
+        for question in ([1], [2, 3]):
+            # More than a key's worth in common would be the same prompt to the key.
+            await house.ask(prompt(number) + question, route=FULL)
+    by_prompt = Counter()
+    for target in house.targets:
+        by_prompt.update({tuple(call.token_ids[:20]) for call in target.calls})
+    assert sum(answered(house.targets)) == 48 and all(answered(house.targets))
+
+
+async def test_the_same_document_under_another_question_meets(open_fleet):
+    house = await open_fleet(targets=3)
+    document = "".join(f"line {number} of the document. " for number in range(8))
+    for system in ("Be brief.", "Be kind, be very kind, and answer from the document."):
+        for question in ("Who?", "What then, and why?", "When?"):
+            chat = orchestrator_pb2.Chat(
+                messages=[
+                    orchestrator_pb2.Message(role="system", parts=[orchestrator_pb2.TextPart(text=system)]),
+                    orchestrator_pb2.Message(
+                        role="user",
+                        parts=[
+                            orchestrator_pb2.TextPart(text=document, document=True),
+                            orchestrator_pb2.TextPart(text=question, protected=True),
+                        ],
+                    ),
+                ]
+            )
+            await house.ask(orchestrator_pb2.Prompt(chat=chat), route=FULL, max_new_tokens=1)
+    assert sorted(answered(house.targets)) == [0, 0, 6]
+
+
+async def test_a_hot_document_spreads(open_fleet):
+    house = await open_fleet()
+    for target in house.targets:
+        target.pause_after = 1
+    asking = [asyncio.create_task(house.ask(prompt(1), route=FULL)) for _ in range(8)]
+    await house.settle(lambda: sum(target.running for target in house.targets) == 8)
+    # The last one came where no more than ceil(1.25 * 7 / 2) were.
+    assert max(answered(house.targets)) <= 6
+    for target in house.targets:
+        target.gate.set()
+    await asyncio.gather(*asking)
+
+
+async def test_drafts_share_the_work(open_fleet):
+    house = await open_fleet()
+    for draft in house.drafts:
+        draft.gate.clear()
+    asking = [asyncio.create_task(house.ask(prompt(number), route=SPEC_PC)) for number in range(6)]
+    await house.settle(lambda: sum(answered(house.drafts)) == 6)
+    assert answered(house.drafts) == [3, 3]
+    info = await replicas(house)
+    assert sorted(each.in_flight for each in info.values() if each.role == "draft") == [3, 3]
+    for draft in house.drafts:
+        draft.gate.set()
+    assert {answer.route for answer in await asyncio.gather(*asking)} == {"SPEC_PC"}
+
+
+async def test_prefill_and_answer_meet_at_one_target(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for number in range(24):
+        answer = await house.ask(prompt(number), route=SPEC_KV)
+        assert answer.route == "SPEC_KV"
+    for target in house.targets:
+        assert [list(each.token_ids) for each in target.prefills] == [list(each.token_ids) for each in target.calls]
+    assert all(answered(house.targets))
+
+
+async def test_prefill_and_answer_meet_where_the_breaker_is_half_open(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for each in fleet_of(house):
+        each.breaker = Mock(state=BreakerState.HALF_OPEN)
+    for number in range(24):
+        assert (await house.ask(prompt(number), route=SPEC_KV)).route == "SPEC_KV"
+    for target in house.targets:
+        assert [list(each.token_ids) for each in target.prefills] == [list(each.token_ids) for each in target.calls]
+    assert all(answered(house.targets))
+
+
+async def test_who_has_a_seat_counts_once_while_the_target_reads(open_fleet):
+    house = await open_fleet(routes=ALL_ROUTES)
+    for target in house.targets:
+        target.prefill_faults.append(hangs)
+    asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_KV))
+    await house.settle(lambda: sum(len(target.prefills) for target in house.targets) == 1)
+    assert sorted(each.in_flight for each in fleet_of(house)) == [0, 1]
+    asking.cancel()
+    await asyncio.wait((asking,))
+    await house.settle(lambda: not any(each.in_flight for each in fleet_of(house)))
+
+
+def fleet_of(house):
+    return house.remote_target._fleet.usable()
+
+
+# -- who stands in --
+
+
+async def test_a_target_that_is_away_before_its_first_token_is_stood_in_for(open_fleet):
+    house = await open_fleet()
+    for number in range(8):
+        house.targets[1].faults.append(UNAVAILABLE)
+        answer = await house.ask(prompt(number), route=FULL)
+        assert answer.token_ids == prompt(number)[::-1][:5]
+        house.targets[1].faults.clear()
+    assert answered(house.targets)[0] == 8 and answered(house.targets)[1] > 0
+
+
+async def test_a_killed_target_costs_nobody_an_answer(open_fleet):
+    house = await open_fleet()
+    await house.target_servers[0].grpc.stop(0)
+    answers = [await house.ask(prompt(number), route=FULL) for number in range(8)]
+    assert [answer.token_ids for answer in answers] == [prompt(number)[::-1][:5] for number in range(8)]
+    found = await replicas(house)
+    assert [each.healthy for each in found.values() if each.role == "target"].count(True) == 1
+
+
+IS_FULL = raises(Overloaded("waiting_requests", 1, 1, 1.0))
+
+
+async def test_a_target_that_is_full_gives_way(open_fleet):
+    house = await open_fleet()
+    house.targets[0].faults.append(IS_FULL)
+    for number in range(8):
+        assert (await house.ask(prompt(number), route=FULL)).token_ids
+    assert not house.targets[0].faults
+
+
+async def test_who_said_that_it_is_full_is_not_asked_again(open_fleet):
+    house = await open_fleet()
+    for fake in (*house.targets, *house.drafts):
+        fake.faults.extend([IS_FULL] * 3)
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert (refusal.code, refusal.reason, refusal.retry_after_s) == ("RESOURCE_EXHAUSTED", "OVERLOADED", 1.0)
+    assert answered(house.targets) == [1, 1]
+    for target in house.targets:
+        target.faults.clear()
+    assert (await house.ask(prompt(1), route=SPEC_PC)).reason == "DRAFT_OVERLOADED"
+    assert answered(house.drafts) == [1, 1]
+
+
+async def own_of(house, target):
+    """The number of a prompt that goes to this target first."""
+    for number in range(40):
+        before = len(target.calls)
+        await house.ask(prompt(number), route=FULL, max_new_tokens=1)
+        if len(target.calls) > before:
+            return number
+    raise AssertionError("no prompt is this target's own")
+
+
+async def test_of_two_the_one_that_is_away_is_asked_again_and_not_the_full_one(open_fleet):
+    house = await open_fleet()
+    number = await own_of(house, house.targets[0])
+    house.targets[0].faults.extend([IS_FULL] * 3)
+    house.targets[1].faults.append(UNAVAILABLE)
+    assert (await house.ask(prompt(number), route=FULL)).token_ids
+    assert len(house.targets[0].faults) == 2 and not house.targets[1].faults
+
+
+async def test_what_grpc_itself_refuses_does_not_go_round(open_fleet):
+    house = await open_fleet(targets=3)
+    for target in house.targets:
+        target.faults.extend([aborts(grpc.StatusCode.RESOURCE_EXHAUSTED)] * 3)
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert refusal.code == "UNAVAILABLE" and sum(answered(house.targets)) == 1
+
+
+async def test_all_are_away(open_fleet):
+    house = await open_fleet()
+    for server in house.target_servers:
+        await server.grpc.stop(0)
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")
+
+
+async def test_at_most_three_attempts(open_fleet):
+    house = await open_fleet(targets=5)
+    for target in house.targets:
+        target.faults.extend([UNAVAILABLE] * 9)
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert refusal.code == "UNAVAILABLE" and sum(answered(house.targets)) == 3
+    assert max(answered(house.targets)) == 1
+
+
+async def test_what_is_no_unavailability_is_not_tried_elsewhere(open_fleet):
+    house = await open_fleet()
+    for target in house.targets:
+        target.die_after = 0
+        target.faults.append(raises(RuntimeError("poison")))
+    refusal = await house.refused(prompt(1), route=FULL)
+    assert refusal.code == "UNAVAILABLE" and sum(answered(house.targets)) == 1
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+async def test_after_the_first_token_it_fails_and_says_how_many_had_come(open_house, targets):
+    house = await open_house(targets=targets)
+    for target in house.targets:
+        target.die_after = 3
+    call = house.stub.Generate(request(prompt(1), route=FULL))
+    events = []
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        async for event in call:
+            events.append(event)
+    from presift.rpc.status import error_of
+    from presift_client.errors import Unavailable
+    from presift_client.errors import error_of as clients
+
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert [event.delta.token_ids for event in events[1:]] == [[each] for each in prompt(1)[::-1][:3]]
+    assert error_of(error.value).details["delivered_tokens"] == "3"
+    told = clients(error.value)
+    assert isinstance(told, Unavailable) and told.delivered_tokens == 3
+    assert sum(answered(house.targets)) == 1
+
+
+async def test_a_draft_that_is_away_is_stood_in_for(open_fleet):
+    house = await open_fleet()
+    await house.draft_servers[0].grpc.stop(0)
+    answers = [await house.ask(prompt(number), route=SPEC_PC) for number in range(6)]
+    assert {(answer.route, answer.reason) for answer in answers} == {("SPEC_PC", "REQUESTED")}
+
+
+async def test_without_any_draft_it_is_full(open_fleet):
+    house = await open_fleet()
+    for server in house.draft_servers:
+        await server.grpc.stop(0)
+    answer = await house.ask(prompt(1), route=SPEC_PC)
+    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+
+
+async def test_a_slow_draft_is_hedged_once(open_fleet):
+    house = await open_fleet(drafts=3, draft_hedge_after_s=0.02)
+    for draft in house.drafts:
+        draft.gate.clear()
+    asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_PC))
+    await house.settle(lambda: sum(answered(house.drafts)) == 2)
+    await asyncio.sleep(0.2)
+    assert sorted(answered(house.drafts)) == [0, 1, 1]
+    for draft in house.drafts:
+        draft.gate.set()
+    assert (await asking).route == "SPEC_PC"
+
+
+async def test_the_loser_of_a_hedge_is_cancelled(open_fleet):
+    house = await open_fleet(draft_hedge_after_s=0.05)
+    for draft in house.drafts:
+        draft.faults.append(hangs)
+    house.drafts[1].faults.clear()
+    for number in range(8):
+        assert (await house.ask(prompt(number), route=SPEC_PC)).route == "SPEC_PC"
+    await house.settle(lambda: house.drafts[0].cancelled == 1)
+    assert house.drafts[1].cancelled == 0
+
+
+async def test_no_hedge_by_default(open_fleet):
+    house = await open_fleet()
+    for draft in house.drafts:
+        draft.gate.clear()
+    asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_PC))
+    await house.settle(lambda: sum(answered(house.drafts)) == 1)
+    await asyncio.sleep(0.2)
+    assert sum(answered(house.drafts)) == 1
+    for draft in house.drafts:
+        draft.gate.set()
+    await asking
+
+
+# -- who is left out, and who comes back --
+
+
+async def test_a_replica_that_does_not_serve_is_not_asked(open_fleet):
+    house = await open_fleet()
+    await house.target_servers[1].set_serving(False)
+    away = address(house.target_ports[1])
+    await house.settle(lambda: not health(house)[away])
+    for number in range(8):
+        await house.ask(prompt(number), route=FULL)
+    assert answered(house.targets) == [8, 0]
+    await house.target_servers[1].set_serving(True)
+    await house.settle(lambda: health(house)[away] and not strangers(house))
+    for number in range(8):
+        await house.ask(prompt(number), route=FULL)
+    assert answered(house.targets)[1] > 0
+
+
+def health(house):
+    return {each.address: each.is_healthy for each in house.models.standings()}
+
+
+async def test_a_replica_with_another_model_is_not_used_and_shown(build):
+    house = await build(targets=2, drafts=2)
+    house.targets[1].model = model("target", revision="r2")
+    house.drafts[1].model = model("draft", tokenizer_fingerprint="f2", vocabulary_size=77)
+    # Whoever introduces itself first is the measure.
+    for server in (house.target_servers[1], house.draft_servers[1]):
+        await server.set_serving(False)
+    await house.connect()
+    for server in (house.target_servers[1], house.draft_servers[1]):
+        await server.set_serving(True)
+    await house.settle(lambda: not strangers(house))
+    for number in range(8):
+        assert (await house.ask(prompt(number), route=SPEC_PC)).route == "SPEC_PC"
+    assert answered(house.targets) == [8, 0] and answered(house.drafts) == [8, 0]
+    unused = [each.unused for each in (await replicas(house)).values() if each.unused]
+    assert unused == [
+        "it has another tokenizer than the first",
+        "it runs target at r2, the first target at r1",
+    ]
+
+
+async def test_another_draft_takes_over_where_none_is_left_of_the_first(open_fleet):
+    house = await open_fleet()
+    house.drafts[1].model = model("draft", revision="r2")
+    await house.draft_servers[1].set_serving(False)
+    await house.settle(lambda: sum(health(house).values()) == 3)
+    await house.draft_servers[1].set_serving(True)
+    await house.settle(lambda: any(each.unused for each in house.models.standings()))
+    assert (await house.ask(prompt(1), route=SPEC_PC)).decision.draft.revision == "r1"
+    await house.draft_servers[0].grpc.stop(0)
+    await house.settle(lambda: not any(each.unused for each in house.models.standings()))
+    await house.ask(prompt(2), route=SPEC_PC)  # full: the draft is another now
+    await house.settle(lambda: house.models.draft is not None and house.models.draft.revision == "r2")
+    assert (await house.ask(prompt(3), route=SPEC_PC)).decision.draft.revision == "r2"
+
+
+async def test_a_replica_that_fails_and_fails_is_left_alone_for_a_while(open_fleet):
+    house = await open_fleet()
+    house.targets[0].faults.extend([UNAVAILABLE] * 100)
+    for number in range(60):
+        assert (await house.ask(prompt(number), route=FULL, max_new_tokens=1)).token_ids
+    assert len(house.targets[0].calls) == FAILURES
+    found = await replicas(house)
+    assert found[address(house.target_ports[0])].breaker == "open"
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    """A call may be judged at once: nobody waits a second in these tests."""
+    monkeypatch.setattr(replica_module, "_LEAST_PATIENCE_S", 0.0)
+
+
+def breaker(house, port):
+    return next(each.breaker for each in house.models.standings() if each.address == address(port))
+
+
+async def test_a_draft_that_hangs_attracts_nothing(open_fleet, no_patience):
+    house = await open_fleet()
+    house.drafts[0].faults.extend([hangs] * 100)
+    for number in range(40):
+        # The draft's share of this ends the call here: its own deadline is a far one.
+        asked = house.stub.Generate(request(prompt(number), route=SPEC_PC, max_new_tokens=1), timeout=1.0)
+        assert [event async for event in asked]
+    assert breaker(house, house.draft_ports[0]) == "open" and len(house.drafts[0].calls) == FAILURES
+    assert breaker(house, house.draft_ports[1]) == "closed"
+
+
+async def test_a_target_whose_callers_all_leave_is_left_alone(open_fleet, no_patience):
+    house = await open_fleet()
+    house.targets[0].faults.extend([hangs] * 100)
+    for number in range(40):
+        asking = asyncio.create_task(house.ask(prompt(number), route=FULL, max_new_tokens=1))
+        await house.settle(lambda: asking.done() or house.targets[0].running)  # noqa: B023
+        asking.cancel()
+        await asyncio.wait((asking,))
+        await house.settle(lambda: not house.targets[0].running)
+    assert breaker(house, house.target_ports[0]) == "open" and len(house.targets[0].calls) == FAILURES
+    assert breaker(house, house.target_ports[1]) == "closed"
+
+
+async def test_a_hedge_s_loser_is_judged_too(open_fleet, no_patience):
+    house = await open_fleet(draft_hedge_after_s=0.02)
+    house.drafts[0].faults.extend([hangs] * 100)
+    for number in range(40):
+        assert (await house.ask(prompt(number), route=SPEC_PC, max_new_tokens=1)).route == "SPEC_PC"
+    assert breaker(house, house.draft_ports[0]) == "open"
+
+
+async def test_get_info_shows_a_single_one_too(house):
+    await house.ask(prompt(1), route=SPEC_PC)
+    found = await replicas(house)
+    assert {(each.role, each.healthy, each.breaker, each.in_flight, each.unused) for each in found.values()} == {
+        ("draft", True, "closed", 0, ""),
+        ("target", True, "closed", 0, ""),
+    }
+    assert set(found) == {address(port) for port in house.ports.values()}
+
+
+def test_a_house_has_one_of_each_by_default():
+    assert (Options().drafts, Options().targets) == (1, 1)
+
+
+async def test_by_name(house):
+    """The system's own resolver; localhost may have a record where nobody listens."""
+    from presift.orchestrator.backends.remote import TargetClient
+    from presift.orchestrator.domain.ports import Usage
+    from presift.orchestrator.domain.request import Sampling
+
+    target = TargetClient(f"dns:///localhost:{house.ports['target']}", 2**20)
+    assert (await target.info()).model.id == "target"
+    stream = target.generate(ids(*prompt(1)), Sampling(max_new_tokens=2), "", 20.0)
+    events = [event async for event in stream]
+    assert isinstance(events[-1], Usage) and [list(event) for event in events[:-1]] == [
+        [each] for each in prompt(1)[::-1][:2]
+    ]
+    assert address(house.ports["target"]) in {each.address for each in target.standings() if each.is_healthy}
+    await target.aclose()
+
+
+# -- the key --
+
+
+def ids(*numbers):
+    return np.array(numbers, dtype=np.uint32)
+
+
+def test_the_key_is_of_the_document():
+    from presift.core.spans import Span
+
+    document, a, b = np.arange(300, dtype=np.uint32), ids(7, 8, 9), ids(5)
+    one = Tokenized(np.concatenate([a, document, b]), (Span(0, 3), Span(303, 304)))
+    two = Tokenized(np.concatenate([b, document, a]), (Span(0, 1), Span(301, 304)))
+    other = Tokenized(np.concatenate([a, document[::-1], b]), (Span(0, 3), Span(303, 304)))
+    assert affinity_key(one) == affinity_key(two) != affinity_key(other)
+
+
+def test_the_key_of_what_is_all_protected_or_hardly_free():
+    from presift.core.spans import Span
+
+    all_protected = Tokenized(np.arange(100, dtype=np.uint32), (Span(0, 100),))
+    assert affinity_key(all_protected) == affinity_key(Tokenized(np.arange(100, dtype=np.uint32), ()))
+    # A run of less than a block says too little: what follows counts as well.
+    one, other = np.arange(100, dtype=np.uint32), np.arange(100, dtype=np.uint32)
+    other[50:] += 1
+    spans = (Span(0, 5), Span(9, 100))
+    assert affinity_key(Tokenized(one, spans)) != affinity_key(Tokenized(other, spans))
+
+
+async def test_an_only_draft_that_fails_again_and_again_is_let_alone(open_house):
+    house = await open_house()
+    house.draft.faults += [UNAVAILABLE] * 50
+    for number in range(8):
+        answer = await house.ask(prompt(number), route=plan_pb2.ROUTE_SPEC_PC)
+        assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+    assert "failed again and again" in answer.decision.detail
+    asked = len(house.draft.calls)
+    await house.ask(prompt(99), route=plan_pb2.ROUTE_SPEC_PC)
+    assert len(house.draft.calls) == asked

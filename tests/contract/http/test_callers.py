@@ -1,0 +1,238 @@
+"""Who may come in by the HTTP door: the same keys, tenants and limits as over gRPC, and certificates by TLS."""
+
+import asyncio
+import ssl
+
+import httpx
+import openai
+import pytest
+
+from presift.core.errors import InvalidRequest, PresiftError
+from presift.orchestrator.api.auth.interceptor import AuthInterceptor
+from presift.orchestrator.api.http.server import HttpOptions, HttpServer
+from presift.orchestrator.domain.caller import Limits
+from presift.rpc.security.certificates import TlsFiles, server_context
+
+from ..fakes.authority import NAMES, Authority
+from ..fakes.doors import ACME, ACME_TOO, OTHER, door, shows
+from ..fakes.house import refusal_of, request
+from ..fakes.openai_door import MODEL
+from ..fakes.services import hangs
+
+PROMPT = list(range(100, 200))
+ASKED = {"model": MODEL, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+HOST = "127.0.0.1"
+SALT = "deployment"
+
+
+@pytest.fixture
+async def keyed(open_house, open_door):
+    """A house whose two doors know the same keys."""
+    keeper = door(limits={"other": Limits(tokens_per_minute=120, concurrency=1)})
+    house = await open_house(guards=(AuthInterceptor(keeper),), salt=SALT)
+    return await open_door(house, doorkeeper=keeper, key=ACME, salt=SALT)
+
+
+BAD = {
+    "nothing": {},
+    "an unknown key": {"authorization": "Bearer psk_unknown"},
+    "a key without its scheme": {"authorization": ACME},
+    "another scheme": {"authorization": f"Basic {ACME}"},
+    "an empty key": {"authorization": "Bearer"},
+    "a tenant alone": {"presift-tenant": "acme"},
+    "a key of another header": {"api-key": ACME, "x-api-key": ACME},
+}
+
+
+@pytest.mark.parametrize("headers", BAD.values(), ids=BAD)
+async def test_a_stranger_reaches_nothing(keyed, headers, telemetry):
+    before = telemetry.total("presift.callers.refused", why="credential")
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        answer = await keyed.http.post(path, content=b"not even read", headers=headers)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["error"]["code"] == "invalid_api_key" and ACME[4:] not in answer.text
+    for path in ("/v1/models", "/v1/models/target"):
+        assert (await keyed.http.get(path, headers=headers)).status_code == 401
+    assert keyed.house.target.calls == keyed.house.draft.calls == []
+    assert telemetry.total("presift.callers.refused", why="credential") == before + 4
+    assert (await keyed.http.get("/health")).status_code == 200
+
+
+async def test_two_keys_are_none(keyed):
+    headers = [("authorization", f"Bearer {ACME}"), ("authorization", f"Bearer {OTHER}")]
+    assert (await keyed.http.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_openais_client_shows_its_key(keyed):
+    assert (await keyed.client.completions.create(**ASKED)).usage.prompt_tokens == len(PROMPT)
+    with pytest.raises(openai.AuthenticationError):
+        await keyed.client_of("psk_unknown").completions.create(**ASKED)
+
+
+async def test_another_tenants_name_is_denied(keyed):
+    client = keyed.client_of(ACME, default_headers={"presift-tenant": "other"})
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        await client.completions.create(**ASKED)
+    assert refused.value.code == "permission_denied" and keyed.house.target.calls == []
+    own = keyed.client_of(ACME, default_headers={"presift-tenant": "acme"})
+    await own.completions.create(**ASKED)
+
+
+async def test_a_tenant_has_one_namespace_behind_both_doors(keyed):
+    await keyed.client.completions.create(**ASKED, extra_body={"presift": {"route": "spec_pc"}})
+    await keyed.client_of(OTHER).completions.create(**ASKED, extra_body={"presift": {"route": "spec_pc"}})
+    async for _ in keyed.house.stub.Generate(request(PROMPT), metadata=shows(ACME_TOO)):
+        pass
+    acme, other, acme_too = (call.cache_salt for call in keyed.house.target.calls)
+    assert acme == acme_too != other and SALT not in (acme, other)
+    assert len(keyed.house.draft.calls) == 2
+
+
+async def test_callers_at_once_do_not_mix(keyed):
+    async def salt_of(number, key):
+        prompt = [number, *PROMPT[:20]]
+        await keyed.client_of(key).completions.create(**ASKED | {"prompt": prompt})
+        return next(call.cache_salt for call in keyed.house.target.calls if list(call.token_ids) == prompt)
+
+    keys = [ACME, ACME_TOO] * 10
+    assert len(set(await asyncio.gather(*(salt_of(number, key) for number, key in enumerate(keys))))) == 1
+
+
+async def test_the_tenants_limits_hold_for_both_doors_together(keyed):
+    other = keyed.client_of(OTHER)
+    await other.completions.create(**ASKED)  # 105 of 120 tokens
+    with pytest.raises(openai.RateLimitError) as refused:
+        await other.completions.create(**ASKED)
+    assert refused.value.body["presift"]["field"] == "tokens_per_minute"
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    over_grpc = await refusal_of(keyed.house.stub.Generate(request(PROMPT), metadata=shows(OTHER)).read())
+    assert over_grpc.field == "tokens_per_minute"
+    await keyed.client.completions.create(**ASKED)
+
+
+async def test_one_at_a_time(keyed):
+    keyed.house.target.faults.append(hangs)
+    first = asyncio.create_task(keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]}))
+    await keyed.house.settle(lambda: keyed.house.target.running == 1)
+    with pytest.raises(openai.RateLimitError) as refused:
+        await keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]})
+    assert refused.value.body["presift"]["field"] == "concurrency"
+    # An answer is over when its caller hears so: who asks one after the other is never over its limit.
+    first.cancel()
+    await keyed.house.settle(lambda: keyed.house.target.running == 0)
+    await keyed.house.settle(lambda: keyed.house.server.calls.running == 0)
+    for number in range(10):
+        stream = await keyed.client_of(OTHER).completions.create(
+            **ASKED | {"prompt": [1], "max_tokens": 1}, stream=True
+        )
+        assert len([chunk async for chunk in stream]) in (1, 2), number
+
+
+async def test_without_keys_a_tenants_name_selects_defaults_alone(house, open_door):
+    plain = await open_door(house)
+    await plain.client_of("anything", default_headers={"presift-tenant": "acme"}).completions.create(**ASKED)
+    assert house.target.calls[0].cache_salt == ""
+    for name, status in (("a b", 400), ("x" * 65, 400)):
+        answer = await plain.post(ASKED, "/v1/completions", presift_tenant=name)
+        assert answer.status_code == status and answer.json()["error"]["param"] == "presift-tenant"
+
+
+async def test_a_page_needs_a_key(house, keyed, open_door):
+    """A page that the owner of this machine has opened could ask a door that knows no callers."""
+    plain, page = await open_door(house), {"origin": "http://127.0.0.1:8000"}
+    answer = await plain.http.post("/v1/completions", json=ASKED, headers=page)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
+    assert house.target.calls == []
+    shown = page | {"authorization": f"Bearer {ACME}"}
+    assert (await keyed.http.post("/v1/completions", json=ASKED, headers=shown)).status_code == 200
+
+
+async def test_explain_may_be_switched_off(house, open_door):
+    closed = await open_door(house, explains=False)
+    with pytest.raises(openai.PermissionDeniedError):
+        await closed.client.completions.create(**ASKED, extra_body={"presift": {"explain": True}})
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.com:0"])
+async def test_beyond_this_machine_callers_must_be_known(listen):
+    with pytest.raises(InvalidRequest, match="http_listen is"):
+        HttpServer(None, HttpOptions(listen))
+    for known in ({"knows_callers": True}, {"insecure": True}):
+        HttpServer(None, HttpOptions(listen, **known))
+
+
+async def test_a_taken_port_is_told(house, open_door):
+    taken = (await open_door(house)).address
+    with pytest.raises(PresiftError, match=f"cannot listen on {taken} .http_listen."):
+        await HttpServer(None, HttpOptions(taken)).start()
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path / "ours")
+
+
+def context_of(pair, *, shows_certificate=True):
+    context = ssl.create_default_context(cafile=pair.ca)
+    if shows_certificate:
+        context.load_cert_chain(pair.cert, pair.key)
+    return context
+
+
+async def asked_by(door, context):
+    async with httpx.AsyncClient(base_url=door.url, verify=context) as http:
+        return await http.post("/v1/completions", json=ASKED)
+
+
+async def test_tls(house, open_door, authority):
+    pair = authority.pair(HOST)
+    secure = await open_door(house, tls=TlsFiles(pair.cert, pair.key, None, NAMES))
+    assert secure.url.startswith("https://")
+    answer = await asked_by(secure, context_of(pair, shows_certificate=False))
+    assert answer.status_code == 200
+    with pytest.raises(httpx.HTTPError):
+        await asked_by(secure, ssl.create_default_context())
+    with pytest.raises(httpx.HTTPError):
+        async with httpx.AsyncClient() as http:
+            await http.get(secure.url.replace("https", "http"))
+    old = context_of(pair, shows_certificate=False)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert (await asked_by(secure, old)).status_code == 200
+
+
+async def test_mutual_tls(house, open_door, authority, tmp_path):
+    served, caller, stranger = authority.pair(HOST), authority.pair("me"), Authority(tmp_path / "theirs").pair("me")
+    secure = await open_door(house, tls=served.files())
+    assert (await asked_by(secure, context_of(caller))).status_code == 200
+    theirs = ssl.create_default_context(cafile=served.ca)
+    theirs.load_cert_chain(stranger.cert, stranger.key)
+    for context in (context_of(caller, shows_certificate=False), theirs):
+        with pytest.raises(httpx.HTTPError):
+            await asked_by(secure, context)
+    assert len(house.target.calls) == 1
+
+
+async def test_new_certificates_are_used_without_a_restart(house, open_door, authority, tmp_path):
+    served, caller = authority.pair(HOST, into="served"), authority.pair("me")
+    secure = await open_door(house, tls=served.files())
+
+    async def serial():
+        host, _, port = secure.address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=context_of(caller))
+        shown = writer.get_extra_info("peercert")["serialNumber"]
+        writer.close()
+        return shown
+
+    before = await serial()
+    assert before == await serial()
+    authority.pair(HOST, into="served")
+    assert before != await serial()
+    # The authority of callers is another one now: who was let in is not, by an earlier session either.
+    context = context_of(caller)
+    assert (await asked_by(secure, context)).status_code == 200
+    served.ca.write_bytes((Authority(tmp_path / "new").ca).read_bytes())
+    with pytest.raises(httpx.HTTPError):
+        await asked_by(secure, context)
+    served.key.write_text("half a renewal")
+    with pytest.raises(PresiftError):
+        server_context(served.files())

@@ -1,0 +1,122 @@
+"""Mutated requests at the HTTP door: an answer or a refusal in OpenAI's shape, and never a defect of ours."""
+
+import copy
+import json
+import random
+
+import pytest
+
+from ..fakes.house import ALL_ROUTES
+from ..fakes.openai_door import MODEL
+
+PARTS = [{"type": "text", "text": "abc", "document": True}, {"type": "text", "text": "why?", "protected": False}]
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+PRESIFT = {
+    "route": "spec_pc",
+    "budget": {"max_prompt_tokens": 40, "strict": False, "auto_capacity": {"coverage": 0.5, "min_tokens": 2}},
+    "kv": {"selection": "draft_mask", "lookahead_tokens": 3, "keep_full_prefix": True},
+    "sampling": {"top_k": 3, "stop_token_ids": [1, 2], "ignore_eos": True},
+    "protected": [{"message": 0, "part": 0}],
+    "documents": [{"message": -1}],
+    "explain": False,
+    "token_ids": True,
+    "timeout_s": 20,
+}
+SAMPLED = {"max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"], "stream": False, "n": 1}
+CHAT = {
+    "model": MODEL,
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": PARTS},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "1", "tool_call_id": "1", "name": "add"},
+        {"role": "user", "content": "?"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+    "presift": PRESIFT,
+    **SAMPLED,
+}
+PLAIN = CHAT | {"messages": [CHAT["messages"][0], CHAT["messages"][1]]}
+TEXT = {
+    "model": MODEL,
+    "prompt": list(range(1, 60)),
+    "presift": {"protected_spans": [{"start": 1, "end": 3}], "budget": {"max_kv_tokens": 30}},
+    **SAMPLED,
+}
+JUNK = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        1.5,
+        2**31,
+        2**32,
+        2**63,
+        2**64,
+        -(2**70),
+        1e308,
+        "",
+        "a",
+        "full",
+        "\u0000",
+        "\U0001f600",
+    ),
+    *([], [[]], [None], [1, "a"], {}, {"a": 1}, {"type": "text"}, "x" * 5000, [0] * 300, [[[[[[]]]]]]),
+)
+
+
+def mutated(body, dice):
+    """A copy with one to three changes: junk in a place, a key more, or a place less."""
+    body = copy.deepcopy(body)
+    for _ in range(dice.randint(1, 3)):
+        holder, key = dice.choice(list(places(body)) or [(body, "model")])
+        turn = dice.random()
+        if turn < 0.7:
+            holder[key] = copy.deepcopy(dice.choice(JUNK))
+        elif turn < 0.85:
+            del holder[key]
+        elif isinstance(holder, dict):
+            holder[dice.choice(["colour", "document", "budget", "name", "protected", ""])] = dice.choice(JUNK)
+    return body
+
+
+def places(value):
+    """(holder, key) of everything in it."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in list(pairs):
+        yield value, key
+        yield from places(each)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_mutated_requests(open_house, open_door, seed):
+    door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(seed)
+    statuses = set()
+    for _ in range(150):
+        path, base = dice.choice([("chat/completions", CHAT), ("chat/completions", PLAIN), ("completions", TEXT)])
+        body = mutated(base, dice)
+        answer = await door.http.post(f"/v1/{path}", json=body)
+        statuses.add(answer.status_code)
+        assert answer.status_code in (200, 400, 404), (json.dumps(body)[:2000], answer.text)
+        if answer.status_code != 200:
+            error = answer.json()["error"]
+            assert error["message"] and error["type"] == "invalid_request_error" and len(answer.content) < 8192
+    assert statuses >= {200, 400}
+    await door.house.settle(lambda: door.house.server.calls.running == 0 and door.house.admission.running == 0)
+
+
+async def test_mutated_bytes(open_house, open_door):
+    door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(5)
+    raw = json.dumps(CHAT).encode()
+    for _ in range(150):
+        body = bytearray(raw)
+        for _ in range(dice.randint(1, 6)):
+            body[dice.randrange(len(body))] = dice.randrange(256)
+        body = body[: dice.choice([len(body), dice.randrange(len(body))])]
+        answer = await door.http.post(
+            "/v1/chat/completions", content=bytes(body), headers={"content-type": "application/json"}
+        )
+        assert answer.status_code in (200, 400, 404), (bytes(body), answer.text)

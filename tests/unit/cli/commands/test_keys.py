@@ -1,0 +1,40 @@
+"""`presift keys new`: what it prints is what the orchestrator reads."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from presift.cli.app import app
+from presift.orchestrator.api.auth.api_keys import entry_of
+from presift.orchestrator.api.auth.key_file import read_keys
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["keys", "new", *arguments])
+
+
+def test_the_entry_lets_the_key_in():
+    result = run("--tenant", "acme")
+    assert result.exit_code == 0, result.output
+    key = next(line for line in result.stdout.splitlines() if line.startswith("psk_"))
+    entry = result.stdout.splitlines()[-1]
+    found = entry_of(key, read_keys(f"keys:\n{entry}\n".encode(), "keys.yaml").entries)
+    assert found is not None and found.tenant == "acme" and found.name.startswith("acme-")
+    assert key not in entry
+
+
+def test_json_is_one_object():
+    printed = json.loads(run("--tenant", "acme", "--name", "ci", "--json").stdout)
+    entries = read_keys(json.dumps({"keys": [printed["entry"]]}).encode(), "keys.json").entries
+    assert entry_of(printed["key"], entries).name == "ci"
+
+
+def test_the_longest_tenant_has_a_name_too():
+    assert json.loads(run("--tenant", "a" * 64, "--json").stdout)["entry"]["name"]
+
+
+@pytest.mark.parametrize("wrong", [("--tenant", "a/b"), ("--tenant", ""), ("--tenant", "a", "--name", "b c")])
+def test_what_cannot_be_a_name_is_told(wrong):
+    result = run(*wrong)
+    assert result.exit_code == 1 and result.stderr.startswith("error: --") and "psk_" not in result.output

@@ -1,0 +1,252 @@
+"""Places among the requests in work: how many there are, who waits for one, who is refused, and that none is lost."""
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from presift.orchestrator.admission import admission as module
+from presift.orchestrator.admission.admission import Admission, QueueLimits
+from presift.orchestrator.admission.request_cost import RequestCost
+
+SMALL = RequestCost(tokens=100, held_bytes=1000)
+
+
+class Caller:
+    """A request: it holds its place until `leave`."""
+
+    def __init__(self, admission, tenant="", load=SMALL, left_s=None):
+        self.name, self._gone = tenant, asyncio.Event()
+        self.place = None
+        self.task = asyncio.create_task(self._go(admission, tenant, load, left_s))
+
+    async def _go(self, admission, tenant, load, left_s):
+        async with admission.place(tenant, load, left_s) as self.place:
+            await self._gone.wait()
+
+    async def leave(self):
+        self._gone.set()
+        await self.task
+
+
+async def settled():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def come(admission, *tenants, **options):
+    callers = [Caller(admission, tenant, **options) for tenant in tenants]
+    await settled()
+    return callers
+
+
+def empty(admission):
+    return (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants) == (0, 0, 0, 0)
+
+
+async def test_so_many_run_and_the_others_wait():
+    admission = Admission(QueueLimits(2, 10))
+    callers = await come(admission, *"aaaa")
+    assert (admission.running, admission.waiting, admission.waiting_bytes) == (2, 2, 2000)
+    for caller in callers:
+        await caller.leave()
+    assert empty(admission)
+
+
+async def test_the_next_is_another_tenants():
+    admission = Admission(QueueLimits(1, 600))
+    flood = await come(admission, *["flood"] * 500)
+    (single,) = await come(admission, "single")
+    await flood[0].leave()
+    await settled()
+    assert single.place is not None and flood[1].place is None
+    for caller in (*flood[1:], single):
+        caller.task.cancel()
+    await settled()
+    assert empty(admission)
+
+
+async def test_too_many_are_refused_with_when_to_come_back():
+    admission = Admission(QueueLimits(1, 2))
+    callers = await come(admission, *"aaaa")
+    with pytest.raises(Overloaded) as refusal:
+        await callers[3].task
+    error = refusal.value
+    assert (error.field, error.value, error.limit) == ("waiting_requests", 3, "<= 2")
+    assert error.retry_after_s > 0
+    for caller in callers[:3]:
+        await caller.leave()
+    assert empty(admission)
+
+
+async def test_too_many_bytes_are_refused():
+    admission = Admission(QueueLimits(1, 100, max_waiting_bytes=2500))
+    callers = await come(admission, *"aaaa")
+    with pytest.raises(Overloaded) as refusal:
+        await callers[3].task
+    assert (refusal.value.field, refusal.value.value, refusal.value.limit) == ("waiting_bytes", 3000, "<= 2500")
+    (huge,) = await come(admission, "b", load=RequestCost(1, 3000))
+    with pytest.raises(Overloaded):
+        await huge.task
+    assert admission.waiting == 2, "what can never fit pushes nobody out"
+    for caller in callers[:3]:
+        await caller.leave()
+    assert empty(admission)
+
+
+async def test_no_one_may_wait_where_the_bound_is_zero():
+    admission = Admission(QueueLimits(1, 0))
+    first, second = await come(admission, *"ab")
+    with pytest.raises(Overloaded):
+        await second.task
+    await first.leave()
+    assert empty(admission)
+
+
+@pytest.mark.parametrize(
+    "limits", [QueueLimits(1, 10), QueueLimits(1, 100, max_waiting_bytes=10_000)], ids=["number", "bytes"]
+)
+async def test_a_flood_makes_room_for_another_tenant(limits):
+    admission = Admission(limits)
+    flood = await come(admission, *["flood"] * 11)
+    (single,) = await come(admission, "single")
+    assert not single.task.done()
+    with pytest.raises(Overloaded) as refusal:
+        await flood[-1].task
+    assert refusal.value.retry_after_s > 0
+    assert not any(caller.task.done() for caller in flood[:-1])
+    await flood[0].leave()
+    await settled()
+    assert single.place is not None
+    for caller in (*flood[1:-1], single):
+        caller.task.cancel()
+    await settled()
+    assert empty(admission)
+
+
+async def test_two_floods_share_the_room():
+    admission = Admission(QueueLimits(1, 10))
+    await come(admission, *["a"] * 11)
+    others = await come(admission, *["b"] * 11)
+    waiting = [caller for caller in others if not caller.task.done()]
+    assert len(waiting) == 5 and admission.waiting == 10
+
+
+async def test_a_deadline_ends_the_wait():
+    admission = Admission(QueueLimits(1, 10))
+    first, second = Caller(admission), Caller(admission, left_s=0.01)
+    with pytest.raises(DeadlineExceeded):
+        await second.task
+    assert (admission.running, admission.waiting, admission.waiting_bytes) == (1, 0, 0)
+    await first.leave()
+    assert empty(admission)
+
+
+async def test_a_place_can_be_given_back_before_the_block_ends_and_only_once():
+    admission = Admission(QueueLimits(1, 10))
+    first, second = await come(admission, *"aa")
+    first.place.close()
+    await settled()
+    assert second.place is not None and admission.running == 1
+    first.place.close()
+    await first.leave()
+    assert admission.running == 1
+    await second.leave()
+    assert empty(admission)
+
+
+async def test_an_error_gives_the_place_back():
+    admission = Admission(QueueLimits(1, 10))
+    with pytest.raises(RuntimeError):
+        async with admission.place("", SMALL, None):
+            raise RuntimeError
+    assert empty(admission)
+
+
+async def test_who_leaves_in_the_moment_of_its_turn_gives_it_on():
+    admission = Admission(QueueLimits(1, 10))
+    first, second, third = await come(admission, *"aaa")
+    first.place.close()  # `second` has its turn, and does not know yet
+    second.task.cancel()
+    await settled()
+    assert third.place is not None and admission.running == 1
+    await first.leave()
+    await third.leave()
+    assert empty(admission)
+
+
+@pytest.mark.parametrize("leaves", ["cancelled", "late"])
+async def test_a_place_comes_free_in_the_moment_in_which_the_next_leaves(leaves):
+    """Before the one who leaves has heard of it: the place goes to whoever waits behind."""
+    admission = Admission(QueueLimits(1, 10))
+    (first,) = await come(admission, "a")
+    second = Caller(admission, "a", left_s=0.05 if leaves == "late" else None)
+    await settled()
+    (third,) = await come(admission, "a")
+    if leaves == "late":
+        time.sleep(0.06)  # its deadline and the end of the first fall into one turn of the loop
+        asyncio.get_running_loop().call_later(0, first.place.close)
+        await asyncio.sleep(0)
+    else:
+        second.task.cancel()
+        first.place.close()
+    await settled()
+    assert third.place is not None and admission.running == 1
+    await first.leave()
+    await third.leave()
+    with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
+        await second.task
+    assert empty(admission)
+
+
+async def test_nobody_gives_way_to_who_is_refused_all_the_same(monkeypatch):
+    counted = []
+    monkeypatch.setattr(module, "count", lambda name, **attributes: counted.append(attributes))
+    admission = Admission(QueueLimits(1, 2, 3000))
+    running, *waiting = await come(admission, *"abb")
+    with pytest.raises(Overloaded) as refused:
+        async with admission.place("c", RequestCost(tokens=100, held_bytes=2500), None):
+            raise RuntimeError
+    assert refused.value.details["field"] == "waiting_bytes"
+    assert admission.waiting == 2 and admission.waiting_bytes == 2000
+    assert counted == [{"field": "waiting_bytes"}]
+    for each in (running, *waiting):
+        await each.leave()
+    assert empty(admission)
+
+
+async def test_no_place_is_lost_in_a_storm():
+    admission, rng = Admission(QueueLimits(3, 20, 15_000)), random.Random(5)
+    callers = []
+    for _ in range(600):
+        callers.append(Caller(admission, rng.choice("abcd"), left_s=rng.choice([None, 0.001, 1.0])))
+        if rng.random() < 0.5:
+            rng.choice(callers).task.cancel()
+        if rng.random() < 0.4:
+            rng.choice(callers)._gone.set()
+        await asyncio.sleep(0)
+        assert admission.running <= 3 and admission.waiting <= 20 and admission.waiting_bytes <= 15_000
+    for caller in callers:
+        caller._gone.set()
+    await asyncio.gather(*(caller.task for caller in callers), return_exceptions=True)
+    assert empty(admission)
+
+
+async def test_the_guess_when_to_come_back_follows_the_work():
+    now = 0.0
+    admission = Admission(QueueLimits(1, 0), clock=lambda: now)
+    for _ in range(30):
+        async with admission.place("", SMALL, None):
+            now += 8.0
+    first, second = await come(admission, *"ab")
+    with pytest.raises(Overloaded) as refusal:
+        await second.task
+    assert refusal.value.retry_after_s == pytest.approx(8.0, rel=0.05)
+    await first.leave()
+
+
+def test_nothing_in_work_is_no_limit():
+    with pytest.raises(InvalidRequest):
+        QueueLimits(max_running=0)

@@ -1,0 +1,120 @@
+"""The doorkeeper: what a caller shows, against files that change."""
+
+import asyncio
+
+import pytest
+from pydantic import SecretStr
+
+from presift.core.errors import InvalidRequest, PermissionDenied, PresiftError, Unauthenticated
+from presift.orchestrator.api.auth.api_keys import digest_of, new_key
+from presift.orchestrator.api.auth.factory import build_authenticator
+from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.domain.caller import Caller, Limits
+
+KEY, OTHER = new_key(), new_key()
+
+
+def text(**keys):
+    """tenant -> key."""
+    lines = [f"  - {{name: {tenant}, tenant: {tenant}, sha256: {digest_of(key)}}}" for tenant, key in keys.items()]
+    return "\n".join(["keys:", *lines, "tenants:", "  acme: {concurrency: 2}"])
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "keys.yaml"
+    path.write_text(text(acme=KEY, other=OTHER))
+    return path
+
+
+def settings(**values):
+    return OrchestratorSettings(_cli_parse_args=False, **values)
+
+
+@pytest.fixture
+def door(file):
+    return build_authenticator(settings(api_keys_file=file, tenant_tokens_per_minute=700, tenant_concurrency=5))
+
+
+def shows(key, *more):
+    return [("authorization", f"Bearer {key}"), *more]
+
+
+def test_a_key_says_whose_it_is_and_what_it_may(door):
+    assert door.caller(shows(KEY)) == Caller("acme", Limits(700, 2), True)
+    assert door.caller(shows(OTHER)) == Caller("other", Limits(700, 5), True)
+
+
+def test_a_tenant_may_name_itself_and_no_other(door):
+    assert door.caller(shows(KEY, ("presift-tenant", "acme"))).tenant == "acme"
+    for named in ("other", "nobody", "ACME"):
+        with pytest.raises(PermissionDenied):
+            door.caller(shows(KEY, ("presift-tenant", named)))
+    with pytest.raises(InvalidRequest):
+        door.caller(shows(KEY, ("presift-tenant", "a b")))
+
+
+BAD = {
+    "nothing": None,
+    "no credential": [("presift-tenant", "acme")],
+    "an empty one": [("authorization", "")],
+    "no scheme": [("authorization", KEY)],
+    "another scheme": [("authorization", f"Basic {KEY}")],
+    "two": shows(KEY, ("authorization", f"Bearer {KEY}")),
+    "unknown": shows(new_key()),
+    "the digest": shows(digest_of(KEY)),
+    "a part": shows(KEY[:-1]),
+    "a token where none are": shows("a.b.c"),
+}
+
+
+@pytest.mark.parametrize("metadata", BAD.values(), ids=BAD)
+def test_others_stay_outside(door, metadata):
+    with pytest.raises(Unauthenticated) as refused:
+        door.caller(metadata)
+    assert KEY[4:20] not in str(refused.value)
+
+
+def test_a_revoked_key_is_refused_and_a_bad_file_is_not_taken(door, file, caplog):
+    file.write_text(text(other=OTHER))
+    with pytest.raises(Unauthenticated):
+        door.caller(shows(KEY))
+    assert door.caller(shows(OTHER)).tenant == "other"
+    file.write_text(text(other=OTHER, acme=KEY) + f"\n{KEY}: 1\n")
+    asyncio.run(door.reload())
+    assert door.caller(shows(OTHER)).tenant == "other"
+    with pytest.raises(Unauthenticated):
+        door.caller(shows(KEY))
+    assert "not taken" in caplog.text and KEY not in caplog.text
+    file.unlink()
+    assert door.caller(shows(OTHER)).tenant == "other"
+
+
+def test_without_keys_and_tokens_there_is_no_door():
+    assert build_authenticator(settings()) is None
+    assert not settings().knows_callers
+
+
+def test_a_door_makes_callers_known(file):
+    assert settings(api_keys_file=file).knows_callers and settings(jwks_file=file).knows_callers
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tenant_concurrency": 1},
+        {"jwt_issuer": "i"},
+        {"jwt_audience": "a"},
+        {"jwks_file": "/nowhere", "jwt_issuer": "i"},
+        {"jwks_file": "/nowhere", "jwt_audience": "a"},
+        {"jwks_file": "/nowhere", "jwt_issuer": "i", "jwt_audience": "a"},
+        {"api_keys_file": "/nowhere"},
+    ],
+)
+def test_settings_that_cannot_hold_are_refused(values):
+    with pytest.raises(PresiftError):
+        build_authenticator(settings(**values))
+
+
+def test_the_salt_is_no_part_of_what_is_shown():
+    assert "xylophone" not in repr(settings(tenant_salt=SecretStr("xylophone")))

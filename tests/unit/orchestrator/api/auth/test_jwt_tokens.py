@@ -1,0 +1,181 @@
+"""Tokens: only what a key of ours signed, in its own algorithm, for us, in time, and for a tenant."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from presift.core.errors import InvalidRequest, PresiftError, Unauthenticated
+from presift.orchestrator.api.auth.jwt_tokens import LEEWAY_S, Rules, TokenVerifier, load_key_set, read_key_set
+from presift.rpc.security.file_watcher import FileWatcher
+
+RULES = Rules("https://issuer", "presift")
+
+
+ALGORITHMS = {
+    rsa.RSAPrivateKey: jwt.algorithms.RSAAlgorithm,
+    ec.EllipticCurvePrivateKey: jwt.algorithms.ECAlgorithm,
+    ed25519.Ed25519PrivateKey: jwt.algorithms.OKPAlgorithm,
+}
+
+
+def jwk(private, kid, **more):
+    algorithm = next(each for kind, each in ALGORITHMS.items() if isinstance(private, kind))
+    return json.loads(algorithm.to_jwk(private.public_key())) | {"kid": kid} | more
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return {
+        "rsa": rsa.generate_private_key(65537, 2048),
+        "other": rsa.generate_private_key(65537, 2048),
+        "ec": ec.generate_private_key(ec.SECP256R1()),
+        "ed": ed25519.Ed25519PrivateKey.generate(),
+    }
+
+
+@pytest.fixture
+def verifier(keys):
+    public = [jwk(keys["rsa"], "rsa", alg="RS256"), jwk(keys["ec"], "ec"), jwk(keys["ed"], "ed", use="sig")]
+    found = read_key_set(json.dumps({"keys": public}).encode(), "jwks.json")
+    return TokenVerifier(FileWatcher((), lambda: found), RULES)
+
+
+def claims(**changes):
+    now = int(time.time())
+    good = {"iss": RULES.issuer, "aud": RULES.audience, "exp": now + 300, "iat": now, "tenant": "acme"}
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def token(keys, name="rsa", algorithm="RS256", kid="rsa", **changes):
+    return jwt.encode(claims(**changes), keys[name], algorithm, headers={"kid": kid} if kid else {})
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("rsa", "RS256"), ("ec", "ES256"), ("ed", "EdDSA")])
+def test_a_good_token_proves_its_tenant(keys, verifier, name, algorithm):
+    assert verifier.tenant_of(token(keys, name, algorithm, name)) == "acme"
+
+
+def unsigned(header, body):
+    parts = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in (header, body))
+    return ".".join(parts) + "."
+
+
+def by_public_key(keys):
+    """Signed with the public key as if it were a shared secret: the confusion of algorithms."""
+    pem = (
+        keys["rsa"]
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    head = unsigned({"alg": "HS256", "typ": "JWT", "kid": "rsa"}, claims())[:-1]
+    signature = base64.urlsafe_b64encode(hmac.new(pem, head.encode(), hashlib.sha256).digest()).rstrip(b"=").decode()
+    return f"{head}.{signature}"
+
+
+LONG_AGO = int(time.time() - LEEWAY_S - 60)
+BAD = {
+    "alg none": lambda keys: unsigned({"alg": "none", "kid": "rsa"}, claims()),
+    "alg None in capitals": lambda keys: unsigned({"alg": "NONE", "kid": "rsa"}, claims()),
+    "no signature": lambda keys: token(keys).rpartition(".")[0] + ".",
+    "signed with the public key": by_public_key,
+    "another key": lambda keys: token(keys, "other"),
+    "an unknown key": lambda keys: token(keys, "other", kid="nobody"),
+    "no key named, and several": lambda keys: token(keys, kid=None),
+    "another algorithm of the same key": lambda keys: token(keys, algorithm="RS512"),
+    "expired": lambda keys: token(keys, exp=LONG_AGO),
+    "without an end": lambda keys: token(keys, exp=None),
+    "not yet": lambda keys: token(keys, nbf=int(time.time() + LEEWAY_S + 60)),
+    "another issuer": lambda keys: token(keys, iss="https://elsewhere"),
+    "no issuer": lambda keys: token(keys, iss=None),
+    "another audience": lambda keys: token(keys, aud="another service"),
+    "no audience": lambda keys: token(keys, aud=None),
+    "no tenant": lambda keys: token(keys, tenant=None),
+    "a tenant that cannot be": lambda keys: token(keys, tenant="a b"),
+    "a tenant that is a list": lambda keys: token(keys, tenant=["acme"]),
+    "changed": lambda keys: ".".join([token(keys).split(".")[0], token(keys, tenant="x").split(".")[1], "AAAA"]),
+    "no token": lambda keys: "xylophone",
+    "nothing": lambda keys: "",
+    "dots": lambda keys: "..",
+    "no header": lambda keys: "xylo.xylo.xylo",
+}
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD)
+def test_any_other_is_refused_and_not_quoted(keys, verifier, make):
+    bad = make(keys)
+    with pytest.raises(Unauthenticated) as refused:
+        verifier.tenant_of(bad)
+    said = str(refused.value)
+    assert all(part not in said for part in bad.split(".") if len(part) > 3), said
+    assert refused.value.__cause__ is None
+
+
+def test_clocks_may_differ_a_little(keys, verifier):
+    assert verifier.tenant_of(token(keys, exp=int(time.time() - LEEWAY_S / 2))) == "acme"
+
+
+def test_one_key_needs_no_name(keys):
+    public = jwk(keys["rsa"], "rsa")
+    del public["kid"]
+    found = read_key_set(json.dumps({"keys": [public]}).encode(), "jwks.json")
+    assert TokenVerifier(FileWatcher((), lambda: found), RULES).tenant_of(token(keys, kid=None)) == "acme"
+
+
+def test_the_claim_is_a_setting(keys, verifier):
+    rules = Rules(RULES.issuer, RULES.audience, "org")
+    named = TokenVerifier(verifier._keys, rules)
+    assert named.tenant_of(token(keys, org="acme", tenant=None)) == "acme"
+    with pytest.raises(Unauthenticated):
+        named.tenant_of(token(keys))
+
+
+SECRET = {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA", "kid": "s", "alg": "HS256"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"keys": []}', '{"keys": [1]}', '{"keys": [{"kty": "RSA", "n": "zzz"}]}', "\x00"]
+)
+def test_what_is_no_key_set_is_refused(text):
+    with pytest.raises(InvalidRequest, match="jwks_file") as refused:
+        read_key_set(text.encode(), "jwks.json")
+    assert "zzz" not in str(refused.value)
+
+
+def test_shared_secrets_are_refused(keys):
+    for public in ([SECRET], [jwk(keys["rsa"], "rsa"), SECRET]):
+        with pytest.raises(InvalidRequest, match="jwks_file") as refused:
+            read_key_set(json.dumps({"keys": public}).encode(), "jwks.json")
+        assert SECRET["k"] not in str(refused.value)
+
+
+def test_an_id_given_twice_is_refused(keys):
+    public = [jwk(keys["rsa"], "a"), jwk(keys["ec"], "a")]
+    with pytest.raises(InvalidRequest, match="different ids"):
+        read_key_set(json.dumps({"keys": public}).encode(), "jwks.json")
+
+
+def test_keys_for_encryption_are_left_out(keys):
+    public = [jwk(keys["rsa"], "rsa"), jwk(keys["other"], "enc", use="enc")]
+    assert set(read_key_set(json.dumps({"keys": public}).encode(), "jwks.json").keys) == {"rsa"}
+
+
+def test_a_changed_file_is_read_again(keys, tmp_path):
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [jwk(keys["rsa"], "rsa")]}))
+    verifier = TokenVerifier(FileWatcher([file], lambda: load_key_set(file)), RULES)
+    assert verifier.tenant_of(token(keys)) == "acme"
+    file.write_text(json.dumps({"keys": [jwk(keys["other"], "rsa2")]}))
+    assert verifier.tenant_of(token(keys, "other", kid="rsa2")) == "acme"
+    with pytest.raises(Unauthenticated):
+        verifier.tenant_of(token(keys))
+    file.write_text("{half")
+    assert verifier.tenant_of(token(keys, "other", kid="rsa2")) == "acme"
+    with pytest.raises(PresiftError):
+        load_key_set(file)

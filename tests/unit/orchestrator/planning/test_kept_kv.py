@@ -1,0 +1,66 @@
+"""From the target's positions to the prompt's."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from presift.core.errors import TargetUnavailable
+from presift.core.kv_plan import KvPlan
+from presift.core.masks import KvMask
+from presift.core.policies import SpecKv
+from presift.orchestrator.planning.kept_kv import KeptKv, in_prompt
+
+POLICY = SpecKv(10, window=3)
+
+
+def plan(kept, read=None):
+    """`kept` of the prompt; where less was read, that is what."""
+    kept = np.asarray(kept, dtype=np.bool_)
+    return SimpleNamespace(kept=kept, read_ids=np.arange(kept.size if read is None else read, dtype=np.uint32))
+
+
+def mask(rows):
+    return KvMask(np.asarray(rows, dtype=np.bool_)[None])
+
+
+def test_a_prompt_that_was_read_wholly():
+    told = in_prompt(mask([[1, 0, 1], [0, 0, 1]]), KvPlan(POLICY), plan([1, 1, 1]))
+    assert told == mask([[1, 0, 1], [0, 0, 1]])
+    # The draft's mask is what `kept` says there, and no word on what was read.
+    assert in_prompt(mask([[1, 0, 1]]), KvPlan(POLICY), plan([1, 0, 1], read=3)) == mask([[1, 0, 1]])
+
+
+def test_a_prompt_of_which_some_was_read():
+    told = in_prompt(mask([[1, 0, 1], [0, 1, 1]]), KvPlan(POLICY), plan([0, 1, 1, 0, 1], read=3))
+    assert told == mask([[0, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
+
+
+def test_what_follows_what_the_plan_covers_is_kept():
+    told = in_prompt(mask([[1, 0]]), KvPlan(POLICY, prompt_tokens=2), plan([1, 1, 1, 1]))
+    assert told == mask([[1, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_a_mask_of_another_prompt_is_refused(tokens):
+    with pytest.raises(TargetUnavailable, match=f"of {tokens} tokens where it read 3"):
+        in_prompt(mask([[1] * tokens]), KvPlan(POLICY), plan([1, 1, 1]))
+
+
+def test_shares():
+    assert KeptKv(mask([[1, 0, 1], [0, 0, 1]]), None).shares.tolist() == [0.5, 0, 1]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=50), st.data())
+def test_as_many_pairs_before_as_after(kept, data):
+    read = sum(kept)
+    if read:
+        rows = [data.draw(st.lists(st.booleans(), min_size=read, max_size=read)) for _ in range(3)]
+        told = in_prompt(mask(rows), KvPlan(POLICY), plan(kept, read=read))
+        assert np.array_equal(told.kept_per_head, mask(rows).kept_per_head)
+        assert (
+            np.array_equal(told.kept[:, :, np.array(kept)], mask(rows).kept)
+            and not told.kept[:, :, ~np.array(kept)].any()
+        )

@@ -1,0 +1,60 @@
+"""Who joins a reading waits for one that is under way, and starts none; tenants join their own alone."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from presift.orchestrator.planning.prefill import Prefiller
+from presift.orchestrator.prompt.tokenizer import Tokenized
+
+
+def tokens(*ids, salt="salt"):
+    return Tokenized(np.array(ids, np.uint32), (), salt)
+
+
+IDS, OTHER = tokens(1, 2, 3), tokens(1, 2)
+
+
+class Target:
+    """Reads once it is let go."""
+
+    def __init__(self):
+        self.go, self.calls = asyncio.Event(), []
+
+    async def prefill(self, token_ids, salt, left_s, at):
+        self.calls.append((token_ids.tolist(), salt))
+        await self.go.wait()
+
+
+@pytest.mark.asyncio
+async def test_joining_starts_no_reading():
+    target = Target()
+    prefiller = Prefiller(target)
+    async with asyncio.timeout(5):
+        assert await prefiller.join(IDS) == 0.0
+        reading = asyncio.create_task(prefiller.read(IDS))
+        await asyncio.sleep(0.01)
+        assert await prefiller.join(OTHER) == 0.0
+        joining = asyncio.create_task(prefiller.join(IDS))
+        await asyncio.sleep(0.01)
+        assert not joining.done()
+        target.go.set()
+        assert await reading > 0 and await joining > 0
+        assert await prefiller.join(IDS) == 0.0
+    assert target.calls == [([1, 2, 3], "salt")]
+
+
+@pytest.mark.asyncio
+async def test_tenants_join_nothing_of_one_another():
+    target = Target()
+    prefiller = Prefiller(target)
+    # Four bytes of a salt look like a token: they must not pass for one.
+    theirs = tokens(1, salt="abcd")
+    others = (tokens(1, salt=""), tokens(1, salt="abce"), tokens(int.from_bytes(b"abcd", "little"), 1, salt=""))
+    async with asyncio.timeout(5):
+        reading = asyncio.create_task(prefiller.read(theirs))
+        await asyncio.sleep(0.01)
+        assert [await prefiller.join(other) for other in others] == [0.0] * 3
+        target.go.set()
+        await reading

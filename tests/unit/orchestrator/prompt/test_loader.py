@@ -1,0 +1,99 @@
+"""A Hugging Face folder's tokenizer and chat template."""
+
+import json
+
+import pytest
+
+from presift.core.errors import InvalidRequest
+from presift.orchestrator.domain.request import Chat, Message, Text, TextPart
+from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools: ' + m.content) }}{% endif %}"
+    "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path, bpe):
+    bpe.save(str(tmp_path / "tokenizer.json"))
+
+    def made(template):
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"chat_template": template} if template else {})
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return made
+
+
+def chat(role, text):
+    return Chat((Message(role, (TextPart(text),)),))
+
+
+def test_chats_are_rendered_with_the_models_own_template(folder):
+    loaded = load_tokenizer(folder(TEMPLATE), 1000)
+    assert loaded.render(chat("user", "hi")) == "<|im_start|>hi<|im_end|><|im_start|>"
+
+
+def test_a_chat_that_the_template_refuses_is_bad_input(folder):
+    with pytest.raises(InvalidRequest) as refusal:
+        load_tokenizer(folder(TEMPLATE), 1000).render(chat("tool", "secret"))
+    assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)
+
+
+async def test_without_a_template_text_alone_is_read(folder, bpe):
+    loaded = load_tokenizer(folder(None), 1000)
+    assert (await loaded.tokenize(Text("The fox"))).ids.tolist() == bpe.encode("The fox").ids
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        loaded.render(chat("user", "hi"))
+
+
+def test_interpreter_between_two_vocabularies(folder, tmp_path, words):
+    path = tmp_path / "draft"
+    path.mkdir()
+    words.save(str(path / "tokenizer.json"))
+    target = load_tokenizer(folder(None), 0)
+    made = load_bridge(str(path), target)
+    assert made.draft_fingerprint == load_tokenizer(str(path), 0).fingerprint() != target.fingerprint()
+
+
+def test_no_interpreter_where_the_vocabulary_is_one(folder):
+    path = folder(None)
+    assert load_bridge(path, load_tokenizer(path, 0)) is None
+
+
+@pytest.mark.parametrize("missing", ["draft_tokenizer", "tokenizer"])
+def test_cross_vocabulary_needs_both_tokenizers(folder, missing):
+    path = folder(None)
+    target = load_tokenizer(None if missing == "tokenizer" else path, 0)
+    with pytest.raises(InvalidRequest) as refusal:
+        load_bridge(None if missing == "draft_tokenizer" else path, target)
+    assert refusal.value.field == missing and "cross_vocabulary" in refusal.value.message
+
+
+def test_without_a_folder_token_ids_alone_are_read():
+    with pytest.raises(InvalidRequest, match="no tokenizer"):
+        load_tokenizer(None, 1000).render(Text("x"))
+
+
+ODD_TEMPLATES = (
+    "{{ messages[0].content + 1 }}",
+    "{{ tools[0].function.name.upper() | length + 'x' }}",
+    "{{ 1 / (messages | length - 1) }}",
+    "{{ messages[9].content }}",
+    "{{ tools[0]['function'] | int | string | tojson | list | sum }}",
+)
+
+
+@pytest.mark.parametrize("template", ODD_TEMPLATES)
+def test_what_a_template_chokes_on_is_bad_input(folder, template):
+    odd = Chat(chat("user", "secret").messages, tools_json=('{"function": 7}',))
+    with pytest.raises(InvalidRequest) as refusal:
+        load_tokenizer(folder(template), 1000).render(odd)
+    assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)
+
+
+def test_a_folder_without_a_tokenizer_is_told_with_its_setting(tmp_path):
+    with pytest.raises(InvalidRequest, match="tokenizer") as refused:
+        load_tokenizer(str(tmp_path), 0)
+    assert refused.value.details["field"] == "tokenizer" and refused.value.details["value"] == str(tmp_path)

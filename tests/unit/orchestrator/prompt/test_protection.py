@@ -1,0 +1,213 @@
+"""Which characters of a rendered chat may be dropped: never one that is not the caller's own, unprotected text."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from presift.orchestrator.domain.request import Chat, Message, TextPart
+from presift.orchestrator.prompt.protection import QUESTION_CHARACTERS, Range, compressible, framed, template_messages
+
+LONG = "long text. " * 200  # longer than a question
+assert len(LONG) > QUESTION_CHARACTERS
+
+
+def plain(chat):
+    turns = "".join(f"<|{m['role']}|>\n{m['content']}<|end|>\n" for m in template_messages(chat))
+    return f"{turns}<|assistant|>\n"
+
+
+def default_system(chat):
+    head = "" if chat.messages[0].role == "system" else "<|system|>\nYou are helpful.<|end|>\n"
+    return head + plain(chat)
+
+
+def trimming(chat):
+    return "".join(f"[{m['role']}] {m['content'].strip()}\n" for m in template_messages(chat))
+
+
+def shouting(chat):
+    return plain(chat).upper()
+
+
+def repeating(chat):
+    return plain(chat) + "reminder: " + template_messages(chat)[0]["content"]
+
+
+def dropping(chat):
+    """Keeps the last turn alone, as templates do that drop reasoning."""
+    return f"<{template_messages(chat)[-1]['content']}>"
+
+
+TEMPLATES = [plain, default_system, trimming, shouting, repeating, dropping]
+
+
+def say(role, *parts, protected=False):
+    made = tuple(part if isinstance(part, TextPart) else TextPart(part) for part in parts)
+    return Message(role, made, protected)
+
+
+def droppable(template, *messages):
+    """The texts that may be dropped."""
+    chat = Chat(messages)
+    rendered = template(chat)
+    return [rendered[each.start : each.end] for each in compressible(chat, rendered, template(framed(chat)))]
+
+
+def test_history_may_be_dropped_system_and_question_may_not():
+    texts = droppable(
+        plain, say("system", "be brief"), say("user", "first"), say("assistant", "answer"), say("user", "why?")
+    )
+    assert texts == ["first", "answer"]
+
+
+def test_tool_results_may_be_dropped():
+    assert droppable(plain, say("user", "a"), say("tool", "result"), say("user", "b")) == ["a", "result"]
+
+
+def test_last_user_turn_counts_even_if_others_follow():
+    assert droppable(plain, say("user", "why?"), say("assistant", "because")) == ["because"]
+
+
+def test_long_last_user_turn_may_be_dropped():
+    assert droppable(plain, say("system", "s"), say("user", LONG)) == [LONG]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(QUESTION_CHARACTERS, True), (QUESTION_CHARACTERS + 1, False)])
+def test_where_a_question_ends(length, kept):
+    assert droppable(plain, say("user", "x" * length)) == ([] if kept else ["x" * length])
+
+
+def test_closing_part_of_a_long_turn_is_the_question():
+    assert droppable(plain, say("user", LONG, "document two ", "So?")) == [LONG, "document two "]
+
+
+def test_long_closing_part_is_a_document():
+    assert droppable(plain, say("user", "So?", LONG)) == ["So?", LONG]
+
+
+def test_marked_parts_and_messages_are_kept():
+    texts = droppable(
+        plain,
+        say("user", "a", TextPart("b", protected=True), "c"),
+        say("assistant", "d", protected=True),
+        say("user", TextPart(LONG, protected=True), LONG),
+    )
+    assert texts == ["a", "c", LONG]
+
+
+def test_an_unmarked_system_message_is_kept_wherever_it_stands():
+    assert droppable(plain, say("user", "a"), say("system", "later rule"), say("user", "b")) == ["a"]
+
+
+def test_empty_parts_are_no_range():
+    assert droppable(plain, say("user", "", "a", ""), say("user", "b")) == ["a"]
+
+
+def test_trimming_template():
+    assert droppable(trimming, say("user", "  a b \n"), say("assistant", "\tc", "d "), say("user", "e")) == [
+        "a b",
+        "c",
+        "d",
+    ]
+
+
+@pytest.mark.parametrize("template", [shouting, dropping])
+def test_template_that_changes_texts_protects_everything(template):
+    assert droppable(template, say("user", "abc"), say("assistant", "def"), say("user", "why?")) == []
+
+
+def test_template_that_repeats_a_text():
+    assert droppable(repeating, say("user", "first"), say("user", "b")) == ["first", "first"]
+
+
+@pytest.mark.parametrize("text", ["You", "helpful", "You are helpful.", "<|end|>", "<|assistant|>\n", "\ue0000\ue001"])
+def test_a_text_that_the_template_says_too_unprotects_nothing_else(text):
+    chat = Chat((say("user", text), say("assistant", text), say("user", "why?")))
+    rendered = default_system(chat)
+    ranges = compressible(chat, rendered, default_system(framed(chat)))
+    own = [rendered.index("<|user|>\n") + 9, rendered.index(f"<|assistant|>\n{text}") + 14]
+    assert list(ranges) == [Range(start, start + len(text)) for start in own]
+
+
+def test_a_placeholder_in_the_template_protects_everything():
+    def odd(chat):
+        return "\ue0009\ue001" + plain(chat)
+
+    assert droppable(odd, say("user", "a"), say("user", "b")) == []
+
+
+def document(text, **marks):
+    return TextPart(text, document=True, **marks)
+
+
+def test_where_documents_are_marked_nothing_else_may_be_dropped():
+    texts = droppable(
+        plain,
+        say("user", "history"),
+        say("assistant", LONG),
+        say("tool", "result"),
+        say("user", "Read. ", document("short"), LONG, document(LONG), "So?"),
+    )
+    assert texts == ["short", LONG]
+
+
+def test_documents_anywhere_in_a_conversation():
+    """In the system prompt and in earlier turns too: the caller said so."""
+    texts = droppable(
+        plain, say("system", "be brief", document("context")), say("user", document("old")), say("user", "why?")
+    )
+    assert texts == ["context", "old"]
+
+
+def test_protected_wins_over_document():
+    texts = droppable(
+        plain,
+        say("user", document("a", protected=True), document("b")),
+        say("tool", document("c"), protected=True),
+        say("user", "why?"),
+    )
+    assert texts == ["b"]
+
+
+def test_a_protected_document_alone_protects_everything():
+    assert droppable(plain, say("user", LONG), say("user", document("a", protected=True), LONG)) == []
+
+
+TEXT = st.text(st.sampled_from(" \n\tab<|>You\ue000\ue0010é😀"), max_size=12)
+PART = st.builds(TextPart, TEXT | st.just(LONG), st.booleans(), st.just(False) | st.booleans())
+MESSAGE = st.builds(
+    Message,
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    st.lists(PART, max_size=3).map(tuple),
+    st.booleans(),
+)
+
+
+@given(messages=st.lists(MESSAGE, min_size=1, max_size=4), template=st.sampled_from(TEMPLATES))
+def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
+    chat = Chat(tuple(messages))
+    rendered = template(chat)
+    ranges = compressible(chat, rendered, template(framed(chat)))
+    assert list(ranges) == sorted(ranges)
+    assert all(one.end <= other.start for one, other in itertools.pairwise(ranges))
+    free = [
+        part.text.strip()
+        for message in messages
+        if not message.protected
+        for part in message.parts
+        if not part.protected and (part.document if chat.has_documents else message.role != "system")
+    ]
+    for each in ranges:
+        assert 0 <= each.start < each.end <= len(rendered)
+        assert rendered[each.start : each.end].strip() in free
+
+
+def test_frame_keeps_shape_and_marks():
+    chat = Chat((say("system", "s"), say("user", "a", TextPart("b", protected=True), protected=True)), ("{}",))
+    frame = framed(chat)
+    assert [len(message.parts) for message in frame.messages] == [1, 2]
+    assert frame.messages[1].protected and frame.messages[1].parts[1].protected and frame.tools_json == ("{}",)
+    texts = [part.text for message in frame.messages for part in message.parts]
+    assert len(set(texts)) == 3 and not set(texts) & {"s", "a", "b"}

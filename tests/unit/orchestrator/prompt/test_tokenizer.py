@@ -1,0 +1,228 @@
+"""From prompts to token ids with protected spans, over a real byte-level BPE."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from presift.core.errors import InvalidRequest
+from presift.core.spans import Span, covered
+from presift.orchestrator.domain.request import Chat, Message, Text, TextPart, TokenIds
+from presift.orchestrator.prompt.protection import Range
+from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer, protected_tokens
+
+
+def template(messages, tools):
+    head = f"tools: {json.dumps(tools)}\n" if tools else ""
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return f"{head}{turns}<|im_start|>assistant\n"
+
+
+def chat(*turns, tools=()):
+    return Chat(tuple(Message(role, (TextPart(text),)) for role, text in turns), tuple(tools))
+
+
+def characters_of(encoding, flags):
+    """The characters that the flagged tokens hold, as a set."""
+    held = set()
+    for token, flag in enumerate(flags):
+        span = encoding.token_to_chars(token)
+        if flag and span is not None:
+            held |= set(range(*span))
+    return held
+
+
+TEXTS = ["The quick brown fox", "naïve café 日本語", "a😀b👍👍c", "  spaces  \n\n", "<|im_start|>x<|im_end|>", "Zürich"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_token_that_touches_a_protected_character_may_go(bpe, text):
+    encoding = bpe.encode(text, add_special_tokens=False)
+    for start in range(len(text)):
+        for end in range(start + 1, len(text) + 1):
+            spans = protected_tokens(encoding, (Range(start, end),), len(text))
+            free = ~covered(spans, len(encoding.ids))
+            assert characters_of(encoding, free) <= set(range(start, end))
+            # And no more is protected than must be.
+            for token in np.flatnonzero(~free):
+                first, last = encoding.token_to_chars(int(token))
+                assert first < start or last > end
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), text=st.text(st.sampled_from("The quick é日本😀 \n<|im_start|>"), min_size=1, max_size=30))
+def test_any_ranges(bpe, data, text):
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
+    ranges = tuple(Range(*pair) for pair in zip(cuts[::2], cuts[1::2], strict=False))
+    encoding = bpe.encode(text, add_special_tokens=False)
+    free = ~covered(protected_tokens(encoding, ranges, len(text)), len(encoding.ids))
+    allowed = {at for each in ranges for at in range(each.start, each.end)}
+    assert characters_of(encoding, free) <= allowed
+
+
+async def test_text_may_go_but_special_tokens_may_not(framed_bpe):
+    tokenized = await PromptTokenizer(framed_bpe, None).tokenize(Text("The quick brown fox"))
+    assert tokenized.ids.dtype == np.uint32
+    assert framed_bpe.decode(tokenized.ids.tolist()) == "The quick brown fox"
+    last = int(tokenized.ids.size) - 1
+    assert tokenized.protected == (Span(0, 1), Span(last, last + 1))
+
+
+async def test_chat_brings_its_own_special_tokens(framed_bpe):
+    tokenized = await PromptTokenizer(framed_bpe, template).tokenize(chat(("user", "fox"), ("user", "dog")))
+    ids = tokenized.ids.tolist()
+    assert framed_bpe.token_to_id("<bos>") not in ids and ids[0] == framed_bpe.token_to_id("<|im_start|>")
+
+
+async def test_chat_protects_template_system_and_question(bpe):
+    prompt = chat(("system", "You answer."), ("user", "the lazy dog"), ("user", "what?"))
+    tokenizer = PromptTokenizer(bpe, template)
+    tokenized = await tokenizer.tokenize(prompt)
+    free = ~covered(tokenized.protected, int(tokenized.ids.size))
+    assert bpe.decode(tokenized.ids[free].tolist(), skip_special_tokens=False) == "the lazy dog"
+
+
+async def test_tools_are_protected(bpe):
+    prompt = chat(("user", "the lazy dog"), ("user", "what?"), tools=['{"name": "dog"}'])
+    tokenized = await PromptTokenizer(bpe, template).tokenize(prompt)
+    assert tokenized.protected[0].start == 0
+    head = bpe.decode(tokenized.ids[: tokenized.protected[0].end].tolist(), skip_special_tokens=False)
+    assert head.startswith('tools: [{"name": "dog"}]')
+
+
+# Of any Unicode but lone surrogates: emoji, combining and right-to-left characters among others.
+ANY = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from("👍🏽e\u0301\u05e9\u05dc\u0627\u200d\ue000\ue001<|"),
+    max_size=12,
+)
+PARTS = st.lists(st.builds(TextPart, ANY, st.booleans(), st.booleans()), max_size=4)
+TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), PARTS), max_size=4)
+
+
+@example(turns=[("system", [TextPart("\U0001b600", False, True), TextPart("\U0001f000", False, True)])], text="0")
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(turns=TURNS, text=ANY.filter(bool))
+async def test_documents_of_any_unicode_are_all_that_may_go(bpe, turns, text):
+    """To the character: what holds one of anything else stays, what holds none may go."""
+    turns = [*turns, ("user", [TextPart("Read: "), TextPart(text, document=True), TextPart(" why?")])]
+    prompt = Chat(tuple(Message(role, tuple(parts)) for role, parts in turns), ('{"name": "töol"}',))
+    tokenizer = PromptTokenizer(bpe, template)
+    tokenized = await tokenizer.tokenize(prompt)
+    rendered, offsets = tokenizer.located(prompt)
+    may_go = documents_in(rendered, prompt)
+    free = ~covered(tokenized.protected, len(offsets))
+    assert free.tolist() == [all(at in may_go for at in range(*held)) for held in offsets]
+
+
+def documents_in(rendered, prompt):
+    """The characters of `rendered` that are of a document and not protected, found by the template's shape."""
+    found, at = set(), rendered.index("\n<|im_start|>") + 1
+    for message in prompt.messages:
+        at += len(f"<|im_start|>{message.role}\n")
+        for part in message.parts:
+            if part.document and not part.protected:
+                found |= set(range(at, at + len(part.text)))
+            at += len(part.text)
+        at += len("<|im_end|>\n")
+    assert rendered[at:] == "<|im_start|>assistant\n"
+    return found
+
+
+async def test_long_text_is_the_same_off_the_loop(bpe):
+    text = "The quick brown fox 😀 " * 600
+    assert len(text) > INLINE_CHARACTERS
+    tokenized = await PromptTokenizer(bpe, None).tokenize(Text(text))
+    assert tokenized.ids.tolist() == bpe.encode(text).ids
+
+
+async def test_what_was_seen_is_remembered(bpe):
+    tokenizer = PromptTokenizer(bpe, template)
+    first = await tokenizer.tokenize(Text("The quick brown fox"))
+    assert await tokenizer.tokenize(Text("The quick brown fox")) is first
+    assert await tokenizer.tokenize(Text("The quick brown dog")) is not first
+
+
+async def test_what_another_tenant_has_asked_is_not_remembered_for_this_one(bpe):
+    """Else the time that tokenising takes would tell."""
+    tokenizer, prompt = PromptTokenizer(bpe, template), Text("The quick brown fox")
+    first = await tokenizer.tokenize(prompt, "a")
+    others = [await tokenizer.tokenize(prompt, salt) for salt in ("b", "")]
+    assert all(other is not first and other.ids.tolist() == first.ids.tolist() for other in others)
+    assert [each.salt for each in (first, *others)] == ["a", "b", ""]
+    assert await tokenizer.tokenize(prompt, "a") is first
+
+
+async def test_memory_is_bounded(bpe):
+    tokenizer = PromptTokenizer(bpe, None, memory_tokens=30)
+    texts = [f"The quick brown fox {number}" for number in range(8)]
+    first = await tokenizer.tokenize(Text(texts[0]))
+    for text in texts[1:]:
+        await tokenizer.tokenize(Text(text))
+    assert tokenizer._held_tokens <= 30
+    assert sum(each.ids.size for each in tokenizer._memory.values()) == tokenizer._held_tokens
+    assert await tokenizer.tokenize(Text(texts[0])) is not first
+
+
+async def test_what_is_larger_than_the_memory_is_not_remembered(bpe):
+    tokenizer = PromptTokenizer(bpe, None, memory_tokens=3)
+    await tokenizer.tokenize(Text("The quick brown fox"))
+    assert tokenizer._held_tokens == 0
+
+
+async def test_memory_tells_marks_apart(bpe):
+    """The same rendered text, once with a protected part."""
+    tokenizer = PromptTokenizer(bpe, template)
+    for protected in (False, True):
+        part = TextPart("the lazy dog", protected)
+        prompt = Chat((Message("user", (part,)), Message("user", (TextPart("?"),))))
+        tokenized = await tokenizer.tokenize(prompt)
+        assert bool(np.all(covered(tokenized.protected, int(tokenized.ids.size)))) is protected
+
+
+async def test_memory_tells_text_from_chat(framed_bpe):
+    """A template that adds nothing: text gets the tokenizer's special tokens, the chat does not."""
+    tokenizer = PromptTokenizer(framed_bpe, lambda messages, tools: messages[0]["content"])
+    words = "The quick brown fox jumps over the lazy dog. " * 40
+    text, said = await tokenizer.tokenize(Text(words)), await tokenizer.tokenize(chat(("user", words)))
+    assert text.ids.size == said.ids.size + 2
+
+
+async def test_token_ids_are_read_as_they_are():
+    ids = np.array([5, 6, 7], dtype=np.uint32)
+    tokenized = await PromptTokenizer(None, None).tokenize(TokenIds(ids, (Span(1, 2), Span(0, 1))))
+    assert tokenized.ids is ids and tokenized.protected == (Span(0, 2),)
+
+
+REFUSED = {
+    "text without a tokenizer": (None, None, Text("x"), "prompt"),
+    "chat without a template": ("bpe", None, chat(("user", "x")), "prompt"),
+    "tool that is no JSON": ("bpe", template, chat(("user", "x"), tools=["{}", "{"]), "prompt.chat.tools_json[1]"),
+    "tool that is a list": ("bpe", template, chat(("user", "x"), tools=["[]"]), "prompt.chat.tools_json[0]"),
+    "span past the end": (None, None, TokenIds(np.ones(3, np.uint32), (Span(1, 4),)), "protected_spans"),
+}
+
+
+@pytest.mark.parametrize(("backend", "shape", "prompt", "field"), REFUSED.values(), ids=REFUSED)
+async def test_refusals(bpe, backend, shape, prompt, field):
+    with pytest.raises(InvalidRequest) as refusal:
+        await PromptTokenizer(bpe if backend else None, shape).tokenize(prompt)
+    assert refusal.value.field == field
+
+
+async def test_text_of_which_nothing_is_left_has_no_tokens(stripping_bpe):
+    assert (await PromptTokenizer(stripping_bpe, None).tokenize(Text(" \n "))).ids.size == 0
+
+
+async def test_dropped_characters_shift_nothing(stripping_bpe):
+    tokenized = await PromptTokenizer(stripping_bpe, None).tokenize(Text("  The fox  "))
+    assert tokenized.protected == () and stripping_bpe.decode(tokenized.ids.tolist()) == "The fox"
+
+
+def test_offsets_lie_in_the_rendered_prompt(bpe):
+    tokenizer = PromptTokenizer(bpe, template)
+    prompt = chat(("user", "naïve 😀"))
+    rendered, offsets = tokenizer.located(prompt)
+    assert rendered == tokenizer.render(prompt)
+    assert offsets[0] == (0, len("<|im_start|>")) and offsets[-1][1] == len(rendered)

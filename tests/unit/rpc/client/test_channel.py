@@ -1,0 +1,85 @@
+"""The channel between services: what it retries, and that a caller who leaves takes his call along."""
+
+import asyncio
+import json
+
+import grpc
+import pytest
+
+from presift.rpc.client.channel import open_channel, service_config
+from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.v1 import draft_pb2, draft_pb2_grpc
+
+
+def test_only_unavailable_is_retried_and_only_what_was_named():
+    (method,) = json.loads(service_config([("a.B", "C"), ("a.B", "D")]))["methodConfig"]
+    assert method["name"] == [{"service": "a.B", "method": "C"}, {"service": "a.B", "method": "D"}]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+
+
+def test_retries_are_throttled_and_health_is_asked_for_where_it_is_said():
+    assert "healthCheckConfig" not in json.loads(service_config([]))
+    config = json.loads(service_config([], "a.B"))
+    assert config["healthCheckConfig"] == {"serviceName": "a.B"}
+    assert config["retryThrottling"] == {"maxTokens": 10, "tokenRatio": 0.1}
+
+
+class Waiting(draft_pb2_grpc.DraftServiceServicer):
+    def __init__(self):
+        self.running = self.cancelled = 0
+
+    async def Score(self, request, context):
+        self.running += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_cancelled_caller_ends_the_call_on_the_wire():
+    servicer, server = Waiting(), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    channel = open_channel(f"127.0.0.1:{await server.start()}")
+    stub = draft_pb2_grpc.DraftServiceStub(channel)
+
+    async def ask():
+        await stub.Score(draft_pb2.ScoreRequest())
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: servicer.running == 1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await until(lambda: servicer.running == 0)
+    assert servicer.cancelled == 1
+    await channel.close()
+    await server.grpc.stop(0)
+
+
+class Flaky(Waiting):
+    async def Score(self, request, context):
+        self.running += 1
+        if self.running == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "by the fake")
+        return draft_pb2.ScoreResponse()
+
+
+async def test_a_long_prompt_is_sent_again():
+    """300,000 token ids are more than gRPC keeps by itself."""
+    servicer, server = Flaky(), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    retryable = [("presift.v1.DraftService", "Score")]
+    channel = open_channel(f"127.0.0.1:{await server.start()}", retryable=retryable)
+    await draft_pb2_grpc.DraftServiceStub(channel).Score(draft_pb2.ScoreRequest(token_ids=[150_000] * 300_000))
+    assert servicer.running == 2
+    await channel.close()
+    await server.grpc.stop(0)

@@ -1,0 +1,268 @@
+"""The fleet over a name: who joins, who leaves, who is let go. Channels are fakes: none connects."""
+
+import asyncio
+from contextvars import ContextVar
+from unittest.mock import Mock
+
+import grpc
+import pytest
+
+from presift.core.errors import DraftUnavailable
+from presift.rpc.pool import pool as fleet_module
+from presift.rpc.pool.circuit_breaker import BreakerState
+from presift.rpc.pool.pool import ReplicaPool
+from presift.rpc.pool.replica import ReplicaInfo
+from presift.rpc.pool.resolver import DnsName, StaticAddresses
+from presift.rpc.pool.retry import AttemptedReplicas
+from presift.rpc.pool.service import Service
+
+READY, AWAY = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class Channel:
+    """Its state is what is said; `model` is what the replica behind it runs."""
+
+    def __init__(self):
+        self.state, self.closed, self.model = READY, False, "m"
+        self._moved, self.moves = asyncio.Event(), 0
+
+    def get_state(self, try_to_connect=False):
+        return self.state
+
+    async def wait_for_state_change(self, last):
+        moves = self.moves
+        while self.state is last and self.moves == moves:
+            await self._moved.wait()
+            self._moved.clear()
+
+    def move(self, state):
+        self.state, self.moves = state, self.moves + 1
+        self._moved.set()
+
+    async def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def channels():
+    return {}
+
+
+@pytest.fixture
+async def build(channels):
+    """where -> a fleet over fake channels; closed at the end."""
+    fleets = []
+
+    def connect(address, is_alone):
+        channel = channels[address] = channels.get(address) or Channel()
+        return channel, channel
+
+    def build(where, *, is_pinned=False, heard=lambda: None):
+        async def ask(stub):
+            heard()
+            return ReplicaInfo(f"process at {id(stub)}", stub.model)
+
+        def differs(first, other):
+            return "" if first == other else f"{other}, not {first}"
+
+        service = Service("draft", DraftUnavailable, connect, ask, differs, is_pinned)
+        fleets.append(ReplicaPool(where, service, resolve_every_s=0.01))
+        return fleets[-1]
+
+    yield build
+    for fleet in fleets:
+        await fleet.aclose()
+
+
+@pytest.fixture
+def dns(monkeypatch):
+    """What the name server says: addresses, or an error."""
+    says = [("a:1", "b:1")]
+
+    async def resolved(named):
+        if isinstance(says[-1], Exception):
+            raise says[-1]
+        return says[-1]
+
+    monkeypatch.setattr(fleet_module, "resolve", resolved)
+    return says
+
+
+async def settle(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def addresses(fleet):
+    return sorted(each.address for each in fleet.usable())
+
+
+async def test_a_name_is_looked_up_again(build, dns):
+    fleet = build(DnsName("draft", 1))
+    assert await fleet.first() == "m"
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    dns.append(("b:1", "c:1"))
+    await settle(lambda: addresses(fleet) == ["b:1", "c:1"])
+
+
+async def test_a_name_server_that_is_away_takes_nobody_along(build, dns):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    dns.append(OSError("no name server"))
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1", "b:1"]
+
+
+async def test_who_leaves_is_let_go_once_nothing_is_under_way(build, dns, channels):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: len(fleet.usable()) == 2)
+    leaving = next(each for each in fleet.usable() if each.address == "a:1")
+    with leaving.counted():
+        dns.append(("b:1",))
+        await settle(lambda: addresses(fleet) == ["b:1"])
+        await asyncio.sleep(0.05)
+        assert not channels["a:1"].closed
+    await settle(lambda: channels["a:1"].closed)
+
+
+async def test_nobody_is_there(build, dns, channels):
+    dns.append(())
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    for channel in channels.values():
+        channel.state = AWAY
+    with pytest.raises(DraftUnavailable, match="none of 2"):
+        await fleet.first()
+    with pytest.raises(DraftUnavailable, match="none of 2"):
+        fleet.pick("key")
+
+
+async def test_a_replica_is_a_stranger_again_once_it_is_gone(build, channels):
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await fleet.first()
+    await settle(lambda: len(fleet.usable()) == 2)
+    gone = next(each for each in fleet.usable() if each.address == "a:1")
+    channels["a:1"].move(AWAY)
+    await settle(lambda: gone.known is None)
+    assert addresses(fleet) == ["b:1"]
+    channels["a:1"].model = "other"
+    channels["a:1"].move(READY)
+    await settle(lambda: [each.unused for each in fleet.standings()] == ["other, not m", ""])
+    assert addresses(fleet) == ["b:1"]
+
+
+async def test_who_went_and_came_back_between_two_looks_is_introduced_anew(build, channels):
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    channels["a:1"].model = "other"
+    channels["a:1"].move(AWAY)
+    channels["a:1"].move(READY)
+    await settle(lambda: [each.unused for each in fleet.standings()] == ["other, not m", ""])
+
+
+REQUEST = ContextVar("request", default="")
+
+
+async def test_its_tasks_have_a_context_of_their_own(build, dns, monkeypatch):
+    seen, resolved = [], fleet_module.resolve
+
+    async def noting(where):
+        seen.append(REQUEST.get())
+        return await resolved(where)
+
+    monkeypatch.setattr(fleet_module, "resolve", noting)
+    REQUEST.set("of the first caller")
+    fleet = build(DnsName("draft", 1), heard=lambda: seen.append(REQUEST.get()))
+    await settle(lambda: len(fleet.usable()) == 2)
+    await settle(lambda: len(seen) >= 4)
+    assert set(seen) == {""}
+
+
+async def test_looking_up_survives_whatever_happens_and_says_it_once(build, dns, caplog):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    dns.append(UnicodeError("label empty or too long"))
+    await asyncio.sleep(0.1)
+    assert addresses(fleet) == ["a:1", "b:1"]
+    assert [each.getMessage() for each in caplog.records if "not found" in each.getMessage()] == [
+        "draft: draft is not found: UnicodeError: label empty or too long"
+    ]
+    dns.append(("c:1",))
+    await settle(lambda: addresses(fleet) == ["c:1"])
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+async def test_the_measure_moves_where_it_may(build, channels, is_pinned):
+    fleet = build(StaticAddresses(("a:1", "b:1")), is_pinned=is_pinned)
+    channels["b:1"].model = "new"
+    channels["b:1"].state = AWAY
+    assert await fleet.first() == "m"
+    channels["b:1"].move(READY)
+    await settle(lambda: fleet.standings()[1].unused)
+    channels["a:1"].move(AWAY)
+    if is_pinned:
+        await settle(lambda: not fleet.usable())
+        assert fleet.standings()[1].unused == "new, not m"
+        return
+    await settle(lambda: addresses(fleet) == ["b:1"])
+    assert await fleet.first() == "new"
+    channels["a:1"].move(READY)
+    await settle(lambda: fleet.standings()[0].unused == "m, not new")
+
+
+async def test_where_all_breakers_are_open_all_are_asked(build):
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    first, second = fleet.usable()
+    for _ in range(5):
+        first.breaker.failed()
+    assert fleet.usable() == [second]
+    for _ in range(5):
+        second.breaker.failed()
+    assert fleet.usable() == [first, second]
+
+
+async def test_whoever_was_shown_to_a_replica_finds_it_half_open(build):
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    first, second = fleet.usable()
+    first.breaker = Mock(state=BreakerState.HALF_OPEN)
+    with first.counted():  # by who was shown there
+        assert fleet.usable() == [second] and fleet.named(first.name) is first
+    first.breaker = Mock(state=BreakerState.OPEN)
+    assert fleet.named(first.name) is None and fleet.named(second.name) is second
+    second.breaker = first.breaker
+    assert fleet.named(first.name) is first
+    assert fleet.named("nobody") is None and fleet.named("") is None
+
+
+async def test_whoever_was_tried_is_tried_again_only_where_there_is_no_other(build):
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    first, second = fleet.pick("key")
+    tried = AttemptedReplicas()
+    tried.all.append(first)
+    assert fleet.pick("key", tried) == [second]
+    tried.all.append(second)
+    assert fleet.pick("key", tried) == [first, second]
+    tried.full.append(first)
+    assert fleet.pick("key", tried) == [second]
+    tried.full.append(second)
+    with pytest.raises(DraftUnavailable):
+        fleet.pick("key", tried)
+
+
+async def test_a_single_address_is_not_watched(build, channels):
+    fleet = build(StaticAddresses(("a:1",)))
+    channels["a:1"].state = AWAY
+    assert fleet.is_alone and fleet.usable() == [fleet.only]
+    assert not [task for task in asyncio.all_tasks() if "draft" in task.get_name()]
+    assert [each.is_healthy for each in fleet.standings()] == [False]
+
+
+async def test_nothing_is_left_of_a_closed_one(build, channels):
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    await fleet.aclose()
+    assert not [task for task in asyncio.all_tasks() if "draft" in task.get_name()]
+    assert all(channel.closed for channel in channels.values())

@@ -1,0 +1,118 @@
+"""Attempts: what goes on to another replica and what does not."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from presift.core.errors import DraftUnavailable, Overloaded
+from presift.rpc.pool.retry import AttemptedReplicas, Patience, with_failover
+from presift.rpc.status import DETAILS_KEY, details_of
+
+
+def failing(code, *trailers):
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers))
+
+
+def asked(call, patience, *attempts, has_untried=True):
+    return with_failover(call, patience, *attempts, has_untried=lambda: has_untried)
+
+
+class Calls:
+    """Each does the next of `outcomes`: raises it, or returns it."""
+
+    def __init__(self, *outcomes):
+        self.outcomes, self.count = list(outcomes), 0
+
+    async def __call__(self):
+        outcome = self.outcomes[self.count]
+        self.count += 1
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+AWAY = failing(grpc.StatusCode.UNAVAILABLE)
+SAYS_FULL = (DETAILS_KEY, details_of(Overloaded("waiting_requests", 1, 1, 1.0)))
+FULL = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, SAYS_FULL)
+
+
+@pytest.mark.parametrize("failure", [AWAY, failing(grpc.StatusCode.CANCELLED), FULL])
+async def test_who_did_nothing_gives_way(failure):
+    calls = Calls(failure, "here")
+    assert await asked(calls, Patience(None)) == "here"
+
+
+@pytest.mark.parametrize(
+    "code", ["DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "NOT_FOUND", "RESOURCE_EXHAUSTED"]
+)
+async def test_everything_else_is_final(code):
+    calls = Calls(failing(getattr(grpc.StatusCode, code)), "here")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asked(calls, Patience(None))
+    assert calls.count == 1
+
+
+async def test_who_is_full_gives_way_only_to_who_was_not_asked():
+    calls = Calls(FULL, "here")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asked(calls, Patience(None), has_untried=False)
+    assert calls.count == 1
+    assert await asked(Calls(AWAY, "here"), Patience(None), has_untried=False) == "here"
+
+
+def test_who_says_that_it_is_full():
+    tried = AttemptedReplicas()
+    for replica, failure in (("away", AWAY), ("full", FULL), ("grpc", failing(grpc.StatusCode.RESOURCE_EXHAUSTED))):
+        with pytest.raises(grpc.aio.AioRpcError), tried.asking(replica):
+            raise failure
+    assert (tried.all, tried.full) == (["away", "full", "grpc"], ["full"])
+
+
+async def test_two_more_at_most():
+    calls = Calls(AWAY, AWAY, FULL, "here")
+    with pytest.raises(grpc.aio.AioRpcError) as last:
+        await asked(calls, Patience(None))
+    assert calls.count == 3 and last.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_one_where_one_is_said():
+    calls = Calls(AWAY, "here")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asked(calls, Patience(None), 1)
+    assert calls.count == 1
+
+
+async def test_not_when_the_time_is_over():
+    calls = Calls(AWAY, "here")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asked(calls, Patience(0.0))
+    assert calls.count == 1
+
+
+async def test_errors_of_ours_and_cancellation_pass():
+    for error in (DraftUnavailable("nobody"), asyncio.CancelledError()):
+        calls = Calls(error, "here")
+        with pytest.raises(type(error)):
+            await asked(calls, Patience(5.0))
+        assert calls.count == 1
+
+
+async def test_a_cancelled_caller_leaves_at_once():
+    began = asyncio.Event()
+
+    async def hang():
+        began.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(asked(hang, Patience(None)))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+def test_patience():
+    assert Patience(None).left_s is None
+    assert 0 < Patience(100.0).left_s <= 100 and Patience(-1.0).left_s == 0.0

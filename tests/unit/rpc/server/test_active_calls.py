@@ -1,0 +1,209 @@
+"""Calls under way: a bound that health does not feel, and a drain that ends."""
+
+import asyncio
+import os
+import signal
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from presift.core.errors import Overloaded, ShuttingDown
+from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.rpc.status import error_of
+from presift.v1 import target_pb2, target_pb2_grpc
+
+NAME = "presift.v1.TargetService"
+GENERATE, PREFILL = target_pb2.TargetServiceGenerateRequest(), target_pb2.PrefillRequest()
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Waiting(target_pb2_grpc.TargetServiceServicer):
+    """Both methods wait for `gate`. `cancelled` counts those that were cancelled meanwhile."""
+
+    def __init__(self):
+        self.gate = asyncio.Event()
+        self.begun = self.cancelled = 0
+
+    async def Generate(self, request, context):
+        yield target_pb2.TargetServiceGenerateResponse()
+        await self._wait()
+        yield target_pb2.TargetServiceGenerateResponse()
+
+    async def Prefill(self, request, context):
+        await self._wait()
+        return target_pb2.PrefillResponse()
+
+    async def _wait(self):
+        self.begun += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+class House:
+    def __init__(self, **options):
+        self.servicer = Waiting()
+        self.server = GrpcServer(ServerOptions("127.0.0.1:0", **options), [NAME])
+        target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
+
+    async def start(self):
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{await self.server.start()}")
+        self.stub = target_pb2_grpc.TargetServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+        return self
+
+    def generate(self):
+        return asyncio.create_task(_all(self.stub.Generate(GENERATE)))
+
+    def prefill(self):
+        return asyncio.create_task(_one(self.stub.Prefill(PREFILL)))
+
+    async def begun(self, count):
+        await settle(lambda: self.servicer.begun == count)
+
+    async def stop(self):
+        self.servicer.gate.set()
+        await self.channel.close()
+        await self.server.grpc.stop(0)
+
+
+@pytest.fixture
+async def open_house():
+    houses = []
+
+    async def build(**options):
+        houses.append(await House(**options).start())
+        return houses[-1]
+
+    yield build
+    for house in houses:
+        await house.stop()
+
+
+async def _all(call):
+    return [event async for event in call]
+
+
+async def _one(call):
+    return await call
+
+
+async def settle(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def refusal_of(call):
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await call
+    return failure.value.code(), error_of(failure.value)
+
+
+async def test_what_is_too_much_is_refused_while_health_answers(open_house):
+    house = await open_house(max_calls=2)
+    running = [house.generate(), house.prefill()]
+    await house.begun(2)
+    for call in (house.generate(), house.prefill()):
+        code, error = await refusal_of(call)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
+        assert (error.field, error.value, error.limit) == ("calls", "2", "< 2")
+        assert error.retry_after_s > 0
+    assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+    assert house.servicer.begun == 2
+    running[0].cancel()
+    await settle(lambda: house.server.calls.running == 1)
+    again = house.generate()
+    await house.begun(3)
+    house.servicer.gate.set()
+    assert len(await again) == 2
+    await running[1]
+    await settle(lambda: house.server.calls.running == 0)
+
+
+async def test_what_is_refused_is_not_parsed(open_house):
+    house = await open_house(max_calls=1)
+    running = house.generate()
+    await house.begun(1)
+    code, error = await refusal_of(_all(house.channel.unary_stream(f"/{NAME}/Generate")(b"\xff\xff\xff")))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
+    house.servicer.gate.set()
+    await running
+
+
+async def test_watches_of_health_are_bounded_too(open_house):
+    house = await open_house(max_calls=2)
+    watches = [house.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+    for watch in watches:
+        await watch.read()
+    code, _ = await refusal_of(_all(house.health.Watch(health_pb2.HealthCheckRequest())))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    house.servicer.gate.set()
+    assert len(await house.generate()) == 2
+
+
+async def test_an_unknown_method_takes_no_place(open_house):
+    house = await open_house(max_calls=1)
+    for _ in range(3):
+        code, _ = await refusal_of(_one(house.channel.unary_unary(f"/{NAME}/Nothing")(b"")))
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+    house.servicer.gate.set()
+    await house.prefill()
+
+
+async def test_a_drain_tells_watches_of_health_and_does_not_wait_for_them(open_house):
+    house = await open_house(drain_s=3600.0)
+    await house.server.set_serving(True)
+    watch = house.health.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    running = house.generate()
+    await house.begun(1)
+    draining = asyncio.create_task(house.server.drain())
+    assert (await watch.read()).status == NOT_SERVING
+    assert not draining.done(), "a call that runs is waited for"
+    house.servicer.gate.set()
+    assert len(await running) == 2
+    async with asyncio.timeout(20):
+        await draining
+
+
+async def test_what_is_cut_is_told_so_and_cancelled_once(open_house):
+    house = await open_house(drain_s=0.05)
+    running = [house.generate(), house.prefill()]
+    await house.begun(2)
+    await house.server.drain()
+    for call in running:
+        code, error = await refusal_of(call)
+        assert code is grpc.StatusCode.UNAVAILABLE and isinstance(error, ShuttingDown)
+    assert house.servicer.cancelled == 2 and house.server.calls.running == 0
+
+
+async def test_a_callers_own_cancellation_is_no_shutdown(open_house):
+    house = await open_house()
+    call = house.stub.Generate(GENERATE)
+    await call.read()
+    await house.begun(1)
+    call.cancel()
+    await settle(lambda: house.server.calls.running == 0)
+    assert house.servicer.cancelled == 1
+    assert await call.code() is grpc.StatusCode.CANCELLED
+
+
+async def test_a_second_signal_does_no_harm(open_house):
+    house, loop = await open_house(drain_s=600.0), asyncio.get_running_loop()
+    running = house.generate()
+    await house.begun(1)
+    stopping = asyncio.create_task(house.server.run_until_stopped())
+    await asyncio.sleep(0)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+    assert not stopping.done() and not running.done()
+    house.servicer.gate.set()
+    assert len(await running) == 2
+    assert await stopping is True
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(each)

@@ -1,0 +1,173 @@
+"""A server as every service runs it: bound, healthy, reflecting, drained."""
+
+import asyncio
+import os
+import signal
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from presift.core.errors import PresiftError
+from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.v1 import target_pb2, target_pb2_grpc
+
+NAME = "presift.v1.TargetService"
+PART, OTHER_PART = f"{NAME}/spec_kv", f"{NAME}/full"
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Slow(target_pb2_grpc.TargetServiceServicer):
+    """Two messages, the second when `gate` opens."""
+
+    def __init__(self):
+        self.gate = asyncio.Event()
+
+    async def Generate(self, request, context):
+        for token_id in (1, 2):
+            yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[token_id]))
+            await self.gate.wait()
+
+
+class House:
+    async def start(self, drain_s=10.0):
+        self.servicer = Slow()
+        self.server = GrpcServer(ServerOptions("127.0.0.1:0", drain_s=drain_s), [NAME], [PART, OTHER_PART])
+        target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
+        self.port = await self.server.start()
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
+        self.target = target_pb2_grpc.TargetServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+        return self
+
+    async def status(self, service=""):
+        return (await self.health.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    async def running(self):
+        call = self.target.Generate(target_pb2.TargetServiceGenerateRequest())
+        assert (await call.read()).delta.token_ids == [1]
+        return call
+
+
+@pytest.fixture
+async def house():
+    house = await House().start()
+    yield house
+    house.servicer.gate.set()
+    await house.channel.close()
+    await house.server.grpc.stop(0)
+
+
+async def test_a_taken_port_is_told(house):
+    second = GrpcServer(ServerOptions(f"127.0.0.1:{house.port}"), [])
+    with pytest.raises(PresiftError, match=f"127.0.0.1:{house.port}.*in use"):
+        await second.start()
+
+
+async def test_health_flips(house):
+    assert await house.status() == await house.status(NAME) == NOT_SERVING
+    await house.server.set_serving(True)
+    assert await house.status() == await house.status(NAME) == SERVING
+    await house.server.set_serving(False)
+    assert await house.status() == NOT_SERVING
+
+
+async def test_who_serves_nobody_is_alive_still(house):
+    assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
+    await house.server.set_serving(True)
+    await house.server.set_serving(False)
+    assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
+
+
+async def test_a_part_that_does_not_serve_leaves_the_rest_serving(house):
+    names = ("", NAME, PART, OTHER_PART)
+    assert {await house.status(name) for name in names} == {NOT_SERVING}
+    await house.server.set_serving(True, [PART])
+    assert [await house.status(name) for name in names] == [SERVING, SERVING, NOT_SERVING, SERVING]
+    await house.server.set_serving(False, [PART])
+    assert {await house.status(name) for name in names} == {NOT_SERVING}
+    await house.server.set_serving(True)
+    assert {await house.status(name) for name in names} == {SERVING}
+
+
+async def test_parts_are_no_services_of_their_own(house):
+    stub = reflection_pb2_grpc.ServerReflectionStub(house.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    named = {service.name for service in (await call.read()).list_services_response.service}
+    assert not named & {PART, OTHER_PART}
+
+
+async def test_health_of_an_unknown_service(house):
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await house.status("no.such.Service")
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_can_be_watched(house):
+    call = house.health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+    assert (await call.read()).status == NOT_SERVING
+    await house.server.set_serving(True)
+    assert (await call.read()).status == SERVING
+    call.cancel()
+
+
+async def test_reflection_names_the_services(house):
+    stub = reflection_pb2_grpc.ServerReflectionStub(house.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    named = {service.name for service in (await call.read()).list_services_response.service}
+    assert {NAME, "grpc.health.v1.Health"} <= named
+
+
+async def test_drain_lets_a_running_stream_finish(house):
+    await house.server.set_serving(True)
+    call = await house.running()
+    draining = asyncio.create_task(house.server.drain())
+    house.servicer.gate.set()
+    assert (await call.read()).delta.token_ids == [2]
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+    await draining
+
+
+async def test_drain_refuses_new_calls(house):
+    call = await house.running()
+    draining = asyncio.create_task(house.server.drain())
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            except ConnectionError:  # refused, or reset where the last one was in the queue
+                break
+            writer.close()
+            await asyncio.sleep(0.002)
+    house.servicer.gate.set()
+    assert (await call.read()).delta.token_ids == [2] and await call.read() is grpc.aio.EOF
+    await draining
+
+
+async def test_drain_ends(house):
+    impatient = await House().start(drain_s=0.05)
+    call = await impatient.running()
+    await impatient.server.drain()
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await call.read()
+        raise AssertionError("the stream went on")
+    await impatient.channel.close()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_a_wish_to_stop_drains(house, failed):
+    house.server.request_stop(failed=failed)
+    assert await house.server.run_until_stopped() is not failed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains(house, number):
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.create_task(house.server.run_until_stopped())
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), number)
+    assert await stopping is True
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(each)

@@ -1,0 +1,54 @@
+"""The deadline and its split."""
+
+import pytest
+
+from presift.core.errors import DeadlineExceeded
+from presift.core.plan import Route
+from presift.orchestrator.planning.draft_stage import draft_share_s
+from presift.orchestrator.routing.choice import Facts
+from presift.orchestrator.routing.cost_model import CostCurve, QueuedWork, StageCosts, SystemState
+from presift.orchestrator.routing.forecast import answering_s
+from presift.rpc.deadline import Deadline
+
+
+def test_no_deadline_never_passes():
+    assert Deadline.within(None).left_s() is None
+
+
+def test_what_is_left_shrinks_and_then_nothing_goes_on():
+    assert 0.0 < Deadline.within(50.0).left_s() <= 50.0
+    for passed in (0.0, -1.0):
+        with pytest.raises(DeadlineExceeded):
+            Deadline.within(passed).left_s()
+
+
+@pytest.mark.parametrize(
+    ("target_s", "share_s"),
+    [
+        (None, 50.0),  # nothing is known: half
+        (20.0, 70.0),  # what the target needs, and half as much again, is kept for it
+        (0.0, 75.0),  # a prediction of nothing is not believed
+        (1.0, 75.0),
+        (64.0, 25.0),  # where full could hardly be read in time, compressing is still tried
+        (1e9, 25.0),
+    ],
+)
+def test_the_draft_gets_what_the_target_does_not_need(target_s, share_s):
+    assert draft_share_s(100.0, target_s) == pytest.approx(share_s)
+
+
+@pytest.mark.parametrize(
+    ("observations", "cached_tokens", "queue_ms", "needed_s"),
+    [(0, 0, 0, None), (5, 0, 0, 1.1), (5, 900, 0, 0.2), (5, 0, 3000, 4.1)],
+)
+def test_what_the_target_needs_for_the_whole_prompt_and_its_answer(observations, cached_tokens, queue_ms, needed_s):
+    """A millisecond a prompt token, ten a token of the answer; unknown until something was observed."""
+    speeds = StageCosts(target=CostCurve(0.0, 1.0, 0.0, observations=observations), decoding=CostCurve(10.0, 0.0, 0.0))
+    outlook = SystemState(speeds, QueuedWork(target_ms=queue_ms, spent_ms=77.0), cached_tokens)
+    facts = Facts(1000, 32, 32, 10, 4096, frozenset(Route), outlook=outlook)
+    assert answering_s(facts) == (None if needed_s is None else pytest.approx(needed_s))
+
+
+@pytest.mark.parametrize(("left_s", "is_here"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
+def test_who_leaves_now_leaves_because_of_it(left_s, is_here):
+    assert Deadline.within(left_s).is_here is is_here

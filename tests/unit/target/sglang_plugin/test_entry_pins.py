@@ -1,0 +1,327 @@
+"""EntryPins lock and unlock in pairs; what is published is what each layer and head keeps."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from presift.core.kv_plan import KvPlan  # noqa: E402 - the plugin needs torch
+from presift.core.masks import KvMask  # noqa: E402
+from presift.core.policies import KvSelection, SpecKv  # noqa: E402
+from presift.models.torchvision_ops import declare_missing  # noqa: E402
+from presift.target.sglang_plugin import entry_pins  # noqa: E402
+from presift.target.sglang_plugin.entry_pins import EntryPins  # noqa: E402
+from presift.target.sglang_plugin.states import ScoringState  # noqa: E402
+
+from .fakes import KEPT, PROMPT_TOKENS, Request, Tree, compressed  # noqa: E402
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(entry_pins.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_a_lease_is_a_lock_until_it_is_released() -> None:
+    tree, node = Tree(), object()
+    leases = EntryPins(tree, 100)
+    leases.take("a", node, 30)
+    assert (len(leases), leases.tokens, list(tree.held.values())) == (1, 30, [node])
+    leases.release("b")
+    assert len(leases) == 1
+    for _ in range(2):
+        leases.release("a")
+        assert (len(leases), leases.tokens, tree.held) == (0, 0, {})
+
+
+def test_a_request_holds_one_lease() -> None:
+    tree, old, new = Tree(), object(), object()
+    leases = EntryPins(tree, 100)
+    leases.take("a", old, 30)
+    leases.take("a", new, 40)
+    assert (leases.tokens, list(tree.held.values())) == (40, [new])
+
+
+def test_requests_may_share_a_node_and_lock_it_each() -> None:
+    tree, node = Tree(), object()
+    leases = EntryPins(tree, 100)
+    leases.take("a", node, 30)
+    leases.take("b", node, 30)
+    leases.release("a")
+    assert list(tree.held.values()) == [node]
+
+
+def test_a_lease_ends_by_itself(clock: SimpleNamespace) -> None:
+    tree, nodes = Tree(), [object(), object()]
+    leases = EntryPins(tree, 100, seconds=60.0)
+    leases.take("a", nodes[0], 30)
+    clock.now += 30.0
+    leases.take("b", nodes[1], 30)
+    clock.now += 29.9
+    assert not leases.release_except("ab")
+    assert len(leases) == 2
+    clock.now += 0.1
+    assert leases.release_except("ab")
+    assert list(tree.held.values()) == [nodes[1]]
+    clock.now += 30.0
+    assert leases.release_except("ab")
+    assert (len(leases), tree.held) == (0, {})
+
+
+def test_a_renewed_lease_lasts_from_then_on(clock: SimpleNamespace) -> None:
+    leases = EntryPins(Tree(), 100, seconds=60.0)
+    leases.take("a", object(), 30)
+    clock.now += 59.0
+    leases.take("a", object(), 30)
+    clock.now += 59.0
+    assert not leases.release_except({"a"})
+    assert len(leases) == 1
+
+
+def test_a_lease_ends_with_its_request() -> None:
+    """One that left the queue by a door that the plugin does not watch."""
+    tree = Tree()
+    leases = EntryPins(tree, 100)
+    for rid in "abc":
+        leases.take(rid, rid, 30)
+    assert leases.release_except({"b", "c", "x"})
+    assert list(tree.held.values()) == ["b", "c"]
+    assert not leases.release_except({"b", "c"})
+    assert leases.release_except(())
+    assert (len(leases), tree.held) == (0, {})
+    assert not leases.release_except(())
+
+
+def test_over_the_cap_the_oldest_go_first() -> None:
+    tree, nodes = Tree(), [object() for _ in range(5)]
+    leases = EntryPins(tree, 100)
+    for place in range(3):
+        leases.take(f"{place}", nodes[place], 33)
+    assert list(tree.held.values()) == nodes[:3]
+    leases.take("1", nodes[1], 33)  # the youngest now
+    leases.take("3", nodes[3], 33)
+    assert set(tree.held.values()) == {nodes[2], nodes[1], nodes[3]}
+    leases.take("4", nodes[4], 66)
+    assert set(tree.held.values()) == {nodes[3], nodes[4]}
+
+
+def test_a_full_cap_is_not_over_it() -> None:
+    tree = Tree()
+    leases = EntryPins(tree, 100)
+    leases.take("a", object(), 50)
+    leases.take("b", object(), 50)
+    assert len(tree.held) == 2
+
+
+def test_a_single_lease_may_be_over_the_cap() -> None:
+    leases = EntryPins(Tree(), 10)
+    leases.take("a", object(), 50)
+    leases.take("b", object(), 60)
+    assert (len(leases), leases.tokens) == (1, 60)
+
+
+def test_leases_go_by_prefix() -> None:
+    tree = Tree()
+    leases = EntryPins(tree, 100)
+    for rid in ("a", "ab", "b", "ba"):
+        leases.take(rid, rid, 1)
+    leases.release_matching("a")
+    assert list(tree.held.values()) == ["b", "ba"]
+    leases.release_matching("")
+    assert (len(leases), tree.held) == (0, {})
+
+
+def test_of_an_emptied_tree_nothing_is_unlocked() -> None:
+    tree = Tree()
+    leases = EntryPins(tree, 100)
+    leases.take("a", object(), 1)
+    tree.held.clear()
+    leases.forget()
+    leases.release("a")
+    assert not leases.release_except(())
+    assert (len(leases), leases.tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_lock_has_exactly_one_unlock(clock: SimpleNamespace, seed: int) -> None:
+    """`Tree` raises if a receipt comes twice or with another node."""
+    chance, tree = random.Random(seed), Tree()
+    leases = EntryPins(tree, 60, seconds=5.0)
+    for _ in range(300):
+        clock.now += chance.random()
+        rid = f"{chance.randrange(12)}"
+        act = chance.choice([leases.take, leases.take, leases.release, leases.release_matching, None])
+        if act == leases.take:
+            leases.take(rid, object(), chance.randrange(1, 30))
+        elif act is None:
+            leases.release_except({f"{place}" for place in range(12) if chance.random() < 0.8})
+        else:
+            act(rid)
+        assert len(tree.held) == len(leases)
+        assert leases.tokens <= 60
+    leases.release_matching("")
+    assert tree.held == {}
+    assert tree.taken > 50
+
+
+def a_buffer(heads: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(100, heads, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_head_gets_its_own_tokens(heads: int, dtype: Any) -> None:
+    buffer = a_buffer(heads).to(dtype)
+    before = buffer.clone()
+    generator = torch.Generator().manual_seed(1)
+    slots = torch.randperm(100, generator=generator)
+    source, target = slots[:19], slots[19:27]
+    kept = torch.stack([torch.randperm(19, generator=generator)[:8].sort().values for _ in range(heads)])
+    entry_pins._copy(buffer, kept, source, target)
+    for head in range(heads):
+        for place in range(8):
+            assert torch.equal(buffer[target[place], head], before[source[kept[head, place]], head])
+    others = torch.ones(100, dtype=torch.bool)
+    others[target] = False
+    assert torch.equal(buffer[others], before[others])
+
+
+def mask_state(kept: np.ndarray[Any, Any]) -> ScoringState:
+    policy = SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK)
+    return ScoringState(compressed(plan=KvPlan(policy, kv_mask=KvMask(kept))), None)
+
+
+def random_mask(layers: int, heads: int) -> np.ndarray[Any, Any]:
+    kept = np.zeros((layers, heads, PROMPT_TOKENS), dtype=bool)
+    rng = np.random.default_rng(0)
+    for layer in range(layers):
+        for head in range(heads):
+            kept[layer, head, rng.permutation(PROMPT_TOKENS - 1)[:KEPT]] = True
+    kept[..., -1] = True
+    return kept
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_a_mask_is_what_each_layer_and_head_keeps(shape: tuple[int, int]) -> None:
+    mask, buffer = random_mask(*shape), a_buffer(2)
+    state, whole = mask_state(mask), np.broadcast_to(mask, (3, 2, PROMPT_TOKENS))
+    for layer in range(3):
+        positions = entry_pins.kept_positions(state, layer, buffer)
+        assert positions.dtype == torch.int64
+        assert positions.tolist() == [np.flatnonzero(head[:-1]).tolist() for head in whole[layer]]
+
+
+def test_the_final_token_of_a_mask_is_read_again_and_not_copied() -> None:
+    mask = random_mask(1, 1)
+    with_final, mask[..., -1] = mask.copy(), False
+    wanted = entry_pins.kept_positions(mask_state(with_final), 0, a_buffer(2))
+    assert torch.equal(entry_pins.kept_positions(mask_state(mask), 0, a_buffer(2)), wanted)
+
+
+def test_scores_are_what_each_layer_and_head_keeps() -> None:
+    kept = {layer: torch.tensor([[layer, 5], [1, 7]], dtype=torch.int32) for layer in range(2)}
+    state = ScoringState(compressed(), SimpleNamespace(kept=kept))  # type: ignore[arg-type]
+    positions = entry_pins.kept_positions(state, 1, a_buffer(2))
+    assert (positions.dtype, positions.tolist()) == (torch.int64, [[1, 5], [1, 7]])
+
+
+def test_neither_scores_nor_a_mask_is_a_defect() -> None:
+    with pytest.raises(AssertionError):
+        entry_pins.kept_positions(ScoringState(compressed(), None), 0, a_buffer(2))
+
+
+class Pool:
+    """Three layers of two heads; slots 30.. are free."""
+
+    def __init__(self) -> None:
+        self.keys = [a_buffer(2, layer) for layer in range(3)]
+        self.values = [a_buffer(2, 10 + layer) for layer in range(3)]
+        self.inserted: list[Any] = []
+        self.node = object()
+        self.token_to_kv_pool_allocator = self
+
+    def get_kvcache(self) -> Pool:
+        return self
+
+    def get_key_buffer(self, layer: int) -> torch.Tensor:
+        return self.keys[layer]
+
+    def get_value_buffer(self, layer: int) -> torch.Tensor:
+        return self.values[layer]
+
+    def insert(self, parameters: Any) -> Any:
+        self.inserted.append(parameters)
+        return SimpleNamespace(last_device_node=self.node)
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    declare_missing()
+    from sglang.srt.mem_cache import common
+
+    pool = Pool()
+    asked: list[int] = []
+    pool.free = torch.arange(30, 38, dtype=torch.int32)  # type: ignore[attr-defined]
+    pool.alloc = lambda tokens: pool.free  # type: ignore[attr-defined]
+    monkeypatch.setattr(common, "evict_from_tree_cache", lambda tree, tokens: asked.append(tokens))
+    table = torch.full((2, 60), 99, dtype=torch.int32)
+    table[0, : PROMPT_TOKENS + 2] = torch.arange(PROMPT_TOKENS + 2).flip(0) + 4
+    return SimpleNamespace(
+        tree_cache=pool,
+        token_to_kv_pool_allocator=pool,
+        req_to_token_pool=SimpleNamespace(req_to_token=table),
+        model_config=SimpleNamespace(num_hidden_layers=3),
+        pool=pool,
+        asked=asked,
+    )
+
+
+def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(scheduler: Any) -> None:
+    mask, pool = random_mask(3, 2), scheduler.pool
+    state, request = mask_state(mask), Request("s", holds_kv=True)
+    request.cache_salt = "salt"  # type: ignore[attr-defined]
+    before = [[buffer.clone() for buffer in buffers] for buffers in (pool.keys, pool.values)]
+    assert entry_pins.publish(scheduler, request, state) is pool.node
+    assert scheduler.asked == [KEPT]
+    row = scheduler.req_to_token_pool.req_to_token[0]
+    for buffers, copies in zip((pool.keys, pool.values), before, strict=True):
+        for layer in range(3):
+            for head in range(2):
+                positions = np.flatnonzero(mask[layer, head, :-1])
+                assert torch.equal(buffers[layer][30:38, head], copies[layer][row[positions].long(), head])
+            assert torch.equal(buffers[layer][:30], copies[layer][:30])
+    (inserted,) = pool.inserted
+    assert (inserted.value.dtype, inserted.value.tolist()) == (torch.int64, list(range(30, 38)))
+    assert (inserted.key.token_ids, inserted.key.extra_key) == (array("q", range(KEPT)), "entry")
+    assert inserted.key.cache_salt == "salt"
+
+
+def test_slots_of_an_entry_that_cannot_be_made_are_free_again(scheduler: Any) -> None:
+    pool, freed = scheduler.pool, []
+    pool.free, slots = freed.append, pool.free
+    pool.alloc = lambda tokens: slots
+    broken = ScoringState(compressed(), SimpleNamespace(kept={0: torch.zeros(2, KEPT, dtype=torch.int32)}))  # type: ignore[arg-type]
+    with pytest.raises(KeyError):
+        entry_pins.publish(scheduler, Request("s", holds_kv=True), broken)
+    assert len(freed) == 1 and torch.equal(freed[0], slots)
+    assert pool.inserted == []
+
+
+def test_without_room_nothing_is_published(scheduler: Any) -> None:
+    pool = scheduler.pool
+    pool.free = None
+    before = [buffer.clone() for buffer in pool.keys]
+    assert entry_pins.publish(scheduler, Request("s", holds_kv=True), mask_state(random_mask(1, 1))) is None
+    assert pool.inserted == []
+    assert all(torch.equal(one, other) for one, other in zip(pool.keys, before, strict=True))
