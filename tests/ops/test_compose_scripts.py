@@ -16,12 +16,12 @@ from presift.orchestrator.access.api_keys import entry_of
 from presift.orchestrator.access.key_file import load_keys
 from presift.rpc.tokens import tokens_of
 
-from .compose_files import OBSERVABILITY, ROOT, TLS, stack
+from .sources import BASE, OPS, TLS, config
 from .test_images import script
 
-keys = script(ROOT / "ops" / "compose" / "keys.py")
-certificates = script(ROOT / "ops" / "compose" / "certificates.py")
-models = script(ROOT / "ops" / "compose" / "models.py")
+keys = script(OPS / "compose" / "keys.py")
+certificates = script(OPS / "compose" / "certificates.py")
+models = script(OPS / "compose" / "models.py")
 
 
 @pytest.fixture
@@ -206,18 +206,19 @@ def test_certificates_of_another_authority_are_replaced(tmp_path):
 
 def test_a_caller_gets_its_three_files(tmp_path):
     certificates.make(tmp_path)
-    command = [sys.executable, ROOT / "ops/compose/certificates.py", tmp_path, "export"]
+    command = [sys.executable, OPS / "compose/certificates.py", tmp_path, "export"]
     done = subprocess.run(command, capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         assert archive.getnames() == ["ca.pem", "cert.pem", "key.pem"]
 
 
 def test_every_role_of_the_tls_layer_gets_its_certificate():
-    services = stack(("compose.yaml", OBSERVABILITY, TLS))["services"]
-    mounted = {each.split(":")[1].rpartition("/")[2] for each in services["certificates"]["volumes"]}
+    services = config(files=(BASE, TLS))["services"]
+    mounted = {each["target"].rpartition("/")[2] for each in services["certificates"]["volumes"]}
     assert mounted == {*certificates.ROLES, "authority"}
     for role in set(certificates.ROLES) - {"caller"}:
-        assert f"{role}-certificate:/certificates:ro" in services[role]["volumes"]
+        sources = {each["target"]: each["source"] for each in services[role]["volumes"]}
+        assert sources["/certificates"] == f"{role}-certificate"
 
 
 def test_a_model_of_ones_own_is_left_alone(tmp_path, capsys):

@@ -10,7 +10,7 @@ import audit
 import licences
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LISTS = tomllib.loads(licences.ALLOW_LIST.read_text())
 NAMES = {
     "MIT": True,
