@@ -353,6 +353,14 @@ def _images(objects):
     return [inside["image"] for each in of_kind(objects, "Deployment", "Job") for inside in containers(each)]
 
 
+def test_the_examples_lines_for_the_prometheus_operator_set_its_label(mine):
+    path = mine / "example/services/kustomization.yaml"
+    path.write_text(re.sub(r"(?m)^# (components|labels): ", r"\1: ", path.read_text()))
+    objects = rendered(path.parent)
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert named(objects, kind, "presift")["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+
+
 def test_a_changed_setting_rolls_its_own_pods(mine):
     """The name of a config map holds a digest of its content."""
     path = mine / "overlays/cpu/kustomization.yaml"
