@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,39 @@ def _rendered(folder: Path) -> list[Object]:
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
-def put(thing: Any, path: str | list[str | int], value: Any) -> None:
-    """Plant a fault: set the field at `path` (a list, or words with dots between); None deletes it."""
-    *way, last = path.split(".") if isinstance(path, str) else path
-    for step in way:
-        thing = thing[int(step) if isinstance(thing, list) else step]
-    key = int(last) if isinstance(thing, list) else last
+def get(thing: Any, path: str) -> Any:
+    """The field at `path`, words with blanks between; None if it is missing."""
+    for step in path.split():
+        if isinstance(thing, list) and int(step) < len(thing):
+            thing = thing[int(step)]
+        else:
+            thing = thing.get(step) if isinstance(thing, dict) else None
+    return thing
+
+
+def put(thing: Any, path: str, value: Any) -> None:
+    """Plant a fault: set the field at `path`, or delete it if `value` is None."""
+    way, _, last = path.rpartition(" ")
+    inside = get(thing, way) if way else thing
+    key = int(last) if isinstance(inside, list) else last
     if value is None:
-        del thing[key]
+        del inside[key]
     else:
-        thing[key] = value
+        inside[key] = value
+
+
+def wrong(things: Mapping[str, Any], fields: Iterable[tuple[str, str, Any]]) -> Iterator[str]:
+    """The fields (name of a thing, path, the only right value) that have another value."""
+    for name, path, value in fields:
+        if (found := get(things[name], path)) != value:
+            yield f"{name}: {path} is {found}, not {value}"
+
+
+def unguarded(things: Mapping[str, Any], fields: Iterable[tuple[str, str, Any]]) -> Iterator[str]:
+    """The fields in which a planted fault is not found."""
+    fields = list(fields)
+    for name, path, value in fields:
+        put(things[name], path, "planted")
+        if len(list(wrong(things, fields))) != 1:
+            yield f"{name}: {path}"
+        put(things[name], path, value)

@@ -8,22 +8,8 @@ import re
 
 import pytest
 
-from .sources import (
-    BASE,
-    DRAIN_S,
-    HTTP_PORT,
-    OBSERVABILITY,
-    PORTS,
-    PROJECT,
-    ROLES,
-    ROOT,
-    STACKS,
-    TLS,
-    config,
-    environment_faults,
-    put,
-    variable,
-)
+from . import sources
+from .sources import BASE, DRAIN_S, HTTP_PORT, OBSERVABILITY, PORTS, PROJECT, ROLES, ROOT, STACKS, TLS, config, variable
 
 TWINS = {"draft-gpu": "draft", "target-gpu": "target"}
 PRESIFT = {role: role for role in ROLES} | TWINS
@@ -36,7 +22,7 @@ def addressing(services, files):
     """Ports, addresses, settings and health checks of presift's own services."""
     for name, role in PRESIFT.items():
         service, has_tls = services[name], TLS in files
-        yield from environment_faults(role, service["environment"], metrics=OBSERVABILITY in files)
+        yield from sources.environment_faults(role, service["environment"], metrics=OBSERVABILITY in files)
         test, probe = service["healthcheck"]["test"], ["CMD", "python", "-m", "presift.rpc.probe"]
         if test[:5] != [*probe, f"127.0.0.1:{PORTS[role]}"] or ("--ca" in test) != has_tls:
             yield f"{name}: healthcheck is {test}"
@@ -45,6 +31,8 @@ def addressing(services, files):
         drain_s = float(service["environment"].get(variable(role, "DRAIN_S"), DRAIN_S[role]))
         if float(service["stop_grace_period"].removesuffix("s")) <= drain_s:
             yield f"{name}: has {service['stop_grace_period']} to stop and drains for {drain_s} s"
+        if (service["environment"].get(variable(role, "DEVICE")) == "cuda") != (name in TWINS):
+            yield f"{name}: runs on the wrong device"
         if name != role and service["networks"]["inner"]["aliases"] != [role]:
             yield f"{name}: is not reached as {role}"
     running = {services[role]["environment"][variable(role, "MAX_RUNNING")] for role in ("target", "orchestrator")}
@@ -134,46 +122,45 @@ def test_every_layering_has_the_services(stack):
 
 # (rule, path of a field, its wrong value)
 PLANTED = [
-    (addressing, ["draft", "environment", "PRESIFT_DRAFT_LISTEN"], "0.0.0.0:50062"),
-    (addressing, ["orchestrator", "environment", "PRESIFT_ORCHESTRATOR_TARGET_ADDRESS"], "dns:///target:50054"),
-    (addressing, ["orchestrator", "environment", "PRESIFT_ORCHESTRATOR_HTTP_LISTEN"], "0.0.0.0:8080"),
-    (addressing, ["orchestrator", "environment", "PRESIFT_ORCHESTRATOR_API_KEYS_FILE"], None),
-    (addressing, ["target", "environment", "PRESIFT_TARGET_SERVICE_TOKEN_FILE"], None),
-    (addressing, ["target", "environment", "PRESIFT_TARGET_METRICS_LISTEN"], "0.0.0.0:9465"),
-    (addressing, ["draft", "environment", "PRESIFT_DRAFT_MODELS"], "/models/a"),
-    (addressing, ["draft-gpu", "environment", "PRESIFT_TARGET_DEVICE"], "cuda"),
-    (addressing, ["orchestrator", "environment", "PRESIFT_ORCHESTRATOR_DRAFT_TIMEOUT_S"], "soon"),
-    (addressing, ["draft", "environment", "PRESIFT_DRAFT_LOG_FORMAT"], "xml"),
-    (addressing, ["target", "environment", "PRESIFT_TARGET_TLS_CA"], "/certificates/ca.pem"),
-    (addressing, ["orchestrator", "environment", "PRESIFT_ORCHESTRATOR_MAX_RUNNING"], "64"),
-    (addressing, ["target", "healthcheck", "test", 4], "127.0.0.1:50052"),
-    (
-        addressing,
-        ["orchestrator", "healthcheck", "test"],
-        ["CMD", "python", "-m", "presift.rpc.probe", "127.0.0.1:50051"],
-    ),
-    (addressing, ["draft", "stop_grace_period"], "30s"),
-    (addressing, ["target-gpu", "networks", "inner", "aliases"], ["draft"]),
-    (openness, ["orchestrator", "ports", 1, "target"], 8080),
-    (openness, ["orchestrator", "ports", 0, "host_ip"], "0.0.0.0"),
-    (openness, ["draft", "ports"], [{"target": 50052, "host_ip": "127.0.0.1"}]),
-    (openness, ["cache", "networks", "front"], {}),
-    (openness, ["prometheus", "networks", "cache"], {}),
-    (hardening, ["tempo", "read_only"], False),
-    (hardening, ["cache", "cap_drop"], []),
-    (hardening, ["keys", "security_opt"], []),
-    (hardening, ["draft", "network_mode"], "host"),
-    (hardening, ["grafana", "deploy", "resources", "limits", "memory"], None),
-    (hardening, ["cache", "image"], "valkey/valkey:9.1.0-alpine"),
-    (mounting, ["target", "image"], "presift-draft:0.1.0"),
-    (hardening, ["models", "image"], "presift-models:0.0.9"),
-    (mounting, ["draft", "volumes", 0, "read_only"], False),
-    (mounting, ["target", "volumes", 1, "target"], "/keys/door"),
-    (starting, ["orchestrator", "depends_on", "cache", "condition"], "service_started"),
-    (starting, ["draft", "depends_on", "models", "condition"], "service_started"),
-    (starting, ["orchestrator", "depends_on", "keys"], None),
-    (starting, ["models", "restart"], "unless-stopped"),
-    (starting, ["orchestrator", "build"], {}),
+    (addressing, "draft environment PRESIFT_DRAFT_LISTEN", "0.0.0.0:50062"),
+    (addressing, "orchestrator environment PRESIFT_ORCHESTRATOR_TARGET_ADDRESS", "dns:///target:50054"),
+    (addressing, "orchestrator environment PRESIFT_ORCHESTRATOR_HTTP_LISTEN", "0.0.0.0:8080"),
+    (addressing, "orchestrator environment PRESIFT_ORCHESTRATOR_API_KEYS_FILE", None),
+    (addressing, "target environment PRESIFT_TARGET_SERVICE_TOKEN_FILE", None),
+    (addressing, "target environment PRESIFT_TARGET_METRICS_LISTEN", "0.0.0.0:9465"),
+    (addressing, "draft environment PRESIFT_DRAFT_MODELS", "/models/a"),
+    (addressing, "draft-gpu environment PRESIFT_TARGET_DEVICE", "cuda"),
+    (addressing, "orchestrator environment PRESIFT_ORCHESTRATOR_DRAFT_TIMEOUT_S", "soon"),
+    (addressing, "draft environment PRESIFT_DRAFT_LOG_FORMAT", "xml"),
+    (addressing, "target environment PRESIFT_TARGET_TLS_CA", "/certificates/ca.pem"),
+    (addressing, "orchestrator environment PRESIFT_ORCHESTRATOR_MAX_RUNNING", "64"),
+    (addressing, "target healthcheck test 4", "127.0.0.1:50052"),
+    (addressing, "orchestrator healthcheck test 7", "--insecure"),
+    (addressing, "draft environment PRESIFT_DRAFT_TLS_CERT", None),
+    (addressing, "target-gpu environment PRESIFT_TARGET_DEVICE", "cpu"),
+    (addressing, "draft stop_grace_period", "30s"),
+    (addressing, "target-gpu networks inner aliases", ["draft"]),
+    (openness, "orchestrator ports 1 target", 8080),
+    (openness, "orchestrator ports 0 host_ip", "0.0.0.0"),
+    (openness, "draft ports", [{"target": 50052, "host_ip": "127.0.0.1"}]),
+    (openness, "cache networks front", {}),
+    (openness, "prometheus networks cache", {}),
+    (hardening, "tempo read_only", False),
+    (hardening, "cache privileged", True),
+    (hardening, "cache cap_drop", []),
+    (hardening, "keys security_opt", []),
+    (hardening, "draft network_mode", "host"),
+    (hardening, "grafana deploy resources limits memory", None),
+    (hardening, "cache image", "valkey/valkey:9.1.0-alpine"),
+    (mounting, "target image", "presift-draft:0.1.0"),
+    (hardening, "models image", "presift-models:0.0.9"),
+    (mounting, "draft volumes 0 read_only", False),
+    (mounting, "target volumes 1 target", "/keys/door"),
+    (starting, "orchestrator depends_on cache condition", "service_started"),
+    (starting, "draft depends_on models condition", "service_started"),
+    (starting, "orchestrator depends_on keys", None),
+    (starting, "models restart", "unless-stopped"),
+    (starting, "orchestrator build", {}),
 ]
 
 
@@ -185,7 +172,7 @@ def whole():
 @pytest.mark.parametrize(("rule", "path", "value"), PLANTED)
 def test_a_planted_fault_is_found(whole, rule, path, value):
     broken = copy.deepcopy(whole)
-    put(broken, path, value)
+    sources.put(broken, path, value)
     assert list(rule(broken, STACKS[-1]))
 
 
