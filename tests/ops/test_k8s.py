@@ -67,14 +67,15 @@ def fields(objects):
     for role in ROLES:
         yield from _fields_of(role, setting(objects, role, "device"), setting(objects, role, "threads"))
     ports = {"draft": ["grpc"], "target": ["grpc"], "orchestrator": ["grpc", "http"], "cache": ["redis"]}
-    numbers = {"http": sources.HTTP_PORT, "redis": sources.CACHE_PORT}
+    numbers = {"http": sources.HTTP_PORT, "redis": sources.CACHE_PORT, "metrics": sources.METRICS_PORT}
     for role, names in ports.items():
+        inside = [*names, *(["metrics"] if role in ROLES else [])]
+        opened = [{"name": name, "containerPort": numbers.get(name, PORTS.get(role))} for name in inside]
+        yield f"Deployment/{role}", f"{POD} containers 0 ports", opened
         yield f"Service/{role}", f"spec selector {LABEL}", role
         for place, name in enumerate(names):
-            number = numbers.get(name, PORTS.get(role))
-            yield f"Service/{role}", f"spec ports {place} port", number
+            yield f"Service/{role}", f"spec ports {place} port", numbers.get(name, PORTS.get(role))
             yield f"Service/{role}", f"spec ports {place} targetPort", name
-            yield f"Deployment/{role}", f"{POD} containers 0 ports {place}", {"name": name, "containerPort": number}
     yield "Deployment/cache", f"{POD} containers 0 image", sources.env_file()["VALKEY_IMAGE"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         yield "Deployment/cache", f"{POD} containers 0 {probe} exec command", ["valkey-cli", "ping"]
@@ -82,20 +83,14 @@ def fields(objects):
 
 def _fields_of(role, device, threads):
     """Of a service of presift, on that device, with so many threads."""
-    inside, metrics = f"{POD} containers 0", {"name": "metrics", "containerPort": sources.METRICS_PORT}
-    image = f"presift-{role}:{sources.PROJECT['version']}" + ("-gpu" if device == "cuda" else "")
-    values = {
-        "image": image,
-        f"ports {2 if role == 'orchestrator' else 1}": metrics,
-        "startupProbe grpc port": PORTS[role],
-    }
-    values |= {"readinessProbe grpc": {"port": PORTS[role]}}
+    values = {"image": f"presift-{role}:{sources.PROJECT['version']}" + ("-gpu" if device == "cuda" else "")}
+    values |= {"startupProbe grpc port": PORTS[role], "readinessProbe grpc": {"port": PORTS[role]}}
     # Restarted only if the process hangs, not while its model or target is missing.
     values |= {"livenessProbe grpc": {"port": PORTS[role], "service": "liveness"}}
     values |= {"volumeMounts 0 mountPath": "/models", "volumeMounts 0 readOnly": True}
     values |= {"resources limits nvidia.com/gpu": "1"} if device == "cuda" else {}
     values |= {"resources requests cpu": threads} if device == "cpu" else {}
-    yield from ((f"Deployment/{role}", f"{inside} {path}", value) for path, value in values.items())
+    yield from ((f"Deployment/{role}", f"{POD} containers 0 {path}", value) for path, value in values.items())
     yield f"PodDisruptionBudget/{role}", "spec maxUnavailable", 1
     yield f"PodDisruptionBudget/{role}", f"spec selector matchLabels {LABEL}", role
     if role != "orchestrator":
