@@ -243,3 +243,15 @@ def secrets_in(text):
 def test_no_secret_is_in_the_files():
     assert secrets_in("PRESIFT_SERVICE_TOKEN: 0123456789abcdef") and secrets_in("password=letmein!!")
     assert {file: found for file in (*STACKS[-1], ".env") if (found := secrets_in((ROOT / file).read_text()))} == {}
+
+
+def unused_variables(text):
+    """Variables of .env that no compose file reads, except for Compose's own."""
+    own = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
+    return sources.env_file().keys() - set(re.findall(r"\$\{(\w+)\}", text)) - own
+
+
+def test_every_variable_of_env_reaches_a_service():
+    text = "".join((ROOT / file).read_text() for file in STACKS[-1])
+    assert unused_variables(text) == set()
+    assert unused_variables(text.replace("${CACHE_TIMEOUT_S}", "1")) == {"CACHE_TIMEOUT_S"}
