@@ -460,6 +460,7 @@ def test_a_house_has_one_of_each_by_default():
 async def test_by_name(house):
     """The system's own resolver; localhost may have a record where nobody listens."""
     from presift.orchestrator.backends.remote import TargetClient
+
     from presift.orchestrator.domain.ports import Usage
     from presift.orchestrator.domain.request import Sampling
 

@@ -10,10 +10,9 @@ from presift.core.spans import Span, must_keep
 from presift.draft.compress import compress
 from presift.draft.request import Limits, parse
 from presift.draft.scorer import Cancel
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions, TokenizedPrompt
 from presift.orchestrator.planning.kv_plan import kv_plan_of
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
-from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.routing.choice import Defaults, Facts, RouteChoice
 from presift.orchestrator.routing.router import choose
 from presift.rpc import codec
@@ -46,7 +45,10 @@ def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> R
 )
 def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_scorer, prompt):  # noqa: PLR0917
     scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
-    choice, tokens = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page), TokenizedPrompt(ids, SPANS)
+    choice, tokens = (
+        routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page),
+        TokenizedPrompt(ids, SPANS),
+    )
     policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)

@@ -13,10 +13,10 @@ from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span, covered, moved, must_keep
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.kv_plan import kv_plan_of
 from presift.orchestrator.planning.plan_builder import TokenizedPrompt, continued_plan, plan_of, turn_of
-from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
 

@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from presift.orchestrator.planning.prefill import Prefiller
 from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.orchestrator.planning.prefill import Prefiller
 
 
 def tokens(*ids, salt="salt"):

@@ -7,9 +7,8 @@ import pytest
 
 from presift.core.plan import ModelInfo
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef
-from presift.orchestrator.domain.request import Budget, KvOptions
+from presift.orchestrator.domain.request import Budget, KvOptions, TokenizedPrompt
 from presift.orchestrator.planning.replica_picker import ReplicaPicker, is_much_sooner
-from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.routing.candidates import Question
 from presift.orchestrator.routing.cost_model import Forecast, QueuedWork
 
