@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import yaml
 from dotenv import dotenv_values
-from presift.orchestrator.settings import OrchestratorSettings
 from pydantic import ValidationError
 
 from presift.draft.settings import DraftSettings
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.target.settings import TargetSettings
 
 ROOT = Path(__file__).parents[2]
