@@ -19,10 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from presift.cache.circuit_breaker import CircuitBreaker
 from presift.cache.store import CacheLimits, Outcome
 from presift.cache.timeout import loop_aware_timeout
 from presift.core.errors import InvalidRequest
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RedisClient:
     def __init__(self, url: str, limits: CacheLimits) -> None:
         self._pool = _pool(url, limits)
         self._client = Redis.from_pool(self._pool)
-        self._guard = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
+        self._breaker = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
 
     @property
     def pool(self) -> BlockingConnectionPool:
@@ -67,21 +67,21 @@ class RedisClient:
     async def attempt(self, call: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         """What `call` makes of the server's replies within `timeout_s`, our own delays not counted; or
         CacheUnavailable."""
-        began_s = self._guard.begin()
+        began_s = self._breaker.begin()
         if began_s is None:
             raise CacheUnavailable(Outcome.SKIPPED)
         try:
             async with loop_aware_timeout(timeout_s):
                 reply = await call()
         except ResponseError as error:  # it said no, but it is there and quick: no reason to rest
-            self._guard.succeeded()
+            self._breaker.record_success()
             _log.debug("cache command refused: %s", type(error).__name__)
             raise CacheUnavailable(Outcome.ERROR, str(error).startswith("WRONGTYPE")) from None
         except Exception as error:  # whatever a broken server or network makes the client raise is a miss
             self._note_failure(error, began_s)
             timed_out = isinstance(error, (TimeoutError, RedisTimeoutError))
             raise CacheUnavailable(Outcome.TIMEOUT if timed_out else Outcome.ERROR) from None
-        self._guard.succeeded()
+        self._breaker.record_success()
         return reply
 
     async def aclose(self) -> None:
@@ -91,10 +91,10 @@ class RedisClient:
                 await self._client.aclose()
 
     def _note_failure(self, error: Exception, began_s: float) -> None:
-        was_resting = self._guard.is_resting
-        self._guard.failed(began_s)
-        begins_rest = self._guard.is_resting and not was_resting
-        _log.log(logging.WARNING if begins_rest else logging.DEBUG, "cache unreachable: %s", type(error).__name__)
+        was_closed = self._breaker.state is BreakerState.CLOSED
+        self._breaker.record_failure(began_s)
+        opens = was_closed and self._breaker.state is not BreakerState.CLOSED
+        _log.log(logging.WARNING if opens else logging.DEBUG, "cache unreachable: %s", type(error).__name__)
 
 
 def _pool(url: str, limits: CacheLimits) -> BlockingConnectionPool:

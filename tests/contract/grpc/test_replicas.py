@@ -11,8 +11,9 @@ import pytest
 from presift.core.errors import Overloaded
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.rpc.circuit_breaker import BreakerState
 from presift.rpc.pool import replica as replica_module
-from presift.rpc.pool.circuit_breaker import FAILURES, BreakerState
+from presift.rpc.pool.pool import FAILURES
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES, Options, request

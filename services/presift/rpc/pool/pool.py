@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any, Generic
 
 from presift.core.errors import PresiftError
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool.balancer import ReplicaRing, in_order
-from presift.rpc.pool.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool.health import watch
 from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
@@ -24,6 +24,8 @@ from presift.telemetry.metrics import count
 
 RESOLVE_EVERY_S = 5.0
 _FIRST_WITHIN_S = 5.0
+# A replica's circuit breaker opens after so many failures in a row, for so many seconds.
+FAILURES, OPEN_S = 5, 5.0
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +153,8 @@ class ReplicaPool(Generic[S, I]):
 
     def _made(self, address: str) -> Replica[S, I]:
         channel, stub = self._service.connect(address, self.is_alone)
-        return Replica(address, channel, stub, CircuitBreaker(address, partial(self._breaker_moved, address)))
+        breaker = CircuitBreaker(FAILURES, OPEN_S, partial(self._breaker_moved, address))
+        return Replica(address, channel, stub, breaker)
 
     def _breaker_moved(self, address: str, to: BreakerState) -> None:
         count("presift.replica.breaker", role=self._service.role, to=to.value)

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from presift.rpc.pool.circuit_breaker import BreakerState, CircuitBreaker
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 
 S = TypeVar("S")  # the service's stub
 I = TypeVar("I")  # what it says of itself  # noqa: E741
@@ -104,25 +104,25 @@ class Replica(Generic[S, I]):
             yield
         except asyncio.CancelledError:
             if self._words == words and monotonic() - began >= _LEAST_PATIENCE_S:
-                self.breaker.failed()
+                self.breaker.record_failure(began)
             raise
         except grpc.aio.AioRpcError as failure:
-            self._judge(failure.code(), timeout_s)
+            self._judge(failure.code(), timeout_s, began)
             raise
         self._answered()
 
-    def _judge(self, code: grpc.StatusCode, timeout_s: float | None) -> None:
+    def _judge(self, code: grpc.StatusCode, timeout_s: float | None, began: float) -> None:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             if timeout_s is not None and timeout_s >= _LEAST_PATIENCE_S:
-                self.breaker.failed()
+                self.breaker.record_failure(began)
         elif code is grpc.StatusCode.UNAVAILABLE:
-            self.breaker.failed()
+            self.breaker.record_failure(began)
         else:
             self._answered()
 
     def _answered(self) -> None:
         self.spoke()
-        self.breaker.answered()
+        self.breaker.record_success()
 
     def standing(self, role: str) -> ReplicaStatus:
         """How it stands now."""

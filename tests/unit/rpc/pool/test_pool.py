@@ -1,6 +1,7 @@
 """The fleet over a name: who joins, who leaves, who is let go. Channels are fakes: none connects."""
 
 import asyncio
+import time
 from contextvars import ContextVar
 from unittest.mock import Mock
 
@@ -8,8 +9,8 @@ import grpc
 import pytest
 
 from presift.core.errors import DraftUnavailable
+from presift.rpc.circuit_breaker import BreakerState
 from presift.rpc.pool import pool as fleet_module
-from presift.rpc.pool.circuit_breaker import BreakerState
 from presift.rpc.pool.pool import ReplicaPool
 from presift.rpc.pool.replica import ReplicaInfo
 from presift.rpc.pool.resolver import DnsName, StaticAddresses
@@ -215,10 +216,10 @@ async def test_where_all_breakers_are_open_all_are_asked(build):
     await settle(lambda: len(fleet.usable()) == 2)
     first, second = fleet.usable()
     for _ in range(5):
-        first.breaker.failed()
+        first.breaker.record_failure(time.monotonic())
     assert fleet.usable() == [second]
     for _ in range(5):
-        second.breaker.failed()
+        second.breaker.record_failure(time.monotonic())
     assert fleet.usable() == [first, second]
 
 

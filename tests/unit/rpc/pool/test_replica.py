@@ -6,14 +6,15 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool import replica as replica_module
-from presift.rpc.pool.circuit_breaker import FAILURES, BreakerState, CircuitBreaker
+from presift.rpc.pool.pool import FAILURES, OPEN_S
 from presift.rpc.pool.replica import Replica, ReplicaStatus
 
 
 @pytest.fixture
 def replica():
-    return Replica("a:1", Mock(), Mock(), CircuitBreaker("a:1", lambda to: None))
+    return Replica("a:1", Mock(), Mock(), CircuitBreaker(FAILURES, OPEN_S))
 
 
 def failing(name):
