@@ -8,11 +8,11 @@ from presift.orchestrator.planning.draft_stage import draft_share_s
 from presift.orchestrator.routing.choice import Facts
 from presift.orchestrator.routing.cost_model import CostCurve, QueuedWork, StageCosts, SystemState
 from presift.orchestrator.routing.forecast import answering_s
-from presift.rpc.deadline import Deadline
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 
 def test_no_deadline_never_passes():
-    assert Deadline.within(None).left_s() is None
+    assert Deadline.within(None).left_s() is None and NO_DEADLINE.remaining_s is None
 
 
 def test_what_is_left_shrinks_and_then_nothing_goes_on():
@@ -20,6 +20,8 @@ def test_what_is_left_shrinks_and_then_nothing_goes_on():
     for passed in (0.0, -1.0):
         with pytest.raises(DeadlineExceeded):
             Deadline.within(passed).left_s()
+        assert Deadline.within(passed).remaining_s == 0.0
+    assert 0.0 < Deadline.within(50.0).remaining_s <= 50.0
 
 
 @pytest.mark.parametrize(
