@@ -24,14 +24,14 @@ from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
 from presift.draft.scorer import Cancel, Scored, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
-from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.config.policy_settings import PolicySettings, policy_defaults
 from presift.orchestrator.prompt.loader import load_bridge
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer, Tokenized
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
-DEFAULTS = OrchestratorSettings.model_construct().defaults()
+DEFAULTS = policy_defaults(PolicySettings())
 
 
 def first_capacity(prompt_tokens: int) -> int:

@@ -8,11 +8,14 @@ from typing import Protocol
 
 from presift.cache.factory import open_build_lock, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome
-from presift.orchestrator.admission.admission import Admission
+from presift.core.errors import PresiftError
+from presift.orchestrator.admission.admission import Admission, QueueLimits
 from presift.orchestrator.admission.factory import open_usage_limits
 from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.backends.remote import DraftClient, TargetClient
+from presift.orchestrator.config.backend_settings import QualitySettings
+from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS
@@ -32,7 +35,9 @@ from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.quality.shadow_answers import ShadowAnswers
-from presift.orchestrator.routing.quality_gate import QualityGate
+from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
+from presift.rpc.security.certificates import TlsFiles
+from presift.rpc.security.peer import Peer
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.metrics import count
 
@@ -62,9 +67,9 @@ def build_app(settings: OrchestratorSettings, terms: PolicySource) -> App:
     """Connects to nothing yet. Raises PresiftError for settings that cannot hold or a tokenizer that is not there."""
     message_bytes = settings.max_message_mib * 2**20
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
-    store = open_store(settings.cache_url_in_force(), limits, _count_cache)
+    store = open_store(settings.resolved_cache_url(), limits, _count_cache)
     lease = open_build_lock(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
-    peer = settings.peer()
+    peer = model_service_peer(settings)
     draft = DraftClient(settings.draft_address, message_bytes, peer, hedge_after_s=settings.draft_hedge_after_s)
     target = TargetClient(settings.target_address, message_bytes, peer)
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
@@ -73,7 +78,7 @@ def build_app(settings: OrchestratorSettings, terms: PolicySource) -> App:
     models = ModelRegistry(draft, target, tokenizer.fingerprint(), foreign)
     scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
     compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s)
-    economy, switches = _economy(settings, lambda: draft.width), QualityGate(settings.thresholds())
+    economy, switches = _economy(settings, lambda: draft.width), QualityGate(quality_thresholds(settings))
     cases = RequestReader(
         tokenizer, models, terms, economy, switches=switches, usher=ReplicaPicker(target, models, economy)
     )
@@ -81,14 +86,15 @@ def build_app(settings: OrchestratorSettings, terms: PolicySource) -> App:
     planner = Planner(
         cases, models, compressor, economy, prefiller=prefiller, turns=SelectionStore(settings.turn_memory)
     )
-    defaults = settings.defaults()
+    defaults = policy_defaults(settings)
     answers = ShadowAnswers(target, DraftStage(models, compressor), compressor, economy, defaults=defaults)
     guard = QualityGuard(answers.compare, Sampler(settings.guard_share, settings.guard_max_new_tokens), switches)
     calibration = Calibration(draft, target, models, defaults, economy, limit_s=settings.calibration_limit_s)
     if not (settings.calibrate and settings.learn_speeds):
         calibration.stop()
-    counts = open_usage_limits(settings.cache_url_in_force(), settings.limits_timeout_s, settings.limits_on_trouble)
-    admission = Admission(settings.admission_limits())
+    counts = open_usage_limits(settings.resolved_cache_url(), settings.limits_timeout_s, settings.limits_on_trouble)
+    waiting_bytes = settings.max_waiting_mib * 2**20
+    admission = Admission(QueueLimits(settings.max_running, settings.max_waiting, waiting_bytes))
     pipeline = Pipeline(
         planner,
         tokenizer,
@@ -101,6 +107,25 @@ def build_app(settings: OrchestratorSettings, terms: PolicySource) -> App:
     )
     parts = (calibration, guard, models, draft, target, counts, store)
     return App(pipeline, models, calibration, parts, gauges_of(pipeline, models, lease, counts.allowances))
+
+
+def model_service_peer(settings: OrchestratorSettings) -> Peer:
+    """How to reach draft and target. Raises PresiftError for settings that contradict each other."""
+    files = TlsFiles(settings.peer_cert, settings.peer_key, settings.peer_ca, ("peer_cert", "peer_key", "peer_ca"))
+    if files.ca is None and (files.cert is not None or settings.peer_name_override):
+        raise PresiftError("peer_cert and peer_name_override need peer_ca")
+    return Peer(None if files.ca is None else files, settings.peer_name_override, settings.tokens())
+
+
+def quality_thresholds(settings: QualitySettings) -> Thresholds:
+    """When the quality guard switches a route off and on. Raises InvalidRequest for thresholds that contradict."""
+    return Thresholds(
+        settings.guard_off_below,
+        settings.guard_on_above,
+        settings.guard_least_samples,
+        settings.guard_window,
+        settings.guard_switches,
+    )
 
 
 def _economy(settings: OrchestratorSettings, drafts: Callable[[], int]) -> CostEstimator:

@@ -110,7 +110,7 @@ def _demand(length: Length, workload: Workload, wish: Wish, speeds: StageCosts, 
         supported=frozenset(Route),
         outlook=SystemState(speeds, reads_beside=True),
     )
-    choice = choose(wish.route, terms.budget_over(wish.budget), KvOptions(), facts, defaults)
+    choice = choose(wish.route, terms.complete_budget(wish.budget), KvOptions(), facts, defaults)
     assert choice.forecast is not None
     work = choice.forecast
     scores_kv = choice.route in KV_DROPPING_ROUTES

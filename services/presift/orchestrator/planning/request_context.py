@@ -78,8 +78,8 @@ class RequestReader:
         if spend is not None:
             await spend(int(tokens.ids.size))
         origin = TokenizedPrompt(tokens, target.model, tokenize_ms)
-        terms = self._terms.table.terms_for(int(tokens.ids.size), target.model.id, request.tenant)
-        request = replace(request, budget=terms.budget_over(request.budget))
+        terms = self._terms.table.lookup(int(tokens.ids.size), target.model.id, request.tenant)
+        request = replace(request, budget=terms.complete_budget(request.budget))
         facts = self._facts(request, tokens, target, terms.defaults)
         return self._seated(RequestContext(request, terms.defaults, origin, facts, started - waited_s))
 
@@ -104,7 +104,7 @@ class RequestReader:
 
     def is_tighter(self, plan: Plan, case: RequestContext) -> bool:
         """Whether less is kept than everyone gets who asks for nothing."""
-        everyones = self._terms.table.terms_for(case.facts.prompt_tokens, case.origin.target.id)
+        everyones = self._terms.table.lookup(case.facts.prompt_tokens, case.origin.target.id)
         policy = plan.decision.policy if plan.avoided is None else plan.avoided.policy
         return policy is not None and is_tighter(policy, everyones, case.facts.kv_page_tokens)
 
