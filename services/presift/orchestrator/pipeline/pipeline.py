@@ -154,7 +154,7 @@ class Pipeline:
             kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
         if not isinstance(prompt, TokenIds):
-            text, offsets = await asyncio.to_thread(self._tokenizer.located, prompt)
+            text, offsets = await asyncio.to_thread(self._tokenizer.render_with_offsets, prompt)
         # A span of every token takes a quarter of a second at 50,000: others stream meanwhile.
         spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
