@@ -100,7 +100,7 @@ class Pipeline:
     async def _answer(
         self, request: Request, deadline: Deadline, allowance: Quota, measure: RequestMetrics
     ) -> AsyncGenerator[Event, None]:
-        with self.guard.calm.stirred() as calmed, ExitStack() as held:
+        with self.guard.idle_gate.busy() as first_token, ExitStack() as held:
             async with self._place(request, deadline) as place:
                 spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
                 plan = await self.plan(request, deadline.left_s(), place.waited_s, spend=spend, held=held)
@@ -111,7 +111,7 @@ class Pipeline:
                 answer = self._decode(plan, request, deadline.left_s(), measure, place)
                 async with aclosing(buffered(answer, joined)) as events:
                     async for event in events:
-                        calmed()
+                        first_token()
                         self._hear(sample, event)
                         yield event
 
@@ -149,7 +149,7 @@ class Pipeline:
     async def _explained(self, request: Request, detail: Detail, deadline: Deadline, allowance: Quota) -> Explanation:
         self._caller_is_here()
         spend = partial(allowance.spend, max_new_tokens=0)
-        with self.guard.calm.stirred():
+        with self.guard.idle_gate.busy():
             plan = await self._planner.explain(request, self.target_info(), spend)
             kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
         prompt, text, offsets = request.prompt, "", None
@@ -173,7 +173,7 @@ class Pipeline:
         if sample is None:
             return
         if isinstance(event, Delta):
-            sample.hear(event.token_ids)
+            sample.on_delta(event.token_ids)
         else:
             self.guard.offer(sample)
 

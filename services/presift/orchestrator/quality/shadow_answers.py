@@ -1,4 +1,4 @@
-"""Answers one prompt twice in the background, in full and compressed, without touching callers' metrics."""
+"""Answers a sampled prompt in full and compressed, in the background, without counting as a caller's request."""
 
 from __future__ import annotations
 
@@ -19,61 +19,61 @@ from presift.orchestrator.routing.agreement import Agreement, agreement
 from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice
 from presift.orchestrator.routing.decision import Plan
 
-_IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "the quality guard's")
+_IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "quality guard")
 
 
 class ShadowAnswers:
-    """Answers both ways under the caller's salt: what a shadow reads may serve the same tenant, and vice versa."""
+    """Uses the caller's salt, so that shadows and requests of one tenant share caches, and tenants do not."""
 
     def __init__(
         self,
         target: Target,
-        drafter: DraftStage,
+        draft_stage: DraftStage,
         compressor: Compressor,
-        economy: CostEstimator,
+        estimator: CostEstimator,
         *,
         defaults: Defaults,
     ) -> None:
         self._target = target
-        self._drafter = drafter
+        self._draft_stage = draft_stage
         self._compressor = compressor
-        self._economy = economy
-        self._defaults = defaults  # for what depends on the draft alone: no policy file changes that
+        self._estimator = estimator
+        self._defaults = defaults  # only for what depends on the draft, which no policy file changes
 
     async def compare(self, sample: Sample) -> Agreement:
-        """What the caller has not been answered already is answered now. Raises what draft and target ports raise."""
+        """Compares both answers; generates what the caller did not get. Raises what draft and target ports raise."""
         compressed = sample.answer_by(sample.route)
         if compressed is None:
-            compressed = await self._answer(await self._compressed(sample), sample.sampling)
+            compressed = await self._answer(await self._compressed_plan(sample), sample.sampling)
         full = sample.answer_by(Route.FULL)
         if full is None:
-            in_full = replace(plan_of(_IN_FULL, None, 0.0, _origin(sample.plan)), at=sample.plan.at)
-            full = await self._answer(in_full, sample.sampling)
+            full_plan = replace(plan_of(_IN_FULL, None, 0.0, _prompt(sample.plan)), at=sample.plan.at)
+            full = await self._answer(full_plan, sample.sampling)
         return agreement(compressed, full)
 
-    async def _compressed(self, sample: Sample) -> Plan:
-        """The plan that the caller's request had, or would have had."""
+    async def _compressed_plan(self, sample: Sample) -> Plan:
+        """The plan of the caller's request or, if its route was switched off, the one it would have had."""
         plan, avoided = sample.plan, sample.plan.avoided
         if avoided is None:
             return plan
-        origin = _origin(plan)
-        scoring = self._drafter.scoring(avoided, origin.tokens, self._defaults)
+        prompt = _prompt(plan)
+        scoring = self._draft_stage.scoring(avoided, prompt.tokens, self._defaults)
         compressed = await self._compressor.compress(scoring)
-        return replace(plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, origin), at=plan.at)
+        return replace(plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, prompt), at=plan.at)
 
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
-        found, began = list[int](), self._economy.now
+        answer, began = list[int](), self._estimator.now
         stream = self._target.generate(plan.read_ids, sampling, plan.salt, None, plan.kv_plan, at=plan.at)
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Usage):
-                    self._economy.observe_prefix(plan, event, found, began)
+                    self._estimator.observe_prefix(plan, event, answer, began)
                 else:
-                    found.extend(event)
-        return tuple(found)
+                    answer.extend(event)
+        return tuple(answer)
 
 
-def _origin(plan: Plan) -> TokenizedPrompt:
+def _prompt(plan: Plan) -> TokenizedPrompt:
     if plan.prompt_ids is None:
         raise InternalError("a plan without its prompt")
     return TokenizedPrompt(Tokenized(plan.prompt_ids, plan.protected, plan.salt), plan.decision.target, 0.0)
