@@ -5,36 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from cachetools import LRUCache
-from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
-from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds
+from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools
 from presift.orchestrator.prompt.protection import Range, droppable_ranges, template_messages, with_placeholders
 
 # Longer prompts take milliseconds and are tokenised in a thread (the Rust tokenizer releases the GIL).
 INLINE_CHARACTERS = 8_192
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tokenized:
-    """A prompt as the target reads it: `ids` uint32[n]; `protected` in canonical form; no text.
-
-    Cached results of a prompt are only found with the same `salt`, which separates tenants.
-    """
-
-    ids: NDArray[np.uint32]
-    protected: tuple[Span, ...]
-    salt: str = field(default="", repr=False)
 
 
 class ChatTemplate(Protocol):
@@ -57,7 +44,7 @@ class PromptTokenizer:
         self._backend = backend
         self._template = template
         # At least 1 each: prompts without tokens must not fill the memory.
-        self._memory = LRUCache[bytes, Tokenized](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
+        self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
 
     def fingerprint(self) -> str:
         """Comparable with ModelInfo's; empty without a tokenizer."""
@@ -67,18 +54,20 @@ class PromptTokenizer:
     def backend(self) -> Tokenizer | None:
         return self._backend
 
-    async def tokenize(self, prompt: Prompt, salt: str = "") -> Tokenized:
+    async def tokenize(self, prompt: Prompt, salt: str = "") -> TokenizedPrompt:
         """Raises InvalidRequest for invalid or unsupported tools, and for text if there is no tokenizer."""
         if isinstance(prompt, TokenIds):
             with stage("protect"):
-                return Tokenized(prompt.ids, _within(prompt), salt)
+                return TokenizedPrompt(prompt.ids, _within(prompt), salt)
         with stage("protect"):
             rendered = self.render(prompt)
             ranges = self._droppable_ranges(prompt, rendered)
         with stage("tokenize"):
             return await self._tokenized(prompt, rendered, ranges, salt)
 
-    async def _tokenized(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> Tokenized:
+    async def _tokenized(
+        self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str
+    ) -> TokenizedPrompt:
         """From memory, or encoded now."""
         key = _key(prompt, rendered, ranges, salt)
         known = self._memory.get(key)
@@ -112,10 +101,12 @@ class PromptTokenizer:
         check_tools_rendered(frame, rendered_frame, self.render)
         return droppable_ranges(prompt, rendered, rendered_frame)
 
-    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> Tokenized:
-        def encode() -> Tokenized:
+    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> TokenizedPrompt:
+        def encode() -> TokenizedPrompt:
             encoding = _tokens(self._backend, rendered, isinstance(prompt, Text))
-            return Tokenized(np.array(encoding.ids, dtype=np.uint32), protected_spans(encoding, ranges, len(rendered)))
+            return TokenizedPrompt(
+                np.array(encoding.ids, dtype=np.uint32), protected_spans(encoding, ranges, len(rendered))
+            )
 
         return encode() if len(rendered) <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
 

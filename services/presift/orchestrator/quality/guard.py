@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from presift.orchestrator.domain.request import Sampling
@@ -35,13 +35,11 @@ class QualityGuard:
         self.idle_gate = IdleGate()
         self._shadows = ShadowQueue(self.idle_gate, self._work, _count_outcome)
 
-    def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
-        """A sample that collects the caller's answer, for a small share of requests; otherwise None."""
-        return None if self._compare is None else self._sampler.sample(plan, sampling)
-
-    def offer(self, sample: Sample) -> None:
-        """Queue the comparison, once the caller's answer is complete."""
-        self._shadows.offer(sample)
+    def offer(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> None:
+        """Queue a small share of the answers, given as token ids, for comparison."""
+        sample = None if self._compare is None else self._sampler.sample(plan, sampling, answer)
+        if sample is not None:
+            self._shadows.offer(sample)
 
     def qualities(self) -> list[Quality]:
         """The measured quality of every sampled route and length band."""

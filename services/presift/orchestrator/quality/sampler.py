@@ -1,4 +1,4 @@
-"""Chooses the requests to compare, and collects their answers. Token ids only, no text."""
+"""Chooses the answered requests to compare. Token ids only, no text."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from presift.orchestrator.routing.quality_gate import LengthBand, length_band
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """A request and the beginning of its caller's answer.
+    """A request that was answered.
 
-    `sampling` applies to both answers: greedy and short. `is_greedy`: whether the caller's own answer is greedy, and
-    so can be compared.
+    `sampling` applies to both answers: greedy and short. `answer`: the first token ids of the caller's answer, or
+    None if that was not greedy, so that it cannot be compared.
     """
 
     plan: Plan
     sampling: Sampling
-    is_greedy: bool
-    _answer: list[int] = field(default_factory=list)
+    answer: tuple[int, ...] | None
 
     @property
     def route(self) -> Route:
@@ -36,15 +35,9 @@ class Sample:
     def band(self) -> LengthBand:
         return length_band(self.plan.decision.prompt_tokens)
 
-    def on_delta(self, token_ids: Sequence[int]) -> None:
-        """Collect the next tokens of the caller's answer."""
-        room = self.sampling.max_new_tokens - len(self._answer)
-        if self.is_greedy:
-            self._answer.extend(token_ids[: max(0, room)])
-
     def answer_by(self, route: Route) -> tuple[int, ...] | None:
-        """The caller's own answer if it was greedy and took this route; otherwise None."""
-        return tuple(self._answer) if self.is_greedy and self.plan.decision.route is route else None
+        """The caller's own answer if it can be compared and took this route; otherwise None."""
+        return self.answer if self.plan.decision.route is route else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,7 @@ class Sampler:
         if self.max_new_tokens < 1:
             raise InvalidRequest("guard_max_new_tokens", self.max_new_tokens, ">= 1")
 
-    def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
+    def sample(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> Sample | None:
         """None for most requests, and for those that cannot be compared: without compression, or too long for full.
 
         Also None if the caller's own limits compress more than the defaults: such answers say nothing about others.
@@ -72,4 +65,4 @@ class Sampler:
         if not compresses or not fits or plan.is_tighter or self.random.random() >= self.share:
             return None
         greedy = replace(sampling, max_new_tokens=max_new_tokens, temperature=0.0, top_p=None, top_k=None, seed=None)
-        return Sample(plan, greedy, sampling.is_greedy)
+        return Sample(plan, greedy, tuple(answer[:max_new_tokens]) if sampling.is_greedy else None)

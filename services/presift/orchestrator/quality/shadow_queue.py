@@ -16,7 +16,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.planning.prefill import beside
+from presift.orchestrator.planning.prefill import background
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ class ShadowQueue(Generic[T]):
             self._on_outcome(item, outcome)
 
     async def _attempt(self, item: T) -> ShadowOutcome:
-        async with beside(self._process(item)) as working, beside(self._idle_gate.wait_busy()) as interrupted:
+        async with background(self._process(item)) as working, background(self._idle_gate.wait_busy()) as interrupted:
             await asyncio.wait((working, interrupted), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
             timed_out = not interrupted.done()
         if working.cancelled():

@@ -19,7 +19,8 @@ from presift.orchestrator.api.http.parameters import brief, carried_out
 from presift.orchestrator.api.http.requests import explain_request, generate_request
 from presift.orchestrator.api.http.schema import MAX_TIMEOUT_S, ChatAsked, TextAsked, parsed
 from presift.orchestrator.api.http.sse import Reply, as_json
-from presift.orchestrator.pipeline.pipeline import Event, Pipeline
+from presift.orchestrator.pipeline.events import Event
+from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.rpc.deadline import Deadline
 from presift.v1 import orchestrator_pb2
