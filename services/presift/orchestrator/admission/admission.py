@@ -13,13 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from presift.core.service_time import ServiceTime
 from presift.orchestrator.admission.fair_queue import FairQueue
 from presift.orchestrator.admission.request_cost import RequestCost
 from presift.telemetry.metrics import count, record
-
-_RETRY_S = (0.1, 30.0)
-# How much the newest request counts in the running estimate of a request's time.
-_NEWEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Admission:
         self._limits = QueueLimits() if limits is None else limits
         self._clock = clock
         self._queue: FairQueue[_Waiter] = FairQueue()
-        self._typical_s = 1.0
+        self._service_time = ServiceTime()
         self.running = 0
         self.waiting_bytes = 0
 
@@ -137,7 +134,7 @@ class Admission:
         self.running -= 1
         self._queue.served(ticket)
         if began is not None:
-            self._typical_s += _NEWEST_SHARE * (self._clock() - began - self._typical_s)
+            self._service_time.observe(self._clock() - began)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -186,9 +183,8 @@ class Admission:
 
     def _overloaded(self, field: str, would_be: int, limit: int) -> Overloaded:
         # Places come free at the rate at which requests in work end.
-        low, high = _RETRY_S
-        guess_s = (self.waiting + 1) * self._typical_s / self._limits.max_running
-        return Overloaded(field, would_be, f"<= {limit}", min(high, max(low, guess_s)))
+        retry_after_s = self._service_time.retry_after_s(self.waiting + 1, self._limits.max_running)
+        return Overloaded(field, would_be, f"<= {limit}", retry_after_s)
 
 
 def _count(refusal: Overloaded) -> None:
