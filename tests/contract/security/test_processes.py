@@ -141,7 +141,7 @@ async def test_an_orchestrator_that_is_not_theirs_waits_and_says_why(start, auth
     async with asyncio.timeout(60):
         while b"refuses us" not in log:
             log += await process.stderr.readline()
-    assert b"the target refuses us: no service token, or none of ours" in log and OTHER.encode() not in log
+    assert b"the target refuses us: missing or unknown service token" in log and OTHER.encode() not in log
 
 
 async def test_a_draft_process_is_only_for_those_with_its_token(start, tiny_model, tmp_path):

@@ -6,13 +6,13 @@ Services bound their own queues, and say more when they refuse. Health is counte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from presift.core.errors import Overloaded, ShuttingDown
-from presift.rpc.security.caller_interceptor import OPEN
+from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -46,14 +46,14 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(OPEN)
+        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(HEALTH_PREFIX)
         calls = self._health if is_health else self._running
         if handler is None or task is None:
             return handler
         try:
             self._enter(task, calls)
         except Overloaded as error:
-            return _refusing(handler, error)
+            return refusing(error)
         return handler
 
     def take(self) -> None:
@@ -110,20 +110,3 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
             self._none_runs.clear()
         else:
             self._none_runs.set()
-
-
-def _refusing(handler: Handler, error: Overloaded) -> Handler:
-    """A handler of the same kind that refuses; what was sent is not even parsed."""
-
-    async def one(request: bytes, context: Any) -> Any:
-        raise error
-
-    async def many(request: bytes, context: Any) -> AsyncIterator[Any]:
-        raise error
-        yield  # pragma: no cover - makes it a generator
-
-    if handler.request_streaming:  # reflection's
-        return grpc.stream_stream_rpc_method_handler(many)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(many)
-    return grpc.unary_unary_rpc_method_handler(one)
