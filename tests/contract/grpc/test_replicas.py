@@ -36,7 +36,7 @@ def open_fleet(build):
         for number, target in enumerate(house.targets):
             target.replica = f"process {number}"
         await house.connect()
-        await house.settle(lambda: all(each.is_healthy for each in house.models.standings()))
+        await house.settle(lambda: all(each.is_healthy for each in house.models.statuses()))
         await house.settle(lambda: not strangers(house))
         return house
 
@@ -353,7 +353,7 @@ async def test_a_replica_that_does_not_serve_is_not_asked(open_fleet):
 
 
 def health(house):
-    return {each.address: each.is_healthy for each in house.models.standings()}
+    return {each.address: each.is_healthy for each in house.models.statuses()}
 
 
 async def test_a_replica_with_another_model_is_not_used_and_shown(build):
@@ -383,10 +383,10 @@ async def test_another_draft_takes_over_where_none_is_left_of_the_first(open_fle
     await house.draft_servers[1].set_serving(False)
     await house.settle(lambda: sum(health(house).values()) == 3)
     await house.draft_servers[1].set_serving(True)
-    await house.settle(lambda: any(each.unused for each in house.models.standings()))
+    await house.settle(lambda: any(each.unused for each in house.models.statuses()))
     assert (await house.ask(prompt(1), route=SPEC_PC)).decision.draft.revision == "r1"
     await house.draft_servers[0].grpc.stop(0)
-    await house.settle(lambda: not any(each.unused for each in house.models.standings()))
+    await house.settle(lambda: not any(each.unused for each in house.models.statuses()))
     await house.ask(prompt(2), route=SPEC_PC)  # full: the draft is another now
     await house.settle(lambda: house.models.draft is not None and house.models.draft.revision == "r2")
     assert (await house.ask(prompt(3), route=SPEC_PC)).decision.draft.revision == "r2"
@@ -405,11 +405,11 @@ async def test_a_replica_that_fails_and_fails_is_left_alone_for_a_while(open_fle
 @pytest.fixture
 def no_patience(monkeypatch):
     """A call may be judged at once: nobody waits a second in these tests."""
-    monkeypatch.setattr(replica_module, "_LEAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(replica_module, "_MIN_WAIT_S", 0.0)
 
 
 def breaker(house, port):
-    return next(each.breaker for each in house.models.standings() if each.address == address(port))
+    return next(each.breaker for each in house.models.statuses() if each.address == address(port))
 
 
 async def test_a_draft_that_hangs_attracts_nothing(open_fleet, no_patience):
@@ -472,7 +472,7 @@ async def test_by_name(house):
     assert isinstance(events[-1], Usage) and [list(event) for event in events[:-1]] == [
         [each] for each in prompt(1)[::-1][:2]
     ]
-    assert address(house.ports["target"]) in {each.address for each in target.standings() if each.is_healthy}
+    assert address(house.ports["target"]) in {each.address for each in target.statuses() if each.is_healthy}
     await target.aclose()
 
 

@@ -100,7 +100,7 @@ class RedisConcurrencyLimit:
         if not self._held and self._prolonging is not None:
             self._prolonging.cancel()
             self._prolonging = None  # it may not have heard yet when the next claim comes
-        await self._link.ask("ZREM", _key(tenant), lease, timeout_s=self._timeout_s)
+        await self._link.execute("ZREM", _key(tenant), lease, timeout_s=self._timeout_s)
 
     async def aclose(self) -> None:
         """Prolong no more."""
@@ -117,7 +117,7 @@ class RedisConcurrencyLimit:
 
     async def _run(self, tenant: str, lease: str, limit: int) -> bool:
         arguments = (_key(tenant), lease, round(self._ttl_s * 1000), limit)
-        return await self._link.ask("EVAL", _CLAIM, 1, *arguments, timeout_s=self._timeout_s) == 1
+        return await self._link.execute("EVAL", _CLAIM, 1, *arguments, timeout_s=self._timeout_s) == 1
 
 
 def _key(tenant: str) -> str:

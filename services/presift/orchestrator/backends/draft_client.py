@@ -63,14 +63,14 @@ class DraftClient:
         """How many prompts the drafts can score at once."""
         return max(1, len(self._pool.usable()))
 
-    def standings(self) -> list[ReplicaStatus]:
+    def statuses(self) -> list[ReplicaStatus]:
         """The status of every replica."""
-        return self._pool.standings()
+        return self._pool.statuses()
 
     async def info(self) -> ModelInfo:
         if self._pool.is_alone:
             return (await ask_draft(self._pool.only.stub)).info
-        return await self._pool.first()
+        return await self._pool.info()
 
     async def score(
         self,
@@ -116,7 +116,7 @@ class DraftClient:
             if not self._pool.is_alone:
                 count_pick("draft", "failover" if call.tried.all else "least_load")
             left_s = call.deadline.remaining_s
-            with call.tried.attempt(replica), replica.counted(), replica.judged(left_s):
+            with call.tried.attempt(replica), replica.counted(), replica.record_outcome(left_s):
                 return await replica.stub.Score(call.request, timeout=left_s)
 
         # For a single address gRPC itself retries.

@@ -46,14 +46,14 @@ class TargetClient:
     def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
         self._pool = target_pool(address, max_message_bytes, peer)
 
-    def standings(self) -> list[ReplicaStatus]:
+    def statuses(self) -> list[ReplicaStatus]:
         """The status of every replica."""
-        return self._pool.standings()
+        return self._pool.statuses()
 
     async def info(self) -> TargetInfo:
         if self._pool.is_alone:
             return (await ask_target(self._pool.only.stub)).info
-        return await self._pool.first()
+        return await self._pool.info()
 
     def replicas(self, tokens: TokenizedPrompt) -> Sequence[ReplicaRef]:
         if self._pool.is_alone or not self._pool.usable():
@@ -90,7 +90,7 @@ class TargetClient:
         named = self._pool.named(replica.name)
         try:
             asked = named or picked(self._pool, replica, AttemptedReplicas())
-            with nullcontext() if named else asked.counted(), asked.judged(None):
+            with nullcontext() if named else asked.counted(), asked.record_outcome(None):
                 await asked.stub.Prefill(request)
         except grpc.aio.AioRpcError as failure:
             raise target_error(failure) from failure
@@ -145,7 +145,7 @@ class TargetCall:
             with opened.held:
                 event = opened.first
                 while event is not None:
-                    opened.replica.spoke()
+                    opened.replica.record_message()
                     has_ended = event.HasField("usage")
                     if has_ended:
                         yield self._usage(event.usage, opened.replica)
@@ -173,7 +173,7 @@ class TargetCall:
                 self._call = stream = replica.stub.Generate(self._request, timeout=left_s)
                 held.callback(stream.cancel)
                 events = aiter(stream)
-                with tried.attempt(replica), replica.judged(left_s):
+                with tried.attempt(replica), replica.record_outcome(left_s):
                     first = await anext(events, None)
                 return _Opened(first, events, replica, held.pop_all())
 

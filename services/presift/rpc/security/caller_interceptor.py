@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 
 from presift.core.errors import PermissionDenied, Unauthenticated
-from presift.rpc.security.service_token import Tokens, is_one_of, shown
+from presift.rpc.security.service_token import Tokens, bearer_token, is_one_of
 from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
 from presift.telemetry.metrics import count
 
@@ -36,7 +36,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         details: Any = handler_call_details
         if details.method.startswith(HEALTH_PREFIX):
             return await continuation(handler_call_details)
-        if self._tokens is not None and not self._is_token(shown(details.invocation_metadata)):
+        if self._tokens is not None and not self._is_token(bearer_token(details.invocation_metadata)):
             count("presift.callers.refused", why="token")
             return refusing(Unauthenticated("missing or unknown service token"))
         handler = await continuation(handler_call_details)

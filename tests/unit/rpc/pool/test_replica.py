@@ -22,7 +22,7 @@ def failing(name):
 
 
 def call(replica, error, timeout_s=30.0):
-    with pytest.raises(type(error)), replica.judged(timeout_s):
+    with pytest.raises(type(error)), replica.record_outcome(timeout_s):
         raise error
 
 
@@ -57,7 +57,7 @@ def clock(monkeypatch):
 
 
 def leave(replica, clock, after_s, meanwhile=lambda: None):
-    with pytest.raises(asyncio.CancelledError), replica.judged(None):
+    with pytest.raises(asyncio.CancelledError), replica.record_outcome(None):
         clock[0] += after_s
         meanwhile()
         raise asyncio.CancelledError
@@ -70,7 +70,7 @@ def test_one_that_leaves_all_its_callers_waiting_has_failed(replica, clock):
 
 
 def answer(replica):
-    with replica.judged(None):
+    with replica.record_outcome(None):
         pass
 
 
@@ -78,7 +78,7 @@ def answer(replica):
     ("after_s", "meanwhile"),
     [
         (0.9, lambda replica: None),
-        (30.0, lambda replica: replica.spoke()),
+        (30.0, lambda replica: replica.record_message()),
         (30.0, answer),
         (30.0, lambda replica: call(replica, failing("INTERNAL"))),
     ],

@@ -60,7 +60,7 @@ class Calling:
             raise PermissionDenied("pages are not answered here, unless callers show keys")
         pairs = headers.items()
         caller = Caller(tenant_from_metadata(pairs)) if self.doorkeeper is None else self.doorkeeper.admit(pairs)
-        self.calls.take()
+        self.calls.enter()
         return caller
 
     def told(self, error: BaseException, presence: Presence) -> PresiftError | None:
@@ -68,7 +68,7 @@ class Calling:
         if presence.has_left or isinstance(error, CallerLeft):
             return None
         if isinstance(error, asyncio.CancelledError):
-            return self.calls.why_cut()
+            return self.calls.shutdown_error()
         if isinstance(error, PresiftError):
             return error
         # The text of a foreign exception may quote the prompt: only its type and place are logged or sent.
