@@ -13,11 +13,10 @@ from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Adaptive, KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 from presift.orchestrator.domain.ports import MaskRejected
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions, TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.planning.plan_builder import TokenizedPrompt, plan_of
-from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.routing.adaptive_capacity import measured_at, outcome
 from presift.orchestrator.routing.choice import Defaults, Facts, Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
