@@ -2,8 +2,14 @@
 
 from dataclasses import fields, replace
 
-from presift.core.plan import Route
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecKv, SpecPc
+from presift.core.spans import Span
+from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
+from presift.orchestrator.planning.request_context import ReadPrompt, RequestContext
 from presift.orchestrator.routing.choice import Defaults, RoutingInputs
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState
 
@@ -27,6 +33,9 @@ INPUTS = RoutingInputs(
 )
 
 
+MODEL = ModelInfo("m", "r", "f", 2000, 2, 2, 100)
+
+
 def routing_inputs(base: RoutingInputs = INPUTS, /, **changes) -> RoutingInputs:
     """`base` with other values, named by a field of the inputs or of their budget, options or state."""
     for part in ("budget", "options", "state"):
@@ -34,3 +43,12 @@ def routing_inputs(base: RoutingInputs = INPUTS, /, **changes) -> RoutingInputs:
         named = changes.keys() & {field.name for field in fields(value)}
         changes[part] = replace(value, **{name: changes.pop(name) for name in named})
     return replace(base, **changes)
+
+
+def request_context(
+    ids: NDArray[np.uint32], protected: tuple[Span, ...] = (), target: ModelInfo = MODEL
+) -> RequestContext:
+    """The context of a prompt of these token ids."""
+    tokens = TokenizedPrompt(ids, protected)
+    prompt = ReadPrompt(Request(TokenIds(ids, protected)), tokens, tokenize_ms=1.0, arrived=0.0)
+    return RequestContext(prompt, target, routing_inputs(prompt_tokens=prompt.prompt_tokens))

@@ -17,8 +17,8 @@ from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.domain.ports import MaskRejected, Score
-from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 DRAFT = ModelInfo("small", "r1", "f2", 2000, 4, 2, 500)
