@@ -25,8 +25,8 @@ from presift.draft.attention import RowCapture
 from presift.draft.scorer import Cancel, Scored, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.prompt.loader import load_bridge
 from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.orchestrator.prompt.loader import load_bridge
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 

@@ -1,6 +1,6 @@
-"""What routing one request costs: the outlooks of 16 replicas and AUTO's choice among them, all learnt and warm.
+"""What routing one request costs: the states of 16 replicas and AUTO's choice among them, all learned and warm.
 
-A new prompt each time, as token ids come over the wire: nothing of it is hashed yet. "KV" needs compressing, "time" has
+A new array each time, as token ids come over the wire: no block of it is hashed yet. "KV" needs compressing, "time" has
 a `max_ttft_ms` that no capacity meets, so that AUTO tries them all. Prints a table and one JSON line.
 """
 
@@ -19,12 +19,11 @@ from rich.table import Table
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecPc
 from presift.orchestrator.domain.ports import FinishReason, Usage
-from presift.orchestrator.domain.request import Budget, KvOptions
+from presift.orchestrator.domain.request import Budget, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import SEEDS
-from presift.orchestrator.routing.candidates import Question
-from presift.orchestrator.routing.choice import Defaults, Facts, Reason
+from presift.orchestrator.routing.choice import Defaults, Reason, RoutingInputs
 from presift.orchestrator.routing.cost_model import TokenWork
 from presift.orchestrator.routing.decision import Decision, Plan
 from presift.orchestrator.routing.replica_choice import choose_among
@@ -41,14 +40,14 @@ def answer(estimator: CostEstimator, ids: np.ndarray, replica: str) -> None:
     ttft_ms = SEEDS["target"].ms(TokenWork(tokens))
     usage = Usage(tokens, tokens, 0, 9, FinishReason.LENGTH, ttft_ms, replica=replica)
     decision = Decision(Route.FULL, Reason.REQUESTED, "", tokens, tokens, tokens, 0, TARGET, 1.0)
-    plan = Plan(decision, ids, np.ones(tokens, dtype=np.bool_), ())
+    plan = Plan(decision, ids, np.ones(tokens, dtype=np.bool_), TokenizedPrompt(ids, ()))
     estimator.observe(AnswerObservation(plan, usage, ttft_ms, ttft_ms + 400.0, was_alone=True))
 
 
 def warmed(tokens: int) -> tuple[CostEstimator, np.ndarray]:
-    """Every replica has learnt its speeds and read a beginning of the prompt, the last one all of it."""
+    """Every replica has learned its costs and read a beginning of the prompt, the last one all of it."""
     estimator, ids = (
-        CostEstimator(reads_beside=True),
+        CostEstimator(prefills=True),
         np.random.default_rng(0).integers(0, 150_000, tokens, dtype=np.uint32),
     )
     for number, replica in enumerate(REPLICAS, 1):
@@ -59,9 +58,9 @@ def warmed(tokens: int) -> tuple[CostEstimator, np.ndarray]:
 
 
 def route_once(estimator: CostEstimator, ids: np.ndarray, budget: Budget) -> None:
-    outlooks = estimator.outlooks(ids, TARGET, DRAFT, REPLICAS)
-    facts = Facts(int(ids.size), 32, 32, 256, 131_072, frozenset(Route))
-    choose_among(None, Question(budget, KvOptions(), facts, DEFAULTS), outlooks)
+    states = estimator.states(ids, TARGET, DRAFT, REPLICAS)
+    inputs = RoutingInputs(int(ids.size), 32, 32, 256, 131_072, frozenset(Route), DEFAULTS, budget=budget)
+    choose_among(inputs, states)
 
 
 def timed(estimator: CostEstimator, ids: np.ndarray, budget: Budget) -> list[float]:

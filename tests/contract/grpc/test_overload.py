@@ -156,7 +156,7 @@ async def test_a_fallback_leaves_time_for_the_answer(open_house):
     call = house.stub.Generate(request(LONG, max_new_tokens=1), timeout=2.5)
     answer = Answer.of([event async for event in call])
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_TIMEOUT")
-    share_s = float(answer.decision.detail.partition("no mask after ")[2].partition(" s")[0])
+    share_s = float(answer.decision.detail.partition("no mask within ")[2].partition(" s")[0])
     assert 1.9 <= share_s <= 2.3, answer.decision.detail
 
 
