@@ -13,8 +13,8 @@ from presift.orchestrator.routing.cost_model import QueuedWork
 from presift.orchestrator.routing.replica_choice import choose_among
 from presift.orchestrator.routing.router import choose
 
-from ...builders import COSTS, INPUTS, routing_inputs
-from .routing.test_auto import ANY_INPUTS, LIMITS
+from ....builders import COSTS, INPUTS, routing_inputs
+from .test_auto import ANY_INPUTS, LIMITS
 
 COLD = INPUTS.state
 WARM = replace(COLD, cached_tokens=960)
