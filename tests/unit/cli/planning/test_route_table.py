@@ -139,7 +139,7 @@ def test_no_word_is_cut_however_narrow_it_is(run, monkeypatch, columns):
     result = run("--tokens", 100_000, "--policy", example, "--tenant", "legal")
     words = result.output.split()
     table = " ".join(words[: words.index("over_budget") - 1] if "over_budget" in words else words)
-    assert "cannot be: prompt is 100000 tokens" in table and "…" not in result.output
+    assert "is not possible: prompt is 100000 tokens" in table and "…" not in result.output
     whole = ("(context", "max_new_tokens", "256)", "spec_kv_pc", "ms/token", "budget", "20,000")
     assert all(word in table.split() for word in whole)
     if columns == 80:
@@ -194,7 +194,7 @@ def test_a_tenant_without_a_policy_file_is_told(run, served, policy, monkeypatch
 
 
 def test_scoring_that_was_never_observed_is_as_fast_as_the_target():
-    fast, target = TARGET_SEED.slower(1 / 50), Model("m", "r1", 4000)
+    fast, target = TARGET_SEED.scaled(1 / 50), Model("m", "r1", 4000)
     learnt = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
     scoring, reading = _speeds([learnt], None, target).scoring, TokenWork(40, 8000)
     assert scoring.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
@@ -213,4 +213,4 @@ def test_what_the_draft_behind_an_orchestrator_cannot_read(fingerprint, route):
     found = outcome(terms, Budget(), Prompt(10_000, 0, 256), behind(info_of(target)))
     assert found.choice.route == route
     why = {each.route: each.why_not for each in found.routes}["spec_pc"]
-    assert why.startswith("cannot be: the draft reads at most 8192 tokens") is (route == "full")
+    assert why.startswith("is not possible: the draft reads at most 8192 tokens") is (route == "full")
