@@ -96,11 +96,11 @@ def build_app(settings: OrchestratorSettings, terms: PolicySource) -> App:
         target,
         guard=guard,
         calibration=calibration,
-        allowances=counts.allowances,
+        allowances=counts.quotas,
         admission=admission,
     )
     parts = (calibration, guard, models, draft, target, counts, store)
-    return App(pipeline, models, calibration, parts, gauges_of(pipeline, models, lease, counts.allowances))
+    return App(pipeline, models, calibration, parts, gauges_of(pipeline, models, lease, counts.quotas))
 
 
 def _economy(settings: OrchestratorSettings, drafts: Callable[[], int]) -> CostEstimator:

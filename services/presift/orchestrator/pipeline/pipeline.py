@@ -94,7 +94,7 @@ class Pipeline:
             ):
                 async for event in events:
                     if isinstance(event, Delta):
-                        allowance.delivered(len(event.token_ids))
+                        allowance.record_generated(len(event.token_ids))
                     yield event
 
     async def _answer(
@@ -102,7 +102,7 @@ class Pipeline:
     ) -> AsyncGenerator[Event, None]:
         with self.guard.calm.stirred() as calmed, ExitStack() as held:
             async with self._place(request, deadline) as place:
-                spend = partial(allowance.spend, max_new_tokens=request.sampling.max_new_tokens)
+                spend = partial(allowance.charge, max_new_tokens=request.sampling.max_new_tokens)
                 plan = await self.plan(request, deadline.left_s(), place.waited_s, spend=spend, held=held)
                 measure.decided(plan)
                 yield plan.decision
@@ -144,11 +144,11 @@ class Pipeline:
             raise DeadlineExceeded("the deadline passed") from None
 
     def _place(self, request: Request, deadline: Deadline) -> AbstractAsyncContextManager[Slot]:
-        return self.admission.place(request.tenant or "", request_cost(request), deadline.left_s())
+        return self.admission.slot(request.tenant or "", request_cost(request), deadline)
 
     async def _explained(self, request: Request, detail: Detail, deadline: Deadline, allowance: Quota) -> Explanation:
         self._caller_is_here()
-        spend = partial(allowance.spend, max_new_tokens=0)
+        spend = partial(allowance.charge, max_new_tokens=0)
         with self.guard.calm.stirred():
             plan = await self._planner.explain(request, self.target_info(), spend)
             kept_kv = await self._kept_kv.read(plan, deadline.left_s()) if detail.kv_mask else None
