@@ -66,8 +66,8 @@ def _check_values(raw: bytes) -> None:
         else:
             nested += 1
         if values > MAX_VALUES or nested > MAX_NESTED:
-            limit = f"at most {MAX_VALUES} values, {MAX_NESTED} objects, lists and keys"
-            raise InvalidRequest("body", "too many values", limit)
+            limit = f"at most {MAX_VALUES} values, and {MAX_NESTED} objects, lists and keys"
+            raise InvalidRequest("body", "too large", limit, f"the body has too many values; it may have {limit}")
 
 
 async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
