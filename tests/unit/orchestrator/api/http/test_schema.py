@@ -48,7 +48,7 @@ def test_integers_are_those_of_protobufs_json(tokens):
 
 @pytest.mark.parametrize("tokens", [True, 20.5, "", "-1", "many", 2**32, "9" * 5000, [20]])
 def test_other_integers_are_rejected(tokens):
-    with pytest.raises(InvalidRequest, match="presift.budget.max_kv_tokens"):
+    with pytest.raises(InvalidRequest, match=r"presift\.budget\.max_kv_tokens"):
         completion(budget={"max_kv_tokens": tokens})
 
 
