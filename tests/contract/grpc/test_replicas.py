@@ -10,7 +10,7 @@ import pytest
 
 from presift.core.errors import Overloaded
 from presift.orchestrator.backends.affinity import affinity_key
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc.pool import replica as replica_module
 from presift.rpc.pool.circuit_breaker import FAILURES, BreakerState
 from presift.v1 import orchestrator_pb2, plan_pb2
@@ -460,6 +460,7 @@ def test_a_house_has_one_of_each_by_default():
 async def test_by_name(house):
     """The system's own resolver; localhost may have a record where nobody listens."""
     from presift.orchestrator.backends.remote import TargetClient
+
     from presift.orchestrator.domain.ports import Usage
     from presift.orchestrator.domain.request import Sampling
 
@@ -485,22 +486,22 @@ def test_the_key_is_of_the_document():
     from presift.core.spans import Span
 
     document, a, b = np.arange(300, dtype=np.uint32), ids(7, 8, 9), ids(5)
-    one = Tokenized(np.concatenate([a, document, b]), (Span(0, 3), Span(303, 304)))
-    two = Tokenized(np.concatenate([b, document, a]), (Span(0, 1), Span(301, 304)))
-    other = Tokenized(np.concatenate([a, document[::-1], b]), (Span(0, 3), Span(303, 304)))
+    one = TokenizedPrompt(np.concatenate([a, document, b]), (Span(0, 3), Span(303, 304)))
+    two = TokenizedPrompt(np.concatenate([b, document, a]), (Span(0, 1), Span(301, 304)))
+    other = TokenizedPrompt(np.concatenate([a, document[::-1], b]), (Span(0, 3), Span(303, 304)))
     assert affinity_key(one) == affinity_key(two) != affinity_key(other)
 
 
 def test_the_key_of_what_is_all_protected_or_hardly_free():
     from presift.core.spans import Span
 
-    all_protected = Tokenized(np.arange(100, dtype=np.uint32), (Span(0, 100),))
-    assert affinity_key(all_protected) == affinity_key(Tokenized(np.arange(100, dtype=np.uint32), ()))
+    all_protected = TokenizedPrompt(np.arange(100, dtype=np.uint32), (Span(0, 100),))
+    assert affinity_key(all_protected) == affinity_key(TokenizedPrompt(np.arange(100, dtype=np.uint32), ()))
     # A run of less than a block says too little: what follows counts as well.
     one, other = np.arange(100, dtype=np.uint32), np.arange(100, dtype=np.uint32)
     other[50:] += 1
     spans = (Span(0, 5), Span(9, 100))
-    assert affinity_key(Tokenized(one, spans)) != affinity_key(Tokenized(other, spans))
+    assert affinity_key(TokenizedPrompt(one, spans)) != affinity_key(TokenizedPrompt(other, spans))
 
 
 async def test_an_only_draft_that_fails_again_and_again_is_let_alone(open_house):

@@ -61,7 +61,7 @@ def two_houses(open_house, counts):
 
     async def two_houses(limits, **options):
         guards = (AuthInterceptor(door({"acme": limits})),)
-        return [await open_house(guards=guards, allowances=counts(**options)) for _ in range(2)]
+        return [await open_house(guards=guards, quotas=counts(**options)) for _ in range(2)]
 
     return two_houses
 
@@ -135,7 +135,7 @@ async def test_concurrency_is_shared_and_given_back(two_houses, link):
 async def test_over_the_limit_nobody_waits_for_a_turn(open_house, counts, rpc):
     house = await open_house(
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=1)})),),
-        allowances=counts(),
+        quotas=counts(),
         limits=QueueLimits(max_running=1),
     )
     house.target.pause_after = 1
@@ -204,8 +204,8 @@ async def test_redis_away(open_house, counts, on_failure, telemetry, tmp_path):
     """It goes away between two calls; then every call lets in, or refuses, within its time limit."""
     both, before = Limits(tokens_per_minute=1000, concurrency=5), telemetry.total("presift.limits.trouble")
     with embedded_cache() as cache:
-        allowances = counts(cache.url, on_failure, timeout_s=0.25)
-        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), allowances=allowances)
+        quotas = counts(cache.url, on_failure, timeout_s=0.25)
+        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), quotas=quotas)
         await ask(house)
     for _ in range(8):  # through the rest that a dead server is given, too
         if on_failure is FailureMode.OPEN:
@@ -221,7 +221,7 @@ async def test_redis_away(open_house, counts, on_failure, telemetry, tmp_path):
 async def test_a_redis_that_lies_is_trouble(open_house, counts, link, valkey):
     house = await open_house(
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=5)})),),
-        allowances=counts(on_failure=FailureMode.CLOSED),
+        quotas=counts(on_failure=FailureMode.CLOSED),
     )
     await link.ask("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
     assert (await refusal_of(ask(house))).value == "unknown"
@@ -232,7 +232,7 @@ async def test_a_redis_that_lies_is_trouble(open_house, counts, link, valkey):
 async def test_limits_follow_the_file(open_house, counts):
     key, keys = new_key(), [Keys()]
     watched = SimpleNamespace(current=lambda: keys[0])
-    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), allowances=counts())
+    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), quotas=counts())
     assert (await refusal_of(ask(house, key))).code == "UNAUTHENTICATED"
     keys[0] = keys_of(key, Limits(tokens_per_minute=50))
     assert (await refusal_of(ask(house, key))).field == "tokens_per_minute"

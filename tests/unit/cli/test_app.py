@@ -183,4 +183,4 @@ def test_a_key_that_cannot_be_sent_is_not_quoted(run, tmp_path):
     result = run("generate", "hi", "--ca", tmp_path / "nowhere.pem", *NOBODY)
     assert result.exit_code == 1 and "nowhere.pem" in result.stderr
     result = run("generate", "hi", "--cert", tmp_path / "nowhere.pem", *NOBODY)
-    assert result.exit_code == 1 and "cert and key go together" in result.stderr
+    assert result.exit_code == 1 and "cert and key must be given together" in result.stderr

@@ -10,10 +10,9 @@ from presift.core.spans import Span, must_keep
 from presift.draft.compress import compress
 from presift.draft.request import Limits, parse
 from presift.draft.scorer import Cancel
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions, TokenizedPrompt
 from presift.orchestrator.planning.kv_plan import kv_plan_of
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
-from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.orchestrator.routing.choice import Defaults, Facts, RouteChoice
 from presift.orchestrator.routing.router import choose
 from presift.rpc import codec
@@ -46,7 +45,10 @@ def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> R
 )
 def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_scorer, prompt):  # noqa: PLR0917
     scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
-    choice, tokens = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page), Tokenized(ids, SPANS)
+    choice, tokens = (
+        routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page),
+        TokenizedPrompt(ids, SPANS),
+    )
     policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
@@ -79,7 +81,7 @@ def test_what_a_fixed_capacity_covers_is_told_where_a_least_coverage_is_asked_fo
         made = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
         lookahead = made.scored.lookahead_token_ids
         answer = CompressedPrompt(made.mask, lookahead, made.coverage, scorer.info, made.kv_capacity, made.kv_coverage)
-        tokens = Tokenized(ids, SPANS)
+        tokens = TokenizedPrompt(ids, SPANS)
         check_prompt(answer, ScoringJob(tokens, policy, scorer.info, scorer.info))
         found[least] = made, kv_plan_of(choice, answer, tokens)
     (plain, plan), (measured, same) = found.values()

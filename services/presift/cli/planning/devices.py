@@ -117,4 +117,4 @@ def speeds_of(draft: tuple[Shape, Device], target: tuple[Shape, Device], said: S
 def _as_said(curve: CostCurve, tokens_per_s: float | None) -> CostCurve:
     if tokens_per_s is None:
         return curve
-    return curve.slower(SAID_AT.new_tokens / tokens_per_s * 1e3 / curve.ms(SAID_AT))
+    return curve.scaled(SAID_AT.new_tokens / tokens_per_s * 1e3 / curve.ms(SAID_AT))

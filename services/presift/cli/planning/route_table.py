@@ -20,9 +20,9 @@ from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.overrides import EffectiveDefaults
 from presift.orchestrator.config.reload import policy_source
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
-from presift.orchestrator.routing.candidates import Question, candidates
-from presift.orchestrator.routing.choice import Defaults, Facts, RouteChoice
+from presift.orchestrator.domain.request import AutoCapacity, Budget
+from presift.orchestrator.routing.candidates import candidates
+from presift.orchestrator.routing.choice import Defaults, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState, scoring_guess
 from presift.orchestrator.routing.router import choose
 from presift_client import Info, Model, RouteForecast, StageSpeed
@@ -130,12 +130,12 @@ def outcome(terms: EffectiveDefaults, budget: Budget, prompt: Prompt, behind: Be
     if behind.compress_above_tokens is not None:
         defaults = replace(defaults, compress_above_tokens=behind.compress_above_tokens)
     cached_tokens = min(prompt.cached_prefix, prompt.tokens)
-    outlook = SystemState(behind.speeds, cached_tokens=cached_tokens, reads_beside=_settings().prefill_while_drafting)
-    facts = _facts(defaults, outlook, prompt, behind)
-    table = candidates(Question(budget, KvOptions(), facts, defaults))
+    state = SystemState(behind.speeds, cached_tokens=cached_tokens, prefills=_settings().prefill_while_drafting)
+    inputs = _inputs(defaults, budget, state, prompt, behind)
+    table = candidates(inputs)
     choice, refusal = None, ""
     try:
-        choice = choose(None, budget, KvOptions(), facts, defaults)
+        choice = choose(inputs)
     except PresiftError as error:
         refusal = error.message
     routes = routes_to_wire(table, None if choice is None else choice.route)
@@ -146,15 +146,17 @@ def _settings() -> OrchestratorSettings:
     return OrchestratorSettings(_cli_parse_args=False)  # type: ignore[call-arg]
 
 
-def _facts(defaults: Defaults, outlook: SystemState, prompt: Prompt, behind: Behind) -> Facts:
-    return Facts(
+def _inputs(defaults: Defaults, budget: Budget, state: SystemState, prompt: Prompt, behind: Behind) -> RoutingInputs:
+    return RoutingInputs(
         prompt_tokens=prompt.tokens,
         must_keep=min(prompt.tokens, defaults.spec_pc.window),
         must_keep_kv=min(prompt.tokens - 1, defaults.spec_kv.window),
         max_new_tokens=prompt.max_new_tokens,
         context_tokens=behind.context_tokens,
         supported=behind.supported,
-        outlook=outlook,
+        defaults=defaults,
+        budget=budget,
+        state=state,
         draft_context_tokens=behind.draft_context_tokens,
     )
 

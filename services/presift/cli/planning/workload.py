@@ -13,8 +13,8 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import KV_DROPPING_ROUTES
 from presift.orchestrator.config.overrides import EffectiveDefaults
-from presift.orchestrator.domain.request import Budget, KvOptions
-from presift.orchestrator.routing.choice import Facts
+from presift.orchestrator.domain.request import Budget
+from presift.orchestrator.routing.choice import RoutingInputs
 from presift.orchestrator.routing.cost_model import StageCosts, SystemState
 from presift.orchestrator.routing.router import choose
 
@@ -101,16 +101,19 @@ def demands(
 
 def _demand(length: Length, workload: Workload, wish: Wish, speeds: StageCosts, terms: EffectiveDefaults) -> Demand:
     defaults = terms.defaults
-    facts = Facts(
+    inputs = RoutingInputs(
         prompt_tokens=length.tokens,
         must_keep=min(length.tokens, defaults.spec_pc.window),
         must_keep_kv=min(length.tokens - 1, defaults.spec_kv.window),
         max_new_tokens=workload.answer_tokens,
         context_tokens=wish.context_tokens,
         supported=frozenset(Route),
-        outlook=SystemState(speeds, reads_beside=True),
+        defaults=defaults,
+        wanted=wish.route,
+        budget=terms.budget_over(wish.budget),
+        state=SystemState(speeds, prefills=True),
     )
-    choice = choose(wish.route, terms.budget_over(wish.budget), KvOptions(), facts, defaults)
+    choice = choose(inputs)
     assert choice.forecast is not None
     work = choice.forecast
     scores_kv = choice.route in KV_DROPPING_ROUTES
@@ -119,7 +122,7 @@ def _demand(length: Length, workload: Workload, wish: Wish, speeds: StageCosts, 
         share=length.share,
         route=choice.route,
         draft_s=work.draft_work_ms / 1e3,
-        target_s=(work.beside_work_ms + work.target_work_ms) / 1e3,
+        target_s=(work.prefill_work_ms + work.target_work_ms) / 1e3,
         read_tokens=work.read_tokens,
         # While KV is chosen, what was read and what is kept stand side by side.
         peak_tokens=work.read_tokens + (work.kv_tokens if scores_kv else 0),

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.spans import covered
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.domain.request import TokenizedPrompt
 
 KEY_TOKENS = 1024
 # A shorter run of unprotected tokens is no document.
 _MIN_RUN_TOKENS = 64
 
 
-def affinity_key(tokens: Tokenized) -> str:
+def affinity_key(tokens: TokenizedPrompt) -> str:
     """Of up to KEY_TOKENS of the first run of unprotected tokens; where that is less than a block, of whatever follows
     as well; where all is protected, of the beginning."""
     prompt_tokens = int(tokens.ids.size)

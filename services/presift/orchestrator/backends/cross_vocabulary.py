@@ -104,7 +104,7 @@ class CrossVocabularyDraft:
         if asked.lookahead is not None:
             count = asked.lookahead.lookahead_tokens
             lookahead = self._interpreter.lookahead(reading, reply.prompt.lookahead_token_ids, count)
-        prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft)
+        prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft, made_in=reply.prompt.made_in)
         if found is not None:
             prompt = replace(prompt, kv_capacity=found.capacity, kv_coverage=found.coverage)
         return Score(prompt, importance, mass, reply.queue_ms)

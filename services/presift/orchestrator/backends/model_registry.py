@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from presift.core.errors import DraftUnavailable, PresiftError, VocabularyMismatch
+from presift.core.errors import DraftUnavailable, PresiftError, TargetUnavailable, VocabularyMismatch
 from presift.core.plan import ModelInfo
 from presift.orchestrator.domain.ports import Draft, Target, TargetInfo
 from presift.rpc.pool.replica import ReplicaStatus
@@ -96,6 +96,12 @@ class ModelRegistry:
         else:
             check_vocabulary(draft, target.model)
         return draft
+
+    def known_target(self) -> TargetInfo:
+        """Raises TargetUnavailable until the target has answered once."""
+        if self.target is None:
+            raise TargetUnavailable("the target has not answered yet")
+        return self.target
 
     def known_draft(self) -> ModelInfo:
         """Raises DraftUnavailable while there is none."""

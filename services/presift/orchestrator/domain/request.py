@@ -99,6 +99,18 @@ class TokenIds:
 Prompt = Chat | Text | TokenIds
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedPrompt:
+    """A prompt as the target would read it: `ids` uint32[n]; `protected` spans in canonical form; no text.
+
+    `salt` is the namespace of its tenant: nothing made from this prompt is found by requests with another salt.
+    """
+
+    ids: NDArray[np.uint32]
+    protected: tuple[Span, ...]
+    salt: str = field(default="", repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class AutoCapacity:
     """The smallest capacity that reaches `coverage`, 0..1, between bounds in tokens; None takes the default's.

@@ -25,7 +25,8 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.routing.choice import Defaults
 from presift.orchestrator.routing.cost_model import TokenWork
-from presift.orchestrator.routing.forecast import draft_reading
+from presift.orchestrator.routing.forecast import draft_work
+from presift.rpc.deadline import Deadline
 
 PROMPT_TOKENS = (64, 256, 1024)
 STEPS = 4
@@ -88,7 +89,7 @@ class Calibration:
         try:
             async with asyncio.timeout(self._limit_s):
                 async for timing in self._timings():
-                    self._economy.calibrated(timing.stage, timing.place, [(timing.reading, timing.took_ms)])
+                    self._economy.calibrate(timing.stage, timing.place, [(timing.reading, timing.took_ms)])
                     count += 1
         except TimeoutError:
             log.info("calibration was cut short after %.0f s", self._limit_s)
@@ -124,13 +125,14 @@ class Calibration:
         started = time.perf_counter()
         scored = await self._draft.score(ids, policy, (), include_importance=False, timeout_s=self._limit_s)
         took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
-        return Timing("draft", location_of(draft), draft_reading(policy, tokens), took_ms)
+        return Timing("draft", location_of(draft), draft_work(policy, tokens), took_ms)
 
     async def _answered(self, ids: NDArray[np.uint32], salt: str) -> list[Timing]:
         assert self._models.target is not None
         model, sampling = self._models.target.model, Sampling(max_new_tokens=STEPS + 1, ignore_eos=True)
         usage, first, last = None, 0.0, 0.0
-        async with aclosing(self._target.generate(ids, sampling, salt, self._limit_s)) as events:
+        call = self._target.generate(ids, sampling, salt, Deadline.within(self._limit_s))
+        async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 last = time.perf_counter()
                 first = first or last

@@ -10,7 +10,7 @@ from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.estimation.perf_model import PerfModel
 from presift.orchestrator.routing.cost_model import TokenWork
 from presift.orchestrator.routing.decision import CacheOutcome, Plan
-from presift.orchestrator.routing.forecast import draft_reading, rest, scoring_reading
+from presift.orchestrator.routing.forecast import draft_work, remaining, selection_work
 
 # Fewer say little of a decode step.
 _LEAST_STEPS = 4
@@ -43,13 +43,13 @@ def _learn_draft(book: PerfModel, answered: AnswerObservation, held_tokens: int)
     if decision.cache is not CacheOutcome.MISS or decision.draft is None or decision.policy is None:
         return
     draft, target = location_of(decision.draft), location_of(decision.target, answered.usage.replica)
-    reading, speeds = draft_reading(decision.policy, decision.prompt_tokens), book.speeds(draft, target)
+    reading, speeds = draft_work(decision.policy, decision.prompt_tokens), book.costs(draft, target)
     if decision.prefill_ms == 0.0 or not speeds.draft.observations:
         book.observe("draft", draft, reading, decision.draft_ms - decision.draft_queue_ms)
         return
     if decision.draft_queue_ms > _SIDE_BY_SIDE * decision.draft_ms:
         return
-    beside_ms = speeds.target.ms(rest(decision.prompt_tokens, held_tokens))
+    beside_ms = speeds.target.ms(remaining(decision.prompt_tokens, held_tokens))
     took_ms = max(decision.draft_ms, decision.prefill_ms)
     book.observe_side_by_side(speeds.draft.ms(reading), beside_ms, took_ms)
 
@@ -61,10 +61,10 @@ def _learn_target(book: PerfModel, answered: AnswerObservation) -> None:
         return
     lookahead = 0 if plan.kv_plan is None else len(plan.kv_plan.lookahead_token_ids)
     choosing_ms = usage.score_ms + usage.publish_ms
-    reading = rest(decision.kept_tokens + lookahead, usage.cached_tokens)
+    reading = remaining(decision.kept_tokens + lookahead, usage.cached_tokens)
     book.observe("target", target, reading, usage.ttft_ms - choosing_ms)
     kv_stage = None if decision.policy is None else decision.policy.kv_stage
-    scoring = None if kv_stage is None else scoring_reading(kv_stage, decision.kept_tokens)
+    scoring = None if kv_stage is None else selection_work(kv_stage, decision.kept_tokens)
     if scoring is not None and plan.kv_plan is not None:
         book.observe("scoring", target, scoring, choosing_ms)
 

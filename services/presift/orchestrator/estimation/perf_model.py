@@ -101,7 +101,7 @@ class PerfModel:
     def __len__(self) -> int:
         return len(self._curves)
 
-    def speeds(self, draft: str, target: str) -> StageCosts:
+    def costs(self, draft: str, target: str) -> StageCosts:
         """What is known of this pair."""
         known = self._pairs.get((draft, target))
         if known is None:
@@ -117,7 +117,7 @@ class PerfModel:
             )
         return known
 
-    def learnt(self) -> list[StageCost]:
+    def learned(self) -> list[StageCost]:
         """All curves that rest on observations, the last observed last."""
         return [
             StageCost(stage, place, known.curve, self._contended if stage == "draft" else 0.0)

@@ -46,7 +46,7 @@ class TargetLoads:
         finally:
             self._answers.remove(answer)
 
-    def heard(self, place: str, load: TargetLoad | None, reading_ms: float | None) -> None:
+    def record(self, place: str, load: TargetLoad | None, reading_ms: float | None) -> None:
         """What a target said with an answer, and how long that request took to be read, None where it waited too."""
         if reading_ms is not None:
             self._reading_ms.append(reading_ms)

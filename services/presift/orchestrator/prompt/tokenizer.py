@@ -5,35 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
-from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds
+from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.prompt.chat_tools import check_rendered, tools_of
 from presift.orchestrator.prompt.protection import Range, compressible, framed, template_messages
 
 # Above this, tokenising takes milliseconds and moves off the event loop (the Rust tokenizer releases the GIL).
 INLINE_CHARACTERS = 8_192
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tokenized:
-    """A prompt as the target would read it: `ids` uint32[n]; `protected` in canonical form; no text.
-
-    `salt` says whose it is: what comes of it is never found by anybody with another one.
-    """
-
-    ids: NDArray[np.uint32]
-    protected: tuple[Span, ...]
-    salt: str = field(default="", repr=False)
 
 
 class ChatTemplate(Protocol):
@@ -55,7 +42,7 @@ class PromptTokenizer:
     ) -> None:
         self._backend = backend
         self._template = template
-        self._memory: OrderedDict[bytes, Tokenized] = OrderedDict()
+        self._memory: OrderedDict[bytes, TokenizedPrompt] = OrderedDict()
         self._memory_tokens = memory_tokens
         self._held_tokens = 0
 
@@ -67,19 +54,21 @@ class PromptTokenizer:
     def backend(self) -> Tokenizer | None:
         return self._backend
 
-    async def tokenize(self, prompt: Prompt, salt: str = "") -> Tokenized:
+    async def tokenize(self, prompt: Prompt, salt: str = "") -> TokenizedPrompt:
         """Raises InvalidRequest for tools that are no JSON or that the template has no place for, or for text where
         there is no tokenizer."""
         if isinstance(prompt, TokenIds):
             with stage("protect"):
-                return Tokenized(prompt.ids, _within(prompt), salt)
+                return TokenizedPrompt(prompt.ids, _within(prompt), salt)
         with stage("protect"):
             rendered = self.render(prompt)
             ranges = self._droppable(prompt, rendered)
         with stage("tokenize"):
             return await self._tokenized(prompt, rendered, ranges, salt)
 
-    async def _tokenized(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> Tokenized:
+    async def _tokenized(
+        self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str
+    ) -> TokenizedPrompt:
         """Remembered, or made now."""
         key = _key(prompt, rendered, ranges, salt)
         known = self._memory.get(key)
@@ -113,14 +102,16 @@ class PromptTokenizer:
         check_rendered(frame, rendered_frame, self.render)
         return compressible(prompt, rendered, rendered_frame)
 
-    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> Tokenized:
-        def encode() -> Tokenized:
+    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> TokenizedPrompt:
+        def encode() -> TokenizedPrompt:
             encoding = _tokens(self._backend, rendered, isinstance(prompt, Text))
-            return Tokenized(np.array(encoding.ids, dtype=np.uint32), protected_tokens(encoding, ranges, len(rendered)))
+            return TokenizedPrompt(
+                np.array(encoding.ids, dtype=np.uint32), protected_tokens(encoding, ranges, len(rendered))
+            )
 
         return encode() if len(rendered) <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
-    def _remember(self, key: bytes, tokenized: Tokenized) -> None:
+    def _remember(self, key: bytes, tokenized: TokenizedPrompt) -> None:
         if key in self._memory or tokenized.ids.size > self._memory_tokens:
             return
         self._memory[key] = tokenized

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from presift.orchestrator.domain.request import Sampling
@@ -29,16 +29,14 @@ class QualityGuard:
         self._compare = compare
         self._sampler = Sampler() if sampler is None else sampler
         self._switches = QualityGate() if switches is None else switches
-        self.calm = IdleGate()
-        self._shadows = ShadowQueue(self.calm, self._work, _count)
+        self.idle_gate = IdleGate()
+        self._shadows = ShadowQueue(self.idle_gate, self._work, _count)
 
-    def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
-        """Something to hear a caller's answer with, for a few."""
-        return None if self._compare is None else self._sampler.sample(plan, sampling)
-
-    def offer(self, sample: Sample) -> None:
-        """The caller's answer has ended: compare it."""
-        self._shadows.offer(sample)
+    def offer(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> None:
+        """A caller was answered with these tokens: compare a small share of such answers."""
+        sample = None if self._compare is None else self._sampler.sample(plan, sampling, answer)
+        if sample is not None:
+            self._shadows.offer(sample)
 
     def qualities(self) -> list[Quality]:
         """What was seen of every route and length band."""

@@ -15,12 +15,12 @@ from presift.orchestrator.routing.quality_gate import LengthBand, length_band
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """A request and what its caller has been answered so far. `sampling` is that of both answers: greedy, and cut."""
+    """A request that was answered. `answer` is the caller's answer if it was greedy, cut to the compared length;
+    `sampling` is that of both answers: greedy, and cut."""
 
     plan: Plan
     sampling: Sampling
-    is_greedy: bool
-    _heard: list[int] = field(default_factory=list)
+    answer: tuple[int, ...] | None
 
     @property
     def route(self) -> Route:
@@ -32,15 +32,9 @@ class Sample:
     def band(self) -> LengthBand:
         return length_band(self.plan.decision.prompt_tokens)
 
-    def hear(self, token_ids: Sequence[int]) -> None:
-        """The caller is answered this."""
-        room = self.sampling.max_new_tokens - len(self._heard)
-        if self.is_greedy:
-            self._heard.extend(token_ids[: max(0, room)])
-
     def answer_by(self, route: Route) -> tuple[int, ...] | None:
-        """The caller's own answer, where it was given by this route and can be compared: where it was greedy."""
-        return tuple(self._heard) if self.is_greedy and self.plan.decision.route is route else None
+        """The caller's own answer, if it was given by this route and can be compared."""
+        return self.answer if self.plan.decision.route is route else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +51,7 @@ class Sampler:
         if self.max_new_tokens < 1:
             raise InvalidRequest("guard_max_new_tokens", self.max_new_tokens, ">= 1")
 
-    def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
+    def sample(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> Sample | None:
         """None for most, for what no route compresses, for what full cannot answer, and for what the caller's own
         limits made tighter: how those are answered shall decide for nobody else."""
         compresses = plan.avoided is not None or plan.decision.route is not Route.FULL
@@ -66,4 +60,4 @@ class Sampler:
         if not compresses or not fits or plan.is_tighter or self.random.random() >= self.share:
             return None
         greedy = replace(sampling, max_new_tokens=cut, temperature=0.0, top_p=None, top_k=None, seed=None)
-        return Sample(plan, greedy, sampling.is_greedy)
+        return Sample(plan, greedy, tuple(answer[:cut]) if sampling.is_greedy else None)

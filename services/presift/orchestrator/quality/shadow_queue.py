@@ -16,7 +16,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.planning.prefill import beside
+from presift.orchestrator.planning.prefill import background
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class IdleGate:
         self._calm.set()
 
     @contextmanager
-    def stirred(self) -> Iterator[Callable[[], None]]:
+    def busy(self) -> Iterator[Callable[[], None]]:
         """A caller waits until the block ends, or until what it gives was called."""
         caller = object()
         self._callers.add(caller)
@@ -118,7 +118,7 @@ class ShadowQueue(Generic[T]):
             self._told(piece, outcome)
 
     async def _attempt(self, piece: T) -> ShadowOutcome:
-        async with beside(self._done(piece)) as working, beside(self._calm.end()) as stirring:
+        async with background(self._done(piece)) as working, background(self._calm.end()) as stirring:
             await asyncio.wait((working, stirring), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
             is_late = not stirring.done()
         if working.cancelled():

@@ -13,16 +13,16 @@ from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span, covered, moved, must_keep
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.kv_plan import kv_plan_of
 from presift.orchestrator.planning.plan_builder import TokenizedPrompt, continued_plan, plan_of, turn_of
-from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
 
 MODEL = ModelInfo("m", "r", "f", 100, 2, 2, 100)
 IDS = np.arange(50, 80, dtype=np.uint32)
-TOKENS = Tokenized(IDS, (Span(0, 2), Span(10, 14)))
+TOKENS = TokenizedPrompt(IDS, (Span(0, 2), Span(10, 14)))
 ORIGIN = TokenizedPrompt(TOKENS, MODEL, 1.0)
 
 
@@ -116,7 +116,7 @@ def test_a_later_turn_goes_on_with_the_earlier_selection():
     first = plan_of(choice(Route.SPEC_KV, policy), found(prompt(kept, ())), 0.0, ORIGIN)
     turn = turn_of(first)
     assert turn.kv_plan.prompt_tokens == 30 and first.kv_plan.prompt_tokens == 0
-    longer = TokenizedPrompt(Tokenized(np.arange(50, 90, dtype=np.uint32), ()), MODEL, 1.0)
+    longer = TokenizedPrompt(TokenizedPrompt(np.arange(50, 90, dtype=np.uint32), ()), MODEL, 1.0)
     second = continued_plan(choice(Route.SPEC_KV, policy, False), turn, longer)
     assert second.read_ids.size == 40 and second.kv_plan == replace(turn.kv_plan, keep_full_prefix=False)
     assert np.flatnonzero(second.kept).tolist() == [*kept, *range(30, 40)]

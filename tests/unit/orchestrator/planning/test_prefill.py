@@ -5,12 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.prefill import Prefiller
-from presift.orchestrator.prompt.tokenizer import Tokenized
 
 
 def tokens(*ids, salt="salt"):
-    return Tokenized(np.array(ids, np.uint32), (), salt)
+    return TokenizedPrompt(np.array(ids, np.uint32), (), salt)
 
 
 IDS, OTHER = tokens(1, 2, 3), tokens(1, 2)

@@ -7,16 +7,15 @@ import pytest
 
 from presift.core.plan import ModelInfo
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef
-from presift.orchestrator.domain.request import Budget, KvOptions
+from presift.orchestrator.domain.request import Budget, KvOptions, TokenizedPrompt
 from presift.orchestrator.planning.replica_picker import ReplicaPicker, is_much_sooner
-from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.orchestrator.routing.candidates import Question
 from presift.orchestrator.routing.cost_model import Forecast, QueuedWork
 
 from ..routing.test_auto import DEFAULTS, FACTS
 
 TARGET = ModelInfo("t", "r1", "f", 4096, 4, 2, 1000)
-TOKENS = Tokenized(np.arange(FACTS.prompt_tokens, dtype=np.uint32), ())
+TOKENS = TokenizedPrompt(np.arange(FACTS.prompt_tokens, dtype=np.uint32), ())
 COLD = FACTS.outlook
 WARM = replace(COLD, cached_tokens=960)
 

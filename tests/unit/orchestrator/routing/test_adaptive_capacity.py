@@ -13,11 +13,10 @@ from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Adaptive, KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 from presift.orchestrator.domain.ports import MaskRejected
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions, TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.planning.plan_builder import TokenizedPrompt, plan_of
-from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.orchestrator.routing.adaptive_capacity import measured_at, outcome
 from presift.orchestrator.routing.choice import Defaults, Facts, Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
@@ -179,7 +178,7 @@ def test_scoring_to_count_by_is_part_of_the_drafts_work():
     assert draft_reading(SpecKv(50, lookahead_tokens=5, mask=mask, adaptive=Adaptive(0.9, 40)), 1000).steps == 8
 
 
-TOKENS = Tokenized(np.arange(100, dtype=np.uint32), (Span(0, 6),))
+TOKENS = TokenizedPrompt(np.arange(100, dtype=np.uint32), (Span(0, 6),))
 AUTO = {"adaptive": Adaptive(0.9, 20, 4)}
 BY_PC, BY_TARGET = SpecPc(40, window=8, **AUTO), SpecKv(40, window=8, lookahead_tokens=2, **AUTO)
 MEASURED = replace(BY_TARGET, adaptive=measured_at(40, 4))

@@ -7,7 +7,7 @@ from typing import Any
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.policy_file import PolicyFile
 from presift.orchestrator.domain.ports import FinishReason
-from presift.orchestrator.pipeline.pipeline import Delta, Event, Report
+from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
 from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.decision import CacheOutcome, Decision

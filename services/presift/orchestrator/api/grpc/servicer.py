@@ -80,8 +80,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             supported_routes=sorted(codec.route_to_wire(route) for route in target.supported),
             compress_above_tokens=self._policies.table.compress_above_tokens(target.model.id),
             policy_file=policy_file_to_wire(self._policies.file),
-            route_quality=[quality_to_wire(each) for each in self._pipeline.guard.qualities()],
-            speeds=[speed_to_wire(speed) for speed in self._pipeline.learnt_speeds()],
+            route_quality=[quality_to_wire(each) for each in self._pipeline.parts.guard.qualities()],
+            speeds=[speed_to_wire(speed) for speed in self._pipeline.stage_costs()],
             replicas=[replica_to_wire(each) for each in self._models.standings()],
         )
 

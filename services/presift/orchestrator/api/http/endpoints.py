@@ -26,7 +26,8 @@ from presift.orchestrator.api.http.schema import (
 from presift.orchestrator.api.http.sse import Reply, json_bytes
 from presift.orchestrator.api.http.unsupported import supported_parameters
 from presift.orchestrator.domain.request import Request
-from presift.orchestrator.pipeline.pipeline import Delta, Event, Pipeline
+from presift.orchestrator.pipeline.events import Delta, Event
+from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline

@@ -1,6 +1,5 @@
-"""What a PromQL query asks for: names of metrics and labels. No parser: strings, ranges and groupings are taken out,
-and of what is left a name before "(" is a function. Enough for queries as ours are: promtool says whether they are
-PromQL at all.
+"""The metrics and labels that a PromQL query names. This is no parser: it removes strings, ranges and groupings; of the
+rest, a name before "(" is a function. That is enough for presift's queries; promtool checks their syntax.
 """
 
 import re
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _RANGE = re.compile(r"\[[^\]]*\]")
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
-_MADE = re.compile(r'"(\w+)"(?:\s*,\s*"[^"]*"){3}\s*\)')  # what label_replace ends in
+_MADE = re.compile(r'"(\w+)"(?:\s*,\s*"[^"]*"){3}\s*\)')  # the end of label_replace
 _SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)\s*(\{[^}]*\})?(?=\s*(\()?)")
 _MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 _KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan", "on", "by"}
@@ -17,7 +16,7 @@ _KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan", "on", "by"}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`selectors`: (metric, label names in its braces); `grouped`: labels that results are grouped by; `made`: by
+    """`selectors`: (metric, label names in its braces); `grouped`: labels of the groupings; `made`: labels of
     label_replace."""
 
     selectors: tuple[tuple[str, frozenset[str]], ...]
@@ -26,7 +25,7 @@ class Asked:
 
 
 def asked(expr: str) -> Asked:
-    """What `expr` asks for."""
+    """The names in `expr`."""
     bare = _RANGE.sub("", _STRING.sub('""', expr))
     grouped = {label.strip() for found in _GROUPING.findall(bare) for label in found.split(",") if label.strip()}
     selectors = [

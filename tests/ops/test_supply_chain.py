@@ -1,4 +1,4 @@
-"""Licences and advisories: what is planted is found, and no network is no failure."""
+"""Licences and advisories: planted ones are found, and a missing network fails only a release."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import audit
 import licences
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LISTS = tomllib.loads(licences.ALLOW_LIST.read_text())
 NAMES = {
     "MIT": True,
@@ -68,7 +68,7 @@ def test_a_planted_licence_fails_by_name(tmp_path, capsys):
     assert licences.main(tool(tmp_path / "tool", json.dumps(rows[:1])), "python") == 0
 
 
-def test_what_is_known_by_name_is_allowed():
+def test_a_package_that_is_known_by_name_is_allowed():
     rows = [{"Name": "Odd", "Version": "1", "License": "UNKNOWN"}]
     assert licences.forbidden(rows, LISTS["allowed"], {}) == ["Odd 1: UNKNOWN"]
     assert licences.forbidden(rows, LISTS["allowed"], {"odd": "MIT, by its LICENSE file"}) == []
@@ -95,7 +95,7 @@ def lock(tmp_path):
     return path
 
 
-def test_a_planted_advisory_is_told_and_fails_a_release(tmp_path, lock, capsys):
+def test_a_planted_advisory_is_reported_and_fails_a_release(tmp_path, lock, capsys):
     pip_audit, stamp = tool(tmp_path / "tool", json.dumps(REPORT), code=1), tmp_path / "stamp"
     assert audit.main(pip_audit, lock, stamp, strict=False) == 0
     assert "planted 2: PYSEC-1 (fixed in 3)" in capsys.readouterr().err
@@ -103,7 +103,7 @@ def test_a_planted_advisory_is_told_and_fails_a_release(tmp_path, lock, capsys):
     assert audit.findings(REPORT, {"CVE-1": "never called"}) == []
 
 
-def test_without_a_network_it_says_so_and_fails_a_release_alone(tmp_path, lock, capsys):
+def test_a_missing_network_is_reported_and_fails_a_release(tmp_path, lock, capsys):
     pip_audit, stamp = tool(tmp_path / "tool", "", code=1, err="ConnectionError: no route"), tmp_path / "stamp"
     assert audit.main(pip_audit, lock, stamp, strict=False) == 0
     told = capsys.readouterr().err
@@ -112,14 +112,14 @@ def test_without_a_network_it_says_so_and_fails_a_release_alone(tmp_path, lock, 
     assert audit.main(str(tmp_path / "none"), lock, stamp, strict=False) == 0
 
 
-def test_an_index_that_knows_no_advisories_has_not_been_asked(tmp_path, lock, capsys):
+def test_an_index_without_advisories_counts_as_no_report(tmp_path, lock, capsys):
     mirror = tool(tmp_path / "tool", json.dumps({"dependencies": REPORT["dependencies"][1:2]}))
     assert audit.main(mirror, lock, tmp_path / "stamp", strict=False) == 0
     assert "NOT RUN" in capsys.readouterr().err
     assert audit.main(mirror, lock, tmp_path / "stamp", strict=True) == 1
 
 
-def test_it_asks_once_a_day(tmp_path, lock):
+def test_the_index_is_queried_once_a_day(tmp_path, lock):
     clean, stamp = tool(tmp_path / "tool", json.dumps({"dependencies": REPORT["dependencies"][:1]})), tmp_path / "stamp"
     assert audit.main(clean, lock, stamp, strict=True) == 0 and audit.is_fresh(stamp, lock)
     planted = tool(tmp_path / "planted", json.dumps(REPORT), code=1)

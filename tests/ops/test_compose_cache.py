@@ -1,4 +1,4 @@
-"""The cache of the compose stack, by a real Valkey: its options are known to it, and others than itself may come in."""
+"""The cache of the compose stack, with a real Valkey: it knows all its options, and accepts other hosts."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ import pytest
 
 from presift.cache.embedded import valkey_binary
 
-from .compose_files import BASE, ROOT, TLS, stack
+from .sources import BASE, OPS, TLS, config
 from .test_images import script
 
-rehearse = script(ROOT / "ops" / "docker" / "rehearse.py")
+rehearse = script(OPS / "docker" / "rehearse.py")
 
 
 def command(files, *more):
-    name, *options = stack(files)["services"]["cache"]["command"]
+    name, *options = config(files=files)["services"]["cache"]["command"]
     assert name == "valkey-server"
     return [str(valkey_binary()), *options, *more]
 
@@ -29,7 +29,7 @@ def free_port():
 
 
 def address_of_this_machine():
-    """Not loopback. Skips where there is none."""
+    """Not loopback. Skips if it has no other."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards, contextlib.suppress(OSError):
         towards.connect(("192.0.2.200", 9))  # nothing is sent
         return towards.getsockname()[0]
@@ -51,16 +51,16 @@ def running(arguments, folder, port):
 
 
 def asked(host, port, *words):
-    """What it says to that, in Redis' own words; nothing where nobody listens."""
+    """The raw reply to a Redis command; empty if the connection is refused."""
     with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, port), 5) as connection:
-        with contextlib.suppress(OSError):  # who is refused may be cut off while he asks
+        with contextlib.suppress(OSError):  # the server may close the connection early
             connection.sendall(" ".join(words).encode() + b"\r\n")
         return connection.recv(4096).decode()
     return ""
 
 
-def test_who_comes_over_the_network_is_let_in(tmp_path):
-    """By its default only loopback would be: the health check, and nobody who works with it."""
+def test_other_hosts_are_accepted(tmp_path):
+    """In protected mode, its default, only loopback is: the health check passes and the orchestrator is refused."""
     port, host = free_port(), address_of_this_machine()
     with running(command((BASE,), "--port", str(port)), tmp_path, port):
         assert asked(host, port, "PING").startswith("+PONG")
@@ -70,7 +70,7 @@ def test_who_comes_over_the_network_is_let_in(tmp_path):
 
 
 def test_certificates_are_read_again(tmp_path):
-    """This Valkey has no TLS; still it knows every option of the layer."""
+    """This Valkey is built without TLS, but knows every option of the layer."""
     port = free_port()
     with running(command((BASE, TLS), "--tls-port", "0", "--port", str(port)), tmp_path, port):
         *_, seconds, _ = asked("127.0.0.1", port, "CONFIG", "GET", "tls-auto-reload-interval").split("\r\n")
@@ -78,12 +78,12 @@ def test_certificates_are_read_again(tmp_path):
         assert "\r\nno\r\n" in asked("127.0.0.1", port, "CONFIG", "GET", "protected-mode")
 
 
-def test_the_stand_in_of_the_rehearsal_gets_what_it_knows(tmp_path):
+def test_the_rehearsals_redis_gets_only_options_that_it_knows(tmp_path):
     (tmp_path / "redis-server").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "valkey-server").write_text(rehearse.REDIS_AS_VALKEY)
     for each in tmp_path.iterdir():
         each.chmod(0o755)
-    _, *options = stack((BASE, TLS))["services"]["cache"]["command"]
+    _, *options = config(files=(BASE, TLS))["services"]["cache"]["command"]
     known = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run([tmp_path / "valkey-server", *options], env=known, capture_output=True, text=True, check=True)
     at = options.index("--tls-auto-reload-interval")

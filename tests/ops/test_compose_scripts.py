@@ -1,4 +1,4 @@
-"""What the one-shot services of the compose stack make: secrets, certificates, models."""
+"""The one-shot services of the compose stack: secrets, certificates, models."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from presift.orchestrator.api.auth.key_file import load_keys
 from presift.rpc.security.service_token import tokens_of
 from presift_demo_models.fetch import MANIFEST
 
-from .compose_files import OBSERVABILITY, ROOT, TLS, stack
+from .sources import BASE, OPS, TLS, config
 from .test_images import script
 
-keys = script(ROOT / "ops" / "compose" / "keys.py")
-certificates = script(ROOT / "ops" / "compose" / "certificates.py")
-models = script(ROOT / "ops" / "compose" / "models.py")
+keys = script(OPS / "compose" / "keys.py")
+certificates = script(OPS / "compose" / "certificates.py")
+models = script(OPS / "compose" / "models.py")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_secrets_are_made_once(folder, capsys):
+def test_secrets_are_created_once(folder, capsys):
     assert run(folder, "make") == 0
     made = contents(folder)
     assert set(made) == {keys.TOKEN, keys.SALT, keys.KEYS, keys.CALLER}
@@ -48,7 +48,7 @@ def test_secrets_are_made_once(folder, capsys):
     assert not any(secret.strip() in told.out + told.err for name, secret in made.items() if name != keys.KEYS)
 
 
-def test_services_take_them(folder, capsys):
+def test_services_accept_the_secrets(folder, capsys):
     run(folder, "make")
     capsys.readouterr()
     run(folder, "show")
@@ -61,7 +61,7 @@ def test_services_take_them(folder, capsys):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_another_key_is_added_to_those_that_are(folder, capsys):
+def test_a_key_is_added_to_the_existing_ones(folder, capsys):
     run(folder, "make")
     (folder / keys.KEYS).open("a").close()
     capsys.readouterr()
@@ -81,14 +81,14 @@ def test_limits_of_tenants_stay_when_a_key_is_added(folder):
     assert load_keys(folder / keys.KEYS).limits["acme"].concurrency == 8
 
 
-def test_a_name_that_no_tenant_may_have_changes_nothing(folder, capsys):
+def test_an_invalid_tenant_name_changes_nothing(folder, capsys):
     run(folder, "make")
     before = contents(folder)
     assert run(folder, "add", "a b") == 1 and contents(folder) == before
     assert "must be a name" in capsys.readouterr().err
 
 
-def test_a_revoked_key_opens_nothing(folder, capsys):
+def test_a_revoked_key_is_not_accepted(folder, capsys):
     run(folder, "make")
     run(folder, "limit", "acme", "--concurrency", "8")
     capsys.readouterr()
@@ -106,7 +106,7 @@ def test_a_revoked_key_opens_nothing(folder, capsys):
 
 
 def test_the_first_key_is_not_shown_once_it_is_revoked(folder, capsys):
-    """The last one too: nobody comes in then, and `make` brings no other."""
+    """Even if it was the last one: then no key is accepted, and `make` creates no other."""
     run(folder, "make")
     (first,) = load_keys(folder / keys.KEYS).entries
     assert run(folder, "revoke", first.name) == 0
@@ -116,14 +116,14 @@ def test_the_first_key_is_not_shown_once_it_is_revoked(folder, capsys):
     assert len(load_keys(folder / keys.KEYS).entries) == 1
 
 
-def test_who_is_not_there_cannot_be_revoked(folder, capsys):
+def test_an_unknown_key_cannot_be_revoked(folder, capsys):
     run(folder, "make")
     before = contents(folder)
-    assert run(folder, "revoke", "nobody-1234") == 1 and contents(folder) == before
-    assert "nobody-1234" in capsys.readouterr().err
+    assert run(folder, "revoke", "absent-1234") == 1 and contents(folder) == before
+    assert "absent-1234" in capsys.readouterr().err
 
 
-def test_limits_of_a_tenant_are_set_and_taken_away(folder):
+def test_limits_of_a_tenant_are_set_and_removed(folder):
     run(folder, "make")
     assert run(folder, "limit", "acme", "--tokens-per-minute", "200000", "--concurrency", "8") == 0
     assert run(folder, "limit", "other", "--concurrency", "1") == 0
@@ -137,14 +137,14 @@ def test_limits_of_a_tenant_are_set_and_taken_away(folder):
 
 
 @pytest.mark.parametrize("arguments", [("a b", "--concurrency", "1"), ("acme", "--tokens-per-minute", "0")])
-def test_a_limit_that_cannot_be_changes_nothing(folder, arguments):
+def test_an_invalid_limit_changes_nothing(folder, arguments):
     run(folder, "make")
     before = contents(folder)
     assert run(folder, "limit", *arguments) == 1 and contents(folder) == before
 
 
 def test_a_half_made_folder_is_completed(folder):
-    """Killed between key and entry: the key that nobody let in is replaced."""
+    """After a kill between key and entry, a new key replaces the one without an entry."""
     run(folder, "make")
     (folder / keys.KEYS).unlink()
     (folder / "door" / ".api-keys.yaml.partial").write_text("half")
@@ -153,7 +153,7 @@ def test_a_half_made_folder_is_completed(folder):
     assert entry_of(key, load_keys(folder / keys.KEYS).entries)
 
 
-def test_a_file_of_keys_that_nobody_could_read_is_told(folder, capsys):
+def test_an_invalid_file_of_keys_is_reported(folder, capsys):
     run(folder, "make")
     (folder / keys.KEYS).write_text("keys: [{name: a}]")
     assert run(folder, "make") == 1 and "api-keys.yaml:1" in capsys.readouterr().err
@@ -163,7 +163,7 @@ def cert_of(folder, role):
     return x509.load_pem_x509_certificate((folder / role / "cert.pem").read_bytes())
 
 
-def test_certificates_name_whom_they_are_for(tmp_path):
+def test_certificates_have_their_roles_names(tmp_path):
     certificates.make(tmp_path)
     ca = x509.load_pem_x509_certificate((tmp_path / "authority" / "ca.pem").read_bytes())
     for role, names in certificates.ROLES.items():
@@ -180,7 +180,7 @@ def test_certificates_name_whom_they_are_for(tmp_path):
     )
 
 
-def test_certificates_are_renewed_before_they_end(tmp_path, monkeypatch):
+def test_certificates_are_renewed_before_they_expire(tmp_path, monkeypatch):
     certificates.make(tmp_path)
     first = cert_of(tmp_path, "draft").serial_number
     certificates.make(tmp_path)
@@ -204,35 +204,36 @@ def test_certificates_of_another_authority_are_replaced(tmp_path):
     assert cert_of(tmp_path, "target").serial_number != first
 
 
-def test_a_caller_gets_its_three_files(tmp_path):
+def test_export_contains_the_callers_files(tmp_path):
     certificates.make(tmp_path)
-    command = [sys.executable, ROOT / "ops/compose/certificates.py", tmp_path, "export"]
+    command = [sys.executable, OPS / "compose/certificates.py", tmp_path, "export"]
     done = subprocess.run(command, capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         assert archive.getnames() == ["ca.pem", "cert.pem", "key.pem"]
 
 
-def test_every_role_of_the_tls_layer_gets_its_certificate():
-    services = stack(("compose.yaml", OBSERVABILITY, TLS))["services"]
-    mounted = {each.split(":")[1].rpartition("/")[2] for each in services["certificates"]["volumes"]}
+def test_every_role_of_the_tls_layer_mounts_its_certificate():
+    services = config(files=(BASE, TLS))["services"]
+    mounted = {each["target"].rpartition("/")[2] for each in services["certificates"]["volumes"]}
     assert mounted == {*certificates.ROLES, "authority"}
     for role in set(certificates.ROLES) - {"caller"}:
-        assert f"{role}-certificate:/certificates:ro" in services[role]["volumes"]
+        sources = {each["target"]: each["source"] for each in services[role]["volumes"]}
+        assert sources["/certificates"] == f"{role}-certificate"
 
 
-def test_a_model_of_ones_own_is_left_alone(tmp_path, capsys):
+def test_a_provided_model_stays_as_it_is(tmp_path, capsys):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     (tmp_path / "models" / "mine" / "config.json").write_text("{}")
     assert models.main([str(tmp_path), "mine", "mine"]) == 0
-    assert capsys.readouterr().out.count("there already") == 1
+    assert capsys.readouterr().out.count("already in") == 1
 
 
-def test_a_model_that_is_neither_there_nor_known_is_told(tmp_path, capsys):
+def test_an_unknown_model_is_reported(tmp_path, capsys):
     assert models.main([str(tmp_path), "nobodys"]) == 1
     assert "nobodys" in capsys.readouterr().err
 
 
-def test_a_model_that_presift_made_is_checked_again(tmp_path):
+def test_a_downloaded_model_is_checked_again(tmp_path):
     folder = tmp_path / "models" / "smollm2-135m-instruct"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")

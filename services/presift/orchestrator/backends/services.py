@@ -1,4 +1,4 @@
-"""Draft and target as fleets see them: how to reach one, what it says of itself, which of them go together."""
+"""Draft and target as replica pools see them: how to connect, what a replica reports, which replicas are compatible."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from presift.rpc.pool.resolver import Addresses, DnsName, parse_addresses
 from presift.rpc.pool.service import Service
 from presift.rpc.security.peer import PLAIN, Peer
 from presift.rpc.status import error_of
+from presift.telemetry.metrics import count
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 
 if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
     Drafts = Service[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
     Targets = Service[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
-    DraftFleet = ReplicaPool[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
-    TargetFleet = ReplicaPool[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
+    DraftPool = ReplicaPool[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
+    TargetPool = ReplicaPool[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
 
 _DRAFT, _TARGET = "presift.v1.DraftService", "presift.v1.TargetService"
 _INFO_TIMEOUT_S = 5.0
@@ -43,25 +44,25 @@ _INFO_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
 
 
-def drafts_at(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> DraftFleet:
+def draft_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> DraftPool:
     """`address` as `where_of` reads it. Raises InvalidRequest where it cannot."""
     where = parse_addresses("draft_address", address)
     return ReplicaPool(where, draft_service(max_message_bytes, _peer_at(where, peer)))
 
 
-def targets_at(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> TargetFleet:
+def target_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> TargetPool:
     """`address` as `where_of` reads it. Raises InvalidRequest where it cannot."""
     where = parse_addresses("target_address", address)
     return ReplicaPool(where, target_service(max_message_bytes, _peer_at(where, peer)))
 
 
 def _peer_at(where: Addresses, peer: Peer) -> Peer:
-    """A name's replicas are dialled by address, which no certificate of theirs has."""
+    """The replicas of a DNS name are dialled by IP address; their certificates carry the name."""
     return peer.called(where.host) if isinstance(where, DnsName) else peer
 
 
 def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:
-    """Another model takes over once no draft is left of the first: what it says is held against the cache's keys."""
+    """Another model takes over when no draft runs the first one any more; cache keys name the draft."""
 
     def connect(address: str, is_alone: bool) -> tuple[grpc.aio.Channel, Any]:
         channel = _channel(address, _DRAFT, ("Score",), max_message_bytes, peer, is_alone=is_alone)
@@ -71,7 +72,7 @@ def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:
 
 
 def target_service(max_message_bytes: int, peer: Peer = PLAIN) -> Targets:
-    """The first target's model stays for good: all that was learnt and promised is of it."""
+    """The first target's model is pinned: all estimates and promises are about it."""
 
     def connect(address: str, is_alone: bool) -> tuple[grpc.aio.Channel, Any]:
         channel = _channel(address, _TARGET, ("Generate", "Prefill"), max_message_bytes, peer, is_alone=is_alone)
@@ -83,8 +84,8 @@ def target_service(max_message_bytes: int, peer: Peer = PLAIN) -> Targets:
 def _channel(
     address: str, service: str, methods: Sequence[str], max_message_bytes: int, peer: Peer, *, is_alone: bool
 ) -> grpc.aio.Channel:
-    """Where there are others, gRPC says which of them serve, and what fails goes on to another; where there are none,
-    it tries `methods` again at the same."""
+    """With several replicas gRPC checks their health, and failed calls go to another one. gRPC retries these `methods`
+    at a single replica."""
     retryable = [(service, method) for method in ("GetInfo", *(methods if is_alone else ()))]
     health = "" if is_alone else service
     return open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes, health=health, peer=peer)
@@ -109,7 +110,7 @@ async def ask_target(stub: target_pb2_grpc.TargetServiceAsyncStub) -> ReplicaInf
 
 
 def model_differs(first: ModelInfo, other: ModelInfo) -> str:
-    """Why `other` is not the same model; empty where it is."""
+    """Why `other` is not the same model; empty if it is."""
     if first == other:
         return ""
     if (first.id, first.revision) != (other.id, other.revision):
@@ -120,7 +121,7 @@ def model_differs(first: ModelInfo, other: ModelInfo) -> str:
 
 
 def target_differs(first: TargetInfo, other: TargetInfo) -> str:
-    """Why `other` cannot answer what `first` would; empty where it can."""
+    """Why `other` cannot replace `first`; empty if it can."""
     missing = first.supported - other.supported
     if missing:
         return f"it does not serve {', '.join(sorted(missing))}"
@@ -130,12 +131,12 @@ def target_differs(first: TargetInfo, other: TargetInfo) -> str:
 
 
 def draft_error(failure: grpc.aio.AioRpcError) -> PresiftError:
-    """What a draft's failure is here."""
+    """The presift error for a failed call to a draft."""
     return _translated(failure, DraftUnavailable, "draft")
 
 
 def target_error(failure: grpc.aio.AioRpcError, delivered_tokens: int = 0) -> PresiftError:
-    """What a target's failure is here; says how many tokens had come, if any."""
+    """The presift error for a failed call to a target; it carries the number of tokens that had arrived."""
     error = _translated(failure, TargetUnavailable, "target")
     if delivered_tokens:
         error.details = {**error.details, "delivered_tokens": str(delivered_tokens)}
@@ -143,14 +144,24 @@ def target_error(failure: grpc.aio.AioRpcError, delivered_tokens: int = 0) -> Pr
 
 
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> PresiftError:
-    """The peer's own error where it sent one that is of the request; else by status: everything that is no deadline is
-    unavailability."""
+    """The peer's own error if it is about the request; else by status: all but a missed deadline is unavailability."""
     error = error_of(failure)
-    if isinstance(error, (Unauthenticated, PermissionDenied)):  # it is us whom it does not know, not our caller
-        log.warning("the %s refuses us: %s; see service_token, peer_cert and its allowed_callers", who, error.message)
-        return unavailable(f"the {who} does not let this orchestrator in")
+    if isinstance(error, (Unauthenticated, PermissionDenied)):  # it refuses this orchestrator, not the caller
+        log.warning(
+            "the %s refuses this orchestrator: %s; see service_token, peer_cert and its allowed_callers",
+            who,
+            error.message,
+        )
+        return unavailable(f"the {who} refused this orchestrator's credentials")
     if error is not None and not isinstance(error, InternalError | ShuttingDown):
         return error
     if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the {who} did not answer in time")
     return unavailable(f"the {who} failed: {failure.code().name}")
+
+
+def count_pick(role: str, by: str) -> None:
+    """Count a chosen replica: `by` is "least_load" or "failover"."""
+    count("presift.replica.picked", role=role, by=by)
+    if by == "failover":
+        count("presift.replica.failovers", role=role)
