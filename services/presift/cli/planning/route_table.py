@@ -98,7 +98,7 @@ def terms_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str
         raise PresiftError(
             f"--tenant selects defaults of a policy file, and there is none here: --policy FILE ({_ENV})"
         )
-    return policy_source(settings).table.terms_for(tokens, target_id, tenant)
+    return policy_source(settings).table.lookup(tokens, target_id, tenant)
 
 
 def policy_note(info: Info, policy_file: Path | None) -> str | None:
@@ -126,7 +126,7 @@ def behind(info: Info) -> Behind:
 
 def outcome(terms: EffectiveDefaults, budget: Budget, prompt: Prompt, behind: Behind) -> Outcome:
     """What AUTO makes of a prompt without protected spans, at these terms."""
-    defaults, budget = terms.defaults, terms.budget_over(budget)
+    defaults, budget = terms.defaults, terms.complete_budget(budget)
     if behind.compress_above_tokens is not None:
         defaults = replace(defaults, compress_above_tokens=behind.compress_above_tokens)
     cached_tokens = min(prompt.cached_prefix, prompt.tokens)

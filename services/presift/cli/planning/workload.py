@@ -110,7 +110,7 @@ def _demand(length: Length, workload: Workload, wish: Wish, speeds: StageCosts, 
         supported=frozenset(Route),
         defaults=defaults,
         wanted=wish.route,
-        budget=terms.budget_over(wish.budget),
+        budget=terms.complete_budget(wish.budget),
         state=SystemState(speeds, prefills=True),
     )
     choice = choose(inputs)

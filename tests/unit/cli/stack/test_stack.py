@@ -256,7 +256,7 @@ def test_a_bad_policy_file_is_told_before_anything_starts(plan, signals, tmp_pat
     path, said = tmp_path / "policy.yaml", []
     path.write_text("capacity: 700\nwarp: 1\n")
     assert run_until_stopped(plan()(orchestrator_flags=["--policy-file", str(path)]), said.append) == 1
-    assert not plan.started and said == ["error: policy.yaml:2: warp: there is no such key (it is 1)"]
+    assert not plan.started and said == ["error: policy.yaml:2: warp: unknown key (it is 1)"]
 
 
 def test_stacks_of_two_ports_write_to_two_folders(tmp_path):
