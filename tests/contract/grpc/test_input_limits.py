@@ -1,4 +1,4 @@
-"""The tables of limits: every row bites one over its number, names itself, and is told in the protos' comments."""
+"""The tables of limits: every row rejects one more than its number, names its field, and is in the protos' comments."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,10 @@ from presift.core.limits import check_limits
 from presift.core.plan import ModelInfo
 from presift.draft import limits as draft_limits
 from presift.draft import request as draft_request
+from presift.orchestrator.api.grpc import limits as orchestrator_messages
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
 from presift.orchestrator.domain import limits as orchestrator_limits
+from presift.orchestrator.domain.caller import Caller
 from presift.rpc.limits import MAX_METADATA_BYTES
 from presift.target import limits as target_limits
 from presift.target.servicer import request_from_wire as target_request_from_wire
@@ -90,14 +92,16 @@ SCORES = {
 }
 DOORS = {
     "Generate": (
-        orchestrator_limits.GENERATE,
+        orchestrator_messages.GENERATE,
         PROMPTS | SAMPLINGS,
-        lambda values: request_from_wire(orchestrator_pb2.GenerateRequest(**prompt(text="x") | values)),
+        lambda values: request_from_wire(orchestrator_pb2.GenerateRequest(**prompt(text="x") | values), Caller(), ""),
     ),
     "Explain": (
-        orchestrator_limits.EXPLAIN,
+        orchestrator_messages.EXPLAIN,
         PROMPTS,
-        lambda values: explain_request_from_wire(orchestrator_pb2.ExplainRequest(**prompt(text="x") | values)),
+        lambda values: explain_request_from_wire(
+            orchestrator_pb2.ExplainRequest(**prompt(text="x") | values), Caller(), ""
+        ),
     ),
     "Score": (
         draft_limits.SCORE,
@@ -154,7 +158,7 @@ def test_a_text_of_too_many_tokens():
 
 
 TOLD = {
-    "orchestrator.proto": (*orchestrator_limits.EXPLAIN, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
+    "orchestrator.proto": (*orchestrator_messages.EXPLAIN, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
     "draft.proto": draft_limits.SCORE,
     "target.proto": target_limits.GENERATE,
     "plan.proto": (draft_limits.MAX_WIDTH_TOKENS,),

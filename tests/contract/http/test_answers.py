@@ -1,5 +1,4 @@
-"""The OpenAI-compatible door with OpenAI's own client: whole answers and streams, what they say, and that gRPC says the
-same."""
+"""The OpenAI-compatible API with OpenAI's own client: answers and streams, and the same decisions as over gRPC."""
 
 import asyncio
 import json
@@ -7,7 +6,7 @@ import json
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from presift.orchestrator.api.http.errors import told
+from presift.orchestrator.api.http.presift_json import presift_json
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES
@@ -126,7 +125,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_it_decides_what_grpc_decides(open_house, open_door, options, is_stream):
-    """Each in a house of its own: what one has cached, the other would find."""
+    """Each in its own house: they would share a cache."""
     prompt = list(range(100, 200))
     over_http = await open_door(await open_house(routes=ALL_ROUTES))
     over_grpc = await open_house(routes=ALL_ROUTES)
@@ -140,7 +139,7 @@ async def test_it_decides_what_grpc_decides(open_house, open_door, options, is_s
     )
     answers = [chunk async for chunk in answer] if is_stream else [answer]
     expected = await over_grpc.ask(prompt, max_new_tokens=7, sampling={"temperature": 0}, **as_grpc(options))
-    assert timeless(answers[-1].presift["decision"]) == timeless(told(expected.decision))
+    assert timeless(answers[-1].presift["decision"]) == timeless(presift_json(expected.decision))
     assert [token for each in answers for token in each.choices[0].token_ids] == expected.token_ids
     here, there = over_http.house.target.calls[-1], over_grpc.target.calls[-1]
     assert here.SerializeToString(deterministic=True) == there.SerializeToString(deterministic=True)
@@ -164,7 +163,7 @@ def as_grpc(options):
 
 
 async def test_the_same_chat_is_the_same_prompt(door):
-    """And what one door has cached, the other finds."""
+    """What one API has cached, the other finds."""
     chat = [("system", "Be brief."), ("user", LONG), ("assistant", "ok"), ("user", "?")]
     messages = [{"role": role, "content": text} for role, text in chat]
     first = await door.client.chat.completions.create(
@@ -351,7 +350,7 @@ async def test_curl(door):
     assert "access-control" not in head.lower() and "server:" not in head.lower()
 
 
-async def test_one_trace_through_the_door(door, telemetry):
+async def test_a_request_continues_its_callers_trace(door, telemetry):
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     answered = await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5}, traceparent=parent)
     assert answered.status_code == 200

@@ -1,4 +1,4 @@
-"""Mutated requests at the HTTP door: an answer or a refusal in OpenAI's shape, and never a defect of ours."""
+"""Mutated requests over HTTP: an answer or an error in OpenAI's shape, and never an internal error."""
 
 import copy
 import json

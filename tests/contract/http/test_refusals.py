@@ -1,4 +1,4 @@
-"""What the HTTP door refuses, in OpenAI's shape: the parameter named, the status right, nothing ignored in silence."""
+"""Errors over HTTP, in OpenAI's shape: the parameter is named, the status is right, nothing is ignored silently."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ import pytest
 
 from presift.core.errors import DraftUnavailable, InternalError, ShuttingDown, TargetUnavailable
 from presift.orchestrator.admission.admission import QueueLimits
-from presift.orchestrator.api.http.parameters import NEUTRAL
-from presift.orchestrator.api.http.statuses import TABLE, refusal_of
+from presift.orchestrator.api.http.errors import TABLE, error_response
+from presift.orchestrator.api.http.unsupported import NEUTRAL
 from presift.v1 import errors_pb2
 
 from ..fakes.house import ALL_ROUTES
@@ -57,8 +57,8 @@ BAD = {
         "messages[0].content[0].colour",
     ),
     "an unknown key of a message": ({"messages": user(colour=1)}, "messages[0].colour"),
-    "a user's name": ({"messages": user(name="me")}, "messages.name"),
-    "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages.tool_calls"),
+    "a user's name": ({"messages": user(name="me")}, "messages[0].name"),
+    "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages[0].tool_calls"),
     "a call without a name": (
         {"messages": [*CHAT, {"role": "assistant", "tool_calls": [call(function={"arguments": "{}"})]}, *CHAT]},
         "messages.tool_calls",
@@ -69,7 +69,7 @@ BAD = {
     ),
     "a document that is protected": (
         {"messages": user(content=[{"type": "text", "text": "a", "document": True, "protected": True}])},
-        "messages.content",
+        "messages[0].content[0]",
     ),
     "no JSON object as tool": ({"tools": ["add"]}, "tools[0]"),
     "a custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
@@ -96,7 +96,7 @@ BAD = {
     "part of a token": ({"max_tokens": 1.5}, "max_tokens"),
     "too many tokens": ({"max_tokens": 2**33}, "max_tokens"),
     "two numbers of tokens": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
-    "over the context": ({"max_tokens": 399}, "prompt"),
+    "over the context": ({"max_tokens": 399}, "messages"),
     "a seed below 0": ({"seed": -1}, "seed"),
     "a seed without an end": ({"seed": 2**64}, "seed"),
     "17 stop strings": ({"stop": ["x"] * 17}, "stop"),
@@ -172,19 +172,27 @@ async def test_what_is_wrong_with_a_completion(door, change, param):
 
 
 def test_every_parameter_that_is_not_carried_out_is_refused_or_neutral():
-    """OpenAI's own client knows them: a new one must be put somewhere."""
+    """OpenAI's own client has them: a new one must be put in one of the tables."""
     from openai.types import completion_create_params as text
     from openai.types.chat import completion_create_params as chat
 
-    from presift.orchestrator.api.http.parameters import WITHOUT_EFFECT
-    from presift.orchestrator.api.http.schema import ChatAsked, TextAsked
+    from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
+    from presift.orchestrator.api.http.unsupported import WITHOUT_EFFECT
 
     for params, kind in (
-        (chat.CompletionCreateParamsBase, ChatAsked),
-        (text.CompletionCreateParamsBase, TextAsked),
+        (chat.CompletionCreateParamsBase, ChatBody),
+        (text.CompletionCreateParamsBase, CompletionBody),
     ):
         known = set(NEUTRAL) | WITHOUT_EFFECT | set(kind.model_fields)
         assert set(params.__annotations__) <= known
+
+
+@pytest.mark.parametrize("spelling", ["max_tokens", "max_completion_tokens"])
+async def test_the_number_of_tokens_has_the_name_that_the_caller_used(door, spelling):
+    answer = await door.post({"model": MODEL, "messages": CHAT, spelling: 400})
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", spelling)
+    assert error["presift"]["field"] == "sampling.max_new_tokens"
 
 
 async def test_no_prompt_text_is_in_a_refusal(door):
@@ -272,12 +280,12 @@ async def test_another_model(door):
     with pytest.raises(openai.NotFoundError) as refused:
         await door.client.chat.completions.create(model="gpt-4o", messages=CHAT)
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
-    assert "target is" in refused.value.message
+    assert "served: target" in refused.value.message
     with pytest.raises(openai.NotFoundError):
         await door.client.models.retrieve("gpt-4o")
 
 
-async def test_other_places(door):
+async def test_other_paths_and_methods(door):
     for method, path, status in (
         ("GET", "/", 404),
         ("POST", "/v1/embeddings", 404),
@@ -326,9 +334,9 @@ async def test_null_is_left_out_everywhere(door):
     assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
 
 
-async def test_a_list_that_is_too_long_is_told_in_words(door):
+async def test_a_list_that_is_too_long_has_a_plain_message(door):
     error = (await door.post({"model": MODEL, "messages": CHAT, "stop": ["x"] * 17})).json()["error"]
-    assert error["message"] == "stop is longer; it must be a list of at most 16"
+    assert error["message"] == "stop is a list of 17; it must be a list of at most 16"
 
 
 async def test_a_strict_budget_that_cannot_be_met(door):
@@ -364,7 +372,7 @@ async def test_no_target_yet(build, open_door):
         assert (refused.value.status_code, refused.value.code) == (503, "target_unavailable")
 
 
-async def test_overload_says_when_to_come_back(open_house, open_door):
+async def test_overload_says_when_to_retry(open_house, open_door):
     house = await open_house(limits=QueueLimits(max_running=1, max_waiting=0))
     door = await open_door(house)
     house.target.pause_after = 1
@@ -395,8 +403,8 @@ async def test_a_stream_that_breaks_says_so(door):
     assert broken.value.body["presift"]["delivered_tokens"] == "2"
 
 
-async def test_trouble_before_the_first_token_has_its_own_status(door):
-    """Also of a stream: so that clients ask again by themselves."""
+async def test_an_error_before_the_first_token_has_its_own_status(door):
+    """Also for a stream, so that clients retry."""
 
     async def fails(context):
         raise TargetUnavailable("gone")
@@ -412,13 +420,13 @@ def test_the_table_knows_every_reason():
     reasons = {name.removeprefix("ERROR_REASON_") for name in dict(errors_pb2.ErrorReason.items())} - {"UNSPECIFIED"}
     assert set(TABLE) == reasons
     for error, status in ((DraftUnavailable("x"), 503), (ShuttingDown("x"), 503), (InternalError("x"), 500)):
-        assert refusal_of(error).status == status
-    # OpenAI's clients ask again after 5xx: not where that helps nobody.
-    assert refusal_of(InternalError("x")).headers["x-should-retry"] == "false"
-    assert "x-should-retry" not in refusal_of(ShuttingDown("x")).headers
+        assert error_response(error).status == status
+    # OpenAI's clients retry 5xx: not if that cannot help.
+    assert error_response(InternalError("x")).headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in error_response(ShuttingDown("x")).headers
 
 
-async def test_a_defect_of_ours_tells_no_text(door, monkeypatch, caplog):
+async def test_an_internal_error_quotes_nothing(door, monkeypatch, caplog):
     def breaks(*args, **kwargs):
         raise RuntimeError("xylo" + "phone")
 

@@ -26,7 +26,7 @@ class NoTokens:
     """Verifies none; says so as the real one does."""
 
     def tenant_of(self, token):
-        raise Unauthenticated("the token does not hold")
+        raise Unauthenticated("invalid token")
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ async def counts(valkey, link):
     """-> what another orchestrator counts, over connections of its own."""
     opened = []
 
-    def counts(url=valkey.url, on_trouble=FailureMode.OPEN, timeout_s=PATIENT_S):
-        opened.append(open_usage_limits(url, timeout_s, on_trouble))
-        return opened[-1].allowances
+    def counts(url=valkey.url, on_failure=FailureMode.OPEN, timeout_s=PATIENT_S):
+        opened.append(open_usage_limits(url, timeout_s, on_failure))
+        return opened[-1].quotas
 
     yield counts
     for each in opened:
@@ -61,7 +61,7 @@ def two_houses(open_house, counts):
 
     async def two_houses(limits, **options):
         guards = (AuthInterceptor(door({"acme": limits})),)
-        return [await open_house(guards=guards, allowances=counts(**options)) for _ in range(2)]
+        return [await open_house(guards=guards, quotas=counts(**options)) for _ in range(2)]
 
     return two_houses
 
@@ -94,7 +94,10 @@ async def test_what_was_not_generated_comes_back(two_houses):
         assert (await ask(house, new_tokens=100))[-1].usage.completion_tokens == 3
     # Of 400 tokens taken 206 were used: without what came back the second one would not have fitted.
     refused = await refusal_of(ask(houses[0], new_tokens=100))
-    assert (refused.value, refused.message) == ("200", "200 tokens, and 144 of the tenant's 350 per minute are left")
+    assert (refused.value, refused.message) == (
+        "200",
+        "the request needs 200 tokens, but 144 of the tenant's 350 per minute are left",
+    )
 
 
 async def test_one_request_that_no_minute_holds_is_invalid(two_houses):
@@ -132,7 +135,7 @@ async def test_concurrency_is_shared_and_given_back(two_houses, link):
 async def test_over_the_limit_nobody_waits_for_a_turn(open_house, counts, rpc):
     house = await open_house(
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=1)})),),
-        allowances=counts(),
+        quotas=counts(),
         limits=QueueLimits(max_running=1),
     )
     house.target.pause_after = 1
@@ -196,16 +199,16 @@ async def test_keys_expire_by_themselves(two_houses, link):
     call.cancel()
 
 
-@pytest.mark.parametrize("on_trouble", FailureMode)
-async def test_redis_away(open_house, counts, on_trouble, telemetry, tmp_path):
+@pytest.mark.parametrize("on_failure", FailureMode)
+async def test_redis_away(open_house, counts, on_failure, telemetry, tmp_path):
     """It goes away between two calls; then every call lets in, or refuses, within its time limit."""
     both, before = Limits(tokens_per_minute=1000, concurrency=5), telemetry.total("presift.limits.trouble")
     with embedded_cache() as cache:
-        allowances = counts(cache.url, on_trouble, timeout_s=0.25)
-        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), allowances=allowances)
+        quotas = counts(cache.url, on_failure, timeout_s=0.25)
+        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), quotas=quotas)
         await ask(house)
     for _ in range(8):  # through the rest that a dead server is given, too
-        if on_trouble is FailureMode.OPEN:
+        if on_failure is FailureMode.OPEN:
             assert await ask(house)
         else:
             refused = await refusal_of(ask(house))
@@ -218,7 +221,7 @@ async def test_redis_away(open_house, counts, on_trouble, telemetry, tmp_path):
 async def test_a_redis_that_lies_is_trouble(open_house, counts, link, valkey):
     house = await open_house(
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=5)})),),
-        allowances=counts(on_trouble=FailureMode.CLOSED),
+        quotas=counts(on_failure=FailureMode.CLOSED),
     )
     await link.ask("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
     assert (await refusal_of(ask(house))).value == "unknown"
@@ -229,7 +232,7 @@ async def test_a_redis_that_lies_is_trouble(open_house, counts, link, valkey):
 async def test_limits_follow_the_file(open_house, counts):
     key, keys = new_key(), [Keys()]
     watched = SimpleNamespace(current=lambda: keys[0])
-    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), allowances=counts())
+    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), quotas=counts())
     assert (await refusal_of(ask(house, key))).code == "UNAUTHENTICATED"
     keys[0] = keys_of(key, Limits(tokens_per_minute=50))
     assert (await refusal_of(ask(house, key))).field == "tokens_per_minute"

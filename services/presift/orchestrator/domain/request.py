@@ -1,4 +1,4 @@
-"""What a caller asked for, as values. Parsed from the wire by the servicer; nothing here knows gRPC."""
+"""What a caller asked for, as values. Built by the API codecs; knows neither gRPC nor HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.core.spans import Span
-from presift.orchestrator.domain.caller import Caller, Limits
+from presift.orchestrator.domain.caller import Limits
 
 ROLES = ("system", "user", "assistant", "tool")
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -243,7 +243,3 @@ class Request:
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
-
-    def of(self, caller: Caller, deployment_salt: str) -> Request:
-        """The one place that says whose a request is, whatever door it came by."""
-        return replace(self, tenant=caller.tenant, salt=caller.salt(deployment_salt), limits=caller.limits)

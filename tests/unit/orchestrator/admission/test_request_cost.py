@@ -1,4 +1,4 @@
-"""What a request is taken to cost before it is read."""
+"""The estimated cost of a request before tokenization."""
 
 import numpy as np
 import pytest

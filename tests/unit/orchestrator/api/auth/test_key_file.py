@@ -1,4 +1,4 @@
-"""API keys and their file: hashed at rest, compared over all entries, faults told by place and never by content."""
+"""API keys and their file: hashed at rest, compared with all entries, errors name the place and never the contents."""
 
 import hmac
 import json
@@ -81,7 +81,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "line"), BAD.values(), ids=BAD)
-def test_faults_are_told_by_place_and_never_by_content(text, line):
+def test_errors_name_the_place_and_never_the_contents(text, line):
     with pytest.raises(InvalidRequest) as refused:
         read_keys(text.encode(), "keys.yaml")
     assert f"keys.yaml:{line}: " in refused.value.message, refused.value.message
@@ -117,8 +117,8 @@ def test_salts_are_a_tenants_own():
 
 
 def test_limits_complete_one_another():
-    assert Limits(5).over(Limits(9, 3)) == Limits(5, 3)
-    assert Limits().over(Limits()) == Limits()
+    assert Limits(5).or_default(Limits(9, 3)) == Limits(5, 3)
+    assert Limits().or_default(Limits()) == Limits()
     for wrong in ({"tokens_per_minute": 0}, {"concurrency": -1}):
         with pytest.raises(InvalidRequest):
             Limits(**wrong)
