@@ -3,6 +3,9 @@ PRESIFT_HOME ?= $(HOME)/.cache/presift
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Each worker is a process with tests of its own; 0 runs all tests in one.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 LOCK := ops/locks/cpu.txt
 STAMP := $(VENV)/.installed
 # Tools that inspect the packages have an environment of their own, so that they change no version.
@@ -48,10 +51,14 @@ demo: demo-models ## ask a real document a question five times: full, spec_pc co
 	@$(BIN)/python ops/demo/demo.py
 
 test: $(STAMP) models check ## lint, types, layers, protos, then the tests
-	@$(BIN)/python -m pytest -m "not pair and not gpu and not faults"
+	@$(PYTEST) -m "not pair and not gpu and not faults"
+
+test-fast: $(STAMP) ## the tests without processes and real models: unit, reference, contract (under three minutes)
+	@$(PYTEST) -m "not pair and not gpu and not faults and not models and not processes" \
+		tests/unit tests/reference tests/contract
 
 test-models: $(STAMP) models demo-models ## all tests, with those on the real demo pair
-	@$(BIN)/python -m pytest -m "not gpu and not faults"
+	@$(PYTEST) -m "not gpu and not faults"
 
 faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results

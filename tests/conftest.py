@@ -21,6 +21,26 @@ hypothesis.settings.load_profile("presift")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _TESTS = Path(__file__).parent
+# Contract tests that start services, node or other interpreters; `make test-fast` leaves them out.
+_PROCESSES = {
+    "test_embedded",
+    "test_examples",
+    "test_packaging",
+    "test_process",
+    "test_processes",
+    "test_typescript_client",
+    "test_typescript_package",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, a file's tests stay together, and so do those that share SGLang engines."""
+    for item in items:
+        engines = _TESTS / "e2e" / "spec_kv"
+        if item.path.stem in _PROCESSES:
+            item.add_marker(pytest.mark.processes)
+        item.add_marker(pytest.mark.xdist_group("spec_kv" if engines in item.path.parents else str(item.path)))
 
 
 @pytest.fixture(scope="session")

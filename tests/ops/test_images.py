@@ -44,7 +44,8 @@ def faults(text, env):
     stages = {stage.split(maxsplit=3)[2]: stage for stage in text.split("\nFROM ")[1:]}
     for image in IMAGES:
         lines = ["USER 10001:10001", f"COPY --from=install-{image} /opt/presift /opt/presift"]
-        lines += [f"base AS {image}", f'ENTRYPOINT ["python", "-m", "presift.{image}"]']
+        module = "presift_demo_models" if image == "models" else f"presift.{image}"
+        lines += [f"base AS {image}", f'ENTRYPOINT ["python", "-m", "{module}"]']
         if image != "models":
             http = f" {HTTP_PORT}" if image == "orchestrator" else ""
             lines += [f"ENV PRESIFT_{image.upper()}_LISTEN=0.0.0.0:{PORTS[image]}"]

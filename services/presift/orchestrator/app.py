@@ -12,6 +12,7 @@ from typing import Protocol
 from presift.cache.build_lock import BuildLock
 from presift.cache.factory import open_build_lock, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome, Store
+from presift.core.errors import PresiftError
 from presift.orchestrator.admission.admission import Admission, QueueLimits
 from presift.orchestrator.admission.factory import open_usage_limits
 from presift.orchestrator.admission.quotas import Quotas
@@ -19,6 +20,8 @@ from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.backends.target_client import TargetClient
+from presift.orchestrator.config.backend_settings import QualitySettings
+from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS
@@ -42,6 +45,8 @@ from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.quality.shadow_answers import ShadowAnswers
 from presift.orchestrator.routing.choice import Defaults
 from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
+from presift.rpc.security.certificates import TlsFiles
+from presift.rpc.security.peer import Peer
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.metrics import count
 
@@ -144,10 +149,11 @@ def wire(edges: Edges, tuning: Tuning) -> App:
 
 def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     """Connects to nothing yet. Raises PresiftError for invalid settings or a missing tokenizer."""
-    message_bytes, peer = settings.max_message_mib * 2**20, settings.peer()
+    message_bytes, peer = settings.max_message_mib * 2**20, model_service_peer(settings)
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
-    store = open_store(settings.cache_url_in_force(), limits, _count_cache)
-    usage = open_usage_limits(settings.cache_url_in_force(), settings.limits_timeout_s, settings.limits_on_trouble)
+    cache_url = settings.resolved_cache_url()
+    store = open_store(cache_url, limits, _count_cache)
+    usage = open_usage_limits(cache_url, settings.limits_timeout_s, settings.limits_on_trouble)
     draft = DraftClient(settings.draft_address, message_bytes, peer, hedge_after_s=settings.draft_hedge_after_s)
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     edges = Edges(
@@ -168,11 +174,11 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     )
     tuning = Tuning(
         policies,
-        settings.defaults(),
+        policy_defaults(settings),
         estimator,
-        queue=settings.admission_limits(),
+        queue=QueueLimits(settings.max_running, settings.max_waiting, settings.max_waiting_mib * 2**20),
         sampler=Sampler(settings.guard_share, settings.guard_max_new_tokens),
-        thresholds=settings.thresholds(),
+        thresholds=quality_thresholds(settings),
         draft_timeout_s=settings.draft_timeout_s,
         prefills=settings.prefill_while_drafting,
         kept_selections=settings.turn_memory,
@@ -180,6 +186,25 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         calibrates=settings.calibrate and settings.learn_speeds,
     )
     return wire(edges, tuning)
+
+
+def model_service_peer(settings: OrchestratorSettings) -> Peer:
+    """How to reach draft and target. Raises PresiftError for inconsistent settings."""
+    files = TlsFiles(settings.peer_cert, settings.peer_key, settings.peer_ca, ("peer_cert", "peer_key", "peer_ca"))
+    if files.ca is None and (files.cert is not None or settings.peer_name_override):
+        raise PresiftError("peer_cert and peer_name_override need peer_ca")
+    return Peer(None if files.ca is None else files, settings.peer_name_override, settings.tokens())
+
+
+def quality_thresholds(settings: QualitySettings) -> Thresholds:
+    """When the quality guard switches a route off and on. Raises InvalidRequest for inconsistent settings."""
+    return Thresholds(
+        settings.guard_off_below,
+        settings.guard_on_above,
+        settings.guard_least_samples,
+        settings.guard_window,
+        settings.guard_switches,
+    )
 
 
 def _count_cache(operation: Operation, outcome: Outcome) -> None:

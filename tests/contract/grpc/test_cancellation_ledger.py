@@ -104,7 +104,12 @@ def nothing_is_left(house):
     economy, admission = house.economy, house.admission
     held = (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
-    queues = (len(economy.drafting), len(economy.reading), len(economy.loads.answers), len(house.guard.calm._callers))
+    queues = (
+        len(economy.drafting),
+        len(economy.reading),
+        len(economy.loads.answers),
+        len(house.guard.idle_gate._waiting_callers),
+    )
     return not any((*held, *flights, *queues, house.server.calls.running))
 
 

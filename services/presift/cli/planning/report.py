@@ -120,7 +120,7 @@ def _seconds(curve: CostCurve, lengths: Sequence[int]) -> str:
 
 
 def _joined(words: Sequence[str]) -> str:
-    return " and ".join(words)
+    return ", ".join(words)
 
 
 def _replica_count(role: RoleSize) -> str:

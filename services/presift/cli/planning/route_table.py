@@ -121,7 +121,7 @@ def defaults_for(tokens: int, policy_file: Path | None, target_id: str, tenant: 
         settings = settings.model_copy(update={"policy_file": policy_file})
     if tenant is not None and settings.policy_file is None:
         raise PresiftError("--tenant needs a policy file: give --policy FILE or set PRESIFT_ORCHESTRATOR_POLICY_FILE")
-    return policy_source(settings).table.terms_for(tokens, target_id, tenant)
+    return policy_source(settings).table.lookup(tokens, target_id, tenant)
 
 
 def policy_file_warning(info: Info, policy_file: Path | None) -> str | None:
@@ -182,7 +182,7 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
         context_tokens=deployment.context_tokens,
         supported=deployment.supported,
         defaults=defaults,
-        budget=effective.budget_over(budget),
+        budget=effective.complete_budget(budget),
         state=SystemState(
             deployment.speeds,
             cached_tokens=min(prompt.cached_prefix, prompt.tokens),

@@ -112,7 +112,7 @@ def _demand(
         supported=frozenset(Route),
         defaults=defaults,
         wanted=options.route,
-        budget=effective.budget_over(options.budget),
+        budget=effective.complete_budget(options.budget),
         state=SystemState(speeds, prefills=True),
     )
     choice = choose(inputs)

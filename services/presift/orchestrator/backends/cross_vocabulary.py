@@ -83,7 +83,7 @@ class CrossVocabularyDraft:
     ) -> Score:
         """As the port says; InvalidRequest too where the ids have no text that gives them again."""
         asked = Asked.of(policy, include_importance=include_importance)
-        reading = await asyncio.to_thread(self._interpreter.read, token_ids)
+        reading = await asyncio.to_thread(self._interpreter.translate, token_ids)
         reply = await self._draft.score(
             reading.ids,
             asked.of_draft(reading),
@@ -103,7 +103,7 @@ class CrossVocabularyDraft:
         lookahead: tuple[int, ...] = ()
         if asked.lookahead is not None:
             count = asked.lookahead.lookahead_tokens
-            lookahead = self._interpreter.lookahead(reading, reply.prompt.lookahead_token_ids, count)
+            lookahead = self._interpreter.translate_lookahead(reading, reply.prompt.lookahead_token_ids, count)
         prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft, made_in=reply.prompt.made_in)
         if found is not None:
             prompt = replace(prompt, kv_capacity=found.capacity, kv_coverage=found.coverage)

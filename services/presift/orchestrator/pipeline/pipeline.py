@@ -156,7 +156,7 @@ class Pipeline:
         prompt, text, offsets = request.prompt, "", None
         # In threads: a span for each of 50,000 tokens takes a quarter of a second.
         if not isinstance(prompt, TokenIds):
-            text, offsets = await asyncio.to_thread(self.parts.tokenizer.located, prompt)
+            text, offsets = await asyncio.to_thread(self.parts.tokenizer.render_with_offsets, prompt)
         spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
 

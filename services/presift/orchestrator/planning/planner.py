@@ -193,7 +193,7 @@ class Planner:
         if choice.policy is None:
             return False
         inputs = context.inputs
-        everyone = self._policies.table.terms_for(inputs.prompt_tokens, context.target.id)
+        everyone = self._policies.table.lookup(inputs.prompt_tokens, context.target.id)
         return is_tighter(choice.policy, everyone, inputs.kv_page_tokens)
 
     def _retightened(self, notes: PlanNotes, choice: RouteChoice, context: RequestContext) -> PlanNotes:

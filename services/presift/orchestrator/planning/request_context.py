@@ -87,7 +87,7 @@ class RequestReader:
     def placed(self, prompt: ReadPrompt) -> Iterator[RequestContext]:
         """The context of a prompt at one replica of the target, which counts as busy until the block ends."""
         target = self._models.known_target()
-        defaults = self._policies.table.terms_for(prompt.prompt_tokens, target.model.id, prompt.request.tenant)
+        defaults = self._policies.table.lookup(prompt.prompt_tokens, target.model.id, prompt.request.tenant)
         inputs = self._inputs(prompt, target, defaults)
         spent_ms = (time.perf_counter() - prompt.arrived) * 1000
         replica, state = self._replicas.pick(prompt.tokens, inputs, target.model, spent_ms)
@@ -119,7 +119,7 @@ class RequestReader:
             supported=target.supported,
             defaults=defaults,
             wanted=request.route,
-            budget=effective.budget_over(request.budget),
+            budget=effective.complete_budget(request.budget),
             options=request.kv,
             unsupported=target.unsupported,
             off=self._gate.off(tokens),

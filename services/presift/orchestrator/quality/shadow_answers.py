@@ -1,4 +1,4 @@
-"""Answers one prompt twice in the background, in full and compressed, without touching callers' metrics."""
+"""Answers a sampled prompt in full and compressed, in the background, without counting as a caller's request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "requested by the quality g
 
 
 class ShadowAnswers:
-    """Answers both ways under the caller's salt: what a shadow reads may serve the same tenant, and vice versa."""
+    """Uses the caller's salt, so that shadows and requests of one tenant share caches, and tenants do not."""
 
     def __init__(
         self,
@@ -37,19 +37,19 @@ class ShadowAnswers:
         self._draft_stage = draft_stage
         self._compressor = compressor
         self._estimator = estimator
-        self._defaults = defaults  # only for values that depend on the draft: no policy file changes those
+        self._defaults = defaults  # only for values that depend on the draft, which no policy file changes
 
     async def compare(self, sample: Sample) -> Agreement:
-        """Answer both ways, except for the way that the caller was answered. Raises the errors of draft and target."""
+        """Compares both answers; generates what the caller did not get. Raises what draft and target ports raise."""
         compressed = sample.answer_by(sample.route)
         if compressed is None:
-            compressed = await self._answer(await self._compressed(sample), sample.sampling)
+            compressed = await self._answer(await self._compressed_plan(sample), sample.sampling)
         full = sample.answer_by(Route.FULL)
         if full is None:
             full = await self._answer(replanned_full(sample.plan, _IN_FULL), sample.sampling)
         return agreement(compressed, full)
 
-    async def _compressed(self, sample: Sample) -> Plan:
+    async def _compressed_plan(self, sample: Sample) -> Plan:
         """The caller's plan, or the one that the quality gate prevented."""
         plan, avoided = sample.plan, sample.plan.avoided
         if avoided is None:

@@ -116,7 +116,7 @@ def test_a_strict_budget_of_the_file_and_a_bad_file(run, policy):
     policy.write_text("capacity: 700\nwarp: 1\n")
     result = run("--tokens", 10_000, "--policy", policy)
     assert result.exit_code == 1
-    assert result.stderr == "error: policy.yaml:2: warp: there is no such key (it is 1)\n"
+    assert result.stderr == "error: policy.yaml:2: warp: unknown key (it is 1)\n"
 
 
 def test_an_adaptive_capacity_is_predicted_at_its_maximum(run):

@@ -259,7 +259,7 @@ def test_a_bad_policy_file_is_an_error_before_anything_starts(plan, signals, tmp
     path, lines = tmp_path / "policy.yaml", []
     path.write_text("capacity: 700\nwarp: 1\n")
     assert run_until_stopped(plan()(orchestrator_flags=["--policy-file", str(path)]), lines.append) == 1
-    assert not plan.started and lines == ["error: policy.yaml:2: warp: there is no such key (it is 1)"]
+    assert not plan.started and lines == ["error: policy.yaml:2: warp: unknown key (it is 1)"]
 
 
 def test_stacks_on_two_ports_write_to_two_folders(tmp_path):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.api_keys import KeyEntry
-from presift.orchestrator.config.yaml_lines import BadYaml, read_document
+from presift.orchestrator.config.yaml_lines import InvalidYaml, read_document
 from presift.orchestrator.domain.caller import Limits
 from presift.orchestrator.domain.request import TENANT_PATTERN
 from presift.rpc.security.file_watcher import read_file
@@ -67,7 +67,7 @@ def read_keys(raw: bytes, name: str) -> Keys:
         part = FilePart.model_validate({} if document.data is None else document.data)
     except UnicodeDecodeError:
         raise _refused(name, 1, "the file", "UTF-8") from None
-    except BadYaml as error:  # its text may quote the file
+    except InvalidYaml as error:  # its text may quote the file
         raise _refused(name, error.line, "the file", "YAML or JSON, no key given twice") from None
     except ValidationError as error:
         first = min(error.errors(include_url=False, include_input=False), key=lambda each: document.line(each["loc"]))
