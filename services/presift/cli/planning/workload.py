@@ -45,9 +45,9 @@ class Workload:
         _check("cache_hits", self.cache_hits, 0 <= self.cache_hits <= 1, "0 to 1")
         for length in self.mix:
             _check("mix", length.tokens, 1 <= length.tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS} tokens")
-            _check("mix", length.share, 0 < length.share <= 1, "shares above 0 and at most 1")
+            _check("mix", length.share, 0 < length.share <= 1, "a share above 0 and at most 1")
         total = sum(length.share for length in self.mix)
-        _check("mix", round(total, 6), math.isclose(total, 1, abs_tol=1e-3), "shares that sum to 1")
+        _check("mix", round(total, 6), math.isclose(total, 1, abs_tol=1e-3), "1, the sum of all shares")
 
 
 def _check(field: str, value: float, holds: bool, limit: str) -> None:

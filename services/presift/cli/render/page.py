@@ -96,7 +96,7 @@ def _model(model: Model | None) -> str:
 
 def _times(decision: Decision) -> str:
     drafted = f", draft {decision.draft_ms:,.0f} ms" if decision.draft else ""
-    return f"tokenization {decision.tokenize_ms:,.0f} ms{drafted}"
+    return f"tokenisation {decision.tokenize_ms:,.0f} ms{drafted}"
 
 
 @cache

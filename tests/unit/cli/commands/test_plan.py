@@ -90,7 +90,7 @@ def test_measured_speeds_are_used_and_printed(run):
     ("flags", "message"),
     [
         (["--rate", 0, "--mix", "100"], "rate is 0.0; it must be above 0"),
-        (["--rate", 1, "--mix", "100:0.5"], "mix is 0.5; it must be shares that sum to 1"),
+        (["--rate", 1, "--mix", "100:0.5"], "mix is 0.5; it must be 1, the sum of all shares"),
         ([*LOAD, "--device", "tpu"], "device is tpu; it must be one of cpu, l4"),
         ([*LOAD, "--target", "gpt"], "target is gpt; it must be a folder with a config.json, or one of "),
         ([*LOAD, "--route", "fast"], "route is fast; it must be one of auto, full"),
