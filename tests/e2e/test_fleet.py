@@ -102,5 +102,5 @@ def test_what_is_lost_is_stood_in_for(clients: list[Client], stack: LocalStack) 
     assert {answer.decision.route for answer in answers} <= {"spec_pc", "full"}
     settle(lambda: all(healthy(client, role) == 1 for client in clients for role in ("draft", "target")))
     assert {ask(clients[seed % 2], 300 + seed).decision.route for seed in range(8)} == {"spec_pc"}
-    settle(lambda: len(stack.lost()) == 2)
+    settle(lambda: len(stack.ended()) == 2)
     assert stack.failed() is None
