@@ -135,30 +135,6 @@ def test_smollm2_answers_like_transformers_then_drains_and_leaves_nothing(smollm
     assert stopped_usage.finish_reason == target_pb2.FINISH_REASON_STOP
 
 
-def test_a_crash_inside_the_engine_ends_the_service_with_an_error(
-    tiny_model: Callable[[str], Path], tmp_path: Path
-) -> None:
-    with running(tmp_path / "log", "--model", str(tiny_model("tinyl")), "--dtype", "float32") as service:
-        with grpc.insecure_channel(service.address()) as channel:
-            stub = target_pb2_grpc.TargetServiceStub(channel)
-            request = target_pb2.TargetServiceGenerateRequest(
-                token_ids=[1, 2, 3], sampling=target_pb2.Sampling(max_new_tokens=3900, ignore_eos=True)
-            )
-            service_name = health_pb2.HealthCheckRequest(service="presift.v1.TargetService")
-            health = health_pb2_grpc.HealthStub(channel).Watch(service_name, timeout=120)
-            assert next(health).status == health_pb2.HealthCheckResponse.SERVING
-            call = stub.Generate(request, timeout=120)
-            next(call)
-            scheduler = next(pid for pid, name in service.members().items() if "sglang::scheduler" in name)
-            os.kill(scheduler, signal.SIGKILL)
-            with pytest.raises(grpc.RpcError) as failure:
-                list(call)
-            assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert service.process.wait(60) == 1
-        assert service.members() == {}
-
-
 def test_sigterm_while_the_model_is_loaded_leaves_nothing(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with running(tmp_path / "log", "--model", str(tiny_model("tinyl"))) as service:
         deadline = time.monotonic() + START_S
