@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from presift.cli.stack.stack import LocalStack, Observability, StackOptions
 from presift.core.kv_plan import KvPlan
+from presift.core.policies import Pool, Reduction, SpecKv
 from presift.models.folder import resolve
 from presift.target.engine import Finished, GenerateRequest, Sampling
 from presift.target.sglang.arguments import SglangOptions
@@ -76,9 +77,21 @@ def prompt() -> Callable[[int, int], list[int]]:
 
 
 @pytest.fixture(scope="session")
-def drive() -> Callable[[SglangEngine], Driver]:
-    """An engine -> its Driver, for tests that start their own."""
-    return Driver
+def policy_of() -> Callable[[dict[str, Any], int], SpecKv]:
+    """(the authors' config, lookahead tokens) -> our policy."""
+    pools = {"max": Pool.MAX, "mean": Pool.MEAN, "avg": Pool.MEAN, None: Pool.NONE}
+
+    def build(config: dict[str, Any], lookahead_tokens: int) -> SpecKv:
+        return SpecKv(
+            capacity=config["max_capacity_prompt"],
+            window=config["window_size"],
+            pool=pools[config["pool_type"]],
+            kernel=config["kernel_size"],
+            reduction=Reduction.MAX if config["reduction_type"] == "max" else Reduction.SUM,
+            lookahead_tokens=lookahead_tokens,
+        )
+
+    return build
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -27,11 +27,12 @@ SENTENCE = "The caretaker of lighthouse number {} wrote that the lamp was cleane
 
 
 def document(seed: int, sentences: int = 40) -> str:
+    """About 28 tokens a sentence."""
     return "".join(SENTENCE.format(seed * 1000 + number, number) for number in range(sentences))
 
 
-def messages(seed: int) -> list[dict[str, object]]:
-    parts = [{"text": document(seed)}, {"text": "When was the lamp cleaned?", "protected": True}]
+def messages(seed: int, sentences: int = 20) -> list[dict[str, object]]:
+    parts = [{"text": document(seed, sentences)}, {"text": "When was the lamp cleaned?", "protected": True}]
     return [{"role": "user", "content": parts}]
 
 
@@ -48,7 +49,7 @@ def client(stack: LocalStack) -> Iterator[Client]:
 
 def test_full_then_compressed_then_from_the_cache(client: Client) -> None:
     full, cold, cached = (
-        client.generate(messages=messages(1), route=route, max_prompt_tokens=CAPACITY, max_new_tokens=8)
+        client.generate(messages=messages(1, 40), route=route, max_prompt_tokens=CAPACITY, max_new_tokens=8)
         for route in ("full", "spec_pc", "auto")  # without a limit AUTO would find the whole prompt warm
     )
     assert (full.decision.route, full.decision.reason, full.decision.cache) == ("full", "requested", "not_used")
@@ -69,7 +70,7 @@ def test_below_the_threshold_nothing_is_dropped(client: Client) -> None:
 
 def test_spec_kv_cold_again_and_for_the_next_question(client: Client) -> None:
     options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
-    cold, again = (client.generate(messages=messages(20), **options) for _ in range(2))
+    cold, again = (client.generate(messages=messages(20, 40), **options) for _ in range(2))
     other = [{"text": document(20)}, {"text": "Who wrote the log?", "protected": True}]
     following = client.generate(messages=[{"role": "user", "content": other}], **options)
     prompt_tokens = cold.decision.prompt_tokens
@@ -203,7 +204,7 @@ def test_bad_input_is_refused_and_the_services_stay_up(client: Client) -> None:
 
 def test_the_command_answers_about_a_file(stack: LocalStack, tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
-    path.write_text(document(3), encoding="utf-8")
+    path.write_text(document(3, 20), encoding="utf-8")
     command = [sys.executable, "-c", "from presift.cli.app import main; main()", "generate"]
     flags = [
         "--file",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from presift.core.kv_plan import KvPlan
-from presift.core.policies import Pool, Reduction, SpecKv
+from presift.core.policies import SpecKv
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,23 +25,5 @@ def plan() -> Callable[..., KvPlan]:
 
     def build(capacity: int, window: int = 16, lookahead: tuple[int, ...] = (3, 1, 4, 1, 5), **others: Any) -> KvPlan:
         return KvPlan(SpecKv(capacity=capacity, window=window), lookahead_token_ids=lookahead, **others)
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def policy_of() -> Callable[[dict[str, Any], int], SpecKv]:
-    """(the authors' config, lookahead tokens) -> our policy."""
-    pools = {"max": Pool.MAX, "mean": Pool.MEAN, "avg": Pool.MEAN, None: Pool.NONE}
-
-    def build(config: dict[str, Any], lookahead_tokens: int) -> SpecKv:
-        return SpecKv(
-            capacity=config["max_capacity_prompt"],
-            window=config["window_size"],
-            pool=pools[config["pool_type"]],
-            kernel=config["kernel_size"],
-            reduction=Reduction.MAX if config["reduction_type"] == "max" else Reduction.SUM,
-            lookahead_tokens=lookahead_tokens,
-        )
 
     return build
