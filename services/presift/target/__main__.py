@@ -10,12 +10,13 @@ from contextlib import suppress
 import numpy as np
 
 from presift.core.errors import PresiftError
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.models.folder import resolve
 from presift.rpc.server.run import run
 from presift.rpc.server.server import GrpcServer
 from presift.target.admission import Admission
-from presift.target.engine import Engine, GenerateRequest, Sampling
+from presift.target.engine import Engine, GenerateRequest
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.target.sglang import processes

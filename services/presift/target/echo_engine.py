@@ -11,21 +11,12 @@ from typing import Any
 import numpy as np
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
-from presift.target.engine import (
-    Engine,
-    EngineInfo,
-    EngineLoad,
-    Event,
-    Finished,
-    FinishReason,
-    GenerateRequest,
-    Sampling,
-    Tokens,
-)
+from presift.target.engine import Engine, EngineInfo, Event, Finished, GenerateRequest, Tokens
 
 ECHO_KV_TOKENS = 65_536
 ECHO_MEMORY = 256

@@ -8,46 +8,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
-from presift.core.limits import MAX_STOP_STRINGS
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
-
-
-class FinishReason(StrEnum):
-    """Why an answer ended: STOP for EOS, a stop token or a stop string."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` None is all. Raises InvalidRequest."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, ">= 1")
-        _require(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "0..2")
-        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "> 0 and <= 1")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, ">= 1")
-        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}")
-        _require(all(self.stop), "stop", "an empty string", "non-empty strings")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +35,7 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.token_ids.size == 0:
             raise InvalidRequest("token_ids", "empty", "at least one token")
+        self.sampling.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +86,6 @@ class EngineInfo:
     kv_pool_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """How busy an engine is: requests that run and that wait, KV slots that no running request holds, and the rest."""
-
-    running: int
-    waiting: int
-    free_kv_tokens: int
-    held_kv_tokens: int = 0
-
-
 class Engine(Protocol):
     """An engine is started once and stopped once; `info` may be read from its start on."""
 
@@ -152,8 +113,3 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Leave no process behind. Running requests fail."""
-
-
-def _require(holds: bool, name: str, value: Any, limit: str) -> None:
-    if not holds:
-        raise InvalidRequest(f"sampling.{name}", value, limit)

@@ -14,8 +14,9 @@ from opentelemetry import trace
 from opentelemetry.context import get_current
 
 from presift.core.errors import PresiftError
+from presift.core.generation import EngineLoad
 from presift.rpc.status import code_and_reason
-from presift.target.engine import EngineLoad, Finished
+from presift.target.engine import Finished
 from presift.telemetry.gauges import Gauge, gauge
 from presift.telemetry.metrics import count, record
 from presift.telemetry.tracing import tracer

@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import FinishReason, Sampling
 from presift.core.limits import check_limits
 from presift.rpc import codec
 from presift.target.admission import Admission, check_fits
-from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
+from presift.target.engine import Engine, Finished, GenerateRequest, Tokens
 from presift.target.limits import GENERATE, PREFILL
 from presift.target.request_metrics import RequestMetrics, gauges_of, record_read, refusals_told, request_metrics
 from presift.target.sglang.load_meter import LoadMeter

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.models.folder import resolve
-from presift.target.engine import Finished, GenerateRequest, Sampling
+from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 

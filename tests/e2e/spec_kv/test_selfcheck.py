@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from presift.core.errors import RouteUnsupported
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.target.engine import Finished, GenerateRequest, Sampling
+from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
@@ -22,14 +23,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # A scheduler process in which a name is gone that the plugin hooks, as in another version of SGLang.
 RENAMED = """
-from presift.target import sglang_processes
+from presift.target.sglang import processes
 
 def run_scheduler(*args, **kwargs):
     import sglang.srt.managers.scheduler
     from sglang.srt.mem_cache import common
     common.renamed = common.maybe_cache_unfinished_req
     del common.maybe_cache_unfinished_req
-    sglang_processes.run_scheduler(*args, **kwargs)
+    processes.run_scheduler(*args, **kwargs)
 """
 
 

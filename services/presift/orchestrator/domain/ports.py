@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
+from presift.core.generation import EngineLoad as TargetLoad
+from presift.core.generation import FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.domain.request import Sampling
 from presift.rpc.pool.replica import ReplicaStatus
+
+# Re-exported; the other names are defined here.
+__all__ = ["FinishReason", "TargetLoad"]
 
 
 class MaskRejected(DraftUnavailable):
@@ -58,22 +61,6 @@ class Draft(Protocol):
         include_importance: bool,
         timeout_s: float,
     ) -> Score: ...
-
-
-class FinishReason(StrEnum):
-    """Why an answer ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class TargetLoad:
-    """How busy a target said it was: requests that run and that wait, KV slots that no running request holds."""
-
-    running: int
-    waiting: int
-    free_kv_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

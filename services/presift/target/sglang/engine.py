@@ -15,10 +15,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import EngineLoad
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
 from presift.models.torchvision_ops import declare_missing
-from presift.target.engine import Engine, EngineInfo, EngineLoad, Event, GenerateRequest
+from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang.messages import AnswerReader, to_sglang

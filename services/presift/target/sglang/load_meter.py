@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from presift.target.engine import Engine, EngineLoad
+from presift.core.generation import EngineLoad
+from presift.target.engine import Engine
 
 EVERY_S = 1.0
 

@@ -15,7 +15,8 @@ from presift.core.errors import (
     RouteUnsupported,
     TargetUnavailable,
 )
-from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Tokens
+from presift.core.generation import FinishReason
+from presift.target.engine import Event, Finished, GenerateRequest, Tokens
 from presift.target.sglang_plugin import custom_params
 
 # SGLang's own word for the whole vocabulary. What is more fits no int32: its scheduler would die of it.
@@ -40,8 +41,8 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
     sampling, plan = request.sampling, request.kv_plan
     return {
         "max_new_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "temperature": sampling.temperature or 0.0,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         "top_k": -1 if sampling.top_k is None else min(sampling.top_k, _TOP_K_ALL),
         # SGLang's seeds are signed.
         "sampling_seed": None if sampling.seed is None else sampling.seed - (sampling.seed >> 63 << 64),

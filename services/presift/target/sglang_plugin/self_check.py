@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from presift.core.errors import PresiftError
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
-from presift.target.engine import Engine, Finished, GenerateRequest, Sampling, Tokens
+from presift.target.engine import Engine, Finished, GenerateRequest, Tokens
 
 _SALT = "presift-selfcheck"
 _ANSWER_TOKENS = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from presift.target.engine import EngineLoad
+from presift.core.generation import EngineLoad
 from presift.target.sglang.engine import SglangEngine
 from presift.target.sglang.load_meter import EVERY_S, LoadMeter
 
