@@ -74,7 +74,7 @@ async def test_switched_off_the_plugin_is_not_there(
 ) -> None:
     monkeypatch.delenv("PRESIFT_SGLANG_PLUGIN", raising=False)
     async with engine_of(tiny_model("tinyq"), kv_dropping=False) as engine:
-        assert engine.info.unsupported[Route.SPEC_KV] == "switched off (kv_dropping)"
+        assert engine.info.unsupported[Route.SPEC_KV] == "disabled by the setting kv_dropping"
         assert (await engine.plugin_state())["unsupported"] == "the plugin is not loaded"
         assert (await answer(engine)).kv_tokens == 200
 

@@ -8,7 +8,7 @@ from presift.core.plan import CompressedPrompt, Route
 from presift.core.policies import KvSelection, SpecKv, SpecPc
 from presift.core.spans import Span, must_keep
 from presift.draft.compress import compress
-from presift.draft.request import Limits, parse
+from presift.draft.request import RequestLimits, parse
 from presift.draft.scorer import Cancel
 from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.planning.kv_plan import kv_plan_of
@@ -51,7 +51,7 @@ def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
     )
-    found = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
+    found = compress(scorer, parse(asked, RequestLimits(scorer.info, 256)), Cancel())
     lookahead = found.scored.lookahead_token_ids
     answer = CompressedPrompt(found.mask, lookahead, found.coverage, scorer.info, found.kv_capacity)
     check_prompt(answer, ScoringJob(tokens, policy, scorer.info, scorer.info))
@@ -76,7 +76,7 @@ def test_what_a_fixed_capacity_covers_is_told_where_a_least_coverage_is_asked_fo
         asked = draft_pb2.ScoreRequest(
             token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
         )
-        made = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
+        made = compress(scorer, parse(asked, RequestLimits(scorer.info, 256)), Cancel())
         lookahead = made.scored.lookahead_token_ids
         answer = CompressedPrompt(made.mask, lookahead, made.coverage, scorer.info, made.kv_capacity, made.kv_coverage)
         tokens = Tokenized(ids, SPANS)

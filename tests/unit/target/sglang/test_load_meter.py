@@ -30,7 +30,7 @@ def test_it_is_seen_at_most_once_a_second() -> None:
     seen = []
     for step in (0.0, 0.5, 0.4, 0.2, 5.0, 0.0):
         now[0] += step * EVERY_S
-        seen.append(meter.of(engine).running)  # type: ignore[arg-type, union-attr]
+        seen.append(meter.read(engine).running)  # type: ignore[arg-type, union-attr]
     assert seen == [1, 1, 1, 2, 3, 3] and engine.asked == 3
 
 
