@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from presift.core import errors
+from presift.core.generation import EngineLoad, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import Route
 from presift.core.policies import SpecKv
@@ -21,7 +22,7 @@ from presift.rpc.status import error_of
 from presift.target.__main__ import _run
 from presift.target.admission import Admission
 from presift.target.echo_engine import ECHO_KV_TOKENS, ECHO_MEMORY, EchoEngine
-from presift.target.engine import EngineLoad, GenerateRequest, Sampling
+from presift.target.engine import GenerateRequest
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc

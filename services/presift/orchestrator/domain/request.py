@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
@@ -175,25 +176,6 @@ class Budget:
         """The tighter of the two limits: on routes full and spec_pc, each prompt token read holds one KV token."""
         limits = [limit for limit in (self.max_prompt_tokens, self.max_kv_tokens) if limit is not None]
         return min(limits, default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen. The target checks the ranges; `None` takes its default."""
-
-    max_new_tokens: int = 256
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the same prompt always gets the same answer; so by default, as on the wire."""
-        return not self.temperature or self.top_k == 1
 
 
 @dataclass(frozen=True, slots=True)
