@@ -18,7 +18,7 @@ class DraftSettings(InnerSettings):
     listen: Annotated[
         str, Field(pattern=r"^.+:\d{1,5}$", description="address to listen on, HOST:PORT; port 0 picks a free port")
     ] = "127.0.0.1:50052"
-    model: Annotated[str, Field(description="model: a local Hugging Face folder or a hub id")]
+    model: Annotated[str, Field(description="local Hugging Face folder or hub id of the model")]
     dtype: Annotated[Literal["float32", "bfloat16"], Field(description="data type of weights and activations")] = (
         "bfloat16"
     )
@@ -26,7 +26,7 @@ class DraftSettings(InnerSettings):
     chunk_tokens: Annotated[
         int, Field(ge=16, description="prompt tokens read per step; a cancelled request stops after the current step")
     ] = 512
-    threads: Annotated[int | None, Field(ge=1, description="torch threads (default: all cores)")] = None
+    threads: Annotated[int | None, Field(ge=1, description="torch threads; all cores if unset")] = None
     max_queue: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64
     max_lookahead_tokens: Annotated[
         int, Field(ge=0, description="maximum lookahead tokens generated for one prompt")

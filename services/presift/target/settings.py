@@ -18,23 +18,23 @@ class TargetSettings(InnerSettings):
     listen: Annotated[
         str, Field(pattern=r"^.+:\d{1,5}$", description="address to listen on, HOST:PORT; port 0 picks a free port")
     ] = "127.0.0.1:50053"
-    model: Annotated[str, Field(description="model: a local Hugging Face folder or a hub id")]
+    model: Annotated[str, Field(description="local Hugging Face folder or hub id of the model")]
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="data type of the weights")
     ] = "bfloat16"
     device: Annotated[str, Field(description="torch device type: cpu, cuda, ...")] = "cpu"
     context_tokens: Annotated[
-        int | None, Field(ge=8, description="maximum tokens of prompt plus answer (default: the model's)")
+        int | None, Field(ge=8, description="maximum tokens of prompt plus answer; the model's if unset")
     ] = None
     kv_pool_tokens: Annotated[
         int | None,
-        Field(ge=64, description="size of the KV cache in tokens (default: 65536 on a CPU, what fits on a GPU)"),
+        Field(ge=64, description="size of the KV cache in tokens; if unset, 65536 on a CPU and what fits on a GPU"),
     ] = None
     prefill_chunk_tokens: Annotated[int, Field(ge=16, description="maximum prompt tokens per prefill step")] = 512
     attention_backend: Annotated[
-        str | None, Field(description="SGLang attention backend (default: chosen for the device)")
+        str | None, Field(description="SGLang attention backend; chosen for the device if unset")
     ] = None
-    threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU (default: all cores)")] = None
+    threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU; all cores if unset")] = None
     kv_dropping: Annotated[bool, Field(description="serve routes spec_kv and spec_kv_pc if the self-check passes")] = (
         True
     )
