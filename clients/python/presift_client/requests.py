@@ -13,11 +13,11 @@ class PromptOptions(TypedDict, total=False):
     """What every call takes beside a text prompt. What is left out takes the service's default.
 
     Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
-    with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
+    with `protected_spans` of token positions). `route` is "auto", "full" or another name of Route in plan.proto. Limits
     are in tokens; `max_ttft_ms` is held against a predicted time, `min_coverage` (0..1) against the
     draft's mask or, where the target chooses KV, its estimate: below it a route that reaches it, or full, is taken;
     `auto_coverage` (0..1) takes the smallest capacity that reaches it, between `auto_min_tokens` and `auto_max_tokens`;
-    `deadline_s` is in seconds. On spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or
+    `deadline_s` is in seconds. On routes that drop KV: `kv_selection` is "target_lookahead" or
     "draft_mask"; `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision with whose prompt this one
     begins (on "auto" too; where there is no such selection, the prompt is a new one and the decision's detail says so).
     """

@@ -27,6 +27,7 @@ from presift.cli.flags import (
     ObservabilityOn,
     PolicyFile,
     PrefillWhileDrafting,
+    RouteName,
     Tenant,
 )
 from presift.cli.render import answer
@@ -123,7 +124,7 @@ def generate(
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
     document: Document = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
-    route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
+    route: RouteName = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from presift.core.plan import Route
+
 Document = Annotated[
     list[Path] | None,
     typer.Option("--document", "--file", help="a file for the question, dropped from; repeatable; - is stdin"),
 ]
+RouteName = Annotated[str, typer.Option(help=", ".join(("auto", *Route)))]
 MinCoverage = Annotated[float | None, typer.Option(help="below it, by the draft, a less lossy route is taken, 0..1")]
 ContinuePromptTokens = Annotated[
     int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with (spec_kv, auto)")

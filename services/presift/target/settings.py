@@ -28,9 +28,7 @@ class TargetSettings(InnerSettings):
     prefill_chunk_tokens: Annotated[int, Field(ge=16, description="prompt tokens read in one step")] = 512
     attention_backend: Annotated[str | None, Field(description="SGLang's name; what suits the device if unset")] = None
     threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU; all cores if unset")] = None
-    kv_dropping: Annotated[bool, Field(description="serve routes spec_kv and spec_kv_pc, if the self-check passes")] = (
-        True
-    )
+    kv_dropping: Annotated[bool, Field(description="serve the routes that drop KV, if the self-check passes")] = True
     tensor_parallel: Annotated[int, Field(ge=1, description="GPUs that share each layer; above 1 no KV is dropped")] = 1
     data_parallel: Annotated[int, Field(ge=1, description="copies of the model in one engine; likewise")] = 1
     max_running: Annotated[int, Field(ge=1, description="requests that are generated together")] = 16

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from presift.cli.connecting import Address, ApiKeyFile, Ca, Cert, Key, Tls, connect
-from presift.cli.flags import AnswerTokens, ContinuePromptTokens, Document, MinCoverage, Tenant
+from presift.cli.flags import AnswerTokens, ContinuePromptTokens, Document, MinCoverage, RouteName, Tenant
 from presift.cli.render import answer
 from presift.cli.render.console import errors_told, say
 from presift_client import Explanation
@@ -25,7 +25,7 @@ def explain(
     question: Annotated[str | None, typer.Option(help="a user turn, chat template applied")] = None,
     document: Document = None,
     system: Annotated[str | None, typer.Option(help="a system prompt (never dropped)")] = None,
-    route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
+    route: RouteName = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from presift.cli.connecting import ApiKeyFile, Ca, Cert, Key, Tls, connect
+from presift.cli.flags import RouteName
 from presift.cli.render.console import errors_told, fail
 from presift.cli.settings import CliSettings
 
@@ -28,7 +29,7 @@ def plan(
     draft_tokens_per_s: Annotated[float | None, typer.Option(help="measured, a draft scoring 4,096 tokens")] = None,
     target_tokens_per_s: Annotated[float | None, typer.Option(help="measured, a target reading 4,096 tokens")] = None,
     decode_step_ms: Annotated[float | None, typer.Option(help="measured, one request that holds little")] = None,
-    route: Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv, spec_kv_pc")] = "auto",
+    route: RouteName = "auto",
     max_prompt_tokens: Annotated[int | None, typer.Option(help="prompt tokens that the target may read")] = None,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV tokens that the prompt may hold")] = None,
     compress_above: Annotated[int | None, typer.Option(help="read prompts up to this many tokens in full")] = None,
