@@ -11,7 +11,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
-from presift.core.policies import KvSelection
+from presift.core.policies import POLICIES, KvSelection
 from presift.core.spans import Span
 from presift.orchestrator.domain.caller import Limits
 
@@ -219,9 +219,14 @@ class Request:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
+        if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
+
+    def _compresses_first(self) -> bool:
+        """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""
+        policy = None if self.route is None else POLICIES.get(self.route)
+        return policy is not None and policy.drops_kv and not policy.reads_whole_prompt
