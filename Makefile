@@ -114,9 +114,11 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
-protos: $(STAMP) $(TYPESCRIPT_STAMP) ## regenerate services/presift/v1 and clients/typescript/src/gen from protos/
+CACHE_PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I services
+protos: $(STAMP) $(TYPESCRIPT_STAMP) ## regenerate the code that protos/ and cache/value.proto describe
 	@$(PROTOC) --python_out=services --pyi_out=services --grpc_python_out=services --mypy_grpc_out=quiet:services \
 		protos/presift/v1/*.proto
+	@$(CACHE_PROTOC) --python_out=services --pyi_out=services services/presift/cache/value.proto
 	@cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate
 
 $(TYPESCRIPT_STAMP): $(TYPESCRIPT)/package-lock.json
@@ -131,6 +133,9 @@ protos-check: $(STAMP)
 		--mypy_grpc_out=quiet:$(VENV)/protos protos/presift/v1/*.proto
 	@for f in $(VENV)/protos/presift/v1/*; do cmp -s $$f services/presift/v1/$$(basename $$f) \
 		|| { echo "services/presift/v1/$$(basename $$f) is stale: run make protos"; exit 1; }; done
+	@$(CACHE_PROTOC) --python_out=$(VENV)/protos --pyi_out=$(VENV)/protos services/presift/cache/value.proto
+	@for f in $(VENV)/protos/presift/cache/*; do cmp -s $$f services/presift/cache/$$(basename $$f) \
+		|| { echo "services/presift/cache/$$(basename $$f) is stale: run make protos"; exit 1; }; done
 	@$(MAKE) --silent --no-print-directory $(TYPESCRIPT_STAMP) || echo "== TypeScript client: NOT CHECKED, node or its packages are missing"
 	@test ! -e $(TYPESCRIPT_STAMP) || { cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate -o $(abspath $(VENV))/protos \
 		&& diff -rq src/gen $(abspath $(VENV))/protos/src/gen; } || { echo "$(TYPESCRIPT)/src/gen: run make protos"; exit 1; }

@@ -24,7 +24,8 @@ from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
 from presift.draft.scorer import Cancel, Scored, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
-from presift.orchestrator.config.policy_settings import PolicySettings, policy_defaults
+from presift.orchestrator.config.policy_settings import policy_defaults
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.prompt.loader import load_bridge
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
@@ -32,7 +33,7 @@ from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
-DEFAULTS = policy_defaults(PolicySettings())
+DEFAULTS = policy_defaults(OrchestratorSettings.model_construct())
 
 
 def first_capacity(prompt_tokens: int) -> int:
@@ -145,13 +146,13 @@ class _Foreign:
 
     def score(self, task: ScoreTask, cancel: Cancel) -> Scored:
         assert task.policy is not None
-        self._reading = self._interpreter.translate(task.token_ids)
+        self._reading = self._interpreter.read(task.token_ids)
         self._scorer.second_policy = self._scaled(self.second_policy)
         asked = ScoreTask(self._reading.ids, self._scaled(task.policy), task.lookahead_tokens)
         scored = self._scorer.score(asked, cancel)
         assert scored.importance is not None and scored.coverage_importance is not None
         scores, mass = self._carried((scored.importance, scored.coverage_importance))
-        told = self._interpreter.translate_lookahead(self._reading, scored.lookahead_token_ids, task.lookahead_tokens)
+        told = self._interpreter.lookahead(self._reading, scored.lookahead_token_ids, task.lookahead_tokens)
         return replace(scored, importance=scores, coverage_importance=mass, lookahead_token_ids=told)
 
     def second_importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
+from presift.core.service_time import ServiceTime
 from presift.draft.scorer import Cancel, Cancelled
 from presift.telemetry.tracing import span
 
 T = TypeVar("T")
-
-# How much the newest job counts in the running estimate of a job's time.
-_NEWEST_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class WorkQueue:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="presift-draft")
         self._turn = asyncio.Lock()
         self._places = 0
-        self._job_s = 1.0
+        self._service_time = ServiceTime()
         self._served: Cancel | None = None
         self._is_closed = False
 
@@ -77,7 +75,8 @@ class WorkQueue:
             raise DraftUnavailable("the draft is shutting down")
         if self._places > self.max_queue:
             waiting = self._places - 1
-            raise Overloaded("queue", waiting, f"<= {self.max_queue} waiting", retry_after_s=self._places * self._job_s)
+            retry_after_s = self._service_time.retry_after_s(self._places)
+            raise Overloaded("queue", waiting, f"<= {self.max_queue} waiting", retry_after_s)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -116,7 +115,7 @@ class WorkQueue:
         started = time.monotonic()
         cancel.check()
         result = job(cancel)
-        self._job_s += _NEWEST_SHARE * (time.monotonic() - started - self._job_s)
+        self._service_time.observe(time.monotonic() - started)
         return result
 
     def _finished(self, running: asyncio.Future[T]) -> None:

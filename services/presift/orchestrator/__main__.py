@@ -57,7 +57,7 @@ async def _serve(
     http = open_http(settings, app.pipeline, authenticator, server)
     if http is not None:  # bound first, so that an error in its address is reported before anything is served
         print(f"presift orchestrator takes HTTP on {await http.start()}", flush=True)
-        server.doors.append(http)
+        server.listeners.append(http)
     port = await server.start()
     becoming_ready = asyncio.create_task(_become_ready(settings, app, server, port))
     try:

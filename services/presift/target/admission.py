@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from presift.core.errors import InvalidRequest, Overloaded, PromptTooLong, RouteUnsupported
 from presift.core.kv_plan import KvPlan, check_plan
 from presift.core.plan import Route
+from presift.core.service_time import ServiceTime
 from presift.target.engine import EngineInfo, GenerateRequest
-
-_RETRY_S = (0.1, 30.0)
 
 
 def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
@@ -60,23 +59,19 @@ class Admission:
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._inside = 0
-        self._typical_s = 1.0
+        self._service_time = ServiceTime()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Holds a place. Raises Overloaded, with a guess when one will be free."""
         waiting = self._inside - self._max_running
         if waiting >= self._max_waiting:
-            raise Overloaded("waiting_requests", waiting, self._max_waiting, self._retry_after_s())
+            retry_after_s = self._service_time.retry_after_s(1, self._max_running)
+            raise Overloaded("waiting_requests", waiting, self._max_waiting, retry_after_s)
         self._inside += 1
         entered = time.monotonic()
         try:
             yield
         finally:
             self._inside -= 1
-            self._typical_s += 0.2 * (time.monotonic() - entered - self._typical_s)
-
-    def _retry_after_s(self) -> float:
-        # Places come free at the rate at which running requests end.
-        low, high = _RETRY_S
-        return min(high, max(low, self._typical_s / self._max_running))
+            self._service_time.observe(time.monotonic() - entered)

@@ -99,8 +99,8 @@ async def test_the_routes_that_there_were(house, run, tmp_path):
     assert '<tr class=chosen><td data-head="route">spec_kv</td>' in page.read_text()
 
 
-async def test_route_predicts_from_what_an_orchestrator_has_learnt(open_house):
-    house = await open_house(routes=ALL_ROUTES, economy=CostEstimator())
+async def test_route_predicts_from_what_an_orchestrator_has_learned(open_house):
+    house = await open_house(routes=ALL_ROUTES, estimator=CostEstimator())
 
     async def route(*arguments):
         words = ["route", "--address", house.address, "--json", *map(str, arguments)]
@@ -114,7 +114,7 @@ async def test_route_predicts_from_what_an_orchestrator_has_learnt(open_house):
     # The fake target takes 7 ms for any prompt; its context is 400 tokens, the threshold of this house 32.
     assert found["routes"][0]["ttft_ms"] < 30 < before["ttft_ms"]
     assert len(house.target.calls) + len(house.draft.calls) == calls
-    assert "cannot be" in (await route("--tokens", 500))["routes"][0]["why_not"]
+    assert (await route("--tokens", 500))["routes"][0]["why_not"].startswith("is not possible: prompt is 500 tokens")
     assert (await route("--tokens", 300, "--context", 4000))["reason"] == "within_budget"
 
 

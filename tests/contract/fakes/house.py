@@ -87,7 +87,7 @@ class Options:
     turns: int = 8
     defaults: Defaults = DEFAULTS
     terms: object = None
-    economy: object = None
+    estimator: object = None
     draft_tokenizer: Tokenizer | None = None  # the draft's, where it has another vocabulary
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
@@ -152,7 +152,7 @@ class House:
     def _servicer(self):
         options = self.options
         self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
-        self.economy = options.economy or CostEstimator(learns=False, prefills=options.prefills)
+        self.estimator = options.estimator or CostEstimator(learns=False, prefills=options.prefills)
         bridge = None
         if options.draft_tokenizer is not None:
             bridge = VocabularyBridge(byte_tokenizer(), options.draft_tokenizer)
@@ -169,7 +169,7 @@ class House:
         tuning = Tuning(
             policies,
             options.defaults,
-            self.economy,
+            self.estimator,
             queue=options.limits,
             sampler=options.sampler,
             thresholds=options.thresholds,

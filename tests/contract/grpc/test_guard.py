@@ -1,4 +1,4 @@
-"""The quality guard over gRPC: what it compares, when it switches a route off, and that callers notice nothing."""
+"""The quality guard over the wire: what it compares, when it switches a route off, and that no caller meets it."""
 
 import asyncio
 from dataclasses import replace
@@ -31,13 +31,13 @@ async def house(open_house):
 
 
 def bad(request):
-    """A target whose answers to compressed prompts are wrong."""
+    """The planted policy: whatever was compressed is answered wrongly."""
     compressed = request.HasField("kv_plan") or len(request.token_ids) < 100
     return WRONG if compressed else request.token_ids[::-1]
 
 
 async def compared(house, samples):
-    """The first quality, once `samples` were compared."""
+    """Wait until so many were compared; the first quality."""
     await house.settle(lambda: [each.samples for each in house.guard.qualities()][:1] == [samples])
     return house.guard.qualities()[0]
 
@@ -62,15 +62,15 @@ async def test_the_callers_greedy_answer_is_compared_with_fulls(house):
     assert answer.route == "SPEC_KV"
 
 
-async def test_the_beginning_of_a_long_answer_is_compared(open_house):
+async def test_of_a_long_answer_the_beginning_is_compared(open_house):
     house = await open_house(sampler=Sampler(1.0, max_new_tokens=4), thresholds=QUICK)
     assert len((await house.ask(LONG, route=PC, max_new_tokens=50)).token_ids) == 16
     quality = await compared(house, 1)
-    # The window of 4 tokens is kept, so the first 4 tokens agree; later tokens differ and are not compared.
+    # The window of 4 tokens is kept; what comes behind it differs, and is not asked for.
     assert quality.overlap == 1.0 and house.target.calls[-1].sampling.max_new_tokens == 4
 
 
-async def test_if_the_callers_answer_is_not_greedy_both_are_generated_greedily(house):
+async def test_where_the_caller_sampled_both_ways_are_answered_greedily(house):
     await house.ask(LONG, route=KV, sampling={"temperature": 0.8, "seed": 3})
     await compared(house, 1)
     own, again, full = house.target.calls
@@ -80,15 +80,15 @@ async def test_if_the_callers_answer_is_not_greedy_both_are_generated_greedily(h
 
 
 @pytest.mark.parametrize("asked", [{"route": plan_pb2.ROUTE_FULL}, {"budget": {"compress_above_tokens": 300}}])
-async def test_full_requests_are_not_sampled(house, asked):
+async def test_what_is_read_in_full_is_not_sampled(house, asked):
     await house.ask(LONG, **asked)
     await asyncio.sleep(0.02)
     assert len(house.target.calls) == 1 and house.guard.qualities() == []
 
 
 @pytest.mark.parametrize("budget", [{"max_kv_tokens": 10}, {"auto_capacity": {"coverage": 0.05}}])
-async def test_requests_with_tighter_limits_than_the_defaults_are_not_sampled(house, budget):
-    """The default is ten KV tokens plus the final token."""
+async def test_what_the_callers_own_limits_made_tighter_is_not_sampled(house, budget):
+    """Ten of KV everyone gets, and the final token."""
     assert (await house.ask(LONG, route=KV, budget=budget)).route == "SPEC_KV"
     await asyncio.sleep(0.02)
     assert house.guard.qualities() == []
@@ -96,13 +96,13 @@ async def test_requests_with_tighter_limits_than_the_defaults_are_not_sampled(ho
     await compared(house, 1)
 
 
-async def test_prompts_too_long_for_full_are_not_sampled(house):
+async def test_what_full_cannot_answer_is_not_sampled(house):
     assert (await house.ask([1] * 500)).route == "SPEC_PC"
     await asyncio.sleep(0.02)
     assert len(house.target.calls) == 1
 
 
-async def test_the_configured_share_is_sampled(open_house):
+async def test_the_share_is_what_was_set(open_house):
     house = await open_house(routes=ALL_ROUTES, sampler=Sampler(0.25, random=Random(5)), thresholds=Thresholds(1e-9))
     random, expected = Random(5), 0
     for first in range(40):
@@ -114,7 +114,7 @@ async def test_the_configured_share_is_sampled(open_house):
     assert len(house.target.calls) == 40 + expected
 
 
-async def test_a_route_with_wrong_answers_is_switched_off_and_reported(house, telemetry, caplog):
+async def test_a_planted_bad_policy_is_switched_off_and_told(house, telemetry, caplog):
     band = {"route": "spec_kv", "band": "128-255"}
     names = {"samples": {"outcome": "compared"}, "overlap": {}, "exact": {}, "first_divergence": {}, "switched": {}}
 
@@ -135,7 +135,7 @@ async def test_a_route_with_wrong_answers_is_switched_off_and_reported(house, te
     assert (await house.ask(list(range(1, 101)), route=KV)).route == "SPEC_KV"  # another length
 
 
-async def test_auto_takes_full_if_all_other_routes_are_off(open_house):
+async def test_auto_reads_all_where_nothing_else_is_on(open_house):
     house = await open_house(sampler=ALL, thresholds=QUICK, target=model("target", context_tokens=1000))
     await trip(house, PC)
     answer = await house.ask(LONG)
@@ -144,7 +144,7 @@ async def test_auto_takes_full_if_all_other_routes_are_off(open_house):
     assert (await house.stub.Explain(asked)).decision.reason == answer.decision.reason
 
 
-async def test_prompts_too_long_for_full_stay_compressed_and_say_so(open_house):
+async def test_what_cannot_be_read_in_full_stays_compressed_and_says_so(open_house):
     defaults = replace(DEFAULTS, compress_above_tokens=100)
     house = await open_house(sampler=ALL, thresholds=QUICK, defaults=defaults)
     house.target.answer = bad
@@ -161,7 +161,7 @@ async def test_prompts_too_long_for_full_stay_compressed_and_say_so(open_house):
         assert answer.route == "SPEC_PC" and "although spec_pc is switched off" in answer.decision.detail
 
 
-async def test_a_route_is_switched_on_again_by_shadows_only(house):
+async def test_a_route_that_is_off_comes_back_without_a_caller_at_risk(house):
     await trip(house)
     house.target.answer = lambda request: request.token_ids[::-1]
     for number in range(3):
@@ -174,7 +174,7 @@ async def test_a_route_is_switched_on_again_by_shadows_only(house):
     assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
 
 
-async def test_a_later_turn_does_not_continue_a_route_that_is_off(house):
+async def test_a_later_turn_does_not_go_on_with_what_is_switched_off(house):
     first = await house.ask(LONG, route=KV)
     await compared(house, 1)
     house.target.answer = bad
@@ -188,7 +188,7 @@ async def test_a_later_turn_does_not_continue_a_route_that_is_off(house):
 
 
 async def test_500_healthy_requests_switch_nothing_off(open_house):
-    """One in five answers differs from full."""
+    """One in five is answered otherwise than full would."""
     house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=Thresholds(window=500))
     random = Random(1)
 
@@ -205,7 +205,7 @@ async def test_500_healthy_requests_switch_nothing_off(open_house):
     assert not quality.is_off and quality.since is None and 0.7 < quality.overlap < 0.9
 
 
-async def test_a_new_request_interrupts_the_shadow(house):
+async def test_a_caller_who_comes_ends_the_shadow(house):
     house.target.faults.extend([nothing, hangs])
     await house.ask(LONG, route=KV)
     await house.settle(lambda: len(house.target.calls) == 2)
@@ -219,7 +219,7 @@ async def nothing(context):
     pass
 
 
-async def test_no_shadow_starts_while_a_caller_waits(house):
+async def test_no_shadow_begins_while_a_caller_waits(house):
     house.draft.faults.append(hangs)
     waiting = house.stub.Generate(request(LONG, route=PC))
     await house.settle(lambda: len(house.draft.calls) == 1)
@@ -230,7 +230,7 @@ async def test_no_shadow_starts_while_a_caller_waits(house):
     await compared(house, 1)
 
 
-async def test_shadows_run_while_a_caller_only_decodes(house):
+async def test_a_caller_who_is_decoding_is_not_waited_for(house):
     house.target.pause_after = 2
     decoding = house.stub.Generate(request([1, 2, 3]))
     [await decoding.read() for _ in range(3)]
@@ -248,7 +248,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_a_failing_shadow_does_not_affect_callers(house, telemetry, fault):
+async def test_a_shadow_that_fails_reaches_no_caller(house, telemetry, fault):
     failed = telemetry.total("presift.guard.samples", outcome="failed")
     house.target.faults.extend([nothing, fault])
     assert len((await house.ask(LONG, route=KV)).token_ids) == 5
@@ -256,7 +256,7 @@ async def test_a_failing_shadow_does_not_affect_callers(house, telemetry, fault)
     assert house.guard.qualities() == [] and len((await house.ask([1, 2])).token_ids) == 2
 
 
-async def test_a_cancelled_request_is_not_compared(house):
+async def test_a_caller_who_leaves_is_not_compared(house):
     house.target.pause_after = 1
     call = house.stub.Generate(request(LONG, route=KV))
     await call.read(), await call.read()
@@ -266,7 +266,7 @@ async def test_a_cancelled_request_is_not_compared(house):
     assert len(house.target.calls) == 1
 
 
-async def test_aclose_ends_the_shadow(house):
+async def test_a_stop_ends_the_shadow(house):
     house.target.faults.extend([nothing, hangs])
     await house.ask(LONG, route=KV)
     await house.settle(lambda: len(house.target.calls) == 2)
@@ -275,9 +275,9 @@ async def test_aclose_ends_the_shadow(house):
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "shadows"]
 
 
-async def test_shadows_do_not_count_as_requests(open_house, telemetry):
+async def test_shadows_are_no_callers(open_house, telemetry):
     estimator = CostEstimator()
-    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK, economy=estimator)
+    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK, estimator=estimator)
     names = ("requests", "ttft", "kv.tokens", "prompt.tokens")
     before = [telemetry.total(f"presift.{name}", route="full") for name in names]
     await house.ask(LONG, route=PC, max_new_tokens=8)
@@ -287,9 +287,9 @@ async def test_shadows_do_not_count_as_requests(open_house, telemetry):
     assert costs.target.observations == 1 and estimator.reading.wait_ms == 0
 
 
-async def test_the_prefix_index_includes_prompts_that_shadows_read(open_house):
+async def test_what_a_shadow_read_is_expected_in_the_targets_cache(open_house):
     estimator = CostEstimator()
-    house = await open_house(sampler=ALL, thresholds=QUICK, economy=estimator, salt="tenant")
+    house = await open_house(sampler=ALL, thresholds=QUICK, estimator=estimator, salt="tenant")
     await house.ask(LONG, route=PC)
     await compared(house, 1)
     found = [estimator.state(*asked(house, LONG), salt=salt).cached_tokens for salt in ("tenant", "", "other")]
@@ -302,15 +302,15 @@ def asked(house, prompt):
 
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
-async def test_info_reports_the_quality(house, client):
+async def test_info_tells_the_quality(house, client):
     await trip(house)
     await house.ask([*LONG, 5], route=PC, max_new_tokens=3)
     await house.settle(lambda: len(house.guard.qualities()) == 2)
-    connected = client(house.address)
+    told = client(house.address)
     try:
-        pc, kv = sorted((await connected.info()).route_quality, key=lambda quality: quality.route, reverse=True)[::-1]
+        pc, kv = sorted((await told.info()).route_quality, key=lambda quality: quality.route, reverse=True)[::-1]
     finally:
-        await connected.aclose()
+        await told.aclose()
     off, on = (kv, pc) if kv.route == "spec_kv" else (pc, kv)
     assert (off.switched_off, off.samples, off.mean_overlap, off.exact_share) == (True, 0, None, None)
     assert (off.min_tokens, off.max_tokens) == (128, 255) and off.since is not None and off.since.tzinfo is not None
@@ -318,7 +318,7 @@ async def test_info_reports_the_quality(house, client):
     assert on.mean_first_divergence == 0.0
 
 
-async def test_full_still_refuses_prompts_that_are_too_long(house):
+async def test_the_full_route_refuses_what_is_too_long_as_ever(house):
     await trip(house)
     refusal = await refusal_of(house.ask([1] * 450, route=KV))
     assert refusal.reason == "PROMPT_TOO_LONG"

@@ -147,17 +147,17 @@ async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house):
 
 async def test_a_fallback_leaves_time_for_the_answer(open_house):
     """The draft gets what is left without what the target is known to need; here next to nothing."""
-    economy = CostEstimator()
+    estimator = CostEstimator()
     target = location_of(model_from_wire(model("target")))
-    economy.calibrated(
+    estimator.calibrate(
         "target", target, [(TokenWork(tokens), 0.01 * tokens) for tokens in (50, 100, 200) for _ in "123"]
     )
-    house = await open_house(economy=economy)
+    house = await open_house(estimator=estimator)
     house.draft.faults.append(hangs)
     call = house.stub.Generate(request(LONG, max_new_tokens=1), timeout=2.5)
     answer = Answer.of([event async for event in call])
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_TIMEOUT")
-    share_s = float(answer.decision.detail.partition("no mask after ")[2].partition(" s")[0])
+    share_s = float(answer.decision.detail.partition("no mask within ")[2].partition(" s")[0])
     assert 1.9 <= share_s <= 2.3, answer.decision.detail
 
 

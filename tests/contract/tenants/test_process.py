@@ -115,13 +115,13 @@ async def test_keys_are_revoked_while_it_runs_and_none_is_logged(start, keys_fil
 
     keys_file.write_text(f'{{"keys": [{{"name": "a", "tenant": "acme", "sha256": "{KEYS["acme"]}"}}]}}')
     orchestrator.process.send_signal(signal.SIGHUP)
-    await orchestrator.logged("not taken, the earlier stays in force: keys.json:1: ")
+    await orchestrator.logged("changed files are invalid, the previous ones stay in use: keys.json:1: ")
     await orchestrator.ask(KEYS["other"])
 
     newest = new_key()
     keys_file.write_text(text(metered=newest))
     orchestrator.process.send_signal(signal.SIGHUP)
-    await orchestrator.logged("read again: ")
+    await orchestrator.logged("reloaded: ")
     assert (await refusal_of(orchestrator.ask(newest))).field == "tokens_per_minute"
     assert (await refusal_of(orchestrator.ask(KEYS["other"]))).code == "UNAUTHENTICATED"
 

@@ -13,14 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from presift.core.service_time import ServiceTime
 from presift.orchestrator.admission.fair_queue import FairQueue
 from presift.orchestrator.admission.request_cost import RequestCost
 from presift.rpc.deadline import Deadline
 from presift.telemetry.metrics import count, record
-
-_MIN_RETRY_S, _MAX_RETRY_S = 0.1, 30.0
-# The weight of the newest request in the running estimate of a request's duration.
-_NEWEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class Admission:
         self._limits = QueueLimits() if limits is None else limits
         self._clock = clock
         self._queue: FairQueue[_Waiter] = FairQueue()
-        self._typical_s = 1.0
+        self._service_time = ServiceTime()
         self.running = 0
         self.waiting_bytes = 0
 
@@ -139,7 +136,7 @@ class Admission:
         self.running -= 1
         self._queue.finish(waiter)
         if started is not None:
-            self._typical_s += _NEWEST_SHARE * (self._clock() - started - self._typical_s)
+            self._service_time.observe(self._clock() - started)
         self._admit_next()
 
     def _admit_next(self) -> None:
@@ -186,8 +183,8 @@ class Admission:
 
     def _overloaded(self, field: str, would_be: int, limit: int) -> Overloaded:
         # Slots come free at the rate at which running requests end.
-        retry_s = (self.waiting + 1) * self._typical_s / self._limits.max_running
-        return Overloaded(field, would_be, f"<= {limit}", min(_MAX_RETRY_S, max(_MIN_RETRY_S, retry_s)))
+        retry_after_s = self._service_time.retry_after_s(self.waiting + 1, self._limits.max_running)
+        return Overloaded(field, would_be, f"<= {limit}", retry_after_s)
 
 
 def _count(error: Overloaded) -> None:

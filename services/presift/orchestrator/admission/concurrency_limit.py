@@ -100,7 +100,7 @@ class RedisConcurrencyLimit:
         if not self._held and self._renewing is not None:
             self._renewing.cancel()
             self._renewing = None  # the next claim may come before the task has ended
-        await self._redis.ask("ZREM", _key(tenant), request_id, timeout_s=self._timeout_s)
+        await self._redis.execute("ZREM", _key(tenant), request_id, timeout_s=self._timeout_s)
 
     async def aclose(self) -> None:
         """Stop renewing."""
@@ -117,7 +117,7 @@ class RedisConcurrencyLimit:
 
     async def _run(self, tenant: str, request_id: str, limit: int) -> bool:
         arguments = (_key(tenant), request_id, round(self._ttl_s * 1000), limit)
-        return await self._redis.ask("EVAL", _CLAIM, 1, *arguments, timeout_s=self._timeout_s) == 1
+        return await self._redis.execute("EVAL", _CLAIM, 1, *arguments, timeout_s=self._timeout_s) == 1
 
 
 def _key(tenant: str) -> str:

@@ -66,8 +66,8 @@ class CrossVocabularyDraft:
     def width(self) -> int:
         return self._draft.width
 
-    def standings(self) -> list[ReplicaStatus]:
-        return self._draft.standings()
+    def statuses(self) -> list[ReplicaStatus]:
+        return self._draft.statuses()
 
     async def info(self) -> ModelInfo:
         return await self._draft.info()

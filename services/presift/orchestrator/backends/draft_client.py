@@ -22,10 +22,11 @@ from presift.orchestrator.backends.draft_codec import score_from_wire
 from presift.orchestrator.backends.services import ask_draft, count_pick, draft_error, draft_pool
 from presift.orchestrator.domain.ports import Score
 from presift.rpc import codec
+from presift.rpc.deadline import Deadline
 from presift.rpc.pool.balancer import least_loaded
 from presift.rpc.pool.hedging import hedged
 from presift.rpc.pool.replica import Replica, ReplicaStatus
-from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, Patience, with_failover
+from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
 from presift.rpc.security.peer import PLAIN, Peer
 from presift.telemetry.metrics import count
 from presift.telemetry.tracing import current_span_ref
@@ -41,7 +42,7 @@ class _ScoreCall:
 
     request: draft_pb2.ScoreRequest
     key: str
-    patience: Patience
+    deadline: Deadline
     tried: AttemptedReplicas[_Draft]
 
 
@@ -62,14 +63,14 @@ class DraftClient:
         """How many prompts the drafts can score at once."""
         return max(1, len(self._pool.usable()))
 
-    def standings(self) -> list[ReplicaStatus]:
+    def statuses(self) -> list[ReplicaStatus]:
         """The status of every replica."""
-        return self._pool.standings()
+        return self._pool.statuses()
 
     async def info(self) -> ModelInfo:
         if self._pool.is_alone:
             return (await ask_draft(self._pool.only.stub)).info
-        return await self._pool.first()
+        return await self._pool.info()
 
     async def score(
         self,
@@ -92,7 +93,7 @@ class DraftClient:
             # Waiting for a draft that is away or hangs would take the time to read the prompt in full.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:
-            call = _ScoreCall(request, key, Patience(timeout_s), AttemptedReplicas())
+            call = _ScoreCall(request, key, Deadline.within(timeout_s), AttemptedReplicas())
             return score_from_wire(await self._hedged(call), made_in)
         except grpc.aio.AioRpcError as failure:
             raise draft_error(failure) from failure
@@ -114,13 +115,13 @@ class DraftClient:
             replica = least_loaded(self._pool.pick(call.key, call.tried))
             if not self._pool.is_alone:
                 count_pick("draft", "failover" if call.tried.all else "least_load")
-            left_s = call.patience.left_s
-            with call.tried.asking(replica), replica.counted(), replica.judged(left_s):
+            left_s = call.deadline.remaining_s
+            with call.tried.attempt(replica), replica.counted(), replica.record_outcome(left_s):
                 return await replica.stub.Score(call.request, timeout=left_s)
 
         # For a single address gRPC itself retries.
         attempts = 1 if self._pool.is_alone else attempts
-        return await with_failover(attempt, call.patience, attempts, has_untried=lambda: self._has_untried(call))
+        return await with_failover(attempt, call.deadline, attempts, has_untried=lambda: self._has_untried(call))
 
     def _has_untried(self, call: _ScoreCall) -> bool:
         return bool(self._pool.usable(call.tried.all))

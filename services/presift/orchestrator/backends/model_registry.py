@@ -62,14 +62,14 @@ class ModelRegistry:
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._find_draft(), name="find draft")
 
-    def standings(self) -> list[ReplicaStatus]:
+    def statuses(self) -> list[ReplicaStatus]:
         """How the replicas of both stand."""
-        return [*self._draft.standings(), *self._target.standings()]
+        return [*self._draft.statuses(), *self._target.statuses()]
 
     @property
     def has_target_now(self) -> bool:
         """Whether some target is connected and serves."""
-        return any(each.is_healthy and not each.unused for each in self._target.standings())
+        return any(each.is_healthy and not each.unused for each in self._target.statuses())
 
     async def aclose(self) -> None:
         """Stop looking."""

@@ -58,7 +58,7 @@ def target_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> Tar
 
 def _peer_at(where: Addresses, peer: Peer) -> Peer:
     """The replicas of a DNS name are dialled by IP address; their certificates carry the name."""
-    return peer.called(where.host) if isinstance(where, DnsName) else peer
+    return peer.with_name(where.host) if isinstance(where, DnsName) else peer
 
 
 def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:

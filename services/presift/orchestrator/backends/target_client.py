@@ -28,7 +28,7 @@ from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.balancer import least_loaded, within_bound
 from presift.rpc.pool.replica import Replica, ReplicaStatus
-from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, Patience, with_failover
+from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
 from presift.rpc.security.peer import PLAIN, Peer
 from presift.v1 import target_pb2, target_pb2_grpc
 
@@ -46,14 +46,14 @@ class TargetClient:
     def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
         self._pool = target_pool(address, max_message_bytes, peer)
 
-    def standings(self) -> list[ReplicaStatus]:
+    def statuses(self) -> list[ReplicaStatus]:
         """The status of every replica."""
-        return self._pool.standings()
+        return self._pool.statuses()
 
     async def info(self) -> TargetInfo:
         if self._pool.is_alone:
             return (await ask_target(self._pool.only.stub)).info
-        return await self._pool.first()
+        return await self._pool.info()
 
     def replicas(self, tokens: TokenizedPrompt) -> Sequence[ReplicaRef]:
         if self._pool.is_alone or not self._pool.usable():
@@ -90,7 +90,7 @@ class TargetClient:
         named = self._pool.named(replica.name)
         try:
             asked = named or picked(self._pool, replica, AttemptedReplicas())
-            with nullcontext() if named else asked.counted(), asked.judged(None):
+            with nullcontext() if named else asked.counted(), asked.record_outcome(None):
                 await asked.stub.Prefill(request)
         except grpc.aio.AioRpcError as failure:
             raise target_error(failure) from failure
@@ -145,7 +145,7 @@ class TargetCall:
             with opened.held:
                 event = opened.first
                 while event is not None:
-                    opened.replica.spoke()
+                    opened.replica.record_message()
                     has_ended = event.HasField("usage")
                     if has_ended:
                         yield self._usage(event.usage, opened.replica)
@@ -160,24 +160,25 @@ class TargetCall:
             raise TargetUnavailable("the target's stream ended early", **details)
 
     async def _opened(self) -> _Opened:
-        patience, tried = Patience(self._deadline.left_s()), self._tried
+        deadline, tried = self._deadline, self._tried
+        deadline.left_s()  # raises once it has passed
 
         async def attempt() -> _Opened:
             if self._is_cancelled:
                 raise asyncio.CancelledError
             replica = picked(self._pool, self._replica, tried)
-            left_s = patience.left_s
+            left_s = deadline.remaining_s
             with ExitStack() as held:
                 held.enter_context(replica.counted())
                 self._call = stream = replica.stub.Generate(self._request, timeout=left_s)
                 held.callback(stream.cancel)
                 events = aiter(stream)
-                with tried.asking(replica), replica.judged(left_s):
+                with tried.attempt(replica), replica.record_outcome(left_s):
                     first = await anext(events, None)
                 return _Opened(first, events, replica, held.pop_all())
 
         attempts = 1 if self._pool.is_alone else ATTEMPTS
-        return await with_failover(attempt, patience, attempts, has_untried=lambda: bool(self._pool.usable(tried.all)))
+        return await with_failover(attempt, deadline, attempts, has_untried=lambda: bool(self._pool.usable(tried.all)))
 
     def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:
         found = usage_from_wire(usage)

@@ -41,6 +41,6 @@ def _routes_off(guard: QualityGuard) -> Iterable[Reading]:
 def _replicas(models: ModelRegistry) -> Iterable[Reading]:
     """Zero for a DNS name without an address."""
     found = Counter({(role, state): 0 for role in ("draft", "target") for state in ("usable", "unusable")})
-    found.update((each.role, "usable" if each.is_usable else "unusable") for each in models.standings())
+    found.update((each.role, "usable" if each.is_usable else "unusable") for each in models.statuses())
     for (role, state), number in found.items():
         yield float(number), {"role": role, "state": state}

@@ -12,7 +12,7 @@ from presift.orchestrator.api.auth.key_file import Keys
 from presift.orchestrator.api.grpc.requests import TENANT_KEY, tenant_from_metadata
 from presift.orchestrator.domain.caller import Caller, Limits
 from presift.rpc.security.file_watcher import FileWatcher
-from presift.rpc.security.service_token import AUTHORIZATION, shown
+from presift.rpc.security.service_token import AUTHORIZATION, bearer_token
 from presift.telemetry.metrics import count
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
@@ -45,7 +45,7 @@ class Authenticator:
         Takes a few microseconds per key, so a fraction of a millisecond; a token takes about one.
         """
         pairs = list(metadata or ())
-        credential = shown(pairs)
+        credential = bearer_token(pairs)
         if credential is None:
             raise Unauthenticated(f"no API key or token: send metadata `{AUTHORIZATION}: Bearer ...` exactly once")
         keys = self._keys.current()

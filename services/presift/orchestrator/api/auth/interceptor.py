@@ -10,7 +10,7 @@ import grpc
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.domain.caller import set_current_caller
-from presift.rpc.security.caller_interceptor import OPEN, refusing
+from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -28,7 +28,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         details: Any = handler_call_details
-        if not details.method.startswith(OPEN):
+        if not details.method.startswith(HEALTH_PREFIX):
             try:
                 # Each call has its own task, and so its own context.
                 set_current_caller(self._authenticator.admit(details.invocation_metadata))

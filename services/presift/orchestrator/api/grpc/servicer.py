@@ -82,7 +82,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             policy_file=policy_file_to_wire(self._policies.file),
             route_quality=[quality_to_wire(each) for each in self._pipeline.parts.guard.qualities()],
             speeds=[speed_to_wire(speed) for speed in self._pipeline.stage_costs()],
-            replicas=[replica_to_wire(each) for each in self._models.standings()],
+            replicas=[replica_to_wire(each) for each in self._models.statuses()],
         )
 
 

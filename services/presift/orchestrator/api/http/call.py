@@ -66,7 +66,7 @@ class Access:
             raise PermissionDenied("requests from web pages need an API key or a token")
         pairs = headers.items()
         caller = Caller(tenant_from_metadata(pairs)) if self.authenticator is None else self.authenticator.admit(pairs)
-        self.calls.take()
+        self.calls.enter()
         return caller
 
 
@@ -96,7 +96,7 @@ class CallHandler:
         if client.has_disconnected or isinstance(error, ClientDisconnected):
             return None
         if isinstance(error, asyncio.CancelledError):
-            return self.access.calls.why_cut()
+            return self.access.calls.shutdown_error()
         if isinstance(error, PresiftError):
             return error
         # The text of an unexpected exception may quote the prompt: only its type and place are logged or sent.
