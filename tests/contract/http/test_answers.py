@@ -15,7 +15,7 @@ from ..fakes.openai_door import MODEL
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "abcde"}]
 RENDERED = "<system>Be brief.</system><user>abcde</user><assistant>"
 LONG = "".join(chr(97 + i % 26) for i in range(100))
-# Times and what depends on them.
+# Times, and values that depend on them.
 VOLATILE = ("tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "predicted_ttft_ms")
 
 
@@ -99,7 +99,7 @@ def ids_of(prompt):
     return (prompt[0] if isinstance(prompt[0], list) else prompt)[::-1]
 
 
-async def test_token_ids_are_told_where_asked_for(door):
+async def test_token_ids_are_included_on_request(door):
     extra = {"presift": {"token_ids": True}}
     whole = await door.client.completions.create(model=MODEL, prompt=[5, 6, 7], max_tokens=2, extra_body=extra)
     assert whole.choices[0].token_ids == [7, 6]
@@ -124,7 +124,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_it_decides_what_grpc_decides(open_house, open_door, options, is_stream):
+async def test_decisions_are_the_same_as_over_grpc(open_house, open_door, options, is_stream):
     """Each in its own house: they would share a cache."""
     prompt = list(range(100, 200))
     over_http = await open_door(await open_house(routes=ALL_ROUTES))
@@ -199,7 +199,7 @@ MARKED = {
 
 
 @pytest.mark.parametrize(("message", "options"), MARKED.values(), ids=MARKED)
-async def test_what_is_marked_is_kept(door, message, options):
+async def test_marked_parts_are_kept(door, message, options):
     await door.client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -229,7 +229,7 @@ async def test_tools_reach_the_template(door):
     assert read == RENDERED
 
 
-async def test_an_answer_may_come_back_as_a_turn(door):
+async def test_an_answer_can_be_sent_back_as_a_message(door):
     answer = await door.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
     turns = [*CHAT, answer.choices[0].message, {"role": "user", "content": "more"}]
     again = await door.client.chat.completions.create(model=MODEL, messages=turns, max_tokens=5)
@@ -254,7 +254,7 @@ async def test_sampling_reaches_the_target(door):
     assert not sampling.HasField("top_p") and not sampling.HasField("seed")
 
 
-async def test_what_has_no_effect_is_taken(door):
+async def test_parameters_without_effect_are_accepted(door):
     await door.client.chat.completions.create(
         model=MODEL, messages=CHAT, max_tokens=5, user="me", metadata={"a": "b"}, store=True, n=1, logprobs=False,
         presence_penalty=0, frequency_penalty=0.0, logit_bias={}, response_format={"type": "text"},
@@ -262,7 +262,7 @@ async def test_what_has_no_effect_is_taken(door):
     )  # fmt: skip
 
 
-async def test_explain_answers_nothing(door):
+async def test_explain_generates_nothing(door):
     messages = [
         {"role": "user", "content": LONG},
         {"role": "assistant", "content": "ok"},

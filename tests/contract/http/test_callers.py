@@ -88,7 +88,7 @@ async def test_a_tenant_has_one_namespace_over_both_apis(keyed):
     assert len(keyed.house.draft.calls) == 2
 
 
-async def test_callers_at_once_do_not_mix(keyed):
+async def test_concurrent_callers_do_not_mix(keyed):
     async def salt_of(number, key):
         prompt = [number, *PROMPT[:20]]
         await keyed.client_of(key).completions.create(**ASKED | {"prompt": prompt})
@@ -110,7 +110,7 @@ async def test_the_tenants_limits_count_both_apis_together(keyed):
     await keyed.client.completions.create(**ASKED)
 
 
-async def test_one_at_a_time(keyed):
+async def test_concurrency_is_limited(keyed):
     keyed.house.target.faults.append(hangs)
     first = asyncio.create_task(keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]}))
     await keyed.house.settle(lambda: keyed.house.target.running == 1)

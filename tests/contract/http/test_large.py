@@ -39,7 +39,7 @@ def threads(monkeypatch):
     return seen
 
 
-async def test_a_large_body_is_read_in_another_thread(door, threads):
+async def test_a_large_body_is_processed_in_another_thread(door, threads):
     asked = {"model": MODEL, "messages": CHAT, "max_tokens": 5}
     assert (await door.post(asked)).status_code == 200
     assert threads == {name: {True} for name in READ}
@@ -49,7 +49,7 @@ async def test_a_large_body_is_read_in_another_thread(door, threads):
     assert threads == {name: {False} for name in READ}
 
 
-async def test_an_explanation_is_written_in_another_thread(door, threads):
+async def test_an_explanation_is_encoded_in_another_thread(door, threads):
     answer = await door.post({"model": MODEL, "messages": CHAT, "presift": {"explain": {"span_per_token": True}}})
     assert answer.json()["presift"]["explanation"]["spans"]
     assert threads["json_bytes"] == {False}
@@ -84,7 +84,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("change", LISTS.values(), ids=LISTS)
-def test_of_many_errors_few_are_made(change):
+def test_only_a_few_of_many_errors_are_built(change):
     with pytest.raises(ValidationError) as wrong:
         ChatBody.model_validate({"model": MODEL, "messages": CHAT} | change)
     assert wrong.value.error_count() < 5
@@ -104,7 +104,7 @@ async def test_options_are_bounded_before_they_are_converted(door, monkeypatch, 
     assert (error["param"], error["code"]) == (param, "invalid_value"), error
 
 
-def test_values_are_bounded_before_they_are_made(monkeypatch):
+def test_values_are_counted_before_they_are_parsed(monkeypatch):
     monkeypatch.setattr(body, "from_json", None)
     for raw in (
         b"[" + b"{}," * body.MAX_NESTED + b"{}]",
@@ -117,6 +117,6 @@ def test_values_are_bounded_before_they_are_made(monkeypatch):
             body.parse_json_object(raw)
 
 
-def test_texts_hold_as_many_commas_and_brackets_as_they_like():
+def test_commas_and_brackets_within_strings_do_not_count():
     text = ',:[{"\\' * (body.MAX_VALUES + 2)
     assert body.parse_json_object(json.dumps({"a": text, "b": [1, 2]}).encode()) == {"a": text, "b": [1, 2]}

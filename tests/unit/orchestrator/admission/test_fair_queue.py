@@ -78,7 +78,7 @@ def test_tenants_without_a_request_are_forgotten():
     assert queue.tenants == len(queue) == 0
 
 
-def test_tenants_that_are_only_served_do_not_wait():
+def test_tenants_being_served_are_not_waiting():
     queue = filled(Waiter("one"), Waiter("one"), Waiter("other"))
     assert queue.waiting_tenants == 2
     queue.pop()
@@ -86,7 +86,7 @@ def test_tenants_that_are_only_served_do_not_wait():
     assert (queue.waiting_tenants, queue.tenants) == (1, 2)
 
 
-def test_a_debt_lasts_as_long_as_a_request_is_served():
+def test_a_virtual_time_lasts_while_a_request_is_served():
     queue = filled(Waiter("a", 1000))
     running = queue.pop()
     assert queue.tenants == 1
@@ -98,7 +98,7 @@ def test_a_debt_lasts_as_long_as_a_request_is_served():
     assert [each.tenant for each in order(queue)] == ["a"]
 
 
-def test_the_last_of_the_largest_is_named_by_any_measure():
+def test_the_last_of_the_largest_by_any_measure():
     waiters = [Waiter("many", 1, "m1"), Waiter("many", 1, "m2"), Waiter("heavy", 9, "h")]
     queue = filled(*waiters)
     assert queue.last_of_largest(one).name == "m2"

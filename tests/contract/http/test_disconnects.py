@@ -30,7 +30,7 @@ def asked(**changes):
 
 
 async def raw(door, payload):
-    """A connection on which `payload` was sent, without a client's help."""
+    """A plain connection on which `payload` was sent."""
     host, _, port = door.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(payload)
@@ -114,7 +114,7 @@ async def test_the_clients_own_timeout_cancels_the_request(door):
     assert door.house.target.cancelled == 1
 
 
-async def test_32_streams_of_which_some_are_cut(door):
+async def test_32_streams_of_which_some_disconnect(door):
     """Correct answers for those that stay, nothing left of those that disconnect: no task, no call, no slot."""
     house, dice, cut = door.house, random.Random(6), set()
 
@@ -290,7 +290,7 @@ async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_
     await is_over(door)
 
 
-async def test_an_error_behind_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
+async def test_an_error_after_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
     monkeypatch.setattr(sse, "SILENCE_S", 0.05)
     door.house.draft.gate.clear()
     door.house.target.faults.append(hangs)
