@@ -104,7 +104,7 @@ def test_without_kv_dropping_only_its_routes_are_missing(stack: LocalStack) -> N
             request = target_pb2.TargetServiceGenerateRequest(token_ids=prompt(2))
             request.sampling.max_new_tokens = 4
             *_, last = stub.Generate(request, timeout=60)
-        assert {each.reason for each in info.unsupported_routes} == {"switched off (kv_dropping)"}
+        assert {each.reason for each in info.unsupported_routes} == {"disabled by the setting kv_dropping"}
         assert len(info.supported_routes) == len(info.unsupported_routes) == 2
         assert last.usage.kv_tokens == 200
 

@@ -11,7 +11,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-RouteName = Annotated[str, typer.Option(help="auto, full, spec_pc, spec_kv or spec_kv_pc")]
+from presift.core.plan import Route
+
+RouteName = Annotated[str, typer.Option(help=", ".join(("auto", *Route)))]
 Tenant = Annotated[str | None, typer.Option(help="the tenant whose defaults of the policy file apply")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 

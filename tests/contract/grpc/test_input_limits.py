@@ -21,7 +21,9 @@ from presift.target.servicer import request_from_wire as target_request_from_wir
 from presift.v1 import draft_pb2, orchestrator_pb2, plan_pb2, target_pb2
 
 PROTOS = Path(__file__).parents[3] / "protos" / "presift" / "v1"
-DRAFT = draft_request.Limits(ModelInfo("m", "r", "", context_tokens=100, layers=4, kv_heads=2, vocabulary_size=512), 16)
+DRAFT = draft_request.RequestLimits(
+    ModelInfo("m", "r", "", context_tokens=100, layers=4, kv_heads=2, vocabulary_size=512), 16
+)
 
 
 def spans(count):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from presift.core.errors import PromptTooLong
-from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
+from presift.core.generation import Sampling
+from presift.target.engine import Finished, GenerateRequest, Tokens
 from presift.target.sglang.messages import to_sglang
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

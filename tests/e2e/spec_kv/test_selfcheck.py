@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from presift.core.errors import RouteUnsupported
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.target.engine import Finished, GenerateRequest, Sampling
+from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine

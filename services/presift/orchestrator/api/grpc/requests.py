@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.limits import check_limits
 from presift.core.policies import KvSelection
 from presift.orchestrator.api.grpc.limits import EXPLAIN, GENERATE
@@ -19,7 +20,6 @@ from presift.orchestrator.domain.request import (
     Message,
     Prompt,
     Request,
-    Sampling,
     Text,
     TextPart,
     TokenIds,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from presift.core.generation import FinishReason
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.policy_file import PolicyFile
-from presift.orchestrator.domain.ports import FinishReason
 from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
 from presift.orchestrator.routing.choice import Reason

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from presift.core.generation import FinishReason
 from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire, report_to_wire
 from presift.orchestrator.api.http.presift_json import presift_json
-from presift.orchestrator.domain.ports import FinishReason
 from presift.orchestrator.pipeline.events import Delta, Report
 from presift.orchestrator.planning.explain import Explanation
 from presift.orchestrator.routing.decision import Decision

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.limits import SAMPLING, check_limits
 from presift.core.spans import Span
 from presift.orchestrator.api.http import schema
@@ -25,7 +26,6 @@ from presift.orchestrator.domain.request import (
     Message,
     Prompt,
     Request,
-    Sampling,
     Text,
     TextPart,
     TokenIds,
