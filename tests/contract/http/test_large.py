@@ -32,7 +32,14 @@ def threads(monkeypatch):
         seen.setdefault(name, set()).add(threading.current_thread() is threading.main_thread())
         return work(*args)
 
-    for name in ("parsed", "json_object", "generate_request", "request_from_wire", "question_from_wire", "as_json"):
+    for name in (
+        "parsed",
+        "json_object",
+        "generate_request",
+        "request_from_wire",
+        "explain_request_from_wire",
+        "as_json",
+    ):
         monkeypatch.setattr(endpoints, name, partial(step, name, getattr(endpoints, name)))
     return seen
 
@@ -53,7 +60,7 @@ async def test_a_large_body_is_read_in_another_thread(door, threads):
 async def test_an_explanation_is_written_in_another_thread(door, threads):
     answer = await door.post({"model": MODEL, "messages": CHAT, "presift": {"explain": {"span_per_token": True}}})
     assert answer.json()["presift"]["explanation"]["spans"]
-    assert threads["as_json"] == threads["question_from_wire"] == {False}
+    assert threads["as_json"] == threads["explain_request_from_wire"] == {False}
 
 
 class Part:
