@@ -291,7 +291,7 @@ def test_replicas_are_kept_apart():
     for _ in range(32):  # b is gone
         economy.observe(answered(plan(), replace(USAGE, cached_tokens=1999, replica="a")))
     assert outlook(economy).cached_tokens == 1984
-    assert {each.place for each in economy.learnt()} == {"target@r1#a", "target@r1#b"}
+    assert {each.location for each in economy.learnt()} == {"target@r1#a", "target@r1#b"}
 
 
 def test_a_caller_who_varies_the_budget_does_not_fill_the_memory():

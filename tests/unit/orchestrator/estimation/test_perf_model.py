@@ -121,7 +121,7 @@ def test_a_replica_that_was_never_observed_is_as_fast_as_the_last_one_that_was()
     book.observe("target", "m@r#a", TokenWork(1000), 100.0)
     assert book.speeds("", "m@r#c").target == book.speeds("", "m@r#a").target
     assert book.speeds("", "o@r#a").target == SEEDS["target"] == book.speeds("", "unmarked").target
-    assert [(each.stage, each.place) for each in book.learnt()] == [
+    assert [(each.stage, each.location) for each in book.learnt()] == [
         ("target", f"{p}") for p in ("m@r#b", "n@r#a", "m@r#a")
     ]
 
