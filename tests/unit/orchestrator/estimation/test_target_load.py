@@ -65,7 +65,7 @@ def test_memory_is_bounded_by_time(loads, clock):
     for number in range(500):
         clock.now += 1.0
         loads.record(f"replica {number}", EngineLoad(1, 0, 5), 1.0)
-    assert len(loads._heard) == MAX_AGE_S + 1
+    assert len(loads._reports) == MAX_AGE_S + 1
 
 
 def test_running_answers(loads):
