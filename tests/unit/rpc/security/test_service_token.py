@@ -35,5 +35,5 @@ def test_a_file_holds_one_a_line(tmp_path):
     file = tmp_path / "tokens"
     file.write_text(f"\n {TOKEN} \r\n{OTHER}")
     assert tokens_from_file("service_token_file", file).current() == (TOKEN, OTHER)
-    with pytest.raises(PresiftError, match="cannot read .*nowhere"):
+    with pytest.raises(PresiftError, match=r"cannot read .*nowhere"):
         tokens_from_file("service_token_file", file.with_name("nowhere"))
