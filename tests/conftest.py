@@ -33,14 +33,22 @@ _PROCESSES = {
 }
 
 
+# End-to-end tests that share what they start; a session has one of each.
+_SHARED = {"spec_kv": "engines", "test_target_sglang": "engines", "test_stack": "stack", "test_telemetry": "stack"}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, a file's tests stay together, and so do those that share SGLang engines."""
+    """With several workers, a file's tests stay together, and so do those that share engines or a stack."""
     for item in items:
-        engines = _TESTS / "e2e" / "spec_kv"
         if item.path.stem in _PROCESSES:
             item.add_marker(pytest.mark.processes)
-        item.add_marker(pytest.mark.xdist_group("spec_kv" if engines in item.path.parents else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(_group(item.path)))
+
+
+def _group(path: Path) -> str:
+    inside = path.relative_to(_TESTS / "e2e").with_suffix("").parts if _TESTS / "e2e" in path.parents else ()
+    return next((_SHARED[part] for part in inside if part in _SHARED), str(path))
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,14 @@ from retrieval_tasks import Task
 from spec_kv_methods import full
 from spec_kv_quality import MODELS, TARGET, Record, ask, tasks_of
 
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import resolve
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.prompt.loader import load_tokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
-from presift.target.engine import GenerateRequest, Sampling
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 

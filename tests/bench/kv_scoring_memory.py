@@ -2,8 +2,9 @@
 
     python tests/bench/kv_scoring_memory.py [--tokens 65536] [--layers 28]
 
-Ours is the plugin's own path, `attention.Pass`: keys are gathered from a pool whose slots lie in random order, scored,
-and reduced to indices. `split` has the scoring rows arrive in two chunks of the prompt, with the rest of `--layers`
+Ours is the plugin's own path, `attention.ForwardPass`: keys are gathered from a pool whose slots lie in random
+order, scored, and reduced to indices. `split` has the scoring rows arrive in two chunks of the prompt, with the rest
+of `--layers`
 left half scored in between. `naive` scores all heads and rows at once. A process for each; what counts is the peak of
 resident memory above what it had once its inputs were there. Prints a table and one JSON line; fails over 512 MiB.
 """
@@ -29,7 +30,7 @@ import torch
 
 from presift.core.kv_plan import KvPlan, must_keep_kv
 from presift.core.policies import SpecKv
-from presift.target.sglang_plugin.attention import Pass
+from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
@@ -97,7 +98,7 @@ class Layer:
         scores = KvSelector(plan.policy, self.tokens, LOOKAHEAD, CAPACITY, layers, protected)
         return ScoringState(DecodeState(plan, array("q", bytes(8 * self.tokens)), CAPACITY, "", None, 0), scores)
 
-    def read(self, state: ScoringState, start: int, rows: int) -> Pass:
+    def read(self, state: ScoringState, start: int, rows: int) -> ForwardPass:
         """A pass of SGLang's that reads `rows` tokens after the first `start`."""
         request = SimpleNamespace(
             sampling_params=SimpleNamespace(custom_params={KEY: state}), kv=SimpleNamespace(req_pool_idx=0)
@@ -108,7 +109,7 @@ class Layer:
             token_to_kv_pool=SimpleNamespace(get_key_buffer=lambda layer: self.keys),
             req_to_token_pool=SimpleNamespace(req_to_token=self.slots),
         )
-        reading = Pass()
+        reading = ForwardPass()
         reading.begin(SimpleNamespace(positions=torch.arange(rows), forward_mode=mode), batch, runner)
         return reading
 
@@ -117,7 +118,7 @@ def _whole(layer: Layer, layers: int) -> Callable[[], int]:
     state = layer.scoring(1)
 
     def score() -> int:
-        layer.read(state, layer.first_row, ROWS).attended(layer.queries, layer.named(0))
+        layer.read(state, layer.first_row, ROWS).on_attention(layer.queries, layer.named(0))
         return _scored(state)
 
     return score
@@ -131,7 +132,7 @@ def _split(layer: Layer, layers: int) -> Callable[[], int]:
         for start, end in ((0, ROWS // 2), (ROWS // 2, ROWS)):
             reading = layer.read(state, layer.first_row + start, end - start)
             for each in range(layers):
-                reading.attended(layer.queries[start:end], layer.named(each))
+                reading.on_attention(layer.queries[start:end], layer.named(each))
         return _scored(state)
 
     return score

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import ModelFolder, resolve
-from presift.target.engine import Finished, GenerateRequest, Sampling, Tokens
+from presift.target.engine import Finished, GenerateRequest, Tokens
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 

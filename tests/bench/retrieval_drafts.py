@@ -22,8 +22,9 @@ from presift.core.remapping import remapped
 from presift.core.selection import select
 from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
-from presift.draft.scorer import Cancel, Scored, ScoreTask
+from presift.draft.scorer import Cancel, ScoreResult, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
+from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.prompt.loader import load_bridge
@@ -32,7 +33,7 @@ from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
-DEFAULTS = OrchestratorSettings.model_construct().defaults()
+DEFAULTS = policy_defaults(OrchestratorSettings.model_construct())
 
 
 def first_capacity(prompt_tokens: int) -> int:
@@ -143,7 +144,7 @@ class _Foreign:
         self.info = scorer.info
         self.second_policy: SpecPc
 
-    def score(self, task: ScoreTask, cancel: Cancel) -> Scored:
+    def score(self, task: ScoreTask, cancel: Cancel) -> ScoreResult:
         assert task.policy is not None
         self._reading = self._interpreter.read(task.token_ids)
         self._scorer.second_policy = self._scaled(self.second_policy)

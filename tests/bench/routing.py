@@ -16,9 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from presift.core.generation import FinishReason
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecPc
-from presift.orchestrator.domain.ports import FinishReason, Usage
+from presift.orchestrator.domain.ports import Usage
 from presift.orchestrator.domain.request import Budget, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation

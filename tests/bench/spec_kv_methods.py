@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from retrieval_drafts import CAPACITIES, LOOKAHEAD_TOKENS, first_capacity, mask_of
 
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import covered, spans_of
 from presift.orchestrator.domain.request import TokenizedPrompt
-from presift.target.engine import GenerateRequest, Sampling
+from presift.target.engine import GenerateRequest
 
 # By family: the requests of one family run one after the other and share KV, families run at once.
 FAMILIES = ("spec_kv", "spec_kv_pc", "spec_pc", "draft_mask", "no_lookahead", "newest")

@@ -14,14 +14,14 @@ class PromptOptions(TypedDict, total=False):
     """Options of every call, in addition to a text prompt. Omitted options take the service's defaults.
 
     Prompt: `messages` (rendered with the target's chat template, together with `tools`) or `token_ids` (used unchanged,
-    with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc".
+    with `protected_spans` of token positions). `route` is "auto", "full" or another name of Route in plan.proto.
 
     Limits: in tokens, except `max_ttft_ms` (compared with a predicted time) and `min_coverage` (0..1, compared with the
     coverage of the draft's mask or, if the target selects KV, with the draft's estimate; below it, a route that reaches
     it is taken, or full). `auto_coverage` (0..1) takes the smallest capacity that reaches it, between `auto_min_tokens`
     and `auto_max_tokens`. `deadline_s` is in seconds.
 
-    KV, on spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or "draft_mask". `continue_prompt_tokens` is the
+    KV, on routes that drop KV: `kv_selection` is "target_lookahead" or "draft_mask". `continue_prompt_tokens` is the
     `prompt_tokens` of an earlier decision whose prompt this one begins with (on "auto" too). If that selection is no
     longer known, the prompt is treated as a new one, and the decision's detail says so.
     """

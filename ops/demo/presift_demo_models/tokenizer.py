@@ -1,7 +1,7 @@
-"""GGUF vocabulary -> tokenizer.json and tokenizer_config.json of the Hugging Face `tokenizers` library.
+"""Makes tokenizer.json and tokenizer_config.json, for the Hugging Face `tokenizers` library, from a GGUF vocabulary.
 
-Only byte-level BPE ("gpt2" in llama.cpp's words) is known. How text is cut before BPE is not in the GGUF: it only
-names a scheme, and the rules of each known scheme are data below.
+Only byte-level BPE ("gpt2" in llama.cpp) is supported. A GGUF file names its pre-tokenizer but does not define it, so
+TEXT_RULES has the rules of each supported one.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _QWEN_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """What happens to text before BPE. cutting: applied one after another, byte-level last, in tokenizer.json form."""
+    """What happens to text before BPE. pre_tokenizers: in tokenizer.json form, in order, byte-level last."""
 
     normalizer: dict[str, Any] | None
-    cutting: tuple[dict[str, Any], ...]
+    pre_tokenizers: tuple[dict[str, Any], ...]
 
 
 def _byte_level(*, use_regex: bool) -> dict[str, Any]:
@@ -31,12 +31,12 @@ def _byte_level(*, use_regex: bool) -> dict[str, Any]:
 
 
 TEXT_RULES = {
-    # What transformers makes of this GGUF, hence what the reference vectors were recorded with. llama.cpp splits off
-    # digits first; no merge touches a digit, so only whitespace before one differs: "\n\n1" is 3 tokens here, 2 there.
-    "smollm": TextRules(normalizer=None, cutting=(_byte_level(use_regex=True),)),
+    # As transformers converts this GGUF file, and as the reference vectors were recorded. llama.cpp splits digits
+    # first. No merge has a digit, so only whitespace before one differs: "\n\n1" is 3 tokens here, 2 in llama.cpp.
+    "smollm": TextRules(normalizer=None, pre_tokenizers=(_byte_level(use_regex=True),)),
     "qwen2": TextRules(
         normalizer={"type": "NFC"},
-        cutting=(
+        pre_tokenizers=(
             {"type": "Split", "pattern": {"Regex": _QWEN_WORDS}, "behavior": "Isolated", "invert": False},
             _byte_level(use_regex=False),
         ),
@@ -45,7 +45,7 @@ TEXT_RULES = {
 
 
 def tokenizer_json(gguf: GgufFile) -> dict[str, Any]:
-    """tokenizer.json as a dict; raises UnsupportedModel."""
+    """tokenizer.json as a dict. Raises UnsupportedModel."""
     rules = _text_rules(gguf)
     tokens, types = gguf.require("tokenizer.ggml.tokens"), gguf.require("tokenizer.ggml.token_type")
     return {
@@ -54,21 +54,21 @@ def tokenizer_json(gguf: GgufFile) -> dict[str, Any]:
         "padding": None,
         "added_tokens": _added_tokens(tokens, types),
         "normalizer": rules.normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(rules.cutting)},
-        "post_processor": rules.cutting[-1],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(rules.pre_tokenizers)},
+        "post_processor": rules.pre_tokenizers[-1],
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": _bpe(tokens, types, gguf.require("tokenizer.ggml.merges")),
     }
 
 
 def tokenizer_config(gguf: GgufFile) -> dict[str, Any]:
-    """tokenizer_config.json as a dict, chat template included."""
+    """tokenizer_config.json as a dict, with the chat template."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: gguf.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
     tokens = gguf.require("tokenizer.ggml.tokens")
     return {
-        # the generic class takes tokenizer.json as it is (transformers 5 insists on Qwen2Tokenizer for qwen2 anyway,
-        # which rebuilds the same rules)
+        # the generic class uses tokenizer.json unchanged (for qwen2, transformers 5 always uses Qwen2Tokenizer, with
+        # the same rules)
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": gguf.setting("context_length"),
@@ -80,9 +80,9 @@ def tokenizer_config(gguf: GgufFile) -> dict[str, Any]:
 def _text_rules(gguf: GgufFile) -> TextRules:
     kind, name = gguf.require("tokenizer.ggml.model"), gguf.require("tokenizer.ggml.pre")
     if kind != "gpt2" or name not in TEXT_RULES:
-        raise UnsupportedModel(f"tokenizer {kind!r} with pre-tokenizer {name!r} is not supported")
+        raise UnsupportedModel(f"unsupported tokenizer {kind!r} with pre-tokenizer {name!r}")
     if gguf.get("tokenizer.ggml.add_bos_token"):
-        raise UnsupportedModel("a tokenizer that adds a BOS token by itself is not supported")
+        raise UnsupportedModel("unsupported tokenizer: it adds a BOS token")
     return TEXT_RULES[name]
 
 
@@ -96,7 +96,7 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
 
 
 def _bpe(tokens: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    # unused ids only pad the embedding matrix to a round size: no text may ever become or print one of them
+    # unused ids only pad the embedding matrix to a round size; they must not be encoded or decoded
     pairs = zip(tokens, types, strict=True)
     vocabulary = {token: index for index, (token, kind) in enumerate(pairs) if kind != TokenType.UNUSED}
     return {

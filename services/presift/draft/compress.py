@@ -1,4 +1,4 @@
-"""One prompt compressed: scored by the model, then selected from. Runs on the worker thread; knows no gRPC."""
+"""Compresses one prompt: the model scores it, then tokens are selected. Runs on the worker thread, without gRPC."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from presift.core.masks import KvMask, TokenMask
 from presift.core.selection import KvCount, count_kv, select
 from presift.draft.demand import Mask
 from presift.draft.request import Request
-from presift.draft.scorer import Cancel, Scored, Scorer
+from presift.draft.scorer import Cancel, Scorer, ScoreResult
 from presift.telemetry.tracing import span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Compressed:
-    """The masks, what they were drawn from, and `coverage` (0..1; None where no mask was drawn by scores).
+class CompressionResult:
+    """The masks, the scores behind them, and `coverage` (0..1; None if no mask was selected by scores).
 
-    `kv_mask` is None unless the draft's own mask is the one to apply to the KV; `kv_count` unless KV was counted.
+    `kv_mask`: set only if the target applies the draft's mask to the KV. `kv_count`: set only if KV was counted.
     """
 
     mask: TokenMask
     kv_mask: KvMask | None
-    scored: Scored
+    scored: ScoreResult
     coverage: float | None
     select_ms: float
     kv_count: KvCount | None = None
 
     @property
     def kv_capacity(self) -> int | None:
-        """How many KV pairs to keep, None where they were not counted."""
+        """How many KV pairs to keep; None if they were not counted."""
         return None if self.kv_count is None else self.kv_count.capacity
 
     @property
     def kv_coverage(self) -> float | None:
-        """What those cover."""
+        """The coverage, 0..1, of `kv_capacity`; None if KV was not counted."""
         return None if self.kv_count is None else self.kv_count.coverage
 
 
-def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
-    """Raises what `Scorer.score` and `select` raise."""
+def compress(scorer: Scorer, request: Request, cancel: Cancel) -> CompressionResult:
+    """Score the prompt of `request` and select from it. Raises what `Scorer.score` and `select` raise."""
     scored = scorer.score(request.task, cancel)
     started = time.perf_counter()
     with span("select") as current:
@@ -51,10 +51,10 @@ def compress(scorer: Scorer, request: Request, cancel: Cancel) -> Compressed:
         current.set_attribute("presift.kept_tokens", mask.kept_tokens)
         kv_mask = KvMask.uniform(mask) if request.demand.mask is Mask.KV else None
         kv_count = _count_kv(request, scored, mask)
-    return Compressed(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3, kv_count)
+    return CompressionResult(mask, kv_mask, scored, share, (time.perf_counter() - started) * 1e3, kv_count)
 
 
-def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
+def _select(request: Request, scored: ScoreResult) -> tuple[TokenMask, float | None]:
     is_drawn = request.demand.mask is not Mask.NONE
     if not is_drawn or scored.importance is None or scored.coverage_importance is None:
         everything: NDArray[np.bool_] = np.ones(request.token_ids.size, dtype=np.bool_)
@@ -63,7 +63,7 @@ def _select(request: Request, scored: Scored) -> tuple[TokenMask, float | None]:
     return mask, coverage(scored.coverage_importance, mask.kept)
 
 
-def _count_kv(request: Request, scored: Scored, mask: TokenMask) -> KvCount | None:
+def _count_kv(request: Request, scored: ScoreResult, mask: TokenMask) -> KvCount | None:
     counting, importance, mass = request.demand.counting, scored.importance, scored.coverage_importance
     if counting is None or importance is None or mass is None:
         return None

@@ -1,7 +1,4 @@
-"""What each policy asks of the draft's one pass over the prompt: rows to score, tokens to generate, a mask to draw.
-
-Knows the policies; knows no messages, no prompt and no model.
-"""
+"""What a policy needs from the draft's pass over the prompt: rows to score, tokens to generate, a mask to select."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from presift.core.policies import Policy, SpecPc
 
 
 class Mask(StrEnum):
-    """What the draft's selection says: nothing, which tokens the target reads, or which KV pairs it keeps."""
+    """What the draft selects: nothing, the tokens that the target reads, or the KV pairs that it keeps."""
 
     NONE = "none"
     TOKEN = "token"
@@ -21,11 +18,11 @@ class Mask(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One policy, as the draft reads it.
+    """What one policy needs from the draft.
 
-    `scoring` says which rows are captured and how tokens are selected by them; where `mask` is NONE it only says which
-    rows make the importance that a caller may ask to see. `lookahead_tokens` are generated and returned. `counting` is
-    the selection that says how many KV pairs of the mask's tokens the target is to choose; None leaves that as it is.
+    `scoring` defines which rows are captured and how tokens are selected by them. If `mask` is NONE, it only defines
+    the rows of the importance that a caller may request. `lookahead_tokens` are generated and returned. `counting` is
+    the selection that decides how many KV pairs of the mask's tokens the target keeps; None: the policy's capacity.
     """
 
     scoring: SpecPc
@@ -34,16 +31,16 @@ class Demand:
     counting: SpecPc | None = None
 
     @property
-    def on_top_tokens(self) -> int:
-        """How many tokens `scoring` keeps beyond the policy's own capacity.
+    def extra_kept_tokens(self) -> int:
+        """How many tokens `scoring` keeps beyond the policy's capacity.
 
-        SpecKV: one, the prompt's final token, which is fed again (design, SpecKV step 3).
+        With SpecKV one: the prompt's final token, which the target reads again (design, SpecKV step 3).
         """
         return 0 if self.mask is Mask.TOKEN else 1
 
 
 def demand_of(policy: Policy) -> Demand:
-    """What `policy` asks of the draft."""
+    """The Demand of `policy`."""
     mask = Mask.NONE
     if policy.mask_policy is not None:
         mask = Mask.KV if policy.prompt_stage is None else Mask.TOKEN

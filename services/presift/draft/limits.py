@@ -1,11 +1,10 @@
-"""The draft's table of limits: how much one Score request may hold, and how wide its policies may be."""
+"""Size limits of Score requests and of their policies."""
 
 from __future__ import annotations
 
 from presift.core.limits import MAX_PROMPT_TOKENS, MAX_SPANS, Limit
 
-# The widest kernel and neighbourhood: their cost grows with width x prompt, and one wide request would stall all
-# others.
+# The maximum kernel and neighbors. Their cost grows with width x prompt, and one wide request would delay all others.
 MAX_WIDTH_TOKENS = 4096
 
 SCORE: tuple[Limit, ...] = (

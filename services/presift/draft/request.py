@@ -1,4 +1,4 @@
-"""A Score request as the draft reads it. What cannot be served is refused here, before it waits for the model."""
+"""Parses and checks a Score request, so that a bad one is refused before it waits for the model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SUPPORTED_ROUTES = tuple(kind.route for kind in POLICIES.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Limits:
-    """What requests are held against."""
+class RequestLimits:
+    """The model and the limit that requests are checked against."""
 
     model: ModelInfo
     max_lookahead_tokens: int
@@ -31,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A request that can be served. `token_ids`: uint32[n]; `lookahead_tokens` is what the caller asked for itself."""
+    """A valid request. `token_ids`: uint32[n]; `lookahead_tokens`: what the caller requested besides the policy."""
 
     token_ids: NDArray[np.uint32]
     demand: Demand
@@ -41,19 +41,19 @@ class Request:
 
     @property
     def uses_scoring(self) -> bool:
-        """Whether a long prompt is scored: a mask is drawn or KV counted by it, or the caller wants the importance."""
+        """Whether scores are needed: to select a mask, to count KV, or because the caller wants the importance."""
         return self.demand.mask is not Mask.NONE or self.demand.counting is not None or self.include_importance
 
     @property
     def task(self) -> ScoreTask:
-        """What to ask the scorer: a prompt that fits the capacity is not scored (design, SpecPC step 7)."""
+        """The scorer's task. A prompt that fits the capacity is not scored (design, SpecPC step 7)."""
         is_scored = self.uses_scoring and self.token_ids.size > self.demand.scoring.capacity
         lookahead_tokens = max(self.lookahead_tokens, self.demand.lookahead_tokens)
         return ScoreTask(self.token_ids, self.demand.scoring if is_scored else None, lookahead_tokens)
 
 
-def parse(message: draft_pb2.ScoreRequest, limits: Limits) -> Request:
-    """Raises InvalidRequest, PromptTooLong or BudgetExceeded, naming field, value and limit."""
+def parse(message: draft_pb2.ScoreRequest, limits: RequestLimits) -> Request:
+    """Raises InvalidRequest, PromptTooLong or BudgetExceeded with field, value and limit."""
     check_limits(message, SCORE)
     request = Request(
         codec.token_ids_from_wire(message.token_ids),
@@ -69,22 +69,22 @@ def parse(message: draft_pb2.ScoreRequest, limits: Limits) -> Request:
     return request
 
 
-def _check_work(request: Request, limits: Limits) -> None:
-    _at_most("lookahead_tokens", request.lookahead_tokens, limits.max_lookahead_tokens)
-    _at_most("spec_kv.lookahead_tokens", request.demand.lookahead_tokens, limits.max_lookahead_tokens)
+def _check_work(request: Request, limits: RequestLimits) -> None:
+    _check_at_most("lookahead_tokens", request.lookahead_tokens, limits.max_lookahead_tokens)
+    _check_at_most("spec_kv.lookahead_tokens", request.demand.lookahead_tokens, limits.max_lookahead_tokens)
     if request.uses_scoring:
         _check_scoring(request.demand.scoring, limits)
 
 
-def _check_scoring(policy: SpecPc, limits: Limits) -> None:
+def _check_scoring(policy: SpecPc, limits: RequestLimits) -> None:
     check_layers(policy, limits.model.layers)
-    _at_most("spec_pc.kernel", policy.kernel, MAX_WIDTH_TOKENS)
-    _at_most("spec_pc.neighbors", policy.neighbors, MAX_WIDTH_TOKENS)
-    # The last of them is only generated, never fed: it costs nothing that the limit guards.
-    _at_most("spec_pc.lookahead_tokens", policy.lookahead_tokens, limits.max_lookahead_tokens + 1)
+    _check_at_most("spec_pc.kernel", policy.kernel, MAX_WIDTH_TOKENS)
+    _check_at_most("spec_pc.neighbors", policy.neighbors, MAX_WIDTH_TOKENS)
+    # The last token is only generated and never read, so it costs no forward pass.
+    _check_at_most("spec_pc.lookahead_tokens", policy.lookahead_tokens, limits.max_lookahead_tokens + 1)
 
 
-def _at_most(field: str, value: int, most: int) -> None:
+def _check_at_most(field: str, value: int, most: int) -> None:
     if value > most:
         raise InvalidRequest(field, value, f"<= {most}")
 
@@ -104,20 +104,20 @@ def _check_context(task: ScoreTask, context_tokens: int) -> None:
 
 
 def _check_capacity(request: Request) -> None:
-    """The window and the protected spans are kept whatever the scores, so they must fit before anything is scored.
+    """Window and protected spans are always kept, so they must fit the capacity.
 
-    Where the target's queries choose, too: it would refuse the same request after a prefill.
+    This also holds if the target selects: it would refuse the same request after a prefill.
     """
     demand = request.demand
-    _check_selection(request, demand.scoring, demand.on_top_tokens)
+    _check_selection(request, demand.scoring, demand.extra_kept_tokens)
     if demand.counting is not None:
         _check_selection(request, demand.counting, 1)
 
 
-def _check_selection(request: Request, policy: SpecPc, on_top_tokens: int) -> None:
+def _check_selection(request: Request, policy: SpecPc, extra_kept_tokens: int) -> None:
     tokens = request.token_ids.size
     kept = int(np.count_nonzero(must_keep(request.protected, tokens, policy.window)))
     if tokens > policy.capacity < kept:
-        # Both without the final token where it comes on top: the capacity is named as the caller knows it.
-        needed, capacity = kept - on_top_tokens, policy.capacity - on_top_tokens
+        # Both without the extra final token, so that the message names the capacity that the caller set.
+        needed, capacity = kept - extra_kept_tokens, policy.capacity - extra_kept_tokens
         raise BudgetExceeded("protected_spans", needed, f"<= capacity ({capacity}) tokens, the window included")

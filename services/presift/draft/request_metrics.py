@@ -1,4 +1,4 @@
-"""What the draft tells of its work, as metrics: how long stages took, how much was read, how many wait."""
+"""Metrics of the draft: stage durations, tokens, queue length."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from presift.v1 import draft_pb2
 
 
 def gauges_of(queue: WorkQueue) -> tuple[Gauge, ...]:
-    """How many prompts are scored and wait. While the model loads, that is what is worked at."""
+    """Gauges of running and waiting jobs. Loading the model counts as a running job."""
     return (
-        gauge("presift.draft.running", lambda: min(1, queue.places_taken)),
-        gauge("presift.draft.queue", lambda: max(0, queue.places_taken - 1)),
+        gauge("presift.draft.running", lambda: min(1, queue.in_flight)),
+        gauge("presift.draft.queue", lambda: max(0, queue.in_flight - 1)),
         gauge("presift.draft.queue.limit", lambda: queue.max_queue),
     )
 
 
-def tell(reply: draft_pb2.ScoreResponse) -> None:
-    """A prompt was scored."""
-    for field in reply.timings.DESCRIPTOR.fields:
-        stage, took_ms = field.name.removesuffix("_ms"), getattr(reply.timings, field.name)
+def record_response(response: draft_pb2.ScoreResponse) -> None:
+    """Record the stages and tokens of a scored prompt."""
+    for field in response.timings.DESCRIPTOR.fields:
+        stage, took_ms = field.name.removesuffix("_ms"), getattr(response.timings, field.name)
         if stage == "lookahead" and not took_ms:
-            continue  # there was none
+            continue  # no tokens were generated
         record("presift.draft.stage.duration", took_ms / 1000, stage=stage)
-    count("presift.draft.tokens", reply.token_mask.prompt_tokens, kind="read")
-    count("presift.draft.tokens", len(reply.lookahead_token_ids), kind="lookahead")
+    count("presift.draft.tokens", response.token_mask.prompt_tokens, kind="read")
+    count("presift.draft.tokens", len(response.lookahead_token_ids), kind="lookahead")

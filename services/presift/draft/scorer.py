@@ -1,6 +1,6 @@
-"""The port between the draft service and the model behind it: what is asked, what comes back, how it is stopped.
+"""The port between the draft service and its model: the task, the result, and cancellation.
 
-Knows no torch and no gRPC, so that contract tests can put a hand-computable scorer in the model's place.
+It depends on neither torch nor gRPC, so that contract tests can use a scorer whose results are computed by hand.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from presift.core.policies import SpecPc
 
 
 class Cancelled(Exception):
-    """The caller went away. Ends the work; nobody is left to read it."""
+    """The work was cancelled: its client has disconnected, or the service stops."""
 
 
 class Cancel:
-    """Tells running work to stop: asked between chunks of a prefill and between generated tokens. Thread-safe.
+    """Stops running work. Checked between chunks of a prefill and between generated tokens. Thread-safe.
 
-    `deadline_s` is on the clock of `time.monotonic`; None means no deadline.
+    `deadline_s`: on the clock of `time.monotonic`; None means no deadline.
     """
 
     def __init__(self, deadline_s: float | None = None) -> None:
@@ -37,20 +37,19 @@ class Cancel:
         self._cancelled.set()
 
     def check(self) -> None:
-        """Raise Cancelled or DeadlineExceeded if the work is no longer wanted."""
+        """Raise Cancelled or DeadlineExceeded if the work should stop."""
         if self._cancelled.is_set():
             raise Cancelled
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
-            raise DeadlineExceeded("the deadline passed while the draft was reading the prompt")
+            raise DeadlineExceeded("deadline exceeded while the draft read the prompt")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTask:
     """One prompt to read. `token_ids`: uint32[n], n >= 1. Raises InvalidRequest.
 
-    `policy` says which rows of attention are captured; None captures none (nothing will be dropped). Its capacity,
-    pooling and neighbours are not the scorer's business. `lookahead_tokens` is how many tokens the caller wants
-    generated.
+    `policy` defines which rows of attention are captured; None captures none. The scorer ignores its capacity, pooling
+    and neighbors. `lookahead_tokens`: how many tokens to generate.
     """
 
     token_ids: NDArray[np.uint32]
@@ -69,12 +68,12 @@ class ScoreTask:
 
     @property
     def scored_lookahead_tokens(self) -> int:
-        """How many generated tokens are fed back and scored: m - 1 (design, SpecPC step 4)."""
+        """How many generated tokens are read back and scored: m - 1 (design, SpecPC step 4)."""
         return self.policy.lookahead_tokens - 1 if self.policy else 0
 
     @property
     def generated_tokens(self) -> int:
-        """The most tokens that will be generated."""
+        """The maximum number of generated tokens."""
         return max(self.lookahead_tokens, self.scored_lookahead_tokens)
 
 
@@ -87,11 +86,11 @@ class ScoreTimings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """What the draft found; the arrays are None where the task had no policy.
+class ScoreResult:
+    """The result of a task; the arrays are None if the task had no policy.
 
     importance: float32[n], un-pooled, reduced over rows, heads and layers as the policy says.
-    coverage_importance: float32[n], the same rows summed over rows, heads and layers: what `coverage` is a share of.
+    coverage_importance: float32[n], the same rows, summed over rows, heads and layers: the total of `coverage`.
     lookahead_token_ids: at most `lookahead_tokens` greedy tokens, EOS included; fewer only after EOS.
     """
 
@@ -102,7 +101,7 @@ class Scored:
 
 
 def check_layers(policy: SpecPc, layers: int) -> None:
-    """Raise InvalidRequest if the policy starts beyond the draft's `layers`."""
+    """Raise InvalidRequest if the policy's start_layer is not one of the draft's `layers`."""
     if policy.start_layer >= layers:
         raise InvalidRequest("spec_pc.start_layer", policy.start_layer, f"< {layers} (the draft's layers)")
 
@@ -112,11 +111,11 @@ class Scorer(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """The model; does not change."""
+        """The model. It does not change."""
 
-    def score(self, task: ScoreTask, cancel: Cancel) -> Scored:
-        """Read the prompt once. A pure function of the task: no state is left behind, whatever is raised.
+    def score(self, task: ScoreTask, cancel: Cancel) -> ScoreResult:
+        """Read the prompt once. A pure function of the task: it keeps no state, also when it raises.
 
-        Raises InvalidRequest if the policy asks for layers that the model does not have, Cancelled or DeadlineExceeded
-        within one chunk of `cancel` saying so.
+        Raises InvalidRequest if the policy needs layers that the model does not have; Cancelled or DeadlineExceeded at
+        most one chunk after `cancel` says so.
         """

@@ -1,6 +1,6 @@
-"""DraftService over gRPC: a request is checked, waits its turn, is scored and answered.
+"""DraftService over gRPC: checks a request, queues it, scores it and answers.
 
-Raises `core`'s errors; the interceptor of `presift.rpc` gives them their status.
+Raises `core`'s errors; an interceptor of `presift.rpc` maps them to status codes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable, PresiftError
 from presift.draft import request_metrics
-from presift.draft.compress import Compressed, compress
-from presift.draft.request import SUPPORTED_ROUTES, Limits, parse
+from presift.draft.compress import CompressionResult, compress
+from presift.draft.request import SUPPORTED_ROUTES, RequestLimits, parse
 from presift.draft.scorer import Scorer
-from presift.draft.work_queue import Done, WorkQueue
+from presift.draft.work_queue import JobResult, WorkQueue
 from presift.rpc import codec
 from presift.rpc.status import code_and_reason
 from presift.telemetry import metrics
@@ -26,7 +26,7 @@ from presift.v1 import draft_pb2, draft_pb2_grpc
 
 
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
-    """Refuses calls as UNAVAILABLE until it is given a scorer, so that it can be listened on while the model loads."""
+    """Refuses calls as UNAVAILABLE until `use` is called, so that the server can listen while the model loads."""
 
     def __init__(self, queue: WorkQueue, max_lookahead_tokens: int) -> None:
         self._queue = queue
@@ -34,7 +34,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self._scorer: Scorer | None = None
 
     def use(self, scorer: Scorer) -> None:
-        """Answer with `scorer` from now on."""
+        """Serve calls with `scorer`."""
         self._scorer = scorer
 
     async def Score(
@@ -43,13 +43,13 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         try:
             scorer = self._ready()
             with span("score"):
-                parsed = parse(request, Limits(scorer.info, self._max_lookahead_tokens))
-                done = await self._queue.run(partial(compress, scorer, parsed), context.time_remaining())
+                parsed = parse(request, RequestLimits(scorer.info, self._max_lookahead_tokens))
+                job = await self._queue.run(partial(compress, scorer, parsed), context.time_remaining())
         except PresiftError as error:
             metrics.count("presift.draft.refused", reason=code_and_reason(error)[1])
             raise
-        response = _response(done, scorer, request.include_importance)
-        request_metrics.tell(response)
+        response = _response(job, scorer, request.include_importance)
+        request_metrics.record_response(response)
         return response
 
     async def GetInfo(
@@ -67,8 +67,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         return self._scorer
 
 
-def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) -> draft_pb2.ScoreResponse:
-    compressed, scored = done.result, done.result.scored
+def _response(job: JobResult[CompressionResult], scorer: Scorer, include_importance: bool) -> draft_pb2.ScoreResponse:
+    compressed, scored = job.result, job.result.scored
     return draft_pb2.ScoreResponse(
         token_mask=codec.token_mask_to_wire(compressed.mask),
         kv_mask=codec.kv_mask_to_wire(compressed.kv_mask) if compressed.kv_mask is not None else None,
@@ -78,7 +78,7 @@ def _response(done: Done[Compressed], scorer: Scorer, include_importance: bool) 
         mass=_values(scored.coverage_importance) if include_importance else (),
         model=codec.model_to_wire(scorer.info),
         timings=draft_pb2.ScoreTimings(
-            queue_ms=done.queue_ms,
+            queue_ms=job.queue_ms,
             prefill_ms=scored.timings.prefill_ms,
             lookahead_ms=scored.timings.lookahead_ms,
             select_ms=compressed.select_ms,

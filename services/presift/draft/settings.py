@@ -1,4 +1,4 @@
-"""The settings of the draft service: flags (`--chunk-tokens`) or variables (`PRESIFT_DRAFT_CHUNK_TOKENS`)."""
+"""Settings of the draft service: flags (`--chunk-tokens`) or variables (`PRESIFT_DRAFT_CHUNK_TOKENS`)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from presift.rpc.settings import InnerSettings
 
 
 class DraftSettings(InnerSettings):
-    """presift's draft: scores the tokens of long prompts with a small model."""
+    """The draft service: scores the tokens of long prompts with a small model."""
 
     model_config = SettingsConfigDict(env_prefix="PRESIFT_DRAFT_", cli_prog_name="python -m presift.draft")
 
-    listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free one")] = (
-        "127.0.0.1:50052"
+    listen: Annotated[
+        str, Field(pattern=r"^.+:\d{1,5}$", description="address to listen on, HOST:PORT; port 0 picks a free port")
+    ] = "127.0.0.1:50052"
+    model: Annotated[str, Field(description="local Hugging Face folder or hub id of the model")]
+    dtype: Annotated[Literal["float32", "bfloat16"], Field(description="data type of weights and activations")] = (
+        "bfloat16"
     )
-    model: Annotated[str, Field(description="a Hugging Face folder, or a hub id")]
-    dtype: Annotated[Literal["float32", "bfloat16"], Field(description="of weights and activations")] = "bfloat16"
-    device: Annotated[str, Field(description="a torch device: cpu, cuda, cuda:1, ...")] = "cpu"
-    chunk_tokens: Annotated[int, Field(ge=16, description="prompt tokens read between looks at cancellation")] = 512
+    device: Annotated[str, Field(description="torch device: cpu, cuda, cuda:1, ...")] = "cpu"
+    chunk_tokens: Annotated[
+        int, Field(ge=16, description="prompt tokens read per step; a cancelled request stops after the current step")
+    ] = 512
     threads: Annotated[int | None, Field(ge=1, description="torch threads; all cores if unset")] = None
-    max_queue: Annotated[int, Field(ge=0, description="requests that may wait; more are refused")] = 64
-    max_lookahead_tokens: Annotated[int, Field(ge=0, description="most tokens generated for one prompt")] = 256
+    max_queue: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64
+    max_lookahead_tokens: Annotated[
+        int, Field(ge=0, description="maximum lookahead tokens generated for one prompt")
+    ] = 256

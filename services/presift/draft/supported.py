@@ -1,6 +1,6 @@
-"""Which models can be scored: decoders whose every layer attends to all earlier tokens, by a plain softmax.
+"""Which models can be scored: decoders with full softmax attention to all earlier tokens in every layer.
 
-Read from the configuration, before any weight is loaded. What a configuration does not show, the warm-up does.
+Checked on the configuration before any weight is loaded. The warm-up finds what a configuration does not show.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 from presift.core.errors import InvalidRequest
 
-# What makes a model unfit, and how its configuration shows it.
-_UNFIT: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+# Unsupported features and how a configuration shows them.
+_UNSUPPORTED: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("an encoder-decoder", lambda config: getattr(config, "is_encoder_decoder", False)),
     ("multi-head latent attention", lambda config: getattr(config, "kv_lora_rank", None)),
     ("soft-capped attention", lambda config: getattr(config, "attn_logit_softcapping", None)),
@@ -24,9 +24,9 @@ _UNFIT: tuple[tuple[str, Callable[[Any], Any]], ...] = (
 )
 
 
-def refuse_unsupported(config: Any) -> None:
-    """Raise InvalidRequest that names the reason if the (text) configuration is of a model that cannot be scored."""
-    for reason, shows in _UNFIT:
+def check_supported(config: Any) -> None:
+    """Raise InvalidRequest, with the reason, if a model with this (text) configuration cannot be scored."""
+    for reason, shows in _UNSUPPORTED:
         if shows(config):
             raise InvalidRequest(
                 "model", f"{config.model_type} with {reason}", "a decoder with full attention in every layer"

@@ -1,7 +1,7 @@
-"""A scorer over transformers: any decoder whose attention goes through its public attention interface.
+"""A scorer on transformers, for any decoder that uses its public attention interface.
 
-One chunked prefill serves the policy's rows and the lookahead. The head runs on one position, and only if a token is
-wanted. Weights are safetensors, code comes from transformers alone.
+One chunked prefill serves both the scored rows and the lookahead. The output head runs on one position, and only to
+generate a token. Weights are safetensors; code comes from transformers alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo
 from presift.draft import attention
 from presift.draft.attention import RowCapture
-from presift.draft.scorer import Cancel, Scored, ScoreTask, ScoreTimings, check_layers
-from presift.draft.supported import refuse_unsupported
+from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings, check_layers
+from presift.draft.supported import check_supported
 from presift.models import torchvision_ops
 from presift.models.folder import ModelFolder
 from presift.telemetry.tracing import span
@@ -27,18 +27,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TransformersScorer:
     """Loads the model on construction, which takes seconds. Raises InvalidRequest if the model cannot be scored.
 
-    `chunk_tokens` bounds how many tokens are read at once: memory, and how soon a cancelled call stops.
+    `chunk_tokens`: how many tokens are read per step. It bounds memory and the time until a cancelled call stops.
     """
 
     def __init__(
         self, folder: ModelFolder, dtype: str = "float32", device: str = "cpu", chunk_tokens: int = 512
     ) -> None:
         torchvision_ops.declare_missing()
-        # transformers may only be imported once torchvision is mended.
+        # transformers must be imported after declare_missing.
         from transformers import AutoConfig, DynamicCache  # noqa: PLC0415
 
         config = _config(AutoConfig, folder)
-        refuse_unsupported(config.get_text_config(decoder=True))
+        check_supported(config.get_text_config(decoder=True))
         self._device = torch.device(device)
         self._chunk_tokens = chunk_tokens
         self._model = _load(folder, dtype, self._device)
@@ -52,11 +52,11 @@ class TransformersScorer:
     def info(self) -> ModelInfo:
         return self._info
 
-    def score(self, task: ScoreTask, cancel: Cancel) -> Scored:
+    def score(self, task: ScoreTask, cancel: Cancel) -> ScoreResult:
         """See `Scorer.score`."""
         capture = self._capture(task)
         with torch.inference_mode():
-            reading = _Reading(self._body, self._new_cache(config=self._body.config), capture)
+            reading = _PromptReader(self._body, self._new_cache(config=self._body.config), capture)
             started = time.perf_counter()
             with span("prefill", prompt_tokens=task.prompt_tokens):
                 hidden = self._prefill(task, reading, cancel)
@@ -66,7 +66,7 @@ class TransformersScorer:
             finished = time.perf_counter()
         importance, mass = capture.importance(self._info.layers) if capture else (None, None)
         timings = ScoreTimings((prefilled - started) * 1e3, (finished - prefilled) * 1e3)
-        return Scored(importance, mass, tuple(generated[: task.lookahead_tokens]), timings)
+        return ScoreResult(importance, mass, tuple(generated[: task.lookahead_tokens]), timings)
 
     def _capture(self, task: ScoreTask) -> RowCapture | None:
         if task.policy is None:
@@ -74,18 +74,18 @@ class TransformersScorer:
         check_layers(task.policy, self._info.layers)
         return RowCapture(task.prompt_tokens, task.policy, self._device)
 
-    def _prefill(self, task: ScoreTask, reading: _Reading, cancel: Cancel) -> torch.Tensor:
+    def _prefill(self, task: ScoreTask, reading: _PromptReader, cancel: Cancel) -> torch.Tensor:
         """The last position's hidden state, [1, 1, hidden]."""
         ids = torch.from_numpy(task.token_ids.astype("int64"))[None].to(self._device)
-        # Equal chunks: a short last one would cost nearly as much as a full one.
+        # Equal chunks, because a short last one would cost nearly as much as a full one.
         for chunk in ids.tensor_split(-(-task.prompt_tokens // self._chunk_tokens), dim=1):
             cancel.check()
             hidden = reading.read(chunk)
         return hidden
 
-    def _look_ahead(self, task: ScoreTask, reading: _Reading, hidden: torch.Tensor, cancel: Cancel) -> list[int]:
-        """Greedy tokens until the task has enough or the model ends its answer. Those that count are fed back and
-        scored.
+    def _look_ahead(self, task: ScoreTask, reading: _PromptReader, hidden: torch.Tensor, cancel: Cancel) -> list[int]:
+        """Generate greedy tokens until the task has enough or the model ends its answer. The first
+        `scored_lookahead_tokens` are read back and scored.
         """
         generated: list[int] = []
         while len(generated) < task.generated_tokens:
@@ -99,14 +99,14 @@ class TransformersScorer:
         return generated
 
 
-class _Reading:
-    """One prompt being read: the model's body, its KV cache and the capture."""
+class _PromptReader:
+    """Reads one prompt: the model's body, its KV cache and the capture."""
 
     def __init__(self, body: torch.nn.Module, cache: Any, capture: RowCapture | None) -> None:
         self._body, self._cache, self._capture = body, cache, capture
 
     def read(self, ids: torch.Tensor, *, scored: bool = True) -> torch.Tensor:
-        """Feed ids, int64[1, tokens], after what was read; returns the last one's hidden state, [1, 1, hidden]."""
+        """Read ids, int64[1, tokens], after the tokens read so far. The last hidden state, [1, 1, hidden]."""
         extra = {attention.KEYWORD: self._capture} if scored and self._capture else {}
         output = self._body(input_ids=ids, past_key_values=self._cache, use_cache=True, **extra)
         hidden: torch.Tensor = output.last_hidden_state
@@ -116,8 +116,8 @@ class _Reading:
 def _config(kind: Any, folder: ModelFolder) -> Any:
     try:
         return kind.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    except (KeyError, ValueError) as error:  # its own code would be needed, or its model_type is none
-        limit = f"a model that transformers knows: a model's own code is never run ({type(error).__name__})"
+    except (KeyError, ValueError) as error:  # it needs its own code, or its model_type is unknown
+        limit = f"a model that transformers supports without custom code ({type(error).__name__})"
         raise InvalidRequest("model", folder.path, limit) from None
 
 
@@ -136,7 +136,7 @@ def _load(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
 
 
 def _end_ids(model: Any) -> frozenset[int]:
-    """The tokens that end an answer: one, several or none."""
+    """The tokens that end an answer; may be empty."""
     ids = model.generation_config.eos_token_id
     return frozenset(ids if isinstance(ids, list) else () if ids is None else (ids,))
 
@@ -144,7 +144,7 @@ def _end_ids(model: Any) -> frozenset[int]:
 def _info(folder: ModelFolder, dtype: str, config: Any) -> ModelInfo:
     return ModelInfo(
         id=folder.id,
-        # Rounding moves importance, so another dtype is another model to whoever keeps masks.
+        # Rounding changes importance, so cached masks must not be shared between dtypes.
         revision=f"{folder.revision}-{dtype}",
         tokenizer_fingerprint=folder.tokenizer_fingerprint,
         context_tokens=config.max_position_embeddings,

@@ -1,4 +1,4 @@
-"""The first prompt: proof that the model can be scored, made before the service says it is ready."""
+"""Scores a first prompt, to prove before the service is ready that the model can be scored."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _WINDOW = 8
 
 
 def warm_up(scorer: Scorer, cancel: Cancel) -> None:
-    """Score one prompt in every layer, lookahead included. Raises InternalError if the rows are not probabilities.
+    """Score one prompt in every layer, with lookahead. Raises InternalError if the rows are not probabilities.
 
-    A model that does not let its attention be observed, or scales it in its own way, raises here and not with a
-    caller's prompt.
+    A model whose attention cannot be captured, or is scaled differently, fails here instead of in a caller's request.
     """
     info = scorer.info
     tokens = min(_PROMPT_TOKENS, info.context_tokens - 2)
@@ -25,4 +24,4 @@ def warm_up(scorer: Scorer, cancel: Cancel) -> None:
     scored = scorer.score(ScoreTask(ids, policy, lookahead_tokens=2), cancel)
     mass = scored.coverage_importance
     if mass is None or not np.isfinite(mass).all() or mass.sum() <= 0.0:
-        raise InternalError(f"{info.id} scored its first prompt with values that are no attention")
+        raise InternalError(f"the model {info.id} cannot be scored: its warm-up prompt got no valid attention values")

@@ -1,6 +1,6 @@
-"""One worker thread owns the model; callers wait in line for it, and not too many of them.
+"""A bounded queue in front of the one worker thread that runs the model.
 
-Knows nothing of models or gRPC. All methods are called from one event loop.
+All methods are called from one event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Done(Generic[T]):
+class JobResult(Generic[T]):
     """A job's result and how long it waited for the worker, in milliseconds."""
 
     result: T
@@ -31,84 +31,84 @@ class Done(Generic[T]):
 
 
 class WorkQueue:
-    """First come, first served. `max_queue` callers may wait beside the one that is served; 0 lets none wait."""
+    """First in, first out. At most `max_queue` jobs wait beside the running one; with 0 none waits."""
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="presift-draft")
-        self._turn = asyncio.Lock()
-        self._places = 0
+        self._worker_free = asyncio.Lock()
+        self._in_flight = 0
         self._service_time = ServiceTime()
-        self._served: Cancel | None = None
+        self._running: Cancel | None = None
         self._is_closed = False
 
     @property
-    def places_taken(self) -> int:
-        """Callers that wait or are served."""
-        return self._places
+    def in_flight(self) -> int:
+        """Waiting and running jobs."""
+        return self._in_flight
 
-    async def run(self, job: Callable[[Cancel], T], timeout_s: float | None = None) -> Done[T]:
-        """Run `job` on the worker when its turn comes. The caller's trace context goes along.
+    async def run(self, job: Callable[[Cancel], T], timeout_s: float | None = None) -> JobResult[T]:
+        """Run `job` on the worker thread, in the caller's trace context, after the jobs before it.
 
-        A cancelled caller leaves the line at once, or tells the running job to stop; `timeout_s` does the same and
-        raises DeadlineExceeded. Raises Overloaded if the line is full, DraftUnavailable once closed, and whatever
-        `job` raises.
+        If the caller is cancelled or `timeout_s` passes, a waiting job leaves the queue and a running job is told to
+        stop. Raises DeadlineExceeded after `timeout_s`, Overloaded if the queue is full, DraftUnavailable after
+        `close`, and what `job` raises.
         """
         self._refuse_if_full()
         entered = time.monotonic()
         cancel = Cancel(None if timeout_s is None else entered + timeout_s)
-        with self._place():
+        with self._counted():
             with span("queue"):
-                await self._wait_for_turn(timeout_s)
+                await self._wait_for_worker(timeout_s)
             queue_ms = (time.monotonic() - entered) * 1e3
-            return Done(await self._work(job, cancel), queue_ms)
+            return JobResult(await self._work(job, cancel), queue_ms)
 
     def close(self) -> None:
-        """Refuse callers from now on, stop the running job and wait until it has stopped."""
+        """Refuse new jobs, stop the running job and wait until it has stopped."""
         self._is_closed = True
-        if self._served is not None:
-            self._served.cancel()
+        if self._running is not None:
+            self._running.cancel()
         self._worker.shutdown(wait=True)
 
     def _refuse_if_full(self) -> None:
         if self._is_closed:
             raise DraftUnavailable("the draft is shutting down")
-        if self._places > self.max_queue:
-            waiting = self._places - 1
-            retry_after_s = self._service_time.retry_after_s(self._places)
+        if self._in_flight > self.max_queue:
+            waiting = self._in_flight - 1
+            retry_after_s = self._service_time.retry_after_s(self._in_flight)
             raise Overloaded("queue", waiting, f"<= {self.max_queue} waiting", retry_after_s)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        self._places += 1
+    def _counted(self) -> Iterator[None]:
+        self._in_flight += 1
         try:
             yield
         finally:
-            self._places -= 1
+            self._in_flight -= 1
 
-    async def _wait_for_turn(self, timeout_s: float | None) -> None:
+    async def _wait_for_worker(self, timeout_s: float | None) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await self._turn.acquire()
+                await self._worker_free.acquire()
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while waiting for the draft") from None
+            raise DeadlineExceeded("deadline exceeded while waiting in the draft's queue") from None
 
     async def _work(self, job: Callable[[Cancel], T], cancel: Cancel) -> T:
-        """Holds the turn until the thread is really done, even if the caller is gone by then."""
+        """Run the job and free the worker when the thread is done, even if the caller was cancelled before."""
         context = contextvars.copy_context()
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._worker, context.run, self._timed, job, cancel)
+            future = asyncio.get_running_loop().run_in_executor(self._worker, context.run, self._timed, job, cancel)
         except RuntimeError:
-            self._turn.release()
+            self._worker_free.release()
             raise DraftUnavailable("the draft is shutting down") from None
-        self._served = cancel
-        running.add_done_callback(self._finished)
+        self._running = cancel
+        future.add_done_callback(self._finished)
         try:
-            return await asyncio.shield(running)
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
             cancel.cancel()
             raise
-        except Cancelled:  # by `close`, while the caller is still there
+        except Cancelled:  # by `close`
             raise DraftUnavailable("the draft is shutting down") from None
 
     def _timed(self, job: Callable[[Cancel], T], cancel: Cancel) -> T:
@@ -118,7 +118,7 @@ class WorkQueue:
         self._service_time.observe(time.monotonic() - started)
         return result
 
-    def _finished(self, running: asyncio.Future[T]) -> None:
-        self._turn.release()
-        if not running.cancelled():
-            running.exception()  # marks it as seen: a caller that went away will not ask
+    def _finished(self, future: asyncio.Future[T]) -> None:
+        self._worker_free.release()
+        if not future.cancelled():
+            future.exception()  # marks it as retrieved: a cancelled caller does not await it

@@ -1,1 +1,1 @@
-"""Model folders in Hugging Face form: finding, checking and identifying them. Import the modules by name."""
+"""Finds, checks and identifies model folders in Hugging Face format. Import the modules by name."""

@@ -1,4 +1,4 @@
-"""Which model this is: a local Hugging Face folder or a hub id, and the digests that name its contents."""
+"""Finds a model, a local Hugging Face folder or a hub id, and computes the digests that identify it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
-from presift.models.safety import check_folder, read_object, tensor_places
+from presift.models.safety import check_folder, read_object, tensor_offsets
 
-# Weights in any other format are never fetched, let alone unpickled; neither is code.
+# Only safetensors and JSON are downloaded: no pickled weights, no code.
 _HUB_FILES = ("*.json", "*.safetensors")
 _SAMPLE_BYTES = 4096
 
@@ -19,8 +19,8 @@ _SAMPLE_BYTES = 4096
 class ModelFolder:
     """A folder with config.json and safetensors.
 
-    `id` is the folder's name or the hub id; `revision` changes when the weights do; `tokenizer_fingerprint` is empty
-    without a tokenizer.json.
+    `id`: the folder's name or the hub id. `revision` changes with the weights. `tokenizer_fingerprint` is empty without
+    a tokenizer.json.
     """
 
     path: Path
@@ -34,8 +34,10 @@ class ModelFolder:
 
 
 def resolve(model: str) -> ModelFolder:
-    """The folder of `model`: a path, or else a hub id that is downloaded first. Raises InvalidRequest, also for a
-    folder that may not be loaded (see `safety`)."""
+    """The folder of `model`: a local path, or a hub id, which is downloaded first.
+
+    Raises InvalidRequest if it does not exist or must not be loaded (see `safety`).
+    """
     local = Path(model).expanduser()
     if local.is_dir():
         local = local.resolve()
@@ -44,16 +46,16 @@ def resolve(model: str) -> ModelFolder:
     path = _download(model)
     check_folder(path)
     read_object(path / "config.json")
-    # The hub's cache names a snapshot's folder after its commit.
+    # The hub cache names a snapshot's folder by its commit.
     return ModelFolder(path, model, path.name, _tokenizer_fingerprint(path))
 
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 (64 hex digits) over config.json and each safetensors file: name, size, header, a sample of each tensor.
 
-    Reading every byte would cost seconds at each start. The header holds every tensor's name, type, shape and place,
-    and 4 KiB from the middle of each are read: training moves whole tensors, so no retrained or converted model keeps
-    all of its samples. Raises InvalidRequest if config.json or the weights are missing or no such files.
+    Reading every byte would take seconds at each start. The header has every tensor's name, type, shape and offsets.
+    4 KiB from the middle of each tensor are read: training or conversion changes whole tensors, so it changes a sample.
+    Raises InvalidRequest if config.json or the weights are missing or malformed.
     """
     files = sorted(folder.glob("*.safetensors"))
     config = folder / "config.json"
@@ -68,10 +70,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def _add_samples(digest: hashlib._Hash, file: Path) -> None:
-    header, places = tensor_places(file)
+    header, offsets = tensor_offsets(file)
     digest.update(header)
     with file.open("rb") as stream:
-        for start, end in places:
+        for start, end in offsets:
             stream.seek(start + max(0, end - start - _SAMPLE_BYTES) // 2)
             digest.update(stream.read(min(_SAMPLE_BYTES, end - start)))
 
@@ -82,7 +84,7 @@ def _tokenizer_fingerprint(folder: Path) -> str:
 
 
 def _download(model: str) -> Path:
-    # Imported here: only hub ids need it, and it reads the environment when imported.
+    # Imported here because only hub ids need it, and it reads the environment on import.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -90,5 +92,5 @@ def _download(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InvalidRequest(
-            "model", model, f"a local folder or a reachable hub id ({type(error).__name__})"
+            "model", model, f"an existing local folder or a reachable hub id ({type(error).__name__})"
         ) from error

@@ -1,7 +1,8 @@
-"""The torchvision trap: PyPI's torchvision is a CUDA build, and beside a CPU torch its C++ operators do not load.
+"""Makes `import torchvision` work with a CPU build of torch.
 
-Its Python half then registers fake kernels for two operators whose schemas the missing library would have brought, and
-`import torchvision` fails; SGLang and transformers both import it. Declaring the two schemas beforehand is enough.
+PyPI's torchvision is a CUDA build, so its C++ operators do not load with a CPU build of torch. Its Python code then
+registers fake kernels for two operators without a schema, and `import torchvision` fails. SGLang and transformers both
+import it. Declaring the two schemas before that is enough.
 """
 
 from __future__ import annotations
@@ -14,31 +15,31 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-# A torch.library.Library takes its schemas with it when it is collected.
+# Kept, because a torch.library.Library removes its schemas when it is garbage-collected.
 _declared: list[Any] = []
 
 
 def declare_missing() -> bool:
-    """Declare what `import torchvision` needs, if its operators do not load here. True if that was needed.
+    """Declare the operators that `import torchvision` needs if its library does not load. True if it was necessary.
 
-    Call it before the first import of SGLang, in every process. Where torchvision matches torch, or is not installed,
-    nothing is declared. Calling it again does nothing.
+    Call it in every process before SGLang is imported. It does nothing if torchvision matches torch or is not
+    installed, and nothing on a second call.
     """
     library = _library()
-    if _declared or library is None or _are_known() or _loads(library):
+    if _declared or library is None or _are_declared() or _loads(library):
         return bool(_declared)
     _declare()
     return True
 
 
 def _library() -> Path | None:
-    # For a top-level package find_spec does not import it.
+    # find_spec does not import a top-level package.
     spec = importlib.util.find_spec("torchvision")
     folders = spec.submodule_search_locations if spec else None
     return next(Path(folders[0]).glob("_C*.so"), None) if folders else None
 
 
-def _are_known() -> bool:
+def _are_declared() -> bool:
     import torch  # noqa: PLC0415 - heavy, and the module is imported by processes that may not need it
 
     return hasattr(torch.ops.torchvision, "nms")

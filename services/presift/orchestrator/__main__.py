@@ -11,7 +11,7 @@ from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.factory import build_authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.grpc.servicer import OrchestratorServicer
-from presift.orchestrator.api.http.factory import open_http
+from presift.orchestrator.api.http.app import open_http
 from presift.orchestrator.app import App, build_app
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource, policy_source, reload_on_sighup

@@ -162,7 +162,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         store=store,
         lock=open_build_lock(store, limits, _count_cache, lease_s=settings.draft_timeout_s),
         tokenizer=tokenizer,
-        quotas=usage.allowances,
+        quotas=usage.quotas,
         bridge=load_bridge(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None,
         closables=(usage,),
     )

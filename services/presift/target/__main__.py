@@ -1,4 +1,4 @@
-"""`python -m presift.target --model DIR --listen HOST:PORT`: listen, load, generate one token, serve, drain."""
+"""Runs the target service: `python -m presift.target --model DIR --listen HOST:PORT`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from contextlib import suppress
 import numpy as np
 
 from presift.core.errors import PresiftError
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.models.folder import resolve
 from presift.rpc.server.run import run
 from presift.rpc.server.server import GrpcServer
 from presift.target.admission import Admission
-from presift.target.engine import Engine, GenerateRequest, Sampling
+from presift.target.engine import Engine, GenerateRequest
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.target.sglang import processes
@@ -30,18 +31,19 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """0 after a clean drain, 1 if the engine did not start or died."""
+    """Exit status: 0 after a clean drain, 1 if the engine did not start or failed."""
     return run("target", TargetSettings(), serve)  # type: ignore[call-arg]
 
 
 async def serve(settings: TargetSettings) -> bool:
-    """Serve until SIGTERM or SIGINT; False if the engine failed. Raises PresiftError if it cannot listen or there
-    is no such model.
+    """Serve until SIGTERM or SIGINT. False if the engine failed.
+
+    Raises PresiftError if the model does not exist or the address cannot be used.
     """
     engine = SglangEngine(engine_options(settings))
     servicer = TargetServicer(Admission(settings.max_running, settings.max_waiting))
-    parts = [_health_name(route) for route in Route]
-    server = GrpcServer(settings.server_options(), [_SERVICE], parts, settings.guards())
+    health_names = [_health_name(route) for route in Route]
+    server = GrpcServer(settings.server_options(), [_SERVICE], health_names, settings.guards())
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     running = asyncio.create_task(_run(settings, engine, servicer, server, port))
@@ -53,7 +55,7 @@ async def serve(settings: TargetSettings) -> bool:
         with suppress(asyncio.CancelledError):
             await running
         await engine.stop()
-        processes.end_tracker()
+        processes.stop_resource_tracker()
 
 
 async def _run(
@@ -75,19 +77,19 @@ async def _run(
 
 
 def _health_name(route: Route) -> str:
-    """Under this name grpc.health.v1 says whether a route is served."""
+    """The name under which grpc.health.v1 reports whether a route is served."""
     return f"{_SERVICE}/{route}"
 
 
 async def generate_one_token(engine: Engine) -> None:
-    """Raises TargetUnavailable if the engine cannot: only a token that was really generated makes a target ready."""
+    """Prove that the engine generates before the service reports that it is ready. Raises TargetUnavailable."""
     request = GenerateRequest(np.zeros(1, dtype=np.uint32), Sampling(max_new_tokens=1, ignore_eos=True))
     async for _ in engine.generate(request):
         pass
 
 
 def engine_options(settings: TargetSettings) -> SglangOptions:
-    """Raises InvalidRequest if there is no such model."""
+    """The engine options of `settings`. Raises InvalidRequest if the model does not exist."""
     return SglangOptions(
         folder=resolve(settings.model),
         dtype=settings.dtype,

@@ -1,4 +1,4 @@
-"""Who may enter the engine: requests that fit its model, as long as not too many wait."""
+"""Admission to the engine: a request must fit the model, and the number of waiting requests is limited."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ from presift.target.engine import EngineInfo, GenerateRequest
 
 
 def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
-    """Raises InvalidRequest for a token id outside the vocabulary, or stop strings where no tokenizer sees them;
-    PromptTooLong where prompt plus answer exceed the context; RouteUnsupported, InvalidRequest or BudgetExceeded for a
-    KV plan that cannot be carried out.
+    """Check a request against the engine's model.
+
+    Raises InvalidRequest for a token id outside the vocabulary, or for stop strings without a tokenizer; PromptTooLong
+    if prompt plus answer exceed the context; RouteUnsupported, InvalidRequest or BudgetExceeded for a KV plan that
+    cannot be applied.
     """
     sampling, model = request.sampling, info.model
     _check_ids("token_ids", int(request.token_ids.max()), model.vocabulary_size)
     _check_ids("sampling.stop_token_ids", max(sampling.stop_token_ids, default=0), model.vocabulary_size)
     if sampling.stop and not info.can_stop_at_strings:
-        raise InvalidRequest("sampling.stop", f"{len(sampling.stop)} strings", "empty: no tokenizer here")
+        raise InvalidRequest(
+            "sampling.stop", f"{len(sampling.stop)} strings", "empty, because the model has no tokenizer"
+        )
     if request.kv_plan is not None:
         _check_kv_plan(request.kv_plan, request.token_ids.size, info)
     prompt_tokens = request.token_ids.size
     total = prompt_tokens + sampling.max_new_tokens
     if total > model.context_tokens:
         sizes = f"{prompt_tokens} prompt tokens and max_new_tokens {sampling.max_new_tokens} are {total} tokens"
-        message = f"{sizes}; the context holds {model.context_tokens}"
+        message = f"{sizes}; the context is {model.context_tokens} tokens"
         raise PromptTooLong("token_ids", total, model.context_tokens, message)
 
 
 def _check_kv_plan(plan: KvPlan, token_count: int, info: EngineInfo) -> None:
     if Route.SPEC_KV not in info.routes:
-        reason = info.unsupported.get(Route.SPEC_KV, "this engine drops no KV")
-        raise RouteUnsupported("kv_plan", "set", "unset", f"route spec_kv is not supported here: {reason}")
+        reason = info.unsupported.get(Route.SPEC_KV, "this engine does not drop KV")
+        raise RouteUnsupported("kv_plan", "set", "unset", f"this target does not serve route spec_kv: {reason}")
     _check_ids("kv_plan.lookahead_token_ids", max(plan.lookahead_token_ids, default=0), info.model.vocabulary_size)
     check_plan(
         plan,
@@ -53,25 +57,25 @@ def _check_ids(name: str, highest: int, vocabulary_size: int) -> None:
 
 
 class Admission:
-    """Counts the requests that are inside; refuses more than `max_running + max_waiting`."""
+    """Limits the requests in flight to `max_running + max_waiting`."""
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._inside = 0
+        self._in_flight = 0
         self._service_time = ServiceTime()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Holds a place. Raises Overloaded, with a guess when one will be free."""
-        waiting = self._inside - self._max_running
+        """Count one request until the block ends. Raises Overloaded with an estimate of when to retry."""
+        waiting = self._in_flight - self._max_running
         if waiting >= self._max_waiting:
             retry_after_s = self._service_time.retry_after_s(1, self._max_running)
             raise Overloaded("waiting_requests", waiting, self._max_waiting, retry_after_s)
-        self._inside += 1
+        self._in_flight += 1
         entered = time.monotonic()
         try:
             yield
         finally:
-            self._inside -= 1
+            self._in_flight -= 1
             self._service_time.observe(time.monotonic() - entered)

@@ -1,4 +1,4 @@
-"""An engine whose every output can be worked out by hand: for contract tests, and for the orchestrator's."""
+"""An engine whose output can be computed by hand, for contract tests."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ from typing import Any
 import numpy as np
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
-from presift.target.engine import (
-    Engine,
-    EngineInfo,
-    EngineLoad,
-    Event,
-    Finished,
-    FinishReason,
-    GenerateRequest,
-    Sampling,
-    Tokens,
-)
+from presift.target.engine import Engine, EngineInfo, Event, Finished, GenerateRequest, Tokens
 
 ECHO_KV_TOKENS = 65_536
 ECHO_MEMORY = 256
@@ -39,15 +30,15 @@ class EchoEngine(Engine):
 
     - Token `eos_token_id` and every stop token end the answer, are counted, and are not delivered.
     - The text of token t is `chr(t)`: a stop string ends the answer after the token that completes it.
-    - `cached_tokens` is the longest prefix, at most n - 1, that any earlier prompt of the same salt shares. The last
-      `remembered` different prompts of a salt are known, and as many plans: it may run for days.
+    - `cached_tokens` is the longest prefix, at most n - 1, shared with an earlier prompt of the same salt. The engine
+      remembers the last `remembered` prompts of a salt, and as many plans.
     - With a KV plan that keeps C of n > C tokens, `kv_tokens` is C + 1 and the tokens after those n. The first time, n
       is added to the earlier prompts (unless `keep_full_prefix` is off), `score_ms` is n, `publish_ms` is C,
       `coverage` is C / (n - 1), and kept is what must be, then the first tokens. The same plan, prompt and salt again
       is a `reused_entry` with C `cached_tokens`. With DRAFT_MASK nothing is scored: no `score_ms`, no `coverage`.
-    - Routes of KV are served unless `no_kv_dropping` says why not.
-    - Each token takes `token_delay_s` seconds. At most `max_running` answers run at once; the others wait.
-    - `aborted` counts requests that were closed early; `fail` makes the engine die as a crashed one does.
+    - Routes that drop KV are served unless `no_kv_dropping` gives a reason why not.
+    - Each token takes `token_delay_s` seconds. At most `max_running` answers run at once; others wait.
+    - `aborted` counts requests that were closed early; `fail` makes the engine fail as if it had crashed.
     """
 
     def __init__(
@@ -71,7 +62,7 @@ class EchoEngine(Engine):
         self._slots = asyncio.Semaphore(max_running)
         self._running = self._waiting = self._held_tokens = 0
         self._remembered = remembered
-        # Dicts for their order: the oldest goes first.
+        # Dicts keep the order, so that the oldest is dropped first.
         self._seen: dict[str, dict[tuple[int, ...], None]] = {}
         self._entries: dict[tuple[Any, ...], None] = {}
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -85,7 +76,7 @@ class EchoEngine(Engine):
         return self._running
 
     def load(self) -> EngineLoad:
-        """Every running request holds as many of ECHO_KV_TOKENS slots as its prompt has tokens."""
+        """A running request holds one of ECHO_KV_TOKENS slots per prompt token."""
         held = self._held_tokens
         return EngineLoad(self._running - self._waiting, self._waiting, max(0, ECHO_KV_TOKENS - held), held)
 
@@ -111,7 +102,7 @@ class EchoEngine(Engine):
         self.fail("stopped")
 
     def fail(self, reason: str) -> None:
-        """From now on every request fails, running ones too."""
+        """Fail running and later requests."""
         if not self._death.done():
             self._death.set_result(reason)
 
@@ -143,7 +134,7 @@ class EchoEngine(Engine):
         yield Finished(len(prompt), completion_tokens=len(answer), reason=reason, **read)
 
     def _read(self, request: GenerateRequest, prompt: list[int]) -> dict[str, Any]:
-        """What Finished says about reading `prompt`."""
+        """The fields of Finished that describe reading `prompt`."""
         plan, salt = request.kv_plan, request.cache_salt
         covered = len(prompt) if plan is None else plan.covered_tokens(len(prompt))
         if plan is None or covered <= plan.capacity_for(self._info.kv_page_tokens):
@@ -165,7 +156,7 @@ class EchoEngine(Engine):
     async def _wait(self) -> None:
         await asyncio.sleep(self.token_delay_s)
         if self._death.done():
-            raise TargetUnavailable(f"the engine is gone: {self._death.result()}")
+            raise TargetUnavailable(f"the engine has failed: {self._death.result()}")
 
     def _reason(self, answer: Sequence[int], sampling: Sampling) -> FinishReason | None:
         text = "".join(map(chr, answer))

@@ -1,60 +1,31 @@
-"""The port that the target service drives: a prompt goes in, tokens come out, closing the stream aborts the request.
+"""The engine port of the target service: a prompt goes in, tokens come out, closing the stream aborts the request.
 
-Two engines implement it: `sglang_engine` (the real one) and `echo_engine` (computable by hand, for tests). What is
-wrong about a value alone is refused here; what depends on the model (vocabulary, context) is checked in `admission`.
+It has two implementations: `sglang.engine` (the real one) and `echo_engine` (computable by hand, for tests). Values are
+checked here; what depends on the model (vocabulary, context) is checked in `admission`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
-from presift.core.limits import MAX_STOP_STRINGS
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 
 
-class FinishReason(StrEnum):
-    """Why an answer ended: STOP for EOS, a stop token or a stop string."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` None is all. Raises InvalidRequest."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, ">= 1")
-        _require(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "0..2")
-        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "> 0 and <= 1")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, ">= 1")
-        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}")
-        _require(all(self.stop), "stop", "an empty string", "non-empty strings")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateRequest:
-    """One prompt as the target shall read it: `token_ids` uint32[tokens]. Raises InvalidRequest if it is empty.
+    """One prompt for the target: `token_ids` uint32[tokens].
 
-    Prompts of different `cache_salt` share no KV. With a `kv_plan` only the KV that it names is kept.
+    Requests with different `cache_salt` share no KV. With a `kv_plan` only the KV that it selects is kept.
+    Raises InvalidRequest for an empty prompt or sampling values out of range.
     """
 
     token_ids: NDArray[np.uint32]
@@ -65,12 +36,14 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.token_ids.size == 0:
             raise InvalidRequest("token_ids", "empty", "at least one token")
+        self.sampling.check()
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens that are new since the last event. A stop token is not among them; the tokens of a stop string are,
-    because a string may end inside a token: whoever makes the text cuts it.
+    """New tokens since the last event, without a stop token.
+
+    The tokens of a stop string are included, because the string may end inside a token: the detokenizer cuts the text.
     """
 
     token_ids: tuple[int, ...]
@@ -78,11 +51,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event. `completion_tokens` counts all that were generated, a stop token included.
+    """The last event. `completion_tokens` counts all generated tokens, including a stop token.
 
-    `kv_tokens` is what the prompt held while decoding. The rest says how a `kv_plan` was carried out: `reused_entry`,
-    times in ms, `coverage` 0..1 or None where it is not known, `kv_mask` what was kept, where it was asked for and
-    selected now.
+    `kv_tokens`: KV tokens of the prompt during decoding. The other fields report on the `kv_plan`: `reused_entry`,
+    times in ms, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
     """
 
     prompt_tokens: int
@@ -102,8 +74,9 @@ Event = Tokens | Finished
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is: `name` with version, its model, what it can do. `model.context_tokens` bounds prompt plus
-    answer. `unsupported` says why it does not serve a route that it might. `kv_pool_tokens` 0 is unknown.
+    """An engine's `name` with version, its model and features. `model.context_tokens` limits prompt plus answer.
+
+    `unsupported`: why a route is not served. `kv_pool_tokens`: size of the KV pool, 0 if unknown.
     """
 
     name: str
@@ -115,45 +88,30 @@ class EngineInfo:
     kv_pool_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """How busy an engine is: requests that run and that wait, KV slots that no running request holds, and the rest."""
-
-    running: int
-    waiting: int
-    free_kv_tokens: int
-    held_kv_tokens: int = 0
-
-
 class Engine(Protocol):
-    """An engine is started once and stopped once; `info` may be read from its start on."""
+    """An engine. Start it once and stop it once; `info` is available after the start."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     @property
     def running_requests(self) -> int:
-        """Requests inside the engine, waiting ones included; an aborted one counts until the engine let go of it."""
+        """Running and waiting requests. An aborted request counts until the engine has released it."""
 
     def load(self) -> EngineLoad | None:
-        """What is known of its load without asking, None where nothing is. Answering must not wait for it."""
+        """The last known load; None if unknown. Must not block."""
 
     async def start(self) -> None:
         """Load the model. Raises TargetUnavailable."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Any number of Tokens, then one Finished. Closing or cancelling it aborts the request inside the engine.
+        """Yields any number of Tokens, then one Finished. Closing or cancelling the iterator aborts the request.
 
-        Raises TargetUnavailable if the engine is gone or goes away.
+        Raises TargetUnavailable if the engine has failed or fails meanwhile.
         """
 
     async def died(self) -> str:
-        """Returns, with the reason, only if the engine fails after its start."""
+        """Wait until the engine fails after its start; returns the reason."""
 
     async def stop(self) -> None:
-        """Leave no process behind. Running requests fail."""
-
-
-def _require(holds: bool, name: str, value: Any, limit: str) -> None:
-    if not holds:
-        raise InvalidRequest(f"sampling.{name}", value, limit)
+        """End all processes of the engine. Running requests fail."""

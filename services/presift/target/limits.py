@@ -1,11 +1,11 @@
-"""The target's table of limits: how much one Generate or Prefill request may hold."""
+"""Size limits of Generate and Prefill requests."""
 
 from __future__ import annotations
 
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS, MAX_PROMPT_TOKENS, MAX_SPANS, SAMPLING, Limit
 
 MAX_SALT_CHARACTERS = 1024
-# In memory a bit is a byte.
+# In memory a bit of the mask takes a byte.
 MAX_KV_MASK_BYTES = 16_777_216
 
 PREFILL: tuple[Limit, ...] = (

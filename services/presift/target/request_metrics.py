@@ -1,7 +1,7 @@
-"""What the target tells of its answers: spans and durations of their stages, tokens, and how full the engine is.
+"""Metrics and spans of the target: stages, tokens and load.
 
-The engine works in other processes and says afterwards how long it scored and published. So the spans are made once an
-answer has ended: prefill, then score and publish where KV was selected, all before the first token; decode after it.
+The engine runs in other processes and reports the times of score and publish with the answer. So the spans are made
+after an answer has ended: prefill, then score and publish if KV was selected, all before the first token; then decode.
 """
 
 from __future__ import annotations
@@ -14,41 +14,43 @@ from opentelemetry import trace
 from opentelemetry.context import get_current
 
 from presift.core.errors import PresiftError
+from presift.core.generation import EngineLoad
 from presift.rpc.status import code_and_reason
-from presift.target.engine import EngineLoad, Finished
+from presift.target.engine import Finished
 from presift.telemetry.gauges import Gauge, gauge
 from presift.telemetry.metrics import count, record
 from presift.telemetry.tracing import tracer
 
-# A stage, its beginning and its end in milliseconds since the request's arrival.
+# Name, start and end of a stage, in milliseconds since the request's arrival.
 _Stage = tuple[str, float, float]
 
 
 class RequestMetrics:
-    """One request since its arrival, when this is made. Milliseconds."""
+    """Times of one request in milliseconds. Create it when the request arrives."""
 
     def __init__(self) -> None:
         self._arrival, self._arrival_ns = time.perf_counter(), time.time_ns()
-        # A caller who leaves may end the request in another context than it began in.
+        # A request cancelled by its client may end in another context than it started in.
         self.context = get_current()
         self.ttft_ms: float | None = None
         self.is_admitted = False
         self.finished: Finished | None = None
 
     def now_ms(self) -> float:
+        """Time since the arrival."""
         return (time.perf_counter() - self._arrival) * 1000
 
-    def first_token(self) -> None:
-        """It has come; a second time says nothing."""
+    def on_token(self) -> None:
+        """Record the time of the first token. Later calls do nothing."""
         if self.ttft_ms is None:
             self.ttft_ms = self.now_ms()
 
     def at_ns(self, ms: float) -> int:
-        """Then, on the wall clock."""
+        """The wall-clock time, in ns, of `ms` after the arrival."""
         return self._arrival_ns + round(ms * 1e6)
 
     def stages(self, ended_ms: float) -> list[_Stage]:
-        """Those that there were, the last one up to the end; none of a request that was refused."""
+        """The stages of the request, the last one until `ended_ms`; none if it was refused."""
         if not self.is_admitted:
             return []
         if self.ttft_ms is None:
@@ -64,7 +66,7 @@ class RequestMetrics:
 
 @contextmanager
 def request_metrics(model: str) -> Iterator[RequestMetrics]:
-    """An answer of this model, until the block ends; that it `finished` must be said."""
+    """Record one request of `model` when the block ends. It counts as failed unless `finished` is set."""
     measure, failure = RequestMetrics(), "CANCELLED"
     try:
         yield measure
@@ -77,22 +79,22 @@ def request_metrics(model: str) -> Iterator[RequestMetrics]:
     finally:
         ended_ms = measure.now_ms()
         if measure.finished is None:
-            _tell_failure(measure, ended_ms, model, failure)
+            _record_failure(measure, ended_ms, model, failure)
         else:
-            _tell_answer(measure, measure.finished, ended_ms, model)
+            _record_answer(measure, measure.finished, ended_ms, model)
 
 
 def record_read(finished: Finished) -> None:
-    """How much of a prompt was prefilled, and how much was found."""
-    # A compressed entry that is found stands for tokens that are neither read nor looked up.
-    there = finished.kv_tokens if finished.reused_entry else finished.prompt_tokens
-    count("presift.target.tokens", max(0, there - finished.cached_tokens), kind="prefilled")
+    """Count the prefilled and the cached tokens of a prompt."""
+    # With a reused entry, the other prompt tokens were neither read nor found in the cache.
+    needed = finished.kv_tokens if finished.reused_entry else finished.prompt_tokens
+    count("presift.target.tokens", max(0, needed - finished.cached_tokens), kind="prefilled")
     count("presift.target.tokens", finished.cached_tokens, kind="cached")
 
 
 @contextmanager
-def refusals_told() -> Iterator[None]:
-    """What is raised in the block is a refusal, and counted."""
+def count_refusals() -> Iterator[None]:
+    """Count a PresiftError raised in the block as a refusal."""
     try:
         yield
     except PresiftError as error:
@@ -101,7 +103,7 @@ def refusals_told() -> Iterator[None]:
 
 
 def gauges_of(load: Callable[[], EngineLoad | None]) -> tuple[Gauge, ...]:
-    """How full the engine is; nothing while it does not say."""
+    """Gauges of the engine's load; no values while it is unknown."""
 
     def of(name: str) -> Callable[[], float | None]:
         return lambda: None if (now := load()) is None else getattr(now, name)
@@ -114,7 +116,7 @@ def gauges_of(load: Callable[[], EngineLoad | None]) -> tuple[Gauge, ...]:
     )
 
 
-def _tell_answer(measure: RequestMetrics, finished: Finished, ended_ms: float, model: str) -> None:
+def _record_answer(measure: RequestMetrics, finished: Finished, ended_ms: float, model: str) -> None:
     ttft_s, total_s, steps = (measure.ttft_ms or 0.0) / 1000, ended_ms / 1000, finished.completion_tokens - 1
     for stage, began_ms, stopped_ms in measure.stages(ended_ms):
         _span(measure, (stage, began_ms, stopped_ms))
@@ -128,7 +130,7 @@ def _tell_answer(measure: RequestMetrics, finished: Finished, ended_ms: float, m
     count("presift.target.tokens", finished.completion_tokens, kind="generated")
 
 
-def _tell_failure(measure: RequestMetrics, ended_ms: float, model: str, failure: str) -> None:
+def _record_failure(measure: RequestMetrics, ended_ms: float, model: str, failure: str) -> None:
     stages = measure.stages(ended_ms)
     for number, stage in enumerate(stages, start=1):
         _span(measure, stage, failure if number == len(stages) else "")

@@ -1,6 +1,4 @@
-"""TargetService over gRPC: a request is checked, admitted, generated and streamed. Errors are `core`'s; see
-rpc/interceptor.
-"""
+"""TargetService over gRPC: checks, admits, generates and streams. Raises `core`'s errors; an interceptor maps them."""
 
 from __future__ import annotations
 
@@ -12,12 +10,13 @@ from typing import Any
 import grpc
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import FinishReason, Sampling
 from presift.core.limits import check_limits
 from presift.rpc import codec
 from presift.target.admission import Admission, check_fits
-from presift.target.engine import Engine, Finished, FinishReason, GenerateRequest, Sampling, Tokens
+from presift.target.engine import Engine, Finished, GenerateRequest, Tokens
 from presift.target.limits import GENERATE, PREFILL
-from presift.target.request_metrics import RequestMetrics, gauges_of, record_read, refusals_told, request_metrics
+from presift.target.request_metrics import RequestMetrics, count_refusals, gauges_of, record_read, request_metrics
 from presift.target.sglang.load_meter import LoadMeter
 from presift.telemetry import metrics
 from presift.telemetry.gauges import Gauge
@@ -31,17 +30,17 @@ _REASONS = {
 
 
 class TargetServicer(target_pb2_grpc.TargetServiceServicer):
-    """Refuses calls as UNAVAILABLE until it is given an engine, so that it can be listened on while the model loads."""
+    """Refuses calls as UNAVAILABLE until `use` is called, so that the server can listen while the model loads."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        # Behind one address there may be several of us: speeds and prefixes are not to be mixed.
+        # One address may have several replicas. The id lets callers keep their speeds and prefixes apart.
         self._replica = uuid.uuid4().hex
         self._meter = LoadMeter()
         self._engine: Engine | None = None
 
     def use(self, engine: Engine) -> None:
-        """Answer with `engine`, which is started, from now on."""
+        """Serve calls with `engine`, which is started."""
         self._engine = engine
 
     async def Generate(
@@ -49,7 +48,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
     ) -> AsyncIterator[target_pb2.TargetServiceGenerateResponse]:
         engine = self._ready()
         with ExitStack() as held, request_metrics(engine.info.model.id) as measure:
-            with refusals_told():
+            with count_refusals():
                 parsed = request_from_wire(request)
                 check_fits(parsed, engine.info)
                 held.enter_context(self._admission.admit())
@@ -68,7 +67,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
     ) -> target_pb2.PrefillResponse:
         engine, measure = self._ready(), RequestMetrics()
         with ExitStack() as held:
-            with refusals_told():
+            with count_refusals():
                 parsed = prefill_from_wire(request)
                 check_fits(parsed, engine.info)
                 held.enter_context(self._admission.admit())
@@ -79,7 +78,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                             record_read(event)
                             cached, total_ms = event.cached_tokens, measure.now_ms()
                             return target_pb2.PrefillResponse(cached_tokens=cached, total_ms=total_ms)
-        raise TargetUnavailable("the engine ended the prefill early")
+        raise TargetUnavailable("the engine ended the prefill without a result")
 
     async def GetInfo(
         self, request: target_pb2.TargetServiceGetInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -101,11 +100,11 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         )
 
     def gauges(self) -> tuple[Gauge, ...]:
-        """How full the engine is."""
-        return gauges_of(lambda: None if self._engine is None else self._meter.of(self._engine))
+        """Gauges of the engine's load."""
+        return gauges_of(lambda: None if self._engine is None else self._meter.read(self._engine))
 
     def _load(self, engine: Engine) -> target_pb2.TargetLoad | None:
-        load = self._meter.of(engine)
+        load = self._meter.read(engine)
         if load is None:
             return None
         return target_pb2.TargetLoad(running=load.running, waiting=load.waiting, free_kv_tokens=load.free_kv_tokens)
@@ -113,7 +112,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
     def _response(
         self, event: Tokens | Finished, measure: RequestMetrics, engine: Engine
     ) -> target_pb2.TargetServiceGenerateResponse:
-        measure.first_token()
+        measure.on_token()
         if isinstance(event, Tokens):
             delta = target_pb2.TokenDelta(token_ids=event.token_ids)
             return target_pb2.TargetServiceGenerateResponse(delta=delta)
@@ -128,7 +127,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
 
 
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:
-    """The request with unset fields at their defaults. Raises InvalidRequest."""
+    """The request with defaults for unset fields. Raises InvalidRequest."""
     check_limits(request, GENERATE)
     sent, values = request.sampling, {}
     for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed"):
@@ -145,9 +144,9 @@ def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> Gener
 
 
 def prefill_from_wire(request: target_pb2.PrefillRequest) -> GenerateRequest:
-    """Raises InvalidRequest."""
+    """A request that reads the prompt into the cache. Raises InvalidRequest."""
     check_limits(request, PREFILL)
-    # One token is the least that an engine generates; it is not read again.
+    # An engine generates at least one token.
     sampling = Sampling(max_new_tokens=1, ignore_eos=True)
     return GenerateRequest(codec.token_ids_from_wire(request.token_ids), sampling, request.cache_salt)
 
@@ -161,7 +160,7 @@ def _usage(
         cached_tokens=event.cached_tokens,
         completion_tokens=event.completion_tokens,
         finish_reason=_REASONS[event.reason],
-        # An answer that is nothing but a stop token has no delta; its first token came with its end.
+        # An answer of only a stop token has no delta: its first token is its end.
         ttft_ms=measure.ttft_ms or 0.0,
         total_ms=measure.now_ms(),
         reused_entry=event.reused_entry,

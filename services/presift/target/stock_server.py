@@ -1,8 +1,8 @@
-"""`python -m presift.target.stock_server ARGUMENTS`: SGLang's own HTTP server on a plain CPU.
+"""`python -m presift.target.stock_server ARGUMENTS`: SGLang's own HTTP server with the presift plugin, on a plain CPU.
 
-On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` is meant to do the same (not tried yet).
-None of presift's services is involved in either. A plain CPU needs torchvision's missing operators before SGLang is
-imported, in each of its processes: its children import the main module again, so they are declared here.
+On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` should do the same (untested). No presift
+service is involved. On a plain CPU, torchvision's missing operators must be declared in each process before SGLang is
+imported. SGLang's children import the main module again, so they are declared at the end of this module.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import sys
 from presift.models.torchvision_ops import declare_missing
 from presift.target import sglang_plugin
 
-# What a plain CPU cannot do without; anything may be said otherwise.
+# Needed on a plain CPU; the command line can override them.
 _DEFAULTS = ("--device", "cpu", "--attention-backend", "torch_native", "--disable-cuda-graph", "--sleep-on-idle")
 
 
 def main() -> None:
-    """Does not return until the server ends."""
+    """Run the server; returns when it ends."""
     os.environ.setdefault(sglang_plugin.SWITCH, "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.argv[1:1] = [*_DEFAULTS, "--sampling-backend", "pytorch", "--skip-server-warmup"]
-    from sglang.launch_server import run_server  # noqa: PLC0415 - heavy, and only once torchvision is mended
+    from sglang.launch_server import run_server  # noqa: PLC0415 - heavy, and only after declare_missing
     from sglang.srt.plugins import load_plugins  # noqa: PLC0415
     from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from presift.draft.request_metrics import gauges_of, tell
+from presift.draft.request_metrics import gauges_of, record_response
 from presift.draft.work_queue import WorkQueue
 from presift.v1 import draft_pb2
 
@@ -33,7 +33,7 @@ def test_a_stage_that_there_was_not_has_no_time(telemetry):
     name, before = "presift.draft.stage.duration", {}
     for stage in ("prefill", "lookahead"):
         before[stage] = telemetry.total(name, stage=stage)
-    tell(draft_pb2.ScoreResponse(timings=draft_pb2.ScoreTimings(prefill_ms=5.0)))
+    record_response(draft_pb2.ScoreResponse(timings=draft_pb2.ScoreTimings(prefill_ms=5.0)))
     assert telemetry.total(name, stage="prefill") == before["prefill"] + 1
     assert telemetry.total(name, stage="lookahead") == before["lookahead"]
 

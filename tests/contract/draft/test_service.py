@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presift.core.errors import InternalError
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
-from presift.draft.scorer import Scored, ScoreTimings
+from presift.draft.scorer import ScoreResult, ScoreTimings
 from presift.draft.servicer import DraftServicer
 from presift.draft.work_queue import WorkQueue
 from presift.rpc import codec
@@ -48,7 +48,7 @@ class FakeScorer:
         importance = task.token_ids.astype(np.float32) / 1024 if task.policy else None
         last = int(task.token_ids[-1])
         lookahead = tuple(last + step + 1 for step in range(task.lookahead_tokens))
-        return Scored(importance, importance, lookahead, ScoreTimings(2.0, 1.0))
+        return ScoreResult(importance, importance, lookahead, ScoreTimings(2.0, 1.0))
 
     def _act(self, first, cancel):
         cancel.check()
@@ -330,14 +330,14 @@ async def test_a_defect_is_internal_says_nothing_of_the_prompt_and_frees_the_pla
         error = await refused(house.stub.Score(request([first, 2, 3, 4, 5])))
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "secret" not in f"{error.details()} {error.trailing_metadata()}"
-    assert house.queue.places_taken == 0
+    assert house.queue.in_flight == 0
     await house.stub.Score(request([1, 2, 3, 4, 5]))
 
 
 async def test_a_full_queue_says_when_to_come_back(open_house):
     house = await open_house(max_queue=2)
     slow = [house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5 + index])) for index in range(3)]
-    await house.settle(lambda: house.queue.places_taken == 3)
+    await house.settle(lambda: house.queue.in_flight == 3)
     error = await refused(house.stub.Score(request([1, 2, 3, 4, 5])))
     reason, metadata, delay_s = reason_of(error)
     assert (error.code(), reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
@@ -353,11 +353,11 @@ async def test_a_cancelled_call_frees_the_model_and_its_place(open_house):
     running = house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]))
     await house.settle(lambda: house.scorer.running == 1)
     waiting = house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 6]))
-    await house.settle(lambda: house.queue.places_taken == 2)
+    await house.settle(lambda: house.queue.in_flight == 2)
     waiting.cancel()
-    await house.settle(lambda: house.queue.places_taken == 1)
+    await house.settle(lambda: house.queue.in_flight == 1)
     running.cancel()
-    await house.settle(lambda: house.queue.places_taken == 0 and house.scorer.running == 0)
+    await house.settle(lambda: house.queue.in_flight == 0 and house.scorer.running == 0)
     await house.stub.Score(request([1, 2, 3, 4, 5]))
     assert len(house.scorer.prompts) == 2
 
@@ -366,14 +366,14 @@ async def test_a_client_that_dies_frees_its_place(house):
     call = house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]))
     await house.settle(lambda: house.scorer.running == 1)
     await house.channel.close(grace=None)
-    await house.settle(lambda: house.queue.places_taken == 0 and house.scorer.running == 0)
+    await house.settle(lambda: house.queue.in_flight == 0 and house.scorer.running == 0)
     assert call.done()
 
 
 async def test_a_deadline_ends_the_work(house):
     error = await refused(house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]), timeout=0.1))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await house.settle(lambda: house.queue.places_taken == 0 and house.scorer.running == 0)
+    await house.settle(lambda: house.queue.in_flight == 0 and house.scorer.running == 0)
 
 
 async def test_64_at_once_all_get_their_own_answer_from_one_thread(open_house):
@@ -386,7 +386,7 @@ async def test_64_at_once_all_get_their_own_answer_from_one_thread(open_house):
         assert list(reply.lookahead_token_ids) == [5]
     assert len(house.scorer.prompts) == 64
     assert len(house.scorer.threads) == 1
-    assert house.queue.places_taken == 0
+    assert house.queue.in_flight == 0
 
 
 async def test_a_drain_finishes_what_runs_and_refuses_what_comes(open_house):

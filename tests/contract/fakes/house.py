@@ -93,7 +93,7 @@ class Options:
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
     guards: tuple = ()
-    allowances: object = None
+    quotas: object = None
     limits: QueueLimits = LIMITS
     lease: object = None
     drain_s: float = 5.0
@@ -162,7 +162,7 @@ class House:
             store=self.store,
             lock=options.lease or NoBuildLock(),
             tokenizer=self.tokenizer,
-            quotas=options.allowances or Quotas(),
+            quotas=options.quotas or Quotas(),
             bridge=bridge,
         )
         policies = options.terms or fixed_policy(options.defaults)

@@ -19,7 +19,7 @@ from presift.cache.redis_client import RedisClient
 from presift.cache.redis_store import RedisStore
 from presift.cache.store import CacheLimits
 from presift.core.plan import ModelInfo
-from presift.draft.scorer import Scored, ScoreTimings
+from presift.draft.scorer import ScoreResult, ScoreTimings
 from presift.draft.servicer import DraftServicer
 from presift.draft.work_queue import WorkQueue
 from presift.orchestrator.admission.admission import QueueLimits
@@ -182,7 +182,7 @@ class PatientScorer:
         except Exception:  # Cancelled, or the deadline that it has been given
             self.cancelled += 1
             raise
-        return Scored(task.token_ids.astype(np.float32), task.token_ids.astype(np.float32), (), ScoreTimings())
+        return ScoreResult(task.token_ids.astype(np.float32), task.token_ids.astype(np.float32), (), ScoreTimings())
 
 
 @dataclass

@@ -11,6 +11,7 @@ import pytest
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.api.grpc.requests import request_from_wire
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.routing.cost_model import TokenWork
@@ -195,7 +196,7 @@ async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     await house.settle(lambda: house.target.running == 1)
     prompt = request([token % 1000 for token in range(65_536)])
     raw, generate = prompt.SerializeToString(), channel.unary_stream(GENERATE)
-    room = limit_mib * MIB // request_cost(request_from_wire(prompt)).held_bytes
+    room = limit_mib * MIB // request_cost(request_from_wire(prompt, Caller(), "")).held_bytes
     memory = psutil.Process(process.pid).memory_info
     before, peak = memory().rss, 0
 

@@ -460,9 +460,9 @@ def test_a_house_has_one_of_each_by_default():
 
 async def test_by_name(house):
     """The system's own resolver; localhost may have a record where nobody listens."""
+    from presift.core.generation import Sampling
     from presift.orchestrator.backends.target_client import TargetClient
     from presift.orchestrator.domain.ports import Usage
-    from presift.orchestrator.domain.request import Sampling
     from presift.rpc.deadline import Deadline
 
     target = TargetClient(f"dns:///localhost:{house.ports['target']}", 2**20)

@@ -6,10 +6,11 @@ import grpc
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
+from presift.core.generation import EngineLoad, FinishReason
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.echo_engine import ECHO_KV_TOKENS, EchoEngine
-from presift.target.engine import EngineLoad, Finished, FinishReason
+from presift.target.engine import Finished
 from presift.target.request_metrics import RequestMetrics, gauges_of
 from presift.target.servicer import TargetServicer
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from presift.core.errors import BudgetExceeded
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import Span
-from presift.target.engine import GenerateRequest, Sampling
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.messages import to_sglang
 from presift.target.sglang_plugin.custom_params import KEY
 

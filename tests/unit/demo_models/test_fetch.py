@@ -105,11 +105,11 @@ def test_two_at_once_share_the_work(tiny_index, home):
         thread.join(30)
     assert folders == [home / "models" / "tiny"] * 2
     assert len(tiny_index.served) == 3
-    assert "tiny: another process is preparing it, waiting" in lines
+    assert "tiny: waiting for another process that prepares it" in lines
 
 
 def test_an_unknown_name_touches_nothing(home):
-    with pytest.raises(UnknownModel, match="known models: qwen"):
+    with pytest.raises(UnknownModel, match="choose one of qwen"):
         ensure_model("nonsense", home, print)
     assert not home.exists()
 

@@ -23,7 +23,7 @@ def test_ensure_prints_progress_and_the_folder(tiny_index, home, monkeypatch, ca
 
 def test_an_error_is_one_line_and_status_1(home, capsys):
     assert command.main(["ensure", "nonsense", "--home", str(home)]) == 1
-    assert capsys.readouterr().err.startswith("error: unknown model 'nonsense'; known models: ")
+    assert capsys.readouterr().err.startswith("error: unknown demo model 'nonsense'; choose one of ")
 
 
 def test_list(home, capsys):

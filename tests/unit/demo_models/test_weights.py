@@ -63,5 +63,5 @@ def test_an_unknown_tensor_is_refused(name):
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(UnsupportedModel, match="'gemma3' is not one of llama, qwen2"):
+    with pytest.raises(UnsupportedModel, match="'gemma3'; supported: llama, qwen2"):
         find_family("gemma3")

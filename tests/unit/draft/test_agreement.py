@@ -8,7 +8,7 @@ from presift.core.plan import CompressedPrompt, Route
 from presift.core.policies import KvSelection, SpecKv, SpecPc
 from presift.core.spans import Span, must_keep
 from presift.draft.compress import compress
-from presift.draft.request import Limits, parse
+from presift.draft.request import RequestLimits, parse
 from presift.draft.scorer import Cancel
 from presift.orchestrator.domain.request import AutoCapacity, Budget, TokenizedPrompt
 from presift.orchestrator.planning.kv_plan import kv_plan_of
@@ -58,7 +58,7 @@ def test_requests_are_answered_accepted_and_applied(route, selection, coverage, 
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
     )
-    found = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
+    found = compress(scorer, parse(asked, RequestLimits(scorer.info, 256)), Cancel())
     lookahead = found.scored.lookahead_token_ids
     answer = CompressedPrompt(found.mask, lookahead, found.coverage, scorer.info, found.kv_capacity)
     check_prompt(answer, ScoringJob(tokens, policy, scorer.info, scorer.info))
@@ -83,7 +83,7 @@ def test_min_coverage_makes_the_draft_report_the_coverage_of_a_fixed_capacity(ro
         asked = draft_pb2.ScoreRequest(
             token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
         )
-        made = compress(scorer, parse(asked, Limits(scorer.info, 256)), Cancel())
+        made = compress(scorer, parse(asked, RequestLimits(scorer.info, 256)), Cancel())
         lookahead = made.scored.lookahead_token_ids
         answer = CompressedPrompt(made.mask, lookahead, made.coverage, scorer.info, made.kv_capacity, made.kv_coverage)
         tokens = TokenizedPrompt(ids, SPANS)

@@ -37,7 +37,7 @@ def _request(ids, policy, protected=(), lookahead_tokens=0, include_importance=F
 
 @pytest.fixture
 def run(tiny_scorer, prompt):
-    """(policy, options of the request) -> Compressed."""
+    """(policy, options of the request) -> CompressionResult."""
 
     def run(policy, n=N, **options):
         return compress(tiny_scorer("tinyq", 64), _request(prompt(n), policy, **options), Cancel())

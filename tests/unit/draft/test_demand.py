@@ -18,7 +18,7 @@ AUTO_FINE = replace(FINE, adaptive=Adaptive(0.9, 21, 4))
 
 
 @pytest.mark.parametrize(
-    ("policy", "demand", "on_top_tokens"),
+    ("policy", "demand", "extra_kept_tokens"),
     [
         (SPEC_PC, Demand(SPEC_PC, Mask.TOKEN, 0), 0),
         (BY_LOOKAHEAD, Demand(SpecPc(capacity=41, window=9), Mask.NONE, 7), 1),
@@ -29,9 +29,9 @@ AUTO_FINE = replace(FINE, adaptive=Adaptive(0.9, 21, 4))
         (SpecKvPc(SPEC_PC, AUTO_KV), Demand(SPEC_PC, Mask.TOKEN, 7, AUTO_FINE), 0),
     ],
 )
-def test_each_policy_is_read(policy, demand, on_top_tokens):
+def test_each_policy_is_read(policy, demand, extra_kept_tokens):
     assert demand_of(policy) == demand
-    assert demand.on_top_tokens == on_top_tokens
+    assert demand.extra_kept_tokens == extra_kept_tokens
 
 
 def test_every_policy_has_a_route_that_is_served():

@@ -7,11 +7,11 @@ from presift.core.plan import ModelInfo
 from presift.core.policies import SpecPc
 from presift.core.spans import Span
 from presift.draft.demand import Mask
-from presift.draft.request import MAX_WIDTH_TOKENS, Limits, parse
+from presift.draft.request import MAX_WIDTH_TOKENS, RequestLimits, parse
 from presift.v1 import draft_pb2, plan_pb2
 
 ADAPTIVE = {"coverage": 0.5, "min_capacity": 10}
-LIMITS = Limits(ModelInfo("m", "r", "", context_tokens=100, layers=4, kv_heads=2, vocabulary_size=512), 16)
+LIMITS = RequestLimits(ModelInfo("m", "r", "", context_tokens=100, layers=4, kv_heads=2, vocabulary_size=512), 16)
 
 
 def message(ids=range(50), spans=(), lookahead=0, **policy):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from presift.core.errors import InvalidRequest
-from presift.draft.supported import refuse_unsupported
+from presift.draft.supported import check_supported
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ from presift.draft.supported import refuse_unsupported
 )
 def test_unfit_models_are_refused_with_the_reason(settings, reason):
     with pytest.raises(InvalidRequest, match=reason) as refusal:
-        refuse_unsupported(SimpleNamespace(**{"model_type": "new", **settings}))
+        check_supported(SimpleNamespace(**{"model_type": "new", **settings}))
     assert refusal.value.field == "model"
 
 
 @pytest.mark.parametrize("settings", [{}, {"sliding_window": None, "layer_types": ["full_attention"] * 3}])
 def test_plain_decoders_are_not(settings):
-    refuse_unsupported(SimpleNamespace(model_type="llama", **settings))
+    check_supported(SimpleNamespace(model_type="llama", **settings))

@@ -177,7 +177,7 @@ def test_code_that_comes_with_a_model_is_not_run(tiny_model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | remote))
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     (tmp_path / "model.safetensors").write_bytes((tiny_model("tinyq") / "model.safetensors").read_bytes())
-    with pytest.raises(InvalidRequest, match="own code is never run"):
+    with pytest.raises(InvalidRequest, match="without custom code"):
         TransformersScorer(resolve(str(tmp_path)))
     assert not (tmp_path / "ran").exists()
 

@@ -56,7 +56,7 @@ async def test_first_come_first_served_one_at_a_time(queue):
     gate.open.set()
     await asyncio.gather(holder, *tasks)
     assert order == ["a", "b"]
-    assert queue.places_taken == 0
+    assert queue.in_flight == 0
 
 
 async def test_a_full_line_is_refused_with_when_to_come_back(queue):
@@ -100,10 +100,10 @@ async def test_a_cancelled_waiter_leaves_the_line_at_once(queue):
     ran = []
     waiter = asyncio.create_task(queue.run(ran.append))
     await asyncio.sleep(0.01)
-    assert queue.places_taken == 2
+    assert queue.in_flight == 2
     waiter.cancel()
     await asyncio.wait([waiter])
-    assert queue.places_taken == 1
+    assert queue.in_flight == 1
     gate.open.set()
     assert (await holder).result == "done"
     assert ran == []
@@ -116,7 +116,7 @@ async def test_a_cancelled_job_stops_and_only_then_the_next_begins(queue):
     holder.cancel()
     assert (await following).result is True
     assert holder.cancelled()
-    assert queue.places_taken == 0
+    assert queue.in_flight == 0
 
 
 async def test_a_deadline_ends_the_wait_and_the_work(queue):
@@ -127,7 +127,7 @@ async def test_a_deadline_ends_the_wait_and_the_work(queue):
     await holder
     with pytest.raises(DeadlineExceeded):
         await queue.run(Gate(), timeout_s=0.02)
-    assert queue.places_taken == 0
+    assert queue.in_flight == 0
 
 
 async def test_a_job_that_raises_gives_its_place_back(queue):
@@ -137,7 +137,7 @@ async def test_a_job_that_raises_gives_its_place_back(queue):
     for _ in range(5):
         with pytest.raises(ValueError, match="planted"):
             await queue.run(fail)
-    assert queue.places_taken == 0
+    assert queue.in_flight == 0
     assert (await queue.run(lambda _: 1)).result == 1
 
 
@@ -154,7 +154,7 @@ async def test_places_survive_a_storm_of_cancellations():
     results = await asyncio.gather(*tasks, return_exceptions=True)
     unexpected = [r for r in results if isinstance(r, BaseException)]
     assert {type(r) for r in unexpected} <= {asyncio.CancelledError, DeadlineExceeded}
-    assert queue.places_taken == 0
+    assert queue.in_flight == 0
     assert (await queue.run(lambda _: 1)).result == 1
     queue.close()
 
@@ -168,7 +168,7 @@ async def test_closing_stops_the_running_job_and_refuses_the_rest(queue):
     for task in (holder, waiter, queue.run(lambda _: None)):
         with pytest.raises(DraftUnavailable):
             await task
-    assert queue.places_taken == 0
+    assert queue.in_flight == 0
 
 
 async def test_the_callers_trace_context_goes_along(queue):

@@ -42,7 +42,7 @@ async def test_not_serving_without_a_target_and_serving_again_with_one(following
     await told(server, [False])
     models.has_target_now = True
     await told(server, [False, True])
-    assert "no target can be reached" in caplog.text and "can be reached again" in caplog.text
+    assert "no target is reachable" in caplog.text and "a target is reachable again" in caplog.text
 
 
 async def test_one_look_is_no_outage(monkeypatch):

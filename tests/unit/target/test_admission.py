@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from presift.core.errors import BudgetExceeded, FieldError, InvalidRequest, Overloaded, PromptTooLong, RouteUnsupported
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import Span
 from presift.target.admission import Admission, check_fits
-from presift.target.engine import EngineInfo, GenerateRequest, Sampling
+from presift.target.engine import EngineInfo, GenerateRequest
 
 MODEL = ModelInfo("m", "1", "", context_tokens=100, layers=3, kv_heads=2, vocabulary_size=64)
 INFO = EngineInfo("e", MODEL, tuple(Route), can_stop_at_strings=False, kv_page_tokens=4)

@@ -1,4 +1,4 @@
-"""Requests refuse what is wrong about a value alone; SGLang's arguments are what presift means."""
+"""A request checks its own values; `sampling_arguments` translates them to SGLang."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from presift.core.errors import InvalidRequest
-from presift.target.engine import GenerateRequest, Sampling
+from presift.core.generation import Sampling
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.messages import sampling_arguments
 
 PROMPT = np.array([1, 2], dtype=np.uint32)
@@ -35,19 +36,19 @@ def test_defaults_are_greedy_and_256_tokens() -> None:
 @pytest.mark.parametrize(
     ("seed", "signed"), [(0, 0), (7, 7), (2**63 - 1, 2**63 - 1), (2**63, -(2**63)), (2**64 - 1, -1)]
 )
-def test_seeds_are_unsigned_here_and_signed_there(seed: int, signed: int) -> None:
+def test_an_unsigned_seed_becomes_a_signed_one(seed: int, signed: int) -> None:
     assert arguments(seed=seed)["sampling_seed"] == signed
 
 
 @pytest.mark.parametrize("value", [{"top_p": float("nan")}, {"temperature": float("inf")}, {"max_new_tokens": -1}])
-def test_what_is_no_valid_number_is_refused(value: dict[str, Any]) -> None:
+def test_values_out_of_range_are_refused(value: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        Sampling(**value)
+        GenerateRequest(PROMPT, Sampling(**value))
     assert refusal.value.field == f"sampling.{next(iter(value))}"
 
 
 def test_limits_are_inclusive() -> None:
-    Sampling(max_new_tokens=1, temperature=2.0, top_p=1.0, top_k=1, stop=("x",) * 16)
+    GenerateRequest(PROMPT, Sampling(max_new_tokens=1, temperature=2.0, top_p=1.0, top_k=1, stop=("x",) * 16))
 
 
 def test_an_empty_prompt_is_refused() -> None:

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.backends.services import ask_target, count_pick, target_error, target_pool
 from presift.orchestrator.backends.target_codec import sampling_to_wire, usage_from_wire
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, TargetInfo, Usage
-from presift.orchestrator.domain.request import Sampling, TokenizedPrompt
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc import codec
 from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline

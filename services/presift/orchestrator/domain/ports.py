@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
-from presift.orchestrator.domain.request import Sampling, TokenizedPrompt
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.replica import ReplicaStatus
 
@@ -63,22 +63,6 @@ class Draft(Protocol):
     ) -> Score: ...
 
 
-class FinishReason(StrEnum):
-    """Why an answer ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class TargetLoad:
-    """The load that a target reports: running and waiting requests, and KV slots that no running request holds."""
-
-    running: int
-    waiting: int
-    free_kv_tokens: int
-
-
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
@@ -100,7 +84,7 @@ class Usage:
     coverage: float | None = None
     kv_mask: KvMask | None = None
     replica: str = ""
-    load: TargetLoad | None = None
+    load: EngineLoad | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a caller asked for, as values. Parsed from the wire by the servicer; nothing here knows gRPC."""
+"""What a caller asked for, as values. Built by the API codecs; knows neither gRPC nor HTTP."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
-from presift.core.policies import KvSelection
+from presift.core.policies import POLICIES, KvSelection
 from presift.core.spans import Span
-from presift.orchestrator.domain.caller import Caller, Limits
+from presift.orchestrator.domain.caller import Limits
 
 ROLES = ("system", "user", "assistant", "tool")
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -178,25 +179,6 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen. The target checks the ranges; `None` takes its default."""
-
-    max_new_tokens: int = 256
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the same prompt always gets the same answer; so by default, as on the wire."""
-        return not self.temperature or self.top_k == 1
-
-
-@dataclass(frozen=True, slots=True)
 class KvOptions:
     """How KV is dropped, where it is; None takes the orchestrator's default. Raises InvalidRequest.
 
@@ -237,13 +219,14 @@ class Request:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
+        if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
 
-    def of(self, caller: Caller, deployment_salt: str) -> Request:
-        """The one place that says whose a request is, whatever door it came by."""
-        return replace(self, tenant=caller.tenant, salt=caller.salt(deployment_salt), limits=caller.limits)
+    def _compresses_first(self) -> bool:
+        """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""
+        policy = None if self.route is None else POLICIES.get(self.route)
+        return policy is not None and policy.drops_kv and not policy.reads_whole_prompt

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import PresiftError
+from presift.core.generation import Sampling
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Draft, Target, TargetInfo, Usage
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.routing.choice import Defaults

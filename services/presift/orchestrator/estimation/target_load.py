@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 
-from presift.orchestrator.domain.ports import TargetLoad
+from presift.core.generation import EngineLoad
 from presift.orchestrator.routing.cost_model import RunningAnswer
 
 BELIEVED_S = 5.0
@@ -23,7 +23,7 @@ class TargetLoads:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._heard: dict[str, tuple[float, TargetLoad]] = {}
+        self._heard: dict[str, tuple[float, EngineLoad]] = {}
         self._reading_ms: deque[float] = deque(maxlen=_KEPT_TIMES)
         self._answers: list[tuple[str, RunningAnswer]] = []
 
@@ -46,7 +46,7 @@ class TargetLoads:
         finally:
             self._answers.remove(answer)
 
-    def record(self, place: str, load: TargetLoad | None, reading_ms: float | None) -> None:
+    def record(self, place: str, load: EngineLoad | None, reading_ms: float | None) -> None:
         """What a target said with an answer, and how long that request took to be read, None where it waited too."""
         if reading_ms is not None:
             self._reading_ms.append(reading_ms)
@@ -67,6 +67,6 @@ class TargetLoads:
             return 0.0
         return max(0, load.waiting - own) * median(self._reading_ms)
 
-    def _latest(self, place: str) -> TargetLoad | None:
+    def _latest(self, place: str) -> EngineLoad | None:
         said_at, load = self._heard.get(place, (0.0, None))
         return load if load is not None and self._clock() - said_at <= BELIEVED_S else None

@@ -71,10 +71,10 @@ class Pipeline:
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.place(request.tenant or "", request_cost(request), deadline.left_s()) as slot,
+                parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
             ):
                 prompt = await parts.reader.read(request, metrics.arrived)
-                await quota.spend(prompt.prompt_tokens, max_new_tokens=request.sampling.max_new_tokens)
+                await quota.charge(prompt.prompt_tokens, max_new_tokens=request.sampling.max_new_tokens)
                 with parts.reader.placed(prompt) as context:
                     plan = await parts.planner.plan(context, deadline)
                 metrics.record_plan(plan)
@@ -84,7 +84,7 @@ class Pipeline:
                     async for event in events:
                         first_token_sent()
                         if isinstance(event, Delta):
-                            quota.delivered(len(event.token_ids))
+                            quota.record_generated(len(event.token_ids))
                         yield event
 
     def _answer(
@@ -140,11 +140,11 @@ class Pipeline:
             async with (
                 asyncio.timeout(deadline.left_s()),
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.place(request.tenant or "", request_cost(request), deadline.left_s()),
+                parts.admission.slot(request.tenant or "", request_cost(request), deadline),
             ):
                 with parts.guard.idle_gate.busy():
                     prompt = await parts.reader.read(request, arrived)
-                    await quota.spend(prompt.prompt_tokens, max_new_tokens=0)
+                    await quota.charge(prompt.prompt_tokens, max_new_tokens=0)
                     with parts.reader.placed(prompt) as context:
                         plan = await parts.planner.explain(context)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None

@@ -78,9 +78,9 @@ class DraftStage:
             job = self.job(choice, context.tokens, context.target, context.inputs.defaults)
         except DraftUnavailable as error:
             return self._in_full(error, context)
-        if self._prefiller is None or choice.route is not Route.SPEC_KV or not choice.keep_full_prefix:
-            return await self._compress(job, choice, context, limit_s, None)
-        return await self._compress_with_prefill(job, choice, context, limit_s, self._prefiller)
+        if self._prefiller is not None and job.policy.reads_whole_prompt and choice.keep_full_prefix:
+            return await self._compress_with_prefill(job, choice, context, limit_s, self._prefiller)
+        return await self._compress(job, choice, context, limit_s, None)
 
     def job(self, choice: RouteChoice, tokens: TokenizedPrompt, target: ModelInfo, defaults: Defaults) -> ScoringJob:
         """The request to the draft. Raises DraftUnavailable while no draft is connected."""

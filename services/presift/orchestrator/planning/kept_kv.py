@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InternalError, TargetUnavailable
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.orchestrator.domain.ports import Target, Usage
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.deadline import Deadline
 

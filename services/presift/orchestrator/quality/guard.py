@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
-from presift.orchestrator.domain.request import Sampling
+from presift.core.generation import Sampling
 from presift.orchestrator.quality.sampler import Sample, Sampler
 from presift.orchestrator.quality.shadow_queue import IdleGate, ShadowOutcome, ShadowQueue
 from presift.orchestrator.routing.agreement import Agreement

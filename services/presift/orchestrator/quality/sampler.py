@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.plan import Route
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.routing.decision import Plan
 from presift.orchestrator.routing.quality_gate import LengthBand, length_band
 

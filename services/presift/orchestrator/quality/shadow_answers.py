@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import aclosing
 from dataclasses import replace
 
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import Target, Usage
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.draft_stage import DraftStage

@@ -1,9 +1,9 @@
-"""Attention for a plain CPU: PyTorch's SDPA over the rows that are new, and no others.
+"""Attention for a plain CPU: PyTorch's SDPA over the new rows only.
 
-SGLang's `torch_native` computes every row of the sequence for each chunk of it and throws the old ones away, so a chunk
-costs S x S whatever the prefix cache held, and it copies K and V once per query head. Here a chunk of R rows costs
-R x S, the query heads of a group share K and V, and what all layers need is worked out once. The results are the same
-(tests/unit/target/test_cpu_attention.py). For 5,119 cached tokens and one new one: 0.1 s instead of 13 s.
+For each chunk, SGLang's `torch_native` computes all S rows of the sequence and discards the old ones, so a chunk costs
+S x S even with a cached prefix. It also copies K and V once per query head. Here a chunk of R rows costs R x S, the
+query heads of a group share K and V, and masks and slots are computed once for all layers. The results are the same
+(tests/unit/target/cpu/test_attention.py). With 5,119 cached tokens and one new token: 0.1 s instead of 13 s.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "torch_native"
 
-# SGLang calls these methods, with these arguments.
+# SGLang defines the arguments of these methods.
 # ruff: noqa: PLR0917
 
 
 def register() -> None:
-    """Take the place of `torch_native` in this process.
+    """Replace `torch_native` in this process.
 
-    It has no name of its own, because SGLang knows by the name not to use Triton kernels.
+    It keeps the name, because by that name SGLang avoids Triton kernels.
     """
     from sglang.srt.layers.attention.attention_registry import register_attention_backend  # noqa: PLC0415
 
@@ -34,10 +34,11 @@ def register() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One sequence of a batch: how many rows are new, the pool slots of all its tokens, and what its new rows see.
+class SequenceRows:
+    """One sequence of a batch and how many of its rows are `new`.
 
-    `slots` int64[tokens]; `mask` bool[new, tokens], None for one new row, which sees everything.
+    `slots` int64[tokens]: the pool slots of its tokens; `mask` bool[new, tokens]: what the new rows see, None for a
+    single new row, which sees everything.
     """
 
     new: int
@@ -46,17 +47,17 @@ class Part:
 
 
 class CpuAttention(TorchNativeAttnBackend):  # type: ignore[misc]
-    """Causal self-attention of decoders; anything else is left to `torch_native`."""
+    """Causal self-attention of decoders. `torch_native` computes everything else."""
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)
-        lengths, places = forward_batch.seq_lens.tolist(), forward_batch.req_pool_indices.tolist()
+        lengths, indices = forward_batch.seq_lens.tolist(), forward_batch.req_pool_indices.tolist()
         is_decode = forward_batch.forward_mode.is_decode()
         new = [1] * len(lengths) if is_decode else forward_batch.extend_seq_lens.tolist()
         table = self.req_to_token_pool.req_to_token
-        self._parts = [
-            Part(rows, table[place, :length].long(), causal_mask(rows, length))
-            for rows, place, length in zip(new, places, lengths, strict=True)
+        self._sequences = [
+            SequenceRows(rows, table[index, :length].long(), causal_mask(rows, length))
+            for rows, index, length in zip(new, indices, lengths, strict=True)
         ]
 
     def forward_extend(
@@ -74,23 +75,24 @@ class CpuAttention(TorchNativeAttnBackend):  # type: ignore[misc]
         return self._attend(q, k, v, layer, forward_batch.out_cache_loc if save_kv_cache else None)
 
     def _attend(self, q: torch.Tensor, k: Any, v: Any, layer: Any, save_at: torch.Tensor | None) -> torch.Tensor:
-        """float[rows, heads * dim], after K and V of the new rows are saved."""
+        """float[rows, heads * dim]. Saves K and V of the new rows first."""
         pool = self.token_to_kv_pool
         if save_at is not None and k is not None:
             pool.set_kv_buffer(layer, KVWriteLoc(save_at, None), k, v)
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         queries = q.reshape(-1, layer.tp_k_head_num, layer.tp_q_head_num // layer.tp_k_head_num, layer.qk_head_dim)
+        new_rows = [each.new for each in self._sequences]
         outputs = [
             attend(
-                query, keys.index_select(0, part.slots), values.index_select(0, part.slots), part.mask, layer.scaling
+                query, keys.index_select(0, each.slots), values.index_select(0, each.slots), each.mask, layer.scaling
             )
-            for query, part in zip(torch.split(queries, [part.new for part in self._parts]), self._parts, strict=True)
+            for query, each in zip(torch.split(queries, new_rows), self._sequences, strict=True)
         ]
         return torch.cat(outputs).reshape(q.shape[0], -1)
 
 
 def causal_mask(rows: int, tokens: int) -> torch.Tensor | None:
-    """bool[rows, tokens]: the last `rows` tokens of a sequence see it up to themselves."""
+    """bool[rows, tokens]: each of the last `rows` tokens sees the sequence up to itself. None for one row."""
     return None if rows == 1 else torch.ones(rows, tokens, dtype=torch.bool).tril(tokens - rows)
 
 
@@ -104,9 +106,9 @@ def attend(
     """
     keys, values = (each.to(query.dtype).transpose(0, 1) for each in (keys, values))
     if mask is None:
-        # The heads of a group are the rows of one product: eight times faster than a product for each head.
+        # One product with the heads of a group as rows: eight times faster than a product per head.
         return scaled_dot_product_attention(query, keys[None], values[None], scale=scaling)
-    # KV heads become the batch, and the heads of a group share them without a copy.
+    # KV heads are the batch dimension; the heads of a group share them without a copy.
     shape = (-1, query.shape[2], -1, -1)
     keys, values = keys.unsqueeze(1).expand(shape), values.unsqueeze(1).expand(shape)
     out = scaled_dot_product_attention(query.permute(1, 2, 0, 3), keys, values, attn_mask=mask, scale=scaling)

@@ -1,4 +1,4 @@
-"""The platform class that `cpu_platform.activate` names. Imported by SGLang alone, never where a GPU is present."""
+"""The platform class for a plain CPU. SGLang imports it only if `platform.activate` names it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-# SGLang's memory pools import the platform, so they are imported when they are asked for.
+# SGLang's memory pools import the platform, so they are imported on use.
 # ruff: noqa: PLC0415
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
-    """A CPU without sgl_kernel: PyTorch's own attention, the ordinary KV pool, each operator's `native` forward."""
+    """A CPU without sgl_kernel: PyTorch's attention, the ordinary KV pool, each operator's `native` forward."""
 
     # Not PlatformEnum.CPU: that value makes SGLang look for sgl_kernel's CPU operators.
     _enum = PlatformEnum.OOT
@@ -36,7 +36,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
 
 
 def _one_token_pages(size: int, *, page_size: int, **others: Any) -> Any:
-    """SGLang's allocator for pages of one token; the paged one needs a Triton kernel, which no CPU runs."""
+    """SGLang's allocator for pages of one token. Its paged allocator needs a Triton kernel, which no CPU runs."""
     from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 
     if page_size != 1:

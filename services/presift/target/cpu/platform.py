@@ -1,8 +1,8 @@
-"""SGLang on a plain CPU, through its out-of-tree platform door (entry point group `sglang.srt.platforms`).
+"""Runs SGLang on a plain CPU, as an out-of-tree platform (entry point group `sglang.srt.platforms`).
 
-SGLang's own CPU path needs a build of sgl_kernel that is not published. This platform needs stock PyTorch alone. It is
-loaded wherever presift is installed beside SGLang, in every process of the engine, so `activate` steps aside unless
-torch is a CPU build on a machine without an accelerator, and importing this module imports neither torch nor SGLang.
+SGLang's own CPU path needs a build of sgl_kernel that is not published. This platform needs only stock PyTorch. SGLang
+loads it in every process wherever presift is installed, so `activate` does nothing unless torch is a CPU build on a
+machine without an accelerator. Importing this module imports neither torch nor SGLang.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 
 def activate() -> str | None:
-    """The entry point: the platform class to use, or None where it does not apply (SGLang then goes on as usual)."""
+    """The entry point: the path of the platform class, or None to leave the choice to SGLang."""
     if _is_sglangs_own_cpu_engine_chosen() or not _is_plain_cpu():
         return None
     return "presift.target.cpu.device.CpuPlatform"
@@ -22,7 +22,7 @@ def _is_sglangs_own_cpu_engine_chosen() -> bool:
 
 
 def _is_plain_cpu() -> bool:
-    import torch  # noqa: PLC0415 - the entry point is loaded early; torch only when it is asked
+    import torch  # noqa: PLC0415 - SGLang loads the entry point early
 
     is_cpu_build = torch.version.cuda is None and torch.version.hip is None
     return is_cpu_build and not torch.accelerator.is_available()

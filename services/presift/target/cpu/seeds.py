@@ -1,8 +1,8 @@
-"""Repeatable sampling inside SGLang, per request and on any device.
+"""Makes seeded sampling in SGLang repeatable, per request and on any device.
 
 SGLang honours `sampling_seed` only in its deterministic mode, which needs CUDA kernels and slows every request down.
-Two of its functions are hooked instead: each batch gets one seed per row, and rows are drawn with a generator that
-depends on the row's seed and position alone, never on what else is in the batch.
+Here two of its functions are hooked: each batch gets one seed per row, and each row is drawn with a generator that
+depends only on the row's seed and position, not on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MULTINOMIAL = "sglang.srt.layers.sampler.multinomial_with_seed"
 
 
 def register() -> None:
-    """Hook this process's SGLang. Raises RuntimeError if a function is not where it was; SGLang would only log it."""
+    """Hook SGLang in this process. Raises RuntimeError if a function is missing; SGLang would only log it."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
 
     HookRegistry.register(BATCH_INFO, add_seeds, HookType.AFTER)
@@ -26,12 +26,12 @@ def register() -> None:
     HookRegistry.apply_hooks()
     missing = {BATCH_INFO, MULTINOMIAL} - HookRegistry._patched
     if missing:
-        raise RuntimeError(f"this SGLang has no {', '.join(sorted(missing))}")
+        raise RuntimeError(f"the installed SGLang has no {', '.join(sorted(missing))}")
 
 
 def add_seeds(info: Any, _cls: type, batch: Any, vocab_size: int) -> Any:
     """Set `info.sampling_seed`: int64[requests], the request's own seed or a random one."""
-    # Greedy batches too: SGLang concatenates the seeds when it merges batches.
+    # Also for greedy batches, because SGLang concatenates the seeds when it merges batches.
     seeds = [request.sampling_params.sampling_seed for request in batch.reqs]
     drawn = [random.getrandbits(63) if seed is None else seed for seed in seeds]
     info.sampling_seed = torch.tensor(drawn, dtype=torch.int64, device=batch.device)
@@ -46,7 +46,7 @@ def draw(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -
 
 def _noise(row: torch.Tensor, seed: int, position: int) -> torch.Tensor:
     generator = torch.Generator(row.device)
-    # Hashed, because torch takes 32 bits of a seed and neighbouring ones must not give neighbouring streams.
+    # Hashed, because torch uses 32 bits of a seed, and similar seeds must not give similar streams.
     generator.manual_seed(int.from_bytes(blake2b(f"{seed} {position}".encode(), digest_size=8).digest()))
     uniform = torch.rand(row.shape, generator=generator, dtype=torch.float64, device=row.device)
     return -torch.log(-torch.log(uniform))

@@ -1,4 +1,4 @@
-"""What presift asks of SGLang: its server arguments, as data, for a CPU and for a GPU."""
+"""The server arguments and environment with which presift starts SGLang, on a CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from presift.models.folder import ModelFolder
 from presift.target import sglang_plugin
 
 _CPU_KV_POOL_TOKENS = 65_536
-# SGLang stands on the processes' OpenMP, which reads these when torch is loaded. Threads that spin while they wait take
-# the cores from each other: 985 ms a token instead of 137 ms.
+# OpenMP reads these when torch is loaded. Threads that spin while they wait take the cores from each other: 985 ms a
+# token instead of 137 ms.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class SglangOptions:
-    """How to run a model. None leaves a choice to the device or the model. Sizes are in tokens, counts in requests."""
+    """How to run a model. None: chosen by the device or the model."""
 
     folder: ModelFolder
     dtype: str = "bfloat16"
@@ -35,7 +35,7 @@ class SglangOptions:
     kv_dropping: bool = True
     tensor_parallel: int = 1
     data_parallel: int = 1
-    # "dummy" needs no weights: real shapes, senseless answers.
+    # "dummy" loads no weights: real shapes, random answers.
     load_format: str = "safetensors"
 
 
@@ -57,7 +57,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "load_format": options.load_format,
         "trust_remote_code": False,
         "incremental_streaming_output": True,
-        # The one backend whose sampling can be seeded.
+        # The only backend whose sampling can be seeded.
         "sampling_backend": "pytorch",
         "skip_server_warmup": True,
         "grammar_backend": "none",
@@ -71,16 +71,16 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
 def _on_cpu(options: SglangOptions) -> dict[str, Any]:
     return {
         "disable_cuda_graph": True,
-        # Else an idle scheduler polls without pause and takes a whole core from the draft.
+        # Otherwise an idle scheduler polls without pause and takes a whole core from the draft.
         "sleep_on_idle": True,
         "attention_backend": options.attention_backend or "torch_native",
-        # By itself SGLang would take most of the machine's memory for its pool.
+        # Without a limit SGLang would take most of the machine's memory.
         "max_total_tokens": options.kv_pool_tokens or _CPU_KV_POOL_TOKENS,
     }
 
 
 def _architecture(folder: ModelFolder) -> str | None:
-    """SGLang chooses the model's class by `architectures`; a config without it gets what transformers would choose."""
+    """SGLang chooses the model's class by `architectures`. The override for a config without them, else None."""
     config = json.loads((folder.path / "config.json").read_text())
     if config.get("architectures"):
         return None
@@ -88,12 +88,14 @@ def _architecture(folder: ModelFolder) -> str | None:
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
     if name is None:
-        raise InvalidRequest("model", folder.path, "a causal language model: config.json names no architecture")
+        raise InvalidRequest(
+            "model", folder.path, "a causal language model (config.json has no architectures and an unknown model_type)"
+        )
     return json.dumps({"architectures": [name]})
 
 
 def set_environment(options: SglangOptions, environment: MutableMapping[str, str] = os.environ) -> None:
-    """What SGLang's child processes inherit. Call it before torch is imported."""
+    """Set the variables that SGLang's child processes inherit. Call it before torch is imported."""
     defaults: Mapping[str, str] = _ENVIRONMENT
     for name, value in defaults.items():
         environment.setdefault(name, value)

@@ -1,7 +1,7 @@
-"""The real engine: SGLang in this process, its scheduler and detokenizer in children of it.
+"""The real engine: SGLang's tokenizer manager in this process, its scheduler and detokenizer in child processes.
 
-SGLang's `Engine` would install signal handlers that kill this process, and its `shutdown` kills every child of it. So
-its receive loop is started here, and its children are ended by `sglang_processes`; all else is SGLang as it is.
+SGLang's `Engine` would install signal handlers that kill this process, and its `shutdown` would kill every child of it.
+So presift starts the receive loop itself, and `processes` ends the children.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from presift.core.errors import TargetUnavailable
+from presift.core.generation import EngineLoad
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
 from presift.models.torchvision_ops import declare_missing
-from presift.target.engine import Engine, EngineInfo, EngineLoad, Event, GenerateRequest
+from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang.messages import AnswerReader, to_sglang
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class SglangEngine(Engine):
-    """One model on SGLang. Start it in the main thread's event loop: a failing child says so by SIGQUIT."""
+    """One model on SGLang. Start it in the main thread's event loop: a failing child process sends SIGQUIT."""
 
     def __init__(self, options: SglangOptions) -> None:
         self._options = options
@@ -37,9 +38,9 @@ class SglangEngine(Engine):
         self._death: asyncio.Future[str] = self._loop.create_future()
         self._launching: asyncio.Future[Any] | None = None
         self._receiving: asyncio.Task[None] | None = None
-        self._foreign = processes.children()
-        # Known once it is launched; another engine of this process may be launched later.
-        self._own: set[BaseProcess] | None = None
+        self._other_children = processes.children()
+        # Known after the launch. This process may launch another engine later.
+        self._own_children: set[BaseProcess] | None = None
         self._manager: Any = None
         self._info: EngineInfo | None = None
 
@@ -51,24 +52,24 @@ class SglangEngine(Engine):
 
     @property
     def running_requests(self) -> int:
-        # SGLang's table of requests keeps an aborted one until the scheduler has let go of it.
+        # SGLang keeps an aborted request in this table until the scheduler has released it.
         return len(self._manager.rid_to_state)
 
     def scheduler_load(self) -> tuple[int, int, int]:
-        """What the scheduler process last published: running requests, waiting requests, KV slots in use.
+        """What the scheduler last published: running requests, waiting requests, KV slots in use.
 
-        It publishes after each prefill, every few decode steps and when it falls idle. Slots that only the radix cache
-        holds are free.
+        It publishes after each prefill, every few decode steps and when it becomes idle. Slots that only the radix
+        cache holds are free.
         """
         load = self._manager.load_snapshot_reader.read_all()[0]
         return load.num_running_reqs, load.num_waiting_reqs, load.num_used_tokens
 
     def load(self) -> EngineLoad | None:
-        # Shared memory: nothing is asked of the scheduler. It holds nothing before the first batch.
+        # Shared memory, so the scheduler is not asked. It is empty before the first batch.
         loads = self._manager.load_snapshot_reader.read_all()
         if not loads:
             return None
-        # One for each copy of the model (data parallelism).
+        # One entry per model replica (data parallelism).
         return EngineLoad(
             sum(each.num_running_reqs for each in loads),
             sum(each.num_waiting_reqs for each in loads),
@@ -77,16 +78,16 @@ class SglangEngine(Engine):
         )
 
     async def plugin_state(self) -> dict[str, Any]:
-        """What the plugin counts in the scheduler process: its side state and the KV slots of the pool."""
+        """The plugin's counts in the scheduler process: its state and the KV slots of the pool."""
         states = await self._manager.get_internal_state()
         return dict(states[0].get(KEY) or {"unsupported": "the plugin is not loaded"})
 
     async def flush(self) -> bool:
-        """Empty the radix cache; False if requests are running."""
+        """Empty the radix cache. False if requests are running."""
         return bool((await self._manager.flush_cache()).success)
 
     async def start(self) -> None:
-        self._loop.add_signal_handler(signal.SIGQUIT, self._die, "a process of the engine failed")
+        self._loop.add_signal_handler(signal.SIGQUIT, self._set_failed, "a process of the engine failed")
         self._launching = self._loop.run_in_executor(None, self._launch)
         try:
             engine = await asyncio.shield(self._launching)
@@ -97,7 +98,7 @@ class SglangEngine(Engine):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         if self._death.done():
-            raise TargetUnavailable(f"the engine is gone: {self._death.result()}")
+            raise TargetUnavailable(f"the engine has failed: {self._death.result()}")
         reader = AnswerReader()
         # Closing SGLang's generator aborts the request in the scheduler.
         async with aclosing(self._manager.generate_request(to_sglang(request))) as answers:
@@ -109,17 +110,17 @@ class SglangEngine(Engine):
         return await asyncio.shield(self._death)
 
     async def stop(self) -> None:
-        self._die("stopped")
+        self._set_failed("stopped")
         while self._launching and not self._launching.done():
-            self._end_children()
+            self._kill_children()
             await asyncio.wait([self._launching], timeout=0.2)
         engine = self._launching.result() if self._launching and not self._launching.exception() else None
         if engine:
-            # It would report the ends below as crashes.
+            # It would report the processes that end below as crashed.
             engine.tokenizer_manager._subprocess_watchdog.stop()
         if self._receiving:
             self._receiving.cancel()
-        self._end_children()
+        self._kill_children()
         if engine:
             processes.close_sockets(engine)
             processes.remove_files(engine)
@@ -131,12 +132,12 @@ class SglangEngine(Engine):
         return processes.launch(server_arguments(self._options))
 
     def _use(self, engine: Any) -> None:
-        self._own = processes.children() - self._foreign
+        self._own_children = processes.children() - self._other_children
         self._manager = engine.tokenizer_manager
-        # What `auto_create_handle_loop` does, without its signal handlers.
+        # Like `auto_create_handle_loop`, but without its signal handlers.
         self._manager.event_loop = self._loop
         self._receiving = self._loop.create_task(self._manager.handle_loop())
-        self._receiving.add_done_callback(lambda _: self._die("SGLang's receive loop ended"))
+        self._receiving.add_done_callback(lambda _: self._set_failed("SGLang's receive loop ended"))
 
     async def _describe(self) -> EngineInfo:
         from sglang.version import __version__  # noqa: PLC0415 - loaded by now
@@ -146,7 +147,7 @@ class SglangEngine(Engine):
             id=folder.id,
             revision=folder.revision,
             tokenizer_fingerprint=folder.tokenizer_fingerprint,
-            # SGLang keeps a few slots for itself; within this limit it neither refuses nor shortens an answer.
+            # SGLang reserves a few slots. Within this limit it neither refuses a prompt nor shortens an answer.
             context_tokens=self._manager.max_req_input_len,
             layers=config.num_hidden_layers,
             kv_heads=config.get_total_num_kv_heads(),
@@ -155,7 +156,6 @@ class SglangEngine(Engine):
         state = await self.plugin_state()
         page_tokens, pool_tokens = state.get("page_tokens", 1), state.get("pool_tokens", 0)
         reason = await self._why_no_kv_dropping(model.vocabulary_size, page_tokens)
-        # Which prompt tokens there are is the caller's affair: the target reads what it gets.
         routes = (*KV_KEEPING_ROUTES, *(KV_DROPPING_ROUTES if reason is None else ()))
         unsupported = {} if reason is None else dict.fromkeys(KV_DROPPING_ROUTES, reason)
         name = f"sglang {__version__}"
@@ -163,13 +163,13 @@ class SglangEngine(Engine):
 
     async def _why_no_kv_dropping(self, vocabulary_size: int, page_tokens: int) -> str | None:
         if not self._options.kv_dropping:
-            return "switched off (kv_dropping)"
+            return "disabled by the setting kv_dropping"
         reason = await why_unsupported(self, vocabulary_size, page_tokens)
         if reason is not None:
             log.error("routes %s are not served: %s", ", ".join(KV_DROPPING_ROUTES), reason)
         return reason
 
-    def _die(self, reason: str) -> None:
+    def _set_failed(self, reason: str) -> None:
         if self._death.done():
             return
         log.log(logging.INFO if reason == "stopped" else logging.ERROR, "engine: %s", reason)
@@ -180,10 +180,10 @@ class SglangEngine(Engine):
     def _fail_running(self, reason: str) -> None:
         from sglang.srt.managers.io_struct import AbortReq  # noqa: PLC0415 - loaded by now
 
-        # As if the scheduler had aborted them: it cannot say so any more.
+        # The scheduler is gone, so abort them here as it would.
         for rid in list(self._manager.rid_to_state):
-            self._manager._handle_abort_req(AbortReq(rid=rid, abort_message=f"the engine is gone: {reason}"))
+            self._manager._handle_abort_req(AbortReq(rid=rid, abort_message=f"the engine has failed: {reason}"))
 
-    def _end_children(self) -> None:
-        own = processes.children() - self._foreign if self._own is None else self._own
-        processes.end(own)
+    def _kill_children(self) -> None:
+        own = processes.children() - self._other_children if self._own_children is None else self._own_children
+        processes.kill(own)

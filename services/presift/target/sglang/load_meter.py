@@ -1,4 +1,4 @@
-"""The load of an engine, as the service tells it: seen at most once a second, and never in an answer's way."""
+"""Reads an engine's load at most once a second, and never fails a request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from presift.target.engine import Engine, EngineLoad
+from presift.core.generation import EngineLoad
+from presift.target.engine import Engine
 
 EVERY_S = 1.0
 
@@ -14,26 +15,26 @@ log = logging.getLogger(__name__)
 
 
 class LoadMeter:
-    """`clock` in seconds."""
+    """Caches the load of an engine. `clock` in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen_at: float | None = None
+        self._read_at: float | None = None
         self._load: EngineLoad | None = None
         self._has_warned = False
 
-    def of(self, engine: Engine) -> EngineLoad | None:
-        """What was seen last, at most EVERY_S seconds old; None where the engine does not say."""
+    def read(self, engine: Engine) -> EngineLoad | None:
+        """The load, at most EVERY_S seconds old; None if unknown."""
         now = self._clock()
-        if self._seen_at is None or now - self._seen_at >= EVERY_S:
-            self._seen_at, self._load = now, self._see(engine)
+        if self._read_at is None or now - self._read_at >= EVERY_S:
+            self._read_at, self._load = now, self._ask(engine)
         return self._load
 
-    def _see(self, engine: Engine) -> EngineLoad | None:
+    def _ask(self, engine: Engine) -> EngineLoad | None:
         try:
             return engine.load()
-        except Exception:  # it is a help to whoever routes; the answer is complete without it
+        except Exception:  # the load only helps routing; a request must not fail because of it
             if not self._has_warned:
-                log.warning("the engine's load is not known", exc_info=True)
+                log.warning("the engine's load cannot be read", exc_info=True)
             self._has_warned = True
             return None

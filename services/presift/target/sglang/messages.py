@@ -1,4 +1,4 @@
-"""Requests and answers, between presift's words and SGLang's."""
+"""Translates requests and answers between presift and SGLang."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from presift.core.errors import (
     RouteUnsupported,
     TargetUnavailable,
 )
-from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Tokens
+from presift.core.generation import FinishReason
+from presift.target.engine import Event, Finished, GenerateRequest, Tokens
 from presift.target.sglang_plugin import custom_params
 
-# SGLang's own word for the whole vocabulary. What is more fits no int32: its scheduler would die of it.
+# SGLang's value for the whole vocabulary. A larger one overflows int32 and would end the scheduler.
 _TOP_K_ALL = 1 << 30
 
 
 def to_sglang(request: GenerateRequest) -> Any:
-    """The request as SGLang's tokenizer manager takes it, under an id of its own."""
+    """The request for SGLang's tokenizer manager, with a new request id."""
     from sglang.srt.managers.io_struct import GenerateReqInput  # noqa: PLC0415 - loaded by now
 
     return GenerateReqInput(
@@ -40,8 +41,8 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
     sampling, plan = request.sampling, request.kv_plan
     return {
         "max_new_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "temperature": sampling.temperature or 0.0,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         "top_k": -1 if sampling.top_k is None else min(sampling.top_k, _TOP_K_ALL),
         # SGLang's seeds are signed.
         "sampling_seed": None if sampling.seed is None else sampling.seed - (sampling.seed >> 63 << 64),
@@ -53,17 +54,17 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
 
 
 class AnswerReader:
-    """Reads the messages of one answer, in order. What the plugin reports comes with the first token alone."""
+    """Reads the messages of one answer, in order. The plugin's report comes only with the first token."""
 
     def __init__(self) -> None:
         self._report: dict[str, Any] | None = None
 
     def events(self, answer: dict[str, Any]) -> Iterator[Event]:
-        """What one message of SGLang's stream says. Raises TargetUnavailable if it says that the request was aborted,
-        RouteUnsupported or InvalidRequest if the plugin refused it.
+        """The events of one message. Raises TargetUnavailable if SGLang aborted the request, and the plugin's error
+        (RouteUnsupported, InvalidRequest, ...) if the plugin refused it.
         """
         meta, token_ids = answer["meta_info"], answer["output_ids"]
-        # A batch in which any request reports fills the others with None.
+        # Requests without a report have None if another request of the batch has one.
         self._report = next(filter(None, meta.get(custom_params.KEY) or ()), self._report)
         reason = meta["finish_reason"]
         if reason and reason["type"] == "abort":
@@ -77,7 +78,7 @@ class AnswerReader:
 
     def _finished(self, meta: dict[str, Any], end: FinishReason) -> Finished:
         if self._report is not None:
-            # SGLang's own counts are of the entry's name, not of the prompt.
+            # SGLang's own counts refer to the entry, not to the prompt.
             kept = self._report["kv_mask"]
             report = self._report | {"kv_mask": custom_params.mask_from_values(kept) if kept else None}
             return Finished(completion_tokens=meta["completion_tokens"], reason=end, **report)
@@ -85,10 +86,10 @@ class AnswerReader:
         return Finished(prompt_tokens, meta["cached_tokens"], meta["completion_tokens"], end, kv_tokens=prompt_tokens)
 
 
-# What the plugin refuses, by the class that it names.
+# The plugin's refusals by the name of their class.
 _REFUSALS: dict[str, Callable[[str], PresiftError]] = {
     "RouteUnsupported": lambda message: RouteUnsupported("kv_plan", "set", "unset", message),
-    "InvalidRequest": lambda message: InvalidRequest("kv_plan", "refused", "one that can be carried out", message),
+    "InvalidRequest": lambda message: InvalidRequest("kv_plan", "refused", "a plan that can be applied", message),
     "PromptTooLong": lambda message: PromptTooLong("token_ids", "refused", "fewer", message),
     "BudgetExceeded": lambda message: BudgetExceeded("kv_plan", "refused", "a larger capacity", message),
     "InternalError": InternalError,
@@ -96,10 +97,10 @@ _REFUSALS: dict[str, Callable[[str], PresiftError]] = {
 
 
 def _aborted(reason: dict[str, Any]) -> PresiftError:
-    message = str(reason.get("message") or "the request was aborted inside the engine")
+    message = str(reason.get("message") or "the engine aborted the request")
     owner, _, kind = str(reason.get("err_type") or "").partition(".")
     if owner == custom_params.KEY and kind in _REFUSALS:
         return _REFUSALS[kind](message)
     if reason.get("status_code") == 400:
-        return InternalError("SGLang refused a request that presift had found valid")
+        return InternalError("SGLang refused a request that presift had accepted")
     return TargetUnavailable(message)

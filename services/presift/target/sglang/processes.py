@@ -1,8 +1,8 @@
-"""SGLang's engine with child processes that prepare themselves before they import SGLang, and that all end with it.
+"""Starts SGLang's engine so that each child process is prepared before it imports SGLang, and ends the children.
 
-SGLang spawns its scheduler and detokenizer: fresh interpreters that unpickle a target function and its arguments, and
-that import SGLang while they do. Nothing of ours would run before that. So the targets handed to them are `Prepared`
-values: unpickling one prepares the process, and it is unpickled before the arguments.
+SGLang spawns its scheduler and detokenizer as new interpreters, which import SGLang while they unpickle their target
+function and arguments. presift needs to run code before that. So the targets are `Prepared` values: unpickling one
+prepares the process, and the target is unpickled before the arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from presift.models.torchvision_ops import declare_missing
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A picklable call of `module.function` in a process where SGLang can be imported."""
+    """A picklable call of `module.function` that makes SGLang importable in the process that unpickles it."""
 
     module: str
     function: str
@@ -37,13 +37,13 @@ class Prepared:
 
 
 def prepare(module: str, function: str) -> Prepared:
-    """Rebuild a Prepared in a child, and make SGLang importable there."""
+    """Rebuild a Prepared in a child process, after making SGLang importable there."""
     declare_missing()
     return Prepared(module, function)
 
 
 def run_scheduler(*args: Any, **kwargs: Any) -> None:
-    """The scheduler process, with what presift adds to SGLang."""
+    """Run the scheduler process with presift's additions to SGLang."""
     from sglang.srt.managers.scheduler import run_scheduler_process  # noqa: PLC0415 - in the child alone
 
     from presift.target.cpu import attention, platform, seeds  # noqa: PLC0415
@@ -57,11 +57,11 @@ def run_scheduler(*args: Any, **kwargs: Any) -> None:
 def launch(arguments: dict[str, Any]) -> Any:
     """A started `sglang.Engine`. Imports SGLang and blocks until the model is loaded (tens of seconds).
 
-    Raises whatever SGLang raises; children may then be left: see `end`.
+    Raises what SGLang raises; child processes may remain then (see `kill`).
     """
     declare_missing()
     logging.getLogger("sglang").setLevel(arguments["log_level"].upper())
-    with _own_settings_kept():
+    with _restored_process_settings():
         from sglang.srt.entrypoints.engine import Engine  # noqa: PLC0415 - heavy, and only after declare_missing
 
         members = {
@@ -71,14 +71,14 @@ def launch(arguments: dict[str, Any]) -> Any:
             ),
         }
         engine = type("PreparedEngine", (Engine,), members)(**arguments)
-    # It would kill every child of this process.
+    # At exit it would kill every child of this process.
     atexit.unregister(engine.shutdown)
     return engine
 
 
 @contextmanager
-def _own_settings_kept() -> Iterator[None]:
-    """SGLang sets the event loop policy when it is imported, and the root logger when it starts. Neither is its own."""
+def _restored_process_settings() -> Iterator[None]:
+    """Undo what SGLang changes in this process: the event loop policy (on import) and the root logger (on start)."""
     policy, root = asyncio.get_event_loop_policy(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -94,8 +94,8 @@ def children() -> set[multiprocessing.process.BaseProcess]:
     return set(multiprocessing.active_children())
 
 
-def end(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: float = 10.0) -> None:
-    """Kill `processes` and wait for them. SGLang's own shutdown kills every child of this process, ours or not."""
+def kill(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: float = 10.0) -> None:
+    """Kill `processes` and wait for them. SGLang's own shutdown would kill every child of this process."""
     for process in processes:
         process.kill()
     for process in processes:
@@ -103,8 +103,8 @@ def end(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: flo
 
 
 def close_sockets(engine: Any) -> None:
-    """Close the sockets of an engine whose processes have ended, with what nobody will read: else this process would
-    wait for it when it exits.
+    """Close the sockets of an engine whose processes have ended, and drop unsent messages. Otherwise this process would
+    wait for them at exit.
     """
     manager = engine.tokenizer_manager
     for socket in (manager.send_to_scheduler, manager.recv_from_detokenizer, engine.send_to_rpc):
@@ -113,7 +113,7 @@ def close_sockets(engine: Any) -> None:
 
 
 def remove_files(engine: Any) -> None:
-    """Remove the sockets and the shared memory of an engine whose processes have ended; SGLang leaves them."""
+    """Remove the socket files and shared memory of an engine whose processes have ended. SGLang leaves them."""
     from sglang.srt.managers.load_snapshot import shm_path_for  # noqa: PLC0415 - loaded by now
 
     ports = engine.port_args
@@ -123,9 +123,9 @@ def remove_files(engine: Any) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def end_tracker() -> None:
-    """End the helper that multiprocessing starts beside the first child: else it outlives this process by a moment.
+def stop_resource_tracker() -> None:
+    """Stop multiprocessing's resource tracker process, which would otherwise outlive this process for a moment.
 
-    Call it when no child is left; they hold its pipe.
+    Call it after all children have ended, because they hold its pipe.
     """
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""SpecKV as a plugin of SGLang (entry point group `sglang.srt.plugins`): compressed KV as entries of its radix cache.
+"""SpecKV as an SGLang plugin (entry point group `sglang.srt.plugins`): compressed KV as entries of the radix cache.
 
-It is loaded wherever presift is installed beside SGLang, so it does nothing unless PRESIFT_SGLANG_PLUGIN is set, and
-importing this package imports neither torch nor SGLang.
+SGLang loads the plugin wherever presift is installed, so it does nothing unless PRESIFT_SGLANG_PLUGIN is 1. Importing
+this package imports neither torch nor SGLang.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ SWITCH = "PRESIFT_SGLANG_PLUGIN"
 
 
 def activate() -> None:
-    """The entry point: register the hooks. SGLang applies them when all its plugins are loaded."""
+    """The entry point: register the hooks. SGLang applies them after it has loaded all plugins."""
     if os.environ.get(SWITCH) != "1":
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - only where it is switched on
 
     from presift.target.sglang_plugin.hooks import Plugin  # noqa: PLC0415
 
-    for target, hook in Plugin().around().items():
+    for target, hook in Plugin().hooks().items():
         HookRegistry.register(target, hook, HookType.AROUND)

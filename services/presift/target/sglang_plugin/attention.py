@@ -1,7 +1,7 @@
-"""What a forward pass shows the plugin: positions go in, queries come out.
+"""What the plugin does in a forward pass: it shifts positions past dropped KV and captures the scoring queries.
 
-SGLang copies its forward batch, so nothing can be put on it; what a pass is to be scored for is noted when the batch is
-made and read when attention runs, in the same thread, one pass at a time.
+SGLang copies its forward batch, so state cannot be stored on it. It is noted here when the batch is made and read when
+attention runs, in the same thread, one pass at a time.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Scoring rows among the queries of a pass: `queries[start:end]` are the positions from `first` on; `slots`
-    int64[first + rows] hold the keys.
+class ScoringRows:
+    """The scoring rows of one request: `queries[start:end]` are its positions from `first` on.
+
+    `slots` int64[first + rows]: the pool slots of its keys.
     """
 
-    scores: KvSelector
+    selector: KvSelector
     start: int
     end: int
     first: int
     slots: torch.Tensor
 
 
-class Pass:
-    """The forward pass under way."""
+class ForwardPass:
+    """The current forward pass."""
 
     def __init__(self) -> None:
-        self._rows: list[Rows] = []
+        self._rows: list[ScoringRows] = []
         self._pool: Any = None
 
     @property
-    def is_plain(self) -> bool:
-        """Nobody's queries are wanted."""
-        return not self._rows
+    def has_scoring_rows(self) -> bool:
+        """Whether KV selection needs queries of this pass."""
+        return bool(self._rows)
 
     def begin(self, forward: Any, batch: Any, runner: Any) -> None:
-        """Move positions past what was dropped; note whose queries are wanted. `forward` is the new ForwardBatch."""
+        """Shift the positions of `forward`, the new ForwardBatch, past dropped KV; note which rows select KV."""
         states = [state_of(request) for request in batch.reqs]
         self._rows, self._pool = [], runner.token_to_kv_pool
         if not any(states) or forward.positions is None:
@@ -55,39 +56,39 @@ class Pass:
         if forward.forward_mode.is_extend():
             self._rows = _rows(states, batch, runner.req_to_token_pool.req_to_token)
 
-    def attended(self, queries: torch.Tensor, layer: Any) -> None:
-        """Attention ran in `layer` with `queries` [tokens, heads * d], rotated; the keys are in the pool."""
+    def on_attention(self, queries: torch.Tensor, layer: Any) -> None:
+        """Select KV in `layer` by `queries` [tokens, heads * d], which are rotated. The keys are in the pool."""
         for rows in list(self._rows):
             try:
                 self._score(rows, queries, layer)
             except Exception:
-                # The pass serves other requests too. What was not scored is noticed when its entry is to be made.
-                log.exception("presift: a layer could not be scored")
+                # The pass serves other requests too. This one fails in `finish_scoring`: its selector stays incomplete.
+                log.exception("presift: selecting KV in a layer failed")
                 self._rows.remove(rows)
 
-    def _score(self, rows: Rows, queries: torch.Tensor, layer: Any) -> None:
+    def _score(self, rows: ScoringRows, queries: torch.Tensor, layer: Any) -> None:
         taken = queries[rows.start : rows.end].view(rows.end - rows.start, layer.tp_q_head_num, layer.qk_head_dim)
         keys = self._pool.get_key_buffer(layer.layer_id)
-        rows.scores.add(layer.layer_id, taken, rows.first, keys, layer.scaling, slots=rows.slots)
+        rows.selector.add(layer.layer_id, taken, rows.first, keys, layer.scaling, slots=rows.slots)
 
 
 def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:
     values = torch.tensor(shifts, dtype=forward.positions.dtype)
     if not forward.forward_mode.is_decode_or_idle():
         values = values.repeat_interleave(torch.tensor(list(batch.extend_lens)))
-    # Beam search puts rows behind those of the requests; they are none of ours.
+    # Beam search adds rows behind those of the requests; they stay as they are.
     values = torch.nn.functional.pad(values, (0, forward.positions.numel() - values.numel()))
     return values.to(forward.positions.device, non_blocking=True)
 
 
-def _rows(states: list[Any], batch: Any, req_to_token: torch.Tensor) -> list[Rows]:
+def _rows(states: list[Any], batch: Any, req_to_token: torch.Tensor) -> list[ScoringRows]:
     found, offset = [], 0
     for state, request, prefix, length in zip(states, batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
-        if isinstance(state, ScoringState) and state.scores is not None:
-            first, end = max(prefix, state.scores.first_row), min(prefix + length, state.scores.end_row)
+        if isinstance(state, ScoringState) and state.selector is not None:
+            first, end = max(prefix, state.selector.first_row), min(prefix + length, state.selector.end_row)
             if first < end:
                 start = offset + first - prefix
                 slots = req_to_token[request.kv.req_pool_idx, :end].long()
-                found.append(Rows(state.scores, start, start + end - first, first, slots))
+                found.append(ScoringRows(state.selector, start, start + end - first, first, slots))
         offset += length
     return found

@@ -1,7 +1,7 @@
-"""The wire form of a KV plan towards SGLang: one JSON text among a request's `sampling_params.custom_params`.
+"""A KV plan as SGLang carries it: one JSON text in `sampling_params.custom_params`.
 
-SGLang carries scalars there from its HTTP server to its scheduler, so any client of a stock server can send it:
-`{"presift": "{\"capacity\": 256, \"lookahead\": [785, 4226]}"}`. What is left out takes SpecKv's defaults.
+SGLang passes scalars from its HTTP server to its scheduler, so any client of a stock server can send a plan:
+`{"presift": "{\"capacity\": 256, \"lookahead\": [785, 4226]}"}`. Fields that are left out take SpecKv's defaults.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def to_text(plan: KvPlan) -> str:
 
 
 def from_text(text: Any) -> KvPlan:
-    """The plan that JSON `text` describes. Raises InvalidRequest, naming the field."""
+    """The plan in JSON `text`. Raises InvalidRequest, which names the field."""
     values = _object(text)
     for name in values:
         if name not in (*_POLICY, *_OTHERS):
@@ -88,7 +88,7 @@ def _list(name: str, values: dict[str, Any]) -> list[Any]:
 def _integers(name: str, values: Any, count: int | None = None) -> list[int]:
     wrong = not isinstance(values, list) or (count is not None and len(values) != count)
     if wrong or any(type(value) is not int or value < 0 for value in values):
-        raise InvalidRequest(f"{KEY}.{name}", "something else", f"{count or 'any number of'} integers >= 0")
+        raise InvalidRequest(f"{KEY}.{name}", "malformed", f"a list of {f'{count} ' if count else ''}integers >= 0")
     return list(values)
 
 
@@ -99,12 +99,12 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def mask_to_values(mask: KvMask) -> dict[str, Any]:
-    """The mask as JSON: its shape, and its bitset in base64."""
+    """The mask as JSON values: its shape, and its bitset in base64."""
     return {"shape": list(mask.kept.shape), "kept": base64.b64encode(mask.to_bits()).decode()}
 
 
 def mask_from_values(value: Any) -> KvMask:
-    """The mask that `mask_to_values` made. Raises InvalidRequest."""
+    """The inverse of `mask_to_values`. Raises InvalidRequest."""
     try:
         layers, kv_heads, prompt_tokens = _integers("kv_mask.shape", value["shape"], 3)
         bits = base64.b64decode(value["kept"], validate=True)

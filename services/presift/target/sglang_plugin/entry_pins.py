@@ -1,7 +1,7 @@
-"""Compressed entries in SGLang's radix tree: selected KV is copied to slots of its own and inserted under its name.
+"""Compressed entries in SGLang's radix tree: selected KV is copied to new slots and inserted under the entry's name.
 
-From then on it is an entry like any other: found by prefix match, locked while in use, evicted when it is the oldest.
-All layers share the slots; which token's KV lies in one differs by layer and head.
+The tree treats it like any other entry: it is found by prefix match, locked while in use, and evicted by age. All
+layers use the same slots, but each layer and head stores its own selection of tokens in them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
 
-# Of the pool, how much may be held for requests that are not admitted yet.
-LEASED_SHARE = 0.25
-LEASE_S = 60.0
+# The share of the KV pool that may be pinned for requests that are not admitted yet.
+PINNED_SHARE = 0.25
+PIN_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class EntryPin:
-    """A lock on an entry until its request is admitted, so that it is not evicted before it was ever used."""
+    """A lock that keeps a new entry from being evicted before its request is admitted."""
 
     node: Any
     receipt: Any
@@ -32,64 +32,65 @@ class EntryPin:
 
 
 class EntryPins:
-    """The leases of requests by id, oldest first, under a cap of tokens. `tree` is SGLang's radix cache."""
+    """Pins by request id, oldest first, at most `max_tokens` together. `tree` is SGLang's radix cache."""
 
-    def __init__(self, tree: Any, max_tokens: int, seconds: float = LEASE_S) -> None:
+    def __init__(self, tree: Any, max_tokens: int, seconds: float = PIN_TIMEOUT_S) -> None:
         self._tree = tree
         self._max_tokens = max_tokens
         self._seconds = seconds
-        self._held: OrderedDict[str, EntryPin] = OrderedDict()
+        self._pins: OrderedDict[str, EntryPin] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._pins)
 
     @property
     def tokens(self) -> int:
-        return sum(lease.tokens for lease in self._held.values())
+        """How many KV slots are pinned."""
+        return sum(pin.tokens for pin in self._pins.values())
 
-    def take(self, request_id: str, node: Any, tokens: int) -> None:
-        """Lock `node` for a request. Over the cap the oldest go: their requests will have their entries made again."""
+    def pin(self, request_id: str, node: Any, tokens: int) -> None:
+        """Lock `node` for a request. Above the cap the oldest pins are released; their entries may be built again."""
         self.release(request_id)
         receipt = self._tree.inc_lock_ref(node).to_dec_params()
-        self._held[request_id] = EntryPin(node, receipt, tokens, time.monotonic() + self._seconds)
-        while self.tokens > self._max_tokens and len(self._held) > 1:
-            self.release(next(iter(self._held)))
+        self._pins[request_id] = EntryPin(node, receipt, tokens, time.monotonic() + self._seconds)
+        while self.tokens > self._max_tokens and len(self._pins) > 1:
+            self.release(next(iter(self._pins)))
 
     def release(self, request_id: str) -> None:
-        """Unlock what a request holds, if anything."""
-        lease = self._held.pop(request_id, None)
-        if lease is not None:
-            self._tree.dec_lock_ref(lease.node, lease.receipt)
+        """Unlock the entry of a request, if it has one."""
+        pin = self._pins.pop(request_id, None)
+        if pin is not None:
+            self._tree.dec_lock_ref(pin.node, pin.receipt)
 
     def release_except(self, queued: Collection[str]) -> bool:
-        """Release those that expired, and those of requests that are not among `queued`; True if there were any."""
+        """Release expired pins and pins of requests that are not in `queued`. True if any was released."""
         now = time.monotonic()
-        gone = [held for held, lease in self._held.items() if held not in queued or lease.expires_s <= now]
+        gone = [pinned for pinned, pin in self._pins.items() if pinned not in queued or pin.expires_s <= now]
         for request_id in gone:
             self.release(request_id)
         return bool(gone)
 
-    def release_matching(self, prefix: str) -> None:
-        """Those of all requests whose id begins so: SGLang aborts by prefix."""
-        for request_id in [held for held in self._held if held.startswith(prefix)]:
+    def release_by_prefix(self, prefix: str) -> None:
+        """Release the pins of all requests whose id starts with `prefix`: SGLang aborts by prefix."""
+        for request_id in [pinned for pinned in self._pins if pinned.startswith(prefix)]:
             self.release(request_id)
 
-    def forget(self) -> None:
-        """The tree is emptied: there is nothing to unlock any more."""
-        self._held.clear()
+    def clear(self) -> None:
+        """Drop all pins without unlocking, because the tree was emptied."""
+        self._pins.clear()
 
 
 def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
-    """The tree node of the entry that `request` (which has just been read, and scored) makes; None if there is no room.
+    """Copy the KV that a scoring request selected into a new entry, and return the tree node of the entry.
 
-    The request's own KV stays as it is.
+    Returns None if the pool has no room. The KV of `request` does not change.
     """
-    compressed, tree = state.of, scheduler.tree_cache
-    slots = _allocate(tree, compressed.kept)
+    caller, tree = state.caller, scheduler.tree_cache
+    slots = _allocate(tree, caller.kept)
     if slots is None:
         return None
     row = scheduler.req_to_token_pool.req_to_token[request.kv.req_pool_idx]
-    source = row[: len(compressed.prompt) - 1].long()
+    source = row[: len(caller.prompt) - 1].long()
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     try:
         for layer in range(scheduler.model_config.num_hidden_layers):
@@ -100,7 +101,7 @@ def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
     except BaseException:
         tree.token_to_kv_pool_allocator.free(slots)
         raise
-    return _insert(tree, compressed, slots, request.cache_salt)
+    return _insert(tree, caller, slots, request.cache_salt)
 
 
 def _allocate(tree: Any, tokens: int) -> torch.Tensor | None:
@@ -112,8 +113,10 @@ def _allocate(tree: Any, tokens: int) -> torch.Tensor | None:
 
 
 def _copy(buffer: torch.Tensor, kept: torch.Tensor, source: torch.Tensor, slots: torch.Tensor) -> None:
-    """Copy what each head keeps (`kept` int64[kv_heads, C]) within a layer's `buffer` [slots, kv_heads, d], from the
-    prompt's slots, `source` int64[n - 1], to `slots` int64[C].
+    """Copy the selected KV of one layer to the slots of the entry.
+
+    `buffer` [slots, kv_heads, d]; `kept` int64[kv_heads, C], prompt positions; `source` int64[n - 1], the slots of the
+    prompt; `slots` int64[C], the slots of the entry.
     """
     heads = torch.arange(buffer.shape[1], device=buffer.device)
     buffer[slots] = buffer[source[kept].T, heads]
@@ -121,19 +124,19 @@ def _copy(buffer: torch.Tensor, kept: torch.Tensor, source: torch.Tensor, slots:
 
 def kept_positions(state: ScoringState, layer: int, buffer: torch.Tensor) -> torch.Tensor:
     """int64[kv_heads, C], ascending: the prompt positions that each head of `layer` keeps."""
-    if state.scores is not None:
-        return state.scores.kept[layer].long()
-    mask = state.of.plan.kv_mask
+    if state.selector is not None:
+        return state.selector.kept[layer].long()
+    mask = state.caller.plan.kv_mask
     if mask is None:
-        raise AssertionError("neither scores nor a mask")
+        raise AssertionError("the request has neither a selector nor a mask")
     flags = torch.from_numpy(mask.kept[min(layer, mask.kept.shape[0] - 1), :, :-1].copy())
     return flags.nonzero()[:, 1].view(flags.shape[0], -1).expand(buffer.shape[1], -1).to(buffer.device)
 
 
-def _insert(tree: Any, compressed: DecodeState, slots: torch.Tensor, salt: str | None) -> Any:
+def _insert(tree: Any, caller: DecodeState, slots: torch.Tensor, salt: str | None) -> Any:
     from sglang.srt.mem_cache.base_prefix_cache import InsertParams  # noqa: PLC0415
     from sglang.srt.mem_cache.radix_cache import RadixKey  # noqa: PLC0415
 
-    key = RadixKey(compressed.pseudo_key, compressed.entry, cache_salt=salt)
-    # Had another request made it meanwhile, the tree would keep that one and free these slots.
+    key = RadixKey(caller.pseudo_key, caller.entry, cache_salt=salt)
+    # If the entry exists already, the tree keeps the old one and frees these slots.
     return tree.insert(InsertParams(key=key, value=slots.to(torch.int64))).last_device_node

@@ -1,7 +1,7 @@
-"""Which KV pairs SpecKV keeps, chosen by the target's own queries while it reads (paper section 4.1, steps 2 to 5).
+"""Selects the KV pairs that SpecKV keeps, by the target's own queries during prefill (paper section 4.1, steps 2 to 5).
 
-The torch twin of `core.kv_selection`, for prompts that arrive in chunks and under a memory bound: no float32 tensor is
-larger than BLOCK_BYTES or than one head's keys, and of a layer whose rows are not all there only their queries wait.
+The torch twin of `core.kv_selection`, for prompts read in chunks. Memory is bounded: no float32 tensor is larger than
+BLOCK_BYTES or one head's keys, and a layer with missing rows stores only the queries of the rows seen so far.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from torch.nn.functional import avg_pool1d, max_pool1d
 from presift.core.masks import KvMask
 from presift.core.policies import Pool, Reduction, SpecKv
 
-# Rows are taken in blocks whose scores against all keys fit this.
+# Scoring rows are processed in blocks whose scores against all keys fit into this.
 BLOCK_BYTES = 64 << 20
 
 
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """What rows have said about one layer's keys. `importance` (reduced as the policy says) and `mass` (summed):
-    float32[kv_heads, prefix]; `rest`: float32[kv_heads], the mass on the prompt tokens that are kept anyway.
+    """The attention of the scoring rows in one layer.
+
+    `importance` float32[kv_heads, prefix], reduced as the policy says; `mass` float32[kv_heads, prefix], summed; `rest`
+    float32[kv_heads], the mass on the prompt tokens that are kept in any case.
     """
 
     importance: torch.Tensor
@@ -32,10 +34,10 @@ class _Sums:
 
 @dataclass(slots=True, eq=False)
 class KvSelector:
-    """The selection of one prompt, layer by layer. `protected`: bool[prefix], True for tokens that are kept anyway.
+    """The KV selection of one prompt, layer by layer. `protected`: bool[prefix], True for tokens that are always kept.
 
-    The scoring rows are the positions `first_row <= i < end_row` of prompt and lookahead; the `first_row` keys before
-    them, the prefix, compete. Of a layer only indices stay, once its last row was seen.
+    The scoring rows are the positions `first_row <= i < end_row` of prompt and lookahead. They rank the `first_row`
+    keys before them, the prefix. After a layer's last row, only the selected indices are stored.
     """
 
     policy: SpecKv
@@ -46,7 +48,7 @@ class KvSelector:
     protected: torch.Tensor
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
     ms: float = 0.0
-    _waiting: dict[int, torch.Tensor] = field(default_factory=dict)
+    _pending: dict[int, torch.Tensor] = field(default_factory=dict)
     _shares: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -63,7 +65,7 @@ class KvSelector:
 
     @property
     def coverage(self) -> float | None:
-        """The share of the rows' attention on prompt tokens that falls on kept ones, over all layers and heads."""
+        """The share, 0..1, of the rows' attention to the prompt that falls on kept tokens; over layers and heads."""
         if not self._shares:
             return None
         held, total = torch.stack(self._shares).double().sum(0)
@@ -71,17 +73,17 @@ class KvSelector:
 
     @property
     def mask(self) -> KvMask:
-        """What is kept, of this process's heads: [layers, kv_heads, n]; the final prompt token is read again."""
+        """The kept KV as [layers, kv_heads, n]. The final prompt token counts as kept: the target reads it again."""
         kept = torch.stack([self.kept[layer] for layer in range(self.layers)]).long().cpu()
         flags = torch.zeros(*kept.shape[:2], self.prompt_tokens, dtype=torch.bool)
         flags.scatter_(2, kept, True)
         flags[..., -1] = True
         return KvMask(flags.numpy())
 
-    def restart(self) -> None:
-        """Forget what was seen: the prompt is read anew."""
+    def reset(self) -> None:
+        """Start over, because the prompt is read again."""
         self.kept.clear()
-        self._waiting.clear()
+        self._pending.clear()
         self._shares.clear()
         self.ms = 0.0
 
@@ -95,20 +97,22 @@ class KvSelector:
         *,
         slots: torch.Tensor | None = None,
     ) -> None:
-        """Score the rows from position `first` on: `queries` [rows, heads, d], `keys` [first + rows, kv_heads, d],
-        both rotated, of any dtype. `slots` int64[first + rows] says where in `keys` they lie, if not in order.
+        """Add the scoring rows from position `first` on. Raises ValueError if rows before them are missing.
+
+        `queries` [rows, heads, d] and `keys` [first + rows, kv_heads, d], both rotated, of any dtype; `slots`
+        int64[first + rows]: where in `keys` the keys lie, None if in order.
         """
         started = time.perf_counter()
-        if layer in self._waiting:
-            earlier = self._waiting.pop(layer)
+        if layer in self._pending:
+            earlier = self._pending.pop(layer)
             queries, first = torch.cat([earlier, queries]), first - earlier.shape[0]
         if first != self.first_row:
-            raise ValueError(f"rows from position {first} on, not from {self.first_row}: some were not scored")
+            raise ValueError(f"scoring rows start at position {first}, expected {self.first_row}: rows are missing")
         if first + queries.shape[0] < self.end_row:
-            # The rows of a chunk are few; what they say about all keys is a thousand times that.
-            self._waiting[layer] = queries.clone()
+            # Queries of the few rows of a chunk take a thousandth of the memory of their scores.
+            self._pending[layer] = queries.clone()
         else:
-            self._close(layer, self._sums(queries, first, keys, scaling, slots))
+            self._select(layer, self._sums(queries, first, keys, scaling, slots))
         self.ms += (time.perf_counter() - started) * 1e3
 
     def _sums(
@@ -135,11 +139,11 @@ class KvSelector:
         if self.policy.reduction is Reduction.MAX:
             torch.maximum(sums.importance[head], prefix.amax(0), out=sums.importance[head])
 
-    def _close(self, layer: int, sums: _Sums) -> None:
+    def _select(self, layer: int, sums: _Sums) -> None:
         pooled = _pooled(sums.importance, self.policy)
         ranked = pooled.masked_fill(self.protected.to(pooled.device), torch.inf)
         places = self.kept_tokens - self.policy.window
-        # Stable: of equal ones the earlier wins, here and in the reference.
+        # Stable, as in the reference: of equal importance the earlier token wins.
         chosen = ranked.sort(dim=1, descending=True, stable=True).indices[:, :places].sort(dim=1).values
         held = sums.mass.gather(1, chosen).sum() + sums.rest.sum()
         self._shares.append(torch.stack([held, sums.mass.sum() + sums.rest.sum()]))
@@ -157,7 +161,7 @@ def _softmax(block: torch.Tensor, first: int, keys: torch.Tensor, scaling: float
     rows, group, _ = block.shape
     logits = torch.matmul(block.reshape(rows * group, -1).float(), keys.T).mul_(scaling)
     positions = torch.arange(first, first + rows, device=keys.device).repeat_interleave(group)
-    # Only from `first` on is there anything that a row may not see.
+    # Causal: only keys from `first` on can be later than a row.
     later = torch.arange(first, keys.shape[0], device=keys.device) > positions[:, None]
     logits[:, first:].masked_fill_(later, -torch.inf)
     logits.sub_(logits.amax(1, keepdim=True)).exp_()
@@ -165,7 +169,7 @@ def _softmax(block: torch.Tensor, first: int, keys: torch.Tensor, scaling: float
 
 
 def _pooled(importance: torch.Tensor, policy: SpecKv) -> torch.Tensor:
-    """The same shape, smoothed along the sequence; zero padding counts for the mean, never for the maximum."""
+    """`importance` pooled along the sequence. Zero padding counts for the mean, not for the maximum."""
     if policy.pool is Pool.NONE or policy.kernel == 1:
         return importance
     pool = max_pool1d if policy.pool is Pool.MAX else avg_pool1d

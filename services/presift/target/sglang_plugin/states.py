@@ -1,6 +1,6 @@
-"""What the plugin keeps about a request: on the request itself, so that it goes when the request goes.
+"""The plugin's state of a request, stored on the request itself so that both end together.
 
-SGLang copies `sampling_params.custom_params` onto each request it makes and never sends it anywhere from there.
+It lies in `sampling_params.custom_params`, which SGLang copies onto each request and never sends on from there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from presift.target.sglang_plugin.kv_selector import KvSelector
 
 @dataclass(slots=True)
 class Report:
-    """What was applied, as it travels in `meta_info`. Counts in tokens, times in ms."""
+    """What was applied to a request, reported in `meta_info`. Counts in tokens, times in ms."""
 
     prompt_tokens: int
     kv_tokens: int
@@ -36,17 +36,17 @@ class Report:
 
 @dataclass(slots=True, eq=False)
 class DecodeState:
-    """A caller's request: it generates on a compressed entry. `prompt`: the n token ids that the plan covers.
+    """A caller's request that decodes on a compressed entry. `prompt`: the n token ids that the plan covers.
 
-    `kept` is C, the KV pairs per layer and head; `entry` is the namespace of the entry in the radix tree. Its tokens
-    there are `prompt[:C]`: a name, not the tokens that the KV belongs to.
+    `kept` is C, the KV pairs per layer and head. `entry` is the entry's namespace in the radix tree. Its key there is
+    `prompt[:C]`, which only names the entry: the KV may belong to other prompt tokens.
     """
 
     plan: KvPlan
     prompt: array[int]
     kept: int
     entry: str
-    # What the ordinary, uncompressed prompt is cached under.
+    # The namespace in which the uncompressed prompt is cached.
     extra_key: str | None
     suffix_tokens: int
     report: Report | None = None
@@ -54,19 +54,20 @@ class DecodeState:
 
     @property
     def shift(self) -> int:
-        """Position less KV length: what was dropped before the final prompt token."""
+        """How many KV pairs were dropped before the final prompt token: positions minus KV length."""
         return len(self.prompt) - 1 - self.kept
 
     @property
     def pseudo_key(self) -> array[int]:
+        """The tokens that name the entry in the radix tree."""
         return self.prompt[: self.kept]
 
-    def found(self, cached_tokens: int, coverage: float | None) -> None:
-        """The entry was in the tree."""
+    def record_reuse(self, cached_tokens: int, coverage: float | None) -> None:
+        """Report that the entry was in the tree."""
         self.report = self._report(cached_tokens, reused_entry=True, coverage=coverage)
 
-    def made(self, cached_tokens: int, **others: Any) -> None:
-        """The entry was made for this request (and for those that waited with it); `others` as in Report."""
+    def record_build(self, cached_tokens: int, **others: Any) -> None:
+        """Report that the entry was built for this request; `others` as in Report."""
         self.report = self._report(cached_tokens, **others)
 
     def _report(self, cached_tokens: int, **others: Any) -> Report:
@@ -76,30 +77,30 @@ class DecodeState:
 
 @dataclass(slots=True, eq=False)
 class ScoringState:
-    """The plugin's own request: it reads prompt and lookahead, and is scored. `scores` None: the mask is given."""
+    """The plugin's own request that reads prompt and lookahead to select KV. `selector` None: the plan has a mask."""
 
-    of: DecodeState
-    scores: KvSelector | None
-    # Set once the entry was made, or cannot be made.
-    is_settled: bool = False
+    caller: DecodeState
+    selector: KvSelector | None
+    # Whether the entry was built or cannot be built.
+    is_finished: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class PassthroughState:
-    """A caller's request whose plan drops nothing: an ordinary one, with a report."""
+    """A caller's request whose plan drops nothing: SGLang serves it unchanged, the plugin only reports."""
 
     report: Report
 
 
 def state_of(request: Any) -> DecodeState | ScoringState | PassthroughState | None:
-    """What the plugin keeps about a request of SGLang's; None for those that are none of its business."""
+    """The plugin's state of an SGLang request; None for an ordinary request."""
     parameters = request.sampling_params.custom_params
     state = parameters.get(KEY) if isinstance(parameters, dict) else None
     return state if isinstance(state, DecodeState | ScoringState | PassthroughState) else None
 
 
 def entry_name(plan: KvPlan, prompt: array[int], kept: int, salts: tuple[str | None, ...]) -> str:
-    """The namespace of an entry: SHA-256 over all that its KV depends on. Entries of different salts never meet."""
+    """The namespace of an entry: SHA-256 over everything that its KV depends on, the salts included."""
     policy = {**policy_values(plan.policy), "mask": None, "lookahead_tokens": 0, "capacity": kept}
     header = {
         "version": 1,

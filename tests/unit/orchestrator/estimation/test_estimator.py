@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from presift.core.generation import EngineLoad, FinishReason
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecKv, SpecPc
-from presift.orchestrator.domain.ports import FinishReason, ReplicaRef, TargetLoad, Usage
+from presift.orchestrator.domain.ports import ReplicaRef, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.estimation.estimator import KEPT_PROMPTS, CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
@@ -217,7 +218,7 @@ def test_the_wait_for_the_draft_is_not_learned_as_its_cost(estimator):
 def test_waiting_for_own_requests_is_not_learned_as_reading():
     loads = TargetLoads()
     estimator = CostEstimator(loads=loads)
-    loaded = replace(USAGE, load=TargetLoad(1, 3, 700))
+    loaded = replace(USAGE, load=EngineLoad(1, 3, 700))
     estimator.observe(answered(plan(), replace(loaded, ttft_ms=9000.0), was_alone=False))
     assert state(estimator).queued.target_ms == 0 and state(estimator).free_kv_tokens == 700
     estimator.observe(answered(plan(), loaded))

@@ -9,6 +9,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.spans import covered
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, prompt_from_wire, request_from_wire
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import MAX_TOOL_CALLS, MAX_TOOL_CALLS_CHARACTERS
 from presift.orchestrator.domain.request import Chat, Message, Request, TextPart
 from presift.orchestrator.prompt.chat_tools import parse_tool_calls
@@ -171,7 +172,7 @@ def test_tool_calls_are_limited(given):
         (explain_request_from_wire, orchestrator_pb2.ExplainRequest),
     ):
         with pytest.raises(InvalidRequest, match="at most") as refusal:
-            read(kind(prompt=wire(**given)))
+            read(kind(prompt=wire(**given)), Caller(), "")
         assert refusal.value.field == "prompt.chat.messages.tool_calls_json"
 
 

@@ -66,7 +66,7 @@ def fake_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(torchvision_ops, "_declared", [])
-    monkeypatch.setattr(torchvision_ops, "_are_known", lambda: False)
+    monkeypatch.setattr(torchvision_ops, "_are_declared", lambda: False)
     declared: list[int] = []
     monkeypatch.setattr(torchvision_ops, "_declare", lambda: declared.append(1) or torchvision_ops._declared.append(1))
     yield declared
@@ -85,7 +85,7 @@ def test_operators_that_load_are_left_alone(fake_torchvision: list[int], monkeyp
 
 
 def test_operators_that_are_known_are_left_alone(fake_torchvision: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchvision_ops, "_are_known", lambda: True)
+    monkeypatch.setattr(torchvision_ops, "_are_declared", lambda: True)
     assert not torchvision_ops.declare_missing()
     assert fake_torchvision == []
 

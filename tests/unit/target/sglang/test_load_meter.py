@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from presift.target.engine import EngineLoad
+from presift.core.generation import EngineLoad
 from presift.target.sglang.engine import SglangEngine
 from presift.target.sglang.load_meter import EVERY_S, LoadMeter
 
@@ -30,7 +30,7 @@ def test_it_is_seen_at_most_once_a_second() -> None:
     seen = []
     for step in (0.0, 0.5, 0.4, 0.2, 5.0, 0.0):
         now[0] += step * EVERY_S
-        seen.append(meter.of(engine).running)  # type: ignore[arg-type, union-attr]
+        seen.append(meter.read(engine).running)  # type: ignore[arg-type, union-attr]
     assert seen == [1, 1, 1, 2, 3, 3] and engine.asked == 3
 
 

@@ -17,11 +17,12 @@ from presift.core.errors import (
     RouteUnsupported,
     TargetUnavailable,
 )
+from presift.core.generation import FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
 from presift.models.torchvision_ops import declare_missing
-from presift.target.engine import Event, Finished, FinishReason, GenerateRequest, Sampling, Tokens
+from presift.target.engine import Event, Finished, GenerateRequest, Tokens
 from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang
 from presift.target.sglang_plugin import custom_params
 

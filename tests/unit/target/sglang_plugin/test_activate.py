@@ -56,11 +56,11 @@ def test_nothing_is_hooked_unless_switched_on() -> None:
 def test_switched_on_every_target_of_the_installed_sglang_is_hooked_once() -> None:
     code = (
         f"{_PREPARED}{_LOADED}"
-        "from presift.target.sglang_plugin.hooks import Plugin, not_hooked;"
-        "from presift.target.sglang_plugin.support import why_not_this_sglang;"
+        "from presift.target.sglang_plugin.hooks import Plugin, missing_hooks;"
+        "from presift.target.sglang_plugin.support import unsupported_sglang;"
         "hooks = {target: each[0][1] for target, each in HookRegistry._hooks.items()};"
-        "targets = set(Plugin().around());"
-        "print([why_not_this_sglang(), not_hooked(hooks), targets == set(hooks) == HookRegistry._patched,"
+        "targets = set(Plugin().hooks());"
+        "print([unsupported_sglang(), missing_hooks(hooks), targets == set(hooks) == HookRegistry._patched,"
         "{len(hooks) for hooks in HookRegistry._hooks.values()}])"
     )
     assert run(code, PRESIFT_SGLANG_PLUGIN="1") == "[None, None, True, {1}]"
@@ -72,8 +72,8 @@ def test_a_renamed_target_is_named() -> None:
         f"{_PREPARED}"
         "from sglang.srt.managers.schedule_batch import Req; del Req._compute_max_prefix_len;"
         f"{_LOADED}"
-        "from presift.target.sglang_plugin.hooks import not_hooked;"
-        "print(not_hooked({target: each[0][1] for target, each in HookRegistry._hooks.items()}))"
+        "from presift.target.sglang_plugin.hooks import missing_hooks;"
+        "print(missing_hooks({target: each[0][1] for target, each in HookRegistry._hooks.items()}))"
     )
     name = "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len"
-    assert run(code, PRESIFT_SGLANG_PLUGIN="1") == f"not hooked: {name}"
+    assert run(code, PRESIFT_SGLANG_PLUGIN="1") == f"SGLang functions not hooked: {name}"

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from presift.core.policies import SpecKv  # noqa: E402 - the plugin needs torch
-from presift.target.sglang_plugin.attention import Pass  # noqa: E402
+from presift.target.sglang_plugin.attention import ForwardPass  # noqa: E402
 from presift.target.sglang_plugin.kv_selector import KvSelector  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
 
@@ -67,16 +67,16 @@ def scoring(layers: int = 1) -> Row:
 
 
 def test_ordinary_passes_are_left_as_they_are() -> None:
-    run, seen = Pass(), forward([3, 4], "decode")
+    run, seen = ForwardPass(), forward([3, 4], "decode")
     positions = seen.positions
     run.begin(seen, batch(Row("a"), Row("b", PassthroughState(Report(1, 1, 0)))), Machine())
     assert seen.positions is positions or torch.equal(seen.positions, positions)
-    run.attended(torch.zeros(2, HEADS * DIM), None)
+    run.on_attention(torch.zeros(2, HEADS * DIM), None)
 
 
 def test_positions_of_a_decode_step_go_on_after_the_whole_prompt() -> None:
     seen = forward([9, 5, 12], "decode")
-    Pass().begin(seen, batch(Row("a", compressed()), Row("b"), Row("c", compressed())), Machine())
+    ForwardPass().begin(seen, batch(Row("a", compressed()), Row("b"), Row("c", compressed())), Machine())
     assert seen.positions.tolist() == [9 + SHIFT, 5, 12 + SHIFT]
     assert seen.positions.dtype == torch.int64
 
@@ -84,91 +84,91 @@ def test_positions_of_a_decode_step_go_on_after_the_whole_prompt() -> None:
 def test_rows_behind_those_of_the_requests_are_left_where_they_are() -> None:
     """The members of a beam, in a batch with a request on its entry."""
     seen = forward([9, 5, 6, 7], "decode")
-    run = Pass()
+    run = ForwardPass()
     run.begin(seen, batch(Row("a", compressed()), Row("b")), Machine())
     assert seen.positions.tolist() == [9 + SHIFT, 5, 6, 7]
-    assert run.is_plain
+    assert not run.has_scoring_rows
 
 
-def test_a_pass_is_plain_where_nobodys_queries_are_wanted() -> None:
-    machine, run = Machine(), Pass()
-    assert run.is_plain
+def test_a_pass_has_scoring_rows_only_if_a_selector_needs_them() -> None:
+    machine, run = Machine(), ForwardPass()
+    assert not run.has_scoring_rows
     run.begin(forward(list(range(22)), "extend"), batch(scoring(), prefixes=[0], lengths=[22]), machine)
-    assert not run.is_plain
+    assert run.has_scoring_rows
     for mode, request in (("decode", scoring()), ("extend", Row("a")), ("extend", Row("b", compressed()))):
         run.begin(forward([9], mode), batch(request, prefixes=[8], lengths=[1]), machine)
-        assert run.is_plain
+        assert not run.has_scoring_rows
 
 
 def test_positions_of_an_extend_step_are_moved_for_each_new_token() -> None:
     seen = forward([8, 9, 10, 0, 1, 8], "extend")
     requests = Row("a", compressed(suffix_tokens=2)), Row("b"), Row("c", compressed())
-    Pass().begin(seen, batch(*requests, prefixes=[8, 0, 8], lengths=[3, 2, 1]), Machine())
+    ForwardPass().begin(seen, batch(*requests, prefixes=[8, 0, 8], lengths=[3, 2, 1]), Machine())
     assert seen.positions.tolist() == [19, 20, 21, 0, 1, 19]
 
 
 def test_an_idle_pass_has_no_positions() -> None:
     seen = forward(None, "idle")
-    Pass().begin(seen, batch(Row("a", compressed())), Machine())
+    ForwardPass().begin(seen, batch(Row("a", compressed())), Machine())
     assert seen.positions is None
 
 
 def test_a_scoring_request_keeps_its_positions() -> None:
     seen = forward(list(range(22)), "extend")
-    Pass().begin(seen, batch(scoring(), prefixes=[0], lengths=[22]), Machine())
+    ForwardPass().begin(seen, batch(scoring(), prefixes=[0], lengths=[22]), Machine())
     assert seen.positions.tolist() == list(range(22))
 
 
 @pytest.mark.parametrize("cuts", [[22], [10, 22], [16, 22], [18, 22], [5, 17, 20, 21, 22], [21, 22]], ids=str)
 def test_the_rows_of_any_chunks_score_against_the_keys_in_the_pool(cuts: list[int]) -> None:
     """In a mixed batch, between an ordinary request and one on its entry."""
-    machine, request, run = Machine(), scoring(), Pass()
+    machine, request, run = Machine(), scoring(), ForwardPass()
     queries = torch.randn(22, HEADS, DIM, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(50, HEADS, DIM)
     for first, end in zip([0, *cuts[:-1]], cuts, strict=True):
         mixed = batch(Row("a"), request, Row("c", compressed()), prefixes=[7, first, 8], lengths=[4, end - first, 1])
         run.begin(forward([*range(7, 11), *range(first, end), 8], "extend"), mixed, machine)
         rows = torch.cat([noise[:4], queries[first:end], noise[4:5]])
-        run.attended(rows.view(-1, HEADS * DIM), machine.layer)
+        run.on_attention(rows.view(-1, HEADS * DIM), machine.layer)
         run.begin(forward([9] * 50, "decode"), batch(Row("d")), machine)
-        run.attended(noise.view(50, -1), machine.layer)
+        run.on_attention(noise.view(50, -1), machine.layer)
         request.place = 1
 
-    alone = scoring().state.scores
+    alone = scoring().state.selector
     alone.add(0, queries[16:], 16, machine.keys_of(1, 22), DIM**-0.5)
-    assert request.state.scores.is_complete
-    assert torch.equal(request.state.scores.kept[0], alone.kept[0])
-    assert request.state.scores.coverage == pytest.approx(alone.coverage)
+    assert request.state.selector.is_complete
+    assert torch.equal(request.state.selector.kept[0], alone.kept[0])
+    assert request.state.selector.coverage == pytest.approx(alone.coverage)
 
 
 def test_a_given_mask_and_a_decode_step_show_no_rows() -> None:
-    machine, run = Machine(), Pass()
+    machine, run = Machine(), ForwardPass()
     given = Row("s", ScoringState(compressed(), None))
     run.begin(forward(list(range(22)), "extend"), batch(given, prefixes=[0], lengths=[22]), machine)
-    run.attended(torch.zeros(22, HEADS * DIM), machine.layer)
+    run.on_attention(torch.zeros(22, HEADS * DIM), machine.layer)
     request = scoring()
     run.begin(forward([22], "decode"), batch(request), machine)
-    run.attended(torch.zeros(1, HEADS * DIM), machine.layer)
-    assert request.state.scores.kept == {}
+    run.on_attention(torch.zeros(1, HEADS * DIM), machine.layer)
+    assert request.state.selector.kept == {}
 
 
 def test_two_prompts_in_one_pass_are_scored_apart() -> None:
-    machine, run, first, second = Machine(), Pass(), scoring(), scoring()
+    machine, run, first, second = Machine(), ForwardPass(), scoring(), scoring()
     queries = torch.randn(44, HEADS, DIM, generator=torch.Generator().manual_seed(2))
     both = batch(first, second, prefixes=[0, 0], lengths=[22, 22])
     run.begin(forward([*range(22)] * 2, "extend"), both, machine)
-    run.attended(queries.view(-1, HEADS * DIM), machine.layer)
+    run.on_attention(queries.view(-1, HEADS * DIM), machine.layer)
     for place, request in enumerate((first, second)):
-        alone = scoring().state.scores
+        alone = scoring().state.selector
         alone.add(0, queries[22 * place + 16 : 22 * place + 22], 16, machine.keys_of(place, 22), DIM**-0.5)
-        assert torch.equal(request.state.scores.kept[0], alone.kept[0])
+        assert torch.equal(request.state.selector.kept[0], alone.kept[0])
 
 
 @pytest.mark.parametrize("fails_in", [0, 1])
 def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_scored(fails_in: int) -> None:
     """The pass goes on: other requests are in it."""
-    machine, run, broken, whole = Machine(), Pass(), scoring(), scoring()
-    add, calls = broken.state.scores.add, []
+    machine, run, broken, whole = Machine(), ForwardPass(), scoring(), scoring()
+    add, calls = broken.state.selector.add, []
 
     def fail(*arguments: Any, **slots: Any) -> None:
         calls.append(arguments)
@@ -176,12 +176,12 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
             raise RuntimeError("out of memory")
         add(*arguments, **slots)
 
-    broken.state.scores = SimpleNamespace(first_row=16, end_row=22, add=fail)
+    broken.state.selector = SimpleNamespace(first_row=16, end_row=22, add=fail)
     queries = torch.randn(2, 22, HEADS, DIM, generator=torch.Generator().manual_seed(3))
     for first, end in ((0, 18), (18, 22)):
         both = batch(broken, whole, prefixes=[first] * 2, lengths=[end - first] * 2)
         run.begin(forward([*range(first, end)] * 2, "extend"), both, machine)
-        run.attended(queries[:, first:end].reshape(-1, HEADS * DIM), machine.layer)
+        run.on_attention(queries[:, first:end].reshape(-1, HEADS * DIM), machine.layer)
     assert len(calls) == 2
     assert not add.__self__.is_complete
-    assert whole.state.scores.is_complete
+    assert whole.state.selector.is_complete

@@ -18,10 +18,10 @@ from presift.core.masks import KvMask  # noqa: E402
 from presift.core.policies import KvSelection, SpecKv  # noqa: E402
 from presift.core.spans import Span  # noqa: E402
 from presift.models.torchvision_ops import declare_missing  # noqa: E402
-from presift.target.sglang_plugin import entry_builder as chains  # noqa: E402
+from presift.target.sglang_plugin import entry_builder, scoring_request  # noqa: E402
 from presift.target.sglang_plugin.custom_params import mask_to_values  # noqa: E402
 from presift.target.sglang_plugin.entry_builder import MAX_ATTEMPTS, EntryBuilder  # noqa: E402
-from presift.target.sglang_plugin.entry_pins import LEASED_SHARE  # noqa: E402
+from presift.target.sglang_plugin.entry_pins import PINNED_SHARE  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
@@ -37,12 +37,12 @@ class House:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scheduler = Scheduler()
-        self.chain = EntryBuilder(self.scheduler)
+        self.builder = EntryBuilder(self.scheduler)
         self.room = True
         self.is_complete = True
         self.published: list[Any] = []
-        monkeypatch.setattr(chains, "_scoring_request", self._scoring)
-        monkeypatch.setattr(chains, "publish", self._publish)
+        monkeypatch.setattr(entry_builder, "scoring_request", self._scoring)
+        monkeypatch.setattr(entry_builder, "publish", self._publish)
 
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
@@ -67,16 +67,16 @@ class House:
         return list(self.scheduler.tree_cache.held.values())
 
     def side_state(self) -> list[int]:
-        counts = self.chain.counts()
+        counts = self.builder.counts()
         return [counts[name] for name in SIDE_STATE]
 
     def miss(self, *requests: Request) -> bool:
         for request in requests:
-            self.chain.entry_is_missing(request)
-        return self.chain.start_missing()
+            self.builder.add_missing(request)
+        return self.builder.start_missing()
 
     def scoring(self, entry: str = "entry", keep: bool = True) -> Request:
-        scoring: Request = self.chain.runs[entry, keep].scoring
+        scoring: Request = self.builder.builds[entry, keep].scoring
         return scoring
 
     def run(self, scoring: Request) -> None:
@@ -85,13 +85,13 @@ class House:
         scoring.holds_kv = True
 
     def finish(self, scoring: Request) -> None:
-        self.chain.settle(scoring, scoring.state)
+        self.builder.finish_scoring(scoring, scoring.state)
         scoring.holds_kv = False
 
     def admit(self, request: Request) -> None:
         self.queue.remove(request)
         request.prefix_indices = [0] * KEPT
-        self.chain.admitted(request, request.state)
+        self.builder.on_admitted(request, request.state)
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def house(monkeypatch: pytest.MonkeyPatch) -> House:
 def test_it_is_idle_at_first_and_tells_the_pool(house: House) -> None:
     assert house.side_state() == [0] * 5
     pool = {"free_slots": 3, "evictable_slots": 7, "locked_slots": 5, "page_tokens": 1, "pool_tokens": 1000}
-    assert pool.items() <= house.chain.counts().items()
-    assert not house.chain.start_missing()
+    assert pool.items() <= house.builder.counts().items()
+    assert not house.builder.start_missing()
 
 
 def test_an_entry_is_made_once_for_all_who_wait_for_it(house: House) -> None:
@@ -116,7 +116,7 @@ def test_an_entry_is_made_once_for_all_who_wait_for_it(house: House) -> None:
     assert house.side_state() == [1, 2, 0, 0, 0]
 
     house.run(scoring)
-    house.chain.tidy()
+    house.builder.clean_up()
     assert house.side_state() == [1, 2, 0, 0, 0]
     house.finish(scoring)
     assert house.queue == [first, second, *others]
@@ -164,8 +164,8 @@ def test_who_wants_the_full_prefix_kept_does_not_share_with_who_does_not(house: 
     assert house.miss(keeping, dropping)
     kept, dropped = house.scoring(keep=True), house.scoring(keep=False)
     assert house.queue == [kept, dropped]
-    assert (kept.state.of, dropped.state.of) == (keeping.state, dropping.state)
-    assert {key: run.key for key, run in house.chain.runs.items()} == {
+    assert (kept.state.caller, dropped.state.caller) == (keeping.state, dropping.state)
+    assert {key: run.key for key, run in house.builder.builds.items()} == {
         ("entry", True): ("entry", True),
         ("entry", False): ("entry", False),
     }
@@ -210,10 +210,10 @@ def test_a_lease_ends_with_its_request(house: House) -> None:
     house.miss(*callers)
     house.run(house.scoring())
     house.finish(house.scoring())
-    house.chain.tidy()
+    house.builder.clean_up()
     assert len(house.locks) == 2
     house.queue.remove(callers[0])
-    house.chain.tidy()
+    house.builder.clean_up()
     assert house.side_state() == [0, 0, 0, 1, KEPT]
     house.admit(callers[1])
 
@@ -226,19 +226,19 @@ def test_an_idle_chain_does_not_look_at_the_queue(house: House) -> None:
             raise AssertionError("the queue was read")
 
     house.scheduler.waiting_queue = Unread([Request("x")])
-    house.chain.tidy()
+    house.builder.clean_up()
 
 
 def test_room_is_made_of_all_leases_and_their_requests_come_again(house: House) -> None:
     request = caller("a")
     house.queue.append(request)
-    assert not house.chain.make_room()
+    assert not house.builder.release_pins()
     house.miss(request)
-    assert not house.chain.make_room()
+    assert not house.builder.release_pins()
     house.run(house.scoring())
     house.finish(house.scoring())
-    assert house.chain.make_room()
-    assert house.locks == [] and not house.chain.make_room()
+    assert house.builder.release_pins()
+    assert house.locks == [] and not house.builder.release_pins()
     assert house.queue == [request]
     assert house.miss(request) and request.state.attempts == 2
 
@@ -264,12 +264,12 @@ def test_callers_whose_scoring_vanished_come_back(house: House, was_running: boo
     scoring = house.scoring()
     house.run(scoring) if was_running else house.queue.remove(scoring)
     scoring.holds_kv = False
-    house.chain.tidy()
+    house.builder.clean_up()
     assert house.queue == [first, second, other]
     assert house.side_state() == [0] * 5
     assert house.miss(first, second)
     assert house.scoring() is not scoring
-    house.chain.settle(scoring, scoring.state)
+    house.builder.finish_scoring(scoring, scoring.state)
     assert house.published == []
     assert house.side_state() == [1, 2, 0, 0, 0]
 
@@ -279,7 +279,7 @@ def test_a_scoring_request_that_waits_or_holds_kv_is_left_alone(house: House) ->
     house.queue.append(request)
     house.miss(request)
     for _ in range(2):
-        house.chain.tidy()
+        house.builder.clean_up()
         assert house.side_state() == [1, 1, 0, 0, 0]
         if house.queue:
             house.run(house.scoring())
@@ -336,7 +336,7 @@ def test_an_entry_that_cannot_be_made_fails_its_callers_alone(house: House, monk
     def fail(*_: Any) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(chains, "publish", fail)
+    monkeypatch.setattr(entry_builder, "publish", fail)
     callers, other = [caller("a"), caller("b")], caller("c", "other")
     house.queue[:] = [*callers, other]
     house.miss(*callers, other)
@@ -355,10 +355,10 @@ def test_what_was_settled_is_settled_once(house: House) -> None:
     house.queue.append(request)
     house.miss(request)
     scoring = house.scoring()
-    assert not scoring.state.is_settled
+    assert not scoring.state.is_finished
     for _ in range(2):
-        house.chain.settle(scoring, scoring.state)
-        assert scoring.state.is_settled
+        house.builder.finish_scoring(scoring, scoring.state)
+        assert scoring.state.is_finished
     assert (len(house.published), len(house.locks)) == (1, 1)
 
 
@@ -367,7 +367,7 @@ def test_an_aborted_caller_goes_back_to_the_queue_and_the_others_wait_on(house: 
     house.queue[:] = [first, second]
     house.miss(first, second)
     scoring = house.scoring()
-    house.chain.unpark("a")
+    house.builder.requeue_waiting("a")
     assert house.queue == [scoring, first]
     assert house.side_state() == [1, 1, 0, 0, 0]
     house.run(scoring)
@@ -380,9 +380,9 @@ def test_aborts_go_by_prefix(house: House) -> None:
     callers = [caller("ab"), caller("ac", "two"), caller("b")]
     house.queue[:] = callers
     house.miss(*callers)
-    house.chain.unpark("zz")
+    house.builder.requeue_waiting("zz")
     assert house.side_state() == [2, 3, 0, 0, 0]
-    house.chain.unpark("a")
+    house.builder.requeue_waiting("a")
     assert house.queue == [house.scoring("entry"), callers[0], callers[1]]
     assert house.side_state() == [1, 1, 0, 0, 0]
 
@@ -397,12 +397,12 @@ def test_scoring_that_nobody_waits_for_is_abandoned(house: House, stage: str, ev
     if stage != "queued":
         house.run(scoring)
         scheduler.chunked_req = scoring if stage == "chunked" else Request("x")
-    house.chain.unpark("no such id" if every else "a", every=every)
+    house.builder.requeue_waiting("no such id" if every else "a", every=every)
     assert house.queue == callers
     assert scheduler._pending_chunked_abort_req is (scoring if stage == "chunked" else None)
     assert house.side_state() == [0] * 5
-    house.chain.settle(scoring, scoring.state)
-    assert (house.published, house.locks, scoring.state.is_settled) == ([], [], True)
+    house.builder.finish_scoring(scoring, scoring.state)
+    assert (house.published, house.locks, scoring.state.is_finished) == ([], [], True)
 
 
 def test_a_found_entry_is_reused_with_the_coverage_that_it_was_made_with(house: House) -> None:
@@ -419,7 +419,7 @@ def test_a_found_entry_is_reused_with_the_coverage_that_it_was_made_with(house: 
 
 
 def test_coverage_is_forgotten_with_the_tree_and_beyond_a_limit(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "_REMEMBERED", 2)
+    monkeypatch.setattr(entry_builder, "_REMEMBERED", 2)
 
     def make(entry: str) -> None:
         request = caller("a", entry)
@@ -439,7 +439,7 @@ def test_coverage_is_forgotten_with_the_tree_and_beyond_a_limit(house: House, mo
     for entry in ("one", "two", "one", "three"):
         make(entry)
     assert [coverage(entry) for entry in ("one", "two", "three")] == [0.5, None, 0.5]
-    house.chain.forget()
+    house.builder.on_tree_reset()
     assert coverage("one") is None
 
 
@@ -450,7 +450,7 @@ def test_forgetting_the_tree_unlocks_nothing(house: House) -> None:
     house.run(house.scoring())
     house.finish(house.scoring())
     house.scheduler.tree_cache.held.clear()
-    house.chain.forget()
+    house.builder.on_tree_reset()
     house.admit(request)
     assert house.side_state() == [0] * 5
 
@@ -481,7 +481,7 @@ def test_a_scored_mask_is_told_to_those_who_ask(house: House) -> None:
 def test_a_mask_is_built_only_where_somebody_asked(house: House, monkeypatch: pytest.MonkeyPatch, asks: bool) -> None:
     """It is copied from the device."""
     built: list[Any] = []
-    monkeypatch.setattr(chains, "_kept_mask", lambda state: built.append(state) or MASK)
+    monkeypatch.setattr(entry_builder, "_kept_mask", lambda state: built.append(state) or MASK)
     asking = KvPlan(SpecKv(capacity=KEPT, window=3), report_kept=asks)
     callers = [caller("a"), caller("b", plan=asking)]
     house.queue[:] = callers
@@ -502,7 +502,7 @@ def test_the_lookahead_is_not_counted_as_cached(house: House) -> None:
 
 
 def test_leases_hold_a_share_of_the_pool(house: House) -> None:
-    most = int(house.scheduler.max_total_num_tokens * LEASED_SHARE) // KEPT
+    most = int(house.scheduler.max_total_num_tokens * PINNED_SHARE) // KEPT
     callers = [caller(f"{place}") for place in range(most + 3)]
     house.queue[:] = callers
     house.miss(*callers)
@@ -529,11 +529,11 @@ class Storm:
         self.house.queue.append(self.living[-1])
 
     def pass_by(self) -> None:
-        self.house.chain.tidy()
+        self.house.builder.clean_up()
         for request in self.house.queue:
             if isinstance(request.state, DecodeState) and request.abort is None and self.chance.random() < 0.7:
-                self.house.chain.entry_is_missing(request)
-        self.house.chain.start_missing()
+                self.house.builder.add_missing(request)
+        self.house.builder.start_missing()
 
     def read(self) -> None:
         for request in [each for each in self.house.queue if isinstance(each.state, ScoringState)][:1]:
@@ -541,16 +541,16 @@ class Storm:
 
     def settle(self) -> None:
         self.house.room = self.chance.random() < 0.7
-        for scoring in [run.scoring for run in self.house.chain.runs.values() if run.scoring.holds_kv][:1]:
+        for scoring in [run.scoring for run in self.house.builder.builds.values() if run.scoring.holds_kv][:1]:
             self.house.finish(scoring)
 
     def vanish(self) -> None:
-        for run in list(self.house.chain.runs.values())[:1]:
+        for run in list(self.house.builder.builds.values())[:1]:
             run.scoring.holds_kv = False
             self.house.queue[:] = [each for each in self.house.queue if each is not run.scoring]
 
     def admit(self) -> None:
-        for request in [each for each in self.house.queue if each.rid in self.house.chain.leases._held][:1]:
+        for request in [each for each in self.house.queue if each.rid in self.house.builder.pins._pins][:1]:
             self.living.remove(request)
             self.house.admit(request)
 
@@ -559,23 +559,23 @@ class Storm:
         for request in [each for each in self.house.queue if isinstance(each.state, DecodeState)][:1]:
             self.house.queue.remove(request)
             self.living.remove(request)
-        self.house.chain.tidy()
+        self.house.builder.clean_up()
 
     def leave(self, prefix: str = "", every: bool = False) -> None:
         prefix = prefix or (self.chance.choice(self.living).rid if self.living else "none")
-        self.house.chain.unpark(prefix, every)
+        self.house.builder.requeue_waiting(prefix, every)
         for request in [each for each in self.living if every or each.rid.startswith(prefix)]:
             self.house.queue.remove(request)  # SGLang looks for it there
             self.living.remove(request)
-        self.house.chain.leases.release_matching("" if every else prefix)
+        self.house.builder.pins.release_by_prefix("" if every else prefix)
 
     def check(self) -> None:
-        waiting = [request for run in self.house.chain.runs.values() for request in run.waiting]
+        waiting = [request for run in self.house.builder.builds.values() for request in run.waiting]
         places = [each.rid for each in (*self.house.queue, *waiting) if isinstance(each.state, DecodeState)]
         assert sorted(places) == sorted(each.rid for each in self.living)
-        assert len(self.house.locks) == len(self.house.chain.leases)
-        assert all(run.waiting and run.key == key for key, run in self.house.chain.runs.items())
-        assert set(self.house.chain.leases._held) <= {each.rid for each in self.living}
+        assert len(self.house.locks) == len(self.house.builder.pins)
+        assert all(run.waiting and run.key == key for key, run in self.house.builder.builds.items())
+        assert set(self.house.builder.pins._pins) <= {each.rid for each in self.living}
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -584,10 +584,10 @@ def test_no_caller_and_no_lock_is_ever_lost(house: House, seed: int) -> None:
     storm = Storm(house, seed)
     often = [storm.arrive, storm.pass_by, storm.read, storm.settle, storm.admit] * 3
     for _ in range(600):
-        storm.chance.choice([*often, storm.vanish, storm.leave, storm.slip_out, house.chain.make_room])()
+        storm.chance.choice([*often, storm.vanish, storm.leave, storm.slip_out, house.builder.release_pins])()
         storm.check()
     storm.leave(every=True)
-    house.chain.start_missing()
+    house.builder.start_missing()
     storm.check()
     assert storm.living == []
     assert house.side_state() == [0] * 5
@@ -610,7 +610,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     )
     asked.time_stats = SimpleNamespace(wait_queue_entry_time=123.5)
     scheduler = SimpleNamespace(tokenizer=object(), model_config=SimpleNamespace(num_hidden_layers=4))
-    scoring = chains._scoring_request(scheduler, asked, state)
+    scoring = scoring_request.scoring_request(scheduler, asked, state)
     assert scoring.origin_input_ids == array("q", [*range(PROMPT_TOKENS), 50, 51])
     assert (scoring.extra_key, scoring.cache_salt, scoring.priority) == ("extra", "salt", 3)
     assert (scoring.sampling_params.max_new_tokens, scoring.sampling_params.temperature) == (0, 1.0)
@@ -618,13 +618,17 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
     assert scoring.time_stats.wait_queue_entry_time == 123.5
     assert scoring.rid.startswith("presift-")
-    assert scoring.rid != chains._scoring_request(scheduler, asked, state).rid
+    assert scoring.rid != scoring_request.scoring_request(scheduler, asked, state).rid
     own = state_of(scoring)
-    assert isinstance(own, ScoringState) and own.of is state and own.scores is not None
-    assert (own.scores.prompt_tokens, own.scores.lookahead_tokens, own.scores.kept_tokens) == (PROMPT_TOKENS, 2, KEPT)
-    assert (own.scores.layers, own.scores.first_row, own.scores.end_row) == (4, 16, 22)
-    assert own.scores.protected.nonzero().flatten().tolist() == [2, 3]
+    assert isinstance(own, ScoringState) and own.caller is state and own.selector is not None
+    assert (own.selector.prompt_tokens, own.selector.lookahead_tokens, own.selector.kept_tokens) == (
+        PROMPT_TOKENS,
+        2,
+        KEPT,
+    )
+    assert (own.selector.layers, own.selector.first_row, own.selector.end_row) == (4, 16, 22)
+    assert own.selector.protected.nonzero().flatten().tolist() == [2, 3]
 
 
 def test_a_given_mask_is_not_scored(sglang: None) -> None:
-    assert chains._scores(SimpleNamespace(), compressed(plan=MASKED)) is None
+    assert scoring_request.selector_of(SimpleNamespace(), compressed(plan=MASKED)) is None

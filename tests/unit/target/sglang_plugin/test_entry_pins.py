@@ -33,142 +33,142 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_a_lease_is_a_lock_until_it_is_released() -> None:
     tree, node = Tree(), object()
-    leases = EntryPins(tree, 100)
-    leases.take("a", node, 30)
-    assert (len(leases), leases.tokens, list(tree.held.values())) == (1, 30, [node])
-    leases.release("b")
-    assert len(leases) == 1
+    pins = EntryPins(tree, 100)
+    pins.pin("a", node, 30)
+    assert (len(pins), pins.tokens, list(tree.held.values())) == (1, 30, [node])
+    pins.release("b")
+    assert len(pins) == 1
     for _ in range(2):
-        leases.release("a")
-        assert (len(leases), leases.tokens, tree.held) == (0, 0, {})
+        pins.release("a")
+        assert (len(pins), pins.tokens, tree.held) == (0, 0, {})
 
 
 def test_a_request_holds_one_lease() -> None:
     tree, old, new = Tree(), object(), object()
-    leases = EntryPins(tree, 100)
-    leases.take("a", old, 30)
-    leases.take("a", new, 40)
-    assert (leases.tokens, list(tree.held.values())) == (40, [new])
+    pins = EntryPins(tree, 100)
+    pins.pin("a", old, 30)
+    pins.pin("a", new, 40)
+    assert (pins.tokens, list(tree.held.values())) == (40, [new])
 
 
 def test_requests_may_share_a_node_and_lock_it_each() -> None:
     tree, node = Tree(), object()
-    leases = EntryPins(tree, 100)
-    leases.take("a", node, 30)
-    leases.take("b", node, 30)
-    leases.release("a")
+    pins = EntryPins(tree, 100)
+    pins.pin("a", node, 30)
+    pins.pin("b", node, 30)
+    pins.release("a")
     assert list(tree.held.values()) == [node]
 
 
 def test_a_lease_ends_by_itself(clock: SimpleNamespace) -> None:
     tree, nodes = Tree(), [object(), object()]
-    leases = EntryPins(tree, 100, seconds=60.0)
-    leases.take("a", nodes[0], 30)
+    pins = EntryPins(tree, 100, seconds=60.0)
+    pins.pin("a", nodes[0], 30)
     clock.now += 30.0
-    leases.take("b", nodes[1], 30)
+    pins.pin("b", nodes[1], 30)
     clock.now += 29.9
-    assert not leases.release_except("ab")
-    assert len(leases) == 2
+    assert not pins.release_except("ab")
+    assert len(pins) == 2
     clock.now += 0.1
-    assert leases.release_except("ab")
+    assert pins.release_except("ab")
     assert list(tree.held.values()) == [nodes[1]]
     clock.now += 30.0
-    assert leases.release_except("ab")
-    assert (len(leases), tree.held) == (0, {})
+    assert pins.release_except("ab")
+    assert (len(pins), tree.held) == (0, {})
 
 
 def test_a_renewed_lease_lasts_from_then_on(clock: SimpleNamespace) -> None:
-    leases = EntryPins(Tree(), 100, seconds=60.0)
-    leases.take("a", object(), 30)
+    pins = EntryPins(Tree(), 100, seconds=60.0)
+    pins.pin("a", object(), 30)
     clock.now += 59.0
-    leases.take("a", object(), 30)
+    pins.pin("a", object(), 30)
     clock.now += 59.0
-    assert not leases.release_except({"a"})
-    assert len(leases) == 1
+    assert not pins.release_except({"a"})
+    assert len(pins) == 1
 
 
 def test_a_lease_ends_with_its_request() -> None:
     """One that left the queue by a door that the plugin does not watch."""
     tree = Tree()
-    leases = EntryPins(tree, 100)
+    pins = EntryPins(tree, 100)
     for rid in "abc":
-        leases.take(rid, rid, 30)
-    assert leases.release_except({"b", "c", "x"})
+        pins.pin(rid, rid, 30)
+    assert pins.release_except({"b", "c", "x"})
     assert list(tree.held.values()) == ["b", "c"]
-    assert not leases.release_except({"b", "c"})
-    assert leases.release_except(())
-    assert (len(leases), tree.held) == (0, {})
-    assert not leases.release_except(())
+    assert not pins.release_except({"b", "c"})
+    assert pins.release_except(())
+    assert (len(pins), tree.held) == (0, {})
+    assert not pins.release_except(())
 
 
 def test_over_the_cap_the_oldest_go_first() -> None:
     tree, nodes = Tree(), [object() for _ in range(5)]
-    leases = EntryPins(tree, 100)
+    pins = EntryPins(tree, 100)
     for place in range(3):
-        leases.take(f"{place}", nodes[place], 33)
+        pins.pin(f"{place}", nodes[place], 33)
     assert list(tree.held.values()) == nodes[:3]
-    leases.take("1", nodes[1], 33)  # the youngest now
-    leases.take("3", nodes[3], 33)
+    pins.pin("1", nodes[1], 33)  # the youngest now
+    pins.pin("3", nodes[3], 33)
     assert set(tree.held.values()) == {nodes[2], nodes[1], nodes[3]}
-    leases.take("4", nodes[4], 66)
+    pins.pin("4", nodes[4], 66)
     assert set(tree.held.values()) == {nodes[3], nodes[4]}
 
 
 def test_a_full_cap_is_not_over_it() -> None:
     tree = Tree()
-    leases = EntryPins(tree, 100)
-    leases.take("a", object(), 50)
-    leases.take("b", object(), 50)
+    pins = EntryPins(tree, 100)
+    pins.pin("a", object(), 50)
+    pins.pin("b", object(), 50)
     assert len(tree.held) == 2
 
 
 def test_a_single_lease_may_be_over_the_cap() -> None:
-    leases = EntryPins(Tree(), 10)
-    leases.take("a", object(), 50)
-    leases.take("b", object(), 60)
-    assert (len(leases), leases.tokens) == (1, 60)
+    pins = EntryPins(Tree(), 10)
+    pins.pin("a", object(), 50)
+    pins.pin("b", object(), 60)
+    assert (len(pins), pins.tokens) == (1, 60)
 
 
 def test_leases_go_by_prefix() -> None:
     tree = Tree()
-    leases = EntryPins(tree, 100)
+    pins = EntryPins(tree, 100)
     for rid in ("a", "ab", "b", "ba"):
-        leases.take(rid, rid, 1)
-    leases.release_matching("a")
+        pins.pin(rid, rid, 1)
+    pins.release_by_prefix("a")
     assert list(tree.held.values()) == ["b", "ba"]
-    leases.release_matching("")
-    assert (len(leases), tree.held) == (0, {})
+    pins.release_by_prefix("")
+    assert (len(pins), tree.held) == (0, {})
 
 
 def test_of_an_emptied_tree_nothing_is_unlocked() -> None:
     tree = Tree()
-    leases = EntryPins(tree, 100)
-    leases.take("a", object(), 1)
+    pins = EntryPins(tree, 100)
+    pins.pin("a", object(), 1)
     tree.held.clear()
-    leases.forget()
-    leases.release("a")
-    assert not leases.release_except(())
-    assert (len(leases), leases.tokens) == (0, 0)
+    pins.clear()
+    pins.release("a")
+    assert not pins.release_except(())
+    assert (len(pins), pins.tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_lock_has_exactly_one_unlock(clock: SimpleNamespace, seed: int) -> None:
     """`Tree` raises if a receipt comes twice or with another node."""
     chance, tree = random.Random(seed), Tree()
-    leases = EntryPins(tree, 60, seconds=5.0)
+    pins = EntryPins(tree, 60, seconds=5.0)
     for _ in range(300):
         clock.now += chance.random()
         rid = f"{chance.randrange(12)}"
-        act = chance.choice([leases.take, leases.take, leases.release, leases.release_matching, None])
-        if act == leases.take:
-            leases.take(rid, object(), chance.randrange(1, 30))
+        act = chance.choice([pins.pin, pins.pin, pins.release, pins.release_by_prefix, None])
+        if act == pins.pin:
+            pins.pin(rid, object(), chance.randrange(1, 30))
         elif act is None:
-            leases.release_except({f"{place}" for place in range(12) if chance.random() < 0.8})
+            pins.release_except({f"{place}" for place in range(12) if chance.random() < 0.8})
         else:
             act(rid)
-        assert len(tree.held) == len(leases)
-        assert leases.tokens <= 60
-    leases.release_matching("")
+        assert len(tree.held) == len(pins)
+        assert pins.tokens <= 60
+    pins.release_by_prefix("")
     assert tree.held == {}
     assert tree.taken > 50
 

@@ -20,7 +20,7 @@ from presift.core.policies import KvSelection, SpecKv  # noqa: E402
 from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target import sglang_plugin  # noqa: E402
 from presift.target.sglang_plugin import hooks  # noqa: E402
-from presift.target.sglang_plugin.hooks import Plugin, not_hooked  # noqa: E402
+from presift.target.sglang_plugin.hooks import Plugin, missing_hooks  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
@@ -81,32 +81,35 @@ KEPT_ONE, OTHER = "presift_planted.kept", "presift_planted.other"
 def test_hooks_that_are_on(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
-    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) is None
+    assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) is None
     assert planted.kept() == "hooked kept"
 
 
 def test_a_renamed_target_is_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, "presift_planted.renamed")
     registry.apply_hooks()
-    assert not_hooked(OWNER.hooks(KEPT_ONE, "presift_planted.renamed")) == "not hooked: presift_planted.renamed"
+    assert (
+        missing_hooks(OWNER.hooks(KEPT_ONE, "presift_planted.renamed"))
+        == "SGLang functions not hooked: presift_planted.renamed"
+    )
 
 
 def test_a_moved_module_is_named(registry: Any, planted: Any) -> None:
     register(registry, "presift_moved.kept", OTHER)
     registry.apply_hooks()
-    assert not_hooked(OWNER.hooks("presift_moved.kept", OTHER)) == "not hooked: presift_moved.kept"
+    assert missing_hooks(OWNER.hooks("presift_moved.kept", OTHER)) == "SGLang functions not hooked: presift_moved.kept"
 
 
 def test_hooks_that_were_registered_too_late_are_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
-    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) == f"not hooked: {KEPT_ONE}, {OTHER}"
+    assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) == f"SGLang functions not hooked: {KEPT_ONE}, {OTHER}"
 
 
 def test_a_hook_that_was_taken_off_is_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
     planted.other = lambda: "other"
-    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) == f"not hooked: {OTHER}"
+    assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) == f"SGLang functions not hooked: {OTHER}"
 
 
 def foreign(original: Any) -> Any:
@@ -126,7 +129,7 @@ def test_a_foreign_wrapper_is_not_our_hook(registry: Any, planted: Any) -> None:
     registry.apply_hooks()
     planted.other = foreign(bare)
     assert OTHER in registry._patched and planted.other.__wrapped__ is bare
-    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) == f"not hooked: {OTHER}"
+    assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) == f"SGLang functions not hooked: {OTHER}"
 
 
 def test_our_hook_below_a_foreign_wrapper_is_on(registry: Any, planted: Any) -> None:
@@ -134,13 +137,13 @@ def test_our_hook_below_a_foreign_wrapper_is_on(registry: Any, planted: Any) -> 
     registry.apply_hooks()
     planted.other = foreign(planted.other)
     assert planted.other() == "foreign hooked other"
-    assert not_hooked(OWNER.hooks(KEPT_ONE, OTHER)) is None
+    assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) is None
 
 
 def test_the_hook_of_another_owner_is_not_ours(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE)
     registry.apply_hooks()
-    assert not_hooked(Owner().hooks(KEPT_ONE)) == f"not hooked: {KEPT_ONE}"
+    assert missing_hooks(Owner().hooks(KEPT_ONE)) == f"SGLang functions not hooked: {KEPT_ONE}"
 
 
 @pytest.mark.parametrize("kind", [classmethod, staticmethod, None])
@@ -150,10 +153,10 @@ def test_methods_of_every_kind_are_found(registry: Any, planted: Any, kind: Any)
 
     planted.Holder = type("Holder", (), {"method": kind(method) if kind else method})
     target = "presift_planted.Holder.method"
-    assert not_hooked(OWNER.hooks(target)) == f"not hooked: {target}"
+    assert missing_hooks(OWNER.hooks(target)) == f"SGLang functions not hooked: {target}"
     register(registry, target)
     registry.apply_hooks()
-    assert not_hooked(OWNER.hooks(target)) is None
+    assert missing_hooks(OWNER.hooks(target)) is None
 
 
 def test_a_closure_that_is_not_filled_yet_is_no_hook_and_no_error(planted: Any) -> None:
@@ -165,13 +168,13 @@ def test_a_closure_that_is_not_filled_yet_is_no_hook_and_no_error(planted: Any) 
         later = 1
 
     planted.kept = make()
-    assert not_hooked(OWNER.hooks(KEPT_ONE)) == f"not hooked: {KEPT_ONE}"
+    assert missing_hooks(OWNER.hooks(KEPT_ONE)) == f"SGLang functions not hooked: {KEPT_ONE}"
 
 
 def test_switched_on_all_hooks_are_registered_around(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.plugins.hook_registry import HookType
 
-    for switch, registered in (("0", set()), ("1", set(Plugin().around()))):
+    for switch, registered in (("0", set()), ("1", set(Plugin().hooks()))):
         monkeypatch.setenv(sglang_plugin.SWITCH, switch)
         sglang_plugin.activate()
         assert set(registry._hooks) == registered
@@ -181,38 +184,38 @@ def test_switched_on_all_hooks_are_registered_around(registry: Any, monkeypatch:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
     """One that serves, in a fake scheduler."""
-    for check in ("why_not_this_sglang", "not_hooked", "why_not_this_scheduler"):
+    for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
         monkeypatch.setattr(hooks, check, lambda *_: None)
     plugin = Plugin()
     assert plugin.unsupported
-    plugin._scheduler_made(lambda scheduler: None, Scheduler())
+    plugin.around_scheduler_init(lambda scheduler: None, Scheduler())
     assert plugin.unsupported is None
     return plugin
 
 
 def scheduler_of(plugin: Plugin) -> Scheduler:
-    assert plugin.chain is not None
-    scheduler: Scheduler = plugin.chain._scheduler
+    assert plugin.builder is not None
+    scheduler: Scheduler = plugin.builder._scheduler
     return scheduler
 
 
-@pytest.mark.parametrize("check", ["why_not_this_sglang", "not_hooked", "why_not_this_scheduler"])
+@pytest.mark.parametrize("check", ["unsupported_sglang", "missing_hooks", "unsupported_scheduler"])
 def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
-    for each in ("why_not_this_sglang", "not_hooked", "why_not_this_scheduler"):
+    for each in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
         monkeypatch.setattr(hooks, each, lambda *_, each=each: each if each == check else None)
     plugin, made = Plugin(), []
-    plugin._scheduler_made(lambda *args, **kwargs: made.append((args, kwargs)), Scheduler(), 1, x=2)
+    plugin.around_scheduler_init(lambda *args, **kwargs: made.append((args, kwargs)), Scheduler(), 1, x=2)
     assert plugin.unsupported == check
     assert made[0][0][1:] == (1,) and made[0][1] == {"x": 2}
 
 
 def test_the_state_is_told_with_and_without_a_chain(plugin: Plugin) -> None:
     told = [
-        each._state_asked(lambda *_: SimpleNamespace(internal_state={"theirs": 1}), None, None)
+        each.around_get_internal_state(lambda *_: SimpleNamespace(internal_state={"theirs": 1}), None, None)
         for each in (plugin, Plugin())
     ]
     assert [answer.internal_state["theirs"] for answer in told] == [1, 1]
-    assert told[0].internal_state["presift"] == {"unsupported": None} | plugin.chain.counts()  # type: ignore[union-attr]
+    assert told[0].internal_state["presift"] == {"unsupported": None} | plugin.builder.counts()  # type: ignore[union-attr]
     assert told[1].internal_state["presift"] == {"unsupported": "no scheduler has started"}
 
 
@@ -223,7 +226,9 @@ def received(parameters: Any) -> Any:
 @pytest.mark.parametrize("parameters", [None, {}, {"theirs": 1}, "presift"])
 def test_ordinary_requests_are_let_through(plugin: Plugin, parameters: Any) -> None:
     plugin.unsupported, seen, request = "LoRA", [], received(parameters)
-    plugin._request_came(lambda *args, **kwargs: seen.append((args, kwargs)), "scheduler", request, x=1)
+    plugin.around_handle_generate_request(
+        lambda *args, **kwargs: seen.append((args, kwargs)), "scheduler", request, x=1
+    )
     assert seen == [(("scheduler", request), {"x": 1})]
 
 
@@ -238,17 +243,19 @@ def test_requests_with_a_plan_are_admitted_or_refused(
         if error:
             raise error
 
-    monkeypatch.setattr(hooks.validation, "admit", admit)
-    monkeypatch.setattr(hooks.validation, "refuse", lambda *arguments: calls.append(("refuse", arguments[1])))
+    monkeypatch.setattr(hooks.validation, "rewrite_request", admit)
+    monkeypatch.setattr(hooks.validation, "send_refusal", lambda *arguments: calls.append(("refuse", arguments[1])))
     request = received({"presift": "{}"})
-    plugin._request_came(lambda *arguments: calls.append(("original", arguments[1])), "scheduler", request)
+    plugin.around_handle_generate_request(
+        lambda *arguments: calls.append(("original", arguments[1])), "scheduler", request
+    )
     then = ("refuse", request) if error else ("original", request)
     assert calls == [("admit", "scheduler", request, None), then]
 
 
 def scores(first_row: int = 16) -> Any:
     restarts: list[int] = []
-    return SimpleNamespace(first_row=first_row, restart=lambda: restarts.append(1), restarts=restarts, is_complete=True)
+    return SimpleNamespace(first_row=first_row, reset=lambda: restarts.append(1), restarts=restarts, is_complete=True)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +270,7 @@ def scores(first_row: int = 16) -> Any:
     ],
 )
 def test_the_rows_that_score_are_always_computed(plugin: Plugin, state: Any, longest: int) -> None:
-    assert plugin._prefix_capped(lambda request, length: length - 1, Request("a", state), 22) == longest
+    assert plugin.around_compute_max_prefix_len(lambda request, length: length - 1, Request("a", state), 22) == longest
 
 
 class Adder:
@@ -300,9 +307,9 @@ def test_a_request_whose_entry_is_not_there_is_passed_over(plugin: Plugin, sglan
     from sglang.srt.managers.schedule_policy import AddReqResult
 
     adder, request = Adder(), Admitted("a", compressed(), prefix_indices=[0] * (KEPT - 1))
-    assert plugin._admission_asked(adder.ask, adder, request) is AddReqResult.CONTINUE
+    assert plugin.around_add_one_req(adder.ask, adder, request) is AddReqResult.CONTINUE
     assert adder.seen == []
-    assert plugin.chain is not None and plugin.chain.counts()["missing"] == 1
+    assert plugin.builder is not None and plugin.builder.counts()["missing"] == 1
 
 
 @pytest.mark.parametrize("admits", [True, False])
@@ -312,10 +319,10 @@ def test_a_request_on_its_entry_lets_go_of_its_lease_once_it_is_admitted(
 ) -> None:
     plan = compressed().plan if keep else DROPPING
     adder, request = Adder(admits), Admitted("a", compressed(plan=plan), prefix_indices=[0] * KEPT)
-    assert plugin.chain is not None
-    plugin.chain.leases.take("a", object(), KEPT)
-    assert plugin._admission_asked(adder.ask, adder, request) == "asked"
-    assert plugin.chain.counts()["leases"] == (0 if admits else 1)
+    assert plugin.builder is not None
+    plugin.builder.pins.pin("a", object(), KEPT)
+    assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
+    assert plugin.builder.counts()["leases"] == (0 if admits else 1)
     assert (request.state.report is not None) is admits
     assert request.skip_radix_cache_insert is (admits and not keep)
 
@@ -325,10 +332,10 @@ def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_begins_anew(
     plugin: Plugin, sglang: None, admits: bool
 ) -> None:
     adder, request = Adder(admits), Admitted("a", ScoringState(compressed(), scores()))
-    assert plugin._admission_asked(adder.ask, adder, request) == "asked"
+    assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
     assert adder.seen == [KEPT + 1]
     assert request.new_tokens == 0
-    assert len(request.state.scores.restarts) == admits
+    assert len(request.state.selector.restarts) == admits
 
 
 def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: Plugin, sglang: None) -> None:
@@ -337,9 +344,9 @@ def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: 
     requests = [leaving, Admitted("b", PassthroughState(Report(1, 1, 0))), Admitted("c", None)]
     adder = Adder()
     for request in requests:
-        assert plugin._admission_asked(adder.ask, adder, request) == "asked"
+        assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
     assert adder.can_run_list == requests
-    assert plugin.chain is not None and plugin.chain.counts()["missing"] == 0
+    assert plugin.builder is not None and plugin.builder.counts()["missing"] == 0
 
 
 @pytest.mark.parametrize("runs_anything", [True, False])
@@ -347,9 +354,9 @@ def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: 
 def test_an_idle_scheduler_looks_again_at_what_was_just_queued(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, runs_anything: bool, is_missing: bool
 ) -> None:
-    from presift.target.sglang_plugin import entry_builder as chains
+    from presift.target.sglang_plugin import entry_builder
 
-    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", ScoringState(compressed(), None)))
+    monkeypatch.setattr(entry_builder, "scoring_request", lambda *_: Request("s", ScoringState(compressed(), None)))
     request, seen, scheduler = caller("a"), [], scheduler_of(plugin)
     scheduler.waiting_queue.append(request)
     changed = running_batch()
@@ -357,10 +364,10 @@ def test_an_idle_scheduler_looks_again_at_what_was_just_queued(
     def original(_: Any, running: Any) -> Any:
         seen.append(running)
         if is_missing and len(seen) == 1:
-            plugin.chain.entry_is_missing(request)  # type: ignore[union-attr]
+            plugin.builder.add_missing(request)  # type: ignore[union-attr]
         return SimpleNamespace(batch_to_run="batch" if runs_anything else None, running_batch=changed)
 
-    plugin._batch_wanted(original, scheduler, "running")
+    plugin.around_get_new_batch_prefill(original, scheduler, "running")
     assert seen == (["running", changed] if is_missing and not runs_anything else ["running"])
 
 
@@ -377,9 +384,9 @@ def test_leases_are_given_up_where_nothing_could_be_scheduled(plugin: Plugin, na
     case = STUCK if name is None else STUCK | {name: not STUCK[name]}
     scheduler, seen = scheduler_of(plugin), []
     leased, other = caller("a"), Request("x")
-    assert plugin.chain is not None
+    assert plugin.builder is not None
     if case["leased"]:
-        plugin.chain.leases.take("a", object(), KEPT)
+        plugin.builder.pins.pin("a", object(), KEPT)
     scheduler.waiting_queue[:] = [leased, other]
     scheduler.chunked_req = other if case["chunked"] else None
     running = running_batch(case["runs"])
@@ -392,37 +399,37 @@ def test_leases_are_given_up_where_nothing_could_be_scheduled(plugin: Plugin, na
             batch_to_run="batch" if case["scheduled"] or len(seen) == 2 else None, running_batch=running
         )
 
-    plan = plugin._batch_wanted(original, scheduler, "running")
+    plan = plugin.around_get_new_batch_prefill(original, scheduler, "running")
     held = int(case["leased"])
     assert seen[0] == ("running", held, True)
     if name is None:
         assert seen[1:] == [(running, 0, False)]
         assert plan.batch_to_run == "batch"
-        assert plugin.chain.counts()["leases"] == 0
+        assert plugin.builder.counts()["leases"] == 0
     else:
         assert seen[1:] == []
-        assert (plugin.chain.counts()["leases"], running.batch_is_full) == (held, True)
+        assert (plugin.builder.counts()["leases"], running.batch_is_full) == (held, True)
 
 
 @pytest.mark.parametrize("leased", [True, False])
 @pytest.mark.parametrize("has_room", [True, False])
 def test_a_running_batch_without_room_gets_that_of_the_leases(plugin: Plugin, leased: bool, has_room: bool) -> None:
     """A running request goes before those that are not admitted yet, and is not retracted for them."""
-    assert plugin.chain is not None
+    assert plugin.builder is not None
     if leased:
-        plugin.chain.leases.take("a", object(), KEPT)
+        plugin.builder.pins.pin("a", object(), KEPT)
     held, seen = scheduler_of(plugin).tree_cache.held, []
 
     def original(*args: Any, **kwargs: Any) -> bool:
         seen.append((args, kwargs, len(held)))
         return has_room or (leased and not held)
 
-    answer = plugin._decode_room_asked(original, "batch", [0, 1], x=2)
+    answer = plugin.around_check_decode_mem(original, "batch", [0, 1], x=2)
     calls = [(("batch", [0, 1]), {"x": 2}, int(leased)), (("batch", [0, 1]), {"x": 2}, 0)]
     again = leased and not has_room
     assert answer is (has_room or leased)
     assert seen == (calls if again else calls[:1])
-    assert plugin.chain.counts()["leases"] == int(leased and has_room)
+    assert plugin.builder.counts()["leases"] == int(leased and has_room)
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -438,11 +445,11 @@ def test_the_next_chunk_of_a_scoring_request_is_counted_with_its_entry(plugin: P
     request = Admitted("s", ScoringState(compressed(), scores()))
     if fails:
         with pytest.raises(RuntimeError, match="planted"):
-            plugin._next_chunk_asked(original, "adder", request)
+            plugin.around_add_chunked_req(original, "adder", request)
     else:
-        assert plugin._next_chunk_asked(original, "adder", request) == "chunk"
+        assert plugin.around_add_chunked_req(original, "adder", request) == "chunk"
     assert (seen, request.new_tokens) == ([KEPT + 1], 0)
-    assert request.state.scores.restarts == []
+    assert request.state.selector.restarts == []
 
 
 @pytest.mark.parametrize(
@@ -450,32 +457,32 @@ def test_the_next_chunk_of_a_scoring_request_is_counted_with_its_entry(plugin: P
 )
 def test_the_next_chunk_of_others_is_counted_as_ever(plugin: Plugin, state: Any) -> None:
     request = Admitted("a", state)
-    assert plugin._next_chunk_asked(lambda _, asked: (asked, asked.new_tokens), "adder", request) == (request, 0)
+    assert plugin.around_add_chunked_req(lambda _, asked: (asked, asked.new_tokens), "adder", request) == (request, 0)
 
 
 @pytest.mark.parametrize("every", [True, False])
 def test_an_abort_looks_for_callers_that_wait_aside_and_ends_leases(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, every: bool
 ) -> None:
-    from presift.target.sglang_plugin import entry_builder as chains
+    from presift.target.sglang_plugin import entry_builder
 
-    monkeypatch.setattr(chains, "_scoring_request", lambda *_: Request("s", ScoringState(compressed(), None)))
+    monkeypatch.setattr(entry_builder, "scoring_request", lambda *_: Request("s", ScoringState(compressed(), None)))
     request, scheduler = caller("a1"), scheduler_of(plugin)
-    assert plugin.chain is not None
+    assert plugin.builder is not None
     scheduler.waiting_queue.append(request)
-    plugin.chain.entry_is_missing(request)
-    plugin.chain.start_missing()
-    plugin.chain.leases.take("a2", object(), 1)
-    plugin.chain.leases.take("b", object(), 1)
+    plugin.builder.add_missing(request)
+    plugin.builder.start_missing()
+    plugin.builder.pins.pin("a2", object(), 1)
+    plugin.builder.pins.pin("b", object(), 1)
     seen: list[Any] = []
 
     def original(_: Any, received: Any) -> None:
         seen.append((list(scheduler.waiting_queue), len(scheduler.tree_cache.held)))
 
-    plugin._abort_came(original, scheduler, SimpleNamespace(rid="" if every else "a", abort_all=every))
+    plugin.around_abort_request(original, scheduler, SimpleNamespace(rid="" if every else "a", abort_all=every))
     assert seen == [([request], 2)]
-    assert plugin.chain.counts()["leases"] == (0 if every else 1)
-    assert plugin.chain.counts()["runs"] == 0
+    assert plugin.builder.counts()["leases"] == (0 if every else 1)
+    assert plugin.builder.counts()["runs"] == 0
 
 
 class Read(Request):
@@ -509,19 +516,19 @@ def test_a_scored_prompt_is_settled_when_it_was_read_to_its_end(
     request, order = Read("s", ScoringState(compressed(), None)), []
     for name, value in change.items():
         if name == "settled":
-            request.state.is_settled = True
+            request.state.is_finished = True
         else:
             setattr(request, name, value)
-    monkeypatch.setattr(plugin.chain, "settle", lambda *_: order.append("settled"))
+    monkeypatch.setattr(plugin.builder, "finish_scoring", lambda *_: order.append("settled"))
     copied = SimpleNamespace(synchronize=lambda: order.append("copied"))
     result, batch = SimpleNamespace(copy_done=copied), SimpleNamespace(reqs=[Read("x"), request])
-    plugin._prompt_read(lambda *_: order.append("processed"), "processor", batch, result)
+    plugin.around_process_batch_result_prefill(lambda *_: order.append("processed"), "processor", batch, result)
     assert order == (["copied", "settled", "processed"] if settles else ["processed"])
 
 
 def streamed(plugin: Plugin, *requests: Any) -> list[Any]:
     seen: list[Any] = []
-    plugin._streamed(lambda streamer, requests, *_: seen.extend(requests), "streamer", list(requests))
+    plugin.around_stream_output(lambda streamer, requests, *_: seen.extend(requests), "streamer", list(requests))
     return seen
 
 
@@ -541,7 +548,7 @@ def test_scoring_requests_answer_nobody(plugin: Plugin) -> None:
 
 def test_a_report_goes_out_once(plugin: Plugin) -> None:
     made, untouched = answering(compressed()), answering(PassthroughState(Report(8, 8, 0)), cached_tokens=7)
-    made.state.found(KEPT, 0.5)
+    made.state.record_reuse(KEPT, 0.5)
     streamed(plugin, made, untouched)
     told = {
         "prompt_tokens": PROMPT_TOKENS,
@@ -574,7 +581,9 @@ def test_a_report_goes_out_once(plugin: Plugin) -> None:
 def test_chunks_of_a_prompt_that_is_to_be_dropped_are_not_cached(plugin: Plugin, state: Any, is_kept: bool) -> None:
     calls: list[Any] = []
     tree = SimpleNamespace(advance_unpublished_req=lambda request, **kwargs: calls.append(("advanced", kwargs)))
-    plugin._chunk_cached(lambda *_, **kwargs: calls.append(("cached", kwargs)), Request("a", state), tree, chunked=True)
+    plugin.around_maybe_cache_unfinished_req(
+        lambda *_, **kwargs: calls.append(("cached", kwargs)), Request("a", state), tree, chunked=True
+    )
     assert calls == [("cached" if is_kept else "advanced", {"chunked": True})]
 
 
@@ -593,16 +602,16 @@ def test_the_lookahead_is_not_cached(plugin: Plugin, state: Any, own: int, wante
         sampling_params=SimpleNamespace(custom_params={"presift": state}), kv=SimpleNamespace(cache_protected_len=own)
     )
     seen: list[Any] = []
-    plugin._inserted(lambda *_, **kwargs: seen.append(kwargs), "tree", request, up_to=wanted, x=1)
+    plugin.around_insert_req(lambda *_, **kwargs: seen.append(kwargs), "tree", request, up_to=wanted, x=1)
     assert seen == [{"up_to": inserted, "x": 1}]
 
 
 def test_an_emptied_tree_ends_all_leases_without_unlocking(plugin: Plugin) -> None:
-    assert plugin.chain is not None
-    plugin.chain.leases.take("a", object(), 1)
+    assert plugin.builder is not None
+    plugin.builder.pins.pin("a", object(), 1)
     held = scheduler_of(plugin).tree_cache.held
     before = dict(held)
-    assert plugin._tree_reset(lambda tree: (tree, plugin.chain.counts()["leases"]), "tree") == ("tree", 0)  # type: ignore[union-attr]
+    assert plugin.around_reset(lambda tree: (tree, plugin.builder.counts()["leases"]), "tree") == ("tree", 0)  # type: ignore[union-attr]
     assert held == before
 
 
@@ -610,14 +619,16 @@ def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
     """SGLang makes and empties its tree, and may make batches, before its scheduler is made."""
     plugin, seen = Plugin(), []
     waiting, scoring = Admitted("a", compressed()), Read("s", ScoringState(compressed(), None))
-    plugin._tree_reset(lambda tree: seen.append("reset"), "tree")
-    plugin._batch_wanted(lambda *_: seen.append("batch"), "scheduler", "running")
-    assert not plugin._decode_room_asked(lambda *_: False, "batch")
-    plugin._abort_came(lambda *_: seen.append("abort"), "scheduler", SimpleNamespace(rid="a", abort_all=False))
-    plugin._prompt_read(lambda *_: seen.append("read"), "p", SimpleNamespace(reqs=[scoring]), None)
+    plugin.around_reset(lambda tree: seen.append("reset"), "tree")
+    plugin.around_get_new_batch_prefill(lambda *_: seen.append("batch"), "scheduler", "running")
+    assert not plugin.around_check_decode_mem(lambda *_: False, "batch")
+    plugin.around_abort_request(lambda *_: seen.append("abort"), "scheduler", SimpleNamespace(rid="a", abort_all=False))
+    plugin.around_process_batch_result_prefill(
+        lambda *_: seen.append("read"), "p", SimpleNamespace(reqs=[scoring]), None
+    )
     if find_spec("sglang") is not None:
         declare_missing()
-        plugin._admission_asked(lambda *_: seen.append("admission"), "adder", waiting)
+        plugin.around_add_one_req(lambda *_: seen.append("admission"), "adder", waiting)
     assert seen[:4] == ["reset", "batch", "abort", "read"]
     assert seen[4:] in ([], ["admission"])
 
@@ -625,12 +636,12 @@ def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
 @pytest.mark.parametrize("by_name", [True, False])
 def test_attention_shows_its_queries(plugin: Plugin, monkeypatch: pytest.MonkeyPatch, by_name: bool) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(plugin._pass, "attended", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(plugin._pass, "on_attention", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(plugin._pass, "_rows", ["somebody's"])
     if by_name:
-        result = plugin._attended(lambda *_, **__: "out", "backend", q="q", k="k", v="v", layer="layer", x=1)
+        result = plugin.around_forward(lambda *_, **__: "out", "backend", q="q", k="k", v="v", layer="layer", x=1)
     else:
-        result = plugin._attended(lambda *_, **__: "out", "backend", "q", "k", "v", "layer", "batch", x=1)
+        result = plugin.around_forward(lambda *_, **__: "out", "backend", "q", "k", "v", "layer", "batch", x=1)
     assert (result, seen) == ("out", [("q", "layer")])
 
 
@@ -639,8 +650,8 @@ def test_attention_is_not_looked_at_where_nobodys_queries_are_wanted(
 ) -> None:
     """Most passes are; and a backend may call it in other ways."""
     seen: list[Any] = []
-    monkeypatch.setattr(plugin._pass, "attended", lambda *arguments: seen.append(arguments))
-    assert plugin._attended(lambda *_, **__: "out", "backend", x=1) == "out"
+    monkeypatch.setattr(plugin._pass, "on_attention", lambda *arguments: seen.append(arguments))
+    assert plugin.around_forward(lambda *_, **__: "out", "backend", x=1) == "out"
     assert seen == []
 
 
@@ -650,4 +661,4 @@ def test_a_mask_needs_no_scores(plugin: Plugin) -> None:
 
     plan = KvPlan(policy, kv_mask=KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool)))
     request = Request("s", ScoringState(compressed(plan=plan), None))
-    assert plugin._prefix_capped(lambda *_: 99, request, 99) == PROMPT_TOKENS - 1
+    assert plugin.around_compute_max_prefix_len(lambda *_: 99, request, 99) == PROMPT_TOKENS - 1

@@ -43,7 +43,7 @@ class Task:
         queries = torch.randn(tokens, self.heads, DIM, generator=generator) * 2
         return queries.to(dtype), torch.randn(tokens, self.kv_heads, DIM, generator=generator).to(dtype)
 
-    def scores(self) -> kv_selector.KvSelector:
+    def selector(self) -> kv_selector.KvSelector:
         first_row = self.prompt_tokens - 1 - self.policy.window
         kept = must_keep_kv(KvPlan(self.policy, self.protected), self.prompt_tokens)
         return kv_selector.KvSelector(
@@ -57,7 +57,7 @@ class Task:
 
     def run(self, cuts: tuple[int, ...] = (), dtype: Any = torch.float32) -> kv_selector.KvSelector:
         """The rows come in chunks, cut before the rows `cuts`; all layers of a chunk, as a model runs."""
-        run = self.scores()
+        run = self.selector()
         edges = [run.first_row, *(run.first_row + cut for cut in sorted({*cuts})), run.end_row]
         for first, end in itertools.pairwise(edges):
             for layer in range(self.layers):
@@ -164,7 +164,7 @@ def test_coverage_is_the_share_of_the_summed_rows_on_kept_prompt_tokens(
 
 def test_coverage_is_1_where_almost_nothing_is_dropped_and_none_where_nothing_was_scored() -> None:
     policy = SpecKv(capacity=88, window=8, kernel=1)
-    assert Task(policy).scores().coverage is None
+    assert Task(policy).selector().coverage is None
     coverage = Task(policy).run().coverage
     assert coverage is not None and 0.99 < coverage <= 1.0
 
@@ -209,7 +209,7 @@ def test_rows_in_any_blocks_choose_the_same(
 @pytest.mark.parametrize("protected", [(), (Span(50, 53),)])
 def test_of_equal_keys_the_first_are_kept(pool: Pool, protected: tuple[Span, ...]) -> None:
     task = Task(SpecKv(capacity=24, window=8, pool=pool), protected=protected)
-    run = task.scores()
+    run = task.selector()
     queries = torch.randn(95, 4, DIM, generator=torch.Generator().manual_seed(0))
     for layer in range(task.layers):
         run.add(layer, queries[81:], 81, torch.ones(95, 2, DIM), DIM**-0.5)
@@ -220,7 +220,7 @@ def test_of_equal_keys_the_first_are_kept(pool: Pool, protected: tuple[Span, ...
 
 def test_large_scores_do_not_overflow() -> None:
     task = Task(SpecKv(capacity=10, window=8, kernel=1), layers=1)
-    run, keys = task.scores(), torch.ones(95, 2, DIM)
+    run, keys = task.selector(), torch.ones(95, 2, DIM)
     keys[37], keys[64] = 2, 3
     run.add(0, torch.full((14, 4, DIM), 1e4), 81, keys, DIM**-0.5)
     assert chosen(run) == [[[0, 64, *range(81, 89)]] * 2]
@@ -229,7 +229,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_keys_may_lie_anywhere_in_a_pool() -> None:
     task = Task(SpecKv(capacity=24, window=8), seed=8)
-    run, slots = task.scores(), torch.randperm(200, generator=torch.Generator().manual_seed(0))[:95]
+    run, slots = task.selector(), torch.randperm(200, generator=torch.Generator().manual_seed(0))[:95]
     for layer in range(task.layers):
         queries, keys = task.states(layer)
         pool = torch.full((200, 2, DIM), torch.nan)
@@ -241,7 +241,7 @@ def test_keys_may_lie_anywhere_in_a_pool() -> None:
 
 def test_it_is_complete_when_the_last_row_of_every_layer_was_seen() -> None:
     task = Task(SpecKv(capacity=24, window=8))
-    run = task.scores()
+    run = task.selector()
     for layer, (first, end), complete in [
         (0, (81, 90), False),
         (1, (81, 90), False),
@@ -256,9 +256,9 @@ def test_it_is_complete_when_the_last_row_of_every_layer_was_seen() -> None:
 
 @pytest.mark.parametrize("chunks", [[(82, 95)], [(90, 95)], [(81, 84), (85, 95)]], ids=str)
 def test_a_layer_of_which_rows_are_missing_is_never_complete(chunks: list[tuple[int, int]]) -> None:
-    run = Task(SpecKv(capacity=24, window=8), layers=1).scores()
+    run = Task(SpecKv(capacity=24, window=8), layers=1).selector()
     queries, keys = Task(SpecKv(capacity=24, window=8)).states(0)
-    with pytest.raises(ValueError, match="some were not scored"):
+    with pytest.raises(ValueError, match="rows are missing"):
         for first, end in chunks:
             run.add(0, queries[first:end], first, keys[:end], DIM**-0.5)
     assert not run.is_complete
@@ -268,11 +268,11 @@ def test_a_layer_of_which_rows_are_missing_is_never_complete(chunks: list[tuple[
 def test_restart_forgets(seen: int) -> None:
     """A request that is taken back begins anew: half a chunk or a whole layer of the first run must not count."""
     task, other = Task(SpecKv(capacity=24, window=8)), Task(SpecKv(capacity=24, window=8), seed=9)
-    run = task.scores()
+    run = task.selector()
     queries, keys = other.states(0)
     for first, end in [(81, 90), (90, 95)][:seen]:
         run.add(0, queries[first:end], first, keys[:end], DIM**-0.5)
-    run.restart()
+    run.reset()
     assert (run.kept, run.coverage, run.ms, run.is_complete) == ({}, None, 0.0, False)
     for layer in range(task.layers):
         queries, keys = task.states(layer)
@@ -294,7 +294,7 @@ def test_queries_are_no_longer_needed_after_the_call() -> None:
     """A backend may reuse the buffer that its queries lie in."""
     task = Task(SpecKv(capacity=24, window=8), layers=1)
     queries, keys = task.states(0)
-    run, buffer = task.scores(), queries.clone()
+    run, buffer = task.selector(), queries.clone()
     run.add(0, buffer[81:90], 81, keys[:90], DIM**-0.5)
     buffer.zero_()
     run.add(0, queries[90:], 90, keys, DIM**-0.5)

@@ -68,8 +68,8 @@ async def test_token_ids_stay_within_a_small_vocabulary() -> None:
 
 
 async def test_a_plugin_that_refuses_is_believed_at_once() -> None:
-    engine = Engine({"unsupported": "not hooked: this"})
-    assert await reason_of(engine) == "not hooked: this"
+    engine = Engine({"unsupported": "SGLang functions not hooked: this"})
+    assert await reason_of(engine) == "SGLang functions not hooked: this"
     assert engine.requests == []
 
 
@@ -85,13 +85,16 @@ def other_tokens(place: int) -> Spoil:
 
 
 FAILURES: dict[str, tuple[Spoil, str]] = {
-    "keep-all differs": (other_tokens(3), "with all KV kept, the answer is not the ordinary one"),
-    "keep-all kept less": (changed(3, kv_tokens=65), "65 KV tokens were held where 129 were to be kept"),
+    "keep-all differs": (other_tokens(3), "with all KV kept, the answer differs from the one without a plan"),
+    "keep-all kept less": (changed(3, kv_tokens=65), "65 KV tokens were held, expected 129"),
     "keep-all was ignored": (changed(3, kv_tokens=128), "128 KV tokens were held"),
-    "not found again": (changed(5, reused_entry=False), "tokens cached, not 64"),
-    "another entry found": (changed(5, cached_tokens=63), "63 tokens cached, not 64"),
-    "another answer": (other_tokens(5), "the same entry gave another answer"),
-    "an early end": (lambda _, event: event if isinstance(event, Tokens) else None, "the stream ended early"),
+    "not found again": (changed(5, reused_entry=False), "cached tokens, expected 64"),
+    "another entry found": (changed(5, cached_tokens=63), "found 63 cached tokens, expected 64"),
+    "another answer": (other_tokens(5), "the same entry gave a different answer"),
+    "an early end": (
+        lambda _, event: event if isinstance(event, Tokens) else None,
+        "the stream ended without a result",
+    ),
 }
 
 
@@ -99,7 +102,7 @@ FAILURES: dict[str, tuple[Spoil, str]] = {
 async def test_what_the_engine_does_wrong_is_the_reason(spoil: Spoil, reason: str) -> None:
     told = await reason_of(Engine(spoil=spoil))
     assert told is not None
-    assert told.startswith("the canary failed: ")
+    assert told.startswith("the self-check failed: ")
     assert reason in told
 
 
@@ -116,29 +119,29 @@ async def test_an_engine_that_fails_is_the_reason(place: int) -> None:
             raise TargetUnavailable("out of memory")
         return event
 
-    assert await reason_of(Engine(spoil=spoil)) == "the canary failed: out of memory"
+    assert await reason_of(Engine(spoil=spoil)) == "the self-check failed: out of memory"
 
 
 async def test_a_plugin_that_cannot_be_asked_is_the_reason() -> None:
-    assert await reason_of(Engine(TargetUnavailable("gone"))) == "the canary failed: gone"
+    assert await reason_of(Engine(TargetUnavailable("gone"))) == "the self-check failed: gone"
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("secret"), TargetUnavailable("gone")], ids=repr)
 async def test_whatever_goes_wrong_is_a_reason_and_never_raised(error: Exception) -> None:
     """The other routes are served all the same."""
     told = "gone" if isinstance(error, TargetUnavailable) else "ZeroDivisionError"
-    assert await reason_of(Engine(error)) == f"the canary failed: {told}"
+    assert await reason_of(Engine(error)) == f"the self-check failed: {told}"
 
     class Unflushed(Engine):
         async def flush(self) -> bool:
             raise error
 
-    assert await reason_of(Unflushed()) == f"the canary failed: {told}"
+    assert await reason_of(Unflushed()) == f"the self-check failed: {told}"
 
 
 @pytest.mark.parametrize("hangs_in", ["plugin_state", "generate", "flush"])
 async def test_an_engine_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, hangs_in: str) -> None:
-    monkeypatch.setattr(self_check, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(self_check, "_TIMEOUT_S", 0.2)
 
     class Hanging(Engine):
         async def plugin_state(self) -> dict[str, Any]:

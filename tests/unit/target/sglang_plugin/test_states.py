@@ -1,4 +1,4 @@
-"""Entries of different content have different names; what is applied is told."""
+"""Entries of different content have different names; what was applied is reported."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def test_positions_are_shifted_by_what_was_dropped() -> None:
     assert state.pseudo_key == array("q", range(KEPT))
 
 
-def test_what_was_applied_is_told() -> None:
+def test_what_was_applied_is_reported() -> None:
     state = compressed(suffix_tokens=4)
-    state.found(8, 0.5)
+    state.record_reuse(8, 0.5)
     assert state.report == Report(24, 13, 8, reused_entry=True, coverage=0.5)
-    state.made(6, score_ms=1.0, publish_ms=2.0, coverage=0.25, kv_mask=None)
+    state.record_build(6, score_ms=1.0, publish_ms=2.0, coverage=0.25, kv_mask=None)
     assert state.report == Report(24, 13, 6, False, 1.0, 2.0, 0.25, None)
 
 

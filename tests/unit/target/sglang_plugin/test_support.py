@@ -1,4 +1,4 @@
-"""What is not proven is refused, each for its own reason."""
+"""Each unsupported version, model or mode is refused with its own reason."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 
 from presift.models.torchvision_ops import declare_missing
-from presift.target.sglang_plugin.support import _obstacles, why_not_this_scheduler, why_not_this_sglang
+from presift.target.sglang_plugin.support import _unsupported_features, unsupported_scheduler, unsupported_sglang
 
 torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("version", ["0.5.21", "0.5.21.post1", "0.5.21+cpu"])
 def test_the_proven_sglang(version: str) -> None:
-    assert why_not_this_sglang(version) is None
+    assert unsupported_sglang(version) is None
 
 
 @pytest.mark.parametrize("version", ["0.5.20", "0.5.21rc1", "0.5.20.post3", "0.5.22", "0.6.0", "1.0"])
-def test_another_sglang_is_refused_by_name(version: str) -> None:
-    reason = why_not_this_sglang(version)
+def test_another_sglang_is_refused(version: str) -> None:
+    reason = unsupported_sglang(version)
     assert reason is not None
     assert version in reason and "0.5.21" in reason
 
 
 @pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
 def test_the_installed_sglang_is_asked() -> None:
-    assert why_not_this_sglang() is None
+    assert unsupported_sglang() is None
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def scheduler() -> Any:
 
 
 def test_a_scheduler_that_can_drop_kv(scheduler: Any) -> None:
-    assert why_not_this_scheduler(scheduler) is None
+    assert unsupported_scheduler(scheduler) is None
 
 
 def _other_tree(scheduler: Any) -> None:
@@ -97,10 +97,10 @@ def _set(path: str, value: Any) -> Any:
     return change
 
 
-OBSTACLES = {
-    "the radix cache is switched off or of another kind": [_set("tree_cache.disable", True), _other_tree],
-    "the KV pool is a SimpleNamespace": [_other_pool],
-    "KV is stored quantised": [_set("pool.store_dtype", torch.uint8)],
+UNSUPPORTED = {
+    "the radix cache is disabled or of an unsupported kind": [_set("tree_cache.disable", True), _other_tree],
+    "the KV pool is a SimpleNamespace, not a MHATokenToKVPool": [_other_pool],
+    "quantised KV cache": [_set("pool.store_dtype", torch.uint8)],
     "speculative decoding": [_set("spec_algorithm.is_none", lambda: False)],
     "PD disaggregation": [_set("server_args.disaggregation_mode", mode) for mode in ("prefill", "decode")],
     "hierarchical cache": [_set("enable_hierarchical_cache", True)],
@@ -112,7 +112,9 @@ OBSTACLES = {
     "an encoder-decoder model": [_set("model_config.is_encoder_decoder", True)],
     "a multimodal model": [_set("model_config.is_multimodal", True)],
     "multi-axis positions": [_set("model_config.model_is_mrope", True)],
-    "the model shows no attention layers": [_set("model_config.num_hidden_layers", count) for count in (0, 3)],
+    "the model's attention layers are not RadixAttention": [
+        _set("model_config.num_hidden_layers", count) for count in (0, 3)
+    ],
     "sliding-window attention": [_set("layers.1.sliding_window_size", 4096)],
     "soft-capped attention": [_set("layers.1.logit_cap", 30.0)],
     "cross attention": [_set("layers.1.is_cross_attention", True)],
@@ -120,20 +122,20 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize(
-    ("reason", "change"), [(reason, change) for reason, changes in OBSTACLES.items() for change in changes]
+    ("reason", "change"), [(reason, change) for reason, changes in UNSUPPORTED.items() for change in changes]
 )
-def test_each_obstacle_is_told_alone(scheduler: Any, reason: str, change: Any) -> None:
+def test_each_unsupported_feature_is_the_only_reason(scheduler: Any, reason: str, change: Any) -> None:
     change(scheduler)
-    assert [told for told, applies in _obstacles(scheduler) if applies] == [reason]
-    assert why_not_this_scheduler(scheduler) == reason
+    assert [name for name, applies in _unsupported_features(scheduler) if applies] == [reason]
+    assert unsupported_scheduler(scheduler) == reason
 
 
-def test_every_obstacle_has_a_test(scheduler: Any) -> None:
-    told = {reason for reason, _ in _obstacles(scheduler)}
-    assert {reason.replace("SimpleNamespace", "MHATokenToKVPool") for reason in OBSTACLES} == told
+def test_every_unsupported_feature_has_a_test(scheduler: Any) -> None:
+    names = {reason for reason, _ in _unsupported_features(scheduler)}
+    assert {reason.replace("SimpleNamespace", "MHATokenToKVPool") for reason in UNSUPPORTED} == names
 
 
 @pytest.mark.parametrize("size", [None, -1])
-def test_no_sliding_window_is_told_in_two_ways(scheduler: Any, size: int | None) -> None:
+def test_no_sliding_window_has_two_forms(scheduler: Any, size: int | None) -> None:
     scheduler.layers[0].sliding_window_size = size
-    assert why_not_this_scheduler(scheduler) is None
+    assert unsupported_scheduler(scheduler) is None

@@ -74,7 +74,7 @@ def received(plan: Any = None, tokens: int = 20, sampling: dict[str, Any] | None
 def refusal_of(kind: type[PresiftError], request: Any, where: Any = None, unsupported: str | None = None) -> Any:
     before = list(request.input_ids), request.extra_key, request.sampling_params.custom_params
     with pytest.raises(kind) as refusal:
-        validation.admit(where or scheduler(), request, unsupported)
+        validation.rewrite_request(where or scheduler(), request, unsupported)
     assert (list(request.input_ids), request.extra_key, request.sampling_params.custom_params) == before
     assert type(refusal.value) is kind
     return refusal.value
@@ -83,7 +83,7 @@ def refusal_of(kind: type[PresiftError], request: Any, where: Any = None, unsupp
 def test_a_request_becomes_its_entrys_name_and_the_final_token() -> None:
     request = received(extra_key="theirs", cache_salt="salt")
     sent = request.sampling_params.custom_params
-    validation.admit(scheduler(), request, None)
+    validation.rewrite_request(scheduler(), request, None)
     state = request.sampling_params.custom_params[KEY]
     plan = KvPlan(SpecKv(capacity=8, window=3, lookahead_tokens=2), lookahead_token_ids=(50, 51))
     assert isinstance(state, DecodeState)
@@ -97,7 +97,7 @@ def test_a_request_becomes_its_entrys_name_and_the_final_token() -> None:
 
 def test_what_follows_the_plans_prompt_is_left_as_it_is() -> None:
     request = received({**PLAN, "prompt_tokens": 15})
-    validation.admit(scheduler(), request, None)
+    validation.rewrite_request(scheduler(), request, None)
     state = request.sampling_params.custom_params[KEY]
     assert (len(state.prompt), state.suffix_tokens, state.shift) == (15, 5, 6)
     assert request.input_ids == array("q", [*range(8), 14, *range(15, 20)])
@@ -106,7 +106,7 @@ def test_what_follows_the_plans_prompt_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(("tokens", "page_size"), [(8, 1), (4, 4), (1, 1)])
 def test_a_prompt_that_fits_stays_an_ordinary_one(tokens: int, page_size: int) -> None:
     request = received(tokens=tokens, extra_key="theirs")
-    validation.admit(scheduler(page_size), request, None)
+    validation.rewrite_request(scheduler(page_size), request, None)
     state = request.sampling_params.custom_params[KEY]
     assert isinstance(state, PassthroughState)
     assert state.report == Report(tokens, tokens, 0)
@@ -115,7 +115,7 @@ def test_a_prompt_that_fits_stays_an_ordinary_one(tokens: int, page_size: int) -
 
 def test_pages_round_what_is_kept() -> None:
     request = received({**PLAN, "capacity": 11})
-    validation.admit(scheduler(page_size=4), request, None)
+    validation.rewrite_request(scheduler(page_size=4), request, None)
     assert request.sampling_params.custom_params[KEY].kept == 8
 
 
@@ -155,7 +155,7 @@ def test_what_would_see_the_entrys_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize("beam_width", [None, 1])
 def test_a_single_beam_is_not_refused(beam_width: int | None) -> None:
     request = received(sampling={"beam_width": beam_width})
-    validation.admit(scheduler(), request, None)
+    validation.rewrite_request(scheduler(), request, None)
     assert isinstance(request.sampling_params.custom_params[KEY], DecodeState)
 
 
@@ -174,7 +174,7 @@ def test_what_is_refused_is_named_as_sglang_names_it() -> None:
 
 
 def test_logprobs_of_the_answer_are_not_refused() -> None:
-    validation.admit(scheduler(), received(return_logprob=True, logprob_start_len=-1), None)
+    validation.rewrite_request(scheduler(), received(return_logprob=True, logprob_start_len=-1), None)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_mask_is_uniform_or_of_this_processs_model(shape: list[int]) -> None:
     plan = {"capacity": 8, "window": 3, "selection": "draft_mask", "kv_mask": {"shape": shape, "kept": bits}}
     if shape[0] in (1, 3) and shape[1] in (1, 2):
         request = received(plan)
-        validation.admit(scheduler(), request, None)
+        validation.rewrite_request(scheduler(), request, None)
         assert request.sampling_params.custom_params[KEY].kept == 7
     else:
         assert refusal_of(InvalidRequest, received(plan)).field == "kv_plan.kv_mask"
@@ -213,13 +213,13 @@ def test_a_mask_is_uniform_or_of_this_processs_model(shape: list[int]) -> None:
 
 def test_the_context_holds_the_whole_prompt_and_the_answer() -> None:
     for plan in (PLAN, {**PLAN, "capacity": 95}, {**PLAN, "prompt_tokens": 40}):
-        validation.admit(scheduler(max_req_len=999), received(plan, 60, {"max_new_tokens": 40}), None)
+        validation.rewrite_request(scheduler(max_req_len=999), received(plan, 60, {"max_new_tokens": 40}), None)
         refusal = refusal_of(PromptTooLong, received(plan, 60, {"max_new_tokens": 41}), scheduler(max_req_len=999))
         assert (refusal.field, refusal.value, refusal.limit) == ("input_ids", 60, "<= 59")
 
 
 def test_prompt_and_lookahead_fit_a_request_of_sglangs() -> None:
-    validation.admit(scheduler(max_req_len=23), received(), None)
+    validation.rewrite_request(scheduler(max_req_len=23), received(), None)
     refusal = refusal_of(PromptTooLong, received(), scheduler(max_req_len=22))
     assert refusal.value == "22 tokens with the lookahead"
 
@@ -227,7 +227,7 @@ def test_prompt_and_lookahead_fit_a_request_of_sglangs() -> None:
 @pytest.mark.parametrize(("page_size", "needed"), [(1, 20 + 2 + 8 + 1 + 2), (4, 20 + 2 + 8 + 1 + 8)])
 def test_prompt_lookahead_and_entry_fit_the_pool_together(page_size: int, needed: int) -> None:
     """SGLang admits nothing that takes the whole pool: it would stand at the head of the queue for ever."""
-    validation.admit(scheduler(page_size, max_total_num_tokens=needed + 1), received(), None)
+    validation.rewrite_request(scheduler(page_size, max_total_num_tokens=needed + 1), received(), None)
     refusal = refusal_of(PromptTooLong, received(), scheduler(page_size, max_total_num_tokens=needed))
     assert (refusal.value, refusal.limit) == (f"{needed} KV slots while scoring", f"< {needed}")
 
@@ -235,14 +235,14 @@ def test_prompt_lookahead_and_entry_fit_the_pool_together(page_size: int, needed
 def test_where_nothing_is_dropped_no_room_is_asked_for() -> None:
     small = scheduler(max_req_len=9, max_total_num_tokens=9)
     request = received(tokens=8)
-    validation.admit(small, request, None)
+    validation.rewrite_request(small, request, None)
     assert isinstance(request.sampling_params.custom_params[KEY], PassthroughState)
     refusal_of(PromptTooLong, received(tokens=9), small)
 
 
 def test_max_new_tokens_may_be_left_open() -> None:
     request = received(sampling={"max_new_tokens": None})
-    validation.admit(scheduler(), request, None)
+    validation.rewrite_request(scheduler(), request, None)
     # SGLang itself would fill it up to its limit by the entry's length, beyond the context.
     assert request.sampling_params.max_new_tokens <= 80
 
@@ -264,8 +264,8 @@ def test_a_refusal_is_an_abort_that_names_its_kind(error: Exception, kind: str, 
     sent: list[Any] = []
     to_tokenizer = SimpleNamespace(send_output=lambda answer, request: sent.append((answer, request)))
     where = SimpleNamespace(ipc_channels=SimpleNamespace(send_to_tokenizer=to_tokenizer))
-    request, ours = received(), validation.checked(error)
-    validation.refuse(where, request, ours)
+    request, ours = received(), validation.as_presift_error(error)
+    validation.send_refusal(where, request, ours)
     ((answer, to),) = sent
     assert to is request and answer.rid == "r"
     expected = {"type": "abort", "status_code": status, "message": ours.message, "err_type": f"presift.{kind}"}
@@ -275,5 +275,5 @@ def test_a_refusal_is_an_abort_that_names_its_kind(error: Exception, kind: str, 
 
 def test_errors_of_ours_stay_what_they_are() -> None:
     error = BudgetExceeded("f", 1, 2)
-    assert validation.checked(error) is error
-    assert type(validation.checked(KeyError("x"))) is InternalError
+    assert validation.as_presift_error(error) is error
+    assert type(validation.as_presift_error(KeyError("x"))) is InternalError

@@ -1,4 +1,4 @@
-"""What the HTTP door refuses, in OpenAI's shape: the parameter named, the status right, nothing ignored in silence."""
+"""Errors over HTTP, in OpenAI's shape: the parameter is named, the status is right, nothing is ignored silently."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ import pytest
 
 from presift.core.errors import DraftUnavailable, InternalError, ShuttingDown, TargetUnavailable
 from presift.orchestrator.admission.admission import QueueLimits
-from presift.orchestrator.api.http.parameters import NEUTRAL
-from presift.orchestrator.api.http.statuses import TABLE, refusal_of
+from presift.orchestrator.api.http.errors import TABLE, error_response
+from presift.orchestrator.api.http.unsupported import NEUTRAL
 from presift.v1 import errors_pb2
 
 from ..fakes.house import ALL_ROUTES
@@ -36,7 +36,7 @@ def presift(**options):
     return {"presift": options}
 
 
-# What is changed in a good request, and the parameter that is named.
+# The change to a valid request, and the parameter that the error names.
 BAD = {
     "no model": ({"model": None}, "model"),
     "no messages": ({"messages": None}, "messages"),
@@ -57,8 +57,8 @@ BAD = {
         "messages[0].content[0].colour",
     ),
     "an unknown key of a message": ({"messages": user(colour=1)}, "messages[0].colour"),
-    "a user's name": ({"messages": user(name="me")}, "messages.name"),
-    "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages.tool_calls"),
+    "a user's name": ({"messages": user(name="me")}, "messages[0].name"),
+    "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages[0].tool_calls"),
     "a call without a name": (
         {"messages": [*CHAT, {"role": "assistant", "tool_calls": [call(function={"arguments": "{}"})]}, *CHAT]},
         "messages.tool_calls",
@@ -69,14 +69,14 @@ BAD = {
     ),
     "a document that is protected": (
         {"messages": user(content=[{"type": "text", "text": "a", "document": True, "protected": True}])},
-        "messages.content",
+        "messages[0].content[0]",
     ),
     "no JSON object as tool": ({"tools": ["add"]}, "tools[0]"),
     "a custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
     "a tool that must be called": ({"tools": [call()], "tool_choice": "required"}, "tool_choice"),
     "a named tool": ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice"),
     "two answers": ({"n": 2}, "n"),
-    "n as a truth": ({"n": True}, "n"),
+    "n as a boolean": ({"n": True}, "n"),
     "log-probabilities": ({"logprobs": True}, "logprobs"),
     "top log-probabilities": ({"top_logprobs": 2}, "top_logprobs"),
     "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
@@ -86,19 +86,19 @@ BAD = {
     "a JSON object": ({"response_format": {"type": "json_object"}}, "response_format"),
     "one call at a time": ({"parallel_tool_calls": False}, "parallel_tool_calls"),
     "reasoning": ({"reasoning_effort": "high"}, "reasoning_effort"),
-    "sound": ({"modalities": ["text", "audio"]}, "modalities"),
+    "audio": ({"modalities": ["text", "audio"]}, "modalities"),
     "functions": ({"functions": [{"name": "f"}]}, "functions"),
     "an unknown parameter": ({"top_k": 5}, "top_k"),
     "a misspelt one": ({"temprature": 0.5}, "temprature"),
     "temperature in words": ({"temperature": "hot"}, "temperature"),
-    "temperature as a truth": ({"temperature": True}, "temperature"),
+    "temperature as a boolean": ({"temperature": True}, "temperature"),
     "no tokens": ({"max_tokens": 0}, "max_tokens"),
     "part of a token": ({"max_tokens": 1.5}, "max_tokens"),
     "too many tokens": ({"max_tokens": 2**33}, "max_tokens"),
     "two numbers of tokens": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
-    "over the context": ({"max_tokens": 399}, "prompt"),
+    "over the context": ({"max_tokens": 399}, "messages"),
     "a seed below 0": ({"seed": -1}, "seed"),
-    "a seed without an end": ({"seed": 2**64}, "seed"),
+    "a seed over 64 bits": ({"seed": 2**64}, "seed"),
     "17 stop strings": ({"stop": ["x"] * 17}, "stop"),
     "a long stop string": ({"stop": "x" * 1025}, "stop"),
     "stop of a number": ({"stop": [5]}, "stop[0]"),
@@ -127,13 +127,13 @@ BAD = {
     "a part that is not there": (presift(documents=[{"message": 0, "part": 1}]), "presift.documents[0].part"),
     "an unknown explanation": (presift(explain={"x": 1}), "presift.explain.x"),
     "an explanation in a stream": ({"stream": True, **presift(explain=True)}, "stream"),
-    "no time": (presift(timeout_s=0), "presift.timeout_s"),
-    "time without an end": (presift(timeout_s=1e300), "presift.timeout_s"),
+    "a timeout of 0": (presift(timeout_s=0), "presift.timeout_s"),
+    "an endless timeout": (presift(timeout_s=1e300), "presift.timeout_s"),
 }
 
 
 @pytest.mark.parametrize(("change", "param"), BAD.values(), ids=BAD)
-async def test_what_is_wrong_is_named(door, change, param):
+async def test_the_invalid_parameter_is_named(door, change, param):
     body = {"model": MODEL, "messages": CHAT, "max_tokens": 5} | change
     answer = await door.post({name: value for name, value in body.items() if value is not None})
     error = answer.json()["error"]
@@ -150,7 +150,7 @@ TEXT_BAD = {
     "two prompts": ({"prompt": ["a", "b"]}, "prompt"),
     "tokens below 0": ({"prompt": [-1]}, "prompt"),
     "tokens outside the vocabulary": ({"prompt": [5000]}, "prompt"),
-    "truths": ({"prompt": [True]}, "prompt"),
+    "booleans": ({"prompt": [True]}, "prompt"),
     "an object": ({"prompt": {"a": 1}}, "prompt"),
     "an echo": ({"echo": True}, "echo"),
     "a suffix": ({"suffix": "x"}, "suffix"),
@@ -163,7 +163,7 @@ TEXT_BAD = {
 
 
 @pytest.mark.parametrize(("change", "param"), TEXT_BAD.values(), ids=TEXT_BAD)
-async def test_what_is_wrong_with_a_completion(door, change, param):
+async def test_the_invalid_parameter_of_a_completion_is_named(door, change, param):
     body = {"model": MODEL, "prompt": "abc", "max_tokens": 5} | change
     answer = await door.post({name: value for name, value in body.items() if value is not ...}, "/v1/completions")
     error = answer.json()["error"]
@@ -171,23 +171,31 @@ async def test_what_is_wrong_with_a_completion(door, change, param):
     assert param is None or error["param"] == param, error
 
 
-def test_every_parameter_that_is_not_carried_out_is_refused_or_neutral():
-    """OpenAI's own client knows them: a new one must be put somewhere."""
+def test_every_unsupported_parameter_is_rejected_unless_neutral():
+    """OpenAI's own client has them: a new one must be put in one of the tables."""
     from openai.types import completion_create_params as text
     from openai.types.chat import completion_create_params as chat
 
-    from presift.orchestrator.api.http.parameters import WITHOUT_EFFECT
-    from presift.orchestrator.api.http.schema import ChatAsked, TextAsked
+    from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
+    from presift.orchestrator.api.http.unsupported import WITHOUT_EFFECT
 
     for params, kind in (
-        (chat.CompletionCreateParamsBase, ChatAsked),
-        (text.CompletionCreateParamsBase, TextAsked),
+        (chat.CompletionCreateParamsBase, ChatBody),
+        (text.CompletionCreateParamsBase, CompletionBody),
     ):
         known = set(NEUTRAL) | WITHOUT_EFFECT | set(kind.model_fields)
         assert set(params.__annotations__) <= known
 
 
-async def test_no_prompt_text_is_in_a_refusal(door):
+@pytest.mark.parametrize("spelling", ["max_tokens", "max_completion_tokens"])
+async def test_the_number_of_tokens_has_the_name_that_the_caller_used(door, spelling):
+    answer = await door.post({"model": MODEL, "messages": CHAT, spelling: 400})
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", spelling)
+    assert error["presift"]["field"] == "sampling.max_new_tokens"
+
+
+async def test_no_error_quotes_the_prompt(door):
     secret = "xylophone " * 50
     for change in (
         {"messages": secret},
@@ -218,12 +226,12 @@ RAW = {
 
 
 @pytest.mark.parametrize(("raw", "kind", "status", "param"), RAW.values(), ids=RAW)
-async def test_what_is_no_json(door, raw, kind, status, param):
+async def test_a_body_that_is_not_json(door, raw, kind, status, param):
     answer = await door.http.post("/v1/chat/completions", content=raw, headers={"content-type": kind})
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-async def test_numbers_without_an_end(door):
+async def test_numbers_that_json_does_not_have(door):
     answer = await door.http.post(
         "/v1/chat/completions",
         content=b'{"model":"target","messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"x":1e999}}]}',
@@ -232,7 +240,7 @@ async def test_numbers_without_an_end(door):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0]")
 
 
-async def test_compressed_bodies_are_not_taken(door):
+async def test_compressed_bodies_are_rejected(door):
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     answer = await door.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
@@ -254,7 +262,7 @@ async def test_a_body_that_is_too_large(house, open_door):
     assert (await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})).status_code == 200
 
 
-async def test_what_a_message_may_hold_is_what_it_may_over_grpc(house, open_door):
+async def test_the_limits_are_the_same_as_over_grpc(house, open_door):
     door = await open_door(house, max_body_bytes=2**24)
     for messages, param in (
         ([{"role": "user", "content": "a"}] * 4097, "messages"),
@@ -272,12 +280,12 @@ async def test_another_model(door):
     with pytest.raises(openai.NotFoundError) as refused:
         await door.client.chat.completions.create(model="gpt-4o", messages=CHAT)
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
-    assert "target is" in refused.value.message
+    assert "served: target" in refused.value.message
     with pytest.raises(openai.NotFoundError):
         await door.client.models.retrieve("gpt-4o")
 
 
-async def test_other_places(door):
+async def test_other_paths_and_methods(door):
     for method, path, status in (
         ("GET", "/", 404),
         ("POST", "/v1/embeddings", 404),
@@ -296,7 +304,7 @@ async def test_other_places(door):
     assert (await door.http.get("/v1/chat/completions")).headers["allow"] == "POST"
 
 
-async def test_what_is_refused_is_counted(door, telemetry):
+async def test_errors_are_counted(door, telemetry):
     def counted(route, status):
         return telemetry.total("presift.http.replies", http_route=route, status=status)
 
@@ -313,7 +321,7 @@ async def test_what_is_refused_is_counted(door, telemetry):
     assert [counted(*each) - old for each, old in zip(wanted, before, strict=True)] == [1] * len(wanted)
 
 
-async def test_null_is_left_out_everywhere(door):
+async def test_null_is_the_same_as_leaving_out(door):
     options = {
         "route": None,
         "budget": {"max_kv_tokens": None},
@@ -326,9 +334,9 @@ async def test_null_is_left_out_everywhere(door):
     assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
 
 
-async def test_a_list_that_is_too_long_is_told_in_words(door):
+async def test_a_list_that_is_too_long_has_a_plain_message(door):
     error = (await door.post({"model": MODEL, "messages": CHAT, "stop": ["x"] * 17})).json()["error"]
-    assert error["message"] == "stop is longer; it must be a list of at most 16"
+    assert error["message"] == "stop is a list of 17; it must be a list of at most 16"
 
 
 async def test_a_strict_budget_that_cannot_be_met(door):
@@ -339,7 +347,7 @@ async def test_a_strict_budget_that_cannot_be_met(door):
     assert refused.value.body["presift"]["reason"] == "BUDGET_EXCEEDED"
 
 
-async def test_a_route_that_is_not_served(house, open_door):
+async def test_an_unsupported_route(house, open_door):
     door = await open_door(house)
     with pytest.raises(openai.BadRequestError) as refused:
         await door.client.completions.create(
@@ -364,7 +372,7 @@ async def test_no_target_yet(build, open_door):
         assert (refused.value.status_code, refused.value.code) == (503, "target_unavailable")
 
 
-async def test_overload_says_when_to_come_back(open_house, open_door):
+async def test_overload_says_when_to_retry(open_house, open_door):
     house = await open_house(limits=QueueLimits(max_running=1, max_waiting=0))
     door = await open_door(house)
     house.target.pause_after = 1
@@ -384,7 +392,7 @@ async def test_overload_says_when_to_come_back(open_house, open_door):
     assert (await second).usage.prompt_tokens == 2
 
 
-async def test_a_stream_that_breaks_says_so(door):
+async def test_a_stream_that_fails_ends_with_an_error(door):
     door.house.target.die_after = 2
     stream = await door.client.completions.create(model=MODEL, prompt="abcdefg", max_tokens=5, stream=True)
     said = []
@@ -395,8 +403,8 @@ async def test_a_stream_that_breaks_says_so(door):
     assert broken.value.body["presift"]["delivered_tokens"] == "2"
 
 
-async def test_trouble_before_the_first_token_has_its_own_status(door):
-    """Also of a stream: so that clients ask again by themselves."""
+async def test_an_error_before_the_first_token_has_its_own_status(door):
+    """Also for a stream, so that clients retry."""
 
     async def fails(context):
         raise TargetUnavailable("gone")
@@ -408,17 +416,17 @@ async def test_trouble_before_the_first_token_has_its_own_status(door):
         door.house.target.faults.clear()
 
 
-def test_the_table_knows_every_reason():
+def test_the_table_has_every_reason():
     reasons = {name.removeprefix("ERROR_REASON_") for name in dict(errors_pb2.ErrorReason.items())} - {"UNSPECIFIED"}
     assert set(TABLE) == reasons
     for error, status in ((DraftUnavailable("x"), 503), (ShuttingDown("x"), 503), (InternalError("x"), 500)):
-        assert refusal_of(error).status == status
-    # OpenAI's clients ask again after 5xx: not where that helps nobody.
-    assert refusal_of(InternalError("x")).headers["x-should-retry"] == "false"
-    assert "x-should-retry" not in refusal_of(ShuttingDown("x")).headers
+        assert error_response(error).status == status
+    # OpenAI's clients retry 5xx: not if that cannot help.
+    assert error_response(InternalError("x")).headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in error_response(ShuttingDown("x")).headers
 
 
-async def test_a_defect_of_ours_tells_no_text(door, monkeypatch, caplog):
+async def test_an_internal_error_quotes_nothing(door, monkeypatch, caplog):
     def breaks(*args, **kwargs):
         raise RuntimeError("xylo" + "phone")
 

@@ -1,4 +1,4 @@
-"""The formulas against simulations of what they describe: seeded, so that the same numbers come each time."""
+"""The formulas against simulations, seeded so that every run has the same numbers."""
 
 import heapq
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from presift.cli.planning.queueing import mean_wait_s, spread
-from presift.cli.planning.sizing import each_of
+from presift.cli.planning.sizing import load_per_target
 from presift.cli.planning.workload import Demand, Length, Workload
 from presift.core.plan import Route
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
@@ -16,7 +16,7 @@ MIX = [(0.2, 0.5), (1.0, 0.3), (4.0, 0.2)]
 
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (1, 0.7), (3, 0.7), (8, 0.85)])
 def test_waits_for_drafts(servers, load):
-    """Poisson arrivals, times of a mix of lengths, whoever is free takes the next."""
+    """Poisson arrivals, service times of a mix of lengths, a free draft takes the next prompt."""
     mean_s, scv = spread(MIX)
     rate, random = servers * load / mean_s, np.random.default_rng(7)
     arrivals = np.cumsum(random.exponential(1 / rate, 100_000))
@@ -30,8 +30,8 @@ def test_waits_for_drafts(servers, load):
 
 
 @pytest.mark.parametrize("rate", [0.5, 2.0, 4.0])
-def test_answers_at_once_in_a_target(rate):
-    """Prompts are read before anything else; between them all that answer move on by a token."""
+def test_concurrent_answers_of_a_target(rate):
+    """Reading prompts comes first; between them each step extends all answers by a token."""
     read_s, answer, step_s, request_s = 0.1, 100, 0.020, 0.0002
     random = np.random.default_rng(11)
     arrivals = np.cumsum(random.exponential(1 / rate, 4_000)).tolist()
@@ -50,5 +50,5 @@ def test_answers_at_once_in_a_target(rate):
         now += took
     asked = Demand(1000, 1.0, Route.FULL, 0.0, read_s, 1000, 1000, 1000, read_s)
     speeds = StageCosts(target=CostCurve(0, request_s * 1e3, 0), decoding=CostCurve(step_s * 1e3, 0, 0))
-    one = each_of(1, Workload(rate, (Length(1000, 1.0),), answer), [asked], speeds)
+    one = load_per_target(1, Workload(rate, (Length(1000, 1.0),), answer), [asked], speeds)
     assert weighed / now == pytest.approx(one.decoding, rel=0.1)

@@ -1,4 +1,4 @@
-"""API keys and their file: hashed at rest, compared over all entries, faults told by place and never by content."""
+"""API keys and their file: hashed at rest, compared with all entries, errors name the place and never the contents."""
 
 import hmac
 import json
@@ -27,7 +27,7 @@ def test_a_key_has_its_entry(key):
 
 
 @pytest.mark.parametrize("key", ["", KEY[:-1], KEY + "x", DIGEST, KEY.upper(), "\udcff"])
-def test_another_has_none(key):
+def test_any_other_key_has_none(key):
     assert entry_of(key, ENTRIES) is None
 
 
@@ -36,7 +36,7 @@ def test_all_entries_are_compared_in_constant_time(monkeypatch):
     monkeypatch.setattr(
         api_keys.hmac, "compare_digest", lambda a, b: compared.append(b) or hmac_equal(a, b), raising=True
     )
-    entry_of(KEY, ENTRIES)  # the first one is it
+    entry_of(KEY, ENTRIES)  # the first entry matches
     assert compared == [entry.sha256 for entry in ENTRIES]
 
 
@@ -51,7 +51,7 @@ tenants:
 """
 
 
-def test_yaml_and_json_say_the_same():
+def test_yaml_and_json_are_the_same():
     from_yaml = read_keys(YAML.encode(), "keys.yaml")
     data = {
         "keys": [{"name": "ci", "tenant": "acme", "sha256": DIGEST}],
@@ -81,7 +81,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "line"), BAD.values(), ids=BAD)
-def test_faults_are_told_by_place_and_never_by_content(text, line):
+def test_errors_name_the_place_and_never_the_contents(text, line):
     with pytest.raises(InvalidRequest) as refused:
         read_keys(text.encode(), "keys.yaml")
     assert f"keys.yaml:{line}: " in refused.value.message, refused.value.message
@@ -89,36 +89,36 @@ def test_faults_are_told_by_place_and_never_by_content(text, line):
     assert SECRET not in said and "written" not in said and DIGEST not in said
 
 
-def test_what_is_no_text_is_refused():
+def test_a_file_that_is_not_text_is_rejected():
     with pytest.raises(InvalidRequest, match="UTF-8"):
         read_keys(b"\xff\xfe\x00", "keys.yaml")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PresiftError, match="api_keys_file"):
         load_keys(tmp_path / "nowhere.yaml")
 
 
-def test_nothing_of_a_key_is_shown():
+def test_no_digest_is_in_the_repr():
     assert DIGEST not in repr(read_keys(YAML.encode(), "keys.yaml"))
 
 
-def test_salts_are_a_tenants_own():
+def test_every_tenant_has_its_own_salt():
     salts = {
         Caller(tenant, authenticated=True).salt(deployment)
         for tenant in ("a", "b", "", "a" * 64)
         for deployment in "xy"
     }
     assert len(salts) == 8 and all(len(salt) == 64 for salt in salts)
-    # Who is not known has the deployment's, whatever it says; and whoever takes a salt for a name has another one.
+    # Without authentication the salt is the deployment's; a salt used as a tenant's name yields another salt.
     assert Caller("a").salt("x") == Caller().salt("x") == "x"
     stolen = Caller("a", authenticated=True).salt("x")
     assert Caller(stolen, authenticated=True).salt("x") != stolen
 
 
-def test_limits_complete_one_another():
-    assert Limits(5).over(Limits(9, 3)) == Limits(5, 3)
-    assert Limits().over(Limits()) == Limits()
+def test_unset_limits_take_the_defaults():
+    assert Limits(5).or_default(Limits(9, 3)) == Limits(5, 3)
+    assert Limits().or_default(Limits()) == Limits()
     for wrong in ({"tokens_per_minute": 0}, {"concurrency": -1}):
         with pytest.raises(InvalidRequest):
             Limits(**wrong)

@@ -1,4 +1,4 @@
-"""The orchestrator's door over gRPC: who is let in, as whom, and that a stranger reaches nothing."""
+"""Authentication over gRPC: who is admitted, as whom, and that nothing is reached without a valid credential."""
 
 import asyncio
 import logging
@@ -23,10 +23,10 @@ LONG = list(range(100, 200))
 
 
 class NoTokens:
-    """Verifies none; says so as the real one does."""
+    """Rejects every token, as the real verifier does."""
 
     def tenant_of(self, token):
-        raise Unauthenticated("the token does not hold")
+        raise Unauthenticated("invalid token")
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ BAD = {
     "an unknown key": shows(new_key()),
     "a key without its scheme": (("authorization", ACME),),
     "two keys": (*shows(ACME), *shows(ACME)),
-    "a token that does not hold": shows("a.b.c"),
+    "an invalid token": shows("a.b.c"),
     "an empty one": (("authorization", "Bearer "),),
 }
 
 
 @pytest.mark.parametrize("metadata", BAD.values(), ids=BAD)
-async def test_a_stranger_reaches_nothing(house, metadata, telemetry):
+async def test_without_a_valid_credential_nothing_is_reached(house, metadata, telemetry):
     before = telemetry.total("presift.callers.refused", why="credential")
     calls = [
         house.stub.Generate(request(LONG), metadata=metadata).read(),
@@ -61,8 +61,8 @@ async def test_a_stranger_reaches_nothing(house, metadata, telemetry):
     assert telemetry.total("presift.callers.refused", why="credential") == before + 3
 
 
-async def test_a_strangers_message_is_not_even_read(house):
-    """What is no protobuf would be refused as such, if anybody looked at it."""
+async def test_an_unauthenticated_message_is_not_parsed(house):
+    """Parsing these bytes would fail with another status."""
     method = "/presift.v1.OrchestratorService/Explain"
     for metadata, code in (((), "UNAUTHENTICATED"), (shows(ACME), "INVALID_ARGUMENT")):
         call = house.channel.unary_unary(method)(b"\xff" * 1000, metadata=metadata)
@@ -103,8 +103,8 @@ async def test_the_keys_tenant_has_its_defaults(open_house):
     assert routes["acme"] == routes["acme too"] != routes["other"]
 
 
-async def test_callers_at_once_do_not_mix(house):
-    """Each call is its own caller's, however many are under way."""
+async def test_concurrent_callers_do_not_mix(house):
+    """Each call has its own caller, however many run."""
     keys = [ACME, OTHER] * 20
 
     async def salt_of(number, key):
@@ -117,7 +117,7 @@ async def test_callers_at_once_do_not_mix(house):
     assert len(set(salts[::2])) == len(set(salts[1::2])) == 1 and salts[0] != salts[1]
 
 
-async def test_nothing_of_keys_is_in_logs_traces_or_refusals(house, caplog, telemetry):
+async def test_no_key_is_in_logs_traces_or_errors(house, caplog, telemetry):
     caplog.set_level(logging.DEBUG)
     unknown = new_key()
     said = []

@@ -1,4 +1,4 @@
-"""HTTP callers who leave, are late, stand still or knock while the service shuts down: nothing is left behind."""
+"""HTTP clients that disconnect, miss deadlines, stop reading or call during a drain: nothing is left behind."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def asked(**changes):
 
 
 async def raw(door, payload):
-    """A connection on which `payload` was sent, without a client's help."""
+    """A plain connection on which `payload` was sent."""
     host, _, port = door.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(payload)
@@ -51,7 +51,7 @@ async def is_over(door):
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_who_leaves_while_the_target_works_stops_it(door, is_stream):
+async def test_a_disconnect_cancels_the_target(door, is_stream):
     door.house.target.pause_after = 2
     reader, writer = await raw(door, posted(asked(stream=is_stream)))
     await door.house.settle(lambda: door.house.target.running == 1)
@@ -63,7 +63,7 @@ async def test_who_leaves_while_the_target_works_stops_it(door, is_stream):
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_who_leaves_while_the_draft_works_stops_it(door, is_stream):
+async def test_a_disconnect_cancels_the_draft(door, is_stream):
     door.house.draft.gate.clear()
     _, writer = await raw(door, posted(asked(prompt=LONG, stream=is_stream, presift={"route": "spec_pc"})))
     await door.house.settle(lambda: len(door.house.draft.calls) == 1)
@@ -73,7 +73,7 @@ async def test_who_leaves_while_the_draft_works_stops_it(door, is_stream):
     assert door.house.target.calls == []
 
 
-async def test_who_leaves_the_queue_leaves_no_trace(open_house, open_door):
+async def test_a_disconnect_leaves_the_queue(open_house, open_door):
     door = await open_door(await open_house(limits=QueueLimits(max_running=1)))
     door.house.target.pause_after = 1
     running = asyncio.create_task(door.client.completions.create(**asked()))
@@ -89,7 +89,7 @@ async def test_who_leaves_the_queue_leaves_no_trace(open_house, open_door):
     assert len(door.house.target.calls) == 1
 
 
-async def test_who_leaves_an_explanation_stops_it(door):
+async def test_a_disconnect_cancels_an_explanation(door):
     door.house.draft.gate.clear()
     _, writer = await raw(door, posted(asked(prompt=LONG, presift={"route": "spec_pc", "explain": True})))
     await door.house.settle(lambda: len(door.house.draft.calls) == 1)
@@ -98,7 +98,7 @@ async def test_who_leaves_an_explanation_stops_it(door):
     await is_over(door)
 
 
-async def test_who_leaves_amid_a_body_is_forgotten(door):
+async def test_a_disconnect_within_a_body_ends_the_call(door):
     _, writer = await raw(door, posted(asked())[:-10])
     await door.house.settle(lambda: door.house.server.calls.running == 1)
     writer.close()
@@ -106,7 +106,7 @@ async def test_who_leaves_amid_a_body_is_forgotten(door):
     assert door.house.target.calls == []
 
 
-async def test_the_clients_own_timeout_stops_it_too(door):
+async def test_the_clients_own_timeout_cancels_the_request(door):
     door.house.target.pause_after = 1
     with pytest.raises(openai.APITimeoutError):
         await door.client.completions.create(**asked(), timeout=0.3)
@@ -114,8 +114,8 @@ async def test_the_clients_own_timeout_stops_it_too(door):
     assert door.house.target.cancelled == 1
 
 
-async def test_32_streams_of_which_some_are_cut(door):
-    """Right answers for those who stay, nothing left of those who go: no task, no call, no place."""
+async def test_32_streams_of_which_some_disconnect(door):
+    """Correct answers for those that stay, nothing left of those that disconnect: no task, no call, no slot."""
     house, dice, cut = door.house, random.Random(6), set()
 
     async def ask(number):
@@ -133,7 +133,7 @@ async def test_32_streams_of_which_some_are_cut(door):
         read = list(next(each for each in house.target.calls if each.token_ids[0] == number + 1).token_ids)
         assert got == read[::-1][:30]
 
-    await asyncio.gather(*(ask(number) for number in range(2)))  # what is made once is made
+    await asyncio.gather(*(ask(number) for number in range(2)))  # so that lazily created tasks exist
     await is_over(door)
     before, house.target.pause_after = len(tasks()), 2
     for turn in range(1, 4):
@@ -163,7 +163,7 @@ async def test_a_deadline_of_the_body_and_of_the_header(door):
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "presift-timeout-s"), said
 
 
-async def test_a_deadline_amid_a_stream_is_told_in_it(door):
+async def test_a_deadline_within_a_stream_is_its_last_event(door):
     door.house.target.pause_after = 2
     stream = await door.client.completions.create(
         **asked(prompt="abcdef", stream=True), extra_body={"presift": {"timeout_s": 0.5}}
@@ -174,7 +174,7 @@ async def test_a_deadline_amid_a_stream_is_told_in_it(door):
     await is_over(door)
 
 
-async def test_a_drain_lets_what_runs_end(door):
+async def test_a_drain_lets_running_requests_end(door):
     door.house.target.pause_after = 2
     stream = await door.client.completions.create(**asked(prompt="abcdef", stream=True))
     draining = asyncio.create_task(door.house.server.drain())
@@ -189,15 +189,15 @@ async def test_a_drain_lets_what_runs_end(door):
         await asyncio.open_connection(host, int(port))
 
 
-async def test_a_drain_refuses_who_comes_by_an_open_connection(door):
+async def test_a_drain_rejects_requests_on_open_connections(door):
     assert (await door.http.get("/v1/models")).status_code == 200
-    door.house.server.calls.close()  # as a drain begins; the connection stands still
+    door.house.server.calls.close()  # as a drain begins; the connection is idle
     answer = await door.http.get("/v1/models")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_what_outlasts_a_drain_is_told(open_house, open_door, is_stream):
+async def test_a_request_that_outlasts_the_drain_gets_an_error(open_house, open_door, is_stream):
     door = await open_door(await open_house(drain_s=0.3))
     door.house.target.pause_after = 2
     asking = asyncio.create_task(door.http.post("/v1/completions", json=asked(prompt="abc", stream=is_stream)))
@@ -216,7 +216,7 @@ async def test_what_outlasts_a_drain_is_told(open_house, open_door, is_stream):
     await door.house.settle(lambda: door.house.target.cancelled == 1)
 
 
-async def test_a_drain_does_not_wait_for_who_does_not_read(open_house, open_door):
+async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house, open_door):
     roomy = model("target", context_tokens=2_000_000)
     door = await open_door(await open_house(drain_s=0.3, target=roomy))
     door.house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
@@ -229,14 +229,14 @@ async def test_a_drain_does_not_wait_for_who_does_not_read(open_house, open_door
     writer.close()
 
 
-async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house, open_door):
+async def test_a_slow_reader_keeps_no_slot(open_house, open_door):
     tokens = 20_000
     roomy = model("target", context_tokens=2 * tokens)
     house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
     door = await open_door(house)
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
     reader, writer = await raw(door, posted(asked(stream=True, max_tokens=tokens, presift={"token_ids": True})))
-    # It does not read: what the target says comes to an end all the same, and so does its place.
+    # It does not read: the target finishes all the same, and the slot is released.
     await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
     assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
     stream = b""
@@ -245,7 +245,7 @@ async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house, open_door):
     lines = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: {")]
     ids = [each for line in lines for choice in json.loads(line)["choices"] for each in choice["token_ids"]]
     assert len(ids) == tokens
-    assert len(lines) < tokens, "what waited was joined"
+    assert len(lines) < tokens, "waiting deltas are joined"
     writer.close()
 
 
@@ -274,7 +274,7 @@ def events_of(said):
 
 @pytest.mark.parametrize("has_usage", [False, True])
 async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_usage):
-    """While a draft scores, or a request waits: then the decision comes in the first chunk, too late for the header."""
+    """While a draft scores or a request is queued: the decision is then in the first chunk, too late for the header."""
     monkeypatch.setattr(sse, "SILENCE_S", 0.1)
     door.house.draft.gate.clear()
     options = {"stream": True, "stream_options": {"include_usage": has_usage}, "presift": {"route": "spec_pc"}}
@@ -290,7 +290,7 @@ async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_
     await is_over(door)
 
 
-async def test_an_error_behind_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
+async def test_an_error_after_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
     monkeypatch.setattr(sse, "SILENCE_S", 0.05)
     door.house.draft.gate.clear()
     door.house.target.faults.append(hangs)
@@ -304,8 +304,8 @@ async def test_an_error_behind_a_broken_silence_is_the_last_event(door, monkeypa
     assert span.attributes["error.type"] == "deadline_exceeded" and not span.status.is_ok
 
 
-async def test_who_does_not_take_what_went_wrong_is_closed(house, door, monkeypatch):
-    monkeypatch.setattr(call, "TELL_S", 0.05)
+async def test_a_client_that_does_not_read_its_error_is_disconnected(house, door, monkeypatch):
+    monkeypatch.setattr(call, "SEND_ERROR_S", 0.05)
     closed = asyncio.Event()
 
     async def refuses(asked):
@@ -315,9 +315,9 @@ async def test_who_does_not_take_what_went_wrong_is_closed(house, door, monkeypa
         await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "GET", "headers": [], "path_params": {}, "state": {call.ABORT: closed.set}}
-    handled = call.Handled(call.Calling(None, house.server.calls), "/", refuses)
+    handler = call.CallHandler(call.Access(None, house.server.calls), "/", refuses)
     async with asyncio.timeout(20):
-        await asyncio.create_task(handled(scope, stands_still, stands_still))
+        await asyncio.create_task(handler(scope, stands_still, stands_still))
     assert closed.is_set()
     await house.settle(lambda: house.server.calls.running == 0)
     await raw(door, b"")
@@ -327,7 +327,7 @@ async def test_who_does_not_take_what_went_wrong_is_closed(house, door, monkeypa
     await door.house.settle(lambda: not door.server._server.server_state.connections)
 
 
-async def test_an_end_that_does_not_go_out_is_not_told():
+async def test_a_response_is_complete_only_when_its_end_was_sent():
     sent = []
 
     async def send(message):
@@ -335,18 +335,18 @@ async def test_an_end_that_does_not_go_out_is_not_told():
             raise TimeoutError
         sent.append(message)
 
-    told = sse.Reply(send)
-    async with told.events():
-        await told.event({})
+    reply = sse.Reply(send)
+    async with reply.event_stream():
+        await reply.send_event({})
         with pytest.raises(TimeoutError):
-            await told.end()
-    assert told.is_ending and not told.is_told
+            await reply.send_done()
+    assert reply.is_ending and not reply.is_complete
     with pytest.raises(TimeoutError):
-        await told.refuse(DeadlineExceeded("the deadline passed"))
-    assert told.error == "deadline_exceeded"
+        await reply.send_error(DeadlineExceeded("the deadline passed"))
+    assert reply.error == "deadline_exceeded"
 
 
-async def test_no_http_behind_an_early_answer_is_no_news(door, caplog):
+async def test_bytes_after_an_early_response_are_not_logged(door, caplog):
     head = b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     reader, writer = await raw(door, head)
     assert b"404" in await reader.readline()
@@ -360,14 +360,14 @@ async def test_no_http_behind_an_early_answer_is_no_news(door, caplog):
 
 
 @pytest.mark.parametrize("header", ["baggage", "tracestate"])
-async def test_a_strangers_trace_headers_are_no_news(door, caplog, header):
+async def test_unauthenticated_trace_headers_are_not_logged(door, caplog, header):
     parent = f"00-{'1' * 32}-{'2' * 16}-01"
     answer = await door.http.get("/v1/models", headers={header: "xylophone;;=", "traceparent": parent})
     assert answer.status_code == 200
     assert "xylophone" not in caplog.text and "opentelemetry" not in caplog.text
 
 
-async def test_a_server_that_does_not_end_is_ended(monkeypatch):
+async def test_a_server_that_does_not_stop_is_cancelled(monkeypatch):
     monkeypatch.setattr(server, "_LAST_S", 0.05)
     made = server.HttpServer(None, server.HttpOptions("127.0.0.1:0"))
     await made.start()
@@ -385,7 +385,7 @@ def _late(seconds):
     return late
 
 
-async def test_too_many_calls_whatever_door_they_came_by(open_house, open_door):
+async def test_calls_of_both_apis_are_limited_together(open_house, open_door):
     house = await open_house()
     door = await open_door(house)
     house.server.calls._max_calls = 2
@@ -402,7 +402,7 @@ async def test_too_many_calls_whatever_door_they_came_by(open_house, open_door):
     await asyncio.gather(over_grpc, over_http)
 
 
-async def test_a_request_that_never_begins_is_closed(house, open_door, monkeypatch):
+async def test_incomplete_headers_time_out(house, open_door, monkeypatch):
     monkeypatch.setattr(server, "_IDLE_S", 0.3)
     door = await open_door(house)
     silent, _ = await raw(door, b"")
@@ -422,7 +422,7 @@ async def test_a_request_that_never_begins_is_closed(house, open_door, monkeypat
     await is_over(door)
 
 
-async def test_a_body_that_never_ends_is_refused(door, monkeypatch):
+async def test_an_incomplete_body_times_out(door, monkeypatch):
     monkeypatch.setattr(body, "BODY_S", 0.3)
     reader, writer = await raw(door, posted(asked())[:-10])
     head = await reader.readuntil(b"\r\n\r\n")
@@ -431,7 +431,7 @@ async def test_a_body_that_never_ends_is_refused(door, monkeypatch):
     await is_over(door)
 
 
-async def test_connections_notice_who_is_gone_without_a_word(door):
+async def test_connections_have_keepalive(door):
     import socket
 
     await raw(door, b"")

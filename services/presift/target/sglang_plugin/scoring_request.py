@@ -1,0 +1,59 @@
+"""The plugin's own request: it reads a caller's prompt and lookahead so that KV can be selected."""
+
+from __future__ import annotations
+
+import uuid
+from array import array
+from typing import Any
+
+import torch
+
+from presift.core.kv_plan import must_keep_kv
+from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.states import DecodeState, ScoringState
+
+
+def scoring_request(scheduler: Any, request: Any, state: DecodeState) -> Any:
+    """An SGLang Req that reads the prompt and the lookahead of `request`, in the caller's ordinary namespace."""
+    from sglang.srt.managers.schedule_batch import Req  # noqa: PLC0415 - in the scheduler alone
+    from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
+
+    # max_new_tokens 0 is SGLang's "prefill only".
+    sampling = SamplingParams(max_new_tokens=0, temperature=0.0)
+    sampling.normalize(None)
+    sampling.custom_params = {KEY: ScoringState(state, selector_of(scheduler, state))}
+    scoring = Req(
+        f"presift-{uuid.uuid4().hex}",
+        "",
+        state.prompt + array("q", state.plan.lookahead_token_ids),
+        sampling,
+        eos_token_ids=request.eos_token_ids,
+        vocab_size=request.vocab_size,
+        priority=request.priority,
+        extra_key=state.extra_key,
+        cache_salt=request.cache_salt,
+        http_worker_ipc=request.http_worker_ipc,
+    )
+    scoring.tokenizer = scheduler.tokenizer
+    scoring.logprob_start_len = -1
+    scoring.skip_radix_cache_insert = not state.plan.keep_full_prefix
+    # The caller's, because a limit on the waiting time counts from its arrival.
+    scoring.time_stats.wait_queue_entry_time = request.time_stats.wait_queue_entry_time
+    return scoring
+
+
+def selector_of(scheduler: Any, state: DecodeState) -> KvSelector | None:
+    """What selects the KV of a request; None if its plan brings a mask."""
+    plan, prompt_tokens = state.plan, len(state.prompt)
+    if plan.kv_mask is not None:
+        return None
+    prefix = prompt_tokens - 1 - plan.policy.window
+    return KvSelector(
+        plan.policy,
+        prompt_tokens,
+        len(plan.lookahead_token_ids),
+        state.kept,
+        scheduler.model_config.num_hidden_layers,
+        torch.from_numpy(must_keep_kv(plan, prompt_tokens)[:prefix]),
+    )
