@@ -92,7 +92,7 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/test_orchestrator_leaving.py::test_a_draft_that_takes_half_the_deadline_is_not_waited_for",),
     ),
     Planted(
-        "changed_draft_is_believed",
+        "changed_draft_is_accepted",
         "An answer of another draft revision is not used",
         "a reply is compared with the known draft by model id alone",
         f"{ORCHESTRATOR}/verification.py",
@@ -102,7 +102,7 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "key_without_salt",
-        "Cache key: compressed prompts of different tenants never meet",
+        "Cache key: tenants do not share compressed prompts",
         "the cache key leaves out the tenant's salt",
         f"{ORCHESTRATOR}/compression.py",
         "draft, tokens.salt, crossed)",
@@ -152,8 +152,8 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "leader_takes_followers_along",
-        "Single flight: the asker who leaves does not take the others' computation along",
+        "leader_cancels_its_followers",
+        "Single flight: a cancelled caller does not cancel the computation of the others",
         "single flight cancels the shared work when the first waiter leaves",
         f"{PRESIFT}/cache/single_flight.py",
         "if flight.waiters == 0 and not flight.task.done():",
@@ -164,9 +164,9 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "build_lock_excludes_nobody",
+        "build_lock_is_ignored",
         "Build lock: two orchestrators, one draft pass",
-        "who does not get the build lock computes at once instead of waiting for the value",
+        "an orchestrator without the build lock computes at once instead of waiting for the value",
         f"{PRESIFT}/cache/redis_lease.py",
         "            if is_ours or value:\n",
         "            if True:\n",
@@ -175,7 +175,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "first_tenant_first",
         "Admission is fair: a flood of one tenant does not delay another",
-        "the fair queue serves the first tenant with a waiting request, whatever it had",
+        "the fair queue always serves the first tenant that has a waiting request",
         f"{ORCHESTRATOR}/fair_queue.py",
         "line = min(lines, key=self._turn)",
         "line = lines[0]",
@@ -187,11 +187,12 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "queue_without_bound",
         "The queue is bounded in requests and bytes; what is over is refused",
-        "a request enters the queue without asking for room",
+        "a request enters the queue without a check of the limits",
         f"{ORCHESTRATOR}/admission.py",
         "        if self.running >= self._limits.max_running:\n            self._make_room(ticket)\n",
         "",
         (
+            f"{UNIT}/orchestrator/test_admission.py::test_two_floods_share_the_room",
             f"{UNIT}/orchestrator/test_admission.py::test_too_many_are_refused_with_when_to_come_back",
             f"{UNIT}/orchestrator/test_admission.py::test_too_many_bytes_are_refused",
             f"{CONTRACT}/test_orchestrator_overload.py::test_what_is_too_much_is_refused_with_retry_info",
@@ -200,7 +201,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "one_call_too_many",
         "Quota: at most so many calls of a tenant at once",
-        "a tenant's concurrency limit lets one more call in (counts in memory)",
+        "a tenant's concurrency limit admits one call more (counts in memory)",
         f"{ORCHESTRATOR}/access/leases.py",
         "if len(self._held[tenant]) >= limit:",
         "if len(self._held[tenant]) > limit:",
@@ -219,9 +220,9 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "any_key_opens",
+        "unknown_key_is_accepted",
         "An unknown or revoked API key is refused",
-        "an unknown API key is taken for the first key of the file",
+        "an unknown API key counts as the first key of the file",
         f"{ORCHESTRATOR}/access/doorkeeper.py",
         "        if entry is not None:\n            return entry.tenant",
         "        if keys.entries:\n            return (entry or keys.entries[0]).tenant",
@@ -231,7 +232,7 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "expired_token_opens",
+        "expired_token_is_accepted",
         "JWT: an expired token is refused",
         "the expiry of a JWT is not verified",
         f"{ORCHESTRATOR}/access/jwt_tokens.py",
@@ -240,7 +241,7 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/orchestrator/access/test_jwt_tokens.py::test_any_other_is_refused_and_not_quoted",),
     ),
     Planted(
-        "any_certificate_calls",
+        "any_certificate_is_accepted",
         "mTLS: only callers whose certificate has an allowed name may call draft and target",
         "the names in a caller's certificate are not compared with the allowed ones",
         f"{PRESIFT}/rpc/callers.py",
@@ -262,7 +263,7 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "http_gets_no_tenant_salt",
-        "Tenant isolation over HTTP: a tenant has one namespace behind both doors",
+        "Tenant isolation over HTTP: a tenant has one namespace for gRPC and HTTP",
         "requests over HTTP get a salt made without the deployment's",
         f"{ORCHESTRATOR}/http/asking.py",
         "request_from_wire(message))).of(call.caller, self._terms.salt)",
@@ -279,8 +280,8 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/orchestrator/test_deadline.py::test_the_draft_gets_what_the_target_does_not_need",),
     ),
     Planted(
-        "passed_deadline_goes_on",
-        "Nothing goes on downstream after the deadline",
+        "passed_deadline_is_ignored",
+        "No work starts downstream after the deadline",
         "a deadline that has passed is not an error",
         f"{ORCHESTRATOR}/deadline.py",
         "        if left_s <= 0.0:\n",
@@ -289,8 +290,8 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "target_stream_is_not_cancelled",
-        "A caller who leaves ends the target's work",
-        "the target's stream is left open when its caller leaves",
+        "A caller's cancellation ends the target's work",
+        "the target's stream stays open when its caller cancels",
         f"{ORCHESTRATOR}/remote.py",
         "                held.callback(stream.cancel)\n",
         "",
@@ -298,8 +299,8 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "draft_pass_is_not_cancelled",
-        "A caller who leaves ends the draft's work once nobody waits for it",
-        "single flight lets work go on for which nobody waits",
+        "A caller's cancellation ends the draft's work unless another caller waits for it",
+        "single flight does not cancel work without waiters",
         f"{PRESIFT}/cache/single_flight.py",
         "            flight.task.cancel()\n",
         "",
@@ -307,8 +308,8 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "failover_amid_an_answer",
-        "Nothing is asked again after the first token",
-        "a stream that fails after its first token is asked for again, from the start",
+        "A failed stream is not retried after the first token",
+        "a stream that fails after its first token is requested again, from the start",
         f"{ORCHESTRATOR}/remote.py",
         "raise target_told(failure, delivered) from failure",
         "async for more in self.generate(token_ids, sampling, cache_salt, timeout_s, kv_plan):\n"
@@ -319,9 +320,9 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "open_breaker_lets_through",
-        "A replica whose circuit breaker is open is not asked",
-        "a replica may be asked while its circuit breaker is open",
+        "open_breaker_is_ignored",
+        "A replica whose circuit breaker is open is not called",
+        "a replica is called while its circuit breaker is open",
         f"{PRESIFT}/rpc/replicas/replica.py",
         "(state is BreakerState.HALF_OPEN and self.in_flight == 0)",
         "(state is not BreakerState.CLOSED)",
@@ -331,7 +332,7 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "hedge_loser_goes_on",
+        "hedge_loser_is_not_cancelled",
         "Hedging: the call that lost is cancelled",
         "the call that lost a hedge is neither cancelled nor waited for",
         f"{PRESIFT}/rpc/replicas/racing.py",
@@ -375,7 +376,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "metadata_without_bound",
         "Metadata (headers) of a call is bounded",
-        "gRPC takes metadata of any size",
+        "gRPC accepts metadata of any size",
         f"{PRESIFT}/rpc/hardening.py",
         '_metadata_size", MAX_METADATA_BYTES),\n    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES)',
         '_metadata_size", 2**24),\n    ("grpc.absolute_max_metadata_size", 2**24)',
@@ -411,7 +412,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "bad_file_is_taken",
         "Hot reload: a bad policy file leaves the old one in force",
-        "a bad policy file takes the old one out of force",
+        "a bad policy file removes the old one",
         f"{ORCHESTRATOR}/terms_in_force.py",
         '            log.error("the policy file',
         '            self.file = None\n            log.error("the policy file',
@@ -456,7 +457,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "dropped_prefix_is_expected",
         "A prefix that the target was seen to have dropped is not expected again",
-        "a target that dropped a prefix is still believed to hold everything",
+        "a target that dropped a prefix is still expected to hold everything",
         f"{ORCHESTRATOR}/prefixes.py",
         "self.holds_tokens = age * _SHRINK - 1  #",
         "self.holds_tokens = inf  #",
@@ -490,7 +491,7 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "calibration_goes_on",
+        "calibration_is_not_stopped",
         "Calibration stops at the first caller",
         "a caller does not stop calibration",
         f"{ORCHESTRATOR}/pipeline.py",
@@ -559,7 +560,7 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
-        "canary_believes_any_answer",
+        "selfcheck_accepts_wrong_answers",
         "Self-check: an engine that answers wrongly with all KV kept does not serve spec_kv",
         "the self-check does not compare the answer with all KV kept to the ordinary one",
         f"{PLUGIN}/selfcheck.py",
@@ -630,7 +631,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "undeclared_attributes_are_told",
         "Telemetry: a metric or attribute that is not declared is refused",
-        "metrics take attributes that are not declared",
+        "metrics accept attributes that are not declared",
         f"{PRESIFT}/rpc/metrics.py",
         "    if unknown:\n",
         "    if False:\n",
@@ -662,8 +663,8 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "serving_without_target",
-        "Health is NOT_SERVING while no target can be reached",
-        "health stays SERVING while no target can be reached",
+        "Health is NOT_SERVING while no target is reachable",
+        "health stays SERVING while no target is reachable",
         f"{ORCHESTRATOR}/__main__.py",
         "            await server.set_serving(serves)\n",
         "            pass\n",
@@ -671,8 +672,8 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "wiring_door",
-        "Wiring: callers are asked for keys where there are any",
-        "the process asks nobody for a key although there is a file of keys",
+        "Wiring: the process checks API keys if it has a file of keys",
+        "the process does not check keys although it has a file of keys",
         f"{ORCHESTRATOR}/__main__.py",
         "guards = [] if door is None else [DoorInterceptor(door)]",
         "guards = []",
@@ -680,7 +681,7 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "wiring_prefiller",
-        "Wiring: the target reads beside the draft",
+        "Wiring: the target prefills while the draft works",
         "the planner gets no prefiller",
         f"{ORCHESTRATOR}/assembly.py",
         "economy, prefiller=prefiller,",
@@ -690,7 +691,7 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "wiring_calibration",
         "Wiring: the process calibrates once it is ready",
-        "nobody starts calibration",
+        "the process does not start calibration",
         f"{ORCHESTRATOR}/__main__.py",
         "    assembly.calibration.start()\n",
         "",
