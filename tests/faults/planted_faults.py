@@ -262,7 +262,7 @@ FAULTS: tuple[Planted, ...] = (
         "A caller's cancellation ends the target's work",
         "the target's stream stays open when its caller cancels",
         f"{ORCHESTRATOR}/backends/target_client.py",
-        "                held.callback(stream.cancel)\n",
+        "        if self._call is not None:\n            self._call.cancel()\n",
         "",
         (f"{CONTRACT}/grpc/test_leaving.py::test_cancellation_reaches_the_target_once",),
     ),
