@@ -320,7 +320,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/api/http/unsupported.py",
         "if not any(_is_same(value, neutral) for neutral in NEUTRAL[name]):",
         "if False:",
-        (f"{CONTRACT}/http/test_errors.py::test_every_unsupported_parameter_is_rejected_unless_neutral",),
+        (f"{CONTRACT}/http/test_errors.py::test_the_invalid_parameter_is_named",),
     ),
     Planted(
         "overload_is_503",
