@@ -1,35 +1,39 @@
-# presift: `make demo` runs the main job, `make test` runs the tests. Both do all their set-up, in .venv/ and PRESIFT_HOME.
+# presift: `make demo` runs the demo, `make test` the tests. Both install what they need in .venv/ and PRESIFT_HOME.
 PRESIFT_HOME ?= $(HOME)/.cache/presift
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Each worker is a process with tests of its own; 0 runs all tests in one. In the order of the folders, so that the
+# cheap unit tests come last and both workers end together.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 LOCK := ops/locks/cpu.txt
 STAMP := $(VENV)/.installed
-# What looks at the packages lives apart from them, so that it changes none of their versions.
+# Tools that inspect the packages have an environment of their own, so that they change no version.
 TOOLS := $(VENV)/tools
 TOOLS_LOCK := ops/locks/tools.txt
 TOOLS_STAMP := $(TOOLS)/.installed
 CHAIN := ops/supply_chain
-# The TypeScript client's packages; npm itself writes the stamp.
+# The TypeScript client's packages; npm writes the stamp.
 TYPESCRIPT := clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
 TEST_MODEL := smollm2-135m-instruct
 DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 
 export PRESIFT_HOME
-# Threads that spin while they wait take the cores from the other processes (ops/decisions/0005).
+# Threads that spin while they wait would take cores from the other processes (ops/decisions/0005).
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
-help: ## show this
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-install: $(STAMP) ## make .venv with everything that a plain CPU needs
+install: $(STAMP) ## create .venv with everything that a plain CPU needs
 
-# torch first: a plain `pip install torch` of an older version is the CPU build here, and nothing may pull a newer one.
+# --no-deps: the lock is complete, and no package may pull in another version of torch.
 $(STAMP): $(LOCK) pyproject.toml
 	@echo "== installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -38,25 +42,29 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-models: $(STAMP) ## fetch the small model that the tests use
+models: $(STAMP) ## download the small model that the tests use
 	@$(BIN)/python -m presift_demo_models ensure --home "$(PRESIFT_HOME)" $(TEST_MODEL)
 
-demo-models: $(STAMP) ## fetch the demo pair (1.6 GB, kept as 4 GB of bf16 safetensors)
+demo-models: $(STAMP) ## download the demo pair (1.6 GB; 4 GB on disk as bf16 safetensors)
 	@$(BIN)/python -m presift_demo_models ensure --home "$(PRESIFT_HOME)" $(DEMO_MODELS)
 
 demo: demo-models ## ask a real document a question five times: full, spec_pc cold and cached, spec_kv cold and again
 	@$(BIN)/python ops/demo/demo.py
 
 test: $(STAMP) models check ## lint, types, layers, protos, then the tests
-	@$(BIN)/python -m pytest -m "not pair and not gpu and not faults"
+	@$(PYTEST) -m "not pair and not gpu and not faults"
 
-test-models: $(STAMP) models demo-models ## all the tests, those on the real demo pair included
-	@$(BIN)/python -m pytest -m "not gpu and not faults"
+test-fast: $(STAMP) ## the tests without processes and real models: unit, reference, contract (under three minutes)
+	@$(PYTEST) -m "not pair and not gpu and not faults and not models and not processes" \
+		tests/unit tests/reference tests/contract
+
+test-models: $(STAMP) models demo-models ## all tests, with those on the real demo pair
+	@$(PYTEST) -m "not gpu and not faults"
 
 faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
-soak: $(STAMP) ## 30 minutes of mixed traffic with churn: nothing may be left of it
+soak: $(STAMP) ## 30 minutes of mixed traffic with restarts; fails if anything leaks
 	@PYTHONPATH=services:clients/python $(BIN)/python -m tests.faults.soak --minutes 30
 
 check: $(STAMP) protos-check supply-chain dashboards-check
@@ -64,7 +72,7 @@ check: $(STAMP) protos-check supply-chain dashboards-check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --verbose > /dev/null || $(BIN)/lint-imports
 
-# A network that is not there, or an index that does not answer, fails nothing here: it is told. A licence does.
+# A licence that is not allowed fails. A missing network or index only prints a warning.
 supply-chain: $(STAMP)
 	@$(MAKE) --no-print-directory $(TOOLS_STAMP) || echo "== supply chain: NOT CHECKED, $(TOOLS_LOCK) could not be installed"
 	@test ! -e $(TOOLS_STAMP) || $(BIN)/python $(CHAIN)/licences.py $(TOOLS)/bin/pip-licenses $(BIN)/python
@@ -75,47 +83,49 @@ $(TOOLS_STAMP): $(TOOLS_LOCK)
 	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $(TOOLS_LOCK)
 	@touch $(TOOLS_STAMP)
 
-dashboards: $(TOOLS_STAMP) ## write ops/grafana/dashboards anew from ops/grafana/generate
+dashboards: $(TOOLS_STAMP) ## generate ops/grafana/dashboards from ops/grafana/generate
 	@$(TOOLS)/bin/python ops/grafana/generate
 
 dashboards-check: supply-chain
 	@test ! -e $(TOOLS_STAMP) || $(TOOLS)/bin/python ops/grafana/generate --check
 
-alerts: $(STAMP) ## write ops/k8s/components/alerts anew from ops/prometheus/rules.yml
+alerts: $(STAMP) ## generate ops/k8s/components/alerts from ops/prometheus/rules.yml
 	@$(BIN)/python ops/prometheus/for_operator.py
 
-# Unpacked, not installed: Debian's package would start a server.
-promtool: $(STAMP) ## put Debian's promtool, which tests the alert rules, into .venv
+# Unpacked, not installed: installing Debian's package would start a server.
+promtool: $(STAMP) ## put Debian's promtool, for the tests of the alert rules, into .venv
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd $$folder && apt-get download -qq prometheus \
 		&& dpkg -x prometheus_*.deb . && install usr/bin/promtool $(abspath $(BIN))/promtool
 	@told=$$($(BIN)/promtool --version 2>&1) && echo "$$told" | sed -n 1p
 
-release: $(STAMP) $(TOOLS_STAMP) check ## sdist, wheel, SBOM (CycloneDX) and checksums, in dist/; nothing known to be vulnerable
+release: $(STAMP) $(TOOLS_STAMP) check ## sdist, wheel, SBOM (CycloneDX) and checksums, in dist/; fails on known vulnerabilities
 	@$(BIN)/python $(CHAIN)/audit.py $(TOOLS)/bin/pip-audit $(LOCK) $(TOOLS)/.audited --strict
 	@$(MAKE) --no-print-directory dist
 
-dist: $(STAMP) $(TOOLS_STAMP) ## what `release` makes, without asking whether it may
+dist: $(STAMP) $(TOOLS_STAMP) ## the files of `release`, without its checks
 	@rm -rf dist && $(TOOLS)/bin/python -m build --no-isolation --outdir dist . > /dev/null
 	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file dist/presift.cdx.json
 	@cd dist && sha256sum * > SHA256SUMS && ls -1
 
-fuzz: $(STAMP) ## 20,000 mutated requests to each service (some twenty minutes)
+fuzz: $(STAMP) ## 20,000 mutated requests to each service (about twenty minutes)
 	@$(BIN)/python -m pytest -m faults tests/faults/test_fuzz.py
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
-protos: $(STAMP) $(TYPESCRIPT_STAMP) ## regenerate services/presift/v1 and clients/typescript/src/gen from protos/
+CACHE_PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I services
+protos: $(STAMP) $(TYPESCRIPT_STAMP) ## regenerate the code that protos/ and cache/value.proto describe
 	@$(PROTOC) --python_out=services --pyi_out=services --grpc_python_out=services --mypy_grpc_out=quiet:services \
 		protos/presift/v1/*.proto
+	@$(CACHE_PROTOC) --python_out=services --pyi_out=services services/presift/cache/value.proto
 	@cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate
 
 $(TYPESCRIPT_STAMP): $(TYPESCRIPT)/package-lock.json
 	@cd $(TYPESCRIPT) && npm ci --silent --no-audit
 
-# protos/released.binpb is what clients were built against: `buf build protos -o protos/released.binpb` at a release.
+# protos/released.binpb is the protocol of the last release. At a release: `buf build protos -o protos/released.binpb`.
 protos-check: $(STAMP)
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against protos/released.binpb
@@ -123,16 +133,19 @@ protos-check: $(STAMP)
 	@$(PROTOC) --python_out=$(VENV)/protos --pyi_out=$(VENV)/protos --grpc_python_out=$(VENV)/protos \
 		--mypy_grpc_out=quiet:$(VENV)/protos protos/presift/v1/*.proto
 	@for f in $(VENV)/protos/presift/v1/*; do cmp -s $$f services/presift/v1/$$(basename $$f) \
-		|| { echo "services/presift/v1/$$(basename $$f) is not what protos/ generate: run make protos"; exit 1; }; done
+		|| { echo "services/presift/v1/$$(basename $$f) is stale: run make protos"; exit 1; }; done
+	@$(CACHE_PROTOC) --python_out=$(VENV)/protos --pyi_out=$(VENV)/protos services/presift/cache/value.proto
+	@for f in $(VENV)/protos/presift/cache/*; do cmp -s $$f services/presift/cache/$$(basename $$f) \
+		|| { echo "services/presift/cache/$$(basename $$f) is stale: run make protos"; exit 1; }; done
 	@$(MAKE) --silent --no-print-directory $(TYPESCRIPT_STAMP) || echo "== TypeScript client: NOT CHECKED, node or its packages are missing"
 	@test ! -e $(TYPESCRIPT_STAMP) || { cd $(TYPESCRIPT) && $(abspath $(BIN))/buf generate -o $(abspath $(VENV))/protos \
 		&& diff -rq src/gen $(abspath $(VENV))/protos/src/gen; } || { echo "$(TYPESCRIPT)/src/gen: run make protos"; exit 1; }
 
-bench: demo-models ## run the benchmarks (tests/bench/README.md says what each measures)
+bench: demo-models ## run the benchmarks (described in tests/bench/README.md)
 	$(BIN)/python tests/bench/draft_scoring.py time --model "$(PRESIFT_HOME)/models/qwen2.5-coder-0.5b-instruct"
 	$(BIN)/python tests/bench/draft_scoring.py memory
 	$(BIN)/python tests/bench/orchestrator_overhead.py
 	$(BIN)/python tests/bench/cache_roundtrip.py
 
-clean: ## remove .venv and what Node has made (models in PRESIFT_HOME stay)
+clean: ## remove .venv and Node's output (models in PRESIFT_HOME stay)
 	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

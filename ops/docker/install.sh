@@ -1,10 +1,10 @@
 #!/bin/sh
-# Fills /opt/presift, a virtual environment, for one role. Run by the Dockerfile and nobody else, in two steps:
-#   install.sh packages ROLE DEVICE    what presift needs
+# Installs one role into the virtual environment /opt/presift. Only the Dockerfile runs it, in two steps:
+#   install.sh packages ROLE DEVICE    presift's dependencies
 #   install.sh presift ROLE DEVICE     presift itself
-# cpu: the packages of ops/locks/images/ROLE.txt and no others. TORCH_INDEX is where torch's CPU wheels are, if not where all else is.
-# gpu: on top of an image that has torch and SGLang for CUDA: they stay as they are, and only what is missing is added.
-# Reads PRESIFT_LOCKS (the folder of ROLE.txt) and PRESIFT_WHEEL (that of presift's wheel).
+# cpu: exactly the packages of ops/locks/images/ROLE.txt. TORCH_INDEX is an additional index with torch's CPU wheels.
+# gpu: on an image that has torch and SGLang for CUDA: keeps their versions and adds only missing packages.
+# Reads PRESIFT_LOCKS (the folder of ROLE.txt) and PRESIFT_WHEEL (the folder of presift's wheel).
 set -eu
 step="$1" role="$2" device="$3"
 target="${PRESIFT_VENV:-/opt/presift}"
@@ -13,7 +13,7 @@ pip="$target/bin/python -m pip --disable-pip-version-check --no-input"
 case "$step $device" in
 "packages cpu")
   python3 -m venv "$target"
-  # What the environment is born with is not in the lock.
+  # A new environment has setuptools, which is not in the lock.
   $pip uninstall --yes --quiet setuptools
   $pip install --quiet --no-deps ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement "$PRESIFT_LOCKS/$role.txt"
   ;;
@@ -25,7 +25,7 @@ case "$step $device" in
   ;;
 "presift gpu")
   there="$(mktemp)"
-  # Files and commits cannot be constraints.
+  # pip does not accept files and commits as constraints.
   $pip freeze --quiet | grep -E '^[A-Za-z0-9._-]+==' > "$there"
   $pip install --quiet --constraint "$there" "$(echo "$PRESIFT_WHEEL"/presift-*.whl)[$role]"
   rm "$there"
@@ -36,7 +36,7 @@ case "$step $device" in
   ;;
 esac
 
-# `models` downloads with pip; no other service installs anything.
+# `models` downloads with pip; the other services do not need it.
 if [ "$step" = presift ] && [ "$role" != models ]; then
   $pip uninstall --yes --quiet pip
 fi

@@ -1,13 +1,13 @@
-"""Build the images and run the compose stack for real where no docker engine and no hub is: by buildah and podman.
+"""Build the images and run the compose stack without a docker engine and a registry, with buildah and podman.
 
     apt-get install --no-install-recommends podman buildah runc catatonit netavark aardvark-dns iptables mmdebstrap
     python ops/docker/rehearse.py --models FOLDER --draft NAME --target NAME [--tls] [--observability] [--drafts 2] ...
 
-As root, on Debian. Docker Compose itself (.venv/tools) reads the compose files and drives podman through its Docker
-API, in a network namespace of our own: nothing of it is on this machine's network. Base images are stand-ins: Debian's
-Python 3.11.2 for Python's slim image (3.11.14; redis-py wants one package more before 3.11.3, which is added), Debian's
-Redis 7 for Valkey. Prometheus is Debian's too; of the observability layer
-nothing else is started. systemd, which podman leaves health checks to, may be missing: so they are run from here.
+Run it as root on Debian. Docker Compose (.venv/tools) reads the compose files and controls podman through its Docker
+API, in a separate network namespace, isolated from this machine's network. Base images are substitutes: Debian's Python
+3.11.2 for Python's slim image 3.11.14 (redis-py needs one more package before 3.11.3, which is added), and Debian's
+Redis 7 for Valkey. Prometheus, the only service of the observability layer that is started, is Debian's too. This
+script runs the health checks, because podman needs systemd for that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CONTAINERFILES = {
     PROMETHEUS: f"FROM {PYTHON}\nRUN apt-get update -q && apt-get install -qy --no-install-recommends prometheus wget "
     '&& install -d -o 10001 /prometheus\nUSER 10001\nENTRYPOINT ["/usr/bin/prometheus"]\n',
 }
-# What Redis 7 has no word for is left out.
+# Drops the option that Redis 7 does not know.
 REDIS_AS_VALKEY = """#!/bin/sh
 for each; do
     shift
@@ -52,7 +52,7 @@ for each; do
 done
 exec redis-server "$@"
 """
-# runc takes any cgroups; limits above this process's own would need more rights than it has.
+# runc accepts any cgroups; limits above this process's own would need more rights.
 _CONTAINERS_CONF = """[containers]
 default_ulimits = ["nofile=4096:4096", "nproc=8192:8192"]
 [engine]
@@ -66,7 +66,7 @@ _UP_S = 1800.0
 
 
 class Engine:
-    """buildah, podman and Compose over one folder, which holds images, containers and volumes."""
+    """buildah, podman and Compose with one folder for images, containers and volumes."""
 
     def __init__(self, folder: Path, tools: Path) -> None:
         self.folder, self._tools = folder, tools
@@ -79,7 +79,7 @@ class Engine:
 
     def build(self, name: str, file: Path, context: Path, *flags: str) -> None:
         """Raises CalledProcessError."""
-        # pip's and the certificates' settings of this machine: whatever leads to an index here has to in there.
+        # This machine's settings of pip and certificates, so that the build reaches the same index.
         mounts = [path for path in ("/etc/ssl/certs", "/etc/pip.conf", *flags_of_pip()) if Path(path).exists()]
         volumes = [flag for path in mounts for flag in ("-v", f"{path}:{path}:ro")]
         command = ["buildah", *self._store, "bud", "--format", "docker", "--isolation", "chroot", "--network", "host"]
@@ -94,7 +94,7 @@ class Engine:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
     def serve(self) -> None:
-        """The Docker API, in a network namespace of its own."""
+        """Start the Docker API in a separate network namespace."""
         socket = self.folder / "podman.sock"
         podman = ["podman", *self._store, "--tmpdir", f"{self.folder}/tmp", "system", "service", "--time", "0"]
         script = 'ip link set lo up; exec "$@"'
@@ -104,7 +104,7 @@ class Engine:
             time.sleep(0.1)
 
     def inside(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of this machine in that network."""
+        """Run a command of this machine in that network namespace."""
         assert self._service is not None
         entered = ["nsenter", "--target", str(self._service.pid), "--net", *command]
         return subprocess.run(entered, env=self.environment | environment, capture_output=True, text=True, check=False)
@@ -123,7 +123,7 @@ class Engine:
 
 
 def build_all(engine: Engine, observability: bool) -> None:
-    """What is there already is not made again, but for layers that changed."""
+    """Build the images; existing ones are reused, except for layers that changed."""
     if not (engine.folder / "base.tar").exists():
         wanted = [
             "mmdebstrap",
@@ -150,7 +150,7 @@ def build_all(engine: Engine, observability: bool) -> None:
 
 
 def flags_of_pip() -> list[str]:
-    """Folders of wheels that this machine's pip looks in."""
+    """The folders of wheels in this machine's settings of pip."""
     return [each for each in os.environ.get("PIP_FIND_LINKS", "").split() if each.startswith("/")]
 
 
@@ -160,14 +160,14 @@ def env_file() -> dict[str, str]:
 
 
 def keep_asking(engine: Engine, stopped: threading.Event) -> None:
-    """Run each container's health check, as systemd's timers would."""
+    """Run each container's health check every second."""
     while not stopped.wait(1.0):
         for name in engine.podman("ps", "--format", "{{.Names}}").stdout.split():
             engine.podman("healthcheck", "run", name)
 
 
 def try_stack(engine: Engine, files: Sequence[str], scales: Sequence[str]) -> None:
-    """Up, look, ask, down. Raises SystemExit for what is not as it should be."""
+    """Start the stack, inspect it, send requests, stop it. Raises SystemExit for the first failure."""
     layers = [flag for file in files for flag in ("-f", file)]
     observers = ["prometheus"] if OBSERVABILITY in files else []
     certificates = ["certificates"] if TLS in files else []
@@ -204,7 +204,7 @@ def _containers(engine: Engine) -> list[tuple[dict[str, Any], str]]:
 
 
 def _wait_healthy(engine: Engine) -> None:
-    """Compose waits for those that others depend on, not for the last."""
+    """Compose waits only for services that others depend on."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and any(health != "healthy" for _, health in _containers(engine)):
         time.sleep(1)
@@ -219,7 +219,7 @@ def _look(engine: Engine) -> None:
             f"   {found['Name']}: {health}, user {user}, root read-only {host['ReadonlyRootfs']}, {limit}", flush=True
         )
         if not host["ReadonlyRootfs"] or user == "0" or health not in ("healthy", "none"):
-            raise SystemExit("this is not what compose.yaml says")
+            raise SystemExit("this differs from compose.yaml")
 
 
 def _caller_files(engine: Engine, layers: Sequence[str]) -> list[str]:
@@ -241,7 +241,7 @@ tls = TlsOptions(*files) if files else None
 text = "The harbour is closed on Mondays. " * 40 + "When is the harbour closed?"
 try:
     Client("localhost:50051", tls=tls).generate(text)
-    sys.exit("a stranger was let in")
+    sys.exit("a call without a key was accepted")
 except Unauthenticated:
     pass
 with Client("localhost:50051", tls=tls, api_key=key) as client:
@@ -274,7 +274,7 @@ def _ask(engine: Engine, place: str, key: str, files: Sequence[str]) -> str:
     script = _GRPC if place == "gRPC" else _HTTP
     done = engine.inside(sys.executable, "-c", script, key, *files, PYTHONPATH=path)
     if done.returncode != 0:
-        raise SystemExit(f"no answer by {place}: {done.stderr[-2000:]}")
+        raise SystemExit(f"no answer over {place}: {done.stderr[-2000:]}")
     return done.stdout.strip()
 
 
@@ -286,23 +286,25 @@ def _targets(engine: Engine) -> str:
         if found and all(each["health"] == "up" for each in found):
             return ", ".join(sorted(f"{each['labels']['job']} {each['labels']['instance']}" for each in found))
         if time.monotonic() > deadline:
-            raise SystemExit(f"not all are scraped: {[(each['scrapeUrl'], each['lastError']) for each in found]}")
+            raise SystemExit(
+                f"not all targets are scraped: {[(each['scrapeUrl'], each['lastError']) for each in found]}"
+            )
         time.sleep(3)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if the stack came up and answered through both doors."""
-    parser = argparse.ArgumentParser(description="Build the images and run the compose stack by buildah and podman.")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/presift-rehearsal"), help="keeps what was built")
-    parser.add_argument("--tools", type=Path, default=REPOSITORY / ".venv/tools/bin", help="where docker-compose is")
+    """Exit status: 0 if the stack started and answered over gRPC and HTTP."""
+    parser = argparse.ArgumentParser(description="Build the images and run the compose stack with buildah and podman.")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/presift-rehearsal"), help="of images, volumes, ...")
+    parser.add_argument("--tools", type=Path, default=REPOSITORY / ".venv/tools/bin", help="folder of docker-compose")
     parser.add_argument("--models", type=Path, required=True, help="a folder of model folders")
-    parser.add_argument("--draft", required=True, help="the draft's, in there")
-    parser.add_argument("--target", required=True, help="the target's, in there")
+    parser.add_argument("--draft", required=True, help="the draft's folder in --models")
+    parser.add_argument("--target", required=True, help="the target's folder in --models")
     parser.add_argument("--drafts", type=int, default=1)
     parser.add_argument("--targets", type=int, default=1)
     parser.add_argument("--tls", action="store_true", help="with ops/compose.tls.yaml")
     parser.add_argument("--observability", action="store_true", help="with ops/compose.observability.yaml")
-    parser.add_argument("--no-build", action="store_true", help="with the images that are there")
+    parser.add_argument("--no-build", action="store_true", help="use existing images")
     options = parser.parse_args(arguments)
     engine = Engine(options.folder, options.tools)
     engine.environment |= {"VALKEY_IMAGE": VALKEY, "PROMETHEUS_IMAGE": PROMETHEUS, "MODELS": str(options.models)}

@@ -1,7 +1,7 @@
-"""Known vulnerabilities of the locked packages: `audit.py PIP_AUDIT LOCK STAMP [--strict]`.
+"""Report known vulnerabilities of the locked packages: `audit.py PIP_AUDIT LOCK STAMP [--strict]`.
 
-Asks at most once a day (STAMP). Without a network it says that it was not run, and that is no failure. Findings are
-told; with --strict (a release) each that advisories.toml does not explain is a failure, and so is not having asked.
+Queries the index at most once a day (STAMP). Findings are printed, as is a network failure. With --strict (a release)
+a network failure fails, and so does each finding that advisories.toml does not explain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 KNOWN = Path(__file__).with_name("advisories.toml")
 _FRESH_S = 86_400.0
 _PATIENCE_S = 60.0
-# A release that has been on the index for long.
+# An old release with known advisories.
 _PROBE = "pip==24.0\n"
 
 
@@ -34,7 +34,7 @@ def findings(report: Mapping[str, Any], known: Collection[str]) -> list[str]:
 
 
 def ask(pip_audit: str, lock: Path) -> dict[str, Any] | str:
-    """pip-audit's report, or why there is none. One package is asked about first: many mirrors know no advisories."""
+    """pip-audit's report, or the reason why there is none. Tries one package first: many mirrors have no advisories."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as first:
         first.write(_PROBE)
         first.flush()
@@ -54,7 +54,7 @@ def _run(pip_audit: str, requirements: Path) -> dict[str, Any] | str:
         )
         report = dict(json.loads(done.stdout))
         told = any("skip_reason" not in each for each in report["dependencies"])
-        return report if told else "the index knows no advisories"
+        return report if told else "the index has no advisories"
     except (OSError, subprocess.TimeoutExpired) as error:
         return type(error).__name__
     except (KeyError, ValueError):
@@ -62,7 +62,7 @@ def _run(pip_audit: str, requirements: Path) -> dict[str, Any] | str:
 
 
 def is_fresh(stamp: Path, lock: Path) -> bool:
-    """Whether this lock was looked at within a day."""
+    """Whether this lock was checked within a day."""
     if not stamp.exists():
         return False
     asked = stamp.stat().st_mtime
@@ -70,19 +70,19 @@ def is_fresh(stamp: Path, lock: Path) -> bool:
 
 
 def main(pip_audit: str, lock: Path, stamp: Path, *, strict: bool) -> int:
-    """1 for unexplained findings or no answer, if `strict`."""
+    """Exit status: with `strict` 1 for unexplained findings or no report, else 0."""
     if is_fresh(stamp, lock) and not strict:
         return 0
     report = ask(pip_audit, lock)
     if isinstance(report, str):
-        print(f"== pip-audit: NOT RUN, {lock} was not looked at ({report})", file=sys.stderr)
+        print(f"== pip-audit: NOT RUN, {lock} was not checked ({report})", file=sys.stderr)
         return int(strict)
     found = findings(report, tomllib.loads(KNOWN.read_text())["known"])
     for line in found:
         print(f"vulnerable: {line}", file=sys.stderr)
     asked = [each for each in report["dependencies"] if "skip_reason" not in each]
     of = len(report["dependencies"])
-    print(f"== pip-audit: {len(asked)} of {of} packages known to the index, {len(found)} findings not explained")
+    print(f"== pip-audit: {len(asked)} of {of} packages known to the index, {len(found)} unexplained findings")
     if not found:
         stamp.touch()
     return int(strict and bool(found))

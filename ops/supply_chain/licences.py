@@ -1,6 +1,6 @@
-"""The licences of the installed packages, held against licences.toml: `licences.py PIP_LICENSES PYTHON`.
+"""Check the licences of the installed packages against licences.toml: `licences.py PIP_LICENSES PYTHON`.
 
-pip-licenses reads them; what is allowed is decided here. Exit status 1 names each package whose licence is not.
+pip-licenses reads them from the packages. Exits with 1 and prints each package whose licence is not allowed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def forbidden(packages: Iterable[Mapping[str, str]], allowed: Sequence[str], kno
 
 
 def _name(licence: str) -> str:
-    """Some packages give the whole text; its first line names it."""
+    """Some packages have the whole text; its first line is the name."""
     return next(iter(licence.strip().splitlines()), "")[:80]
 
 
 def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
-    """Of `A OR B` one is enough; of `A AND B` and of classifiers, `A; B`, all must be. Case does not count."""
+    """One of `A OR B`, but all of `A AND B` and of classifiers `A; B`, must be allowed. Ignores case."""
     patterns = [re.compile(pattern, re.IGNORECASE) for pattern in allowed]
     parts = [part.strip(" ()") for part in re.split(r";|\bAND\b", licence)]
     return all(_any_allowed(re.split(r"\bOR\b", part), patterns) for part in parts)
@@ -42,7 +42,7 @@ def _any_allowed(choices: Iterable[str], patterns: Iterable[re.Pattern[str]]) ->
 
 
 def main(pip_licenses: str, python: str) -> int:
-    """0 where all are allowed."""
+    """Exit status: 0 if all are allowed."""
     listed = subprocess.run(
         [pip_licenses, f"--python={python}", "--from=mixed", "--with-system", "--format=json"],
         capture_output=True,

@@ -30,8 +30,9 @@ from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import resolve
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.prompt.loader import load_tokenizer
-from presift.orchestrator.prompt.tokenizer import PromptTokenizer, Tokenized
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.target.engine import GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
@@ -54,7 +55,7 @@ async def run_drafts(tokenizer: PromptTokenizer, tasks: list[Task], drafts: Reco
         print(f"{task.name}: {tokens.ids.size} tokens, {time.monotonic() - started:.1f} s", flush=True)
 
 
-def requests(tokens: Tokenized, drafts: dict[str, dict[str, Any]]) -> dict[str, GenerateRequest]:
+def requests(tokens: TokenizedPrompt, drafts: dict[str, dict[str, Any]]) -> dict[str, GenerateRequest]:
     """By method and capacity: what is not answered yet. Capacities that drop nothing, or next to nothing, are left."""
     found = {}
     for prefix, record in drafts.items():

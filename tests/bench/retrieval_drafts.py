@@ -24,14 +24,16 @@ from presift.core.spans import must_keep
 from presift.draft.attention import RowCapture
 from presift.draft.scorer import Cancel, ScoreResult, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
+from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.prompt.loader import load_bridge
-from presift.orchestrator.prompt.tokenizer import PromptTokenizer, Tokenized
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 CAPACITIES = (256, 512)
 LOOKAHEAD_TOKENS = 24
-DEFAULTS = OrchestratorSettings.model_construct().defaults()
+DEFAULTS = policy_defaults(OrchestratorSettings.model_construct())
 
 
 def first_capacity(prompt_tokens: int) -> int:
@@ -47,7 +49,7 @@ class Reader:
     tokenizer: PromptTokenizer
     capacities: tuple[int, ...] = CAPACITIES
 
-    def read(self, task: Task, tokens: Tokenized) -> dict[str, Any]:
+    def read(self, task: Task, tokens: TokenizedPrompt) -> dict[str, Any]:
         """Everything that the methods take from the draft, ready for JSON."""
         prompt, kv = (policy_of(policy, self.scorer.info.layers) for policy in (DEFAULTS.spec_pc, _mask_policy(256)))
         self.scorer.second_policy = kv
@@ -70,7 +72,7 @@ class Reader:
         }
 
 
-def digest(tokens: Tokenized) -> str:
+def digest(tokens: TokenizedPrompt) -> str:
     """Names the prompt that a record belongs to."""
     return hashlib.sha256(tokens.ids.tobytes()).hexdigest()[:16]
 
@@ -80,7 +82,7 @@ def mask_of(record: dict[str, Any], name: str) -> NDArray[np.bool_]:
     return TokenMask.from_bits(base64.b64decode(record["masks"][name]["kept"]), record["prompt_tokens"]).kept
 
 
-def possible(capacities: tuple[int, ...], tokens: Tokenized) -> list[int]:
+def possible(capacities: tuple[int, ...], tokens: TokenizedPrompt) -> list[int]:
     """Those that hold what must be kept."""
     needed = np.count_nonzero(must_keep(tokens.protected, tokens.ids.size, DEFAULTS.spec_pc.window))
     return [capacity for capacity in capacities if capacity >= needed]
@@ -97,7 +99,7 @@ def policy_of(policy: SpecPc, layers: int) -> SpecPc:
     return adapted
 
 
-def mask_record(importance: tuple[Any, Any], policy: SpecPc, tokens: Tokenized) -> dict[str, Any]:
+def mask_record(importance: tuple[Any, Any], policy: SpecPc, tokens: TokenizedPrompt) -> dict[str, Any]:
     scores, mass = importance
     mask = select(scores, policy, tokens.protected)
     kept = base64.b64encode(mask.to_bits()).decode()

@@ -13,7 +13,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import covered, spans_of
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.target.engine import GenerateRequest
 
 # By family: the requests of one family run one after the other and share KV, families run at once.
@@ -21,12 +21,12 @@ FAMILIES = ("spec_kv", "spec_kv_pc", "spec_pc", "draft_mask", "no_lookahead", "n
 _SAMPLING = Sampling(max_new_tokens=16)
 
 
-def full(tokens: Tokenized) -> GenerateRequest:
+def full(tokens: TokenizedPrompt) -> GenerateRequest:
     """The whole prompt; its KV stays for the others."""
     return GenerateRequest(tokens.ids, _SAMPLING)
 
 
-def family(name: str, tokens: Tokenized, record: dict[str, Any]) -> dict[str, GenerateRequest]:
+def family(name: str, tokens: TokenizedPrompt, record: dict[str, Any]) -> dict[str, GenerateRequest]:
     """The requests of one method, by "method capacity"."""
     build = {
         "spec_kv": _spec_kv,
@@ -39,36 +39,36 @@ def family(name: str, tokens: Tokenized, record: dict[str, Any]) -> dict[str, Ge
     return {f"{name} {capacity}": build(tokens, record, capacity) for capacity in CAPACITIES}
 
 
-def _spec_kv(tokens: Tokenized, record: dict[str, Any], capacity: int) -> GenerateRequest:
+def _spec_kv(tokens: TokenizedPrompt, record: dict[str, Any], capacity: int) -> GenerateRequest:
     plan = KvPlan(_policy(capacity), tokens.protected, tuple(record["lookahead"]))
     return GenerateRequest(tokens.ids, _SAMPLING, kv_plan=plan)
 
 
-def _no_lookahead(tokens: Tokenized, record: dict[str, Any], capacity: int) -> GenerateRequest:
+def _no_lookahead(tokens: TokenizedPrompt, record: dict[str, Any], capacity: int) -> GenerateRequest:
     return GenerateRequest(tokens.ids, _SAMPLING, kv_plan=KvPlan(_policy(capacity), tokens.protected))
 
 
-def _spec_kv_pc(tokens: Tokenized, record: dict[str, Any], capacity: int) -> GenerateRequest:
+def _spec_kv_pc(tokens: TokenizedPrompt, record: dict[str, Any], capacity: int) -> GenerateRequest:
     kept = mask_of(record, f"spec_pc {first_capacity(tokens.ids.size)}")
     protected = spans_of(covered(tokens.protected, kept.size)[kept])
     plan = KvPlan(_policy(capacity), protected, tuple(record["lookahead"]))
     return GenerateRequest(tokens.ids[kept], _SAMPLING, kv_plan=plan)
 
 
-def _spec_pc(tokens: Tokenized, record: dict[str, Any], capacity: int) -> GenerateRequest:
+def _spec_pc(tokens: TokenizedPrompt, record: dict[str, Any], capacity: int) -> GenerateRequest:
     return GenerateRequest(tokens.ids[mask_of(record, f"spec_pc {capacity}")], _SAMPLING)
 
 
-def _draft_mask(tokens: Tokenized, record: dict[str, Any], capacity: int) -> GenerateRequest:
+def _draft_mask(tokens: TokenizedPrompt, record: dict[str, Any], capacity: int) -> GenerateRequest:
     return _masked(tokens, mask_of(record, f"draft_mask {capacity}"), capacity, protects=True)
 
 
-def _newest(tokens: Tokenized, record: dict[str, Any], capacity: int) -> GenerateRequest:
+def _newest(tokens: TokenizedPrompt, record: dict[str, Any], capacity: int) -> GenerateRequest:
     """The last `capacity` tokens before the final one, and the final one; the system prompt goes like all else."""
     return _masked(tokens, np.arange(tokens.ids.size) >= tokens.ids.size - 1 - capacity, capacity, protects=False)
 
 
-def _masked(tokens: Tokenized, kept: NDArray[np.bool_], capacity: int, *, protects: bool) -> GenerateRequest:
+def _masked(tokens: TokenizedPrompt, kept: NDArray[np.bool_], capacity: int, *, protects: bool) -> GenerateRequest:
     policy = SpecKv(capacity=capacity, selection=KvSelection.DRAFT_MASK)
     plan = KvPlan(policy, tokens.protected if protects else (), kv_mask=KvMask.uniform(TokenMask(kept)))
     return GenerateRequest(tokens.ids, _SAMPLING, kv_plan=plan)

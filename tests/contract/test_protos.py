@@ -1,6 +1,7 @@
-"""The wire contract as files: what is generated, what may not change, and that the guards bite."""
+"""The protos: generated code is up to date, lint and breaking checks pass and detect planted faults."""
 
 import importlib.resources
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def plant(protos, name, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def test_generated_code_is_what_the_protos_say(tmp_path):
+def test_generated_code_is_up_to_date(tmp_path):
     plugin = Path(sys.executable).parent / "protoc-gen-mypy_grpc"
     outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     include = importlib.resources.files("grpc_tools") / "_proto"
@@ -75,7 +76,7 @@ BREAKING = {
 
 
 @pytest.mark.parametrize("fault", BREAKING.values(), ids=BREAKING)
-def test_a_breaking_change_is_found(protos, fault):
+def test_a_breaking_change_is_detected(protos, fault):
     plant(protos, *fault)
     done = buf("breaking", protos, "--against", PROTOS / "released.binpb")
     assert done.returncode != 0 and fault[0] in done.stdout + done.stderr
@@ -90,40 +91,46 @@ def test_a_new_field_breaks_nothing(protos):
 
 LINT = {
     "field name": ("plan.proto", "uint32 prompt_tokens = 1;", "uint32 promptTokens = 1;"),
-    "enum zero": ("plan.proto", "ROUTE_UNSPECIFIED", "ROUTE_NONE"),
+    "enum zero": ("plan.proto", "  ROUTE_UNSPECIFIED = 0;", "  ROUTE_NONE = 0;"),
     "service name": ("draft.proto", "service DraftService", "service Drafting"),
+    "no comment": ("plan.proto", "  // start is the first token of the range.\n", ""),
 }
 
 
 @pytest.mark.parametrize("fault", LINT.values(), ids=LINT)
-def test_a_lint_fault_is_found(protos, fault):
+def test_a_lint_fault_is_detected(protos, fault):
     plant(protos, *fault)
     done = buf("lint", protos)
     assert done.returncode != 0 and fault[0] in done.stdout
 
 
-def test_every_method_says_its_statuses_or_that_a_retry_is_safe():
-    for path in PROTOS.rglob("*.proto"):
+DECLARATION = re.compile(r"(?:message|enum|service|rpc|oneof) (\w+)|(?:[\w.]+ )*?(?:map<.*> )?(\w+) = \d+;")
+
+
+@pytest.mark.parametrize("path", sorted(PROTOS.rglob("*.proto")), ids=lambda path: path.name)
+def test_comments_start_with_the_name_and_methods_say_whether_to_retry(path):
+    comment = []
+    for line in map(str.strip, path.read_text().splitlines()):
+        if line.startswith("//"):
+            comment.append(line.removeprefix("//").strip())
+            continue
+        if declared := DECLARATION.match(line):
+            name = declared[1] or declared[2]
+            assert re.match(rf"{name}\b", comment[0]), f"{line}: the comment starts with {comment[0]!r}"
+            assert "etry" in " ".join(comment) or not line.startswith("rpc "), f"{line}: says nothing about retries"
         comment = []
-        for line in path.read_text().splitlines():
-            if line.strip().startswith("//"):
-                comment.append(line)
-            elif line.strip().startswith("rpc "):
-                assert "etry" in "\n".join(comment), line
-            else:
-                comment = []
 
 
 @pytest.mark.parametrize(
-    ("ours", "googles"),
+    ("own", "googles"),
     [
         (errors_pb2.Status, status_pb2.Status),
         (errors_pb2.ErrorInfo, error_details_pb2.ErrorInfo),
         (errors_pb2.RetryInfo, error_details_pb2.RetryInfo),
     ],
 )
-def test_repeated_messages_are_googles(ours, googles):
-    assert fields_of(ours) == fields_of(googles)
+def test_error_details_equal_googles(own, googles):
+    assert fields_of(own) == fields_of(googles)
 
 
 def fields_of(message):
@@ -133,7 +140,7 @@ def fields_of(message):
     return [(field.number, field.name, field.type, field.label, kinds[field.name]) for field in proto.field]
 
 
-def test_reasons_of_the_contract_are_those_of_the_status_table():
+def test_the_status_table_has_every_error_reason():
     from presift.rpc.status import TABLE
 
     named = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()[1:]}

@@ -36,12 +36,19 @@ class Seen:
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.spans: list[Seen] = []
+        self._since_ns = 0
+
+    def forget(self) -> None:
+        """Drop every span that began before now, also those still to come."""
+        self._since_ns = time.time_ns()
+        self.spans = [span for span in self.spans if span.start_ns >= self._since_ns]
 
     def Export(self, request: Any, context: Any) -> Any:
         for resource in request.resource_spans:
             told = {each.key: each.value.string_value for each in resource.resource.attributes}
             service = told["service.name"].removeprefix("presift-")
-            self.spans.extend(_seen(service, span) for scope in resource.scope_spans for span in scope.spans)
+            came = (_seen(service, span) for scope in resource.scope_spans for span in scope.spans)
+            self.spans.extend(span for span in came if span.start_ns >= self._since_ns)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def trace_of(self, is_root: Callable[[Seen], bool], within_s: float = 60.0) -> list[Seen]:

@@ -1,4 +1,4 @@
-"""Two of each from one command: real processes with tiny random models, SGLang in both targets."""
+"""Two of each from one command: real processes with tiny random models, SGLang in both targets, none drops KV."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from presift.cli.stack.stack import LocalStack, StackOptions
+from presift.v1 import target_pb2, target_pb2_grpc
 from presift_client import Client, Generation
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
@@ -93,8 +96,21 @@ def test_both_drafts_and_both_targets_work(clients: list[Client], stack: LocalSt
     assert len(names) == 2
 
 
-def test_what_is_lost_is_stood_in_for(clients: list[Client], stack: LocalStack) -> None:
-    """Last: it kills."""
+def test_without_kv_dropping_only_its_routes_are_missing(stack: LocalStack) -> None:
+    for service in (each for each in stack.services if each.name.startswith("target")):
+        with grpc.insecure_channel(service.address) as channel:
+            stub = target_pb2_grpc.TargetServiceStub(channel)
+            info = stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+            request = target_pb2.TargetServiceGenerateRequest(token_ids=prompt(2))
+            request.sampling.max_new_tokens = 4
+            *_, last = stub.Generate(request, timeout=60)
+        assert {each.reason for each in info.unsupported_routes} == {"disabled by the setting kv_dropping"}
+        assert len(info.supported_routes) == len(info.unsupported_routes) == 2
+        assert last.usage.kv_tokens == 200
+
+
+def test_other_replicas_replace_killed_ones(clients: list[Client], stack: LocalStack) -> None:
+    """After the others: it kills."""
     lost = [next(each for each in stack.services if each.name == name) for name in ("target", "draft")]
     for service in lost:
         psutil.Process(service.pid).send_signal(signal.SIGKILL)
@@ -102,5 +118,31 @@ def test_what_is_lost_is_stood_in_for(clients: list[Client], stack: LocalStack) 
     assert {answer.decision.route for answer in answers} <= {"spec_pc", "full"}
     settle(lambda: all(healthy(client, role) == 1 for client in clients for role in ("draft", "target")))
     assert {ask(clients[seed % 2], 300 + seed).decision.route for seed in range(8)} == {"spec_pc"}
-    settle(lambda: len(stack.lost()) == 2)
+    settle(lambda: len(stack.ended()) == 2)
     assert stack.failed() is None
+
+
+def test_a_crash_inside_the_engine_ends_the_service_with_an_error(stack: LocalStack) -> None:
+    """Last: it ends the only target."""
+    service = next(each for each in stack.services if each.name.startswith("target") and each.exit_code() is None)
+    members = psutil.Process(service.pid).children(recursive=True)
+    with grpc.insecure_channel(service.address) as channel, ThreadPoolExecutor(1) as pool:
+        # Not the name that the orchestrators watch: with several watchers of one name the last ones may be cut first.
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=120)
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        # Read at once: gRPC drops what is unread when a call ends with an error.
+        following = pool.submit(next, health)
+        sampling = target_pb2.Sampling(max_new_tokens=900, ignore_eos=True)
+        request = target_pb2.TargetServiceGenerateRequest(token_ids=[1, 2, 3], sampling=sampling)
+        call = target_pb2_grpc.TargetServiceStub(channel).Generate(request, timeout=120)
+        next(call)
+        scheduler = next(each for each in members if "sglang::scheduler" in " ".join(each.cmdline()))
+        scheduler.kill()
+        with pytest.raises(grpc.RpcError) as failure:
+            list(call)
+        assert following.result(60).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    settle(lambda: service.exit_code() is not None)
+    assert service.exit_code() == 1
+    assert psutil.wait_procs(members, timeout=5)[1] == []
+    assert stack.failed() is not None

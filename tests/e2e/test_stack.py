@@ -11,48 +11,34 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
-import psutil
 import pytest
 
-from presift.cli.stack.stack import LocalStack, StackOptions
+from presift.cli.stack.stack import LocalStack
 from presift.v1 import target_pb2, target_pb2_grpc
 from presift_client import AsyncClient, Client, Generation, InvalidRequest
 
 pytestmark = pytest.mark.models
 
-CAPACITY = 128
+CAPACITY = 64  # below the defaults of the stack: the guard samples none of these requests
 SENTENCE = "The caretaker of lighthouse number {} wrote that the lamp was cleaned on day {} and the log was closed. "
 
 
 def document(seed: int, sentences: int = 40) -> str:
+    """About 28 tokens a sentence."""
     return "".join(SENTENCE.format(seed * 1000 + number, number) for number in range(sentences))
 
 
-def messages(seed: int) -> list[dict[str, object]]:
-    parts = [{"text": document(seed)}, {"text": "When was the lamp cleaned?", "protected": True}]
+def messages(seed: int, sentences: int = 20) -> list[dict[str, object]]:
+    parts = [{"text": document(seed, sentences)}, {"text": "When was the lamp cleaned?", "protected": True}]
     return [{"role": "user", "content": parts}]
 
 
-@pytest.fixture(scope="module")
-def stack(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    model = str(presift_home / "models" / "smollm2-135m-instruct")
-    options = StackOptions(
-        draft=model,
-        target=model,
-        tokenizer=model,
-        logs=tmp_path_factory.mktemp("logs"),
-        listen="127.0.0.1:0",
-        orchestrator_flags=["--compress-above-tokens", "200", "--capacity", str(CAPACITY)],
-    )
-    others = psutil.Process().children(recursive=True)  # engines of other tests
-    with LocalStack(options, print) as running:
-        processes = [each for each in psutil.Process().children(recursive=True) if each not in others]
-        assert processes
-        yield running
-    _, left = psutil.wait_procs(processes, timeout=5)  # Python's own helper of a child process ends a moment after it
-    assert left == []
+@pytest.fixture
+def stack(real_stack: Any) -> LocalStack:
+    return real_stack.stack
 
 
 @pytest.fixture
@@ -63,7 +49,7 @@ def client(stack: LocalStack) -> Iterator[Client]:
 
 def test_full_then_compressed_then_from_the_cache(client: Client) -> None:
     full, cold, cached = (
-        client.generate(messages=messages(1), route=route, max_prompt_tokens=CAPACITY, max_new_tokens=8)
+        client.generate(messages=messages(1, 40), route=route, max_prompt_tokens=CAPACITY, max_new_tokens=8)
         for route in ("full", "spec_pc", "auto")  # without a limit AUTO would find the whole prompt warm
     )
     assert (full.decision.route, full.decision.reason, full.decision.cache) == ("full", "requested", "not_used")
@@ -84,7 +70,7 @@ def test_below_the_threshold_nothing_is_dropped(client: Client) -> None:
 
 def test_spec_kv_cold_again_and_for_the_next_question(client: Client) -> None:
     options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
-    cold, again = (client.generate(messages=messages(20), **options) for _ in range(2))
+    cold, again = (client.generate(messages=messages(20, 40), **options) for _ in range(2))
     other = [{"text": document(20)}, {"text": "Who wrote the log?", "protected": True}]
     following = client.generate(messages=[{"role": "user", "content": other}], **options)
     prompt_tokens = cold.decision.prompt_tokens
@@ -200,7 +186,7 @@ def test_a_killed_client_frees_its_slot(stack: LocalStack) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         for _ in range(3):
             assert process.stdout is not None and process.stdout.readline()
-        assert running_requests(stack) == 1
+        assert becomes(1, stack)  # a comparison of the guard may run too
         process.send_signal(signal.SIGKILL)
     assert becomes(0, stack)
 
@@ -218,7 +204,7 @@ def test_bad_input_is_refused_and_the_services_stay_up(client: Client) -> None:
 
 def test_the_command_answers_about_a_file(stack: LocalStack, tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
-    path.write_text(document(3), encoding="utf-8")
+    path.write_text(document(3, 20), encoding="utf-8")
     command = [sys.executable, "-c", "from presift.cli.app import main; main()", "generate"]
     flags = [
         "--file",

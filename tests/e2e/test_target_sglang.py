@@ -1,4 +1,4 @@
-"""TargetService over the real SGLang engine, on a tiny model of random weights in float32: one engine for all tests."""
+"""TargetService over the real SGLang engine, on a tiny model of random weights in float32."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ import pytest
 import pytest_asyncio
 
 from presift.core import errors
-from presift.models.folder import resolve
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.admission import Admission
 from presift.target.servicer import TargetServicer
-from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang"),
 ]
 
@@ -65,18 +63,14 @@ class Target:
                 await asyncio.sleep(0.02)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def target(tiny_model: Callable[[str], Path]) -> AsyncIterator[Target]:
-    folder = resolve(str(tiny_model("tinyq")))
-    # A small chunk, so that prompts of a few hundred tokens are read in several.
-    options = SglangOptions(folder, dtype="float32", kv_pool_tokens=POOL_TOKENS, prefill_chunk_tokens=128)
-    engine = SglangEngine(options)
-    try:
-        await engine.start()
-        async with serving(engine) as served:
-            yield served
-    finally:
-        await engine.stop()
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def target(start: Any) -> AsyncIterator[Target]:
+    # Prompts of a few hundred tokens are read in several chunks. The other tests' prompts leave the cache.
+    driver = await start()
+    await driver.empty()
+    async with serving(driver.engine) as served:
+        yield served
+    await driver.empty()
 
 
 @asynccontextmanager

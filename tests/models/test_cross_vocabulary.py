@@ -50,9 +50,9 @@ async def test_smollm2_reads_what_qwen_reads(target, draft_folder):
 
 
 async def test_the_end_of_a_turn_is_said_in_qwens_tokens(target, draft_folder):
-    interpreter = load_bridge(draft_folder, target)
-    reading = interpreter.read((await target.tokenize(CHAT)).ids)
+    bridge = load_bridge(draft_folder, target)
+    reading = bridge.translate((await target.tokenize(CHAT)).ids)
     told = load_tokenizer(draft_folder, 0).backend.encode("It is 4711 日本.<|im_end|>").ids
-    ids = interpreter.lookahead(reading, told, 24)
+    ids = bridge.translate_lookahead(reading, told, 24)
     assert target.backend.decode(list(ids), skip_special_tokens=False) == "It is 4711 日本.<|im_end|>"
     assert ids[-1] == target.backend.token_to_id("<|im_end|>")

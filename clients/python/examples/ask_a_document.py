@@ -1,4 +1,4 @@
-"""Ask a question about a text file and see what presift did: python ask_a_document.py FILE QUESTION [ADDRESS]"""
+"""Ask a question about a text file, and see what presift did: python ask_a_document.py FILE QUESTION [ADDRESS]"""
 
 import sys
 from pathlib import Path

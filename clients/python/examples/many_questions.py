@@ -1,7 +1,7 @@
 """Ask one document many questions at once: python many_questions.py FILE QUESTION QUESTION ... [--address HOST:PORT]
 
-The first question goes alone, so that the target has read the document when the others come: with `max_kv_tokens` each
-of them reads only what chooses its own KV (`cached`), and holds a share of what the whole document would.
+The first question is sent alone, so that the target has read the document when the others arrive. With `max_kv_tokens`
+each of them then reads only the tokens that select its own KV (see `cached`), and holds a part of the document's KV.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from presift_client import AsyncClient, Generation, PresiftError
 
 
 async def ask(client: AsyncClient, document: str, question: str, max_kv_tokens: int) -> Generation:
-    """One answer; the document comes first and is the same to the letter, so that its KV is found again."""
+    """One answer. The document comes first and is identical in every prompt, so that its KV is reused."""
     content = [{"text": document + "\n\n", "document": True}, {"text": question}]
     messages = [
         {"role": "system", "content": "Answer from the document, in one sentence."},
@@ -23,7 +23,7 @@ async def ask(client: AsyncClient, document: str, question: str, max_kv_tokens: 
 
 
 def show(question: str, answer: Generation | BaseException) -> bool:
-    """Prints one answer; whether it is one."""
+    """Print one answer or error. Returns whether it is an answer."""
     if isinstance(answer, PresiftError):
         print(f"\n{question}\n  {answer.code.name}: {answer}", file=sys.stderr)
         return False
@@ -35,18 +35,18 @@ def show(question: str, answer: Generation | BaseException) -> bool:
     return True
 
 
-async def run(told: argparse.Namespace) -> int:
-    document = told.file.read_text(encoding="utf-8")
-    places = asyncio.Semaphore(told.concurrency)
+async def run(args: argparse.Namespace) -> int:
+    document = args.file.read_text(encoding="utf-8")
+    slots = asyncio.Semaphore(args.concurrency)
 
     async def one(question: str) -> Generation:
-        async with places:
-            return await ask(client, document, question, told.max_kv_tokens)
+        async with slots:
+            return await ask(client, document, question, args.max_kv_tokens)
 
-    async with AsyncClient(told.address) as client:
-        first = await asyncio.gather(one(told.questions[0]), return_exceptions=True)
-        others = await asyncio.gather(*map(one, told.questions[1:]), return_exceptions=True)
-    shown = [show(*each) for each in zip(told.questions, [*first, *others], strict=True)]
+    async with AsyncClient(args.address) as client:
+        first = await asyncio.gather(one(args.questions[0]), return_exceptions=True)
+        others = await asyncio.gather(*map(one, args.questions[1:]), return_exceptions=True)
+    shown = [show(*each) for each in zip(args.questions, [*first, *others], strict=True)]
     return 0 if all(shown) else 1
 
 
@@ -54,8 +54,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("questions", nargs="+", metavar="QUESTION")
-    parser.add_argument("--max-kv-tokens", type=int, default=512, help="what each may hold (default: 512)")
-    parser.add_argument("--concurrency", type=int, default=16, help="questions at once (default: 16)")
+    parser.add_argument("--max-kv-tokens", type=int, default=512, help="limit for each question (default: 512)")
+    parser.add_argument("--concurrency", type=int, default=16, help="maximum concurrent questions (default: 16)")
     parser.add_argument("--address", default="127.0.0.1:50051")
     return asyncio.run(run(parser.parse_args()))
 

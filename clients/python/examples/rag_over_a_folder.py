@@ -1,7 +1,7 @@
 """Answer a question from a folder of text files: python rag_over_a_folder.py FOLDER QUESTION [--address HOST:PORT]
 
-Retrieval is SQLite's own full-text index (BM25), in memory. With presift it may be generous: many passages go along,
-marked as documents, and the draft drops from them what the question does not need. Their headings are never dropped.
+Retrieval uses SQLite's full-text index (BM25), in memory. With presift it can be generous: it sends many passages,
+marked as documents, and the draft drops the parts that the question does not need. Their headings are never dropped.
 """
 
 import argparse
@@ -17,7 +17,7 @@ PASSAGE_CHARACTERS = 2_000
 
 
 def passages(text: str) -> Iterator[str]:
-    """Paragraphs, put together up to PASSAGE_CHARACTERS; a longer one stands alone."""
+    """Paragraphs, joined up to PASSAGE_CHARACTERS; a longer paragraph is a passage of its own."""
     passage = ""
     for paragraph in re.split(r"\n\s*\n", text):
         if passage and len(passage) + len(paragraph) > PASSAGE_CHARACTERS:
@@ -29,7 +29,7 @@ def passages(text: str) -> Iterator[str]:
 
 
 def index(folder: Path, pattern: str) -> sqlite3.Connection:
-    """All passages of the files below `folder`."""
+    """An index of all passages of the files below `folder`."""
     database = sqlite3.connect(":memory:")
     database.execute("CREATE VIRTUAL TABLE passages USING fts5(file UNINDEXED, text, tokenize = 'porter unicode61')")
     for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
@@ -40,14 +40,14 @@ def index(folder: Path, pattern: str) -> sqlite3.Connection:
 
 
 def retrieve(database: sqlite3.Connection, question: str, count: int) -> list[tuple[str, str]]:
-    """(file, passage) of the best passages, best first; any word of the question may match."""
+    """(file, passage) pairs, best first. A passage matches if it has any word of the question."""
     words = " OR ".join(f'"{word}"' for word in re.findall(r"\w+", question))
     query = "SELECT file, text FROM passages WHERE passages MATCH ? ORDER BY rank LIMIT ?"
     return database.execute(query, (words, count)).fetchall() if words else []
 
 
 def messages(found: list[tuple[str, str]], question: str) -> list[dict]:
-    """Only the passages may be dropped from: what is marked as a document stands between what is not."""
+    """The prompt. Only the passages are marked as documents, so only they may be dropped."""
     content = []
     for number, (file, passage) in enumerate(found, 1):
         content += [{"text": f"[{number}] {file}\n"}, {"text": passage, "document": True}]
@@ -60,18 +60,18 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("question")
     parser.add_argument("--files", default="*.txt", help="which files (default: *.txt)")
-    parser.add_argument("--passages", type=int, default=16, help="how many go along (default: 16)")
-    parser.add_argument("--max-prompt-tokens", type=int, default=1024, help="what the target reads (default: 1024)")
+    parser.add_argument("--passages", type=int, default=16, help="number of passages to send (default: 16)")
+    parser.add_argument("--max-prompt-tokens", type=int, default=1024, help="limit of the prompt (default: 1024)")
     parser.add_argument("--address", default="127.0.0.1:50051")
-    told = parser.parse_args()
-    found = retrieve(index(told.folder, told.files), told.question, told.passages)
+    args = parser.parse_args()
+    found = retrieve(index(args.folder, args.files), args.question, args.passages)
     if not found:
-        print(f"nothing in {told.folder} has a word of the question", file=sys.stderr)
+        print(f"no passage in {args.folder} has a word of the question", file=sys.stderr)
         return 1
-    asked = {"messages": messages(found, told.question), "max_prompt_tokens": told.max_prompt_tokens}
+    options = {"messages": messages(found, args.question), "max_prompt_tokens": args.max_prompt_tokens}
     try:
-        with Client(told.address) as client:
-            for event in client.stream(**asked, max_new_tokens=128, deadline_s=300):
+        with Client(args.address) as client:
+            for event in client.stream(**options, max_new_tokens=128, deadline_s=300):
                 if isinstance(event, Decision):
                     print(f"{len(found)} passages; {event.route}, kept {event.kept_tokens} of {event.prompt_tokens}")
                 elif isinstance(event, Delta):

@@ -1,7 +1,7 @@
 """Drop KV in a stock SGLang server, without presift's services: python stock_sglang.py [URL]
 
 The server: `pip install presift` beside SGLang, then `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ...`
-(on a plain CPU `python -m presift.target.stock_server ...`). A client adds one of SGLang's custom parameters, no more.
+(on a plain CPU `python -m presift.target.stock_server ...`). The client only adds one of SGLang's custom parameters.
 """
 
 import json
@@ -10,7 +10,7 @@ import urllib.request
 
 
 def generate(url: str, token_ids: list[int], plan: dict | None = None) -> dict:
-    """SGLang's own answer to a prompt; `plan` says which KV to keep."""
+    """SGLang's answer to a prompt. `plan` says which KV to keep."""
     sampling = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
     if plan:
         sampling["custom_params"] = {"presift": json.dumps(plan)}
@@ -22,7 +22,7 @@ def generate(url: str, token_ids: list[int], plan: dict | None = None) -> dict:
 
 def main(url: str = "http://127.0.0.1:30000") -> int:
     prompt = [(7 * i + 1) % 500 for i in range(300)]
-    # What a small model would say next; without it the window alone chooses.
+    # "lookahead" is what a small model would generate next; without it, the window alone selects.
     plan = {"capacity": 64, "window": 16, "lookahead": [3, 1, 4], "protected": [[0, 8]]}
     for name, chosen in (("all KV", None), ("64 KV pairs", plan), ("64 KV pairs again", plan)):
         answer = generate(url, prompt, chosen)

@@ -1,4 +1,4 @@
-"""The Python client of presift. Needs grpcio, protobuf and `presift.v1` alone."""
+"""The Python client of presift. It depends on grpcio, protobuf and `presift.v1` only."""
 
 from presift_client.async_client import AsyncClient
 from presift_client.channels import TlsOptions

@@ -10,8 +10,7 @@ from typing import Self, Unpack
 import grpc
 
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-from presift_client.channels import TlsOptions, metadata_of
-from presift_client.channels import options as channel_options
+from presift_client.channels import TlsOptions, channel_options, metadata_of
 from presift_client.errors import error_of
 from presift_client.explanation import Explanation, explanation_of
 from presift_client.requests import ExplainOptions, Options, explain_request, generate_request
@@ -19,12 +18,13 @@ from presift_client.results import Event, Generation, Info, event_of, gather, in
 
 
 class AsyncClient:
-    """Talks to an orchestrator at `address` (HOST:PORT), from one event loop; use it in an `async with` block.
+    """A client of the orchestrator at `address` (HOST:PORT), for one event loop. Use it in an `async with` block.
 
-    `tenant` names whose defaults apply (1-64 of A-Z a-z 0-9 . _ -); it is no authentication. `tls` None is plain;
-    `TlsOptions()` trusts the public authorities. An `api_key` says who calls: without `tls` the network sees it.
+    `tls` None is plaintext; `TlsOptions()` trusts the public authorities. `api_key` authenticates the caller; without
+    `tls` it is sent unencrypted. `tenant` (1-64 of A-Z a-z 0-9 . _ -) selects the defaults that apply; it does not
+    authenticate. Raises ValueError for a key or tenant that cannot be sent, and OSError for an unreadable TLS file.
 
-    Calls raise PresiftError. They are retried by gRPC on UNAVAILABLE while nothing was received, and never after.
+    Calls raise PresiftError. gRPC retries them on UNAVAILABLE while nothing was received, and never after that.
     """
 
     def __init__(
@@ -46,16 +46,20 @@ class AsyncClient:
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     async def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
-        """The whole answer to a text `prompt`, `messages` or `token_ids`."""
+        """The whole answer to a text `prompt`, `messages` or `token_ids`. Invalid options raise as `stream` does."""
         async with aclosing(self.stream(prompt, **options)) as events:
             return gather([event async for event in events])
 
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
-        """One Decision, then Deltas, then one Usage. Closing the generator cancels the request everywhere."""
+        """One Decision, then Deltas, then one Usage. Closing the generator cancels the request at every service.
+
+        Raises TypeError for an unknown option, ValueError for an invalid value or not exactly one prompt, and
+        InvalidRequest for text that is not valid Unicode, before anything is sent.
+        """
         return self._events(generate_request(prompt, options), options.get("deadline_s"))
 
     async def explain(self, prompt: str | None = None, **options: Unpack[ExplainOptions]) -> Explanation:
-        """What would be kept of a prompt and why, without an answer."""
+        """What would be kept of a prompt and why, without an answer. Invalid options raise as `stream` does."""
         request = explain_request(prompt, options)
         try:
             return explanation_of(
@@ -65,7 +69,7 @@ class AsyncClient:
             raise error_of(failure) from None
 
     async def info(self, deadline_s: float | None = 10.0) -> Info:
-        """What stands behind the orchestrator."""
+        """The models, routes and replicas of the orchestrator."""
         request = orchestrator_pb2.GetInfoRequest()
         try:
             return info_of(await self._stub.GetInfo(request, timeout=deadline_s, metadata=self._metadata))
@@ -73,7 +77,7 @@ class AsyncClient:
             raise error_of(failure) from None
 
     async def aclose(self) -> None:
-        """End all calls and the connection."""
+        """Cancel all calls and close the connection."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -1,5 +1,4 @@
-"""What every call has: gRPC's own retries where the contract says they are safe, keepalive, message size, tenant,
-TLS and API key."""
+"""Channel options and call metadata: retries, keepalive, message size, TLS, tenant and API key."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import grpc
 
 TENANT_KEY = "presift-tenant"
 SERVICE = "presift.v1.OrchestratorService"
-# gRPC retries a stream only while nothing was received: presift's first message is the decision, so no answer repeats.
+# gRPC retries a stream only while nothing was received. The first message is the decision, so no answer is repeated.
 _RETRY = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",
@@ -23,9 +22,10 @@ _RETRY = {
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """PEM files: `ca` is the authority to trust (public ones if None); `cert`, `key` are ours where the service asks.
+    """PEM files: `ca` is the authority to trust (None: the public ones); `cert` and `key` are for mutual TLS.
 
-    `name_override` is the name that the service's certificate must have, where that is not its address.
+    `name_override` is the name that the service's certificate must have, if it differs from the address.
+    Raises ValueError for a `cert` without a `key` or a `key` without a `cert`.
     """
 
     ca: Path | str | None = None
@@ -35,43 +35,46 @@ class TlsOptions:
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
-            raise ValueError("cert and key go together")
+            raise ValueError("cert and key must be given together")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises OSError, naming the file, for one that cannot be read."""
+        """Raises OSError, naming the file, if a file cannot be read."""
         ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (self.ca, self.key, self.cert))
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
 def metadata_of(tenant: str | None, api_key: str | None = None) -> tuple[tuple[str, str], ...]:
-    """The service checks both; raises ValueError only for what gRPC cannot send, and never quotes a key."""
+    """The metadata of every call. The service checks both values.
+
+    Raises ValueError for a value that gRPC cannot send; the message never contains the key.
+    """
     metadata: tuple[tuple[str, str], ...] = ()
     if tenant is not None:
         if not (tenant.isascii() and tenant.isprintable()):
-            raise ValueError(f"tenant is {tenant!r}; it must be 1-64 of A-Z a-z 0-9 . _ -")
+            raise ValueError(f"tenant is {tenant!r}; it must be 1-64 characters of A-Z a-z 0-9 . _ -")
         metadata += ((TENANT_KEY, tenant),)
     if api_key is not None:
         if not api_key or not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
-            raise ValueError("the api_key has characters that no key has")
+            raise ValueError("the api_key must consist of printable ASCII characters without spaces")
         metadata += (("authorization", f"Bearer {api_key}"),)
     return metadata
 
 
-def options(max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple[str, str | int]]:
-    """Of every channel."""
+def channel_options(max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple[str, str | int]]:
+    """The gRPC options of a channel."""
     config = {"methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": _RETRY}]}
-    named = [("grpc.ssl_target_name_override", tls.name_override)] if tls and tls.name_override else []
+    name = [("grpc.ssl_target_name_override", tls.name_override)] if tls and tls.name_override else []
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # What gRPC does not keep it cannot send again: by default prompts of up to 256 KiB alone.
+        # gRPC can only retry what it has buffered; its default of 256 KiB is too small for long prompts.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
-        # A service that is gone without a word is found within 8 s.
+        # A service that disappears without closing the connection is detected within 8 s.
         ("grpc.keepalive_time_ms", 5_000),
         ("grpc.keepalive_timeout_ms", 3_000),
         ("grpc.http2.ping_timeout_ms", 6_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        *named,
+        *name,
     ]

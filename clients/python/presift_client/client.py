@@ -9,8 +9,7 @@ from typing import Self, Unpack
 import grpc
 
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-from presift_client.channels import TlsOptions, metadata_of
-from presift_client.channels import options as channel_options
+from presift_client.channels import TlsOptions, channel_options, metadata_of
 from presift_client.errors import error_of
 from presift_client.explanation import Explanation, explanation_of
 from presift_client.requests import ExplainOptions, Options, explain_request, generate_request
@@ -18,12 +17,13 @@ from presift_client.results import Event, Generation, Info, event_of, gather, in
 
 
 class Client:
-    """Talks to an orchestrator at `address` (HOST:PORT). Thread-safe; close it or use it in a `with` block.
+    """A client of the orchestrator at `address` (HOST:PORT). Thread-safe. Close it, or use it in a `with` block.
 
-    `tenant` names whose defaults apply (1-64 of A-Z a-z 0-9 . _ -); it is no authentication. `tls` None is plain;
-    `TlsOptions()` trusts the public authorities. An `api_key` says who calls: without `tls` the network sees it.
+    `tls` None is plaintext; `TlsOptions()` trusts the public authorities. `api_key` authenticates the caller; without
+    `tls` it is sent unencrypted. `tenant` (1-64 of A-Z a-z 0-9 . _ -) selects the defaults that apply; it does not
+    authenticate. Raises ValueError for a key or tenant that cannot be sent, and OSError for an unreadable TLS file.
 
-    Calls raise PresiftError. They are retried by gRPC on UNAVAILABLE while nothing was received, and never after.
+    Calls raise PresiftError. gRPC retries them on UNAVAILABLE while nothing was received, and never after that.
     """
 
     def __init__(
@@ -45,15 +45,19 @@ class Client:
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
-        """The whole answer to a text `prompt`, `messages` or `token_ids`."""
+        """The whole answer to a text `prompt`, `messages` or `token_ids`. Invalid options raise as `stream` does."""
         return gather(self.stream(prompt, **options))
 
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Event]:
-        """One Decision, then Deltas, then one Usage. Leaving the loop early cancels the request everywhere."""
+        """One Decision, then Deltas, then one Usage. Leaving the loop early cancels the request at every service.
+
+        Raises TypeError for an unknown option, ValueError for an invalid value or not exactly one prompt, and
+        InvalidRequest for text that is not valid Unicode, before anything is sent.
+        """
         return self._events(generate_request(prompt, options), options.get("deadline_s"))
 
     def explain(self, prompt: str | None = None, **options: Unpack[ExplainOptions]) -> Explanation:
-        """What would be kept of a prompt and why, without an answer."""
+        """What would be kept of a prompt and why, without an answer. Invalid options raise as `stream` does."""
         request = explain_request(prompt, options)
         try:
             return explanation_of(
@@ -63,7 +67,7 @@ class Client:
             raise error_of(failure) from None
 
     def info(self, deadline_s: float | None = 10.0) -> Info:
-        """What stands behind the orchestrator."""
+        """The models, routes and replicas of the orchestrator."""
         request = orchestrator_pb2.GetInfoRequest()
         try:
             return info_of(self._stub.GetInfo(request, timeout=deadline_s, metadata=self._metadata))
@@ -71,7 +75,7 @@ class Client:
             raise error_of(failure) from None
 
     def close(self) -> None:
-        """End all calls and the connection."""
+        """Cancel all calls and close the connection."""
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -1,16 +1,16 @@
-"""The client's errors and the one table from gRPC statuses to them.
+"""The client's errors, and the table that maps gRPC statuses to them.
 
 PresiftError
-├── InvalidRequest          INVALID_ARGUMENT: `field`, `value`, `limit` say what is wrong; or too large a message
+├── InvalidRequest          INVALID_ARGUMENT: `field`, `value`, `limit` say what is wrong; or a message too large
 │   └── PromptTooLong
 ├── BudgetExceeded          FAILED_PRECONDITION, only if strict
 ├── RouteUnsupported        FAILED_PRECONDITION
-├── Overloaded              RESOURCE_EXHAUSTED: come back after `retry_after_s`
-├── Unavailable             UNAVAILABLE: nobody there, or gone while answering
+├── Overloaded              RESOURCE_EXHAUSTED: retry after `retry_after_s`
+├── Unavailable             UNAVAILABLE: the service is unreachable, or failed during the answer
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
 ├── Cancelled               CANCELLED
-├── Unauthenticated         UNAUTHENTICATED: no key, token or certificate, or none that holds
-├── PermissionDenied        PERMISSION_DENIED: known, but this is not allowed
+├── Unauthenticated         UNAUTHENTICATED: missing or invalid key, token or certificate
+├── PermissionDenied        PERMISSION_DENIED: the caller is known but not allowed to do this
 └── InternalError           anything else
 """
 
@@ -29,8 +29,7 @@ _GOOGLE = "type.googleapis.com/google.rpc."
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a refusal carries. `retry_after_s` is None where the service names no time; `delivered_tokens` of an answer
-    had come before it."""
+    """Details of an error; see PresiftError. `retry_after_s` is None if the service gives no time."""
 
     reason: str = ""
     field: str = ""
@@ -41,9 +40,11 @@ class Details:
 
 
 class PresiftError(Exception):
-    """Base of everything that a call raises. `code` is the gRPC status; `field`, `value`, `limit` may be empty.
+    """Base class of all errors that a call raises. `code` is the gRPC status; `field`, `value`, `limit` may be empty.
 
-    `delivered_tokens` of an answer had come before it: 0 says that asking again costs nothing twice."""
+    `delivered_tokens` is the number of tokens that were received before the error; 0 means that a
+    retry repeats no text.
+    """
 
     def __init__(self, message: str, code: grpc.StatusCode, details: Details) -> None:
         super().__init__(message)
@@ -57,27 +58,27 @@ class PresiftError(Exception):
 
 
 class InvalidRequest(PresiftError):
-    """A field has a value outside its limits."""
+    """A field's value is outside its limits."""
 
 
 class PromptTooLong(InvalidRequest):
-    """Prompt plus answer exceed the context."""
+    """Prompt plus answer exceed the model's context."""
 
 
 class BudgetExceeded(PresiftError):
-    """The budget was strict and cannot be met."""
+    """The budget is strict and cannot be met."""
 
 
 class RouteUnsupported(PresiftError):
-    """The route is not served there; `limit` lists what is."""
+    """The service does not support the route; `limit` lists the supported ones."""
 
 
 class Overloaded(PresiftError):
-    """A queue is full; come back after `retry_after_s` seconds."""
+    """A queue is full, or a limit is reached; retry after `retry_after_s` seconds."""
 
 
 class Unavailable(PresiftError):
-    """Nobody there, or gone while answering."""
+    """The service is unreachable, or failed during the answer."""
 
 
 class DeadlineExceeded(PresiftError):
@@ -89,18 +90,18 @@ class Cancelled(PresiftError):
 
 
 class Unauthenticated(PresiftError):
-    """The service does not know who calls: no key, token or certificate, or none that holds."""
+    """The key, token or certificate is missing or invalid."""
 
 
 class PermissionDenied(PresiftError):
-    """The service knows who calls, and they may not do this."""
+    """The caller is known but not allowed to do this."""
 
 
 class InternalError(PresiftError):
     """A defect of the service."""
 
 
-# How gRPC itself refuses a message over the size limit; it sends no reason.
+# gRPC's own error for a message over the size limit; it carries no reason.
 _TOO_LARGE = "message larger than max"
 
 _BY_REASON: dict[str, type[PresiftError]] = {
@@ -120,23 +121,23 @@ _BY_CODE: dict[grpc.StatusCode, type[PresiftError]] = {
 
 
 def invalid_request(field: str, value: str, limit: str) -> InvalidRequest:
-    """What the service would have said, where the message cannot even be written."""
+    """The error that the service would return, for a value that cannot be encoded."""
     details = Details("INVALID_REQUEST", field, value, limit)
     return InvalidRequest(f"{field} is {value}; it must be {limit}", grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
 def error_of(failure: grpc.RpcError, received_tokens: int = 0) -> PresiftError:
-    """The typed error of a failed call (of grpc or grpc.aio), after so many tokens of an answer."""
+    """The typed error of a failed call (of grpc or grpc.aio) that had received this many tokens."""
     code = failure.code()
     details = _details(failure)
-    # A service that died says nothing of what it had sent.
+    # A service that died does not report what it had sent.
     details = replace(details, delivered_tokens=max(details.delivered_tokens, received_tokens))
     kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, InternalError)
     text = failure.details() or code.name
-    if kind is Unavailable and not details.reason:  # gRPC's own words: "Socket closed", "Stream removed"
-        text = f"the service cannot be reached, or was lost while it answered: {text}"
+    if kind is Unavailable and not details.reason:  # gRPC's own message, such as "Socket closed"
+        text = f"the service is unreachable, or the connection was lost during the answer: {text}"
     if kind is Overloaded and _TOO_LARGE in text:
-        kind = InvalidRequest  # coming back later would not help
+        kind = InvalidRequest  # a retry would not help
     return kind(text, code, details)
 
 

@@ -1,4 +1,4 @@
-"""What `explain` gives back, as plain values."""
+"""The result of `explain`, as plain values."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client.forecasts import RouteForecast, route_of
 from presift_client.results import Decision, decision_of
+from presift_client.wire import plain
 
 
 @dataclass(frozen=True, slots=True)
 class KvMask:
-    """Which KV pairs are kept. 1 in `layers` or `kv_heads` means "the same for all".
+    """Which KV pairs are kept. `layers` or `kv_heads` is 1 if all layers or heads share one mask.
 
-    `bits` is a bitset [layers, kv_heads, prompt_tokens], each row padded to a byte, lowest bit first: with numpy,
+    `bits` is a bitset [layers, kv_heads, prompt_tokens], each row padded to a whole byte, lowest bit first. With numpy:
     `np.unpackbits(np.frombuffer(bits, np.uint8).reshape(layers, kv_heads, -1), axis=2, count=prompt_tokens,
     bitorder="little")`.
     """
@@ -24,9 +25,10 @@ class KvMask:
     bits: bytes
 
     def kept(self, layer: int, kv_head: int) -> list[int]:
-        """The prompt tokens whose KV pair that head keeps, ascending."""
+        """The prompt tokens whose KV pair this head keeps, ascending. Raises IndexError for a head not in the mask."""
         if not (0 <= layer < self.layers and 0 <= kv_head < self.kv_heads):
-            raise IndexError(f"layer {layer}, head {kv_head} of {self.layers} layers with {self.kv_heads} heads")
+            size = f"{self.layers} layers and {self.kv_heads} KV heads"
+            raise IndexError(f"layer {layer}, KV head {kv_head} is out of range: the mask has {size}")
         row_bytes = (self.prompt_tokens + 7) // 8
         row = self.bits[(layer * self.kv_heads + kv_head) * row_bytes :][:row_bytes]
         return [token for token in range(self.prompt_tokens) if row[token // 8] >> token % 8 & 1]
@@ -34,11 +36,11 @@ class KvMask:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedSpan:
-    """A run of prompt tokens with one fate: `start <= token < end`.
+    """A run of prompt tokens, `start <= token < end`, that are kept, dropped and protected alike.
 
-    `characters` is where it lies in the explanation's text, None for prompts of token ids. `importance` is its share of
-    the whole prompt's, 0..1; `kept_share` the share of each token's KV pairs that the target keeps, None where it was
-    not asked or drops none.
+    `characters` is the range in the explanation's text; None for prompts of token ids. `importance` is the run's share
+    of the prompt's total importance, 0..1. `kept_share` is the share of each token's KV pairs that the target keeps,
+    0..1; None if the KV mask was not requested or no KV is dropped.
     """
 
     start: int
@@ -51,17 +53,17 @@ class ExplainedSpan:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it is."""
+        """The number of tokens in the run."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would be applied, and what would become of every prompt token; the spans cover the prompt, in order.
+    """What would be applied to a prompt and what would be kept of it; the spans cover the prompt, in order.
 
-    `text` is the prompt as it is tokenised, chat template applied; empty for prompts of token ids. `kv_mask` and
-    `target_coverage` (0..1) are the target's, None where it was not asked or drops no KV. `routes` is what AUTO chose
-    among, in its order.
+    `text` is the prompt that is tokenized, chat template applied; empty for prompts of token ids. `kv_mask` and
+    `target_coverage` (0..1) come from the target; None if they were not requested or no KV is dropped. `routes` are the
+    routes that AUTO chose from, in its order.
     """
 
     decision: Decision
@@ -73,28 +75,21 @@ class Explanation:
 
 
 def explanation_of(response: orchestrator_pb2.ExplainResponse) -> Explanation:
-    """What Explain said."""
-    return Explanation(
+    """The response of Explain."""
+    return plain(
+        Explanation,
+        response,
         decision=decision_of(response.decision),
         spans=tuple(_span(span) for span in response.spans),
-        text=response.text,
         kv_mask=_kv_mask(response.kv_mask) if response.HasField("kv_mask") else None,
-        target_coverage=response.target_coverage if response.HasField("target_coverage") else None,
         routes=tuple(route_of(route) for route in response.routes),
     )
 
 
 def _span(span: orchestrator_pb2.ExplainedSpan) -> ExplainedSpan:
-    return ExplainedSpan(
-        start=span.tokens.start,
-        end=span.tokens.end,
-        characters=(span.characters.start, span.characters.end) if span.HasField("characters") else None,
-        kept=span.kept,
-        protected=span.protected,
-        importance=span.importance,
-        kept_share=span.kept_share if span.HasField("kept_share") else None,
-    )
+    characters = (span.characters.start, span.characters.end) if span.HasField("characters") else None
+    return plain(ExplainedSpan, span, start=span.tokens.start, end=span.tokens.end, characters=characters)
 
 
 def _kv_mask(mask: plan_pb2.KvMask) -> KvMask:
-    return KvMask(mask.layers, mask.kv_heads, mask.prompt_tokens, mask.kept)
+    return plain(KvMask, mask, bits=mask.kept)

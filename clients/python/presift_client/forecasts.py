@@ -1,20 +1,19 @@
-"""What routes are predicted to cost, and the learnt speeds that this rests on, as plain values."""
+"""Predicted costs of routes, and the learned speeds that the predictions use, as plain values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from presift.v1 import orchestrator_pb2, plan_pb2
-from presift_client.names import name_of
-
-_COSTS = ("ttft_ms", "draft_ms", "target_ms", "step_ms", "read_tokens", "kv_tokens")
+from presift.v1 import orchestrator_pb2
+from presift_client.wire import plain
 
 
 @dataclass(frozen=True, slots=True)
 class RouteForecast:
-    """A route as one request would get it. Times in milliseconds and counts in tokens, None where it cannot be.
+    """One route for one request. Times in milliseconds, counts in tokens; None if the route is not possible.
 
-    `is_met`: it keeps the budget (or the default capacity); `why_not` says in words what is in its way.
+    `is_met`: the route is possible and meets the budget (or the default capacity, if no limit is set). `why_not` says
+    in words why it does not.
     """
 
     route: str
@@ -31,10 +30,11 @@ class RouteForecast:
 
 @dataclass(frozen=True, slots=True)
 class StageSpeed:
-    """The learnt cost of a stage ("draft", "target", "scoring", "decoding") of `model` (id@revision) at a `replica`:
-    milliseconds for a call, a token, a million pairs of tokens that attend to one another, a generated token.
+    """The learned cost of a stage ("draft", "target", "scoring", "decoding") of `model` (id@revision) at a `replica`.
 
-    `contention`: the share of the shorter work that is not hidden where draft and target work at once, 0..1.
+    Milliseconds for a call, a token read, a million pairs of tokens that attend to one another, a generated token.
+    `contention` is the share of the shorter stage's work that is not hidden when draft and target work at the same
+    time, 0..1.
     """
 
     stage: str
@@ -50,21 +50,9 @@ class StageSpeed:
 
 def route_of(message: orchestrator_pb2.RouteForecast) -> RouteForecast:
     """One row of the table that AUTO chose from."""
-    costs = {name: getattr(message, name) for name in _COSTS if message.HasField(name)}
-    name = name_of(plan_pb2.Route, message.route, "ROUTE")
-    return RouteForecast(name, message.met, message.why_not, message.chosen, **costs)
+    return plain(RouteForecast, message, is_met=message.met, is_chosen=message.chosen)
 
 
 def speed_of(message: orchestrator_pb2.StageSpeed) -> StageSpeed:
-    """What GetInfo says of one stage."""
-    return StageSpeed(
-        stage=message.stage,
-        model=message.model,
-        replica=message.replica,
-        call_ms=message.call_ms,
-        token_ms=message.token_ms,
-        megapair_ms=message.megapair_ms,
-        step_ms=message.step_ms,
-        observations=message.observations,
-        contention=message.contention,
-    )
+    """The learned cost of one stage, from GetInfo."""
+    return plain(StageSpeed, message)

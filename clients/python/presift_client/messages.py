@@ -1,9 +1,9 @@
-"""From messages as dicts to a Chat. Pure.
+"""Builds a Chat from messages given as dicts. Pure.
 
 A message is {"role": "user", "content": "..."}, or content = [{"text": "...", "document": True}, {"text": "..."}, ...].
-Where any part is a document, only documents are dropped from; else "protected" on a part or a message keeps it. A
-conversation with tools is replayed as other chat services write it: the assistant's message has "tool_calls" (its
-content may be None), each answer is {"role": "tool", "tool_call_id": ..., "name": ..., "content": ...}.
+If any part is a document, only documents may be dropped; otherwise "protected" on a part or a message keeps it. Tool
+calls have the form of other chat services: the assistant's message has "tool_calls" (its content may be None), and each
+result is {"role": "tool", "tool_call_id": ..., "name": ..., "content": ...}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEYS = ("role", "content", "protected", "tool_calls", "name", "tool_call_id")
 
 
 def chat_of(messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]) -> orchestrator_pb2.Chat:
-    """Raises ValueError for what no message has, InvalidRequest for text that has no UTF-8."""
+    """Raises ValueError for a malformed message, InvalidRequest for text that is not valid Unicode."""
     return orchestrator_pb2.Chat(
         messages=[_message(f"messages[{number}]", message) for number, message in enumerate(messages)],
         tools_json=[json.dumps(tool) for tool in tools],
@@ -29,12 +29,12 @@ def chat_of(messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]])
 
 
 def writable(field: str, text: str) -> str:
-    """`text`. Raises InvalidRequest where it has no UTF-8: half of a surrogate pair, as from a broken decoding."""
+    """`text` unchanged. Raises InvalidRequest for an unpaired surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        where = f"half a surrogate pair (character {error.start})"
-        raise invalid_request(field, where, "Unicode text") from None
+        found = f"text with an unpaired surrogate (character {error.start})"
+        raise invalid_request(field, found, "valid Unicode text") from None
     return text
 
 
@@ -55,26 +55,26 @@ def _message(field: str, message: ChatMessage) -> orchestrator_pb2.Message:
 def _check_message(field: str, message: ChatMessage) -> None:
     if "document" in message:
         raise ValueError(
-            f'{field}: "document" belongs on a part: "content": [{{"text": ..., "document": True}}, {{"text": ...}}]'
+            f'{field}: "document" marks a part, not a message: "content": [{{"text": ..., "document": True}}, ...]'
         )
     unknown = set(message) - set(_KEYS)
     if unknown:
-        raise ValueError(f"{field}: a message has {', '.join(_KEYS)}; not {', '.join(sorted(unknown))}")
+        raise ValueError(f"{field}: unknown key {', '.join(sorted(unknown))}; a message has {', '.join(_KEYS)}")
     if "role" not in message:
         raise ValueError(f"{field} has no role")
     if message.get("content") is None and not message.get("tool_calls"):
-        raise ValueError(f"{field} has no content; only a message with tool_calls may have none")
+        raise ValueError(f"{field} has no content; only a message with tool_calls may omit it")
 
 
 def _part(field: str, part: Mapping[str, Any]) -> orchestrator_pb2.TextPart:
     if part.get("type", "text") != "text":
-        raise ValueError(f"{field}: a part is text; not {part['type']!r}")
+        raise ValueError(f"{field}: type is {part['type']!r}; it must be 'text'")
     unknown = set(part) - {"type", "text", "protected", "document"}
     if unknown:
-        raise ValueError(f"{field}: a part has text, protected and document; not {', '.join(sorted(unknown))}")
+        raise ValueError(f"{field}: unknown key {', '.join(sorted(unknown))}; a part has text, protected, document")
     marks = {name: bool(part.get(name, False)) for name in ("protected", "document")}
     if all(marks.values()):
-        raise ValueError(f"{field}: document and protected say opposite things: what may be dropped, and what may not")
+        raise ValueError(f"{field}: document (may be dropped) and protected (may not) exclude each other")
     if "text" not in part:
         raise ValueError(f"{field} has no text")
     return orchestrator_pb2.TextPart(text=writable(f"{field}.text", part["text"]), **marks)

@@ -1,4 +1,4 @@
-"""From keyword arguments to a GenerateRequest or an ExplainRequest. Pure; both clients use it."""
+"""Builds a GenerateRequest or an ExplainRequest from keyword arguments. Pure; both clients use it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from typing import Any, TypedDict, cast
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 from presift_client.messages import ChatMessage, chat_of, writable
+from presift_client.wire import number_of
 
 
 class PromptOptions(TypedDict, total=False):
-    """What every call takes beside a text prompt. What is left out takes the service's default.
+    """Options of every call, in addition to a text prompt. Omitted options take the service's defaults.
 
-    Prompts: `messages` (rendered with the target's chat template, `tools` with them) or `token_ids` (read as they are,
-    with `protected_spans` of token positions). `route` is "auto", "full", "spec_pc", "spec_kv" or "spec_kv_pc". Limits
-    are in tokens; `max_ttft_ms` is held against a predicted time, `min_coverage` (0..1) against the
-    draft's mask or, where the target chooses KV, its estimate: below it a route that reaches it, or full, is taken;
-    `auto_coverage` (0..1) takes the smallest capacity that reaches it, between `auto_min_tokens` and `auto_max_tokens`;
-    `deadline_s` is in seconds. On spec_kv and spec_kv_pc: `kv_selection` is "target_lookahead" or
-    "draft_mask"; `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision with whose prompt this one
-    begins (on "auto" too; where there is no such selection, the prompt is a new one and the decision's detail says so).
+    Prompt: `messages` (rendered with the target's chat template, together with `tools`) or `token_ids` (used unchanged,
+    with `protected_spans` of token positions). `route` is "auto", "full" or another name of Route in plan.proto.
+
+    Limits: in tokens, except `max_ttft_ms` (compared with a predicted time) and `min_coverage` (0..1, compared with the
+    coverage of the draft's mask or, if the target selects KV, with the draft's estimate; below it, a route that reaches
+    it is taken, or full). `auto_coverage` (0..1) takes the smallest capacity that reaches it, between `auto_min_tokens`
+    and `auto_max_tokens`. `deadline_s` is in seconds.
+
+    KV, on routes that drop KV: `kv_selection` is "target_lookahead" or "draft_mask". `continue_prompt_tokens` is the
+    `prompt_tokens` of an earlier decision whose prompt this one begins with (on "auto" too). If that selection is no
+    longer known, the prompt is treated as a new one, and the decision's detail says so.
     """
 
     messages: Sequence[ChatMessage]
@@ -44,7 +48,7 @@ class PromptOptions(TypedDict, total=False):
 
 
 class Options(PromptOptions, total=False):
-    """What `generate` and `stream` take: the prompt's options, and how the answer is chosen."""
+    """Options of `generate` and `stream`: those of the prompt, and how the answer is sampled."""
 
     max_new_tokens: int
     temperature: float
@@ -57,11 +61,11 @@ class Options(PromptOptions, total=False):
 
 
 class ExplainOptions(PromptOptions, total=False):
-    """What `explain` takes: the prompt's options, and how much to explain.
+    """Options of `explain`: those of the prompt, and how much to explain.
 
-    `include_kv_mask` asks the target which KV pairs it keeps, on routes that drop KV: it reads the prompt for that.
-    `span_per_token` makes a span of every token instead of runs with one fate. Nothing is generated: room is left and
-    time predicted for `max_new_tokens`.
+    `include_kv_mask` asks the target which KV pairs it keeps, on routes that drop KV; the target reads the prompt for
+    it. `span_per_token` makes every token a span, instead of runs. Nothing is generated: `max_new_tokens` is the length
+    of the answer that the context check and the predictions assume.
     """
 
     include_kv_mask: bool
@@ -70,13 +74,15 @@ class ExplainOptions(PromptOptions, total=False):
 
 
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
-    """Raises TypeError for an unknown option, ValueError for an unknown route or selection, for bounds without
-    auto_coverage, for a message that is none, or unless there is exactly one prompt; InvalidRequest for text that has
-    no UTF-8."""
+    """Raises TypeError for an unknown option and InvalidRequest for text that is not valid Unicode.
+
+    Raises ValueError for an unknown route or selection, bounds without auto_coverage, a malformed message, or not
+    exactly one prompt.
+    """
     _check_known(options, Options)
     return orchestrator_pb2.GenerateRequest(
         prompt=_prompt(prompt, options),
-        route=route_of(options.get("route", "auto")),
+        route=_route(options),
         budget=_budget(options),
         kv=_kv_options(options),
         sampling=target_pb2.Sampling(
@@ -93,11 +99,11 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
 
 
 def explain_request(prompt: str | None, options: ExplainOptions) -> orchestrator_pb2.ExplainRequest:
-    """Raises as `generate_request`."""
+    """Raises as `generate_request` does."""
     _check_known(options, ExplainOptions)
     return orchestrator_pb2.ExplainRequest(
         prompt=_prompt(prompt, options),
-        route=route_of(options.get("route", "auto")),
+        route=_route(options),
         budget=_budget(options),
         kv=_kv_options(options),
         include_kv_mask=options.get("include_kv_mask", False),
@@ -129,37 +135,28 @@ def _auto_capacity(options: PromptOptions) -> orchestrator_pb2.AutoCapacity | No
     if "auto_coverage" in options:
         return orchestrator_pb2.AutoCapacity(coverage=options["auto_coverage"], **bounds)  # type: ignore[arg-type]
     if any(bound is not None for bound in bounds.values()):
-        raise ValueError("auto_min_tokens and auto_max_tokens go with auto_coverage")
+        raise ValueError("auto_min_tokens and auto_max_tokens require auto_coverage")
     return None
 
 
-def route_of(name: str) -> plan_pb2.Route:
-    """Raises ValueError, listing the names that are known."""
-    return cast(plan_pb2.Route, _number("route", name, plan_pb2.Route, "ROUTE_"))
+def _route(options: PromptOptions) -> plan_pb2.Route:
+    return cast(plan_pb2.Route, number_of("route", options.get("route", "auto"), plan_pb2.Route.DESCRIPTOR))
 
 
 def _kv_options(options: PromptOptions) -> orchestrator_pb2.KvOptions | None:
     names = {"keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"}
     values: dict[str, Any] = {name.removeprefix("kv_"): options[name] for name in names & options.keys()}  # type: ignore[literal-required]
     if "kv_selection" in options:
-        values["selection"] = _number("kv_selection", options["kv_selection"], plan_pb2.KvSelection, "KV_SELECTION_")
+        values["selection"] = number_of("kv_selection", options["kv_selection"], plan_pb2.KvSelection.DESCRIPTOR)
     return orchestrator_pb2.KvOptions(**values) if values else None
-
-
-def _number(option: str, name: str, enum: Any, prefix: str) -> int:
-    """The enum's number. Raises ValueError, listing the names that are known."""
-    names = {key.removeprefix(prefix).lower(): key for key in enum.keys()[1:]}
-    if name not in names:
-        raise ValueError(f"{option} is {name!r}; it must be one of {', '.join(names)}")
-    return int(enum.Value(names[name]))
 
 
 def _prompt(prompt: str | None, options: PromptOptions) -> orchestrator_pb2.Prompt:
     messages, token_ids, tools = options.get("messages"), options.get("token_ids"), options.get("tools", ())
-    if sum(given is not None for given in (prompt, messages, token_ids)) != 1:
+    if sum(each is not None for each in (prompt, messages, token_ids)) != 1:
         raise ValueError("give exactly one of prompt, messages and token_ids")
     if tools and messages is None:
-        raise ValueError("tools go with messages: prompt and token_ids are read as they are")
+        raise ValueError("tools require messages: prompt and token_ids are not rendered with the chat template")
     spans = [plan_pb2.Span(start=start, end=end) for start, end in options.get("protected_spans", ())]
     if token_ids is not None:
         return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=token_ids), protected_spans=spans)

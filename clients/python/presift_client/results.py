@@ -1,4 +1,4 @@
-"""What a call gives back, as plain values."""
+"""The results of calls, as plain values."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client.forecasts import StageSpeed, speed_of
-from presift_client.names import name_of
+from presift_client.wire import name_of, plain
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model behind the orchestrator. Two of one `tokenizer_fingerprint` read the same token ids."""
+    """A model that the orchestrator uses. Models with the same `tokenizer_fingerprint` use the same token ids."""
 
     id: str
     revision: str
@@ -23,12 +23,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was applied and why. Counts in tokens; `coverage` 0..1, None where the draft dropped nothing; times in ms.
+    """What was applied and why. Counts in tokens, times in milliseconds.
 
-    `kept_tokens` is what the target reads, `kv_tokens` what it is to hold. Where KV is dropped: `kv_capacity` (what
-    came of it where it adapts), `kv_selection` and `keep_full_prefix`, else None; `continued` if an earlier turn's
-    selection was used. `predicted_ttft_ms` from arrival at the orchestrator, None where nothing was predicted.
-    `cross_vocabulary`: the draft reads other token ids than the target.
+    `kept_tokens` is what the target reads, `kv_tokens` what it will hold. `coverage` is 0..1; None if the draft dropped
+    nothing. `kv_capacity` (the result, if it adapts), `kv_selection` and `keep_full_prefix` are None unless KV is
+    dropped. `continued`: the selection of an earlier turn was used. `predicted_ttft_ms` counts from arrival at the
+    orchestrator; None without a prediction. `cross_vocabulary`: draft and target use different token ids.
     """
 
     route: str
@@ -56,7 +56,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new in the answer; `text` may be empty while a character is incomplete."""
+    """The new part of the answer. `text` is empty while a character is incomplete."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -64,10 +64,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The end of an answer. `ttft_ms` covers everything from the request's arrival at the orchestrator.
+    """The end of an answer. Counts in tokens, times in milliseconds; `ttft_ms` starts at arrival at the orchestrator.
 
-    `kv_tokens` is what the prompt really held. Where KV was dropped: whether the compressed entry was found, the time
-    that choosing and copying took, and the share of the choosing queries' attention on what was kept.
+    `kv_tokens` is what the prompt actually held. If KV was dropped: `reused_entry` says whether the target had the
+    compressed entry, `score_ms` and `publish_ms` are the times to select and to copy the KV, and `coverage` is the
+    share of the scoring queries' attention on kept KV.
     """
 
     prompt_tokens: int
@@ -97,7 +98,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """Which policy file is in force: SHA-256 of its bytes in hexadecimal, and when it was read (RFC 3339)."""
+    """The policy file in force: the SHA-256 of its bytes in hexadecimal, and when it was read (RFC 3339)."""
 
     digest: str
     loaded_at: str
@@ -105,10 +106,10 @@ class PolicyFile:
 
 @dataclass(frozen=True, slots=True)
 class RouteQuality:
-    """How a route's answers agree with those of `full`, for prompts of `min_tokens` to `max_tokens`; None: no samples.
+    """How well a route's answers agree with those of `full`, for prompts of `min_tokens` to `max_tokens`.
 
-    `mean_overlap` and `exact_share` 0..1; `mean_first_divergence` in tokens, of the answers that were not the same;
-    `since` when it was switched off or on last, in UTC.
+    `mean_overlap` and `exact_share` are 0..1; `mean_first_divergence` is a token index, over the answers that were not
+    identical. All three are None without samples. `since` is when the route was last switched off or on, in UTC.
     """
 
     route: str
@@ -124,8 +125,10 @@ class RouteQuality:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A process of the draft or the target (`role`). `breaker`: closed, open or half_open; `unused` says in words why
-    it is not asked although it is healthy, empty where it is."""
+    """One draft or target process (`role`). `breaker` is closed, open or half_open.
+
+    `unused` says in words why a healthy replica gets no calls; empty if it is used.
+    """
 
     address: str
     role: str
@@ -138,8 +141,10 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What stands behind an orchestrator; `draft` is None while there is none, `policy_file` where there is none.
-    `speeds`: what was learnt of the stages, the last observed last."""
+    """The models and routes of an orchestrator. `draft` is None while no draft is known.
+
+    `policy_file` is None if there is none. `speeds` are the learned costs of the stages, the last observed last.
+    """
 
     draft: Model | None
     target: Model
@@ -155,16 +160,16 @@ Event = Decision | Delta | Usage
 
 
 def event_of(response: orchestrator_pb2.GenerateResponse) -> Event:
-    """One message of the stream."""
+    """One event of the stream."""
     if response.HasField("decision"):
         return decision_of(response.decision)
     if response.HasField("usage"):
-        return _usage(response.usage)
+        return plain(Usage, response.usage)
     return Delta(response.delta.text, tuple(response.delta.token_ids))
 
 
 def gather(events: Iterable[Event]) -> Generation:
-    """The whole answer from its events. Raises ValueError if the decision or the usage is missing."""
+    """The whole answer from its events. Raises ValueError without a decision or a usage."""
     texts: list[str] = []
     token_ids: list[int] = []
     decision: Decision | None = None
@@ -178,111 +183,58 @@ def gather(events: Iterable[Event]) -> Generation:
         else:
             usage = event
     if decision is None or usage is None:
-        raise ValueError("the stream ended without decision or usage")
+        raise ValueError("the stream ended without a decision or a usage")
     return Generation("".join(texts), tuple(token_ids), decision, usage)
 
 
 def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
-    """Names instead of numbers: `spec_pc`, `over_budget`, `hit`."""
+    """A decision with names instead of numbers: `spec_pc`, `over_budget`, `hit`."""
     kv = _spec_kv(decision.policy)
-    return Decision(
-        route=name_of(plan_pb2.Route, decision.route, "ROUTE"),
-        reason=name_of(orchestrator_pb2.DecisionReason, decision.reason, "DECISION_REASON"),
-        detail=decision.detail,
-        prompt_tokens=decision.prompt_tokens,
-        kept_tokens=decision.kept_tokens,
-        kv_tokens=decision.kv_tokens,
-        protected_tokens=decision.protected_tokens,
-        coverage=decision.coverage if decision.HasField("coverage") else None,
-        cache=name_of(orchestrator_pb2.CacheOutcome, decision.cache, "CACHE_OUTCOME"),
+    return plain(
+        Decision,
+        decision,
         draft=_model(decision.draft) if decision.HasField("draft") else None,
         target=_model(decision.target),
-        tokenize_ms=decision.tokenize_ms,
-        cache_ms=decision.cache_ms,
-        draft_ms=decision.draft_ms,
-        prefill_ms=decision.prefill_ms,
         kv_capacity=None if kv is None else _capacity(kv, decision.kv_tokens),
-        kv_selection=None if kv is None else name_of(plan_pb2.KvSelection, kv.selection, "KV_SELECTION"),
-        keep_full_prefix=decision.keep_full_prefix if decision.HasField("keep_full_prefix") else None,
-        continued=decision.continued,
-        predicted_ttft_ms=decision.predicted_ttft_ms if decision.HasField("predicted_ttft_ms") else None,
-        cross_vocabulary=decision.cross_vocabulary,
+        kv_selection=None if kv is None else name_of(plan_pb2.KvSelection.DESCRIPTOR, kv.selection),
     )
 
 
 def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:
-    """What GetInfo said."""
-    return Info(
+    """The response of GetInfo."""
+    return plain(
+        Info,
+        info,
         draft=_model(info.draft) if info.HasField("draft") else None,
         target=_model(info.target),
-        supported_routes=tuple(name_of(plan_pb2.Route, route, "ROUTE") for route in info.supported_routes),
-        compress_above_tokens=info.compress_above_tokens,
+        supported_routes=tuple(name_of(plan_pb2.Route.DESCRIPTOR, route) for route in info.supported_routes),
         policy_file=_policy_file(info.policy_file) if info.HasField("policy_file") else None,
         route_quality=tuple(_quality(each) for each in info.route_quality),
         speeds=tuple(speed_of(speed) for speed in info.speeds),
-        replicas=tuple(_replica(each) for each in info.replicas),
-    )
-
-
-def _replica(replica: orchestrator_pb2.Replica) -> Replica:
-    return Replica(
-        replica.address,
-        replica.role,
-        replica.healthy,
-        replica.breaker,
-        replica.in_flight,
-        replica.unused,
-        replica.name,
+        replicas=tuple(plain(Replica, replica) for replica in info.replicas),
     )
 
 
 def _quality(quality: orchestrator_pb2.RouteQuality) -> RouteQuality:
-    return RouteQuality(
-        route=name_of(plan_pb2.Route, quality.route, "ROUTE"),
-        min_tokens=quality.min_tokens,
-        max_tokens=quality.max_tokens,
-        samples=quality.samples,
-        mean_overlap=quality.mean_overlap if quality.HasField("mean_overlap") else None,
-        exact_share=quality.exact_share if quality.HasField("exact_share") else None,
-        mean_first_divergence=quality.mean_first_divergence if quality.HasField("mean_first_divergence") else None,
-        switched_off=quality.switched_off,
-        since=quality.since.ToDatetime(UTC) if quality.HasField("since") else None,
-    )
+    since = quality.since.ToDatetime(UTC) if quality.HasField("since") else None
+    return plain(RouteQuality, quality, since=since)
 
 
 def _policy_file(file: orchestrator_pb2.PolicyFile) -> PolicyFile:
-    return PolicyFile(file.digest, file.loaded_at.ToJsonString())
-
-
-def _usage(usage: orchestrator_pb2.Usage) -> Usage:
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        kept_tokens=usage.kept_tokens,
-        kv_tokens=usage.kv_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-        finish_reason=name_of(target_pb2.FinishReason, usage.finish_reason, "FINISH_REASON"),
-        target_ttft_ms=usage.target_ttft_ms,
-        ttft_ms=usage.ttft_ms,
-        total_ms=usage.total_ms,
-        reused_entry=usage.reused_entry,
-        score_ms=usage.score_ms,
-        publish_ms=usage.publish_ms,
-        coverage=usage.coverage if usage.HasField("coverage") else None,
-    )
+    return plain(PolicyFile, file, loaded_at=file.loaded_at.ToJsonString())
 
 
 def _spec_kv(policy: plan_pb2.Policy) -> plan_pb2.SpecKv | None:
-    """The policy that dropped KV, where one did."""
-    if policy.HasField("spec_kv_pc"):
-        return policy.spec_kv_pc.kv
-    return policy.spec_kv if policy.HasField("spec_kv") else None
+    """The policy that dropped KV, if one did."""
+    name = policy.WhichOneof("policy")
+    message = None if name is None else getattr(policy, name)
+    return message if isinstance(message, plan_pb2.SpecKv) else getattr(message, "kv", None)
 
 
 def _capacity(kv: plan_pb2.SpecKv, kv_tokens: int) -> int:
-    """The capacity of this request: one that adapts shows in what is held beside the prompt's final token."""
+    """This request's capacity. An adaptive one is what the prompt holds, less its final token."""
     return min(kv.capacity, kv_tokens - 1) if kv.HasField("adaptive") else kv.capacity
 
 
 def _model(model: plan_pb2.ModelInfo) -> Model:
-    return Model(model.id, model.revision, model.context_tokens, model.tokenizer_fingerprint)
+    return plain(Model, model)

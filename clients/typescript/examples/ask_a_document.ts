@@ -1,4 +1,7 @@
-/** Ask a question about a text file and see what presift did: node dist/examples/ask_a_document.js FILE QUESTION [ADDRESS] */
+/**
+ * Ask a question about a text file, and see what presift did:
+ * node dist/examples/ask_a_document.js FILE QUESTION [ADDRESS]
+ */
 import { readFile } from "node:fs/promises";
 import process from "node:process";
 
@@ -8,7 +11,13 @@ async function main(path: string, question: string, address = "127.0.0.1:50051")
   const document = await readFile(path, "utf8");
   const messages: ChatMessage[] = [
     { role: "system", content: "Answer from the document, in one sentence." }, // never dropped
-    { role: "user", content: [{ text: document, document: true }, { text: `\n\n${question}` }] }, // only the document is
+    {
+      role: "user",
+      content: [
+        { text: document, document: true }, // may be dropped
+        { text: `\n\n${question}` }, // never dropped, because a document is marked
+      ],
+    },
   ];
   const client = new Client(address);
   try {

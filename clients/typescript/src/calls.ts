@@ -1,4 +1,4 @@
-/** Between the generated contract and gRPC: what a method of a service is called, how its messages become bytes. */
+/** Calls methods of the generated contract through grpc-js: paths, encoding, deadlines and cancellation. */
 import {
   type DescMessage,
   type DescMethodServerStreaming,
@@ -11,73 +11,83 @@ import type { CallOptions, Client, ClientReadableStream, Metadata, ServiceError 
 
 import { errorOf } from "./errors.js";
 
-/** How long a call may take in all, in milliseconds (unset: for ever), and what ends it before. */
-export interface Patience {
+/** Limits of one call: `deadlineMs` for the whole call (unset: none), and a `signal` that cancels it. */
+export interface CallLimits {
   readonly deadlineMs?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A channel with the metadata of each of its calls. */
-export interface Line {
+/** A channel, with the metadata that every call sends. */
+export interface Connection {
   readonly client: Client;
   readonly metadata: Metadata;
 }
 
-const asIs = (bytes: Buffer): Buffer => bytes;
+const unchanged = (bytes: Buffer): Buffer => bytes;
 
 /**
- * The answers of a stream, which begins when the first is asked for. They throw gRPC's own errors; whoever stops asking for
- * more cancels the call everywhere. Throws at once what is wrong with the request.
+ * The responses of a stream. The call starts with the first iteration; leaving the loop cancels it at every service.
+ *
+ * Throws at once if the request cannot be encoded. Iterating throws gRPC's own errors.
  */
-export function streamed<I extends DescMessage, O extends DescMessage>(
-  line: Line,
+export function serverStream<I extends DescMessage, O extends DescMessage>(
+  connection: Connection,
   method: DescMethodServerStreaming<I, O>,
   request: MessageShape<I>,
-  patience: Patience,
+  limits: CallLimits,
 ): AsyncGenerator<MessageShape<O>, void, undefined> {
-  const [path, bytes] = [pathOf(method), written(method.input, request)];
-  const decode = (answer: Buffer) => fromBinary(method.output, answer);
-  const begin = () => line.client.makeServerStreamRequest(path, asIs, decode, bytes, line.metadata, within(patience));
-  return read(begin, patience.signal);
+  const [path, bytes] = [pathOf(method), encode(method.input, request)];
+  const decode = (bytes: Buffer) => fromBinary(method.output, bytes);
+  const begin = () =>
+    connection.client.makeServerStreamRequest(path, unchanged, decode, bytes, connection.metadata, callOptions(limits));
+  return responses(begin, limits.signal);
 }
 
-async function* read<Answer>(
-  begin: () => ClientReadableStream<Answer>,
+async function* responses<Response>(
+  begin: () => ClientReadableStream<Response>,
   signal: AbortSignal | undefined,
-): AsyncGenerator<Answer, void, undefined> {
+): AsyncGenerator<Response, void, undefined> {
   const call = begin();
-  call.on("error", () => {}); // told to whoever reads; once nobody does, it is no event that ends the process
+  call.on("error", () => {}); // the iterator throws errors; without a listener, a late one would end the process
   const release = onAbort(signal, () => call.cancel());
   try {
-    for await (const answer of call) yield answer as Answer;
+    for await (const response of call) yield response as Response;
   } finally {
     release();
     call.cancel();
   }
 }
 
-/** The one answer of a call. Rejects with PresiftError. */
-export function answered<I extends DescMessage, O extends DescMessage>(
-  line: Line,
+/** The response of a unary call. Rejects with PresiftError. */
+export function unary<I extends DescMessage, O extends DescMessage>(
+  connection: Connection,
   method: DescMethodUnary<I, O>,
   request: MessageShape<I>,
-  patience: Patience,
+  limits: CallLimits,
 ): Promise<MessageShape<O>> {
   const decode = (bytes: Buffer) => fromBinary(method.output, bytes);
-  const [path, bytes] = [pathOf(method), written(method.input, request)];
+  const [path, bytes] = [pathOf(method), encode(method.input, request)];
   return new Promise((resolve, reject) => {
-    const settle = (failure: ServiceError | null, answer?: MessageShape<O>) => {
+    const onResponse = (failure: ServiceError | null, response?: MessageShape<O>) => {
       release();
-      if (failure === null && answer !== undefined) resolve(answer);
+      if (failure === null && response !== undefined) resolve(response);
       else reject(errorOf(failure));
     };
-    const call = line.client.makeUnaryRequest(path, asIs, decode, bytes, line.metadata, within(patience), settle);
-    const release = onAbort(patience.signal, () => call.cancel());
+    const call = connection.client.makeUnaryRequest(
+      path,
+      unchanged,
+      decode,
+      bytes,
+      connection.metadata,
+      callOptions(limits),
+      onResponse,
+    );
+    const release = onAbort(limits.signal, () => call.cancel());
   });
 }
 
-// Before gRPC is asked, so that a number out of its range is the caller's error and no failure of the service.
-function written<D extends DescMessage>(schema: D, request: MessageShape<D>): Buffer {
+// Encodes before the call, so that a number out of range is the caller's error and not a failure of the call.
+function encode<D extends DescMessage>(schema: D, request: MessageShape<D>): Buffer {
   return Buffer.from(toBinary(schema, request));
 }
 
@@ -85,7 +95,7 @@ function pathOf(method: { readonly parent: { readonly typeName: string }; readon
   return `/${method.parent.typeName}/${method.name}`;
 }
 
-function within({ deadlineMs }: Patience): CallOptions {
+function callOptions({ deadlineMs }: CallLimits): CallOptions {
   return deadlineMs === undefined ? {} : { deadline: Date.now() + deadlineMs };
 }
 

@@ -1,6 +1,6 @@
 /**
- * What every call has: gRPC's own retries where the contract says they are safe, keepalive, message size, tenant, TLS and
- * API key. The same as the Python client's.
+ * Channel options and call metadata: retries, keepalive, message size, TLS, tenant and API key. The same as the Python
+ * client's.
  */
 import { readFileSync } from "node:fs";
 import { credentials, type ChannelCredentials, type ChannelOptions, Metadata } from "@grpc/grpc-js";
@@ -8,8 +8,8 @@ import { credentials, type ChannelCredentials, type ChannelOptions, Metadata } f
 import { OrchestratorService } from "./gen/presift/v1/orchestrator_pb.js";
 
 /**
- * PEM files: `ca` is the authority to trust (public ones if unset); `cert` and `key` are ours where the service asks.
- * `nameOverride` is the name that the service's certificate must have, where that is not its address.
+ * PEM files: `ca` is the authority to trust (unset: the public ones); `cert` and `key` are for mutual TLS.
+ * `nameOverride` is the name that the service's certificate must have, if it differs from the address.
  */
 export interface TlsOptions {
   readonly ca?: string;
@@ -20,7 +20,7 @@ export interface TlsOptions {
 
 const TENANT_KEY = "presift-tenant";
 const PRINTABLE = /^[\x20-\x7e]*$/;
-// gRPC retries a stream only while nothing was received: presift's first message is the decision, so no answer repeats.
+// gRPC retries a stream only while nothing was received. The first message is the decision, so no answer is repeated.
 const RETRY = {
   maxAttempts: 4,
   initialBackoff: "0.1s",
@@ -29,43 +29,46 @@ const RETRY = {
   retryableStatusCodes: ["UNAVAILABLE"],
 };
 
-/** Throws an error that names the file for one that cannot be read. */
+/** Throws TypeError for a cert without a key or a key without a cert, and an error that names an unreadable file. */
 export function credentialsOf(tls: TlsOptions | undefined): ChannelCredentials {
   if (tls === undefined) return credentials.createInsecure();
-  if ((tls.cert === undefined) !== (tls.key === undefined)) throw new TypeError("cert and key go together");
+  if ((tls.cert === undefined) !== (tls.key === undefined)) throw new TypeError("cert and key must be given together");
   const [ca, key, cert] = [tls.ca, tls.key, tls.cert].map((path) => (path === undefined ? null : readFileSync(path)));
   return credentials.createSsl(ca, key, cert);
 }
 
-/** The service checks both; throws TypeError only for what gRPC cannot send, and never quotes a key. */
+/**
+ * The metadata of every call. The service checks both values. Throws TypeError for a value that gRPC cannot send; the
+ * message never contains the key.
+ */
 export function metadataOf(tenant: string | undefined, apiKey: string | undefined): Metadata {
   const metadata = new Metadata();
   if (tenant !== undefined) {
     if (!PRINTABLE.test(tenant)) {
-      throw new TypeError(`tenant is ${JSON.stringify(tenant)}; it must be 1-64 of A-Z a-z 0-9 . _ -`);
+      throw new TypeError(`tenant is ${JSON.stringify(tenant)}; it must be 1-64 characters of A-Z a-z 0-9 . _ -`);
     }
     metadata.set(TENANT_KEY, tenant);
   }
   if (apiKey !== undefined) {
     if (!apiKey || apiKey.includes(" ") || !PRINTABLE.test(apiKey)) {
-      throw new TypeError("the apiKey has characters that no key has");
+      throw new TypeError("the apiKey must consist of printable ASCII characters without spaces");
     }
     metadata.set("authorization", `Bearer ${apiKey}`);
   }
   return metadata;
 }
 
-/** Of every channel. */
+/** The gRPC options of a channel. */
 export function channelOptions(maxMessageBytes: number, tls: TlsOptions | undefined): ChannelOptions {
   const config = { methodConfig: [{ name: [{ service: OrchestratorService.typeName }], retryPolicy: RETRY }] };
   return {
     "grpc.service_config": JSON.stringify(config),
     "grpc.max_receive_message_length": maxMessageBytes,
     "grpc.max_send_message_length": maxMessageBytes,
-    // What is not kept is not sent again: long prompts are what this is for.
+    // gRPC can only retry what it has buffered; its defaults are too small for long prompts.
     "grpc.per_rpc_retry_buffer_size": maxMessageBytes,
     "grpc.retry_buffer_size": 4 * maxMessageBytes,
-    // A service that is gone without a word is found within 8 s.
+    // A service that disappears without closing the connection is detected within 8 s.
     "grpc.keepalive_time_ms": 5_000,
     "grpc.keepalive_timeout_ms": 3_000,
     "grpc.max_reconnect_backoff_ms": 2_000,

@@ -1,17 +1,17 @@
 /**
- * The client's errors, and the one table from gRPC statuses to them.
+ * The client's errors, and the table that maps gRPC statuses to them.
  *
  * PresiftError
- * ├── InvalidRequest          INVALID_ARGUMENT: `field`, `value`, `limit` say what is wrong; or too large a message
+ * ├── InvalidRequest          INVALID_ARGUMENT: `field`, `value` and `limit` say why; or a message too large
  * │   └── PromptTooLong
  * ├── BudgetExceeded          FAILED_PRECONDITION, only if strict
  * ├── RouteUnsupported        FAILED_PRECONDITION
- * ├── Overloaded              RESOURCE_EXHAUSTED: come back after `retryAfterMs`
- * ├── Unavailable             UNAVAILABLE: nobody there, or gone while answering
+ * ├── Overloaded              RESOURCE_EXHAUSTED: retry after `retryAfterMs`
+ * ├── Unavailable             UNAVAILABLE: the service is unreachable, or failed during the answer
  * ├── DeadlineExceeded        DEADLINE_EXCEEDED
- * ├── Cancelled               CANCELLED: by us, the signal included
- * ├── Unauthenticated         UNAUTHENTICATED: no key, token or certificate, or none that holds
- * ├── PermissionDenied        PERMISSION_DENIED: known, but this is not allowed
+ * ├── Cancelled               CANCELLED: by this client, for example by `signal`
+ * ├── Unauthenticated         UNAUTHENTICATED: missing or invalid key, token or certificate
+ * ├── PermissionDenied        PERMISSION_DENIED: the caller is known but not allowed to do this
  * └── InternalError           anything else
  */
 import { fromBinary } from "@bufbuild/protobuf";
@@ -22,7 +22,7 @@ import { type ErrorInfo, ErrorInfoSchema, RetryInfoSchema, StatusSchema } from "
 /** A gRPC status by name. */
 export type Code = keyof typeof status;
 
-/** What a refusal carries; see PresiftError. */
+/** Details of an error; see PresiftError. */
 export interface Details {
   readonly reason: string;
   readonly field: string;
@@ -33,9 +33,9 @@ export interface Details {
 }
 
 /**
- * Base of everything that a call throws. `code` is the gRPC status, `reason` an ErrorReason; both and `field`, `value`,
- * `limit` may be empty. `deliveredTokens` of an answer had come before it: 0 says that asking again costs nothing twice.
- * `retryAfterMs` is undefined where the service names no time.
+ * Base class of all errors that a call throws. `code` is the gRPC status, `reason` an ErrorReason; `reason`, `field`,
+ * `value` and `limit` may be empty. `deliveredTokens` is the number of tokens that were received before the error; 0
+ * means that a retry repeats no text. `retryAfterMs` is undefined if the service gives no time.
  */
 export class PresiftError extends Error implements Details {
   readonly reason: string;
@@ -76,7 +76,7 @@ export class InternalError extends PresiftError {}
 const NONE: Details = { reason: "", field: "", value: "", limit: "", retryAfterMs: undefined, deliveredTokens: 0 };
 const GOOGLE = "type.googleapis.com/google.rpc.";
 const DETAILS_KEY = "grpc-status-details-bin";
-// How gRPC itself refuses a message over the size limit, on either side; it sends no reason.
+// gRPC's own errors for a message over the size limit, from either side; they carry no reason.
 const TOO_LARGE = /message larger than max|Attempted to send message with a size larger than/;
 
 const BY_REASON = new Map<string, typeof PresiftError>([
@@ -94,25 +94,25 @@ const BY_CODE = new Map<Code, typeof PresiftError>([
   ["PERMISSION_DENIED", PermissionDenied],
 ]);
 
-/** What the service would have said, where the message cannot even be written. */
+/** The error that the service would return, for a value that cannot be encoded. */
 export function invalidRequest(field: string, value: string, limit: string): InvalidRequest {
   const details = { ...NONE, reason: "INVALID_REQUEST", field, value, limit };
   return new InvalidRequest(`${field} is ${value}; it must be ${limit}`, "INVALID_ARGUMENT", details);
 }
 
-/** The typed error of a call that failed after so many tokens; what is none of gRPC's is given back as it is. */
+/** The typed error of a call that failed after this many received tokens. Errors that are not gRPC's are unchanged. */
 export function errorOf(failure: unknown, receivedTokens = 0): unknown {
   if (!isServiceError(failure)) return failure;
   const code = status[failure.code] as Code;
-  const told = detailsOf(failure);
-  // A service that died says nothing of what it had sent.
-  const details = { ...told, deliveredTokens: Math.max(told.deliveredTokens, receivedTokens) };
+  const sent = detailsOf(failure);
+  // A service that died does not report what it had sent.
+  const details = { ...sent, deliveredTokens: Math.max(sent.deliveredTokens, receivedTokens) };
   let kind = BY_REASON.get(details.reason) ?? BY_CODE.get(code) ?? InternalError;
   let text = failure.details || code;
   if (kind === Unavailable && !details.reason) {
-    text = `the service cannot be reached, or was lost while it answered: ${text}`; // gRPC's own words
+    text = `the service is unreachable, or the connection was lost during the answer: ${text}`; // gRPC's own message
   }
-  if (kind === Overloaded && TOO_LARGE.test(text)) kind = InvalidRequest; // coming back later would not help
+  if (kind === Overloaded && TOO_LARGE.test(text)) kind = InvalidRequest; // a retry would not help
   return new kind(text, code, details);
 }
 
@@ -126,7 +126,7 @@ function detailsOf(failure: ServiceError): Details {
   try {
     return parsed(raw);
   } catch {
-    return NONE; // a proxy's, or broken: the status says enough
+    return NONE; // from a proxy, or malformed: the status is enough
   }
 }
 

@@ -1,4 +1,4 @@
-/** The TypeScript client of presift, for Node 20 and newer. */
+/** The TypeScript client of presift, for Node 20 or newer. */
 export type { TlsOptions } from "./channel.js";
 export { Client, type ClientOptions } from "./client.js";
 export {

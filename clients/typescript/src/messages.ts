@@ -1,10 +1,10 @@
 /**
- * From messages as plain objects to a Chat. Pure.
+ * Builds a Chat from messages given as plain objects. Pure.
  *
- * A message is `{ role: "user", content: "..." }`, or `content: [{ text: "...", document: true }, { text: "..." }]`. Where
- * any part is a document, only documents are dropped from; else `protected` on a part or a message keeps it. A conversation
- * with tools is replayed as other chat services write it: the assistant's message has `tool_calls` (its content may be
- * null), each answer is `{ role: "tool", tool_call_id, name, content }`.
+ * A message is `{ role: "user", content: "..." }`, or `content: [{ text: "...", document: true }, { text: "..." }]`. If
+ * any part is a document, only documents may be dropped; otherwise `protected` on a part or a message keeps it. Tool
+ * calls have the form of other chat services: the assistant's message has `tool_calls` (its content may be null), and
+ * each result is `{ role: "tool", tool_call_id, name, content }`.
  */
 import { create } from "@bufbuild/protobuf";
 
@@ -16,7 +16,7 @@ export interface TextPart {
   readonly text: string;
   /** Never dropped. */
   readonly protected?: boolean;
-  /** May be dropped; then nothing else of the chat is. */
+  /** May be dropped; if any part is a document, nothing else of the chat may be. */
   readonly document?: boolean;
 }
 
@@ -32,7 +32,7 @@ export interface ChatMessage {
 const MESSAGE_KEYS = ["role", "content", "protected", "tool_calls", "name", "tool_call_id"];
 const PART_KEYS = ["type", "text", "protected", "document"];
 
-/** Throws TypeError for what no message has, InvalidRequest for text that has no UTF-8. */
+/** Throws TypeError for a malformed message, InvalidRequest for text that is not valid Unicode. */
 export function chatOf(messages: readonly ChatMessage[], tools: readonly object[]): Chat {
   return create(ChatSchema, {
     messages: messages.map((message, number) => messageOf(`messages[${number}]`, message)),
@@ -40,9 +40,9 @@ export function chatOf(messages: readonly ChatMessage[], tools: readonly object[
   });
 }
 
-/** `text`. Throws InvalidRequest where it has no UTF-8: half of a surrogate pair would reach the service as another text. */
+/** `text` unchanged. Throws InvalidRequest for an unpaired surrogate, which encoding would replace silently. */
 export function writable(field: string, text: string): string {
-  if (!text.isWellFormed()) throw invalidRequest(field, "half a surrogate pair", "Unicode text");
+  if (!text.isWellFormed()) throw invalidRequest(field, "text with an unpaired surrogate", "valid Unicode text");
   return text;
 }
 
@@ -63,29 +63,31 @@ function messageOf(field: string, message: ChatMessage): Message {
 function checkMessage(field: string, message: ChatMessage): void {
   if ("document" in message) {
     throw new TypeError(
-      `${field}: "document" belongs on a part: content: [{ text: ..., document: true }, { text: ... }]`,
+      `${field}: "document" marks a part, not a message: content: [{ text: ..., document: true }, ...]`,
     );
   }
   checkKeys(field, "a message", message, MESSAGE_KEYS);
   if (typeof message.role !== "string") throw new TypeError(`${field} has no role`);
   if ((message.content ?? null) === null && !message.tool_calls?.length) {
-    throw new TypeError(`${field} has no content; only a message with tool_calls may have none`);
+    throw new TypeError(`${field} has no content; only a message with tool_calls may omit it`);
   }
 }
 
 function partOf(field: string, part: TextPart) {
   if ((part.type ?? "text") !== "text")
-    throw new TypeError(`${field}: a part is text; not ${JSON.stringify(part.type)}`);
+    throw new TypeError(`${field}: type is ${JSON.stringify(part.type)}; it must be "text"`);
   checkKeys(field, "a part", part, PART_KEYS);
   const { text, protected: kept = false, document = false } = part;
   if (kept && document) {
-    throw new TypeError(`${field}: document and protected say opposite things: what may be dropped, and what may not`);
+    throw new TypeError(`${field}: document (may be dropped) and protected (may not) exclude each other`);
   }
   if (typeof text !== "string") throw new TypeError(`${field} has no text`);
   return { text: writable(`${field}.text`, text), protected: kept, document };
 }
 
-function checkKeys(field: string, what: string, given: object, known: readonly string[]): void {
-  const unknown = Object.keys(given).filter((key) => !known.includes(key));
-  if (unknown.length) throw new TypeError(`${field}: ${what} has ${known.join(", ")}; not ${unknown.join(", ")}`);
+function checkKeys(field: string, what: string, value: object, known: readonly string[]): void {
+  const unknown = Object.keys(value).filter((key) => !known.includes(key));
+  if (unknown.length) {
+    throw new TypeError(`${field}: unknown key ${unknown.join(", ")}; ${what} has ${known.join(", ")}`);
+  }
 }

@@ -1,8 +1,9 @@
-/** From options to a GenerateRequest or an ExplainRequest. Pure. */
+/** Builds a GenerateRequest or an ExplainRequest from options. Pure. */
 import { create } from "@bufbuild/protobuf";
 
-import { type ExplainRequest, ExplainRequestSchema } from "./gen/presift/v1/orchestrator_pb.js";
 import {
+  type ExplainRequest,
+  ExplainRequestSchema,
   type GenerateRequest,
   GenerateRequestSchema,
   type Prompt,
@@ -11,17 +12,22 @@ import {
 import { KvSelection, Route } from "./gen/presift/v1/plan_pb.js";
 import { type ChatMessage, chatOf, writable } from "./messages.js";
 
-export type RouteName = "auto" | "full" | "spec_pc" | "spec_kv" | "spec_kv_pc";
+/** "auto", "full", "spec_pc" and the other routes of plan.proto. */
+export type RouteName = Exclude<Lowercase<keyof typeof Route>, "unspecified">;
 
 /**
- * What every call takes. What is left out takes the service's default.
+ * Options of every call. Omitted options take the service's defaults.
  *
- * Exactly one of `prompt` (text, read as it is), `messages` (rendered with the target's chat template, `tools` with them)
- * and `tokenIds` (read as they are; `protectedSpans` are token positions, [start, end)). Limits are in tokens;
- * `maxTtftMs` is held against a predicted time, `minCoverage` (0..1) against the draft's mask or, where the target chooses
- * KV, its estimate; `autoCoverage` (0..1) takes the smallest capacity that reaches it, between `autoMinTokens` and
- * `autoMaxTokens`. On spec_kv and spec_kv_pc: `continuePromptTokens` is the `promptTokens` of an earlier decision with
- * whose prompt this one begins (on "auto" too). `deadlineMs` is for the whole call; `signal` cancels it, everywhere.
+ * Prompt: exactly one of `prompt` (text, without a chat template), `messages` (rendered with the target's chat
+ * template, together with `tools`) and `tokenIds` (used unchanged, with `protectedSpans` of token positions, [start,
+ * end)).
+ *
+ * Limits: in tokens, except `maxTtftMs` (compared with a predicted time) and `minCoverage` (0..1, compared with the
+ * coverage of the draft's mask or, if the target selects KV, with the draft's estimate). `autoCoverage` (0..1) takes
+ * the smallest capacity that reaches it, between `autoMinTokens` and `autoMaxTokens`.
+ *
+ * KV, on routes that drop KV: `continuePromptTokens` is the `promptTokens` of an earlier decision whose prompt this
+ * one begins with (on "auto" too). `deadlineMs` is for the whole call; `signal` cancels it at every service.
  */
 export interface PromptOptions {
   readonly prompt?: string;
@@ -48,7 +54,7 @@ export interface PromptOptions {
   readonly signal?: AbortSignal;
 }
 
-/** What `generate` and `stream` take: the prompt's options, and how the answer is chosen. */
+/** Options of `generate` and `stream`: those of the prompt, and how the answer is sampled. */
 export interface Options extends PromptOptions {
   readonly temperature?: number;
   readonly topP?: number;
@@ -59,13 +65,13 @@ export interface Options extends PromptOptions {
   readonly ignoreEos?: boolean;
 }
 
-/** What `explain` takes; nothing is generated: room is left and time predicted for `maxNewTokens`. */
+/** Options of `explain`. Nothing is generated: the context check and the predictions assume `maxNewTokens`. */
 export interface ExplainOptions extends PromptOptions {
-  /** A span of every token, instead of runs with one fate. */
+  /** Makes every token a span, instead of runs. */
   readonly spanPerToken?: boolean;
 }
 
-// A compiler checks options only where there is one: what is not known is refused, never passed over.
+// Plain JavaScript callers have no compiler to check their options: unknown ones are refused, not ignored.
 const PROMPT_OPTIONS: Record<keyof Required<PromptOptions>, true> = {
   prompt: true,
   messages: true,
@@ -101,23 +107,22 @@ const OPTIONS: Record<keyof Required<Options>, true> = {
   ignoreEos: true,
 };
 const EXPLAIN_OPTIONS: Record<keyof Required<ExplainOptions>, true> = { ...PROMPT_OPTIONS, spanPerToken: true };
-const ROUTES = {
-  auto: Route.AUTO,
-  full: Route.FULL,
-  spec_pc: Route.SPEC_PC,
-  spec_kv: Route.SPEC_KV,
-  spec_kv_pc: Route.SPEC_KV_PC,
-};
+const ROUTES = Object.fromEntries(
+  // Without the names that a TypeScript enum has by number.
+  Object.entries(Route).flatMap(([name, route]) =>
+    typeof route === "number" && route !== Route.UNSPECIFIED ? [[name.toLowerCase(), route]] : [],
+  ),
+) as Record<RouteName, Route>;
 const SELECTIONS = { target_lookahead: KvSelection.TARGET_LOOKAHEAD, draft_mask: KvSelection.DRAFT_MASK };
 
 /**
- * Throws TypeError for an unknown option, route or selection, for bounds without autoCoverage, for a message that is none,
- * or unless there is exactly one prompt; InvalidRequest for text that has no UTF-8.
+ * Throws TypeError for an unknown option, route or selection, bounds without autoCoverage, a malformed message, or not
+ * exactly one prompt; InvalidRequest for text that is not valid Unicode.
  */
 export function generateRequest(options: Options): GenerateRequest {
   checkKnown(options, OPTIONS);
   return create(GenerateRequestSchema, {
-    ...asked(options),
+    ...commonFields(options),
     sampling: {
       maxNewTokens: options.maxNewTokens,
       temperature: options.temperature,
@@ -131,28 +136,28 @@ export function generateRequest(options: Options): GenerateRequest {
   });
 }
 
-/** Throws as `generateRequest`. */
+/** Throws as `generateRequest` does. */
 export function explainRequest(options: ExplainOptions): ExplainRequest {
   checkKnown(options, EXPLAIN_OPTIONS);
   const { maxNewTokens, spanPerToken = false } = options;
-  return create(ExplainRequestSchema, { ...asked(options), maxNewTokens, spanPerToken });
+  return create(ExplainRequestSchema, { ...commonFields(options), maxNewTokens, spanPerToken });
 }
 
-function asked(options: PromptOptions) {
+function commonFields(options: PromptOptions) {
   return {
     prompt: promptOf(options),
-    route: named("route", options.route ?? "auto", ROUTES),
+    route: enumValue("route", options.route ?? "auto", ROUTES),
     budget: budgetOf(options),
     kv: kvOf(options),
   };
 }
 
 function promptOf({ prompt, messages, tokenIds, tools = [], protectedSpans = [] }: PromptOptions): Prompt {
-  if ([prompt, messages, tokenIds].filter((given) => given !== undefined).length !== 1) {
+  if ([prompt, messages, tokenIds].filter((each) => each !== undefined).length !== 1) {
     throw new TypeError("give exactly one of prompt, messages and tokenIds");
   }
   if (tools.length && messages === undefined) {
-    throw new TypeError("tools go with messages: prompt and tokenIds are read as they are");
+    throw new TypeError("tools require messages: prompt and tokenIds are not rendered with the chat template");
   }
   const spans = protectedSpans.map(([start, end]) => ({ start, end }));
   if (tokenIds !== undefined) {
@@ -171,7 +176,7 @@ function budgetOf(options: PromptOptions) {
   const { maxPromptTokens, maxKvTokens, strict = false, compressAboveTokens, maxTtftMs, minCoverage } = options;
   const { autoCoverage, autoMinTokens: minTokens, autoMaxTokens: maxTokens } = options;
   if (autoCoverage === undefined && (minTokens ?? maxTokens) !== undefined) {
-    throw new TypeError("autoMinTokens and autoMaxTokens go with autoCoverage");
+    throw new TypeError("autoMinTokens and autoMaxTokens require autoCoverage");
   }
   const autoCapacity = autoCoverage === undefined ? undefined : { coverage: autoCoverage, minTokens, maxTokens };
   return { maxPromptTokens, maxKvTokens, strict, compressAboveTokens, maxTtftMs, minCoverage, autoCapacity };
@@ -183,11 +188,11 @@ function kvOf({
   kvLookaheadTokens: lookaheadTokens,
   continuePromptTokens,
 }: PromptOptions) {
-  const selection = kvSelection === undefined ? undefined : named("kvSelection", kvSelection, SELECTIONS);
+  const selection = kvSelection === undefined ? undefined : enumValue("kvSelection", kvSelection, SELECTIONS);
   return { selection, keepFullPrefix, lookaheadTokens, continuePromptTokens };
 }
 
-function named<Value>(option: string, name: string, known: Readonly<Record<string, Value>>): Value {
+function enumValue<Value>(option: string, name: string, known: Readonly<Record<string, Value>>): Value {
   const value = Object.hasOwn(known, name) ? known[name] : undefined;
   if (value !== undefined) return value;
   throw new TypeError(`${option} is ${JSON.stringify(name)}; it must be one of ${Object.keys(known).join(", ")}`);

@@ -1,11 +1,11 @@
-/** What a call gives back, as plain values: names instead of numbers, undefined where something is not known. */
+/** The results of calls, as plain values: names instead of enum numbers, undefined for unset fields. */
 import { timestampDate } from "@bufbuild/protobuf/wkt";
 
 import * as wire from "./gen/presift/v1/orchestrator_pb.js";
 import { KvSelection, type ModelInfo, type Policy, Route } from "./gen/presift/v1/plan_pb.js";
 import { FinishReason } from "./gen/presift/v1/target_pb.js";
 
-/** A model behind the orchestrator. Two of one `tokenizerFingerprint` read the same token ids. */
+/** A model that the orchestrator uses. Models with the same `tokenizerFingerprint` use the same token ids. */
 export interface Model {
   readonly id: string;
   readonly revision: string;
@@ -14,11 +14,12 @@ export interface Model {
 }
 
 /**
- * What was applied and why. Counts in tokens; `coverage` 0..1, undefined where the draft dropped nothing; times in ms.
+ * What was applied and why. Counts in tokens, times in milliseconds.
  *
- * `keptTokens` is what the target reads, `kvTokens` what it is to hold. Where KV is dropped: `kvSelection` and
- * `keepFullPrefix`; `continued` if an earlier turn's selection was used. `predictedTtftMs` from arrival at the
- * orchestrator. `crossVocabulary`: the draft reads other token ids than the target.
+ * `keptTokens` is what the target reads, `kvTokens` what it will hold. `coverage` is 0..1, undefined if the draft
+ * dropped nothing. `kvSelection` and `keepFullPrefix` are undefined unless KV is dropped. `continued`: the selection of
+ * an earlier turn was used. `predictedTtftMs` counts from arrival at the orchestrator. `crossVocabulary`: draft and
+ * target use different token ids.
  */
 export interface Decision {
   readonly kind: "decision";
@@ -44,7 +45,7 @@ export interface Decision {
   readonly crossVocabulary: boolean;
 }
 
-/** What is new in the answer; `text` may be empty while a character is incomplete. */
+/** The new part of the answer. `text` is empty while a character is incomplete. */
 export interface Delta {
   readonly kind: "delta";
   readonly text: string;
@@ -52,9 +53,10 @@ export interface Delta {
 }
 
 /**
- * The end of an answer. `ttftMs` covers everything from the request's arrival at the orchestrator. `kvTokens` is what the
- * prompt really held. Where KV was dropped: whether the compressed entry was found, the time that choosing and copying
- * took, and the share of the choosing queries' attention on what was kept.
+ * The end of an answer. Counts in tokens, times in milliseconds; `ttftMs` starts at arrival at the orchestrator.
+ * `kvTokens` is what the prompt actually held. If KV was dropped: `reusedEntry` says whether the target had the
+ * compressed entry, `scoreMs` and `publishMs` are the times to select and to copy the KV, and `coverage` is the share
+ * of the scoring queries' attention on kept KV.
  */
 export interface Usage {
   readonly kind: "usage";
@@ -73,7 +75,7 @@ export interface Usage {
   readonly coverage: number | undefined;
 }
 
-/** One of a stream: first a decision, then deltas, then usage. */
+/** One event of a stream: first a decision, then deltas, then a usage. */
 export type Event = Decision | Delta | Usage;
 
 /** A whole answer with its decision and usage. */
@@ -84,7 +86,10 @@ export interface Generation {
   readonly usage: Usage;
 }
 
-/** The prompt tokens [start, end), with one fate; `characters` of the rendered text in Unicode code points. */
+/**
+ * The prompt tokens [start, end), kept, dropped and protected alike. `characters` is their range in the rendered text,
+ * in Unicode code points.
+ */
 export interface ExplainedSpan {
   readonly start: number;
   readonly end: number;
@@ -94,14 +99,14 @@ export interface ExplainedSpan {
   readonly importance: number;
 }
 
-/** What would be kept and why. `text` is the rendered prompt, empty for token ids. */
+/** What would be kept and why. `text` is the rendered prompt; empty for prompts of token ids. */
 export interface Explanation {
   readonly decision: Decision;
   readonly spans: readonly ExplainedSpan[];
   readonly text: string;
 }
 
-/** A process of the draft or the target (`role`) as the orchestrator sees it; `unused` says why it is not asked. */
+/** One draft or target process (`role`). `unused` says why a healthy replica gets no calls; empty if it is used. */
 export interface Replica {
   readonly address: string;
   readonly role: string;
@@ -112,7 +117,7 @@ export interface Replica {
   readonly name: string;
 }
 
-/** How a route's answers agree with those of `full`, for prompts of `minTokens` to `maxTokens`. */
+/** How well a route's answers agree with those of `full`, for prompts of `minTokens` to `maxTokens`. */
 export interface RouteQuality {
   readonly route: string;
   readonly minTokens: number;
@@ -125,7 +130,7 @@ export interface RouteQuality {
   readonly since: Date | undefined;
 }
 
-/** What stands behind an orchestrator; `draft` is undefined while there is none. */
+/** The models and routes of an orchestrator. `draft` is undefined while no draft is known. */
 export interface Info {
   readonly draft: Model | undefined;
   readonly target: Model | undefined;
@@ -135,7 +140,7 @@ export interface Info {
   readonly replicas: readonly Replica[];
 }
 
-/** One message of the stream; undefined where a newer service says what this client does not know. */
+/** One event of the stream; undefined if a newer service sends one that this client does not know. */
 export function eventOf({ event }: wire.GenerateResponse): Event | undefined {
   switch (event.case) {
     case "decision":
@@ -149,8 +154,8 @@ export function eventOf({ event }: wire.GenerateResponse): Event | undefined {
   }
 }
 
-/** The whole answer from its events. Throws Error if the decision or the usage is missing. */
-export async function gathered(events: AsyncIterable<Event>): Promise<Generation> {
+/** The whole answer from its events. Throws Error without a decision or a usage. */
+export async function gather(events: AsyncIterable<Event>): Promise<Generation> {
   const [texts, tokenIds]: [string[], number[]] = [[], []];
   let [decision, usage]: [Decision | undefined, Usage | undefined] = [undefined, undefined];
   for await (const event of events) {
@@ -161,17 +166,17 @@ export async function gathered(events: AsyncIterable<Event>): Promise<Generation
       tokenIds.push(...event.tokenIds);
     }
   }
-  if (decision === undefined || usage === undefined) throw new Error("the stream ended without decision or usage");
+  if (decision === undefined || usage === undefined) throw new Error("the stream ended without a decision or a usage");
   return { text: texts.join(""), tokenIds, decision, usage };
 }
 
-/** What Explain said. */
+/** The response of Explain. */
 export function explanationOf(answer: wire.ExplainResponse): Explanation {
   if (answer.decision === undefined) throw new Error("the explanation has no decision");
   return { decision: decisionOf(answer.decision), spans: answer.spans.map(spanOf), text: answer.text };
 }
 
-/** What GetInfo said. */
+/** The response of GetInfo. */
 export function infoOf(info: wire.GetInfoResponse): Info {
   return {
     draft: modelOf(info.draft),
@@ -240,7 +245,7 @@ function modelOf(model: ModelInfo | undefined): Model | undefined {
   return { id, revision, contextTokens, tokenizerFingerprint };
 }
 
-// Route.SPEC_PC as "spec_pc"; the number where a newer service says what this client does not know.
+// "spec_pc" for Route.SPEC_PC; the number as text if a newer service sends a value that this client lacks.
 function nameOf(names: Readonly<Record<number, string>>, number: number): string {
   return names[number]?.toLowerCase() ?? String(number);
 }

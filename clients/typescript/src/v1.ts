@@ -1,4 +1,4 @@
-/** The generated contract `presift.v1`, for what the client does not wrap. */
+/** The generated contract `presift.v1`, for the parts that the client does not wrap. */
 export * from "./gen/presift/v1/errors_pb.js";
 export * from "./gen/presift/v1/orchestrator_pb.js";
 export * from "./gen/presift/v1/plan_pb.js";

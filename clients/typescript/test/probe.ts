@@ -1,7 +1,7 @@
 /**
- * Calls of the client, told in JSON lines: what tests/contract/test_typescript_client.py looks at. What to call is read
- * from stdin, one a line: {"address": ..., "client": {...}, "call": "stream", "options": {...}, "leaveAfter": 1}. What
- * comes of each ends with a line "end".
+ * Runs calls of the client for tests/contract/test_typescript_client.py. Reads one call per line from stdin:
+ * {"address": ..., "client": {...}, "call": "stream", "options": {...}, "leaveAfter": 1}. Prints the results of each as
+ * JSON lines, then a line "end".
  */
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -13,22 +13,22 @@ interface Probe {
   readonly client?: ClientOptions;
   readonly call: "stream" | "generate" | "explain" | "info";
   readonly options?: Options;
-  /** Leave the stream after so many events, by breaking the loop or by aborting the signal. */
+  /** Leaves the stream after this many events, by breaking the loop or by aborting the signal. */
   readonly leaveAfter?: number;
   readonly leaveBy?: "break" | "abort";
 }
 
-const tell = (value: unknown) => console.log(JSON.stringify(value, (_, each) => (each === undefined ? null : each)));
+const print = (value: unknown) => console.log(JSON.stringify(value, (_, each) => (each === undefined ? null : each)));
 
 async function main(probe: Probe): Promise<void> {
   const client = new Client(probe.address, probe.client);
   try {
-    if (probe.call === "info") tell(await client.info());
-    else if (probe.call === "explain") tell(await client.explain(probe.options ?? {}));
-    else if (probe.call === "generate") tell(await client.generate(probe.options ?? {}));
+    if (probe.call === "info") print(await client.info());
+    else if (probe.call === "explain") print(await client.explain(probe.options ?? {}));
+    else if (probe.call === "generate") print(await client.generate(probe.options ?? {}));
     else await stream(client, probe);
   } catch (error) {
-    tell(errorTold(error));
+    print(plain(error));
   }
   client.close();
 }
@@ -37,20 +37,20 @@ async function stream(client: Client, { options = {}, leaveAfter, leaveBy = "bre
   const abort = new AbortController();
   let seen = 0;
   for await (const event of client.stream({ ...options, signal: abort.signal })) {
-    tell(event);
+    print(event);
     if (++seen !== leaveAfter) continue;
     if (leaveBy === "break") break;
     abort.abort();
   }
-  tell("left");
+  print("left");
 }
 
-function errorTold(error: unknown): object {
+function plain(error: unknown): object {
   if (!(error instanceof PresiftError)) return { error: String(error) };
   return { ...error, error: error.constructor.name, message: error.message };
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
   await main(JSON.parse(line));
-  tell("end");
+  print("end");
 }

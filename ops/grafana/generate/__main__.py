@@ -1,6 +1,6 @@
-"""Writes ops/grafana/dashboards/*.json; with --check says which of them are not what this writes, and fails.
+"""Generate ops/grafana/dashboards/*.json; with --check print which are stale, and fail if any is.
 
-Run it by a Python that has grafana-foundation-sdk: `make dashboards`. Grafana's own builders keep the JSON to its schema.
+`make dashboards` runs it with a Python that has grafana-foundation-sdk. Grafana's own builders guarantee its schema.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from grafana_foundation_sdk.models.dashboard import (
 from panels import SOURCE, Panel
 
 FOLDER = Path(__file__).parents[1] / "dashboards"
-# Their order is the order of an operator's questions.
+# In the order of an operator's questions.
 PAGES = {"serving": serving, "savings": savings, "quality": quality, "where-time-goes": where_time_goes}
 
 
 def written(name: str, title: str, about: str, rows: Iterable[tuple[str, Iterable[Panel]]]) -> str:
-    """One dashboard as JSON, its keys in order, so that a change shows as one."""
+    """One dashboard as JSON; sorted keys keep diffs small."""
     page = (
         dashboard.Dashboard(title)
         .uid(f"presift-{name}")
@@ -53,7 +53,7 @@ def written(name: str, title: str, about: str, rows: Iterable[tuple[str, Iterabl
 
 
 def _alerts() -> dashboard.AnnotationQuery:
-    """Red marks where an alert begins to fire."""
+    """Red marks at the times when an alert starts to fire."""
     return (
         dashboard.AnnotationQuery()
         .name("Alerts")
@@ -74,7 +74,7 @@ def main(check: bool) -> int:
             if not check:
                 path.write_text(text)
     if check and stale:
-        print(f"ops/grafana/dashboards: {', '.join(stale)} not what ops/grafana/generate writes: run make dashboards")
+        print(f"ops/grafana/dashboards: {', '.join(stale)} stale: run make dashboards")
     return int(check and bool(stale))
 
 

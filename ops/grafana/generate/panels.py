@@ -1,6 +1,6 @@
-"""The few kinds of panels that presift's dashboards have, over Grafana's own builders: what is alike everywhere is said here.
+"""The kinds of panels in presift's dashboards, made with Grafana's own builders.
 
-Knows units, colours and sizes; knows no metric. Every panel must say in `about` what it shows and when to worry.
+This module has units, colours and sizes, but no metrics. `about` describes what a panel shows and when to worry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SECONDS, SHARE, PER_SECOND, NUMBER, TOKENS, TOKENS_PER_SECOND, BYTES, TIMES = (
     "suffix:x",
 )
 GREEN, YELLOW, RED, BLUE = "green", "#EAB839", "red", "#5794F2"
-# What a label's values are drawn in, wherever lines are called after it. Other values get the palette's next colour.
+# Label -> colours of its values, wherever it names the lines. Other values get the next colour of the palette.
 COLOURS = {
     "presift_route": {"full": "#8AB8FF", "spec_pc": "#73BF69", "spec_kv": "#FF9830", "spec_kv_pc": "#B877D9"},
     "presift_fate": {"kept": BLUE, "held": BLUE, "dropped": GREEN},
@@ -42,7 +42,7 @@ COLOURS = {
         "corrupt": "dark-red",
         "skipped": "orange",
     },
-    # What is told of all that, by the names that queries have here.
+    # The colours of lines that have a fixed name.
     "": {"all": "#9FA7B3", "none": "#9FA7B3", "free": "#464C54", "held": BLUE, "waiting": YELLOW, "may wait": RED},
     "presift_cache": {"hit": GREEN, "miss": YELLOW, "shared": BLUE, "not_used": "#8AB8FF"},
 }
@@ -50,7 +50,7 @@ COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """PromQL, and what its lines are called (`{{label}}` is a label's value)."""
+    """PromQL, and the names of its lines (`{{label}}` is a label's value)."""
 
     expr: str
     legend: str = ""
@@ -73,8 +73,8 @@ def lines(
     soft_most: float | None = None,
     line_at: float | None = None,
 ) -> Panel:
-    """Lines over time; `stacked` areas; `steps` for what jumps. A dashed red line at `line_at`. The axis ends at `most`,
-    or at `soft_most` if nothing is above."""
+    """Lines over time; `stacked` areas; `steps` for values that jump. A dashed red line at `line_at`. The axis ends at
+    `most`, or at `soft_most` unless a value is above."""
     panel = (
         timeseries.Panel()
         .line_width(1)
@@ -108,7 +108,7 @@ def lines(
 def number(title: str, about: str, unit: str, *queries: Query, width: int = 4, height: int = 4,
            worry: tuple[tuple[float, str], ...] = (), base: str = BLUE, decimals: int | None = None,
            sparkline: bool = True) -> Panel:  # fmt: skip
-    """The number of now, large, its past behind it; coloured by `worry`: from which value on, which colour."""
+    """The current number in large type over its history; `worry` has colours and the values at which they start."""
     is_many = "{{" in queries[0].legend
     panel = (
         stat.Panel()
@@ -128,7 +128,7 @@ def number(title: str, about: str, unit: str, *queries: Query, width: int = 4, h
 
 def gauges(title: str, about: str, unit: str, *queries: Query, width: int = 8, height: int = 8, least: float = 0.0,
            most: float | None = None, worry: tuple[tuple[float, str], ...] = (), base: str = BLUE) -> Panel:  # fmt: skip
-    """One bar for each value of now."""
+    """One bar for each current value."""
     panel = (
         bargauge.Panel()
         .display_mode(style.BarGaugeDisplayMode.BASIC)
@@ -153,14 +153,14 @@ def _finished(
     panel.title(title).description(about).unit(unit).datasource(SOURCE).span(width).height(height)
     for letter, query in zip("ABCDEFGH", queries, strict=False):
         target = prometheus.Dataquery().ref_id(letter).expr(query.expr).legend_format(query.legend or title)
-        # Prometheus keeps exemplars of what it scrapes, not of what rules record; other panels have no place for them.
+        # Only time series show exemplars, and recorded series have none.
         target.exemplar(isinstance(panel, timeseries.Panel) and "_bucket" in query.expr)
         panel.with_target(target.datasource(SOURCE).format(PromQueryFormat.TIME_SERIES).range())
     return panel
 
 
 def _thresholds(*steps: tuple[float, str], base: str) -> dashboard.ThresholdsConfig:
-    if base == RED:  # of low values: no value at all is grey
+    if base == RED:  # low values are bad; without a value it is grey
         base, steps = "text", ((0, RED), *steps)
     all_steps = [Threshold(value=None, color=base), *(Threshold(value=at, color=colour) for at, colour in steps)]
     return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(all_steps)

@@ -1,4 +1,4 @@
-"""What it costs in quality: agreement with full, coverage, fallbacks."""
+"""The cost in quality: agreement with full, coverage, fallbacks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from panels import (
 )
 
 TITLE = "presift: what it costs in quality"
-ABOUT = "How far compressed answers agree with full's, how much of the attention is kept, and what was answered in full after all."
+ABOUT = "How far compressed answers agree with full's, how much attention is kept, and which prompts were processed in full instead."
 
 _RATE = "[$__rate_interval]"
 _RANGE = "[$__range]"
 _OVERLAP = "presift_guard_overlap"
-_GOOD = ((0.45, YELLOW), (0.65, GREEN))  # the guard's switches: off below the first, on again above the second
+_GOOD = (
+    (0.45, YELLOW),
+    (0.65, GREEN),
+)  # the guard disables a route below the first value and enables it above the second
 
 
 def rows() -> Iterator[tuple[str, list[Panel]]]:
@@ -41,22 +44,22 @@ def _mean(name: str, of: str, span: str) -> str:
 
 def _totals() -> list[Panel]:
     compared = 'presift_guard_samples_total{presift_outcome="compared"}'
-    # As the rule presift:fallbacks:ratio_rate5m, of all the time shown.
+    # As the rule presift:fallbacks:ratio_rate5m, over the time shown.
     trouble = f"(sum(increase(presift_fallbacks_total{_RANGE})) or vector(0))"
     compressed = f'(sum(increase(presift_requests_total{{presift_route!="full"}}{_RANGE})) or vector(0))'
     return [
-        number("Agreement", "Mean overlap of compressed answers with full's, 1 is the same. The guard switches a route off below "
-               "0.45.", SHARE, Query(_mean(_OVERLAP, "sum", _RANGE)), base=RED, worry=_GOOD, decimals=0),
-        number("The very same answer", "Share of the compared answers that are full's, word for word.", SHARE,
+        number("Agreement", "Mean overlap of compressed answers with full's; 1 means identical. Below 0.45 the guard switches a route "
+               "off.", SHARE, Query(_mean(_OVERLAP, "sum", _RANGE)), base=RED, worry=_GOOD, decimals=0),
+        number("Identical answers", "Share of the compared answers that equal full's word for word.", SHARE,
                Query(f"(sum(increase(presift_guard_exact_total{_RANGE})) or vector(0)) / sum(increase({compared}{_RANGE}))"),
                decimals=0),
-        number("Compared", "Requests that were answered by full too. Few: the means beside this say little.", NUMBER,
+        number("Compared", "Requests that full answered too. If these are few, the means in this row say little.", NUMBER,
                Query(f"sum(increase({compared}{_RANGE}))"), decimals=0, sparkline=False),
-        number("Coverage", "Mean share of the attention that falls on what was kept.", SHARE,
+        number("Coverage", "Mean share of the attention on the kept tokens.", SHARE,
                Query(_mean("presift_coverage", "sum", _RANGE)), base=RED, worry=((0.7, YELLOW), (0.85, GREEN)), decimals=0),
-        number("Fallbacks", "Of the prompts to compress, those answered in full because of trouble: no loss, but dearer.", SHARE,
+        number("Fallbacks", "Share of the prompts to compress that were processed in full because of a failure: no loss of quality, but more cost.", SHARE,
                Query(f"{trouble} / ({compressed} + {trouble})"), base=GREEN, worry=((0.02, YELLOW), (0.1, RED)), decimals=1),
-        number("Routes off now", "Pairs of route and prompt length that the guard keeps switched off at the moment.", NUMBER,
+        number("Routes off now", "Pairs of route and prompt length that the guard has switched off.", NUMBER,
                Query("sum(max by (presift_route, presift_band) (presift_guard_off)) or vector(0)"),
                base=GREEN, worry=((1, RED),)),
     ]  # fmt: skip
@@ -69,18 +72,18 @@ def _agreement() -> list[Panel]:
               Query("presift:guard_overlap:mean_rate1h", "{{presift_route}}"), most=1.0, line_at=0.45),
         gauges("Agreement by route and length", "In the time shown. Red: below 0.45, where the guard switches the route off.",
                SHARE, Query(_mean(_OVERLAP, by, _RANGE), "{{presift_route}} {{presift_band}}"), most=1.0, base=RED, worry=_GOOD),
-        gauges("Leaves full's answer at", "Median place (in tokens) of the first difference, where there is one.", TOKENS,
+        gauges("First difference from full", "Median position (in tokens) of the first difference, in answers that differ.", TOKENS,
                Query(f"histogram_quantile(0.5, sum by (le, presift_route) (rate(presift_guard_first_divergence_bucket{_RANGE})))",
                      "{{presift_route}}")),
-        lines("Samples", "compared; interrupted or dropped: callers went before; failed: no second answer.", NUMBER,
+        lines("Samples", "compared; interrupted or dropped: callers' requests had priority; failed: no second answer.", NUMBER,
               Query("sum by (presift_outcome) (increase(presift_guard_samples_total[5m]))", "{{presift_outcome}} in 5 min"),
               stacked=True),
-        lines("The very same answer", "Answers that were full's own, by route, in 5 minutes.", NUMBER,
+        lines("Identical answers", "Answers that equal full's, by route, in 5 minutes.", NUMBER,
               Query("sum by (presift_route) (increase(presift_guard_exact_total[5m]))", "{{presift_route}}"),
               Query("sum(increase(presift_guard_exact_total[5m])) or vector(0)", "all"), soft_most=1.0),
-        lines("Switched off", "1 while the guard keeps a route from prompts of a length; moves are counted beside it.", NUMBER,
+        lines("Switched off", "1 while the guard has switched a route off for a prompt length, and the number of switches.", NUMBER,
               Query("max by (presift_route, presift_band) (presift_guard_off)", "{{presift_route}} {{presift_band}}"),
-              Query("sum by (presift_to) (increase(presift_guard_switched_total[5m]))", "moves to {{presift_to}}"),
+              Query("sum by (presift_to) (increase(presift_guard_switched_total[5m]))", "switched {{presift_to}}"),
               steps=True, most=1.5),
     ]  # fmt: skip
 
@@ -90,9 +93,9 @@ def _coverage() -> list[Panel]:
     return [
         lines("Coverage, mean", "By route; alert below 0.7 for half an hour (red line).", SHARE,
               Query(_mean("presift_coverage", "sum by (presift_route) ", _RATE), "{{presift_route}}"), most=1.0, line_at=0.7),
-        lines("Coverage, the worst tenth", "One request in ten is covered less than this.", SHARE,
+        lines("Coverage, the worst tenth", "10 % of requests have a lower coverage.", SHARE,
               Query(low.format("", _RATE), "{{presift_route}}"), most=1.0),
-        gauges("By what covers", "mask: of the draft's token mask; kv: of the KV pairs that the target chose.", SHARE,
+        gauges("Coverage by kind", "mask: of the draft's token mask; kv: of the KV pairs that the target selected.", SHARE,
                Query(_mean("presift_coverage", "sum by (presift_route, presift_of) ", _RANGE), "{{presift_route}} {{presift_of}}"),
                most=1.0, base=RED, worry=((0.7, YELLOW), (0.85, GREEN))),
     ]  # fmt: skip
@@ -100,8 +103,8 @@ def _coverage() -> list[Panel]:
 
 def _fallbacks() -> list[Panel]:
     return [
-        lines("Answered in full because of trouble", "By reason: the draft is late, away, overloaded or another, or its mask was "
-              "refused.", PER_SECOND,
+        lines("Processed in full because of a failure", "By reason: the draft is slow, unreachable, overloaded or another model, "
+              "or its mask was refused.", PER_SECOND,
               Query(f"sum(rate(presift_fallbacks_total{_RATE})) or vector(0)", "all"),
               Query(f"sum by (presift_reason) (rate(presift_fallbacks_total{_RATE}))", "{{presift_reason}}"), width=12, soft_most=0.1),
         lines("Every decision, by reason", "Why each request got its route.", PER_SECOND,

@@ -1,4 +1,4 @@
-"""Is it serving: who is up, what comes in, what fails, what waits."""
+"""Is it serving: instances, requests, failures, queues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from panels import (
 )
 
 TITLE = "presift: is it serving"
-ABOUT = "Who is up, what comes in, what fails, what waits. Begin here."
+ABOUT = "Instances, requests, failures and queues. Start here."
 
 _REQUESTS = 'gen_ai_server_request_duration_seconds_count{job="presift-orchestrator"}'
 _FAILED = 'gen_ai_server_request_duration_seconds_count{job="presift-orchestrator", error_type!=""}'
@@ -33,7 +33,7 @@ def rows() -> Iterator[tuple[str, list[Panel]]]:
     yield "Now", _now()
     yield "Requests", _requests()
     yield "Room", _room()
-    yield "At the door", _door()
+    yield "Admission", _door()
     yield "Processes", _processes()
 
 
@@ -43,38 +43,38 @@ def _now() -> list[Panel]:
         f'label_replace(vector(0), "role", "{role}", "", "")' for role in ("orchestrator", "draft", "target")
     )
     return [
-        number("Serving", "Instances whose health says SERVING. Red: a role without any.", NUMBER,
+        number("Serving", "Instances whose health is SERVING. Red: a role has none.", NUMBER,
                Query(f"{serving} or {none}", "{{role}}"), width=8,
                worry=((1, GREEN),), base=RED, sparkline=False),
-        number("Alerts", "presift's alerts that fire now; their names are on Prometheus' page Alerts.", NUMBER,
+        number("Alerts", "presift's firing alerts; Prometheus' page Alerts has their names.", NUMBER,
                Query('count(ALERTS{alertname=~"Presift.+", alertstate="firing"}) or vector(0)'),
                worry=((1, RED),), base=GREEN),
-        number("Requests", "Finished requests, failed ones too.", PER_SECOND, Query(f"sum(rate({_REQUESTS}{_RATE}))")),
-        number("Failing", "Share of requests that end in an error which is not the caller's, deadlines aside. Pages above 5 %.", SHARE,
+        number("Requests", "Finished requests, including failed ones.", PER_SECOND, Query(f"sum(rate({_REQUESTS}{_RATE}))")),
+        number("Failing", "Share of requests that end in an error that is not the caller's fault, without deadlines. Pages above 5 %.", SHARE,
                Query("presift:request_errors:ratio_rate5m"), worry=((0.01, YELLOW), (0.05, RED)), base=GREEN, decimals=1),
-        number("First token, p95", "19 of 20 first tokens come sooner, on all routes.", SECONDS,
+        number("First token, p95", "95 % of first tokens are faster, over all routes.", SECONDS,
                Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))")),
     ]  # fmt: skip
 
 
 def _requests() -> list[Panel]:
     return [
-        lines("Decisions by route", "Requests by what was decided for them.", PER_SECOND,
+        lines("Decisions by route", "Requests by the route that was chosen.", PER_SECOND,
               Query(f"sum by (presift_route) (rate(presift_requests_total{_RATE}))", "{{presift_route}}"), stacked=True),
-        lines("Ended in an error", "By reason; CANCELLED is a caller who left. OVERLOADED: add targets or raise max_running. "
-              "DEADLINE_EXCEEDED: alert above 5 %, pages above half.",
+        lines("Ended in an error", "By reason; CANCELLED: the client disconnected. OVERLOADED: add targets or raise max_running. "
+              "DEADLINE_EXCEEDED: ticket above 5 %, page above 50 %.",
               PER_SECOND, Query(f"sum(rate({_FAILED}{_RATE})) or vector(0)", "all"),
               Query(f"sum by (error_type) (rate({_FAILED}{_RATE}))", "{{error_type}}"), soft_most=0.1),
-        lines("Time to first token", "From a request's arrival at the orchestrator to its first token. Points are requests: each leads "
-              "to its trace.", SECONDS,
+        lines("Time to first token", "From a request's arrival at the orchestrator to its first token. Points are requests and link to "
+              "their traces.", SECONDS,
               Query(f"histogram_quantile(0.5, sum by (le) (rate({_TTFT}{_RATE})))", "p50"),
               Query(f"histogram_quantile(0.95, sum by (le) (rate({_TTFT}{_RATE})))", "p95")),
-        lines("Time per output token", "After the first one: how fast answers flow.", SECONDS,
+        lines("Time per output token", "Mean time between tokens, after the first one.", SECONDS,
               Query(f"histogram_quantile(0.5, sum by (le) (rate({_TPOT}{_RATE})))", "p50"),
               Query(f"histogram_quantile(0.95, sum by (le) (rate({_TPOT}{_RATE})))", "p95")),
-        lines("Tokens of callers", "Prompt tokens that came in and tokens that went out.", "si:tok/s",
+        lines("Tokens of callers", "Prompt tokens and generated tokens.", "si:tok/s",
               Query(f"sum by (gen_ai_token_type) (rate(gen_ai_client_token_usage_sum{_RATE}))", "{{gen_ai_token_type}}")),
-        lines("Calls under way", "gRPC calls in every service, health aside.", NUMBER,
+        lines("Running calls", "gRPC calls in every service, without health checks.", NUMBER,
               Query("sum by (job) (presift_calls_running)", "{{job}}")),
     ]  # fmt: skip
 
@@ -82,25 +82,25 @@ def _requests() -> list[Panel]:
 def _room() -> list[Panel]:
     held = "sum by (instance) (presift_target_kv_held)"
     return [
-        lines("Orchestrators: in work, waiting", "Requests in work (up to max_running each) and those that wait for a place.",
-              NUMBER, Query("sum(presift_admission_running)", "in work"), Query("sum(presift_admission_waiting)", "waiting")),
-        lines("Targets: running, waiting", "Requests inside SGLang: generated, and waiting for KV or for their turn.", NUMBER,
+        lines("Orchestrators: running, waiting", "Running requests (up to max_running each) and queued ones.",
+              NUMBER, Query("sum(presift_admission_running)", "running"), Query("sum(presift_admission_waiting)", "waiting")),
+        lines("Targets: running, waiting", "Requests inside SGLang: being generated, and waiting for KV or a slot.", NUMBER,
               Query("sum(presift_target_running)", "running"), Query("sum(presift_target_waiting)", "waiting")),
         lines("Targets: KV in use", "Share of KV slots that running requests hold. Alert above 95 % (red line).", SHARE,
               Query("presift:target_kv_held:ratio", "{{instance}}"), most=1.0, line_at=0.95),
-        lines("Targets: KV slots", "Tokens held by running requests, and free for more (the prefix cache's among them).", NUMBER,
+        lines("Targets: KV slots", "Slots that running requests hold, and free ones, including the prefix cache.", NUMBER,
               Query(held.replace("by (instance) ", ""), "held"), Query("sum(presift_target_kv_free)", "free"), stacked=True),
-        lines("Drafts: scoring, waiting", "Prompts being scored and waiting; red: how many may wait, of all drafts.", NUMBER,
+        lines("Drafts: scoring, waiting", "Prompts being scored and waiting; red: the queue limit, over all drafts.", NUMBER,
               Query("sum(presift_draft_running)", "scoring"), Query("sum(presift_draft_queue)", "waiting"),
               Query("sum(presift_draft_queue_limit)", "may wait")),
-        lines("Replicas", "As the orchestrators see them; unusable ones are not asked (`presift models` says why).", NUMBER,
+        lines("Replicas", "As the orchestrators see them; unusable ones get no calls (`presift models` shows the reason).", NUMBER,
               Query("max by (presift_role, presift_state) (presift_replicas)", "{{presift_role}} {{presift_state}}"), steps=True),
     ]  # fmt: skip
 
 
 def _door() -> list[Panel]:
     return [
-        lines("Refused", "By why: too much waits, a tenant's limit, unknown callers, a full draft or target.", PER_SECOND,
+        lines("Refused", "By reason: full queue, a tenant's limit, unauthenticated callers, a full draft or target.", PER_SECOND,
               Query(f"sum by (presift_field) (rate(presift_admission_refused_total{_RATE}))", "overload: {{presift_field}}"),
               Query(f"sum by (presift_limit) (rate(presift_limits_refused_total{_RATE}))", "limit: {{presift_limit}}"),
               Query(f"sum by (presift_why) (rate(presift_callers_refused_total{_RATE}))", "caller: {{presift_why}}"),
@@ -108,9 +108,9 @@ def _door() -> list[Panel]:
               Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
               Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
               Query("vector(0)", "none"), width=12, soft_most=1.0),
-        lines("Waiting memory", "Bytes that waiting requests hold, of max_waiting_mib.", BYTES,
+        lines("Waiting memory", "Memory of queued requests; the limit is max_waiting_mib.", BYTES,
               Query("sum(presift_admission_waiting_bytes)", "waiting"), width=6, soft_most=2.0**20),
-        lines("Tenants and leases", "Tenants whose requests wait; leases held on prompts being scored and on tenants' calls.",
+        lines("Tenants and leases", "Tenants with queued requests; leases on prompts being scored and on tenants' calls.",
               NUMBER, Query("sum(presift_admission_waiting_tenants)", "tenants waiting"),
               Query("sum by (presift_of) (presift_leases_held)", "leases: {{presift_of}}"),
               Query(f"sum by (presift_limit) (rate(presift_limits_trouble_total{_RATE}))", "uncounted/s: {{presift_limit}}"), width=6),
@@ -120,10 +120,10 @@ def _door() -> list[Panel]:
 def _processes() -> list[Panel]:
     name = '"{{job}} {{instance}}"'.strip('"')
     return [
-        lines("Memory", "Resident memory of every process (SGLang's own workers are not among them).", BYTES,
+        lines("Memory", "Resident memory of every process, without SGLang's workers.", BYTES,
               Query('process_resident_memory_bytes{job=~"presift-.+"}', name)),
-        lines("Processors", "Processor seconds a second: 1 is one core.", NUMBER,
+        lines("CPU", "CPU seconds per second: 1 is one core.", NUMBER,
               Query(f'rate(process_cpu_seconds_total{{job=~"presift-.+"}}{_RATE})', name)),
-        lines("Open files", "Sockets and files, of those that a process may open. A steady rise is a leak.", SHARE,
+        lines("Open files", "Open sockets and files as a share of the limit. A steady rise is a leak.", SHARE,
               Query('process_open_fds{job=~"presift-.+"} / process_max_fds{job=~"presift-.+"}', name)),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where the time goes: stages, queues, predicted against real."""
+"""Where the time goes: stages, queues, predictions and real times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from panels import (
 )
 
 TITLE = "presift: where the time goes"
-ABOUT = "The stages of a request in every service, the queues before them, and what was predicted against what came."
+ABOUT = "The stages of a request in every service, the queues, and predictions compared with real times."
 
 _RATE = "[$__rate_interval]"
 _RANGE = "[$__range]"
@@ -32,7 +32,7 @@ def rows() -> Iterator[tuple[str, list[Panel]]]:
     yield "In the time shown", _totals()
     yield "Stages: mean seconds, stacked", _stages()
     yield "Queues", _queues()
-    yield "Predicted against real", _forecasts()
+    yield "Predicted and real times", _forecasts()
     yield "Answers, replicas", _answers()
 
 
@@ -49,12 +49,12 @@ def _totals() -> list[Panel]:
     return [
         number("First token, p50", "At the orchestrator: from arrival to the first token.", SECONDS,
                Query(_quantile(0.5, _of("time_to_first_token"), _RANGE))),
-        number("of it in the target, p50", "From the target's door to its first token.", SECONDS,
+        number("of it in the target, p50", "From arrival at the target to its first token.", SECONDS,
                Query(_quantile(0.5, _of("time_to_first_token", "target"), _RANGE))),
-        number("Scoring, mean", "All stages of the draft for one prompt, its queue among them.", SECONDS, Query(scoring)),
-        number("Waiting at the door, p95", "For a place among the requests in work.", SECONDS,
+        number("Scoring, mean", "All stages of the draft for one prompt, including its queue.", SECONDS, Query(scoring)),
+        number("Admission wait, p95", "Time in the orchestrator's queue.", SECONDS,
                Query(_quantile(0.95, _WAIT, _RANGE)), base=GREEN, worry=((1, YELLOW), (5, RED))),
-        number("Real / predicted", "Median. AUTO's choices are as good as this is near 1.", TIMES,
+        number("Real / predicted", "Median time to first token over its prediction. AUTO chooses best if this is near 1.", TIMES,
                Query(_quantile(0.5, _RATIO, _RANGE)), base=RED, worry=((0.5, GREEN), (1.5, YELLOW), (2, RED)), decimals=2),
         number("Whole answer, p95", "From arrival to the last token.", SECONDS,
                Query(_quantile(0.95, _of("request_duration"), _RANGE))),
@@ -62,7 +62,7 @@ def _totals() -> list[Panel]:
 
 
 def _stage_means(role: str) -> Query:
-    """Seconds of each stage on the mean of all requests, those that skip it too: so that the stack is a request's time."""
+    """Seconds of each stage, averaged over all requests, even those that skip it: the stack is the time of a request."""
     name = _STAGES[role]
     whole = f"scalar(max(sum by (presift_stage) (rate({name}_count{_RATE}))))"
     return Query(f"sum by (presift_stage) (rate({name}_sum{_RATE})) / {whole}", "{{presift_stage}}")
@@ -74,17 +74,17 @@ def _stages() -> list[Panel]:
               "(the target), decode. Early prefill overlaps with score.", SECONDS, _stage_means("orchestrator"), stacked=True),
         lines("Draft", "queue, then prefill (reading), lookahead (guessing the answer), select (the mask).", SECONDS,
               _stage_means("draft"), stacked=True),
-        lines("Target", "prefill; score and publish where KV is dropped; decode.", SECONDS, _stage_means("target"), stacked=True),
+        lines("Target", "prefill; score and publish if KV is dropped; decode.", SECONDS, _stage_means("target"), stacked=True),
     ]  # fmt: skip
 
 
 def _queues() -> list[Panel]:
     return [
-        lines("Waiting at the orchestrator", "For a place among the requests in work. Alert above 5 s (p95).", SECONDS,
+        lines("Waiting at the orchestrator", "Time in its queue. Alert above 5 s (p95).", SECONDS,
               Query(_quantile(0.5, _WAIT, _RATE), "p50"), Query(_quantile(0.95, _WAIT, _RATE), "p95")),
-        lines("Draft queues", "Prompts that wait, as a share of how many may. Alert above 80 % (red line).", "percentunit",
+        lines("Draft queues", "Queued prompts as a share of the limit. Alert above 80 % (red line).", "percentunit",
               Query("presift:draft_queue:ratio", "{{instance}}"), most=1.0, line_at=0.8),
-        lines("Waiting requests", "At the orchestrators' door, before the drafts, inside the targets' engines.", NUMBER,
+        lines("Waiting requests", "In the queues of orchestrators and drafts, and inside the targets' engines.", NUMBER,
               Query("sum(presift_admission_waiting)", "orchestrators"), Query("sum(presift_draft_queue)", "drafts"),
               Query("sum(presift_target_waiting)", "targets")),
     ]  # fmt: skip
@@ -92,12 +92,12 @@ def _queues() -> list[Panel]:
 
 def _forecasts() -> list[Panel]:
     return [
-        lines("Real / predicted first token", "All routes; 1 is right, 2 twice as late as AUTO thought. Alert beyond 2 x.", TIMES,
+        lines("Real / predicted first token", "All routes; 1 is exact, 2 is twice the predicted time. Alert above 2 or below 0.5.", TIMES,
               *(Query(_quantile(share, _RATIO, _RATE), name) for share, name in ((0.1, "p10"), (0.5, "p50"), (0.9, "p90"))),
               line_at=2.0),
-        lines("Real / predicted, by route (p50)", "A route that is always wrong: its speeds were learnt under another load.", TIMES,
+        lines("Real / predicted, by route (p50)", "If a route is always wrong, its speeds were learnt under another load.", TIMES,
               Query(_quantile(0.5, _RATIO, _RATE, "le, presift_route"), "{{presift_route}}"), line_at=2.0),
-        lines("First token, p95 by route", "What callers see. Points are requests: each leads to its trace.", SECONDS,
+        lines("First token, p95 by route", "What callers see. Points are requests and link to their traces.", SECONDS,
               Query(_quantile(0.95, _of("time_to_first_token"), _RATE, "le, presift_route"), "{{presift_route}}")),
     ]  # fmt: skip
 
@@ -106,14 +106,14 @@ def _answers() -> list[Panel]:
     return [
         lines("Whole answers, by route (p50)", "From arrival to the last token.", SECONDS,
               Query(_quantile(0.5, _of("request_duration"), _RATE, "le, presift_route"), "{{presift_route}}")),
-        lines("Time per output token, by route (p50)", "Less KV makes each step cheaper: spec_kv should lie below full.", SECONDS,
+        lines("Time per output token, by route (p50)", "Less KV makes each step cheaper: spec_kv should be below full.", SECONDS,
               Query(_quantile(0.5, _of("time_per_output_token"), _RATE, "le, presift_route"), "{{presift_route}}")),
-        lines("Replicas chosen", "Targets by affinity (their cache) or forecast; drafts by least load; failover: another had failed.",
+        lines("Replicas chosen", "Targets by affinity (their cache) or forecast; drafts by least load; failover: another one failed.",
               PER_SECOND, Query(f"sum by (presift_role, presift_by) (rate(presift_replica_picked_total{_RATE}))",
                                 "{{presift_role}}: {{presift_by}}"),
               Query("vector(0)", "none"), stacked=True, soft_most=0.1),
-        lines("Trouble of replicas", "Failovers, moves of circuit breakers, hedged calls to drafts, and answers that targets did "
-              "not finish: callers who left, deadlines, comparisons of the guard that gave way, errors.",
+        lines("Failures of replicas", "Failovers, changes of circuit breakers, hedged calls to drafts, and answers that targets did "
+              "not finish: disconnected clients, deadlines, interrupted comparisons of the guard, errors.",
               PER_SECOND,
               Query(f"sum by (presift_role) (rate(presift_replica_failovers_total{_RATE}))", "failover: {{presift_role}}"),
               Query(f"sum by (presift_role, presift_to) (rate(presift_replica_breaker_total{_RATE}))",

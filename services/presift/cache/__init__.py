@@ -1,1 +1,1 @@
-"""Compressed prompts by digest: stores, their codec, and the guards against a stampede. Import the modules by name."""
+"""The cache of compressed prompts: stores, codec, and locks against duplicate work. Import the modules by name."""

@@ -1,9 +1,9 @@
-"""The port of the stampede guard across processes: whoever claims a digest computes it, the others wait for the value.
+"""The port of a lock per digest across processes: its holder computes the value, the others wait for it.
 
-claim -> value          another process computed it meanwhile: use it
-claim -> None           compute it, `put` it, then `release`; on failure or cancellation `release` at once
+claim -> value          another process computed it: use it
+claim -> None           compute it, `put` it, then `release`; after a failure or cancellation `release` at once
 
-Within one process presift.cache.single_flight comes first, so at most one claim per digest is open in it.
+Within one process presift.cache.single_flight comes first, so a process has at most one open claim per digest.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from presift.core.plan import CompressedPrompt
 
 
 class BuildLock(Protocol):
-    """Like a Store it never raises for cache trouble: then everybody computes for themselves."""
+    """Like a Store it never raises for cache failures: then every process computes for itself."""
 
     @property
     def held(self) -> int:
-        """How many this process holds, that is, what it computes for all."""
+        """The number of leases that this process holds."""
         ...
 
     async def claim(self, digest: str) -> CompressedPrompt | None:
-        """Another process's value, waited for at most the lease time; None: compute it yourself."""
+        """Another process's value, waited for at most the lease time; None: compute it."""
         ...
 
     async def release(self, digest: str) -> None:
-        """Let the others go on. Call it after `put`, else they find neither value nor lease and compute again."""
+        """Release the lease. Call it after `put`; otherwise others find neither value nor lease and compute again."""
         ...
 
 
 class NoBuildLock:
-    """For a store that no other process shares."""
+    """For a store that this process does not share."""
 
     @property
     def held(self) -> int:

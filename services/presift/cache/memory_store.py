@@ -1,4 +1,4 @@
-"""Compressed prompts in this process's memory: the least recently used go first, and none outlives its time."""
+"""Compressed prompts in this process's memory, with LRU eviction and a time to live."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from presift.cache.codec import ValueTooLarge, decode, encode
 from presift.cache.store import CacheLimits, CacheObserver, Operation, Outcome, ignore
 from presift.core.plan import CompressedPrompt
 
-# What one entry takes beside its encoded value: key, bytes object, link, timer and dict slots (measured, rounded up).
+# Memory of an entry without its encoded value: key, bytes object, link, timer and dict slots (measured, rounded up).
 ENTRY_OVERHEAD_BYTES = 512
 
 
 class MemoryStore:
     """A Store bounded by `limits.memory_bytes` and `limits.ttl_s`. `clock` is monotonic, in seconds.
 
-    Values are kept encoded: ten times smaller than their arrays, and their size is exactly known.
+    Values are kept encoded: ten times smaller than their arrays, and of known size.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A lease per digest in the Redis that holds the values: two orchestrators, one draft pass."""
+"""One lease per digest in the Redis that holds the values, so that only one orchestrator computes a value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from presift.core.plan import CompressedPrompt
 
 LEASE_S = 10.0
 
-# SET NX PX, except that a lease which this process failed to release is its own again instead of a wait for nobody.
+# SET NX PX, except that a process gets a lease back that it failed to release.
 _CLAIM = """
 local holder = redis.call('get', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
@@ -24,27 +24,28 @@ _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del
 
 
 class RedisBuildLock:
-    """A Lease that lasts `lease_s` seconds: longer than a draft pass, as short as a wait for a dead process may be.
+    """A BuildLock whose leases last `lease_s` seconds: longer than a draft pass, and the longest wait for a dead
+    process.
 
-    Told to the observer per claim: MISS (ours to compute), HIT (another's value), TIMEOUT (waited in vain: compute),
-    ERROR or SKIPPED (no lease to be had: compute).
+    Each claim reports one outcome: HIT (another process's value), or compute: MISS (got the lease), TIMEOUT (waited in
+    vain), ERROR or SKIPPED (Redis failed).
     """
 
     def __init__(
         self,
-        link: RedisClient,
+        client: RedisClient,
         limits: CacheLimits,
         observe: CacheObserver = ignore,
         lease_s: float = LEASE_S,
         poll_s: float = 0.02,
     ) -> None:
-        self._link = link
+        self._client = client
         self._limits = limits
         self._observe = observe
         self._lease_s = lease_s
         self._poll_s = poll_s
         patient = replace(limits, timeout_s=limits.claim_timeout_s)
-        self._values = RedisStore(link, patient)  # unobserved: polling is not a row of misses
+        self._values = RedisStore(client, patient)  # not observed: polls are not misses
         self._holder = secrets.token_hex(16)
         self._held: set[str] = set()
 
@@ -70,18 +71,18 @@ class RedisBuildLock:
         try:
             await self._run(_RELEASE, digest, timeout_s=self._limits.timeout_s)
         except CacheUnavailable:
-            return  # it lapses by itself
+            return  # it expires
 
     async def _take_or_wait(self, digest: str) -> CompressedPrompt | None:
         while True:
-            is_ours = await self._claim(digest) == 1
-            if is_ours:
+            is_held = await self._claim(digest) == 1
+            if is_held:
                 self._held.add(digest)
-            # Looked up after the claim: its holder may have put the value and released between our miss and now.
+            # Read after the claim: its holder may have stored the value and released since the first miss.
             value = await self._values.get(digest)
-            if is_ours and value:
+            if is_held and value:
                 await self.release(digest)
-            if is_ours or value:
+            if is_held or value:
                 return value
             await asyncio.sleep(self._poll_s)
 
@@ -91,4 +92,4 @@ class RedisBuildLock:
 
     async def _run(self, script: str, digest: str, *arguments: int, timeout_s: float) -> object:
         key = f"{redis_key(digest)}:lease"
-        return await self._link.ask("EVAL", script, 1, key, self._holder, *arguments, timeout_s=timeout_s)
+        return await self._client.execute("EVAL", script, 1, key, self._holder, *arguments, timeout_s=timeout_s)

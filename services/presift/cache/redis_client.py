@@ -1,7 +1,7 @@
-"""One bounded, patient-only-so-long way to a Redis or Valkey server; everything that can go wrong is `Unavailable`.
+"""A Redis or Valkey client with timeouts and a circuit breaker. Every failure becomes CacheUnavailable.
 
-The URL holds the password: it is read here and never kept, shown or logged. Errors are logged by type alone, because a
-server may echo what it was sent ("unknown command 'AUTH', with args beginning with: ...").
+The URL contains the password: it is never kept, shown or logged. Only the types of errors are logged, because a server
+may echo its input ("unknown command 'AUTH', with args beginning with: ...").
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from presift.cache.circuit_breaker import CircuitBreaker
 from presift.cache.store import CacheLimits, Outcome
 from presift.cache.timeout import loop_aware_timeout
 from presift.core.errors import InvalidRequest
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 
 _log = logging.getLogger(__name__)
 
@@ -30,58 +30,57 @@ T = TypeVar("T")
 
 
 class CacheUnavailable(Exception):
-    """No answer to use. Whoever asked turns it into a miss, or into whatever trouble means there."""
+    """The server gave no usable answer. Callers treat it as a miss."""
 
     def __init__(self, outcome: Outcome, is_wrong_type: bool = False) -> None:
         super().__init__(outcome)
         self.outcome = outcome
-        self.is_wrong_type = is_wrong_type  # the key holds a list, hash or the like: nothing of ours
+        self.is_wrong_type = is_wrong_type  # the key holds a list, hash or the like, which presift never writes
 
 
 class RedisClient:
-    """Commands to the server at `url` (redis://, rediss:// or unix://). Connects when first asked, not before.
+    """Commands to the server at `url` (redis://, rediss:// or unix://). Connects at the first command.
 
-    TLS files and client certificates come as the URL's query: `?ssl_ca_certs=/path&ssl_certfile=...&ssl_keyfile=...`.
+    TLS files and client certificates are query parameters: `?ssl_ca_certs=/path&ssl_certfile=...&ssl_keyfile=...`.
     Raises InvalidRequest if the URL cannot be read.
     """
 
     def __init__(self, url: str, limits: CacheLimits) -> None:
         self._pool = _pool(url, limits)
         self._client = Redis.from_pool(self._pool)
-        self._guard = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
+        self._breaker = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
 
     @property
     def pool(self) -> BlockingConnectionPool:
-        """For a library that brings its own client; its calls go through `attempt`."""
+        """For a library that has its own client; its calls must go through `attempt`."""
         return self._pool
 
-    async def ask(self, *command: str | bytes | int, timeout_s: float) -> object:
-        """The server's reply within `timeout_s`, our own delays not counted. Raises CacheUnavailable."""
+    async def execute(self, *command: str | bytes | int, timeout_s: float) -> object:
+        """The server's reply within `timeout_s`, not counting delays of this process. Raises CacheUnavailable."""
 
-        async def execute() -> object:
+        async def call() -> object:
             reply: object = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
             return reply
 
-        return await self.attempt(execute, timeout_s)
+        return await self.attempt(call, timeout_s)
 
     async def attempt(self, call: Callable[[], Awaitable[T]], timeout_s: float) -> T:
-        """What `call` makes of the server's replies within `timeout_s`, our own delays not counted; or
-        CacheUnavailable."""
-        began_s = self._guard.begin()
+        """The result of `call` within `timeout_s`, not counting delays of this process. Raises CacheUnavailable."""
+        began_s = self._breaker.begin()
         if began_s is None:
             raise CacheUnavailable(Outcome.SKIPPED)
         try:
             async with loop_aware_timeout(timeout_s):
                 reply = await call()
-        except ResponseError as error:  # it said no, but it is there and quick: no reason to rest
-            self._guard.succeeded()
+        except ResponseError as error:  # the server refused, but it works
+            self._breaker.record_success()
             _log.debug("cache command refused: %s", type(error).__name__)
             raise CacheUnavailable(Outcome.ERROR, str(error).startswith("WRONGTYPE")) from None
-        except Exception as error:  # whatever a broken server or network makes the client raise is a miss
-            self._note_failure(error, began_s)
+        except Exception as error:  # whatever the client raises for a broken server or network is a miss
+            self._record_failure(error, began_s)
             timed_out = isinstance(error, (TimeoutError, RedisTimeoutError))
             raise CacheUnavailable(Outcome.TIMEOUT if timed_out else Outcome.ERROR) from None
-        self._guard.succeeded()
+        self._breaker.record_success()
         return reply
 
     async def aclose(self) -> None:
@@ -90,22 +89,22 @@ class RedisClient:
             async with asyncio.timeout(1.0):
                 await self._client.aclose()
 
-    def _note_failure(self, error: Exception, began_s: float) -> None:
-        was_resting = self._guard.is_resting
-        self._guard.failed(began_s)
-        begins_rest = self._guard.is_resting and not was_resting
-        _log.log(logging.WARNING if begins_rest else logging.DEBUG, "cache unreachable: %s", type(error).__name__)
+    def _record_failure(self, error: Exception, began_s: float) -> None:
+        was_closed = self._breaker.state is BreakerState.CLOSED
+        self._breaker.record_failure(began_s)
+        opens = was_closed and self._breaker.state is not BreakerState.CLOSED
+        _log.log(logging.WARNING if opens else logging.DEBUG, "cache unreachable: %s", type(error).__name__)
 
 
 def _pool(url: str, limits: CacheLimits) -> BlockingConnectionPool:
     try:
         options: dict[str, Any] = dict(parse_url(url))
-    except (ValueError, TypeError):  # its message may quote a part of the password
+    except (ValueError, TypeError):  # its message may quote part of the password
         raise InvalidRequest("cache_url", "unreadable", "redis://, rediss:// or unix:// URL") from None
     options |= {
         "max_connections": limits.max_connections,
-        # `ask` bounds everything. With a timeout of its own redis-py sends under asyncio.wait_for, which before Python
-        # 3.12 swallows a cancellation that comes while it sends: ours, or the caller's, would be lost for seconds.
+        # `attempt` has the timeout. With its own timeouts redis-py sends under asyncio.wait_for, which before Python
+        # 3.12 swallows a cancellation during the send: a timeout or a cancelled caller would be ignored for seconds.
         "socket_timeout": None,
         "socket_connect_timeout": None,
         "timeout": None,

@@ -9,15 +9,15 @@ from presift.core.plan import CompressedPrompt
 
 
 class RedisStore:
-    """A Store over `link`. The server expires values after `limits.ttl_s` and bounds its own memory."""
+    """A Store over `client`. The server expires values after `limits.ttl_s` and limits its own memory."""
 
-    def __init__(self, link: RedisClient, limits: CacheLimits, observe: CacheObserver = ignore) -> None:
-        self.link = link
+    def __init__(self, client: RedisClient, limits: CacheLimits, observe: CacheObserver = ignore) -> None:
+        self.client = client
         self._limits = limits
         self._observe = observe
 
     async def get(self, digest: str) -> CompressedPrompt | None:
-        """As Store.get. Answers within `limits.timeout_s`, or twice that if it must drop a corrupt value."""
+        """As Store.get. Returns within `limits.timeout_s`, or twice that if it drops a corrupt value."""
         value: CompressedPrompt | None = None
         try:
             data = await self._read(digest)
@@ -35,13 +35,13 @@ class RedisStore:
         self._observe(Operation.PUT, await self._write(digest, value))
 
     async def aclose(self) -> None:
-        await self.link.aclose()
+        await self.client.aclose()
 
     async def _read(self, digest: str) -> bytes:
-        # Not GET: a huge value under our key must not be read into memory. One byte over the bound cannot verify.
+        # Not GET: this key may hold a huge value, which must not fill the memory. A value cut at the limit is corrupt.
         command = ("GETRANGE", redis_key(digest), 0, self._limits.max_value_bytes)
         try:
-            reply = await self.link.ask(*command, timeout_s=self._limits.timeout_s)
+            reply = await self.client.execute(*command, timeout_s=self._limits.timeout_s)
         except CacheUnavailable as trouble:
             if trouble.is_wrong_type:
                 raise CorruptValue from None
@@ -54,7 +54,9 @@ class RedisStore:
         ttl_ms = max(1, round(self._limits.ttl_s * 1000))
         try:
             data = encode(digest, value, self._limits.max_value_bytes)
-            await self.link.ask("SET", redis_key(digest), data, "PX", ttl_ms, timeout_s=self._limits.put_timeout_s)
+            await self.client.execute(
+                "SET", redis_key(digest), data, "PX", ttl_ms, timeout_s=self._limits.put_timeout_s
+            )
         except ValueTooLarge:
             return Outcome.TOO_LARGE
         except CacheUnavailable as trouble:
@@ -63,11 +65,12 @@ class RedisStore:
 
     async def _drop(self, digest: str) -> None:
         try:
-            await self.link.ask("DEL", redis_key(digest), timeout_s=self._limits.timeout_s)
+            await self.client.execute("DEL", redis_key(digest), timeout_s=self._limits.timeout_s)
         except CacheUnavailable:
             return  # the next put overwrites it, and until then it is a miss
 
 
 def redis_key(digest: str) -> str:
-    """Where the value of `digest` lies. The codec's version is in it, so that a rolling upgrade does not thrash."""
+    """The key of the value of `digest`. It has the codec's version, so that during a rolling upgrade old and new
+    orchestrators do not drop each other's values."""
     return f"presift:v{VERSION}:{digest}"

@@ -1,4 +1,4 @@
-"""N simultaneous askers of one key, one computation in this process."""
+"""Runs one computation per key in this process, however many callers want it at the same time."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Shares computations that are under way; remembers nothing of those that are done, failed ones included.
+    """Shares running computations. It keeps no results, and no failures.
 
-    A computation belongs to all who wait for it: it runs in its own task (in the first asker's context: its trace span
-    is the parent), goes on if that asker is cancelled, and is cancelled once nobody waits. So `factory` must bring its
-    own time limit, not the first asker's deadline.
+    A computation runs in a task of its own, in the first caller's context: that caller's trace span is the parent. It
+    continues if that caller is cancelled, and is cancelled when no caller waits any more. So `factory` needs its own
+    time limit, not the first caller's deadline.
     """
 
     def __init__(self) -> None:
         self._flights: dict[str, _Flight[T]] = {}
 
     def __len__(self) -> int:
-        """How many computations are under way."""
+        """The number of running computations."""
         return len(self._flights)
 
     def is_under_way(self, key: str) -> bool:
-        """Whether `run` would join another asker's computation."""
+        """Whether `run` would join another caller's computation."""
         return key in self._flights
 
     async def run(self, key: str, factory: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """The result, and whether another asker had started it. Raises what `factory` raises, in every asker."""
+        """The result, and whether another caller had started it. Raises what `factory` raises, in every caller."""
         flight = self._flights.get(key)
         is_shared = flight is not None
         if flight is None:
@@ -47,8 +47,8 @@ class SingleFlight(Generic[T]):
         try:
             await asyncio.wait((flight.task,))
         finally:
-            self._leave(key, flight)
-        if flight.task.cancelled():  # by something else than us: to the askers it is a failure, not their cancellation
+            self._detach(key, flight)
+        if flight.task.cancelled():  # not by this class: for the callers it is a failure, not a cancellation
             raise InternalError("a shared computation was cancelled from outside")
         return flight.task.result(), is_shared
 
@@ -57,19 +57,19 @@ class SingleFlight(Generic[T]):
             return await factory()
 
         flight = self._flights[key] = _Flight(asyncio.create_task(compute(), name=f"single-flight {key[:8]}"))
-        flight.task.add_done_callback(lambda task: self._land(key, flight, task))
+        flight.task.add_done_callback(lambda task: self._finish(key, flight, task))
         return flight
 
-    def _leave(self, key: str, flight: _Flight[T]) -> None:
+    def _detach(self, key: str, flight: _Flight[T]) -> None:
         flight.waiters -= 1
         if flight.waiters == 0 and not flight.task.done():
-            self._forget(key, flight)  # at once: a newcomer must not join what is being cancelled
+            self._forget(key, flight)  # at once: a new caller must not join a computation that is being cancelled
             flight.task.cancel()
 
-    def _land(self, key: str, flight: _Flight[T], task: asyncio.Task[T]) -> None:
+    def _finish(self, key: str, flight: _Flight[T], task: asyncio.Task[T]) -> None:
         self._forget(key, flight)
         if not task.cancelled():
-            task.exception()  # marks it as seen, in case everybody has left
+            task.exception()  # marks it as retrieved, in case no caller waits
 
     def _forget(self, key: str, flight: _Flight[T]) -> None:
         if self._flights.get(key) is flight:

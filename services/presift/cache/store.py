@@ -1,6 +1,6 @@
-"""The port: where compressed prompts are kept, what may be kept, and how outcomes reach whoever counts them.
+"""The port of the stores: their interface, their limits, and the outcomes that they report.
 
-Knows no transport and no telemetry. The rule of this whole package: cache trouble is a miss, never an error.
+Knows no transport and no telemetry. The rule of this package: a cache failure is a miss, never an error.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Protocol
 from presift.core.errors import InvalidRequest
 from presift.core.plan import CompressedPrompt
 
-# How many times longer a claim is waited for than a look-up.
-CLAIM_PATIENCE = 5.0
+# The timeout of a claim, as a multiple of that of a look-up.
+CLAIM_TIMEOUT_FACTOR = 5.0
 
 
 class Operation(StrEnum):
-    """What was asked of the cache."""
+    """A cache operation."""
 
     GET = "get"
     PUT = "put"
-    CLAIM = "claim"  # of a lease: see presift.cache.build_lock
+    CLAIM = "claim"  # a lease: see presift.cache.build_lock
 
 
 class Outcome(StrEnum):
@@ -30,15 +30,15 @@ class Outcome(StrEnum):
     HIT = "hit"
     MISS = "miss"
     STORED = "stored"
-    TOO_LARGE = "too_large"  # refused: over `max_value_bytes`
-    CORRUPT = "corrupt"  # what lay under the key does not verify; it has been dropped
+    TOO_LARGE = "too_large"  # larger than `max_value_bytes`
+    CORRUPT = "corrupt"  # the stored value does not verify and was dropped
     TIMEOUT = "timeout"
     ERROR = "error"
-    SKIPPED = "skipped"  # not tried: the store rests after repeated failures
+    SKIPPED = "skipped"  # not tried: the circuit breaker is open
 
 
 class CacheObserver(Protocol):
-    """Told every outcome, on the event loop: it must be quick and must not raise."""
+    """Called with every outcome, on the event loop: it must be fast and must not raise."""
 
     def __call__(self, operation: Operation, outcome: Outcome) -> None: ...
 
@@ -49,12 +49,12 @@ def ignore(operation: Operation, outcome: Outcome) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """How much, how long and how patiently. Raises InvalidRequest unless all are positive.
+    """Sizes and timeouts. Raises InvalidRequest unless all are positive.
 
-    `memory_bytes` bounds the in-memory store alone; a server's memory is bounded by the server. `timeout_s` covers one
-    read command with everything before it: the wait for a pooled connection, connecting, TLS and authentication.
-    `put_timeout_s` covers the same for a write, which nobody waits for. After `rest_after_failures` failures in a row
-    the server is left alone for `rest_s`, then tried with a single command.
+    `memory_bytes` limits the in-memory store only; a server limits its own memory. `timeout_s` covers one read command
+    with everything before it: the wait for a pooled connection, connecting, TLS and authentication. `put_timeout_s`
+    covers the same for a write, which no request waits for. After `rest_after_failures` failures in a row the circuit
+    breaker is open for `rest_s` seconds, then lets a single command through.
     """
 
     ttl_s: float = 86_400.0
@@ -73,24 +73,24 @@ class CacheLimits:
 
     @property
     def claim_timeout_s(self) -> float:
-        """More patient than a look-up: a claim that is given up may cost a second draft pass."""
-        return self.timeout_s * CLAIM_PATIENCE
+        """Longer than that of a look-up: a claim that times out may cost a second draft pass."""
+        return self.timeout_s * CLAIM_TIMEOUT_FACTOR
 
 
 class Store(Protocol):
     """Compressed prompts by digest (64 hex digits, see presift.core.digest).
 
-    No method raises for cache trouble; what happened is told to the observer. Only a defect of ours raises.
+    No method raises for a cache failure; the observer gets the outcome. Only a bug in presift raises.
     """
 
     async def get(self, digest: str) -> CompressedPrompt | None:
-        """The value, verified to belong to `digest`; None on a miss, which is what any trouble is."""
+        """The value, verified to belong to `digest`; None for a miss or any failure."""
         ...
 
     async def put(self, digest: str, value: CompressedPrompt) -> None:
-        """Keep `value` if it can be kept. Returns when it is stored or given up: run it beside the answer."""
+        """Store `value` if possible. Returns when that succeeded or failed: run it concurrently with the answer."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of connections and memory. A closed store only misses, or is not used any more."""
+        """Release connections and memory. Do not use a closed store."""
         ...

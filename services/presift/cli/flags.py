@@ -1,46 +1,113 @@
-"""Flags that several commands have, or that take more than a line to say."""
+"""The flags that several commands share, each written once; `with_flags` gives a command all flags of a group."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Document = Annotated[
-    list[Path] | None,
-    typer.Option("--document", "--file", help="a file for the question, dropped from; repeatable; - is stdin"),
-]
-MinCoverage = Annotated[float | None, typer.Option(help="below it, by the draft, a less lossy route is taken, 0..1")]
-ContinuePromptTokens = Annotated[
-    int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection to go on with (spec_kv, auto)")
-]
-AnswerTokens = Annotated[
-    int | None, typer.Option(help="tokens of the answer that is left out: room and predictions depend on it")
-]
-CacheUrl = Annotated[
-    str | None, typer.Option(help="redis:// or rediss:// URL; a local Valkey if unset", envvar="PRESIFT_CACHE_URL")
-]
-PolicyFile = Annotated[
-    Path | None, typer.Option(help="the orchestrator's policy file: defaults by prompt length, target and tenant")
-]
-PrefillWhileDrafting = Annotated[bool | None, typer.Option(help="on spec_kv the target reads while the draft works")]
-CrossVocabulary = Annotated[
-    bool, typer.Option("--cross-vocabulary", help="let the draft have another vocabulary than the target")
-]
-Insecure = Annotated[bool, typer.Option("--insecure", help="listen beyond this machine although anybody could call")]
-ObservabilityOn = Annotated[
-    bool,
-    typer.Option(
-        "--observability",
-        help="each service tells metrics to Prometheus on a port of its own (so with --otlp-endpoint)",
-    ),
-]
-Tenant = Annotated[str | None, typer.Option(help="whose defaults of the policy file apply")]
-LocalPolicy = Annotated[
-    Path | None, typer.Option(help="a policy file of this machine; that of PRESIFT_ORCHESTRATOR_POLICY_FILE if unset")
-]
-LearntFrom = Annotated[
-    str | None,
-    typer.Option(help="take context, routes, threshold and learnt speeds (no policy file) from this orchestrator"),
-]
+from presift.core.plan import Route
+
+RouteName = Annotated[str, typer.Option(help=", ".join(("auto", *Route)))]
+Tenant = Annotated[str | None, typer.Option(help="the tenant whose defaults of the policy file apply")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFlags:
+    """What the target is to read: a plain text, or a question with documents."""
+
+    prompt: Annotated[str | None, typer.Argument(help="plain text, used without a chat template; or --question")] = None
+    question: Annotated[str | None, typer.Option(help="the user's message; the chat template is applied")] = None
+    document: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--document",
+            "--file",
+            help="a text file that the question is about and that may be compressed; repeatable; - reads stdin",
+        ),
+    ] = None
+    system: Annotated[str | None, typer.Option(help="the system prompt, which is always kept")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLimitFlags:
+    """The limits of a budget that are counts of tokens; None leaves a limit to the orchestrator's defaults."""
+
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="most prompt tokens that the target may read")] = None
+    max_kv_tokens: Annotated[int | None, typer.Option(help="most KV tokens that the prompt may hold")] = None
+    compress_above: Annotated[int | None, typer.Option(help="prompts of up to this many tokens are not compressed")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetFlags(TokenLimitFlags):
+    """The budget that a route can be predicted for."""
+
+    max_ttft_ms: Annotated[int | None, typer.Option(help="longest predicted time to first token, ms")] = None
+    auto_coverage: Annotated[
+        float | None, typer.Option(help="keep the fewest tokens that reach this coverage, 0..1")
+    ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="fail if the budget cannot be met")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFlags(BudgetFlags):
+    """The whole budget, and how KV is selected on routes that drop KV."""
+
+    min_coverage: Annotated[
+        float | None,
+        typer.Option(help="least coverage, as the draft estimates it, 0..1; below it a less lossy route is used"),
+    ] = None
+    kv_selection: Annotated[str | None, typer.Option(help="target_lookahead or draft_mask")] = None
+    keep_full_prefix: Annotated[
+        bool | None, typer.Option(help="keep the KV of the whole prompt in the target's cache")
+    ] = None
+    kv_lookahead_tokens: Annotated[
+        int | None, typer.Option(help="tokens that the draft generates for the KV selection")
+    ] = None
+    continue_prompt_tokens: Annotated[
+        int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection is reused (spec_kv, auto)")
+    ] = None
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with each parameter whose type is a dataclass replaced by one flag for each field of that dataclass."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type[Any]] = {}
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        annotation = hints[parameter.name]
+        if is_dataclass(annotation) and isinstance(annotation, type):
+            groups[parameter.name] = annotation
+            parameters += _parameters(annotation)
+        else:
+            parameters.append(parameter.replace(annotation=annotation))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]

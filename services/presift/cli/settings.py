@@ -1,4 +1,4 @@
-"""Where the command keeps things. Read once, at the edge."""
+"""The environment variables of the command line. Commands read them once and pass them on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CliSettings(BaseSettings):
-    """`PRESIFT_HOME` holds models and logs; `PRESIFT_ADDRESS` is the orchestrator that commands talk to, `PRESIFT_TLS`,
-    `PRESIFT_CA`, `PRESIFT_CERT` and `PRESIFT_KEY` are how, `PRESIFT_API_KEY` or `PRESIFT_API_KEY_FILE` says who asks.
+    """`PRESIFT_HOME` is the folder for models and logs. `PRESIFT_ADDRESS` is the orchestrator to call. `PRESIFT_TLS`,
+    `PRESIFT_CA`, `PRESIFT_CERT` and `PRESIFT_KEY` configure TLS. `PRESIFT_API_KEY` or `PRESIFT_API_KEY_FILE` has the
+    API key.
     """
 
     model_config = SettingsConfigDict(env_prefix="PRESIFT_", extra="ignore", hide_input_in_errors=True)

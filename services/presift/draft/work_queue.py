@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
+from presift.core.service_time import ServiceTime
 from presift.draft.scorer import Cancel, Cancelled
 from presift.telemetry.tracing import span
 
 T = TypeVar("T")
-
-# The weight of the newest job in the moving average of job times.
-_NEWEST_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class WorkQueue:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="presift-draft")
         self._worker_free = asyncio.Lock()
         self._in_flight = 0
-        self._job_s = 1.0
+        self._service_time = ServiceTime()
         self._running: Cancel | None = None
         self._is_closed = False
 
@@ -77,9 +75,8 @@ class WorkQueue:
             raise DraftUnavailable("the draft is shutting down")
         if self._in_flight > self.max_queue:
             waiting = self._in_flight - 1
-            raise Overloaded(
-                "queue", waiting, f"<= {self.max_queue} waiting", retry_after_s=self._in_flight * self._job_s
-            )
+            retry_after_s = self._service_time.retry_after_s(self._in_flight)
+            raise Overloaded("queue", waiting, f"<= {self.max_queue} waiting", retry_after_s)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -118,7 +115,7 @@ class WorkQueue:
         started = time.monotonic()
         cancel.check()
         result = job(cancel)
-        self._job_s += _NEWEST_WEIGHT * (time.monotonic() - started - self._job_s)
+        self._service_time.observe(time.monotonic() - started)
         return result
 
     def _finished(self, future: asyncio.Future[T]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m presift.orchestrator`: listen, find target and draft, serve, drain."""
+"""`python -m presift.orchestrator`: listen, connect to target and draft, serve, drain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.factory import build_authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.grpc.servicer import OrchestratorServicer
-from presift.orchestrator.api.http.factory import open_http
+from presift.orchestrator.api.http.app import open_http
 from presift.orchestrator.app import App, build_app
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource, policy_source, reload_on_sighup
@@ -21,8 +21,8 @@ from presift.rpc.server.server import GrpcServer
 from presift.telemetry.gauges import observed
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
-# Seconds, and how often in a row none may be there: one that only restarts its connection is no outage.
-_LOOK_EVERY_S, _LOOKS = 1.0, 3
+# The target is checked every so many seconds. Several failed checks in a row are an outage; a reconnect is not.
+_CHECK_EVERY_S, _FAILED_CHECKS = 1.0, 3
 
 log = logging.getLogger(__name__)
 
@@ -33,35 +33,35 @@ def main() -> int:
 
 
 async def serve(settings: OrchestratorSettings) -> bool:
-    """Serve until SIGTERM or SIGINT; False if something failed. Raises PresiftError, VocabularyMismatch among them."""
-    terms, door = policy_source(settings), build_authenticator(settings)
-    files = [each for each in (terms if terms.has_file else None, door) if each is not None]
+    """Serve until SIGTERM or SIGINT; False after a failure. Raises PresiftError, VocabularyMismatch among them."""
+    policies, authenticator = policy_source(settings), build_authenticator(settings)
+    files = [each for each in (policies if policies.has_file else None, authenticator) if each is not None]
     async with reload_on_sighup(*files):
-        assembly = build_app(settings, terms)
+        app = build_app(settings, policies)
         try:
-            return await _serve(settings, assembly, terms, door)
+            return await _serve(settings, app, policies, authenticator)
         finally:
-            await assembly.aclose()
+            await app.aclose()
 
 
 async def _serve(
-    settings: OrchestratorSettings, assembly: App, terms: PolicySource, door: Authenticator | None
+    settings: OrchestratorSettings, app: App, policies: PolicySource, authenticator: Authenticator | None
 ) -> bool:
     name = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
-    guards = [] if door is None else [AuthInterceptor(door)]
+    guards = [] if authenticator is None else [AuthInterceptor(authenticator)]
     server = GrpcServer(settings.server_options(), [name], guards=guards)
     servicer = OrchestratorServicer(
-        assembly.pipeline, assembly.models, terms, explains=settings.explain, salt=settings.secret("tenant_salt")
+        app.pipeline, app.models, policies, explains=settings.explain, salt=settings.secret("tenant_salt")
     )
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server.grpc)
-    http = open_http(settings, assembly.pipeline, door, server)
-    if http is not None:  # its address first: what is wrong with it is told before anything is served
+    http = open_http(settings, app.pipeline, authenticator, server)
+    if http is not None:  # bound first, so that an error in its address is reported before anything is served
         print(f"presift orchestrator takes HTTP on {await http.start()}", flush=True)
-        server.doors.append(http)
+        server.listeners.append(http)
     port = await server.start()
-    becoming_ready = asyncio.create_task(_become_ready(settings, assembly, server, port))
+    becoming_ready = asyncio.create_task(_become_ready(settings, app, server, port))
     try:
-        with observed(*assembly.gauges):
+        with observed(*app.gauges):
             stopped = await server.run_until_stopped()
         if becoming_ready.done() and not becoming_ready.cancelled():
             becoming_ready.result()
@@ -70,28 +70,28 @@ async def _serve(
         becoming_ready.cancel()
 
 
-async def _become_ready(settings: OrchestratorSettings, assembly: App, server: GrpcServer, port: int) -> None:
+async def _become_ready(settings: OrchestratorSettings, app: App, server: GrpcServer, port: int) -> None:
     try:
-        target = await assembly.models.connect()
+        target = await app.models.connect()
     except PresiftError:
         server.request_stop(failed=True)
         raise
     await server.set_serving(True)
     host = settings.listen.rpartition(":")[0]
     print(f"presift orchestrator ready on {host}:{port}: {target.model.id}", flush=True)
-    assembly.calibration.start()
-    await _follow_target(assembly.models, server)
+    app.calibration.start()
+    await _follow_target(app.models, server)
 
 
 async def _follow_target(models: ModelRegistry, server: GrpcServer) -> None:
-    """Serve as long as some target can be reached: a balancer takes callers elsewhere meanwhile."""
-    serves, misses = True, 0
+    """Report NOT_SERVING while no target can be reached, so that load balancers use another orchestrator."""
+    serves, failed = True, 0
     while True:
-        await asyncio.sleep(_LOOK_EVERY_S)
-        misses = 0 if models.has_target_now else misses + 1
-        if serves is not (misses < _LOOKS):
-            serves = misses < _LOOKS
-            log.warning("a target can be reached again" if serves else "no target can be reached: not serving")
+        await asyncio.sleep(_CHECK_EVERY_S)
+        failed = 0 if models.has_target_now else failed + 1
+        if serves is not (failed < _FAILED_CHECKS):
+            serves = failed < _FAILED_CHECKS
+            log.warning("a target is reachable again" if serves else "no target is reachable: not serving")
             await server.set_serving(serves)
 
 

@@ -1,18 +1,27 @@
-"""App: an orchestrator's parts, put together by its settings. The only place that knows them all."""
+"""The composition root: builds an orchestrator from its settings.
+
+`build_app` turns settings into edges (connections, stores, the tokenizer) and tuning; `wire` connects the parts. Tests
+call `wire` with other edges.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from presift.cache.build_lock import BuildLock
 from presift.cache.factory import open_build_lock, open_store
-from presift.cache.store import CacheLimits, Operation, Outcome
-from presift.orchestrator.admission.admission import Admission
+from presift.cache.store import CacheLimits, Operation, Outcome, Store
+from presift.core.errors import PresiftError
+from presift.orchestrator.admission.admission import Admission, QueueLimits
 from presift.orchestrator.admission.factory import open_usage_limits
+from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
+from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.backends.remote import DraftClient, TargetClient
+from presift.orchestrator.backends.target_client import TargetClient
+from presift.orchestrator.config.backend_settings import QualitySettings
+from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS
@@ -20,7 +29,7 @@ from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.pipeline.gauges import gauges_of
-from presift.orchestrator.pipeline.pipeline import Pipeline
+from presift.orchestrator.pipeline.pipeline import Parts, Pipeline
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
@@ -29,84 +38,172 @@ from presift.orchestrator.planning.prefill import Prefiller
 from presift.orchestrator.planning.replica_picker import ReplicaPicker
 from presift.orchestrator.planning.request_context import RequestReader
 from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
+from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.quality.shadow_answers import ShadowAnswers
-from presift.orchestrator.routing.quality_gate import QualityGate
+from presift.orchestrator.routing.choice import Defaults
+from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
+from presift.rpc.security.certificates import TlsFiles
+from presift.rpc.security.peer import Peer
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.metrics import count
 
 
-class Part(Protocol):
-    """What holds something that must be given back."""
+class Closable(Protocol):
+    """Holds resources that must be released."""
 
     async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
+class Edges:
+    """Everything through which an orchestrator reaches the outside.
+
+    `bridge` is set if the draft has another vocabulary. `closables` are further resources to close at the end.
+    """
+
+    draft: DraftClient
+    target: TargetClient
+    store: Store
+    lock: BuildLock
+    tokenizer: PromptTokenizer
+    quotas: Quotas
+    bridge: VocabularyBridge | None = None
+    closables: tuple[Closable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The values that the parts are made with."""
+
+    policies: PolicySource
+    defaults: Defaults
+    estimator: CostEstimator
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    sampler: Sampler = field(default_factory=Sampler)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    draft_timeout_s: float = 60.0
+    prefills: bool = True
+    kept_selections: int = 1024
+    calibration_limit_s: float = 20.0
+    calibrates: bool = True
+    checks_tokenizer: bool = True
+    retry_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class App:
-    """`parts` in the order in which they close; `gauges` show how full all is."""
+    """An orchestrator. `closables` are in the order in which they close."""
 
     pipeline: Pipeline
     models: ModelRegistry
     calibration: Calibration
-    parts: tuple[Part, ...]
+    compressor: Compressor
+    prefiller: Prefiller | None
+    closables: tuple[Closable, ...]
     gauges: tuple[Gauge, ...]
 
     async def aclose(self) -> None:
-        for part in self.parts:
-            await part.aclose()
+        for each in self.closables:
+            await each.aclose()
 
 
-def build_app(settings: OrchestratorSettings, terms: PolicySource) -> App:
-    """Connects to nothing yet. Raises PresiftError for settings that cannot hold or a tokenizer that is not there."""
-    message_bytes = settings.max_message_mib * 2**20
-    limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
-    store = open_store(settings.cache_url_in_force(), limits, _count_cache)
-    lease = open_build_lock(store, limits, _count_cache, lease_s=settings.draft_timeout_s)
-    peer = settings.peer()
-    draft = DraftClient(settings.draft_address, message_bytes, peer, hedge_after_s=settings.draft_hedge_after_s)
-    target = TargetClient(settings.target_address, message_bytes, peer)
-    tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
-    interpreter = load_bridge(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None
-    foreign = "" if interpreter is None else interpreter.draft_fingerprint
-    models = ModelRegistry(draft, target, tokenizer.fingerprint(), foreign)
-    scorer = draft if interpreter is None else CrossVocabularyDraft(draft, interpreter)
-    compressor = Compressor(scorer, store, lease, draft_timeout_s=settings.draft_timeout_s)
-    economy, switches = _economy(settings, lambda: draft.width), QualityGate(settings.thresholds())
-    cases = RequestReader(
-        tokenizer, models, terms, economy, switches=switches, usher=ReplicaPicker(target, models, economy)
-    )
-    prefiller = Prefiller(target) if settings.prefill_while_drafting else None
+def wire(edges: Edges, tuning: Tuning) -> App:
+    """Connect the parts. Opens no connection."""
+    draft, target, bridge, estimator = edges.draft, edges.target, edges.bridge, tuning.estimator
+    fingerprint = edges.tokenizer.fingerprint() if tuning.checks_tokenizer else ""
+    draft_fingerprint = "" if bridge is None else bridge.draft_fingerprint
+    models = ModelRegistry(draft, target, fingerprint, draft_fingerprint, retry_s=tuning.retry_s)
+    scorer = draft if bridge is None else CrossVocabularyDraft(draft, bridge)
+    compressor = Compressor(scorer, edges.store, edges.lock, draft_timeout_s=tuning.draft_timeout_s)
+    gate = QualityGate(tuning.thresholds)
+    replicas = ReplicaPicker(target, models, estimator)
+    reader = RequestReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, replicas=replicas)
+    prefiller = Prefiller(target) if tuning.prefills else None
+    draft_stage, selections = DraftStage(models, compressor, prefiller), SelectionStore(tuning.kept_selections)
     planner = Planner(
-        cases, models, compressor, economy, prefiller=prefiller, turns=SelectionStore(settings.turn_memory)
-    )
-    defaults = settings.defaults()
-    answers = ShadowAnswers(target, DraftStage(models, compressor), compressor, economy, defaults=defaults)
-    guard = QualityGuard(answers.compare, Sampler(settings.guard_share, settings.guard_max_new_tokens), switches)
-    calibration = Calibration(draft, target, models, defaults, economy, limit_s=settings.calibration_limit_s)
-    if not (settings.calibrate and settings.learn_speeds):
-        calibration.stop()
-    counts = open_usage_limits(settings.cache_url_in_force(), settings.limits_timeout_s, settings.limits_on_trouble)
-    admission = Admission(settings.admission_limits())
-    pipeline = Pipeline(
-        planner,
-        tokenizer,
+        reader,
         models,
-        target,
-        guard=guard,
-        calibration=calibration,
-        allowances=counts.allowances,
-        admission=admission,
+        draft_stage=draft_stage,
+        compressor=compressor,
+        estimator=estimator,
+        policies=tuning.policies,
+        selections=selections,
     )
-    parts = (calibration, guard, models, draft, target, counts, store)
-    return App(pipeline, models, calibration, parts, gauges_of(pipeline, models, lease, counts.allowances))
+    shadows = ShadowAnswers(target, draft_stage, compressor, estimator, defaults=tuning.defaults)
+    guard = QualityGuard(shadows.compare, tuning.sampler, gate)
+    limit_s = tuning.calibration_limit_s
+    calibration = Calibration(draft, target, models, tuning.defaults, estimator, limit_s=limit_s)
+    if not tuning.calibrates:
+        calibration.stop()
+    admission = Admission(tuning.queue)
+    parts = Parts(
+        edges.quotas, admission, reader, planner, edges.tokenizer, target, models, estimator, guard, calibration
+    )
+    closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
+    gauges = gauges_of(parts, edges.lock)
+    return App(Pipeline(parts), models, calibration, compressor, prefiller, closables, gauges)
 
 
-def _economy(settings: OrchestratorSettings, drafts: Callable[[], int]) -> CostEstimator:
-    prefixes = PrefixIndex(settings.prefix_memory // BLOCK_TOKENS)
-    return CostEstimator(
-        prefixes, learns=settings.learn_speeds, reads_beside=settings.prefill_while_drafting, drafts=drafts
+def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
+    """Connects to nothing yet. Raises PresiftError for invalid settings or a missing tokenizer."""
+    message_bytes, peer = settings.max_message_mib * 2**20, model_service_peer(settings)
+    limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
+    cache_url = settings.resolved_cache_url()
+    store = open_store(cache_url, limits, _count_cache)
+    usage = open_usage_limits(cache_url, settings.limits_timeout_s, settings.limits_on_trouble)
+    draft = DraftClient(settings.draft_address, message_bytes, peer, hedge_after_s=settings.draft_hedge_after_s)
+    tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
+    edges = Edges(
+        draft=draft,
+        target=TargetClient(settings.target_address, message_bytes, peer),
+        store=store,
+        lock=open_build_lock(store, limits, _count_cache, lease_s=settings.draft_timeout_s),
+        tokenizer=tokenizer,
+        quotas=usage.quotas,
+        bridge=load_bridge(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None,
+        closables=(usage,),
+    )
+    estimator = CostEstimator(
+        PrefixIndex(settings.prefix_memory // BLOCK_TOKENS),
+        learns=settings.learn_speeds,
+        prefills=settings.prefill_while_drafting,
+        draft_width=lambda: draft.width,
+    )
+    tuning = Tuning(
+        policies,
+        policy_defaults(settings),
+        estimator,
+        queue=QueueLimits(settings.max_running, settings.max_waiting, settings.max_waiting_mib * 2**20),
+        sampler=Sampler(settings.guard_share, settings.guard_max_new_tokens),
+        thresholds=quality_thresholds(settings),
+        draft_timeout_s=settings.draft_timeout_s,
+        prefills=settings.prefill_while_drafting,
+        kept_selections=settings.turn_memory,
+        calibration_limit_s=settings.calibration_limit_s,
+        calibrates=settings.calibrate and settings.learn_speeds,
+    )
+    return wire(edges, tuning)
+
+
+def model_service_peer(settings: OrchestratorSettings) -> Peer:
+    """How to reach draft and target. Raises PresiftError for inconsistent settings."""
+    files = TlsFiles(settings.peer_cert, settings.peer_key, settings.peer_ca, ("peer_cert", "peer_key", "peer_ca"))
+    if files.ca is None and (files.cert is not None or settings.peer_name_override):
+        raise PresiftError("peer_cert and peer_name_override need peer_ca")
+    return Peer(None if files.ca is None else files, settings.peer_name_override, settings.tokens())
+
+
+def quality_thresholds(settings: QualitySettings) -> Thresholds:
+    """When the quality guard switches a route off and on. Raises InvalidRequest for inconsistent settings."""
+    return Thresholds(
+        settings.guard_off_below,
+        settings.guard_on_above,
+        settings.guard_least_samples,
+        settings.guard_window,
+        settings.guard_switches,
     )
 
 

@@ -42,7 +42,7 @@ def route_to_wire(route: Route) -> plan_pb2.Route:
 
 
 def route_from_wire(route: int) -> Route | None:
-    """None for UNSPECIFIED and AUTO. Raises InvalidRequest for a number that is no route."""
+    """The route; None for UNSPECIFIED and AUTO. Raises InvalidRequest for an unknown number."""
     if route in (plan_pb2.ROUTE_UNSPECIFIED, plan_pb2.ROUTE_AUTO):
         return None
     for known, wire in _ROUTES.items():
@@ -52,7 +52,7 @@ def route_from_wire(route: int) -> Route | None:
 
 
 def known_routes(routes: Iterable[int]) -> frozenset[Route]:
-    """Those of a peer's routes that we know: a newer peer may serve more."""
+    """The routes of a peer that this version knows. A newer peer may have more."""
     return frozenset(route for route, wire in _ROUTES.items() if wire in set(routes))
 
 
@@ -148,7 +148,7 @@ def model_from_wire(model: plan_pb2.ModelInfo) -> ModelInfo:
 
 
 def _fields_from_wire(kind: type[T], message: Any) -> T:
-    """A policy or a stage of one, from the message whose fields have the same names. Unset fields take defaults."""
+    """A policy or one of its stages, from a message with the same field names. Unset fields get defaults."""
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]  # every policy is a dataclass
         value = _field_from_wire(field.name, message)
@@ -172,7 +172,7 @@ def _field_from_wire(name: str, message: Any) -> Any:
 def _mask_from_wire(policy: plan_pb2.SpecKv) -> SpecPc:
     mask = plan_pb2.SpecPc()
     mask.CopyFrom(policy.mask)
-    # Capacity and window are the policy's own; these must only be valid, and equal for equal policies.
+    # Nothing reads this capacity and window. They must only be valid, and equal for equal policies.
     mask.capacity, mask.window = max(1, policy.capacity), 1
     mask.ClearField("adaptive")
     return _fields_from_wire(SpecPc, mask)
@@ -192,7 +192,7 @@ def _enum_from_wire(name: str, number: int) -> Any:
 
 
 def _fields_to_wire(policy: Any) -> dict[str, Any]:
-    """Every field that is set, by name; a stage or `adaptive` as a dictionary of its own."""
+    """All set fields by name. A stage or `adaptive` becomes a dictionary."""
     values = {field.name: getattr(policy, field.name) for field in fields(policy)}
     return {name: _field_to_wire(name, value) for name, value in values.items() if value is not None}
 

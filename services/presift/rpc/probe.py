@@ -1,6 +1,6 @@
-"""`python -m presift.rpc.probe HOST:PORT`: ask a service's grpc.health.v1 once; what a container's HEALTHCHECK runs.
+"""`python -m presift.rpc.probe HOST:PORT`: ask grpc.health.v1 once, for a container's HEALTHCHECK.
 
-Imports gRPC alone, so that it costs little each time: no settings, no models, nothing else of presift.
+Imports only gRPC, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if it serves, 1 if it does not or cannot be asked; one line on stdout says which. 2 for bad flags."""
+    """0 if the service serves, 1 if not or if it does not answer, 2 for bad flags. Prints one line to stdout."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.ca is None and (options.cert or options.key or options.name):
-        parser.error("--cert, --key and --name go with --ca: without it nothing is asked by TLS")
+        parser.error("--cert, --key and --name need --ca: without it the probe does not use TLS")
     try:
         status = ask(options)
     except grpc.RpcError as error:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def ask(options: argparse.Namespace) -> int:
-    """The health that it tells. Raises grpc.RpcError, and OSError for a file that cannot be read."""
+    """The health status. Raises grpc.RpcError, and OSError for an unreadable file."""
     with _channel(options) as channel:
         request = health_pb2.HealthCheckRequest(service=options.service)
         response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=options.timeout_s)
@@ -50,12 +50,12 @@ def _channel(options: argparse.Namespace) -> grpc.Channel:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m presift.rpc.probe", description="Ask a service whether it serves.")
     parser.add_argument("address", metavar="HOST:PORT")
-    parser.add_argument("--service", default="", help="a name of grpc.health.v1; the server as a whole if unset")
+    parser.add_argument("--service", default="", help="service name in grpc.health.v1; the whole server if unset")
     parser.add_argument("--timeout-s", type=float, default=3.0, help="seconds; default 3")
-    parser.add_argument("--ca", type=Path, help="PEM: ask by TLS, and trust this authority")
-    parser.add_argument("--cert", type=Path, help="PEM: our certificate, where it is mutual TLS")
-    parser.add_argument("--key", type=Path, help="PEM: its key")
-    parser.add_argument("--name", default="", help="the name in its certificate, if it is not HOST")
+    parser.add_argument("--ca", type=Path, help="PEM: use TLS and trust this authority")
+    parser.add_argument("--cert", type=Path, help="PEM: client certificate, for mutual TLS")
+    parser.add_argument("--key", type=Path, help="PEM: key of --cert")
+    parser.add_argument("--name", default="", help="name in the server's certificate, if it is not HOST")
     return parser
 
 

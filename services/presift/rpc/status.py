@@ -1,4 +1,4 @@
-"""The one table between presift's errors and gRPC: status code, reason, details; both directions."""
+"""Converts presift's errors to gRPC status codes, reasons and details, and back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from presift.v1 import errors_pb2
 DOMAIN = "presift.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
-# An error travels as metadata, of which HTTP/2 peers take a few kilobytes: a longer one would be lost as a whole.
+# Errors are sent as metadata, which HTTP/2 peers limit to a few kilobytes. A longer error would be lost.
 MAX_MESSAGE_CHARACTERS = 1024
 MAX_DETAIL_CHARACTERS = 256
 
-# Most derived first: the first row whose class matches is taken.
+# Most derived first: the first matching row counts.
 TABLE: tuple[tuple[type[errors.PresiftError], grpc.StatusCode, str], ...] = (
     (errors.PromptTooLong, grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
@@ -55,12 +55,12 @@ def details_of(error: errors.PresiftError) -> bytes:
 
 
 def details_for(error: errors.PresiftError) -> dict[str, str]:
-    """The error's details as they travel."""
+    """The error's details as they are sent, shortened."""
     return {name: _shortened(value, MAX_DETAIL_CHARACTERS) for name, value in error.details.items()}
 
 
 def message_of(error: errors.PresiftError) -> str:
-    """The error's message as it travels."""
+    """The error's message as it is sent, shortened."""
     return _shortened(error.message, MAX_MESSAGE_CHARACTERS)
 
 
@@ -69,7 +69,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def error_of(failure: grpc.RpcError) -> errors.PresiftError | None:
-    """The presift error that a peer's failure carries, or None where it carries none (a proxy's, or gRPC's own)."""
+    """The presift error in a peer's failure; None if it has none (a failure of a proxy or of gRPC itself)."""
     trailers = failure.trailing_metadata() if isinstance(failure, grpc.aio.AioRpcError) else None
     raw = next((value for key, value in trailers or () if key == DETAILS_KEY), None)
     if not isinstance(raw, bytes):
@@ -103,5 +103,5 @@ def _construct(
     if issubclass(kind, errors.FieldError):
         return kind(field, value, limit, message)
     error = kind(message)
-    error.details = details  # a peer's words: they must not meet the names of our parameters
+    error.details = details  # not as keyword arguments: the peer chose these names
     return error

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from presift.core.errors import InvalidRequest, Overloaded, PromptTooLong, RouteUnsupported
 from presift.core.kv_plan import KvPlan, check_plan
 from presift.core.plan import Route
+from presift.core.service_time import ServiceTime
 from presift.target.engine import EngineInfo, GenerateRequest
-
-_RETRY_S = (0.1, 30.0)
 
 
 def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
@@ -64,23 +63,19 @@ class Admission:
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._in_flight = 0
-        self._service_s = 1.0
+        self._service_time = ServiceTime()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Count one request until the block ends. Raises Overloaded with an estimate of when to retry."""
         waiting = self._in_flight - self._max_running
         if waiting >= self._max_waiting:
-            raise Overloaded("waiting_requests", waiting, self._max_waiting, self._retry_after_s())
+            retry_after_s = self._service_time.retry_after_s(1, self._max_running)
+            raise Overloaded("waiting_requests", waiting, self._max_waiting, retry_after_s)
         self._in_flight += 1
         entered = time.monotonic()
         try:
             yield
         finally:
             self._in_flight -= 1
-            self._service_s += 0.2 * (time.monotonic() - entered - self._service_s)
-
-    def _retry_after_s(self) -> float:
-        # The average time between two requests that end.
-        low, high = _RETRY_S
-        return min(high, max(low, self._service_s / self._max_running))
+            self._service_time.observe(time.monotonic() - entered)

@@ -35,14 +35,12 @@ class TargetSettings(InnerSettings):
         str | None, Field(description="SGLang attention backend; chosen for the device if unset")
     ] = None
     threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU; all cores if unset")] = None
-    kv_dropping: Annotated[bool, Field(description="serve routes spec_kv and spec_kv_pc if the self-check passes")] = (
-        True
-    )
-    tensor_parallel: Annotated[
-        int, Field(ge=1, description="tensor-parallel GPUs; above 1, spec_kv and spec_kv_pc are not served")
-    ] = 1
+    kv_dropping: Annotated[
+        bool, Field(description="serve the routes that drop KV (spec_kv, ...) if the self-check passes")
+    ] = True
+    tensor_parallel: Annotated[int, Field(ge=1, description="tensor-parallel GPUs; above 1, no KV is dropped")] = 1
     data_parallel: Annotated[
-        int, Field(ge=1, description="model replicas in one engine; above 1, spec_kv and spec_kv_pc are not served")
+        int, Field(ge=1, description="model replicas in one engine; above 1, no KV is dropped")
     ] = 1
     max_running: Annotated[int, Field(ge=1, description="maximum requests that run at the same time")] = 16
     max_waiting: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64

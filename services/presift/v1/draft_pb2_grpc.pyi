@@ -29,8 +29,10 @@ GRPC_VERSION: str
 class DraftServiceStub:
     """DraftService scores prompts with a small model.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+      UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+      PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @_typing.overload
@@ -38,51 +40,61 @@ class DraftServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DraftServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]
-    """Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
-    (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
-    Pure: the same request gives the same reply, so a retry is always safe.
+    """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
+    (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
+    A retry is always safe: the same request gives the same response.
 
-    INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
-      hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-    FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
-      stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
-    RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
-    UNAVAILABLE: starting or draining. Retry.
-    CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
+    INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
+      policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
+    FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
+      capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+    RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
+    UNAVAILABLE: the service is starting or draining. Retry.
+    CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_draft_pb2.DraftServiceGetInfoRequest, _draft_pb2.DraftServiceGetInfoResponse]
-    """GetInfo says which model is served, under which limits. A retry is safe."""
+    """GetInfo returns the served model and its limits. A retry is safe.
+
+    UNAVAILABLE: the service is starting or draining. Retry.
+    """
 
 @_typing.type_check_only
 class DraftServiceAsyncStub(DraftServiceStub):
     """DraftService scores prompts with a small model.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+      UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+      PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
-    (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
-    Pure: the same request gives the same reply, so a retry is always safe.
+    """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
+    (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
+    A retry is always safe: the same request gives the same response.
 
-    INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
-      hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-    FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
-      stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
-    RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
-    UNAVAILABLE: starting or draining. Retry.
-    CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
+    INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
+      policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
+    FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
+      capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+    RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
+    UNAVAILABLE: the service is starting or draining. Retry.
+    CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_draft_pb2.DraftServiceGetInfoRequest, _draft_pb2.DraftServiceGetInfoResponse]  # type: ignore[assignment]
-    """GetInfo says which model is served, under which limits. A retry is safe."""
+    """GetInfo returns the served model and its limits. A retry is safe.
+
+    UNAVAILABLE: the service is starting or draining. Retry.
+    """
 
 class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
     """DraftService scores prompts with a small model.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+      UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+      PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @_abc_1.abstractmethod
@@ -91,17 +103,17 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _draft_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_draft_pb2.ScoreResponse, _abc.Awaitable[_draft_pb2.ScoreResponse]]:
-        """Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
-        (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
-        Pure: the same request gives the same reply, so a retry is always safe.
+        """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
+        (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
+        A retry is always safe: the same request gives the same response.
 
-        INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
-          hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-        FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
-          stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
-        RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
-        UNAVAILABLE: starting or draining. Retry.
-        CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
+        INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
+          policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
+        FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
+          capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+        RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
+        UNAVAILABLE: the service is starting or draining. Retry.
+        CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
         """
 
     @_abc_1.abstractmethod
@@ -110,6 +122,9 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _draft_pb2.DraftServiceGetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_draft_pb2.DraftServiceGetInfoResponse, _abc.Awaitable[_draft_pb2.DraftServiceGetInfoResponse]]:
-        """GetInfo says which model is served, under which limits. A retry is safe."""
+        """GetInfo returns the served model and its limits. A retry is safe.
+
+        UNAVAILABLE: the service is starting or draining. Retry.
+        """
 
 def add_DraftServiceServicer_to_server(servicer: DraftServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,15 +27,21 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrchestratorServiceStub:
-    """OrchestratorService is the door for applications.
+    """OrchestratorService is the API for applications.
 
-    On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
-    policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+    Tenants: on Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose
+    defaults in the policy file apply. It selects defaults only: it does not authenticate the caller, and it does not
+    separate caches.
 
-    Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
-    else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
-    a tenant's requests is found by its own alone.
-    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
+    Authentication: if the service requires it, every RPC needs the metadata "authorization: Bearer " with an API key or
+    a JSON Web Token. The tenant is then that of the key or token, and no other tenant can reach its cached data.
+
+    Limits: the metadata of a call may have at most 16,384 bytes. Compressed messages are not accepted (UNIMPLEMENTED).
+
+    Status codes of every method:
+      UNAUTHENTICATED: the key or token is missing, unknown or no longer valid. Do not retry.
+      PERMISSION_DENIED: "presift-tenant" names another tenant than the key or token. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @_typing.overload
@@ -43,77 +49,97 @@ class OrchestratorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OrchestratorServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]
-    """Generate answers one prompt. The stream is: one decision, then deltas, then one usage. Retry only while no delta was
-    received: an answer is not repeatable unless greedy.
+    """Generate answers one prompt. The stream is one decision, then deltas, then one usage. Retry only if no delta was
+    received: an answer is not repeatable unless decoding is greedy.
 
-    INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
+    INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
-      which, value and limit); or the message is over the size limit.
-    UNAUTHENTICATED, PERMISSION_DENIED: as above.
-    UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
-      SHUTTING_DOWN: this orchestrator drains; ask another one.
-      All other trouble on the draft's or the cache's side is no error: see Decision.reason.
-    CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
+    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue is full, or the tenant has reached its tokens_per_minute or
+      concurrency (ErrorInfo says which, with value and limit); or the message exceeds the size limit.
+    UNAVAILABLE: TARGET_UNAVAILABLE. DRAFT_UNAVAILABLE, only if the full prompt does not fit or a strict budget forbids
+      it. SHUTTING_DOWN: this orchestrator is draining; call another one.
+      No other failure of the draft or the cache is an error: see Decision.reason.
+    CANCELLED, DEADLINE_EXCEEDED: the work is cancelled at the draft and the target too.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]
-    """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
-    Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
-    prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
-    DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
-    PERMISSION_DENIED: Explain is switched off here.
+    """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
+    safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
+    the target also reads the prompt and generates one token, which is not returned.
+
+    Status codes as for Generate, with two differences:
+    UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.
+    PERMISSION_DENIED: Explain is switched off at this orchestrator.
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]
-    """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
+    """GetInfo returns the models that this orchestrator uses and the routes that they support. A retry is safe.
+
+    UNAVAILABLE: TARGET_UNAVAILABLE: no target has been reached yet. Retry.
+    """
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
-    """OrchestratorService is the door for applications.
+    """OrchestratorService is the API for applications.
 
-    On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
-    policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+    Tenants: on Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose
+    defaults in the policy file apply. It selects defaults only: it does not authenticate the caller, and it does not
+    separate caches.
 
-    Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
-    else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
-    a tenant's requests is found by its own alone.
-    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
+    Authentication: if the service requires it, every RPC needs the metadata "authorization: Bearer " with an API key or
+    a JSON Web Token. The tenant is then that of the key or token, and no other tenant can reach its cached data.
+
+    Limits: the metadata of a call may have at most 16,384 bytes. Compressed messages are not accepted (UNIMPLEMENTED).
+
+    Status codes of every method:
+      UNAUTHENTICATED: the key or token is missing, unknown or no longer valid. Do not retry.
+      PERMISSION_DENIED: "presift-tenant" names another tenant than the key or token. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generate answers one prompt. The stream is: one decision, then deltas, then one usage. Retry only while no delta was
-    received: an answer is not repeatable unless greedy.
+    """Generate answers one prompt. The stream is one decision, then deltas, then one usage. Retry only if no delta was
+    received: an answer is not repeatable unless decoding is greedy.
 
-    INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
+    INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
-      which, value and limit); or the message is over the size limit.
-    UNAUTHENTICATED, PERMISSION_DENIED: as above.
-    UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
-      SHUTTING_DOWN: this orchestrator drains; ask another one.
-      All other trouble on the draft's or the cache's side is no error: see Decision.reason.
-    CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
+    RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue is full, or the tenant has reached its tokens_per_minute or
+      concurrency (ErrorInfo says which, with value and limit); or the message exceeds the size limit.
+    UNAVAILABLE: TARGET_UNAVAILABLE. DRAFT_UNAVAILABLE, only if the full prompt does not fit or a strict budget forbids
+      it. SHUTTING_DOWN: this orchestrator is draining; call another one.
+      No other failure of the draft or the cache is an error: see Decision.reason.
+    CANCELLED, DEADLINE_EXCEEDED: the work is cancelled at the draft and the target too.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
-    Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
-    prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
-    DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
-    PERMISSION_DENIED: Explain is switched off here.
+    """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
+    safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
+    the target also reads the prompt and generates one token, which is not returned.
+
+    Status codes as for Generate, with two differences:
+    UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.
+    PERMISSION_DENIED: Explain is switched off at this orchestrator.
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetInfoRequest, _orchestrator_pb2.GetInfoResponse]  # type: ignore[assignment]
-    """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
+    """GetInfo returns the models that this orchestrator uses and the routes that they support. A retry is safe.
+
+    UNAVAILABLE: TARGET_UNAVAILABLE: no target has been reached yet. Retry.
+    """
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """OrchestratorService is the door for applications.
+    """OrchestratorService is the API for applications.
 
-    On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
-    policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+    Tenants: on Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose
+    defaults in the policy file apply. It selects defaults only: it does not authenticate the caller, and it does not
+    separate caches.
 
-    Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
-    else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
-    a tenant's requests is found by its own alone.
-    All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
+    Authentication: if the service requires it, every RPC needs the metadata "authorization: Bearer " with an API key or
+    a JSON Web Token. The tenant is then that of the key or token, and no other tenant can reach its cached data.
+
+    Limits: the metadata of a call may have at most 16,384 bytes. Compressed messages are not accepted (UNIMPLEMENTED).
+
+    Status codes of every method:
+      UNAUTHENTICATED: the key or token is missing, unknown or no longer valid. Do not retry.
+      PERMISSION_DENIED: "presift-tenant" names another tenant than the key or token. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @_abc_1.abstractmethod
@@ -122,18 +148,17 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.GenerateResponse], _abc.AsyncIterator[_orchestrator_pb2.GenerateResponse]]:
-        """Generate answers one prompt. The stream is: one decision, then deltas, then one usage. Retry only while no delta was
-        received: an answer is not repeatable unless greedy.
+        """Generate answers one prompt. The stream is one decision, then deltas, then one usage. Retry only if no delta was
+        received: an answer is not repeatable unless decoding is greedy.
 
-        INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
+        INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-        RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
-          which, value and limit); or the message is over the size limit.
-        UNAUTHENTICATED, PERMISSION_DENIED: as above.
-        UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
-          SHUTTING_DOWN: this orchestrator drains; ask another one.
-          All other trouble on the draft's or the cache's side is no error: see Decision.reason.
-        CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
+        RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue is full, or the tenant has reached its tokens_per_minute or
+          concurrency (ErrorInfo says which, with value and limit); or the message exceeds the size limit.
+        UNAVAILABLE: TARGET_UNAVAILABLE. DRAFT_UNAVAILABLE, only if the full prompt does not fit or a strict budget forbids
+          it. SHUTTING_DOWN: this orchestrator is draining; call another one.
+          No other failure of the draft or the cache is an error: see Decision.reason.
+        CANCELLED, DEADLINE_EXCEEDED: the work is cancelled at the draft and the target too.
         """
 
     @_abc_1.abstractmethod
@@ -142,11 +167,13 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ExplainResponse, _abc.Awaitable[_orchestrator_pb2.ExplainResponse]]:
-        """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
-        Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
-        prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
-        DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
-        PERMISSION_DENIED: Explain is switched off here.
+        """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
+        safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
+        the target also reads the prompt and generates one token, which is not returned.
+
+        Status codes as for Generate, with two differences:
+        UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.
+        PERMISSION_DENIED: Explain is switched off at this orchestrator.
         """
 
     @_abc_1.abstractmethod
@@ -155,6 +182,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.GetInfoResponse, _abc.Awaitable[_orchestrator_pb2.GetInfoResponse]]:
-        """GetInfo says which models stand behind this door and which routes they support. A retry is safe."""
+        """GetInfo returns the models that this orchestrator uses and the routes that they support. A retry is safe.
+
+        UNAVAILABLE: TARGET_UNAVAILABLE: no target has been reached yet. Retry.
+        """
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,8 +28,10 @@ if _version_not_supported:
 class TargetServiceStub:
     """TargetService runs the large model on SGLang.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+    UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+    PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+    RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     def __init__(self, channel):
@@ -58,21 +60,24 @@ class TargetServiceStub:
 class TargetServiceServicer:
     """TargetService runs the large model on SGLang.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+    UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+    PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+    RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     def Generate(self, request, context):
-        """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. The stream is not repeatable:
-        retry only while nothing was received.
+        """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. Retry only if nothing was
+        received: the stream is not repeatable.
 
-        INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-        (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
-        even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
-        FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
-        or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
-        RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
-        UNAVAILABLE: starting, draining, or the engine is gone. Retry.
+        INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, prompt plus max_new_tokens beyond the context
+        (PROMPT_TOO_LONG), a sampling parameter out of range, or an invalid kv_plan (capacity not above the window, an
+        even kernel, a mask of another prompt, ...). ErrorInfo has field, value and limit.
+        FAILED_PRECONDITION: a kv_plan on an engine that does not support route spec_kv (ROUTE_UNSUPPORTED, with the
+        reason), or protected spans and window that exceed its capacity (BUDGET_EXCEEDED).
+        RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message exceeds the size
+        limit.
+        UNAVAILABLE: the service is starting or draining, or the engine has stopped. Retry.
         CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -80,15 +85,17 @@ class TargetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Prefill(self, request, context):
-        """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
-        no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
+        """Prefill reads a prompt into the radix cache and returns when it is there, so that a later Generate finds it. The KV
+        is not pinned: it may be evicted at any time. A retry is safe. Status codes as for Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetInfo(self, request, context):
-        """GetInfo says which model is served and which routes the running engine supports. A retry is safe.
+        """GetInfo returns the served model and the routes that the running engine supports. A retry is safe.
+
+        UNAVAILABLE: the service is starting or draining. Retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,8 +130,10 @@ def add_TargetServiceServicer_to_server(servicer, server):
 class TargetService:
     """TargetService runs the large model on SGLang.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+    UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+    PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+    RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @staticmethod

@@ -29,8 +29,10 @@ GRPC_VERSION: str
 class TargetServiceStub:
     """TargetService runs the large model on SGLang.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+      UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+      PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @_typing.overload
@@ -38,59 +40,71 @@ class TargetServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TargetServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_target_pb2.TargetServiceGenerateRequest, _target_pb2.TargetServiceGenerateResponse]
-    """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. The stream is not repeatable:
-    retry only while nothing was received.
+    """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. Retry only if nothing was
+    received: the stream is not repeatable.
 
-    INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-      (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
-      even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
-    FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
-      or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
-    RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
-    UNAVAILABLE: starting, draining, or the engine is gone. Retry.
+    INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, prompt plus max_new_tokens beyond the context
+      (PROMPT_TOO_LONG), a sampling parameter out of range, or an invalid kv_plan (capacity not above the window, an
+      even kernel, a mask of another prompt, ...). ErrorInfo has field, value and limit.
+    FAILED_PRECONDITION: a kv_plan on an engine that does not support route spec_kv (ROUTE_UNSUPPORTED, with the
+      reason), or protected spans and window that exceed its capacity (BUDGET_EXCEEDED).
+    RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message exceeds the size
+      limit.
+    UNAVAILABLE: the service is starting or draining, or the engine has stopped. Retry.
     CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
     """
     Prefill: _grpc.UnaryUnaryMultiCallable[_target_pb2.PrefillRequest, _target_pb2.PrefillResponse]
-    """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
-    no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
+    """Prefill reads a prompt into the radix cache and returns when it is there, so that a later Generate finds it. The KV
+    is not pinned: it may be evicted at any time. A retry is safe. Status codes as for Generate.
     """
     GetInfo: _grpc.UnaryUnaryMultiCallable[_target_pb2.TargetServiceGetInfoRequest, _target_pb2.TargetServiceGetInfoResponse]
-    """GetInfo says which model is served and which routes the running engine supports. A retry is safe."""
+    """GetInfo returns the served model and the routes that the running engine supports. A retry is safe.
+
+    UNAVAILABLE: the service is starting or draining. Retry.
+    """
 
 @_typing.type_check_only
 class TargetServiceAsyncStub(TargetServiceStub):
     """TargetService runs the large model on SGLang.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+      UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+      PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_target_pb2.TargetServiceGenerateRequest, _target_pb2.TargetServiceGenerateResponse]  # type: ignore[assignment]
-    """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. The stream is not repeatable:
-    retry only while nothing was received.
+    """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. Retry only if nothing was
+    received: the stream is not repeatable.
 
-    INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-      (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
-      even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
-    FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
-      or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
-    RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
-    UNAVAILABLE: starting, draining, or the engine is gone. Retry.
+    INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, prompt plus max_new_tokens beyond the context
+      (PROMPT_TOO_LONG), a sampling parameter out of range, or an invalid kv_plan (capacity not above the window, an
+      even kernel, a mask of another prompt, ...). ErrorInfo has field, value and limit.
+    FAILED_PRECONDITION: a kv_plan on an engine that does not support route spec_kv (ROUTE_UNSUPPORTED, with the
+      reason), or protected spans and window that exceed its capacity (BUDGET_EXCEEDED).
+    RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message exceeds the size
+      limit.
+    UNAVAILABLE: the service is starting or draining, or the engine has stopped. Retry.
     CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
     """
     Prefill: _aio.UnaryUnaryMultiCallable[_target_pb2.PrefillRequest, _target_pb2.PrefillResponse]  # type: ignore[assignment]
-    """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
-    no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
+    """Prefill reads a prompt into the radix cache and returns when it is there, so that a later Generate finds it. The KV
+    is not pinned: it may be evicted at any time. A retry is safe. Status codes as for Generate.
     """
     GetInfo: _aio.UnaryUnaryMultiCallable[_target_pb2.TargetServiceGetInfoRequest, _target_pb2.TargetServiceGetInfoResponse]  # type: ignore[assignment]
-    """GetInfo says which model is served and which routes the running engine supports. A retry is safe."""
+    """GetInfo returns the served model and the routes that the running engine supports. A retry is safe.
+
+    UNAVAILABLE: the service is starting or draining. Retry.
+    """
 
 class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
     """TargetService runs the large model on SGLang.
 
-    Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
-    PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+    Status codes of every method:
+      UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+      PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+      RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
     """
 
     @_abc_1.abstractmethod
@@ -99,16 +113,17 @@ class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _target_pb2.TargetServiceGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_target_pb2.TargetServiceGenerateResponse], _abc.AsyncIterator[_target_pb2.TargetServiceGenerateResponse]]:
-        """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. The stream is not repeatable:
-        retry only while nothing was received.
+        """Generate streams the answer to one prompt: token-id deltas, then exactly one usage. Retry only if nothing was
+        received: the stream is not repeatable.
 
-        INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-          (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
-          even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
-        FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
-          or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
-        RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
-        UNAVAILABLE: starting, draining, or the engine is gone. Retry.
+        INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, prompt plus max_new_tokens beyond the context
+          (PROMPT_TOO_LONG), a sampling parameter out of range, or an invalid kv_plan (capacity not above the window, an
+          even kernel, a mask of another prompt, ...). ErrorInfo has field, value and limit.
+        FAILED_PRECONDITION: a kv_plan on an engine that does not support route spec_kv (ROUTE_UNSUPPORTED, with the
+          reason), or protected spans and window that exceed its capacity (BUDGET_EXCEEDED).
+        RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message exceeds the size
+          limit.
+        UNAVAILABLE: the service is starting or draining, or the engine has stopped. Retry.
         CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
         """
 
@@ -118,8 +133,8 @@ class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _target_pb2.PrefillRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_target_pb2.PrefillResponse, _abc.Awaitable[_target_pb2.PrefillResponse]]:
-        """Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
-        no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
+        """Prefill reads a prompt into the radix cache and returns when it is there, so that a later Generate finds it. The KV
+        is not pinned: it may be evicted at any time. A retry is safe. Status codes as for Generate.
         """
 
     @_abc_1.abstractmethod
@@ -128,6 +143,9 @@ class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _target_pb2.TargetServiceGetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_target_pb2.TargetServiceGetInfoResponse, _abc.Awaitable[_target_pb2.TargetServiceGetInfoResponse]]:
-        """GetInfo says which model is served and which routes the running engine supports. A retry is safe."""
+        """GetInfo returns the served model and the routes that the running engine supports. A retry is safe.
+
+        UNAVAILABLE: the service is starting or draining. Retry.
+        """
 
 def add_TargetServiceServicer_to_server(servicer: TargetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

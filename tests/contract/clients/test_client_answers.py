@@ -1,4 +1,4 @@
-"""Both clients against a real orchestrator: what is asked, what comes back, which errors."""
+"""Both Python clients against a real orchestrator: requests, answers and errors."""
 
 import asyncio
 from dataclasses import replace
@@ -114,7 +114,7 @@ async def test_every_option_arrives(house, client):
     assert sampling.ignore_eos
 
 
-async def test_every_kv_option_arrives_and_everything_said_comes_back(open_house):
+async def test_every_kv_option_arrives_and_every_result_comes_back(open_house):
     house = await open_house(routes=ALL_ROUTES)
     for client in (Asynchronous(house.address), Blocking(house.address)):
         options = {"token_ids": LONG, "route": "spec_kv", "max_kv_tokens": 21, "max_new_tokens": 2}
@@ -177,7 +177,7 @@ MISUSE = {
 
 
 @pytest.mark.parametrize(("options", "kind", "word"), MISUSE.values(), ids=MISUSE)
-async def test_misuse_is_told_before_anything_is_sent(house, client, options, kind, word):
+async def test_misuse_is_refused_before_anything_is_sent(house, client, options, kind, word):
     with pytest.raises(kind, match=word):
         await client.generate(**options)
     assert house.target.calls == []
@@ -208,7 +208,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "kind", "details"), REFUSED.values(), ids=REFUSED)
-async def test_typed_refusals(client, options, kind, details):
+async def test_typed_errors(client, options, kind, details):
     with pytest.raises(pc.PresiftError) as refusal:
         await client.generate(**options)
     error = refusal.value
@@ -216,7 +216,7 @@ async def test_typed_refusals(client, options, kind, details):
     assert error.retry_after_s is None and str(error)
 
 
-async def test_overloaded_says_when_to_come_back(house, client):
+async def test_overloaded_says_when_to_retry(house, client):
     house.target.faults.append(raises(Overloaded("requests", 65, "<= 64", 2.5)))
     with pytest.raises(pc.Overloaded) as refusal:
         await client.generate(token_ids=[1])
@@ -241,7 +241,7 @@ async def test_defect_is_an_internal_error(house, client, monkeypatch):
 
 
 @pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
-async def test_nobody_there(make):
+async def test_an_unreachable_service_is_unavailable(make):
     client = make("127.0.0.1:1")
     with pytest.raises(pc.Unavailable) as refusal:
         await client.generate("x")
@@ -289,7 +289,7 @@ SAME = {
 @pytest.mark.parametrize("options", SAME.values(), ids=SAME)
 async def test_both_clients_get_the_same(house, options):
     clients = [Blocking(house.address), Asynchronous(house.address)]
-    await clients[0].generate(**options)  # so that both meet the same cache
+    await clients[0].generate(**options)  # fills the cache for both
     blocking, asynchronous = [timeless(await client.generate(**options)) for client in clients]
     assert blocking == asynchronous
     for client in clients:

@@ -1,4 +1,4 @@
-"""gRPC's own retries: on UNAVAILABLE while nothing was received, and never after."""
+"""gRPC's own retries: on UNAVAILABLE while nothing was received, and never after that."""
 
 import grpc
 import pytest
@@ -47,7 +47,7 @@ class Flaky(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
 @pytest.fixture(params=CLIENTS.values(), ids=CLIENTS)
 async def meet(request):
-    """servicer -> a client of it."""
+    """Starts a servicer and returns a client of it."""
     clients, servers = [], []
 
     async def meet(servicer):
@@ -64,22 +64,22 @@ async def meet(request):
 
 
 @pytest.mark.parametrize("characters", [1, 3_000_000])
-async def test_unavailable_before_any_message_is_tried_again(meet, characters):
-    """Long prompts too, of which gRPC by itself would not keep enough to send them again."""
+async def test_unavailable_before_any_message_is_retried(meet, characters):
+    """Long prompts too: they exceed gRPC's default retry buffer."""
     servicer = Flaky(failures=1)
     client = await meet(servicer)
     assert (await client.generate("x" * characters)).usage.completion_tokens == 1
     assert servicer.calls == 2
 
 
-async def test_info_is_tried_again(meet):
+async def test_info_is_retried(meet):
     servicer = Flaky(failures=1)
     client = await meet(servicer)
     assert (await client.info()).target.id == "target"
     assert servicer.calls == 2
 
 
-async def test_nothing_is_tried_again_after_a_message(meet):
+async def test_no_retry_after_a_message(meet):
     servicer = Flaky(failures=1, messages=1)
     client = await meet(servicer)
     with pytest.raises(pc.Unavailable):
@@ -87,7 +87,7 @@ async def test_nothing_is_tried_again_after_a_message(meet):
     assert servicer.calls == 1
 
 
-async def test_what_had_come_is_counted_where_the_service_says_nothing_of_it(meet):
+async def test_received_tokens_count_if_the_service_reports_none(meet):
     client = await meet(Flaky(failures=1, messages=3))
     with pytest.raises(pc.Unavailable) as lost:
         await client.generate("x")
@@ -97,7 +97,7 @@ async def test_what_had_come_is_counted_where_the_service_says_nothing_of_it(mee
 @pytest.mark.parametrize(
     "code", ["INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "CANCELLED"]
 )
-async def test_no_other_status_is_tried_again(meet, code):
+async def test_no_other_status_is_retried(meet, code):
     servicer = Flaky(failures=1, code=grpc.StatusCode[code])
     client = await meet(servicer)
     with pytest.raises(pc.PresiftError) as refusal:
@@ -105,7 +105,7 @@ async def test_no_other_status_is_tried_again(meet, code):
     assert refusal.value.code.name == code and servicer.calls == 1
 
 
-async def test_tries_end(meet):
+async def test_the_number_of_attempts_is_limited(meet):
     servicer = Flaky(failures=99)
     client = await meet(servicer)
     with pytest.raises(pc.Unavailable):
@@ -113,8 +113,8 @@ async def test_tries_end(meet):
     assert servicer.calls == 4
 
 
-async def test_names_of_a_newer_service_are_no_trouble(meet):
-    """Enums are open: a value that came later must not break an older client."""
+async def test_enum_values_of_a_newer_service(meet):
+    """Enums are open: a newer value must not break an older client."""
     servicer = Flaky(failures=0)
     newer = orchestrator_pb2.Decision(route=99, reason=99, cache=99)
     servicer.extra = [orchestrator_pb2.GenerateResponse(decision=newer)]
@@ -123,7 +123,7 @@ async def test_names_of_a_newer_service_are_no_trouble(meet):
     assert (decision.route, decision.reason, decision.cache) == ("99", "99", "99")
 
 
-async def test_events_of_a_newer_service_are_no_trouble(meet):
+async def test_events_of_a_newer_service(meet):
     servicer = Flaky(failures=0)
     servicer.extra = [orchestrator_pb2.GenerateResponse()]
     client = await meet(servicer)

@@ -1,4 +1,4 @@
-"""The Python examples, run as their users run them: as scripts, against a real orchestrator."""
+"""The Python examples, run as scripts against a real orchestrator."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ PLACES = os.pathsep.join(str(Path(package.__file__).parents[1]) for package in (
 
 
 async def start(name, *arguments, key=""):
-    """The example as a process."""
+    """Start the example as a process."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         str(EXAMPLES / name),
@@ -35,7 +35,7 @@ async def start(name, *arguments, key=""):
 
 
 async def run(name, *arguments, key=""):
-    """Exit code, lines of stdout, text of stderr."""
+    """Run the example. Returns exit code, lines of stdout, text of stderr."""
     process = await start(name, *arguments, key=key)
     async with asyncio.timeout(120):
         out, errors = await process.communicate()
@@ -51,21 +51,21 @@ async def test_ask_a_document(house, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three files, of which one knows about owls."""
+    """Three files; one that matches the pattern mentions owls."""
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds" / "owls.txt").write_text("Owls hunt by night.\n\nAn owl hears a mouse under snow.")
     (tmp_path / "fish.txt").write_text("Fish swim.")
-    (tmp_path / "owls.md").write_text("Owls, but not of the files that are asked.")
+    (tmp_path / "owls.md").write_text("Owls, but in a file that is not searched.")
     return tmp_path
 
 
-async def test_rag_finds_what_is_asked_for(house, folder):
+async def test_rag_finds_the_passage(house, folder):
     code, lines, errors = await run("rag_over_a_folder.py", folder, "when do owls hunt?", "--address", house.address)
     assert (code, errors) == (0, "")
     assert lines[0].startswith("1 passages; full, kept ") and lines[-1] == "[1] birds/owls.txt"
 
 
-async def test_rag_drops_from_passages_alone(house, folder):
+async def test_rag_drops_from_passages_only(house, folder):
     (folder / "long.txt").write_text("owls " * 60)
     ask = ("rag_over_a_folder.py", folder, "owls hunt?", "--address", house.address, "--max-prompt-tokens", 330)
     code, lines, errors = await run(*ask)
@@ -97,7 +97,7 @@ async def batch(house, folder, *flags, key=""):
     return await run("batch.py", folder / "in.jsonl", folder / "out.jsonl", "--address", house.address, *flags, key=key)
 
 
-async def test_batch_answers_each_line_and_goes_on_where_it_ended(house, tmp_path):
+async def test_batch_answers_each_line_and_resumes(house, tmp_path):
     requests = [{"id": f"q{n}", "token_ids": [n, n + 1], "max_new_tokens": 2} for n in range(1, 9)]
     write(tmp_path / "in.jsonl", *requests[:3], {"id": "bad", "token_ids": [1], "max_new_tokens": 1000}, "")
     code, lines, errors = await batch(house, tmp_path)
@@ -113,7 +113,7 @@ async def test_batch_answers_each_line_and_goes_on_where_it_ended(house, tmp_pat
     assert first.items() <= then.items() and then["typo"]["error"]["kind"] == "TypeError"
 
 
-async def test_batch_bounds_what_is_asked_at_once(house, tmp_path):
+async def test_batch_limits_concurrency(house, tmp_path):
     write(tmp_path / "in.jsonl", *({"id": str(n), "token_ids": [n + 1, 2]} for n in range(9)))
     house.target.pause_after = 1
     task = asyncio.create_task(batch(house, tmp_path, "--concurrency", 3))
@@ -124,14 +124,14 @@ async def test_batch_bounds_what_is_asked_at_once(house, tmp_path):
     assert (await task)[0] == 0 and len(answers(tmp_path / "out.jsonl")) == 9
 
 
-async def test_batch_waits_where_the_service_is_full(house, tmp_path):
+async def test_batch_retries_if_the_service_is_overloaded(house, tmp_path):
     write(tmp_path / "in.jsonl", {"id": "q", "token_ids": [1, 2]})
     house.target.faults.append(raises(Overloaded("max_waiting", "64", "64", 0.2)))
     assert (await batch(house, tmp_path))[0] == 0
     assert len(house.target.calls) == 2 and "text" in answers(tmp_path / "out.jsonl")["q"]
 
 
-async def test_batch_leaves_what_is_full_to_the_end(house, tmp_path):
+async def test_batch_gives_up_after_some_retries(house, tmp_path):
     write(tmp_path / "in.jsonl", {"id": "q", "token_ids": [1, 2]})
     house.target.faults.extend(raises(Overloaded("max_waiting", "64", "64", 0.01)) for _ in range(99))
     code, lines, errors = await batch(house, tmp_path)
@@ -139,15 +139,15 @@ async def test_batch_leaves_what_is_full_to_the_end(house, tmp_path):
     assert answers(tmp_path / "out.jsonl") == {}
 
 
-async def test_a_wrong_key_is_no_answer(open_house, tmp_path):
+async def test_an_authentication_error_is_not_written_as_an_answer(open_house, tmp_path):
     house = await open_house(guards=(AuthInterceptor(door()),), salt="deployment")
     write(tmp_path / "in.jsonl", {"id": "q", "token_ids": [1, 2]})
     assert (await batch(house, tmp_path))[0] == 1 and answers(tmp_path / "out.jsonl") == {}
     assert (await batch(house, tmp_path, key=ACME))[0] == 0 and "text" in answers(tmp_path / "out.jsonl")["q"]
 
 
-async def test_a_killed_batch_goes_on(house, tmp_path):
-    """The last line is half written, as a crash leaves it."""
+async def test_a_killed_batch_resumes(house, tmp_path):
+    """A crash may leave an incomplete last line."""
     write(tmp_path / "in.jsonl", *({"id": str(n), "token_ids": [n + 1, 2]} for n in range(6)))
     house.target.pause_after = 1
     process = await start("batch.py", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--address", house.address)
@@ -163,7 +163,7 @@ async def test_a_killed_batch_goes_on(house, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"id": 5, "prompt": "x"}', '{"prompt": "x"}'])
-async def test_batch_names_a_line_that_is_no_request(house, tmp_path, line):
+async def test_batch_names_an_invalid_line(house, tmp_path, line):
     write(tmp_path / "in.jsonl", "", line)
     code, _, errors = await batch(house, tmp_path)
     assert code == 2 and "line 2: a request is a JSON object" in errors and "Traceback" not in errors
@@ -174,7 +174,7 @@ async def test_batch_without_its_file(house, tmp_path):
     assert code == 2 and "in.jsonl" in errors and "Traceback" not in errors
 
 
-async def test_many_questions_meet_the_document_that_the_first_one_read(open_house, tmp_path):
+async def test_many_questions_wait_for_the_first(open_house, tmp_path):
     house = await open_house(routes=ALL_ROUTES)
     (tmp_path / "document.txt").write_text("d" * 120)
     ask = (tmp_path / "document.txt", "why?", "how?", "when?", "--max-kv-tokens", 200, "--address", house.address)
@@ -182,7 +182,7 @@ async def test_many_questions_meet_the_document_that_the_first_one_read(open_hou
     task = asyncio.create_task(run("many_questions.py", *ask))
     await house.settle(lambda: house.target.running == 1)
     await asyncio.sleep(0.2)
-    assert house.target.running == 1  # the first goes alone
+    assert house.target.running == 1  # the first is sent alone
     house.target.gate.set()
     code, lines, errors = await task
     assert (code, errors) == (0, "")
@@ -190,7 +190,7 @@ async def test_many_questions_meet_the_document_that_the_first_one_read(open_hou
     assert sum(line.startswith("  [") and line.endswith("KV tokens held]") for line in lines) == 3
 
 
-async def test_many_questions_tell_which_one_was_refused(house, tmp_path):
+async def test_many_questions_name_the_failed_one(house, tmp_path):
     (tmp_path / "document.txt").write_text("d" * 120)
     long = "y" * 400
     code, lines, errors = await run(

@@ -1,4 +1,4 @@
-"""The TypeScript client in a real Node, against a real orchestrator: the answers and errors of the Python client."""
+"""The TypeScript client in Node against a real orchestrator: the same answers and errors as the Python client."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ MS = ("tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "predicted_ttft_ms", 
 
 @pytest.fixture(scope="module")
 def probe():
-    """Calls of the TypeScript client."""
+    """Runs calls of the TypeScript client."""
     node.needed()
     prober = node.Prober()
     yield prober
@@ -44,17 +44,17 @@ def camel(name):
 
 
 def as_typescript(value):
-    """A value of the Python client as the other one tells it; times are left out."""
+    """A value of the Python client in the form of the TypeScript client, without times."""
     if isinstance(value, dict):
         return {camel(name): as_typescript(each) for name, each in value.items() if name not in MS}
     return [as_typescript(each) for each in value] if isinstance(value, tuple | list) else value
 
 
-def timeless(told):
+def timeless(result):
     left_out = {*map(camel, MS), "kind"}
-    if isinstance(told, dict):
-        return {name: timeless(each) for name, each in told.items() if name not in left_out}
-    return [timeless(each) for each in told] if isinstance(told, list) else told
+    if isinstance(result, dict):
+        return {name: timeless(each) for name, each in result.items() if name not in left_out}
+    return [timeless(each) for each in result] if isinstance(result, list) else result
 
 
 SAME = {
@@ -71,17 +71,17 @@ SAME = {
 
 
 @pytest.mark.parametrize("options", SAME.values(), ids=SAME)
-async def test_both_languages_ask_and_hear_the_same(probe, open_house, options):
+async def test_both_clients_send_and_return_the_same(probe, open_house, options):
     house = await open_house(routes=ALL_ROUTES)
     python = Asynchronous(house.address)
-    await python.generate(**options)  # so that both meet the same cache
+    await python.generate(**options)  # fills the cache for both
     expected = asdict(await python.generate(**options))
-    del expected["decision"]["kv_capacity"]  # worked out by the Python client alone
-    asked = house.target.calls[-1]
-    given = {camel(name): value for name, value in options.items()}
-    (told,) = await probe(house.address, "generate", options=given)
-    assert house.target.calls[-1] == asked
-    assert timeless(told) == as_typescript(expected)
+    del expected["decision"]["kv_capacity"]  # computed by the Python client only
+    sent = house.target.calls[-1]
+    camel_options = {camel(name): value for name, value in options.items()}
+    (result,) = await probe(house.address, "generate", options=camel_options)
+    assert house.target.calls[-1] == sent
+    assert timeless(result) == as_typescript(expected)
     await python.aclose()
 
 
@@ -114,99 +114,103 @@ async def test_tools_and_their_calls_arrive(probe, house):
 
 
 class Refused(Exception):
-    """What the probe told."""
+    """An error that the probe reported."""
 
 
 async def by_probe(probe, house, messages, tools):
-    (told,) = await probe(house.address, "generate", options={"messages": messages, "tools": tools})
-    if "error" in told:
-        raise Refused(told["message"])
+    (result,) = await probe(house.address, "generate", options={"messages": messages, "tools": tools})
+    if "error" in result:
+        raise Refused(result["message"])
 
 
 async def test_explain(probe, house):
-    (told,) = await probe(house.address, "explain", options=EXPLAINED)
+    (result,) = await probe(house.address, "explain", options=EXPLAINED)
     python = Asynchronous(house.address)
     expected = await python.explain(messages=CHAT, route="spec_pc", max_prompt_tokens=80, max_new_tokens=5)
-    assert told["text"] == expected.text and told["decision"]["route"] == expected.decision.route == "spec_pc"
+    assert result["text"] == expected.text and result["decision"]["route"] == expected.decision.route == "spec_pc"
     names = [field.name for field in fields(expected.spans[0]) if field.name != "kept_share"]
-    assert told["spans"] == [as_typescript({name: getattr(span, name) for name in names}) for span in expected.spans]
+    assert result["spans"] == [as_typescript({name: getattr(span, name) for name in names}) for span in expected.spans]
     await python.aclose()
 
 
 async def test_info(probe, house):
-    (told,) = await probe(house.address, "info")
-    assert told["target"]["id"] == "target" and "spec_pc" in told["supportedRoutes"]
-    assert [replica["role"] for replica in told["replicas"]] == ["draft", "target"]
+    (result,) = await probe(house.address, "info")
+    assert result["target"]["id"] == "target" and "spec_pc" in result["supportedRoutes"]
+    assert [replica["role"] for replica in result["replicas"]] == ["draft", "target"]
 
 
 @pytest.mark.parametrize("by", ["break", "abort"])
-async def test_leaving_a_stream_cancels_it_everywhere(probe, house, by):
+async def test_leaving_a_stream_cancels_it_at_every_service(probe, house, by):
     house.target.pause_after = 1
     options = {"tokenIds": [1, 2, 3], "maxNewTokens": 3}
     task = asyncio.create_task(probe(house.address, options=options, leaveAfter=2, leaveBy=by))
     await house.settle(lambda: house.target.cancelled == 1)
-    told = await task
-    assert [event["kind"] for event in told[:2]] == ["decision", "delta"]
-    assert told[2:] == ["left"] if by == "break" else [event["error"] for event in told[2:]] == ["Cancelled"]
+    result = await task
+    assert [event["kind"] for event in result[:2]] == ["decision", "delta"]
+    assert result[2:] == ["left"] if by == "break" else [event["error"] for event in result[2:]] == ["Cancelled"]
     assert house.target.running == 0
 
 
 async def test_a_deadline_is_kept(probe, house):
     house.target.pause_after = 1
-    *_, told = await probe(house.address, options={"tokenIds": [1, 2], "deadlineMs": 400})
-    assert (told["error"], told["code"]) == ("DeadlineExceeded", "DEADLINE_EXCEEDED")
+    *_, result = await probe(house.address, options={"tokenIds": [1, 2], "deadlineMs": 400})
+    assert (result["error"], result["code"]) == ("DeadlineExceeded", "DEADLINE_EXCEEDED")
     await house.settle(lambda: house.target.running == 0)
 
 
 async def test_a_refusal_names_field_value_and_limit(probe, house):
-    (told,) = await probe(house.address, options={"tokenIds": LONG, "maxNewTokens": 1000})
-    assert (told["error"], told["code"], told["reason"]) == ("PromptTooLong", "INVALID_ARGUMENT", "PROMPT_TOO_LONG")
-    assert told["field"] == "sampling.max_new_tokens" and told["value"] == "1000" and "400" in told["limit"]
+    (result,) = await probe(house.address, options={"tokenIds": LONG, "maxNewTokens": 1000})
+    assert (result["error"], result["code"], result["reason"]) == (
+        "PromptTooLong",
+        "INVALID_ARGUMENT",
+        "PROMPT_TOO_LONG",
+    )
+    assert result["field"] == "sampling.max_new_tokens" and result["value"] == "1000" and "400" in result["limit"]
 
 
-async def test_overload_says_when_to_come_back(probe, house):
+async def test_overloaded_says_when_to_retry(probe, house):
     house.target.faults.append(raises(Overloaded("max_waiting", "64", "64", 2.5)))
-    (*_, told) = await probe(house.address, options={"tokenIds": [1]})
-    assert (told["error"], told["field"], told["retryAfterMs"]) == ("Overloaded", "max_waiting", 2500)
+    (*_, result) = await probe(house.address, options={"tokenIds": [1]})
+    assert (result["error"], result["field"], result["retryAfterMs"]) == ("Overloaded", "max_waiting", 2500)
 
 
-async def test_who_dies_after_the_first_token_says_how_many_came(probe, house):
+async def test_an_error_after_the_first_token_counts_the_delivered_tokens(probe, house):
     house.target.die_after = 2
-    *_, told = await probe(house.address, options={"tokenIds": [1, 2, 3]})
-    assert (told["error"], told["deliveredTokens"]) == ("Unavailable", 2)
+    *_, result = await probe(house.address, options={"tokenIds": [1, 2, 3]})
+    assert (result["error"], result["deliveredTokens"]) == ("Unavailable", 2)
 
 
 @pytest.mark.parametrize("number", [-1, 1.5, 2**32])
-async def test_a_number_out_of_range_is_an_error_here(probe, house, number):
-    (told,) = await probe(house.address, options={"tokenIds": [1], "maxPromptTokens": number})
-    assert "max_prompt_tokens" in told["error"] and not house.target.calls
+async def test_a_number_out_of_range_is_refused_before_anything_is_sent(probe, house, number):
+    (result,) = await probe(house.address, options={"tokenIds": [1], "maxPromptTokens": number})
+    assert "max_prompt_tokens" in result["error"] and not house.target.calls
 
 
-async def test_nobody_there(probe, house):
+async def test_an_unreachable_service_is_unavailable(probe, house):
     await house.server.grpc.stop(0)
-    (told,) = await probe(house.address, options={"tokenIds": [1]})
-    assert (told["error"], told["code"]) == ("Unavailable", "UNAVAILABLE")
+    (result,) = await probe(house.address, options={"tokenIds": [1]})
+    assert (result["error"], result["code"]) == ("Unavailable", "UNAVAILABLE")
 
 
-async def test_a_message_that_is_too_large_is_no_overload(probe, open_house):
+async def test_a_message_over_the_size_limit_is_an_invalid_request(probe, open_house):
     house = await open_house(message_bytes=4096)
-    (told,) = await probe(house.address, options={"prompt": "x" * 5000})
-    assert told["error"] == "InvalidRequest"
+    (result,) = await probe(house.address, options={"prompt": "x" * 5000})
+    assert result["error"] == "InvalidRequest"
 
 
-async def test_a_key_opens_the_door(probe, open_house):
+async def test_api_key_and_tenant(probe, open_house):
     house = await open_house(guards=(AuthInterceptor(door()),), salt="deployment")
-    (told,) = await probe(house.address, options={"tokenIds": [1]})
-    assert told["error"] == "Unauthenticated"
-    told = await probe(house.address, client={"apiKey": ACME}, options={"tokenIds": [1]})
-    assert told[0]["kind"] == "decision" and told[-2]["kind"] == "usage"
-    (told,) = await probe(house.address, client={"apiKey": ACME, "tenant": "other"}, options={"tokenIds": [1]})
-    assert told["error"] == "PermissionDenied" and ACME not in str(told)
+    (result,) = await probe(house.address, options={"tokenIds": [1]})
+    assert result["error"] == "Unauthenticated"
+    result = await probe(house.address, client={"apiKey": ACME}, options={"tokenIds": [1]})
+    assert result[0]["kind"] == "decision" and result[-2]["kind"] == "usage"
+    (result,) = await probe(house.address, client={"apiKey": ACME, "tenant": "other"}, options={"tokenIds": [1]})
+    assert result["error"] == "PermissionDenied" and ACME not in str(result)
 
 
 @pytest.fixture
 async def meet():
-    """servicer -> its address; with `tls` files too."""
+    """Starts a servicer, with TLS if `tls` files are given, and returns its address."""
     servers = []
 
     async def meet(servicer, tls=None):
@@ -225,41 +229,41 @@ async def test_mutual_tls(probe, meet, tmp_path):
     address = await meet(Flaky(failures=0), served.files())
     tls = {"ca": str(ours.ca), "cert": str(caller.cert), "key": str(caller.key), "nameOverride": "presift.test"}
     changes = {
-        "as it should be": {},
+        "valid": {},
         "another authority's service": {"ca": str(theirs.ca)},
         "another name": {"nameOverride": "presift.example"},
         "another authority's caller": {"cert": str(stranger.cert), "key": str(stranger.key)},
     }
     outcomes = {}
     for name, change in changes.items():
-        told = await probe(address, client={"tls": tls | change}, options={"prompt": "x", "deadlineMs": 8000})
-        outcomes[name] = told[0].get("kind") or told[0]["error"]
-    assert outcomes.pop("as it should be") == "decision"
+        result = await probe(address, client={"tls": tls | change}, options={"prompt": "x", "deadlineMs": 8000})
+        outcomes[name] = result[0].get("kind") or result[0]["error"]
+    assert outcomes.pop("valid") == "decision"
     assert set(outcomes.values()) <= {"Unavailable", "DeadlineExceeded"}
 
 
 @pytest.mark.parametrize("prompt", ["x", "x" * 3_000_000], ids=["short", "3 MB"])
-async def test_unavailable_before_any_message_is_tried_again(probe, meet, prompt):
-    """Long prompts too: what gRPC does not keep it cannot send again, and by default it keeps little."""
+async def test_unavailable_before_any_message_is_retried(probe, meet, prompt):
+    """Long prompts too: they exceed gRPC's default retry buffer."""
     servicer = Flaky(failures=1)
     address = await meet(servicer)
-    (told,) = await probe(address, "generate", options={"prompt": prompt})
-    assert told["usage"]["completionTokens"] == 1 and servicer.calls == 2
+    (result,) = await probe(address, "generate", options={"prompt": prompt})
+    assert result["usage"]["completionTokens"] == 1 and servicer.calls == 2
 
 
-async def test_nothing_is_tried_again_after_a_message(probe, meet):
+async def test_no_retry_after_a_message(probe, meet):
     servicer = Flaky(failures=1, messages=1)
-    (told,) = await probe(await meet(servicer), "generate", options={"prompt": "x"})
-    assert told["error"] == "Unavailable" and servicer.calls == 1
+    (result,) = await probe(await meet(servicer), "generate", options={"prompt": "x"})
+    assert result["error"] == "Unavailable" and servicer.calls == 1
 
 
-async def test_what_had_come_is_counted_where_the_service_says_nothing_of_it(probe, meet):
-    (told,) = await probe(await meet(Flaky(failures=1, messages=3)), "generate", options={"prompt": "x"})
-    assert (told["error"], told["deliveredTokens"]) == ("Unavailable", 6)
+async def test_received_tokens_count_if_the_service_reports_none(probe, meet):
+    (result,) = await probe(await meet(Flaky(failures=1, messages=3)), "generate", options={"prompt": "x"})
+    assert (result["error"], result["deliveredTokens"]) == ("Unavailable", 6)
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"])
-async def test_no_other_status_is_tried_again(probe, meet, code):
+async def test_no_other_status_is_retried(probe, meet, code):
     servicer = Flaky(failures=1, code=grpc.StatusCode[code])
-    (told,) = await probe(await meet(servicer), "generate", options={"prompt": "x"})
-    assert told["code"] == code and servicer.calls == 1
+    (result,) = await probe(await meet(servicer), "generate", options={"prompt": "x"})
+    assert result["code"] == code and servicer.calls == 1

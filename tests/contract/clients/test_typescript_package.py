@@ -1,4 +1,4 @@
-"""The TypeScript client as a package: generated code, lock, licences, its own tests, and the example of the docs."""
+"""The TypeScript client as a package: generated code, lock file, licences, its own tests, the docs' example."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ BUF = Path(sys.executable).parent / "buf"
 
 
 def test_the_lock_names_no_host():
-    """Whoever installs has a registry of their own; the lock's checksums say what must come of it."""
+    """Users install from their own registry; the lock file's checksums pin the content."""
     named = [path for path, entry in LOCK["packages"].items() if "resolved" in entry]
     assert not named
     assert all("integrity" in entry for path, entry in LOCK["packages"].items() if path)
@@ -43,14 +43,14 @@ def test_licences_are_allowed():
     assert json.loads(done.stdout) == [] and found
 
 
-def test_version_and_licence_are_the_projects():
+def test_version_and_licence_match_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (PACKAGE["version"], PACKAGE["license"]) == (project["version"], project["license"])
     assert LOCK["version"] == PACKAGE["version"]
 
 
 def generated(protos, out):
-    """What buf makes of `protos`, by path."""
+    """The code that buf generates from `protos`, by path."""
     node.needed()
     done = subprocess.run(
         [BUF, "generate", str(protos), "--template", "buf.gen.yaml", "-o", str(out)],
@@ -68,11 +68,11 @@ def texts(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.ts")}
 
 
-def test_generated_code_is_what_the_protos_say(tmp_path):
+def test_generated_code_is_up_to_date(tmp_path):
     assert generated(ROOT / "protos", tmp_path) == texts(GENERATED)
 
 
-def test_a_changed_proto_is_seen(tmp_path):
+def test_a_changed_proto_is_detected(tmp_path):
     shutil.copytree(ROOT / "protos", tmp_path / "protos")
     changed = tmp_path / "protos" / "presift" / "v1" / "plan.proto"
     changed.write_text(changed.read_text().replace("uint32 start = 1;", "uint32 begin = 1;"))
@@ -88,22 +88,22 @@ def test_its_own_scripts(script):
 
 
 def compiled(block):
-    """What the compiler says of a block of the docs, of a user who has what it does not define."""
+    """The compiler's output for a code block of the docs, with the variables that the block leaves undefined."""
     node.needed()
-    given = "declare const apiKey: string, document: string, question: string;\n"
-    place = node.FOLDER / "dist" / f"docs-{uuid.uuid4().hex}.ts"  # its own package is found from inside alone
-    place.write_text(given + block)
+    declarations = "declare const apiKey: string, document: string, question: string;\n"
+    place = node.FOLDER / "dist" / f"docs-{uuid.uuid4().hex}.ts"  # a package can import itself only from inside
+    place.write_text(declarations + block)
     try:
         return node.run("npx", "tsc", "--ignoreConfig", "--noEmit", "--strict", *COMPILER, str(place)).stdout
     finally:
         place.unlink()
 
 
-@pytest.mark.parametrize("planted", ["", "maxTokens: 5, "], ids=["as it is", "with a mistake"])
-def test_typescript_that_is_shown_compiles(planted):
+@pytest.mark.parametrize("planted", ["", "maxTokens: 5, "], ids=["unchanged", "with a mistake"])
+def test_the_example_in_the_docs_compiles(planted):
     (block,) = re.findall(r"^```ts\n(.*?)^```$", (ROOT / "clients" / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    said = compiled(block.replace("maxPromptTokens", f"{planted}maxPromptTokens"))
-    assert ("maxTokens" in said) if planted else not said, said
+    output = compiled(block.replace("maxPromptTokens", f"{planted}maxPromptTokens"))
+    assert ("maxTokens" in output) if planted else not output, output
 
 
 async def example(*arguments):
@@ -127,13 +127,13 @@ async def test_the_example_answers(house, document):
     assert "?yhw" in done.stdout  # the fake answers with the prompt reversed
 
 
-async def test_the_example_tells_a_refusal(open_house, document):
+async def test_the_example_prints_an_error(open_house, document):
     house = await open_house(guards=(AuthInterceptor(door()),), salt="deployment")
     done = await example(document, "why?", house.address)
     assert done.returncode == 1 and done.stderr.startswith("UNAUTHENTICATED: ")
 
 
-async def test_the_example_tells_its_usage():
+async def test_the_example_prints_its_usage():
     node.needed()
     done = await example()
     assert done.returncode == 2 and done.stderr.startswith("usage: ")

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,9 +96,9 @@ def test_a_folder_that_is_no_model_is_refused_by_name(start, tmp_path):
 
 
 def test_an_address_in_use_is_refused_by_name(start, tiny_model):
-    first, _ = start("--model", str(tiny_model("tinyq")))
-    address, *_ = _ready(first)
-    second, log = start("--model", str(tiny_model("tinyq")), "--listen", address)
-    assert second.wait(60) == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process, log = start("--model", str(tiny_model("tinyq")), "--listen", address)
+        assert process.wait(60) == 1
     log.seek(0)
     assert "cannot listen on" in log.read()

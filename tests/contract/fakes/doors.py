@@ -1,4 +1,4 @@
-"""Doors with known keys: two of tenant acme, one of tenant other."""
+"""Authenticators with known keys: two of tenant acme, one of tenant other."""
 
 from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, new_key
 from presift.orchestrator.api.auth.authenticator import Authenticator

@@ -12,29 +12,19 @@ from presift.cache.build_lock import NoBuildLock
 from presift.cache.memory_store import MemoryStore
 from presift.cache.store import CacheLimits
 from presift.core.policies import SpecKv, SpecPc
-from presift.orchestrator.admission.admission import Admission, QueueLimits
+from presift.orchestrator.admission.admission import QueueLimits
+from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.api.grpc.servicer import OrchestratorServicer
-from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
-from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.backends.remote import DraftClient, TargetClient
+from presift.orchestrator.app import Edges, Tuning, wire
+from presift.orchestrator.backends.draft_client import DraftClient
+from presift.orchestrator.backends.target_client import TargetClient
 from presift.orchestrator.config.reload import fixed_policy
-from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
-from presift.orchestrator.pipeline.pipeline import Pipeline
-from presift.orchestrator.planning.compressor import Compressor
-from presift.orchestrator.planning.conversations import SelectionStore
-from presift.orchestrator.planning.draft_stage import DraftStage
-from presift.orchestrator.planning.planner import Planner
-from presift.orchestrator.planning.prefill import Prefiller
-from presift.orchestrator.planning.replica_picker import ReplicaPicker
-from presift.orchestrator.planning.request_context import RequestReader
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
-from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.quality.sampler import Sampler
-from presift.orchestrator.quality.shadow_answers import ShadowAnswers
 from presift.orchestrator.routing.choice import Defaults
-from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
+from presift.orchestrator.routing.quality_gate import Thresholds
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.v1 import draft_pb2_grpc, orchestrator_pb2, orchestrator_pb2_grpc, plan_pb2, target_pb2, target_pb2_grpc
 
@@ -97,13 +87,13 @@ class Options:
     turns: int = 8
     defaults: Defaults = DEFAULTS
     terms: object = None
-    economy: object = None
+    estimator: object = None
     draft_tokenizer: Tokenizer | None = None  # the draft's, where it has another vocabulary
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
     guards: tuple = ()
-    allowances: object = None
+    quotas: object = None
     limits: QueueLimits = LIMITS
     lease: object = None
     drain_s: float = 5.0
@@ -154,49 +144,48 @@ class House:
         drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
         self.remote_draft = DraftClient(drafts, 2**20, hedge_after_s=self.options.draft_hedge_after_s)
         self.remote_target = TargetClient(targets, 2**20)
-        self.scorer, foreign = self.remote_draft, ""
-        if self.options.draft_tokenizer is not None:
-            interpreter = VocabularyBridge(byte_tokenizer(), self.options.draft_tokenizer)
-            self.scorer, foreign = CrossVocabularyDraft(self.remote_draft, interpreter), interpreter.draft_fingerprint
-        self.models = ModelRegistry(self.remote_draft, self.remote_target, draft_fingerprint=foreign, retry_s=0.01)
-        for part in (self.remote_draft, self.remote_target, self.store, self.models):
-            self._exit.push_async_callback(part.aclose)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
         self.address = f"127.0.0.1:{await self._serve(self.server)}"
         self.channel = await self._exit.enter_async_context(grpc.aio.insecure_channel(self.address))
         self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
 
     def _servicer(self):
-        tokenizer = self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
-        timeout_s, lease = self.options.draft_timeout_s, self.options.lease or NoBuildLock()
-        compressor = Compressor(self.scorer, self.store, lease, draft_timeout_s=timeout_s)
-        terms, turns = self.options.terms or fixed_policy(self.options.defaults), SelectionStore(self.options.turns)
-        prefiller = Prefiller(self.remote_target) if self.options.prefills else None
-        economy = self.options.economy or CostEstimator(learns=False, reads_beside=prefiller is not None)
-        defaults, limit_s, target = self.options.defaults, self.options.calibration_limit_s, self.remote_target
-        self.calibration = Calibration(self.remote_draft, target, self.models, defaults, economy, limit_s=limit_s)
-        switches = QualityGate(self.options.thresholds)
-        self._exit.push_async_callback(self.calibration.aclose)
-        usher = ReplicaPicker(target, self.models, economy)
-        cases = RequestReader(tokenizer, self.models, terms, economy, switches=switches, usher=usher)
-        planner = Planner(cases, self.models, compressor, economy, prefiller=prefiller, turns=turns)
-        drafter = DraftStage(self.models, compressor)
-        answers = ShadowAnswers(target, drafter, compressor, economy, defaults=defaults)
-        self.guard = QualityGuard(answers.compare, self.options.sampler, switches)
-        self._exit.push_async_callback(self.guard.aclose)
-        self.admission, self.compressor = Admission(self.options.limits), compressor
-        self.prefiller, self.economy = prefiller, economy
-        pipeline = self.pipeline = Pipeline(
-            planner,
-            tokenizer,
-            self.models,
-            self.remote_target,
-            guard=self.guard,
-            calibration=self.calibration,
-            allowances=self.options.allowances,
-            admission=self.admission,
+        options = self.options
+        self.tokenizer = PromptTokenizer(byte_tokenizer(), template)
+        self.estimator = options.estimator or CostEstimator(learns=False, prefills=options.prefills)
+        bridge = None
+        if options.draft_tokenizer is not None:
+            bridge = VocabularyBridge(byte_tokenizer(), options.draft_tokenizer)
+        edges = Edges(
+            draft=self.remote_draft,
+            target=self.remote_target,
+            store=self.store,
+            lock=options.lease or NoBuildLock(),
+            tokenizer=self.tokenizer,
+            quotas=options.quotas or Quotas(),
+            bridge=bridge,
         )
-        return OrchestratorServicer(pipeline, self.models, terms, salt=self.options.salt)
+        policies = options.terms or fixed_policy(options.defaults)
+        tuning = Tuning(
+            policies,
+            options.defaults,
+            self.estimator,
+            queue=options.limits,
+            sampler=options.sampler,
+            thresholds=options.thresholds,
+            draft_timeout_s=options.draft_timeout_s,
+            prefills=options.prefills,
+            kept_selections=options.turns,
+            calibration_limit_s=options.calibration_limit_s,
+            checks_tokenizer=False,
+            retry_s=0.01,
+        )
+        app = self.app = wire(edges, tuning)
+        self._exit.push_async_callback(app.aclose)
+        self.models, self.calibration, self.pipeline = app.models, app.calibration, app.pipeline
+        self.compressor, self.prefiller = app.compressor, app.prefiller
+        self.guard, self.admission = app.pipeline.parts.guard, app.pipeline.parts.admission
+        return OrchestratorServicer(app.pipeline, app.models, policies, salt=options.salt)
 
     async def _serve(self, server):
         port = await server.start()

@@ -1,4 +1,4 @@
-"""The HTTP door of a house, and clients that knock there."""
+"""The HTTP API of a house, and clients for it."""
 
 from contextlib import AsyncExitStack
 
@@ -6,8 +6,8 @@ import httpx
 import openai
 
 from presift.orchestrator.api.http.app import application
-from presift.orchestrator.api.http.call import Calling
-from presift.orchestrator.api.http.endpoints import Asking, Terms
+from presift.orchestrator.api.http.call import Access
+from presift.orchestrator.api.http.endpoints import CompletionEndpoints, EndpointOptions
 from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
 
@@ -15,15 +15,15 @@ MODEL = "target"
 
 
 class OpenaiDoor:
-    """The door of a house that runs, in the same process. `tls` are files; `key` is what the clients show."""
+    """The HTTP API of a running house, in the same process. `tls` are files; `key` is what the clients send."""
 
-    def __init__(self, house, *, doorkeeper=None, key="none", salt="", explains=True, aliases="", tls=None, **terms):
+    def __init__(self, house, *, authenticator=None, key="none", salt="", explains=True, aliases="", tls=None, **more):
         self.house, self.key, self.tls = house, key, tls
-        terms = Terms(terms.get("max_body_bytes", 2**20), terms.get("max_new_tokens", 5), salt, explains)
+        options = EndpointOptions(more.get("max_body_bytes", 2**20), more.get("max_new_tokens", 5), salt, explains)
         models = ServedModels(house.pipeline.target_info, aliases)
         self.app = application(
-            Calling(doorkeeper, house.server.calls),
-            Asking(house.pipeline, models, terms),
+            Access(authenticator, house.server.calls),
+            CompletionEndpoints(house.pipeline, models, options),
             models,
             is_serving=lambda: house.server.is_serving,
         )
@@ -32,7 +32,7 @@ class OpenaiDoor:
 
     async def start(self):
         self.address = await self.server.start()
-        self.house.server.doors.append(self.server)
+        self.house.server.listeners.append(self.server)
         self.url = f"http{'s' if self.tls else ''}://{self.address}"
         self.http = await self._exit.enter_async_context(httpx.AsyncClient(base_url=self.url, timeout=60))
         self.client = self.client_of(self.key)

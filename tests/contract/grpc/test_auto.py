@@ -171,16 +171,19 @@ async def test_without_a_least_coverage_the_draft_is_asked_what_it_always_was(ho
     assert not cascade.spec_kv_pc.kv.HasField("adaptive")
 
 
-async def test_coverage_that_nobody_knows_is_said_and_not_taken_for_enough(house):
+async def test_an_unknown_coverage_is_named_and_does_not_count_as_enough(house):
     def old(reply, request):
         reply.ClearField("kv_coverage")
 
     house.draft.spoil = old
     asked, budget = {"route": plan_pb2.ROUTE_SPEC_KV}, {"max_kv_tokens": 50, "min_coverage": 0.1}
     answer = await house.ask(LONG, budget=budget, **asked)
-    assert answer.route == "SPEC_KV" and "what it covers is not known" in answer.decision.detail
+    assert (
+        answer.route == "SPEC_KV"
+        and "the coverage is unknown, so min_coverage 0.1 may not be reached" in answer.decision.detail
+    )
     refusal = await house.refused(LONG, budget=budget | {"strict": True}, **asked)
-    assert refusal.field == "budget.min_coverage" and "covers what is not known" in refusal.message
+    assert refusal.field == "budget.min_coverage" and "spec_kv has an unknown coverage" in refusal.message
 
 
 NARROW = model("draft", context_tokens=150)
@@ -252,29 +255,29 @@ def explain(house, budget):
     return house.stub.Explain(asked)
 
 
-async def test_speeds_are_learnt_from_what_the_stages_took(open_house):
-    economy = CostEstimator(reads_beside=True)
-    house = await open_house(routes=ALL_ROUTES, economy=economy)
+async def test_costs_are_learned_from_the_times_of_the_stages(open_house):
+    estimator = CostEstimator(prefills=True)
+    house = await open_house(routes=ALL_ROUTES, estimator=estimator)
     for start in range(4):
         prompt = [start * 10 + 1, *LONG]
         for route in (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV):
             await house.ask(prompt, route=route, max_new_tokens=8)
-    learnt = house.models.target.model, house.models.draft
-    speeds = economy.outlook(np.arange(1, 300, dtype=np.uint32), *learnt).speeds
-    assert speeds.is_measured and speeds.decoding.observations and speeds.scoring.observations == 4
-    # The fake target takes 7 ms for any prompt, choosing (11 + 4 ms) not counted.
+    models = house.models.target.model, house.models.draft
+    costs = estimator.state(np.arange(1, 300, dtype=np.uint32), *models).costs
+    assert costs.is_measured and costs.decoding.observations and costs.scoring.observations == 4
+    # The fake target takes 7 ms for any prompt, without selection (11 + 4 ms).
     answer = await house.ask([900, *LONG], route=plan_pb2.ROUTE_FULL)
     assert 2 < answer.decision.predicted_ttft_ms < 30
-    assert economy.reading.wait_ms == economy.drafting.wait_ms == 0
+    assert estimator.reading.wait_ms == estimator.drafting.wait_ms == 0
 
 
-async def test_waiting_for_the_draft_is_not_learnt_as_its_speed(open_house):
-    economy = CostEstimator()
-    house = await open_house(economy=economy)
+async def test_the_wait_for_the_draft_is_not_learned_as_its_cost(open_house):
+    estimator = CostEstimator()
+    house = await open_house(estimator=estimator)
     house.draft.faults.append(takes(0.4))
     house.draft.spoil = lambda reply, request: reply.timings.MergeFrom(draft_pb2.ScoreTimings(queue_ms=390.0))
     answer = await house.ask(LONG)
-    (draft,) = (each.curve for each in economy.learnt() if each.stage == "draft")
+    (draft,) = (each.curve for each in estimator.learned() if each.stage == "draft")
     reading = TokenWork(200, steps=house.draft.calls[0].policy.spec_pc.lookahead_tokens - 1)
     assert answer.decision.draft_ms >= 400
     assert draft.ms(reading) == pytest.approx(answer.decision.draft_ms - 390, rel=0.1)
@@ -282,40 +285,40 @@ async def test_waiting_for_the_draft_is_not_learnt_as_its_speed(open_house):
 
 async def test_the_work_of_waiting_requests_is_queued_once(open_house):
     """While nothing is answered, requests for different prompts wait for the draft; then more for the target."""
-    economy = CostEstimator(learns=False)
-    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    estimator = CostEstimator(learns=False)
+    house = await open_house(routes=ALL_ROUTES, estimator=estimator)
     house.draft.gate.clear()
     calls, waits_ms = [], [0.0]
     for count in range(5):
         calls += [house.stub.Generate(request([count + 1, *LONG], route=plan_pb2.ROUTE_SPEC_PC)) for _ in range(2)]
         await house.settle(lambda drafts=count + 1: len(house.draft.calls) == drafts)
         await house.ask([1, 2])  # a server takes calls in turn: all before it wait for the draft
-        waits_ms.append(economy.drafting.wait_ms)
+        waits_ms.append(estimator.drafting.wait_ms)
     assert waits_ms == pytest.approx([0.0, *(waits_ms[1] * (2 * count + 1) for count in range(5))])
     for call in calls:
         call.cancel()
-    await house.settle(lambda: economy.drafting.wait_ms == 0)
+    await house.settle(lambda: estimator.drafting.wait_ms == 0)
     house.target.faults.extend([hangs] * 5)
     calls, waits_ms = [], [0.0]
     for count in range(5):
         calls.append(house.stub.Generate(request([count + 11, *LONG], route=plan_pb2.ROUTE_FULL)))
         await house.settle(lambda: house.target.running == len(calls))
-        waits_ms.append(economy.reading.wait_ms)
+        waits_ms.append(estimator.reading.wait_ms)
     assert waits_ms == pytest.approx([0.0, *(waits_ms[1] * (2 * count + 1) for count in range(5))])
     for call in calls:
         call.cancel()
 
 
-async def test_what_a_caller_left_is_not_waited_for(open_house):
-    economy = CostEstimator(learns=False)
-    house = await open_house(routes=ALL_ROUTES, economy=economy)
+async def test_a_cancelled_answer_is_no_pending_work(open_house):
+    estimator = CostEstimator(learns=False)
+    house = await open_house(routes=ALL_ROUTES, estimator=estimator)
     house.target.faults.append(hangs)
     call = house.stub.Generate(request(LONG, route=plan_pb2.ROUTE_FULL))
     await house.settle(lambda: house.target.running == 1)
-    assert economy.reading.wait_ms > 0
+    assert estimator.reading.wait_ms > 0
     call.cancel()
     await house.settle(lambda: house.target.cancelled == 1)
-    await house.settle(lambda: economy.reading.wait_ms == 0)
+    await house.settle(lambda: estimator.reading.wait_ms == 0)
 
 
 async def test_an_entry_that_the_target_holds_is_predicted_to_be_nearly_free(house):
@@ -324,16 +327,16 @@ async def test_an_entry_that_the_target_holds_is_predicted_to_be_nearly_free(hou
 
 
 async def test_the_next_turn_of_a_conversation_is_warm(open_house):
-    economy = CostEstimator(learns=False)
-    house = await open_house(routes=ALL_ROUTES, economy=economy)
+    estimator = CostEstimator(learns=False)
+    house = await open_house(routes=ALL_ROUTES, estimator=estimator)
     answer = await house.ask(LONG, route=plan_pb2.ROUTE_FULL, max_new_tokens=100)
     assert len(answer.token_ids) == 100
     later = np.array([*LONG, *answer.token_ids, 5, 6, 7], dtype=np.uint32)
-    assert economy.outlook(later, house.models.target.model, None).cached_tokens == 256
+    assert estimator.state(later, house.models.target.model, None).cached_tokens == 256
 
 
-async def test_a_busy_target_is_predicted_to_be_later(open_house):
-    house = await open_house(routes=ALL_ROUTES, economy=CostEstimator(learns=False))
+async def test_a_busy_target_is_predicted_to_be_slower(open_house):
+    house = await open_house(routes=ALL_ROUTES, estimator=CostEstimator(learns=False))
     calm = await house.ask([7, *LONG], route=plan_pb2.ROUTE_FULL)
     load = target_pb2.TargetLoad(running=3, waiting=4, free_kv_tokens=5000)
     house.target.spoil = lambda usage: usage.load.CopyFrom(load)
@@ -345,22 +348,22 @@ async def test_a_busy_target_is_predicted_to_be_later(open_house):
     assert 28 - spent_ms - 5 <= late_ms <= 28 + spent_ms + 5
 
 
-async def test_free_slots_are_known_by_replica(open_house):
-    economy = CostEstimator(learns=False)
-    house = await open_house(routes=ALL_ROUTES, economy=economy)
+async def test_free_slots_are_known_for_each_replica(open_house):
+    estimator = CostEstimator(learns=False)
+    house = await open_house(routes=ALL_ROUTES, estimator=estimator)
 
-    def outlook():
-        return economy.outlook(np.array(LONG, dtype=np.uint32), house.models.target.model, None)
+    def state():
+        return estimator.state(np.array(LONG, dtype=np.uint32), house.models.target.model, None)
 
     for replica, free in (("a", 900), ("b", 30)):
         said = target_pb2.TargetUsage(replica=replica, load=target_pb2.TargetLoad(free_kv_tokens=free))
         house.target.spoil = lambda usage, said=said: usage.MergeFrom(said)
         await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
-        assert outlook().free_kv_tokens == free and outlook().answers == ()
+        assert state().free_kv_tokens == free and state().answers == ()
     # 200 prompt tokens and 5 of the answer: the one under way is waited for.
     house.target.pause_after = 1
     call = house.stub.Generate(request(LONG, route=plan_pb2.ROUTE_FULL))
-    await house.settle(lambda: house.target.running == 1 and outlook().answers)
-    assert outlook().kv_wait_ms(205) == outlook().answers[0].remaining_ms > 0
+    await house.settle(lambda: house.target.running == 1 and state().answers)
+    assert state().kv_wait_ms(205) == state().answers[0].remaining_ms > 0
     call.cancel()
-    await house.settle(lambda: not outlook().answers)
+    await house.settle(lambda: not state().answers)

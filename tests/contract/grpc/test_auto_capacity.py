@@ -31,7 +31,7 @@ async def house(open_house):
     ("coverage", "bounds", "kept", "told"),
     [
         (0.25, {"max_tokens": 100}, 50, "auto: 50 of at most 100 tokens reach coverage 0.25"),
-        (0.75, {"max_tokens": 100}, 100, "auto: 100 tokens, the most, cover 0.500 of the 0.75 asked for"),
+        (0.75, {"max_tokens": 100}, 100, "auto: 100 tokens, the maximum, cover 0.500 of the requested 0.75"),
         (0.25, {"min_tokens": 70, "max_tokens": 100}, 70, "auto: 70 of at most 100 tokens reach coverage 0.25"),
         (0.001, {"max_tokens": 100}, 16, "auto: 16 of at most 100 tokens reach coverage 0.001"),
     ],
@@ -180,7 +180,7 @@ async def test_an_older_draft_that_does_not_adapt_is_used_at_the_most(house):
     house.draft.spoil = old
     answer = await house.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
     assert answer.decision.kv_tokens == answer.usage.kv_tokens == 101
-    assert "the draft did not say" in answer.decision.detail
+    assert "the draft did not report how many reach coverage 0.25" in answer.decision.detail
 
 
 async def test_explain_comes_to_the_same(house):

@@ -1,4 +1,4 @@
-"""Whatever comes in: the right status with reason, field, value and limit; and the next request is answered."""
+"""Invalid requests: the right status with reason, field, value and limit; and the next request is answered."""
 
 import grpc
 import pytest
@@ -46,7 +46,7 @@ BAD = {
         INVALID,
         CALLS,
         "1 given",
-        "no place",
+        "does not support tool calls",
     ),
     "document that may not be dropped": (
         {"prompt": turn("user", parts=[orchestrator_pb2.TextPart(text="x", document=True, protected=True)])},
@@ -149,7 +149,7 @@ async def test_bad_input(house, case):
         ({"prompt": wire_prompt(LONG), "route": 77}, INVALID, "route"),
     ],
 )
-async def test_explain_refuses_the_same(house, asked, status, field):
+async def test_explain_rejects_the_same(house, asked, status, field):
     refusal = await refusal_of(house.stub.Explain(orchestrator_pb2.ExplainRequest(**asked)))
     assert (refusal.code, refusal.reason, refusal.field) == (*status, field)
 
@@ -170,7 +170,7 @@ async def test_message_over_the_limit(open_house):
 
 
 async def send(house, raw, method="Generate"):
-    """What the service makes of these very bytes: its answer or its refusal."""
+    """The service's answer to exactly these bytes, or its error."""
     call = house.channel.unary_stream(
         f"/presift.v1.OrchestratorService/{method}",
         request_serializer=bytes,
@@ -203,7 +203,7 @@ async def test_invalid_utf8(house, raw):
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\x0a\x7f", field(1, field(3, b"\x0a\x09\x80"))])
-async def test_no_protobuf(house, raw):
+async def test_bytes_that_are_not_protobuf(house, raw):
     refusal = await send(house, raw)
     assert (refusal.code, refusal.reason, refusal.field) == (*INVALID, "request")
 
@@ -217,7 +217,7 @@ VALID = request(LONG, budget={"max_prompt_tokens": 20}, sampling={"stop": ["x"],
 
 @st.composite
 def mutations(draw):
-    """A valid request with some bytes replaced, dropped or put in."""
+    """A valid request with some bytes replaced, removed or inserted."""
     raw = bytearray(VALID)
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(raw) - 1))
@@ -229,7 +229,7 @@ def mutations(draw):
 @given(raw=st.binary(max_size=200) | mutations())
 @example(raw=b"")
 @example(raw=VALID)
-async def test_any_bytes_are_answered_or_refused(house, raw):
+async def test_any_bytes_are_answered_or_rejected(house, raw):
     outcome = await send(house, raw)
     if isinstance(outcome, Refusal):
         assert outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), outcome
@@ -272,7 +272,7 @@ PROMPT = st.builds(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(prompt=PROMPT, sampling=SAMPLING, budget=BUDGET, route=st.integers(-1, 7))
-async def test_any_request_is_answered_within_its_budget_or_refused(house, prompt, sampling, budget, route):
+async def test_any_request_is_answered_within_its_budget_or_rejected(house, prompt, sampling, budget, route):
     message = orchestrator_pb2.GenerateRequest(prompt=prompt, sampling=sampling, budget=budget, route=route)
     outcome = await send(house, message.SerializeToString())
     if isinstance(outcome, Refusal):
@@ -287,7 +287,7 @@ async def test_any_request_is_answered_within_its_budget_or_refused(house, promp
         assert decision.kept_tokens == decision.prompt_tokens
 
 
-# Mostly sound, so that much of it is answered; the strategies above are mostly not.
+# Mostly valid, so that most are answered; the strategies above are mostly invalid.
 KV = st.builds(
     orchestrator_pb2.KvOptions,
     selection=st.integers(0, 2),
@@ -325,7 +325,7 @@ async def kv_house(open_house):
     budget=KV_BUDGET,
     asked=st.tuples(st.sampled_from([plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC]), st.none() | KV),
 )
-async def test_any_request_to_drop_kv_is_answered_within_its_budget_or_refused(
+async def test_any_request_to_drop_kv_is_answered_within_its_budget_or_rejected(
     kv_house, prompt, sampling, budget, asked
 ):
     route, kv = asked
@@ -333,7 +333,7 @@ async def test_any_request_to_drop_kv_is_answered_within_its_budget_or_refused(
     outcome = await send(kv_house, message.SerializeToString())
     if isinstance(outcome, Refusal):
         assert outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), outcome
-        # The fake target holds each plan against the contract: none may be refused for it.
+        # The fake target checks each plan against the contract: none may be rejected for it.
         assert outcome.reason and outcome.field and outcome.limit and "kv_plan" not in outcome.field, outcome
         return
     decision, usage = outcome.decision, outcome.usage

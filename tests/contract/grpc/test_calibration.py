@@ -1,4 +1,4 @@
-"""Calibration: speeds before the first caller, in nobody's way."""
+"""Calibration: learned costs before the first caller, without delaying one."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ LONG = list(range(1, 201))
 @pytest.fixture
 async def house(open_house):
     """Its target has room for two of the three prompts."""
-    return await open_house(routes=ALL_ROUTES, economy=CostEstimator(), salt="tenant")
+    return await open_house(routes=ALL_ROUTES, estimator=CostEstimator(), salt="tenant")
 
 
 async def calibrate(house):
@@ -30,13 +30,13 @@ async def calibrate(house):
 
 
 def stages(house):
-    economy = house.options.economy
-    return {each.stage: each.curve.observations for each in economy.learnt()}
+    estimator = house.options.estimator
+    return {each.stage: each.curve.observations for each in estimator.learned()}
 
 
 def cached(house, ids):
-    economy, target = house.options.economy, house.models.target.model
-    return economy.outlook(np.array(ids, dtype=np.uint32), target, None).cached_tokens
+    estimator, target = house.options.estimator, house.models.target.model
+    return estimator.state(np.array(ids, dtype=np.uint32), target, None).cached_tokens
 
 
 async def test_reading_decoding_and_drafting_are_timed(house):
@@ -48,20 +48,20 @@ async def test_reading_decoding_and_drafting_are_timed(house):
         assert cached(house, call.token_ids) == 0
     for call in house.draft.calls:
         assert call.policy.spec_pc.capacity < len(call.token_ids)
-    # 7 ms for any prompt, as the fake says.
+    # The fake reports 7 ms for any prompt.
     answer = await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
     assert answer.decision.predicted_ttft_ms < 30
 
 
-async def test_all_lengths_where_there_is_room(open_house):
+async def test_all_lengths_that_fit_the_context(open_house):
     big = {"target": model("target", context_tokens=4000), "draft": model("draft", context_tokens=4000)}
-    house = await open_house(economy=CostEstimator(), **big)
+    house = await open_house(estimator=CostEstimator(), **big)
     await calibrate(house)
     assert [len(call.token_ids) for call in house.target.calls] == [64, 256, 1024] and stages(house)["draft"] == 3
 
 
 @pytest.mark.parametrize("service", ["draft", "target"])
-async def test_the_first_caller_ends_it(house, service):
+async def test_the_first_caller_ends_calibration(house, service):
     fake = getattr(house, service)
     fake.faults.append(hangs)
     house.calibration.start()
@@ -73,15 +73,15 @@ async def test_the_first_caller_ends_it(house, service):
     assert house.calibration._task.done()  # not again
 
 
-async def test_time_is_up(open_house, caplog):
+async def test_calibration_ends_at_its_time_limit(open_house, caplog):
     caplog.set_level(logging.INFO)
-    house = await open_house(economy=CostEstimator(), calibration_limit_s=0.05)
+    house = await open_house(estimator=CostEstimator(), calibration_limit_s=0.05)
     house.target.faults.append(takes(30))
     await calibrate(house)
     assert stages(house) == {"draft": 1} and "cut short" in caplog.text
 
 
-async def test_trouble_is_logged_and_what_was_learnt_is_kept(house, caplog):
+async def test_a_failure_is_logged_and_learned_costs_are_kept(house, caplog):
     house.target.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
     await calibrate(house)
     assert stages(house) == {"draft": 1} and "not calibrated to the end" in caplog.text
@@ -89,12 +89,12 @@ async def test_trouble_is_logged_and_what_was_learnt_is_kept(house, caplog):
 
 
 async def test_without_a_draft_the_target_is_timed(open_house):
-    house = await open_house(economy=CostEstimator(), draft_up=False)
+    house = await open_house(estimator=CostEstimator(), draft_up=False)
     await calibrate(house)
     assert stages(house) == {"target": 2, "decoding": 2}
 
 
-async def test_closing_ends_it(house):
+async def test_closing_ends_calibration(house):
     house.target.faults.append(hangs)
     house.calibration.start()
     await house.settle(lambda: house.target.calls)

@@ -70,7 +70,7 @@ def while_it_streams(house):
     house.target.pause_after = 2
     # Its first token has come.
     return lambda: (
-        house.target.running == 1 and len(house.economy.loads.answers) == 1 and not len(house.economy.reading)
+        house.target.running == 1 and len(house.estimator.loads.answers) == 1 and not len(house.estimator.reading)
     )
 
 
@@ -101,11 +101,12 @@ STAGES = {
 
 def nothing_is_left(house):
     """Everything of the orchestrator that a request may hold."""
-    economy, admission = house.economy, house.admission
+    estimator, admission = house.estimator, house.admission
     held = (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
-    queues = (len(economy.drafting), len(economy.reading), len(economy.loads.answers), len(house.guard.calm._callers))
-    return not any((*held, *flights, *queues, house.server.calls.running))
+    queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers))
+    callers = len(house.guard.idle_gate._waiting_callers)
+    return not any((*held, *flights, *queues, callers, house.server.calls.running))
 
 
 def cancellations(house):

@@ -276,23 +276,23 @@ async def test_a_stop_ends_the_shadow(house):
 
 
 async def test_shadows_are_no_callers(open_house, telemetry):
-    economy = CostEstimator()
-    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK, economy=economy)
+    estimator = CostEstimator()
+    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK, estimator=estimator)
     names = ("requests", "ttft", "kv.tokens", "prompt.tokens")
     before = [telemetry.total(f"presift.{name}", route="full") for name in names]
     await house.ask(LONG, route=PC, max_new_tokens=8)
     await compared(house, 1)
     assert [telemetry.total(f"presift.{name}", route="full") for name in names] == before
-    speeds = economy.outlook(*asked(house, LONG)).speeds
-    assert speeds.target.observations == 1 and economy.reading.wait_ms == 0
+    costs = estimator.state(*asked(house, LONG)).costs
+    assert costs.target.observations == 1 and estimator.reading.wait_ms == 0
 
 
 async def test_what_a_shadow_read_is_expected_in_the_targets_cache(open_house):
-    economy = CostEstimator()
-    house = await open_house(sampler=ALL, thresholds=QUICK, economy=economy, salt="tenant")
+    estimator = CostEstimator()
+    house = await open_house(sampler=ALL, thresholds=QUICK, estimator=estimator, salt="tenant")
     await house.ask(LONG, route=PC)
     await compared(house, 1)
-    found = [economy.outlook(*asked(house, LONG), salt=salt).cached_tokens for salt in ("tenant", "", "other")]
+    found = [estimator.state(*asked(house, LONG), salt=salt).cached_tokens for salt in ("tenant", "", "other")]
     assert found == [192, 0, 0]
     assert {call.cache_salt for call in house.target.calls} == {"tenant"}
 

@@ -1,4 +1,4 @@
-"""What no well-meaning client sends: bombs, garbage and endless metadata, to every service. Refused; memory bounded."""
+"""Hostile input to every service: compression bombs, garbage and endless metadata are rejected in bounded memory."""
 
 import asyncio
 import gzip
@@ -36,12 +36,12 @@ LIMIT_BYTES = 2**20
 
 @pytest.fixture
 async def address(open_house):
-    """method -> where a real server has it"""
+    """method -> the address of a real server that has it"""
     house, queue = await open_house(message_bytes=LIMIT_BYTES), WorkQueue(4)
     servers = {name: GrpcServer(ServerOptions("127.0.0.1:0", LIMIT_BYTES), []) for name in ("target", "draft")}
     target, draft = TargetServicer(Admission(4, 4)), DraftServicer(queue, 16)
     target.use(EchoEngine())
-    draft.use(object())  # nothing gets as far
+    draft.use(object())  # no request reaches it
     target_pb2_grpc.add_TargetServiceServicer_to_server(target, servers["target"].grpc)
     draft_pb2_grpc.add_DraftServiceServicer_to_server(draft, servers["draft"].grpc)
     places = {name: f"127.0.0.1:{await server.start()}" for name, server in servers.items()}
@@ -53,7 +53,7 @@ async def address(open_house):
 
 
 async def send(address, method, raw, *, metadata=None, compression=None, options=()):
-    """What becomes of these very bytes."""
+    """The answer to exactly these bytes, or the error."""
     async with grpc.aio.insecure_channel(address, compression=compression, options=options) as channel:
         call = channel.unary_stream(f"/presift.v1.{method}", request_serializer=bytes, response_deserializer=bytes)
         try:
@@ -63,10 +63,10 @@ async def send(address, method, raw, *, metadata=None, compression=None, options
 
 
 class Watch:
-    """The most memory, in bytes, that this process held above what it had on entry: by the kernel, not by looking."""
+    """The peak memory of this process, in bytes above that on entry, as the kernel measured it."""
 
     def __enter__(self):
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         self._start = high_water_bytes()
         return self
 
@@ -80,7 +80,7 @@ def high_water_bytes():
 
 
 def bomb(size):
-    """A TokenIds-like field of so many zero bytes."""
+    """A TokenIds-like field of that many zero bytes."""
     return b"\x0a" + varint(size) + bytes(size)
 
 
@@ -94,7 +94,7 @@ def varint(number):
 
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-async def test_a_compressed_message_is_refused_with_a_status(address, method, compression):
+async def test_a_compressed_message_is_rejected_with_a_status(address, method, compression):
     refusal = await send(address(method), method, bomb(1000), compression=compression)
     assert refusal.code == "UNIMPLEMENTED", refusal
     ordinary = await send(address(method), method, b"\xff")
@@ -115,8 +115,8 @@ with grpc.insecure_channel(sys.argv[1], compression=grpc.Compression.Gzip) as ch
 
 @pytest.mark.parametrize("method", [methods[0] for methods in METHODS.values()])
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
-async def test_a_bomb_is_not_unpacked(address, method):
-    """256 MiB in a quarter of one, by a client of its own process: this one has the servers' memory alone."""
+async def test_a_bomb_in_a_request_is_not_unpacked(address, method):
+    """256 MiB in a quarter of one, sent from another process, so that this one has only the servers' memory."""
     with Watch() as watch:
         client = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", CLIENT, address(method), f"/presift.v1.{method}"), stdout=asyncio.subprocess.PIPE
@@ -146,7 +146,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
-async def test_a_peers_bomb_is_not_unpacked_either():
+async def test_a_bomb_in_an_answer_is_not_unpacked_either():
     """A draft or target that answers in gzip."""
     peer = await asyncio.create_subprocess_exec(sys.executable, "-c", PEER, stdout=asyncio.subprocess.PIPE)
     channel = open_channel(f"127.0.0.1:{int(await peer.stdout.readline())}")
@@ -162,7 +162,7 @@ async def test_a_peers_bomb_is_not_unpacked_either():
 
 
 @pytest.mark.parametrize("method", ALL)
-async def test_garbage_is_refused_and_the_service_stays_up(address, method):
+async def test_garbage_is_rejected_and_the_service_stays_up(address, method):
     for raw in (b"\xff", b"\x0a\x7f", gzip.compress(b"x"), b"\x00" * 100, b"\x0b" * 1000, b"\x0a\xff\xff\xff\xff\x7f"):
         refusal = await send(address(method), method, raw)
         assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST"), raw
@@ -170,20 +170,20 @@ async def test_garbage_is_refused_and_the_service_stays_up(address, method):
 
 
 @pytest.mark.parametrize("method", ALL)
-async def test_a_message_over_the_limit_is_refused(address, method):
+async def test_a_message_over_the_limit_is_rejected(address, method):
     refusal = await send(address(method), method, bytes(2 * LIMIT_BYTES))
     assert refusal.code == "RESOURCE_EXHAUSTED"
 
 
 @pytest.mark.parametrize("method", ALL)
-async def test_endless_metadata_is_refused_and_ordinary_metadata_is_not(address, method):
+async def test_endless_metadata_is_rejected_and_ordinary_metadata_is_not(address, method):
     roomy = [("grpc.max_metadata_size", 2**24), ("grpc.absolute_max_metadata_size", 2**24)]
     for size, code in ((MAX_METADATA_BYTES // 2, "INVALID_ARGUMENT"), (2 * MAX_METADATA_BYTES, "RESOURCE_EXHAUSTED")):
         refusal = await send(address(method), method, b"\xff", metadata=[("x-much", "y" * size)], options=roomy)
         assert refusal.code == code, size
 
 
-async def test_health_is_held_to_the_same(address):
+async def test_health_has_the_same_limits(address):
     place = address("TargetService/Generate")
     async with grpc.aio.insecure_channel(place, compression=grpc.Compression.Gzip) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as failure:
@@ -191,7 +191,7 @@ async def test_health_is_held_to_the_same(address):
     assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_an_explanation_of_too_many_spans_is_refused(house, monkeypatch):
+async def test_an_explanation_of_too_many_spans_is_rejected(house, monkeypatch):
     monkeypatch.setattr("presift.orchestrator.planning.explain.MAX_EXPLAINED_SPANS", 99)
     asked = orchestrator_pb2.ExplainRequest(prompt=request([7] * 100).prompt, span_per_token=True)
     refusal = await refusal_of(house.stub.Explain(asked))
@@ -202,7 +202,7 @@ async def test_an_explanation_of_too_many_spans_is_refused(house, monkeypatch):
     assert MAX_EXPLAINED_SPANS * 64 < 64 * 2**20  # what the message limit is by default
 
 
-async def test_a_text_of_too_many_tokens_is_refused(house, monkeypatch):
+async def test_a_text_of_too_many_tokens_is_rejected(house, monkeypatch):
     monkeypatch.setattr("presift.orchestrator.domain.limits.MAX_PROMPT_TOKENS", 50)
     refusal = await house.refused("x" * 51)
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG")
@@ -211,8 +211,8 @@ async def test_a_text_of_too_many_tokens_is_refused(house, monkeypatch):
 
 
 @pytest.mark.parametrize("budget", [{}, {"strict": True, "max_prompt_tokens": 20}])
-async def test_a_prompt_that_neither_model_can_read_is_the_callers_matter(house, budget):
-    """Found by the fuzz: it was UNAVAILABLE, which asks for a retry."""
+async def test_a_prompt_that_neither_model_can_read_is_invalid(house, budget):
+    """Found by fuzzing: the status was UNAVAILABLE, which asks for a retry."""
     house.draft.faults.append(raises(PromptTooLong("token_ids", "501 tokens", "<= 450")))
     refusal = await house.refused([7] * 500, budget=budget)
     assert (refusal.code, refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG", "prompt")
@@ -220,7 +220,7 @@ async def test_a_prompt_that_neither_model_can_read_is_the_callers_matter(house,
     assert (await house.ask([7] * 500, budget=budget)).route == "SPEC_PC"
 
 
-async def test_an_explanation_over_the_message_limit_is_refused(open_house):
+async def test_an_explanation_over_the_message_limit_is_rejected(open_house):
     house = await open_house(message_bytes=20_000)
     asked = orchestrator_pb2.ExplainRequest(prompt=request("x" * 390).prompt, span_per_token=True)
     assert (await house.stub.Explain(asked)).ByteSize() < 20_000
@@ -255,7 +255,7 @@ ABSURD = {
 async def test_absurd_numbers(house, echo, asked):
     parsed = request(list(range(100, 200)), **asked)
     call = house.stub.Generate(parsed)
-    if "sampling" in asked:  # the target's business
+    if "sampling" in asked:  # checked by the target
         call = echo.Generate(target_pb2.TargetServiceGenerateRequest(token_ids=[1], sampling=parsed.sampling))
     refusal = await refusal_of(first(call))
     assert refusal.code == "INVALID_ARGUMENT" and refusal.field and refusal.limit, refusal
@@ -267,7 +267,7 @@ async def first(call):
 
 @pytest.fixture
 async def echo():
-    """A stub of a target by itself."""
+    """A stub of a single target."""
     servicer, server = TargetServicer(Admission(4, 4)), GrpcServer(ServerOptions("127.0.0.1:0"), [])
     servicer.use(EchoEngine())
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
@@ -287,7 +287,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("asked", LARGE.values(), ids=LARGE)
-async def test_large_numbers_that_mean_something_are_served(house, asked):
+async def test_valid_large_numbers_are_served(house, asked):
     answer = await house.ask(list(range(100, 200)), **asked)
     assert answer.usage.completion_tokens == 5
 

@@ -1,4 +1,4 @@
-"""The tables of limits: every row bites one over its number, names itself, and is told in the protos' comments."""
+"""The tables of limits: every row rejects one more than its number, names its field, and is in the protos' comments."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,10 @@ from presift.core.limits import check_limits
 from presift.core.plan import ModelInfo
 from presift.draft import limits as draft_limits
 from presift.draft import request as draft_request
+from presift.orchestrator.api.grpc import limits as orchestrator_messages
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
 from presift.orchestrator.domain import limits as orchestrator_limits
+from presift.orchestrator.domain.caller import Caller
 from presift.rpc.limits import MAX_METADATA_BYTES
 from presift.target import limits as target_limits
 from presift.target.servicer import request_from_wire as target_request_from_wire
@@ -90,16 +92,18 @@ SCORES = {
     ("token_ids", "tokens"): lambda n: {"token_ids": [1] * n},
     ("protected_spans", "spans"): lambda n: {"protected_spans": spans(n)},
 }
-DOORS = {
+METHODS = {
     "Generate": (
-        orchestrator_limits.GENERATE,
+        orchestrator_messages.GENERATE,
         PROMPTS | SAMPLINGS,
-        lambda values: request_from_wire(orchestrator_pb2.GenerateRequest(**prompt(text="x") | values)),
+        lambda values: request_from_wire(orchestrator_pb2.GenerateRequest(**prompt(text="x") | values), Caller(), ""),
     ),
     "Explain": (
-        orchestrator_limits.EXPLAIN,
+        orchestrator_messages.EXPLAIN,
         PROMPTS,
-        lambda values: explain_request_from_wire(orchestrator_pb2.ExplainRequest(**prompt(text="x") | values)),
+        lambda values: explain_request_from_wire(
+            orchestrator_pb2.ExplainRequest(**prompt(text="x") | values), Caller(), ""
+        ),
     ),
     "Score": (
         draft_limits.SCORE,
@@ -117,12 +121,12 @@ DOORS = {
         lambda values: check_limits(target_pb2.PrefillRequest(**values), target_limits.PREFILL),
     ),
 }
-ROWS = [(door, row) for door, (table, _, _) in DOORS.items() for row in table]
+ROWS = [(method, row) for method, (table, _, _) in METHODS.items() for row in table]
 
 
-@pytest.mark.parametrize(("door", "row"), ROWS, ids=[f"{door} {row.field} {row.unit}" for door, row in ROWS])
-def test_one_more_than_the_limit_is_refused_by_name(door, row):
-    _, makers, read = DOORS[door]
+@pytest.mark.parametrize(("method", "row"), ROWS, ids=[f"{method} {row.field} {row.unit}" for method, row in ROWS])
+def test_one_more_than_the_limit_is_rejected_by_name(method, row):
+    _, makers, read = METHODS[method]
     make = makers[row.field, row.unit]
     with pytest.raises(InvalidRequest) as refused:
         read(make(row.most + 1))
@@ -130,22 +134,22 @@ def test_one_more_than_the_limit_is_refused_by_name(door, row):
     assert refused.value.value == f"{row.most + 1} {row.unit}"
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_row_has_a_case_and_every_case_a_row(door):
-    table, makers, _ = DOORS[door]
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_has_a_case_and_every_case_a_row(method):
+    table, makers, _ = METHODS[method]
     assert {(row.field, row.unit) for row in table} == makers.keys()
 
 
-# The others take much memory, for the same comparison.
-SMALL = [(door, row) for door, row in ROWS if row.field != "kv_plan.kv_mask.kept" and row.most <= 2**20]
+# The others need much memory for the same comparison.
+SMALL = [(method, row) for method, row in ROWS if row.field != "kv_plan.kv_mask.kept" and row.most <= 2**20]
 
 
-@pytest.mark.parametrize(("door", "row"), SMALL, ids=[f"{door} {row.field} {row.unit}" for door, row in SMALL])
-def test_the_limit_itself_is_taken(door, row):
-    _, makers, read = DOORS[door]
+@pytest.mark.parametrize(("method", "row"), SMALL, ids=[f"{method} {row.field} {row.unit}" for method, row in SMALL])
+def test_the_limit_itself_is_accepted(method, row):
+    _, makers, read = METHODS[method]
     try:
         read(makers[row.field, row.unit](row.most))
-    except InvalidRequest as error:  # another guard's: that of the model's context, say
+    except InvalidRequest as error:  # of another check, such as the model's context
         assert error.field != row.field or error.limit != f"at most {row.most}"
 
 
@@ -155,17 +159,17 @@ def test_a_text_of_too_many_tokens():
         orchestrator_limits.check_tokens(limits.MAX_PROMPT_TOKENS + 1)
 
 
-TOLD = {
-    "orchestrator.proto": (*orchestrator_limits.EXPLAIN, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
+DOCUMENTED = {
+    "orchestrator.proto": (*orchestrator_messages.EXPLAIN, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
     "draft.proto": draft_limits.SCORE,
     "target.proto": target_limits.GENERATE,
     "plan.proto": (draft_limits.MAX_WIDTH_TOKENS,),
 }
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_the_protos_tell_the_limits(name):
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_protos_document_the_limits(name):
     comments = " ".join(re.findall(r"//(.*)", (PROTOS / name).read_text()))
-    for row in TOLD[name]:
+    for row in DOCUMENTED[name]:
         most = row if isinstance(row, int) else row.most
-        assert re.search(rf"\b{most:,}\b", comments), f"{name} does not tell {row}"
+        assert re.search(rf"\b{most:,}\b", comments), f"{name} does not document {row}"

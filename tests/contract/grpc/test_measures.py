@@ -1,14 +1,10 @@
 """What the orchestrator tells of its requests as metrics, of good ones and bad ones, and what its gauges show."""
 
 import asyncio
-from types import SimpleNamespace
 
 import grpc
 import pytest
 
-from presift.cache.build_lock import NoBuildLock
-from presift.orchestrator.admission.quotas import Quotas
-from presift.orchestrator.pipeline.gauges import gauges_of
 from presift.v1 import plan_pb2
 
 from ..fakes.house import Refusal, request
@@ -104,10 +100,8 @@ async def test_stages_are_timed(house, telemetry):
 
 def shown(house):
     """name -> {attributes: value} of all gauges."""
-    guard, admission = house.guard, house.admission
-    pipeline = SimpleNamespace(guard=guard, admission=admission)
     found = {}
-    for each in gauges_of(pipeline, house.models, NoBuildLock(), Quotas()):
+    for each in house.app.gauges:
         found.setdefault(each.name, {}).update({tuple(words.values()): value for value, words in each.read()})
     return found
 

@@ -11,6 +11,7 @@ import pytest
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.api.grpc.requests import request_from_wire
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.routing.cost_model import TokenWork
@@ -146,17 +147,17 @@ async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house):
 
 async def test_a_fallback_leaves_time_for_the_answer(open_house):
     """The draft gets what is left without what the target is known to need; here next to nothing."""
-    economy = CostEstimator()
+    estimator = CostEstimator()
     target = location_of(model_from_wire(model("target")))
-    economy.calibrated(
+    estimator.calibrate(
         "target", target, [(TokenWork(tokens), 0.01 * tokens) for tokens in (50, 100, 200) for _ in "123"]
     )
-    house = await open_house(economy=economy)
+    house = await open_house(estimator=estimator)
     house.draft.faults.append(hangs)
     call = house.stub.Generate(request(LONG, max_new_tokens=1), timeout=2.5)
     answer = Answer.of([event async for event in call])
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_TIMEOUT")
-    share_s = float(answer.decision.detail.partition("no mask after ")[2].partition(" s")[0])
+    share_s = float(answer.decision.detail.partition("no mask within ")[2].partition(" s")[0])
     assert 1.9 <= share_s <= 2.3, answer.decision.detail
 
 
@@ -195,7 +196,7 @@ async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     await house.settle(lambda: house.target.running == 1)
     prompt = request([token % 1000 for token in range(65_536)])
     raw, generate = prompt.SerializeToString(), channel.unary_stream(GENERATE)
-    room = limit_mib * MIB // request_cost(request_from_wire(prompt)).held_bytes
+    room = limit_mib * MIB // request_cost(request_from_wire(prompt, Caller(), "")).held_bytes
     memory = psutil.Process(process.pid).memory_info
     before, peak = memory().rss, 0
 

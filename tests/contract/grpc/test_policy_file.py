@@ -131,7 +131,7 @@ async def test_sighup_takes_a_good_file_and_leaves_a_bad_one(start, policy):
     policy.write_text(POLICY.replace("80", "96").replace("64", "72"))
     orchestrator.process.send_signal(signal.SIGHUP)
     digest = hashlib.sha256(policy.read_bytes()).hexdigest()
-    await orchestrator.logged(f"policy file in force: sha256 {digest}")
+    await orchestrator.logged(f"policy file in use: sha256 {digest}")
     assert await kept() == [72, 96] and (await info()).policy_file.digest == digest
 
     policy.unlink()

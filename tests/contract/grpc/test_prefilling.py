@@ -98,7 +98,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_a_prefill_that_fails_is_no_trouble(house, telemetry, fault):
+async def test_a_failed_prefill_fails_no_request(house, telemetry, fault):
     before = telemetry.total("presift.prefill.failures")
     house.target.prefill_faults.append(fault)
     answer = await house.ask(LONG, route=KV)
@@ -108,8 +108,8 @@ async def test_a_prefill_that_fails_is_no_trouble(house, telemetry, fault):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("xylophone"), TimeoutError(), KeyError("xylophone")], ids=repr)
-async def test_a_prefill_that_fails_on_our_side_is_no_trouble_either(house, monkeypatch, telemetry, caplog, error):
-    """Not every failure comes as one of presift's errors: whatever it is, Generate reads the prompt."""
+async def test_an_unexpected_error_of_a_prefill_fails_no_request(house, monkeypatch, telemetry, caplog, error):
+    """Generate reads the prompt after any error, not only after those of presift."""
 
     async def prefill(*_):
         raise error
@@ -120,15 +120,15 @@ async def test_a_prefill_that_fails_on_our_side_is_no_trouble_either(house, monk
     assert (answer.route, answer.token_ids) == ("SPEC_KV", LONG[::-1][:5])
     assert answer.decision.prefill_ms == 0
     assert telemetry.total("presift.prefill.failures") == before + 1
-    assert f"not read while the draft worked: {type(error).__name__}" in caplog.text
+    assert f"prefill failed: {type(error).__name__}" in caplog.text
     assert "xylophone" not in caplog.text
 
 
-async def test_what_failed_is_told_without_the_prompt(house, caplog):
+async def test_a_failed_prefill_is_logged_without_the_prompt(house, caplog):
     secret = "xylophone " * 12
     house.target.prefill_faults.append(raises(RuntimeError(secret)))
     await house.ask(secret, route=KV)
-    assert "not read while the draft worked" in caplog.text and "xylophone" not in caplog.text
+    assert "prefill failed: the target failed: INTERNAL" in caplog.text and "xylophone" not in caplog.text
 
 
 async def test_a_draft_that_fails_leaves_the_prefix_to_the_full_route(house):

@@ -10,9 +10,10 @@ import pytest
 
 from presift.core.errors import Overloaded
 from presift.orchestrator.backends.affinity import affinity_key
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.rpc.circuit_breaker import BreakerState
 from presift.rpc.pool import replica as replica_module
-from presift.rpc.pool.circuit_breaker import FAILURES, BreakerState
+from presift.rpc.pool.pool import FAILURES
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES, Options, request
@@ -27,24 +28,24 @@ def prompt(number, tokens=200):
 
 
 @pytest.fixture
-def open_fleet(build):
+def open_pool(build):
     """options -> a house all of whose replicas are known."""
 
-    async def open_fleet(**options):
+    async def open_pool(**options):
         house = await build(**{"drafts": 2, "targets": 2} | options)
         for number, target in enumerate(house.targets):
             target.replica = f"process {number}"
         await house.connect()
-        await house.settle(lambda: all(each.is_healthy for each in house.models.standings()))
+        await house.settle(lambda: all(each.is_healthy for each in house.models.statuses()))
         await house.settle(lambda: not strangers(house))
         return house
 
-    return open_fleet
+    return open_pool
 
 
 def strangers(house):
-    fleets = (house.remote_draft._fleet, house.remote_target._fleet)
-    return [each for fleet in fleets for each in fleet._replicas.values() if each.known is None]
+    pools = (house.remote_draft._pool, house.remote_target._pool)
+    return [each for pool in pools for each in pool._replicas.values() if each.known is None]
 
 
 def answered(fakes):
@@ -63,8 +64,8 @@ def address(server_port):
 # -- who is asked --
 
 
-async def test_equal_beginnings_meet_and_different_ones_spread(open_fleet):
-    house = await open_fleet(targets=3)
+async def test_equal_prefixes_share_a_replica_and_different_ones_spread(open_pool):
+    house = await open_pool(targets=3)
     for number in range(24):
         for question in ([1], [2, 3]):
             # More than a key's worth in common would be the same prompt to the key.
@@ -75,8 +76,8 @@ async def test_equal_beginnings_meet_and_different_ones_spread(open_fleet):
     assert sum(answered(house.targets)) == 48 and all(answered(house.targets))
 
 
-async def test_the_same_document_under_another_question_meets(open_fleet):
-    house = await open_fleet(targets=3)
+async def test_the_same_document_with_another_question_shares_a_replica(open_pool):
+    house = await open_pool(targets=3)
     document = "".join(f"line {number} of the document. " for number in range(8))
     for system in ("Be brief.", "Be kind, be very kind, and answer from the document."):
         for question in ("Who?", "What then, and why?", "When?"):
@@ -96,8 +97,8 @@ async def test_the_same_document_under_another_question_meets(open_fleet):
     assert sorted(answered(house.targets)) == [0, 0, 6]
 
 
-async def test_a_hot_document_spreads(open_fleet):
-    house = await open_fleet()
+async def test_a_hot_document_spreads(open_pool):
+    house = await open_pool()
     for target in house.targets:
         target.pause_after = 1
     asking = [asyncio.create_task(house.ask(prompt(1), route=FULL)) for _ in range(8)]
@@ -109,8 +110,8 @@ async def test_a_hot_document_spreads(open_fleet):
     await asyncio.gather(*asking)
 
 
-async def test_drafts_share_the_work(open_fleet):
-    house = await open_fleet()
+async def test_drafts_share_the_load(open_pool):
+    house = await open_pool()
     for draft in house.drafts:
         draft.gate.clear()
     asking = [asyncio.create_task(house.ask(prompt(number), route=SPEC_PC)) for number in range(6)]
@@ -123,8 +124,8 @@ async def test_drafts_share_the_work(open_fleet):
     assert {answer.route for answer in await asyncio.gather(*asking)} == {"SPEC_PC"}
 
 
-async def test_prefill_and_answer_meet_at_one_target(open_fleet):
-    house = await open_fleet(routes=ALL_ROUTES)
+async def test_prefill_and_answer_go_to_one_target(open_pool):
+    house = await open_pool(routes=ALL_ROUTES)
     for number in range(24):
         answer = await house.ask(prompt(number), route=SPEC_KV)
         assert answer.route == "SPEC_KV"
@@ -133,9 +134,9 @@ async def test_prefill_and_answer_meet_at_one_target(open_fleet):
     assert all(answered(house.targets))
 
 
-async def test_prefill_and_answer_meet_where_the_breaker_is_half_open(open_fleet):
-    house = await open_fleet(routes=ALL_ROUTES)
-    for each in fleet_of(house):
+async def test_prefill_and_answer_go_to_one_target_while_the_breaker_is_half_open(open_pool):
+    house = await open_pool(routes=ALL_ROUTES)
+    for each in usable_targets(house):
         each.breaker = Mock(state=BreakerState.HALF_OPEN)
     for number in range(24):
         assert (await house.ask(prompt(number), route=SPEC_KV)).route == "SPEC_KV"
@@ -144,27 +145,27 @@ async def test_prefill_and_answer_meet_where_the_breaker_is_half_open(open_fleet
     assert all(answered(house.targets))
 
 
-async def test_who_has_a_seat_counts_once_while_the_target_reads(open_fleet):
-    house = await open_fleet(routes=ALL_ROUTES)
+async def test_a_request_counts_once_at_its_replica_during_the_prefill(open_pool):
+    house = await open_pool(routes=ALL_ROUTES)
     for target in house.targets:
         target.prefill_faults.append(hangs)
     asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_KV))
     await house.settle(lambda: sum(len(target.prefills) for target in house.targets) == 1)
-    assert sorted(each.in_flight for each in fleet_of(house)) == [0, 1]
+    assert sorted(each.in_flight for each in usable_targets(house)) == [0, 1]
     asking.cancel()
     await asyncio.wait((asking,))
-    await house.settle(lambda: not any(each.in_flight for each in fleet_of(house)))
+    await house.settle(lambda: not any(each.in_flight for each in usable_targets(house)))
 
 
-def fleet_of(house):
-    return house.remote_target._fleet.usable()
+def usable_targets(house):
+    return house.remote_target._pool.usable()
 
 
 # -- who stands in --
 
 
-async def test_a_target_that_is_away_before_its_first_token_is_stood_in_for(open_fleet):
-    house = await open_fleet()
+async def test_another_target_answers_if_one_fails_before_its_first_token(open_pool):
+    house = await open_pool()
     for number in range(8):
         house.targets[1].faults.append(UNAVAILABLE)
         answer = await house.ask(prompt(number), route=FULL)
@@ -173,8 +174,8 @@ async def test_a_target_that_is_away_before_its_first_token_is_stood_in_for(open
     assert answered(house.targets)[0] == 8 and answered(house.targets)[1] > 0
 
 
-async def test_a_killed_target_costs_nobody_an_answer(open_fleet):
-    house = await open_fleet()
+async def test_a_killed_target_fails_no_request(open_pool):
+    house = await open_pool()
     await house.target_servers[0].grpc.stop(0)
     answers = [await house.ask(prompt(number), route=FULL) for number in range(8)]
     assert [answer.token_ids for answer in answers] == [prompt(number)[::-1][:5] for number in range(8)]
@@ -185,16 +186,16 @@ async def test_a_killed_target_costs_nobody_an_answer(open_fleet):
 IS_FULL = raises(Overloaded("waiting_requests", 1, 1, 1.0))
 
 
-async def test_a_target_that_is_full_gives_way(open_fleet):
-    house = await open_fleet()
+async def test_a_full_target_is_replaced_by_another(open_pool):
+    house = await open_pool()
     house.targets[0].faults.append(IS_FULL)
     for number in range(8):
         assert (await house.ask(prompt(number), route=FULL)).token_ids
     assert not house.targets[0].faults
 
 
-async def test_who_said_that_it_is_full_is_not_asked_again(open_fleet):
-    house = await open_fleet()
+async def test_a_replica_that_reported_full_is_not_retried(open_pool):
+    house = await open_pool()
     for fake in (*house.targets, *house.drafts):
         fake.faults.extend([IS_FULL] * 3)
     refusal = await house.refused(prompt(1), route=FULL)
@@ -216,8 +217,8 @@ async def own_of(house, target):
     raise AssertionError("no prompt is this target's own")
 
 
-async def test_of_two_the_one_that_is_away_is_asked_again_and_not_the_full_one(open_fleet):
-    house = await open_fleet()
+async def test_the_unreachable_replica_is_retried_rather_than_the_full_one(open_pool):
+    house = await open_pool()
     number = await own_of(house, house.targets[0])
     house.targets[0].faults.extend([IS_FULL] * 3)
     house.targets[1].faults.append(UNAVAILABLE)
@@ -225,24 +226,24 @@ async def test_of_two_the_one_that_is_away_is_asked_again_and_not_the_full_one(o
     assert len(house.targets[0].faults) == 2 and not house.targets[1].faults
 
 
-async def test_what_grpc_itself_refuses_does_not_go_round(open_fleet):
-    house = await open_fleet(targets=3)
+async def test_a_refusal_by_grpc_itself_is_not_retried(open_pool):
+    house = await open_pool(targets=3)
     for target in house.targets:
         target.faults.extend([aborts(grpc.StatusCode.RESOURCE_EXHAUSTED)] * 3)
     refusal = await house.refused(prompt(1), route=FULL)
     assert refusal.code == "UNAVAILABLE" and sum(answered(house.targets)) == 1
 
 
-async def test_all_are_away(open_fleet):
-    house = await open_fleet()
+async def test_all_targets_are_unreachable(open_pool):
+    house = await open_pool()
     for server in house.target_servers:
         await server.grpc.stop(0)
     refusal = await house.refused(prompt(1), route=FULL)
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")
 
 
-async def test_at_most_three_attempts(open_fleet):
-    house = await open_fleet(targets=5)
+async def test_at_most_three_attempts(open_pool):
+    house = await open_pool(targets=5)
     for target in house.targets:
         target.faults.extend([UNAVAILABLE] * 9)
     refusal = await house.refused(prompt(1), route=FULL)
@@ -250,8 +251,8 @@ async def test_at_most_three_attempts(open_fleet):
     assert max(answered(house.targets)) == 1
 
 
-async def test_what_is_no_unavailability_is_not_tried_elsewhere(open_fleet):
-    house = await open_fleet()
+async def test_other_errors_are_not_retried(open_pool):
+    house = await open_pool()
     for target in house.targets:
         target.die_after = 0
         target.faults.append(raises(RuntimeError("poison")))
@@ -281,23 +282,23 @@ async def test_after_the_first_token_it_fails_and_says_how_many_had_come(open_ho
     assert sum(answered(house.targets)) == 1
 
 
-async def test_a_draft_that_is_away_is_stood_in_for(open_fleet):
-    house = await open_fleet()
+async def test_another_draft_scores_if_one_is_unreachable(open_pool):
+    house = await open_pool()
     await house.draft_servers[0].grpc.stop(0)
     answers = [await house.ask(prompt(number), route=SPEC_PC) for number in range(6)]
     assert {(answer.route, answer.reason) for answer in answers} == {("SPEC_PC", "REQUESTED")}
 
 
-async def test_without_any_draft_it_is_full(open_fleet):
-    house = await open_fleet()
+async def test_without_any_draft_it_is_full(open_pool):
+    house = await open_pool()
     for server in house.draft_servers:
         await server.grpc.stop(0)
     answer = await house.ask(prompt(1), route=SPEC_PC)
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
 
 
-async def test_a_slow_draft_is_hedged_once(open_fleet):
-    house = await open_fleet(drafts=3, draft_hedge_after_s=0.02)
+async def test_a_slow_draft_is_hedged_once(open_pool):
+    house = await open_pool(drafts=3, draft_hedge_after_s=0.02)
     for draft in house.drafts:
         draft.gate.clear()
     asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_PC))
@@ -309,8 +310,8 @@ async def test_a_slow_draft_is_hedged_once(open_fleet):
     assert (await asking).route == "SPEC_PC"
 
 
-async def test_the_loser_of_a_hedge_is_cancelled(open_fleet):
-    house = await open_fleet(draft_hedge_after_s=0.05)
+async def test_the_loser_of_a_hedge_is_cancelled(open_pool):
+    house = await open_pool(draft_hedge_after_s=0.05)
     for draft in house.drafts:
         draft.faults.append(hangs)
     house.drafts[1].faults.clear()
@@ -320,8 +321,8 @@ async def test_the_loser_of_a_hedge_is_cancelled(open_fleet):
     assert house.drafts[1].cancelled == 0
 
 
-async def test_no_hedge_by_default(open_fleet):
-    house = await open_fleet()
+async def test_no_hedge_by_default(open_pool):
+    house = await open_pool()
     for draft in house.drafts:
         draft.gate.clear()
     asking = asyncio.create_task(house.ask(prompt(1), route=SPEC_PC))
@@ -336,8 +337,8 @@ async def test_no_hedge_by_default(open_fleet):
 # -- who is left out, and who comes back --
 
 
-async def test_a_replica_that_does_not_serve_is_not_asked(open_fleet):
-    house = await open_fleet()
+async def test_a_replica_that_does_not_serve_gets_no_calls(open_pool):
+    house = await open_pool()
     await house.target_servers[1].set_serving(False)
     away = address(house.target_ports[1])
     await house.settle(lambda: not health(house)[away])
@@ -352,7 +353,7 @@ async def test_a_replica_that_does_not_serve_is_not_asked(open_fleet):
 
 
 def health(house):
-    return {each.address: each.is_healthy for each in house.models.standings()}
+    return {each.address: each.is_healthy for each in house.models.statuses()}
 
 
 async def test_a_replica_with_another_model_is_not_used_and_shown(build):
@@ -376,23 +377,23 @@ async def test_a_replica_with_another_model_is_not_used_and_shown(build):
     ]
 
 
-async def test_another_draft_takes_over_where_none_is_left_of_the_first(open_fleet):
-    house = await open_fleet()
+async def test_another_model_takes_over_when_the_first_drafts_are_gone(open_pool):
+    house = await open_pool()
     house.drafts[1].model = model("draft", revision="r2")
     await house.draft_servers[1].set_serving(False)
     await house.settle(lambda: sum(health(house).values()) == 3)
     await house.draft_servers[1].set_serving(True)
-    await house.settle(lambda: any(each.unused for each in house.models.standings()))
+    await house.settle(lambda: any(each.unused for each in house.models.statuses()))
     assert (await house.ask(prompt(1), route=SPEC_PC)).decision.draft.revision == "r1"
     await house.draft_servers[0].grpc.stop(0)
-    await house.settle(lambda: not any(each.unused for each in house.models.standings()))
+    await house.settle(lambda: not any(each.unused for each in house.models.statuses()))
     await house.ask(prompt(2), route=SPEC_PC)  # full: the draft is another now
     await house.settle(lambda: house.models.draft is not None and house.models.draft.revision == "r2")
     assert (await house.ask(prompt(3), route=SPEC_PC)).decision.draft.revision == "r2"
 
 
-async def test_a_replica_that_fails_and_fails_is_left_alone_for_a_while(open_fleet):
-    house = await open_fleet()
+async def test_the_breaker_opens_for_a_replica_that_keeps_failing(open_pool):
+    house = await open_pool()
     house.targets[0].faults.extend([UNAVAILABLE] * 100)
     for number in range(60):
         assert (await house.ask(prompt(number), route=FULL, max_new_tokens=1)).token_ids
@@ -404,15 +405,15 @@ async def test_a_replica_that_fails_and_fails_is_left_alone_for_a_while(open_fle
 @pytest.fixture
 def no_patience(monkeypatch):
     """A call may be judged at once: nobody waits a second in these tests."""
-    monkeypatch.setattr(replica_module, "_LEAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(replica_module, "_MIN_WAIT_S", 0.0)
 
 
 def breaker(house, port):
-    return next(each.breaker for each in house.models.standings() if each.address == address(port))
+    return next(each.breaker for each in house.models.statuses() if each.address == address(port))
 
 
-async def test_a_draft_that_hangs_attracts_nothing(open_fleet, no_patience):
-    house = await open_fleet()
+async def test_the_breaker_opens_for_a_draft_that_hangs(open_pool, no_patience):
+    house = await open_pool()
     house.drafts[0].faults.extend([hangs] * 100)
     for number in range(40):
         # The draft's share of this ends the call here: its own deadline is a far one.
@@ -422,8 +423,8 @@ async def test_a_draft_that_hangs_attracts_nothing(open_fleet, no_patience):
     assert breaker(house, house.draft_ports[1]) == "closed"
 
 
-async def test_a_target_whose_callers_all_leave_is_left_alone(open_fleet, no_patience):
-    house = await open_fleet()
+async def test_the_breaker_opens_for_a_target_whose_callers_all_disconnect(open_pool, no_patience):
+    house = await open_pool()
     house.targets[0].faults.extend([hangs] * 100)
     for number in range(40):
         asking = asyncio.create_task(house.ask(prompt(number), route=FULL, max_new_tokens=1))
@@ -435,15 +436,15 @@ async def test_a_target_whose_callers_all_leave_is_left_alone(open_fleet, no_pat
     assert breaker(house, house.target_ports[1]) == "closed"
 
 
-async def test_a_hedge_s_loser_is_judged_too(open_fleet, no_patience):
-    house = await open_fleet(draft_hedge_after_s=0.02)
+async def test_the_breaker_counts_the_loser_of_a_hedge(open_pool, no_patience):
+    house = await open_pool(draft_hedge_after_s=0.02)
     house.drafts[0].faults.extend([hangs] * 100)
     for number in range(40):
         assert (await house.ask(prompt(number), route=SPEC_PC, max_new_tokens=1)).route == "SPEC_PC"
     assert breaker(house, house.draft_ports[0]) == "open"
 
 
-async def test_get_info_shows_a_single_one_too(house):
+async def test_get_info_shows_a_single_replica_too(house):
     await house.ask(prompt(1), route=SPEC_PC)
     found = await replicas(house)
     assert {(each.role, each.healthy, each.breaker, each.in_flight, each.unused) for each in found.values()} == {
@@ -459,18 +460,19 @@ def test_a_house_has_one_of_each_by_default():
 
 async def test_by_name(house):
     """The system's own resolver; localhost may have a record where nobody listens."""
-    from presift.orchestrator.backends.remote import TargetClient
+    from presift.core.generation import Sampling
+    from presift.orchestrator.backends.target_client import TargetClient
     from presift.orchestrator.domain.ports import Usage
-    from presift.orchestrator.domain.request import Sampling
+    from presift.rpc.deadline import Deadline
 
     target = TargetClient(f"dns:///localhost:{house.ports['target']}", 2**20)
     assert (await target.info()).model.id == "target"
-    stream = target.generate(ids(*prompt(1)), Sampling(max_new_tokens=2), "", 20.0)
-    events = [event async for event in stream]
+    call = target.generate(ids(*prompt(1)), Sampling(max_new_tokens=2), "", Deadline.within(20.0))
+    events = [event async for event in call.read_ahead()]
     assert isinstance(events[-1], Usage) and [list(event) for event in events[:-1]] == [
         [each] for each in prompt(1)[::-1][:2]
     ]
-    assert address(house.ports["target"]) in {each.address for each in target.standings() if each.is_healthy}
+    assert address(house.ports["target"]) in {each.address for each in target.statuses() if each.is_healthy}
     await target.aclose()
 
 
@@ -481,35 +483,35 @@ def ids(*numbers):
     return np.array(numbers, dtype=np.uint32)
 
 
-def test_the_key_is_of_the_document():
+def test_the_affinity_key_depends_on_the_document():
     from presift.core.spans import Span
 
     document, a, b = np.arange(300, dtype=np.uint32), ids(7, 8, 9), ids(5)
-    one = Tokenized(np.concatenate([a, document, b]), (Span(0, 3), Span(303, 304)))
-    two = Tokenized(np.concatenate([b, document, a]), (Span(0, 1), Span(301, 304)))
-    other = Tokenized(np.concatenate([a, document[::-1], b]), (Span(0, 3), Span(303, 304)))
+    one = TokenizedPrompt(np.concatenate([a, document, b]), (Span(0, 3), Span(303, 304)))
+    two = TokenizedPrompt(np.concatenate([b, document, a]), (Span(0, 1), Span(301, 304)))
+    other = TokenizedPrompt(np.concatenate([a, document[::-1], b]), (Span(0, 3), Span(303, 304)))
     assert affinity_key(one) == affinity_key(two) != affinity_key(other)
 
 
-def test_the_key_of_what_is_all_protected_or_hardly_free():
+def test_the_affinity_key_of_a_prompt_with_hardly_any_unprotected_tokens():
     from presift.core.spans import Span
 
-    all_protected = Tokenized(np.arange(100, dtype=np.uint32), (Span(0, 100),))
-    assert affinity_key(all_protected) == affinity_key(Tokenized(np.arange(100, dtype=np.uint32), ()))
+    all_protected = TokenizedPrompt(np.arange(100, dtype=np.uint32), (Span(0, 100),))
+    assert affinity_key(all_protected) == affinity_key(TokenizedPrompt(np.arange(100, dtype=np.uint32), ()))
     # A run of less than a block says too little: what follows counts as well.
     one, other = np.arange(100, dtype=np.uint32), np.arange(100, dtype=np.uint32)
     other[50:] += 1
     spans = (Span(0, 5), Span(9, 100))
-    assert affinity_key(Tokenized(one, spans)) != affinity_key(Tokenized(other, spans))
+    assert affinity_key(TokenizedPrompt(one, spans)) != affinity_key(TokenizedPrompt(other, spans))
 
 
-async def test_an_only_draft_that_fails_again_and_again_is_let_alone(open_house):
+async def test_the_breaker_opens_for_a_single_draft_that_keeps_failing(open_house):
     house = await open_house()
     house.draft.faults += [UNAVAILABLE] * 50
     for number in range(8):
         answer = await house.ask(prompt(number), route=plan_pb2.ROUTE_SPEC_PC)
         assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
-    assert "failed again and again" in answer.decision.detail
+    assert "the draft failed repeatedly; the circuit breaker tries it again" in answer.decision.detail
     asked = len(house.draft.calls)
     await house.ask(prompt(99), route=plan_pb2.ROUTE_SPEC_PC)
     assert len(house.draft.calls) == asked

@@ -1,5 +1,4 @@
-"""The OpenAI-compatible door with OpenAI's own client: whole answers and streams, what they say, and that gRPC says the
-same."""
+"""The OpenAI-compatible API with OpenAI's own client: answers and streams, and the same decisions as over gRPC."""
 
 import asyncio
 import json
@@ -7,7 +6,7 @@ import json
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from presift.orchestrator.api.http.errors import told
+from presift.orchestrator.api.http.presift_json import presift_json
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES
@@ -16,7 +15,7 @@ from ..fakes.openai_door import MODEL
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "abcde"}]
 RENDERED = "<system>Be brief.</system><user>abcde</user><assistant>"
 LONG = "".join(chr(97 + i % 26) for i in range(100))
-# Times and what depends on them.
+# Times, and values that depend on them.
 VOLATILE = ("tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "predicted_ttft_ms")
 
 
@@ -100,7 +99,7 @@ def ids_of(prompt):
     return (prompt[0] if isinstance(prompt[0], list) else prompt)[::-1]
 
 
-async def test_token_ids_are_told_where_asked_for(door):
+async def test_token_ids_are_included_on_request(door):
     extra = {"presift": {"token_ids": True}}
     whole = await door.client.completions.create(model=MODEL, prompt=[5, 6, 7], max_tokens=2, extra_body=extra)
     assert whole.choices[0].token_ids == [7, 6]
@@ -125,8 +124,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_it_decides_what_grpc_decides(open_house, open_door, options, is_stream):
-    """Each in a house of its own: what one has cached, the other would find."""
+async def test_decisions_are_the_same_as_over_grpc(open_house, open_door, options, is_stream):
+    """Each in its own house: they would share a cache."""
     prompt = list(range(100, 200))
     over_http = await open_door(await open_house(routes=ALL_ROUTES))
     over_grpc = await open_house(routes=ALL_ROUTES)
@@ -140,7 +139,7 @@ async def test_it_decides_what_grpc_decides(open_house, open_door, options, is_s
     )
     answers = [chunk async for chunk in answer] if is_stream else [answer]
     expected = await over_grpc.ask(prompt, max_new_tokens=7, sampling={"temperature": 0}, **as_grpc(options))
-    assert timeless(answers[-1].presift["decision"]) == timeless(told(expected.decision))
+    assert timeless(answers[-1].presift["decision"]) == timeless(presift_json(expected.decision))
     assert [token for each in answers for token in each.choices[0].token_ids] == expected.token_ids
     here, there = over_http.house.target.calls[-1], over_grpc.target.calls[-1]
     assert here.SerializeToString(deterministic=True) == there.SerializeToString(deterministic=True)
@@ -164,7 +163,7 @@ def as_grpc(options):
 
 
 async def test_the_same_chat_is_the_same_prompt(door):
-    """And what one door has cached, the other finds."""
+    """What one API has cached, the other finds."""
     chat = [("system", "Be brief."), ("user", LONG), ("assistant", "ok"), ("user", "?")]
     messages = [{"role": role, "content": text} for role, text in chat]
     first = await door.client.chat.completions.create(
@@ -200,7 +199,7 @@ MARKED = {
 
 
 @pytest.mark.parametrize(("message", "options"), MARKED.values(), ids=MARKED)
-async def test_what_is_marked_is_kept(door, message, options):
+async def test_marked_parts_are_kept(door, message, options):
     await door.client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -230,7 +229,7 @@ async def test_tools_reach_the_template(door):
     assert read == RENDERED
 
 
-async def test_an_answer_may_come_back_as_a_turn(door):
+async def test_an_answer_can_be_sent_back_as_a_message(door):
     answer = await door.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
     turns = [*CHAT, answer.choices[0].message, {"role": "user", "content": "more"}]
     again = await door.client.chat.completions.create(model=MODEL, messages=turns, max_tokens=5)
@@ -255,7 +254,7 @@ async def test_sampling_reaches_the_target(door):
     assert not sampling.HasField("top_p") and not sampling.HasField("seed")
 
 
-async def test_what_has_no_effect_is_taken(door):
+async def test_parameters_without_effect_are_accepted(door):
     await door.client.chat.completions.create(
         model=MODEL, messages=CHAT, max_tokens=5, user="me", metadata={"a": "b"}, store=True, n=1, logprobs=False,
         presence_penalty=0, frequency_penalty=0.0, logit_bias={}, response_format={"type": "text"},
@@ -263,7 +262,7 @@ async def test_what_has_no_effect_is_taken(door):
     )  # fmt: skip
 
 
-async def test_explain_answers_nothing(door):
+async def test_explain_generates_nothing(door):
     messages = [
         {"role": "user", "content": LONG},
         {"role": "assistant", "content": "ok"},
@@ -351,7 +350,7 @@ async def test_curl(door):
     assert "access-control" not in head.lower() and "server:" not in head.lower()
 
 
-async def test_one_trace_through_the_door(door, telemetry):
+async def test_a_request_continues_its_callers_trace(door, telemetry):
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     answered = await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5}, traceparent=parent)
     assert answered.status_code == 200

@@ -1,4 +1,4 @@
-"""Who may come in by the HTTP door: the same keys, tenants and limits as over gRPC, and certificates by TLS."""
+"""Callers over HTTP: the same keys, tenants and limits as over gRPC, and TLS certificates."""
 
 import asyncio
 import ssl
@@ -27,10 +27,10 @@ SALT = "deployment"
 
 @pytest.fixture
 async def keyed(open_house, open_door):
-    """A house whose two doors know the same keys."""
+    """A house whose two APIs accept the same keys."""
     keeper = door(limits={"other": Limits(tokens_per_minute=120, concurrency=1)})
     house = await open_house(guards=(AuthInterceptor(keeper),), salt=SALT)
-    return await open_door(house, doorkeeper=keeper, key=ACME, salt=SALT)
+    return await open_door(house, authenticator=keeper, key=ACME, salt=SALT)
 
 
 BAD = {
@@ -45,7 +45,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("headers", BAD.values(), ids=BAD)
-async def test_a_stranger_reaches_nothing(keyed, headers, telemetry):
+async def test_without_a_valid_credential_nothing_is_reached(keyed, headers, telemetry):
     before = telemetry.total("presift.callers.refused", why="credential")
     for path in ("/v1/completions", "/v1/chat/completions"):
         answer = await keyed.http.post(path, content=b"not even read", headers=headers)
@@ -58,12 +58,12 @@ async def test_a_stranger_reaches_nothing(keyed, headers, telemetry):
     assert (await keyed.http.get("/health")).status_code == 200
 
 
-async def test_two_keys_are_none(keyed):
+async def test_two_keys_are_rejected(keyed):
     headers = [("authorization", f"Bearer {ACME}"), ("authorization", f"Bearer {OTHER}")]
     assert (await keyed.http.get("/v1/models", headers=headers)).status_code == 401
 
 
-async def test_openais_client_shows_its_key(keyed):
+async def test_openais_client_sends_its_key(keyed):
     assert (await keyed.client.completions.create(**ASKED)).usage.prompt_tokens == len(PROMPT)
     with pytest.raises(openai.AuthenticationError):
         await keyed.client_of("psk_unknown").completions.create(**ASKED)
@@ -78,7 +78,7 @@ async def test_another_tenants_name_is_denied(keyed):
     await own.completions.create(**ASKED)
 
 
-async def test_a_tenant_has_one_namespace_behind_both_doors(keyed):
+async def test_a_tenant_has_one_namespace_over_both_apis(keyed):
     await keyed.client.completions.create(**ASKED, extra_body={"presift": {"route": "spec_pc"}})
     await keyed.client_of(OTHER).completions.create(**ASKED, extra_body={"presift": {"route": "spec_pc"}})
     async for _ in keyed.house.stub.Generate(request(PROMPT), metadata=shows(ACME_TOO)):
@@ -88,7 +88,7 @@ async def test_a_tenant_has_one_namespace_behind_both_doors(keyed):
     assert len(keyed.house.draft.calls) == 2
 
 
-async def test_callers_at_once_do_not_mix(keyed):
+async def test_concurrent_callers_do_not_mix(keyed):
     async def salt_of(number, key):
         prompt = [number, *PROMPT[:20]]
         await keyed.client_of(key).completions.create(**ASKED | {"prompt": prompt})
@@ -98,7 +98,7 @@ async def test_callers_at_once_do_not_mix(keyed):
     assert len(set(await asyncio.gather(*(salt_of(number, key) for number, key in enumerate(keys))))) == 1
 
 
-async def test_the_tenants_limits_hold_for_both_doors_together(keyed):
+async def test_the_tenants_limits_count_both_apis_together(keyed):
     other = keyed.client_of(OTHER)
     await other.completions.create(**ASKED)  # 105 of 120 tokens
     with pytest.raises(openai.RateLimitError) as refused:
@@ -110,14 +110,14 @@ async def test_the_tenants_limits_hold_for_both_doors_together(keyed):
     await keyed.client.completions.create(**ASKED)
 
 
-async def test_one_at_a_time(keyed):
+async def test_concurrency_is_limited(keyed):
     keyed.house.target.faults.append(hangs)
     first = asyncio.create_task(keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]}))
     await keyed.house.settle(lambda: keyed.house.target.running == 1)
     with pytest.raises(openai.RateLimitError) as refused:
         await keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]})
     assert refused.value.body["presift"]["field"] == "concurrency"
-    # An answer is over when its caller hears so: who asks one after the other is never over its limit.
+    # The limits are released before a caller sees the end: sequential requests never exceed them.
     first.cancel()
     await keyed.house.settle(lambda: keyed.house.target.running == 0)
     await keyed.house.settle(lambda: keyed.house.server.calls.running == 0)
@@ -138,7 +138,7 @@ async def test_without_keys_a_tenants_name_selects_defaults_alone(house, open_do
 
 
 async def test_a_page_needs_a_key(house, keyed, open_door):
-    """A page that the owner of this machine has opened could ask a door that knows no callers."""
+    """A page that the owner of this machine has opened could call an API without authentication."""
     plain, page = await open_door(house), {"origin": "http://127.0.0.1:8000"}
     answer = await plain.http.post("/v1/completions", json=ASKED, headers=page)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
@@ -147,21 +147,21 @@ async def test_a_page_needs_a_key(house, keyed, open_door):
     assert (await keyed.http.post("/v1/completions", json=ASKED, headers=shown)).status_code == 200
 
 
-async def test_explain_may_be_switched_off(house, open_door):
+async def test_explain_can_be_disabled(house, open_door):
     closed = await open_door(house, explains=False)
     with pytest.raises(openai.PermissionDeniedError):
         await closed.client.completions.create(**ASKED, extra_body={"presift": {"explain": True}})
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.com:0"])
-async def test_beyond_this_machine_callers_must_be_known(listen):
-    with pytest.raises(InvalidRequest, match="http_listen is"):
+async def test_beyond_this_machine_callers_must_authenticate(listen):
+    with pytest.raises(InvalidRequest, match="would accept unauthenticated callers"):
         HttpServer(None, HttpOptions(listen))
     for known in ({"knows_callers": True}, {"insecure": True}):
         HttpServer(None, HttpOptions(listen, **known))
 
 
-async def test_a_taken_port_is_told(house, open_door):
+async def test_a_port_in_use_is_reported(house, open_door):
     taken = (await open_door(house)).address
     with pytest.raises(PresiftError, match=f"cannot listen on {taken} .http_listen."):
         await HttpServer(None, HttpOptions(taken)).start()
@@ -227,7 +227,7 @@ async def test_new_certificates_are_used_without_a_restart(house, open_door, aut
     assert before == await serial()
     authority.pair(HOST, into="served")
     assert before != await serial()
-    # The authority of callers is another one now: who was let in is not, by an earlier session either.
+    # The authority of callers has changed: earlier certificates are rejected, resumed sessions too.
     context = context_of(caller)
     assert (await asked_by(secure, context)).status_code == 200
     served.ca.write_bytes((Authority(tmp_path / "new").ca).read_bytes())

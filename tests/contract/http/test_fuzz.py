@@ -1,4 +1,4 @@
-"""Mutated requests at the HTTP door: an answer or a refusal in OpenAI's shape, and never a defect of ours."""
+"""Mutated requests over HTTP: an answer or an error in OpenAI's shape, and never an internal error."""
 
 import copy
 import json
@@ -69,7 +69,7 @@ JUNK = (
 
 
 def mutated(body, dice):
-    """A copy with one to three changes: junk in a place, a key more, or a place less."""
+    """A copy with one to three changes: a value replaced, removed, or a key added."""
     body = copy.deepcopy(body)
     for _ in range(dice.randint(1, 3)):
         holder, key = dice.choice(list(places(body)) or [(body, "model")])
@@ -84,7 +84,7 @@ def mutated(body, dice):
 
 
 def places(value):
-    """(holder, key) of everything in it."""
+    """(container, key) of every value in it."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in list(pairs):
         yield value, key

@@ -1,21 +1,23 @@
-"""Large and lying bodies at the HTTP door: bounded before they are worked on, and worked on beside the event loop."""
+"""Large and hostile bodies over HTTP: bounded before they are processed, and processed outside the event loop."""
 
 import json
 import threading
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
-from google.protobuf import json_format
 from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http import body, endpoints, requests
-from presift.orchestrator.api.http.schema import ChatAsked, Place
+from presift.orchestrator.api.http.schema import ChatBody, PartReference
+from presift.orchestrator.domain.caller import Caller
 
 from ..fakes.openai_door import MODEL
 
 CHAT = [{"role": "user", "content": "abcde"}]
+PARTS = [{"type": "text", "text": text} for text in "abc"]
+# The steps that read a body.
+READ = ("parse_json_object", "validate", "request_from_body")
 
 
 @pytest.fixture
@@ -32,52 +34,41 @@ def threads(monkeypatch):
         seen.setdefault(name, set()).add(threading.current_thread() is threading.main_thread())
         return work(*args)
 
-    for name in ("parsed", "json_object", "generate_request", "request_from_wire", "question_from_wire", "as_json"):
+    for name in (*READ, "json_bytes"):
         monkeypatch.setattr(endpoints, name, partial(step, name, getattr(endpoints, name)))
     return seen
 
 
-READ = ("json_object", "parsed", "generate_request", "request_from_wire")
-
-
-async def test_a_large_body_is_read_in_another_thread(door, threads):
+async def test_a_large_body_is_processed_in_another_thread(door, threads):
     asked = {"model": MODEL, "messages": CHAT, "max_tokens": 5}
     assert (await door.post(asked)).status_code == 200
     assert threads == {name: {True} for name in READ}
     threads.clear()
-    answer = await door.post(asked | {"messages": [{"role": "user", "content": "a" * body.ASIDE_BYTES}]})
+    answer = await door.post(asked | {"messages": [{"role": "user", "content": "a" * body.LARGE_BYTES}]})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert threads == {name: {False} for name in READ}
 
 
-async def test_an_explanation_is_written_in_another_thread(door, threads):
+async def test_an_explanation_is_encoded_in_another_thread(door, threads):
     answer = await door.post({"model": MODEL, "messages": CHAT, "presift": {"explain": {"span_per_token": True}}})
     assert answer.json()["presift"]["explanation"]["spans"]
-    assert threads["as_json"] == threads["question_from_wire"] == {False}
+    assert threads["json_bytes"] == {False}
 
 
-class Part:
-    """Counts how often it is marked."""
-
-    marks = 0
-
-    def __setattr__(self, name, value):
-        Part.marks += 1
-
-
-def test_marks_cost_as_much_as_there_are_parts(monkeypatch):
-    monkeypatch.setattr(Part, "marks", 0)
-    message = SimpleNamespace(parts=[Part() for _ in range(100)])
-    requests._mark([message], [Place(message=number) for number in (0, -1) * 50], "protected")
-    assert Part.marks == 100
+def test_references_cost_as_much_as_there_are_references():
+    """A reference to a message stands for all its parts: it is not expanded to them."""
+    messages = ChatBody.model_validate(
+        {"model": MODEL, "messages": [{"role": "user", "content": PARTS * 100}]}
+    ).messages
+    references = [PartReference(message=number) for number in (0, -1) * 50]
+    assert requests._places(messages, references, "presift.protected") == {(0, None)}
 
 
-def test_places_that_say_the_same_are_one():
-    parts = [{"type": "text", "text": text} for text in "abc"]
+def test_references_to_the_same_parts_are_one():
     places = [{"message": 1, "part": 1}, {"message": -1, "part": 1}, {"message": 0}, {"message": 0, "part": 0}]
-    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": parts}]
-    asked = ChatAsked.model_validate({"model": MODEL, "messages": messages, "presift": {"protected": places}})
-    made = requests.generate_request(asked, 5).prompt.chat.messages
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": PARTS}]
+    asked = ChatBody.model_validate({"model": MODEL, "messages": messages, "presift": {"protected": places}})
+    made = requests.request_from_body(asked, 5, Caller(), "").prompt.messages
     assert [[part.protected for part in message.parts] for message in made] == [[True], [False, True, False]]
 
 
@@ -93,9 +84,9 @@ LISTS = {
 
 
 @pytest.mark.parametrize("change", LISTS.values(), ids=LISTS)
-def test_of_many_errors_few_are_made(change):
+def test_only_a_few_of_many_errors_are_built(change):
     with pytest.raises(ValidationError) as wrong:
-        ChatAsked.model_validate({"model": MODEL, "messages": CHAT} | change)
+        ChatBody.model_validate({"model": MODEL, "messages": CHAT} | change)
     assert wrong.value.error_count() < 5
 
 
@@ -108,12 +99,12 @@ def test_of_many_errors_few_are_made(change):
     ],
 )
 async def test_options_are_bounded_before_they_are_converted(door, monkeypatch, options, param):
-    monkeypatch.setattr(json_format, "ParseDict", None)
+    monkeypatch.setattr(endpoints, "request_from_body", None)
     error = (await door.post({"model": MODEL, "prompt": [1], "presift": options}, "/v1/completions")).json()["error"]
     assert (error["param"], error["code"]) == (param, "invalid_value"), error
 
 
-def test_values_are_bounded_before_they_are_made(monkeypatch):
+def test_values_are_counted_before_they_are_parsed(monkeypatch):
     monkeypatch.setattr(body, "from_json", None)
     for raw in (
         b"[" + b"{}," * body.MAX_NESTED + b"{}]",
@@ -122,10 +113,10 @@ def test_values_are_bounded_before_they_are_made(monkeypatch):
         b"[" + b"1," * (body.MAX_VALUES + 1) + b"1]",
         b'{"a\\"":[' + b'"\\\\",' * (body.MAX_VALUES + 1) + b"1]}",
     ):
-        with pytest.raises(InvalidRequest, match="body is of more values"):
-            body.json_object(raw)
+        with pytest.raises(InvalidRequest, match="the body has too many values"):
+            body.parse_json_object(raw)
 
 
-def test_texts_hold_as_many_commas_and_brackets_as_they_like():
+def test_commas_and_brackets_within_strings_do_not_count():
     text = ',:[{"\\' * (body.MAX_VALUES + 2)
-    assert body.json_object(json.dumps({"a": text, "b": [1, 2]}).encode()) == {"a": text, "b": [1, 2]}
+    assert body.parse_json_object(json.dumps({"a": text, "b": [1, 2]}).encode()) == {"a": text, "b": [1, 2]}

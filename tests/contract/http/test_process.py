@@ -1,4 +1,4 @@
-"""`python -m presift.orchestrator --http-listen`: a real process with both doors, before a real target service."""
+"""`python -m presift.orchestrator --http-listen`: a real process with both APIs, in front of a real target service."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ TOKEN_IDS = {"presift": {"token_ids": True, "sampling": {"ignore_eos": True}}}
 
 @pytest.fixture
 async def start():
-    """flags -> a process, and the first lines that it said."""
+    """flags -> a process, and its first lines."""
     started, target_engine = [], engine(token_delay_s=0.01)
 
     async def start(*flags):
@@ -68,7 +68,7 @@ async def test_it_answers_and_drains(start):
         assert await process.wait() == 0
 
 
-async def test_what_outlasts_the_drain_is_told_and_ends(start):
+async def test_a_request_that_outlasts_the_drain_gets_an_error(start):
     process = await start("--http-listen=127.0.0.1:0", "--drain-s=0.2")
     url = f"http://{await url_of(process)}"
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -87,7 +87,7 @@ async def test_what_outlasts_the_drain_is_told_and_ends(start):
 
 
 async def test_its_settings(start, tmp_path):
-    """Keys, the largest body, names, tokens to generate, TLS; nothing of keys or prompts in the log."""
+    """Keys, the largest body, model names, tokens to generate, TLS; no key and no prompt is in the log."""
     keys = tmp_path / "keys.json"
     entries = [{"name": each.name, "tenant": each.tenant, "sha256": each.sha256} for each in ENTRIES]
     keys.write_text(json.dumps({"keys": entries}))
@@ -118,14 +118,14 @@ async def test_its_settings(start, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--http-listen=0.0.0.0:0"], "http_listen is 0.0.0.0:0"),
+        (["--http-listen=0.0.0.0:0"], "http_listen 0.0.0.0:0 would accept unauthenticated callers"),
         (["--http-listen=127.0.0.1:99999"], "no such port"),
         (["--http-listen=8000"], "http_listen"),
         (["--http-listen=nowhere.invalid:0", "--insecure"], "cannot listen on nowhere.invalid:0 (http_listen)"),
         (["--http-max-tokens=0"], "http_max_tokens"),
     ],
 )
-async def test_what_cannot_be_is_told_at_the_start(start, flags, said):
+async def test_invalid_settings_end_the_start(start, flags, said):
     process = await start(*flags)
     async with asyncio.timeout(60):
         out, log = await process.communicate()
@@ -133,6 +133,6 @@ async def test_what_cannot_be_is_told_at_the_start(start, flags, said):
     assert " ready on " not in out.decode()
 
 
-async def test_without_the_setting_there_is_no_such_door(start):
+async def test_without_the_setting_there_is_no_http(start):
     process = await start()
     assert " ready on " in (await process.stdout.readline()).decode()

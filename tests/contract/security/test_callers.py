@@ -11,7 +11,7 @@ from presift.core.errors import PermissionDenied, Unauthenticated
 from presift.rpc.client.channel import open_channel
 from presift.rpc.security.caller_interceptor import CallerInterceptor
 from presift.rpc.security.peer import Peer
-from presift.rpc.security.service_token import fixed_tokens, tokens_of
+from presift.rpc.security.service_token import fixed_tokens, tokens_from_file
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.v1 import target_pb2, target_pb2_grpc
@@ -136,8 +136,8 @@ async def test_tokens_are_changed_without_a_restart(guard, tmp_path):
     served, sent = tmp_path / "served", tmp_path / "sent"
     served.write_text(f"{TOKEN}\n")
     sent.write_text(f"{TOKEN}\n")
-    guarded = await guard(tokens_of("service_token_file", served))
-    ours = guarded.stub(Peer(tokens=tokens_of("service_token_file", sent)))
+    guarded = await guard(tokens_from_file("service_token_file", served))
+    ours = guarded.stub(Peer(tokens=tokens_from_file("service_token_file", sent)))
     await ours.GetInfo(INFO)
     served.write_text(f"{OTHER}\n{TOKEN}\n")
     await ours.GetInfo(INFO)

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from presift.core.errors import PresiftError, TargetUnavailable
-from presift.orchestrator.backends.remote_services import targets_at
+from presift.orchestrator.backends.services import target_pool
 from presift.rpc.client.channel import open_channel
 from presift.rpc.security.certificates import TlsFiles
 from presift.rpc.security.peer import Peer
@@ -128,12 +128,12 @@ async def test_a_name_of_ones_own_can_be_said(serve, authority):
 
 
 async def first_of(served, peer):
-    """What a fleet over the name localhost learns there; it may have a record where nobody listens."""
-    fleet = targets_at(f"dns:///localhost:{served.port}", 2**20, peer)
+    """What a pool over the name localhost learns there; it may have a record where nobody listens."""
+    pool = target_pool(f"dns:///localhost:{served.port}", 2**20, peer)
     try:
-        return await fleet.first()
+        return await pool.info()
     finally:
-        await fleet.aclose()
+        await pool.aclose()
 
 
 async def test_the_replicas_of_a_name_have_certificates_for_the_name(serve, authority):
@@ -210,7 +210,7 @@ async def test_half_a_renewal_is_not_taken_and_told(serve, authority, caplog, br
     writes[broken]()
     for _ in range(3):
         assert before == await asyncio.to_thread(serial, served.port, caller)
-    told = [record for record in caplog.records if "not taken" in record.getMessage()]
+    told = [record for record in caplog.records if "the previous ones stay in use" in record.getMessage()]
     assert len(told) == 1 and str(pair.cert.parent) in told[0].getMessage()
     authority.pair(HOST, into="served")
     assert before != await asyncio.to_thread(serial, served.port, caller)
@@ -248,12 +248,12 @@ async def test_certificates_that_do_not_do_at_the_start_are_refused_by_name(auth
     ours, theirs = authority.pair(HOST), stranger.pair(HOST)
     with pytest.raises(PresiftError, match=r"cert, key: .*key values mismatch"):
         TlsFiles(ours.cert, theirs.key, None, NAMES).watched()
-    with pytest.raises(PresiftError, match=r"key: .*nowhere.pem cannot be read"):
+    with pytest.raises(PresiftError, match=r"key: cannot read .*nowhere.pem"):
         TlsFiles(ours.cert, ours.key.with_name("nowhere.pem"), None, NAMES).watched()
-    with pytest.raises(PresiftError, match="key is unset; it goes with cert"):
+    with pytest.raises(PresiftError, match="key is unset; cert needs it"):
         TlsFiles(ours.cert, None, None, NAMES)
     ours.ca.write_text("no authority")
-    with pytest.raises(PresiftError, match=r"ca: .* holds no certificates"):
+    with pytest.raises(PresiftError, match=r"ca: .* contains no certificates"):
         ours.files().watched()
 
 

@@ -114,23 +114,23 @@ async def test_explain_asks_in_the_tenants_namespace(house):
 
 
 async def test_what_the_targets_cache_holds_is_expected_for_its_tenant_alone(open_house):
-    economy, long = CostEstimator(learns=False), list(range(100, 360))
-    house = await open_house(**options(economy=economy))
+    estimator, long = CostEstimator(learns=False), list(range(100, 360))
+    house = await open_house(**options(estimator=estimator))
     await ask(house, ACME, long, route=plan_pb2.ROUTE_FULL)
     ids, target = np.array(long, dtype=np.uint32), house.models.target.model
     held = {
-        name: economy.outlook(ids, target, None, salt=salt).cached_tokens
+        name: estimator.state(ids, target, None, salt=salt).cached_tokens
         for name, salt in (*SALTS.items(), ("nobody", "deployment"), ("none", ""))
     }
     assert held == {"acme": 256, "other": 0, "nobody": 0, "none": 0}
 
 
 async def test_compressed_prompts_are_predicted_for_their_tenant_alone(open_house):
-    economy = CostEstimator(learns=False)
-    house = await open_house(**options(economy=economy))
+    estimator = CostEstimator(learns=False)
+    house = await open_house(**options(estimator=estimator))
     await ask(house, ACME)
     ids, target = np.array(LONG, dtype=np.uint32), house.models.target.model
-    known = {tenant: len(economy.outlook(ids, target, None, salt=salt).compressed) for tenant, salt in SALTS.items()}
+    known = {tenant: len(estimator.state(ids, target, None, salt=salt).compressed) for tenant, salt in SALTS.items()}
     assert known == {"acme": 1, "other": 0}
 
 

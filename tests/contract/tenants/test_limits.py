@@ -1,4 +1,4 @@
-"""What tenants may use, counted in one real Valkey by two orchestrators; and what happens when it goes away."""
+"""Limits of tenants, counted by two orchestrators in one real Valkey; and what happens while it is unavailable."""
 
 import asyncio
 import contextlib
@@ -36,19 +36,19 @@ def valkey():
 @pytest.fixture
 async def link(valkey):
     link = RedisClient(valkey.url, CacheLimits())
-    await link.ask("FLUSHALL", timeout_s=PATIENT_S)
+    await link.execute("FLUSHALL", timeout_s=PATIENT_S)
     yield link
     await link.aclose()
 
 
 @pytest.fixture
 async def counts(valkey, link):
-    """-> what another orchestrator counts, over connections of its own."""
+    """-> the quotas of one more orchestrator, over its own connections."""
     opened = []
 
-    def counts(url=valkey.url, on_trouble=FailureMode.OPEN, timeout_s=PATIENT_S):
-        opened.append(open_usage_limits(url, timeout_s, on_trouble))
-        return opened[-1].allowances
+    def counts(url=valkey.url, on_failure=FailureMode.OPEN, timeout_s=PATIENT_S):
+        opened.append(open_usage_limits(url, timeout_s, on_failure))
+        return opened[-1].quotas
 
     yield counts
     for each in opened:
@@ -57,11 +57,11 @@ async def counts(valkey, link):
 
 @pytest.fixture
 def two_houses(open_house, counts):
-    """limits -> two orchestrators whose tenant acme has them, and other has not."""
+    """limits -> two orchestrators that limit tenant acme, but not tenant other."""
 
     async def two_houses(limits, **options):
         guards = (AuthInterceptor(door({"acme": limits})),)
-        return [await open_house(guards=guards, allowances=counts(**options)) for _ in range(2)]
+        return [await open_house(guards=guards, quotas=counts(**options)) for _ in range(2)]
 
     return two_houses
 
@@ -84,20 +84,23 @@ async def test_tokens_per_minute_are_shared(two_houses):
         )
         assert (refused.value, refused.limit) == ("105", "250") and 1.0 <= refused.retry_after_s <= 60.0
         await ask(house, OTHER)  # another tenant has its own
-    assert len(first.target.calls) == 2 and len(first.draft.calls) == 2  # what is refused costs nothing downstream
+    assert len(first.target.calls) == 2 and len(first.draft.calls) == 2  # a rejected request costs nothing downstream
 
 
-async def test_what_was_not_generated_comes_back(two_houses):
+async def test_tokens_that_were_not_generated_are_returned(two_houses):
     houses = await two_houses(Limits(tokens_per_minute=350))
     for house in houses:
         house.target.answer = lambda request: [1, 2, 3]
         assert (await ask(house, new_tokens=100))[-1].usage.completion_tokens == 3
-    # Of 400 tokens taken 206 were used: without what came back the second one would not have fitted.
+    # 400 tokens were reserved and 206 used: without the returned ones the second request would have been rejected.
     refused = await refusal_of(ask(houses[0], new_tokens=100))
-    assert (refused.value, refused.message) == ("200", "200 tokens, and 144 of the tenant's 350 per minute are left")
+    assert (refused.value, refused.message) == (
+        "200",
+        "the request needs 200 tokens, but 144 of the tenant's 350 per minute are left",
+    )
 
 
-async def test_one_request_that_no_minute_holds_is_invalid(two_houses):
+async def test_a_request_over_the_limit_of_a_minute_is_invalid(two_houses):
     first, _ = await two_houses(Limits(tokens_per_minute=50))
     refused = await refusal_of(ask(first))
     assert (refused.code, refused.field) == ("INVALID_ARGUMENT", "tokens_per_minute")
@@ -109,7 +112,7 @@ def explain_of(prompt):
     return orchestrator_pb2.ExplainRequest(prompt=wire_prompt(prompt))
 
 
-async def test_concurrency_is_shared_and_given_back(two_houses, link):
+async def test_concurrency_is_shared_and_released(two_houses, link):
     first, second = await two_houses(Limits(concurrency=1))
     first.target.pause_after = 1
     call = first.stub.Generate(request(LONG), metadata=shows(ACME))
@@ -121,7 +124,7 @@ async def test_concurrency_is_shared_and_given_back(two_houses, link):
     call.cancel()
     await first.settle(lambda: first.target.running == 0)
     async with asyncio.timeout(20):
-        while await link.ask("ZCARD", "presift:running:acme", timeout_s=PATIENT_S):
+        while await link.execute("ZCARD", "presift:running:acme", timeout_s=PATIENT_S):
             await asyncio.sleep(0.01)
     first.target.pause_after = None
     await ask(first)
@@ -129,10 +132,10 @@ async def test_concurrency_is_shared_and_given_back(two_houses, link):
 
 
 @pytest.mark.parametrize("rpc", ["Generate", "Explain"])
-async def test_over_the_limit_nobody_waits_for_a_turn(open_house, counts, rpc):
+async def test_over_the_limit_a_request_is_not_queued(open_house, counts, rpc):
     house = await open_house(
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=1)})),),
-        allowances=counts(),
+        quotas=counts(),
         limits=QueueLimits(max_running=1),
     )
     house.target.pause_after = 1
@@ -147,15 +150,15 @@ async def test_over_the_limit_nobody_waits_for_a_turn(open_house, counts, rpc):
     waiting.cancel()
 
 
-async def test_an_error_gives_the_place_back(two_houses, link):
+async def test_an_error_releases_the_concurrency(two_houses, link):
     first, second = await two_houses(Limits(concurrency=1))
     refused = await refusal_of(first.stub.Generate(request([]), metadata=shows(ACME)).read())
     assert refused.code == "INVALID_ARGUMENT"
     await ask(second)
-    assert await link.ask("ZCARD", "presift:running:acme", timeout_s=PATIENT_S) == 0
+    assert await link.execute("ZCARD", "presift:running:acme", timeout_s=PATIENT_S) == 0
 
 
-async def test_leases_of_the_dead_lapse_and_those_of_the_living_do_not(valkey, link):
+async def test_leases_expire_unless_their_orchestrator_renews_them(valkey, link):
     async with contextlib.AsyncExitStack() as stack:
         links = [RedisClient(valkey.url, CacheLimits()) for _ in range(2)]
         for each in links:
@@ -163,23 +166,23 @@ async def test_leases_of_the_dead_lapse_and_those_of_the_living_do_not(valkey, l
         dead, living = (RedisConcurrencyLimit(each, PATIENT_S, ttl_s=0.6) for each in links)
         assert await dead.claim("acme", "a", 2) and await living.claim("acme", "b", 2)
         assert not await living.claim("acme", "c", 2)
-        await dead.aclose()  # it prolongs no more, and releases nothing
+        await dead.aclose()  # it renews no more, and releases nothing
         async with asyncio.timeout(20):
             while not await living.claim("acme", "c", 2):
                 await asyncio.sleep(0.05)
         await asyncio.sleep(1.5)
-        assert not await living.claim("acme", "d", 2)  # b and c are both there still
+        assert not await living.claim("acme", "d", 2)  # b and c are still held
         for lease in "bc":
             await living.release("acme", lease)
-        assert await link.ask("EXISTS", "presift:running:acme", timeout_s=PATIENT_S) == 0
+        assert await link.execute("EXISTS", "presift:running:acme", timeout_s=PATIENT_S) == 0
         await living.aclose()
 
 
-async def test_a_lease_that_was_released_is_not_prolonged(link):
+async def test_a_released_lease_is_not_renewed(link):
     leases = RedisConcurrencyLimit(link, PATIENT_S)
     assert await leases.claim("acme", "a", 1)
     await leases.release("acme", "a")
-    assert not await leases._run("acme", "a", 0)  # as a prolonging does that was on its way
+    assert not await leases._run("acme", "a", 0)  # as a renewal that was already in flight
     assert await leases.claim("acme", "b", 1)
     await leases.aclose()
 
@@ -189,38 +192,38 @@ async def test_keys_expire_by_themselves(two_houses, link):
     first.target.pause_after = 1
     call = first.stub.Generate(request(LONG), metadata=shows(ACME))
     await call.read()
-    keys = await link.ask("KEYS", "presift:r*", timeout_s=PATIENT_S)
+    keys = await link.execute("KEYS", "presift:r*", timeout_s=PATIENT_S)
     assert len(keys) == 2
-    lives_s = [await link.ask("TTL", key, timeout_s=PATIENT_S) for key in keys]
+    lives_s = [await link.execute("TTL", key, timeout_s=PATIENT_S) for key in keys]
     assert all(0 < life_s <= 120 for life_s in lives_s)
     call.cancel()
 
 
-@pytest.mark.parametrize("on_trouble", FailureMode)
-async def test_redis_away(open_house, counts, on_trouble, telemetry, tmp_path):
-    """It goes away between two calls; then every call lets in, or refuses, within its time limit."""
+@pytest.mark.parametrize("on_failure", FailureMode)
+async def test_redis_is_unavailable(open_house, counts, on_failure, telemetry, tmp_path):
+    """From one request to the next: then every request is admitted or rejected within the time limit."""
     both, before = Limits(tokens_per_minute=1000, concurrency=5), telemetry.total("presift.limits.trouble")
     with embedded_cache() as cache:
-        allowances = counts(cache.url, on_trouble, timeout_s=0.25)
-        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), allowances=allowances)
+        quotas = counts(cache.url, on_failure, timeout_s=0.25)
+        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), quotas=quotas)
         await ask(house)
-    for _ in range(8):  # through the rest that a dead server is given, too
-        if on_trouble is FailureMode.OPEN:
+    for _ in range(8):  # also while the circuit breaker is open
+        if on_failure is FailureMode.OPEN:
             assert await ask(house)
         else:
             refused = await refusal_of(ask(house))
             assert (refused.code, refused.field, refused.value) == ("RESOURCE_EXHAUSTED", "concurrency", "unknown")
             assert refused.retry_after_s > 0
-        assert await ask(house, OTHER)  # who has no limits does not notice
+        assert await ask(house, OTHER)  # a tenant without limits is not affected
     assert telemetry.total("presift.limits.trouble") > before
 
 
-async def test_a_redis_that_lies_is_trouble(open_house, counts, link, valkey):
+async def test_an_unexpected_reply_of_redis_counts_as_unavailable(open_house, counts, link, valkey):
     house = await open_house(
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=5)})),),
-        allowances=counts(on_trouble=FailureMode.CLOSED),
+        quotas=counts(on_failure=FailureMode.CLOSED),
     )
-    await link.ask("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
+    await link.execute("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
     assert (await refusal_of(ask(house))).value == "unknown"
     with pytest.raises(CacheUnavailable):
         await RedisConcurrencyLimit(link, PATIENT_S).claim("acme", "a", 1)
@@ -229,7 +232,7 @@ async def test_a_redis_that_lies_is_trouble(open_house, counts, link, valkey):
 async def test_limits_follow_the_file(open_house, counts):
     key, keys = new_key(), [Keys()]
     watched = SimpleNamespace(current=lambda: keys[0])
-    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), allowances=counts())
+    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), quotas=counts())
     assert (await refusal_of(ask(house, key))).code == "UNAUTHENTICATED"
     keys[0] = keys_of(key, Limits(tokens_per_minute=50))
     assert (await refusal_of(ask(house, key))).field == "tokens_per_minute"

@@ -1,5 +1,5 @@
-"""`python -m presift.orchestrator --api-keys-file --jwks-file`: a real process before a real target service, which
-counts what its cache holds; keys revoked while it runs; nothing of keys in its log."""
+"""`python -m presift.orchestrator --api-keys-file --jwks-file`: a real process in front of a real target service,
+which counts cached tokens. Keys are revoked while it runs, and no key is in its log."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ class Orchestrator:
 
 @pytest.fixture
 async def start(tmp_path):
-    """flags -> an orchestrator before an echo target; killed at the end."""
+    """flags -> an orchestrator in front of an echo target; killed at the end."""
     started = []
 
     async def start(*flags):
@@ -96,7 +96,7 @@ def keys_file(tmp_path):
     return path
 
 
-async def test_the_same_prompt_of_two_tenants_is_cached_for_neither(start, keys_file):
+async def test_two_tenants_do_not_share_the_cache_of_the_same_prompt(start, keys_file):
     orchestrator = await start("--api-keys-file", str(keys_file))
     await orchestrator.ready()
     cached = [
@@ -115,13 +115,13 @@ async def test_keys_are_revoked_while_it_runs_and_none_is_logged(start, keys_fil
 
     keys_file.write_text(f'{{"keys": [{{"name": "a", "tenant": "acme", "sha256": "{KEYS["acme"]}"}}]}}')
     orchestrator.process.send_signal(signal.SIGHUP)
-    await orchestrator.logged("not taken, the earlier stays in force: keys.json:1: ")
+    await orchestrator.logged("changed files are invalid, the previous ones stay in use: keys.json:1: ")
     await orchestrator.ask(KEYS["other"])
 
     newest = new_key()
     keys_file.write_text(text(metered=newest))
     orchestrator.process.send_signal(signal.SIGHUP)
-    await orchestrator.logged("read again: ")
+    await orchestrator.logged("reloaded: ")
     assert (await refusal_of(orchestrator.ask(newest))).field == "tokens_per_minute"
     assert (await refusal_of(orchestrator.ask(KEYS["other"]))).code == "UNAUTHENTICATED"
 
@@ -132,7 +132,7 @@ async def test_keys_are_revoked_while_it_runs_and_none_is_logged(start, keys_fil
     assert all(secret not in log for secret in secrets)
 
 
-async def test_tokens_let_in_too(start, keys_file, tmp_path):
+async def test_tokens_authenticate_too(start, keys_file, tmp_path):
     private = ec.generate_private_key(ec.SECP256R1())
     public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key())) | {"kid": "a"}
     jwks = tmp_path / "jwks.json"
@@ -146,13 +146,15 @@ async def test_tokens_let_in_too(start, keys_file, tmp_path):
     orchestrator = await start("--api-keys-file", str(keys_file), "--jwks-file", str(jwks), *rules)
     await orchestrator.ready()
     assert (await orchestrator.ask(token())).usage.cached_tokens == 0
-    assert (await orchestrator.ask(KEYS["acme"])).usage.cached_tokens == 299  # the same tenant, however it comes in
+    assert (
+        await orchestrator.ask(KEYS["acme"])
+    ).usage.cached_tokens == 299  # the same tenant, however it authenticates
     expired = await refusal_of(orchestrator.ask(token(exp=int(time.time()) - 300)))
     assert (expired.code, expired.message) == ("UNAUTHENTICATED", "the token has expired")
     assert (await refusal_of(orchestrator.ask(token(tenant="metered")))).field == "tokens_per_minute"
 
 
-async def test_with_keys_it_may_be_bound_anywhere(start, keys_file):
+async def test_with_keys_any_address_is_allowed(start, keys_file):
     orchestrator = await start("--api-keys-file", str(keys_file), "--listen", "0.0.0.0:0")
     await orchestrator.ready()
 
@@ -160,7 +162,7 @@ async def test_with_keys_it_may_be_bound_anywhere(start, keys_file):
 @pytest.mark.parametrize(
     "flags", [("--api-keys-file", "/nowhere"), ("--jwks-file", "/nowhere"), ("--tenant-concurrency", "3")]
 )
-async def test_a_door_that_cannot_be_ends_the_start(start, flags):
+async def test_invalid_authentication_settings_end_the_start(start, flags):
     orchestrator = await start(*flags)
     assert await orchestrator.process.wait() == 1
     log = orchestrator.log.read_text()

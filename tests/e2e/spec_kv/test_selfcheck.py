@@ -35,9 +35,8 @@ def run_scheduler(*args, **kwargs):
 
 
 @asynccontextmanager
-async def engine_of(folder: Path, **options: Any) -> AsyncIterator[SglangEngine]:
-    chosen = {"kv_pool_tokens": 2048, "prefill_chunk_tokens": 128, "threads": 1} | options
-    engine = SglangEngine(SglangOptions(resolve(str(folder)), dtype="float32", **chosen))
+async def engine_of(folder: Path) -> AsyncIterator[SglangEngine]:
+    engine = SglangEngine(SglangOptions(resolve(str(folder)), dtype="float32", kv_pool_tokens=2048, threads=1))
     try:
         await engine.start()
         yield engine
@@ -67,16 +66,6 @@ async def test_a_renamed_hook_target_switches_the_routes_off(
         # Whoever asks all the same is told, by the engine itself.
         with pytest.raises(RouteUnsupported, match="maybe_cache_unfinished_req"):
             await answer(engine, plan(64))
-
-
-async def test_switched_off_the_plugin_is_not_there(
-    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PRESIFT_SGLANG_PLUGIN", raising=False)
-    async with engine_of(tiny_model("tinyq"), kv_dropping=False) as engine:
-        assert engine.info.unsupported[Route.SPEC_KV] == "disabled by the setting kv_dropping"
-        assert (await engine.plugin_state())["unsupported"] == "the plugin is not loaded"
-        assert (await answer(engine)).kv_tokens == 200
 
 
 async def test_where_it_is_in_place_both_routes_are_served(start: Any) -> None:

@@ -15,7 +15,8 @@ from presift.core.kv_plan import KvPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-MODELS = ("tinyq", "tinyl")
+# tinyl in the small pool of test_ledger: one engine for both.
+MODELS = {"tinyq": {}, "tinyl": {"kv_pool_tokens": 1500}}
 # Here the vectors hold no lower-index-first form (capacity n - 2: of equal keys any one may be the dropped one).
 UNSTABLE = set(range(7, 132, 11))
 
@@ -32,7 +33,7 @@ def cases(reference_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_the_same_kv_pairs_are_kept(start: Any, policy_of: Any, tiny: Any, model: str) -> None:
-    driver = await start(model)
+    driver = await start(model, **MODELS[model])
     described, arrays = tiny
     checked = 0
     for case in described["speckv"]:
@@ -69,7 +70,7 @@ def _kept(arrays: dict[str, Any], case: dict[str, Any]) -> Any:
 async def test_the_same_answers_as_the_authors_spec_kv(
     start: Any, policy_of: Any, tiny: Any, cases: Any, model: str
 ) -> None:
-    driver = await start(model)
+    driver = await start(model, **MODELS[model])
     chosen = [case for case in cases if case["method"] == "speckv" and case["target"] == model]
     answered = [case for case in chosen if "output_ids" in case]
     assert len(answered) == 10
@@ -85,7 +86,7 @@ async def test_the_same_answers_as_the_authors_spec_kv(
 async def test_the_same_answers_as_the_authors_cascade(
     start: Any, policy_of: Any, tiny: Any, cases: Any, model: str
 ) -> None:
-    driver = await start(model)
+    driver = await start(model, **MODELS[model])
     chosen = [case for case in cases if case["method"] == "speckvpc" and case["target"] == model]
     answered = [case for case in chosen if "output_ids" in case]
     assert len(answered) == 4

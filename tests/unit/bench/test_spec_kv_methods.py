@@ -9,10 +9,10 @@ from spec_kv_table import table
 from presift.core.kv_plan import check_plan
 from presift.core.masks import TokenMask
 from presift.core.spans import Span
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.domain.request import TokenizedPrompt
 
 TOKENS = 2200
-PROMPT = Tokenized(np.arange(TOKENS, dtype=np.uint32), (Span(0, 20), Span(TOKENS - 50, TOKENS)))
+PROMPT = TokenizedPrompt(np.arange(TOKENS, dtype=np.uint32), (Span(0, 20), Span(TOKENS - 50, TOKENS)))
 
 
 def mask(kept: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Fake services, run as real processes; explanations."""
+"""Fake services, run as real processes, and explanations."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def fakes(monkeypatch):
 
 @pytest.fixture
 def start(fakes, tmp_path):
-    """flags -> a running fake service; what is left is stopped."""
+    """Flags -> a running fake service, stopped after the test."""
     started = []
 
     def start(*flags, environment=None):
@@ -37,7 +37,7 @@ def start(fakes, tmp_path):
 
 @pytest.fixture
 def no_children():
-    """Holds that the test leaves no child process behind."""
+    """Asserts that the test leaves no child process behind."""
     before = {child.pid for child in psutil.Process(os.getpid()).children(recursive=True)}
     yield
     after = {child.pid for child in psutil.Process(os.getpid()).children(recursive=True)}

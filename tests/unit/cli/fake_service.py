@@ -1,4 +1,4 @@
-"""A service that does what its first flag says; run as a module by the tests of the command."""
+"""A service whose flags choose its behaviour; the tests of the command run it as a module."""
 
 import signal
 import sys
@@ -21,8 +21,8 @@ if "--http" in sys.argv:
 if ready:
     print(f"presift {sys.argv[1]} ready on 127.0.0.1:4711: model x ready on y", flush=True)
 if "--error" in sys.argv:
-    told = sys.argv[sys.argv.index("--error") + 1]
-    print(f"{told}\n2026-01-01 10:00:00,1 INFO x leaving", file=sys.stderr, flush=True)
+    error = sys.argv[sys.argv.index("--error") + 1]
+    print(f"{error}\n2026-01-01 10:00:00,1 INFO x leaving", file=sys.stderr, flush=True)
 if "--refuse" in sys.argv:
     sys.exit(3)
 if "--brief" in sys.argv:

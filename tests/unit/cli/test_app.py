@@ -1,6 +1,7 @@
-"""The command, run in this process against an address where nobody listens."""
+"""The commands, run in this process against an address without a server."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from presift.cli.app import app
 from presift.cli.stack.stack import Observability
 from presift_client import TlsOptions
 
-NOBODY = ["--address", "127.0.0.1:1"]
+NO_SERVER = ["--address", "127.0.0.1:1"]
 
 
 @pytest.fixture
@@ -22,23 +23,23 @@ def run(monkeypatch, tmp_path):
 def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("up", "generate", "explain", "models", "keys"))
+    assert all(name in result.output for name in ("up", "generate", "explain", "models", "route", "plan", "keys"))
 
 
-def test_misuse_is_told_in_one_line(run):
-    result = run("generate", *NOBODY)
+def test_misuse_prints_one_line(run):
+    result = run("generate", *NO_SERVER)
     assert result.exit_code == 1 and result.stderr == "error: give either a PROMPT or --question\n"
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What `generate` would send."""
-    sent = []
-    monkeypatch.setattr("presift.cli.render.answer.show_stream", lambda client, request: sent.append(request))
-    return sent
+def sent(monkeypatch):
+    """The options that `generate` would send, one entry per run."""
+    options = []
+    monkeypatch.setattr("presift.cli.commands.generate.print_stream", lambda client, sent: options.append(sent))
+    return options
 
 
-def test_kv_options_are_sent_as_given(run, asked):
+def test_kv_options_are_sent(run, sent):
     kv = ["--kv-selection", "draft_mask", "--no-keep-full-prefix", "--kv-lookahead-tokens", "0"]
     result = run("generate", "hi", "--route", "spec_kv", "--max-kv-tokens", 257, *kv, "--continue-prompt-tokens", 9)
     assert result.exit_code == 0
@@ -50,22 +51,22 @@ def test_kv_options_are_sent_as_given(run, asked):
         "kv_lookahead_tokens": 0,
         "continue_prompt_tokens": 9,
     }
-    assert wanted.items() <= asked[0].items()
-    assert run("generate", "hi", "--keep-full-prefix").exit_code == 0 and asked[1]["keep_full_prefix"] is True
+    assert wanted.items() <= sent[0].items()
+    assert run("generate", "hi", "--keep-full-prefix").exit_code == 0 and sent[1]["keep_full_prefix"] is True
 
 
-def test_limits_are_sent_as_given(run, asked):
+def test_limits_are_sent(run, sent):
     assert run("generate", "hi", "--max-ttft-ms", 900, "--min-coverage", 0.5, "--auto-coverage", 0.75).exit_code == 0
-    assert {"max_ttft_ms": 900, "min_coverage": 0.5, "auto_coverage": 0.75}.items() <= asked[0].items()
+    assert {"max_ttft_ms": 900, "min_coverage": 0.5, "auto_coverage": 0.75}.items() <= sent[0].items()
 
 
-def test_kv_options_that_were_not_given_are_left_out(run, asked):
+def test_options_without_a_flag_are_not_sent(run, sent):
     assert run("generate", "hi").exit_code == 0
-    assert not {"kv_selection", "keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"} & asked[0].keys()
+    assert not {"kv_selection", "keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"} & sent[0].keys()
 
 
 @pytest.mark.parametrize(
-    ("given", "flags"),
+    ("arguments", "flags"),
     [
         ([], []),
         (["--kv-capacity", "256"], ["--kv-capacity", "256"]),
@@ -76,18 +77,20 @@ def test_kv_options_that_were_not_given_are_left_out(run, asked):
         (["--draft", "small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "small"]),
     ],
 )
-def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
+def test_up_passes_flags_to_the_orchestrator(run, monkeypatch, arguments, flags):
     started = []
-    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, say: name)
-    monkeypatch.setattr("presift.cli.commands.up.run_until_stopped", lambda options, say: started.append(options) or 0)
-    assert run("up", *given).exit_code == 0
+    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, progress: name)
+    monkeypatch.setattr(
+        "presift.cli.stack.run.run_until_stopped", lambda options, progress: started.append(options) or 0
+    )
+    assert run("up", *arguments).exit_code == 0
     assert started[0].orchestrator_flags == flags
     assert run("up", "--listen", "127.0.0.1:4000").exit_code == 0
     assert started[0].logs.name == "50051" and started[1].logs.name == "4000"
 
 
 @pytest.mark.parametrize(
-    ("given", "observed"),
+    ("arguments", "observed"),
     [
         ([], None),
         (["--observability"], Observability(9464, None)),
@@ -95,59 +98,88 @@ def test_up_passes_what_the_orchestrator_needs(run, monkeypatch, given, flags):
         (["--otlp-endpoint", "collector:4317"], Observability(9464, "collector:4317")),
     ],
 )
-def test_up_can_be_seen(run, monkeypatch, given, observed):
+def test_up_with_observability(run, monkeypatch, arguments, observed):
     started = []
-    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, say: name)
-    monkeypatch.setattr("presift.cli.commands.up.run_until_stopped", lambda options, say: started.append(options) or 0)
-    assert run("up", *given).exit_code == 0
+    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, progress: name)
+    monkeypatch.setattr(
+        "presift.cli.stack.run.run_until_stopped", lambda options, progress: started.append(options) or 0
+    )
+    assert run("up", *arguments).exit_code == 0
     assert started[0].observability == observed
 
 
-def test_an_unknown_route_is_told(run):
-    result = run("generate", "hi", "--route", "warp", *NOBODY)
+def test_an_unknown_route_is_an_error(run):
+    result = run("generate", "hi", "--route", "warp", *NO_SERVER)
     assert result.exit_code == 1 and "spec_pc" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_nobody_there_is_told(run):
-    result = run("generate", "hi", "--deadline", "5", *NOBODY)
+def test_no_server_is_an_error(run):
+    result = run("generate", "hi", "--deadline", "5", *NO_SERVER)
     assert result.exit_code == 1 and result.stderr.startswith("error: ")
     assert result.stdout == ""
 
 
-def test_a_file_that_is_not_there_is_told(run, tmp_path):
-    result = run("generate", "--question", "why?", "--document", tmp_path / "none.txt", *NOBODY)
+def test_a_missing_file_is_an_error(run, tmp_path):
+    result = run("generate", "--question", "why?", "--document", tmp_path / "none.txt", *NO_SERVER)
     assert result.exit_code == 1 and "none.txt" in result.stderr
 
 
 def test_models_as_json(run):
-    result = run("models", "--json", *NOBODY)
+    result = run("models", "--json", *NO_SERVER)
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert told["served"] is None and told["local"] and set(told["local"].values()) == {None}
+    printed = json.loads(result.stdout)
+    assert printed["served"] is None and printed["local"] and set(printed["local"].values()) == {None}
 
 
-def test_an_unknown_model_is_told(run):
-    result = run("models", "--ensure", "no-such-model", *NOBODY)
+@pytest.fixture
+def no_fetcher(monkeypatch):
+    """An installation without the package that fetches demo models."""
+    for module in ("presift_demo_models", "presift_demo_models.fetch"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+MISSING = "demo models are unavailable, because the Python package presift_demo_models is not installed"
+
+
+def test_models_without_the_fetcher_names_the_missing_package(run, no_fetcher):
+    result = run("models", "--json", *NO_SERVER)
+    assert result.exit_code == 0 and json.loads(result.stdout) == {"local": {}, "served": None}
+    assert result.stderr.startswith(f"warning: {MISSING}") and "presift[cli]" in result.stderr
+    result = run("models", "--ensure", "qwen2.5-coder-0.5b-instruct", *NO_SERVER)
+    assert result.exit_code == 1 and result.stderr.startswith(f"error: {MISSING}")
+
+
+def test_up_without_the_fetcher_takes_folders_and_hub_ids(run, no_fetcher, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr("presift.cli.stack.run.run_until_stopped", lambda options, progress: started.append(options))
+    assert run("up", "--draft", tmp_path, "--target", "org/model").exit_code == 0
+    assert (started[0].draft, started[0].target) == (str(tmp_path), "org/model")
+    result = run("up")
+    assert result.exit_code == 1 and result.stderr.startswith(f"error: {MISSING}") and len(started) == 1
+
+
+def test_an_unknown_model_is_an_error(run):
+    result = run("models", "--ensure", "no-such-model", *NO_SERVER)
     assert result.exit_code == 1 and result.stderr.startswith("error: ")
 
 
-def test_a_tenant_is_sent_or_told_at_once(run, monkeypatch):
+def test_a_tenant_is_sent_or_refused_before_any_call(run, monkeypatch):
     tenants = []
     monkeypatch.setattr(
-        "presift.cli.render.answer.show_stream", lambda client, request: tenants.append(client._metadata)
+        "presift.cli.commands.generate.print_stream", lambda client, options: tenants.append(client._metadata)
     )
     assert run("generate", "hi", "--tenant", "acme").exit_code == run("generate", "hi").exit_code == 0
     assert tenants == [(("presift-tenant", "acme"),), ()]
     for command in ("generate", "explain"):
-        result = run(command, "hi", "--tenant", "ä", *NOBODY)
+        result = run(command, "hi", "--tenant", "ä", *NO_SERVER)
         assert result.exit_code == 1 and result.stderr.startswith("error: tenant is 'ä'")
 
 
 @pytest.fixture
 def connected(monkeypatch):
-    """What the command's client is made of."""
+    """The options that each command's client is made with."""
     made = []
-    monkeypatch.setattr("presift.cli.connecting.Client", lambda *given, **options: made.append(options) or fail())
+    monkeypatch.setattr("presift.cli.connection.Client", lambda *address, **options: made.append(options) or fail())
 
     def fail():
         raise ValueError("no client in this test")
@@ -159,7 +191,7 @@ COMMANDS = [["generate", "hi"], ["explain", "hi"], ["models"], ["route", "--toke
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_every_command_can_say_who_asks_and_whom_it_trusts(run, connected, monkeypatch, tmp_path, command):
+def test_every_command_takes_credentials_and_authorities(run, connected, monkeypatch, tmp_path, command):
     key_file = tmp_path / "key"
     key_file.write_text("k1\n")
     run(*command, "--ca", "ca.pem", "--cert", "c.pem", "--key", "k.pem", "--api-key-file", key_file)
@@ -175,12 +207,12 @@ def test_every_command_can_say_who_asks_and_whom_it_trusts(run, connected, monke
     assert connected[-1]["api_key"] == "k1"
 
 
-def test_a_key_that_cannot_be_sent_is_not_quoted(run, tmp_path):
+def test_a_key_that_cannot_be_sent_is_not_printed(run, tmp_path):
     key_file = tmp_path / "key"
     key_file.write_text("xylophone xylophone")
-    result = run("generate", "hi", "--api-key-file", key_file, *NOBODY)
+    result = run("generate", "hi", "--api-key-file", key_file, *NO_SERVER)
     assert result.exit_code == 1 and "api_key" in result.stderr and "xylophone" not in result.output
-    result = run("generate", "hi", "--ca", tmp_path / "nowhere.pem", *NOBODY)
+    result = run("generate", "hi", "--ca", tmp_path / "nowhere.pem", *NO_SERVER)
     assert result.exit_code == 1 and "nowhere.pem" in result.stderr
-    result = run("generate", "hi", "--cert", tmp_path / "nowhere.pem", *NOBODY)
-    assert result.exit_code == 1 and "cert and key go together" in result.stderr
+    result = run("generate", "hi", "--cert", tmp_path / "nowhere.pem", *NO_SERVER)
+    assert result.exit_code == 1 and "cert and key must be given together" in result.stderr

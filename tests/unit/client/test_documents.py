@@ -1,4 +1,4 @@
-"""`<document>` tags in a string become marked parts; the text stays as it is."""
+"""`<document>` tags in a string become document parts; the text does not change."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ def marked(text):
     return [(part["text"], part["document"]) for part in document_parts(text)]
 
 
-def test_documents_and_what_stands_around_them():
+def test_documents_and_the_text_around_them():
     text = "Read: <document>one\n</document>\n<document index='2'>two</document> Which?"
     assert marked(text) == [
         ("Read: <document>", False),
@@ -29,20 +29,20 @@ def test_text_without_documents(text):
     assert marked(text) == [(text, False)]
 
 
-def test_an_empty_document_is_one_all_the_same():
+def test_an_empty_document_is_a_document():
     assert ("", True) in marked("<document></document>why?")  # so that nothing else may be dropped
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a</document>", "character 1 closes none"),
+        ("a</document>", "character 1 has no opening tag"),
         ("<document>a", "character 10 has no </document>"),
-        ("<document>a<document>b</document></document>", "character 11 is within a document"),
-        ("<document></document></document>", "character 21 closes none"),
+        ("<document>a<document>b</document></document>", "character 11 is inside another document"),
+        ("<document></document></document>", "character 21 has no opening tag"),
     ],
 )
-def test_a_tag_without_its_other_half(text, words):
+def test_unbalanced_and_nested_tags_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
         document_parts(text)
 

@@ -1,4 +1,4 @@
-"""From failed calls to typed errors, whoever sent them."""
+"""From failed calls to typed errors, from the service or from a proxy."""
 
 import grpc
 import pytest
@@ -25,7 +25,7 @@ SENT = [
 ]
 
 
-def failure(code, raw=None, details="in words"):
+def failure(code, raw=None, details="a message"):
     trailers = grpc.aio.Metadata(("grpc-status-details-bin", raw)) if raw is not None else grpc.aio.Metadata()
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
 
@@ -63,16 +63,16 @@ def test_what_a_proxy_sends(code, kind, raw):
     assert type(error) is kind and (error.reason, error.retry_after_s) == ("", None)
 
 
-def test_a_failure_without_words_is_named_after_its_status():
+def test_the_message_defaults_to_the_status():
     assert str(error_of(failure(grpc.StatusCode.DEADLINE_EXCEEDED, details=""))) == "DEADLINE_EXCEEDED"
 
 
-def test_grpcs_own_words_say_what_they_are_about():
+def test_grpcs_own_messages_get_a_context():
     lost = error_of(failure(grpc.StatusCode.UNAVAILABLE, details="Socket closed"))
-    assert str(lost) == "the service cannot be reached, or was lost while it answered: Socket closed"
+    assert str(lost) == "the service is unreachable, or the connection was lost during the answer: Socket closed"
 
 
-def test_a_message_over_the_size_limit_is_no_overload():
+def test_a_message_over_the_size_limit_is_an_invalid_request():
     text = "SERVER: Received message larger than max (104857600 vs. 67108864)"
     error = error_of(failure(grpc.StatusCode.RESOURCE_EXHAUSTED, None, text))
     assert type(error) is pc.InvalidRequest and str(error) == text

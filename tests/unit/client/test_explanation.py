@@ -10,22 +10,24 @@ from presift_client.requests import ExplainOptions, Options, explain_request
 
 def test_what_is_unset_is_none():
     span = orchestrator_pb2.ExplainedSpan(tokens=plan_pb2.Span(start=2, end=5), kept=True, importance=0.25)
-    told = explanation_of(orchestrator_pb2.ExplainResponse(spans=[span]))
-    assert told.spans == (ExplainedSpan(2, 5, None, True, False, 0.25, None),) and told.spans[0].tokens == 3
-    assert (told.text, told.kv_mask, told.target_coverage) == ("", None, None)
+    explanation = explanation_of(orchestrator_pb2.ExplainResponse(spans=[span]))
+    assert explanation.spans == (ExplainedSpan(2, 5, None, True, False, 0.25, None),)
+    assert explanation.spans[0].tokens == 3
+    assert (explanation.text, explanation.kv_mask, explanation.target_coverage) == ("", None, None)
 
 
-def test_zero_is_not_unset():
+def test_zero_differs_from_unset():
     span = orchestrator_pb2.ExplainedSpan(kept_share=0.0, characters=plan_pb2.Span(start=0, end=0))
-    told = explanation_of(orchestrator_pb2.ExplainResponse(spans=[span], target_coverage=0.0))
-    assert (told.spans[0].kept_share, told.spans[0].characters, told.target_coverage) == (0.0, (0, 0), 0.0)
+    explanation = explanation_of(orchestrator_pb2.ExplainResponse(spans=[span], target_coverage=0.0))
+    (span,) = explanation.spans
+    assert (span.kept_share, span.characters, explanation.target_coverage) == (0.0, (0, 0), 0.0)
 
 
 def test_kept_pairs_of_a_head():
     mask = KvMask(2, 1, 10, bytes([0b00000101, 0b10, 0b10000000, 0]))
     assert mask.kept(0, 0) == [0, 2, 9] and mask.kept(1, 0) == [7]
     for layer, head in ((2, 0), (0, 1), (-1, 0)):
-        with pytest.raises(IndexError, match="2 layers with 1 heads"):
+        with pytest.raises(IndexError, match="2 layers and 1 KV heads"):
             mask.kept(layer, head)
 
 
@@ -43,12 +45,12 @@ def test_a_request():
 
 
 @pytest.mark.parametrize("option", ["seed", "temperature", "kv_map"])
-def test_options_that_it_has_not_are_refused(option):
+def test_unknown_options_are_refused(option):
     with pytest.raises(TypeError, match=option):
         explain_request("x", {option: 1})
 
 
-def test_room_for_an_answer_can_be_asked_about():
+def test_the_length_of_the_assumed_answer():
     assert explain_request("x", {"max_new_tokens": 0}).HasField("max_new_tokens")
     assert not explain_request("x", {}).HasField("max_new_tokens")
 

@@ -1,4 +1,4 @@
-"""From messages to a Chat: conversations with tools, and what is told before anything is sent."""
+"""From messages to a Chat: conversations with tools, and errors that are found before anything is sent."""
 
 import json
 
@@ -16,7 +16,7 @@ def sent(*messages, make=generate_request):
 
 @pytest.mark.parametrize("make", [generate_request, explain_request])
 @pytest.mark.parametrize("content", [{"content": None}, {}, {"content": ""}, {"content": []}])
-def test_a_conversation_with_tools_is_replayed(make, content):
+def test_a_conversation_with_tools(make, content):
     asked, answer = sent(
         {"role": "assistant", **content, "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "sunny"},
@@ -27,27 +27,33 @@ def test_a_conversation_with_tools_is_replayed(make, content):
     assert (answer.role, answer.name, answer.tool_call_id, answer.parts[0].text) == ("tool", "weather", "c1", "sunny")
 
 
-def test_what_other_clients_leave_empty_is_no_call():
+def test_empty_fields_of_other_clients_are_ignored():
     (message,) = sent({"role": "assistant", "content": "hi", "tool_calls": None, "name": None})
     assert not message.tool_calls_json and message.name == ""
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "match"),
     [
-        ({"role": "user", "content": "a", "document": True}, r'messages\[0\]: "document" belongs on a part: .*"text"'),
+        (
+            {"role": "user", "content": "a", "document": True},
+            r'messages\[0\]: "document" marks a part, not a message: .*"text"',
+        ),
         (
             {"role": "user", "content": [{"text": "a", "document": True, "protected": True}]},
-            r"messages\[0\]\.content\[0\]: document and protected say opposite things",
+            r"messages\[0\]\.content\[0\]: document .* and protected .* exclude each other",
         ),
-        ({"role": "user", "content": "a", "function_call": {}}, "tool_calls, name, tool_call_id; not function_call"),
+        (
+            {"role": "user", "content": "a", "function_call": {}},
+            "unknown key function_call; a message has role, .*tool_call_id",
+        ),
         ({"role": "user"}, "no content; only a message with tool_calls"),
         ({"content": "a"}, "no role"),
         ({"role": "user", "content": [{"document": True}]}, "no text"),
     ],
 )
-def test_what_no_message_has_is_told(message, told):
-    with pytest.raises(ValueError, match=told):
+def test_malformed_messages_are_refused(message, match):
+    with pytest.raises(ValueError, match=match):
         sent(message)
 
 
@@ -64,7 +70,7 @@ HALF = "ab\ud800c"
         ("x", {"stop": ["y", HALF]}, "stop"),
     ],
 )
-def test_text_that_has_no_utf8_is_told_by_its_field(prompt, options, field):
+def test_an_unpaired_surrogate_is_refused_by_field(prompt, options, field):
     with pytest.raises(InvalidRequest) as refusal:
         generate_request(prompt, options)
     assert refusal.value.field == field and "character 2" in refusal.value.value

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
-from presift_client.requests import Options, generate_request, route_of
+from presift_client.requests import Options, generate_request
 
 
-def test_what_is_left_out_stays_out():
+def test_omitted_options_stay_unset():
     request = generate_request("x", {})
     assert request.prompt.text == "x" and request.route == plan_pb2.ROUTE_AUTO
     for message in (request.budget, request.sampling, request.kv):
         assert not message.ListFields()
 
 
-def test_zero_is_not_left_out():
+def test_zero_differs_from_omitted():
     request = generate_request("x", {"temperature": 0.0, "seed": 0, "compress_above_tokens": 0, "max_new_tokens": 0})
     assert all(request.sampling.HasField(name) for name in ("temperature", "seed", "max_new_tokens"))
     assert request.budget.HasField("compress_above_tokens")
@@ -27,7 +27,7 @@ def test_limits_of_the_budget():
     assert request.budget == orchestrator_pb2.Budget(max_ttft_ms=900, min_coverage=0.5)
 
 
-def test_a_capacity_that_adapts():
+def test_adaptive_capacity():
     request = generate_request("x", {"auto_coverage": 0.5})
     assert request.budget == orchestrator_pb2.Budget(auto_capacity=orchestrator_pb2.AutoCapacity(coverage=0.5))
     request = generate_request("x", {"auto_coverage": 0.5, "auto_min_tokens": 8, "auto_max_tokens": 90})
@@ -61,8 +61,8 @@ def test_documents_are_marked():
     assert [(part.text, part.document, part.protected) for part in parts] == [("a", True, False), ("b", False, True)]
 
 
-def test_a_mark_that_is_no_mark():
-    with pytest.raises(ValueError, match="not documnet"):
+def test_an_unknown_mark_is_refused():
+    with pytest.raises(ValueError, match="unknown key documnet; a part has text, protected, document"):
         generate_request(None, {"messages": [{"role": "user", "content": [{"text": "a", "documnet": True}]}]})
 
 
@@ -81,13 +81,13 @@ def test_empty_prompts_are_left_to_the_service():
 
 @pytest.mark.parametrize("name", ["auto", "full", "spec_pc", "spec_kv", "spec_kv_pc"])
 def test_routes(name):
-    assert plan_pb2.Route.Name(route_of(name)) == f"ROUTE_{name.upper()}"
+    assert plan_pb2.Route.Name(generate_request("x", {"route": name}).route) == f"ROUTE_{name.upper()}"
 
 
 @pytest.mark.parametrize("name", ["", "AUTO", "spec-pc", "unspecified"])
-def test_unknown_routes_are_refused_with_those_that_are_known(name):
+def test_unknown_routes_are_refused_listing_the_known_ones(name):
     with pytest.raises(ValueError, match="auto, full, spec_pc, spec_kv, spec_kv_pc"):
-        route_of(name)
+        generate_request("x", {"route": name})
 
 
 def test_kv_options():
@@ -111,7 +111,7 @@ def test_kv_options():
 
 
 @pytest.mark.parametrize("name", ["", "DRAFT_MASK", "unspecified"])
-def test_unknown_selections_are_refused_with_those_that_are_known(name):
+def test_unknown_selections_are_refused_listing_the_known_ones(name):
     with pytest.raises(ValueError, match=r"kv_selection .*target_lookahead, draft_mask"):
         generate_request("x", {"kv_selection": name})
 

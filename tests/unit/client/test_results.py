@@ -27,7 +27,7 @@ def test_names_instead_of_numbers():
     assert event_of(USAGE).finish_reason == "stop"
 
 
-def test_numbers_where_there_is_no_name_yet():
+def test_unknown_enum_values_are_numbers():
     newer = orchestrator_pb2.GenerateResponse(usage=orchestrator_pb2.Usage(finish_reason=9))
     assert event_of(newer).finish_reason == "9"
     info = info_of(orchestrator_pb2.GetInfoResponse(supported_routes=[plan_pb2.ROUTE_FULL, 77]))
@@ -35,18 +35,18 @@ def test_numbers_where_there_is_no_name_yet():
 
 
 def test_replicas():
-    told = orchestrator_pb2.Replica(address="a:1", role="draft", healthy=True, breaker="open", in_flight=3, name="n")
-    (replica,) = info_of(orchestrator_pb2.GetInfoResponse(replicas=[told])).replicas
+    sent = orchestrator_pb2.Replica(address="a:1", role="draft", healthy=True, breaker="open", in_flight=3, name="n")
+    (replica,) = info_of(orchestrator_pb2.GetInfoResponse(replicas=[sent])).replicas
     assert replica == Replica("a:1", "draft", True, "open", 3, "", "n")
 
 
-def test_coverage_zero_is_a_coverage():
+def test_coverage_zero_differs_from_unset():
     message = orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision(coverage=0.0))
     assert event_of(message).coverage == 0.0
     assert event_of(orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision())).coverage is None
 
 
-def test_a_prediction_only_where_there_is_one():
+def test_no_prediction_is_none():
     message = orchestrator_pb2.GenerateResponse(decision=orchestrator_pb2.Decision(predicted_ttft_ms=7.5))
     assert event_of(message).predicted_ttft_ms == 7.5 and event_of(DECISION).predicted_ttft_ms is None
 
@@ -63,34 +63,34 @@ SPEC_KV = plan_pb2.SpecKv(capacity=256, selection=plan_pb2.KV_SELECTION_TARGET_L
         ({}, None, None),
     ],
 )
-def test_what_dropped_kv(policy, capacity, selection):
+def test_the_policy_that_dropped_kv(policy, capacity, selection):
     message = orchestrator_pb2.Decision(policy=plan_pb2.Policy(**policy), prefill_ms=3.0)
     decision = event_of(orchestrator_pb2.GenerateResponse(decision=message))
     assert (decision.kv_capacity, decision.kv_selection) == (capacity, selection)
     assert (decision.keep_full_prefix, decision.continued, decision.prefill_ms) == (None, False, 3.0)
 
 
-def test_freed_is_not_unsaid():
+def test_keep_full_prefix_false_differs_from_unset():
     message = orchestrator_pb2.Decision(keep_full_prefix=False, continued=True)
     decision = event_of(orchestrator_pb2.GenerateResponse(decision=message))
     assert decision.keep_full_prefix is False and decision.continued
 
 
-def test_usage_of_what_was_dropped():
+def test_usage_with_dropped_kv():
     message = orchestrator_pb2.Usage(reused_entry=True, score_ms=1.5, publish_ms=2.5, coverage=0.0)
     usage = event_of(orchestrator_pb2.GenerateResponse(usage=message))
     assert (usage.reused_entry, usage.score_ms, usage.publish_ms, usage.coverage) == (True, 1.5, 2.5, 0.0)
     assert event_of(USAGE).coverage is None
 
 
-def test_an_answer_is_put_together():
+def test_gather():
     answer = gather(map(event_of, [DECISION, delta("a", 1), delta("", 2), delta("bc", 3, 4), USAGE]))
     assert (answer.text, answer.token_ids) == ("abc", (1, 2, 3, 4))
     assert answer.decision == event_of(DECISION) and answer.usage == event_of(USAGE)
 
 
 @pytest.mark.parametrize("events", [[], [DECISION], [USAGE], [delta("a", 1), USAGE]])
-def test_half_an_answer_is_none(events):
+def test_gather_refuses_an_incomplete_stream(events):
     with pytest.raises(ValueError):
         gather(map(event_of, events))
 
@@ -99,7 +99,7 @@ def test_deltas_are_values():
     assert event_of(delta("a", 1)) == Delta("a", (1,))
 
 
-def test_learnt_speeds():
+def test_learned_speeds():
     sent = orchestrator_pb2.StageSpeed(
         stage="draft", model="m@r", replica="a", token_ms=1.5, observations=3, contention=0.5
     )

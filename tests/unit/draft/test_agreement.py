@@ -1,4 +1,4 @@
-"""What the orchestrator asks for where capacities adapt, the draft can answer, and the orchestrator accepts."""
+"""The draft can answer every request with an adaptive capacity, and the orchestrator accepts its answer."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,16 @@ from presift.core.spans import Span, must_keep
 from presift.draft.compress import compress
 from presift.draft.request import RequestLimits, parse
 from presift.draft.scorer import Cancel
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity, Budget, TokenizedPrompt
 from presift.orchestrator.planning.kv_plan import kv_plan_of
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
-from presift.orchestrator.prompt.tokenizer import Tokenized
-from presift.orchestrator.routing.choice import Defaults, Facts, RouteChoice
+from presift.orchestrator.routing.choice import Defaults, RouteChoice
+from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.router import choose
 from presift.rpc import codec
 from presift.v1 import draft_pb2
+
+from ...builders import routing_inputs
 
 N = 200
 SPANS = (Span(0, 7), Span(150, 160))
@@ -26,16 +28,20 @@ LOOKAHEAD, MASK = KvSelection
 
 
 def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> RouteChoice:
-    facts = Facts(
+    inputs = routing_inputs(
         prompt_tokens=N,
         must_keep=int(must_keep(SPANS, N, 8).sum()),
         must_keep_kv=int(must_keep(SPANS, N, 9)[:-1].sum()),
         max_new_tokens=16,
         context_tokens=1024,
-        supported=frozenset(Route),
         kv_page_tokens=page,
+        defaults=DEFAULTS,
+        wanted=route,
+        budget=budget,
+        selection=selection,
+        state=SystemState(),
     )
-    return choose(route, budget, KvOptions(selection), facts, DEFAULTS)
+    return choose(inputs)
 
 
 @pytest.mark.parametrize("page", [1, 16])
@@ -44,9 +50,10 @@ def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> R
     ("route", "selection"),
     [(Route.SPEC_PC, LOOKAHEAD), (Route.SPEC_KV, LOOKAHEAD), (Route.SPEC_KV, MASK), (Route.SPEC_KV_PC, LOOKAHEAD)],
 )
-def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_scorer, prompt):  # noqa: PLR0917
+def test_requests_are_answered_accepted_and_applied(route, selection, coverage, page, tiny_scorer, prompt):  # noqa: PLR0917
     scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
-    choice, tokens = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page), Tokenized(ids, SPANS)
+    choice = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page)
+    tokens = TokenizedPrompt(ids, SPANS)
     policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
@@ -66,8 +73,8 @@ def test_asked_answered_accepted_applied(route, selection, coverage, page, tiny_
 
 @pytest.mark.parametrize("page", [1, 16])
 @pytest.mark.parametrize("route", [Route.SPEC_KV, Route.SPEC_KV_PC])
-def test_what_a_fixed_capacity_covers_is_told_where_a_least_coverage_is_asked_for(route, page, tiny_scorer, prompt):
-    """The same mask and KV as without; only more is said."""
+def test_min_coverage_makes_the_draft_report_the_coverage_of_a_fixed_capacity(route, page, tiny_scorer, prompt):
+    """Mask and KV are the same as without it."""
     scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
     found = {}
     for least in (None, 0.5):
@@ -79,7 +86,7 @@ def test_what_a_fixed_capacity_covers_is_told_where_a_least_coverage_is_asked_fo
         made = compress(scorer, parse(asked, RequestLimits(scorer.info, 256)), Cancel())
         lookahead = made.scored.lookahead_token_ids
         answer = CompressedPrompt(made.mask, lookahead, made.coverage, scorer.info, made.kv_capacity, made.kv_coverage)
-        tokens = Tokenized(ids, SPANS)
+        tokens = TokenizedPrompt(ids, SPANS)
         check_prompt(answer, ScoringJob(tokens, policy, scorer.info, scorer.info))
         found[least] = made, kv_plan_of(choice, answer, tokens)
     (plain, plan), (measured, same) = found.values()

@@ -21,7 +21,7 @@ class Server:
 
 @pytest.fixture
 async def following(monkeypatch):
-    monkeypatch.setattr(service, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(service, "_CHECK_EVERY_S", 0.005)
     models, server = Models(), Server()
     task = asyncio.create_task(service._follow_target(models, server))
     yield models, server
@@ -42,13 +42,13 @@ async def test_not_serving_without_a_target_and_serving_again_with_one(following
     await told(server, [False])
     models.has_target_now = True
     await told(server, [False, True])
-    assert "no target can be reached" in caplog.text and "can be reached again" in caplog.text
+    assert "no target is reachable" in caplog.text and "a target is reachable again" in caplog.text
 
 
 async def test_one_look_is_no_outage(monkeypatch):
     looks = iter([False, False, *[True] * 50])
     models, server = type("Once", (), {"has_target_now": property(lambda _: next(looks))})(), Server()
-    monkeypatch.setattr(service, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(service, "_CHECK_EVERY_S", 0.0)
     with pytest.raises((StopIteration, RuntimeError)):
         await service._follow_target(models, server)
     assert server.told == []

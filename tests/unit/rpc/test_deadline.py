@@ -3,33 +3,35 @@
 import pytest
 
 from presift.core.errors import DeadlineExceeded
-from presift.core.plan import Route
 from presift.orchestrator.planning.draft_stage import draft_share_s
-from presift.orchestrator.routing.choice import Facts
 from presift.orchestrator.routing.cost_model import CostCurve, QueuedWork, StageCosts, SystemState
-from presift.orchestrator.routing.forecast import answering_s
-from presift.rpc.deadline import Deadline
+from presift.orchestrator.routing.forecast import answer_seconds
+from presift.rpc.deadline import NO_DEADLINE, Deadline
+
+from ...builders import routing_inputs
 
 
 def test_no_deadline_never_passes():
-    assert Deadline.within(None).left_s() is None
+    assert Deadline.within(None).left_s() is None and NO_DEADLINE.remaining_s is None
 
 
-def test_what_is_left_shrinks_and_then_nothing_goes_on():
+def test_the_time_left_shrinks_until_the_deadline_is_exceeded():
     assert 0.0 < Deadline.within(50.0).left_s() <= 50.0
     for passed in (0.0, -1.0):
         with pytest.raises(DeadlineExceeded):
             Deadline.within(passed).left_s()
+        assert Deadline.within(passed).remaining_s == 0.0
+    assert 0.0 < Deadline.within(50.0).remaining_s <= 50.0
 
 
 @pytest.mark.parametrize(
     ("target_s", "share_s"),
     [
-        (None, 50.0),  # nothing is known: half
-        (20.0, 70.0),  # what the target needs, and half as much again, is kept for it
-        (0.0, 75.0),  # a prediction of nothing is not believed
+        (None, 50.0),  # unknown: half
+        (20.0, 70.0),  # the target keeps what it needs, and half as much again
+        (0.0, 75.0),  # a prediction of no time is not trusted
         (1.0, 75.0),
-        (64.0, 25.0),  # where full could hardly be read in time, compressing is still tried
+        (64.0, 25.0),  # even if full would hardly be in time, compressing is tried
         (1e9, 25.0),
     ],
 )
@@ -41,14 +43,15 @@ def test_the_draft_gets_what_the_target_does_not_need(target_s, share_s):
     ("observations", "cached_tokens", "queue_ms", "needed_s"),
     [(0, 0, 0, None), (5, 0, 0, 1.1), (5, 900, 0, 0.2), (5, 0, 3000, 4.1)],
 )
-def test_what_the_target_needs_for_the_whole_prompt_and_its_answer(observations, cached_tokens, queue_ms, needed_s):
+def test_the_targets_time_for_the_whole_prompt_and_its_answer(observations, cached_tokens, queue_ms, needed_s):
     """A millisecond a prompt token, ten a token of the answer; unknown until something was observed."""
-    speeds = StageCosts(target=CostCurve(0.0, 1.0, 0.0, observations=observations), decoding=CostCurve(10.0, 0.0, 0.0))
-    outlook = SystemState(speeds, QueuedWork(target_ms=queue_ms, spent_ms=77.0), cached_tokens)
-    facts = Facts(1000, 32, 32, 10, 4096, frozenset(Route), outlook=outlook)
-    assert answering_s(facts) == (None if needed_s is None else pytest.approx(needed_s))
+    costs = StageCosts(target=CostCurve(0.0, 1.0, 0.0, observations=observations), decoding=CostCurve(10.0, 0.0, 0.0))
+    state = SystemState(costs, QueuedWork(target_ms=queue_ms, spent_ms=77.0), cached_tokens)
+    assert answer_seconds(routing_inputs(max_new_tokens=10, state=state)) == (
+        None if needed_s is None else pytest.approx(needed_s)
+    )
 
 
 @pytest.mark.parametrize(("left_s", "is_here"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
-def test_who_leaves_now_leaves_because_of_it(left_s, is_here):
+def test_a_deadline_is_here_when_it_has_passed(left_s, is_here):
     assert Deadline.within(left_s).is_here is is_here

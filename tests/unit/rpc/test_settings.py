@@ -5,6 +5,7 @@ from pydantic import SecretStr, ValidationError
 
 from presift.core.errors import PresiftError
 from presift.draft.settings import DraftSettings
+from presift.orchestrator.app import model_service_peer
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.target.settings import TargetSettings
 from presift.telemetry.logs import LogFormat
@@ -35,7 +36,7 @@ def test_every_secret_has_a_file(kind, tmp_path):
         with pytest.raises(PresiftError, match=f"{name} and {name}_file are both set") as refused:
             settings(kind, f"{flag}={SECRET}", f"{flag}-file={path}").secret(name)
         assert SECRET not in refused.value.message
-        with pytest.raises(PresiftError, match=f"{name}_file: .*nowhere cannot be read"):
+        with pytest.raises(PresiftError, match=f"{name}_file: cannot read .*nowhere"):
             settings(kind, f"{flag}-file={path.with_name('nowhere')}").secret(name)
 
 
@@ -60,9 +61,9 @@ def test_a_bad_setting_is_told_without_its_value(kind):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tls-cert=c"], "tls_key is unset; it goes with tls_cert"),
-        (["--tls-key=k"], "tls_cert is unset; it goes with tls_key"),
-        (["--tls-client-ca=a"], "tls_client_ca goes with tls_cert and tls_key"),
+        (["--tls-cert=c"], "tls_key is unset; tls_cert needs it"),
+        (["--tls-key=k"], "tls_cert is unset; tls_key needs it"),
+        (["--tls-client-ca=a"], "tls_client_ca needs tls_cert and tls_key"),
     ],
 )
 @pytest.mark.parametrize("kind", SETTINGS)
@@ -72,7 +73,7 @@ def test_what_does_not_go_together(kind, flags, words):
 
 
 def test_names_go_with_an_authority():
-    with pytest.raises(PresiftError, match="allowed_callers goes with tls_client_ca"):
+    with pytest.raises(PresiftError, match="allowed_callers needs tls_client_ca"):
         settings(DraftSettings, "--allowed-callers=a,b").guards()
     assert settings(DraftSettings).guards() == []
     assert settings(DraftSettings, "--tls-client-ca=a", "--allowed-callers= a , b").guards()
@@ -82,26 +83,26 @@ def test_names_go_with_an_authority():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--peer-cert=c", "--peer-key=k"], "go with peer_ca"),
-        (["--peer-name-override=n"], "go with peer_ca"),
-        (["--peer-ca=a", "--peer-cert=c"], "peer_key is unset; it goes with peer_cert"),
+        (["--peer-cert=c", "--peer-key=k"], "need peer_ca"),
+        (["--peer-name-override=n"], "need peer_ca"),
+        (["--peer-ca=a", "--peer-cert=c"], "peer_key is unset; peer_cert needs it"),
         (["--service-token=short"], "at least 16"),
     ],
 )
 def test_what_does_not_go_together_on_the_way_to_peers(flags, words):
     with pytest.raises(PresiftError, match=words):
-        settings(OrchestratorSettings, *flags).peer()
+        model_service_peer(settings(OrchestratorSettings, *flags))
 
 
 def test_the_authority_of_the_cache_goes_into_its_url():
-    assert settings(OrchestratorSettings).cache_url_in_force() == "memory://"
+    assert settings(OrchestratorSettings).resolved_cache_url() == "memory://"
     given = ["--cache-ca=/a b/ca.pem"]
     with_query = settings(OrchestratorSettings, "--cache-url=rediss://:p@host/1?timeout=1", *given)
-    assert with_query.cache_url_in_force() == "rediss://:p@host/1?timeout=1&ssl_ca_certs=%2Fa+b%2Fca.pem"
+    assert with_query.resolved_cache_url() == "rediss://:p@host/1?timeout=1&ssl_ca_certs=%2Fa+b%2Fca.pem"
     without = settings(OrchestratorSettings, "--cache-url=rediss://host", *given)
-    assert without.cache_url_in_force() == "rediss://host?ssl_ca_certs=%2Fa+b%2Fca.pem"
-    with pytest.raises(PresiftError, match="cache_ca goes with a rediss:// cache_url"):
-        settings(OrchestratorSettings, *given).cache_url_in_force()
+    assert without.resolved_cache_url() == "rediss://host?ssl_ca_certs=%2Fa+b%2Fca.pem"
+    with pytest.raises(PresiftError, match="cache_ca needs a rediss:// cache_url"):
+        settings(OrchestratorSettings, *given).resolved_cache_url()
 
 
 def test_telemetry_goes_by_tls_if_said(tmp_path):

@@ -13,7 +13,9 @@ for (const key of ["", "psk 1", "psk\n1", "schlüssel"]) {
   test(`the key ${JSON.stringify(key)} is refused and not quoted`, () => {
     assert.throws(
       () => metadataOf(undefined, key),
-      (error) => error instanceof TypeError && error.message === "the apiKey has characters that no key has",
+      (error) =>
+        error instanceof TypeError &&
+        error.message === "the apiKey must consist of printable ASCII characters without spaces",
     );
   });
 }
@@ -22,12 +24,12 @@ test("a tenant that cannot be sent is refused", () => {
   assert.throws(() => metadataOf("a\nb", undefined), /tenant is "a\\nb"/);
 });
 
-test("certificate and key go together, and a missing file is named", () => {
-  assert.throws(() => credentialsOf({ cert: "cert.pem" }), /cert and key go together/);
+test("cert needs key, and the error names a missing file", () => {
+  assert.throws(() => credentialsOf({ cert: "cert.pem" }), /cert and key must be given together/);
   assert.throws(() => credentialsOf({ ca: "/nowhere/ca.pem" }), /\/nowhere\/ca\.pem/);
 });
 
-test("a prompt of the largest message can be sent again", () => {
+test("the retry buffer holds the largest message", () => {
   const options = channelOptions(1000, { nameOverride: "presift" });
   assert.equal(options["grpc.per_rpc_retry_buffer_size"], 1000);
   assert.equal(options["grpc.ssl_target_name_override"], "presift");

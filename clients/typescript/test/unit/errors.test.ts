@@ -49,7 +49,7 @@ for (const [code, reason, kind] of kinds) {
   });
 }
 
-test("field, value, limit, when to come back, what had come", () => {
+test("field, value, limit, retry time and delivered tokens", () => {
   const known = { field: "max_running", value: "64", limit: "64", delivered_tokens: "12" };
   const error = errorOf(failure(status.RESOURCE_EXHAUSTED, "full", trailer("OVERLOADED", known, 1500)));
   assert.ok(error instanceof presift.Overloaded);
@@ -57,37 +57,40 @@ test("field, value, limit, when to come back, what had come", () => {
   assert.deepEqual([error.retryAfterMs, error.deliveredTokens], [1500, 12]);
 });
 
-test("a message that is too large is no overload, on either side", () => {
-  for (const words of [
+test("a message over the size limit is an invalid request, on either side", () => {
+  for (const text of [
     "SERVER: Received message larger than max (9 vs. 4)",
     "Attempted to send message with a size larger than 5",
   ]) {
-    assert.ok(errorOf(failure(status.RESOURCE_EXHAUSTED, words)) instanceof presift.InvalidRequest);
+    assert.ok(errorOf(failure(status.RESOURCE_EXHAUSTED, text)) instanceof presift.InvalidRequest);
   }
 });
 
-test("broken details leave the status", () => {
+test("malformed details are ignored", () => {
   for (const raw of [Buffer.from("\xff\xff\xff"), Buffer.alloc(0)]) {
     const error = errorOf(failure(status.UNAVAILABLE, "", raw));
     assert.ok(error instanceof presift.Unavailable);
-    assert.match(error.message, /^the service cannot be reached, or was lost while it answered: UNAVAILABLE$/);
+    assert.match(
+      error.message,
+      /^the service is unreachable, or the connection was lost during the answer: UNAVAILABLE$/,
+    );
     assert.deepEqual([error.reason, error.retryAfterMs], ["", undefined]);
   }
 });
 
-test("what had come is counted where the service says nothing of it", () => {
-  const [silent, telling] = [failure(status.UNAVAILABLE, "Socket closed"), trailer("X", { delivered_tokens: "9" })];
+test("received tokens count if the service reports none", () => {
+  const [silent, reporting] = [failure(status.UNAVAILABLE, "Socket closed"), trailer("X", { delivered_tokens: "9" })];
   assert.equal((errorOf(silent, 6) as presift.PresiftError).deliveredTokens, 6);
-  const told = errorOf(failure(status.UNAVAILABLE, "gone", telling), 6) as presift.PresiftError;
-  assert.deepEqual([told.deliveredTokens, told.message], [9, "gone"]);
+  const error = errorOf(failure(status.UNAVAILABLE, "gone", reporting), 6) as presift.PresiftError;
+  assert.deepEqual([error.deliveredTokens, error.message], [9, "gone"]);
 });
 
-test("delivered tokens that are no number are none", () => {
+test("delivered tokens that are not a number count as 0", () => {
   const error = errorOf(failure(status.UNAVAILABLE, "", trailer("", { delivered_tokens: "-1e9" })));
   assert.equal((error as presift.PresiftError).deliveredTokens, 0);
 });
 
-test("what is no failure of a call stays what it is", () => {
+test("errors that are not gRPC's are unchanged", () => {
   const defect = new RangeError("ours");
   assert.equal(errorOf(defect), defect);
 });

@@ -43,22 +43,28 @@ test("content is a string, parts or, with calls, nothing", () => {
 });
 
 const refused: Record<string, [object, RegExp]> = {
-  "an unknown key": [{ role: "user", content: "a", cached: true }, /messages\[0\]: a message has role.*; not cached/],
-  "document on a message": [{ role: "user", content: "a", document: true }, /belongs on a part/],
+  "an unknown key": [
+    { role: "user", content: "a", cached: true },
+    /messages\[0\]: unknown key cached; a message has role/,
+  ],
+  "document on a message": [{ role: "user", content: "a", document: true }, /marks a part, not a message/],
   "no content": [{ role: "user" }, /messages\[0\] has no content/],
   "no role": [{ content: "a" }, /messages\[0\] has no role/],
-  "an image": [{ role: "user", content: [{ type: "image_url", text: "" }] }, /content\[0\]: a part is text/],
-  "an unknown key of a part": [{ role: "user", content: [{ text: "a", keep: true }] }, /not keep/],
-  "both marks": [{ role: "user", content: [{ text: "a", document: true, protected: true }] }, /opposite things/],
+  "an image": [
+    { role: "user", content: [{ type: "image_url", text: "" }] },
+    /content\[0\]: type is "image_url"; it must be "text"/,
+  ],
+  "an unknown key of a part": [{ role: "user", content: [{ text: "a", keep: true }] }, /unknown key keep; a part has/],
+  "both marks": [{ role: "user", content: [{ text: "a", document: true, protected: true }] }, /exclude each other/],
   "a part without text": [{ role: "user", content: [{}] }, /content\[0\] has no text/],
 };
-for (const [what, [message, words]] of Object.entries(refused)) {
+for (const [what, [message, match]] of Object.entries(refused)) {
   test(`${what} is refused`, () => {
-    assert.throws(() => chatOf([message as ChatMessage], []), words);
+    assert.throws(() => chatOf([message as ChatMessage], []), match);
   });
 }
 
-test("half a surrogate pair is refused by its field", () => {
+test("an unpaired surrogate is refused by field", () => {
   assert.throws(
     () => chatOf([{ role: "user", content: [{ text: "fine 😀" }, { text: "\ud83d" }] }], []),
     (error) => error instanceof InvalidRequest && error.field === "messages[0].content[1].text",

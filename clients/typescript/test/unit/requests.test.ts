@@ -5,7 +5,7 @@ import { KvSelection, Route } from "../../src/gen/presift/v1/plan_pb.js";
 import { InvalidRequest } from "../../src/index.js";
 import { explainRequest, generateRequest, type Options } from "../../src/requests.js";
 
-test("what is left out is left to the service", () => {
+test("omitted options stay unset", () => {
   const { budget, kv, prompt, route, sampling } = generateRequest({ prompt: "hello" });
   assert.equal(route, Route.AUTO);
   assert.deepEqual(prompt?.prompt, { case: "text", value: "hello" });
@@ -85,16 +85,16 @@ const refused: Record<string, [object, RegExp]> = {
   "an unknown route": [{ prompt: "a", route: "spec" }, /route is "spec"; it must be one of auto, full/],
   "a route that every object has": [{ prompt: "a", route: "toString" }, /route is "toString"/],
   "an unknown selection": [{ prompt: "a", kvSelection: "both" }, /kvSelection is "both"/],
-  "bounds without coverage": [{ prompt: "a", autoMaxTokens: 5 }, /go with autoCoverage/],
-  "tools without messages": [{ prompt: "a", tools: [{}] }, /tools go with messages/],
+  "bounds without coverage": [{ prompt: "a", autoMaxTokens: 5 }, /require autoCoverage/],
+  "tools without messages": [{ prompt: "a", tools: [{}] }, /tools require messages/],
 };
-for (const [what, [options, words]] of Object.entries(refused)) {
+for (const [what, [options, match]] of Object.entries(refused)) {
   test(`${what} is refused`, () => {
-    assert.throws(() => generateRequest(options as Options), words);
+    assert.throws(() => generateRequest(options as Options), match);
   });
 }
 
-test("half a surrogate pair is refused before it is sent", () => {
+test("an unpaired surrogate is refused before anything is sent", () => {
   for (const options of [{ prompt: "a\ud800" }, { prompt: "a", stop: ["\udc00"] }]) {
     assert.throws(() => generateRequest(options), InvalidRequest);
   }

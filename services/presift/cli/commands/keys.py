@@ -1,4 +1,4 @@
-"""`presift keys new`: an API key, shown once, and the entry by which the orchestrator knows it."""
+"""`presift keys new`: an API key, shown once, and its entry for the orchestrator's key file."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Annotated
 
 import typer
 
+from presift.cli.flags import AsJson
 from presift.cli.render.console import fail
 
-keys = typer.Typer(help="API keys of an orchestrator's callers.", no_args_is_help=True)
+keys = typer.Typer(help="Create API keys for callers of an orchestrator.", no_args_is_help=True)
 
 
 @keys.callback()
 def _keys() -> None:
-    """API keys of an orchestrator's callers."""
+    """Create API keys for callers of an orchestrator."""
 
 
 @keys.command()
 def new(
     *,
-    tenant: Annotated[str, typer.Option(help="whose key it is: 1-64 of A-Z a-z 0-9 . _ -")],
-    name: Annotated[str | None, typer.Option(help="to find and revoke it by; made up if unset")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object: key, entry")] = False,
+    tenant: Annotated[str, typer.Option(help="the tenant that the key belongs to: 1-64 of A-Z a-z 0-9 . _ -")],
+    name: Annotated[str | None, typer.Option(help="a name to find and revoke the key by; generated if unset")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Print a new key and the entry for --api-keys-file. The key is kept nowhere: this is the one time it is shown."""
+    """Print a new API key and its entry for --api-keys-file. The key is stored nowhere and is shown only once."""
     # Imported here: `presift generate` needs none of it.
     from presift.orchestrator.api.auth.api_keys import digest_of, new_key  # noqa: PLC0415
     from presift.orchestrator.domain.request import TENANT_PATTERN  # noqa: PLC0415
@@ -33,12 +34,12 @@ def new(
     key = new_key()
     digest = digest_of(key)
     entry = {"name": name or f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
-    for what in ("tenant", "name"):
-        if re.fullmatch(TENANT_PATTERN, entry[what]) is None:
-            fail(f"--{what} must be 1-64 of A-Z a-z 0-9 . _ -")
+    for field in ("tenant", "name"):
+        if re.fullmatch(TENANT_PATTERN, entry[field]) is None:
+            fail(f"--{field} must be 1-64 of A-Z a-z 0-9 . _ -")
     if as_json:
         print(json.dumps({"key": key, "entry": entry}))
         return
     print(f"key (give it to {tenant}; it is not shown again):\n{key}\n")
-    # JSON is YAML: nothing in it can be read as something else.
-    print(f"entry, under `keys:` in the file of --api-keys-file:\n  - {json.dumps(entry)}")
+    # JSON is also YAML, and YAML cannot misread a quoted value.
+    print(f"entry for the list `keys:` in the file of --api-keys-file:\n  - {json.dumps(entry)}")

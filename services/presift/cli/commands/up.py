@@ -1,105 +1,109 @@
-"""`presift up`: run the local stack until Ctrl-C or SIGTERM."""
+"""`presift up`: run the whole stack on this machine until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
-import signal
-import socket
-import time
-from collections.abc import Iterable
-from types import FrameType
+from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+import typer
 
-from presift.cli.stack.stack import LocalStack, Progress, ServiceFailed, StackOptions
-from presift.core.errors import PresiftError
-from presift.orchestrator.config.reload import policy_source
-from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.rpc.security.binding import check_binding
+from presift.cli.demo_models import resolve_model
+from presift.cli.render.console import exit_on_error, print_stderr
+from presift.cli.settings import CliSettings
 
-_LAST_PORT = 65_535
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
 
 
-class _Stopped(BaseException):
-    """Somebody asked us to stop."""
+def up(
+    *,
+    draft: Annotated[str, typer.Option(help="draft: a model folder, demo model or hub id")] = _DRAFT,
+    target: Annotated[str, typer.Option(help="target: a model folder, demo model or hub id")] = _TARGET,
+    drafts: Annotated[int, typer.Option(min=1, max=64, help="number of draft replicas")] = 1,
+    targets: Annotated[int, typer.Option(min=1, max=64, help="number of target replicas")] = 1,
+    orchestrators: Annotated[
+        int, typer.Option(min=1, max=64, help="number of orchestrators, on consecutive ports")
+    ] = 1,
+    listen: Annotated[str, typer.Option(help="HOST:PORT of the (first) orchestrator, gRPC")] = "127.0.0.1:50051",
+    http_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for its OpenAI-compatible HTTP API; off if unset")
+    ] = None,
+    cache_url: Annotated[
+        str | None,
+        typer.Option(help="redis:// or rediss:// URL; starts a local Valkey if unset", envvar="PRESIFT_CACHE_URL"),
+    ] = None,
+    policy_file: Annotated[
+        Path | None, typer.Option(help="the orchestrator's policy file: defaults by prompt length, target and tenant")
+    ] = None,
+    compress_above: Annotated[
+        int | None, typer.Option(help="prompts of up to this many tokens are not compressed")
+    ] = None,
+    capacity: Annotated[int | None, typer.Option(help="prompt tokens to keep if a request sets no budget")] = None,
+    kv_capacity: Annotated[int | None, typer.Option(help="KV tokens to keep if a request sets no budget")] = None,
+    prefill_while_drafting: Annotated[
+        bool | None, typer.Option(help="on spec_kv, the target reads the prompt while the draft works")
+    ] = None,
+    cross_vocabulary: Annotated[
+        bool, typer.Option("--cross-vocabulary", help="allow a draft whose vocabulary differs from the target's")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="allow listening on a network address without authentication")
+    ] = False,
+    observability: Annotated[
+        bool,
+        typer.Option(
+            "--observability", help="give each service a port for Prometheus metrics (implied by --otlp-endpoint)"
+        ),
+    ] = False,
+    metrics_from: Annotated[int, typer.Option(min=1, max=65_535, help="first metrics port; others follow it")] = 9464,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="HOST:PORT of an OTLP/gRPC collector that traces are sent to")
+    ] = None,
+) -> None:
+    """Run cache, draft, target and orchestrator on this machine until Ctrl-C.
 
-
-def run_until_stopped(options: StackOptions, progress: Progress) -> int:
-    """0 after a clean drain; 1 if a service could not start or ended by itself."""
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _stop)
-    try:
-        is_tls = check_settings(options).tls_cert is not None
-        check_free(options.listens)
-        check_free(options.metrics_listens, "--metrics-from")
-        check_free(options.http_listens, "--http-listen")
-        with LocalStack(options, progress) as stack:
-            doors = ", ".join(stack.addresses)
-            behind = [service for service in stack.services if service.address not in stack.addresses]
-            addresses = ", ".join(f"{service.name} {service.address}" for service in behind)
-            progress(f"presift is ready on {doors} ({addresses}); stop it with Ctrl-C")
-            for address in stack.http_addresses:
-                progress(f"OpenAI's clients: base_url http{'s' if is_tls else ''}://{address}/v1")
-            return _watch(stack, progress)
-    except _Stopped:
-        return 0
-    except (ServiceFailed, PresiftError) as error:
-        progress(f"error: {error}")
-        return 1
-
-
-def check_settings(options: StackOptions) -> OrchestratorSettings:
-    """The orchestrator's. Raises PresiftError for one that would refuse to listen, or its policy file: known before
-    minutes go into loading models.
-
-    Its variables count as they do for the orchestrator itself.
+    Environment variables set everything else: PRESIFT_ORCHESTRATOR_..., PRESIFT_TARGET_..., PRESIFT_DRAFT_...
+    (`python -m presift.orchestrator --help` lists them as flags). Logs are in PRESIFT_HOME/logs/PORT.
     """
-    http = ["--http-listen", options.http_listen] if options.http_listen else []
-    flags = ["--listen", options.listen, *http, *options.orchestrator_flags]
-    try:
-        settings = OrchestratorSettings(_cli_parse_args=flags)  # type: ignore[call-arg]
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise PresiftError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    check_binding(settings.listen, settings.knows_callers, settings.insecure)
-    if settings.http_listen is not None:
-        check_binding(settings.http_listen, settings.knows_callers, settings.insecure, "http_listen")
-    policy_source(settings)
-    return settings
+    # Imported here: `presift generate` needs none of it.
+    from presift.cli.stack import run  # noqa: PLC0415
+    from presift.cli.stack.stack import Observability, StackOptions, log_folder  # noqa: PLC0415
+
+    with exit_on_error():
+        home = CliSettings().home
+        draft_model, target_model = (resolve_model(name, home, print_stderr) for name in (draft, target))
+    options = StackOptions(
+        draft=draft_model,
+        target=target_model,
+        tokenizer=target_model,
+        logs=log_folder(home, listen),
+        listen=listen,
+        http_listen=http_listen,
+        cache_url=cache_url,
+        drafts=drafts,
+        targets=targets,
+        orchestrators=orchestrators,
+        observability=Observability(metrics_from, otlp_endpoint) if observability or otlp_endpoint else None,
+        orchestrator_flags=service_flags(
+            policy_file=None if policy_file is None else str(policy_file),
+            compress_above_tokens=compress_above,
+            capacity=capacity,
+            kv_capacity=kv_capacity,
+            prefill_while_drafting=prefill_while_drafting,
+            cross_vocabulary=True if cross_vocabulary else None,
+            draft_tokenizer=draft_model if cross_vocabulary else None,
+            insecure=True if insecure else None,
+        ),
+    )
+    raise typer.Exit(run.run_until_stopped(options, print_stderr))
 
 
-def check_free(addresses: Iterable[str], flag: str = "--listen") -> None:
-    """Raise PresiftError for the first of these, HOST:PORT, on which nobody can listen: it is taken, say. `flag` takes
-    another."""
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        try:
-            if int(port) > _LAST_PORT:  # the resolver would take it for another one
-                raise OverflowError
-            family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # As servers do: what a closed connection left behind takes no port.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-        except (OSError, OverflowError) as error:
-            why = error.strerror if isinstance(error, OSError) else "there is no such port"
-            raise PresiftError(f"cannot listen on {address}: {why}; {flag} takes another one") from None
-
-
-def _watch(stack: LocalStack, progress: Progress) -> int:
-    told = set[str]()
-    while (dead := stack.failed()) is None:
-        for lost in stack.lost():
-            if lost.name not in told:
-                progress(f"warning: the others go on without {lost.obituary()}")
-                told.add(lost.name)
-        time.sleep(0.5)
-    progress(f"error: {dead.obituary()}")
-    return 1
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    # Once is enough: a second signal must not cut the drain short and leave processes behind.
-    for each in _STOP_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise _Stopped
+def service_flags(**values: int | bool | str | None) -> list[str]:
+    """Flags of a service. None sets no flag, so that the service uses its own setting or environment variable."""
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return flags

@@ -1,21 +1,21 @@
-"""Waiting lines: how long a request waits for one of several equal servers. Pure.
+"""Queueing: how long a request waits for one of several equal servers. Pure.
 
-Erlang's C (A. K. Erlang, 1917) is exact for Poisson arrivals and exponential times of service. Real times are less
-spread: a prompt of a given length takes about the same each time. Allen and Cunneen's correction scales the wait by
-(1 + scv) / 2, where scv is the variance of the service time over its squared mean; for a single server that is
-Pollaczek and Khinchine's exact result.
+Erlang's C formula (A. K. Erlang, 1917) is exact for Poisson arrivals and exponential service times. Real service times
+vary less, because prompts of one length take about the same time. Allen and Cunneen's correction multiplies the wait by
+(1 + scv) / 2, where scv is the variance of the service time divided by its squared mean. For a single server that is
+the exact result of Pollaczek and Khinchine.
 """
 
 from __future__ import annotations
 
 import math
 
-# A bound for the search, far above what anybody runs: whoever needs more has mistaken a unit.
-MOST = 100_000
+# The search ends here. A load that needs more servers has a wrong unit.
+MAX_SERVERS = 100_000
 
 
 def erlang_c(servers: int, offered: float) -> float:
-    """The probability that an arrival waits. `offered`: servers' worth of work that comes in, below `servers`."""
+    """The probability that an arrival waits. `offered` is arrivals times service time, in servers, below `servers`."""
     blocked = 1.0
     for busy in range(1, servers + 1):
         blocked = offered * blocked / (busy + offered * blocked)
@@ -23,9 +23,9 @@ def erlang_c(servers: int, offered: float) -> float:
 
 
 def mean_wait_s(servers: int, rate: float, mean_s: float, scv: float = 0.0) -> float:
-    """Seconds before service begins, on average; infinite where more comes than can be served.
+    """The mean wait before service begins, in seconds; infinite if more work arrives than can be served.
 
-    `rate` per second over all servers; `mean_s` and `scv` of the service time.
+    `rate`: arrivals per second at all servers together; `mean_s` and `scv`: of the service time.
     """
     offered = rate * mean_s
     if offered >= servers:
@@ -34,13 +34,13 @@ def mean_wait_s(servers: int, rate: float, mean_s: float, scv: float = 0.0) -> f
 
 
 def servers_for(offered: float, utilisation: float) -> int:
-    """The fewest servers of which no more than `utilisation` is used; at least one."""
-    # What is over by rounding alone does not count.
+    """The fewest servers, at least one, whose utilisation is at most `utilisation`."""
+    # A rounding error must not add a server.
     return max(1, math.ceil(offered / utilisation - 1e-9))
 
 
 def spread(values: list[tuple[float, float]]) -> tuple[float, float]:
-    """(mean, scv) of values with their weights, which need not sum to 1; (0, 0) where there are none."""
+    """(mean, scv) of (value, weight) pairs, whose weights need not sum to 1; (0, 0) if there are none."""
     total = sum(weight for _, weight in values)
     mean = sum(value * weight for value, weight in values) / total if total else 0.0
     if not mean:

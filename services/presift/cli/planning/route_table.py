@@ -1,5 +1,6 @@
-"""`presift route`: every route with its predicted cost, and AUTO's choice. Nothing is run: an orchestrator is asked for
-what it knows, if for anything.
+"""`presift route`: the predicted cost of every route, and AUTO's choice. No model runs.
+
+The orchestrator's own code predicts and chooses, so the table cannot disagree with it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from presift.cli.flags import BudgetFlags, TokenLimitFlags
 from presift.cli.render import forecasts
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
@@ -20,23 +22,20 @@ from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.overrides import EffectiveDefaults
 from presift.orchestrator.config.reload import policy_source
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
-from presift.orchestrator.routing.candidates import Question, candidates
-from presift.orchestrator.routing.choice import Defaults, Facts, RouteChoice
+from presift.orchestrator.domain.request import AutoCapacity, Budget
+from presift.orchestrator.routing.candidates import candidates
+from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState, scoring_guess
 from presift.orchestrator.routing.router import choose
 from presift_client import Info, Model, RouteForecast, StageSpeed
 from presift_client.forecasts import route_of
 
-__all__ = ["AutoCapacity", "Behind", "Budget", "Outcome", "Prompt", "behind", "outcome", "policy_note", "terms_for"]
-
 _CONTEXT_TOKENS = 32_768
-_ENV = "or PRESIFT_ORCHESTRATOR_POLICY_FILE"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is to be read, all in tokens."""
+    """The request, in tokens: the prompt, its part in the target's cache, and the longest answer."""
 
     tokens: int
     cached_prefix: int
@@ -44,10 +43,10 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
-    """What stands behind an orchestrator, as far as predictions rest on it: by default the demo pair on two CPU cores.
+class Deployment:
+    """What predictions need to know about draft and target; by default the demo pair on two CPU cores.
 
-    `compress_above_tokens` None is the terms'.
+    `compress_above_tokens` is None if the settings or the policy file decide. `draft_context_tokens` is 0 if unknown.
     """
 
     context_tokens: int = _CONTEXT_TOKENS
@@ -57,30 +56,35 @@ class Behind:
     target_id: str = ""
     draft_context_tokens: int = 0
 
+    def overridden(self, context_tokens: int | None, *, has_policy_file: bool) -> Deployment:
+        """With another context if one is given, and without the orchestrator's threshold if a policy file is given."""
+        return replace(
+            self,
+            context_tokens=self.context_tokens if context_tokens is None else context_tokens,
+            compress_above_tokens=None if has_policy_file else self.compress_above_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The table and what was chosen, or the refusal that the caller would get."""
+class Prediction:
+    """The table and the choice, or None and the error that a caller would get."""
 
     routes: tuple[RouteForecast, ...]
     choice: RouteChoice | None
     refusal: str = ""
 
-    @property
-    def is_answered(self) -> bool:
-        return self.choice is not None
-
     def as_json(self) -> dict[str, Any]:
-        chosen = self.choice
+        """The table, and route, reason and detail of the choice; without a choice the detail is the refusal."""
+        choice = self.choice
         return {
             "routes": [asdict(each) for each in self.routes],
-            "route": None if chosen is None else chosen.route.value,
-            "reason": None if chosen is None else chosen.reason.value,
-            "detail": self.refusal if chosen is None else chosen.detail,
+            "route": None if choice is None else choice.route.value,
+            "reason": None if choice is None else choice.reason.value,
+            "detail": self.refusal if choice is None else choice.detail,
         }
 
     def show(self, console: Console) -> None:
-        """The table, the choice marked, and the reason in words."""
+        """Print the table with the choice marked, and the reason."""
         forecasts.show(self.routes, console)
         if self.choice is None:
             console.print(Text(f"refused: {self.refusal}"))
@@ -88,79 +92,108 @@ class Outcome:
             console.print(Text(f"{self.choice.route}: {self.choice.reason} ({self.choice.detail})"))
 
 
-def terms_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str | None) -> EffectiveDefaults:
-    """The orchestrator's terms, from this policy file or that of its settings. Raises PresiftError, also for a tenant
-    where no file says what it gets."""
+def budget_of(flags: BudgetFlags) -> Budget:
+    """The budget of these flags. Raises InvalidRequest."""
+    return replace(
+        token_budget(flags),
+        max_ttft_ms=flags.max_ttft_ms,
+        strict=flags.strict,
+        auto_capacity=None if flags.auto_coverage is None else AutoCapacity(flags.auto_coverage),
+    )
+
+
+def token_budget(flags: TokenLimitFlags) -> Budget:
+    """The budget of the limits in tokens. Raises InvalidRequest."""
+    return Budget(
+        max_prompt_tokens=flags.max_prompt_tokens,
+        max_kv_tokens=flags.max_kv_tokens,
+        compress_above_tokens=flags.compress_above,
+    )
+
+
+def defaults_for(tokens: int, policy_file: Path | None, target_id: str, tenant: str | None) -> EffectiveDefaults:
+    """The orchestrator's defaults for a prompt, from this policy file or else that of its settings.
+
+    Raises PresiftError, also if a tenant is given without a policy file.
+    """
     settings = _settings()
     if policy_file is not None:
         settings = settings.model_copy(update={"policy_file": policy_file})
     if tenant is not None and settings.policy_file is None:
-        raise PresiftError(
-            f"--tenant selects defaults of a policy file, and there is none here: --policy FILE ({_ENV})"
-        )
-    return policy_source(settings).table.terms_for(tokens, target_id, tenant)
+        raise PresiftError("--tenant needs a policy file: give --policy FILE or set PRESIFT_ORCHESTRATOR_POLICY_FILE")
+    return policy_source(settings).table.lookup(tokens, target_id, tenant)
 
 
-def policy_note(info: Info, policy_file: Path | None) -> str | None:
-    """What is to be said where the orchestrator's requests have another policy file's defaults than this table."""
-    here = policy_file or _settings().policy_file
+def policy_file_warning(info: Info, policy_file: Path | None) -> str | None:
+    """A warning if the orchestrator uses a policy file that this table does not, unless `policy_file` is given."""
     if info.policy_file is None or policy_file is not None:
         return None
-    if here is not None and here.is_file() and hashlib.sha256(here.read_bytes()).hexdigest() == info.policy_file.digest:
+    local = _settings().policy_file
+    digest = info.policy_file.digest
+    if local is not None and local.is_file() and hashlib.sha256(local.read_bytes()).hexdigest() == digest:
         return None
-    there = f"the orchestrator has a policy file in force (sha256 {info.policy_file.digest[:12]}...)"
-    ours = "this table knows none" if here is None else f"this table has another one ({here})"
-    return f"note: {there}, and {ours}: its requests may get other defaults; give it with --policy FILE"
+    here = "this table uses none" if local is None else f"this table uses another one ({local})"
+    return (
+        f"warning: the orchestrator uses a policy file (sha256 {digest[:12]}...), but {here}, so its requests may get "
+        "other defaults; give the file with --policy FILE"
+    )
 
 
-def behind(info: Info) -> Behind:
-    """A running orchestrator's models, and the speeds that it has learnt with them."""
-    supported = frozenset(route for route in Route if route.value in info.supported_routes)
-    speeds = _speeds(info.speeds, info.draft, info.target)
+def deployment_of(info: Info) -> Deployment:
+    """The models of a running orchestrator, and the speeds that it has learnt."""
     draft, target = info.draft, info.target
-    # With another vocabulary the draft counts other tokens.
+    # Token counts of a draft with another vocabulary cannot be compared.
     is_shared = draft is not None and draft.tokenizer_fingerprint == target.tokenizer_fingerprint
-    draft_context_tokens = draft.context_tokens if draft is not None and is_shared else 0
-    return Behind(target.context_tokens, speeds, supported, info.compress_above_tokens, target.id, draft_context_tokens)
+    return Deployment(
+        context_tokens=target.context_tokens,
+        speeds=_speeds(info.speeds, draft, target),
+        supported=frozenset(route for route in Route if route.value in info.supported_routes),
+        compress_above_tokens=info.compress_above_tokens,
+        target_id=target.id,
+        draft_context_tokens=draft.context_tokens if draft is not None and is_shared else 0,
+    )
 
 
-def outcome(terms: EffectiveDefaults, budget: Budget, prompt: Prompt, behind: Behind) -> Outcome:
-    """What AUTO makes of a prompt without protected spans, at these terms."""
-    defaults, budget = terms.defaults, terms.budget_over(budget)
-    if behind.compress_above_tokens is not None:
-        defaults = replace(defaults, compress_above_tokens=behind.compress_above_tokens)
-    cached_tokens = min(prompt.cached_prefix, prompt.tokens)
-    outlook = SystemState(behind.speeds, cached_tokens=cached_tokens, reads_beside=_settings().prefill_while_drafting)
-    facts = _facts(defaults, outlook, prompt, behind)
-    table = candidates(Question(budget, KvOptions(), facts, defaults))
+def predict(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deployment: Deployment) -> Prediction:
+    """The table and AUTO's choice for a prompt without protected spans."""
+    inputs = _inputs(effective, budget, prompt, deployment)
     choice, refusal = None, ""
     try:
-        choice = choose(None, budget, KvOptions(), facts, defaults)
+        choice = choose(inputs)
     except PresiftError as error:
         refusal = error.message
-    routes = routes_to_wire(table, None if choice is None else choice.route)
-    return Outcome(tuple(route_of(each) for each in routes), choice, refusal)
+    routes = routes_to_wire(candidates(inputs), None if choice is None else choice.route)
+    return Prediction(tuple(route_of(each) for each in routes), choice, refusal)
 
 
 def _settings() -> OrchestratorSettings:
     return OrchestratorSettings(_cli_parse_args=False)  # type: ignore[call-arg]
 
 
-def _facts(defaults: Defaults, outlook: SystemState, prompt: Prompt, behind: Behind) -> Facts:
-    return Facts(
+def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deployment: Deployment) -> RoutingInputs:
+    defaults = effective.defaults
+    if deployment.compress_above_tokens is not None:
+        defaults = replace(defaults, compress_above_tokens=deployment.compress_above_tokens)
+    return RoutingInputs(
         prompt_tokens=prompt.tokens,
         must_keep=min(prompt.tokens, defaults.spec_pc.window),
         must_keep_kv=min(prompt.tokens - 1, defaults.spec_kv.window),
         max_new_tokens=prompt.max_new_tokens,
-        context_tokens=behind.context_tokens,
-        supported=behind.supported,
-        outlook=outlook,
-        draft_context_tokens=behind.draft_context_tokens,
+        context_tokens=deployment.context_tokens,
+        supported=deployment.supported,
+        defaults=defaults,
+        budget=effective.complete_budget(budget),
+        state=SystemState(
+            deployment.speeds,
+            cached_tokens=min(prompt.cached_prefix, prompt.tokens),
+            prefills=_settings().prefill_while_drafting,
+        ),
+        draft_context_tokens=deployment.draft_context_tokens,
     )
 
 
 def _speeds(learnt: Iterable[StageSpeed], draft: Model | None, target: Model) -> StageCosts:
-    """Of these models; of several replicas that which was observed last."""
+    """The learnt speeds of these models; of several replicas, the one that was observed last."""
     names = {f"{model.id}@{model.revision}" for model in (draft, target) if model is not None}
     latest = {speed.stage: speed for speed in learnt if speed.model in names}
     curves, seeds = {stage: _curve(speed) for stage, speed in latest.items()}, StageCosts()

@@ -1,6 +1,6 @@
-"""Shapes of models: how many parameters there are and how many bytes of KV a token takes. From config.json, or by name.
+"""Shapes of models, from config.json or by name: the number of parameters, and the bytes of KV for a token.
 
-Dense decoders with grouped-query attention alone; what stores its KV otherwise is refused, as numbers would be wrong.
+Only dense decoders with grouped-query attention. Other models are refused, because the numbers would be wrong.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from presift.core.errors import InvalidRequest
 
-_BYTES = 2  # bfloat16, weights and KV alike
+_BYTES = 2  # bfloat16, for weights and KV
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a decoder; `head_width` is that of one attention head, `tied`: input and output embeddings are one matrix."""
+    """A decoder. `head_width`: of one attention head; `tied`: input and output embeddings are one matrix."""
 
     name: str
     layers: int
@@ -36,13 +36,13 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Those that every token of a prompt goes through."""
+        """The parameters used for every prompt token."""
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.width * self.inner_width)
 
     @property
     def head_parameters(self) -> int:
-        """Those that every generated token goes through besides."""
+        """The further parameters used for every generated token."""
         return self.vocabulary * self.width
 
     @property
@@ -55,11 +55,11 @@ class Shape:
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token, in all layers."""
+        """The KV of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_width * _BYTES
 
 
-# As their publishers' config.json have them.
+# From their publishers' config.json.
 KNOWN = {
     shape.name: shape
     for shape in (
@@ -76,27 +76,28 @@ KNOWN = {
         Shape("llama-3.1-70b", 80, 8192, 64, 8, 128, 28_672, 128_256, False),
     )
 }
-_OTHER_KV = ("kv_lora_rank", "num_experts", "num_local_experts", "n_routed_experts", "state_size")
+_UNSUPPORTED = ("kv_lora_rank", "num_experts", "num_local_experts", "n_routed_experts", "state_size")
 
 
 def shape_of(field: str, model: str) -> Shape:
-    """Of a folder with a config.json, or of a name in KNOWN. Raises InvalidRequest, naming `field`."""
+    """The shape of a folder with a config.json, or of a name in KNOWN. Raises InvalidRequest, naming `field`."""
     if model in KNOWN:
         return KNOWN[model]
     config = Path(model).expanduser() / "config.json"
     if not config.is_file():
-        raise InvalidRequest(field, model, f"a folder with config.json, or of {', '.join(KNOWN)}")
+        raise InvalidRequest(field, model, f"a folder with a config.json, or one of {', '.join(KNOWN)}")
     try:
         return _read(Path(model).name, json.loads(config.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidRequest(field, model, f"a dense decoder's config.json ({error})") from None
+        raise InvalidRequest(field, model, f"a folder with the config.json of a dense decoder ({error})") from None
 
 
 def _read(name: str, config: dict[str, Any]) -> Shape:
-    if other := next((key for key in _OTHER_KV if config.get(key)), None):
-        raise ValueError(f"it has {other}, and no formula here is for that")
+    unsupported = [key for key in _UNSUPPORTED if config.get(key)]
     if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise ValueError("it has sliding_window, and no formula here is for that")
+        unsupported.append("sliding_window")
+    if unsupported:
+        raise ValueError(f"{', '.join(unsupported)} is not supported")
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
     return Shape(
         name=name,

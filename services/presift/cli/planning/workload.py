@@ -1,6 +1,6 @@
-"""Workloads: how many requests come, of which lengths, and what each makes draft, target and orchestrator do.
+"""Workloads: requests per second, prompt lengths, and the work of draft and target that each length causes.
 
-What a prompt gets is asked of the code that decides in the orchestrator, so a plan cannot disagree with it.
+The orchestrator's own code chooses the routes, so a plan cannot disagree with it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import KV_DROPPING_ROUTES
 from presift.orchestrator.config.overrides import EffectiveDefaults
-from presift.orchestrator.domain.request import Budget, KvOptions
-from presift.orchestrator.routing.choice import Facts
+from presift.orchestrator.domain.request import Budget
+from presift.orchestrator.routing.choice import RoutingInputs
 from presift.orchestrator.routing.cost_model import StageCosts, SystemState
 from presift.orchestrator.routing.router import choose
 
-MOST_TOKENS = 10_000_000
+MAX_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A share of the requests has prompts of so many tokens."""
+    """The share of the requests whose prompts have this many tokens."""
 
     tokens: int
     share: float
@@ -31,8 +31,8 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`rate` requests a second; shares of `mix` sum to 1; `cache_hits`: the share of the compressed prompts that the
-    cache knows, for which no draft is asked. Raises InvalidRequest, naming field, value and limit."""
+    """`rate`: requests per second; `mix`: lengths whose shares sum to 1; `cache_hits`: the share of the compressed
+    prompts that are in the cache and need no draft. Raises InvalidRequest."""
 
     rate: float
     mix: tuple[Length, ...]
@@ -44,10 +44,10 @@ class Workload:
         _check("answer_tokens", self.answer_tokens, 1 <= self.answer_tokens <= 1e6, "1 to 1e6")
         _check("cache_hits", self.cache_hits, 0 <= self.cache_hits <= 1, "0 to 1")
         for length in self.mix:
-            _check("mix", length.tokens, 1 <= length.tokens <= MOST_TOKENS, f"1 to {MOST_TOKENS} tokens")
-            _check("mix", length.share, 0 < length.share <= 1, "shares above 0 and at most 1")
+            _check("mix", length.tokens, 1 <= length.tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS} tokens")
+            _check("mix", length.share, 0 < length.share <= 1, "a share above 0 and at most 1")
         total = sum(length.share for length in self.mix)
-        _check("mix", round(total, 6), math.isclose(total, 1, abs_tol=1e-3), "shares that sum to 1")
+        _check("mix", round(total, 6), math.isclose(total, 1, abs_tol=1e-3), "1, the sum of all shares")
 
 
 def _check(field: str, value: float, holds: bool, limit: str) -> None:
@@ -56,21 +56,21 @@ def _check(field: str, value: float, holds: bool, limit: str) -> None:
 
 
 def mix_of(text: str) -> tuple[Length, ...]:
-    """`2000:0.5,16000:0.5`: tokens and share; a single number is all. Raises InvalidRequest."""
-    found = []
+    """The mix in a text such as `2000:0.5,16000:0.5`; a length without a share is all. Raises InvalidRequest."""
+    lengths = []
     for part in text.split(","):
         tokens, _, share = part.strip().partition(":")
         try:
-            found.append(Length(int(tokens), float(share) if share else 1.0))
+            lengths.append(Length(int(tokens), float(share) if share else 1.0))
         except ValueError:
-            raise InvalidRequest("mix", part.strip(), "TOKENS:SHARE, comma between") from None
-    return tuple(found)
+            raise InvalidRequest("mix", part.strip(), "TOKENS:SHARE, separated by commas") from None
+    return tuple(lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What requests of one length take: seconds of a draft (0 where none is asked) and of a target until the first
-    token, prompt tokens that are read, KV tokens held while reading and while decoding."""
+    """The work of requests of one length: seconds of a draft (0 if none is needed) and of a target until the first
+    token, prompt tokens read, KV tokens held while reading (`peak_tokens`) and while decoding (`held_tokens`)."""
 
     tokens: int
     share: float
@@ -84,8 +84,8 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What callers ask for: a route (None is AUTO) and a budget, in a context of so many tokens."""
+class RequestOptions:
+    """What callers request: a route (None is AUTO) and a budget. `context_tokens`: the target's context."""
 
     route: Route | None = None
     budget: Budget = Budget()  # noqa: RUF009 (frozen)
@@ -93,24 +93,29 @@ class Wish:
 
 
 def demands(
-    workload: Workload, wish: Wish, speeds: StageCosts, terms_for: Callable[[int], EffectiveDefaults]
+    workload: Workload, options: RequestOptions, speeds: StageCosts, defaults_for: Callable[[int], EffectiveDefaults]
 ) -> tuple[Demand, ...]:
-    """One for each length of the mix. Raises PresiftError for a prompt that cannot be answered."""
-    return tuple(_demand(length, workload, wish, speeds, terms_for(length.tokens)) for length in workload.mix)
+    """The demand of each length of the mix. Raises PresiftError for a prompt that cannot be answered."""
+    return tuple(_demand(length, workload, options, speeds, defaults_for(length.tokens)) for length in workload.mix)
 
 
-def _demand(length: Length, workload: Workload, wish: Wish, speeds: StageCosts, terms: EffectiveDefaults) -> Demand:
-    defaults = terms.defaults
-    facts = Facts(
+def _demand(
+    length: Length, workload: Workload, options: RequestOptions, speeds: StageCosts, effective: EffectiveDefaults
+) -> Demand:
+    defaults = effective.defaults
+    inputs = RoutingInputs(
         prompt_tokens=length.tokens,
         must_keep=min(length.tokens, defaults.spec_pc.window),
         must_keep_kv=min(length.tokens - 1, defaults.spec_kv.window),
         max_new_tokens=workload.answer_tokens,
-        context_tokens=wish.context_tokens,
+        context_tokens=options.context_tokens,
         supported=frozenset(Route),
-        outlook=SystemState(speeds, reads_beside=True),
+        defaults=defaults,
+        wanted=options.route,
+        budget=effective.complete_budget(options.budget),
+        state=SystemState(speeds, prefills=True),
     )
-    choice = choose(wish.route, terms.budget_over(wish.budget), KvOptions(), facts, defaults)
+    choice = choose(inputs)
     assert choice.forecast is not None
     work = choice.forecast
     scores_kv = choice.route in KV_DROPPING_ROUTES
@@ -119,15 +124,15 @@ def _demand(length: Length, workload: Workload, wish: Wish, speeds: StageCosts, 
         share=length.share,
         route=choice.route,
         draft_s=work.draft_work_ms / 1e3,
-        target_s=(work.beside_work_ms + work.target_work_ms) / 1e3,
+        target_s=(work.prefill_work_ms + work.target_work_ms) / 1e3,
         read_tokens=work.read_tokens,
-        # While KV is chosen, what was read and what is kept stand side by side.
+        # While KV is selected, the target holds all tokens read and the selected ones.
         peak_tokens=work.read_tokens + (work.kv_tokens if scores_kv else 0),
         held_tokens=work.kv_tokens,
         ttft_s=work.ttft_ms / 1e3,
     )
 
 
-def mean(demands: Sequence[Demand], of: Callable[[Demand], float]) -> float:
-    """Of a request."""
-    return sum(each.share * of(each) for each in demands)
+def weighted_mean(demands: Sequence[Demand], value: Callable[[Demand], float]) -> float:
+    """The mean of a value over all requests."""
+    return sum(each.share * value(each) for each in demands)

@@ -1,4 +1,4 @@
-"""How commands tell what goes wrong: one line on stderr, and exit code 1."""
+"""What commands print besides their result: lines on stderr, and errors as one line and exit code 1."""
 
 from __future__ import annotations
 
@@ -9,36 +9,42 @@ from typing import NoReturn
 
 import typer
 
+from presift.core import errors
 from presift_client import Overloaded, PresiftError
 
 
-def say(line: str) -> None:
-    """A line for whoever watches; stdout stays free for the answer."""
+def print_stderr(line: str) -> None:
+    """Print a line to stderr; stdout stays free for the result."""
     print(line, file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> NoReturn:
-    """End the command."""
-    say(f"error: {message}")
+    """Print an error and end the command with exit code 1."""
+    print_stderr(f"error: {message}")
     raise typer.Exit(1)
 
 
-def _where(error: PresiftError) -> str:
-    """Field and limit, unless the message names them already."""
-    named = {"field": error.field, "limit": error.limit}
-    unsaid = [f"{name} {value}" for name, value in named.items() if value and value not in str(error)]
-    return f" ({', '.join(unsaid)})" if unsaid else ""
-
-
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """What a call or a file may raise ends the command in one line."""
+def exit_on_error() -> Iterator[None]:
+    """End the command with one line for the errors that calls, files and values raise."""
     try:
         yield
-    except Overloaded as error:
-        again = "" if error.retry_after_s is None else f"; try again in {error.retry_after_s:.1f} s"
-        fail(f"{error}{_where(error)}{again}")
     except PresiftError as error:
-        fail(f"{error}{_where(error)}")
+        fail(f"{error}{_field_and_limit(error)}{_retry_time(error)}")
+    except errors.PresiftError as error:
+        fail(error.message)
     except (ValueError, OSError) as error:
         fail(str(error))
+
+
+def _field_and_limit(error: PresiftError) -> str:
+    """Field and limit, unless the message already names them."""
+    named = {"field": error.field, "limit": error.limit}
+    missing = [f"{name} {value}" for name, value in named.items() if value and value not in str(error)]
+    return f" ({', '.join(missing)})" if missing else ""
+
+
+def _retry_time(error: PresiftError) -> str:
+    if not isinstance(error, Overloaded) or error.retry_after_s is None:
+        return ""
+    return f"; retry after {error.retry_after_s:.1f} s"

@@ -1,4 +1,4 @@
-"""Heat: an explanation as pieces of text, each as hot as it is important and as bright as it is kept. Pure."""
+"""Splits an explained prompt into pieces of text by importance (heat) and by how much is kept (hold). Pure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from presift_client import ExplainedSpan, Explanation
 
 HEAT_LEVELS, HOLD_LEVELS = 9, 4
-# A few tokens draw most of the attention: without a cap and a gentle curve all others would look the same.
-_HOTTEST, _CURVE = 0.99, 0.75
+# A few tokens get most of the attention: without a cap and a gentle curve all others would look the same.
+_HOTTEST_QUANTILE, _CURVE = 0.99, 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Neighbouring tokens `start <= token < end` that look the same.
+    """Adjacent tokens `start <= token < end` that look the same.
 
-    `heat` 0..HEAT_LEVELS is their importance per token; `hold` is 0 where they are dropped, HOLD_LEVELS where they are
-    kept in every layer and head, between where in some. `importance` is their share of the prompt's, 0..1.
+    `heat` 0..HEAT_LEVELS is their importance per token. `hold` is 0 if they are dropped, HOLD_LEVELS if every layer and
+    head keeps them, and in between if some do. `importance` is their share of the prompt's importance, 0..1.
     """
 
     text: str
@@ -41,16 +41,16 @@ class _Look(NamedTuple):
 
 
 def pieces(explanation: Explanation) -> list[Piece]:
-    """The whole prompt, in order. Where it has no text, a piece's text says its tokens."""
+    """The whole prompt, in order. If the prompt has no text, each piece shows its token positions."""
     hottest = _hottest(explanation)
     texts = _texts(explanation)
-    looked = ((_look(span, hottest), span, text) for span, text in zip(explanation.spans, texts, strict=True))
-    runs = groupby(looked, key=lambda each: each[0])
+    styled = ((_look(span, hottest), span, text) for span, text in zip(explanation.spans, texts, strict=True))
+    runs = groupby(styled, key=lambda each: each[0])
     return [_piece(look, [each[1:] for each in run], has_text=bool(explanation.text)) for look, run in runs]
 
 
 def printable(text: str) -> str:
-    """`text` without what would act on a terminal or turn the reading order around: those become visible signs."""
+    """`text` with control characters and marks of writing direction replaced by visible signs."""
     return text.translate(_SIGNS)
 
 
@@ -82,23 +82,24 @@ def _hottest(explanation: Explanation) -> float:
     """The importance per token that is shown as the highest."""
     tokens = [span.tokens for span in explanation.spans]
     densities = np.repeat([span.importance / span.tokens for span in explanation.spans], tokens)
-    return float(np.quantile(densities, _HOTTEST) or densities.max()) if densities.size else 0.0
+    return float(np.quantile(densities, _HOTTEST_QUANTILE) or densities.max()) if densities.size else 0.0
 
 
 def _texts(explanation: Explanation) -> Iterator[str]:
-    """Each span's text, all of it in all: what no token holds goes with the next, what follows the last with the last.
+    """The text of each span; together they are the whole text.
 
-    Tokens may share a character (parts of its bytes): the first has it.
+    Characters without a token go to the next span, those at the end to the last one. A character that several tokens
+    share (each has some of its bytes) goes to the first.
     """
-    at, last = 0, len(explanation.spans) - 1
-    for number, span in enumerate(explanation.spans):
-        end = at if span.characters is None else max(at, span.characters[1])
-        end = len(explanation.text) if number == last else end
-        yield explanation.text[at:end]
-        at = end
+    start, last = 0, len(explanation.spans) - 1
+    for index, span in enumerate(explanation.spans):
+        end = start if span.characters is None else max(start, span.characters[1])
+        end = len(explanation.text) if index == last else end
+        yield explanation.text[start:end]
+        start = end
 
 
-# C0 controls have pictures (tab and line feed stay); C1 controls and marks of direction have none.
+# Unicode has pictures for C0 controls (tab and line feed stay), but none for C1 controls and marks of direction.
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if code not in (9, 10)} | {0x7F: 0x2421}
 _DIRECTIONS = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _SIGNS = _CONTROLS | dict.fromkeys(_DIRECTIONS, 0xFFFD)

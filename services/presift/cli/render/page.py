@@ -1,4 +1,4 @@
-"""An explanation as one page of HTML that needs nothing else: no script, no font, no address. All text is escaped."""
+"""An explanation as one self-contained page of HTML: no scripts, fonts or external addresses. All text is escaped."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from presift.cli.render import forecasts, strips
 from presift.cli.render.heat import HEAT_LEVELS, HOLD_LEVELS, pieces, printable
 from presift_client import Decision, Explanation, KvMask, Model
 
-# More than a screen has pixels for would only make the page heavy.
+# A screen has no pixels for more.
 _BINS = 1200
 _TICKS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A word and what it is here."""
+    """One entry of the page's list of facts."""
 
     name: str
     value: str
@@ -27,22 +27,22 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's name, and the strip of each of its KV heads as a data URI."""
+    """A layer's name, and one image for each of its KV heads, as data URIs."""
 
     name: str
     heads: list[str]
 
 
 def page_of(explanation: Explanation) -> str:
-    """The page."""
+    """The page, as HTML."""
     decision, shares = explanation.decision, strips.kept_share(explanation)
     importance, tokens = strips.importance(explanation), int(shares.size)
     return _template().render(
         decision=decision,
         detail=printable(decision.detail),
         facts=facts(explanation),
-        heads=forecasts.HEADS,
-        routes=[(route.is_chosen, forecasts.cells(route)) for route in explanation.routes],
+        headings=forecasts.HEADINGS,
+        routes=[(route.is_chosen, forecasts.table_row(route)) for route in explanation.routes],
         is_scored=bool(importance.any()),
         importance=strips.image(strips.scaled(strips.binned(importance, _BINS))),
         kept=strips.image(strips.scaled(strips.binned(shares, _BINS))),
@@ -57,28 +57,28 @@ def page_of(explanation: Explanation) -> str:
 
 
 def facts(explanation: Explanation) -> list[Fact]:
-    """The decision as a table."""
+    """The decision as names and values; empty values are left out."""
     decision = explanation.decision
-    wholly = sum(span.tokens for span in explanation.spans if not span.kept)
-    given = {
+    dropped = sum(span.tokens for span in explanation.spans if not span.kept)
+    values = {
         "prompt tokens": f"{decision.prompt_tokens:,}",
-        "tokens read": f"{decision.kept_tokens:,}",
+        "prompt tokens read": f"{decision.kept_tokens:,}",
         "KV tokens held": f"{decision.kv_tokens:,}",
-        "tokens dropped wholly": f"{wholly:,}",
+        "tokens fully dropped": f"{dropped:,}",
         "protected tokens": f"{decision.protected_tokens:,}",
         "coverage (draft)": _share(decision.coverage),
         "coverage (target)": _share(explanation.target_coverage),
-        "KV pairs per head": "" if decision.kv_capacity is None else f"{decision.kv_capacity:,}",
-        "KV chosen by": decision.kv_selection,
+        "KV tokens per head": "" if decision.kv_capacity is None else f"{decision.kv_capacity:,}",
+        "KV selected by": decision.kv_selection,
         "draft": _model(decision.draft),
         "target": _model(decision.target),
         "times": _times(decision),
     }
-    return [Fact(name, printable(value)) for name, value in given.items() if value]
+    return [Fact(name, printable(value)) for name, value in values.items() if value]
 
 
 def layers(mask: KvMask) -> list[Layer]:
-    """The strips of a KV mask, layer by layer."""
+    """The strips of a KV mask, one layer after the other."""
     names = ["all"] if mask.layers == 1 else [str(number) for number in range(mask.layers)]
     return [
         Layer(name, [strips.image(strips.scaled(row)) for row in strips.binned(kept, _BINS)])
@@ -96,7 +96,7 @@ def _model(model: Model | None) -> str:
 
 def _times(decision: Decision) -> str:
     drafted = f", draft {decision.draft_ms:,.0f} ms" if decision.draft else ""
-    return f"tokenise {decision.tokenize_ms:,.0f} ms{drafted}"
+    return f"tokenisation {decision.tokenize_ms:,.0f} ms{drafted}"
 
 
 @cache

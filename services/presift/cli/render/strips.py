@@ -1,4 +1,4 @@
-"""Strips: values along the prompt in a bounded number of bins, as blocks of text or as tiny images. Pure."""
+"""Strips: values along the prompt in a limited number of bins, as block characters or tiny images. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ _COLOUR = (214, 92, 10)
 
 
 def binned(values: NDArray[np.float64] | NDArray[np.bool_], bins: int) -> NDArray[np.float64]:
-    """float64[..., min(bins, tokens)]: the means of `values` [..., tokens] over as many runs of tokens, as even as can
-    be."""
+    """float64[..., min(bins, tokens)]: the means of `values` [..., tokens] over runs of nearly equal length."""
     tokens = values.shape[-1]
     edges = np.linspace(0, tokens, min(bins, tokens) + 1).astype(np.int64)
     sums = np.add.reduceat(values, edges[:-1], axis=-1, dtype=np.float64)
@@ -28,7 +27,7 @@ def binned(values: NDArray[np.float64] | NDArray[np.bool_], bins: int) -> NDArra
 
 
 def importance(explanation: Explanation) -> NDArray[np.float64]:
-    """float64[tokens]: each token's, as a share of the prompt's."""
+    """float64[tokens]: the importance of each token, as a share of the prompt's importance."""
     return _per_token(explanation, [span.importance / span.tokens for span in explanation.spans])
 
 
@@ -39,25 +38,25 @@ def kept_share(explanation: Explanation) -> NDArray[np.float64]:
 
 
 def layers_of(mask: KvMask) -> Iterator[NDArray[np.bool_]]:
-    """bool[kv_heads, tokens] of each layer, one at a time: the whole of a long prompt may be large."""
+    """bool[kv_heads, tokens] of each layer, one at a time, because the mask of a long prompt may be large."""
     rows = np.frombuffer(mask.bits, dtype=np.uint8).reshape(mask.layers, mask.kv_heads, -1)
     for layer in rows:
         yield np.unpackbits(layer, axis=1, count=mask.prompt_tokens, bitorder="little").astype(np.bool_)
 
 
 def scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0..1 for the eye: the root of each value's share of the highest, so that few of many are still seen."""
+    """Values scaled to 0..1 by the square root of their ratio to the highest, so that small values stay visible."""
     highest = values.max(initial=0.0)
     return np.sqrt(values / highest) if highest > 0 else np.zeros_like(values)
 
 
 def blocks(values: NDArray[np.float64]) -> str:
-    """A character for each of `values`, 0..1."""
+    """One block character for each of `values`, 0..1."""
     return "".join(_BLOCKS[math.ceil(value * (len(_BLOCKS) - 1))] for value in values.tolist())
 
 
 def image(values: NDArray[np.float64]) -> str:
-    """A data URI: a PNG of one row, a pixel for each of `values` (0..1), from transparent to the full colour."""
+    """A PNG as a data URI: one row with a pixel for each of `values` (0..1), from transparent to full colour."""
     shades = np.ceil(values * _SHADES).astype(np.uint8)
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", shades.size, 1, 8, 3, 0, 0, 0),

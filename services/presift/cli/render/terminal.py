@@ -1,4 +1,4 @@
-"""An explanation in the terminal: what is kept bright, what is dropped dim, what is important on a warm ground."""
+"""An explanation in the terminal: kept text is bold, dropped text dim, important text on a warm background."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from rich.console import Console
 from rich.text import Text
 
 from presift.cli.render import forecasts, strips
-from presift.cli.render.answer import decision_line
 from presift.cli.render.heat import HEAT_LEVELS, HOLD_LEVELS, Piece, pieces
+from presift.cli.render.lines import explanation_lines
 from presift_client import Explanation
 
-_NARROW, _WIDE = 10, 100
-# A ground under everything would hide what stands out; whether the terminal is dark or light is not known.
+_MIN_BINS, _MAX_BINS = 10, 100
+# Below this heat there is no background: if everything had one, nothing would stand out.
 _COOL = 2
 
 
 def show(explanation: Explanation, console: Console) -> None:
-    """Decision, the routes that there were, the prompt from end to end as two strips, then its text. Where the console
-    shows no colours, dropped text stands between `[-` and `-]`."""
+    """Print the decision, the routes compared, two strips along the prompt, and the text. If the console has no
+    colours, dropped text is printed between `[-` and `-]`."""
     plain = console.color_system is None or console.no_color
-    for line in summary(explanation):
+    for line in explanation_lines(explanation):
         console.print(Text(line, style="bold"), soft_wrap=True, highlight=False)
     if explanation.routes:
         forecasts.show(explanation.routes, console)
@@ -29,22 +29,8 @@ def show(explanation: Explanation, console: Console) -> None:
         console.print(text, soft_wrap=True, highlight=False)
 
 
-def summary(explanation: Explanation) -> list[str]:
-    """The decision, and what the target said of its selection."""
-    lines = [decision_line(explanation.decision)]
-    mask = explanation.kv_mask
-    if mask is not None:
-        layers = "all" if mask.layers == 1 else mask.layers
-        heads = "all KV heads" if mask.kv_heads == 1 else f"{mask.kv_heads} KV heads"
-        dropped = sum(span.tokens for span in explanation.spans if not span.kept)
-        lines.append(f"[the target selected in {layers} layers, {heads}; {dropped} tokens are kept in none]")
-    if explanation.target_coverage is not None:
-        lines.append(f"[coverage in the target {explanation.target_coverage:.2f}]")
-    return lines
-
-
 def text_of(explanation: Explanation, *, plain: bool) -> Text:
-    """The prompt's text."""
+    """The styled text of the prompt."""
     text = Text()
     for is_kept, run in groupby(pieces(explanation), key=lambda piece: piece.hold > 0):
         is_marked = plain and not is_kept
@@ -68,7 +54,7 @@ def _style(piece: Piece) -> str:
 
 
 def _strips(explanation: Explanation, width: int) -> Text:
-    bins = max(_NARROW, min(_WIDE, width - 12))
+    bins = max(_MIN_BINS, min(_MAX_BINS, width - 12))
     hot = strips.scaled(strips.binned(strips.importance(explanation), bins))
     kept = strips.scaled(strips.binned(strips.kept_share(explanation), bins))
     text = Text("importance ").append(strips.blocks(hot), style="rgb(214,92,10)")

@@ -1,4 +1,4 @@
-"""One local service as a child process: started, watched until it says it is ready, stopped. Leaves nothing behind."""
+"""One service as a child process: starts it, waits until it is ready, and stops it. It never outlives its parent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from presift.cache import die_with_parent
 
 _READY = " ready on "
 _HTTP = " takes HTTP on "
-# How services, Python and argparse tell what ended them; of a long log only the end is looked at.
+# The last error as services, Python and argparse print it. Only the end of a long log is read.
 _ERROR = re.compile(
     r"^\S+ \S+ ERROR \S+ (?P<logged>.+)$|^(?P<raised>[\w.]*(?:Error|Exception)(?:: .+)?)$|: error: (?P<flag>.+)$"
 )
@@ -24,21 +24,22 @@ _TAIL_BYTES = 65_536
 
 
 def error_in(line: str) -> str:
-    """What a line of a service's log tells of an error, empty where that is nothing."""
+    """The error message in a line of a service's log, empty if there is none."""
     if line.startswith("{"):
         with suppress(ValueError, AttributeError):
-            told = json.loads(line)
-            return str(told.get("message", "")) if told.get("level") == "ERROR" else ""
+            record = json.loads(line)
+            return str(record.get("message", "")) if record.get("level") == "ERROR" else ""
     match = _ERROR.search(line)
     return match[match.lastgroup] if match and match.lastgroup else ""
 
 
 class ServiceFailed(RuntimeError):
-    """A service ended before it was ready, or while it was needed; the message names its log."""
+    """A service ended before it was ready, or while it was still needed; the message names its log file."""
 
 
 class ServiceProcess:
-    """`python -m MODULE ARGUMENTS`; what it prints goes to `log`. It ends with us, however we end (Linux)."""
+    """`python -m MODULE ARGUMENTS`, with its output in the file `log`. On Linux it ends with this process, even if this
+    one is killed."""
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]):
         self.name = name
@@ -53,7 +54,7 @@ class ServiceProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C is for us alone: we stop the services in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the services in order
         )
         self._reader = threading.Thread(target=self._read, name=f"{name} output", daemon=True)
         self._reader.start()
@@ -63,27 +64,27 @@ class ServiceProcess:
         return self._process.pid
 
     def wait_ready(self, timeout_s: float) -> str:
-        """The address it serves on. Raises ServiceFailed if it ends first or takes longer."""
+        """The address that it listens on. Raises ServiceFailed if it ends first or takes longer than `timeout_s`."""
         waited = 0.0
         while not self._ready.wait(0.1):
             waited += 0.1
             if self._process.poll() is not None:
-                raise ServiceFailed(self.obituary())
+                raise ServiceFailed(self.exit_report())
             if waited > timeout_s:
                 raise ServiceFailed(f"{self.name} was not ready within {timeout_s:g} s; see {self.log}")
         return self.address
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code, None while the service runs."""
         return self._process.poll()
 
-    def obituary(self) -> str:
-        """How it ended, with the last error that it told, and where the rest is."""
+    def exit_report(self) -> str:
+        """The exit code, the last error in the log, and the path of the log."""
         error = self._last_error()
         return f"{self.name} ended with code {self._process.returncode}{error and f': {error}'}; see {self.log}"
 
     def stop(self, timeout_s: float) -> int:
-        """SIGTERM and wait for the drain; SIGKILL after `timeout_s`. Returns its exit code."""
+        """Send SIGTERM, wait for the drain, send SIGKILL after `timeout_s`. Returns the exit code."""
         self._process.terminate()
         try:
             self._process.wait(timeout_s)
@@ -95,7 +96,7 @@ class ServiceProcess:
         return self._process.returncode
 
     def _last_error(self) -> str:
-        """Empty where it told none since it was started."""
+        """The last error that was logged since the start, empty if there is none."""
         with self.log.open("rb") as log:
             log.seek(max(self._log_start, self.log.stat().st_size - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()

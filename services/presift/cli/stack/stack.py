@@ -1,4 +1,4 @@
-"""The local stack: cache, draft, target and orchestrator as processes of this machine."""
+"""The local stack: cache, draft, target and orchestrator as processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ from presift.cli.stack.process import ServiceFailed, ServiceProcess
 
 Progress = Callable[[str], None]
 
-# Threads that spin while they wait take the cores from the other services (ops/decisions/0005).
+# Threads that spin while they wait would slow down the other services (ops/decisions/0005).
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True, slots=True)
 class Observability:
-    """Every service tells metrics, on consecutive ports of this machine from `first_port` on, and its traces to
-    `otlp_endpoint`, if there is one."""
+    """Every service has a metrics port, consecutive from `first_port`, and sends traces to `otlp_endpoint` if set."""
 
     first_port: int = 9464
     otlp_endpoint: str | None = None
 
-    def address(self, place: int) -> str:
-        """Where the service that is started in that place (from 0) tells its metrics."""
-        return f"127.0.0.1:{self.first_port + place}"
+    def address(self, index: int) -> str:
+        """The metrics address of the service that is started at this index, from 0."""
+        return f"127.0.0.1:{self.first_port + index}"
 
-    def flags(self, place: int) -> list[str]:
-        """Of that service."""
+    def flags(self, index: int) -> list[str]:
+        """The flags of that service."""
         traces = [] if self.otlp_endpoint is None else ["--otlp-endpoint", self.otlp_endpoint]
-        return ["--metrics-listen", self.address(place), *traces]
+        return ["--metrics-listen", self.address(index), *traces]
 
     def targets(self, names: Sequence[str]) -> str:
-        """The services for Prometheus' file_sd_configs, in the order in which they were started; JSON."""
+        """JSON for Prometheus' file_sd_configs, from the services' names in the order of their start."""
         entries = [
-            {"targets": [self.address(place)], "labels": {"job": f"presift-{_kind(name)}", "service": name}}
-            for place, name in enumerate(names)
+            {"targets": [self.address(index)], "labels": {"job": f"presift-{_kind(name)}", "service": name}}
+            for index, name in enumerate(names)
         ]
         return json.dumps(entries, indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """`draft` and `target` are folders or hub ids; `cache_url` None starts a Valkey. Extra flags go to each service.
+    """`draft` and `target` are folders or hub ids. If `cache_url` is None, a local Valkey is started.
 
-    Of several orchestrators the first one listens on `listen`, the others on the ports after it (on any, with port 0);
-    so they do on `http_listen`, where that is given.
+    The first orchestrator listens on `listen`, the others on the ports after it; with port 0 each takes any free port.
+    The same holds for `http_listen`, if it is set.
     """
 
     draft: str
@@ -64,7 +63,7 @@ class StackOptions:
     cache_url: str | None = None
     start_timeout_s: float = 600.0
     drain_s: float = 30.0
-    # One machine's cores read a long prompt in tens of seconds, and may be shared.
+    # A few shared cores need tens of seconds for a long prompt.
     draft_timeout_s: float = 300.0
     draft_flags: Sequence[str] = ()
     target_flags: Sequence[str] = ()
@@ -77,23 +76,26 @@ class StackOptions:
 
     @property
     def metrics_listens(self) -> list[str]:
-        """Where metrics are to be told."""
+        """The metrics address of every service."""
         services = self.drafts + self.targets + self.orchestrators
-        return [] if self.observability is None else [self.observability.address(place) for place in range(services)]
+        return [] if self.observability is None else [self.observability.address(index) for index in range(services)]
 
     @property
     def listens(self) -> list[str]:
-        """Where each orchestrator is to listen."""
-        return [_nth(self.listen, place) for place in range(self.orchestrators)]
+        """The gRPC address of each orchestrator."""
+        return [_nth(self.listen, index) for index in range(self.orchestrators)]
 
     @property
     def http_listens(self) -> list[str]:
-        """Where each is to take HTTP; none where nobody is to."""
-        return [_nth(self.http_listen, place) for place in range(self.orchestrators)] if self.http_listen else []
+        """The HTTP address of each orchestrator; empty if HTTP is off."""
+        return [_nth(self.http_listen, index) for index in range(self.orchestrators)] if self.http_listen else []
 
 
 class LocalStack:
-    """Starts on entry, in parallel where it can; stops on exit, orchestrator first. Raises ServiceFailed."""
+    """Starts its services on entry, as far as possible in parallel, and stops them on exit, orchestrators first.
+
+    Entry raises ServiceFailed if a service does not start.
+    """
 
     def __init__(self, options: StackOptions, progress: Progress) -> None:
         self.options = options
@@ -104,17 +106,17 @@ class LocalStack:
 
     @property
     def address(self) -> str:
-        """Where the (first) orchestrator listens."""
+        """The gRPC address of the (first) orchestrator."""
         return self.addresses[0]
 
     @property
     def addresses(self) -> list[str]:
-        """Where the orchestrators listen."""
+        """The gRPC addresses of the orchestrators."""
         return [service.address for service in self._of("orchestrator")]
 
     @property
     def http_addresses(self) -> list[str]:
-        """Where they take HTTP, if they do."""
+        """The HTTP addresses of the orchestrators; empty if HTTP is off."""
         return [service.http_address for service in self._of("orchestrator") if service.http_address]
 
     def __enter__(self) -> Self:
@@ -131,19 +133,20 @@ class LocalStack:
         self._exit.close()
 
     def failed(self) -> ServiceProcess | None:
-        """A service that ended although it should run, was the last of its kind and cannot be done without; if there is
-        one. Without a draft prompts are answered in full."""
-        needed = (service for service in self.lost() if _kind(service.name) != "draft")
-        return next((service for service in needed if not self._others_live(service)), None)
+        """A target or orchestrator that ended and has no running replica, None if there is none.
 
-    def lost(self) -> list[ServiceProcess]:
-        """All services that ended although they should run."""
+        An ended draft is no failure: prompts are answered in full without it."""
+        needed = (service for service in self.ended() if _kind(service.name) != "draft")
+        return next((service for service in needed if not self._has_running_replica(service)), None)
+
+    def ended(self) -> list[ServiceProcess]:
+        """The services that ended on their own."""
         return [service for service in self.services if service.exit_code() is not None]
 
     def _of(self, kind: str) -> list[ServiceProcess]:
         return [service for service in self.services if _kind(service.name) == kind]
 
-    def _others_live(self, service: ServiceProcess) -> bool:
+    def _has_running_replica(self, service: ServiceProcess) -> bool:
         return any(other.exit_code() is None for other in self._of(_kind(service.name)))
 
     def _start(self) -> None:
@@ -162,24 +165,23 @@ class LocalStack:
             *self._tokenizer_flag(),
             *options.orchestrator_flags,
         ]
-        # Not on the command line: the URL may hold a password.
+        # Not on the command line, where other users could read a password in the URL.
         environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": self.cache_url}
-        http = options.http_listens or [""] * options.orchestrators
-        for name, listen, also in zip(
-            _names("orchestrator", options.orchestrators), options.listens, http, strict=True
-        ):
-            door = ["--http-listen", also] if also else []
-            self._launch(name, ["--listen", listen, *door, *flags], environment)
+        http_listens = options.http_listens or [""] * options.orchestrators
+        names = _names("orchestrator", options.orchestrators)
+        for name, listen, http_listen in zip(names, options.listens, http_listens, strict=True):
+            http = ["--http-listen", http_listen] if http_listen else []
+            self._launch(name, ["--listen", listen, *http, *flags], environment)
         for orchestrator in self._of("orchestrator"):
             self._wait(orchestrator)
-        self._tell_prometheus()
+        self._write_prometheus_targets()
 
-    def _tell_prometheus(self) -> None:
+    def _write_prometheus_targets(self) -> None:
         if self.options.observability is None:
             return
         path = self.options.logs / "prometheus_targets.json"
         path.write_text(self.options.observability.targets([service.name for service in self.services]))
-        self._progress(f"metrics       {', '.join(self.options.metrics_listens)}; for Prometheus (file_sd): {path}")
+        self._progress(f"metrics       {', '.join(self.options.metrics_listens)}; Prometheus file_sd file: {path}")
 
     def _tokenizer_flag(self) -> list[str]:
         return ["--tokenizer", self.options.tokenizer] if self.options.tokenizer else []
@@ -195,8 +197,8 @@ class LocalStack:
         log = self.options.logs / f"{name}.log"
         merged = {**_ENVIRONMENT, **self.options.environment, **(environment or {})}
         observability = self.options.observability
-        told = [] if observability is None else observability.flags(len(self.services))
-        flags = [*flags, "--drain-s", str(self.options.drain_s), *told]
+        observed = [] if observability is None else observability.flags(len(self.services))
+        flags = [*flags, "--drain-s", str(self.options.drain_s), *observed]
         service = ServiceProcess(name, f"presift.{_kind(name)}", flags, log, merged)
         self.services.append(service)
         self._exit.callback(self._stop, service)
@@ -217,13 +219,13 @@ class LocalStack:
 
 
 def log_folder(home: Path, listen: str) -> Path:
-    """One for each stack that can run at the same time: no two listen on one port."""
+    """A folder that no other running stack uses, because each listens on another port."""
     port = int(listen.rpartition(":")[2]) if listen.rpartition(":")[2].isdecimal() else 0
     return home / "logs" / (str(port) if port else f"any-{os.getpid()}")
 
 
 def _names(kind: str, count: int) -> list[str]:
-    """The first is called by its kind alone."""
+    """The names of the replicas of a kind: draft, draft-2, draft-3."""
     return [kind, *(f"{kind}-{number}" for number in range(2, count + 1))]
 
 
@@ -231,10 +233,10 @@ def _kind(name: str) -> str:
     return name.partition("-")[0]
 
 
-def _nth(listen: str, place: int) -> str:
-    """The address that many ports behind; port 0 takes any free one."""
+def _nth(listen: str, index: int) -> str:
+    """The address with a port that is higher by `index`; port 0 stays, as it takes any free port."""
     host, _, port = listen.rpartition(":")
-    return f"{host}:{int(port) + place}" if int(port) else listen
+    return f"{host}:{int(port) + index}" if int(port) else listen
 
 
 __all__ = ["LocalStack", "Observability", "ServiceFailed", "StackOptions", "log_folder"]

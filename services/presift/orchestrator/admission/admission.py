@@ -1,7 +1,7 @@
-"""Admission: how many requests are in work, how many wait for that, and what those may hold; fair between tenants.
+"""Admission: bounds how many requests run and how many wait, fairly between tenants.
 
-What is in work here is at most what the services behind can take, so that waiting is done here, where it is fair.
-The guard's shadows and calibration are no callers: they do not come through here.
+Set the limit to what the services behind can run, so that requests wait here, where the queue is fair. Shadow requests
+and calibration are not callers' requests: they do not pass through here.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from presift.core.service_time import ServiceTime
 from presift.orchestrator.admission.fair_queue import FairQueue
 from presift.orchestrator.admission.request_cost import RequestCost
+from presift.rpc.deadline import Deadline
 from presift.telemetry.metrics import count, record
-
-_RETRY_S = (0.1, 30.0)
-# How much the newest request counts in the running estimate of a request's time.
-_NEWEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Requests in work, requests that wait, and the bytes that these hold. Raises InvalidRequest."""
+    """Requests that run, requests that wait, and the bytes that the waiting ones hold. Raises InvalidRequest."""
 
     max_running: int = 64
     max_waiting: int = 1024
@@ -36,160 +34,158 @@ class QueueLimits:
 
 
 class Slot:
-    """A place among the requests in work; it is given back once, by whoever is the first to do so."""
+    """The right to run one request. `waited_s`: seconds in the queue."""
 
-    def __init__(self, waited_s: float, give_back: Callable[[], None]) -> None:
+    def __init__(self, waited_s: float, release: Callable[[], None]) -> None:
         self.waited_s = waited_s
-        self._give_back: Callable[[], None] | None = give_back
+        self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
-        """The work is done, though its caller may not have read all of the answer."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
+        """Release the slot when the work is done, even if the caller has not read all of the answer. Idempotent."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 class _Waiter:
-    """One request; `turn` is done when it may go on, and failed when its place in the queue is needed by others."""
+    """A request in the queue. `admitted` is done when it may run, and fails when it is evicted."""
 
-    def __init__(self, tenant: str, load: RequestCost) -> None:
+    def __init__(self, tenant: str, cost: RequestCost) -> None:
         self.tenant = tenant
-        self.work_tokens = load.tokens
-        self.held_bytes = load.held_bytes
-        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.work_tokens = cost.tokens
+        self.held_bytes = cost.held_bytes
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Admission:
-    """All methods are called from one event loop. `clock` in seconds."""
+    """Call all methods from one event loop. `clock` in seconds."""
 
     def __init__(self, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = QueueLimits() if limits is None else limits
         self._clock = clock
         self._queue: FairQueue[_Waiter] = FairQueue()
-        self._typical_s = 1.0
+        self._service_time = ServiceTime()
         self.running = 0
         self.waiting_bytes = 0
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a place."""
+        """The number of requests in the queue."""
         return len(self._queue)
 
     @property
     def waiting_tenants(self) -> int:
-        """Tenants that these are of."""
+        """The number of tenants that have requests in the queue."""
         return self._queue.waiting_tenants
 
     @asynccontextmanager
-    async def place(self, tenant: str, load: RequestCost, left_s: float | None) -> AsyncIterator[Slot]:
-        """Wait for a place and hold it until the block ends, or until it was closed.
+    async def slot(self, tenant: str, cost: RequestCost, deadline: Deadline) -> AsyncIterator[Slot]:
+        """Wait for a slot and hold it until the block ends or the slot is closed.
 
-        Raises Overloaded where too much waits already: at once, or later, where a tenant of which less waits needs the
-        room. Raises DeadlineExceeded after `left_s` seconds.
+        Raises Overloaded if the queue is full: immediately, or later when evicted in favour of a tenant with less
+        queued. Raises DeadlineExceeded.
         """
-        ticket, came = _Waiter(tenant, load), self._clock()
-        self._enter(ticket)
+        left_s = deadline.left_s()
+        waiter, arrived = _Waiter(tenant, cost), self._clock()
+        self._enter(waiter)
         try:
-            await self._turn_of(ticket, left_s)
+            await self._wait(waiter, left_s)
         except BaseException:
-            self._leave(ticket)
+            self._withdraw(waiter)
             raise
-        began = self._clock()
-        record("presift.admission.wait", began - came)
-        place = Slot(began - came, lambda: self._end(ticket, began))
+        started = self._clock()
+        record("presift.admission.wait", started - arrived)
+        slot = Slot(started - arrived, lambda: self._end(waiter, started))
         try:
-            yield place
+            yield slot
         finally:
-            place.close()
+            slot.close()
 
-    def _enter(self, ticket: _Waiter) -> None:
+    def _enter(self, waiter: _Waiter) -> None:
         if self.running >= self._limits.max_running:
-            self._make_room(ticket)
-        self._wait(ticket)
-        self._go_on()
+            self._make_room(waiter)
+        self._push(waiter)
+        self._admit_next()
 
-    async def _turn_of(self, ticket: _Waiter, left_s: float | None) -> None:
-        if ticket.turn.done():  # nobody else was there
+    async def _wait(self, waiter: _Waiter, left_s: float | None) -> None:
+        if waiter.admitted.done():  # the queue was empty
             return
         try:
             async with asyncio.timeout(left_s):
-                # Shielded: a turn that is cancelled with its waiter would still stand in the queue when it is popped.
-                await asyncio.shield(ticket.turn)
+                # Shielded: a future that is cancelled with its task would still be in the queue when it is popped.
+                await asyncio.shield(waiter.admitted)
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while the request waited for its turn") from None
+            raise DeadlineExceeded("the deadline passed while the request was queued") from None
 
-    def _leave(self, ticket: _Waiter) -> None:
-        """Before its turn, or in the very moment of it."""
-        if not ticket.turn.done():
-            self._unqueue(ticket)
-        elif ticket.turn.exception() is None:
-            self._end(ticket, None)
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """The request ends before it runs, possibly just after it was admitted."""
+        if not waiter.admitted.done():
+            self._remove(waiter)
+        elif waiter.admitted.exception() is None:
+            self._end(waiter, None)
 
-    def _wait(self, ticket: _Waiter) -> None:
-        self._queue.push(ticket)
-        self.waiting_bytes += ticket.held_bytes
+    def _push(self, waiter: _Waiter) -> None:
+        self._queue.push(waiter)
+        self.waiting_bytes += waiter.held_bytes
 
-    def _unqueue(self, ticket: _Waiter) -> None:
-        self._queue.remove(ticket)
-        self.waiting_bytes -= ticket.held_bytes
+    def _remove(self, waiter: _Waiter) -> None:
+        self._queue.remove(waiter)
+        self.waiting_bytes -= waiter.held_bytes
 
-    def _end(self, ticket: _Waiter, began: float | None) -> None:
+    def _end(self, waiter: _Waiter, started: float | None) -> None:
         self.running -= 1
-        self._queue.served(ticket)
-        if began is not None:
-            self._typical_s += _NEWEST_SHARE * (self._clock() - began - self._typical_s)
-        self._go_on()
+        self._queue.finish(waiter)
+        if started is not None:
+            self._service_time.observe(self._clock() - started)
+        self._admit_next()
 
-    def _go_on(self) -> None:
+    def _admit_next(self) -> None:
         while self.running < self._limits.max_running and len(self._queue):
-            ticket = self._queue.pop()
-            self.waiting_bytes -= ticket.held_bytes
+            waiter = self._queue.pop()
+            self.waiting_bytes -= waiter.held_bytes
             self.running += 1
-            ticket.turn.set_result(None)
+            waiter.admitted.set_result(None)
 
-    def _make_room(self, ticket: _Waiter) -> None:
-        """Raise Overloaded unless it fits, or does after those of whom more waits have given way: the newest first."""
-        limits, given_way = self._limits, list[tuple[_Waiter, Overloaded]]()
+    def _make_room(self, waiter: _Waiter) -> None:
+        """Evict the newest waiters of tenants with more queued until this one fits. Raises Overloaded if it cannot."""
+        limits, evicted = self._limits, list[tuple[_Waiter, Overloaded]]()
         try:
-            self._make_room_in("waiting_requests", ticket, lambda _: 1, limits.max_waiting, given_way)
-            self._make_room_in(
-                "waiting_bytes", ticket, lambda each: each.held_bytes, limits.max_waiting_bytes, given_way
-            )
+            self._evict("waiting_requests", waiter, lambda _: 1, limits.max_waiting, evicted)
+            self._evict("waiting_bytes", waiter, lambda each: each.held_bytes, limits.max_waiting_bytes, evicted)
         except Overloaded as error:
             _count(error)
-            for each, _ in reversed(given_way):  # for nothing: they were the newest of their tenants, and are again
-                self._wait(each)
+            for each, _ in reversed(evicted):  # in vain: each was the newest of its tenant, and is again
+                self._push(each)
             raise
-        for each, refusal in given_way:
-            _count(refusal)
-            each.turn.set_exception(refusal)
+        for each, overloaded in evicted:
+            _count(overloaded)
+            each.admitted.set_exception(overloaded)
 
-    def _make_room_in(
+    def _evict(
         self,
         field: str,
-        ticket: _Waiter,
+        waiter: _Waiter,
         measure: Callable[[_Waiter], int],
         limit: int,
-        given_way: list[tuple[_Waiter, Overloaded]],
+        evicted: list[tuple[_Waiter, Overloaded]],
     ) -> None:
-        needed = measure(ticket)
+        needed = measure(waiter)
         while (held := self._held(field)) + needed > limit:
-            own = self._queue.share(ticket.tenant, measure) + needed
+            own = self._queue.share(waiter.tenant, measure) + needed
             last = self._queue.last_of_largest(measure) if self.waiting and needed <= limit else None
             if last is None or self._queue.share(last.tenant, measure) <= own:
                 raise self._overloaded(field, held + needed, limit)
-            self._unqueue(last)
-            given_way.append((last, self._overloaded(field, held + needed, limit)))
+            self._remove(last)
+            evicted.append((last, self._overloaded(field, held + needed, limit)))
 
     def _held(self, field: str) -> int:
         return self.waiting if field == "waiting_requests" else self.waiting_bytes
 
     def _overloaded(self, field: str, would_be: int, limit: int) -> Overloaded:
-        # Places come free at the rate at which requests in work end.
-        low, high = _RETRY_S
-        guess_s = (self.waiting + 1) * self._typical_s / self._limits.max_running
-        return Overloaded(field, would_be, f"<= {limit}", min(high, max(low, guess_s)))
+        # Slots come free at the rate at which running requests end.
+        retry_after_s = self._service_time.retry_after_s(self.waiting + 1, self._limits.max_running)
+        return Overloaded(field, would_be, f"<= {limit}", retry_after_s)
 
 
-def _count(refusal: Overloaded) -> None:
-    count("presift.admission.refused", field=refusal.field)
+def _count(error: Overloaded) -> None:
+    count("presift.admission.refused", field=error.field)

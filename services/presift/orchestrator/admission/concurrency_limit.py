@@ -1,7 +1,7 @@
-"""Leases: how many calls of a tenant are under way, here or in a Redis that all orchestrators share.
+"""Counts the running requests of a tenant, in this process or in a Redis that all orchestrators share.
 
-There each call is a member of the tenant's sorted set, which lapses by itself when its orchestrator dies. The server's
-clock alone counts.
+In Redis each request is a member of its tenant's sorted set: a lease, which expires if its orchestrator dies. Only the
+Redis server's clock counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from presift.cache.redis_client import CacheUnavailable, RedisClient
 
-# Claim, unless ARGV[3] others are there; a lease that is held already is prolonged, also where nobody may claim (0).
+# Claims unless ARGV[3] other leases are held. A lease that is held already is renewed, even if the limit is 0.
 _CLAIM = """
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -24,23 +24,24 @@ redis.call('zadd', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('pexpire', KEYS[1], ARGV[2])
 return 1
 """
-_NOBODY = 0
+# A claim with this limit only renews.
+_RENEW_ONLY = 0
 
 
 class ConcurrencyLimit(Protocol):
-    """Raises CacheUnavailable where nobody can tell."""
+    """Raises CacheUnavailable if the count is unavailable."""
 
     @property
     def held(self) -> int:
-        """How many this process holds."""
+        """The number of requests that this process has claimed."""
         ...
 
-    async def claim(self, tenant: str, lease: str, limit: int) -> bool:
-        """Whether the call named `lease` may run beside at most `limit` - 1 others of its tenant."""
+    async def claim(self, tenant: str, request_id: str, limit: int) -> bool:
+        """Claim a place for the request; False if `limit` requests of the tenant run already."""
         ...
 
-    async def release(self, tenant: str, lease: str) -> None:
-        """The call has ended; of one that was never claimed, nothing."""
+    async def release(self, tenant: str, request_id: str) -> None:
+        """The request has ended. Does nothing for one that was never claimed."""
         ...
 
     async def aclose(self) -> None: ...
@@ -56,14 +57,14 @@ class MemoryConcurrencyLimit:
     def held(self) -> int:
         return sum(map(len, self._held.values()))
 
-    async def claim(self, tenant: str, lease: str, limit: int) -> bool:
+    async def claim(self, tenant: str, request_id: str, limit: int) -> bool:
         if len(self._held[tenant]) >= limit:
             return False
-        self._held[tenant].add(lease)
+        self._held[tenant].add(request_id)
         return True
 
-    async def release(self, tenant: str, lease: str) -> None:
-        self._held[tenant].discard(lease)
+    async def release(self, tenant: str, request_id: str) -> None:
+        self._held[tenant].discard(request_id)
         if not self._held[tenant]:
             del self._held[tenant]
 
@@ -72,52 +73,51 @@ class MemoryConcurrencyLimit:
 
 
 class RedisConcurrencyLimit:
-    """Over `link`, which is closed by its owner. A lease lapses after `ttl_s` unless it is prolonged, as all are here
-    while they are held."""
+    """Over `redis`, which its owner closes. A lease expires after `ttl_s`; those held here are renewed."""
 
-    def __init__(self, link: RedisClient, timeout_s: float = 0.25, ttl_s: float = 30.0) -> None:
-        self._link = link
+    def __init__(self, redis: RedisClient, timeout_s: float = 0.25, ttl_s: float = 30.0) -> None:
+        self._redis = redis
         self._timeout_s = timeout_s
         self._ttl_s = ttl_s
         self._held: dict[str, str] = {}
-        self._prolonging: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> int:
         return len(self._held)
 
-    async def claim(self, tenant: str, lease: str, limit: int) -> bool:
-        if not await self._run(tenant, lease, limit):
+    async def claim(self, tenant: str, request_id: str, limit: int) -> bool:
+        if not await self._run(tenant, request_id, limit):
             return False
-        self._held[lease] = tenant
-        if self._prolonging is None:
-            # In a context of its own: it must not go on in the trace of this request.
-            self._prolonging = asyncio.create_task(self._prolong(), name="leases", context=contextvars.Context())
+        self._held[request_id] = tenant
+        if self._renewing is None:
+            # In its own context: it must not continue the trace of this request.
+            self._renewing = asyncio.create_task(self._renew(), name="renew leases", context=contextvars.Context())
         return True
 
-    async def release(self, tenant: str, lease: str) -> None:
-        self._held.pop(lease, None)
-        if not self._held and self._prolonging is not None:
-            self._prolonging.cancel()
-            self._prolonging = None  # it may not have heard yet when the next claim comes
-        await self._link.ask("ZREM", _key(tenant), lease, timeout_s=self._timeout_s)
+    async def release(self, tenant: str, request_id: str) -> None:
+        self._held.pop(request_id, None)
+        if not self._held and self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None  # the next claim may come before the task has ended
+        await self._redis.execute("ZREM", _key(tenant), request_id, timeout_s=self._timeout_s)
 
     async def aclose(self) -> None:
-        """Prolong no more."""
-        if self._prolonging is not None:
-            self._prolonging.cancel()
-            await asyncio.wait((self._prolonging,))
+        """Stop renewing."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait((self._renewing,))
 
-    async def _prolong(self) -> None:
+    async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._ttl_s / 3)
-            for lease, tenant in list(self._held.items()):
-                with suppress(CacheUnavailable):  # the next round may do
-                    await self._run(tenant, lease, _NOBODY)
+            for request_id, tenant in list(self._held.items()):
+                with suppress(CacheUnavailable):  # the next round may succeed
+                    await self._run(tenant, request_id, _RENEW_ONLY)
 
-    async def _run(self, tenant: str, lease: str, limit: int) -> bool:
-        arguments = (_key(tenant), lease, round(self._ttl_s * 1000), limit)
-        return await self._link.ask("EVAL", _CLAIM, 1, *arguments, timeout_s=self._timeout_s) == 1
+    async def _run(self, tenant: str, request_id: str, limit: int) -> bool:
+        arguments = (_key(tenant), request_id, round(self._ttl_s * 1000), limit)
+        return await self._redis.execute("EVAL", _CLAIM, 1, *arguments, timeout_s=self._timeout_s) == 1
 
 
 def _key(tenant: str) -> str:

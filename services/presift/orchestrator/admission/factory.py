@@ -1,4 +1,4 @@
-"""From a URL to the counts of what tenants use: in this process for memory://, else in the Redis of the cache."""
+"""Opens the usage counts of tenants: in this process for memory://, else in the cache's Redis."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
 
 @dataclass(frozen=True, slots=True)
 class UsageLimits:
-    """`link` is closed after all that goes over it."""
+    """The quotas, and the connection to Redis that they use."""
 
-    allowances: Quotas
-    link: RedisClient | None = None
+    quotas: Quotas
+    redis: RedisClient | None = None
 
     async def aclose(self) -> None:
-        await self.allowances.aclose()
-        if self.link is not None:
-            await self.link.aclose()
+        await self.quotas.aclose()
+        if self.redis is not None:
+            await self.redis.aclose()
 
 
-def open_usage_limits(url: str, timeout_s: float, on_trouble: FailureMode) -> UsageLimits:
-    """Connects to nothing yet. Raises InvalidRequest, which does not quote the URL."""
+def open_usage_limits(url: str, timeout_s: float, on_failure: FailureMode) -> UsageLimits:
+    """Does not connect yet. Raises InvalidRequest, which does not quote the URL."""
     if url.partition("://")[0].lower() == "memory":
-        return UsageLimits(Quotas(on_trouble=on_trouble))
-    # Connections and rests of its own: a slow cache must not make limits unknown.
-    link = RedisClient(url, CacheLimits())
-    return UsageLimits(
-        Quotas(TokenRateLimit(link, timeout_s), RedisConcurrencyLimit(link, timeout_s), on_trouble), link
-    )
+        return UsageLimits(Quotas(on_failure=on_failure))
+    # Its own connections and its own circuit breaker: a slow cache must not make usage unavailable.
+    redis = RedisClient(url, CacheLimits())
+    quotas = Quotas(TokenRateLimit(redis, timeout_s), RedisConcurrencyLimit(redis, timeout_s), on_failure)
+    return UsageLimits(quotas, redis)

@@ -1,8 +1,8 @@
-"""A fair queue: whose turn it is among tenants that wait, by the work that each was given. Pure: no clock, no tasks.
+"""A queue that is fair between tenants by the work that each was given. Pure: no clock, no tasks.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996). Each tenant has a virtual time up to which it was served; the
-least is next. Who comes anew begins at the time of whoever was served last: a thousand requests of one tenant stand
-before another's only one for as long as the first of them takes, not all of them.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). Each tenant has a virtual time up to which it was served, and
+the tenant with the least is next. A new tenant starts at the virtual time of the last one served: a thousand requests
+of one tenant delay another's only request for as long as the first of them takes, not all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiter(Protocol):
-    """What waits. `work_tokens` >= 1 is what its tenant is charged."""
+    """A queued request. `work_tokens` >= 1 is what its tenant is charged."""
 
     tenant: str
     work_tokens: int
@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Waiter)
 
 @dataclass(slots=True)
 class _TenantQueue(Generic[T]):
-    """One tenant's tickets, its virtual time, and how many of its requests are served now."""
+    """One tenant's waiters, its virtual time, and the number of its requests that are being served."""
 
     waiting: deque[T] = field(default_factory=deque)
     time: int = 0
@@ -33,10 +33,10 @@ class _TenantQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """First come, first served within a tenant. A tenant without any request is forgotten, its debt included."""
+    """First come, first served within a tenant. A tenant without requests is forgotten, with its virtual time."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _TenantQueue[T]] = {}
+        self._queues: dict[str, _TenantQueue[T]] = {}
         self._time = 0
         self._length = 0
 
@@ -45,58 +45,56 @@ class FairQueue(Generic[T]):
 
     @property
     def tenants(self) -> int:
-        """How many tenants are known."""
-        return len(self._lines)
+        """The number of tenants with requests that wait or are being served."""
+        return len(self._queues)
 
     @property
     def waiting_tenants(self) -> int:
-        """How many of them have something that waits."""
-        return sum(1 for line in self._lines.values() if line.waiting)
+        """The number of tenants with requests that wait."""
+        return sum(1 for queue in self._queues.values() if queue.waiting)
 
-    def push(self, ticket: T) -> None:
-        """Let it wait behind its tenant's others."""
-        self._lines.setdefault(ticket.tenant, _TenantQueue()).waiting.append(ticket)
+    def push(self, waiter: T) -> None:
+        """Append it to its tenant's queue."""
+        self._queues.setdefault(waiter.tenant, _TenantQueue()).waiting.append(waiter)
         self._length += 1
 
     def pop(self) -> T:
-        """The next to be served; tell its end by `served`. Raises IndexError where nothing waits."""
+        """The next one to serve; call `finish` when it has ended. Raises IndexError if the queue is empty."""
         if not self._length:
-            raise IndexError("nothing waits")
-        lines = [line for line in self._lines.values() if line.waiting]
-        line = min(lines, key=self._turn)
-        ticket = line.waiting.popleft()
-        self._time = self._turn(line)
-        line.time = self._time + ticket.work_tokens
-        line.served += 1
+            raise IndexError("the queue is empty")
+        queue = min((each for each in self._queues.values() if each.waiting), key=self._start)
+        waiter = queue.waiting.popleft()
+        self._time = self._start(queue)
+        queue.time = self._time + waiter.work_tokens
+        queue.served += 1
         self._length -= 1
-        return ticket
+        return waiter
 
-    def remove(self, ticket: T) -> None:
-        """It waits no longer. Raises ValueError if it did not."""
-        line = self._lines[ticket.tenant]
-        line.waiting.remove(ticket)
+    def remove(self, waiter: T) -> None:
+        """Take it out of the queue. Raises ValueError if it is not in it."""
+        self._queues[waiter.tenant].waiting.remove(waiter)
         self._length -= 1
-        self._forget_if_gone(ticket.tenant)
+        self._forget_if_idle(waiter.tenant)
 
-    def served(self, ticket: T) -> None:
-        """What was popped has ended."""
-        self._lines[ticket.tenant].served -= 1
-        self._forget_if_gone(ticket.tenant)
+    def finish(self, waiter: T) -> None:
+        """A popped one has ended."""
+        self._queues[waiter.tenant].served -= 1
+        self._forget_if_idle(waiter.tenant)
 
     def share(self, tenant: str, measure: Callable[[T], int]) -> int:
-        """The sum of `measure` over what waits of a tenant."""
-        line = self._lines.get(tenant)
-        return 0 if line is None else sum(map(measure, line.waiting))
+        """The sum of `measure` over a tenant's waiters."""
+        queue = self._queues.get(tenant)
+        return 0 if queue is None else sum(map(measure, queue.waiting))
 
     def last_of_largest(self, measure: Callable[[T], int]) -> T:
-        """The newest ticket of the tenant of which the most waits. Raises ValueError where nothing waits."""
-        lines = (line for line in self._lines.values() if line.waiting)
-        return max(lines, key=lambda line: sum(map(measure, line.waiting))).waiting[-1]
+        """The newest waiter of the tenant with the largest share. Raises ValueError if the queue is empty."""
+        queues = (queue for queue in self._queues.values() if queue.waiting)
+        return max(queues, key=lambda queue: sum(map(measure, queue.waiting))).waiting[-1]
 
-    def _turn(self, line: _TenantQueue[T]) -> int:
-        return max(self._time, line.time)
+    def _start(self, queue: _TenantQueue[T]) -> int:
+        return max(self._time, queue.time)
 
-    def _forget_if_gone(self, tenant: str) -> None:
-        line = self._lines[tenant]
-        if not line.waiting and not line.served:
-            del self._lines[tenant]
+    def _forget_if_idle(self, tenant: str) -> None:
+        queue = self._queues[tenant]
+        if not queue.waiting and not queue.served:
+            del self._queues[tenant]

@@ -1,4 +1,4 @@
-"""Quotas: what a tenant may use, taken before a call's work begins and corrected when it ends."""
+"""Quotas: what a tenant may use, reserved before a request's work begins and corrected when it ends."""
 
 from __future__ import annotations
 
@@ -24,156 +24,153 @@ log = logging.getLogger(__name__)
 
 
 class FailureMode(StrEnum):
-    """What happens while nobody can tell how much a tenant has used."""
+    """What happens to requests while a tenant's usage is unavailable: they are admitted or rejected."""
 
     OPEN = "open"
     CLOSED = "closed"
 
 
 class Quota:
-    """One call's part of what its tenant may use."""
+    """One request's share of its tenant's limits."""
 
-    def __init__(self, owner: Quotas, tenant: str, limit: int | None) -> None:
-        self._owner = owner
+    def __init__(self, quotas: Quotas, tenant: str, limit: int | None) -> None:
+        self._quotas = quotas
         self._tenant = tenant
         self._limit = limit
-        self._taken = self._prompt = self._delivered = 0
-        self._taken_s = 0.0
+        self._reserved = self._prompt = self._generated = 0
+        self._reserved_at_s = 0.0
 
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether no token has gone to the caller."""
-        return self._delivered == 0
-
-    async def spend(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Take what the call may use at most. Raises Overloaded, and InvalidRequest where it alone is too much."""
+    async def charge(self, prompt_tokens: int, *, max_new_tokens: int) -> None:
+        """Reserve the most that the request can use. Raises Overloaded, and InvalidRequest if no minute allows it."""
         limit, tokens = self._limit, prompt_tokens + max_new_tokens
         if limit is None:
             return
         if tokens > limit:
             raise InvalidRequest("tokens_per_minute", tokens, f"<= {limit}, prompt and max_new_tokens together")
-        if await self._owner.take(self._tenant, tokens, limit):
-            self._taken, self._prompt, self._taken_s = tokens, prompt_tokens, time.monotonic()
+        if await self._quotas.reserve(self._tenant, tokens, limit):
+            self._reserved, self._prompt, self._reserved_at_s = tokens, prompt_tokens, time.monotonic()
 
-    def delivered(self, tokens: int) -> None:
-        """So many new tokens went to the caller."""
-        self._delivered += tokens
+    def record_generated(self, tokens: int) -> None:
+        """That many new tokens were sent to the caller."""
+        self._generated += tokens
 
-    def unused(self, *, is_owed: bool) -> int:
-        """The tokens to be given back at the end; all of them if the call `is_owed` its answer still."""
-        if time.monotonic() - self._taken_s > WINDOW_S:
-            return 0  # what was taken so long ago does not count any more
-        used = 0 if is_owed else self._prompt + self._delivered
-        return max(0, self._taken - used)
+    def unused(self, *, has_failed: bool) -> int:
+        """The tokens to return at the end; all of them if the request has failed before its first token."""
+        if time.monotonic() - self._reserved_at_s > WINDOW_S:
+            return 0  # the reservation has left the window
+        used = 0 if has_failed and not self._generated else self._prompt + self._generated
+        return max(0, self._reserved - used)
 
 
 class Quotas:
-    """`rates` and `leases` hold what all orchestrators together have given; `on_trouble`: while they cannot tell."""
+    """`rate` and `concurrency` count what all orchestrators together have admitted; `on_failure`: while they cannot."""
 
     def __init__(
         self,
-        rates: TokenRateLimit | None = None,
-        leases: ConcurrencyLimit | None = None,
-        on_trouble: FailureMode = FailureMode.OPEN,
+        rate: TokenRateLimit | None = None,
+        concurrency: ConcurrencyLimit | None = None,
+        on_failure: FailureMode = FailureMode.OPEN,
     ) -> None:
-        self._rates = TokenRateLimit() if rates is None else rates
-        self._leases = MemoryConcurrencyLimit() if leases is None else leases
-        self._on_trouble = on_trouble
-        self._endings: set[asyncio.Task[None]] = set()
-        self._is_in_trouble = False
+        self._rate = TokenRateLimit() if rate is None else rate
+        self._concurrency = MemoryConcurrencyLimit() if concurrency is None else concurrency
+        self._on_failure = on_failure
+        self._releases: set[asyncio.Task[None]] = set()
+        self._is_failing = False
 
     @property
     def running(self) -> int:
-        """Calls under way here that count against their tenants' limits."""
-        return self._leases.held
+        """The requests of this process that count against their tenants' concurrency."""
+        return self._concurrency.held
 
     @asynccontextmanager
     async def held(self, tenant: str | None, limits: Limits) -> AsyncIterator[Quota]:
-        """A call, until the block ends; without limits nothing is asked. Raises Overloaded."""
-        allowance, is_owed = Quota(self, tenant or "", limits.tokens_per_minute), False
-        async with self._leased(tenant or "", limits.concurrency):
+        """The quota of one request, until the block ends. Without limits nothing is counted. Raises Overloaded."""
+        quota, has_failed = Quota(self, tenant or "", limits.tokens_per_minute), False
+        async with self._concurrency_held(tenant or "", limits.concurrency):
             try:
-                yield allowance
+                yield quota
             except PresiftError:
-                is_owed = allowance.is_unanswered
+                has_failed = True
                 raise
             finally:
-                unused = allowance.unused(is_owed=is_owed)
+                unused = quota.unused(has_failed=has_failed)
                 if unused and limits.tokens_per_minute is not None:
-                    await self._to_the_end(self._give_back(tenant or "", unused, limits.tokens_per_minute))
+                    await self._finish(self._return(tenant or "", unused, limits.tokens_per_minute))
 
-    async def take(self, tenant: str, tokens: int, limit: int) -> bool:
-        """Whether so many were taken; without, where nobody can tell. Raises Overloaded."""
+    async def reserve(self, tenant: str, tokens: int, limit: int) -> bool:
+        """Whether the tokens were reserved; they are not while usage is unavailable. Raises Overloaded."""
         try:
-            left = await self._rates.take(tenant, tokens, limit)
+            left = await self._rate.take(tenant, tokens, limit)
         except CacheUnavailable:
-            self._in_trouble("tokens_per_minute", limit)
+            self._record_failure("tokens_per_minute", limit)
             return False
-        self._out_of_trouble()
+        self._record_success()
         if left is None:
             return True
         count("presift.limits.refused", limit="tokens_per_minute")
-        text = f"{tokens} tokens, and {left} of the tenant's {limit} per minute are left"
-        # At a steady pace as many come back every second as the limit has in one.
+        text = f"the request needs {tokens} tokens, but {left} of the tenant's {limit} per minute are left"
+        # At a steady pace a second returns as many tokens as the limit allows in one.
         retry_s = min(WINDOW_S, max(RETRY_S, WINDOW_S * (tokens - left) / limit))
         raise Overloaded("tokens_per_minute", tokens, limit, retry_s, text)
 
     async def aclose(self) -> None:
-        """Wait for what is being given back."""
-        if self._endings:
-            await asyncio.wait(self._endings)
-        await self._leases.aclose()
+        """Wait until everything is released."""
+        if self._releases:
+            await asyncio.wait(self._releases)
+        await self._concurrency.aclose()
 
     @asynccontextmanager
-    async def _leased(self, tenant: str, limit: int | None) -> AsyncIterator[None]:
+    async def _concurrency_held(self, tenant: str, limit: int | None) -> AsyncIterator[None]:
         if limit is None:
             yield
             return
-        lease = secrets.token_hex(8)
+        request_id = secrets.token_hex(8)
         try:
-            await self._claim(tenant, lease, limit)
+            await self._claim(tenant, request_id, limit)
             yield
-        finally:  # it may have been claimed just as the caller left
-            await self._to_the_end(self._release(tenant, lease))
+        finally:  # it may have been claimed just as the caller disconnected
+            await self._finish(self._release(tenant, request_id))
 
-    async def _claim(self, tenant: str, lease: str, limit: int) -> None:
+    async def _claim(self, tenant: str, request_id: str, limit: int) -> None:
         try:
-            is_ours = await self._leases.claim(tenant, lease, limit)
+            is_claimed = await self._concurrency.claim(tenant, request_id, limit)
         except CacheUnavailable:
-            self._in_trouble("concurrency", limit)
+            self._record_failure("concurrency", limit)
             return
-        self._out_of_trouble()
-        if not is_ours:
+        self._record_success()
+        if not is_claimed:
             count("presift.limits.refused", limit="concurrency")
-            text = f"{limit} calls of the tenant are under way, and that is its limit"
+            text = f"the tenant already runs {limit} requests, its concurrency limit"
             raise Overloaded("concurrency", limit + 1, limit, RETRY_S, text)
 
-    async def _give_back(self, tenant: str, tokens: int, limit: int) -> None:
-        with suppress(CacheUnavailable):  # it is used up within a minute
-            await self._rates.give_back(tenant, tokens, limit)
+    async def _return(self, tenant: str, tokens: int, limit: int) -> None:
+        with suppress(CacheUnavailable):  # the window forgets them within a minute
+            await self._rate.give_back(tenant, tokens, limit)
 
-    async def _release(self, tenant: str, lease: str) -> None:
-        with suppress(CacheUnavailable):  # it lapses by itself
-            await self._leases.release(tenant, lease)
+    async def _release(self, tenant: str, request_id: str) -> None:
+        with suppress(CacheUnavailable):  # the lease expires
+            await self._concurrency.release(tenant, request_id)
 
-    def _in_trouble(self, field: str, limit: int) -> None:
+    def _record_failure(self, field: str, limit: int) -> None:
         count("presift.limits.trouble", limit=field)
-        if not self._is_in_trouble:
-            self._is_in_trouble = True
-            what = "calls are let in" if self._on_trouble is FailureMode.OPEN else "calls with limits are refused"
-            log.warning("tenants' limits cannot be counted, the cache's server does not answer: %s", what)
-        if self._on_trouble is FailureMode.CLOSED:
-            text = f"nobody can tell what the tenant has used of its {field}; try again"
+        if not self._is_failing:
+            self._is_failing = True
+            is_open = self._on_failure is FailureMode.OPEN
+            effect = "tenant limits are not enforced" if is_open else "requests of tenants with limits are rejected"
+            log.warning("the cache server does not answer: %s", effect)
+        if self._on_failure is FailureMode.CLOSED:
+            usage = "concurrency" if field == "concurrency" else "token"
+            text = f"{usage} usage is unavailable (limits fail closed); retry later"
             raise Overloaded(field, "unknown", limit, RETRY_S, text)
 
-    def _out_of_trouble(self) -> None:
-        if self._is_in_trouble:
-            self._is_in_trouble = False
-            log.warning("tenants' limits are counted again")
+    def _record_success(self) -> None:
+        if self._is_failing:
+            self._is_failing = False
+            log.warning("the cache server answers again: tenant limits are enforced")
 
-    async def _to_the_end(self, ending: Coroutine[Any, Any, None]) -> None:
-        """Also if this call is cancelled meanwhile."""
-        task = asyncio.create_task(ending)
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+    async def _finish(self, release: Coroutine[Any, Any, None]) -> None:
+        """Run it to its end, even if this request is cancelled meanwhile."""
+        task = asyncio.create_task(release)
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
         await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""The cost of a request, estimated before it is read: tokens for fair queueing, bytes for memory."""
+"""The cost of a request, estimated before tokenization: tokens for fair queueing, bytes for the queue's memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from presift.orchestrator.domain.request import Chat, Prompt, Request, Text, TokenIds
 
-# English and code take about this many characters a token; a guess is enough to be fair by.
+# English and code have about this many characters per token; fair queueing needs no more than an estimate.
 _CHARACTERS_PER_TOKEN = 4
-# Of a request that waits: what gRPC received, the message made of it, and our values.
+# A waiting request holds what gRPC received, the message parsed from it, and the domain's values.
 _BYTES_PER_TOKEN_ID = 16
 _COPIES_OF_TEXT = 3
 _REQUEST_BYTES = 16_384
@@ -16,14 +16,14 @@ _REQUEST_BYTES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """`tokens` to read and to generate, >= 1; `held_bytes` of memory while it waits."""
+    """`tokens` to read and to generate, >= 1; `held_bytes` of memory while it is queued."""
 
     tokens: int
     held_bytes: int
 
 
 def request_cost(request: Request) -> RequestCost:
-    """A guess, and for memory a generous one."""
+    """An estimate; for memory a generous one."""
     tokens, held_bytes = _prompt(request.prompt)
     return RequestCost(max(1, tokens + request.sampling.max_new_tokens), _REQUEST_BYTES + held_bytes)
 
@@ -38,7 +38,7 @@ def _prompt(prompt: Prompt) -> tuple[int, int]:
 def _texts(prompt: Chat | Text) -> list[str]:
     if isinstance(prompt, Text):
         return [prompt.text]
-    said = [part.text for message in prompt.messages for part in message.parts]
-    called = [call for message in prompt.messages for call in message.tool_calls_json]
-    named = [name for message in prompt.messages for name in (message.name, message.tool_call_id) if name]
-    return [*said, *called, *named, *prompt.tools_json]
+    content = [part.text for message in prompt.messages for part in message.parts]
+    calls = [call for message in prompt.messages for call in message.tool_calls_json]
+    names = [name for message in prompt.messages for name in (message.name, message.tool_call_id) if name]
+    return [*content, *calls, *names, *prompt.tools_json]

@@ -1,6 +1,6 @@
-"""Rates: how many tokens a tenant has used within a minute, here or in a Redis that all orchestrators share.
+"""Counts the tokens that a tenant has used within a minute, in this process or in a Redis that orchestrators share.
 
-The counting is the library's (`limits`): a sliding window of two counters, so that one tenant costs two small keys.
+The `limits` library counts, with a sliding window of two counters: one tenant costs two small keys.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ WINDOW_S = 60.0
 
 
 class TokenRateLimit:
-    """`link` None counts in this process. Raises Unavailable where the Redis does not answer within `timeout_s`."""
+    """Without `redis` it counts in this process. Raises CacheUnavailable if Redis does not answer in `timeout_s`."""
 
-    def __init__(self, link: RedisClient | None = None, timeout_s: float = 0.25) -> None:
-        self._link = link
+    def __init__(self, redis: RedisClient | None = None, timeout_s: float = 0.25) -> None:
+        self._redis = redis
         self._timeout_s = timeout_s
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage() if link is None else _shared(link))
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage() if redis is None else _storage(redis))
 
     async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
-        """None where the tenant may use so many now, and has; else how many are left. `limit`: tokens per minute."""
+        """Take tokens: None if they were taken, else how many are left. `limit`: tokens per minute."""
         item = RateLimitItemPerMinute(limit)
 
-        async def ask() -> int | None:
+        async def hit() -> int | None:
             if await self._limiter.hit(item, tenant, cost=tokens):
                 return None
             return (await self._limiter.get_window_stats(item, tenant)).remaining
 
-        return await self._asked(ask)
+        return await self._run(hit)
 
     async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
-        """What was taken and not used, within the window in which it was taken."""
+        """Return unused tokens within the window in which they were taken."""
         item = RateLimitItemPerMinute(limit)
-        await self._asked(lambda: self._limiter.hit(item, tenant, cost=-tokens))
+        await self._run(lambda: self._limiter.hit(item, tenant, cost=-tokens))
 
-    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await call() if self._link is None else await self._link.attempt(call, self._timeout_s)
+    async def _run(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await call() if self._redis is None else await self._redis.attempt(call, self._timeout_s)
 
 
-def _shared(link: RedisClient) -> RedisStorage:
-    # The address is the pool's; the URL here only says which client is used.
-    pool: dict[str, object] = {"connection_pool": link.pool}
+def _storage(redis: RedisClient) -> RedisStorage:
+    # The URL only selects the client library; the address is the pool's.
+    pool: dict[str, object] = {"connection_pool": redis.pool}
     return RedisStorage("async+redis://", implementation="redispy", key_prefix="presift:rate", **pool)  # type: ignore[arg-type]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from presift.core.errors import InvalidRequest, TargetUnavailable
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.masks import KvMask
 from presift.core.plan import Route
-from presift.orchestrator.domain.ports import FinishReason, TargetInfo, TargetLoad, Usage
-from presift.orchestrator.domain.request import Sampling
+from presift.orchestrator.domain.ports import TargetInfo, Usage
 from presift.rpc import codec
 from presift.v1 import target_pb2
 
@@ -65,8 +65,8 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
     )
 
 
-def _load(load: target_pb2.TargetLoad) -> TargetLoad:
-    return TargetLoad(load.running, load.waiting, load.free_kv_tokens)
+def _load(load: target_pb2.TargetLoad) -> EngineLoad:
+    return EngineLoad(load.running, load.waiting, load.free_kv_tokens)
 
 
 def _kv_mask(usage: target_pb2.TargetUsage) -> KvMask:

@@ -1,4 +1,4 @@
-"""The policy file: YAML bytes to rules, every fault with its line: `policy.yaml:12: bands[1].capacity: ...`."""
+"""Reads a policy file: YAML to override rules. Each error names its line: `policy.yaml:12: bands[1].capacity: ...`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,71 +20,71 @@ from presift.orchestrator.config.overrides import (
     OverrideLevel,
     OverrideRules,
     OverrideTable,
-    misplaced,
+    invalid_band,
 )
-from presift.orchestrator.config.policy_schema import KEYS, FilePart, KeysPart, LevelPart
-from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.config.yaml_lines import BadYaml, Document, read_document
+from presift.orchestrator.config.policy_schema import KEYS, KeysMapping, LevelMapping, PolicyFileMapping
+from presift.orchestrator.config.policy_settings import PolicySettings, policy_defaults
+from presift.orchestrator.config.yaml_lines import Document, InvalidYaml, read_document
 from presift.orchestrator.domain.request import Budget
 
-Place = tuple[str | int, ...]
-# Parsed in pure Python: a megabyte takes seconds.
+KeyPath = tuple[str | int, ...]
+# The parser is pure Python: 1 MiB takes seconds.
 MAX_BYTES = 1_048_576
-# pydantic's words for these speak of its own classes.
-_WORDS = {"extra_forbidden": "there is no such key", "model_type": "must be a mapping"}
+# pydantic's own texts for these errors name its classes.
+_MESSAGES = {"extra_forbidden": "unknown key", "model_type": "must be a mapping"}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """A file that was read: its terms, the SHA-256 of its bytes (hexadecimal), and when."""
+    """A policy file that was read. `digest` is the SHA-256 of its bytes, hexadecimal."""
 
-    terms: OverrideTable
+    table: OverrideTable
     digest: str
     loaded_at: datetime
 
 
-class _Fault(Exception):
-    def __init__(self, place: Place, message: str) -> None:
+class _InvalidValue(Exception):
+    def __init__(self, path: KeyPath, message: str) -> None:
         super().__init__(message)
-        self.place = place
+        self.path = path
         self.message = message
 
 
-def load_policy_file(path: Path, settings: OrchestratorSettings) -> PolicyFile:
-    """Raises InvalidRequest, naming file, line, key, value and limit."""
+def load_policy_file(path: Path, settings: PolicySettings) -> PolicyFile:
+    """Raises InvalidRequest, which names file, line, key, value and limit."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InvalidRequest("policy_file", path, "a file", f"{path}: {error.strerror}") from None
     rules = read_rules(raw, path.name, settings)
-    return PolicyFile(OverrideTable(settings.defaults_with, rules), hashlib.sha256(raw).hexdigest(), datetime.now(UTC))
+    table = OverrideTable(partial(policy_defaults, settings), rules)
+    return PolicyFile(table, hashlib.sha256(raw).hexdigest(), datetime.now(UTC))
 
 
-def read_rules(raw: bytes, name: str, settings: OrchestratorSettings) -> OverrideRules:
-    """Raises InvalidRequest as `load_policy_file`; `name` is what it calls the file."""
+def read_rules(raw: bytes, name: str, settings: PolicySettings) -> OverrideRules:
+    """The rules in `raw`, the content of the file `name`. Raises InvalidRequest like `load_policy_file`."""
     if len(raw) > MAX_BYTES:
         raise InvalidRequest("policy_file", name, f"at most {MAX_BYTES} bytes", f"{name}: more than {MAX_BYTES} bytes")
     try:
         document = read_document(raw.decode("utf-8-sig"))
         return _rules(document, settings)
     except UnicodeDecodeError as error:
-        line, place, message = raw.count(b"\n", 0, error.start) + 1, "encoding", "not UTF-8"
-    except BadYaml as error:
-        line, place, message = error.line, "YAML", str(error)
-    except _Fault as fault:
-        line, place, message = document.line(fault.place), _told(fault.place), fault.message
-    raise InvalidRequest("policy_file", f"{name}:{line}", message, f"{name}:{line}: {place}: {message}")
+        line, where, message = raw.count(b"\n", 0, error.start) + 1, "encoding", "not UTF-8"
+    except InvalidYaml as error:
+        line, where, message = error.line, "YAML", str(error)
+    except _InvalidValue as error:
+        line, where, message = document.line(error.path), _key_text(error.path), error.message
+    raise InvalidRequest("policy_file", f"{name}:{line}", message, f"{name}:{line}: {where}: {message}")
 
 
-def _rules(document: Document, settings: OrchestratorSettings) -> OverrideRules:
+def _rules(document: Document, settings: PolicySettings) -> OverrideRules:
     try:
-        file = FilePart.model_validate({} if document.data is None else document.data)
+        file = PolicyFileMapping.model_validate({} if document.data is None else document.data)
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda each: document.line(each["loc"]))
-        raise _Fault(
-            first["loc"], f"{_WORDS.get(first['type'], first['msg'])} (it is {reprlib.repr(first['input'])})"
-        ) from None
+        message = f"{_MESSAGES.get(first['type'], first['msg'])} (it is {reprlib.repr(first['input'])})"
+        raise _InvalidValue(first["loc"], message) from None
     everyone = _level(file, (), settings)
     models, tenants = (
         {name: _level(level, (kind, name), settings) for name, level in levels.items()}
@@ -92,32 +93,32 @@ def _rules(document: Document, settings: OrchestratorSettings) -> OverrideRules:
     return OverrideRules(everyone, models, tenants)
 
 
-def _level(level: LevelPart, place: Place, settings: OrchestratorSettings) -> OverrideLevel:
+def _level(level: LevelMapping, path: KeyPath, settings: PolicySettings) -> OverrideLevel:
     bands = tuple(
-        OverrideBand(band.up_to_tokens, _changes(band, (*place, "bands", i), settings))
+        OverrideBand(band.up_to_tokens, _changes(band, (*path, "bands", i), settings))
         for i, band in enumerate(level.bands)
     )
-    if found := misplaced(bands):
+    if found := invalid_band(bands):
         i, limit = found
-        raise _Fault((*place, "bands", i, "up_to_tokens"), f"must be {limit} (it is {bands[i].up_to_tokens})")
-    return OverrideLevel(_changes(level, place, settings), bands)
+        raise _InvalidValue((*path, "bands", i, "up_to_tokens"), f"must be {limit} (it is {bands[i].up_to_tokens})")
+    return OverrideLevel(_changes(level, path, settings), bands)
 
 
-def _changes(part: KeysPart, place: Place, settings: OrchestratorSettings) -> Override:
-    """Each key is checked alone, beside settings that the file cannot change: so it holds in any combination."""
-    given = {name: getattr(part, name) for name in KEYS if name in part.model_fields_set}
-    for name, value in given.items():
-        with _placed((*place, name)):
-            settings.defaults_with({name: value})
-    budget = part.budget.model_dump(exclude_unset=True)
+def _changes(mapping: KeysMapping, path: KeyPath, settings: PolicySettings) -> Override:
+    """Checks each key alone against settings that no file can change. So every combination of keys is valid too."""
+    changes = {name: getattr(mapping, name) for name in KEYS if name in mapping.model_fields_set}
+    for name, value in changes.items():
+        with _naming((*path, name)):
+            policy_defaults(settings, {name: value})
+    budget = mapping.budget.model_dump(exclude_unset=True)
     for name, value in budget.items():
-        with _placed((*place, "budget", name)):
+        with _naming((*path, "budget", name)):
             _check_limit(Budget(**{name: value}), settings)
-    return Override(given, budget)
+    return Override(changes, budget)
 
 
-def _check_limit(budget: Budget, settings: OrchestratorSettings) -> None:
-    """Raise InvalidRequest for a limit below the windows: it would refuse callers who asked for nothing."""
+def _check_limit(budget: Budget, settings: PolicySettings) -> None:
+    """Raise InvalidRequest for a limit below the windows: it would refuse callers who set no budget."""
     tokens, least = settings.window, max(settings.window, settings.kv_window + 2)
     if budget.max_prompt_tokens is not None and budget.max_prompt_tokens < tokens:
         raise InvalidRequest("budget.max_prompt_tokens", budget.max_prompt_tokens, f">= {tokens} (window)")
@@ -126,14 +127,15 @@ def _check_limit(budget: Budget, settings: OrchestratorSettings) -> None:
 
 
 @contextmanager
-def _placed(place: Place) -> Iterator[None]:
+def _naming(path: KeyPath) -> Iterator[None]:
+    """Adds the key to an InvalidRequest from inside."""
     try:
         yield
     except InvalidRequest as error:
-        raise _Fault(place, f"must be {error.limit} (it is {error.value})") from None
+        raise _InvalidValue(path, f"must be {error.limit} (it is {error.value})") from None
 
 
-def _told(place: Place) -> str:
-    """`bands[1].capacity`"""
-    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if part != "[key]")
+def _key_text(path: KeyPath) -> str:
+    """For example `bands[1].capacity`."""
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path if part != "[key]")
     return parts.removeprefix(".") or "the file"

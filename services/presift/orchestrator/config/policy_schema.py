@@ -1,7 +1,7 @@
-"""The keys of a policy file, their types and ranges. `policy_file` reads and checks what hangs together.
+"""The keys of a policy file with their types and ranges. `policy_file` checks how values fit together.
 
-Most are orchestrator settings by their own names, types and ranges: a setting that learns to say more (a capacity
-`auto`, say) does so here too. Windows, pools and kernels are no such keys: they hold for all requests.
+Most keys are orchestrator settings with the same name, type and range. Windows, pools and kernels are not keys: they
+are the same for all requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
-from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.config.policy_settings import PolicySettings
 from presift.orchestrator.domain.request import TENANT_PATTERN
 
 KEYS = (
@@ -27,12 +27,12 @@ KEYS = (
 )
 
 
-class _Part(BaseModel):
+class _Mapping(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class BudgetPart(_Part):
-    """Types alone: `Budget` knows the ranges."""
+class BudgetMapping(_Mapping):
+    """Types only; `Budget` checks the ranges."""
 
     max_prompt_tokens: Annotated[int, Strict()] = 0
     max_kv_tokens: Annotated[int, Strict()] = 0
@@ -41,31 +41,31 @@ class BudgetPart(_Part):
     strict: Annotated[bool, Strict()] = False
 
 
-class PlainPart(_Part):
-    budget: BudgetPart = BudgetPart()
+class WithBudget(_Mapping):
+    budget: BudgetMapping = BudgetMapping()
 
 
-def _as_in_settings(name: str) -> Any:
-    """The setting's own type and range; unset unless given. Numbers are numbers: no text, no truth values."""
-    field = OrchestratorSettings.model_fields[name]
+def _field_of_setting(name: str) -> Any:
+    """The setting's type and range, optional. Numbers must be YAML numbers, not text or booleans."""
+    field = PolicySettings.model_fields[name]
     is_enum = isinstance(field.annotation, type) and issubclass(field.annotation, Enum)
     return Annotated[(field.annotation, *field.metadata, Strict(not is_enum))], None
 
 
 if TYPE_CHECKING:
-    KeysPart = PlainPart
+    KeysMapping = WithBudget
 else:
-    KeysPart = create_model("KeysPart", __base__=PlainPart, **{name: _as_in_settings(name) for name in KEYS})
+    KeysMapping = create_model("KeysMapping", __base__=WithBudget, **{name: _field_of_setting(name) for name in KEYS})
 
 
-class BandPart(KeysPart):
+class BandMapping(KeysMapping):
     up_to_tokens: Annotated[int, Strict()] | None = None
 
 
-class LevelPart(KeysPart):
-    bands: tuple[BandPart, ...] = ()
+class LevelMapping(KeysMapping):
+    bands: tuple[BandMapping, ...] = ()
 
 
-class FilePart(LevelPart):
-    models: dict[Annotated[str, Field(min_length=1)], LevelPart] = Field(default_factory=dict)
-    tenants: dict[Annotated[str, Field(pattern=TENANT_PATTERN)], LevelPart] = Field(default_factory=dict)
+class PolicyFileMapping(LevelMapping):
+    models: dict[Annotated[str, Field(min_length=1)], LevelMapping] = Field(default_factory=dict)
+    tenants: dict[Annotated[str, Field(pattern=TENANT_PATTERN)], LevelMapping] = Field(default_factory=dict)

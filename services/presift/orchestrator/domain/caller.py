@@ -1,4 +1,4 @@
-"""Who calls: a tenant and its limits, put where the servicer finds it. Knows neither keys nor gRPC."""
+"""The caller of a request: a tenant and its limits. Knows neither API keys nor gRPC."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from presift.core.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a tenant may use, over all orchestrators; None is without a limit. Raises InvalidRequest.
+    """What a tenant may use over all orchestrators; None means unlimited. Raises InvalidRequest.
 
-    `tokens_per_minute`: prompt tokens and generated tokens; `concurrency`: calls at once.
+    `tokens_per_minute` counts prompt tokens and generated tokens; `concurrency` counts simultaneous requests.
     """
 
     tokens_per_minute: int | None = None
@@ -26,25 +26,25 @@ class Limits:
             if value is not None and value < 1:
                 raise InvalidRequest(name, value, ">= 1")
 
-    def over(self, beneath: Limits) -> Limits:
-        """These, completed by others."""
+    def or_default(self, default: Limits) -> Limits:
+        """These limits, with the unset ones taken from `default`."""
         return Limits(
-            beneath.tokens_per_minute if self.tokens_per_minute is None else self.tokens_per_minute,
-            beneath.concurrency if self.concurrency is None else self.concurrency,
+            default.tokens_per_minute if self.tokens_per_minute is None else self.tokens_per_minute,
+            default.concurrency if self.concurrency is None else self.concurrency,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`tenant` is proven where `authenticated`; else it is what the caller says, None where it says nothing."""
+    """`tenant` is proven if `authenticated`; otherwise it is what the caller claims, None if it names no tenant."""
 
     tenant: str | None = None
     limits: Limits = Limits()
     authenticated: bool = False
 
     def salt(self, deployment_salt: str) -> str:
-        """The namespace of all that is kept of this caller's requests: the tenant's own where it is proven, else the
-        deployment's. No caller can choose or know another's."""
+        """The namespace of everything that is cached for this caller: derived from the tenant if it is proven,
+        otherwise the deployment's. No caller can choose or learn another tenant's namespace."""
         if not self.authenticated or self.tenant is None:
             return deployment_salt
         return hmac.new(deployment_salt.encode(), self.tenant.encode(), hashlib.sha256).hexdigest()
@@ -54,10 +54,10 @@ _CURRENT: ContextVar[Caller | None] = ContextVar("presift_caller", default=None)
 
 
 def current_caller() -> Caller | None:
-    """Whose call this is; None where callers are not asked who they are."""
+    """The authenticated caller of the current task; None if authentication is off."""
     return _CURRENT.get()
 
 
 def set_current_caller(caller: Caller) -> None:
-    """This call, until its task ends, is `caller`'s."""
+    """Set the caller of the current task."""
     _CURRENT.set(caller)

@@ -1,4 +1,4 @@
-"""What the pipeline needs of the other services, as protocols: gRPC in production, fakes in tests."""
+"""What the orchestrator needs from the other services, as protocols: gRPC in production, fakes in tests."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
-from presift.core.generation import EngineLoad as TargetLoad
-from presift.core.generation import FinishReason, Sampling
+from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
+from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.rpc.deadline import Deadline
 from presift.rpc.pool.replica import ReplicaStatus
-
-# Re-exported; the other names are defined here.
-__all__ = ["FinishReason", "TargetLoad"]
 
 
 class MaskRejected(DraftUnavailable):
-    """What the draft answered cannot be used: no mask, or one that does not keep what it must."""
+    """The draft's answer cannot be used: it has no mask, or one that drops tokens that must be kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """What the draft said. `importance`: float32[prompt_tokens], only if asked for; with it `mass`, what coverage is a
-    share of: float32[prompt_tokens], None from a draft that does not tell. `queue_ms`: how long the draft let it wait.
+    """The draft's answer.
+
+    `importance`: float32[prompt_tokens], only if requested. With it `mass`: float32[prompt_tokens], the attention mass
+    that coverage is a share of, None if the draft does not report it. `queue_ms`: time in the draft's queue.
     """
 
     prompt: CompressedPrompt
@@ -45,10 +45,10 @@ class Draft(Protocol):
 
     @property
     def width(self) -> int:
-        """How many prompts can be scored at once: the replicas that can be asked."""
+        """How many prompts can be scored at once: the number of usable replicas."""
         ...
 
-    def standings(self) -> list[ReplicaStatus]: ...
+    def statuses(self) -> list[ReplicaStatus]: ...
 
     async def info(self) -> ModelInfo: ...
 
@@ -67,9 +67,9 @@ class Draft(Protocol):
 class Usage:
     """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
 
-    `replica` names the process that answered. The five before it are of routes that drop KV: whether the compressed
-    entry was found, the time spent on choosing and on copying, the share of the scoring queries' attention on what
-    was kept (None where nothing was scored), and what was kept, where that was asked for and chosen in this call.
+    `replica` names the process that answered. The five fields before it concern routes that drop KV: whether the
+    compressed entry was found, the time to select and to copy, the share of the scoring queries' attention on the kept
+    pairs (None if nothing was scored), and the kept pairs, if requested and selected in this call.
     """
 
     prompt_tokens: int
@@ -84,13 +84,13 @@ class Usage:
     coverage: float | None = None
     kv_mask: KvMask | None = None
     replica: str = ""
-    load: TargetLoad | None = None
+    load: EngineLoad | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """The target's model, the routes that its running engine supports, and why it does not support others; the process
-    that said so."""
+    """The target's model, the routes that its running engine supports, why it does not support the others, and the
+    process that reports this."""
 
     model: ModelInfo
     supported: frozenset[Route]
@@ -102,34 +102,46 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRef:
-    """Where a request goes: a replica by its name, and the key by which another is chosen where that one cannot."""
+    """A replica by its name, empty for any, and the affinity key that chooses another one if it fails."""
 
-    replica: str = ""
+    name: str = ""
     key: str = ""
 
 
 ANY_REPLICA = ReplicaRef()
 
 
+class AnswerCall(Protocol):
+    """One answer of a target."""
+
+    def events(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
+        """New token ids as they arrive, then exactly one Usage. To be read in a task that is never cancelled, as
+        `read_ahead` does; `cancel` ends it."""
+        ...
+
+    def read_ahead(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
+        """The same, read in a task of its own; closing the generator aborts the request."""
+        ...
+
+    def cancel(self) -> None:
+        """Abort the request."""
+        ...
+
+
 class Target(Protocol):
     """A target service. Raises TargetUnavailable, Overloaded, DeadlineExceeded, InvalidRequest or RouteUnsupported.
 
-    What fails once tokens have come carries their number in `details`: `delivered_tokens`.
+    An error after the first token carries the number of tokens in its `details`: `delivered_tokens`.
     """
 
-    def standings(self) -> list[ReplicaStatus]: ...
+    def statuses(self) -> list[ReplicaStatus]: ...
 
-    @property
-    def has_choice(self) -> bool:
-        """Whether there may be several replicas."""
+    def replicas(self, tokens: TokenizedPrompt) -> Sequence[ReplicaRef]:
+        """The replicas that may answer this prompt, the one with its affinity first; empty if none can be reached."""
         ...
 
-    def seats(self, key: str) -> Sequence[ReplicaRef]:
-        """At which replicas a request of this key may be answered, its own first; empty where none can be asked."""
-        ...
-
-    def holding(self, seat: ReplicaRef) -> AbstractContextManager[None]:
-        """The seat counts as taken until the block ends, by a request that is not there yet."""
+    def holding(self, replica: ReplicaRef) -> AbstractContextManager[None]:
+        """Count a request that is still on its way to the replica, until the block ends."""
         ...
 
     async def info(self) -> TargetInfo: ...
@@ -139,16 +151,14 @@ class Target(Protocol):
         token_ids: NDArray[np.uint32],
         sampling: Sampling,
         cache_salt: str,
-        timeout_s: float | None,
+        deadline: Deadline,
         kv_plan: KvPlan | None = None,
         *,
-        at: ReplicaRef = ANY_REPLICA,
-    ) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
-        """New token ids as they come, then exactly one Usage. Closing the iterator aborts the request."""
+        replica: ReplicaRef = ANY_REPLICA,
+    ) -> AnswerCall:
+        """A call that begins when its events are read."""
         ...
 
-    async def prefill(
-        self, token_ids: NDArray[np.uint32], cache_salt: str, timeout_s: float | None, at: ReplicaRef = ANY_REPLICA
-    ) -> None:
+    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Read a prompt into the radix cache; returns when it is there. Cancelling aborts it."""
         ...

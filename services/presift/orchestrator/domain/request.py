@@ -1,4 +1,4 @@
-"""What a caller asked for, as values. Parsed from the wire by the servicer; nothing here knows gRPC."""
+"""What a caller asked for, as values. Built by the API codecs; knows neither gRPC nor HTTP."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
-from presift.core.policies import KvSelection
+from presift.core.policies import POLICIES, KvSelection
 from presift.core.spans import Span
-from presift.orchestrator.domain.caller import Caller, Limits
-
-# Re-exported; the other names are defined here.
-__all__ = ["Sampling"]
+from presift.orchestrator.domain.caller import Limits
 
 ROLES = ("system", "user", "assistant", "tool")
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -101,6 +98,18 @@ class TokenIds:
 
 
 Prompt = Chat | Text | TokenIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedPrompt:
+    """A prompt as the target would read it: `ids` uint32[n]; `protected` spans in canonical form; no text.
+
+    `salt` is the namespace of its tenant: nothing made from this prompt is found by requests with another salt.
+    """
+
+    ids: NDArray[np.uint32]
+    protected: tuple[Span, ...]
+    salt: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +219,14 @@ class Request:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.route is Route.SPEC_KV_PC and self.kv.selection is KvSelection.DRAFT_MASK:
+        if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
 
-    def of(self, caller: Caller, deployment_salt: str) -> Request:
-        """The one place that says whose a request is, whatever door it came by."""
-        return replace(self, tenant=caller.tenant, salt=caller.salt(deployment_salt), limits=caller.limits)
+    def _compresses_first(self) -> bool:
+        """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""
+        policy = None if self.route is None else POLICIES.get(self.route)
+        return policy is not None and policy.drops_kv and not policy.reads_whole_prompt

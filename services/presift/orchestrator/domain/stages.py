@@ -1,4 +1,4 @@
-"""Stages of a request in the orchestrator: each is a span of its trace, and its time a value of the histogram."""
+"""Stages of a request: each is a span of its trace and a sample of the stage-duration histogram."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from presift.telemetry.tracing import span
 
 @contextmanager
 def stage(name: str) -> Iterator[Span]:
-    """A stage, until the block ends; its time is told however that is."""
+    """Trace and time the block as stage `name`. The time is recorded even if the block fails."""
     started = time.perf_counter()
     with span(name) as current:
         try:

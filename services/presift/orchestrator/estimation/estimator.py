@@ -1,27 +1,29 @@
-"""Economy: what this orchestrator has seen of costs, so that the next request is routed on what it will really cost.
+"""Online cost estimates from observed requests.
 
-Learns from every answer: the stages' speeds, what the target's cache holds, which prompts are compressed already, and
-what of our own is under way. It does not see other orchestrators' traffic, but through the timings.
+Learns from every answer: the cost curves of the stages, the contents of the target's cache, and which prompts are
+compressed already. It also tracks this orchestrator's pending work. It sees the traffic of other orchestrators only
+through timings and through the load that targets report.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from presift.core.plan import ModelInfo, Route
+from presift.core.plan import ModelInfo
 from presift.core.policies import Policy
 from presift.orchestrator.domain.ports import Usage
 from presift.orchestrator.estimation.block_hash import BlockHashes
 from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.estimation.observation import AnswerObservation, learn
-from presift.orchestrator.estimation.pending_work import PendingWork
+from presift.orchestrator.estimation.pending_work import PendingWork, WorkItem
 from presift.orchestrator.estimation.perf_model import PerfModel, StageCost, calibrate
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.estimation.target_load import TargetLoads
@@ -30,57 +32,45 @@ from presift.orchestrator.routing.cost_model import QueuedWork, RunningAnswer, S
 from presift.orchestrator.routing.decision import CacheOutcome, Plan
 
 KEPT_PROMPTS = 1024
-# A replica that gave none of these is not there any more.
+# A replica that gave none of the last answers is taken to be gone.
 _LAST_ANSWERS = 32
-# Of one prompt: a caller who varies the budget must not fill the memory.
+# Policies per prompt: a caller who varies the budget must not fill the memory.
 _KEPT_POLICIES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A compressed prompt that was made: the blocks of what is read of it; where KV is dropped, its entry's name."""
+class _Compressed:
+    """A compressed prompt that exists: the block hashes of its tokens, and the name of its KV entry, if it has one."""
 
     blocks: tuple[int, ...]
     entry: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What an outlook is made of beside the places: the prompt and what was compressed of it, what waits and is under
-    way there, `own` requests."""
-
-    chain: BlockHashes
-    known: dict[Policy, _Known]
-    load: QueuedWork
-    own: int
-    answers: tuple[RunningAnswer, ...]
-
-
 class CostEstimator:
-    """`learns` False keeps the speeds at their seeds. `reads_beside`: the target reads while the draft works. `drafts`:
-    how many can work at once."""
+    """`learns` False keeps the cost curves at their seeds. `prefills`: the target reads while the draft works.
+    `draft_width` returns how many prompts the drafts can score at once."""
 
     def __init__(
         self,
-        prefixes: PrefixIndex | None = None,
+        prefix_index: PrefixIndex | None = None,
         *,
         learns: bool = True,
-        reads_beside: bool = False,
+        prefills: bool = False,
         loads: TargetLoads | None = None,
-        drafts: Callable[[], int] = lambda: 1,
+        draft_width: Callable[[], int] = lambda: 1,
     ) -> None:
-        self._prefixes = PrefixIndex() if prefixes is None else prefixes
+        self._prefixes = PrefixIndex() if prefix_index is None else prefix_index
         self._learns = learns
-        self._reads_beside = reads_beside
-        self._book = PerfModel()
-        self._compressed: OrderedDict[int, dict[Policy, _Known]] = OrderedDict()
-        self._answered_last: dict[str, deque[str]] = {}
-        self._drafts = drafts
+        self._prefills = prefills
+        self._perf = PerfModel()
+        self._compressed: LRUCache[int, dict[Policy, _Compressed]] = LRUCache(KEPT_PROMPTS)
+        self._last_replicas: dict[str, deque[str]] = {}
+        self._draft_width = draft_width
         self.drafting, self.reading = PendingWork(), PendingWork()
-        self._readings: dict[str, PendingWork] = {}
+        self._reading_at: dict[str, PendingWork] = {}
         self.loads = TargetLoads() if loads is None else loads
 
-    def outlook(
+    def state(
         self,
         ids: NDArray[np.uint32],
         target: ModelInfo,
@@ -88,18 +78,22 @@ class CostEstimator:
         spent_ms: float = 0.0,
         *,
         salt: str = "",
+        replica: str = "",
     ) -> SystemState:
-        """What the routes of this prompt are to be predicted from. Of several replicas behind one address nobody can
-        tell which will answer: so that which holds the least of the prompt, or is the fullest. `spent_ms` since the
-        request's arrival; `salt` says whose it is.
-        """
-        replicas = dict.fromkeys(self._answered_last.get(location_of(target), ("",)))
-        chain = self._prefixes.chain(ids, salt)
-        seen = self._seen(chain, self.reading, self.loads.answers, spent_ms)
-        drafting = "" if draft is None else location_of(draft)
-        return min((self._outlook(seen, (drafting, location_of(target, each))) for each in replicas), key=_least)
+        """The snapshot to predict the routes of this prompt from, at a replica of the target.
 
-    def outlooks(
+        Without a replica's name several may answer behind one address: the snapshot is that of the replica that holds
+        least of the prompt, or is fullest. `spent_ms` counts from the request's arrival; `salt` is its tenant's.
+        """
+        if replica:
+            return self.states(ids, target, draft, (replica,), spent_ms, salt=salt)[replica]
+        replicas = dict.fromkeys(self._last_replicas.get(location_of(target), ("",)))
+        hashes, queue, answers = self._prefixes.hashes_of(ids, salt), self.reading, self.loads.answers
+        drafting = "" if draft is None else location_of(draft)
+        locations = [(drafting, location_of(target, each)) for each in replicas]
+        return min((self._state(hashes, each, queue, answers, spent_ms) for each in locations), key=_least_useful)
+
+    def states(
         self,
         ids: NDArray[np.uint32],
         target: ModelInfo,
@@ -109,147 +103,154 @@ class CostEstimator:
         *,
         salt: str = "",
     ) -> dict[str, SystemState]:
-        """The same at each of these replicas of the target, which can be addressed one by one."""
-        chain, drafting = self._prefixes.chain(ids, salt), "" if draft is None else location_of(draft)
-        idle, found = self._seen(chain, PendingWork(), (), spent_ms), {}  # most replicas are, and look alike
+        """The snapshot at each of these replicas of the target, which can be addressed one by one."""
+        hashes, drafting = self._prefixes.hashes_of(ids, salt), "" if draft is None else location_of(draft)
+        idle, states = PendingWork(), {}
         for replica in replicas:
-            queue = self._readings.get(replica) if replica else self.reading
+            queue = self._reading_at.get(replica, idle) if replica else self.reading
             answers = self.loads.answers_at(replica)
-            seen = idle
-            if answers or queue is not None:
-                seen = self._seen(chain, queue or PendingWork(), answers, spent_ms, idle.known)
-            found[replica] = self._outlook(seen, (drafting, location_of(target, replica)))
-        return found
+            states[replica] = self._state(hashes, (drafting, location_of(target, replica)), queue, answers, spent_ms)
+        return states
 
-    def reading_at(self, replica: str) -> PendingWork:
-        """What is under way at a replica that was chosen; without a name, at the target."""
+    def pending_at(self, replica: str) -> PendingWork:
+        """The pending work of a replica; without a name, that of the target as a whole."""
         if not replica:
             return self.reading
-        if replica not in self._readings:  # who has left is forgotten
-            self._readings = {name: queue for name, queue in self._readings.items() if len(queue)}
-        return self._readings.setdefault(replica, PendingWork())
+        if replica not in self._reading_at:  # idle replicas are dropped, as they may be gone
+            self._reading_at = {name: queue for name, queue in self._reading_at.items() if len(queue)}
+        return self._reading_at.setdefault(replica, PendingWork())
 
-    def _seen(
+    def _state(
         self,
-        chain: BlockHashes,
-        reading: PendingWork,
+        hashes: BlockHashes,
+        locations: tuple[str, str],
+        queue: PendingWork,
         answers: tuple[RunningAnswer, ...],
         spent_ms: float,
-        known: dict[Policy, _Known] | None = None,
-    ) -> _Seen:
-        load = QueuedWork(self.drafting.wait_ms / max(1, self._drafts()), reading.wait_ms, spent_ms)
-        known = self._compressed.get(chain.name, {}) if known is None else known
-        return _Seen(chain, known, load, len(reading), answers)
-
-    def _outlook(self, seen: _Seen, places: tuple[str, str]) -> SystemState:
-        drafting, reading = places
-        known = seen.known
-        load, others_ms = seen.load, self.loads.others_ms(reading, seen.own)
+    ) -> SystemState:
+        drafting, reading = locations
+        known = self._compressed.get(hashes.name, {})
+        target_ms = queue.wait_ms + self.loads.other_wait_ms(reading, len(queue))
         expected = self._prefixes.expected_of
         return SystemState(
-            speeds=self._book.speeds(drafting, reading),
-            load=replace(load, target_ms=load.target_ms + others_ms) if others_ms else load,
-            cached_tokens=self._prefixes.expected(reading, seen.chain),
+            costs=self._perf.costs(drafting, reading),
+            queued=QueuedWork(self.drafting.wait_ms / max(1, self._draft_width()), target_ms, spent_ms),
+            cached_tokens=self._prefixes.expected(reading, hashes),
             compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
             entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
-            reads_beside=self._reads_beside,
+            prefills=self._prefills,
             free_kv_tokens=self.loads.free_kv_tokens(reading),
-            answers=seen.answers,
+            answers=answers,
         )
 
-    def learnt(self) -> list[StageCost]:
-        """The speeds that rest on observations."""
-        return self._book.learnt()
+    def learned(self) -> list[StageCost]:
+        """The stage costs that rest on observations."""
+        return self._perf.learned()
 
-    def calibrated(self, stage: str, place: str, timings: Iterable[tuple[TokenWork, float]]) -> None:
-        """Learn from timings that were no answers to anybody."""
+    def calibrate(self, stage: str, location: str, timings: Iterable[tuple[TokenWork, float]]) -> None:
+        """Learn from timings of made-up prompts: (work, milliseconds)."""
         if self._learns:
-            calibrate(self._book, stage, place, timings)
+            calibrate(self._perf, stage, location, timings)
 
     @contextmanager
     def compressing(
         self, ids: NDArray[np.uint32], choice: RouteChoice, salt: str = "", replica: str = ""
     ) -> Iterator[None]:
-        """A prompt is being compressed, until the block ends: the draft works, and the target (its `replica`) where it
-        reads beside it; once for all who ask for the same."""
-        name, found = self._prefixes.chain(ids, salt).name, choice.forecast
-        with ExitStack() as turns:
-            if found is not None and found.draft_work_ms and choice.policy is not None:
-                turns.enter_context(self.drafting.working(found.draft_work_ms, (name, choice.policy.canonical())))
-            if found is not None and found.beside_work_ms:
-                turns.enter_context(self.reading_at(replica).working(found.beside_work_ms, name))
+        """Count the draft's work for a prompt, and the prefill at the target's `replica`, until the block ends.
+
+        Requests for the same compressed prompt count once.
+        """
+        name, forecast = self._prefixes.hashes_of(ids, salt).name, choice.forecast
+        with ExitStack() as pending:
+            if forecast is not None and forecast.draft_work_ms and choice.policy is not None:
+                key = name, choice.policy.canonical()
+                pending.enter_context(self.drafting.working(forecast.draft_work_ms, key))
+            if forecast is not None and forecast.prefill_work_ms:
+                pending.enter_context(self.pending_at(replica).working(forecast.prefill_work_ms, name))
             yield
 
-    def drafted(self, ids: NDArray[np.uint32], plan: Plan) -> None:
-        """This prompt was compressed, or found to be."""
+    @contextmanager
+    def answering(self, plan: Plan, max_new_tokens: int) -> Iterator[WorkItem]:
+        """Count an answer until the block ends: its KV slots, and the work before its first token until `done`."""
+        forecast, replica = plan.decision.forecast, plan.replica.name
+        step_ms = 0.0 if forecast is None else forecast.step_ms
+        work_ms = 0.0 if forecast is None else forecast.target_work_ms
+        with (
+            self.loads.answering(step_ms * max_new_tokens, plan.decision.kv_tokens, replica),
+            self.pending_at(replica).working(work_ms) as reading,
+        ):
+            yield reading
+
+    def record_compressed(self, ids: NDArray[np.uint32], plan: Plan) -> None:
+        """The compressed prompt of this plan exists now."""
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheOutcome.NOT_USED:
             return
-        chain = self._prefixes.chain(ids, plan.salt)
-        blocks = tuple(self._prefixes.chain(plan.read_ids, plan.salt)) if plan.decision.route is Route.SPEC_PC else ()
-        known = self._compressed.setdefault(chain.name, {})
-        known.pop(policy.canonical(), None)  # to the end, as the latest
-        known[policy.canonical()] = _Known(blocks, self._entry(plan))
+        hashes, canonical = self._prefixes.hashes_of(ids, plan.salt), policy.canonical()
+        blocks: tuple[int, ...] = ()
+        if policy.prompt_stage is not None and policy.kv_stage is None:
+            blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.salt))
+        known = self._compressed.pop(hashes.name, {})
+        known.pop(canonical, None)  # to the end of the order, as the latest
+        known[canonical] = _Compressed(blocks, self._entry_name(plan))
         if len(known) > _KEPT_POLICIES:
             del known[next(iter(known))]
-        self._compressed.move_to_end(chain.name)
-        while len(self._compressed) > KEPT_PROMPTS:
-            self._compressed.popitem(last=False)
+        self._compressed[hashes.name] = known
 
-    def observe(self, answered: AnswerObservation) -> None:
-        """Learn from an answer."""
-        usage, target = answered.usage, answered.plan.decision.target
-        self._answered_last.setdefault(location_of(target), deque(maxlen=_LAST_ANSWERS)).append(usage.replica)
-        self.loads.heard(location_of(target, usage.replica), usage.load, usage.ttft_ms if answered.was_alone else None)
+    def observe(self, answer: AnswerObservation) -> None:
+        """Learn from an answer to a caller."""
+        usage, target = answer.usage, answer.plan.decision.target
+        self._last_replicas.setdefault(location_of(target), deque(maxlen=_LAST_ANSWERS)).append(usage.replica)
+        reading_ms = usage.ttft_ms if answer.was_alone else None
+        self.loads.record(location_of(target, usage.replica), usage.load, reading_ms)
         if self._learns:
-            self._learn(answered)
-        self.observe_prefix(answered.plan, usage, answered.token_ids, answered.began)
+            hashes = self._prefixes.hashes_of(answer.plan.read_ids, answer.plan.salt)
+            learn(self._perf, answer, self._prefixes.expected(location_of(target, usage.replica), hashes))
+        self.observe_prefix(answer.plan, usage, answer.token_ids, answer.began)
 
     @property
     def now(self) -> int:
-        """A mark in the order of what was read, for `began`."""
+        """A mark in the order of what targets read, for `began`."""
         return self._prefixes.now
 
     def observe_prefix(self, plan: Plan, usage: Usage, token_ids: Sequence[int], began: float) -> None:
-        """Learn what the target's cache holds from an answer, `token_ids`, a caller's or not; `began`: `now` when it
-        was asked for."""
-        key, chain = location_of(plan.decision.target, usage.replica), self._prefixes.chain(plan.read_ids, plan.salt)
-        was_read_here = plan.decision.prefill_ms == 0.0 and not usage.reused_entry and not plan.decision.continued
-        if was_read_here:
-            self._prefixes.learn(key, chain, usage.cached_tokens, began)
-        if plan.kv_plan is None:
-            # The last token of an answer was never read.
-            ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
-            chain = self._prefixes.chain(ids, plan.salt)
-            self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
-            return
-        was_read = was_read_here or plan.decision.prefill_ms > 0.0 or plan.decision.continued
-        if plan.kv_plan.keep_full_prefix and was_read:
-            self._prefixes.remember(key, chain, usage.cached_tokens if was_read_here else 0)
-        self._observe_entry(key, plan, usage, began)
+        """Learn the contents of the target's cache from an answer, `token_ids`, to a caller or to a shadow request.
 
-    def _observe_entry(self, key: str, plan: Plan, usage: Usage, began: float) -> None:
-        name = self._entry(plan)
+        `began` is `now` as it was when the answer was requested.
+        """
+        location = location_of(plan.decision.target, usage.replica)
+        hashes, decision = self._prefixes.hashes_of(plan.read_ids, plan.salt), plan.decision
+        was_read_here = decision.prefill_ms == 0.0 and not usage.reused_entry and not decision.continued
+        cached_tokens = usage.cached_tokens if was_read_here else 0
+        if was_read_here:
+            self._prefixes.record_cached(location, hashes, usage.cached_tokens, began)
+        if plan.kv_plan is None:
+            # The last token of an answer is never read.
+            ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
+            self._prefixes.record_read(location, self._prefixes.hashes_of(ids, plan.salt), cached_tokens)
+            return
+        was_read = was_read_here or decision.prefill_ms > 0.0 or decision.continued
+        if plan.kv_plan.keep_full_prefix and was_read:
+            self._prefixes.record_read(location, hashes, cached_tokens)
+        self._observe_entry(location, plan, usage, began)
+
+    def _observe_entry(self, location: str, plan: Plan, usage: Usage, began: float) -> None:
+        name = self._entry_name(plan)
         if name is None:
             return
-        self._prefixes.learn_entry(key, name, was_found=usage.reused_entry, began=began)
+        self._prefixes.record_entry_lookup(location, name, was_found=usage.reused_entry, began=began)
         if usage.reused_entry or usage.publish_ms > 0.0:
-            self._prefixes.remember_entry(key, name, 0 if usage.reused_entry else usage.kv_tokens)
+            self._prefixes.record_entry_use(location, name, 0 if usage.reused_entry else usage.kv_tokens)
 
-    def _learn(self, answered: AnswerObservation) -> None:
-        plan, replica = answered.plan, answered.usage.replica
-        chain = self._prefixes.chain(plan.read_ids, plan.salt)
-        held = self._prefixes.expected(location_of(plan.decision.target, replica), chain)
-        learn(self._book, answered, held)
+    def _entry_name(self, plan: Plan) -> Hashable:
+        """The name of the compressed entry that the target makes or finds; None, which is never cached, without one.
 
-    def _entry(self, plan: Plan) -> Hashable:
-        """A name for the compressed entry that the target makes or finds; None, which is never held, where it drops no
-        KV. A later turn goes on with the entry of another prompt, which is not known here.
+        A later turn continues the entry of an earlier prompt, which is not known here.
         """
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
-        return self._prefixes.chain(plan.read_ids, plan.salt).name, plan.decision.policy.canonical()
+        return self._prefixes.hashes_of(plan.read_ids, plan.salt).name, plan.decision.policy.canonical()
 
 
-def _least(outlook: SystemState) -> tuple[int, float]:
-    return outlook.cached_tokens, inf if outlook.free_kv_tokens is None else outlook.free_kv_tokens
+def _least_useful(state: SystemState) -> tuple[int, float]:
+    return state.cached_tokens, inf if state.free_kv_tokens is None else state.free_kv_tokens

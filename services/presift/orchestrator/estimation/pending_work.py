@@ -1,59 +1,60 @@
-"""Queues: what of our own is under way at a service, in predicted milliseconds."""
+"""The pending work of one service: this orchestrator's requests there, in predicted milliseconds."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 
-@dataclass(slots=True)
 class WorkItem:
-    """One piece of work; `was_alone` as long as nothing else was under way at any time of it. `of` names what several
-    wait for together."""
+    """One piece of work. `was_alone` stays true as long as nothing else was pending at any time of it. Items with equal
+    keys wait for the same work, which counts once."""
 
-    predicted_ms: float
-    of: Hashable = None
-    was_alone: bool = True
-    is_done: bool = False
+    def __init__(self, owner: PendingWork, predicted_ms: float, key: Hashable, *, was_alone: bool) -> None:
+        self._owner = owner
+        self.predicted_ms = predicted_ms
+        self.key = key
+        self.was_alone = was_alone
+
+    def done(self) -> None:
+        """The work is done. Further calls have no effect."""
+        self._owner.remove(self)
 
 
 class PendingWork:
-    """Work that is under way; it is taken to be done in order. What has a name is done once, whoever waits for it."""
+    """Work that is pending; it is assumed to be done in order."""
 
     def __init__(self) -> None:
-        self._turns: list[WorkItem] = []
+        self._items: list[WorkItem] = []
 
     def __len__(self) -> int:
         return len(self._works_ms)
 
     @property
     def wait_ms(self) -> float:
-        """The work before whoever comes now; the first is half done, on the average."""
+        """The work before a new request; the first piece is half done, on average."""
         works_ms = self._works_ms
         return sum(works_ms) - sum(works_ms[:1]) / 2
 
     @property
     def _works_ms(self) -> list[float]:
         works: dict[Hashable, float] = {}
-        for turn in self._turns:
-            works.setdefault(id(turn) if turn.of is None else (turn.of,), turn.predicted_ms)
+        for item in self._items:
+            works.setdefault(id(item) if item.key is None else (item.key,), item.predicted_ms)
         return list(works.values())
 
     @contextmanager
-    def working(self, predicted_ms: float, of: Hashable = None) -> Iterator[WorkItem]:
-        """A piece of work without its wait, until the block ends or `done` was called."""
-        turn = WorkItem(predicted_ms, of, was_alone=not self._turns)
-        for other in self._turns:
+    def working(self, predicted_ms: float, key: Hashable = None) -> Iterator[WorkItem]:
+        """A piece of work, without its wait, until the block ends or `done` is called."""
+        item = WorkItem(self, predicted_ms, key, was_alone=not self._items)
+        for other in self._items:
             other.was_alone = False
-        self._turns.append(turn)
+        self._items.append(item)
         try:
-            yield turn
+            yield item
         finally:
-            self.done(turn)
+            item.done()
 
-    def done(self, turn: WorkItem) -> None:
-        """This work is done; a second time says nothing."""
-        if not turn.is_done:
-            turn.is_done = True
-            self._turns = [each for each in self._turns if each is not turn]
+    def remove(self, item: WorkItem) -> None:
+        """Remove an item, if it is still pending."""
+        self._items = [each for each in self._items if each is not item]

@@ -1,4 +1,4 @@
-"""How full the orchestrator is, whom it reaches, which routes are off: read when somebody collects metrics."""
+"""The orchestrator's gauges: its load, its replicas, the routes that are switched off. Read at each collection."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Iterable
 
 from presift.cache.build_lock import BuildLock
 from presift.orchestrator.admission.admission import Admission
-from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.pipeline.pipeline import Pipeline
+from presift.orchestrator.pipeline.pipeline import Parts
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.telemetry.gauges import Gauge, Reading, gauge, gauges
 
 
-def gauges_of(pipeline: Pipeline, models: ModelRegistry, lease: BuildLock, allowances: Quotas) -> tuple[Gauge, ...]:
-    """All of the orchestrator's."""
+def gauges_of(parts: Parts, lock: BuildLock) -> tuple[Gauge, ...]:
+    """All gauges of the orchestrator."""
     return (
-        *_of_admission(pipeline.admission),
-        gauge("presift.leases.held", lambda: lease.held, of="draft"),
-        gauge("presift.leases.held", lambda: allowances.running, of="tenant"),
-        gauges("presift.guard.off", lambda: _switches(pipeline.guard)),
-        gauges("presift.replicas", lambda: _replicas(models)),
+        *_of_admission(parts.admission),
+        gauge("presift.leases.held", lambda: lock.held, of="draft"),
+        gauge("presift.leases.held", lambda: parts.quotas.running, of="tenant"),
+        gauges("presift.guard.off", lambda: _routes_off(parts.guard)),
+        gauges("presift.replicas", lambda: _replicas(parts.models)),
     )
 
 
@@ -34,14 +33,14 @@ def _of_admission(admission: Admission) -> tuple[Gauge, ...]:
     )
 
 
-def _switches(guard: QualityGuard) -> Iterable[Reading]:
+def _routes_off(guard: QualityGuard) -> Iterable[Reading]:
     for each in guard.qualities():
         yield float(each.is_off), {"route": each.route.value, "band": str(each.band)}
 
 
 def _replicas(models: ModelRegistry) -> Iterable[Reading]:
-    """Those of a name that has no address yet are none."""
+    """Zero for a DNS name without an address."""
     found = Counter({(role, state): 0 for role in ("draft", "target") for state in ("usable", "unusable")})
-    found.update((each.role, "usable" if each.is_usable else "unusable") for each in models.standings())
+    found.update((each.role, "usable" if each.is_usable else "unusable") for each in models.statuses())
     for (role, state), number in found.items():
         yield float(number), {"role": role, "state": state}

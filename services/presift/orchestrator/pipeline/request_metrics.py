@@ -1,4 +1,4 @@
-"""What the orchestrator tells of its requests, as metrics and on the span of the call: decisions, times, tokens."""
+"""Metrics and span attributes of one request: its decision, times and tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from presift.telemetry.metrics import count, record
 
 
 class RequestMetrics:
-    """One request since its arrival, when this is made."""
+    """Measures one request from its arrival, which is when this object is made."""
 
     def __init__(self, request: Request) -> None:
         self.arrived = time.perf_counter()
@@ -29,8 +29,8 @@ class RequestMetrics:
         self._plan: Plan | None = None
         self._is_whole = False
 
-    def decided(self, plan: Plan) -> None:
-        """There is a decision."""
+    def record_plan(self, plan: Plan) -> None:
+        """The request has its plan."""
         self._plan = plan
         decision, call = plan.decision, trace.get_current_span()
         call.set_attribute("gen_ai.operation.name", self.operation)
@@ -40,24 +40,24 @@ class RequestMetrics:
         for name in ("prompt_tokens", "kept_tokens", "kv_tokens"):
             call.set_attribute(f"presift.{name}", getattr(decision, name))
 
-    def asked_target(self) -> None:
+    def record_target_call(self) -> None:
         """The target is asked for the answer."""
         self._asked = time.perf_counter()
 
-    def answered(self, usage: Usage, ttft_ms: float, total_ms: float) -> None:
-        """The answer is whole; milliseconds since the arrival."""
+    def record_answer(self, usage: Usage, ttft_ms: float, total_ms: float) -> None:
+        """The answer is complete; milliseconds since the arrival."""
         self._is_whole = True
         asked_ms = (self._asked - self.arrived) * 1000
         record("presift.orchestrator.stage.duration", max(0.0, ttft_ms - asked_ms) / 1000, stage="first_token")
         record("presift.orchestrator.stage.duration", (total_ms - ttft_ms) / 1000, stage="decode")
         call = trace.get_current_span()
         call.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
-        if self._plan is not None:  # of which the target read presift.kept_tokens
+        if self._plan is not None:  # the target read presift.kept_tokens of these
             call.set_attribute("gen_ai.usage.input_tokens", self._plan.decision.prompt_tokens)
             record_times(self._plan, self.operation, (ttft_ms, total_ms, usage.completion_tokens))
             record_usage(self._plan.decision, self.operation, usage)
 
-    def ended(self, failure: str) -> None:
+    def record_end(self, failure: str) -> None:
         """The request has ended, with this error unless it was answered."""
         decision = None if self._plan is None else self._plan.decision
         took_s, route = time.perf_counter() - self.arrived, "none" if decision is None else decision.route.value
@@ -71,10 +71,10 @@ class RequestMetrics:
 
 @contextmanager
 def request_metrics(request: Request, deadline: Deadline) -> Iterator[RequestMetrics]:
-    """A request, until the block ends. gRPC cancels what a deadline ends: that is told apart from callers who leave."""
-    measure, failure = RequestMetrics(request), "CANCELLED"
+    """Measures a request until the block ends. gRPC cancels for a passed deadline as for a disconnect; not so here."""
+    metrics, failure = RequestMetrics(request), "CANCELLED"
     try:
-        yield measure
+        yield metrics
     except PresiftError as error:
         failure = code_and_reason(error)[1]
         raise
@@ -85,11 +85,11 @@ def request_metrics(request: Request, deadline: Deadline) -> Iterator[RequestMet
         failure = type(error).__name__
         raise
     finally:
-        measure.ended(failure)
+        metrics.record_end(failure)
 
 
 def record_decision(decision: Decision) -> None:
-    """A decision was made."""
+    """Count a decision."""
     route, dropped = decision.route.value, decision.prompt_tokens - decision.kept_tokens
     count("presift.requests", route=route, reason=decision.reason.value)
     count("presift.prompt.tokens", decision.kept_tokens, route=route, fate="kept")
@@ -99,7 +99,7 @@ def record_decision(decision: Decision) -> None:
 
 
 def record_times(plan: Plan, operation: str, times: tuple[float, float, int]) -> None:
-    """How long an answer took: milliseconds to its first token and to its end, and its tokens."""
+    """Record the times of an answer: milliseconds to its first token and to its end, and its number of tokens."""
     (ttft_ms, total_ms, completion_tokens), decision = times, plan.decision
     words = {"genai_operation": operation, "model": decision.target.id, "route": decision.route.value}
     record("gen_ai.server.time_to_first_token", ttft_ms / 1000, **words, cache=decision.cache.value)
@@ -114,7 +114,7 @@ def record_times(plan: Plan, operation: str, times: tuple[float, float, int]) ->
 
 
 def record_usage(decision: Decision, operation: str, usage: Usage) -> None:
-    """What an answer used."""
+    """Record the tokens of an answer."""
     route, words = decision.route.value, {"genai_operation": operation, "model": decision.target.id}
     record("gen_ai.client.token.usage", decision.prompt_tokens, **words, route=route, token_type="input")
     record("gen_ai.client.token.usage", usage.completion_tokens, **words, route=route, token_type="output")

@@ -1,13 +1,13 @@
-"""Drafting: the draft's part of one request, with the target reading beside it where that hides the draft's time.
+"""The draft's part of one request; the target may read the prompt meanwhile, which hides the draft's time.
 
-Trouble on the draft's side ends in the full context, never in an error, unless the full prompt cannot fit.
+Trouble with the draft never fails a request whose full prompt fits: it is read in full.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from presift.core.errors import (
     BudgetExceeded,
@@ -18,30 +18,28 @@ from presift.core.errors import (
     PresiftError,
     PromptTooLong,
 )
-from presift.core.plan import Route
+from presift.core.plan import ModelInfo, Route
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.domain.ports import ANY_REPLICA, MaskRejected, ReplicaRef
-from presift.orchestrator.domain.request import Budget
+from presift.orchestrator.domain.ports import MaskRejected
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult, Compressor
 from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob
-from presift.orchestrator.planning.prefill import Prefiller, beside
-from presift.orchestrator.prompt.tokenizer import Tokenized
-from presift.orchestrator.routing.choice import Defaults, Facts, Reason, RouteChoice, check_fits
+from presift.orchestrator.planning.prefill import Prefiller, background
+from presift.orchestrator.planning.request_context import RequestContext
+from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs, check_fits
 from presift.orchestrator.routing.decision import CacheOutcome
 from presift.orchestrator.routing.forecast import with_forecast
 from presift.telemetry.metrics import count
 
-log = logging.getLogger(__name__)
-
-# Of what is left, for the draft where nothing is known of the target's speed yet.
+# The draft's share of the time that is left, as long as the target's speed is unknown.
 UNKNOWN_SHARE = 0.5
-# Predictions are not exact, and least of all on a busy host, where the draft is late as well.
+# Predictions err, most of all on a busy host, where the draft is late as well.
 _MARGIN = 1.5
-# The draft gets at least this much, for a compressed prompt may be the only one that can be read in time; and at most
-# that much, whatever is predicted.
+# The draft gets at least this share, because only a compressed prompt may be readable in time; and at most that one,
+# whatever is predicted.
 _LEAST_SHARE, _MOST_SHARE = 0.25, 0.75
 
-# First match wins; any other trouble counts as unavailability.
+# The first match counts; every other error is unavailability.
 _REASONS: tuple[tuple[type[PresiftError], Reason], ...] = (
     (DraftChanged, Reason.DRAFT_CHANGED),
     (MaskRejected, Reason.MASK_REJECTED),
@@ -50,124 +48,128 @@ _REASONS: tuple[tuple[type[PresiftError], Reason], ...] = (
     (PresiftError, Reason.DRAFT_UNAVAILABLE),
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """A choice after the draft was asked: the same with a compressed prompt, or route full without."""
+    """The choice after the draft was asked: with a compressed prompt, or route full without one."""
 
     choice: RouteChoice
     compressed: CompressionResult | None
     prefill_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class DraftJob:
-    """A request that needs the draft. `defaults` are those of this request; `limit_s` is the draft's share of what the
-    caller's deadline leaves, in seconds, None for none; `at` is where the target will read."""
-
-    choice: RouteChoice
-    tokens: Tokenized
-    facts: Facts
-    budget: Budget
-    defaults: Defaults
-    limit_s: float | None
-    at: ReplicaRef = ANY_REPLICA
-
-
 class DraftStage:
-    """Asks the draft. `prefiller` None lets the target wait until the draft has answered."""
+    """Asks the draft. Without a `prefiller` the target reads nothing until the draft has answered."""
 
     def __init__(self, models: ModelRegistry, compressor: Compressor, prefiller: Prefiller | None = None) -> None:
         self._models = models
         self._compressor = compressor
         self._prefiller = prefiller
 
-    async def draft(self, job: DraftJob) -> DraftResult:
-        """Raises DraftUnavailable where the full prompt cannot fit, or may not (`strict`); PromptTooLong where it
-        exceeds the draft's context too."""
+    async def run(self, choice: RouteChoice, context: RequestContext, limit_s: float | None) -> DraftResult:
+        """Compress the prompt by the choice's policy, within `limit_s` seconds (None: without a limit).
+
+        Raises DraftUnavailable if the full prompt does not fit, or is not allowed (`strict`); PromptTooLong if it
+        exceeds the draft's context too.
+        """
         try:
-            scoring = self.scoring(job.choice, job.tokens, job.defaults)
+            job = self.job(choice, context.tokens, context.target, context.inputs.defaults)
         except DraftUnavailable as error:
-            return self._in_full(error, job)
-        job = replace(job, choice=replace(job.choice, policy=scoring.policy))
-        reads_all = job.choice.route is Route.SPEC_KV and job.choice.keep_full_prefix
-        if self._prefiller is None or not reads_all:
-            return await self._compress(scoring, job, None)
-        return await self._compress_beside(scoring, job, self._prefiller)
+            return self._in_full(error, context)
+        if self._prefiller is not None and job.policy.reads_whole_prompt and choice.keep_full_prefix:
+            return await self._compress_with_prefill(job, choice, context, limit_s, self._prefiller)
+        return await self._compress(job, choice, context, limit_s, None)
 
-    def scoring(self, choice: RouteChoice, tokens: Tokenized, defaults: Defaults) -> ScoringJob:
-        """What to ask the draft for. Raises DraftUnavailable while there is none."""
-        draft, target = self._models.known_draft(), self._models.target
-        if choice.policy is None or target is None:
+    def job(self, choice: RouteChoice, tokens: TokenizedPrompt, target: ModelInfo, defaults: Defaults) -> ScoringJob:
+        """The request to the draft. Raises DraftUnavailable while no draft is connected."""
+        draft = self._models.known_draft()
+        if choice.policy is None:
             raise InternalError(f"route {choice.route} has no policy")
-        policy = defaults.for_draft(choice.policy, draft.layers)
-        return ScoringJob(tokens, policy, draft, target.model)
+        return ScoringJob(tokens, defaults.for_draft(choice.policy, draft.layers), draft, target)
 
-    async def _compress_beside(self, scoring: ScoringJob, job: DraftJob, prefiller: Prefiller) -> DraftResult:
+    async def _compress_with_prefill(
+        self,
+        job: ScoringJob,
+        choice: RouteChoice,
+        context: RequestContext,
+        limit_s: float | None,
+        prefiller: Prefiller,
+    ) -> DraftResult:
         missed, prefill_ms = asyncio.Event(), 0.0
-        async with beside(prefiller.read_after(missed, job.tokens, job.at)) as reading:
-            # Where the draft fails, reading goes on: the full prompt is what Generate will need.
-            drafted = await self._compress(scoring, job, missed)
+        async with background(prefiller.read_after(missed, context.tokens, context.replica)) as reading:
+            # If the draft fails, the reading continues: Generate will need the full prompt.
+            result = await self._compress(job, choice, context, limit_s, missed)
             if missed.is_set():
                 prefill_ms = await reading
-            elif drafted.compressed is not None and drafted.compressed.cache is CacheOutcome.SHARED:
-                prefill_ms = await prefiller.join(job.tokens, job.at)
-        return replace(drafted, prefill_ms=prefill_ms)
+            elif result.compressed is not None and result.compressed.cache is CacheOutcome.SHARED:
+                prefill_ms = await prefiller.join(context.tokens, context.replica)
+        return DraftResult(result.choice, result.compressed, prefill_ms)
 
-    async def _compress(self, scoring: ScoringJob, job: DraftJob, missed: asyncio.Event | None) -> DraftResult:
+    async def _compress(
+        self,
+        job: ScoringJob,
+        choice: RouteChoice,
+        context: RequestContext,
+        limit_s: float | None,
+        missed: asyncio.Event | None,
+    ) -> DraftResult:
         try:
-            async with asyncio.timeout(job.limit_s):
-                return DraftResult(job.choice, await self._compressor.compress(scoring, missed))
+            async with asyncio.timeout(limit_s):
+                compressed = await self._compressor.compress(job, missed)
         except TimeoutError:
-            late = DeadlineExceeded(f"no mask after {job.limit_s:.1f} s, its share of the time that the caller gave")
-            return self._in_full(late, job)
+            late = DeadlineExceeded(f"no mask within {limit_s:.1f} s, the draft's share of the request's time")
+            return self._in_full(late, context)
         except PresiftError as error:
-            return self._in_full(error, job)
+            return self._in_full(error, context)
+        drafted = RouteChoice(
+            choice.route, choice.reason, choice.detail, job.policy, choice.keep_full_prefix, choice.forecast
+        )
+        return DraftResult(drafted, compressed)
 
-    def _in_full(self, error: PresiftError, job: DraftJob) -> DraftResult:
+    def _in_full(self, error: PresiftError, context: RequestContext) -> DraftResult:
         if isinstance(error, DraftChanged):
             self._models.draft_changed()
         reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
         count("presift.fallbacks", reason=reason.value)
         log.warning("answered in full: %s: %s", reason, error.message)
-        check_allowed(error, job.budget, job.facts)
+        check_allowed(error, context.inputs)
         return DraftResult(RouteChoice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
 
 
-def in_time(drafted: DraftResult, budget: Budget, facts: Facts) -> RouteChoice:
-    """The choice; where it is full by now, with its forecast, and DraftUnavailable where a strict budget forbids it."""
-    if drafted.compressed is not None:
-        return drafted.choice
-    if drafted.prefill_ms:  # the target has read it all
-        facts = replace(facts, outlook=replace(facts.outlook, cached_tokens=facts.prompt_tokens))
+def after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
+    """The choice; if it is full by now, with its forecast. Raises DraftUnavailable if a strict budget forbids it."""
+    if result.compressed is not None:
+        return result.choice
     try:
-        return with_forecast(drafted.choice, budget, facts)
+        return with_forecast(result.choice, inputs)
     except BudgetExceeded as error:
         raise DraftUnavailable(error.message) from error
 
 
-def check_allowed(error: PresiftError, budget: Budget, facts: Facts) -> None:
-    """Raise DraftUnavailable where the full prompt is no way out; PromptTooLong where the draft will never read it."""
-    if budget.strict and budget.capacity is not None and facts.prompt_tokens > budget.capacity:
+def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:
+    """Raise DraftUnavailable if the full prompt is no way out; PromptTooLong if the draft will never read it either."""
+    capacity = inputs.budget.capacity
+    if inputs.budget.strict and capacity is not None and inputs.prompt_tokens > capacity:
         raise _no_way_out(error, "the strict budget allows no full prompt") from error
     try:
-        check_fits(facts)
+        check_fits(inputs)
     except PromptTooLong as too_long:
         raise _no_way_out(error, f"and the full prompt does not fit: {too_long.message}") from error
 
 
-def _no_way_out(error: PresiftError, why: str) -> PresiftError:
-    text = f"{error.message}; {why}"
-    # Unavailability would ask for a retry, and every one would end the same.
-    if isinstance(error, PromptTooLong):
-        return PromptTooLong("prompt", error.value, error.limit, text)
-    return DraftUnavailable(text)
-
-
 def draft_share_s(left_s: float, target_s: float | None) -> float:
-    """Seconds for the draft: without those that the target is predicted to need then for reading everything and for
-    answering (None where that is not known).
-    """
+    """Seconds for the draft out of `left_s`. `target_s` is predicted for the target to read everything and to answer,
+    None if unknown."""
     if target_s is None:
         return UNKNOWN_SHARE * left_s
     return min(_MOST_SHARE * left_s, max(_LEAST_SHARE * left_s, left_s - _MARGIN * target_s))
+
+
+def _no_way_out(error: PresiftError, why: str) -> PresiftError:
+    text = f"{error.message}; {why}"
+    # Unavailability would invite a retry, which would end the same way.
+    if isinstance(error, PromptTooLong):
+        return PromptTooLong("prompt", error.value, error.limit, text)
+    return DraftUnavailable(text)

@@ -1,4 +1,4 @@
-"""Explanation: the fate of every run of prompt tokens. Pure: a plan, importance and kept KV in, spans out."""
+"""Explains a plan: the fate of every run of prompt tokens. Pure: a plan and the kept KV in, spans out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from presift.orchestrator.routing.decision import Decision, Plan
 class ExplainedSpan:
     """A run of tokens with one fate. `characters` is None for prompts of token ids; `importance` is a share, 0..1.
 
-    `kept_share` is the share of each token's KV pairs that the target keeps, None where that is not known.
+    `kept_share` is the share of each token's KV pairs that the target keeps, None if unknown.
     """
 
     tokens: Span
@@ -34,7 +34,7 @@ class ExplainedSpan:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """How much to explain: ask the target which KV pairs it keeps; a span of every token instead of runs."""
+    """How much to explain: the KV pairs that the target keeps; one span per token instead of runs."""
 
     kv_mask: bool = False
     span_per_token: bool = False
@@ -42,7 +42,7 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was decided, among which routes, and what became of the prompt. `text` is what characters are counted in,
+    """The decision, the candidates it was made from, and the fate of the prompt. Characters count in `text`, which is
     empty for token ids."""
 
     decision: Decision
@@ -59,12 +59,12 @@ def explain(
     *,
     span_per_token: bool = False,
 ) -> list[ExplainedSpan]:
-    """Runs in prompt order that cover it wholly. `offsets`: the characters [start, end) of each token.
+    """Runs in prompt order that cover the whole prompt. `offsets`: the characters [start, end) of each token.
 
-    Raises InvalidRequest where they are more than a reply may hold.
+    Raises InvalidRequest if there are more than a reply may hold.
     """
     prompt_tokens = int(plan.kept.size)
-    protected = covered(plan.protected, prompt_tokens)
+    protected = covered(plan.tokens.protected, prompt_tokens)
     held = plan.kept.astype(np.float64) if kept_kv is None else kept_kv.shares
     is_border = np.ones(max(0, prompt_tokens - 1), dtype=np.bool_)
     if not span_per_token:

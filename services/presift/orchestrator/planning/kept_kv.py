@@ -1,4 +1,4 @@
-"""Kept KV: which KV pairs the target keeps under a plan, told in the positions of the prompt."""
+"""The KV pairs that the target keeps under a plan, in positions of the prompt."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import InternalError, TargetUnavailable
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.orchestrator.domain.ports import Target, Usage
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.routing.decision import Plan
+from presift.rpc.deadline import Deadline
 
-# What the target selects is told with the first token.
+# The target reports its selection with the first token.
 _ONE_TOKEN = Sampling(max_new_tokens=1)
 
 
@@ -34,32 +35,32 @@ class KeptKv:
 
 
 class KeptKvReader:
-    """Asks the target what it keeps, in the namespace of whose plan it is."""
+    """Asks the target which pairs it keeps, in the namespace of the plan's tenant."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
 
-    async def read(self, plan: Plan, timeout_s: float | None) -> KeptKv | None:
-        """None where the plan drops no KV, or the target does not say. Raises what the target port raises."""
+    async def read(self, plan: Plan, deadline: Deadline) -> KeptKv | None:
+        """None if the plan drops no KV or the target does not report it. Raises the target port's errors."""
         if plan.kv_plan is None:
             return None
         asked = replace(plan.kv_plan, report_kept=True)
-        usage = await self._ask(plan, asked, plan.salt, timeout_s)
-        # The draft's mask is applied as it is; any other selection is told by the call alone that makes it.
+        usage = await self._ask(plan, asked, plan.salt, deadline)
+        # The draft's mask is applied unchanged; any other selection is reported only by the call that makes it.
         mask = usage.kv_mask or asked.kv_mask
         if mask is None and usage.reused_entry:
-            usage = await self._ask_anew(plan, asked, timeout_s)
+            usage = await self._ask_anew(plan, asked, deadline)
             mask = usage.kv_mask
         return None if mask is None else KeptKv(in_prompt(mask, asked, plan), usage.coverage)
 
-    async def _ask_anew(self, plan: Plan, asked: KvPlan, timeout_s: float | None) -> Usage:
-        """In a namespace of its own, of which nothing but the compressed entry is left: no later call finds it."""
+    async def _ask_anew(self, plan: Plan, asked: KvPlan, deadline: Deadline) -> Usage:
+        """Ask in a namespace of its own, which no later call uses; only its compressed entry stays in the cache."""
         salt = f"{plan.salt}explain{uuid.uuid4().hex}"
-        return await self._ask(plan, replace(asked, keep_full_prefix=False), salt, timeout_s)
+        return await self._ask(plan, replace(asked, keep_full_prefix=False), salt, deadline)
 
-    async def _ask(self, plan: Plan, asked: KvPlan, salt: str, timeout_s: float | None) -> Usage:
-        stream = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, timeout_s, asked, at=plan.at)
-        async with aclosing(stream) as events:
+    async def _ask(self, plan: Plan, asked: KvPlan, salt: str, deadline: Deadline) -> Usage:
+        call = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, deadline, asked, replica=plan.replica)
+        async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 if isinstance(event, Usage):
                     return event
@@ -67,8 +68,10 @@ class KeptKvReader:
 
 
 def in_prompt(mask: KvMask, asked: KvPlan, plan: Plan) -> KvMask:
-    """`mask`, made of what the target read, in positions of the prompt: what lies behind the tokens that `asked` covers
-    is kept, what was not read is not. Raises TargetUnavailable if it is not of that many tokens.
+    """`mask`, which is over the tokens read, in positions of the prompt.
+
+    Tokens after those that `asked` covers are kept; tokens that were not read are not. Raises TargetUnavailable if the
+    mask has another length.
     """
     read_tokens = int(plan.read_ids.size)
     covered = asked.covered_tokens(read_tokens)
@@ -80,5 +83,5 @@ def in_prompt(mask: KvMask, asked: KvPlan, plan: Plan) -> KvMask:
     if read_tokens == plan.kept.size:
         return KvMask(read)
     whole = np.zeros((layers, kv_heads, plan.kept.size), dtype=np.bool_)
-    whole[:, :, plan.kept] = read  # where less is read than the prompt, `kept` says what
+    whole[:, :, plan.kept] = read  # where the prompt was compressed, `kept` marks the tokens read
     return KvMask(whole)

@@ -1,4 +1,4 @@
-"""Verification: what a draft or the cache said, held against the rules of its policy before it is applied."""
+"""Validates the draft's answer, from the draft or from the cache, against its policy before it is applied."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import Policy, SpecPc
 from presift.core.spans import Span, covered, moved, must_keep
 from presift.orchestrator.domain.ports import MaskRejected
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.domain.request import TokenizedPrompt
 
 
 class DraftChanged(DraftUnavailable):
-    """The reply came from another model or revision than the key was made for."""
+    """The answer came from another model or revision than the cache key names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoringJob:
-    """What is to be scored: a prompt of the target's tokens, by which policy, by which draft."""
+    """A request to the draft: a prompt of the target's tokens, the policy, and the draft that the cache key names."""
 
-    tokens: Tokenized
+    tokens: TokenizedPrompt
     policy: Policy
     draft: ModelInfo
     target: ModelInfo
 
 
 def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
-    """Raise DraftChanged unless the reply came from the draft that the key names."""
+    """Raise DraftChanged unless the answer came from the draft that the cache key names."""
     if replied != known:
         raise DraftChanged(f"the draft is now {replied.id} at {replied.revision[:12]}, not {known.revision[:12]}")
 
 
 def check_prompt(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
-    """Raise MaskRejected unless the mask, the lookahead and the KV capacity are what the policy asks for."""
+    """Raise MaskRejected unless mask, lookahead and KV capacity fit the policy."""
     check_mask(prompt.mask, scoring)
     check_kv_capacity(prompt, scoring)
     check_lookahead(prompt.lookahead_token_ids, scoring)
@@ -51,7 +51,7 @@ def check_mask(mask: TokenMask, scoring: ScoringJob) -> None:
         raise MaskRejected(f"mask of {mask.prompt_tokens} tokens for a prompt of {prompt_tokens}")
     if policy is None:
         if mask.kept_tokens != prompt_tokens:
-            raise MaskRejected(f"mask drops {prompt_tokens - mask.kept_tokens} tokens where the target chooses")
+            raise MaskRejected(f"mask drops {prompt_tokens - mask.kept_tokens} tokens although the target selects")
         return
     _check_size(mask, policy, scoring)
     missing = int(np.count_nonzero(must_keep(tokens.protected, prompt_tokens, policy.window) & ~mask.kept))
@@ -74,14 +74,14 @@ def _check_size(mask: TokenMask, policy: SpecPc, scoring: ScoringJob) -> None:
 
 
 def check_kv_capacity(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
-    """Raise MaskRejected unless the KV capacity, where the draft says one, was asked for and has room for what must be
-    kept. A draft that says none leaves the policy's.
+    """Raise MaskRejected if the draft reports a KV capacity that was not requested or is too small for window and
+    protected spans. Without a reported one the policy's capacity applies.
     """
     policy, capacity = scoring.policy.lookahead_policy, prompt.kv_capacity
     if capacity is None:
         return
     if policy is None or policy.adaptive is None:
-        raise MaskRejected(f"KV capacity of {capacity} where none was asked for")
+        raise MaskRejected(f"KV capacity of {capacity} although none was requested")
     if not policy.adaptive.allows(capacity, policy.capacity):
         limit = f"{policy.adaptive.min_capacity}..{policy.capacity} in steps of {policy.adaptive.step}"
         raise MaskRejected(f"KV capacity of {capacity}, the budget is {limit}")
@@ -92,18 +92,19 @@ def check_kv_capacity(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
 
 
 def check_lookahead(token_ids: tuple[int, ...], scoring: ScoringJob) -> None:
-    """Raise MaskRejected unless the lookahead, where one is read, is short enough and the target knows its tokens."""
+    """Raise MaskRejected unless the lookahead that the target reads is short enough and within its vocabulary."""
     policy = scoring.policy.lookahead_policy
     if policy is None:
         return
     if len(token_ids) > policy.lookahead_tokens:
-        raise MaskRejected(f"lookahead of {len(token_ids)} tokens, {policy.lookahead_tokens} were asked for")
+        raise MaskRejected(f"lookahead of {len(token_ids)} tokens, {policy.lookahead_tokens} were requested")
     if (highest := max(token_ids, default=0)) >= scoring.target.vocabulary_size:
-        raise MaskRejected(f"lookahead token {highest} is not of the target's {scoring.target.vocabulary_size}")
+        size = scoring.target.vocabulary_size
+        raise MaskRejected(f"lookahead token {highest} is outside the target's vocabulary of {size}")
 
 
-def keeps_what_is_protected(plan: KvPlan, protected: tuple[Span, ...], prompt_tokens: int) -> bool:
-    """Whether an earlier plan certainly kept what is protected now, as far as it reaches."""
+def keeps_protected(plan: KvPlan, protected: tuple[Span, ...], prompt_tokens: int) -> bool:
+    """Whether an earlier plan certainly kept everything that is protected now, as far as it reaches."""
     covers = plan.prompt_tokens
     wanted = covered(protected, prompt_tokens)[:covers]
     return not (wanted & ~must_keep(plan.protected, covers, plan.policy.window + 1)).any()

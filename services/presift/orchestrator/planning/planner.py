@@ -1,177 +1,206 @@
-"""Planning: from a request to a plan. Tokenise, protect, go on with an earlier turn or route and draft."""
+"""From a request's context to its plan: continue an earlier selection, or route it and ask the draft."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 
+from presift.core.errors import PromptTooLong
 from presift.core.plan import Route
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.domain.ports import TargetInfo
-from presift.orchestrator.domain.request import Request
+from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore, StoredSelection
-from presift.orchestrator.planning.coverage import Ask, coverages_of_turn, covers, resolve
-from presift.orchestrator.planning.draft_stage import DraftJob, DraftStage, draft_share_s, in_time
-from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob, keeps_what_is_protected
-from presift.orchestrator.planning.plan_builder import continued_plan, plan_of, turn_of
-from presift.orchestrator.planning.prefill import Prefiller
-from presift.orchestrator.planning.request_context import RequestContext, RequestReader, Spend
+from presift.orchestrator.planning.coverage import compressed_coverages, covers, is_unknown, lowest, stored_coverages
+from presift.orchestrator.planning.draft_stage import DraftResult, DraftStage, after_draft, draft_share_s
+from presift.orchestrator.planning.kv_plan import drops_kv
+from presift.orchestrator.planning.mask_validation import DraftChanged, keeps_protected
+from presift.orchestrator.planning.plan_builder import (
+    PlanNotes,
+    compressed_plan,
+    continued_plan,
+    full_plan,
+    stored_selection,
+)
+from presift.orchestrator.planning.request_context import RequestContext, RequestReader
+from presift.orchestrator.planning.tightness import is_tighter
+from presift.orchestrator.routing.auto import less_lossy
 from presift.orchestrator.routing.candidates import candidates
-from presift.orchestrator.routing.choice import Defaults, RouteChoice
+from presift.orchestrator.routing.choice import RouteChoice
 from presift.orchestrator.routing.decision import Plan
-from presift.orchestrator.routing.forecast import answering_s, in_full, with_forecast
+from presift.orchestrator.routing.forecast import answer_seconds, full_forecast, with_forecast
 from presift.orchestrator.routing.kv_routes import continue_kv
 from presift.orchestrator.routing.router import avoided, check_served, choose
 from presift.rpc.deadline import Deadline
 
 
 class Planner:
-    """Plans requests; remembers the turns that were answered."""
+    """Plans requests, and remembers the KV selections that were applied."""
 
     def __init__(
         self,
-        cases: RequestReader,
+        reader: RequestReader,
         models: ModelRegistry,
+        *,
+        draft_stage: DraftStage,
         compressor: Compressor,
-        economy: CostEstimator,
-        *,
-        prefiller: Prefiller | None = None,
-        turns: SelectionStore | None = None,
+        estimator: CostEstimator,
+        policies: PolicySource,
+        selections: SelectionStore,
     ) -> None:
-        self.economy = economy
-        self._cases = cases
+        self._reader = reader
         self._models = models
+        self._draft_stage = draft_stage
         self._compressor = compressor
-        self._drafter = DraftStage(models, compressor, prefiller)
-        self._turns = SelectionStore(0) if turns is None else turns
+        self._estimator = estimator
+        self._policies = policies
+        self._selections = selections
 
-    async def plan(
-        self,
-        request: Request,
-        target: TargetInfo,
-        time_left_s: float | None = None,
-        waited_s: float = 0.0,
-        *,
-        spend: Spend | None = None,
-        held: ExitStack | None = None,
-    ) -> Plan:
-        """`waited_s` since the request's arrival; `spend` is asked before any work is given to draft or target; the
-        seat at the target is taken for as long as `held` is open. Raises InvalidRequest, PromptTooLong, BudgetExceeded,
-        RouteUnsupported; DraftUnavailable only where the full prompt cannot fit (or may not: `strict`);
-        DeadlineExceeded before the draft would be asked too late."""
-        deadline = Deadline.within(time_left_s)
-        case = await self._cases.read(request, target, spend, waited_s)
-        if held is not None:
-            held.enter_context(self._cases.holding(case))
-        turn = self._turn(case)
-        plan = (
-            self._continued(turn, case)
-            if isinstance(turn, StoredSelection)
-            else _saying(turn, await self._new(case, deadline))
-        )
-        return replace(plan, is_tighter=self._cases.is_tighter(plan, case), at=case.at)
+    async def plan(self, context: RequestContext, deadline: Deadline) -> Plan:
+        """The plan of a request.
 
-    async def explain(self, request: Request, target: TargetInfo, spend: Spend | None = None) -> Plan:
-        """The same plan with importance, always from the draft, and the routes that there were; a later turn that goes
-        on with an earlier selection has neither. Here the draft's trouble is an error.
+        Raises InvalidRequest, PromptTooLong, BudgetExceeded or RouteUnsupported; DraftUnavailable only if the full
+        prompt does not fit, or is not allowed (`strict`); DeadlineExceeded before the draft is asked too late.
         """
-        case = await self._cases.read(request, target, spend)
-        turn = self._turn(case)
-        plan = (
-            self._continued(turn, case)
-            if isinstance(turn, StoredSelection)
-            else _saying(turn, await self._explained(case))
-        )
-        return replace(plan, at=case.at)
+        stored, remark = self._stored_selection(context)
+        if stored is not None:
+            return self._continued(stored, context)
+        choice, notes = self._routed(context, remark)
+        if choice.policy is None:
+            return full_plan(context, choice, notes)
+        return await self._drafted(choice, context, notes, deadline)
+
+    async def explain(self, context: RequestContext) -> Plan:
+        """The same plan with importance, always from the draft, and with the candidates; a later turn that continues an
+        earlier selection has neither. Trouble with the draft is an error here.
+        """
+        stored, remark = self._stored_selection(context)
+        if stored is not None:
+            return self._continued(stored, context)
+        choice, notes = self._routed(context, remark)
+        notes = replace(notes, routes=tuple(candidates(context.inputs)))
+        while choice.policy is not None:
+            defaults = context.inputs.defaults
+            job = self._draft_stage.job(choice, context.tokens, context.target, defaults)
+            shown = replace(job, policy=defaults.for_draft(job.policy.with_scoring(defaults.spec_pc), job.draft.layers))
+            try:
+                compressed, importance = await self._compressor.explain(shown)
+            except DraftChanged:
+                self._models.draft_changed()
+                raise
+            result = DraftResult(replace(choice, policy=job.policy), compressed)
+            context = self._reader.refreshed(context)
+            accepted, choice, remark = self._accepted(result, context)
+            if accepted:
+                notes = _with_remark(notes, remark)
+                return compressed_plan(context, result.choice, compressed, notes, importance=importance)
+        return full_plan(context, choice, notes)
 
     def remember(self, plan: Plan) -> None:
-        """The target has begun to answer under this plan: a later turn may go on with its selection."""
-        turn = turn_of(plan)
-        if turn is not None:
-            self._turns.remember(plan.read_ids, turn, plan.salt)
+        """The target has begun to answer under this plan: a later turn may continue its selection."""
+        selection = stored_selection(plan)
+        if selection is not None:
+            self._selections.remember(plan.read_ids, selection, plan.salt)
 
-    def _turn(self, case: RequestContext) -> StoredSelection | str:
-        """The earlier turn to go on with; or why there is none, in words, empty for a new prompt."""
-        request, tokens, wanted = case.request, case.origin.tokens, case.request.kv.continue_prompt_tokens
+    def _stored_selection(self, context: RequestContext) -> tuple[StoredSelection | None, str]:
+        """The earlier selection to continue; or why there is none, in words, empty for a new prompt."""
+        inputs, tokens, wanted = context.inputs, context.tokens, context.inputs.options.continue_prompt_tokens
         if wanted is None:
-            return ""
-        check_served(request.route, case.facts)
-        if Route.SPEC_KV in case.facts.off:
-            return f"not gone on with the selection of {wanted} tokens: {Route.SPEC_KV} {case.facts.off[Route.SPEC_KV]}"
-        turn = self._turns.recall(tokens.ids[:wanted], tokens.salt)
-        if turn is None:
-            return f"there is no selection of the first {wanted} prompt tokens to go on with, so this is a new prompt"
-        if not keeps_what_is_protected(turn.kv_plan, tokens.protected, int(tokens.ids.size)):
-            return f"not gone on with the selection of {wanted} tokens: it may have dropped what is protected now"
-        if not covers(coverages_of_turn(turn), request.budget):
-            return f"not gone on with the selection of {wanted} tokens: it is not known to cover min_coverage"
-        return turn
+            return None, ""
+        check_served(inputs)
+        not_continued = f"did not continue the selection of {wanted} tokens"
+        if Route.SPEC_KV in inputs.off:
+            return None, f"{not_continued}: {Route.SPEC_KV} {inputs.off[Route.SPEC_KV]}"
+        stored = self._selections.recall(tokens.ids[:wanted], tokens.salt)
+        if stored is None:
+            return None, f"no selection of the first {wanted} prompt tokens is known, so this is a new prompt"
+        if not keeps_protected(stored.kv_plan, tokens.protected, inputs.prompt_tokens):
+            return None, f"{not_continued}: it may have dropped tokens that are protected now"
+        if not covers(stored_coverages(stored), inputs.budget):
+            return None, f"{not_continued}: it is not known to cover min_coverage"
+        return stored, ""
 
-    def _continued(self, turn: StoredSelection, case: RequestContext) -> Plan:
+    def _continued(self, stored: StoredSelection, context: RequestContext) -> Plan:
         """The plan of a later turn."""
-        request, tokens = case.request, case.origin.tokens
-        facts, begun = self._cases.question(case).facts, tokens.ids[: turn.kv_plan.prompt_tokens]
-        # The entry is that of the prompt which it was chosen for.
-        entries = self._cases.outlook(begun, case).entries
-        facts = replace(facts, outlook=replace(facts.outlook, entries=entries))
-        choice = with_forecast(continue_kv(turn.kv_plan, request.budget, request.kv, facts), request.budget, facts)
-        return continued_plan(choice, turn, case.origin)
+        # The compressed entry belongs to the prompt that it was selected for.
+        begun, replica = context.tokens.ids[: stored.kv_plan.prompt_tokens], context.replica.name
+        known = self._estimator.state(begun, context.target, None, salt=context.tokens.salt, replica=replica)
+        inputs = replace(context.inputs, state=replace(context.inputs.state, entries=known.entries))
+        choice = with_forecast(continue_kv(stored.kv_plan, inputs), inputs)
+        return continued_plan(context, choice, stored, PlanNotes(is_tighter=self._is_tighter(choice, context)))
 
-    async def _new(self, case: RequestContext, deadline: Deadline) -> Plan:
-        async def drafted(choice: RouteChoice) -> tuple[Plan, RouteChoice]:
-            return await self._drafted(choice, case, deadline)
-
-        plan = await self._settled(case, drafted)
-        self.economy.drafted(case.origin.tokens.ids, plan)
-        return plan
-
-    async def _explained(self, case: RequestContext) -> Plan:
-        async def explained(choice: RouteChoice) -> tuple[Plan, RouteChoice]:
-            return await self._seen(choice, case), choice
-
-        routes = tuple(candidates(self._cases.question(case)))
-        return replace(await self._settled(case, explained), routes=routes)
-
-    async def _settled(self, case: RequestContext, ask: Ask) -> Plan:
+    def _routed(self, context: RequestContext, remark: str) -> tuple[RouteChoice, PlanNotes]:
+        inputs = context.inputs
         with stage("route"):
-            question = self._cases.question(case)
-            choice = choose(case.request.route, question.budget, question.options, question.facts, question.defaults)
-        found = await resolve(choice, ask, lambda: self._cases.question(case))
-        plan = found if isinstance(found, Plan) else plan_of(found, None, 0.0, case.origin)
-        plan = replace(plan, full_ttft_ms=in_full(question.facts).ttft_ms)
-        return replace(plan, avoided=avoided(choice, case.request.route, question)) if question.facts.off else plan
+            choice = choose(inputs)
+        other = avoided(choice, inputs)
+        notes = PlanNotes(
+            remarks=(remark,) if remark else (),
+            avoided=other,
+            is_tighter=self._is_tighter(other or choice, context),
+            full_ttft_ms=full_forecast(inputs).ttft_ms,
+        )
+        return choice, notes
 
-    async def _drafted(self, choice: RouteChoice, case: RequestContext, deadline: Deadline) -> tuple[Plan, RouteChoice]:
-        left_s = deadline.left_s()
-        limit_s = None if left_s is None else draft_share_s(left_s, answering_s(self._cases.question(case).facts))
-        job = DraftJob(choice, case.origin.tokens, case.facts, case.request.budget, case.defaults, limit_s, case.at)
-        with self.economy.compressing(case.origin.tokens.ids, choice, case.origin.tokens.salt, case.at.replica):
-            drafted = await self._drafter.draft(job)
-        choice = in_time(drafted, case.request.budget, self._cases.question(case).facts)
-        return plan_of(choice, drafted.compressed, drafted.prefill_ms, case.origin), choice
+    async def _drafted(
+        self, choice: RouteChoice, context: RequestContext, notes: PlanNotes, deadline: Deadline
+    ) -> Plan:
+        """Asks the draft; if the result covers too little, the next less lossy route is tried."""
+        while choice.policy is not None:
+            result = await self._asked(choice, context, deadline)
+            context = self._reader.refreshed(context)
+            accepted, choice, remark = self._accepted(result, context)
+            if accepted and result.compressed is not None:
+                notes = _with_remark(self._retightened(notes, result.choice, context), remark)
+                plan = compressed_plan(context, result.choice, result.compressed, notes, prefill_ms=result.prefill_ms)
+                self._estimator.record_compressed(context.tokens.ids, plan)
+                return plan
+            if accepted:
+                return full_plan(context, choice, notes, result.prefill_ms)
+        return full_plan(context, choice, notes)
 
-    async def _seen(self, choice: RouteChoice, case: RequestContext) -> Plan:
-        scoring = self._drafter.scoring(choice, case.origin.tokens, case.defaults)
+    async def _asked(self, choice: RouteChoice, context: RequestContext, deadline: Deadline) -> DraftResult:
+        left_s, tokens = deadline.left_s(), context.tokens
+        limit_s = None if left_s is None else draft_share_s(left_s, answer_seconds(context.inputs))
+        with self._estimator.compressing(tokens.ids, choice, tokens.salt, context.replica.name):
+            return await self._draft_stage.run(choice, context, limit_s)
+
+    def _accepted(self, result: DraftResult, context: RequestContext) -> tuple[bool, RouteChoice, str]:
+        """Whether the result stands, the choice to go on with, and a remark on its coverage.
+
+        Raises BudgetExceeded (only if strict).
+        """
+        inputs, compressed = context.inputs, result.compressed
+        if result.prefill_ms:  # the target has read the whole prompt
+            inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
+        choice, budget = after_draft(result, inputs), inputs.budget
+        if compressed is None or choice.policy is None:
+            return True, choice, ""
+        keeps = drops_kv(choice.policy, compressed.prompt)
+        found = compressed_coverages(choice.policy, compressed, drops_kv=keeps)
+        if covers(found, budget):
+            return True, choice, ""
+        if is_unknown(found, budget) and not budget.strict:
+            return True, choice, f"the coverage is unknown, so min_coverage {budget.min_coverage:g} may not be reached"
         try:
-            compressed, importance = await self._compressor.explain(_with_mask(scoring, case.defaults))
-        except DraftChanged:
-            self._models.draft_changed()
-            raise
-        choice = replace(choice, policy=scoring.policy)
-        return replace(plan_of(choice, compressed, 0.0, case.origin), importance=importance)
+            return False, less_lossy(choice, lowest(found), context.inputs), ""
+        except PromptTooLong as error:
+            return True, choice, f"covers less than min_coverage, but {error.message}"
+
+    def _is_tighter(self, choice: RouteChoice, context: RequestContext) -> bool:
+        """Whether less is kept than for callers without a budget of their own."""
+        if choice.policy is None:
+            return False
+        inputs = context.inputs
+        everyone = self._policies.table.lookup(inputs.prompt_tokens, context.target.id)
+        return is_tighter(choice.policy, everyone, inputs.kv_page_tokens)
+
+    def _retightened(self, notes: PlanNotes, choice: RouteChoice, context: RequestContext) -> PlanNotes:
+        """The notes for another choice than the routed one."""
+        tighter = notes.is_tighter if notes.avoided is not None else self._is_tighter(choice, context)
+        return notes if tighter == notes.is_tighter else replace(notes, is_tighter=tighter)
 
 
-def _saying(why: str, plan: Plan) -> Plan:
-    """With why nothing was gone on with, where something was to be."""
-    if not why:
-        return plan
-    return replace(plan, decision=replace(plan.decision, detail=f"{plan.decision.detail}; {why}"))
-
-
-def _with_mask(scoring: ScoringJob, defaults: Defaults) -> ScoringJob:
-    """ScoringJob that says how importance is to be seen, also where the draft draws no mask by it."""
-    policy = scoring.policy.with_scoring(defaults.spec_pc)
-    return replace(scoring, policy=defaults.for_draft(policy, scoring.draft.layers))
+def _with_remark(notes: PlanNotes, remark: str) -> PlanNotes:
+    return replace(notes, remarks=(*notes.remarks, remark)) if remark else notes

@@ -1,6 +1,6 @@
-"""Prefilling: the target reads a prompt into its radix cache while the draft still works on it.
+"""Prefill: the target reads a prompt into its radix cache while the draft works on it.
 
-A help, never a condition: where it fails, Generate reads the prompt itself.
+An optimisation only: if it fails, Generate reads the prompt itself.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, Target
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.planning.salted_key import salted_key
-from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.telemetry.metrics import count
 
 T = TypeVar("T")
@@ -26,44 +26,46 @@ log = logging.getLogger(__name__)
 
 
 class Prefiller:
-    """Simultaneous requests of one salt for one prompt cost one reading; it is aborted once nobody waits for it."""
+    """Concurrent requests of one salt for one prompt cost one prefill; it is aborted when no request waits for it."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._flights: SingleFlight[None] = SingleFlight()
 
-    async def read(self, tokens: Tokenized, at: ReplicaRef = ANY_REPLICA) -> float:
-        """Milliseconds until the target had read the prompt; 0 where it could not."""
-        started, key = time.perf_counter(), _key(tokens, at)
+    async def read(self, tokens: TokenizedPrompt, replica: ReplicaRef = ANY_REPLICA) -> float:
+        """Milliseconds until the target had read the prompt; 0 if it failed."""
+        started, key = time.perf_counter(), _key(tokens, replica)
         try:
-            await self._flights.run(key, lambda: self._prefill(tokens, at))
-        except Exception as error:  # whatever it is: Generate will read the prompt, or say why it cannot
+            await self._flights.run(key, lambda: self._prefill(tokens, replica))
+        except Exception as error:  # of any kind: Generate reads the prompt, or raises the reason
             count("presift.prefill.failures")
             reason = error.message if isinstance(error, PresiftError) else type(error).__name__
-            log.warning("not read while the draft worked: %s", reason)
+            log.warning("prefill failed: %s", reason)
             return 0.0
         return (time.perf_counter() - started) * 1000
 
-    async def read_after(self, event: asyncio.Event, tokens: Tokenized, at: ReplicaRef = ANY_REPLICA) -> float:
+    async def read_after(
+        self, event: asyncio.Event, tokens: TokenizedPrompt, replica: ReplicaRef = ANY_REPLICA
+    ) -> float:
         """`read`, as soon as the event is set."""
         await event.wait()
-        return await self.read(tokens, at)
+        return await self.read(tokens, replica)
 
-    async def join(self, tokens: Tokenized, at: ReplicaRef = ANY_REPLICA) -> float:
-        """Wait for another request's reading of the same prompt, if one is under way; milliseconds."""
-        return await self.read(tokens, at) if self._flights.is_under_way(_key(tokens, at)) else 0.0
+    async def join(self, tokens: TokenizedPrompt, replica: ReplicaRef = ANY_REPLICA) -> float:
+        """Wait for another request's prefill of the same prompt, if one is running; milliseconds."""
+        return await self.read(tokens, replica) if self._flights.is_under_way(_key(tokens, replica)) else 0.0
 
-    async def _prefill(self, tokens: Tokenized, at: ReplicaRef) -> None:
+    async def _prefill(self, tokens: TokenizedPrompt, replica: ReplicaRef) -> None:
         with stage("prefill"):
-            # No time limit of its own: it lives as long as somebody waits, and everybody has a deadline.
-            await self._target.prefill(tokens.ids, tokens.salt, None, at)
+            # No time limit of its own: it lasts as long as a request waits, and every request has a deadline.
+            await self._target.prefill(tokens.ids, tokens.salt, replica)
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """A task that does not outlive the block: what is not done by its end is cancelled and waited for.
+async def background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that does not outlive the block: if it still runs at its end, it is cancelled and awaited.
 
-    Not a TaskGroup: that would wrap what the block raises into a group.
+    Not a TaskGroup, which would wrap the block's exceptions into a group.
     """
     task = asyncio.create_task(work)
     try:
@@ -73,5 +75,5 @@ async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]
         await asyncio.wait((task,))
 
 
-def _key(tokens: Tokenized, at: ReplicaRef) -> str:
-    return f"{salted_key(tokens.ids, tokens.salt)}@{at.replica}"
+def _key(tokens: TokenizedPrompt, replica: ReplicaRef) -> str:
+    return f"{salted_key(tokens.ids, tokens.salt)}@{replica.name}"

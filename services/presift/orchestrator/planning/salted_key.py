@@ -1,4 +1,4 @@
-"""A name for a prompt's tokens in the namespace of a salt: nobody with another salt comes to the same."""
+"""A key for a prompt's tokens in the namespace of a salt: another salt gives another key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 def salted_key(token_ids: NDArray[np.uint32], salt: str) -> str:
     """Hexadecimal, 256 bits."""
-    # The salt's length first: no salt may look like the beginning of another one's tokens.
-    said = salt.encode()
-    head = len(said).to_bytes(8, "little") + said
+    # The length comes first, so that no salt looks like the beginning of another one's tokens.
+    encoded = salt.encode()
+    head = len(encoded).to_bytes(8, "little") + encoded
     return hashlib.blake2b(head + token_ids.astype("<u4").tobytes(), digest_size=32).hexdigest()

@@ -1,6 +1,4 @@
-"""Usual: whether a policy keeps what everyone gets who asks for nothing. What one caller made tighter judges no route.
-Pure.
-"""
+"""Whether a policy keeps less than the deployment's defaults. A caller's own tight budget must not judge a route."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from presift.orchestrator.domain.request import AutoCapacity
 from presift.orchestrator.routing.adaptive_capacity import is_measured, most_tokens
 
 
-def is_tighter(policy: Policy, everyones: EffectiveDefaults, page_tokens: int = 1) -> bool:
-    """Whether it keeps fewer tokens, KV in whole pages, or is to cover less, than under the terms of everyone."""
-    defaults, limits, auto = everyones.defaults, everyones.budget, everyones.defaults.auto_capacity
+def is_tighter(policy: Policy, everyone: EffectiveDefaults, page_tokens: int = 1) -> bool:
+    """Whether it keeps fewer tokens (KV in whole pages), or less coverage, than for callers without a budget."""
+    defaults, limits, auto = everyone.defaults, everyone.budget, everyone.defaults.auto_capacity
     prompt, kv = policy.prompt_stage, policy.kv_stage
     if prompt is not None:
         default = defaults.spec_pc.capacity if kv is None else defaults.cascade_capacity

@@ -1,7 +1,7 @@
-"""Tools of a chat: their definitions and the calls that an assistant made, from JSON to what chat templates read.
+"""Tool definitions and tool calls of a chat: from JSON to the objects that chat templates read.
 
-What a template has no place for would vanish from the prompt without a word; so the prompt's frame is rendered once
-more without it, and a chat that renders the same either way is refused.
+A template that does not support tools would silently leave them out of the prompt. So the chat is rendered once more
+without them, and refused if the result is the same.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message
 
 
-def tools_of(chat: Chat) -> list[Any]:
-    """The definitions. Raises InvalidRequest for what is no JSON object."""
+def parse_tools(chat: Chat) -> list[Any]:
+    """The tool definitions. Raises InvalidRequest for one that is not a JSON object."""
     return [_object(f"prompt.chat.tools_json[{number}]", text) for number, text in enumerate(chat.tools_json)]
 
 
-def calls_of(message: Message) -> list[dict[str, Any]]:
-    """The calls, arguments as objects: models write them so, while many clients send them as JSON in a string.
+def parse_tool_calls(message: Message) -> list[dict[str, Any]]:
+    """The tool calls, with their arguments as objects, as models write them. Many clients send arguments as a string.
 
-    Raises InvalidRequest for a call without a name or with arguments that are no JSON object.
+    Raises InvalidRequest for a call without a name or whose arguments are not a JSON object.
     """
     return [_call(text) for text in message.tool_calls_json]
 
 
-def check_rendered(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> None:
-    """Raise InvalidRequest where `rendered`, the rendering of `chat`, is the same without its tools or their calls."""
+def check_tools_rendered(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> None:
+    """Raise InvalidRequest if `rendered`, the rendering of `chat`, is the same without its tools or tool calls."""
     if chat.tools_json and _try(render, replace(chat, tools_json=())) == rendered:
-        value, limit = f"{len(chat.tools_json)} given", "unset: the target's chat template has no place for tools"
+        value, limit = f"{len(chat.tools_json)} given", "unset: the target's chat template does not support tools"
         raise InvalidRequest("prompt.chat.tools_json", value, limit)
     calls = sum(len(message.tool_calls_json) for message in chat.messages)
     if calls and _try(render, _without_calls(chat)) == rendered:
-        value, limit = f"{calls} given", "unset: the target's chat template has no place for calls"
+        value, limit = f"{calls} given", "unset: the target's chat template does not support tool calls"
         raise InvalidRequest("prompt.chat.messages.tool_calls_json", value, limit)
 
 
 def _try(render: Callable[[Chat], str], chat: Chat) -> str | None:
     try:
         return render(chat)
-    except InvalidRequest:  # the template asks for what was left out: it has a place for it
+    except InvalidRequest:  # the template requires what was left out, so it supports it
         return None
 
 
@@ -68,7 +68,7 @@ def _call(text: str) -> dict[str, Any]:
 def _object(field: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # as templates write it; lone surrogates have no UTF-8
+        json.dumps(value, ensure_ascii=False).encode()  # as templates write it; UTF-8 refuses lone surrogates
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(field, "not JSON", "a JSON object") from error
     if not isinstance(value, dict):

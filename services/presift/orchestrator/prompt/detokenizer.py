@@ -1,4 +1,4 @@
-"""Token ids to text, as they come: whole characters only, and never past a stop string."""
+"""Streaming detokenizer: emits whole characters only, and nothing from a stop string on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """One answer's text. Without a tokenizer every text is empty."""
+    """The text of one answer. Without a tokenizer (`backend` None) all text is empty."""
 
     def __init__(self, backend: Tokenizer | None, stop: Sequence[str] = ()) -> None:
         self._backend = backend
@@ -19,7 +19,7 @@ class Detokenizer:
         self._stopped = False
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that is certain after `token_ids`: what could be the start of a stop string is held back."""
+        """The text that can be emitted after `token_ids`. A possible beginning of a stop string is held back."""
         if self._backend is None or self._stopped:
             return ""
         for token_id in token_ids:
@@ -27,7 +27,7 @@ class Detokenizer:
         return self._release(final=False)
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """The text that was held back, at the end of the answer."""
         return "" if self._stopped else self._release(final=True)
 
     def _release(self, *, final: bool) -> str:
@@ -42,5 +42,5 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

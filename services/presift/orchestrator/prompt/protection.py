@@ -1,10 +1,12 @@
-"""Protection: which characters of a rendered chat a policy may drop.
+"""Finds the characters of a rendered chat that a policy may drop; all others are protected.
 
-Everything is protected except the documents that the caller marked or, where none is marked, the texts of unprotected
-messages: so template tokens, tool definitions and whatever the template adds are safe without being recognised. The
-texts are found by rendering the chat once more with a placeholder for each (the frame); where putting the texts back
-does not give the rendered prompt, the template did something we do not understand and the whole prompt is protected.
-Knows characters; the tokenizer maps them to tokens.
+Droppable are the documents that the caller marked or, without any mark, the texts of unprotected messages. Template
+tokens, tool definitions and everything else that the template adds are therefore protected without being recognised.
+
+To find the texts, the chat is rendered once more with a placeholder for each text (the frame). If filling in the texts
+does not give the rendered prompt, the template changes texts in an unknown way, and the whole prompt is protected.
+
+This module works on characters; the tokenizer maps them to tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from presift.orchestrator.domain.request import Chat, Message
-from presift.orchestrator.prompt.chat_tools import calls_of
+from presift.orchestrator.prompt.chat_tools import parse_tool_calls
 
-# A last user turn, or its last part, up to this long is a question, protected whole; a longer one holds documents, of
-# which the window keeps the end. In characters, about 256 tokens of English.
+# In characters, about 256 tokens of English. Up to this length, the last user message, or its last part, counts as a
+# question and is protected. A longer one contains documents; the policy's window keeps its end.
 QUESTION_CHARACTERS = 1024
 
-# Private-use characters: no chat template gives them a meaning.
+# Private-use characters, which mean nothing to chat templates.
 _PLACEHOLDER = "\ue000{}\ue001"
 _PATTERN = re.compile("\ue000(\\d+)\ue001")
 
@@ -36,14 +38,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One part of one message, as it may stand in the rendered prompt."""
+    """The text of one part of a message, as expected in the rendered prompt."""
 
     text: str
     droppable: bool
 
 
-def framed(chat: Chat) -> Chat:
-    """The chat with each part's text replaced by a numbered placeholder. What is empty stays so: templates ask."""
+def with_placeholders(chat: Chat) -> Chat:
+    """The chat with each text replaced by a numbered placeholder. Empty texts stay empty: templates test for that."""
     messages, number = [], 0
     for message in chat.messages:
         parts = []
@@ -54,10 +56,10 @@ def framed(chat: Chat) -> Chat:
     return replace(chat, messages=tuple(messages))
 
 
-def compressible(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]:
-    """The characters of `rendered` that a policy may drop: ascending, not overlapping.
+def droppable_ranges(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]:
+    """The characters of `rendered` that a policy may drop, ascending and not overlapping.
 
-    `frame` is the rendering of `framed(chat)`.
+    `frame` is the rendering of `with_placeholders(chat)`.
     """
     pieces = _pieces(chat)
     for candidate in (pieces, _stripped(chat, pieces)):
@@ -68,20 +70,19 @@ def compressible(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]:
 
 
 def template_messages(chat: Chat) -> list[dict[str, Any]]:
-    """The messages as chat templates read them: what is not set is not there. Raises InvalidRequest for tool calls that
-    are none."""
+    """The messages as chat templates read them, without unset keys. Raises InvalidRequest for invalid tool calls."""
     return [_template_message(message) for message in chat.messages]
 
 
 def _template_message(message: Message) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.text}
+    fields: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls_json:
-        made["tool_calls"] = calls_of(message)
-    return made | {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
+        fields["tool_calls"] = parse_tool_calls(message)
+    return fields | {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
 
 
 def _fill(frame: str, pieces: Sequence[Piece]) -> tuple[str, tuple[Range, ...]]:
-    """The frame with the pieces in place, and where the droppable ones came to lie."""
+    """The frame with the pieces filled in, and the ranges of the droppable ones."""
     out, ranges, length, cursor = [], [], 0, 0
     for match in _PATTERN.finditer(frame):
         number = int(match[1])
@@ -118,8 +119,8 @@ def _droppable(message: Message, number: int, is_last_user: bool) -> bool:
         return False
     if not is_last_user:
         return True
-    closes = number == len(message.parts) - 1
-    return not (_is_question(message.text) or (closes and number > 0 and _is_question(part.text)))
+    is_last_part = number == len(message.parts) - 1
+    return not (_is_question(message.text) or (is_last_part and number > 0 and _is_question(part.text)))
 
 
 def _is_question(text: str) -> bool:
@@ -127,7 +128,7 @@ def _is_question(text: str) -> bool:
 
 
 def _stripped(chat: Chat, pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces as templates that trim each message render them."""
+    """The pieces as rendered by templates that strip each message."""
     trimmed, each = [], iter(pieces)
     for message in chat.messages:
         last = len(message.parts) - 1

@@ -1,53 +1,41 @@
-"""The target's tokenizer and chat template: prompts become token ids with protected spans, token ids become text."""
+"""Renders and tokenises prompts: chat, text or token ids become the target's token ids with protected spans."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from cachetools import LRUCache
 from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
-from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds
+from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
-from presift.orchestrator.prompt.chat_tools import check_rendered, tools_of
-from presift.orchestrator.prompt.protection import Range, compressible, framed, template_messages
+from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools
+from presift.orchestrator.prompt.protection import Range, droppable_ranges, template_messages, with_placeholders
 
-# Above this, tokenising takes milliseconds and moves off the event loop (the Rust tokenizer releases the GIL).
+# Longer prompts take milliseconds and are tokenised in a thread (the Rust tokenizer releases the GIL).
 INLINE_CHARACTERS = 8_192
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tokenized:
-    """A prompt as the target would read it: `ids` uint32[n]; `protected` in canonical form; no text.
-
-    `salt` says whose it is: what comes of it is never found by anybody with another one.
-    """
-
-    ids: NDArray[np.uint32]
-    protected: tuple[Span, ...]
-    salt: str = field(default="", repr=False)
-
-
 class ChatTemplate(Protocol):
-    """Renders a chat to the text that the target was trained on."""
+    """Renders a chat to the target's prompt format. Raises InvalidRequest."""
 
     def __call__(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str: ...
 
 
 class PromptTokenizer:
-    """Tokenises prompts. Without a tokenizer (`backend` None) only token-id prompts are accepted.
+    """Tokenises prompts. Without a tokenizer (`backend` None), accepts only prompts of token ids.
 
-    The last prompts' tokens are remembered, up to `memory_tokens`: a prompt that hits the cache has been seen before,
-    and tokenising it again would cost more than all the rest of the orchestrator's work. Keys are SHA-256 and cover the
-    salt, so that nobody can tell by the time it takes what others have asked; no text is kept.
+    Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenising would cost
+    more than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times
+    do not reveal other tenants' prompts. No text is stored.
     """
 
     def __init__(
@@ -55,90 +43,83 @@ class PromptTokenizer:
     ) -> None:
         self._backend = backend
         self._template = template
-        self._memory: OrderedDict[bytes, Tokenized] = OrderedDict()
-        self._memory_tokens = memory_tokens
-        self._held_tokens = 0
+        # At least 1 each: prompts without tokens must not fill the memory.
+        self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
 
     def fingerprint(self) -> str:
-        """As ModelInfo's; empty without a tokenizer."""
+        """Comparable with ModelInfo's; empty without a tokenizer."""
         return "" if self._backend is None else fingerprint(self._backend.to_str().encode())
 
     @property
     def backend(self) -> Tokenizer | None:
         return self._backend
 
-    async def tokenize(self, prompt: Prompt, salt: str = "") -> Tokenized:
-        """Raises InvalidRequest for tools that are no JSON or that the template has no place for, or for text where
-        there is no tokenizer."""
+    async def tokenize(self, prompt: Prompt, salt: str = "") -> TokenizedPrompt:
+        """Raises InvalidRequest for invalid or unsupported tools, and for text if there is no tokenizer."""
         if isinstance(prompt, TokenIds):
             with stage("protect"):
-                return Tokenized(prompt.ids, _within(prompt), salt)
+                return TokenizedPrompt(prompt.ids, _within(prompt), salt)
         with stage("protect"):
             rendered = self.render(prompt)
-            ranges = self._droppable(prompt, rendered)
+            ranges = self._droppable_ranges(prompt, rendered)
         with stage("tokenize"):
             return await self._tokenized(prompt, rendered, ranges, salt)
 
-    async def _tokenized(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> Tokenized:
-        """Remembered, or made now."""
+    async def _tokenized(
+        self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str
+    ) -> TokenizedPrompt:
+        """From memory, or encoded now."""
         key = _key(prompt, rendered, ranges, salt)
         known = self._memory.get(key)
         if known is not None:
-            self._memory.move_to_end(key)
             return known
         tokenized = replace(await self._encode(prompt, rendered, ranges), salt=salt)
-        self._remember(key, tokenized)
+        with suppress(ValueError):  # larger than the memory
+            self._memory[key] = tokenized
         return tokenized
 
     def render(self, prompt: Chat | Text) -> str:
-        """The text that is tokenised, chat template applied."""
+        """The text to tokenise, with the chat template applied."""
         if self._backend is None:
             raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
         if isinstance(prompt, Text):
             return prompt.text
         if self._template is None:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
-        return self._template(template_messages(prompt), tools_of(prompt) or None)
+        return self._template(template_messages(prompt), parse_tools(prompt) or None)
 
-    def located(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
+    def render_with_offsets(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
         """The rendered prompt, and the characters [start, end) of each token in it."""
         rendered = self.render(prompt)
         return rendered, list(_tokens(self._backend, rendered, isinstance(prompt, Text)).offsets)
 
-    def _droppable(self, prompt: Chat | Text, rendered: str) -> tuple[Range, ...]:
+    def _droppable_ranges(self, prompt: Chat | Text, rendered: str) -> tuple[Range, ...]:
         if isinstance(prompt, Text):
             return (Range(0, len(rendered)),)
-        frame = framed(prompt)
+        frame = with_placeholders(prompt)
         rendered_frame = self.render(frame)
-        check_rendered(frame, rendered_frame, self.render)
-        return compressible(prompt, rendered, rendered_frame)
+        check_tools_rendered(frame, rendered_frame, self.render)
+        return droppable_ranges(prompt, rendered, rendered_frame)
 
-    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> Tokenized:
-        def encode() -> Tokenized:
+    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> TokenizedPrompt:
+        def encode() -> TokenizedPrompt:
             encoding = _tokens(self._backend, rendered, isinstance(prompt, Text))
-            return Tokenized(np.array(encoding.ids, dtype=np.uint32), protected_tokens(encoding, ranges, len(rendered)))
+            return TokenizedPrompt(
+                np.array(encoding.ids, dtype=np.uint32), protected_spans(encoding, ranges, len(rendered))
+            )
 
         return encode() if len(rendered) <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
-    def _remember(self, key: bytes, tokenized: Tokenized) -> None:
-        if key in self._memory or tokenized.ids.size > self._memory_tokens:
-            return
-        self._memory[key] = tokenized
-        self._held_tokens += tokenized.ids.size
-        while self._held_tokens > self._memory_tokens:
-            _, oldest = self._memory.popitem(last=False)
-            self._held_tokens -= oldest.ids.size
 
-
-def protected_tokens(encoding: Encoding, ranges: tuple[Range, ...], characters: int) -> tuple[Span, ...]:
-    """The tokens that do not lie wholly inside `ranges`. A token across a border to anything else is protected."""
+def protected_spans(encoding: Encoding, ranges: tuple[Range, ...], characters: int) -> tuple[Span, ...]:
+    """The tokens that do not lie wholly inside `ranges`. A token that crosses a range's border is protected."""
     protected = np.ones(len(encoding.ids), dtype=np.bool_)
     for droppable in _joined(ranges):
         start = _first_token_from(encoding, droppable.start, characters)
         end = _first_token_from(encoding, droppable.end, characters)
         while start < end and encoding.token_to_chars(start)[0] < droppable.start:
             start += 1
-        # The tokenizer's own special tokens hold no character.
+        # Special tokens that the tokenizer adds have no characters.
         while start < end and ((held := encoding.token_to_chars(end - 1)) is None or held[1] > droppable.end):
             end -= 1
         protected[start:end] = False
@@ -146,7 +127,7 @@ def protected_tokens(encoding: Encoding, ranges: tuple[Range, ...], characters: 
 
 
 def _joined(ranges: tuple[Range, ...]) -> list[Range]:
-    """Those that touch as one: what a token across their border holds may go."""
+    """Adjacent ranges merged into one: a token across their common border may be dropped."""
     joined = list[Range]()
     for each in ranges:
         start = joined.pop().start if joined and joined[-1].end == each.start else each.start
@@ -155,7 +136,7 @@ def _joined(ranges: tuple[Range, ...]) -> list[Range]:
 
 
 def _first_token_from(encoding: Encoding, character: int, characters: int) -> int:
-    """The first token that holds `character`, or the next that a token holds (normalisers drop some)."""
+    """The first token that contains `character` or, if a normaliser dropped it, the next character that has a token."""
     for at in range(character, characters):
         token = encoding.char_to_token(at)
         if token is not None:
@@ -166,7 +147,7 @@ def _first_token_from(encoding: Encoding, character: int, characters: int) -> in
 def _tokens(backend: Tokenizer | None, rendered: str, add_special_tokens: bool) -> Encoding:
     if backend is None:
         raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
-    # A chat template writes its own special tokens; raw text gets the tokenizer's.
+    # A chat template writes the special tokens itself; for plain text the tokenizer adds them.
     return backend.encode(rendered, add_special_tokens=add_special_tokens)
 
 
@@ -177,5 +158,5 @@ def _within(prompt: TokenIds) -> tuple[Span, ...]:
 
 def _key(prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> bytes:
     marks = ",".join(f"{each.start}-{each.end}" for each in ranges)
-    # The salt's length first: no salt may look like another one with a beginning of the prompt.
+    # The salt's length comes first, so that salt and prompt cannot be split in another way.
     return hashlib.sha256(f"{len(salt)}\n{salt}\n{type(prompt).__name__}\n{marks}\n{rendered}".encode()).digest()

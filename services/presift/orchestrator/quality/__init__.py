@@ -1,1 +1,1 @@
-"""The quality guard: a few compressed requests are answered by `full` too; a route that disagrees is switched off."""
+"""Quality guard: answers a few compressed requests in full as well, and switches off a route that differs too much."""

@@ -1,12 +1,12 @@
-"""The guard: samples requests, has them answered the other way when it is calm, and moves the switches."""
+"""Samples requests, compares their compressed and full answers in the background, and updates the quality gate."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
-from presift.orchestrator.domain.request import Sampling
+from presift.core.generation import Sampling
 from presift.orchestrator.quality.sampler import Sample, Sampler
 from presift.orchestrator.quality.shadow_queue import IdleGate, ShadowOutcome, ShadowQueue
 from presift.orchestrator.routing.agreement import Agreement
@@ -21,60 +21,61 @@ log = logging.getLogger(__name__)
 
 
 class QualityGuard:
-    """`compare` answers what a sample lacks; the planner reads the same `switches`. By itself it takes no sample."""
+    """`compare` produces the missing answers of a sample and compares; without it no samples are taken.
+
+    The planner reads the same `gate`.
+    """
 
     def __init__(
-        self, compare: Compare | None = None, sampler: Sampler | None = None, switches: QualityGate | None = None
+        self, compare: Compare | None = None, sampler: Sampler | None = None, gate: QualityGate | None = None
     ) -> None:
         self._compare = compare
         self._sampler = Sampler() if sampler is None else sampler
-        self._switches = QualityGate() if switches is None else switches
-        self.calm = IdleGate()
-        self._shadows = ShadowQueue(self.calm, self._work, _count)
+        self._gate = QualityGate() if gate is None else gate
+        self.idle_gate = IdleGate()
+        self._shadows = ShadowQueue(self.idle_gate, self._work, _count_outcome)
 
-    def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
-        """Something to hear a caller's answer with, for a few."""
-        return None if self._compare is None else self._sampler.sample(plan, sampling)
-
-    def offer(self, sample: Sample) -> None:
-        """The caller's answer has ended: compare it."""
-        self._shadows.offer(sample)
+    def offer(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> None:
+        """Queue a small share of the answers, given as token ids, for comparison."""
+        sample = None if self._compare is None else self._sampler.sample(plan, sampling, answer)
+        if sample is not None:
+            self._shadows.offer(sample)
 
     def qualities(self) -> list[Quality]:
-        """What was seen of every route and length band."""
-        return self._switches.qualities()
+        """The measured quality of every sampled route and length band."""
+        return self._gate.qualities()
 
     async def aclose(self) -> None:
-        """Stop comparing, at once."""
+        """Stop comparing immediately."""
         await self._shadows.aclose()
 
     async def _work(self, sample: Sample) -> None:
-        assert self._compare is not None  # else there is no sample
+        assert self._compare is not None  # without it there are no samples
         with span("shadow"):
-            found = await self._compare(sample)
-        _record(sample, found)
-        moved = self._switches.add(sample.route, sample.band, found, datetime.now(UTC))
-        if moved is not None:
-            _tell(moved)
+            agreement = await self._compare(sample)
+        _record_agreement(sample, agreement)
+        switched = self._gate.add(sample.route, sample.band, agreement, datetime.now(UTC))
+        if switched is not None:
+            _record_switch(switched)
 
 
-def _tell(moved: Quality) -> None:
-    to = "off" if moved.is_off else "on"
-    count("presift.guard.switched", route=moved.route.value, band=str(moved.band), to=to)
+def _record_switch(quality: Quality) -> None:
+    to = "off" if quality.is_off else "on"
+    count("presift.guard.switched", route=quality.route.value, band=str(quality.band), to=to)
     log.warning(
         "route %s is switched %s for %s prompt tokens: mean overlap with full %.3f over %d samples",
-        moved.route, to, moved.band, moved.overlap, moved.samples,
+        quality.route, to, quality.band, quality.overlap, quality.samples,
     )  # fmt: skip
 
 
-def _count(sample: Sample, outcome: ShadowOutcome) -> None:
+def _count_outcome(sample: Sample, outcome: ShadowOutcome) -> None:
     count("presift.guard.samples", route=sample.route.value, band=str(sample.band), outcome=outcome.value)
 
 
-def _record(sample: Sample, found: Agreement) -> None:
+def _record_agreement(sample: Sample, agreement: Agreement) -> None:
     route, band = sample.route.value, str(sample.band)
-    record("presift.guard.overlap", found.overlap, route=route, band=band)
-    if found.first_divergence is None:
+    record("presift.guard.overlap", agreement.overlap, route=route, band=band)
+    if agreement.first_divergence is None:
         count("presift.guard.exact", route=route, band=band)
     else:
-        record("presift.guard.first_divergence", found.first_divergence, route=route, band=band)
+        record("presift.guard.first_divergence", agreement.first_divergence, route=route, band=band)

@@ -1,4 +1,4 @@
-"""Samples: requests whose answer is compared with that of the other way, compressed or full. Token ids only."""
+"""Chooses the answered requests to compare. Token ids only, no text."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.plan import Route
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.routing.decision import Plan
 from presift.orchestrator.routing.quality_gate import LengthBand, length_band
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """A request and what its caller has been answered so far. `sampling` is that of both answers: greedy, and cut."""
+    """A request that was answered.
+
+    `sampling` applies to both answers: greedy and short. `answer`: the first token ids of the caller's answer, or
+    None if that was not greedy, so that it cannot be compared.
+    """
 
     plan: Plan
     sampling: Sampling
-    is_greedy: bool
-    _heard: list[int] = field(default_factory=list)
+    answer: tuple[int, ...] | None
 
     @property
     def route(self) -> Route:
-        """The route that is judged: the one that compressed, or would have but for its switch."""
+        """The route to judge: the one that compressed, or that the request would have taken if it were switched on."""
         avoided = self.plan.avoided
         return self.plan.decision.route if avoided is None else avoided.route
 
@@ -32,20 +35,14 @@ class Sample:
     def band(self) -> LengthBand:
         return length_band(self.plan.decision.prompt_tokens)
 
-    def hear(self, token_ids: Sequence[int]) -> None:
-        """The caller is answered this."""
-        room = self.sampling.max_new_tokens - len(self._heard)
-        if self.is_greedy:
-            self._heard.extend(token_ids[: max(0, room)])
-
     def answer_by(self, route: Route) -> tuple[int, ...] | None:
-        """The caller's own answer, where it was given by this route and can be compared: where it was greedy."""
-        return tuple(self._heard) if self.is_greedy and self.plan.decision.route is route else None
+        """The caller's own answer if it can be compared and took this route; otherwise None."""
+        return self.answer if self.plan.decision.route is route else None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Takes a `share` of the requests, 0..1, and compares at most `max_new_tokens` of each. Raises InvalidRequest."""
+    """Samples a `share` of the requests, 0..1, and at most `max_new_tokens` of each answer. Raises InvalidRequest."""
 
     share: float = 0.01
     max_new_tokens: int = 64
@@ -57,13 +54,15 @@ class Sampler:
         if self.max_new_tokens < 1:
             raise InvalidRequest("guard_max_new_tokens", self.max_new_tokens, ">= 1")
 
-    def sample(self, plan: Plan, sampling: Sampling) -> Sample | None:
-        """None for most, for what no route compresses, for what full cannot answer, and for what the caller's own
-        limits made tighter: how those are answered shall decide for nobody else."""
+    def sample(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> Sample | None:
+        """None for most requests, and for those that cannot be compared: without compression, or too long for full.
+
+        Also None if the caller's own limits compress more than the defaults: such answers say nothing about others.
+        """
         compresses = plan.avoided is not None or plan.decision.route is not Route.FULL
-        cut = min(sampling.max_new_tokens, self.max_new_tokens)
-        fits = plan.decision.prompt_tokens + cut <= plan.decision.target.context_tokens
+        max_new_tokens = min(sampling.max_new_tokens, self.max_new_tokens)
+        fits = plan.decision.prompt_tokens + max_new_tokens <= plan.decision.target.context_tokens
         if not compresses or not fits or plan.is_tighter or self.random.random() >= self.share:
             return None
-        greedy = replace(sampling, max_new_tokens=cut, temperature=0.0, top_p=None, top_k=None, seed=None)
-        return Sample(plan, greedy, sampling.is_greedy)
+        greedy = replace(sampling, max_new_tokens=max_new_tokens, temperature=0.0, top_p=None, top_k=None, seed=None)
+        return Sample(plan, greedy, tuple(answer[:max_new_tokens]) if sampling.is_greedy else None)

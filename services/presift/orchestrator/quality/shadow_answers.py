@@ -1,79 +1,72 @@
-"""Answers one prompt twice in the background, in full and compressed, without touching callers' metrics."""
+"""Answers a sampled prompt in full and compressed, in the background, without counting as a caller's request."""
 
 from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
 
-from presift.core.errors import InternalError
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import Target, Usage
-from presift.orchestrator.domain.request import Sampling
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.draft_stage import DraftStage
-from presift.orchestrator.planning.plan_builder import TokenizedPrompt, plan_of
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_full
 from presift.orchestrator.quality.sampler import Sample
 from presift.orchestrator.routing.agreement import Agreement, agreement
 from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice
 from presift.orchestrator.routing.decision import Plan
+from presift.rpc.deadline import NO_DEADLINE
 
-_IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "the quality guard's")
+_IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "requested by the quality guard")
 
 
 class ShadowAnswers:
-    """Answers both ways under the caller's salt: what a shadow reads may serve the same tenant, and vice versa."""
+    """Uses the caller's salt, so that shadows and requests of one tenant share caches, and tenants do not."""
 
     def __init__(
         self,
         target: Target,
-        drafter: DraftStage,
+        draft_stage: DraftStage,
         compressor: Compressor,
-        economy: CostEstimator,
+        estimator: CostEstimator,
         *,
         defaults: Defaults,
     ) -> None:
         self._target = target
-        self._drafter = drafter
+        self._draft_stage = draft_stage
         self._compressor = compressor
-        self._economy = economy
-        self._defaults = defaults  # for what depends on the draft alone: no policy file changes that
+        self._estimator = estimator
+        self._defaults = defaults  # only for values that depend on the draft, which no policy file changes
 
     async def compare(self, sample: Sample) -> Agreement:
-        """What the caller has not been answered already is answered now. Raises what draft and target ports raise."""
+        """Compares both answers; generates what the caller did not get. Raises what draft and target ports raise."""
         compressed = sample.answer_by(sample.route)
         if compressed is None:
-            compressed = await self._answer(await self._compressed(sample), sample.sampling)
+            compressed = await self._answer(await self._compressed_plan(sample), sample.sampling)
         full = sample.answer_by(Route.FULL)
         if full is None:
-            in_full = replace(plan_of(_IN_FULL, None, 0.0, _origin(sample.plan)), at=sample.plan.at)
-            full = await self._answer(in_full, sample.sampling)
+            full = await self._answer(replanned_full(sample.plan, _IN_FULL), sample.sampling)
         return agreement(compressed, full)
 
-    async def _compressed(self, sample: Sample) -> Plan:
-        """The plan that the caller's request had, or would have had."""
+    async def _compressed_plan(self, sample: Sample) -> Plan:
+        """The caller's plan, or the one that the quality gate prevented."""
         plan, avoided = sample.plan, sample.plan.avoided
         if avoided is None:
             return plan
-        origin = _origin(plan)
-        scoring = self._drafter.scoring(avoided, origin.tokens, self._defaults)
-        compressed = await self._compressor.compress(scoring)
-        return replace(plan_of(replace(avoided, policy=scoring.policy), compressed, 0.0, origin), at=plan.at)
+        job = self._draft_stage.job(avoided, plan.tokens, plan.decision.target, self._defaults)
+        compressed = await self._compressor.compress(job)
+        return replanned_compressed(plan, replace(avoided, policy=job.policy), compressed)
 
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
-        found, began = list[int](), self._economy.now
-        stream = self._target.generate(plan.read_ids, sampling, plan.salt, None, plan.kv_plan, at=plan.at)
-        async with aclosing(stream) as events:
+        answer, began = list[int](), self._estimator.now
+        call = self._target.generate(
+            plan.read_ids, sampling, plan.salt, NO_DEADLINE, plan.kv_plan, replica=plan.replica
+        )
+        async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 if isinstance(event, Usage):
-                    self._economy.observe_prefix(plan, event, found, began)
+                    self._estimator.observe_prefix(plan, event, answer, began)
                 else:
-                    found.extend(event)
-        return tuple(found)
-
-
-def _origin(plan: Plan) -> TokenizedPrompt:
-    if plan.prompt_ids is None:
-        raise InternalError("a plan without its prompt")
-    return TokenizedPrompt(Tokenized(plan.prompt_ids, plan.protected, plan.salt), plan.decision.target, 0.0)
+                    answer.extend(event)
+        return tuple(answer)

@@ -1,7 +1,7 @@
-"""Shadows: work in the background, one piece at a time, and only while no caller waits for a first token.
+"""Runs background work, one item at a time, only while no caller waits for a first token.
 
-A caller who comes ends the piece that is under way; it is tried once more in the next calm. What there is no room for
-is dropped. Nothing that happens here reaches a caller.
+A new request interrupts the running item, which is retried once when the orchestrator is idle again. Items are dropped
+if the queue is full. Nothing here affects callers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.planning.prefill import beside
+from presift.orchestrator.planning.prefill import background
 
 T = TypeVar("T")
 
@@ -27,108 +27,106 @@ log = logging.getLogger(__name__)
 
 
 class ShadowOutcome(StrEnum):
-    """What became of a piece of work."""
+    """The result of an item; the values are labels of a metric."""
 
     DONE = "compared"
-    FAILED = "failed"  # an error, or it took too long
-    INTERRUPTED = "interrupted"  # callers came, each time
-    DROPPED = "dropped"  # too much was waiting
+    FAILED = "failed"  # an error or a timeout
+    INTERRUPTED = "interrupted"  # by new requests, in every attempt
+    DROPPED = "dropped"  # the queue was full
 
 
 class IdleGate:
-    """IdleGate is while no caller waits for a first token."""
+    """Idle while no caller waits for a first token."""
 
     def __init__(self) -> None:
-        self._callers: set[object] = set()
-        self._calm, self._stir = asyncio.Event(), asyncio.Event()
-        self._calm.set()
+        self._waiting_callers: set[object] = set()
+        self._idle, self._busy = asyncio.Event(), asyncio.Event()
+        self._idle.set()
 
     @contextmanager
-    def stirred(self) -> Iterator[Callable[[], None]]:
-        """A caller waits until the block ends, or until what it gives was called."""
+    def busy(self) -> Iterator[Callable[[], None]]:
+        """Busy until the block ends or the yielded function is called, whichever is first."""
         caller = object()
-        self._callers.add(caller)
-        self._tell()
+        self._waiting_callers.add(caller)
+        self._update()
         try:
-            yield partial(self._leave, caller)
+            yield partial(self._remove, caller)
         finally:
-            self._leave(caller)
+            self._remove(caller)
 
-    async def come(self) -> None:
-        """Wait for calm."""
-        await self._calm.wait()
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
 
-    async def end(self) -> None:
-        """Wait for a caller."""
-        await self._stir.wait()
+    async def wait_busy(self) -> None:
+        await self._busy.wait()
 
-    def _leave(self, caller: object) -> None:
-        if caller in self._callers:
-            self._callers.remove(caller)
-            self._tell()
+    def _remove(self, caller: object) -> None:
+        if caller in self._waiting_callers:
+            self._waiting_callers.remove(caller)
+            self._update()
 
-    def _tell(self) -> None:
-        (set_now, clear_now) = (self._stir, self._calm) if self._callers else (self._calm, self._stir)
+    def _update(self) -> None:
+        set_now, clear_now = (self._busy, self._idle) if self._waiting_callers else (self._idle, self._busy)
         clear_now.clear()
         set_now.set()
 
 
 class ShadowQueue(Generic[T]):
-    """`work` does a piece, `told` hears what became of each; a piece takes at most `timeout_s`."""
+    """`work` processes an item in at most `timeout_s`; `on_outcome` receives each item's result."""
 
     def __init__(
         self,
-        calm: IdleGate,
+        idle_gate: IdleGate,
         work: Callable[[T], Awaitable[None]],
-        told: Callable[[T, ShadowOutcome], None],
+        on_outcome: Callable[[T, ShadowOutcome], None],
         timeout_s: float = 120.0,
     ) -> None:
-        self._calm = calm
+        self._idle_gate = idle_gate
         self._work = work
-        self._told = told
+        self._on_outcome = on_outcome
         self._timeout_s = timeout_s
-        self._waiting: asyncio.Queue[T] = asyncio.Queue(_QUEUE_LENGTH)
+        self._items: asyncio.Queue[T] = asyncio.Queue(_QUEUE_LENGTH)
         self._worker: asyncio.Task[None] | None = None
 
-    def offer(self, piece: T) -> None:
-        """Do it when it is calm."""
+    def offer(self, item: T) -> None:
+        """Queue the item; drop it if the queue is full."""
         if self._worker is None:
-            # In a context of its own: it must not go on for ever in the trace of the first request.
-            self._worker = asyncio.create_task(self._go_on(), name="shadows", context=contextvars.Context())
+            # In an empty context: otherwise all shadows would belong to the trace of the first request.
+            self._worker = asyncio.create_task(self._run(), name="shadows", context=contextvars.Context())
         try:
-            self._waiting.put_nowait(piece)
+            self._items.put_nowait(item)
         except asyncio.QueueFull:
-            self._told(piece, ShadowOutcome.DROPPED)
+            self._on_outcome(item, ShadowOutcome.DROPPED)
 
     async def aclose(self) -> None:
-        """Stop at once."""
+        """Stop immediately."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait((self._worker,))
 
-    async def _go_on(self) -> None:
+    async def _run(self) -> None:
         while True:
-            piece = await self._waiting.get()
+            item = await self._items.get()
             outcome = ShadowOutcome.INTERRUPTED
             for _ in range(ATTEMPTS):
-                await self._calm.come()
-                outcome = await self._attempt(piece)
+                await self._idle_gate.wait_idle()
+                outcome = await self._attempt(item)
                 if outcome is not ShadowOutcome.INTERRUPTED:
                     break
-            self._told(piece, outcome)
+            self._on_outcome(item, outcome)
 
-    async def _attempt(self, piece: T) -> ShadowOutcome:
-        async with beside(self._done(piece)) as working, beside(self._calm.end()) as stirring:
-            await asyncio.wait((working, stirring), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            is_late = not stirring.done()
+    async def _attempt(self, item: T) -> ShadowOutcome:
+        async with background(self._process(item)) as working, background(self._idle_gate.wait_busy()) as interrupted:
+            await asyncio.wait((working, interrupted), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            timed_out = not interrupted.done()
         if working.cancelled():
-            return ShadowOutcome.FAILED if is_late else ShadowOutcome.INTERRUPTED
+            return ShadowOutcome.FAILED if timed_out else ShadowOutcome.INTERRUPTED
         return working.result()
 
-    async def _done(self, piece: T) -> ShadowOutcome:
+    async def _process(self, item: T) -> ShadowOutcome:
         try:
-            await self._work(piece)
-        except Exception as error:  # whatever it is: no caller asked for it
+            await self._work(item)
+        except Exception as error:  # any error: no caller depends on this work
             log.warning("shadow failed: %s", error.message if isinstance(error, PresiftError) else type(error).__name__)
             return ShadowOutcome.FAILED
         return ShadowOutcome.DONE

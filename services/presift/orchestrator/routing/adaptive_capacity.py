@@ -1,4 +1,4 @@
-"""Adapting: capacities between bounds, from what the caller asked for; and what came of them, in words. Pure."""
+"""Capacities that adapt to a coverage, within bounds; and their outcome in words. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from presift.core.plan import CompressedPrompt
 from presift.core.policies import Adaptive, KvSelection, Policy, SpecKv, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity
 
-# The default lower bound is a multiple of this: what lies between is not worth another compressed prompt.
+# The default lower bound is a multiple of this, so that few different compressed prompts are cached.
 ROUND_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a capacity may be, in tokens: at most `capacity`, at least `window`; `must_keep` are kept whatever is asked.
+    """The bounds of a capacity in tokens: at most `capacity`, at least `window` and `must_keep`.
 
-    It grows by whole pages of `page_tokens`, of which `capacity` has a whole number.
+    It grows by whole pages of `page_tokens`; `capacity` is a whole number of them.
     """
 
     capacity: int
@@ -28,13 +28,13 @@ class Bounds:
 
 
 def most_tokens(auto: AutoCapacity | None, limit: int | None, default: int) -> int:
-    """The upper bound of a capacity: the tighter of what the caller set, else the default."""
+    """The upper bound of a capacity: the tightest of the caller's limits, else the default."""
     wanted = None if auto is None else auto.max_tokens
     return min((each for each in (limit, wanted) if each is not None), default=default)
 
 
 def adaptive_of(auto: AutoCapacity | None, bounds: Bounds, on_top_tokens: int = 0) -> Adaptive | None:
-    """How a capacity adapts, None where it does not. The caller counts `on_top_tokens` that the policy does not."""
+    """How a capacity adapts, None if it does not. The caller counts `on_top_tokens` that the policy does not."""
     if auto is None:
         return None
     if auto.min_tokens is None:
@@ -45,29 +45,29 @@ def adaptive_of(auto: AutoCapacity | None, bounds: Bounds, on_top_tokens: int = 
 
 
 def measured_at(capacity: int, page_tokens: int) -> Adaptive:
-    """How a capacity does not adapt, while the draft says what so many pairs cover; the same for every coverage that is
-    asked for, so that one compressed prompt serves them all."""
+    """A fixed capacity whose coverage the draft reports. It is the same for every requested coverage, so that one
+    compressed prompt serves them all."""
     return Adaptive(1.0, capacity, page_tokens)
 
 
 def is_measured(policy: SpecPc | SpecKv) -> bool:
-    """Whether the capacity is fixed, and only what it covers is asked for."""
+    """Whether the capacity is fixed and only its coverage is requested."""
     return policy.adaptive == measured_at(policy.capacity, 1 if policy.adaptive is None else policy.adaptive.step)
 
 
 def is_adaptive(policy: Policy | None) -> bool:
-    """Whether a capacity of it may turn out smaller."""
+    """Whether a capacity of the policy may turn out smaller."""
     stages = () if policy is None else (policy.prompt_stage, policy.kv_stage)
     return any(stage is not None and stage.adaptive is not None and not is_measured(stage) for stage in stages)
 
 
 def up_to(policy: Policy | None) -> str:
-    """The words before a capacity that may turn out smaller."""
+    """Prefix of a capacity that may turn out smaller."""
     return "up to " if is_adaptive(policy) else ""
 
 
 def outcome(policy: Policy, prompt: CompressedPrompt) -> str:
-    """The capacities that adapting came to, in words; empty where none adapts."""
+    """The adapted capacities in words; empty if none adapts."""
     return "; ".join(filter(None, (_prompt_outcome(policy, prompt), _kv_outcome(policy, prompt))))
 
 
@@ -91,7 +91,7 @@ def _kv_outcome(policy: Policy, prompt: CompressedPrompt) -> str:
 def _measured(adaptive: Adaptive, kept: int, most: int, coverage: float | None, what: str) -> str:
     if coverage is None or np.float32(coverage) >= np.float32(adaptive.coverage):
         return f"auto: {kept:,} of at most {most:,} {what} reach coverage {adaptive.coverage:g}"
-    return f"auto: {most:,} {what}, the most, cover {coverage:.3f} of the {adaptive.coverage:g} asked for"
+    return f"auto: {most:,} {what}, the maximum, cover {coverage:.3f} of the requested {adaptive.coverage:g}"
 
 
 def _estimated(adaptive: Adaptive, policy: SpecKv, prompt: CompressedPrompt) -> str:
@@ -102,12 +102,12 @@ def _estimated(adaptive: Adaptive, policy: SpecKv, prompt: CompressedPrompt) -> 
     if is_measured(policy):
         return "" if covers is None else f"{most:,} KV tokens cover {covers:.3f}, by the draft's estimate"
     if covers is not None and np.float32(covers) < np.float32(adaptive.coverage):
-        short = f"cover {covers:.3f} of the {adaptive.coverage:g} asked for"
-        return f"auto: {most:,} KV tokens, the most, {short}, by the draft's estimate"
+        short = f"cover {covers:.3f} of the requested {adaptive.coverage:g}"
+        return f"auto: {most:,} KV tokens, the maximum, {short}, by the draft's estimate"
     if found is None:
-        return f"auto: {most:,} KV tokens, the most, as the draft did not say how many reach {asked}"
+        return f"auto: {most:,} KV tokens, the maximum, because the draft did not report how many reach {asked}"
     if found == most and covers is None:
-        return f"auto: {most:,} KV tokens, the most: fewer do not reach {asked}, by the draft's estimate"
+        return f"auto: {most:,} KV tokens, the maximum: fewer do not reach {asked}, by the draft's estimate"
     return f"auto: {found:,} of at most {most:,} KV tokens reach {asked}, by the draft's estimate"
 
 

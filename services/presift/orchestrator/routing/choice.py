@@ -1,4 +1,4 @@
-"""Choices: what the choice of a route rests on and what comes of it. Pure values; `routing` and `kv_routing` choose."""
+"""The values that routing works with, and the two routes that drop no KV: full and spec_pc. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from enum import StrEnum
 from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
 from presift.core.plan import Route
 from presift.core.policies import Policy, SpecKv, SpecPc
-from presift.orchestrator.domain.request import AutoCapacity, Budget
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, most_tokens, up_to
 from presift.orchestrator.routing.cost_model import Forecast, SystemState
 
-# AUTO's, the least lossy first.
+# AUTO considers the routes in this order, the least lossy first.
 ROUTE_ORDER = (Route.FULL, Route.SPEC_KV, Route.SPEC_KV_PC, Route.SPEC_PC)
+# A tenth of the caller's time stays in reserve: the median error of predictions is as large (tests/bench/LOG.md).
+_RESERVE = 10
 
 
 class Reason(StrEnum):
-    """Why a route was taken: the names of presift.v1.DecisionReason."""
+    """Why a route was chosen; the names of presift.v1.DecisionReason."""
 
     REQUESTED = "requested"
     BELOW_THRESHOLD = "below_threshold"
@@ -39,8 +41,12 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RouteChoice:
-    """A route, why, the reason in words, the policy where one applies, what becomes of the full prefix where KV is
-    dropped, and what it is predicted to cost. `continued_tokens`: of a later turn, what it holds while it decodes."""
+    """A route and why it was chosen.
+
+    `detail` is the reason in words. `policy` is None on route full. `keep_full_prefix` says whether the target keeps
+    the KV of the whole prompt in its radix cache; None where no KV is dropped. `forecast` is the predicted cost.
+    `continued_tokens` are the KV tokens that a later turn of a conversation holds while it decodes.
+    """
 
     route: Route
     reason: Reason
@@ -52,40 +58,13 @@ class RouteChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a choice rests on; all in tokens. `must_keep` counts protected spans and window of SpecPC together;
-    `must_keep_kv` those of SpecKV, without the final token. `unsupported`: why the target does not serve a route.
-    `kv_pool_tokens` 0 is unknown. `outlook`: what costs are predicted from. `off`: the routes that the quality guard
-    has switched off for prompts of this length, and why. `draft_context_tokens`: what the draft reads at most, 0 where
-    that is unknown or counts other tokens."""
-
-    prompt_tokens: int
-    must_keep: int
-    must_keep_kv: int
-    max_new_tokens: int
-    context_tokens: int
-    supported: frozenset[Route]
-    unsupported: Mapping[Route, str] = field(default_factory=dict)
-    kv_page_tokens: int = 1
-    outlook: SystemState = SystemState()  # noqa: RUF009 (frozen)
-    kv_pool_tokens: int = 0
-    off: Mapping[Route, str] = field(default_factory=dict)
-    draft_context_tokens: int = 0
-
-    @property
-    def room(self) -> int:
-        """The longest prompt that leaves room for the answer."""
-        return self.context_tokens - self.max_new_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class Defaults:
-    """What applies where the caller says nothing.
+    """The deployment's choices where the caller makes none. Raises InvalidRequest.
 
-    `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` that of the prompt stage of
-    spec_kv_pc. `start_layer` None is the draft's middle layer (the first half attends to form more than to meaning).
-    `route_order`: the routes that AUTO may take, the least lossy first. `auto_capacity`: how capacities adapt. Raises
-    InvalidRequest.
+    `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` is that of the prompt stage of
+    spec_kv_pc. `start_layer` None is the draft's middle layer: the first half attends to form more than to meaning.
+    `route_order` lists the routes that AUTO may choose, the least lossy first. `auto_capacity` says how capacities
+    adapt, None if they do not.
     """
 
     spec_pc: SpecPc
@@ -101,68 +80,132 @@ class Defaults:
             raise InvalidRequest("route_order", ", ".join(self.route_order), "each route once, full among them")
 
     def for_draft(self, policy: Policy, draft_layers: int) -> Policy:
-        """The policy as this draft will score it."""
-        start_layer = draft_layers // 2 if self.start_layer is None else self.start_layer
-        return policy.with_start_layer(start_layer)
+        """The policy as a draft of so many layers scores it."""
+        return policy.with_start_layer(draft_layers // 2 if self.start_layer is None else self.start_layer)
 
 
-def full(budget: Budget, facts: Facts, reason: Reason, detail: str) -> RouteChoice:
-    """Route full. Raises PromptTooLong, or BudgetExceeded where `strict` forbids it."""
-    check_fits(facts)
-    limit = budget.capacity
-    if limit is not None and facts.prompt_tokens > limit:
+@dataclass(frozen=True, slots=True)
+class RoutingInputs:
+    """Everything that the choice of a route depends on, for one request; counts in tokens.
+
+    `wanted` is the caller's route, None for AUTO. `must_keep` counts the protected spans and the window of SpecPC,
+    `must_keep_kv` those of SpecKV without the final token. `unsupported` says why the target does not serve a route.
+    `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has switched off for this length to the
+    reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if unknown or in another vocabulary.
+    `state` is the snapshot that costs are predicted from.
+    """
+
+    prompt_tokens: int
+    must_keep: int
+    must_keep_kv: int
+    max_new_tokens: int
+    context_tokens: int
+    supported: frozenset[Route]
+    defaults: Defaults
+    wanted: Route | None = None
+    budget: Budget = Budget()  # noqa: RUF009 (frozen)
+    options: KvOptions = KvOptions()  # noqa: RUF009 (frozen)
+    state: SystemState = SystemState()  # noqa: RUF009 (frozen)
+    unsupported: Mapping[Route, str] = field(default_factory=dict)
+    off: Mapping[Route, str] = field(default_factory=dict)
+    kv_page_tokens: int = 1
+    kv_pool_tokens: int = 0
+    draft_context_tokens: int = 0
+
+    @property
+    def room(self) -> int:
+        """The longest prompt that leaves room for the answer in the target's context."""
+        return self.context_tokens - self.max_new_tokens
+
+    @property
+    def auto_capacity(self) -> AutoCapacity | None:
+        """How capacities adapt for this request, None if they do not."""
+        return self.budget.auto(self.defaults.auto_capacity)
+
+    @property
+    def compress_above_tokens(self) -> int:
+        """Prompts of up to so many tokens are not compressed."""
+        return given(self.budget.compress_above_tokens, self.defaults.compress_above_tokens)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The caller's limits by name, the time with a reserve for errors of prediction; else the default capacity."""
+        budget = self.budget
+        limits = {
+            "max_prompt_tokens": budget.max_prompt_tokens,
+            "max_kv_tokens": budget.max_kv_tokens,
+            "max_ttft_ms": None if budget.max_ttft_ms is None else budget.max_ttft_ms - budget.max_ttft_ms // _RESERVE,
+        }
+        default = {"max_prompt_tokens": most_tokens(self.auto_capacity, None, self.defaults.spec_pc.capacity)}
+        return {name: limit for name, limit in limits.items() if limit is not None} or default
+
+    def limit_text(self, name: str, limit: int) -> str:
+        """One of `limits` in words, with its origin."""
+        asked = getattr(self.budget, name)
+        if asked is None:
+            auto = self.auto_capacity
+            is_auto = auto is not None and auto.max_tokens == limit
+            return f"{limit} ({'auto_capacity.max_tokens' if is_auto else 'the default capacity'})"
+        return f"{limit} ({name})" if asked == limit else f"{limit} (nine tenths of {name} {asked})"
+
+
+def full(inputs: RoutingInputs, reason: Reason, detail: str) -> RouteChoice:
+    """Route full. Raises PromptTooLong, or BudgetExceeded if `strict` forbids it."""
+    check_fits(inputs)
+    limit = inputs.budget.capacity
+    if limit is not None and inputs.prompt_tokens > limit:
         detail = f"{detail}; over the budget of {limit} tokens"
-        if budget.strict:
+        if inputs.budget.strict:
             raise BudgetExceeded(
-                "budget", facts.prompt_tokens, f"<= {limit} tokens", f"strict budget not met: {detail}"
+                "budget", inputs.prompt_tokens, f"<= {limit} tokens", f"strict budget not met: {detail}"
             )
     return RouteChoice(Route.FULL, reason, detail)
 
 
-def protected_over_budget(budget: Budget, facts: Facts, needed: int, capacity: int) -> RouteChoice:
-    """Route full, because what may not be dropped is more than the capacity."""
+def protected_over_budget(inputs: RoutingInputs, needed: int, capacity: int) -> RouteChoice:
+    """Route full, because the tokens that must be kept exceed the capacity."""
     detail = f"protected spans and window need {needed} tokens, the budget is {capacity}"
-    return full(budget, facts, Reason.PROTECTED_OVER_BUDGET, detail)
+    return full(inputs, Reason.PROTECTED_OVER_BUDGET, detail)
 
 
-def spec_pc(budget: Budget, facts: Facts, defaults: Defaults) -> RouteChoice:
-    """SpecPC at this budget; full where the prompt fits it, or what must be kept does not."""
-    auto = budget.auto(defaults.auto_capacity)
-    capacity = min(most_tokens(auto, budget.capacity, defaults.spec_pc.capacity), facts.room)
-    if facts.prompt_tokens <= capacity:
-        return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, f"{facts.prompt_tokens} prompt tokens fit {capacity}")
-    policy = prompt_policy(capacity, auto, facts, defaults.spec_pc)
-    if facts.must_keep > capacity:
-        return protected_over_budget(budget, facts, facts.must_keep, capacity)
-    return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, f"asked for, at {up_to(policy)}{capacity} tokens", policy)
+def spec_pc(inputs: RoutingInputs) -> RouteChoice:
+    """SpecPC within the budget; full if the prompt fits the budget, or if the tokens that must be kept do not."""
+    auto, default = inputs.auto_capacity, inputs.defaults.spec_pc
+    capacity = min(most_tokens(auto, inputs.budget.capacity, default.capacity), inputs.room)
+    if inputs.prompt_tokens <= capacity:
+        return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, f"{inputs.prompt_tokens} prompt tokens fit {capacity}")
+    policy = prompt_policy(capacity, auto, inputs)
+    if inputs.must_keep > capacity:
+        return protected_over_budget(inputs, inputs.must_keep, capacity)
+    return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, f"requested, with {up_to(policy)}{capacity} tokens", policy)
 
 
-def prompt_policy(capacity: int, auto: AutoCapacity | None, facts: Facts, template: SpecPc) -> SpecPc:
-    """SpecPC at this capacity, or up to it. Raises InvalidRequest, or PromptTooLong, where the window does not fit."""
+def prompt_policy(capacity: int, auto: AutoCapacity | None, inputs: RoutingInputs) -> SpecPc:
+    """SpecPC with this capacity, or up to it. Raises InvalidRequest or PromptTooLong if the window does not fit."""
+    template = inputs.defaults.spec_pc
     if capacity < template.window:
-        if facts.room < template.window:
-            check_fits(facts)
+        if inputs.room < template.window:
+            check_fits(inputs)
         raise InvalidRequest("budget", capacity, f">= {template.window} tokens (the window)")
-    adaptive = adaptive_of(auto, Bounds(capacity, template.window, facts.must_keep))
+    adaptive = adaptive_of(auto, Bounds(capacity, template.window, inputs.must_keep))
     return replace(template, capacity=capacity, adaptive=adaptive)
 
 
-def check_fits(facts: Facts) -> None:
+def check_fits(inputs: RoutingInputs) -> None:
     """Raise PromptTooLong unless the whole prompt and the answer fit the target's context."""
-    check_answer_fits(facts)
-    if facts.prompt_tokens > facts.room:
-        limit = f"<= {facts.room} (context {facts.context_tokens} less max_new_tokens {facts.max_new_tokens})"
-        raise PromptTooLong("prompt", f"{facts.prompt_tokens} tokens", limit)
+    check_answer_fits(inputs)
+    if inputs.prompt_tokens > inputs.room:
+        limit = f"<= {inputs.room} (context {inputs.context_tokens} less max_new_tokens {inputs.max_new_tokens})"
+        raise PromptTooLong("prompt", f"{inputs.prompt_tokens} tokens", limit)
 
 
-def check_answer_fits(facts: Facts) -> None:
-    """Raise PromptTooLong where the answer alone fills the target's context."""
-    if facts.room < 1:
-        answer, context = facts.max_new_tokens, facts.context_tokens
-        limit = f"< {context} (the context)"
-        both = f"{facts.prompt_tokens} prompt tokens and sampling.max_new_tokens {answer}"
+def check_answer_fits(inputs: RoutingInputs) -> None:
+    """Raise PromptTooLong if the answer alone would fill the target's context."""
+    if inputs.room < 1:
+        answer, context = inputs.max_new_tokens, inputs.context_tokens
+        both = f"{inputs.prompt_tokens} prompt tokens and sampling.max_new_tokens {answer}"
         message = f"{both} do not fit the context of {context} tokens: the answer alone would fill it"
-        raise PromptTooLong("sampling.max_new_tokens", answer, limit, message)
+        raise PromptTooLong("sampling.max_new_tokens", answer, f"< {context} (the context)", message)
 
 
 def given(value: int | None, default: int) -> int:

@@ -1,17 +1,17 @@
-"""Costs: what a route is predicted to take, from the work it makes and the speeds of its stages. Pure: no clock.
+"""The cost of a route: predicted from the work that it makes and the cost curves of its stages. Pure: no clock.
 
-A stage costs milliseconds for each call, each token, each pair of tokens that attend to one another. `speeds` learns
-the numbers; those that stand here, where learning begins, are the demo pair's on two CPU cores.
+A stage costs milliseconds for each call, each token, and each pair of tokens that attend to one another. `perf_model`
+learns the numbers. The seeds here are those of the demo pair on two CPU cores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class TokenWork:
-    """A model reads `new_tokens` behind `past_tokens` that its cache holds, then generates `steps` tokens."""
+    """A model reads `new_tokens` after `past_tokens` that its cache holds, then generates `steps` tokens."""
 
     new_tokens: int
     past_tokens: int = 0
@@ -26,7 +26,7 @@ class TokenWork:
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
-    """Milliseconds for each feature of `TokenWork`; none negative. `observations`: what they rest on, 0 for a seed."""
+    """Milliseconds for each feature of `TokenWork`, none negative; fitted to so many `observations`, 0 for a seed."""
 
     call_ms: float
     token_ms: float
@@ -38,13 +38,13 @@ class CostCurve:
     def weights(self) -> tuple[float, float, float, float]:
         return self.call_ms, self.token_ms, self.megapair_ms, self.step_ms
 
-    def ms(self, reading: TokenWork) -> float:
-        """Milliseconds for this reading."""
-        _, tokens, megapairs, steps = reading.features
+    def ms(self, work: TokenWork) -> float:
+        """Milliseconds for this work."""
+        _, tokens, megapairs, steps = work.features
         return self.call_ms + self.token_ms * tokens + self.megapair_ms * megapairs + self.step_ms * steps
 
-    def slower(self, factor: float) -> CostCurve:
-        """Every weight times `factor`; it rests on the same observations."""
+    def scaled(self, factor: float) -> CostCurve:
+        """Every weight times `factor`, with the same observations."""
         call_ms, token_ms, megapair_ms, step_ms = (weight * factor for weight in self.weights)
         return CostCurve(call_ms, token_ms, megapair_ms, step_ms, self.observations)
 
@@ -57,16 +57,17 @@ TYPICAL = TokenWork(1024)
 
 
 def scoring_guess(target: CostCurve) -> CostCurve:
-    """Scoring that was never observed: as much faster than its seed as this target reads than its own."""
-    return SCORING_SEED.slower(target.ms(TYPICAL) / TARGET_SEED.ms(TYPICAL))
+    """The curve of a scoring stage that was never observed: its seed, scaled as the target's reading is to its own."""
+    return SCORING_SEED.scaled(target.ms(TYPICAL) / TARGET_SEED.ms(TYPICAL))
 
 
 @dataclass(frozen=True, slots=True)
 class StageCosts:
-    """The stages' curves: the draft's scoring, the target's reading up to its first token, its choosing of KV (a
-    reading of the rows that choose behind what they choose from), a decode step (a reading of the KV tokens held).
+    """The curves of all stages: the draft's scoring; the target's reading up to its first token; its selection of KV
+    (the scoring rows after the tokens that they select from); one decode step (as a reading of the KV tokens held).
 
-    `contention`: when draft and target work side by side, the share of the shorter work that is not hidden, 0..1.
+    `contention` applies while draft and target work at the same time: the share of the shorter work that is not hidden
+    by the longer one, 0..1.
     """
 
     draft: CostCurve = DRAFT_SEED
@@ -83,7 +84,7 @@ class StageCosts:
 
 @dataclass(frozen=True, slots=True)
 class QueuedWork:
-    """Milliseconds of work that stand before this request, and what has been spent on it already."""
+    """Milliseconds of work queued before this request at draft and target, and milliseconds spent on it already."""
 
     draft_ms: float = 0.0
     target_ms: float = 0.0
@@ -92,7 +93,7 @@ class QueuedWork:
 
 @dataclass(frozen=True, slots=True)
 class RunningAnswer:
-    """An answer under way: how long it is expected to go on, and the KV slots that it holds until then."""
+    """An answer that is being decoded: its expected remaining time, and the KV slots that it holds until then."""
 
     remaining_ms: float
     kv_tokens: int
@@ -100,33 +101,33 @@ class RunningAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RouteWork:
-    """What a route makes of one prompt. None where a stage has no part.
+    """The work that a route makes of one prompt; None for a stage that has no part in it.
 
-    `beside` is what the target reads while the draft works, `target` what it reads after. `read_tokens` of the prompt
-    are read, `kv_tokens` held while decoding.
+    The target reads `prefill` while the draft works, and `target` afterwards. `read_tokens` of the prompt are read,
+    `kv_tokens` are held while decoding.
     """
 
     target: TokenWork
     read_tokens: int
     kv_tokens: int
     draft: TokenWork | None = None
-    beside: TokenWork | None = None
+    prefill: TokenWork | None = None
     scoring: TokenWork | None = None
 
     @property
     def slots(self) -> int:
-        """KV slots that the target needs for it, the answer aside: for all that is read, and the entry beside it."""
+        """KV slots that the target needs before the answer: for all tokens read, and for the compressed entry."""
         read_tokens = self.target.past_tokens + self.target.new_tokens
         return read_tokens if self.scoring is None else read_tokens + self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Predicted milliseconds and tokens. `ttft_ms` holds all of the others but `step_ms`, that of a decode step.
+    """Predicted milliseconds and tokens. `ttft_ms` contains all the others except `step_ms`, that of a decode step.
 
-    `least_ms` is `ttft_ms` with draft and scoring left out where they were never observed. `draft_ms` and `target_ms`
-    hold the wait as well, `draft_work_ms`, `beside_work_ms` (what the target reads while the draft works) and
-    `target_work_ms` (what it does after) do not: they are what others wait for.
+    `least_ms` is `ttft_ms` without draft and scoring as long as they were never observed. `draft_ms` and `target_ms`
+    include waiting; `draft_work_ms`, `prefill_work_ms` (read while the draft works) and `target_work_ms` (done after
+    it) do not: other requests wait for those.
     """
 
     ttft_ms: float
@@ -134,7 +135,7 @@ class Forecast:
     draft_ms: float
     target_ms: float
     draft_work_ms: float
-    beside_work_ms: float
+    prefill_work_ms: float
     target_work_ms: float
     step_ms: float
     read_tokens: int
@@ -143,54 +144,56 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class SystemState:
-    """What a forecast rests on beside the work. `cached_tokens` of the whole prompt are expected in the target's cache;
-    `compressed` has the policies whose compressed prompt is cached, and how many of its tokens the target has too;
-    `entries` those whose compressed entry is expected in the target's cache. `free_kv_tokens`: slots that no running
-    request holds, None where that is not known; `answers`: those of ours that hold the others.
+    """One snapshot of everything outside the request that its cost depends on.
+
+    `cached_tokens` of the whole prompt are expected in the target's cache. `compressed` lists the policies whose
+    compressed prompt is cached, with how many of its tokens the target has cached too; `entries` are the policies whose
+    compressed entry is expected in the target's cache. `prefills`: the target reads while the draft works.
+    `free_kv_tokens` are slots that no running request holds, None if unknown; `answers` are this orchestrator's answers
+    that hold the others.
     """
 
-    speeds: StageCosts = field(default_factory=StageCosts)
-    load: QueuedWork = field(default_factory=QueuedWork)
+    costs: StageCosts = field(default_factory=StageCosts)
+    queued: QueuedWork = field(default_factory=QueuedWork)
     cached_tokens: int = 0
     compressed: tuple[tuple[object, int], ...] = ()
     entries: frozenset[object] = frozenset()
-    reads_beside: bool = False
+    prefills: bool = False
     free_kv_tokens: int | None = None
     answers: tuple[RunningAnswer, ...] = ()
 
     def forecast(self, work: RouteWork, answer_tokens: int = 0) -> Forecast:
-        """What this work is predicted to take here and now. `answer_tokens` are to be generated after it."""
-        speeds, load = self.speeds, self.load
-        kv_wait_ms = self.kv_wait_ms(work.slots + answer_tokens)
-        load = replace(load, target_ms=load.target_ms + kv_wait_ms) if kv_wait_ms else load
-        draft_work_ms = 0.0 if work.draft is None else speeds.draft.ms(work.draft)
-        draft_ms = 0.0 if work.draft is None else load.draft_ms + draft_work_ms
-        scoring_ms = 0.0 if work.scoring is None else speeds.scoring.ms(work.scoring)
-        reading_ms = speeds.target.ms(work.target)
+        """The predicted cost of this work, with `answer_tokens` to be generated after it."""
+        costs, queued = self.costs, self.queued
+        waiting_ms = queued.target_ms + self.kv_wait_ms(work.slots + answer_tokens)
+        draft_work_ms = 0.0 if work.draft is None else costs.draft.ms(work.draft)
+        draft_ms = 0.0 if work.draft is None else queued.draft_ms + draft_work_ms
+        scoring_ms = 0.0 if work.scoring is None else costs.scoring.ms(work.scoring)
+        reading_ms = costs.target.ms(work.target)
         after_ms = reading_ms + scoring_ms
-        beside_work_ms = 0.0 if work.beside is None else speeds.target.ms(work.beside)
-        beside_ms = 0.0 if work.beside is None else load.target_ms + beside_work_ms
-        queued_ms = 0.0 if work.beside is not None else load.target_ms
-        first_ms = max(draft_ms, beside_ms) + speeds.contention * min(draft_ms, beside_ms)
-        least_ms = load.spent_ms + queued_ms + (after_ms if speeds.scoring.observations else reading_ms)
+        prefill_work_ms = 0.0 if work.prefill is None else costs.target.ms(work.prefill)
+        prefill_ms = 0.0 if work.prefill is None else waiting_ms + prefill_work_ms
+        queued_ms = 0.0 if work.prefill is not None else waiting_ms
+        first_ms = max(draft_ms, prefill_ms) + costs.contention * min(draft_ms, prefill_ms)
+        least_ms = queued.spent_ms + queued_ms + (after_ms if costs.scoring.observations else reading_ms)
         return Forecast(
-            ttft_ms=load.spent_ms + first_ms + queued_ms + after_ms,
-            least_ms=least_ms + (first_ms if speeds.draft.observations else beside_ms),
+            ttft_ms=queued.spent_ms + first_ms + queued_ms + after_ms,
+            least_ms=least_ms + (first_ms if costs.draft.observations else prefill_ms),
             draft_ms=draft_ms,
-            target_ms=beside_ms + queued_ms + after_ms,
+            target_ms=prefill_ms + queued_ms + after_ms,
             draft_work_ms=draft_work_ms,
-            beside_work_ms=beside_work_ms,
+            prefill_work_ms=prefill_work_ms,
             target_work_ms=after_ms,
-            step_ms=speeds.decoding.ms(TokenWork(work.kv_tokens)),
+            step_ms=costs.decoding.ms(TokenWork(work.kv_tokens)),
             read_tokens=work.read_tokens,
             kv_tokens=work.kv_tokens,
         )
 
     def kv_wait_ms(self, needed_tokens: int) -> float:
-        """How long a request for that many KV slots waits until answers under way have freed what is missing.
+        """Milliseconds until running answers have freed the KV slots that are missing for `needed_tokens`.
 
-        Answers end in the order of what is left of them. Where all of ours together free too little, others hold the
-        rest: nothing is known of those, so the last of ours is waited for.
+        Answers end in the order of their remaining time. If all of this orchestrator's answers free too little, others
+        hold the rest; nothing is known about those, so the wait is that for its own last answer.
         """
         if self.free_kv_tokens is None or needed_tokens <= self.free_kv_tokens:
             return 0.0

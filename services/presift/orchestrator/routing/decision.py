@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy
-from presift.core.spans import Span
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.routing.candidates import Candidate
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import Forecast
@@ -29,11 +29,11 @@ class CacheOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Counts in tokens, times in milliseconds, `coverage` 0..1 or None where nothing was dropped by the draft.
+    """Counts in tokens, times in milliseconds, `coverage` 0..1 or None if the draft dropped nothing.
 
-    `kept_tokens` is what the target reads, `kv_tokens` what it is to hold while it decodes. `keep_full_prefix` is None
-    where no KV is dropped. `kv_coverage` is the draft's estimate for the KV that the target chooses, None where it was
-    not asked or did not say. `forecast` is what it was predicted to cost. `draft_queue_ms` is a part of `draft_ms`.
+    The target reads `kept_tokens` and holds `kv_tokens` while decoding. `keep_full_prefix` is None where no KV is
+    dropped. `kv_coverage` is the draft's estimate for the KV that the target selects, None if there is none. `forecast`
+    is the predicted cost. `draft_queue_ms` is a part of `draft_ms`.
     """
 
     route: Route
@@ -60,32 +60,34 @@ class Decision:
 
     @property
     def cross_vocabulary(self) -> bool:
-        """Whether importance and lookahead were carried over from a draft that reads other token ids."""
+        """Whether the draft reads other token ids, so that importance and lookahead were mapped through the text."""
         return self.draft is not None and not self.draft.shares_vocabulary(self.target)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A decision and what follows from it.
+    """A decision and everything needed to carry it out; complete when made.
 
-    `read_ids`: uint32[kept_tokens], what the target reads; `kept`: bool[prompt_tokens], what is left of the prompt as
-    far as the orchestrator knows; `kv_plan` where KV is dropped; `prompt_ids`: uint32[prompt_tokens]; `avoided`: what
-    would have been chosen, had the quality guard not switched its route off; `is_tighter`: less is kept than everyone
-    gets who asks for nothing; `salt`: whose it is; `at`: the target's replica; `full_ttft_ms`: what was predicted for
-    route full, None where nobody asked. `importance` and
-    `routes`, what AUTO chose among, are only there where a plan is to be explained.
+    `read_ids`: uint32[kept_tokens], the tokens that the target reads. `kept`: bool[prompt_tokens], the tokens that
+    remain as far as the orchestrator knows. `kv_plan` is None where no KV is dropped. `importance` (float32
+    [prompt_tokens]) and `routes`, the candidates of AUTO, are there only for explanations. `avoided` is the choice if
+    the quality guard had not switched its route off. `is_tighter`: less is kept than for callers without a budget.
+    `full_ttft_ms` is the prediction for route full, None if it was not made. `replica` is that of the target.
     """
 
     decision: Decision
     read_ids: NDArray[np.uint32]
     kept: NDArray[np.bool_]
-    protected: tuple[Span, ...]
+    tokens: TokenizedPrompt
     kv_plan: KvPlan | None = None
     importance: NDArray[np.float32] | None = None
-    prompt_ids: NDArray[np.uint32] | None = None
     avoided: RouteChoice | None = None
     is_tighter: bool = False
     routes: tuple[Candidate, ...] = ()
-    salt: str = field(default="", repr=False)
-    at: ReplicaRef = ANY_REPLICA
+    replica: ReplicaRef = ANY_REPLICA
     full_ttft_ms: float | None = None
+
+    @property
+    def salt(self) -> str:
+        """The namespace of everything that is stored for this request."""
+        return self.tokens.salt

@@ -1,7 +1,7 @@
-"""Routing of spec_kv and spec_kv_pc, and of the later turns of a conversation. Pure.
+"""The routes that drop KV, spec_kv and spec_kv_pc, and the later turns of a conversation. Pure.
 
-On spec_kv the target reads the whole prompt and then holds C KV tokens and the final prompt token; spec_kv_pc
-compresses the prompt first. `budget.max_kv_tokens` is what the prompt holds while decoding, so C is one less.
+On spec_kv the target reads the whole prompt, then holds C KV tokens and the final prompt token; spec_kv_pc compresses
+the prompt first. `budget.max_kv_tokens` counts all KV that the prompt holds while decoding, so C is one less.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.kv_plan import KvPlan, scoring_slots
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity
 from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, measured_at, most_tokens, up_to
 from presift.orchestrator.routing.choice import (
-    Defaults,
-    Facts,
     Reason,
     RouteChoice,
+    RoutingInputs,
     check_fits,
     full,
     given,
@@ -27,31 +26,34 @@ from presift.orchestrator.routing.choice import (
 )
 
 
-def choose_kv(wanted: Route, budget: Budget, options: KvOptions, facts: Facts, defaults: Defaults) -> RouteChoice:
-    """The route for a request above the threshold that named spec_kv or spec_kv_pc. Raises as `routing.choose`."""
-    selection, auto = options.selection or defaults.spec_kv.selection, budget.auto(defaults.auto_capacity)
-    case = _Case(budget, options, facts, defaults, selection, auto)
-    if wanted is Route.SPEC_KV_PC:
-        return _spec_kv_pc(case, "asked for")
-    tokens, limit = facts.prompt_tokens, budget.max_prompt_tokens
+def spec_kv(inputs: RoutingInputs) -> RouteChoice:
+    """The route for a request that names spec_kv. Raises as `router.choose`."""
+    sizing = _sizing(inputs)
+    tokens, limit = inputs.prompt_tokens, inputs.budget.max_prompt_tokens
     if limit is None or tokens <= limit:
-        return _spec_kv(case, "asked for")
+        return _spec_kv(sizing, "requested")
     over = f"spec_kv reads all {tokens} prompt tokens, over the budget of {limit}"
-    if budget.strict:
+    if inputs.budget.strict:
         raise BudgetExceeded("budget.max_prompt_tokens", tokens, f"<= {limit} tokens", f"strict budget not met: {over}")
-    # The draft's own KV mask is drawn from the whole prompt: it cannot follow a compressed one.
-    if Route.SPEC_KV_PC in facts.supported and options.selection is not KvSelection.DRAFT_MASK:
-        return _spec_kv_pc(case, f"{over}, so the prompt is compressed first")
-    return _spec_kv(case, over)
+    # The draft's KV mask is drawn from the whole prompt: it cannot be applied to a compressed one.
+    if Route.SPEC_KV_PC in inputs.supported and inputs.options.selection is not KvSelection.DRAFT_MASK:
+        return _spec_kv_pc(sizing, f"{over}, so the prompt is compressed first")
+    return _spec_kv(sizing, over)
 
 
-def continue_kv(plan: KvPlan, budget: Budget, options: KvOptions, facts: Facts) -> RouteChoice:
-    """The choice for a later turn that goes on with `plan`. Raises PromptTooLong, BudgetExceeded (only if strict)."""
-    check_fits(facts)
-    detail = f"goes on with the selection of {plan.prompt_tokens} tokens"
-    read, held = facts.prompt_tokens, plan.held_tokens(facts.prompt_tokens)
+def spec_kv_pc(inputs: RoutingInputs) -> RouteChoice:
+    """The route for a request that names spec_kv_pc. Raises as `router.choose`."""
+    return _spec_kv_pc(_sizing(inputs), "requested")
+
+
+def continue_kv(plan: KvPlan, inputs: RoutingInputs) -> RouteChoice:
+    """The choice for a later turn that continues the selection of `plan`. Raises PromptTooLong or
+    BudgetExceeded (only if strict)."""
+    check_fits(inputs)
+    detail = f"continues the selection of {plan.prompt_tokens} tokens"
+    budget, held = inputs.budget, plan.held_tokens(inputs.prompt_tokens)
     limits = {
-        "max_prompt_tokens": (read, budget.max_prompt_tokens),
+        "max_prompt_tokens": (inputs.prompt_tokens, budget.max_prompt_tokens),
         "max_kv_tokens": (held, budget.max_kv_tokens),
     }
     for name, (value, limit) in limits.items():
@@ -59,109 +61,118 @@ def continue_kv(plan: KvPlan, budget: Budget, options: KvOptions, facts: Facts) 
             detail = f"{detail}; over {name} ({value} of {limit})"
             if budget.strict:
                 raise BudgetExceeded(f"budget.{name}", value, f"<= {limit} tokens", f"strict budget not met: {detail}")
+    options = inputs.options
     keep = plan.keep_full_prefix if options.keep_full_prefix is None else options.keep_full_prefix
     return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, plan.policy, keep, continued_tokens=held)
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """One request that is to drop KV."""
+class _Sizing:
+    """Sizes the KV stage of one request: who selects, and how the capacity adapts."""
 
-    budget: Budget
-    options: KvOptions
-    facts: Facts
-    defaults: Defaults
+    inputs: RoutingInputs
     selection: KvSelection
     auto: AutoCapacity | None
 
     @property
     def kv_limit(self) -> int:
-        """The KV tokens that the prompt may hold while it decodes."""
-        return most_tokens(self.auto, self.budget.max_kv_tokens, self.defaults.spec_kv.capacity + 1)
+        """The KV tokens that the prompt may hold while decoding."""
+        return most_tokens(self.auto, self.inputs.budget.max_kv_tokens, self.inputs.defaults.spec_kv.capacity + 1)
 
     def policy(self, read_tokens: int) -> SpecKv:
-        """SpecKV at this budget, in whole pages, for so many tokens read. Raises InvalidRequest below the window."""
-        page, template = self.facts.kv_page_tokens, self.defaults.spec_kv
+        """SpecKV within this budget, in whole pages, for so many tokens read. Raises InvalidRequest below the
+        window."""
+        inputs, template = self.inputs, self.inputs.defaults.spec_kv
+        page = inputs.kv_page_tokens
         capacity = (self.kv_limit - 1) // page * page
-        if capacity <= template.window:
-            least = (template.window // page + 1) * page + 1
-            limit = f">= {least} tokens (more than the window of {template.window}, and the final token)"
-            is_auto = self.auto is not None and self.auto.max_tokens == self.kv_limit != self.budget.max_kv_tokens
-            field = "auto_capacity.max_tokens" if is_auto else "max_kv_tokens"
-            raise InvalidRequest(f"budget.{field}", self.kv_limit, limit)
+        self._check_above_window(capacity)
         # The target reads the lookahead too, and one token is left to be generated.
-        space = max(0, self.facts.context_tokens - read_tokens - 2)
-        wanted = min(given(self.options.lookahead_tokens, template.lookahead_tokens), space)
+        space = max(0, inputs.context_tokens - read_tokens - 2)
+        wanted = min(given(inputs.options.lookahead_tokens, template.lookahead_tokens), space)
         is_mask = self.selection is KvSelection.DRAFT_MASK
-        bounds = Bounds(capacity, template.window + 1, self.facts.must_keep_kv, page)
-        adaptive = adaptive_of(self.auto, bounds, 1)
-        if adaptive is None and not is_mask and self.budget.min_coverage is not None:
+        adaptive = adaptive_of(self.auto, Bounds(capacity, template.window + 1, inputs.must_keep_kv, page), 1)
+        if adaptive is None and not is_mask and inputs.budget.min_coverage is not None:
             adaptive = measured_at(capacity, page)
         return replace(
             template,
             capacity=capacity,
             selection=self.selection,
-            lookahead_tokens=0 if is_mask else wanted,  # with a mask nobody reads a lookahead
-            mask=self.defaults.spec_pc if is_mask or adaptive is not None else None,
+            lookahead_tokens=0 if is_mask else wanted,  # with the draft's mask no lookahead is read
+            mask=inputs.defaults.spec_pc if is_mask or adaptive is not None else None,
             adaptive=adaptive,
         )
 
+    def _check_above_window(self, capacity: int) -> None:
+        window, page = self.inputs.defaults.spec_kv.window, self.inputs.kv_page_tokens
+        if capacity > window:
+            return
+        least = (window // page + 1) * page + 1
+        limit = f">= {least} tokens (more than the window of {window}, and the final token)"
+        is_auto = self.auto is not None and self.auto.max_tokens == self.kv_limit != self.inputs.budget.max_kv_tokens
+        field = "auto_capacity.max_tokens" if is_auto else "max_kv_tokens"
+        raise InvalidRequest(f"budget.{field}", self.kv_limit, limit)
+
     def keep_full_prefix(self, route: Route) -> bool:
-        """As asked for; else only where the next question on the same document reads the same tokens."""
-        wanted = self.options.keep_full_prefix
+        """The caller's choice; else only where the next question to the same document reads the same tokens."""
+        wanted = self.inputs.options.keep_full_prefix
         return route is Route.SPEC_KV if wanted is None else wanted
 
 
-def _spec_kv(case: _Case, why: str) -> RouteChoice:
-    facts = case.facts
-    if facts.prompt_tokens <= case.kv_limit:
-        detail = f"{why}; {facts.prompt_tokens} prompt tokens fit {case.kv_limit} KV tokens"
-        return full(case.budget, facts, Reason.WITHIN_BUDGET, detail)
-    check_fits(facts)
-    policy = case.policy(facts.prompt_tokens)
-    if facts.must_keep_kv > policy.capacity:
-        return protected_over_budget(case.budget, facts, facts.must_keep_kv, policy.capacity)
-    if too_large := _over_the_pool(facts, facts.prompt_tokens, policy):
-        return full(case.budget, facts, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
-    detail = f"{why}, at {up_to(policy)}{policy.capacity} KV tokens and the final one"
-    return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, case.keep_full_prefix(Route.SPEC_KV))
+def _sizing(inputs: RoutingInputs) -> _Sizing:
+    return _Sizing(inputs, inputs.options.selection or inputs.defaults.spec_kv.selection, inputs.auto_capacity)
 
 
-def _over_the_pool(facts: Facts, read_tokens: int, policy: SpecKv) -> str:
-    """Why the target has no room to score so many tokens; empty if it has, or does not say."""
-    needed = scoring_slots(read_tokens + policy.lookahead_tokens, policy.capacity, facts.kv_page_tokens)
-    if not facts.kv_pool_tokens or needed < facts.kv_pool_tokens:
+def _spec_kv(sizing: _Sizing, why: str) -> RouteChoice:
+    inputs = sizing.inputs
+    if inputs.prompt_tokens <= sizing.kv_limit:
+        detail = f"{why}; {inputs.prompt_tokens} prompt tokens fit {sizing.kv_limit} KV tokens"
+        return full(inputs, Reason.WITHIN_BUDGET, detail)
+    check_fits(inputs)
+    policy = sizing.policy(inputs.prompt_tokens)
+    if inputs.must_keep_kv > policy.capacity:
+        return protected_over_budget(inputs, inputs.must_keep_kv, policy.capacity)
+    if too_large := _over_the_pool(inputs, inputs.prompt_tokens, policy):
+        return full(inputs, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
+    detail = f"{why}, with {up_to(policy)}{policy.capacity} KV tokens and the final one"
+    return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, sizing.keep_full_prefix(Route.SPEC_KV))
+
+
+def _over_the_pool(inputs: RoutingInputs, read_tokens: int, policy: SpecKv) -> str:
+    """Why the target's pool is too small to score so many tokens; empty if it is large enough or unknown."""
+    needed = scoring_slots(read_tokens + policy.lookahead_tokens, policy.capacity, inputs.kv_page_tokens)
+    if not inputs.kv_pool_tokens or needed < inputs.kv_pool_tokens:
         return ""
-    return f"selecting KV takes {needed} slots, the target's pool has {facts.kv_pool_tokens}"
+    return f"selecting KV takes {needed} slots, the target's pool has {inputs.kv_pool_tokens}"
 
 
-def _spec_kv_pc(case: _Case, why: str) -> RouteChoice:
-    # The caller's bounds are of what is read; of the KV those hold that there are without.
-    auto, kv_auto = case.auto, None if case.auto is None else replace(case.auto, min_tokens=None, max_tokens=None)
-    case = replace(case, selection=KvSelection.TARGET_LOOKAHEAD, auto=kv_auto)
-    facts = case.facts
-    capacity = min(most_tokens(auto, case.budget.max_prompt_tokens, case.defaults.cascade_capacity), facts.room)
-    if facts.prompt_tokens <= min(case.kv_limit, facts.room, given(case.budget.max_prompt_tokens, case.kv_limit)):
-        return _spec_kv(case, why)
-    if facts.prompt_tokens <= capacity:
-        return _spec_kv(case, f"{why}; all {facts.prompt_tokens} prompt tokens fit {capacity}")
-    return _cascade(case, why, prompt_policy(capacity, auto, facts, case.defaults.spec_pc))
+def _spec_kv_pc(sizing: _Sizing, why: str) -> RouteChoice:
+    inputs, auto = sizing.inputs, sizing.auto
+    # The caller's bounds apply to the tokens read; the KV keeps the bounds that apply without the caller's.
+    kv_auto = None if auto is None else replace(auto, min_tokens=None, max_tokens=None)
+    sizing = _Sizing(inputs, KvSelection.TARGET_LOOKAHEAD, kv_auto)
+    limit = inputs.budget.max_prompt_tokens
+    capacity = min(most_tokens(auto, limit, inputs.defaults.cascade_capacity), inputs.room)
+    if inputs.prompt_tokens <= min(sizing.kv_limit, inputs.room, given(limit, sizing.kv_limit)):
+        return _spec_kv(sizing, why)
+    if inputs.prompt_tokens <= capacity:
+        return _spec_kv(sizing, f"{why}; all {inputs.prompt_tokens} prompt tokens fit {capacity}")
+    return _cascade(sizing, why, prompt_policy(capacity, auto, inputs))
 
 
-def _cascade(case: _Case, why: str, prompt: SpecPc) -> RouteChoice:
+def _cascade(sizing: _Sizing, why: str, prompt: SpecPc) -> RouteChoice:
     """Both stages, for a prompt that is longer than the first one keeps."""
-    facts, capacity = case.facts, prompt.capacity
-    if facts.must_keep > capacity:
-        return protected_over_budget(case.budget, facts, facts.must_keep, capacity)
-    if capacity <= case.kv_limit:
-        detail = f"{why}, at {up_to(prompt)}{capacity} tokens: their KV fits {case.kv_limit}, so none is dropped"
+    inputs, capacity = sizing.inputs, prompt.capacity
+    if inputs.must_keep > capacity:
+        return protected_over_budget(inputs, inputs.must_keep, capacity)
+    if capacity <= sizing.kv_limit:
+        detail = f"{why}, with {up_to(prompt)}{capacity} tokens: their KV fits {sizing.kv_limit}, so none is dropped"
         return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, detail, prompt)
-    kv = replace(case.policy(capacity), mask=None)  # the draft counts by the first stage's
-    if facts.must_keep_kv > kv.capacity:
-        return protected_over_budget(case.budget, facts, facts.must_keep_kv, kv.capacity)
-    if too_large := _over_the_pool(facts, capacity, kv):
-        return full(case.budget, facts, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
+    kv = replace(sizing.policy(capacity), mask=None)  # the draft counts by the rows of the first stage
+    if inputs.must_keep_kv > kv.capacity:
+        return protected_over_budget(inputs, inputs.must_keep_kv, kv.capacity)
+    if too_large := _over_the_pool(inputs, capacity, kv):
+        return full(inputs, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
     most = up_to(prompt)
-    detail = f"{why}, at {most}{capacity} prompt tokens, then {most}{kv.capacity} KV tokens and the final one"
-    keep = case.keep_full_prefix(Route.SPEC_KV_PC)
+    detail = f"{why}, with {most}{capacity} prompt tokens, then {most}{kv.capacity} KV tokens and the final one"
+    keep = sizing.keep_full_prefix(Route.SPEC_KV_PC)
     return RouteChoice(Route.SPEC_KV_PC, Reason.REQUESTED, detail, SpecKvPc(prompt, kv), keep)

@@ -1,4 +1,4 @@
-"""Channels to other services: message limits, keepalive, and the retries that the contract says are safe."""
+"""Channels to other services: message limits, keepalive, and retries of the methods that are safe to repeat."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from presift.rpc.security.peer import PLAIN, Peer
 
 
 def service_config(retryable: Sequence[tuple[str, str]], health: str = "") -> str:
-    """gRPC's own service config: round robin, retries on UNAVAILABLE for (service, method) pairs, throttled where most
-    fail, and health checking by the name `health`: who does not serve is not called.
+    """gRPC's service config as JSON: round robin, health checks, retries on UNAVAILABLE for (service, method) pairs.
 
-    gRPC retries a streaming call only while nothing was received, which is what the contract allows.
+    Retries stop while most of them fail. `health` is the name to check (grpc.health.v1); a server that is NOT_SERVING
+    gets no calls. gRPC retries a streaming call only while nothing was received.
     """
     config: dict[str, Any] = {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -44,9 +44,9 @@ def service_config(retryable: Sequence[tuple[str, str]], health: str = "") -> st
 
 
 class CancelOnCallerCancel(grpc.aio.UnaryUnaryClientInterceptor):
-    """Ends a call on the wire when its caller is cancelled; OpenTelemetry's interceptor, which waits for it, does not.
+    """Cancels a call on the wire when its caller is cancelled. OpenTelemetry's interceptor waits for it instead.
 
-    To stand next to the wire, so last.
+    Must be the last interceptor.
     """
 
     async def intercept_unary_unary(
@@ -71,8 +71,8 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A traced channel to HOST:PORT or any gRPC target name (`dns:///draft:50051`). Connects on first use.
 
-    `health`: a service whose grpc.health.v1 status is a part of the channel's state; empty asks for none.
-    Raises PresiftError for certificates that cannot be used; where they change later, new calls use the new ones.
+    `health` is a service whose grpc.health.v1 status becomes part of the channel's state; empty for none.
+    Raises PresiftError for unusable certificates. If the files change later, new calls use the new certificates.
     """
     interceptors = [*aio_client_interceptors(), *peer.interceptors(), CancelOnCallerCancel()]
     options = [*_options(service_config(retryable, health), max_message_bytes), *peer.options()]
@@ -89,17 +89,17 @@ def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # What gRPC does not keep it cannot send again: by default calls of up to 256 KiB alone.
+        # gRPC retries only calls that fit its retry buffer, by default 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
-        # A peer that is gone without a word (half-open) is found within 8 s, also in the middle of a long wait.
+        # Detects a dead connection (half-open TCP) within 8 s, also during a long wait.
         ("grpc.keepalive_time_ms", 5_000),
         ("grpc.keepalive_timeout_ms", 3_000),
-        # For gRPC's own pings (bandwidth): while one is out no keepalive is sent, and it would wait for a minute.
+        # For gRPC's own pings (bandwidth estimates): it sends no keepalive while one is open, by default for a minute.
         ("grpc.http2.ping_timeout_ms", 6_000),
         ("grpc.http2.max_pings_without_data", 0),
-        # A peer that restarts must be found again within seconds, not after gRPC's default two minutes.
+        # Reconnect to a restarted peer within seconds, not after gRPC's default of two minutes.
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        # Not a connection shared with an earlier channel to this address: that may just be ending with its server.
+        # Do not share a connection with an earlier channel to this address: that server may be stopping.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.service_config", config),
         *HARDENED,

@@ -1,4 +1,4 @@
-"""A channel whose certificates change: calls go over a new one, those that run end on the one that they began on."""
+"""A channel that follows changed certificates: new calls use a new channel, running calls finish on the old one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Opened:
-    """One channel, closed once it is retired and the last call on it has ended."""
+    """One channel. It is closed once it is retired and its last call has ended."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -25,13 +25,13 @@ class _Opened:
 
     @property
     def is_closed(self) -> bool:
-        """All but for what closing itself takes."""
+        """Whether closing has begun."""
         return self._closing is not None
 
     def is_ready(self) -> bool:
         return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
-    def began(self, call: Any) -> Any:
+    def track(self, call: Any) -> Any:
         self._running += 1
         call.add_done_callback(self._ended)
         return call
@@ -50,10 +50,11 @@ class _Opened:
 
 
 class ReloadingChannel(grpc.aio.Channel, Generic[T]):
-    """What `open_one` makes of the source's value, made anew when a call or a question finds another value.
+    """The channel that `open_one` makes from the source's value; a changed value makes a new channel.
 
-    The new channel is taken once it is connected, or the old one is not: nobody waits for a handshake, and what the
-    peer does not accept costs nothing while the old connection stands.
+    The new channel is used once it is READY or the old one is not. So no call waits for a handshake, and certificates
+    that the peer rejects do no harm while the old connection stands. This is not done by a new replica in the pool:
+    that would need the same switch there, and one address would have two channels, breakers and loads meanwhile.
     """
 
     def __init__(self, source: FileWatcher[T], open_one: Callable[[T], grpc.aio.Channel]) -> None:
@@ -61,26 +62,26 @@ class ReloadingChannel(grpc.aio.Channel, Generic[T]):
         self._open_one = open_one
         self._value = source.current()
         self._opened = _Opened(open_one(self._value))
-        self._coming: _Opened | None = None
-        self._earlier: list[_Opened] = []
+        self._next: _Opened | None = None
+        self._retired: list[_Opened] = []
         self._replaced = asyncio.Event()
 
     def current(self) -> _Opened:
         """The channel for new calls."""
         value = self._source.current()
         if value is not self._value:
-            self._retire(self._coming)
-            self._coming, self._value = _Opened(self._open_one(value)), value
-        if self._coming is not None and (self._coming.is_ready() or not self._opened.is_ready()):
+            self._retire(self._next)
+            self._next, self._value = _Opened(self._open_one(value)), value
+        if self._next is not None and (self._next.is_ready() or not self._opened.is_ready()):
             self._retire(self._opened)
-            self._opened, self._coming = self._coming, None
+            self._opened, self._next = self._next, None
             self._replaced.set()
             self._replaced = asyncio.Event()
         return self._opened
 
     def _retire(self, opened: _Opened | None) -> None:
         if opened is not None:
-            self._earlier = [each for each in self._earlier if not each.is_closed] + [opened]
+            self._retired = [each for each in self._retired if not each.is_closed] + [opened]
             opened.retire()
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
@@ -99,13 +100,13 @@ class ReloadingChannel(grpc.aio.Channel, Generic[T]):
         return self.current().channel.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """A channel that is replaced by one of the same state is no change: the peer was not away."""
+        """Replacing the channel is no change if the state stays the same: the peer did not disconnect."""
         while not await self._changed(last_observed_state):
             if self.get_state() is not last_observed_state:
                 return
 
     async def _changed(self, last_observed_state: grpc.ChannelConnectivity) -> bool:
-        """Waits until the state has changed, which is true, or the channel was replaced."""
+        """True once the state has changed, False once the channel was replaced."""
         current = self.current()
         replaced = asyncio.ensure_future(self._replaced.wait())
         changing = asyncio.ensure_future(current.channel.wait_for_state_change(last_observed_state))
@@ -122,7 +123,7 @@ class ReloadingChannel(grpc.aio.Channel, Generic[T]):
             await self.wait_for_state_change(state)
 
     async def close(self, grace: float | None = None) -> None:
-        for opened in (*self._earlier, self._coming, self._opened):
+        for opened in (*self._retired, self._next, self._opened):
             if opened is not None:
                 await opened.channel.close(grace)
 
@@ -136,7 +137,7 @@ class ReloadingChannel(grpc.aio.Channel, Generic[T]):
 
 
 class _Method:
-    """A method of a stub, over whichever channel is current when it is called."""
+    """A stub method that uses the current channel at each call."""
 
     def __init__(
         self, source: ReloadingChannel[Any], kind: str, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -152,4 +153,4 @@ class _Method:
         if self._made is None or self._made[0] is not opened:
             method = getattr(opened.channel, self._kind)(*self._arguments, **self._options)
             self._made = opened, method
-        return opened.began(self._made[1](*arguments, **options))
+        return opened.track(self._made[1](*arguments, **options))

@@ -1,44 +1,79 @@
-"""Reading a stream in a task that nobody cancels: the call is cancelled instead, which ends it.
+"""Reads a stream ahead of its consumer, in a task of its own that is never cancelled: the call is cancelled instead.
 
-gRPC's aio client never frees the operations of a read whose awaiter is cancelled (grpc/grpc#43360, open as of 1.85):
-some hundred bytes for each caller who leaves in the middle of an answer.
+Reading ahead: a write to a caller who does not read blocks once gRPC's window is full. Without a buffer the stream
+behind it would block too, and hold its place at the other service.
+
+Never cancelled: gRPC's aio client does not free the operations of a read whose awaiter is cancelled (grpc/grpc#43360,
+open as of 1.85), some hundred bytes for each caller who disconnects in the middle of an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable
-from typing import TypeVar
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
+# Pieces -> the same content in fewer pieces.
+Join = Callable[[Sequence[T]], Iterable[T]]
 
-# The loop itself keeps no hold of its tasks.
-_reading: set[asyncio.Task[None]] = set()
+# Above this number waiting pieces are joined, so that they take no more memory than their content.
+MAX_PIECES = 64
 
 
-async def read_stream(call: AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    """What the call's stream says, read as fast as it comes. Raises what reading it raises, after all that came before.
+class _Buffer(Generic[T]):
+    def __init__(self, join: Join[T] | None) -> None:
+        self._join = join
+        self._pieces: deque[T] = deque()
+        self._ready = asyncio.Event()
+        self._has_ended = False
 
-    Whoever leaves early has to cancel the call.
+    def put(self, piece: T) -> None:
+        self._pieces.append(piece)
+        if self._join is not None and len(self._pieces) > MAX_PIECES:
+            self._pieces = deque(self._join(self._pieces))
+        self._ready.set()
+
+    def end(self) -> None:
+        self._has_ended = True
+        self._ready.set()
+
+    async def take(self) -> T | None:
+        """The next piece; None after the last one."""
+        while not self._pieces and not self._has_ended:
+            self._ready.clear()
+            await self._ready.wait()
+        return self._pieces.popleft() if self._pieces else None
+
+
+async def read_ahead(
+    pieces: AsyncGenerator[T, None], cancel: Callable[[], None], join: Join[T] | None = None
+) -> AsyncGenerator[T, None]:
+    """The same pieces in order. Raises the errors of `pieces`, after the pieces that came before.
+
+    `cancel` must end `pieces` soon; it is called when the consumer closes the generator early. `join` makes fewer
+    pieces when many wait.
     """
-    events: asyncio.Queue[T | None] = asyncio.Queue()
+    buffer = _Buffer(join)
 
     async def read() -> None:
         try:
-            async for event in call:
-                events.put_nowait(event)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    buffer.put(piece)
         finally:
-            events.put_nowait(None)
+            buffer.end()
 
-    reading = asyncio.create_task(read(), name="read a stream")
-    _reading.add(reading)
-    reading.add_done_callback(_ended)
-    while (event := await events.get()) is not None:
-        yield event
-    await reading
-
-
-def _ended(reading: asyncio.Task[None]) -> None:
-    _reading.discard(reading)
-    if not reading.cancelled():
-        reading.exception()  # marks it as seen: whoever reads has it, or has left
+    reading = asyncio.create_task(read(), name="read ahead")
+    try:
+        while (piece := await buffer.take()) is not None:
+            yield piece
+        await asyncio.shield(reading)
+    finally:
+        if not reading.done():
+            cancel()
+            await asyncio.wait((reading,))
+        if not reading.cancelled():
+            reading.exception()  # marks it as retrieved, if the consumer stopped early

@@ -1,1 +1,1 @@
-"""Replicas: the processes of one service, found, watched, chosen among, asked in turn. Knows no service by name."""
+"""A pool of replicas, whatever their service: discovery, health, balancing, circuit breakers, failover, hedging."""

@@ -1,4 +1,4 @@
-"""Watching a replica: it introduces itself whenever it has become healthy, and is a stranger again once it is gone."""
+"""Watches a replica: fetches GetInfo when its channel becomes READY, and clears it on disconnect."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from presift.rpc.pool.service import Service
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_FAR = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+_FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
 
 async def watch(replica: Replica[S, I], service: Service[S, I], changed: Callable[[], None]) -> None:
-    """Until cancelled. `changed` is called after every change."""
+    """Runs until cancelled. Calls `changed` after every change."""
     while True:
         state = replica.channel.get_state(try_to_connect=True)
-        if state is grpc.ChannelConnectivity.READY and not await _met(replica, service, changed):
+        if state is grpc.ChannelConnectivity.READY and not await _fetch_info(replica, service, changed):
             continue
-        if state in _FAR and not replica.was_tried:
+        if state in _FAILED and not replica.was_tried:
             replica.was_tried = True
             changed()
         await replica.channel.wait_for_state_change(state)
-        if replica.known is not None:  # also where it is back already: it may be another process, with another model
-            log.warning("%s %s is gone", service.role, replica.address)
+        if replica.known is not None:  # even if it is back already: it may be another process with another model
+            log.warning("%s %s disconnected", service.role, replica.address)
             replica.known, replica.unused = None, ""
             changed()
 
 
-async def _met(replica: Replica[S, I], service: Service[S, I], changed: Callable[[], None]) -> bool:
+async def _fetch_info(replica: Replica[S, I], service: Service[S, I], changed: Callable[[], None]) -> bool:
     try:
-        replica.known = await service.ask(replica.stub)
+        replica.known = await service.get_info(replica.stub)
     except PresiftError as error:
-        log.info("%s %s does not introduce itself: %s", service.role, replica.address, error.message)
+        log.info("%s %s does not answer GetInfo: %s", service.role, replica.address, error.message)
         await asyncio.sleep(_RETRY_S)
         return False
     finally:
         replica.was_tried = True
         changed()
-    log.info("%s %s is here", service.role, replica.address)
+    log.info("%s %s is ready", service.role, replica.address)
     return True

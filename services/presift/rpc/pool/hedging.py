@@ -1,4 +1,4 @@
-"""Racing: a call that is slow is made once more, elsewhere; the first answer wins and the other call is cancelled."""
+"""Hedging: a slow call is sent to a second replica; the first answer wins and the other call is cancelled."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ Call = Callable[[], Coroutine[Any, Any, T]]
 
 
 async def hedged(call: Call[T], again: Call[T], after_s: float) -> tuple[T, bool]:
-    """The first answer, and whether it is that of `again`, which is called where `call` has not ended after `after_s`
-    seconds. Raises what `call` raised, where neither answers."""
+    """The first answer, and whether `again` gave it. `again` starts if `call` has not ended after `after_s` seconds.
+
+    Raises what `call` raised if neither answers.
+    """
     legs = [asyncio.create_task(call())]
     try:
         done, _ = await asyncio.wait(legs, timeout=after_s)
@@ -27,7 +29,7 @@ async def hedged(call: Call[T], again: Call[T], after_s: float) -> tuple[T, bool
 
 
 async def _winner(legs: list[asyncio.Task[T]]) -> asyncio.Task[T]:
-    """The first that has an answer, else the first of all."""
+    """The first task that succeeds, or the first in the list if none does."""
     pending = set(legs)
     while pending:
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""A replica: one address, its channel, what it said of itself, how it fares."""
+"""A replica: one address with its channel, its GetInfo answer, its circuit breaker and its load."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from presift.rpc.pool.circuit_breaker import BreakerState, CircuitBreaker
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 
 S = TypeVar("S")  # the service's stub
-I = TypeVar("I")  # what it says of itself  # noqa: E741
+I = TypeVar("I")  # the content of its GetInfo answer  # noqa: E741
 
-# Who waited less says something of the caller, not of the replica.
-_LEAST_PATIENCE_S = 1.0
+# A caller that waited less says nothing about the replica.
+_MIN_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo(Generic[I]):
-    """What a replica says of itself; `name` is what it calls its process, empty where it says nothing."""
+    """The GetInfo answer of a replica; `name` is the name of its process, or empty."""
 
     name: str
     info: I
@@ -30,7 +30,7 @@ class ReplicaInfo(Generic[I]):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """How a replica stands, for people: `unused` says in words why it is not asked, empty where it is."""
+    """The state of a replica, for people. `unused` is the reason why it is not used; empty if it is."""
 
     address: str
     role: str
@@ -42,12 +42,12 @@ class ReplicaStatus:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be asked."""
+        """Whether calls may go there."""
         return self.is_healthy and not self.unused and self.breaker is not BreakerState.OPEN
 
 
 class Replica(Generic[S, I]):
-    """`known` is None until it has introduced itself, and again once it is gone. `in_flight`: our requests there."""
+    """`known` is None while disconnected. `in_flight` counts the requests that this process has there."""
 
     def __init__(self, address: str, channel: grpc.aio.Channel, stub: S, breaker: CircuitBreaker) -> None:
         self.address = address
@@ -58,74 +58,76 @@ class Replica(Generic[S, I]):
         self.known: ReplicaInfo[I] | None = None
         self.unused = ""
         self.was_tried = False
-        self._words = 0
+        self._messages = 0
 
     @property
     def name(self) -> str:
-        """Of the process, else its address."""
+        """The name of its process, or else its address."""
         return (self.known.name if self.known is not None else "") or self.address
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it is connected and, of several, says that it serves: then gRPC's health checking is a part of the
-        channel's state."""
+        """Whether its channel is READY. In a pool of several this includes its health status (grpc.health.v1)."""
         return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
     @property
     def is_usable(self) -> bool:
-        """Healthy, and what it should be."""
+        """Healthy, and like the other replicas."""
         return self.known is not None and not self.unused and self.is_healthy
 
     @property
     def may_be_asked(self) -> bool:
-        """What the breaker says: where it is half open, one request at a time."""
+        """Whether the circuit breaker allows a call: one request at a time while half open."""
         state = self.breaker.state
         return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and self.in_flight == 0)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """A request of ours is there, or is to go there, until the block ends."""
+        """Count a request as in flight until the block ends."""
         self.in_flight += 1
         try:
             yield
         finally:
             self.in_flight -= 1
 
-    def spoke(self) -> None:
-        """It said something, to whomever: it is no hung one."""
-        self._words += 1
+    def record_message(self) -> None:
+        """It sent a message of any call, so it does not hang."""
+        self._messages += 1
 
     @contextmanager
-    def judged(self, timeout_s: float | None) -> Iterator[None]:
-        """The breaker hears how the call of this block went. A caller who leaves says nothing, unless they had waited
-        and the replica had no word for anybody: a hung one, whose callers all leave, would stay the least loaded."""
-        began, words = monotonic(), self._words
+    def record_outcome(self, timeout_s: float | None) -> Iterator[None]:
+        """Report the outcome of the call in this block to the circuit breaker. `timeout_s` is the call's.
+
+        A cancelled call is no outcome, unless it waited and the replica sent no message of any call meanwhile:
+        otherwise a replica that hangs, and whose callers all cancel, would stay the least loaded.
+        """
+        began, messages = monotonic(), self._messages
         try:
             yield
         except asyncio.CancelledError:
-            if self._words == words and monotonic() - began >= _LEAST_PATIENCE_S:
-                self.breaker.failed()
+            if self._messages == messages and monotonic() - began >= _MIN_WAIT_S:
+                self.breaker.record_failure(began)
             raise
         except grpc.aio.AioRpcError as failure:
-            self._judge(failure.code(), timeout_s)
+            self._record_failure(failure.code(), timeout_s, began)
             raise
-        self._answered()
+        self._record_success()
 
-    def _judge(self, code: grpc.StatusCode, timeout_s: float | None) -> None:
+    def _record_failure(self, code: grpc.StatusCode, timeout_s: float | None, began: float) -> None:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            if timeout_s is not None and timeout_s >= _LEAST_PATIENCE_S:
-                self.breaker.failed()
+            if timeout_s is not None and timeout_s >= _MIN_WAIT_S:
+                self.breaker.record_failure(began)
         elif code is grpc.StatusCode.UNAVAILABLE:
-            self.breaker.failed()
+            self.breaker.record_failure(began)
         else:
-            self._answered()
+            self._record_success()
 
-    def _answered(self) -> None:
-        self.spoke()
-        self.breaker.answered()
+    def _record_success(self) -> None:
+        self.record_message()
+        self.breaker.record_success()
 
-    def standing(self, role: str) -> ReplicaStatus:
-        """How it stands now."""
+    def status(self, role: str) -> ReplicaStatus:
+        """Its state now."""
         return ReplicaStatus(
             self.address, role, self.name, self.is_healthy, self.breaker.state, self.in_flight, self.unused
         )

@@ -1,4 +1,4 @@
-"""Addresses: where the replicas of a service are: a list, or a DNS name whose every record is one."""
+"""Where the replicas of a service are: a list of addresses, or a DNS name with one record per replica."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _DNS = "dns:///"
 
 @dataclass(frozen=True, slots=True)
 class StaticAddresses:
-    """Replicas that are said: HOST:PORT, or any other gRPC target name."""
+    """A fixed list: HOST:PORT, or any other gRPC target name."""
 
     addresses: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DnsName:
-    """Replicas that are the A and AAAA records of a name: a headless Kubernetes service, a compose service."""
+    """The A and AAAA records of a name, such as a headless Kubernetes service or a compose service."""
 
     host: str
     port: int
@@ -30,7 +30,7 @@ Addresses = StaticAddresses | DnsName
 
 
 def parse_addresses(setting: str, text: str) -> Addresses:
-    """HOST:PORT, several of them with commas between, or dns:///HOST:PORT. Raises InvalidRequest, naming `setting`."""
+    """Parse HOST:PORT, a comma-separated list of them, or dns:///HOST:PORT. Raises InvalidRequest, naming `setting`."""
     if text.startswith(_DNS):
         host, _, port = text.removeprefix(_DNS).rpartition(":")
         if not host or not port.isdecimal() or "," in text:
@@ -43,8 +43,8 @@ def parse_addresses(setting: str, text: str) -> Addresses:
 
 
 async def resolve(named: DnsName) -> tuple[str, ...]:
-    """HOST:PORT of every record, in order. Raises OSError where the name has none, or nobody can be asked."""
-    # In a thread: the system's resolver blocks, for seconds where a name server is away.
+    """HOST:PORT of every record, sorted. Raises OSError if there is no record or no name server answers."""
+    # In a thread: the system's resolver blocks, for seconds if a name server does not answer.
     found = await asyncio.get_running_loop().getaddrinfo(named.host, named.port, type=socket.SOCK_STREAM)
     return tuple(sorted({_address(str(entry[4][0]), named.port) for entry in found}))
 

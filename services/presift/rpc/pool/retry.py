@@ -1,8 +1,7 @@
-"""Attempts: a call that another replica may answer where one cannot."""
+"""Failover: a call that one replica could not answer is sent to another one."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -11,26 +10,28 @@ import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_incrementing
 
 from presift.core.errors import Overloaded
+from presift.rpc.deadline import Deadline
 from presift.rpc.status import error_of
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 ATTEMPTS = 3
-# What says that this replica did nothing: it is away, it is ending. Full is another matter: it must not be asked again.
-_ELSEWHERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+# With these codes the replica did no work: it is unreachable or it stops. A full replica is another case: it may be
+# asked once only.
+_RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class AttemptedReplicas(Generic[R]):
-    """The replicas that were asked for one request, and which of them said that they are full."""
+    """The replicas that were asked for one request, and those among them that were full."""
 
     def __init__(self) -> None:
         self.all: list[R] = []
         self.full: list[R] = []
 
     @contextmanager
-    def asking(self, replica: R) -> Iterator[None]:
-        """The block asks it."""
+    def attempt(self, replica: R) -> Iterator[None]:
+        """Record that the block asks `replica`, and whether it was full."""
         self.all.append(replica)
         try:
             yield
@@ -41,41 +42,30 @@ class AttemptedReplicas(Generic[R]):
 
 
 def _is_full(failure: grpc.aio.AioRpcError) -> bool:
-    """In its own words: gRPC says RESOURCE_EXHAUSTED of a message that is too large, which it is everywhere."""
+    """Only by presift's own error: gRPC also says RESOURCE_EXHAUSTED of a message that every replica would refuse."""
     return failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error_of(failure), Overloaded)
-
-
-class Patience:
-    """What is left of `timeout_s` seconds; None is for ever."""
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._until = None if timeout_s is None else time.monotonic() + timeout_s
-
-    @property
-    def left_s(self) -> float | None:
-        return None if self._until is None else max(0.0, self._until - time.monotonic())
 
 
 async def with_failover(
     call: Callable[[], Awaitable[T]],
-    patience: Patience,
+    deadline: Deadline,
     attempts: int = ATTEMPTS,
     *,
     has_untried: Callable[[], bool],
 ) -> T:
-    """What `call` returns, called again while it fails in a way that another replica may not, and there is time; where
-    one was full, only while there is one that was not asked.
+    """The result of `call`, repeated after failures that another replica may not have, until `deadline`.
 
+    After a replica was full, it is repeated only while `has_untried` says that some replica was not asked yet.
     Raises what the last attempt raised.
     """
 
-    def elsewhere(error: BaseException) -> bool:
-        if not isinstance(error, grpc.aio.AioRpcError) or (patience.left_s is not None and patience.left_s <= 0.0):
+    def is_retryable(error: BaseException) -> bool:
+        if not isinstance(error, grpc.aio.AioRpcError) or deadline.remaining_s == 0.0:
             return False
-        return error.code() in _ELSEWHERE or (_is_full(error) and has_untried())
+        return error.code() in _RETRYABLE or (_is_full(error) and has_untried())
 
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception(elsewhere),
+        retry=retry_if_exception(is_retryable),
         stop=stop_after_attempt(attempts),
         wait=wait_incrementing(start=0.0, increment=0.05),
         reraise=True,

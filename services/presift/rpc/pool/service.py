@@ -1,4 +1,4 @@
-"""What a fleet must know of its service: how to reach a replica, how to ask what it is, which of them go together."""
+"""What a pool needs to know about its service."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from presift.rpc.pool.replica import I, ReplicaInfo, S
 
 @dataclass(frozen=True, slots=True)
 class Service(Generic[S, I]):
-    """`role` is its name in words; `unavailable` what is raised where no replica can be asked.
+    """`role` is its name in metrics and messages; `unavailable` is raised when no replica can be used.
 
-    `connect`: (address, whether it is the only one for good) -> channel and stub. `ask` raises PresiftError.
-    `differs`: (the first one's, another's) -> why that other is not to be used, empty where it is. `is_pinned`: the
-    first one's stays the measure for good; else another's becomes it once nobody is like the first any more.
+    `connect`: (address, whether it is the pool's only address) -> channel and stub. `get_info` raises PresiftError.
+    `difference`: (reference info, a replica's info) -> why that replica is not used; empty if it is. The reference is
+    the first replica's info. If `is_pinned` it never changes; else another's replaces it once no replica matches.
     """
 
     role: str
     unavailable: type[PresiftError]
     connect: Callable[[str, bool], tuple[grpc.aio.Channel, S]]
-    ask: Callable[[S], Awaitable[ReplicaInfo[I]]]
-    differs: Callable[[I, I], str]
+    get_info: Callable[[S], Awaitable[ReplicaInfo[I]]]
+    difference: Callable[[I, I], str]
     is_pinned: bool

@@ -1,4 +1,4 @@
-"""Where a service may listen: without knowing its callers, on this machine alone."""
+"""Refuses to listen beyond loopback without authentication."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from presift.core.errors import InvalidRequest
 
 
 def check_binding(listen: str, has_auth: bool, insecure: bool, setting: str = "listen") -> None:
-    """Raise InvalidRequest, naming the settings, for HOST:PORT beyond loopback where anybody could call. `setting` is
-    the one that says HOST:PORT.
+    """Raise InvalidRequest, naming `setting`, if anyone beyond this machine could call HOST:PORT unauthenticated.
 
-    `has_auth`: callers must show a certificate, token or key. `insecure`: the operator said that anybody may.
+    `has_auth`: callers need a certificate, token or key. `insecure`: the operator allows unauthenticated callers.
     """
     if has_auth or insecure or is_loopback(listen):
         return
     raise InvalidRequest(
         setting,
         listen,
-        "a loopback address, unless callers are known or --insecure is said",
-        f"{setting} is {listen}, where anybody could call; it must be a loopback address, unless callers are known "
-        "(--tls-client-ca with --tls-cert and --tls-key, or a token or keys) or --insecure is said",
+        "a loopback address, unless callers are authenticated or --insecure is set",
+        f"{setting} {listen} would accept unauthenticated callers; use a loopback address, or authenticate callers "
+        "(--tls-client-ca with --tls-cert and --tls-key, or a token or keys), or set --insecure",
     )
 
 
 def is_loopback(listen: str) -> bool:
-    """Whether only this machine can reach HOST:PORT. A name that is not `localhost` may be anything: False."""
+    """Whether only this machine can reach HOST:PORT. False for every name except `localhost`."""
     host = listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,28 +1,27 @@
-"""Who may call a draft or a target: presift's own services. Health stays open, for whoever watches."""
+"""Restricts the callers of a draft or a target to presift's own services. Health checks stay open."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
-from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
-from presift.rpc.security.service_token import Tokens, is_one_of, shown
+from presift.core.errors import PermissionDenied, Unauthenticated
+from presift.rpc.security.service_token import Tokens, bearer_token, is_one_of
+from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
 from presift.telemetry.metrics import count
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
     Context = grpc.aio.ServicerContext[Any, Any]
 
-OPEN = "/grpc.health.v1.Health/"
-
 
 class CallerInterceptor(grpc.aio.ServerInterceptor):
-    """Asks for a token (unless `tokens` is None), then for a certificate with one of the `allowed` names (if any).
+    """Requires a token (unless `tokens` is None), then a certificate with one of the `allowed` names (if any).
 
-    A name is one of the certificate's subject alternative names or, where it has none, its common name.
-    To stand behind ErrorInterceptor, which tells the refusals.
+    A name is one of the certificate's subject alternative names or, if it has none, its common name.
+    ErrorInterceptor must stand before this interceptor: it sends the refusals.
     """
 
     def __init__(self, tokens: Tokens | None = None, allowed: Collection[str] = ()) -> None:
@@ -35,11 +34,11 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         details: Any = handler_call_details
-        if details.method.startswith(OPEN):
+        if details.method.startswith(HEALTH_PREFIX):
             return await continuation(handler_call_details)
-        if self._tokens is not None and not self._is_token(shown(details.invocation_metadata)):
+        if self._tokens is not None and not self._is_token(bearer_token(details.invocation_metadata)):
             count("presift.callers.refused", why="token")
-            return refusing(Unauthenticated("no service token, or none of ours"))
+            return refusing(Unauthenticated("missing or unknown service token"))
         handler = await continuation(handler_call_details)
         return handler if handler is None or not self._allowed else self._named(handler)
 
@@ -47,7 +46,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         return token is not None and self._tokens is not None and is_one_of(token, self._tokens.current())
 
     def _named(self, handler: Handler) -> Handler:
-        """`handler` for callers with an allowed name: only a call's context knows its certificate."""
+        """`handler` with a check of the caller's name: only the call's context has the certificate."""
         known: Any = handler
 
         def checked(behavior: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,18 +64,8 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
     def _check_name(self, context: Context) -> None:
         if not self._allowed.intersection(context.peer_identities() or ()):
             count("presift.callers.refused", why="name")
-            raise PermissionDenied("no name of the caller's certificate is among those that may call (allowed_callers)")
+            raise PermissionDenied("the caller's certificate has none of the names in allowed_callers")
 
 
 def _cardinality(is_streaming: bool) -> str:
     return "stream" if is_streaming else "unary"
-
-
-def refusing(error: PresiftError) -> Handler:
-    """A handler that reads no message: a stranger's must not even be parsed."""
-
-    async def refuse(requests: Any, context: Context) -> AsyncIterator[bytes]:
-        raise error
-        yield b""
-
-    return grpc.stream_stream_rpc_method_handler(refuse)

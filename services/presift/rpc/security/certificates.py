@@ -1,4 +1,4 @@
-"""Certificates from PEM files: checked before they are used, and used anew when the files change."""
+"""TLS certificates from PEM files: checked before use, and reloaded when the files change."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from presift.rpc.security.file_watcher import FileWatcher, read_file
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: `cert` (its chain behind it) goes with `key`; `ca` says whom to trust. `names` are the settings of the
-    three, for errors. Raises PresiftError for a certificate without a key or the reverse.
+    """PEM files: `cert` (with its chain) and its `key`; `ca` is the authority to trust.
+
+    `names` are the settings of the three files, for error messages. Raises PresiftError for a certificate without a
+    key or the reverse.
     """
 
     cert: Path | None
@@ -28,16 +30,16 @@ class TlsFiles:
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             missing, given = self.names[:2] if self.cert is None else self.names[1::-1]
-            raise PresiftError(f"{missing} is unset; it goes with {given}")
+            raise PresiftError(f"{missing} is unset; {given} needs it")
 
     def watched(self) -> FileWatcher[TlsPems]:
-        """What is in them. Raises PresiftError for what cannot be used."""
+        """A watcher of their content. Raises PresiftError if the files are unusable."""
         return FileWatcher([path for path in (self.cert, self.key, self.ca) if path], partial(_pems, self))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TlsPems:
-    """PEM text, checked: `key` is that of `cert`. Never shown."""
+    """Checked PEM text: `key` belongs to `cert`. Never logged."""
 
     cert: bytes | None
     key: bytes | None
@@ -45,13 +47,13 @@ class TlsPems:
 
 
 def server_credentials(pems: FileWatcher[TlsPems]) -> grpc.ServerCredentials:
-    """For a server with a certificate; with a `ca`, clients must have one too (mutual TLS).
+    """Credentials of a server; with a `ca`, clients need a certificate too (mutual TLS).
 
-    gRPC asks at every handshake whether there is something new. Connections that stand are not touched.
+    gRPC asks for new certificates at every handshake. Open connections are not affected.
     """
     served = pems.current()
 
-    def news() -> grpc.ServerCertificateConfiguration | None:
+    def changed() -> grpc.ServerCertificateConfiguration | None:
         nonlocal served
         current = pems.current()
         if current is served:
@@ -61,15 +63,15 @@ def server_credentials(pems: FileWatcher[TlsPems]) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(served),
-        news,  # type: ignore[arg-type]  # None is "nothing new", which the stubs do not know
+        changed,  # type: ignore[arg-type]  # None means no change; the stubs do not know that
         require_client_authentication=served.ca is not None,
     )
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """The same for a server that is not gRPC's (HTTP/1.1). Raises PresiftError for what cannot be used.
+    """The same for an HTTP/1.1 server. Raises PresiftError if the files are unusable.
 
-    Every handshake takes the context of the files as they are then. Connections that stand are not touched.
+    Every handshake uses the current files. Open connections are not affected.
     """
     paths = [path for path in (files.cert, files.key, files.ca) if path]
     contexts = FileWatcher(paths, partial(_context, files))
@@ -78,23 +80,23 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     def renew(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         connection.context = contexts.current()
 
-    first.sni_callback = renew  # called for clients that name no server, too
+    first.sni_callback = renew  # also called for clients that send no server name
     return first
 
 
 def channel_credentials(pems: TlsPems) -> grpc.ChannelCredentials:
-    """For a client; without a `ca` the public authorities that gRPC brings are trusted."""
+    """Credentials of a client; without a `ca` it trusts gRPC's list of public authorities."""
     return grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
 
 
 def _configuration(pems: TlsPems) -> grpc.ServerCertificateConfiguration:
     if pems.key is None or pems.cert is None:
-        raise PresiftError("TLS needs a certificate and its key: tls_cert and tls_key")
+        raise PresiftError("TLS needs a certificate and its key: set tls_cert and tls_key")
     return grpc.ssl_server_certificate_configuration([(pems.key, pems.cert)], pems.ca)
 
 
 def _pems(files: TlsFiles) -> TlsPems:
-    """Raises PresiftError unless all of it can be used: half a renewal looks like a key of another certificate."""
+    """Raises PresiftError if any file is unusable. A half-finished renewal looks like a key of another certificate."""
     pems = _read(files)
     _loaded(files, pems)
     return pems
@@ -107,15 +109,15 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if pems.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        # A resumed session shows no certificate: whose authority was taken away would still come in. Only TLS 1.3 lets
-        # that be switched off here.
+        # A resumed session sends no certificate, so a client whose authority was removed could still connect. Python
+        # can switch resumption off for TLS 1.3 only.
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0
     return context
 
 
 def _loaded(files: TlsFiles, pems: TlsPems) -> ssl.SSLContext:
-    """Raises PresiftError unless all of it can be used, and is what is in the files still."""
+    """Raises PresiftError if any file is unusable, or has changed since `pems` was read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     cert_name, key_name, ca_name = files.names
     if files.cert is not None:
@@ -127,9 +129,9 @@ def _loaded(files: TlsFiles, pems: TlsPems) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=pems.ca.decode("ascii"))
         except (ssl.SSLError, ValueError) as error:
-            raise PresiftError(f"{ca_name}: {files.ca} holds no certificates ({_why(error)})") from None
-    if _read(files) != pems:  # what was checked is what is used
-        raise PresiftError(f"{cert_name}: {files.cert} changed while it was read")
+            raise PresiftError(f"{ca_name}: {files.ca} contains no certificates ({_why(error)})") from None
+    if _read(files) != pems:  # so that the checked content is what is used
+        raise PresiftError(f"{cert_name}: {files.cert} changed while presift read it")
     return context
 
 
@@ -140,11 +142,11 @@ def _read(files: TlsFiles) -> TlsPems:
 
 
 def _refuse_password() -> NoReturn:
-    """Without it OpenSSL would ask on the terminal."""
-    raise ValueError("the key is encrypted; a service needs a plain one")
+    """Without this callback OpenSSL would ask on the terminal."""
+    raise ValueError("the key is encrypted; use an unencrypted key")
 
 
 def _why(error: Exception) -> str:
-    """Without OpenSSL's place in its own source."""
+    """The error's text, without the location in OpenSSL's source."""
     reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
     return reason.replace("_", " ").lower() if reason.isupper() else reason

@@ -1,4 +1,4 @@
-"""Files that change under a running service: certificates, tokens. Read again when they did, and only taken whole."""
+"""Reads certificate and token files again when they change, and keeps the old value while they are invalid."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class FileWatcher(Generic[T]):
-    """What `read` makes of the files at `paths` (of none: a value that never changes). Thread-safe.
+    """The value that `read` makes from the files at `paths`; without paths it never changes. Thread-safe.
 
-    `read` raises PresiftError for what it does not take, in words without secrets. The first reading must succeed;
-    later the earlier value stays in force, and that is logged once.
+    `read` raises PresiftError, without secrets, for invalid files. The first read must succeed. After a later failure
+    the previous value stays in use, and the error is logged once.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
         self._paths = tuple(paths)
         self._read = read
         self._lock = threading.Lock()
-        self._told = ""
+        self._logged = ""
         self._signature = self._look()
         self._value = read()
 
     def current(self) -> T:
-        """The value in force; the same object while nothing changed. A few microseconds: one stat a file."""
+        """The current value; the same object while nothing changed. Takes a few microseconds: one stat per file."""
         with self._lock:
             signature = self._look()
             if signature != self._signature:
@@ -41,16 +41,16 @@ class FileWatcher(Generic[T]):
             return self._value
 
     def _renew(self, signature: Signature) -> None:
-        # The signature is taken before the reading: what is written meanwhile is seen at the next look.
+        # The signature is older than the read: a write in between is noticed at the next call.
         try:
             self._value = self._read()
-        except PresiftError as error:  # the signature stays old: half-written files are tried again
-            if error.message != self._told:
-                self._told = error.message
-                log.warning("not taken, the earlier stays in force: %s", error.message)
+        except PresiftError as error:  # keep the old signature, so that half-written files are read again
+            if error.message != self._logged:
+                self._logged = error.message
+                log.warning("changed files are invalid, the previous ones stay in use: %s", error.message)
             return
-        self._signature, self._told = signature, ""
-        log.info("read again: %s", ", ".join(str(path) for path in self._paths))
+        self._signature, self._logged = signature, ""
+        log.info("reloaded: %s", ", ".join(str(path) for path in self._paths))
 
     def _look(self) -> Signature:
         return tuple(_signature(path) for path in self._paths)
@@ -65,8 +65,8 @@ def _signature(path: Path) -> tuple[int, int, int] | None:
 
 
 def read_file(setting: str, path: Path) -> bytes:
-    """Its bytes. Raises PresiftError, naming the setting and the path, never what is in it."""
+    """The bytes of a file. Raises PresiftError with the setting and the path, never the content."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PresiftError(f"{setting}: {path} cannot be read ({error.strerror})") from None
+        raise PresiftError(f"{setting}: cannot read {path} ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""The service token: a shared secret by which presift's services know one another."""
+"""The service token: a shared secret that authenticates presift's services to each other."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ Tokens = FileWatcher[tuple[str, ...]]
 
 
 def fixed_tokens(setting: str, token: str) -> Tokens:
-    """One that never changes. Raises PresiftError, which does not quote it, for one that cannot be."""
+    """A single token that never changes. Raises PresiftError, without the token, if it is not allowed."""
     return FileWatcher((), lambda: _checked(setting, [token]))
 
 
-def tokens_of(setting: str, path: Path) -> Tokens:
-    """Those in a file, one a line, read again when it changes: all are accepted, the first is sent. So a new one is
-    put first everywhere, and the old one taken away after. Raises PresiftError, which quotes none.
+def tokens_from_file(setting: str, path: Path) -> Tokens:
+    """The tokens in a file, one per line, read again when it changes. All are accepted, the first is sent.
+
+    To rotate a token, first put the new one on top everywhere, then remove the old one. Raises PresiftError, without
+    the tokens.
     """
 
     def read() -> tuple[str, ...]:
@@ -35,12 +37,12 @@ def tokens_of(setting: str, path: Path) -> Tokens:
 
 
 def bearer(token: str) -> tuple[str, str]:
-    """The metadata that shows a token."""
+    """The metadata entry that sends a token."""
     return AUTHORIZATION, f"Bearer {token}"
 
 
-def shown(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
-    """The token that a caller shows; None where there is none, or more than one."""
+def bearer_token(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """The token that a caller sent; None if there is none, or more than one."""
     values = [value for key, value in metadata or () if key.lower() == AUTHORIZATION]
     if len(values) != 1 or not isinstance(values[0], str) or not values[0].lower().startswith(_SCHEME):
         return None
@@ -48,15 +50,15 @@ def shown(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
 
 
 def is_one_of(token: str, tokens: Iterable[str]) -> bool:
-    """In a time that says nothing about how much of it is right, nor of which."""
+    """Compares in constant time."""
     digest = sha256(token.encode()).digest()
     return any([hmac.compare_digest(digest, sha256(each.encode()).digest()) for each in tokens])
 
 
 def _checked(setting: str, tokens: list[str]) -> tuple[str, ...]:
     if not tokens:
-        raise PresiftError(f"{setting} holds no token")
+        raise PresiftError(f"{setting} contains no token")
     for token in tokens:
         if len(token) < MIN_CHARACTERS or not (token.isascii() and token.isprintable()) or " " in token:
-            raise PresiftError(f"{setting}: a token has at least {MIN_CHARACTERS} printable characters, no spaces")
+            raise PresiftError(f"{setting}: a token needs at least {MIN_CHARACTERS} printable characters and no spaces")
     return tuple(tokens)

@@ -1,18 +1,19 @@
-"""The calls under way on a server: bounded as a last resort, waited for when it drains, cut when that takes too long.
+"""The running calls of a server: limits their number, and waits for them or cancels them when the server drains.
 
-Services bound their own queues, and say more when they refuse. Health is counted apart: a full server is not ill.
+This limit is the last resort: services limit their own queues and give better errors. Health checks are counted apart,
+so that a full server still answers them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from presift.core.errors import Overloaded, ShuttingDown
-from presift.rpc.security.caller_interceptor import OPEN
+from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -21,23 +22,23 @@ _RETRY_AFTER_S = 1.0
 
 
 class ActiveCalls(grpc.aio.ServerInterceptor):
-    """Stands last, next to the services. A call counts from its first header on, its message need not have come.
+    """Must be the last interceptor. A call counts from the arrival of its headers.
 
-    Calls that come by another door than gRPC are counted here too: see `take`.
+    Calls over HTTP are counted too, by `enter`.
     """
 
     def __init__(self, max_calls: int) -> None:
         self._max_calls = max_calls
         self._running: set[asyncio.Task[Any]] = set()
         self._health: set[asyncio.Task[Any]] = set()
-        self._cut: set[asyncio.Task[Any]] = set()
-        self._none_runs = asyncio.Event()
-        self._none_runs.set()
-        self._takes_none = False
+        self._cancelled: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_closed = False
 
     @property
     def running(self) -> int:
-        """How many are under way. (Not a length: gRPC passes over an interceptor that is falsy.)"""
+        """The number of running calls. (Not `__len__`: gRPC ignores an interceptor that is falsy.)"""
         return len(self._running)
 
     async def intercept_service(
@@ -46,84 +47,67 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(OPEN)
+        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(HEALTH_PREFIX)
         calls = self._health if is_health else self._running
         if handler is None or task is None:
             return handler
         try:
-            self._enter(task, calls)
+            self._add(task, calls)
         except Overloaded as error:
-            return _refusing(handler, error)
+            return refusing(error)
         return handler
 
-    def take(self) -> None:
-        """The current task is a call from now on, until it ends. For calls that gRPC does not know of.
+    def enter(self) -> None:
+        """Count the current task as a call until it ends: for calls over HTTP.
 
-        Raises Overloaded, and ShuttingDown in a drain.
+        Raises Overloaded, and ShuttingDown while the server drains.
         """
         task = asyncio.current_task()
-        if self._takes_none:
-            raise ShuttingDown("the service is shutting down: it takes no new call")
+        if self._is_closed:
+            raise ShuttingDown("the service is shutting down and accepts no new call")
         if task is not None:
-            self._enter(task, self._running)
+            self._add(task, self._running)
 
     def close(self) -> None:
-        """`take` takes none from now on; gRPC refuses its own by itself."""
-        self._takes_none = True
+        """Refuse new calls in `enter`. gRPC refuses its own calls when it stops."""
+        self._is_closed = True
 
-    async def ended(self, within_s: float) -> None:
-        """Wait until none is under way, or as long as that."""
+    async def wait_until_idle(self, within_s: float) -> None:
+        """Wait until no call runs, for at most `within_s` seconds."""
         try:
             async with asyncio.timeout(within_s):
-                await self._none_runs.wait()
+                await self._idle.wait()
         except TimeoutError:
             return
 
-    def cut(self) -> None:
-        """End those that are still under way, as `why_cut` says; watches of health, which have no end, among them.
+    def cancel_all(self) -> None:
+        """Cancel the calls that still run, health watches included. They end with `shutdown_error`.
 
-        To be called again: calls that gRPC had taken before it stopped may only begin now.
+        Call it repeatedly: a call that gRPC accepted before it stopped may start later.
         """
-        fresh = (self._running | self._health) - self._cut
-        self._cut |= fresh
+        fresh = (self._running | self._health) - self._cancelled
+        self._cancelled |= fresh
         for task in fresh:
             task.cancel()
 
-    def why_cut(self) -> ShuttingDown | None:
-        """What to tell the caller of the current call, if its cancellation is ours."""
-        return ShuttingDown("the service is shutting down") if asyncio.current_task() in self._cut else None
+    def shutdown_error(self) -> ShuttingDown | None:
+        """The error for the caller of the current call, if `cancel_all` cancelled it."""
+        return ShuttingDown("the service is shutting down") if asyncio.current_task() in self._cancelled else None
 
-    def _enter(self, task: asyncio.Task[Any], calls: set[asyncio.Task[Any]]) -> None:
+    def _add(self, task: asyncio.Task[Any], calls: set[asyncio.Task[Any]]) -> None:
         if len(calls) >= self._max_calls:
             raise Overloaded("calls", len(calls), f"< {self._max_calls}", _RETRY_AFTER_S)
         calls.add(task)
         task.add_done_callback(self._ended)
-        self._tell()
+        self._update_idle()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        for calls in (self._running, self._health, self._cut):
+        for calls in (self._running, self._health, self._cancelled):
             calls.discard(task)
-        self._tell()
+        self._update_idle()
 
-    def _tell(self) -> None:
+    def _update_idle(self) -> None:
         if self._running:
-            self._none_runs.clear()
+            self._idle.clear()
         else:
-            self._none_runs.set()
-
-
-def _refusing(handler: Handler, error: Overloaded) -> Handler:
-    """A handler of the same kind that refuses; what was sent is not even parsed."""
-
-    async def one(request: bytes, context: Any) -> Any:
-        raise error
-
-    async def many(request: bytes, context: Any) -> AsyncIterator[Any]:
-        raise error
-        yield  # pragma: no cover - makes it a generator
-
-    if handler.request_streaming:  # reflection's
-        return grpc.stream_stream_rpc_method_handler(many)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(many)
-    return grpc.unary_unary_rpc_method_handler(one)
+            self._idle.set()

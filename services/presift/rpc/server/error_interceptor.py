@@ -1,4 +1,4 @@
-"""The one server interceptor: presift's errors become gRPC statuses; anything else is INTERNAL and logged once."""
+"""Turns presift's errors into gRPC statuses. Any other exception becomes INTERNAL and is logged once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
 
 
 class _Malformed:
-    """Stands in for a request that is no valid protobuf, so that the refusal can be ours (gRPC would say INTERNAL)."""
+    """Replaces a request that is not valid protobuf, so that it gets INVALID_ARGUMENT (gRPC would say INTERNAL)."""
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Translates errors of every method; presift's own take one message, reflection takes a stream. `calls` tells which
-    of them end because the server does."""
+    """Translates the errors of every method. `calls` knows which calls were cancelled by the server's shutdown."""
 
     def __init__(self, calls: ActiveCalls | None = None) -> None:
         self._calls = ActiveCalls(sys.maxsize) if calls is None else calls
@@ -43,20 +42,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         if handler.request_streaming:
-            return _guard_streaming(handler, self._calls)
+            return _translate_streaming(handler, self._calls)
         deserialize, serialize = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.response_streaming:
-            guarded = _guard_stream(handler.unary_stream, self._calls)
-            return grpc.unary_stream_rpc_method_handler(guarded, deserialize, serialize)
-        guarded = _guard_unary(handler.unary_unary, self._calls)
-        return grpc.unary_unary_rpc_method_handler(guarded, deserialize, serialize)
+            translated = _translate_stream(handler.unary_stream, self._calls)
+            return grpc.unary_stream_rpc_method_handler(translated, deserialize, serialize)
+        translated = _translate_unary(handler.unary_unary, self._calls)
+        return grpc.unary_unary_rpc_method_handler(translated, deserialize, serialize)
 
 
-def _guard_streaming(handler: Any, calls: ActiveCalls) -> Handler:
-    if not handler.response_streaming:  # nobody has such a method
+def _translate_streaming(handler: Any, calls: ActiveCalls) -> Handler:
+    if not handler.response_streaming:  # no service has such a method
         return cast("Handler", handler)
     return grpc.stream_stream_rpc_method_handler(
-        _guard_stream(handler.stream_stream, calls), handler.request_deserializer, handler.response_serializer
+        _translate_stream(handler.stream_stream, calls), handler.request_deserializer, handler.response_serializer
     )
 
 
@@ -73,26 +72,26 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return attempt
 
 
-def _guard_unary(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[..., Any]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _translate_unary(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[..., Any]:
+    async def translated(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             _refuse_malformed(request)
             return await behavior(request, context)
         except Exception as error:
             await _abort(error, context)
         except asyncio.CancelledError:
-            await _abort_if_cut(calls, context)
+            await _abort_if_shutting_down(calls, context)
             raise
 
-    return guarded
+    return translated
 
 
-def _guard_stream(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[..., Any]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+def _translate_stream(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[..., Any]:
+    async def translated(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             _refuse_malformed(request)
             responses = behavior(request, context)
-            if inspect.isawaitable(responses):  # it writes to the context by itself, as grpc_health's Watch does
+            if inspect.isawaitable(responses):  # a method that writes to the context, as grpc_health's Watch does
                 await responses
                 return
             async with aclosing(responses) as stream:
@@ -101,10 +100,10 @@ def _guard_stream(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[
         except Exception as error:
             await _abort(error, context)
         except asyncio.CancelledError:
-            await _abort_if_cut(calls, context)
+            await _abort_if_shutting_down(calls, context)
             raise
 
-    return guarded
+    return translated
 
 
 def _refuse_malformed(request: Any) -> None:
@@ -112,8 +111,8 @@ def _refuse_malformed(request: Any) -> None:
         raise InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings")
 
 
-async def _abort_if_cut(calls: ActiveCalls, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    error = calls.why_cut()
+async def _abort_if_shutting_down(calls: ActiveCalls, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    error = calls.shutdown_error()
     if error is not None:
         await _abort(error, context)
 
@@ -122,16 +121,16 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, PresiftError):
-        # The text of a foreign exception may quote the prompt: only its type and place are logged or sent.
+        # The text of an unexpected exception may quote the prompt: log and send only its type and location.
         log.error("unexpected %s", type(error).__name__, exc_info=without_text(error))
         error = InternalError(f"unexpected {type(error).__name__}; see the service's log")
     code, _ = code_and_reason(error)
     try:
         await context.abort(code, message_of(error), ((DETAILS_KEY, details_of(error)),))
     except grpc.aio.AbortError as abort:
-        raise abort from None  # a trace records what it came from, the text of a foreign exception included
+        raise abort from None  # a trace would record the cause, with its text
 
 
 def without_text(error: BaseException) -> tuple[type[BaseException], Exception, Any]:
-    """What may be logged of an error that is not ours."""
+    """`exc_info` for the log, without the text of the exception."""
     return type(error), Exception("(text withheld)"), error.__traceback__

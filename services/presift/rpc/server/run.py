@@ -1,4 +1,4 @@
-"""Running a service: its logging and telemetry are set up, it is served on an event loop, its end is an exit code."""
+"""Runs a service: sets up logging and telemetry, serves on an event loop, returns the exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def run(service: str, settings: S, serve: Callable[[S], Coroutine[Any, Any, bool]]) -> int:
-    """0 after a clean drain, which `serve` says by True; 1 for anything else, which is logged."""
+    """0 if `serve` returns True (a clean drain); else 1. PresiftError is logged."""
     logs.set_up(settings.log_level, settings.log_format)
     try:
         with tracing.exported(service, settings.telemetry()):

@@ -1,4 +1,4 @@
-"""A gRPC server as every service runs it: health, reflection, error translation, tracing, and a drain on SIGTERM."""
+"""The gRPC server of every service: health, reflection, error translation, tracing, and a drain on SIGTERM."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import ErrorInterceptor
 from presift.telemetry.gauges import gauge, observed
 
-# Seconds for the calls that are cut at the end of a drain to say so.
-_CUT_S = 1.0
+# Seconds for cancelled calls to send their error at the end of a drain.
+_CANCEL_S = 1.0
 
-# Serves from the start, whatever can be done for callers: who is not ready need not be restarted.
+# SERVING from the start: a process that is not ready need not be restarted.
 LIVENESS = "liveness"
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """`listen` is HOST:PORT (port 0: any free one); `drain_s` bounds how long running calls may take to finish,
-    `max_calls` how many there are, whatever they do.
+    """`listen` is HOST:PORT (port 0: any free port). `drain_s` is the time that running calls get to finish.
 
-    `tls` None is plain; with a `ca` in it callers must have a certificate of that authority. `insecure` lets the server
-    listen beyond this machine although nobody has to say who calls.
+    `max_calls` limits concurrent calls of all methods. `tls` None is plain text; with a `ca`, callers need a
+    certificate of that authority. `insecure` lets the server listen beyond this machine without authentication.
     """
 
     listen: str
@@ -50,17 +49,15 @@ class ServerOptions:
 
 
 class Listener(Protocol):
-    """Another way into the same service; its calls are counted among the server's (`ActiveCalls.take`)."""
+    """Another listener of the same service, such as HTTP. Its calls count as the server's (`ActiveCalls.enter`)."""
 
     async def stop(self, within_s: float) -> None:
-        """Take no call from now on, and return when none is left, after `within_s` at the latest."""
+        """Refuse new calls, and return when no call is left, after `within_s` seconds at the latest."""
         ...
 
 
 class GrpcServer:
-    """Add servicers to `grpc`, then `start`. Nothing is SERVING until `set_serving(True)`, but `liveness` is, as long
-    as the process answers.
-    """
+    """Add servicers to `grpc`, then call `start`. Until `set_serving(True)` only `liveness` is SERVING."""
 
     def __init__(
         self,
@@ -69,22 +66,22 @@ class GrpcServer:
         health_names: Sequence[str] = (),
         guards: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
-        """`health_names` are further names under which grpc.health.v1 answers: parts of a service. `guards` refuse
-        callers, by raising presift's errors; where there is one, callers are known.
+        """`health_names` are further names in grpc.health.v1, for parts of a service. `guards` authenticate callers:
+        they refuse calls by raising presift's errors.
         """
         self.options = options
-        self._callers_known = bool(guards) or (options.tls is not None and options.tls.ca is not None)
+        self._has_auth = bool(guards) or (options.tls is not None and options.tls.ca is not None)
         self.calls = ActiveCalls(options.max_calls)
         self.grpc = grpc.aio.server(
             interceptors=[_traced(), ErrorInterceptor(self.calls), *guards, self.calls],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
-                # Two servers must never share a port unnoticed.
+                # Two servers must not share a port unnoticed.
                 ("grpc.so_reuseport", 0),
-                # Less than our own clients' keepalive time: a caller that pings more often is sent away.
+                # Less than the keepalive time of presift's clients: gRPC disconnects a client that pings more often.
                 ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
-                # A caller that is gone without a word, or frozen, must not hold its place for ever.
+                # A caller that is frozen, or gone without closing its connection, must not hold a slot for ever.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 *HARDENED,
@@ -92,7 +89,7 @@ class GrpcServer:
         )
         self._health = health.aio.HealthServicer()
         self._names = ("", *service_names, *health_names)
-        self.doors: list[Listener] = []
+        self.listeners: list[Listener] = []
         self._stop = asyncio.Event()
         self._failed = self.is_serving = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -103,14 +100,13 @@ class GrpcServer:
     async def start(self) -> int:
         """Bind and listen, NOT_SERVING. Returns the port.
 
-        Raises PresiftError if the address cannot be bound, or may not be without knowing who calls, or for certificates
-        that cannot be used.
+        Raises PresiftError if the address cannot be bound, needs authentication, or for unusable certificates.
         """
         options = self.options
-        check_binding(options.listen, self._callers_known, options.insecure)
+        check_binding(options.listen, self._has_auth, options.insecure)
         credentials = None if options.tls is None else server_credentials(options.tls.watched())
         if credentials is None and not is_loopback(options.listen):
-            log.warning("listening on %s without TLS: what is said can be read on the way", options.listen)
+            log.warning("listening on %s without TLS: others can read the traffic", options.listen)
         await self.set_serving(False)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         try:
@@ -119,12 +115,14 @@ class GrpcServer:
             else:
                 port = self.grpc.add_secure_port(options.listen, credentials)
         except RuntimeError as error:
-            raise PresiftError(f"cannot listen on {options.listen}: the address is in use or not ours") from error
+            raise PresiftError(
+                f"cannot listen on {options.listen}: the address is in use or not of this machine"
+            ) from error
         await self.grpc.start()
         return port
 
     async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
-        """Flip grpc.health.v1 for the server as a whole and for each of its names, except that some do not serve."""
+        """Set grpc.health.v1 of the server and of all its names; those in `except_for` stay NOT_SERVING."""
         self.is_serving = serving and "" not in except_for
         for name in self._names:
             serves = serving and name not in except_for
@@ -132,7 +130,7 @@ class GrpcServer:
             await self._health.set(name, status)
 
     def request_stop(self, *, failed: bool = False) -> None:
-        """Ask `run_until_stopped` to drain; `failed` makes it return False."""
+        """Make `run_until_stopped` drain, and return False if `failed`."""
         self._failed = self._failed or failed
         self._stop.set()
 
@@ -150,21 +148,22 @@ class GrpcServer:
         return not self._failed
 
     async def drain(self) -> None:
-        """Health flips, new calls are refused, running ones get `drain_s` to finish; then they are cut."""
+        """Set NOT_SERVING, refuse new calls, let running calls finish for `drain_s` seconds, then cancel them."""
         self.is_serving = False
         await self._health.enter_graceful_shutdown()
         self.calls.close()
-        # gRPC itself ends what does not hear of our cut: a call whose caller does not read. So do other doors.
-        within_s = self.options.drain_s + _CUT_S
-        stopping = asyncio.gather(self.grpc.stop(within_s), *(door.stop(within_s) for door in self.doors))
-        await self.calls.ended(self.options.drain_s)
+        # gRPC itself ends calls that the cancellation does not reach, because their caller does not read. The other
+        # listeners do the same.
+        within_s = self.options.drain_s + _CANCEL_S
+        stopping = asyncio.gather(self.grpc.stop(within_s), *(each.stop(within_s) for each in self.listeners))
+        await self.calls.wait_until_idle(self.options.drain_s)
         while not stopping.done():
-            self.calls.cut()
+            self.calls.cancel_all()
             await asyncio.wait((stopping,), timeout=0.1)
         await stopping
 
 
 def _traced() -> grpc.aio.ServerInterceptor:
-    # Probes ask every few seconds: nobody looks for their traces, and they would bury the others.
+    # Health probes come every few seconds; their traces would hide the others.
     interceptor: grpc.aio.ServerInterceptor = aio_server_interceptor(filter_=filters.negate(filters.health_check()))
     return interceptor

@@ -1,4 +1,4 @@
-"""`presift keys new`: what it prints is what the orchestrator reads."""
+"""`presift keys new`: the orchestrator accepts the printed key and entry."""
 
 import json
 
@@ -14,7 +14,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["keys", "new", *arguments])
 
 
-def test_the_entry_lets_the_key_in():
+def test_the_entry_accepts_the_key():
     result = run("--tenant", "acme")
     assert result.exit_code == 0, result.output
     key = next(line for line in result.stdout.splitlines() if line.startswith("psk_"))
@@ -30,11 +30,11 @@ def test_json_is_one_object():
     assert entry_of(printed["key"], entries).name == "ci"
 
 
-def test_the_longest_tenant_has_a_name_too():
+def test_the_longest_tenant_gets_a_name():
     assert json.loads(run("--tenant", "a" * 64, "--json").stdout)["entry"]["name"]
 
 
 @pytest.mark.parametrize("wrong", [("--tenant", "a/b"), ("--tenant", ""), ("--tenant", "a", "--name", "b c")])
-def test_what_cannot_be_a_name_is_told(wrong):
+def test_a_bad_name_is_an_error(wrong):
     result = run(*wrong)
     assert result.exit_code == 1 and result.stderr.startswith("error: --") and "psk_" not in result.output

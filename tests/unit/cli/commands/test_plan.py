@@ -1,4 +1,4 @@
-"""`presift plan`: a table or JSON, the same choices as AUTO, and refusals in one line; nothing is run."""
+"""`presift plan`: a table or JSON, the same choices as AUTO, and errors in one line."""
 
 import json
 
@@ -18,17 +18,17 @@ def run(monkeypatch, tmp_path):
     return lambda *arguments: CliRunner().invoke(app, ["plan", *map(str, arguments)])
 
 
-def test_the_table_says_how_many_and_what_it_rests_on(run):
+def test_the_table_has_replicas_and_assumptions(run):
     result = run(*LOAD)
     assert result.exit_code == 0, result.output
     for words in (
         "with presift",
-        "all in full",
+        "without presift",
         "drafts",
         "KV held, GiB",
         "spec_pc",
-        "rests on",
-        "measured here",
+        "assumptions",
+        "measured with the demo pair",
         "28 KiB",
     ):
         assert words in result.output
@@ -36,15 +36,15 @@ def test_the_table_says_how_many_and_what_it_rests_on(run):
     assert "ESTIMATE" in run(*LOAD, "--device", "h100").output
 
 
-def test_what_is_compressed_needs_fewer_targets_and_holds_less(run):
+def test_compressed_prompts_need_fewer_targets_and_hold_less(run):
     found = json.loads(
         run("--rate", 1, "--mix", "64000", "--target", "qwen2.5-7b", "--device", "h100", "--json").output
     )
-    ours, full = found["with_presift"], found["without"]
+    compressed, full = found["with_presift"], found["without"]
     assert found["requests"][0]["route"] == "spec_pc"
-    assert ours["targets"]["replicas"] < full["targets"]["replicas"] and full["drafts"]["replicas"] == 0
-    assert ours["kv_bytes_held"] < full["kv_bytes_held"] / 10
-    assert ours["kv_bytes_held"] == pytest.approx(ours["kv_tokens_held"] * 57_344, rel=1e-3)
+    assert compressed["targets"]["replicas"] < full["targets"]["replicas"] and full["drafts"]["replicas"] == 0
+    assert compressed["kv_bytes_held"] < full["kv_bytes_held"] / 10
+    assert compressed["kv_bytes_held"] == pytest.approx(compressed["kv_tokens_held"] * 57_344, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -66,48 +66,48 @@ def test_routes_are_those_of_an_orchestrator(run, flags, routes):
         assert found["with_presift"] == found["without"]
 
 
-def test_settings_of_the_orchestrator_hold(run, monkeypatch):
+def test_settings_of_the_orchestrator_apply(run, monkeypatch):
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_CAPACITY", "777")
     assert json.loads(run(*LOAD, "--json", "--device", "h100").output)["requests"][1]["read_tokens"] == 777
 
 
-def test_what_cannot_be_read_in_full_is_planned_with_presift_alone(run):
+def test_prompts_that_do_not_fit_in_full_are_planned_with_presift_only(run):
     flags = ["--rate", 1, "--mix", "100000", "--context", 32_768, "--device", "h200", "--target", "qwen2.5-7b"]
-    assert "all in full: " in run(*flags).output
+    assert "without presift: " in run(*flags).output
     found = json.loads(run(*flags, "--json").output)
     assert found["without"] is None and found["why_not"] and found["requests"][0]["route"] == "spec_pc"
 
 
-def test_measured_speeds_are_taken_and_told(run):
+def test_measured_speeds_are_used_and_printed(run):
     flags = [*LOAD, "--draft-tokens-per-s", 20_000, "--target-tokens-per-s", 9_000, "--decode-step-ms", 5]
     result = run(*flags)
-    assert "draft_tokens_per_s: 20000, as you said" in result.output and "a decode step: 5.0 ms" in result.output
+    assert "draft_tokens_per_s: 20000, as given" in result.output and "decode step: 5.0 ms" in result.output
     slow, fast = (json.loads(run(*each, "--json").output)["with_presift"]["targets"] for each in (LOAD, flags))
     assert fast["utilisation"] < slow["utilisation"] / 3
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--rate", 0, "--mix", "100"], "rate is 0.0; it must be above 0"),
-        (["--rate", 1, "--mix", "100:0.5"], "mix is 0.5; it must be shares that sum to 1"),
-        ([*LOAD, "--device", "tpu"], "device is tpu; it must be of cpu, l4"),
-        ([*LOAD, "--target", "gpt"], "target is gpt; it must be a folder with config.json, or of "),
-        ([*LOAD, "--route", "fast"], "route is fast; it must be auto, full"),
+        (["--rate", 1, "--mix", "100:0.5"], "mix is 0.5; it must be 1, the sum of all shares"),
+        ([*LOAD, "--device", "tpu"], "device is tpu; it must be one of cpu, l4"),
+        ([*LOAD, "--target", "gpt"], "target is gpt; it must be a folder with a config.json, or one of "),
+        ([*LOAD, "--route", "fast"], "route is fast; it must be one of auto, full"),
         ([*LOAD, "--utilisation", 1.5], "utilisation is 1.5; it must be above 0 and below 1"),
-        ([*LOAD, "--draft", "qwen2.5-72b", "--draft-device", "l4"], "device is l4; it must be one with more than"),
+        ([*LOAD, "--draft", "qwen2.5-72b", "--draft-device", "l4"], "device is l4; it must be a device with more than"),
         ([*LOAD, "--kv-pool-tokens", 100], "kv_pool_tokens is 100; it must be at least"),
         (["--rate", 1, "--mix", "200000", "--route", "full"], "200"),
     ],
 )
-def test_bad_input_is_refused_with_field_value_and_limit(run, flags, said):
+def test_bad_input_is_refused_with_field_value_and_limit(run, flags, message):
     result = run(*flags)
-    assert result.exit_code == 1 and result.stderr.startswith("error: ") and said in result.stderr
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and message in result.stderr
     assert result.stderr.count("\n") == 1 and not result.stdout
 
 
 class Orchestrator:
-    """Knows two stages' speeds."""
+    """A client whose orchestrator has learnt the speeds of two stages."""
 
     def __enter__(self):
         return self
@@ -132,14 +132,14 @@ class Orchestrator:
         return Info(draft, target, ("full",), compress_above_tokens=4096, speeds=speeds)
 
 
-def test_speeds_that_an_orchestrator_has_learnt(run, monkeypatch):
-    how = {}
+def test_speeds_learnt_by_an_orchestrator_are_used(run, monkeypatch):
+    connections = []
     monkeypatch.setattr(
-        "presift.cli.commands.plan.connect", lambda *arguments, **options: how.update(options) or Orchestrator()
+        "presift.cli.commands.plan.connect", lambda flags, settings: connections.append(flags) or Orchestrator()
     )
     result = run("--rate", 1, "--mix", "2000", "--address", "there:1", "--tls")
-    assert how == {"tls": True}
+    assert (connections[0].address, connections[0].tls) == ("there:1", True)
     assert (
         "learnt by the orchestrator" in result.output
-        and "reading 2,000 tokens: a draft 0.02 s, a target 0.02 s" in result.output
+        and "time to read 2,000 tokens: draft 0.02 s, target 0.02 s" in result.output
     )

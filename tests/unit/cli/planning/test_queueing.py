@@ -1,4 +1,4 @@
-"""Waiting lines, against textbook values."""
+"""Queueing, against textbook values."""
 
 import math
 
@@ -17,14 +17,14 @@ def test_erlang_c_by_hand(servers, offered, waits):
 
 
 def test_one_server_half_used():
-    """rho / (2 (1 - rho)) of a service where all take the same time, twice that where times are exponential."""
+    """rho / (2 (1 - rho)) for constant service times, twice that for exponential ones."""
     assert mean_wait_s(1, 0.5, 1.0, 0.0) == pytest.approx(0.5)
     assert mean_wait_s(1, 0.5, 1.0, 1.0) == pytest.approx(1.0)
-    # Two of them for the same work: C(2, 0.5) = 0.1, so 0.1 / 1.5 and half of that.
+    # Two servers for the same work: C(2, 0.5) = 0.1, so 0.1 / 1.5 and half of that.
     assert mean_wait_s(2, 0.5, 1.0, 0.0) == pytest.approx(0.1 / 1.5 / 2)
 
 
-def test_more_than_can_be_served_waits_for_ever():
+def test_an_overloaded_queue_waits_for_ever():
     assert mean_wait_s(2, 2.0, 1.0) == mean_wait_s(1, 3.0, 1.0) == math.inf
 
 

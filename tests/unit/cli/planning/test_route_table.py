@@ -1,4 +1,4 @@
-"""`presift route`: a table of predictions and the choice; nothing is run."""
+"""`presift route`: a table of predictions, and the choice."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
-from presift.cli.planning.route_table import Budget, Prompt, _speeds, behind, outcome, terms_for
+from presift.cli.planning.route_table import Budget, Prompt, _speeds, defaults_for, deployment_of, predict
 from presift.orchestrator.routing.cost_model import SCORING_SEED, TARGET_SEED, TokenWork
 from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client import Info, Model, PolicyFile, StageSpeed
@@ -48,12 +48,12 @@ def test_the_choice_as_json(run, flags, route, reason):
     assert [each["route"] for each in found["routes"]] == ["full", "spec_kv", "spec_kv_pc", "spec_pc"]
 
 
-def test_a_refusal_has_its_table_too(run):
+def test_a_refusal_has_a_table(run):
     result = run("--tokens", 10_000, "--max-ttft-ms", 10, "--strict")
     assert result.exit_code == 1 and "refused: strict budget not met" in result.output and "spec_kv_pc" in result.output
 
 
-def test_settings_of_the_orchestrator_hold(run, monkeypatch):
+def test_settings_of_the_orchestrator_apply(run, monkeypatch):
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_CAPACITY", "2000")
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_ROUTE_ORDER", "full,spec_pc")
     found = json.loads(run("--tokens", 10_000, "--json").output)
@@ -61,7 +61,7 @@ def test_settings_of_the_orchestrator_hold(run, monkeypatch):
     assert found["routes"][1]["read_tokens"] == 2000
 
 
-def test_what_cannot_be_asked_is_told_in_one_line(run, monkeypatch):
+def test_bad_values_are_one_line(run, monkeypatch):
     result = run("--tokens", 10_000, "--max-kv-tokens", 0)
     assert result.exit_code == 1 and result.stderr == "error: budget.max_kv_tokens is 0; it must be >= 1\n"
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_ROUTE_ORDER", "full,warp")
@@ -97,12 +97,12 @@ def policy(tmp_path):
         (["--tenant", "acme", "--max-kv-tokens", 900], "spec_kv", "of 900"),
     ],
 )
-def test_a_policy_file_holds(run, policy, flags, route, detail):
+def test_a_policy_file_applies(run, policy, flags, route, detail):
     found = json.loads(run("--tokens", 10_000, "--policy", policy, *flags, "--json").output)
     assert found["route"] == route and detail in found["detail"]
 
 
-def test_the_settings_policy_file_holds_and_the_flag_over_it(run, policy, tmp_path, monkeypatch):
+def test_the_flag_replaces_the_policy_file_of_the_settings(run, policy, tmp_path, monkeypatch):
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
     assert "reading 700" in json.loads(run("--tokens", 10_000, "--json").output)["detail"]
     other = tmp_path / "other.yaml"
@@ -110,22 +110,22 @@ def test_the_settings_policy_file_holds_and_the_flag_over_it(run, policy, tmp_pa
     assert "reading 800" in json.loads(run("--tokens", 10_000, "--policy", other, "--json").output)["detail"]
 
 
-def test_a_refusal_by_the_file_and_a_bad_file(run, policy):
+def test_a_strict_budget_of_the_file_and_a_bad_file(run, policy):
     result = run("--tokens", 10_000, "--policy", policy, "--tenant", "strict")
     assert result.exit_code == 1 and "refused: strict budget not met" in result.output
     policy.write_text("capacity: 700\nwarp: 1\n")
     result = run("--tokens", 10_000, "--policy", policy)
     assert result.exit_code == 1
-    assert result.stderr == "error: policy.yaml:2: warp: there is no such key (it is 1)\n"
+    assert result.stderr == "error: policy.yaml:2: warp: unknown key (it is 1)\n"
 
 
-def test_a_capacity_that_adapts_is_predicted_at_its_most(run):
+def test_an_adaptive_capacity_is_predicted_at_its_maximum(run):
     found = json.loads(run("--tokens", 10_000, "--auto-coverage", 0.9, "--json").output)
     assert found["route"] == "spec_pc" and "reading up to 1024" in found["detail"]
     assert run("--tokens", 10_000, "--auto-coverage", 1.5).exit_code == 1
 
 
-def test_eighty_columns_hold_the_mark_and_the_reason(run, monkeypatch):
+def test_eighty_columns_show_the_mark_and_the_reason(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("--tokens", 10_000, "--max-kv-tokens", 800).output.splitlines()
     full, chosen = (next(line for line in lines if f" {route} " in line) for route in ("full", "spec_kv"))
@@ -133,13 +133,13 @@ def test_eighty_columns_hold_the_mark_and_the_reason(run, monkeypatch):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
-def test_no_word_is_cut_however_narrow_it_is(run, monkeypatch, columns):
+def test_no_word_is_cut_in_a_narrow_terminal(run, monkeypatch, columns):
     example = Path(__file__).parents[4] / "ops" / "policy.example.yaml"
     monkeypatch.setenv("COLUMNS", str(columns))
     result = run("--tokens", 100_000, "--policy", example, "--tenant", "legal")
     words = result.output.split()
     table = " ".join(words[: words.index("over_budget") - 1] if "over_budget" in words else words)
-    assert "cannot be: prompt is 100000 tokens" in table and "…" not in result.output
+    assert "is not possible: prompt is 100000 tokens" in table and "…" not in result.output
     whole = ("(context", "max_new_tokens", "256)", "spec_kv_pc", "ms/token", "budget", "20,000")
     assert all(word in table.split() for word in whole)
     if columns == 80:
@@ -153,7 +153,7 @@ def info(digest=None):
 
 @pytest.fixture
 def served(monkeypatch):
-    """The info of the orchestrator that `--address` finds."""
+    """Sets what the orchestrator at `--address` reports."""
 
     class Known:
         info = None
@@ -164,16 +164,16 @@ def served(monkeypatch):
         def __exit__(self, *error):
             return None
 
-    monkeypatch.setattr("presift.cli.app.connect", lambda *given, **options: Known())
+    monkeypatch.setattr("presift.cli.commands.route.connect", lambda *given: Known())
     return lambda found: setattr(Known, "info", lambda self: found)
 
 
-def test_a_policy_file_in_force_elsewhere_is_told(run, served, policy, monkeypatch):
+def test_a_policy_file_of_the_orchestrator_is_warned_about(run, served, policy, monkeypatch):
     asked = ("--tokens", 10_000, "--address", "there:1", "--json")
     served(info("ab" * 32))
     result = run(*asked)
     assert result.exit_code == 0 and json.loads(result.stdout)["route"] == "spec_pc"
-    assert "note: the orchestrator has a policy file in force (sha256 abababababab...)" in result.stderr
+    assert "warning: the orchestrator uses a policy file (sha256 abababababab...)" in result.stderr
     assert "--policy FILE" in result.stderr
     assert run(*asked, "--policy", policy).stderr == ""
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
@@ -184,33 +184,33 @@ def test_a_policy_file_in_force_elsewhere_is_told(run, served, policy, monkeypat
     assert run(*asked).stderr == ""
 
 
-def test_a_tenant_without_a_policy_file_is_told(run, served, policy, monkeypatch):
+def test_a_tenant_needs_a_policy_file(run, served, policy, monkeypatch):
     served(info("ab" * 32))
     for where in ([], ["--address", "there:1"]):
         result = run("--tokens", 10_000, "--tenant", "acme", *where)
-        assert result.exit_code == 1 and "--tenant selects defaults of a policy file" in result.stderr
+        assert result.exit_code == 1 and "--tenant needs a policy file" in result.stderr
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
     assert run("--tokens", 10_000, "--tenant", "acme").exit_code == 0
 
 
-def test_scoring_that_was_never_observed_is_as_fast_as_the_target():
-    fast, target = TARGET_SEED.slower(1 / 50), Model("m", "r1", 4000)
+def test_scoring_without_observations_is_as_fast_as_the_target():
+    fast, target = TARGET_SEED.scaled(1 / 50), Model("m", "r1", 4000)
     learnt = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
     scoring, reading = _speeds([learnt], None, target).scoring, TokenWork(40, 8000)
     assert scoring.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
 
 
 @pytest.mark.parametrize(("fingerprint", "route"), [("f", "full"), ("g", "spec_pc")])
-def test_what_the_draft_behind_an_orchestrator_cannot_read(fingerprint, route):
-    """Of another vocabulary it reads other tokens: how many is not known."""
+def test_prompts_longer_than_the_context_of_the_draft(fingerprint, route):
+    """A draft with another vocabulary counts other tokens, so its limit is unknown."""
     target = orchestrator_pb2.GetInfoResponse(
         target=plan_pb2.ModelInfo(id="t", context_tokens=32_768, tokenizer_fingerprint="f"),
         draft=plan_pb2.ModelInfo(id="d", context_tokens=8192, tokenizer_fingerprint=fingerprint),
         supported_routes=[plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC],
         compress_above_tokens=4096,
     )
-    terms = terms_for(10_000, None, "t", None)
-    found = outcome(terms, Budget(), Prompt(10_000, 0, 256), behind(info_of(target)))
+    effective = defaults_for(10_000, None, "t", None)
+    found = predict(effective, Budget(), Prompt(10_000, 0, 256), deployment_of(info_of(target)))
     assert found.choice.route == route
     why = {each.route: each.why_not for each in found.routes}["spec_pc"]
-    assert why.startswith("cannot be: the draft reads at most 8192 tokens") is (route == "full")
+    assert why.startswith("is not possible: the draft reads at most 8192 tokens") is (route == "full")

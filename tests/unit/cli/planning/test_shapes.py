@@ -1,4 +1,4 @@
-"""Shapes: parameters and KV bytes as published, config.json, and what is refused."""
+"""Shapes: parameters and KV bytes as published, config.json, and unsupported models."""
 
 import json
 
@@ -56,7 +56,7 @@ def folder(tmp_path):
     return made
 
 
-def test_a_folder_is_what_its_config_says(folder):
+def test_a_folder_is_read_from_its_config(folder):
     shape = shape_of("target", folder())
     known = KNOWN["qwen2.5-1.5b"]
     assert (shape.parameters, shape.kv_bytes) == (known.parameters, known.kv_bytes)
@@ -66,7 +66,7 @@ def test_a_folder_is_what_its_config_says(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"num_experts": 8}, "num_experts"),
         ({"kv_lora_rank": 512}, "kv_lora_rank"),
@@ -76,15 +76,15 @@ def test_a_folder_is_what_its_config_says(folder):
         ({"num_hidden_layers": 0}, "layers"),
     ],
 )
-def test_what_no_formula_is_for_is_refused(folder, changes, said):
-    with pytest.raises(InvalidRequest, match=said):
+def test_unsupported_models_are_refused(folder, changes, message):
+    with pytest.raises(InvalidRequest, match=message):
         shape_of("target", folder(**changes))
 
 
-def test_a_window_that_is_not_used_is_none(folder):
+def test_an_unused_window_is_ignored(folder):
     assert shape_of("target", folder(sliding_window=4096, use_sliding_window=False)).layers == 28
 
 
-def test_an_unknown_model_is_told_with_those_that_are_known(tmp_path):
-    with pytest.raises(InvalidRequest, match=r"draft is .*config.json, or of .*qwen2.5-0.5b"):
+def test_the_error_for_an_unknown_model_lists_the_known_ones(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"draft is .*config.json, or one of .*qwen2.5-0.5b"):
         shape_of("draft", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Sizing: cases worked by hand, what decides, and what must never shrink."""
+"""Sizing: cases calculated by hand, the limit that decides, and monotonicity."""
 
 from dataclasses import replace
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.cli.planning.sizing import Limits, drafts, each_of, orchestrators, sizes, targets
+from presift.cli.planning.sizing import Limits, drafts, load_per_target, orchestrators, sizes, targets
 from presift.cli.planning.workload import Demand, Length, Workload, mix_of
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
 
-# A token of an answer takes 0.1 ms whatever is held, a step 20 ms besides.
+# An answer token takes 0.1 ms whatever is held, plus a step of 20 ms.
 SPEEDS = StageCosts(target=CostCurve(0, 0.1, 0), decoding=CostCurve(20, 0, 0))
 FULL = Demand(1000, 1.0, Route.FULL, 0.0, 0.1, 1000, 1000, 1000, 0.1)
 COMPRESSED = Demand(10_000, 1.0, Route.SPEC_PC, 0.5, 0.05, 512, 512, 512, 0.55)
@@ -24,35 +24,35 @@ def load(rate=2.0, answer_tokens=100, **options):
 
 
 def test_a_target_by_hand():
-    """2 requests/s: 0.2 of the time reads, 0.02 is each token's own; 2 x 100 x 20 ms / 0.78 = 5.13 decode at once."""
-    one = each_of(1, load(), [FULL], SPEEDS)
-    assert one.need.utilisation == pytest.approx(2 * (0.1 + 100 * 0.0001))
+    """2 requests/s: 0.2 of the time reads, 0.02 is work per token. 2 x 100 x 20 ms / 0.78 = 5.13 decode at once."""
+    one = load_per_target(1, load(), [FULL], SPEEDS)
+    assert one.size.utilisation == pytest.approx(2 * (0.1 + 100 * 0.0001))
     assert one.decoding == pytest.approx(4 / 0.78)
     assert one.token_s == pytest.approx((0.020 + one.decoding * 0.0001) / 0.8)
-    # Little's law: what is there is what comes times how long it stays.
+    # Little's law.
     assert one.decoding == pytest.approx(2 * 100 * one.token_s)
     assert one.kv_tokens == pytest.approx(one.decoding * 1050 + 2 * 0.1 * 1000)
-    assert one.need.wait_s == pytest.approx(0.2 / (2 * 0.8) * 0.1)
+    assert one.size.wait_s == pytest.approx(0.2 / (2 * 0.8) * 0.1)
 
 
 def test_drafts_by_hand():
-    """3 prompts/s of 0.5 s each: 1.5 drafts' worth of work, three at 70 %."""
+    """3 prompts/s of 0.5 s each: 1.5 drafts of work, so three drafts at 70 %."""
     found = drafts(load(3.0), [COMPRESSED], LIMITS)
     assert (found.replicas, found.utilisation) == (3, 0.5)
-    # C(3, 1.5) = 0.2368; half of it for times that do not vary.
+    # C(3, 1.5) = 0.2368; half of it for constant times.
     assert found.wait_s == pytest.approx(0.23684 * 0.5 / 1.5 / 2, rel=1e-4)
     assert drafts(load(3.0, cache_hits=0.5), [COMPRESSED], LIMITS).replicas == 2
     assert drafts(load(3.0, cache_hits=1.0), [COMPRESSED], LIMITS).replicas == 0
     assert drafts(load(3.0), [FULL], LIMITS).replicas == 0
 
 
-def test_half_of_the_prompts_ask_half_of_the_drafts():
+def test_half_of_the_prompts_need_half_of_the_drafts():
     mixed = [replace(COMPRESSED, share=0.5), replace(FULL, share=0.5)]
     assert drafts(load(6.0), mixed, LIMITS).utilisation == drafts(load(3.0), [COMPRESSED], LIMITS).utilisation
 
 
 def test_orchestrators_by_hand():
-    """3.4 + 1,000 x 0.0012 + 100 x 0.17 = 21.6 ms: 32 a second at 70 %."""
+    """3.4 + 1,000 x 0.0012 + 100 x 0.17 = 21.6 ms: 32 per second at 70 %."""
     assert orchestrators(load(32.0), [FULL], LIMITS).replicas == 1
     assert orchestrators(load(33.0), [FULL], LIMITS).replicas == 2
     assert orchestrators(load(100.0), [FULL], LIMITS).utilisation == pytest.approx(2.16 / 4)
@@ -62,18 +62,18 @@ def test_orchestrators_by_hand():
     ("limits", "replicas", "decides"),
     [
         (LIMITS, 4, "time"),  # 20 x 0.11 / 0.7 = 3.1
-        (replace(LIMITS, max_running=8), 8, "requests at once"),  # 40 / (n - 2.2) <= 8 from n = 7.2
+        (replace(LIMITS, max_running=8), 8, "concurrent requests"),  # 40 / (n - 2.2) <= 8 from n = 7.2
         (replace(LIMITS, kv_pool_tokens=8_000), 10, "KV memory"),
     ],
 )
-def test_what_decides_on_targets(limits, replicas, decides):
+def test_the_limit_that_decides_on_targets(limits, replicas, decides):
     found = targets(load(20.0), [FULL], SPEEDS, limits)
-    assert (found.need.replicas, found.need.bound_by) == (replicas, decides)
-    assert found.need.utilisation <= limits.utilisation and found.decoding <= limits.max_running
+    assert (found.size.replicas, found.size.bound_by) == (replicas, decides)
+    assert found.size.utilisation <= limits.utilisation and found.decoding <= limits.max_running
     assert found.kv_tokens <= limits.kv_pool_tokens * limits.utilisation
-    fewer = each_of(replicas - 1, load(20.0), [FULL], SPEEDS)
+    fewer = load_per_target(replicas - 1, load(20.0), [FULL], SPEEDS)
     assert (
-        fewer.need.utilisation > limits.utilisation
+        fewer.size.utilisation > limits.utilisation
         or fewer.decoding > limits.max_running
         or fewer.kv_tokens > limits.kv_pool_tokens * limits.utilisation
     )
@@ -95,24 +95,24 @@ DEMANDS = st.builds(
 
 
 def replicas(found):
-    return found.drafts.replicas, found.targets.need.replicas, found.orchestrators.replicas
+    return found.drafts.replicas, found.targets.size.replicas, found.orchestrators.replicas
 
 
 @given(RATES, st.floats(1, 10), DEMANDS)
-def test_more_requests_never_need_less(rate, times, asked):
+def test_more_requests_never_need_fewer_replicas(rate, times, asked):
     few, many = (replicas(sizes(load(each), [asked], SPEEDS, LIMITS)) for each in (rate, rate * times))
     assert all(a <= b for a, b in zip(few, many, strict=True))
 
 
 @given(RATES, DEMANDS, st.floats(1, 5))
-def test_longer_work_never_needs_less(rate, asked, times):
+def test_longer_work_never_needs_fewer_replicas(rate, asked, times):
     longer = replace(asked, draft_s=asked.draft_s * times, target_s=asked.target_s * times)
     few, many = (replicas(sizes(load(rate), [each], SPEEDS, LIMITS)) for each in (asked, longer))
     assert all(a <= b for a, b in zip(few, many, strict=True))
 
 
 @given(RATES, DEMANDS, st.floats(0.2, 0.5), st.floats(0.5, 0.95))
-def test_a_looser_bound_never_needs_more(rate, asked, tight, loose):
+def test_a_looser_limit_never_needs_more_replicas(rate, asked, tight, loose):
     few, many = (
         replicas(sizes(load(rate), [asked], SPEEDS, replace(LIMITS, utilisation=each))) for each in (loose, tight)
     )
@@ -120,10 +120,10 @@ def test_a_looser_bound_never_needs_more(rate, asked, tight, loose):
 
 
 @given(RATES, DEMANDS)
-def test_no_bound_is_broken(rate, asked):
+def test_all_limits_are_kept(rate, asked):
     found = sizes(load(rate), [asked], SPEEDS, LIMITS)
     assert found.drafts.utilisation <= 0.7 + 1e-6 and found.orchestrators.utilisation <= 0.7 + 1e-6
-    assert found.targets.need.utilisation <= 0.7 and found.targets.kv_tokens <= 70_000
+    assert found.targets.size.utilisation <= 0.7 and found.targets.kv_tokens <= 70_000
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_no_bound_is_broken(rate, asked):
         ({"mix": (Length(10, -1.0), Length(10, 2.0))}, "mix"),
     ],
 )
-def test_a_load_that_cannot_be_is_refused(change, field):
+def test_an_impossible_load_is_refused(change, field):
     with pytest.raises(InvalidRequest) as refused:
         replace(load(), **change)
     assert refused.value.field == field and str(refused.value.value) in str(refused.value)
@@ -167,7 +167,7 @@ def test_a_mix():
         ("kv_pool_tokens", 0),
     ],
 )
-def test_limits_that_cannot_be_are_refused(field, value):
+def test_impossible_limits_are_refused(field, value):
     with pytest.raises(InvalidRequest, match=field):
         replace(LIMITS, **{field: value})
 
@@ -177,6 +177,6 @@ def test_a_request_that_fits_no_target_is_refused():
         targets(load(), [FULL], SPEEDS, replace(LIMITS, kv_pool_tokens=1050))
 
 
-def test_a_rate_beyond_all_reason_is_refused():
+def test_an_excessive_rate_is_refused():
     with pytest.raises(InvalidRequest, match="rate"):
         targets(load(1e6), [FULL], SPEEDS, LIMITS)

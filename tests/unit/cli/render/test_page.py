@@ -14,7 +14,7 @@ from presift_client import RouteForecast
 
 
 class Page(HTMLParser):
-    """What a browser would make of it, as far as the tests look."""
+    """The tags, text and images of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -57,9 +57,9 @@ EVIL = [
 ]
 
 
-def test_text_is_text(explained):
-    told = explained(EVIL, [True, False] * 3 + [True])
-    page = Page(page_of(told))
+def test_text_is_escaped(explained):
+    explanation = explained(EVIL, [True, False] * 3 + [True])
+    page = Page(page_of(explanation))
     assert page.text == printable("".join(EVIL))
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "iframe", "object", "a", "form"} and [tag for tag, _ in page.tags].count("b") == 1
@@ -67,28 +67,29 @@ def test_text_is_text(explained):
     assert all(values["src"].startswith("data:image/png;base64,") for tag, values in page.tags if tag == "img")
 
 
-def test_all_else_is_escaped_too(explained):
-    told = explained(["x"])
-    model = replace(told.decision.target, id="<script>", revision="<em>")
-    told = replace(told, decision=replace(told.decision, route="<script>", reason="<u>", draft=model, target=model))
-    page = Page(page_of(told))
+def test_names_and_reasons_are_escaped(explained):
+    explanation = explained(["x"])
+    model = replace(explanation.decision.target, id="<script>", revision="<em>")
+    decision = replace(explanation.decision, route="<script>", reason="<u>", draft=model, target=model)
+    explanation = replace(explanation, decision=decision)
+    page = Page(page_of(explanation))
     assert not {"script", "em", "u"} & {tag for tag, _ in page.tags}
     assert "a <b> & c" in "".join(page.words) and "<script> (<em>)" in "".join(page.words)
 
 
-def test_it_needs_nothing_else(explained):
+def test_the_page_is_self_contained(explained):
     text = page_of(explained(["x"], kv=np.ones((1, 1, 1), dtype=bool)))
     assert not re.search(r"https?:|//[a-z]|url\(|@import|<link|<script|srcset", re.sub(r"base64,[^\"]*", "", text))
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
 
 
-def test_each_piece_looks_as_it_fared(explained):
-    told = explained(["hot", "cold", "must"], [True, False, True], [2], [0.9, 0.0, 0.1])
-    assert Page(page_of(told)).pieces == [["h9 k4", "hot"], ["h0 k0", "cold"], ["h2 k4 p", "must"]]
+def test_each_piece_has_the_classes_of_its_heat_and_hold(explained):
+    explanation = explained(["hot", "cold", "must"], [True, False, True], [2], [0.9, 0.0, 0.1])
+    assert Page(page_of(explanation)).pieces == [["h9 k4", "hot"], ["h0 k0", "cold"], ["h2 k4 p", "must"]]
 
 
-def test_the_decision_is_told(explained):
+def test_the_decision_is_shown(explained):
     words = "".join(Page(page_of(explained(["x"] * 1234, kv=np.ones((2, 2, 1234), dtype=bool)))).words)
     for word in ("spec_kv", "requested: a <b> & c", "1,234", "0.500", "0.750", "m (r)", "draft 3 ms", "2 layers, 2 KV"):
         assert word in words
@@ -103,20 +104,21 @@ def test_a_strip_for_every_layer_and_head(explained):
     assert images[2]["src"] != images[0]["src"] == images[1]["src"]
 
 
-def test_one_strip_where_it_is_the_same_for_all(explained):
+def test_one_strip_if_all_layers_and_heads_are_the_same(explained):
     page = Page(page_of(explained(["x"] * 4, kv=np.ones((1, 1, 4), dtype=bool))))
     assert len(page.images("layer all")) == 1 and "all layers, all KV heads" in "".join(page.words)
 
 
-def test_no_map_where_no_kv_is_dropped(explained):
+def test_no_map_if_no_kv_is_dropped(explained):
     page = Page(page_of(explained(["x"], [True])))
     assert page.images("layer") == [] and "kept in some heads" not in "".join(page.words)
 
 
-def test_nothing_is_said_of_importance_where_nothing_was_scored(explained):
+def test_no_importance_if_nothing_was_scored(explained):
     page = Page(page_of(explained(["x", "y"], importance=[0.0, 0.0])))
-    assert page.images("importance") == [] and "importance to" not in "".join(page.words)
-    assert len(Page(page_of(explained(["x", "y"]))).images("importance")) == 1
+    assert page.images("importance") == [] and "importance, as scored" not in "".join(page.words)
+    page = Page(page_of(explained(["x", "y"])))
+    assert len(page.images("importance")) == 1 and "importance, as scored" in "".join(page.words)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -124,18 +126,18 @@ def test_a_short_prompt(explained, tokens):
     assert Page(page_of(explained(["x"] * tokens))).text == "x" * tokens
 
 
-def test_a_long_prompt_makes_a_light_page_quickly(explained):
+def test_a_long_prompt_makes_a_small_page_quickly(explained):
     rng = np.random.default_rng(0)
     importance = rng.pareto(1.5, 6000)
     kv = rng.random((28, 2, 6000)) < 0.1
-    told = explained(["word "] * 6000, kv=kv, importance=(importance / importance.sum()).tolist())
+    explanation = explained(["word "] * 6000, kv=kv, importance=(importance / importance.sum()).tolist())
     started = time.perf_counter()
-    text = page_of(told)
+    text = page_of(explanation)
     assert time.perf_counter() - started < 3 and len(text) < 1_000_000
     assert Page(text).text == "word " * 6000
 
 
-def test_the_routes_are_a_table_and_their_words_no_markup(explained):
+def test_routes_are_a_table_and_their_reasons_are_escaped(explained):
     evil = RouteForecast("full", False, "needs <script>alert(1)</script>", ttft_ms=4.0)
     chosen = RouteForecast("spec_pc", True, is_chosen=True, read_tokens=1234)
     page = Page(page_of(replace(explained(["a"]), routes=(evil, chosen))))
@@ -161,8 +163,8 @@ def mixed(one, other, share):
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_all_text_can_be_read(explained, scheme):
-    """WCAG AA, 4.5:1, for kept and dropped text on every ground of importance."""
+def test_all_text_has_enough_contrast(explained, scheme):
+    """WCAG AA, 4.5:1, for kept and dropped text on every background."""
     style = page_of(explained(["x"]))
     values = {name: found[-1 if scheme else 0] for name in ("ink", "ground", "dropped", "warmest")
               if (found := re.findall(rf"--{name}: ([^;]+);", style))}  # fmt: skip
@@ -172,15 +174,15 @@ def test_all_text_can_be_read(explained, scheme):
         for v in [values[name][1:]]
     )
     warm = [232, 112, 10]
-    overruled = {int(level) for level in re.findall(r"\.h(\d) \{ color: var\(--ink\)", style)}
+    overridden = {int(level) for level in re.findall(r"\.h(\d) \{ color: var\(--ink\)", style)}
     for level in range(10):
         behind = mixed(warm, ground, level / 9 * float(values["warmest"]))
-        assert contrast(ink if level in overruled else dropped, behind) >= 4.5, level
-    assert "line-through" in style  # what is dropped is not told by a shade alone
+        assert contrast(ink if level in overridden else dropped, behind) >= 4.5, level
+    assert "line-through" in style  # a shade alone does not mark dropped text
 
 
-def test_on_a_phone_each_number_has_its_head(explained):
+def test_on_a_phone_each_number_has_its_heading(explained):
     late = RouteForecast("full", False, "needs 9 tokens", ttft_ms=4.0)
     page = Page(page_of(replace(explained(["a"]), routes=(late,))))
-    heads = [values["data-head"] for tag, values in page.tags if tag == "td"]
-    assert heads[0] == "route" and heads[-1] == "budget" and len(heads) == 8
+    headings = [values["data-head"] for tag, values in page.tags if tag == "td"]
+    assert headings[0] == "route" and headings[-1] == "budget" and len(headings) == 8

@@ -22,16 +22,16 @@ def test_bins_are_means_of_even_runs():
 @given(tokens=st.integers(1, 300), bins=st.integers(1, 100))
 def test_bins_lose_nothing(tokens, bins):
     values = np.arange(tokens, dtype=np.float64)
-    told = binned(values, bins)
-    assert told.size == min(tokens, bins)
-    sizes = np.diff(np.linspace(0, tokens, told.size + 1).astype(int))
+    found = binned(values, bins)
+    assert found.size == min(tokens, bins)
+    sizes = np.diff(np.linspace(0, tokens, found.size + 1).astype(int))
     assert sizes.min() >= 1 and sizes.max() - sizes.min() <= 1
-    assert (told * sizes).sum() == pytest.approx(values.sum())
+    assert (found * sizes).sum() == pytest.approx(values.sum())
 
 
 def test_values_of_tokens(explained):
-    told = explained(["a", "b", "c"], [True, False, True], importance=[0.5, 0.3, 0.2])
-    assert importance(told).tolist() == [0.5, 0.3, 0.2] and kept_share(told).tolist() == [1, 0, 1]
+    found = explained(["a", "b", "c"], [True, False, True], importance=[0.5, 0.3, 0.2])
+    assert importance(found).tolist() == [0.5, 0.3, 0.2] and kept_share(found).tolist() == [1, 0, 1]
     kv = np.array([[[1, 0, 1], [1, 0, 0]]], dtype=bool)
     assert kept_share(explained(["a", "b", "c"], kv=kv)).tolist() == [1, 0, 0.5]
 

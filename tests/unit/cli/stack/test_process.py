@@ -1,4 +1,4 @@
-"""One service as a child process: watched until it is ready, stopped whatever it does."""
+"""A service as a child process: it starts, becomes ready and is stopped."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ def test_ready_line_names_the_address(start):
     assert service.exit_code() is None and psutil.pid_exists(service.pid)
 
 
-def test_death_before_ready_is_told_with_code_and_log(start):
+def test_an_exit_before_ready_has_code_and_log(start):
     service = start("--refuse")
     with pytest.raises(ServiceFailed, match=r"fake ended with code 3; see .*0\.log"):
         service.wait_ready(30)
@@ -25,7 +25,7 @@ def test_death_before_ready_is_told_with_code_and_log(start):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("2026-01-01 10:00:00,123 ERROR presift.target cannot read: no such file", "cannot read: no such file"),
         ("Traceback (most recent call last):\nmodule.OddError: it is odd", "module.OddError: it is odd"),
@@ -36,15 +36,15 @@ def test_death_before_ready_is_told_with_code_and_log(start):
         ("usage: x\n__main__.py: error: unrecognized arguments: --y", "unrecognized arguments: --y"),
     ],
 )
-def test_the_last_error_is_told_with_the_log(start, line, told):
+def test_the_last_error_is_reported_with_the_log(start, line, message):
     service = start("--refuse", "--error", f"2026-01-01 09:00:00,1 ERROR x an earlier one\n{line}")
     with pytest.raises(ServiceFailed) as failure:
         service.wait_ready(30)
-    assert str(failure.value) == f"fake ended with code 3: {told}; see {service.log}"
+    assert str(failure.value) == f"fake ended with code 3: {message}; see {service.log}"
     service.stop(1)
 
 
-def test_errors_of_an_earlier_run_are_not_told(start, tmp_path):
+def test_errors_of_an_earlier_run_are_not_reported(start, tmp_path):
     (tmp_path / "0.log").write_text("2026-01-01 09:00:00,1 ERROR x long ago\n")
     with pytest.raises(ServiceFailed, match=r"ended with code 3; see"):
         start("--refuse").wait_ready(30)
@@ -54,7 +54,7 @@ def test_silence_ends_in_a_timeout(start):
     service = start("--silent")
     with pytest.raises(ServiceFailed, match=r"not ready within 0\.3 s"):
         service.wait_ready(0.3)
-    assert service.exit_code() is None  # whoever waits decides
+    assert service.exit_code() is None  # stopping is up to the waiter
 
 
 def test_both_outputs_go_to_the_log(start):
@@ -71,14 +71,14 @@ def test_stop_lets_it_drain(start):
     assert service.stop(30) == 0
 
 
-def test_stop_kills_what_does_not_listen(start):
+def test_stop_kills_a_service_that_ignores_sigterm(start):
     service = start("--deaf")
     service.wait_ready(30)
     assert service.stop(0.3) == -signal.SIGKILL
     assert not psutil.pid_exists(service.pid)
 
 
-def test_what_ends_by_itself_has_an_exit_code(start):
+def test_a_service_that_ends_on_its_own_has_an_exit_code(start):
     service = start("--brief")
     assert service.wait_ready(30) == "127.0.0.1:4711"
     while service.exit_code() is None:

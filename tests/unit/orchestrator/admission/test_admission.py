@@ -1,4 +1,4 @@
-"""Places among the requests in work: how many there are, who waits for one, who is refused, and that none is lost."""
+"""Slots: how many there are, who waits for one, who is rejected, and that none is lost."""
 
 import asyncio
 import random
@@ -10,20 +10,21 @@ from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from presift.orchestrator.admission import admission as module
 from presift.orchestrator.admission.admission import Admission, QueueLimits
 from presift.orchestrator.admission.request_cost import RequestCost
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 SMALL = RequestCost(tokens=100, held_bytes=1000)
 
 
 class Caller:
-    """A request: it holds its place until `leave`."""
+    """A request: it holds its slot until `leave`."""
 
-    def __init__(self, admission, tenant="", load=SMALL, left_s=None):
+    def __init__(self, admission, tenant="", cost=SMALL, left_s=None):
         self.name, self._gone = tenant, asyncio.Event()
-        self.place = None
-        self.task = asyncio.create_task(self._go(admission, tenant, load, left_s))
+        self.slot = None
+        self.task = asyncio.create_task(self._go(admission, tenant, cost, left_s))
 
-    async def _go(self, admission, tenant, load, left_s):
-        async with admission.place(tenant, load, left_s) as self.place:
+    async def _go(self, admission, tenant, cost, left_s):
+        async with admission.slot(tenant, cost, Deadline.within(left_s)) as self.slot:
             await self._gone.wait()
 
     async def leave(self):
@@ -46,7 +47,7 @@ def empty(admission):
     return (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants) == (0, 0, 0, 0)
 
 
-async def test_so_many_run_and_the_others_wait():
+async def test_requests_run_up_to_the_limit_and_the_others_wait():
     admission = Admission(QueueLimits(2, 10))
     callers = await come(admission, *"aaaa")
     assert (admission.running, admission.waiting, admission.waiting_bytes) == (2, 2, 2000)
@@ -55,20 +56,20 @@ async def test_so_many_run_and_the_others_wait():
     assert empty(admission)
 
 
-async def test_the_next_is_another_tenants():
+async def test_the_next_is_another_tenant():
     admission = Admission(QueueLimits(1, 600))
     flood = await come(admission, *["flood"] * 500)
     (single,) = await come(admission, "single")
     await flood[0].leave()
     await settled()
-    assert single.place is not None and flood[1].place is None
+    assert single.slot is not None and flood[1].slot is None
     for caller in (*flood[1:], single):
         caller.task.cancel()
     await settled()
     assert empty(admission)
 
 
-async def test_too_many_are_refused_with_when_to_come_back():
+async def test_too_many_are_rejected_with_a_retry_time():
     admission = Admission(QueueLimits(1, 2))
     callers = await come(admission, *"aaaa")
     with pytest.raises(Overloaded) as refusal:
@@ -81,22 +82,22 @@ async def test_too_many_are_refused_with_when_to_come_back():
     assert empty(admission)
 
 
-async def test_too_many_bytes_are_refused():
+async def test_too_many_bytes_are_rejected():
     admission = Admission(QueueLimits(1, 100, max_waiting_bytes=2500))
     callers = await come(admission, *"aaaa")
     with pytest.raises(Overloaded) as refusal:
         await callers[3].task
     assert (refusal.value.field, refusal.value.value, refusal.value.limit) == ("waiting_bytes", 3000, "<= 2500")
-    (huge,) = await come(admission, "b", load=RequestCost(1, 3000))
+    (huge,) = await come(admission, "b", cost=RequestCost(1, 3000))
     with pytest.raises(Overloaded):
         await huge.task
-    assert admission.waiting == 2, "what can never fit pushes nobody out"
+    assert admission.waiting == 2, "a request that can never fit evicts none"
     for caller in callers[:3]:
         await caller.leave()
     assert empty(admission)
 
 
-async def test_no_one_may_wait_where_the_bound_is_zero():
+async def test_with_a_queue_of_zero_none_waits():
     admission = Admission(QueueLimits(1, 0))
     first, second = await come(admission, *"ab")
     with pytest.raises(Overloaded):
@@ -108,7 +109,7 @@ async def test_no_one_may_wait_where_the_bound_is_zero():
 @pytest.mark.parametrize(
     "limits", [QueueLimits(1, 10), QueueLimits(1, 100, max_waiting_bytes=10_000)], ids=["number", "bytes"]
 )
-async def test_a_flood_makes_room_for_another_tenant(limits):
+async def test_a_flood_is_evicted_in_favour_of_another_tenant(limits):
     admission = Admission(limits)
     flood = await come(admission, *["flood"] * 11)
     (single,) = await come(admission, "single")
@@ -119,14 +120,14 @@ async def test_a_flood_makes_room_for_another_tenant(limits):
     assert not any(caller.task.done() for caller in flood[:-1])
     await flood[0].leave()
     await settled()
-    assert single.place is not None
+    assert single.slot is not None
     for caller in (*flood[1:-1], single):
         caller.task.cancel()
     await settled()
     assert empty(admission)
 
 
-async def test_two_floods_share_the_room():
+async def test_two_floods_share_the_queue():
     admission = Admission(QueueLimits(1, 10))
     await come(admission, *["a"] * 11)
     others = await come(admission, *["b"] * 11)
@@ -144,56 +145,56 @@ async def test_a_deadline_ends_the_wait():
     assert empty(admission)
 
 
-async def test_a_place_can_be_given_back_before_the_block_ends_and_only_once():
+async def test_a_slot_can_be_closed_before_the_block_ends_and_only_once():
     admission = Admission(QueueLimits(1, 10))
     first, second = await come(admission, *"aa")
-    first.place.close()
+    first.slot.close()
     await settled()
-    assert second.place is not None and admission.running == 1
-    first.place.close()
+    assert second.slot is not None and admission.running == 1
+    first.slot.close()
     await first.leave()
     assert admission.running == 1
     await second.leave()
     assert empty(admission)
 
 
-async def test_an_error_gives_the_place_back():
+async def test_an_error_releases_the_slot():
     admission = Admission(QueueLimits(1, 10))
     with pytest.raises(RuntimeError):
-        async with admission.place("", SMALL, None):
+        async with admission.slot("", SMALL, NO_DEADLINE):
             raise RuntimeError
     assert empty(admission)
 
 
-async def test_who_leaves_in_the_moment_of_its_turn_gives_it_on():
+async def test_a_request_cancelled_just_after_admission_releases_its_slot():
     admission = Admission(QueueLimits(1, 10))
     first, second, third = await come(admission, *"aaa")
-    first.place.close()  # `second` has its turn, and does not know yet
+    first.slot.close()  # `second` is admitted, but its task has not run yet
     second.task.cancel()
     await settled()
-    assert third.place is not None and admission.running == 1
+    assert third.slot is not None and admission.running == 1
     await first.leave()
     await third.leave()
     assert empty(admission)
 
 
 @pytest.mark.parametrize("leaves", ["cancelled", "late"])
-async def test_a_place_comes_free_in_the_moment_in_which_the_next_leaves(leaves):
-    """Before the one who leaves has heard of it: the place goes to whoever waits behind."""
+async def test_a_slot_comes_free_just_as_the_next_waiter_is_cancelled(leaves):
+    """The slot goes to the waiter behind it."""
     admission = Admission(QueueLimits(1, 10))
     (first,) = await come(admission, "a")
     second = Caller(admission, "a", left_s=0.05 if leaves == "late" else None)
     await settled()
     (third,) = await come(admission, "a")
     if leaves == "late":
-        time.sleep(0.06)  # its deadline and the end of the first fall into one turn of the loop
-        asyncio.get_running_loop().call_later(0, first.place.close)
+        time.sleep(0.06)  # its deadline and the end of the first fall into one iteration of the loop
+        asyncio.get_running_loop().call_later(0, first.slot.close)
         await asyncio.sleep(0)
     else:
         second.task.cancel()
-        first.place.close()
+        first.slot.close()
     await settled()
-    assert third.place is not None and admission.running == 1
+    assert third.slot is not None and admission.running == 1
     await first.leave()
     await third.leave()
     with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
@@ -201,13 +202,13 @@ async def test_a_place_comes_free_in_the_moment_in_which_the_next_leaves(leaves)
     assert empty(admission)
 
 
-async def test_nobody_gives_way_to_who_is_refused_all_the_same(monkeypatch):
+async def test_none_is_evicted_for_a_request_that_is_rejected_anyway(monkeypatch):
     counted = []
     monkeypatch.setattr(module, "count", lambda name, **attributes: counted.append(attributes))
     admission = Admission(QueueLimits(1, 2, 3000))
     running, *waiting = await come(admission, *"abb")
     with pytest.raises(Overloaded) as refused:
-        async with admission.place("c", RequestCost(tokens=100, held_bytes=2500), None):
+        async with admission.slot("c", RequestCost(tokens=100, held_bytes=2500), NO_DEADLINE):
             raise RuntimeError
     assert refused.value.details["field"] == "waiting_bytes"
     assert admission.waiting == 2 and admission.waiting_bytes == 2000
@@ -217,7 +218,7 @@ async def test_nobody_gives_way_to_who_is_refused_all_the_same(monkeypatch):
     assert empty(admission)
 
 
-async def test_no_place_is_lost_in_a_storm():
+async def test_no_slot_is_lost_under_load():
     admission, rng = Admission(QueueLimits(3, 20, 15_000)), random.Random(5)
     callers = []
     for _ in range(600):
@@ -234,11 +235,11 @@ async def test_no_place_is_lost_in_a_storm():
     assert empty(admission)
 
 
-async def test_the_guess_when_to_come_back_follows_the_work():
+async def test_the_retry_time_follows_the_duration_of_requests():
     now = 0.0
     admission = Admission(QueueLimits(1, 0), clock=lambda: now)
     for _ in range(30):
-        async with admission.place("", SMALL, None):
+        async with admission.slot("", SMALL, NO_DEADLINE):
             now += 8.0
     first, second = await come(admission, *"ab")
     with pytest.raises(Overloaded) as refusal:
@@ -247,6 +248,6 @@ async def test_the_guess_when_to_come_back_follows_the_work():
     await first.leave()
 
 
-def test_nothing_in_work_is_no_limit():
+def test_a_limit_of_zero_running_requests_is_invalid():
     with pytest.raises(InvalidRequest):
         QueueLimits(max_running=0)

@@ -1,4 +1,4 @@
-"""Quotas in one process: taken before, corrected after, and what happens while nobody can tell."""
+"""Quotas in one process: reserved before, corrected after, and what happens while usage is unavailable."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from presift.cache.redis_client import CacheUnavailable
 from presift.cache.store import Outcome
 from presift.core.errors import InvalidRequest, Overloaded, TargetUnavailable
-from presift.orchestrator.admission import quotas as module
+from presift.orchestrator.admission import quotas as quotas_module
 from presift.orchestrator.admission.concurrency_limit import MemoryConcurrencyLimit
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
 from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
@@ -16,65 +16,65 @@ from presift.orchestrator.domain.caller import Limits
 LIMITS = Limits(tokens_per_minute=100)
 
 
-async def left(allowances, tenant="acme"):
-    """What the tenant may still use."""
-    found = await allowances._rates.take(tenant, 100, 100)
+async def left(quotas, tenant="acme"):
+    """The tokens that the tenant may still use."""
+    found = await quotas._rate.take(tenant, 100, 100)
     if found is None:
-        await allowances._rates.give_back(tenant, 100, 100)
+        await quotas._rate.give_back(tenant, 100, 100)
         return 100
     return found
 
 
-async def test_what_was_not_used_is_given_back():
-    allowances = Quotas()
-    async with allowances.held("acme", LIMITS) as allowance:
-        await allowance.spend(20, 70)
-        assert await left(allowances) == 10
-        allowance.delivered(3)
-        allowance.delivered(2)
-    assert await left(allowances) == 75
-    assert await left(allowances, "other") == 100
+async def test_unused_tokens_are_returned():
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as quota:
+        await quota.charge(20, max_new_tokens=70)
+        assert await left(quotas) == 10
+        quota.record_generated(3)
+        quota.record_generated(2)
+    assert await left(quotas) == 75
+    assert await left(quotas, "other") == 100
 
 
-async def test_over_the_limit_is_told_with_a_time():
-    allowances = Quotas()
-    async with allowances.held("acme", LIMITS) as first:
-        await first.spend(50, 30)
+async def test_over_the_limit_the_error_says_when_to_retry():
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as first:
+        await first.charge(50, max_new_tokens=30)
         with pytest.raises(Overloaded) as refused:
-            async with allowances.held("acme", LIMITS) as second:
-                await second.spend(40, 10)
+            async with quotas.held("acme", LIMITS) as second:
+                await second.charge(40, max_new_tokens=10)
     error = refused.value
     assert (error.field, error.value, error.limit) == ("tokens_per_minute", 50, 100)
     assert error.retry_after_s == pytest.approx(60 * 30 / 100)
-    assert await left(allowances) == 50  # the refused one has taken nothing
+    assert await left(quotas) == 50  # the rejected one has reserved nothing
 
 
-async def test_more_than_a_minute_has_is_no_matter_of_waiting():
-    allowances = Quotas()
+async def test_more_tokens_than_a_minute_allows_are_invalid():
+    quotas = Quotas()
     with pytest.raises(InvalidRequest, match="tokens_per_minute") as refused:
-        async with allowances.held("acme", LIMITS) as allowance:
-            await allowance.spend(50, 51)
-    assert "100" in refused.value.limit and await left(allowances) == 100
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.charge(50, max_new_tokens=51)
+    assert "100" in refused.value.limit and await left(quotas) == 100
 
 
 async def test_an_error_before_the_first_token_costs_nothing():
-    allowances = Quotas()
-    for delivered, expected in ((0, 100), (5, 75)):
+    quotas = Quotas()
+    for generated, expected in ((0, 100), (5, 75)):
         with pytest.raises(TargetUnavailable):
-            async with allowances.held("acme", LIMITS) as allowance:
-                await allowance.spend(20, 70)
-                allowance.delivered(delivered)
+            async with quotas.held("acme", LIMITS) as quota:
+                await quota.charge(20, max_new_tokens=70)
+                quota.record_generated(generated)
                 raise TargetUnavailable("gone")
-        assert await left(allowances) == expected
+        assert await left(quotas) == expected
 
 
-async def test_leaving_costs_the_prompt():
-    """Else a caller could have prompts read for nothing."""
-    allowances, begun = Quotas(), asyncio.Event()
+async def test_a_disconnect_costs_the_prompt():
+    """Otherwise a caller could have prompts read for free."""
+    quotas, begun = Quotas(), asyncio.Event()
 
     async def call():
-        async with allowances.held("acme", LIMITS) as allowance:
-            await allowance.spend(20, 70)
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.charge(20, max_new_tokens=70)
             begun.set()
             await asyncio.Event().wait()
 
@@ -82,33 +82,33 @@ async def test_leaving_costs_the_prompt():
     await begun.wait()
     task.cancel()
     await asyncio.wait((task,))
-    assert await left(allowances) == 80
+    assert await left(quotas) == 80
 
 
-async def test_nothing_comes_back_after_the_window(monkeypatch):
-    allowances = Quotas()
-    async with allowances.held("acme", LIMITS) as allowance:
-        await allowance.spend(20, 70)
-        monkeypatch.setattr(module, "WINDOW_S", -1.0)
-    assert await left(allowances) == 10
+async def test_nothing_is_returned_after_the_window(monkeypatch):
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as quota:
+        await quota.charge(20, max_new_tokens=70)
+        monkeypatch.setattr(quotas_module, "WINDOW_S", -1.0)
+    assert await left(quotas) == 10
 
 
-async def test_so_many_calls_at_once():
-    allowances, limits = Quotas(), Limits(concurrency=2)
-    async with allowances.held("acme", limits), allowances.held("acme", limits), allowances.held("other", limits):
+async def test_concurrent_requests_are_limited():
+    quotas, limits = Quotas(), Limits(concurrency=2)
+    async with quotas.held("acme", limits), quotas.held("acme", limits), quotas.held("other", limits):
         with pytest.raises(Overloaded) as refused:
-            async with allowances.held("acme", limits):
-                raise AssertionError("let in")
+            async with quotas.held("acme", limits):
+                raise AssertionError("admitted")
         assert (refused.value.field, refused.value.limit, refused.value.retry_after_s) == ("concurrency", 2, 1.0)
-        with pytest.raises(Overloaded):  # the refused one has left nothing and taken nobody's place
-            async with allowances.held("acme", limits):
-                raise AssertionError("let in")
-    async with allowances.held("acme", limits), allowances.held("acme", limits):
+        with pytest.raises(Overloaded):  # the rejected one has claimed nothing
+            async with quotas.held("acme", limits):
+                raise AssertionError("admitted")
+    async with quotas.held("acme", limits), quotas.held("acme", limits):
         pass
-    assert not allowances._leases._held
+    assert not quotas._concurrency._held
 
 
-class Away(TokenRateLimit):
+class UnavailableRedis(TokenRateLimit):
     """A Redis that does not answer."""
 
     async def take(self, *arguments):
@@ -120,47 +120,47 @@ class Away(TokenRateLimit):
         pass
 
 
-async def test_trouble_is_told_once_and_so_is_its_end(caplog):
-    allowances = Quotas(Away(), MemoryConcurrencyLimit(), FailureMode.OPEN)
+async def test_a_failure_is_logged_once_and_so_is_its_end(caplog):
+    quotas = Quotas(UnavailableRedis(), MemoryConcurrencyLimit(), FailureMode.OPEN)
     for _ in range(3):
-        async with allowances.held("acme", Limits(100, None)) as allowance:
-            await allowance.spend(20, 70)
-    allowances._rates = TokenRateLimit()
+        async with quotas.held("acme", Limits(100, None)) as quota:
+            await quota.charge(20, max_new_tokens=70)
+    quotas._rate = TokenRateLimit()
     for _ in range(2):
-        async with allowances.held("acme", Limits(1000, None)) as allowance:
-            await allowance.spend(20, 70)
-    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    assert told == [
-        "tenants' limits cannot be counted, the cache's server does not answer: calls are let in",
-        "tenants' limits are counted again",
+        async with quotas.held("acme", Limits(1000, None)) as quota:
+            await quota.charge(20, max_new_tokens=70)
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warnings == [
+        "the cache server does not answer: tenant limits are not enforced",
+        "the cache server answers again: tenant limits are enforced",
     ]
 
 
-async def test_trouble_lets_in_or_refuses():
+async def test_a_failure_admits_or_rejects():
     both = Limits(100, 1)
-    opened = Quotas(Away(), Away(), FailureMode.OPEN)
-    async with opened.held("acme", both) as allowance, opened.held("acme", both):
-        await allowance.spend(20, 70)
-    closed = Quotas(Away(), Away(), FailureMode.CLOSED)
-    with pytest.raises(Overloaded, match="nobody can tell") as refused:
+    opened = Quotas(UnavailableRedis(), UnavailableRedis(), FailureMode.OPEN)
+    async with opened.held("acme", both) as quota, opened.held("acme", both):
+        await quota.charge(20, max_new_tokens=70)
+    closed = Quotas(UnavailableRedis(), UnavailableRedis(), FailureMode.CLOSED)
+    with pytest.raises(Overloaded, match="concurrency usage is unavailable") as refused:
         async with closed.held("acme", both):
-            raise AssertionError("let in")
+            raise AssertionError("admitted")
     assert refused.value.field == "concurrency" and refused.value.retry_after_s > 0
     with pytest.raises(Overloaded) as refused:
-        async with closed.held("acme", LIMITS) as allowance:
-            await allowance.spend(20, 70)
+        async with closed.held("acme", LIMITS) as quota:
+            await quota.charge(20, max_new_tokens=70)
     assert refused.value.field == "tokens_per_minute"
 
 
-async def test_who_has_no_limits_is_not_asked():
-    class Never(Away):
+async def test_without_limits_nothing_is_counted():
+    class Never(UnavailableRedis):
         async def take(self, *arguments):
-            raise AssertionError("asked")
+            raise AssertionError("counted")
 
         give_back = claim = release = take
 
-    allowances = Quotas(Never(), Never(), FailureMode.CLOSED)
-    async with allowances.held(None, Limits()) as allowance:
-        await allowance.spend(10**9, 10**9)
-        allowance.delivered(3)
-    assert not allowances._endings
+    quotas = Quotas(Never(), Never(), FailureMode.CLOSED)
+    async with quotas.held(None, Limits()) as quota:
+        await quota.charge(10**9, max_new_tokens=10**9)
+        quota.record_generated(3)
+    assert not quotas._releases

@@ -1,10 +1,11 @@
-"""What a request is taken to cost before it is read."""
+"""The estimated cost of a request before tokenization."""
 
 import numpy as np
 import pytest
 
+from presift.core.generation import Sampling
 from presift.orchestrator.admission.request_cost import request_cost
-from presift.orchestrator.domain.request import Chat, Message, Request, Sampling, Text, TextPart, TokenIds
+from presift.orchestrator.domain.request import Chat, Message, Request, Text, TextPart, TokenIds
 
 SAMPLING = Sampling(max_new_tokens=7)
 

@@ -17,8 +17,8 @@ from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.domain.ports import MaskRejected, Score
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
-from presift.orchestrator.prompt.tokenizer import Tokenized
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 DRAFT = ModelInfo("small", "r1", "f2", 2000, 4, 2, 500)
@@ -69,7 +69,7 @@ async def test_the_answer_is_what_the_policy_asks_for(bpe, words, name):
     told = tuple(words.encode("the lazy dog", add_special_tokens=False).ids)
     ids, spans = ids_of(bpe, TEXT), (Span(3, 7), Span(20, 23))
     made = await score(Port(lookahead=told), (bpe, words), policy, protected=spans)
-    check_prompt(made.prompt, ScoringJob(Tokenized(ids, spans), policy, DRAFT, TARGET))
+    check_prompt(made.prompt, ScoringJob(TokenizedPrompt(ids, spans), policy, DRAFT, TARGET))
     assert made.prompt.draft is DRAFT and made.importance is None and made.mass is None and made.queue_ms == 8
     assert (made.prompt.mask.kept_tokens < ids.size) is (made.prompt.coverage is not None) is (name != "spec_kv")
     assert bpe.decode(list(made.prompt.lookahead_token_ids)) == (" the lazy dog" if "spec_kv" in name else "")[:13]
@@ -186,7 +186,7 @@ async def test_any_unicode(bpe, unigram, text, name, cut):
     policy, spans = POLICIES[name], (Span(cut, cut + 6),)
     ids = ids_of(bpe, text)
     made = await score(Port(), (bpe, unigram), policy, text=text, protected=spans)
-    check_prompt(made.prompt, ScoringJob(Tokenized(ids, spans), policy, DRAFT, TARGET))
+    check_prompt(made.prompt, ScoringJob(TokenizedPrompt(ids, spans), policy, DRAFT, TARGET))
     capacity = 25 if name == "draft_mask" else 24
     assert made.prompt.mask.kept_tokens == min(capacity, ids.size)
 
@@ -202,7 +202,7 @@ async def test_kv_is_counted_in_our_tokens(bpe, words, policy):
     assert port.calls[0][1].kv.adaptive is None  # the draft's own tokens are not to be counted
     wanted = count_kv(made.importance, made.mass, made.prompt.mask, policy.counting_policy, (Span(0, 2),))
     assert (made.prompt.kv_capacity, made.prompt.kv_coverage) == (wanted.capacity, wanted.coverage)
-    tokens = Tokenized(ids_of(bpe, TEXT), (Span(0, 2),))
+    tokens = TokenizedPrompt(ids_of(bpe, TEXT), (Span(0, 2),))
     check_prompt(made.prompt, ScoringJob(tokens, policy, DRAFT, TARGET))
 
 

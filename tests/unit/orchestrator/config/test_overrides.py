@@ -1,4 +1,4 @@
-"""EffectiveDefaults: settings < file < model < tenant, a band over its own level, the caller over all."""
+"""Precedence: settings < file < model < tenant; a band over its own level; the caller over everything."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ RULES = OverrideRules(
 
 
 def found(tokens, target="", tenant=None):
-    defaults = OverrideTable(build, RULES).terms_for(tokens, target, tenant).defaults
+    defaults = OverrideTable(build, RULES).lookup(tokens, target, tenant).defaults
     return defaults.spec_pc.capacity, defaults.cascade_capacity, defaults.compress_above_tokens
 
 
@@ -54,14 +54,14 @@ def found(tokens, target="", tenant=None):
     ("who", "wanted"),
     [
         ((1,), (110, 205, 400)),
-        ((1000,), (110, 205, 400)),  # up to: the border is within
+        ((1000,), (110, 205, 400)),  # the border belongs to the band
         ((1001,), (120, 205, 400)),
         ((10**9,), (120, 205, 400)),
         ((500, "big"), (110, 210, 500)),
         ((500, "big", "acme"), (130, 210, 600)),
         ((500, "unknown", "acme"), (130, 205, 600)),
         ((2000, "", "acme"), (130, 205, 600)),
-        ((2001, "", "acme"), (130, 205, 550)),  # an empty band leaves the plain keys
+        ((2001, "", "acme"), (130, 205, 550)),  # an empty band keeps the plain keys
         ((500, "big", "unknown"), (110, 210, 500)),
     ],
 )
@@ -69,22 +69,22 @@ def test_precedence_and_borders(who, wanted):
     assert found(*who) == wanted
 
 
-def test_without_rules_the_settings_hold():
-    assert OverrideTable(build).terms_for(7, "any", "any") == EffectiveDefaults(build({}))
+def test_without_rules_the_settings_apply():
+    assert OverrideTable(build).lookup(7, "any", "any") == EffectiveDefaults(build({}))
 
 
-def test_the_default_budget_is_what_the_caller_left_unset():
+def test_the_default_budget_fills_in_what_the_caller_left_unset():
     rules = OverrideRules(
         level(budget={"max_prompt_tokens": 80, "min_coverage": 0.5, "strict": True}),
         tenants={"lax": level(budget={"strict": False, "max_kv_tokens": 90})},
     )
     table = OverrideTable(build, rules)
-    everyone, lax = (table.terms_for(1, "", tenant) for tenant in (None, "lax"))
-    assert everyone.budget_over(Budget()) == Budget(max_prompt_tokens=80, min_coverage=0.5, strict=True)
+    everyone, lax = (table.lookup(1, "", tenant) for tenant in (None, "lax"))
+    assert everyone.complete_budget(Budget()) == Budget(max_prompt_tokens=80, min_coverage=0.5, strict=True)
     asked = Budget(max_prompt_tokens=70, max_ttft_ms=9, compress_above_tokens=0)
-    assert everyone.budget_over(asked) == replace(asked, min_coverage=0.5, strict=True)
+    assert everyone.complete_budget(asked) == replace(asked, min_coverage=0.5, strict=True)
     assert lax.budget == Budget(max_prompt_tokens=80, max_kv_tokens=90, min_coverage=0.5)
-    assert lax.budget_over(Budget(strict=True)).strict and not lax.budget_over(Budget()).strict
+    assert lax.complete_budget(Budget(strict=True)).strict and not lax.complete_budget(Budget()).strict
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ def test_the_default_budget_is_what_the_caller_left_unset():
         ([(350, {}), (None, {"compress_above_tokens": 0})], 350),
     ],
 )
-def test_what_is_never_compressed(bands, least):
+def test_the_longest_prompt_that_is_never_compressed(bands, least):
     assert OverrideTable(build, OverrideRules(level(*bands))).compress_above_tokens("any") == least
 
 
 @pytest.mark.parametrize("borders", [(5,), (5, 5, None), (7, 5, None), (None, 5), (None, None), (0, None), (-1, None)])
-def test_bands_that_cannot_be_are_refused(borders):
+def test_invalid_bands_are_refused(borders):
     with pytest.raises(InvalidRequest, match=r"bands\[\d\]\.up_to_tokens"):
         level(*((border, {}) for border in borders))
 
 
-def test_names_that_the_file_does_not_know_take_no_memory():
+def test_names_that_the_file_does_not_contain_use_no_memory():
     table = OverrideTable(build, RULES)
     for i in range(100):
-        table.terms_for(1, f"m{i}", f"t{i}")
+        table.lookup(1, f"m{i}", f"t{i}")
     assert len(table._rows) == 1
 
 
@@ -126,7 +126,7 @@ LEVELS = st.builds(
 
 
 @given(st.tuples(LEVELS, LEVELS, LEVELS), st.integers(1, 60), st.booleans(), st.booleans())
-def test_the_right_band_always_and_the_same_again(levels, tokens, has_model, has_tenant):
+def test_lookup_finds_the_right_band_and_repeats_its_answer(levels, tokens, has_model, has_tenant):
     everyone, model, tenant = levels
     table = OverrideTable(build, OverrideRules(everyone, {"m": model}, {"t": tenant}))
     who = tokens, "m" if has_model else "", "t" if has_tenant else None
@@ -135,4 +135,4 @@ def test_the_right_band_always_and_the_same_again(levels, tokens, has_model, has
         expected |= each.changes.settings
         band = next(band for band in each.bands if band.up_to_tokens is None or tokens <= band.up_to_tokens)
         expected |= band.changes.settings
-    assert table.terms_for(*who) == table.terms_for(*who) == EffectiveDefaults(build(expected))
+    assert table.lookup(*who) == table.lookup(*who) == EffectiveDefaults(build(expected))

@@ -1,4 +1,4 @@
-"""The policy file: what it may say, and every fault with its line."""
+"""The policy file: its keys, and the line of each fault."""
 
 import hashlib
 import logging
@@ -11,7 +11,8 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.orchestrator.config.policy_file import load_policy_file
-from presift.orchestrator.config.policy_schema import KEYS, BudgetPart
+from presift.orchestrator.config.policy_schema import KEYS, BudgetMapping
+from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.reload import PolicySource, policy_source
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.request import AutoCapacity, Budget
@@ -28,7 +29,7 @@ def settings(monkeypatch):
 
 @pytest.fixture
 def load(settings, tmp_path):
-    """text -> the file"""
+    """text -> the policy file"""
 
     def load(text):
         path = tmp_path / "policy.yaml"
@@ -41,16 +42,16 @@ def load(settings, tmp_path):
 def test_the_example(settings):
     file = load_policy_file(EXAMPLE, settings)
     assert file.digest == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest() and file.loaded_at.tzinfo is not None
-    middle = file.terms.terms_for(8193, "other").defaults
+    middle = file.table.lookup(8193, "other").defaults
     assert (middle.spec_pc.capacity, middle.spec_kv.capacity, middle.cascade_capacity) == (2048, 1024, 4096)
-    long = file.terms.terms_for(65_537, "qwen2.5-coder-1.5b-instruct", "legal")
+    long = file.table.lookup(65_537, "qwen2.5-coder-1.5b-instruct", "legal")
     assert long.defaults.route_order == (Route.FULL, Route.SPEC_KV, Route.SPEC_PC)
     assert (long.defaults.spec_pc.capacity, long.defaults.compress_above_tokens) == (16_384, 16_384)
     assert long.budget == Budget(max_kv_tokens=20_000, min_coverage=0.8, strict=True)
-    assert all(name in EXAMPLE.read_text() for name in (*KEYS, *BudgetPart.model_fields))
+    assert all(name in EXAMPLE.read_text() for name in (*KEYS, *BudgetMapping.model_fields))
 
 
-def test_every_key_arrives_and_nothing_else_changes(load, settings):
+def test_every_key_takes_effect_and_changes_nothing_else(load, settings):
     text = """
 compress_above_tokens: 0
 capacity: 99
@@ -63,8 +64,8 @@ auto_coverage: 0.5
 route_order: spec_pc, full
 budget: {max_prompt_tokens: 96, max_kv_tokens: 95, max_ttft_ms: 94, min_coverage: 1, strict: true}
 """
-    terms = load(text).terms.terms_for(1, "")
-    found, plain = terms.defaults, settings.defaults()
+    terms = load(text).table.lookup(1, "")
+    found, plain = terms.defaults, policy_defaults(settings)
     assert found.compress_above_tokens == 0 and found.cascade_capacity == 97
     assert (found.spec_pc.capacity, found.spec_pc.lookahead_tokens, found.spec_pc.pool) == (99, 3, plain.spec_pc.pool)
     assert (found.spec_kv.capacity, found.spec_kv.selection) == (98, KvSelection.DRAFT_MASK)
@@ -75,23 +76,23 @@ budget: {max_prompt_tokens: 96, max_kv_tokens: 95, max_ttft_ms: 94, min_coverage
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "\ufeffcapacity: 1024\n"])
 def test_a_file_that_changes_nothing(load, settings, text):
-    assert load(text).terms.terms_for(5, "m", "t").defaults == settings.defaults()
+    assert load(text).table.lookup(5, "m", "t").defaults == policy_defaults(settings)
 
 
-def test_parts_may_be_shared(load):
-    terms = load("tenants:\n  a: &a {capacity: 77, kv_capacity: 66}\n  b:\n    <<: *a\n    capacity: 78\n").terms
-    defaults = terms.terms_for(1, "", "b").defaults
+def test_levels_may_be_merged_by_alias(load):
+    terms = load("tenants:\n  a: &a {capacity: 77, kv_capacity: 66}\n  b:\n    <<: *a\n    capacity: 78\n").table
+    defaults = terms.lookup(1, "", "b").defaults
     assert (defaults.spec_pc.capacity, defaults.spec_kv.capacity) == (78, 66)
 
 
 BANDS = "bands:\n  - up_to_tokens: 9\n    capacity: 50\n"
 FAULTS = {
-    "unknown key": ("capacity: 99\nwarp: 1\n", 2, "warp: there is no such key (it is 1)"),
-    "unknown key of a budget": ("budget:\n  strict: true\n  warp: 1\n", 3, "budget.warp: there is no such key"),
-    "a setting that is no key": ("\n\nkv_window: 8\n", 3, "kv_window: there is no such key"),
+    "unknown key": ("capacity: 99\nwarp: 1\n", 2, "warp: unknown key (it is 1)"),
+    "unknown key of a budget": ("budget:\n  strict: true\n  warp: 1\n", 3, "budget.warp: unknown key"),
+    "a setting that is not a key": ("\n\nkv_window: 8\n", 3, "kv_window: unknown key"),
     "type": ("\ncapacity: many\n", 2, "capacity: Input should be a valid integer (it is 'many')"),
     "quoted number": ("capacity: '99'\n", 1, "capacity: Input should be a valid integer"),
-    "truth value": ("kv_capacity: yes\n", 1, "kv_capacity: Input should be a valid integer (it is True)"),
+    "boolean for a number": ("kv_capacity: yes\n", 1, "kv_capacity: Input should be a valid integer (it is True)"),
     "null": ("budget:\n\n  max_kv_tokens:\n", 3, "budget.max_kv_tokens: Input should be a valid integer (it is None)"),
     "text for strict": ("budget: {strict: 'no'}\n", 1, "budget.strict: Input should be a valid boolean"),
     "range of a setting": ("kv_lookahead_tokens: 257\n", 1, "Input should be less than or equal to 256 (it is 257)"),
@@ -106,46 +107,46 @@ FAULTS = {
     "coverage": ("budget:\n  min_coverage: .nan\n", 2, "budget.min_coverage: must be 0 < coverage <= 1 (it is nan)"),
     "in a band": (f"{BANDS}  - capacity: 0\n", 4, "bands[1].capacity: Input should be greater than or equal to 1"),
     "in a band, beside the settings": (f"{BANDS}  -\n    capacity: 5\n", 5, "bands[1].capacity: must be >= window"),
-    "bands that do not ascend": (
+    "bands out of order": (
         f"{BANDS}  - kv_capacity: 90\n    up_to_tokens: 9\n  - {{}}\n",
         5,
-        "bands[1].up_to_tokens: must be > 9 (the band before) (it is 9)",
+        "bands[1].up_to_tokens: must be > 9 (the previous band) (it is 9)",
     ),
-    "no open band": (BANDS, 2, "bands[0].up_to_tokens: must be unset: the last band is open (it is 9)"),
+    "no open band": (BANDS, 2, "bands[0].up_to_tokens: must be unset in the last band (it is 9)"),
     "two open bands": (
         "bands:\n  - capacity: 99\n  - {}\n",
         2,
-        "bands[0].up_to_tokens: must be set: the last band alone is open (it is None)",
+        "bands[0].up_to_tokens: must be set in every band but the last (it is None)",
     ),
-    "a level in a band": (f"{BANDS}    bands: []\n", 4, "bands[0].bands: there is no such key"),
+    "a level in a band": (f"{BANDS}    bands: []\n", 4, "bands[0].bands: unknown key"),
     "in a tenant": ("tenants:\n  b.c:\n    capacity: 1\n", 3, "tenants.b.c.capacity: must be >= window (32)"),
     "in a tenant's band": (
         "tenants:\n  a:\n    bands:\n      - budget:\n          max_kv_tokens: 1\n",
         5,
         "tenants.a.bands[0].budget.max_kv_tokens: must be >= 32 (window, kv_window + 2) (it is 1)",
     ),
-    "in a model": ("models:\n  org/m: {}\n  n:\n    warp: 2\n", 4, "models.n.warp: there is no such key"),
+    "in a model": ("models:\n  org/m: {}\n  n:\n    warp: 2\n", 4, "models.n.warp: unknown key"),
     "a tenant's name": ("tenants:\n  ok: {}\n  'a b': {}\n", 3, "tenants.a b: String should match pattern"),
-    "a name that is no text": ("tenants:\n  yes: {}\n", 2, "Input should be a valid string (it is True)"),
-    "no mapping": ("- 1\n", 1, "the file: must be a mapping (it is [1])"),
+    "a name that is not text": ("tenants:\n  yes: {}\n", 2, "Input should be a valid string (it is True)"),
+    "not a mapping": ("- 1\n", 1, "the file: must be a mapping (it is [1])"),
     "the first of two": (f"{BANDS}kv_capacity: 0\ncapacity: 0\n", 4, "kv_capacity: Input should be greater"),
-    "twins": ("capacity: 99\nbudget: {}\ncapacity: 98\n", 3, "YAML: capacity is given twice"),
-    "twins inside": ("tenants:\n  a: {}\n  a: {}\n", 3, "YAML: a is given twice"),
+    "duplicate key": ("capacity: 99\nbudget: {}\ncapacity: 98\n", 3, "YAML: duplicate key capacity"),
+    "duplicate key in a tenant's level": ("tenants:\n  a: {}\n  a: {}\n", 3, "YAML: duplicate key a"),
     "not YAML": ("capacity: 99\nbudget: [\n", 3, "YAML: expected the node content"),
     "a tab": ("budget:\n\tstrict: true\n", 2, "YAML: found character '\\t' that cannot start any token"),
     "two documents": ("capacity: 99\n---\ncapacity: 98\n", 2, "YAML: but found another document"),
     "an object": ("capacity: 99\nkv_capacity: !!python/name:os.system x\n", 2, "YAML: could not determine a construct"),
-    "a date that is none": ("capacity: 99\nkv_capacity: 2020-99-99\n", 2, "YAML: month must be in 1..12"),
+    "an invalid date": ("capacity: 99\nkv_capacity: 2020-99-99\n", 2, "YAML: month must be in 1..12"),
     "a key that is a list": ("capacity: 99\n? [1]\n: 2\n", 2, "YAML: found unhashable key"),
     "a control character": ("capacity: 99\n\x07\n", 2, "YAML: unreadable character"),
     "not UTF-8": (b"# fine\n# \xff\n", 2, "encoding: not UTF-8"),
     "too deep": ("[" * 5000, 1, "YAML: nested too deeply"),
-    "over what is shared": (
+    "override of a merged key": (
         "tenants:\n  a: &a {capacity: 77}\n  b:\n    <<: *a\n    capacity: 1\n",
         5,
         "tenants.b.capacity",
     ),
-    "in itself": ("capacity: 99\nbudget: &b\n  warp: *b\n", 3, "budget.warp: there is no such key"),
+    "alias of itself": ("capacity: 99\nbudget: &b\n  warp: *b\n", 3, "budget.warp: unknown key"),
 }
 
 
@@ -161,7 +162,7 @@ def test_every_fault_has_its_line(load, fault):
 
 LAUGHS = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 20))
 MERGES = "".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}\n" for i in range(1, 20))
-# Each tenant stands for all the bands: the file grows by the sum, what it says by the product.
+# Each tenant repeats all bands by an alias: the file grows by the sum, the rules by the product.
 BAND_LINES = "".join(f"    - up_to_tokens: {i}\n" for i in range(1, 2000))
 PRODUCT = f"tenants:\n  a: &a\n    bands:\n{BAND_LINES}    - {{}}\n" + "".join(f"  t{i}: *a\n" for i in range(2000))
 BOMBS = {
@@ -172,9 +173,9 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
-def test_a_bomb_of_aliases_is_refused_and_costs_nothing(load, text):
+def test_an_alias_bomb_is_refused_within_bounded_memory(load, text):
     tracemalloc.start()
-    with pytest.raises(InvalidRequest, match="stands for more than 100000 values"):
+    with pytest.raises(InvalidRequest, match="expands to more than 100000 values"):
         load(text)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -186,7 +187,7 @@ def test_a_file_that_is_too_large(load):
         load("# " + "x" * (1 << 20))
 
 
-def test_a_file_that_is_not_there(settings, tmp_path):
+def test_a_missing_file(settings, tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(InvalidRequest, match=str(path)):
             load_policy_file(path, settings)
@@ -195,13 +196,13 @@ def test_a_file_that_is_not_there(settings, tmp_path):
 async def test_settings_without_a_file(settings):
     terms = policy_source(settings)
     assert terms.file is None and not terms.has_file
-    assert terms.table.terms_for(9, "m", "t").defaults == settings.defaults()
+    assert terms.table.lookup(9, "m", "t").defaults == policy_defaults(settings)
     await terms.reload()
     assert terms.file is None
 
 
-async def test_only_a_good_file_is_taken(load, caplog):
-    texts = ["capacity: 60\n", "capacity: 1\n", RuntimeError("a defect"), "capacity: 70\n"]
+async def test_an_invalid_file_is_logged_and_the_previous_one_stays(load, caplog):
+    texts = ["capacity: 60\n", "capacity: 1\n", RuntimeError("a bug"), "capacity: 70\n"]
 
     def read():
         text = texts.pop(0)
@@ -209,12 +210,12 @@ async def test_only_a_good_file_is_taken(load, caplog):
             raise text
         return load(text)
 
-    terms = PolicySource(load("").terms, read)
+    terms = PolicySource(load("").table, read)
     with caplog.at_level(logging.INFO):
-        seen = [_capacity(terms.table.terms_for(1, "").defaults)]
+        seen = [_capacity(terms.table.lookup(1, "").defaults)]
         for _ in range(3):
             await terms.reload()
-            seen.append(_capacity(terms.table.terms_for(1, "").defaults))
+            seen.append(_capacity(terms.table.lookup(1, "").defaults))
     assert seen == [60, 60, 60, 70]
     levels = [record.levelname for record in caplog.records]
     assert levels == ["ERROR", "ERROR", "INFO"] and "policy.yaml:1: capacity: must be" in caplog.records[0].message

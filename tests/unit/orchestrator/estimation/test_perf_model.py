@@ -1,4 +1,4 @@
-"""StageCosts are learnt from timings, outliers or not."""
+"""Stage costs are learned from timings, with or without outliers."""
 
 import random
 from statistics import median
@@ -44,92 +44,92 @@ def worst_and_median(curve, truth, seed=99):
 
 
 @pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS)
-def test_an_unknown_machine_is_learnt(truth):
-    learnt, draw = LearnedCurve(DRAFT_SEED), random.Random(1)
+def test_an_unknown_machine_is_learned(truth):
+    learned, draw = LearnedCurve(DRAFT_SEED), random.Random(1)
     for reading in readings(KEPT_OBSERVATIONS):
-        learnt.observe(reading, truth.ms(reading) * draw.uniform(0.9, 1.1))
-    assert worst_and_median(learnt.curve, truth)[1] < 0.1
-    assert learnt.curve.observations == KEPT_OBSERVATIONS
+        learned.observe(reading, truth.ms(reading) * draw.uniform(0.9, 1.1))
+    assert worst_and_median(learned.curve, truth)[1] < 0.1
+    assert learned.curve.observations == KEPT_OBSERVATIONS
 
 
 def test_one_observation_sets_the_scale():
-    learnt = LearnedCurve(TARGET_SEED)
-    learnt.observe(TokenWork(1000), TARGET_SEED.ms(TokenWork(1000)) / 50)
+    learned = LearnedCurve(TARGET_SEED)
+    learned.observe(TokenWork(1000), TARGET_SEED.ms(TokenWork(1000)) / 50)
     for tokens in (300, 1000, 4000):
-        assert learnt.curve.ms(TokenWork(tokens)) == pytest.approx(TARGET_SEED.ms(TokenWork(tokens)) / 50, rel=0.01)
+        assert learned.curve.ms(TokenWork(tokens)) == pytest.approx(TARGET_SEED.ms(TokenWork(tokens)) / 50, rel=0.01)
 
 
 @pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS)
 def test_outliers_do_not_move_it(truth):
-    learnt, draw = LearnedCurve(DRAFT_SEED), random.Random(2)
+    learned, draw = LearnedCurve(DRAFT_SEED), random.Random(2)
     for number, reading in enumerate(readings(KEPT_OBSERVATIONS)):
-        learnt.observe(reading, truth.ms(reading) * (20 if number % 5 == 0 else draw.uniform(0.95, 1.05)))
-    assert worst_and_median(learnt.curve, truth)[1] < 0.25
+        learned.observe(reading, truth.ms(reading) * (20 if number % 5 == 0 else draw.uniform(0.95, 1.05)))
+    assert worst_and_median(learned.curve, truth)[1] < 0.25
 
 
-def test_a_machine_that_changed_is_learnt_anew():
-    learnt, slow = LearnedCurve(TARGET_SEED), TRUTHS["slow"]
+def test_a_machine_that_changed_is_learned_again():
+    learned, slow = LearnedCurve(TARGET_SEED), TRUTHS["slow"]
     for truth in (TRUTHS["a GPU"], slow):
         for reading in readings(KEPT_OBSERVATIONS):
-            learnt.observe(TokenWork(reading.new_tokens, reading.past_tokens), truth.ms(reading) - 80 * reading.steps)
-    # The megapairs' share cannot be told from this mixture exactly, the time can.
-    assert learnt.curve.ms(TokenWork(6000)) == pytest.approx(slow.ms(TokenWork(6000)), rel=0.25)
+            learned.observe(TokenWork(reading.new_tokens, reading.past_tokens), truth.ms(reading) - 80 * reading.steps)
+    # This mixture does not determine the share of megapairs exactly, but the time.
+    assert learned.curve.ms(TokenWork(6000)) == pytest.approx(slow.ms(TokenWork(6000)), rel=0.25)
 
 
 @given(st.lists(st.tuples(st.integers(1, 20_000), st.floats(0.01, 1e6)), min_size=1, max_size=20))
-def test_whatever_is_observed_no_speed_is_negative_and_longer_is_never_sooner(timings):
-    learnt = LearnedCurve(TARGET_SEED)
+def test_no_weight_is_negative_and_longer_prompts_never_take_less(timings):
+    learned = LearnedCurve(TARGET_SEED)
     for tokens, took_ms in timings:
-        learnt.observe(TokenWork(tokens), took_ms)
-    assert min(learnt.curve.weights) >= 0
-    times = [learnt.curve.ms(TokenWork(tokens)) for tokens in (1, 10, 100, 1000, 10_000)]
+        learned.observe(TokenWork(tokens), took_ms)
+    assert min(learned.curve.weights) >= 0
+    times = [learned.curve.ms(TokenWork(tokens)) for tokens in (1, 10, 100, 1000, 10_000)]
     assert times == sorted(times)
 
 
-def test_what_is_no_time_is_not_observed():
+def test_times_that_are_not_positive_are_ignored():
     book = PerfModel()
     book.observe("target", "m", TokenWork(10), 0.0)
     book.observe("target", "m", TokenWork(10), -3.0)
-    assert book.speeds("", "m").target == TARGET_SEED
+    assert book.costs("", "m").target == TARGET_SEED
 
 
-def test_models_are_kept_apart_and_few():
+def test_few_models_are_kept_each_for_itself():
     book = PerfModel()
     calibrate(book, "draft", "fast", [(TokenWork(1000), 10.0)])
-    assert book.speeds("fast", "t").draft.ms(TokenWork(1000)) == pytest.approx(10.0, rel=0.01)
-    assert book.speeds("other", "t") == StageCosts()
+    assert book.costs("fast", "t").draft.ms(TokenWork(1000)) == pytest.approx(10.0, rel=0.01)
+    assert book.costs("other", "t") == StageCosts()
     for number in range(3 * KEPT_MODELS):
         book.observe("target", f"m{number}", TokenWork(10), 1.0)
     assert len(book) == KEPT_MODELS
 
 
-def test_contention_is_what_the_longer_work_did_not_hide():
+def test_contention_is_the_share_that_the_longer_work_did_not_hide():
     book = PerfModel()
     for took_ms in (100, 150, 140, 900):
         book.observe_side_by_side(100, 80, took_ms)
-    assert book.speeds("d", "t").contention == pytest.approx((0.5 + 0.625) / 2)
+    assert book.costs("d", "t").contention == pytest.approx((0.5 + 0.625) / 2)
     book.observe_side_by_side(0.0, 80, 80)
-    assert book.speeds("d", "t").contention == pytest.approx((0.5 + 0.625) / 2)
+    assert book.costs("d", "t").contention == pytest.approx((0.5 + 0.625) / 2)
 
 
-def test_a_replica_that_was_never_observed_is_as_fast_as_the_last_one_that_was():
+def test_an_unobserved_replica_is_as_fast_as_the_last_observed_one():
     book = PerfModel()
     for replica, took_ms in (("m@r#a", 100.0), ("m@r#b", 900.0), ("n@r#a", 5.0)):
         book.observe("target", replica, TokenWork(1000), took_ms)
-    fast, slow, new = (book.speeds("", f"m@r#{replica}").target.ms(TokenWork(1000)) for replica in "abc")
+    fast, slow, new = (book.costs("", f"m@r#{replica}").target.ms(TokenWork(1000)) for replica in "abc")
     assert (fast, slow) == (pytest.approx(100, rel=0.02), pytest.approx(900, rel=0.02)) and new == slow
     book.observe("target", "m@r#a", TokenWork(1000), 100.0)
-    assert book.speeds("", "m@r#c").target == book.speeds("", "m@r#a").target
-    assert book.speeds("", "o@r#a").target == SEEDS["target"] == book.speeds("", "unmarked").target
-    assert [(each.stage, each.place) for each in book.learnt()] == [
+    assert book.costs("", "m@r#c").target == book.costs("", "m@r#a").target
+    assert book.costs("", "o@r#a").target == SEEDS["target"] == book.costs("", "unmarked").target
+    assert [(each.stage, each.location) for each in book.learned()] == [
         ("target", f"{p}") for p in ("m@r#b", "n@r#a", "m@r#a")
     ]
 
 
-def test_scoring_that_was_never_observed_is_as_fast_as_the_target():
+def test_unobserved_scoring_is_scaled_as_the_target():
     book, reading = PerfModel(), TokenWork(40, 8000)
     book.observe("target", "m", TokenWork(1024), TARGET_SEED.ms(TokenWork(1024)) / 50)
-    guessed = book.speeds("", "m").scoring
+    guessed = book.costs("", "m").scoring
     assert guessed.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50, rel=0.02) and not guessed.observations
     book.observe("scoring", "m", reading, 77.0)
-    assert book.speeds("", "m").scoring.ms(reading) == pytest.approx(77, rel=0.02)
+    assert book.costs("", "m").scoring.ms(reading) == pytest.approx(77, rel=0.02)

@@ -1,9 +1,9 @@
-"""What targets say of how busy they are, as far as it is believed."""
+"""The load that targets report, for as long as it is valid."""
 
 import pytest
 
-from presift.orchestrator.domain.ports import TargetLoad
-from presift.orchestrator.estimation.target_load import BELIEVED_S, TargetLoads
+from presift.core.generation import EngineLoad
+from presift.orchestrator.estimation.target_load import MAX_AGE_S, TargetLoads
 from presift.orchestrator.routing.cost_model import (
     CostCurve,
     RouteWork,
@@ -31,44 +31,44 @@ def loads(clock):
     return TargetLoads(clock)
 
 
-def test_what_was_said_is_believed_for_some_seconds(loads, clock):
-    assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0
-    loads.heard("a", TargetLoad(2, 5, 700), 40.0)
+def test_a_report_is_valid_for_some_seconds(loads, clock):
+    assert loads.free_kv_tokens("a") is None and loads.other_wait_ms("a", 0) == 0
+    loads.record("a", EngineLoad(2, 5, 700), 40.0)
     assert (loads.free_kv_tokens("a"), loads.free_kv_tokens("b")) == (700, None)
-    clock.now += BELIEVED_S
+    clock.now += MAX_AGE_S
     assert loads.free_kv_tokens("a") == 700
     clock.now += 0.1
-    assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0
+    assert loads.free_kv_tokens("a") is None and loads.other_wait_ms("a", 0) == 0
 
 
-def test_those_who_wait_and_are_not_ours(loads):
+def test_waiting_requests_of_other_orchestrators(loads):
     for took_ms in (10.0, 40.0, 900.0):
-        loads.heard("a", TargetLoad(2, 5, 700), took_ms)
-    assert [loads.others_ms("a", own) for own in (0, 3, 5, 9)] == [200, 80, 0, 0]
+        loads.record("a", EngineLoad(2, 5, 700), took_ms)
+    assert [loads.other_wait_ms("a", own) for own in (0, 3, 5, 9)] == [200, 80, 0, 0]
 
 
-def test_a_request_that_waited_does_not_say_how_long_reading_takes(loads):
-    loads.heard("a", TargetLoad(2, 5, 700), None)
-    assert loads.others_ms("a", 0) == 0 and loads.free_kv_tokens("a") == 700
-    loads.heard("a", TargetLoad(2, 5, 700), 40.0)
+def test_a_request_that_waited_is_no_measure_of_reading(loads):
+    loads.record("a", EngineLoad(2, 5, 700), None)
+    assert loads.other_wait_ms("a", 0) == 0 and loads.free_kv_tokens("a") == 700
+    loads.record("a", EngineLoad(2, 5, 700), 40.0)
     for _ in range(20):
-        loads.heard("a", TargetLoad(2, 5, 700), None)
-    assert loads.others_ms("a", 0) == 200
+        loads.record("a", EngineLoad(2, 5, 700), None)
+    assert loads.other_wait_ms("a", 0) == 200
 
 
-def test_a_target_that_says_nothing_is_not_known(loads):
-    loads.heard("a", None, 40.0)
-    assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0
+def test_a_target_that_reports_nothing_is_unknown(loads):
+    loads.record("a", None, 40.0)
+    assert loads.free_kv_tokens("a") is None and loads.other_wait_ms("a", 0) == 0
 
 
 def test_memory_is_bounded_by_time(loads, clock):
     for number in range(500):
         clock.now += 1.0
-        loads.heard(f"replica {number}", TargetLoad(1, 0, 5), 1.0)
-    assert len(loads._heard) == BELIEVED_S + 1
+        loads.record(f"replica {number}", EngineLoad(1, 0, 5), 1.0)
+    assert len(loads._reports) == MAX_AGE_S + 1
 
 
-def test_answers_under_way(loads):
+def test_running_answers(loads):
     with loads.answering(80.0, 500), pytest.raises(RuntimeError), loads.answering(80.0, 500):
         assert loads.answers == (RunningAnswer(40.0, 500),) * 2
         raise RuntimeError
@@ -76,7 +76,7 @@ def test_answers_under_way(loads):
 
 
 # 10 ms a token to read.
-OUTLOOK = SystemState(
+STATE = SystemState(
     StageCosts(target=CostCurve(0.0, 10.0, 0.0)), answers=(RunningAnswer(300.0, 60), RunningAnswer(100.0, 50))
 )
 
@@ -85,16 +85,16 @@ OUTLOOK = SystemState(
     ("free", "needed", "waits"),
     [(None, 999, 0), (100, 100, 0), (100, 101, 100), (100, 150, 100), (100, 151, 300), (0, 9999, 300)],
 )
-def test_waiting_for_slots_by_hand(free, needed, waits):
-    outlook = SystemState(answers=OUTLOOK.answers, free_kv_tokens=free)
-    assert outlook.kv_wait_ms(needed) == waits
-    assert SystemState(free_kv_tokens=free).kv_wait_ms(needed) == 0  # nothing is known of who holds them
+def test_the_wait_for_slots_by_hand(free, needed, waits):
+    state = SystemState(answers=STATE.answers, free_kv_tokens=free)
+    assert state.kv_wait_ms(needed) == waits
+    assert SystemState(free_kv_tokens=free).kv_wait_ms(needed) == 0  # their holders are unknown
 
 
 def test_a_prompt_and_its_answer_need_slots():
     work = RouteWork(TokenWork(80, 10), 90, 90)
-    outlook = SystemState(OUTLOOK.speeds, answers=OUTLOOK.answers, free_kv_tokens=100)
-    assert [outlook.forecast(work, answer).ttft_ms for answer in (10, 11, 61)] == [800, 900, 1100]
-    assert outlook.forecast(work, 11).least_ms == outlook.forecast(work, 11).target_ms == 900
-    # While KV is chosen, the entry lies beside all that was read.
+    state = SystemState(STATE.costs, answers=STATE.answers, free_kv_tokens=100)
+    assert [state.forecast(work, answer).ttft_ms for answer in (10, 11, 61)] == [800, 900, 1100]
+    assert state.forecast(work, 11).least_ms == state.forecast(work, 11).target_ms == 900
+    # While KV is selected, the entry takes slots beside all tokens read.
     assert RouteWork(TokenWork(80, 10), 90, 30, scoring=TokenWork(5, 90)).slots == 120

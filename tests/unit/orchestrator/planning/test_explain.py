@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as st_numpy
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.spans import Span, covered, merge
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.explain import ExplainedSpan, explain
 from presift.orchestrator.planning.kept_kv import KeptKv
 from presift.orchestrator.routing.choice import Reason
@@ -22,8 +23,9 @@ MODEL = ModelInfo("m", "r", "f", 100, 1, 1, 100)
 def plan(kept, protected=(), importance=None):
     kept = np.asarray(kept, dtype=np.bool_)
     read = int(kept.sum())
+    ids = np.arange(kept.size, dtype=np.uint32)
     decision = Decision(Route.SPEC_PC, Reason.REQUESTED, "", kept.size, read, read, 0, MODEL, 0.0)
-    return Plan(decision, np.flatnonzero(kept).astype(np.uint32), kept, protected, importance=importance)
+    return Plan(decision, ids[kept], kept, TokenizedPrompt(ids, protected), importance=importance)
 
 
 def test_runs_of_one_fate():

@@ -1,4 +1,4 @@
-"""From the target's positions to the prompt's."""
+"""Kept KV: from positions of the tokens read to positions of the prompt."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ POLICY = SpecKv(10, window=3)
 
 
 def plan(kept, read=None):
-    """`kept` of the prompt; where less was read, that is what."""
+    """A plan that keeps `kept` of the prompt and reads `read` tokens, all by default."""
     kept = np.asarray(kept, dtype=np.bool_)
     return SimpleNamespace(kept=kept, read_ids=np.arange(kept.size if read is None else read, dtype=np.uint32))
 
@@ -26,21 +26,21 @@ def mask(rows):
     return KvMask(np.asarray(rows, dtype=np.bool_)[None])
 
 
-def test_a_prompt_that_was_read_wholly():
-    told = in_prompt(mask([[1, 0, 1], [0, 0, 1]]), KvPlan(POLICY), plan([1, 1, 1]))
-    assert told == mask([[1, 0, 1], [0, 0, 1]])
+def test_a_prompt_that_was_read_in_full():
+    found = in_prompt(mask([[1, 0, 1], [0, 0, 1]]), KvPlan(POLICY), plan([1, 1, 1]))
+    assert found == mask([[1, 0, 1], [0, 0, 1]])
     # The draft's mask is what `kept` says there, and no word on what was read.
     assert in_prompt(mask([[1, 0, 1]]), KvPlan(POLICY), plan([1, 0, 1], read=3)) == mask([[1, 0, 1]])
 
 
-def test_a_prompt_of_which_some_was_read():
-    told = in_prompt(mask([[1, 0, 1], [0, 1, 1]]), KvPlan(POLICY), plan([0, 1, 1, 0, 1], read=3))
-    assert told == mask([[0, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
+def test_a_prompt_that_was_read_in_part():
+    found = in_prompt(mask([[1, 0, 1], [0, 1, 1]]), KvPlan(POLICY), plan([0, 1, 1, 0, 1], read=3))
+    assert found == mask([[0, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
 
 
-def test_what_follows_what_the_plan_covers_is_kept():
-    told = in_prompt(mask([[1, 0]]), KvPlan(POLICY, prompt_tokens=2), plan([1, 1, 1, 1]))
-    assert told == mask([[1, 0, 1, 1]])
+def test_tokens_after_the_selection_are_kept():
+    found = in_prompt(mask([[1, 0]]), KvPlan(POLICY, prompt_tokens=2), plan([1, 1, 1, 1]))
+    assert found == mask([[1, 0, 1, 1]])
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4])
@@ -54,13 +54,13 @@ def test_shares():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50), st.data())
-def test_as_many_pairs_before_as_after(kept, data):
+def test_the_number_of_pairs_stays(kept, data):
     read = sum(kept)
     if read:
         rows = [data.draw(st.lists(st.booleans(), min_size=read, max_size=read)) for _ in range(3)]
-        told = in_prompt(mask(rows), KvPlan(POLICY), plan(kept, read=read))
-        assert np.array_equal(told.kept_per_head, mask(rows).kept_per_head)
+        found = in_prompt(mask(rows), KvPlan(POLICY), plan(kept, read=read))
+        assert np.array_equal(found.kept_per_head, mask(rows).kept_per_head)
         assert (
-            np.array_equal(told.kept[:, :, np.array(kept)], mask(rows).kept)
-            and not told.kept[:, :, ~np.array(kept)].any()
+            np.array_equal(found.kept[:, :, np.array(kept)], mask(rows).kept)
+            and not found.kept[:, :, ~np.array(kept)].any()
         )

@@ -1,4 +1,4 @@
-"""From a choice and the draft's answer to what the target reads and keeps."""
+"""From a choice and the draft's answer to the tokens that the target reads and the KV that it keeps."""
 
 from dataclasses import replace
 
@@ -15,15 +15,16 @@ from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span, covered, moved, must_keep
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.kv_plan import kv_plan_of
-from presift.orchestrator.planning.plan_builder import TokenizedPrompt, continued_plan, plan_of, turn_of
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.planning.plan_builder import compressed_plan, continued_plan, full_plan, stored_selection
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
 
+from ....builders import request_context
+
 MODEL = ModelInfo("m", "r", "f", 100, 2, 2, 100)
 IDS = np.arange(50, 80, dtype=np.uint32)
-TOKENS = Tokenized(IDS, (Span(0, 2), Span(10, 14)))
-ORIGIN = TokenizedPrompt(TOKENS, MODEL, 1.0)
+CONTEXT = request_context(IDS, (Span(0, 2), Span(10, 14)), MODEL)
+TOKENS = CONTEXT.tokens
 
 
 def prompt(kept, lookahead=(7, 8)):
@@ -39,7 +40,9 @@ def found(answer):
 
 
 def test_spec_kv_reads_all_and_keeps_some():
-    plan = plan_of(choice(Route.SPEC_KV, SpecKv(9, window=3)), found(prompt(range(30))), 4.0, ORIGIN)
+    plan = compressed_plan(
+        CONTEXT, choice(Route.SPEC_KV, SpecKv(9, window=3)), found(prompt(range(30))), prefill_ms=4.0
+    )
     assert plan.read_ids.tolist() == IDS.tolist() and plan.kept.all()
     kv_plan, decision = plan.kv_plan, plan.decision
     assert (kv_plan.lookahead_token_ids, kv_plan.protected, kv_plan.kv_mask) == ((7, 8), TOKENS.protected, None)
@@ -50,7 +53,7 @@ def test_spec_kv_reads_all_and_keeps_some():
 def test_draft_mask_reads_all_and_keeps_the_mask():
     policy = SpecKv(8, window=2, selection=KvSelection.DRAFT_MASK)
     kept = [0, 1, 10, 11, 12, 13, 27, 28, 29]
-    plan = plan_of(choice(Route.SPEC_KV, policy), found(prompt(kept, ())), 0.0, ORIGIN)
+    plan = compressed_plan(CONTEXT, choice(Route.SPEC_KV, policy), found(prompt(kept, ())))
     assert plan.read_ids.size == 30 and np.flatnonzero(plan.kept).tolist() == kept
     assert plan.kv_plan.kv_mask.kept[0, 0].tolist() == plan.kept.tolist()
     assert (plan.decision.kept_tokens, plan.decision.kv_tokens) == (30, 9)
@@ -62,7 +65,7 @@ KEPT = [0, 1, 5, 6, 10, 11, 12, 13, 20, 21, 26, 27, 28, 29]
 
 def test_spec_kv_pc_reads_the_kept_and_moves_the_protected():
     policy = SpecKvPc(SpecPc(14, window=4), SpecKv(9, window=3))
-    plan = plan_of(choice(Route.SPEC_KV_PC, policy, False), found(prompt(KEPT)), 0.0, ORIGIN)
+    plan = compressed_plan(CONTEXT, choice(Route.SPEC_KV_PC, policy, False), found(prompt(KEPT)))
     assert plan.read_ids.tolist() == [int(IDS[i]) for i in KEPT]
     assert plan.kv_plan.protected == (Span(0, 2), Span(4, 8)) and plan.kv_plan.keep_full_prefix is False
     assert (plan.decision.kept_tokens, plan.decision.kv_tokens) == (14, 10)
@@ -72,17 +75,17 @@ def test_spec_kv_pc_reads_the_kept_and_moves_the_protected():
 @pytest.mark.parametrize(("capacity", "drops"), [(12, True), (13, False), (40, False)])
 def test_a_second_stage_that_drops_nothing_has_no_plan(capacity, drops):
     policy = SpecKvPc(SpecPc(14, window=4), SpecKv(capacity, window=3))
-    plan = plan_of(choice(Route.SPEC_KV_PC, policy), found(prompt(KEPT)), 0.0, ORIGIN)
+    plan = compressed_plan(CONTEXT, choice(Route.SPEC_KV_PC, policy), found(prompt(KEPT)))
     assert (plan.kv_plan is not None) is drops
     assert plan.decision.kv_tokens == (capacity + 1 if drops else 14)
 
 
-def test_spec_pc_and_full_have_none():
+def test_spec_pc_and_full_have_no_kv_plan():
     assert kv_plan_of(choice(Route.SPEC_PC, SpecPc(14, window=4)), prompt(KEPT), TOKENS) is None
-    assert plan_of(choice(Route.FULL, None, None), None, 0.0, ORIGIN).kv_plan is None
+    assert full_plan(CONTEXT, choice(Route.FULL, None, None)).kv_plan is None
 
 
-def test_spans_that_come_together_are_one():
+def test_adjacent_moved_spans_are_merged():
     kept = np.zeros(30, dtype=bool)
     kept[[0, 1, 10, 11, 12, 13, 29]] = True
     assert moved((Span(0, 2), Span(10, 14)), kept) == (Span(0, 6),)
@@ -99,8 +102,8 @@ def test_moved_spans_cover_the_same_tokens(data, kept):
 
 
 @given(data=st.data(), n=st.integers(8, 60), window=st.integers(1, 5))
-def test_what_fits_before_compression_fits_after(data, n, window):
-    """The bound of the cascade's second stage, counted on the whole prompt, holds on what is left of it."""
+def test_protected_tokens_that_fit_before_compression_fit_after(data, n, window):
+    """The bound of the cascade's second stage, counted on the whole prompt, also holds for the kept tokens."""
     flags = data.draw(st_numpy.arrays(np.bool_, n))
     spans = tuple(Span(int(i), int(i) + 1) for i in np.flatnonzero(flags))
     kept = flags | data.draw(st_numpy.arrays(np.bool_, n))
@@ -110,24 +113,24 @@ def test_what_fits_before_compression_fits_after(data, n, window):
         assert must_keep(moved(spans, kept), read, window + 1).sum() <= must_keep(spans, n, window + 1).sum()
 
 
-def test_a_later_turn_goes_on_with_the_earlier_selection():
+def test_a_later_turn_continues_the_earlier_selection():
     policy = SpecKv(8, window=2, selection=KvSelection.DRAFT_MASK)
     kept = [0, 1, 10, 11, 12, 13, 27, 28, 29]
-    first = plan_of(choice(Route.SPEC_KV, policy), found(prompt(kept, ())), 0.0, ORIGIN)
-    turn = turn_of(first)
-    assert turn.kv_plan.prompt_tokens == 30 and first.kv_plan.prompt_tokens == 0
-    longer = TokenizedPrompt(Tokenized(np.arange(50, 90, dtype=np.uint32), ()), MODEL, 1.0)
-    second = continued_plan(choice(Route.SPEC_KV, policy, False), turn, longer)
-    assert second.read_ids.size == 40 and second.kv_plan == replace(turn.kv_plan, keep_full_prefix=False)
+    first = compressed_plan(CONTEXT, choice(Route.SPEC_KV, policy), found(prompt(kept, ())))
+    stored = stored_selection(first)
+    assert stored.kv_plan.prompt_tokens == 30 and first.kv_plan.prompt_tokens == 0
+    longer = request_context(np.arange(50, 90, dtype=np.uint32), (), MODEL)
+    second = continued_plan(longer, choice(Route.SPEC_KV, policy, False), stored)
+    assert second.read_ids.size == 40 and second.kv_plan == replace(stored.kv_plan, keep_full_prefix=False)
     assert np.flatnonzero(second.kept).tolist() == [*kept, *range(30, 40)]
     assert (second.decision.kv_tokens, second.decision.continued, second.decision.draft) == (19, True, MODEL)
     assert second.decision.cache is CacheOutcome.NOT_USED
     # A third turn may name either prompt.
-    assert turn_of(second).kv_plan.prompt_tokens == 30
+    assert stored_selection(second).kv_plan.prompt_tokens == 30
 
 
 def test_only_spec_kv_has_later_turns():
     cascade = SpecKvPc(SpecPc(14, window=4), SpecKv(9, window=3))
-    assert turn_of(plan_of(choice(Route.SPEC_KV_PC, cascade), found(prompt(KEPT)), 0.0, ORIGIN)) is None
-    assert turn_of(plan_of(choice(Route.SPEC_PC, SpecPc(14, window=4)), found(prompt(KEPT)), 0.0, ORIGIN)) is None
-    assert turn_of(plan_of(choice(Route.FULL, None, None), None, 0.0, ORIGIN)) is None
+    for chosen in (choice(Route.SPEC_KV_PC, cascade), choice(Route.SPEC_PC, SpecPc(14, window=4))):
+        assert stored_selection(compressed_plan(CONTEXT, chosen, found(prompt(KEPT)))) is None
+    assert stored_selection(full_plan(CONTEXT, choice(Route.FULL, None, None))) is None

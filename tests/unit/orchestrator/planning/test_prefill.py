@@ -1,34 +1,34 @@
-"""Who joins a reading waits for one that is under way, and starts none; tenants join their own alone."""
+"""`join` waits for a prefill that is running and starts none; tenants join only their own."""
 
 import asyncio
 
 import numpy as np
 import pytest
 
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.prefill import Prefiller
-from presift.orchestrator.prompt.tokenizer import Tokenized
 
 
 def tokens(*ids, salt="salt"):
-    return Tokenized(np.array(ids, np.uint32), (), salt)
+    return TokenizedPrompt(np.array(ids, np.uint32), (), salt)
 
 
 IDS, OTHER = tokens(1, 2, 3), tokens(1, 2)
 
 
 class Target:
-    """Reads once it is let go."""
+    """Has read as soon as `go` is set."""
 
     def __init__(self):
         self.go, self.calls = asyncio.Event(), []
 
-    async def prefill(self, token_ids, salt, left_s, at):
+    async def prefill(self, token_ids, salt, replica):
         self.calls.append((token_ids.tolist(), salt))
         await self.go.wait()
 
 
 @pytest.mark.asyncio
-async def test_joining_starts_no_reading():
+async def test_joining_starts_no_prefill():
     target = Target()
     prefiller = Prefiller(target)
     async with asyncio.timeout(5):
@@ -46,10 +46,10 @@ async def test_joining_starts_no_reading():
 
 
 @pytest.mark.asyncio
-async def test_tenants_join_nothing_of_one_another():
+async def test_tenants_do_not_join_each_others_prefills():
     target = Target()
     prefiller = Prefiller(target)
-    # Four bytes of a salt look like a token: they must not pass for one.
+    # Four bytes of a salt look like a token, but must not match one.
     theirs = tokens(1, salt="abcd")
     others = (tokens(1, salt=""), tokens(1, salt="abce"), tokens(int.from_bytes(b"abcd", "little"), 1, salt=""))
     async with asyncio.timeout(5):

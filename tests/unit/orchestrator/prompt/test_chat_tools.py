@@ -1,4 +1,4 @@
-"""Tools and their calls: read as templates want them, never dropped, never lost without a word."""
+"""Tools and tool calls: passed on as templates expect them, never dropped, never silently lost."""
 
 import json
 
@@ -9,10 +9,11 @@ from presift.core.errors import InvalidRequest
 from presift.core.spans import covered
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, prompt_from_wire, request_from_wire
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import MAX_TOOL_CALLS, MAX_TOOL_CALLS_CHARACTERS
 from presift.orchestrator.domain.request import Chat, Message, Request, TextPart
-from presift.orchestrator.prompt.chat_tools import calls_of
-from presift.orchestrator.prompt.protection import compressible, framed, template_messages
+from presift.orchestrator.prompt.chat_tools import parse_tool_calls
+from presift.orchestrator.prompt.protection import droppable_ranges, template_messages, with_placeholders
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.v1 import orchestrator_pb2
 
@@ -21,7 +22,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "fox", "arguments":
 
 
 def with_tools(messages, tools):
-    """As Qwen's: definitions first, calls where they were made, an id beside its result."""
+    """Like Qwen's: definitions first, calls at their place, the id beside the result."""
     out = [f"tools: {json.dumps(tools)}\n"] if tools else []
     for message in messages:
         out.append(f"<|im_start|>{message['role']}{message.get('tool_call_id', '')}{message.get('name', '')}")
@@ -48,22 +49,22 @@ CALLED = (
 )
 
 
-async def test_calls_and_what_they_are_named_by_are_never_dropped(bpe):
+async def test_tool_calls_and_their_ids_and_names_are_never_dropped(bpe):
     tokenizer = PromptTokenizer(bpe, with_tools)
     tokenized = await tokenizer.tokenize(Chat(CALLED, ('{"name": "fox"}',)))
-    rendered, offsets = tokenizer.located(Chat(CALLED, ('{"name": "fox"}',)))
+    rendered, offsets = tokenizer.render_with_offsets(Chat(CALLED, ('{"name": "fox"}',)))
     kept = covered(tokenized.protected, len(offsets))
     texts = "".join(rendered[start:end] for (start, end), is_kept in zip(offsets, kept, strict=True) if is_kept)
     assert '<call>{"id": "c1"' in rendered and "toolc1fox" in rendered
     for word in ('tools: [{"name": "fox"}]', '<call>{"id": "c1"', 'rich"}', "toolc1fox", "why?"):
         assert word in texts
-    assert np.count_nonzero(~kept) > 100  # the texts themselves may go: an empty content does not protect all
+    assert np.count_nonzero(~kept) > 100  # the texts may be dropped: an empty content does not protect the rest
 
 
 def test_an_empty_content_is_empty_in_the_frame_too():
     chat = Chat(CALLED)
-    rendered, frame = (with_tools(template_messages(each), None) for each in (chat, framed(chat)))
-    assert [rendered[each.start : each.end] for each in compressible(chat, rendered, frame)] == [LONG, LONG]
+    rendered, frame = (with_tools(template_messages(each), None) for each in (chat, with_placeholders(chat)))
+    assert [rendered[each.start : each.end] for each in droppable_ranges(chat, rendered, frame)] == [LONG, LONG]
 
 
 @pytest.mark.parametrize(
@@ -73,14 +74,14 @@ def test_an_empty_content_is_empty_in_the_frame_too():
         (Chat(CALLED), "prompt.chat.messages.tool_calls_json"),
     ],
 )
-async def test_what_the_template_has_no_place_for_is_refused(bpe, chat, field):
-    with pytest.raises(InvalidRequest, match="chat template has no place") as refusal:
+async def test_tools_that_the_template_does_not_support_are_refused(bpe, chat, field):
+    with pytest.raises(InvalidRequest, match="chat template does not support") as refusal:
         await PromptTokenizer(bpe, without).tokenize(chat)
     assert refusal.value.field == field and "given" in refusal.value.details["value"]
     await PromptTokenizer(bpe, with_tools).tokenize(chat)
 
 
-async def test_a_template_that_asks_for_tools_has_a_place_for_them(bpe):
+async def test_a_template_that_requires_tools_supports_them(bpe):
     def asking(messages, tools):
         if not tools:
             raise InvalidRequest("prompt.chat", "refused", "tools")
@@ -89,7 +90,7 @@ async def test_a_template_that_asks_for_tools_has_a_place_for_them(bpe):
     await PromptTokenizer(bpe, asking).tokenize(Chat((say("user", "hi"),), ("{}",)))
 
 
-async def test_what_has_no_tools_is_rendered_no_more_often(bpe):
+async def test_a_chat_without_tools_is_rendered_only_twice(bpe):
     renders = []
     tokenizer = PromptTokenizer(bpe, lambda messages, tools: renders.append(tools) or without(messages, tools))
     await tokenizer.tokenize(Chat((say("user", "hi"),)))
@@ -107,7 +108,7 @@ async def test_what_has_no_tools_is_rendered_no_more_often(bpe):
     ],
 )
 def test_arguments_reach_the_template_as_an_object(call, read):
-    assert calls_of(say("assistant", tool_calls_json=(json.dumps(call),))) == [read]
+    assert parse_tool_calls(say("assistant", tool_calls_json=(json.dumps(call),))) == [read]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_arguments_reach_the_template_as_an_object(call, read):
         '{"name": "fox", "arguments": ' + "[" * 100_000,
     ],
 )
-async def test_calls_that_are_none_are_refused(bpe, call):
+async def test_invalid_tool_calls_are_refused(bpe, call):
     with pytest.raises(InvalidRequest) as refusal:
         await PromptTokenizer(bpe, with_tools).tokenize(Chat((say("assistant", tool_calls_json=(call,)),)))
     assert refusal.value.field.startswith("prompt.chat.messages.tool_calls_json")
@@ -140,7 +141,7 @@ async def test_calls_that_are_none_are_refused(bpe, call):
         ("user", {"name": "ann"}, "name"),
     ],
 )
-def test_what_a_role_has_not_is_refused(role, given, field):
+def test_fields_that_a_role_does_not_have_are_refused(role, given, field):
     with pytest.raises(InvalidRequest) as refusal:
         say(role, "x", **given)
     assert refusal.value.field == f"prompt.chat.messages.{field}"
@@ -165,22 +166,22 @@ def test_calls_are_read_from_the_wire():
         {"tool_call_id": "x" * (MAX_TOOL_CALLS_CHARACTERS + 1)},
     ],
 )
-def test_calls_are_counted(given):
+def test_tool_calls_are_limited(given):
     for read, kind in (
         (request_from_wire, orchestrator_pb2.GenerateRequest),
         (explain_request_from_wire, orchestrator_pb2.ExplainRequest),
     ):
         with pytest.raises(InvalidRequest, match="at most") as refusal:
-            read(kind(prompt=wire(**given)))
+            read(kind(prompt=wire(**given)), Caller(), "")
         assert refusal.value.field == "prompt.chat.messages.tool_calls_json"
 
 
-def test_a_document_that_may_not_be_dropped_is_refused():
+def test_a_protected_document_is_refused():
     part = orchestrator_pb2.TextPart(text="x", document=True, protected=True)
     with pytest.raises(InvalidRequest, match="document and protected"):
         prompt_from_wire(wire(parts=[part]))
 
 
-def test_calls_are_work():
+def test_tool_calls_count_as_prompt_tokens_for_admission():
     little, much = (Request(Chat((say("assistant", tool_calls_json=("x" * size,)),))) for size in (4, 4000))
     assert request_cost(much).tokens - request_cost(little).tokens == 999

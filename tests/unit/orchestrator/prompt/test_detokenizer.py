@@ -1,4 +1,4 @@
-"""Whole characters only, and never past a stop string."""
+"""The detokenizer emits whole characters only, and nothing from a stop string on."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +8,7 @@ from presift.orchestrator.prompt.detokenizer import Detokenizer
 
 
 def pushed(bpe, text, stop=(), step=1):
-    """The texts that come out, one per push, and the one at the end."""
+    """The texts of each push, and of finish."""
     ids = bpe.encode(text, add_special_tokens=False).ids
     detokenizer = Detokenizer(bpe, stop)
     return [detokenizer.push(ids[at : at + step]) for at in range(0, len(ids), step)] + [detokenizer.finish()]
@@ -16,12 +16,12 @@ def pushed(bpe, text, stop=(), step=1):
 
 @pytest.mark.parametrize("text", ["The quick brown fox", "naïve café", "日本語 日本", "a😀b👍c", "𝄞 music", ""])
 @pytest.mark.parametrize("step", [1, 2, 5])
-def test_all_text_comes_whole(bpe, text, step):
+def test_all_text_is_emitted_in_whole_characters(bpe, text, step):
     parts = pushed(bpe, text, step=step)
     assert "".join(parts) == text and not any("\ufffd" in part for part in parts)
 
 
-def test_a_character_split_over_tokens_comes_with_its_last(bpe):
+def test_a_character_split_over_tokens_is_emitted_with_the_last(bpe):
     ids = bpe.encode("𝄞", add_special_tokens=False).ids
     assert len(ids) == 4
     detokenizer = Detokenizer(bpe)
@@ -49,7 +49,7 @@ def test_stop_strings(bpe, text, stop, shown):
         assert "".join(pushed(bpe, text, stop, step)) == shown
 
 
-def test_what_may_become_a_stop_string_is_held_and_released(bpe):
+def test_a_possible_stop_string_is_held_back_and_released(bpe):
     detokenizer = Detokenizer(bpe, ["xyz"])
     assert detokenizer.push(bpe.encode("a").ids) == "a"
     assert detokenizer.push(bpe.encode("x").ids) == ""
@@ -59,7 +59,7 @@ def test_what_may_become_a_stop_string_is_held_and_released(bpe):
     assert detokenizer.finish() == "x"
 
 
-def test_nothing_comes_after_a_stop_string(bpe):
+def test_nothing_is_emitted_after_a_stop_string(bpe):
     detokenizer = Detokenizer(bpe, ["x"])
     assert detokenizer.push(bpe.encode("axb").ids) == "a"
     assert detokenizer.push(bpe.encode("c").ids) == "" and detokenizer.finish() == ""
@@ -80,8 +80,8 @@ def test_without_a_tokenizer_there_is_no_text():
     stop=st.lists(st.text(st.sampled_from("abé😀 "), min_size=1, max_size=4), max_size=3),
     step=st.integers(1, 4),
 )
-def test_shown_is_what_stands_before_the_first_stop_string(bpe, text, stop, step):
-    """Whichever is complete first ends the text; of those that end at one token, the one that begins first."""
+def test_the_text_before_the_first_stop_string_is_emitted(bpe, text, stop, step):
+    """The first complete stop string ends the text; if several end with the same token, the one that begins first."""
     shown = "".join(pushed(bpe, text, stop, step))
     assert text.startswith(shown)
     assert not any(each in shown for each in stop)

@@ -35,20 +35,20 @@ def test_chats_are_rendered_with_the_models_own_template(folder):
     assert loaded.render(chat("user", "hi")) == "<|im_start|>hi<|im_end|><|im_start|>"
 
 
-def test_a_chat_that_the_template_refuses_is_bad_input(folder):
+def test_a_chat_that_the_template_refuses_is_invalid(folder):
     with pytest.raises(InvalidRequest) as refusal:
         load_tokenizer(folder(TEMPLATE), 1000).render(chat("tool", "secret"))
     assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)
 
 
-async def test_without_a_template_text_alone_is_read(folder, bpe):
+async def test_without_a_template_only_text_is_accepted(folder, bpe):
     loaded = load_tokenizer(folder(None), 1000)
     assert (await loaded.tokenize(Text("The fox"))).ids.tolist() == bpe.encode("The fox").ids
     with pytest.raises(InvalidRequest, match="no chat template"):
         loaded.render(chat("user", "hi"))
 
 
-def test_interpreter_between_two_vocabularies(folder, tmp_path, words):
+def test_bridge_between_two_vocabularies(folder, tmp_path, words):
     path = tmp_path / "draft"
     path.mkdir()
     words.save(str(path / "tokenizer.json"))
@@ -57,7 +57,7 @@ def test_interpreter_between_two_vocabularies(folder, tmp_path, words):
     assert made.draft_fingerprint == load_tokenizer(str(path), 0).fingerprint() != target.fingerprint()
 
 
-def test_no_interpreter_where_the_vocabulary_is_one(folder):
+def test_no_bridge_for_a_shared_vocabulary(folder):
     path = folder(None)
     assert load_bridge(path, load_tokenizer(path, 0)) is None
 
@@ -71,7 +71,7 @@ def test_cross_vocabulary_needs_both_tokenizers(folder, missing):
     assert refusal.value.field == missing and "cross_vocabulary" in refusal.value.message
 
 
-def test_without_a_folder_token_ids_alone_are_read():
+def test_without_a_tokenizer_only_token_ids_are_accepted():
     with pytest.raises(InvalidRequest, match="no tokenizer"):
         load_tokenizer(None, 1000).render(Text("x"))
 
@@ -86,14 +86,14 @@ ODD_TEMPLATES = (
 
 
 @pytest.mark.parametrize("template", ODD_TEMPLATES)
-def test_what_a_template_chokes_on_is_bad_input(folder, template):
+def test_errors_of_a_template_are_invalid_requests(folder, template):
     odd = Chat(chat("user", "secret").messages, tools_json=('{"function": 7}',))
     with pytest.raises(InvalidRequest) as refusal:
         load_tokenizer(folder(template), 1000).render(odd)
     assert refusal.value.field == "prompt.chat" and "secret" not in str(refusal.value)
 
 
-def test_a_folder_without_a_tokenizer_is_told_with_its_setting(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused_by_the_name_of_its_setting(tmp_path):
     with pytest.raises(InvalidRequest, match="tokenizer") as refused:
         load_tokenizer(str(tmp_path), 0)
     assert refused.value.details["field"] == "tokenizer" and refused.value.details["value"] == str(tmp_path)

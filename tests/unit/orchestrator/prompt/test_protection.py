@@ -1,4 +1,4 @@
-"""Which characters of a rendered chat may be dropped: never one that is not the caller's own, unprotected text."""
+"""Which characters of a rendered chat are droppable: only unprotected text of the caller."""
 
 import itertools
 
@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.orchestrator.domain.request import Chat, Message, TextPart
-from presift.orchestrator.prompt.protection import QUESTION_CHARACTERS, Range, compressible, framed, template_messages
+from presift.orchestrator.prompt.protection import (
+    QUESTION_CHARACTERS,
+    Range,
+    droppable_ranges,
+    template_messages,
+    with_placeholders,
+)
 
 LONG = "long text. " * 200  # longer than a question
 assert len(LONG) > QUESTION_CHARACTERS
@@ -36,7 +42,7 @@ def repeating(chat):
 
 
 def dropping(chat):
-    """Keeps the last turn alone, as templates do that drop reasoning."""
+    """Keeps only the last message, like templates that drop reasoning."""
     return f"<{template_messages(chat)[-1]['content']}>"
 
 
@@ -52,7 +58,8 @@ def droppable(template, *messages):
     """The texts that may be dropped."""
     chat = Chat(messages)
     rendered = template(chat)
-    return [rendered[each.start : each.end] for each in compressible(chat, rendered, template(framed(chat)))]
+    ranges = droppable_ranges(chat, rendered, template(with_placeholders(chat)))
+    return [rendered[each.start : each.end] for each in ranges]
 
 
 def test_history_may_be_dropped_system_and_question_may_not():
@@ -101,7 +108,7 @@ def test_an_unmarked_system_message_is_kept_wherever_it_stands():
     assert droppable(plain, say("user", "a"), say("system", "later rule"), say("user", "b")) == ["a"]
 
 
-def test_empty_parts_are_no_range():
+def test_empty_parts_have_no_range():
     assert droppable(plain, say("user", "", "a", ""), say("user", "b")) == ["a"]
 
 
@@ -123,10 +130,10 @@ def test_template_that_repeats_a_text():
 
 
 @pytest.mark.parametrize("text", ["You", "helpful", "You are helpful.", "<|end|>", "<|assistant|>\n", "\ue0000\ue001"])
-def test_a_text_that_the_template_says_too_unprotects_nothing_else(text):
+def test_a_text_that_the_template_contains_too_unprotects_nothing_else(text):
     chat = Chat((say("user", text), say("assistant", text), say("user", "why?")))
     rendered = default_system(chat)
-    ranges = compressible(chat, rendered, default_system(framed(chat)))
+    ranges = droppable_ranges(chat, rendered, default_system(with_placeholders(chat)))
     own = [rendered.index("<|user|>\n") + 9, rendered.index(f"<|assistant|>\n{text}") + 14]
     assert list(ranges) == [Range(start, start + len(text)) for start in own]
 
@@ -142,7 +149,7 @@ def document(text, **marks):
     return TextPart(text, document=True, **marks)
 
 
-def test_where_documents_are_marked_nothing_else_may_be_dropped():
+def test_with_marked_documents_nothing_else_may_be_dropped():
     texts = droppable(
         plain,
         say("user", "history"),
@@ -154,7 +161,7 @@ def test_where_documents_are_marked_nothing_else_may_be_dropped():
 
 
 def test_documents_anywhere_in_a_conversation():
-    """In the system prompt and in earlier turns too: the caller said so."""
+    """In the system prompt and in earlier messages too: the mark decides."""
     texts = droppable(
         plain, say("system", "be brief", document("context")), say("user", document("old")), say("user", "why?")
     )
@@ -189,7 +196,7 @@ MESSAGE = st.builds(
 def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
     chat = Chat(tuple(messages))
     rendered = template(chat)
-    ranges = compressible(chat, rendered, template(framed(chat)))
+    ranges = droppable_ranges(chat, rendered, template(with_placeholders(chat)))
     assert list(ranges) == sorted(ranges)
     assert all(one.end <= other.start for one, other in itertools.pairwise(ranges))
     free = [
@@ -206,7 +213,7 @@ def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
 
 def test_frame_keeps_shape_and_marks():
     chat = Chat((say("system", "s"), say("user", "a", TextPart("b", protected=True), protected=True)), ("{}",))
-    frame = framed(chat)
+    frame = with_placeholders(chat)
     assert [len(message.parts) for message in frame.messages] == [1, 2]
     assert frame.messages[1].protected and frame.messages[1].parts[1].protected and frame.tools_json == ("{}",)
     texts = [part.text for message in frame.messages for part in message.parts]

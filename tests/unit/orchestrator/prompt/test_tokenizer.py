@@ -11,7 +11,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.spans import Span, covered
 from presift.orchestrator.domain.request import Chat, Message, Text, TextPart, TokenIds
 from presift.orchestrator.prompt.protection import Range
-from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer, protected_tokens
+from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer, protected_spans
 
 
 def template(messages, tools):
@@ -38,14 +38,14 @@ TEXTS = ["The quick brown fox", "naïve café 日本語", "a😀b👍👍c", "  
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_no_token_that_touches_a_protected_character_may_go(bpe, text):
+def test_no_token_that_touches_a_protected_character_is_droppable(bpe, text):
     encoding = bpe.encode(text, add_special_tokens=False)
     for start in range(len(text)):
         for end in range(start + 1, len(text) + 1):
-            spans = protected_tokens(encoding, (Range(start, end),), len(text))
+            spans = protected_spans(encoding, (Range(start, end),), len(text))
             free = ~covered(spans, len(encoding.ids))
             assert characters_of(encoding, free) <= set(range(start, end))
-            # And no more is protected than must be.
+            # And nothing else is protected.
             for token in np.flatnonzero(~free):
                 first, last = encoding.token_to_chars(int(token))
                 assert first < start or last > end
@@ -57,12 +57,12 @@ def test_any_ranges(bpe, data, text):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
     ranges = tuple(Range(*pair) for pair in zip(cuts[::2], cuts[1::2], strict=False))
     encoding = bpe.encode(text, add_special_tokens=False)
-    free = ~covered(protected_tokens(encoding, ranges, len(text)), len(encoding.ids))
+    free = ~covered(protected_spans(encoding, ranges, len(text)), len(encoding.ids))
     allowed = {at for each in ranges for at in range(each.start, each.end)}
     assert characters_of(encoding, free) <= allowed
 
 
-async def test_text_may_go_but_special_tokens_may_not(framed_bpe):
+async def test_text_is_droppable_but_special_tokens_are_not(framed_bpe):
     tokenized = await PromptTokenizer(framed_bpe, None).tokenize(Text("The quick brown fox"))
     assert tokenized.ids.dtype == np.uint32
     assert framed_bpe.decode(tokenized.ids.tolist()) == "The quick brown fox"
@@ -92,7 +92,7 @@ async def test_tools_are_protected(bpe):
     assert head.startswith('tools: [{"name": "dog"}]')
 
 
-# Of any Unicode but lone surrogates: emoji, combining and right-to-left characters among others.
+# Any Unicode except lone surrogates, with emoji, combining and right-to-left characters.
 ANY = st.text(
     st.characters(exclude_categories=["Cs"]) | st.sampled_from("👍🏽e\u0301\u05e9\u05dc\u0627\u200d\ue000\ue001<|"),
     max_size=12,
@@ -104,20 +104,20 @@ TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool
 @example(turns=[("system", [TextPart("\U0001b600", False, True), TextPart("\U0001f000", False, True)])], text="0")
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(turns=TURNS, text=ANY.filter(bool))
-async def test_documents_of_any_unicode_are_all_that_may_go(bpe, turns, text):
-    """To the character: what holds one of anything else stays, what holds none may go."""
+async def test_only_documents_are_droppable_in_any_unicode(bpe, turns, text):
+    """Exact to the character: a token is droppable if and only if all its characters are in documents."""
     turns = [*turns, ("user", [TextPart("Read: "), TextPart(text, document=True), TextPart(" why?")])]
     prompt = Chat(tuple(Message(role, tuple(parts)) for role, parts in turns), ('{"name": "töol"}',))
     tokenizer = PromptTokenizer(bpe, template)
     tokenized = await tokenizer.tokenize(prompt)
-    rendered, offsets = tokenizer.located(prompt)
-    may_go = documents_in(rendered, prompt)
+    rendered, offsets = tokenizer.render_with_offsets(prompt)
+    droppable = documents_in(rendered, prompt)
     free = ~covered(tokenized.protected, len(offsets))
-    assert free.tolist() == [all(at in may_go for at in range(*held)) for held in offsets]
+    assert free.tolist() == [all(at in droppable for at in range(*held)) for held in offsets]
 
 
 def documents_in(rendered, prompt):
-    """The characters of `rendered` that are of a document and not protected, found by the template's shape."""
+    """The unprotected document characters of `rendered`, located by the known template."""
     found, at = set(), rendered.index("\n<|im_start|>") + 1
     for message in prompt.messages:
         at += len(f"<|im_start|>{message.role}\n")
@@ -130,22 +130,22 @@ def documents_in(rendered, prompt):
     return found
 
 
-async def test_long_text_is_the_same_off_the_loop(bpe):
+async def test_long_text_gives_the_same_tokens_in_a_thread(bpe):
     text = "The quick brown fox 😀 " * 600
     assert len(text) > INLINE_CHARACTERS
     tokenized = await PromptTokenizer(bpe, None).tokenize(Text(text))
     assert tokenized.ids.tolist() == bpe.encode(text).ids
 
 
-async def test_what_was_seen_is_remembered(bpe):
+async def test_a_repeated_prompt_is_remembered(bpe):
     tokenizer = PromptTokenizer(bpe, template)
     first = await tokenizer.tokenize(Text("The quick brown fox"))
     assert await tokenizer.tokenize(Text("The quick brown fox")) is first
     assert await tokenizer.tokenize(Text("The quick brown dog")) is not first
 
 
-async def test_what_another_tenant_has_asked_is_not_remembered_for_this_one(bpe):
-    """Else the time that tokenising takes would tell."""
+async def test_tenants_do_not_share_the_memory(bpe):
+    """Otherwise response times would reveal other tenants' prompts."""
     tokenizer, prompt = PromptTokenizer(bpe, template), Text("The quick brown fox")
     first = await tokenizer.tokenize(prompt, "a")
     others = [await tokenizer.tokenize(prompt, salt) for salt in ("b", "")]
@@ -160,18 +160,24 @@ async def test_memory_is_bounded(bpe):
     first = await tokenizer.tokenize(Text(texts[0]))
     for text in texts[1:]:
         await tokenizer.tokenize(Text(text))
-    assert tokenizer._held_tokens <= 30
-    assert sum(each.ids.size for each in tokenizer._memory.values()) == tokenizer._held_tokens
+    assert 0 < sum(each.ids.size for each in tokenizer._memory.values()) <= 30
     assert await tokenizer.tokenize(Text(texts[0])) is not first
 
 
-async def test_what_is_larger_than_the_memory_is_not_remembered(bpe):
+async def test_a_prompt_larger_than_the_memory_is_not_remembered(bpe):
     tokenizer = PromptTokenizer(bpe, None, memory_tokens=3)
     await tokenizer.tokenize(Text("The quick brown fox"))
-    assert tokenizer._held_tokens == 0
+    assert not tokenizer._memory
 
 
-async def test_memory_tells_marks_apart(bpe):
+async def test_prompts_without_tokens_do_not_fill_the_memory(stripping_bpe):
+    tokenizer = PromptTokenizer(stripping_bpe, None, memory_tokens=3)
+    for spaces in range(1, 9):
+        await tokenizer.tokenize(Text(" " * spaces))
+    assert len(tokenizer._memory) == 3
+
+
+async def test_memory_distinguishes_protected_parts(bpe):
     """The same rendered text, once with a protected part."""
     tokenizer = PromptTokenizer(bpe, template)
     for protected in (False, True):
@@ -181,7 +187,7 @@ async def test_memory_tells_marks_apart(bpe):
         assert bool(np.all(covered(tokenized.protected, int(tokenized.ids.size)))) is protected
 
 
-async def test_memory_tells_text_from_chat(framed_bpe):
+async def test_memory_distinguishes_text_from_chat(framed_bpe):
     """A template that adds nothing: text gets the tokenizer's special tokens, the chat does not."""
     tokenizer = PromptTokenizer(framed_bpe, lambda messages, tools: messages[0]["content"])
     words = "The quick brown fox jumps over the lazy dog. " * 40
@@ -189,7 +195,7 @@ async def test_memory_tells_text_from_chat(framed_bpe):
     assert text.ids.size == said.ids.size + 2
 
 
-async def test_token_ids_are_read_as_they_are():
+async def test_token_ids_are_used_unchanged():
     ids = np.array([5, 6, 7], dtype=np.uint32)
     tokenized = await PromptTokenizer(None, None).tokenize(TokenIds(ids, (Span(1, 2), Span(0, 1))))
     assert tokenized.ids is ids and tokenized.protected == (Span(0, 2),)
@@ -198,7 +204,7 @@ async def test_token_ids_are_read_as_they_are():
 REFUSED = {
     "text without a tokenizer": (None, None, Text("x"), "prompt"),
     "chat without a template": ("bpe", None, chat(("user", "x")), "prompt"),
-    "tool that is no JSON": ("bpe", template, chat(("user", "x"), tools=["{}", "{"]), "prompt.chat.tools_json[1]"),
+    "tool that is not JSON": ("bpe", template, chat(("user", "x"), tools=["{}", "{"]), "prompt.chat.tools_json[1]"),
     "tool that is a list": ("bpe", template, chat(("user", "x"), tools=["[]"]), "prompt.chat.tools_json[0]"),
     "span past the end": (None, None, TokenIds(np.ones(3, np.uint32), (Span(1, 4),)), "protected_spans"),
 }
@@ -211,7 +217,7 @@ async def test_refusals(bpe, backend, shape, prompt, field):
     assert refusal.value.field == field
 
 
-async def test_text_of_which_nothing_is_left_has_no_tokens(stripping_bpe):
+async def test_text_that_the_normaliser_empties_has_no_tokens(stripping_bpe):
     assert (await PromptTokenizer(stripping_bpe, None).tokenize(Text(" \n "))).ids.size == 0
 
 
@@ -223,6 +229,6 @@ async def test_dropped_characters_shift_nothing(stripping_bpe):
 def test_offsets_lie_in_the_rendered_prompt(bpe):
     tokenizer = PromptTokenizer(bpe, template)
     prompt = chat(("user", "naïve 😀"))
-    rendered, offsets = tokenizer.located(prompt)
+    rendered, offsets = tokenizer.render_with_offsets(prompt)
     assert rendered == tokenizer.render(prompt)
     assert offsets[0] == (0, len("<|im_start|>")) and offsets[-1][1] == len(rendered)

@@ -19,7 +19,7 @@ def ids_of(backend, text):
 
 
 def read(target, draft, text=TEXT):
-    return VocabularyBridge(target, draft).read(ids_of(target, text))
+    return VocabularyBridge(target, draft).translate(ids_of(target, text))
 
 
 def copy(backend):
@@ -46,24 +46,24 @@ def test_the_drafts_own_beginning_is_kept_and_its_end_is_not(bpe, unigram):
     assert unigram.token_to_id("<eos>") not in reading.ids
 
 
-def test_a_tokenizer_file_that_cuts_and_fills(bpe, words):
+def test_truncation_and_padding_of_the_tokenizer_file_are_ignored(bpe, words):
     cutting = copy(words)
     cutting.enable_truncation(3)
     cutting.enable_padding(length=500)
     assert read(bpe, cutting).ids.tolist() == read(bpe, words).ids.tolist()
 
 
-def test_ids_that_are_of_no_text_are_refused(bpe, words):
+def test_ids_of_incomplete_characters_are_refused(bpe, words):
     half = ids_of(bpe, "😀a")[1:]  # begins in the middle of a character
     with pytest.raises(InvalidRequest, match="text"):
-        VocabularyBridge(bpe, words).read(half)
+        VocabularyBridge(bpe, words).translate(half)
 
 
-def test_ids_that_their_text_would_not_give_are_refused(bpe, words):
+def test_ids_that_their_text_does_not_encode_to_are_refused(bpe, words):
     by_letter = np.array([bpe.token_to_id(letter) for letter in "fox"], dtype=np.uint32)
     assert ids_of(bpe, "fox").size < 3
     with pytest.raises(InvalidRequest) as refusal:
-        VocabularyBridge(bpe, words).read(by_letter)
+        VocabularyBridge(bpe, words).translate(by_letter)
     assert refusal.value.field == "prompt" and "fox" not in refusal.value.message
 
 
@@ -81,14 +81,14 @@ def test_any_unicode(bpe, words, unigram, text):
     [(1, [";"]), (2, ["dog", ";"]), (3, ["dog", ";"]), (500, ["The", "lazy", "dog", ";"])],
 )
 def test_the_window_holds_the_same_text(byte_bpe, words, window, words_in_it):
-    """In the target's bytes; a word that lies in it in part is in it."""
+    """The window in bytes of the target; a word that is partly inside counts."""
     reading = read(byte_bpe, words, "The lazy dog;")
     count = reading.draft_window(window)
     assert [words.id_to_token(number) for number in reading.ids[-count:].tolist()] == words_in_it
 
 
 def test_a_window_is_never_empty(byte_bpe, words):
-    assert read(byte_bpe, words, "dog;   ").draft_window(2) == 1  # white space: no token of the draft
+    assert read(byte_bpe, words, "dog;   ").draft_window(2) == 1  # white space has no draft token
 
 
 @pytest.fixture(scope="module")
@@ -99,45 +99,45 @@ def byte_bpe(bpe):
     return Tokenizer.from_str(json.dumps(made))
 
 
-def carried(target, draft, text, told, count=99):
-    interpreter = VocabularyBridge(target, draft)
-    ids = interpreter.lookahead(interpreter.read(ids_of(target, text)), told, count)
+def translated_lookahead(target, draft, text, generated, count=99):
+    bridge = VocabularyBridge(target, draft)
+    ids = bridge.translate_lookahead(bridge.translate(ids_of(target, text)), generated, count)
     return target.decode(list(ids), skip_special_tokens=False), ids
 
 
 @pytest.mark.parametrize("draft", ["words", "unigram", "framed_bpe"])
-def test_the_lookahead_goes_on_where_the_prompt_ends(byte_bpe, draft, request):
+def test_the_lookahead_continues_the_prompt(byte_bpe, draft, request):
     draft = request.getfixturevalue(draft)
     whole, start = (draft.encode(text, add_special_tokens=False).ids for text in ("The lazy dog", "The lazy"))
     assert whole[: len(start)] == start
-    assert carried(byte_bpe, draft, "The lazy", whole[len(start) :])[0] == " dog"
+    assert translated_lookahead(byte_bpe, draft, "The lazy", whole[len(start) :])[0] == " dog"
 
 
-def test_the_lookahead_is_cut_to_the_asked_count(byte_bpe, words):
-    told = words.encode("dog", add_special_tokens=False).ids
-    assert carried(byte_bpe, words, "The", told, count=2)[0] == " d"
-    assert carried(byte_bpe, words, "The", told, count=0)[1] == ()
-    assert carried(byte_bpe, words, "The", ())[1] == ()
+def test_the_lookahead_is_cut_to_the_requested_count(byte_bpe, words):
+    generated = words.encode("dog", add_special_tokens=False).ids
+    assert translated_lookahead(byte_bpe, words, "The", generated, count=2)[0] == " d"
+    assert translated_lookahead(byte_bpe, words, "The", generated, count=0)[1] == ()
+    assert translated_lookahead(byte_bpe, words, "The", ())[1] == ()
 
 
 def test_the_lookahead_does_not_merge_with_the_prompt(bpe, byte_bpe):
     """`brow` and `n` stay apart although the target has a token for both together."""
-    told = ids_of(byte_bpe, "n fox").tolist()
-    text, ids = carried(bpe, byte_bpe, "The quick brow", told)
+    generated = ids_of(byte_bpe, "n fox").tolist()
+    text, ids = translated_lookahead(bpe, byte_bpe, "The quick brow", generated)
     assert text == "n fox" and ids == tuple(ids_of(bpe, "n fox").tolist())
     assert ids_of(bpe, "The quick brown fox").size < ids_of(bpe, "The quick brow").size + len(ids)
 
 
-def test_a_character_that_is_not_whole_is_left_out(bpe, byte_bpe):
-    told = ids_of(byte_bpe, "a😀").tolist()[:-1]
-    assert carried(bpe, byte_bpe, "The", told)[0] == "a"
+def test_an_incomplete_last_character_is_left_out(bpe, byte_bpe):
+    generated = ids_of(byte_bpe, "a😀").tolist()[:-1]
+    assert translated_lookahead(bpe, byte_bpe, "The", generated)[0] == "a"
 
 
 def test_special_tokens_of_the_lookahead(bpe, unigram):
-    """<eos> is in both vocabularies, <unk> in the draft's alone."""
-    told = [unigram.token_to_id(token) for token in ("<unk>", "<eos>")]
-    assert carried(bpe, unigram, "The", told)[1] == (bpe.token_to_id("<eos>"),)
+    """<eos> is in both vocabularies, <unk> only in the draft's."""
+    generated = [unigram.token_to_id(token) for token in ("<unk>", "<eos>")]
+    assert translated_lookahead(bpe, unigram, "The", generated)[1] == (bpe.token_to_id("<eos>"),)
 
 
 def test_ids_that_the_draft_does_not_have(bpe, words):
-    assert carried(bpe, words, "The", [2**31])[1] == ()
+    assert translated_lookahead(bpe, words, "The", [2**31])[1] == ()

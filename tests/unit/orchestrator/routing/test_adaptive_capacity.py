@@ -1,4 +1,4 @@
-"""Capacities between bounds: what is asked of the draft, what it may answer, what is told of it."""
+"""Adaptive capacities: the bounds requested from the draft, the answers it may give, and the decision's text."""
 
 from dataclasses import replace
 
@@ -9,30 +9,29 @@ from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest, PresiftError
 from presift.core.masks import TokenMask
-from presift.core.plan import CompressedPrompt, ModelInfo, Route
+from presift.core.plan import CompressedPrompt, Route
 from presift.core.policies import Adaptive, KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 from presift.orchestrator.domain.ports import MaskRejected
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.orchestrator.domain.request import AutoCapacity, TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
-from presift.orchestrator.planning.plan_builder import TokenizedPrompt, plan_of
-from presift.orchestrator.prompt.tokenizer import Tokenized
+from presift.orchestrator.planning.plan_builder import compressed_plan
 from presift.orchestrator.routing.adaptive_capacity import measured_at, outcome
-from presift.orchestrator.routing.choice import Defaults, Facts, Reason, RouteChoice
+from presift.orchestrator.routing.choice import Reason, RouteChoice
+from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.decision import CacheOutcome
-from presift.orchestrator.routing.forecast import draft_reading
+from presift.orchestrator.routing.forecast import draft_work
 from presift.orchestrator.routing.router import choose
 
-DEFAULTS = Defaults(SpecPc(100, window=10), 400, spec_kv=SpecKv(50, window=8, lookahead_tokens=5), cascade_capacity=200)
-FACTS = Facts(1000, 12, 11, max_new_tokens=50, context_tokens=2000, supported=frozenset(Route))
-PC, KV, KV_PC = Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC
-MODEL = ModelInfo("m", "r", "f", 2000, 2, 2, 100)
+from ....builders import DEFAULTS, KV, KV_PC, MODEL, PC, request_context, routing_inputs
+
+INPUTS = routing_inputs(must_keep=12, must_keep_kv=11, state=SystemState())
 
 
-def routed(route, facts=FACTS, defaults=DEFAULTS, auto=None, options=None, **budget):
-    budget = Budget(auto_capacity=None if auto is None else AutoCapacity(*auto), **budget)
-    return choose(route, budget, options or KvOptions(), facts, defaults)
+def routed(route, base=INPUTS, auto=None, **changes):
+    auto_capacity = None if auto is None else AutoCapacity(*auto)
+    return choose(routing_inputs(base, wanted=route, auto_capacity=auto_capacity, **changes))
 
 
 @pytest.mark.parametrize(
@@ -69,48 +68,47 @@ def test_the_bounds_of_a_prompt(auto, budget, least, most):
 )
 @pytest.mark.parametrize("selection", KvSelection)
 def test_the_bounds_of_kv(selection, auto, budget, page, least, most):  # noqa: PLR0917
-    options = KvOptions(selection=selection)
-    policy = routed(KV, replace(FACTS, kv_page_tokens=page), auto=auto, options=options, **budget).policy
+    policy = routed(KV, kv_page_tokens=page, auto=auto, selection=selection, **budget).policy
     assert (policy.capacity, policy.adaptive) == (most, Adaptive(0.9, least, page))
-    assert policy.mask == DEFAULTS.spec_pc  # what the draft counts by, whoever chooses
+    assert policy.mask == DEFAULTS.spec_pc  # the draft counts by it, whoever selects
 
 
-def test_the_callers_bounds_of_a_cascade_are_of_what_is_read():
+def test_the_callers_bounds_of_a_cascade_apply_to_the_tokens_read():
     policy = routed(KV_PC, auto=(0.9, 70, 90)).policy
     assert (policy.prompt.capacity, policy.prompt.adaptive) == (90, Adaptive(0.9, 70))
     assert (policy.kv.capacity, policy.kv.adaptive, policy.kv.mask) == (50, Adaptive(0.9, 16), None)
 
 
-def test_a_setting_adapts_where_the_caller_says_nothing():
+def test_the_deployments_setting_is_the_default():
     defaults = replace(DEFAULTS, auto_capacity=AutoCapacity(0.5))
     assert routed(PC, defaults=defaults).policy.adaptive == Adaptive(0.5, 16)
     assert routed(PC, defaults=defaults, auto=(0.8,)).policy.adaptive == Adaptive(0.8, 16)
     assert routed(PC).policy.adaptive is None
 
 
-def test_the_least_coverage_is_asked_for_where_it_is_more():
+def test_min_coverage_raises_the_requested_coverage():
     assert routed(PC, auto=(0.5,), min_coverage=0.75).policy.adaptive.coverage == 0.75
     assert routed(PC, auto=(0.75,), min_coverage=0.5).policy.adaptive.coverage == 0.75
     assert routed(PC, min_coverage=0.5).policy.adaptive is None
 
 
-def test_a_least_coverage_of_kv_is_measured_at_the_capacity_that_there_is_anyway():
+def test_min_coverage_of_kv_is_measured_at_the_fixed_capacity():
     for page, most in ((1, 50), (16, 48)):
-        facts = replace(FACTS, kv_page_tokens=page)
-        plain, measured = routed(KV, facts), routed(KV, facts, min_coverage=0.5)
+        inputs = routing_inputs(INPUTS, kv_page_tokens=page)
+        plain, measured = routed(KV, inputs), routed(KV, inputs, min_coverage=0.5)
         assert measured.policy == replace(plain.policy, mask=DEFAULTS.spec_pc, adaptive=Adaptive(1.0, most, page))
         assert measured.detail == plain.detail  # nothing is "up to"
-        cascade = routed(KV_PC, facts, min_coverage=0.5).policy
+        cascade = routed(KV_PC, inputs, min_coverage=0.5).policy
         assert (cascade.prompt.adaptive, cascade.kv.adaptive) == (None, Adaptive(1.0, most, page))
-    by_mask = KvOptions(selection=KvSelection.DRAFT_MASK)
-    assert routed(KV, options=by_mask, min_coverage=0.5) == routed(KV, options=by_mask)
+    by_mask = KvSelection.DRAFT_MASK
+    required = routed(KV, selection=by_mask, min_coverage=0.5)
+    assert required == routed(KV, selection=by_mask)
 
 
-def test_protected_spans_raise_the_default_bound_alone():
-    facts = replace(FACTS, must_keep=50)
-    assert routed(PC, facts, auto=(0.9,)).policy.adaptive.min_capacity == 64
-    assert routed(PC, facts, auto=(0.9, 20)).policy.adaptive.min_capacity == 20
-    assert routed(PC, replace(FACTS, must_keep=101), auto=(0.9,)).reason is Reason.PROTECTED_OVER_BUDGET
+def test_protected_spans_raise_only_the_default_bound():
+    assert routed(PC, must_keep=50, auto=(0.9,)).policy.adaptive.min_capacity == 64
+    assert routed(PC, must_keep=50, auto=(0.9, 20)).policy.adaptive.min_capacity == 20
+    assert routed(PC, must_keep=101, auto=(0.9,)).reason is Reason.PROTECTED_OVER_BUDGET
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,7 @@ def test_protected_spans_raise_the_default_bound_alone():
         ((0.5, 10, 9), "min_tokens"),
     ],
 )
-def test_bounds_that_cannot_be(auto, field):
+def test_invalid_bounds(auto, field):
     with pytest.raises(InvalidRequest) as refusal:
         AutoCapacity(*auto)
     assert refusal.value.field == f"budget.auto_capacity.{field}"
@@ -133,13 +131,13 @@ def test_bounds_that_cannot_be(auto, field):
 @pytest.mark.parametrize(
     ("limits", "field"), [({}, "auto_capacity.max_tokens"), ({"max_kv_tokens": 7}, "max_kv_tokens")]
 )
-def test_a_bound_below_the_window_is_refused_by_its_name(limits, field):
+def test_a_bound_below_the_window_is_refused_by_name(limits, field):
     with pytest.raises(InvalidRequest) as refusal:
         routed(KV, auto=(0.5, None, 9), **limits)
     assert refusal.value.field == f"budget.{field}"
 
 
-def test_auto_takes_the_callers_upper_bound_for_the_default_one():
+def test_auto_uses_the_callers_upper_bound_instead_of_the_default_one():
     choice = routed(None, auto=(0.9, None, 300))
     assert (choice.route, choice.policy.capacity, choice.reason) == (PC, 300, Reason.OVER_BUDGET)
     assert "reading up to 300" in choice.detail
@@ -154,10 +152,10 @@ def test_no_upper_bound_is_over_a_limit(route, least, most, limits, page):
     if least is not None and most is not None and least > most:
         least, most = most, least
     max_prompt_tokens, max_kv_tokens = limits["max_prompt_tokens"], limits["max_kv_tokens"]
-    facts = replace(FACTS, kv_page_tokens=page)
+    inputs = routing_inputs(INPUTS, kv_page_tokens=page)
     try:
-        plain = routed(route, facts, **limits)
-        choice = routed(route, facts, auto=(0.9, least, most), **limits)
+        plain = routed(route, inputs, **limits)
+        choice = routed(route, inputs, auto=(0.9, least, most), **limits)
     except PresiftError:
         return
     forecast = choice.forecast
@@ -173,13 +171,13 @@ def test_no_upper_bound_is_over_a_limit(route, least, most, limits, page):
         )
 
 
-def test_scoring_to_count_by_is_part_of_the_drafts_work():
+def test_scoring_for_the_coverage_is_part_of_the_drafts_work():
     mask = SpecPc(50, lookahead_tokens=9)
-    assert draft_reading(SpecKv(50, lookahead_tokens=5, mask=mask), 1000).steps == 5
-    assert draft_reading(SpecKv(50, lookahead_tokens=5, mask=mask, adaptive=Adaptive(0.9, 40)), 1000).steps == 8
+    assert draft_work(SpecKv(50, lookahead_tokens=5, mask=mask), 1000).steps == 5
+    assert draft_work(SpecKv(50, lookahead_tokens=5, mask=mask, adaptive=Adaptive(0.9, 40)), 1000).steps == 8
 
 
-TOKENS = Tokenized(np.arange(100, dtype=np.uint32), (Span(0, 6),))
+TOKENS = TokenizedPrompt(np.arange(100, dtype=np.uint32), (Span(0, 6),))
 AUTO = {"adaptive": Adaptive(0.9, 20, 4)}
 BY_PC, BY_TARGET = SpecPc(40, window=8, **AUTO), SpecKv(40, window=8, lookahead_tokens=2, **AUTO)
 MEASURED = replace(BY_TARGET, adaptive=measured_at(40, 4))
@@ -208,16 +206,16 @@ def test_a_mask_has_a_size_between_the_bounds():
 
 def test_a_kv_capacity_lies_between_the_bounds():
     assert [size for size in range(1, 50) if accepted(BY_TARGET, answer(100, size))] == [20, 24, 28, 32, 36, 40]
-    assert accepted(BY_TARGET, answer(100))  # an older draft says none
+    assert accepted(BY_TARGET, answer(100))  # an older draft reports none
 
 
 @pytest.mark.parametrize("policy", [BY_PC, BY_MASK, replace(BY_TARGET, adaptive=None)])
-def test_a_kv_capacity_that_was_not_asked_for_is_rejected(policy):
+def test_a_kv_capacity_that_was_not_requested_is_rejected(policy):
     size = 100 if policy.adaptive is None else 41 if policy is BY_MASK else 40
     assert accepted(policy, answer(size)) and not accepted(policy, answer(size, 24))
 
 
-def test_a_kv_capacity_without_room_for_what_must_be_kept_is_rejected():
+def test_a_kv_capacity_below_the_protected_tokens_is_rejected():
     tight = replace(TOKENS, protected=(Span(0, 16),))
     for policy, prompt in ((BY_TARGET, answer(100, 20)), (SpecKvPc(SpecPc(60, window=8), BY_TARGET), answer(60, 20))):
         with pytest.raises(MaskRejected, match="window and protected spans need 24"):
@@ -226,10 +224,9 @@ def test_a_kv_capacity_without_room_for_what_must_be_kept_is_rejected():
 
 
 def planned(route, policy, prompt):
-    choice = RouteChoice(route, Reason.REQUESTED, "asked for", policy, True)
-    return plan_of(
-        choice, CompressionResult(prompt, CacheOutcome.MISS, 1.0, 1.0), 0.0, TokenizedPrompt(TOKENS, MODEL, 1.0)
-    )
+    choice = RouteChoice(route, Reason.REQUESTED, "requested", policy, True)
+    context = request_context(TOKENS.ids, TOKENS.protected)
+    return compressed_plan(context, choice, CompressionResult(prompt, CacheOutcome.MISS, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -243,10 +240,10 @@ def planned(route, policy, prompt):
         (KV_PC, SpecKvPc(replace(BY_PC, capacity=60), BY_TARGET), answer(36), 36, 36),
     ],
 )
-def test_what_the_draft_came_to_is_what_is_read_and_held(route, policy, prompt, read, held):
+def test_the_plan_has_the_capacities_that_the_draft_chose(route, policy, prompt, read, held):
     plan = planned(route, policy, prompt)
     assert (plan.decision.kept_tokens, plan.decision.kv_tokens, plan.read_ids.size) == (read, held, read)
-    assert plan.decision.policy == policy  # by which the compressed prompt is known again
+    assert plan.decision.policy == policy  # by which the cached compressed prompt is found
     if plan.kv_plan is not None:
         assert (plan.kv_plan.policy.capacity, plan.kv_plan.policy.adaptive) == (held - 1, None)
     else:
@@ -254,30 +251,38 @@ def test_what_the_draft_came_to_is_what_is_read_and_held(route, policy, prompt, 
 
 
 @pytest.mark.parametrize(
-    ("policy", "prompt", "told"),
+    ("policy", "prompt", "text"),
     [
         (replace(BY_PC, capacity=1040), answer(24, None, 0.93), "auto: 24 of at most 1,040 tokens reach coverage 0.9"),
-        (BY_PC, answer(40, None, 0.5), "auto: 40 tokens, the most, cover 0.500 of the 0.9 asked for"),
+        (BY_PC, answer(40, None, 0.5), "auto: 40 tokens, the maximum, cover 0.500 of the requested 0.9"),
         (BY_PC, answer(40, None, float(np.float32(0.9))), "auto: 40 of at most 40 tokens reach coverage 0.9"),
         (BY_MASK, answer(29, None, 0.93), "auto: 28 of at most 40 KV tokens reach coverage 0.9"),
         (BY_TARGET, answer(100, 28), "auto: 28 of at most 40 KV tokens reach coverage 0.9, by the draft's estimate"),
-        (BY_TARGET, answer(100, 40), "auto: 40 KV tokens, the most: fewer do not reach coverage 0.9, by the draft's"),
-        (BY_TARGET, answer(100), "auto: 40 KV tokens, the most, as the draft did not say how many reach"),
+        (
+            BY_TARGET,
+            answer(100, 40),
+            "auto: 40 KV tokens, the maximum: fewer do not reach coverage 0.9, by the draft's",
+        ),
+        (
+            BY_TARGET,
+            answer(100),
+            "auto: 40 KV tokens, the maximum, because the draft did not report how many reach",
+        ),
         (BY_TARGET, answer(100, 40, None, 0.95), "auto: 40 of at most 40 KV tokens reach coverage 0.9, by the draft's"),
         (
             BY_TARGET,
             answer(100, 40, None, 0.7),
-            "auto: 40 KV tokens, the most, cover 0.700 of the 0.9 asked for, by",
+            "auto: 40 KV tokens, the maximum, cover 0.700 of the requested 0.9, by",
         ),
         (MEASURED, answer(100, 40, None, 0.7), "40 KV tokens cover 0.700, by the draft's estimate"),
         (SpecKvPc(SpecPc(60, window=8), BY_TARGET), answer(41), "auto: all 41 tokens read fit 40 KV tokens"),
     ],
 )
-def test_what_came_of_it_is_told(policy, prompt, told):
-    assert outcome(policy, prompt).startswith(told)
+def test_the_outcome_in_words(policy, prompt, text):
+    assert outcome(policy, prompt).startswith(text)
 
 
-def test_both_stages_of_a_cascade_are_told():
-    told = outcome(SpecKvPc(BY_PC, replace(BY_TARGET, capacity=22)), answer(24, 20, 0.93))
-    assert told.count("auto: ") == 2 and "; " in told
+def test_the_outcome_names_both_stages_of_a_cascade():
+    text = outcome(SpecKvPc(BY_PC, replace(BY_TARGET, capacity=22)), answer(24, 20, 0.93))
+    assert text.count("auto: ") == 2 and "; " in text
     assert outcome(SpecKvPc(SpecPc(60), SpecKv(40)), answer(60)) == outcome(SpecPc(40), answer(40)) == ""

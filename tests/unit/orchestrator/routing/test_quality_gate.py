@@ -14,7 +14,7 @@ from presift.core.plan import Route
 from presift.orchestrator.routing.agreement import Agreement, agreement
 from presift.orchestrator.routing.quality_gate import LengthBand, QualityGate, Thresholds, length_band
 
-MEASURED = Path(__file__).parents[4] / "bench" / "results" / "spec_kv_quality.json"
+MEASURED = Path(__file__).parents[3] / "bench" / "results" / "spec_kv_quality.json"
 PC, KV = Route.SPEC_PC, Route.SPEC_KV
 BAND = LengthBand(4096)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

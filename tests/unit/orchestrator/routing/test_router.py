@@ -1,6 +1,7 @@
-"""Facts in, route and reason out."""
+"""The route and the reason for given inputs."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -9,21 +10,25 @@ from hypothesis import strategies as st
 from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, PromptTooLong, RouteUnsupported
 from presift.core.plan import Route
 from presift.core.policies import SpecPc
-from presift.orchestrator.domain.request import Budget, KvOptions
-from presift.orchestrator.routing.choice import Defaults, Facts, Reason, check_fits
+from presift.orchestrator.domain.request import Budget
+from presift.orchestrator.routing.choice import Defaults, Reason, check_fits
+from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.router import choose as choose_route
+
+from ....builders import routing_inputs
 
 BOTH = frozenset({Route.FULL, Route.SPEC_PC})
 DEFAULTS = Defaults(SpecPc(100, window=10), compress_above_tokens=400)
-FACTS = Facts(prompt_tokens=1000, must_keep=10, must_keep_kv=10, max_new_tokens=50, context_tokens=2000, supported=BOTH)
+# With costs that were never observed no route is cheapest.
+INPUTS = routing_inputs(must_keep_kv=10, supported=BOTH, defaults=DEFAULTS, state=SystemState())
 
 
-def choose(wanted, budget, facts, defaults):
-    return choose_route(wanted, budget, KvOptions(), facts, defaults)
+def choose(**changes):
+    return choose_route(routing_inputs(INPUTS, **changes))
 
 
 def test_over_budget_is_compressed():
-    choice = choose(None, Budget(), FACTS, DEFAULTS)
+    choice = choose()
     assert (choice.route, choice.reason) == (Route.SPEC_PC, Reason.OVER_BUDGET)
     assert choice.policy == SpecPc(100, window=10)
     assert "1000" in choice.detail and "100" in choice.detail
@@ -42,28 +47,28 @@ def test_over_budget_is_compressed():
     ],
 )
 def test_reasons(prompt_tokens, budget, reason):
-    assert choose(None, budget, replace(FACTS, prompt_tokens=prompt_tokens), DEFAULTS).reason is reason
+    assert choose(budget=budget, prompt_tokens=prompt_tokens).reason is reason
 
 
 def test_named_routes():
-    assert choose(Route.FULL, Budget(), FACTS, DEFAULTS).reason is Reason.REQUESTED
-    named = choose(Route.SPEC_PC, Budget(max_prompt_tokens=70), FACTS, DEFAULTS)
+    assert choose(wanted=Route.FULL).reason is Reason.REQUESTED
+    named = choose(wanted=Route.SPEC_PC, max_prompt_tokens=70)
     assert (named.reason, named.policy.capacity) == (Reason.REQUESTED, 70)
 
 
-def test_a_threshold_does_not_hold_where_the_prompt_cannot_fit():
-    choice = choose(None, Budget(compress_above_tokens=5000), replace(FACTS, prompt_tokens=3000), DEFAULTS)
+def test_the_threshold_does_not_apply_if_the_prompt_does_not_fit_the_context():
+    choice = choose(compress_above_tokens=5000, prompt_tokens=3000)
     assert choice.route is Route.SPEC_PC
 
 
-def test_the_answer_has_room():
-    choice = choose(None, Budget(max_prompt_tokens=5000), replace(FACTS, prompt_tokens=3000), DEFAULTS)
+def test_the_capacity_leaves_room_for_the_answer():
+    choice = choose(max_prompt_tokens=5000, prompt_tokens=3000)
     assert choice.policy.capacity == 2000 - 50
 
 
 @pytest.mark.parametrize("must_keep", [100, 101])
 def test_protected_over_budget(must_keep):
-    choice = choose(None, Budget(), replace(FACTS, must_keep=must_keep), DEFAULTS)
+    choice = choose(must_keep=must_keep)
     assert choice.reason is (Reason.OVER_BUDGET if must_keep == 100 else Reason.PROTECTED_OVER_BUDGET)
 
 
@@ -90,7 +95,7 @@ REFUSED = {
 @pytest.mark.parametrize(("wanted", "budget", "changes", "error"), REFUSED.values(), ids=REFUSED)
 def test_refusals(wanted, budget, changes, error):
     with pytest.raises(error) as refusal:
-        choose(wanted, budget, replace(FACTS, **changes), DEFAULTS)
+        choose(wanted=wanted, budget=budget, **changes)
     assert type(refusal.value) is error
     assert refusal.value.details.keys() == {"field", "value", "limit"} and all(refusal.value.details.values())
 
@@ -104,9 +109,9 @@ def test_refusals(wanted, budget, changes, error):
         strict=st.booleans(),
         compress_above_tokens=st.none() | st.integers(0, 300),
     ),
-    facts=st.integers(1, 300).flatmap(
+    inputs=st.integers(1, 300).flatmap(
         lambda n: st.builds(
-            Facts,
+            partial(replace, INPUTS),
             prompt_tokens=st.just(n),
             must_keep=st.integers(min(n, 10), n),
             must_keep_kv=st.just(0),
@@ -118,38 +123,39 @@ def test_refusals(wanted, budget, changes, error):
     capacity=st.integers(10, 200),
     threshold=st.integers(0, 200),
 )
-def test_whatever_is_chosen_holds(wanted, budget, facts, capacity, threshold):
+def test_whatever_is_chosen_holds(wanted, budget, inputs, capacity, threshold):
     defaults = Defaults(SpecPc(capacity, window=10), threshold)
+    inputs = replace(inputs, wanted=wanted, budget=budget, defaults=defaults)
     try:
-        choice = choose(wanted, budget, facts, defaults)
+        choice = choose_route(inputs)
     except PresiftError as error:
         if wanted in (None, Route.FULL) and not budget.strict:
-            assert has_ground(error, budget, facts)
+            assert is_justified(error, inputs)
         return
-    assert choice.route in facts.supported
+    assert choice.route in inputs.supported
     if wanted is Route.FULL:
         assert choice.route is Route.FULL
     if choice.route is Route.FULL:
-        assert choice.policy is None and facts.prompt_tokens <= facts.room
+        assert choice.policy is None and inputs.prompt_tokens <= inputs.room
         if budget.strict and budget.capacity is not None:
-            assert facts.prompt_tokens <= budget.capacity
+            assert inputs.prompt_tokens <= budget.capacity
         return
     kept = choice.policy.capacity
-    assert choice.policy.window == 10 <= kept < facts.prompt_tokens
-    assert facts.must_keep <= kept <= facts.room
+    assert choice.policy.window == 10 <= kept < inputs.prompt_tokens
+    assert inputs.must_keep <= kept <= inputs.room
     assert budget.capacity is None or kept <= budget.capacity
     above = threshold if budget.compress_above_tokens is None else budget.compress_above_tokens
-    assert facts.prompt_tokens > above or facts.prompt_tokens > facts.room
+    assert inputs.prompt_tokens > above or inputs.prompt_tokens > inputs.room
 
 
-def has_ground(error, budget, facts):
-    """Whether a refusal of a route that is served, without `strict`, has one of its two grounds."""
-    too_long = isinstance(error, PromptTooLong) and (facts.prompt_tokens > facts.room or facts.room < 1)
-    below_window = type(error) is InvalidRequest and budget.capacity is not None and budget.capacity < 10
+def is_justified(error, inputs):
+    """Whether a refusal of a route that is served, without `strict`, has one of the two valid reasons."""
+    too_long = isinstance(error, PromptTooLong) and (inputs.prompt_tokens > inputs.room or inputs.room < 1)
+    below_window = type(error) is InvalidRequest and inputs.budget.capacity is not None and inputs.budget.capacity < 10
     return too_long or below_window
 
 
-def test_check_fits_says_how_much_is_free():
+def test_check_fits_says_how_many_tokens_fit():
     with pytest.raises(PromptTooLong, match=r"1951 tokens.*<= 1950"):
-        check_fits(replace(FACTS, prompt_tokens=1951))
-    check_fits(replace(FACTS, prompt_tokens=1950))
+        check_fits(replace(INPUTS, prompt_tokens=1951))
+    check_fits(replace(INPUTS, prompt_tokens=1950))

@@ -1,84 +1,125 @@
-"""Streams that are read apart from who waits for them."""
+"""Streams that are read ahead: all pieces in order for any consumer, and no task left behind."""
 
 import asyncio
+import gc
 from contextlib import aclosing
 
 import pytest
 
-from presift.rpc.client.stream_reader import read_stream
+from presift.rpc.client.stream_reader import MAX_PIECES, read_ahead
+
+
+def together(pieces):
+    """Lists joined to one."""
+    return [[number for piece in pieces for number in piece]]
 
 
 class Call:
-    """A stream that tells `count` events and then waits to be cancelled; whether its reader was cancelled instead."""
+    """A call of `count` pieces that then ends, raises `error`, or (`waits`) lasts until it is cancelled.
 
-    def __init__(self, count, ends=False, fault=None):
-        self.count, self.ends, self.fault = count, ends, fault
-        self.gone = asyncio.Event()
-        self.reader_was_cancelled = self.has_ended = False
+    A cancelled call raises `error` too, if it has one.
+    """
 
-    async def __aiter__(self):
+    def __init__(self, count, error=None, waits=False):
+        self.count, self.error, self.waits = count, error, waits
+        self.read = self.closed = self.cancels = 0
+        self.reader_was_cancelled = False
+        self._cancelled = asyncio.Event()
+
+    async def pieces(self):
         try:
             for number in range(self.count):
-                yield number
-            if not self.ends and self.fault is None:
-                await self.gone.wait()
-            if self.fault is not None:
-                raise self.fault
+                await asyncio.sleep(0)
+                if self._cancelled.is_set():
+                    break
+                self.read += 1
+                yield [number]
+            if self.waits:
+                await self._cancelled.wait()
+            if self.error:
+                raise self.error
         except asyncio.CancelledError:
             self.reader_was_cancelled = True
             raise
         finally:
-            self.has_ended = True
+            self.closed += 1
+
+    def cancel(self):
+        self.cancels += 1
+        self._cancelled.set()
+
+    def read_ahead(self, join=None):
+        return read_ahead(self.pieces(), self.cancel, join)
+
+    async def until(self, condition):
+        async with asyncio.timeout(20):
+            while not condition(self):
+                await asyncio.sleep(0)
 
 
-async def ended(call):
-    for _ in range(100):
-        if call.has_ended:
-            return True
-        await asyncio.sleep(0)
-    return False
+@pytest.mark.parametrize("join", [None, together])
+async def test_a_consumer_that_keeps_up_gets_each_piece(join):
+    call = Call(500)
+    assert [piece async for piece in call.read_ahead(join)] == [[number] for number in range(500)]
+    assert (call.closed, call.cancels) == (1, 0)
 
 
-async def test_everything_in_order():
-    assert [event async for event in read_stream(Call(200, ends=True))] == list(range(200))
+@pytest.mark.parametrize(("join", "most"), [(None, 5000), (together, MAX_PIECES + 2)])
+async def test_a_slow_consumer_gets_everything_in_few_pieces_if_they_can_be_joined(join, most):
+    call, found = Call(5000), []
+    async with aclosing(call.read_ahead(join)) as pieces:
+        found.append(await anext(pieces))
+        await call.until(lambda call: call.closed)
+        assert call.read == 5000, "the call was read to its end"
+        found += [piece async for piece in pieces]
+    assert len(found) <= most and together(found) == [list(range(5000))]
+    assert call.cancels == 0
 
 
-async def test_what_came_before_an_error_comes_first():
-    events, seen = read_stream(Call(3, fault=RuntimeError("lost"))), []
+@pytest.mark.parametrize("join", [None, together])
+async def test_an_error_comes_after_the_pieces_before_it(join):
+    call, found = Call(3, RuntimeError("lost")), []
     with pytest.raises(RuntimeError, match="lost"):
-        async for event in events:
-            seen.append(event)
-    assert seen == [0, 1, 2]
+        async for piece in call.read_ahead(join):
+            found.append(piece)
+    assert found == [[0], [1], [2]] and (call.closed, call.cancels) == (1, 0)
 
 
-async def test_who_is_cancelled_while_it_waits_does_not_cancel_the_reading():
-    call = Call(1)
-    events = read_stream(call)
-    assert await anext(events) == 0
-    waiting = asyncio.create_task(anext(events))
-    await asyncio.sleep(0)
-    waiting.cancel()
+@pytest.mark.parametrize("taken", [0, 1, 3])
+async def test_closing_early_cancels_the_call_and_leaves_no_task(taken):
+    before, call = asyncio.all_tasks(), Call(10**9)
+    async with aclosing(call.read_ahead(together)) as pieces:
+        for _ in range(taken):
+            await anext(pieces)
+    assert (call.closed, call.cancels) == ((1, 1) if taken else (0, 0))
+    assert not call.reader_was_cancelled and asyncio.all_tasks() == before
+
+
+async def test_a_cancelled_consumer_cancels_the_call_and_not_its_reader():
+    before, call = asyncio.all_tasks(), Call(1, waits=True)
+
+    async def take():
+        async with aclosing(call.read_ahead()) as pieces:
+            async for _ in pieces:
+                pass
+
+    taking = asyncio.create_task(take())
+    await call.until(lambda call: call.read)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    taking.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert not call.has_ended
-    call.gone.set()  # as a cancelled call ends
-    assert await ended(call) and not call.reader_was_cancelled
+        await taking
+    assert (call.closed, call.cancels) == (1, 1)
+    assert not call.reader_was_cancelled and asyncio.all_tasks() == before
 
 
-async def test_who_leaves_early_leaves_the_end_to_the_call():
-    call = Call(5)
-    async with aclosing(read_stream(call)) as events:
-        assert await anext(events) == 0
-    assert not call.has_ended
-    call.gone.set()
-    assert await ended(call) and not call.reader_was_cancelled
-
-
-async def test_an_error_that_nobody_waits_for_is_no_noise(caplog):
-    call = Call(1)
-    async with aclosing(read_stream(call)) as events:
-        await anext(events)
-    call.fault = RuntimeError("late")
-    call.gone.set()
-    assert await ended(call)
-    assert caplog.records == []
+@pytest.mark.parametrize("waits", [False, True], ids=["before the close", "by the cancelled call"])
+async def test_an_error_after_the_consumer_stopped_is_not_logged(waits, caplog):
+    call = Call(2, RuntimeError("late"), waits)
+    async with aclosing(call.read_ahead()) as pieces:
+        await anext(pieces)
+        await call.until(lambda call: call.closed or (waits and call.read == 2))
+    gc.collect()
+    await asyncio.sleep(0)
+    assert call.closed == 1 and not caplog.records

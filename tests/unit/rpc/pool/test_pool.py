@@ -1,6 +1,7 @@
 """The fleet over a name: who joins, who leaves, who is let go. Channels are fakes: none connects."""
 
 import asyncio
+import time
 from contextvars import ContextVar
 from unittest.mock import Mock
 
@@ -8,8 +9,8 @@ import grpc
 import pytest
 
 from presift.core.errors import DraftUnavailable
+from presift.rpc.circuit_breaker import BreakerState
 from presift.rpc.pool import pool as fleet_module
-from presift.rpc.pool.circuit_breaker import BreakerState
 from presift.rpc.pool.pool import ReplicaPool
 from presift.rpc.pool.replica import ReplicaInfo
 from presift.rpc.pool.resolver import DnsName, StaticAddresses
@@ -100,7 +101,7 @@ def addresses(fleet):
 
 async def test_a_name_is_looked_up_again(build, dns):
     fleet = build(DnsName("draft", 1))
-    assert await fleet.first() == "m"
+    assert await fleet.info() == "m"
     await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
     dns.append(("b:1", "c:1"))
     await settle(lambda: addresses(fleet) == ["b:1", "c:1"])
@@ -132,14 +133,14 @@ async def test_nobody_is_there(build, dns, channels):
     for channel in channels.values():
         channel.state = AWAY
     with pytest.raises(DraftUnavailable, match="none of 2"):
-        await fleet.first()
+        await fleet.info()
     with pytest.raises(DraftUnavailable, match="none of 2"):
         fleet.pick("key")
 
 
 async def test_a_replica_is_a_stranger_again_once_it_is_gone(build, channels):
     fleet = build(StaticAddresses(("a:1", "b:1")))
-    await fleet.first()
+    await fleet.info()
     await settle(lambda: len(fleet.usable()) == 2)
     gone = next(each for each in fleet.usable() if each.address == "a:1")
     channels["a:1"].move(AWAY)
@@ -147,7 +148,7 @@ async def test_a_replica_is_a_stranger_again_once_it_is_gone(build, channels):
     assert addresses(fleet) == ["b:1"]
     channels["a:1"].model = "other"
     channels["a:1"].move(READY)
-    await settle(lambda: [each.unused for each in fleet.standings()] == ["other, not m", ""])
+    await settle(lambda: [each.unused for each in fleet.statuses()] == ["other, not m", ""])
     assert addresses(fleet) == ["b:1"]
 
 
@@ -157,7 +158,7 @@ async def test_who_went_and_came_back_between_two_looks_is_introduced_anew(build
     channels["a:1"].model = "other"
     channels["a:1"].move(AWAY)
     channels["a:1"].move(READY)
-    await settle(lambda: [each.unused for each in fleet.standings()] == ["other, not m", ""])
+    await settle(lambda: [each.unused for each in fleet.statuses()] == ["other, not m", ""])
 
 
 REQUEST = ContextVar("request", default="")
@@ -184,8 +185,8 @@ async def test_looking_up_survives_whatever_happens_and_says_it_once(build, dns,
     dns.append(UnicodeError("label empty or too long"))
     await asyncio.sleep(0.1)
     assert addresses(fleet) == ["a:1", "b:1"]
-    assert [each.getMessage() for each in caplog.records if "not found" in each.getMessage()] == [
-        "draft: draft is not found: UnicodeError: label empty or too long"
+    assert [each.getMessage() for each in caplog.records if "cannot resolve" in each.getMessage()] == [
+        "draft: cannot resolve draft: UnicodeError: label empty or too long"
     ]
     dns.append(("c:1",))
     await settle(lambda: addresses(fleet) == ["c:1"])
@@ -196,18 +197,18 @@ async def test_the_measure_moves_where_it_may(build, channels, is_pinned):
     fleet = build(StaticAddresses(("a:1", "b:1")), is_pinned=is_pinned)
     channels["b:1"].model = "new"
     channels["b:1"].state = AWAY
-    assert await fleet.first() == "m"
+    assert await fleet.info() == "m"
     channels["b:1"].move(READY)
-    await settle(lambda: fleet.standings()[1].unused)
+    await settle(lambda: fleet.statuses()[1].unused)
     channels["a:1"].move(AWAY)
     if is_pinned:
         await settle(lambda: not fleet.usable())
-        assert fleet.standings()[1].unused == "new, not m"
+        assert fleet.statuses()[1].unused == "new, not m"
         return
     await settle(lambda: addresses(fleet) == ["b:1"])
-    assert await fleet.first() == "new"
+    assert await fleet.info() == "new"
     channels["a:1"].move(READY)
-    await settle(lambda: fleet.standings()[0].unused == "m, not new")
+    await settle(lambda: fleet.statuses()[0].unused == "m, not new")
 
 
 async def test_where_all_breakers_are_open_all_are_asked(build):
@@ -215,10 +216,10 @@ async def test_where_all_breakers_are_open_all_are_asked(build):
     await settle(lambda: len(fleet.usable()) == 2)
     first, second = fleet.usable()
     for _ in range(5):
-        first.breaker.failed()
+        first.breaker.record_failure(time.monotonic())
     assert fleet.usable() == [second]
     for _ in range(5):
-        second.breaker.failed()
+        second.breaker.record_failure(time.monotonic())
     assert fleet.usable() == [first, second]
 
 
@@ -257,7 +258,7 @@ async def test_a_single_address_is_not_watched(build, channels):
     channels["a:1"].state = AWAY
     assert fleet.is_alone and fleet.usable() == [fleet.only]
     assert not [task for task in asyncio.all_tasks() if "draft" in task.get_name()]
-    assert [each.is_healthy for each in fleet.standings()] == [False]
+    assert [each.is_healthy for each in fleet.statuses()] == [False]
 
 
 async def test_nothing_is_left_of_a_closed_one(build, channels):

@@ -6,14 +6,15 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
+from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool import replica as replica_module
-from presift.rpc.pool.circuit_breaker import FAILURES, BreakerState, CircuitBreaker
+from presift.rpc.pool.pool import FAILURES, OPEN_S
 from presift.rpc.pool.replica import Replica, ReplicaStatus
 
 
 @pytest.fixture
 def replica():
-    return Replica("a:1", Mock(), Mock(), CircuitBreaker("a:1", lambda to: None))
+    return Replica("a:1", Mock(), Mock(), CircuitBreaker(FAILURES, OPEN_S))
 
 
 def failing(name):
@@ -21,7 +22,7 @@ def failing(name):
 
 
 def call(replica, error, timeout_s=30.0):
-    with pytest.raises(type(error)), replica.judged(timeout_s):
+    with pytest.raises(type(error)), replica.record_outcome(timeout_s):
         raise error
 
 
@@ -56,7 +57,7 @@ def clock(monkeypatch):
 
 
 def leave(replica, clock, after_s, meanwhile=lambda: None):
-    with pytest.raises(asyncio.CancelledError), replica.judged(None):
+    with pytest.raises(asyncio.CancelledError), replica.record_outcome(None):
         clock[0] += after_s
         meanwhile()
         raise asyncio.CancelledError
@@ -69,7 +70,7 @@ def test_one_that_leaves_all_its_callers_waiting_has_failed(replica, clock):
 
 
 def answer(replica):
-    with replica.judged(None):
+    with replica.record_outcome(None):
         pass
 
 
@@ -77,7 +78,7 @@ def answer(replica):
     ("after_s", "meanwhile"),
     [
         (0.9, lambda replica: None),
-        (30.0, lambda replica: replica.spoke()),
+        (30.0, lambda replica: replica.record_message()),
         (30.0, answer),
         (30.0, lambda replica: call(replica, failing("INTERNAL"))),
     ],

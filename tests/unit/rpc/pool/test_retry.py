@@ -6,7 +6,8 @@ import grpc
 import pytest
 
 from presift.core.errors import DraftUnavailable, Overloaded
-from presift.rpc.pool.retry import AttemptedReplicas, Patience, with_failover
+from presift.rpc.deadline import NO_DEADLINE, Deadline
+from presift.rpc.pool.retry import AttemptedReplicas, with_failover
 from presift.rpc.status import DETAILS_KEY, details_of
 
 
@@ -14,8 +15,8 @@ def failing(code, *trailers):
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers))
 
 
-def asked(call, patience, *attempts, has_untried=True):
-    return with_failover(call, patience, *attempts, has_untried=lambda: has_untried)
+def asked(call, deadline, *attempts, has_untried=True):
+    return with_failover(call, deadline, *attempts, has_untried=lambda: has_untried)
 
 
 class Calls:
@@ -40,7 +41,7 @@ FULL = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, SAYS_FULL)
 @pytest.mark.parametrize("failure", [AWAY, failing(grpc.StatusCode.CANCELLED), FULL])
 async def test_who_did_nothing_gives_way(failure):
     calls = Calls(failure, "here")
-    assert await asked(calls, Patience(None)) == "here"
+    assert await asked(calls, NO_DEADLINE) == "here"
 
 
 @pytest.mark.parametrize(
@@ -49,22 +50,22 @@ async def test_who_did_nothing_gives_way(failure):
 async def test_everything_else_is_final(code):
     calls = Calls(failing(getattr(grpc.StatusCode, code)), "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await asked(calls, Patience(None))
+        await asked(calls, NO_DEADLINE)
     assert calls.count == 1
 
 
 async def test_who_is_full_gives_way_only_to_who_was_not_asked():
     calls = Calls(FULL, "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await asked(calls, Patience(None), has_untried=False)
+        await asked(calls, NO_DEADLINE, has_untried=False)
     assert calls.count == 1
-    assert await asked(Calls(AWAY, "here"), Patience(None), has_untried=False) == "here"
+    assert await asked(Calls(AWAY, "here"), NO_DEADLINE, has_untried=False) == "here"
 
 
 def test_who_says_that_it_is_full():
     tried = AttemptedReplicas()
     for replica, failure in (("away", AWAY), ("full", FULL), ("grpc", failing(grpc.StatusCode.RESOURCE_EXHAUSTED))):
-        with pytest.raises(grpc.aio.AioRpcError), tried.asking(replica):
+        with pytest.raises(grpc.aio.AioRpcError), tried.attempt(replica):
             raise failure
     assert (tried.all, tried.full) == (["away", "full", "grpc"], ["full"])
 
@@ -72,21 +73,21 @@ def test_who_says_that_it_is_full():
 async def test_two_more_at_most():
     calls = Calls(AWAY, AWAY, FULL, "here")
     with pytest.raises(grpc.aio.AioRpcError) as last:
-        await asked(calls, Patience(None))
+        await asked(calls, NO_DEADLINE)
     assert calls.count == 3 and last.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_one_where_one_is_said():
     calls = Calls(AWAY, "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await asked(calls, Patience(None), 1)
+        await asked(calls, NO_DEADLINE, 1)
     assert calls.count == 1
 
 
 async def test_not_when_the_time_is_over():
     calls = Calls(AWAY, "here")
     with pytest.raises(grpc.aio.AioRpcError):
-        await asked(calls, Patience(0.0))
+        await asked(calls, Deadline.within(0.0))
     assert calls.count == 1
 
 
@@ -94,7 +95,7 @@ async def test_errors_of_ours_and_cancellation_pass():
     for error in (DraftUnavailable("nobody"), asyncio.CancelledError()):
         calls = Calls(error, "here")
         with pytest.raises(type(error)):
-            await asked(calls, Patience(5.0))
+            await asked(calls, Deadline.within(5.0))
         assert calls.count == 1
 
 
@@ -105,14 +106,9 @@ async def test_a_cancelled_caller_leaves_at_once():
         began.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(asked(hang, Patience(None)))
+    task = asyncio.create_task(asked(hang, NO_DEADLINE))
     await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
-
-
-def test_patience():
-    assert Patience(None).left_s is None
-    assert 0 < Patience(100.0).left_s <= 100 and Patience(-1.0).left_s == 0.0

@@ -3,15 +3,15 @@
 import pytest
 
 from presift.core.errors import PresiftError
-from presift.rpc.security.service_token import bearer, fixed_tokens, is_one_of, shown, tokens_of
+from presift.rpc.security.service_token import bearer, bearer_token, fixed_tokens, is_one_of, tokens_from_file
 
 TOKEN, OTHER = "xylophone-xylophone", "glockenspiel-glockenspiel"
 
 
 def test_there_and_back():
-    assert shown([("x", "y"), bearer(TOKEN)]) == TOKEN
-    assert shown([("authorization", f"bEARER  {TOKEN} ")]) == TOKEN
-    assert shown(()) is None and shown(None) is None
+    assert bearer_token([("x", "y"), bearer(TOKEN)]) == TOKEN
+    assert bearer_token([("authorization", f"bEARER  {TOKEN} ")]) == TOKEN
+    assert bearer_token(()) is None and bearer_token(None) is None
 
 
 def test_any_of_them_is_right():
@@ -27,13 +27,13 @@ def test_what_is_none_is_refused_without_quoting_it(bad, tmp_path):
     file = tmp_path / "tokens"
     file.write_text(f"{bad}\n", encoding="utf-8")
     with pytest.raises(PresiftError, match=r"^service_token_file") as refused:
-        tokens_of("service_token_file", file)
+        tokens_from_file("service_token_file", file)
     assert "xyl" not in refused.value.message
 
 
 def test_a_file_holds_one_a_line(tmp_path):
     file = tmp_path / "tokens"
     file.write_text(f"\n {TOKEN} \r\n{OTHER}")
-    assert tokens_of("service_token_file", file).current() == (TOKEN, OTHER)
-    with pytest.raises(PresiftError, match="nowhere cannot be read"):
-        tokens_of("service_token_file", file.with_name("nowhere"))
+    assert tokens_from_file("service_token_file", file).current() == (TOKEN, OTHER)
+    with pytest.raises(PresiftError, match=r"cannot read .*nowhere"):
+        tokens_from_file("service_token_file", file.with_name("nowhere"))

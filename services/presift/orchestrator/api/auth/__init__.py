@@ -1,1 +1,1 @@
-"""Who calls, on whose account, and how much they may: API keys, tokens, tenants, limits."""
+"""Authentication: API keys and tokens, the tenants that they prove, and the tenants' limits."""

@@ -1,4 +1,4 @@
-"""API keys: made here, shown once, and kept as SHA-256 alone. A key has 256 random bits: no slow hash is needed."""
+"""API keys: created here, shown once, and stored as SHA-256 only. A key has 256 random bits: no slow hash is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = "psk_"
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """A key that was given out: its name (to find and revoke it by), the tenant whose it is, 64 hex digits."""
+    """An issued key: the name to find and revoke it by, its tenant, and the 64 hex digits of its SHA-256."""
 
     name: str
     tenant: str
@@ -21,17 +21,17 @@ class KeyEntry:
 
 
 def new_key() -> str:
-    """A key that nobody can guess, printable."""
+    """A random printable key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> str:
-    """64 hex digits, whatever the key is."""
+    """64 hex digits; `key` may be any string."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def entry_of(key: str, entries: Iterable[KeyEntry]) -> KeyEntry | None:
-    """The entry of `key`. All are compared, each in constant time, so that the time says nothing of them."""
+    """The entry of `key`. Compares with all of them in constant time, so that the time reveals nothing about them."""
     digest, found = digest_of(key), None
     for entry in entries:
         if hmac.compare_digest(digest, entry.sha256):

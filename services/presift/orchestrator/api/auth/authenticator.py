@@ -1,4 +1,4 @@
-"""The doorkeeper: from what a caller shows to who calls. Keys and tokens are read again when their files change."""
+"""Authenticates callers by API key or token. Keys and tokens are reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from presift.orchestrator.api.auth.key_file import Keys
 from presift.orchestrator.api.grpc.requests import TENANT_KEY, tenant_from_metadata
 from presift.orchestrator.domain.caller import Caller, Limits
 from presift.rpc.security.file_watcher import FileWatcher
-from presift.rpc.security.service_token import AUTHORIZATION, shown
+from presift.rpc.security.service_token import AUTHORIZATION, bearer_token
 from presift.telemetry.metrics import count
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
 
 
 class Authenticator:
-    """Lets callers in by API key or, unless `tokens` is None, by token. `usual`: limits of tenants without their own.
+    """Accepts API keys and, unless `tokens` is None, tokens. `default_limits` count for tenants without their own.
 
-    `keys` also says the tenants' limits, however they come in; one without entries lets nobody in by key.
+    `keys` has the limits of all tenants, however they authenticate. If it has no entries, no key is accepted.
     """
 
     def __init__(
-        self, keys: FileWatcher[Keys], tokens: TokenVerifier | None = None, usual: Limits | None = None
+        self, keys: FileWatcher[Keys], tokens: TokenVerifier | None = None, default_limits: Limits | None = None
     ) -> None:
         self._keys = keys
         self._tokens = tokens
-        self._usual = Limits() if usual is None else usual
+        self._default_limits = Limits() if default_limits is None else default_limits
 
     def admit(self, metadata: Metadata) -> Caller:
-        """As `caller`; refusals are counted."""
+        """As `caller`; counts rejections."""
         try:
             return self.caller(metadata)
         except PresiftError as error:
@@ -40,36 +40,37 @@ class Authenticator:
             raise
 
     def caller(self, metadata: Metadata) -> Caller:
-        """Raises Unauthenticated, PermissionDenied where another tenant is named, and InvalidRequest where none can be.
+        """Raises Unauthenticated, PermissionDenied if another tenant is named, and InvalidRequest for an invalid name.
 
-        A few microseconds a key, so a fraction of a millisecond; a token takes about one.
+        Takes a few microseconds per key, so a fraction of a millisecond; a token takes about one.
         """
         pairs = list(metadata or ())
-        credential = shown(pairs)
+        credential = bearer_token(pairs)
         if credential is None:
-            raise Unauthenticated(f"no key and no token: metadata `{AUTHORIZATION}: Bearer ...` is to be given once")
+            raise Unauthenticated(f"no API key or token: send metadata `{AUTHORIZATION}: Bearer ...` exactly once")
         keys = self._keys.current()
         tenant = self._tenant(credential, keys)
         if tenant_from_metadata(pairs) not in (None, tenant):
-            raise PermissionDenied(f"{TENANT_KEY} names another tenant than the one that the key or token is for")
-        return Caller(tenant, keys.limits.get(tenant, Limits()).over(self._usual), authenticated=True)
+            raise PermissionDenied(f"{TENANT_KEY} names a tenant other than that of the API key or token")
+        limits = keys.limits.get(tenant, Limits()).or_default(self._default_limits)
+        return Caller(tenant, limits, authenticated=True)
 
     async def reload(self) -> None:
-        """Look now whether the files have changed; what is bad is logged, and the old stays."""
-        await asyncio.to_thread(self._look)
+        """Check now whether the files have changed. Invalid files are logged, and the old contents stay in force."""
+        await asyncio.to_thread(self._reload)
 
     def _tenant(self, credential: str, keys: Keys) -> str:
         entry = entry_of(credential, keys.entries)
         if entry is not None:
             return entry.tenant
         if self._tokens is None or credential.startswith(PREFIX):
-            raise Unauthenticated("the key is none of ours, or not any more")
+            raise Unauthenticated("unknown or revoked API key")
         return self._tokens.tenant_of(credential)
 
-    def _look(self) -> None:
+    def _reload(self) -> None:
         self._keys.current()
         if self._tokens is not None:
-            self._tokens.refresh()
+            self._tokens.reload()
 
 
 def _why(error: PresiftError) -> str:

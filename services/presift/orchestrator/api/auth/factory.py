@@ -1,10 +1,10 @@
-"""The door by its settings: who is let in by which files."""
+"""Builds the authenticator from the settings."""
 
 from __future__ import annotations
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.authenticator import Authenticator
-from presift.orchestrator.api.auth.jwt_tokens import Rules, TokenVerifier, load_key_set
+from presift.orchestrator.api.auth.jwt_tokens import TokenRules, TokenVerifier, load_key_set
 from presift.orchestrator.api.auth.key_file import Keys, load_keys
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.caller import Limits
@@ -12,24 +12,27 @@ from presift.rpc.security.file_watcher import FileWatcher
 
 
 def build_authenticator(settings: OrchestratorSettings) -> Authenticator | None:
-    """None where anybody may call. Raises PresiftError for files that cannot be read or settings that cannot hold."""
-    keys_path, usual = settings.api_keys_file, Limits(settings.tenant_tokens_per_minute, settings.tenant_concurrency)
-    tokens = _tokens(settings)
+    """None if callers need not authenticate. Raises PresiftError for unreadable files and for invalid settings."""
+    keys_path = settings.api_keys_file
+    default_limits = Limits(settings.tenant_tokens_per_minute, settings.tenant_concurrency)
+    tokens = _token_verifier(settings)
     if keys_path is None and tokens is None:
-        if usual != Limits():
-            raise InvalidRequest("tenant_tokens_per_minute or tenant_concurrency", "set", "with keys or tokens alone")
+        if default_limits != Limits():
+            names = "tenant_tokens_per_minute or tenant_concurrency"
+            raise InvalidRequest(names, "set", "unset without api_keys_file or jwks_file")
         return None
     keys = FileWatcher((), Keys) if keys_path is None else FileWatcher([keys_path], lambda: load_keys(keys_path))
-    return Authenticator(keys, tokens, usual)
+    return Authenticator(keys, tokens, default_limits)
 
 
-def _tokens(settings: OrchestratorSettings) -> TokenVerifier | None:
-    path, said = settings.jwks_file, {name: getattr(settings, name) for name in ("jwt_issuer", "jwt_audience")}
-    for name, value in said.items():
-        if bool(value) != (path is not None):
+def _token_verifier(settings: OrchestratorSettings) -> TokenVerifier | None:
+    path = settings.jwks_file
+    for name in ("jwt_issuer", "jwt_audience"):
+        is_set = bool(getattr(settings, name))
+        if is_set != (path is not None):
             limit = "set with jwks_file" if path is not None else "unset without jwks_file"
-            raise InvalidRequest(name, "set" if value else "unset", limit)
+            raise InvalidRequest(name, "set" if is_set else "unset", limit)
     if path is None:
         return None
-    rules = Rules(settings.jwt_issuer, settings.jwt_audience, settings.jwt_tenant_claim)
+    rules = TokenRules(settings.jwt_issuer, settings.jwt_audience, settings.jwt_tenant_claim)
     return TokenVerifier(FileWatcher([path], lambda: load_key_set(path)), rules)

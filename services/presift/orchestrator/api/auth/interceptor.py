@@ -1,4 +1,4 @@
-"""The door over gRPC: every call but those for health has a known caller, or is refused before its message is read."""
+"""Authentication over gRPC: every call except health has a known caller, or is rejected before its message is read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import grpc
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.domain.caller import set_current_caller
-from presift.rpc.security.caller_interceptor import OPEN, refusing
+from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """To stand behind ErrorInterceptor, which tells the refusals."""
+    """Place it after ErrorInterceptor, which sends the errors."""
 
-    def __init__(self, doorkeeper: Authenticator) -> None:
-        self._doorkeeper = doorkeeper
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
 
     async def intercept_service(
         self,
@@ -28,10 +28,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         details: Any = handler_call_details
-        if not details.method.startswith(OPEN):
+        if not details.method.startswith(HEALTH_PREFIX):
             try:
-                # Each call has a task, and so a context, of its own, and is handled in it.
-                set_current_caller(self._doorkeeper.admit(details.invocation_metadata))
+                # Each call has its own task, and so its own context.
+                set_current_caller(self._authenticator.admit(details.invocation_metadata))
             except PresiftError as error:
                 return refusing(error)
         return await continuation(handler_call_details)

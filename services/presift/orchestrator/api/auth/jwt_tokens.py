@@ -1,5 +1,6 @@
-"""JSON Web Tokens: who they say calls, if a key of ours signed that. Asymmetric algorithms alone: no shared secrets,
-and never `none`. Keys come from a JWKS file, not from addresses that a token names.
+"""JSON Web Tokens: verified with the keys of a JWKS file, never with keys from an address that a token names.
+
+Only asymmetric algorithms are accepted: no shared secrets, and never `none`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from presift.orchestrator.domain.request import TENANT_PATTERN
 from presift.rpc.security.file_watcher import FileWatcher, read_file
 
 ALGORITHMS = frozenset(f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
-# Clocks differ.
+# Seconds by which clocks may differ.
 LEEWAY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What a token must say: who issued it, for whom, and under which claim it names the tenant."""
+class TokenRules:
+    """What a token must contain: its issuer, its audience, and the claim that names the tenant."""
 
     issuer: str
     audience: str
@@ -33,33 +34,35 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """Public keys by id; "" where the file gives one key and no id."""
+    """Public keys by id; the id of a single key may be ""."""
 
     keys: Mapping[str, jwt.PyJWK] = field(repr=False)
 
     def key_for(self, key_id: object) -> jwt.PyJWK | None:
-        """None where the token names none of ours; a token without an id has the only key there is."""
+        """None if the id is unknown. A token without an id is verified with the only key, if there is one."""
         if key_id is None and len(self.keys) == 1:
             return next(iter(self.keys.values()))
         return self.keys.get(key_id) if isinstance(key_id, str) else None
 
 
 def load_key_set(path: Path) -> KeySet:
-    """Raises PresiftError, naming the file and what is wrong, never quoting it."""
+    """Raises PresiftError, which names the file and the problem and never quotes the file."""
     return read_key_set(read_file("jwks_file", path), path.name)
 
 
 def read_key_set(raw: bytes, name: str) -> KeySet:
-    """Raises InvalidRequest for what is no JWKS, has a key twice, or one that is not asymmetric."""
+    """Raises InvalidRequest for anything but a JWKS, for a duplicate key, and for one that is not asymmetric."""
     try:
         found = json.loads(raw)["keys"]
         keys = [jwt.PyJWK.from_dict(each) for each in found if each.get("use", "sig") == "sig"]
     except Exception as error:  # the library's own messages may quote the file
         limit = f"a JSON object with a list of JWKs as `keys` ({type(error).__name__})"
         raise InvalidRequest("jwks_file", name, limit) from None
-    odd = [each.algorithm_name for each in keys if each.algorithm_name not in ALGORITHMS]
-    if odd or not keys:
-        raise InvalidRequest("jwks_file", odd[0] if odd else "no key", f"keys of {', '.join(sorted(ALGORITHMS))}")
+    unsupported = [each.algorithm_name for each in keys if each.algorithm_name not in ALGORITHMS]
+    if unsupported or not keys:
+        raise InvalidRequest(
+            "jwks_file", unsupported[0] if unsupported else "no key", f"keys of {', '.join(sorted(ALGORITHMS))}"
+        )
     by_id = {each.key_id or "": each for each in keys}
     if len(by_id) != len(keys):
         raise InvalidRequest("jwks_file", name, "keys with different ids (`kid`)")
@@ -67,34 +70,34 @@ def read_key_set(raw: bytes, name: str) -> KeySet:
 
 
 class TokenVerifier:
-    """Verifies tokens by the keys that are in force."""
+    """Verifies tokens with the current keys."""
 
-    def __init__(self, keys: FileWatcher[KeySet], rules: Rules) -> None:
+    def __init__(self, keys: FileWatcher[KeySet], rules: TokenRules) -> None:
         self._keys = keys
         self._rules = rules
 
     def tenant_of(self, token: str) -> str:
-        """The tenant that the token proves. Raises Unauthenticated, which says what is wrong and quotes nothing."""
+        """The tenant that the token proves. Raises Unauthenticated, which names the problem and quotes nothing."""
         try:
             key = self._keys.current().key_for(jwt.get_unverified_header(token).get("kid"))
             if key is None:
-                raise Unauthenticated("the token names no key of ours")
+                raise Unauthenticated("the token was signed with an unknown key")
             claims = self._verified(token, key)
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
         except jwt.PyJWTError as error:  # its text may quote the token
-            raise Unauthenticated(f"the token does not hold ({type(error).__name__})") from None
+            raise Unauthenticated(f"invalid token ({type(error).__name__})") from None
         tenant = claims.get(self._rules.tenant_claim)
         if not isinstance(tenant, str) or re.fullmatch(TENANT_PATTERN, tenant) is None:
-            raise Unauthenticated("the token names no tenant, or none that can be")
+            raise Unauthenticated("the token names no tenant, or an invalid one")
         return tenant
 
-    def refresh(self) -> None:
-        """Look whether the file has changed."""
+    def reload(self) -> None:
+        """Check whether the file has changed."""
         self._keys.current()
 
     def _verified(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
-        # The key's own algorithm, never the one that the token asks for.
+        # The key's own algorithm, never the one that the token requests.
         return jwt.decode(
             token,
             key,

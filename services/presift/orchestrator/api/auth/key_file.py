@@ -1,4 +1,4 @@
-"""The file of keys and tenants: YAML or JSON to values. What is wrong is told by its place, never by what stands there.
+"""The file of API keys and tenants, in YAML or JSON. Errors name the place and never quote the contents.
 
 keys:
   - {name: acme-ci, tenant: acme, sha256: 9f86d0...}
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.api_keys import KeyEntry
-from presift.orchestrator.config.yaml_lines import BadYaml, read_document
+from presift.orchestrator.config.yaml_lines import InvalidYaml, read_document
 from presift.orchestrator.domain.caller import Limits
 from presift.orchestrator.domain.request import TENANT_PATTERN
 from presift.rpc.security.file_watcher import read_file
@@ -27,57 +27,57 @@ Tenant = Annotated[str, Field(pattern=TENANT_PATTERN)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class KeyPart(_Part):
+class KeySection(_Section):
     name: Annotated[str, Field(pattern=TENANT_PATTERN)]
     tenant: Tenant
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class TenantPart(_Part):
+class TenantSection(_Section):
     tokens_per_minute: Count | None = None
     concurrency: Count | None = None
 
 
-class FilePart(_Part):
-    keys: tuple[KeyPart, ...] = ()
-    tenants: dict[Tenant, TenantPart] = Field(default_factory=dict)
+class FileSection(_Section):
+    keys: tuple[KeySection, ...] = ()
+    tenants: dict[Tenant, TenantSection] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Who may come in by key, and what each tenant may use, however it comes in."""
+    """The accepted keys, and the limits of tenants, however they authenticate."""
 
     entries: tuple[KeyEntry, ...] = field(default=(), repr=False)
     limits: Mapping[str, Limits] = field(default_factory=dict)
 
 
 def load_keys(path: Path) -> Keys:
-    """Raises PresiftError, naming file and line."""
+    """Raises PresiftError, which names file and line."""
     return read_keys(read_file("api_keys_file", path), path.name)
 
 
 def read_keys(raw: bytes, name: str) -> Keys:
-    """Raises InvalidRequest, naming the place in file `name`, never quoting what stands there: it may be a key."""
+    """Raises InvalidRequest, which names the place in file `name` and never quotes it: it may be a key."""
     try:
         document = read_document(raw.decode("utf-8-sig"))
-        part = FilePart.model_validate({} if document.data is None else document.data)
+        file = FileSection.model_validate({} if document.data is None else document.data)
     except UnicodeDecodeError:
         raise _refused(name, 1, "the file", "UTF-8") from None
-    except BadYaml as error:  # its text may quote the file
+    except InvalidYaml as error:  # its text may quote the file
         raise _refused(name, error.line, "the file", "YAML or JSON, no key given twice") from None
     except ValidationError as error:
         first = min(error.errors(include_url=False, include_input=False), key=lambda each: document.line(each["loc"]))
         place = ".".join(str(each) for each in first["loc"][:3] if not isinstance(each, str) or each in _NAMES)
         raise _refused(name, document.line(first["loc"]), place or "the file", _LIMITS.get(first["type"], "")) from None
-    twice = [key for key, count in Counter(each.name for each in part.keys).items() if count > 1]
-    if twice:
-        raise _refused(name, 1, f"keys.name {twice[0]}", "given once")
-    entries = tuple(KeyEntry(each.name, each.tenant, each.sha256) for each in part.keys)
-    limits = {tenant: Limits(each.tokens_per_minute, each.concurrency) for tenant, each in part.tenants.items()}
+    duplicates = [key for key, count in Counter(each.name for each in file.keys).items() if count > 1]
+    if duplicates:
+        raise _refused(name, 1, f"keys.name {duplicates[0]}", "given once")
+    entries = tuple(KeyEntry(each.name, each.tenant, each.sha256) for each in file.keys)
+    limits = {tenant: Limits(each.tokens_per_minute, each.concurrency) for tenant, each in file.tenants.items()}
     return Keys(entries, limits)
 
 
@@ -85,12 +85,12 @@ _NAMES = {"keys", "tenants", "name", "tenant", "sha256", "tokens_per_minute", "c
 _LIMITS = {
     "extra_forbidden": "left out: there is no such key",
     "missing": "given",
-    "string_pattern_mismatch": "a name of 1-64 of A-Z a-z 0-9 . _ -, or 64 small hex digits",
+    "string_pattern_mismatch": "a name of 1-64 of A-Z a-z 0-9 . _ -, or 64 lower-case hex digits",
     "greater_than_equal": ">= 1",
-    "int_type": "a whole number",
+    "int_type": "an integer",
 }
 
 
 def _refused(name: str, line: int, place: str, limit: str) -> InvalidRequest:
-    limit = limit or "of the right kind"
+    limit = limit or "of the right type"
     return InvalidRequest("api_keys_file", f"{name}:{line}", limit, f"{name}:{line}: {place} must be {limit}")

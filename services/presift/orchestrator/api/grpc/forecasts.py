@@ -1,4 +1,4 @@
-"""Forecasts and speeds as messages: what AUTO chose among, and what was learnt of the stages."""
+"""Protobuf messages for route forecasts and for the measured costs of stages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _COSTS = ("ttft_ms", "draft_ms", "target_ms", "step_ms", "read_tokens", "kv_toke
 
 
 def routes_to_wire(table: Iterable[Candidate], chosen: Route | None) -> list[orchestrator_pb2.RouteForecast]:
-    """The table in its order; `chosen` None where the request was refused."""
+    """The candidates in their order; `chosen` is None if the request was rejected."""
     return [_route_to_wire(each, is_chosen=each.route is chosen) for each in table]
 
 
 def speed_to_wire(speed: StageCost) -> orchestrator_pb2.StageSpeed:
-    model, replica = split_location(speed.place)
+    model, replica = split_location(speed.location)
     return orchestrator_pb2.StageSpeed(
         stage=speed.stage, model=model, replica=replica, contention=speed.contention, **asdict(speed.curve)
     )

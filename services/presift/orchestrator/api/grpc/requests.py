@@ -1,4 +1,4 @@
-"""Incoming messages as values: what a caller asked for. Raises InvalidRequest, naming the field."""
+"""Requests from protobuf messages. Every function raises InvalidRequest, which names the field of the message."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.limits import check_limits
 from presift.core.policies import KvSelection
-from presift.orchestrator.domain.limits import EXPLAIN, GENERATE
+from presift.orchestrator.api.grpc.limits import EXPLAIN, GENERATE
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import (
     TENANT_PATTERN,
     AutoCapacity,
@@ -18,7 +20,6 @@ from presift.orchestrator.domain.request import (
     Message,
     Prompt,
     Request,
-    Sampling,
     Text,
     TextPart,
     TokenIds,
@@ -34,7 +35,7 @@ _SELECTIONS: dict[int, KvSelection] = {
 
 
 def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
-    """None where the caller named none. Raises InvalidRequest unless it is one name."""
+    """The tenant that the caller names, None if it names none. Raises InvalidRequest unless it is one valid name."""
     names = [str(value) for key, value in metadata or () if key == TENANT_KEY]
     if len(names) > 1:
         raise InvalidRequest(TENANT_KEY, f"given {len(names)} times", "given once")
@@ -43,29 +44,37 @@ def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> 
     return names[0] if names else None
 
 
-def request_from_wire(request: orchestrator_pb2.GenerateRequest) -> Request:
-    """Whose it is, is not said here. Raises InvalidRequest, naming the field."""
-    check_limits(request, GENERATE)
-    return Request(
-        prompt=prompt_from_wire(request.prompt),
-        route=codec.route_from_wire(request.route),
-        budget=budget_from_wire(request.budget),
-        sampling=sampling_from_wire(request.sampling),
-        kv=kv_options_from_wire(request.kv),
-    )
+def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller, deployment_salt: str) -> Request:
+    """The caller's request."""
+    check_limits(message, GENERATE)
+    return _request(message, sampling_from_wire(message.sampling), caller, deployment_salt)
 
 
-def explain_request_from_wire(request: orchestrator_pb2.ExplainRequest) -> Request:
-    """As `request_from_wire`."""
-    check_limits(request, EXPLAIN)
-    given = request.HasField("max_new_tokens")
-    sampling = target_pb2.Sampling(max_new_tokens=request.max_new_tokens if given else None)
+def explain_request_from_wire(
+    message: orchestrator_pb2.ExplainRequest, caller: Caller, deployment_salt: str
+) -> Request:
+    """The caller's request, which is to be explained."""
+    check_limits(message, EXPLAIN)
+    max_new_tokens = message.max_new_tokens if message.HasField("max_new_tokens") else None
+    sampling = sampling_from_wire(target_pb2.Sampling(max_new_tokens=max_new_tokens))
+    return _request(message, sampling, caller, deployment_salt)
+
+
+def _request(
+    message: orchestrator_pb2.GenerateRequest | orchestrator_pb2.ExplainRequest,
+    sampling: Sampling,
+    caller: Caller,
+    deployment_salt: str,
+) -> Request:
     return Request(
-        prompt=prompt_from_wire(request.prompt),
-        route=codec.route_from_wire(request.route),
-        budget=budget_from_wire(request.budget),
-        sampling=sampling_from_wire(sampling),
-        kv=kv_options_from_wire(request.kv),
+        prompt=prompt_from_wire(message.prompt),
+        route=codec.route_from_wire(message.route),
+        budget=budget_from_wire(message.budget),
+        sampling=sampling,
+        kv=kv_options_from_wire(message.kv),
+        tenant=caller.tenant,
+        salt=caller.salt(deployment_salt),
+        limits=caller.limits,
     )
 
 
@@ -85,8 +94,8 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
 
 def _message(message: orchestrator_pb2.Message) -> Message:
     parts = tuple(_part(part) for part in message.parts)
-    calls = tuple(message.tool_calls_json)
-    return Message(message.role, parts, message.protected, calls, message.name, message.tool_call_id)
+    tool_calls = tuple(message.tool_calls_json)
+    return Message(message.role, parts, message.protected, tool_calls, message.name, message.tool_call_id)
 
 
 def _part(part: orchestrator_pb2.TextPart) -> TextPart:
@@ -103,12 +112,11 @@ def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
 
 
 def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
-    """Bounds of 0 are those of the defaults."""
+    """A bound of 0 takes the default."""
     return AutoCapacity(auto.coverage, auto.min_tokens or None, auto.max_tokens or None)
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
-    """Raises InvalidRequest where there is no token to generate."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
     values = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
     if values.get("max_new_tokens") == 0:
@@ -128,7 +136,7 @@ def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:
 
 
 def selection_from_wire(selection: int) -> KvSelection | None:
-    """None for UNSPECIFIED. Raises InvalidRequest for a number that is no selection."""
+    """None for UNSPECIFIED."""
     if selection == plan_pb2.KV_SELECTION_UNSPECIFIED:
         return None
     if selection not in _SELECTIONS:

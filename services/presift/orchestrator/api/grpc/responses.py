@@ -1,13 +1,13 @@
-"""Outgoing messages: decisions, deltas, usage and explanations, from the values of the pipeline."""
+"""Protobuf messages from the pipeline's events, explanations and status."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from presift.core.generation import FinishReason
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.policy_file import PolicyFile
-from presift.orchestrator.domain.ports import FinishReason
-from presift.orchestrator.pipeline.pipeline import Delta, Event, Report
+from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
 from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.decision import CacheOutcome, Decision
@@ -17,7 +17,7 @@ from presift.rpc.pool.replica import ReplicaStatus
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 _CACHE: dict[CacheOutcome, Any] = {
-    use: orchestrator_pb2.CacheOutcome.Value(f"CACHE_OUTCOME_{use.name}") for use in CacheOutcome
+    outcome: orchestrator_pb2.CacheOutcome.Value(f"CACHE_OUTCOME_{outcome.name}") for outcome in CacheOutcome
 }
 _REASONS: dict[Reason, Any] = {
     reason: orchestrator_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in Reason
@@ -93,7 +93,7 @@ def explanation_to_wire(explanation: Explanation) -> orchestrator_pb2.ExplainRes
 
 
 def policy_file_to_wire(file: PolicyFile | None) -> orchestrator_pb2.PolicyFile | None:
-    """Which file is in force; not whom it names."""
+    """The digest and load time of the file; not the tenants that it names."""
     return None if file is None else orchestrator_pb2.PolicyFile(digest=file.digest, loaded_at=file.loaded_at)
 
 
@@ -111,15 +111,15 @@ def quality_to_wire(quality: Quality) -> orchestrator_pb2.RouteQuality:
     )
 
 
-def replica_to_wire(standing: ReplicaStatus) -> orchestrator_pb2.Replica:
+def replica_to_wire(status: ReplicaStatus) -> orchestrator_pb2.Replica:
     return orchestrator_pb2.Replica(
-        address=standing.address,
-        role=standing.role,
-        healthy=standing.is_healthy,
-        breaker=standing.breaker.value,
-        in_flight=standing.in_flight,
-        unused=standing.unused,
-        name=standing.name,
+        address=status.address,
+        role=status.role,
+        healthy=status.is_healthy,
+        breaker=status.breaker.value,
+        in_flight=status.in_flight,
+        unused=status.unused,
+        name=status.name,
     )
 
 

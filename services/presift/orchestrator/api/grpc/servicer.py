@@ -1,4 +1,4 @@
-"""OrchestratorService over gRPC: a request is read, answered by the pipeline, and told."""
+"""OrchestratorService over gRPC: decodes requests, runs the pipeline, encodes its events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from presift.orchestrator.api.grpc.responses import (
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.caller import Caller, current_caller
-from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.rpc import codec
@@ -34,22 +33,28 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """presift.v1.OrchestratorService over a Pipeline."""
+    """presift.v1.OrchestratorService, served by a Pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, models: ModelRegistry, terms: PolicySource, *, explains: bool = True, salt: str = ""
+        self,
+        pipeline: Pipeline,
+        models: ModelRegistry,
+        policies: PolicySource,
+        *,
+        explains: bool = True,
+        salt: str = "",
     ) -> None:
-        """`salt` is the deployment's; each authenticated tenant has one of its own that is made of it."""
+        """`salt` is the deployment's; the salt of an authenticated tenant is derived from it."""
         self._pipeline = pipeline
         self._models = models
-        self._terms = terms
+        self._policies = policies
         self._explains = explains
         self._salt = salt
 
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        parsed = self._of_caller(request_from_wire(request), context)
+        parsed = request_from_wire(request, _caller(context), self._salt)
         async with aclosing(self._pipeline.generate(parsed, Deadline.within(context.time_remaining()))) as events:
             async for event in events:
                 yield event_to_wire(event)
@@ -58,16 +63,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.ExplainRequest, context: Context
     ) -> orchestrator_pb2.ExplainResponse:
         if not self._explains:
-            raise PermissionDenied("Explain is switched off here (--no-explain)")
-        parsed = self._of_caller(explain_request_from_wire(request), context)
+            raise PermissionDenied("Explain is disabled on this server (--no-explain)")
+        parsed = explain_request_from_wire(request, _caller(context), self._salt)
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
         explanation = await self._pipeline.explain(parsed, detail, Deadline.within(context.time_remaining()))
         return await asyncio.to_thread(explanation_to_wire, explanation)
-
-    def _of_caller(self, request: Request, context: Context) -> Request:
-        """Raises InvalidRequest for a tenant that cannot be."""
-        caller = current_caller() or Caller(tenant_from_metadata(context.invocation_metadata()))
-        return request.of(caller, self._salt)
 
     async def GetInfo(
         self, request: orchestrator_pb2.GetInfoRequest, context: Context
@@ -78,9 +78,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             draft=None if draft is None else codec.model_to_wire(draft),
             target=codec.model_to_wire(target.model),
             supported_routes=sorted(codec.route_to_wire(route) for route in target.supported),
-            compress_above_tokens=self._terms.table.compress_above_tokens(target.model.id),
-            policy_file=policy_file_to_wire(self._terms.file),
-            route_quality=[quality_to_wire(each) for each in self._pipeline.guard.qualities()],
-            speeds=[speed_to_wire(speed) for speed in self._pipeline.learnt_speeds()],
-            replicas=[replica_to_wire(each) for each in self._models.standings()],
+            compress_above_tokens=self._policies.table.compress_above_tokens(target.model.id),
+            policy_file=policy_file_to_wire(self._policies.file),
+            route_quality=[quality_to_wire(each) for each in self._pipeline.parts.guard.qualities()],
+            speeds=[speed_to_wire(speed) for speed in self._pipeline.stage_costs()],
+            replicas=[replica_to_wire(each) for each in self._models.statuses()],
         )
+
+
+def _caller(context: Context) -> Caller:
+    """The authenticated caller; without authentication, whoever the metadata names. Raises InvalidRequest."""
+    return current_caller() or Caller(tenant_from_metadata(context.invocation_metadata()))

@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP door: another way into the same pipeline, with the same callers, limits and refusals."""
+"""The OpenAI-compatible HTTP API: the same pipeline, callers, limits and errors as over gRPC."""

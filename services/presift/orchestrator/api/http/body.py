@@ -1,4 +1,4 @@
-"""A request's body: bounded in size and time, JSON alone."""
+"""Reads a request's body: JSON only, bounded in size, time and number of values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.api.http.disconnect import CallerLeft
-from presift.orchestrator.api.http.statuses import BODY_TIMEOUT, TOO_LARGE, UNSUPPORTED_MEDIA, HttpRefusal
+from presift.orchestrator.api.http.errors import (
+    BODY_TIMEOUT,
+    TOO_LARGE,
+    UNSUPPORTED_MEDIA,
+    ClientDisconnected,
+    HttpError,
+)
 
-# Seconds in which the whole body must have come: a call counts from its first header on.
+# Seconds in which the whole body must arrive: a call counts from its first header on.
 BODY_S = 120.0
-# From so many bytes on, a body is worked on aside: all calls of both doors share one event loop.
-ASIDE_BYTES = 2**18
-# A value takes two bytes here and up to hundreds in memory, and one call into C makes them all: nothing else runs
-# meanwhile, in no thread. More than the longest list of token ids, and than any chat with its tools, has.
+# A body of at least this many bytes is processed in another thread: all calls of both APIs share one event loop.
+LARGE_BYTES = 2**18
+# A value takes two bytes in the body and up to hundreds in memory. One call into C builds all of them, and no other
+# thread runs meanwhile. The limits are above the longest list of token ids and any chat with its tools.
 MAX_VALUES = 2**21
 MAX_NESTED = 2**19
 _MARKS = re.compile(rb'\\.|[",:\[{]', re.DOTALL)
@@ -28,17 +33,17 @@ _MARKS = re.compile(rb'\\.|[",:\[{]', re.DOTALL)
 T = TypeVar("T")
 
 
-async def aside(size: int, work: Callable[[], T]) -> T:
-    """What `work` returns, in another thread where it is about a body of many bytes."""
-    return work() if size < ASIDE_BYTES else await asyncio.to_thread(work)
+async def in_thread_if_large(size: int, work: Callable[[], T]) -> T:
+    """The result of `work`; computed in another thread if the body has at least LARGE_BYTES."""
+    return work() if size < LARGE_BYTES else await asyncio.to_thread(work)
 
 
-def json_object(raw: bytes) -> dict[str, Any]:
-    """Raises InvalidRequest for what is no JSON object, or has too many values."""
+def parse_json_object(raw: bytes) -> dict[str, Any]:
+    """Raises InvalidRequest for anything but a JSON object, and for too many values."""
     _check_values(raw)
     try:
         value = from_json(raw, allow_inf_nan=False)
-    except ValueError as error:  # says where, quotes nothing
+    except ValueError as error:  # names the position, quotes nothing
         raise InvalidRequest("body", f"not JSON ({error})", "a JSON object") from None
     if not isinstance(value, dict):
         raise InvalidRequest("body", "another JSON value", "a JSON object")
@@ -46,7 +51,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
 
 
 def _check_values(raw: bytes) -> None:
-    """Texts may hold as many commas and brackets as they like."""
+    """Commas and brackets inside strings do not count."""
     if raw.count(b",") <= MAX_VALUES and sum(map(raw.count, (b"{", b"[", b":"))) <= MAX_NESTED:
         return
     is_text, values, nested = False, 0, 0
@@ -61,26 +66,26 @@ def _check_values(raw: bytes) -> None:
         else:
             nested += 1
         if values > MAX_VALUES or nested > MAX_NESTED:
-            limit = f"at most {MAX_VALUES} values, {MAX_NESTED} objects, lists and keys"
-            raise InvalidRequest("body", "of more values", limit)
+            limit = f"at most {MAX_VALUES} values, and {MAX_NESTED} objects, lists and keys"
+            raise InvalidRequest("body", "too large", limit, f"the body has too many values; it may have {limit}")
 
 
-async def body_of(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """Raises HttpRefusal for what is not read, and CallerLeft."""
-    # A page of another site can send forms and plain text without asking; JSON it cannot.
+async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+    """Raises HttpError for a body that is not read, and ClientDisconnected."""
+    # A page of another site can send forms and plain text without CORS, but not JSON.
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HttpRefusal(UNSUPPORTED_MEDIA, "the body must be JSON: content-type application/json")
+        raise HttpError(UNSUPPORTED_MEDIA, "the body must be JSON: content-type application/json")
     # 64 MiB of gzip may hold 64 GiB.
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise HttpRefusal(UNSUPPORTED_MEDIA, "compressed bodies are not taken: send it without content-encoding")
-    said = headers.get("content-length", "0")
-    if said.isdecimal() and int(said[:20]) > max_bytes:
+        raise HttpError(UNSUPPORTED_MEDIA, "compressed bodies are not supported: send it without content-encoding")
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(BODY_S):
             return await _chunks(receive, max_bytes)
     except TimeoutError:
-        raise HttpRefusal(BODY_TIMEOUT, f"the body did not come within {BODY_S:g} s") from None
+        raise HttpError(BODY_TIMEOUT, f"the body did not arrive within {BODY_S:g} s") from None
 
 
 async def _chunks(receive: Receive, max_bytes: int) -> bytes:
@@ -88,7 +93,7 @@ async def _chunks(receive: Receive, max_bytes: int) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise CallerLeft
+            raise ClientDisconnected
         body += message.get("body", b"")
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
@@ -96,5 +101,5 @@ async def _chunks(receive: Receive, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _too_large(max_bytes: int) -> HttpRefusal:
-    return HttpRefusal(TOO_LARGE, f"the body is larger than {max_bytes} bytes (max_message_mib)")
+def _too_large(max_bytes: int) -> HttpError:
+    return HttpError(TOO_LARGE, f"the body is larger than {max_bytes} bytes (max_message_mib)")

@@ -1,31 +1,37 @@
-"""One HTTP call from its first header to its last byte: whose it is, what it counts as, how it ends."""
+"""One HTTP call: authenticated, counted and traced; every error is sent to its client."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry import trace
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from presift.core.errors import InternalError, PermissionDenied, PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.grpc.requests import tenant_from_metadata
-from presift.orchestrator.api.http.disconnect import CallerLeft, Presence
+from presift.orchestrator.api.http.disconnect import Client
+from presift.orchestrator.api.http.errors import ClientDisconnected
 from presift.orchestrator.api.http.sse import Reply
-from presift.orchestrator.api.http.tracing import served
 from presift.orchestrator.domain.caller import Caller
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import without_text
+from presift.telemetry.metrics import count
+from presift.telemetry.propagation import TraceParentPropagator
+from presift.telemetry.tracing import tracer
 
-# Seconds that a caller has to take what went wrong. He may read a byte now and then: his call would never end.
-TELL_S = 5.0
-# In the state of a request's scope (`connections.py`): what closes its connection at once.
+# Seconds that a client has to read an error. One that reads a byte now and then would keep its call forever.
+SEND_ERROR_S = 5.0
+# In the state of a request's scope (`connections.py`): the function that closes its connection at once.
 ABORT = "presift.abort"
+# The route of all unknown paths: the metrics must not have the caller's own.
+UNKNOWN_ROUTE = "other"
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,7 @@ class Call:
     receive: Receive
     reply: Reply
     caller: Caller
-    presence: Presence
+    client: Client
     path: Mapping[str, Any]
 
 
@@ -46,66 +52,92 @@ Endpoint = Callable[[Call], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Calling:
-    """How every call is taken. `doorkeeper` None lets anybody in; `calls` are counted with those of gRPC."""
+class Access:
+    """Who may call. Without an `authenticator` everyone may; `calls` counts the calls of gRPC too."""
 
-    doorkeeper: Authenticator | None
+    authenticator: Authenticator | None
     calls: ActiveCalls
 
-    def take(self, headers: Headers) -> Caller:
-        """In gRPC's order: strangers first, and nothing of theirs is read. Raises PresiftError."""
-        if self.doorkeeper is None and "origin" in headers:
-            # Nobody is asked for a key: a page that was opened on this machine must not speak for its owner, and one
-            # whose name was made to lead here (DNS rebinding) needs no CORS for that.
-            raise PermissionDenied("pages are not answered here, unless callers show keys")
+    def admit(self, headers: Headers) -> Caller:
+        """Authenticate before anything of the request is read, as gRPC does. Raises PresiftError."""
+        if self.authenticator is None and "origin" in headers:
+            # Without keys a page that was opened on this machine could act for its owner. A page whose host name was
+            # made to resolve to this machine (DNS rebinding) would not even need CORS.
+            raise PermissionDenied("requests from web pages need an API key or a token")
         pairs = headers.items()
-        caller = Caller(tenant_from_metadata(pairs)) if self.doorkeeper is None else self.doorkeeper.admit(pairs)
-        self.calls.take()
+        caller = Caller(tenant_from_metadata(pairs)) if self.authenticator is None else self.authenticator.admit(pairs)
+        self.calls.enter()
         return caller
-
-    def told(self, error: BaseException, presence: Presence) -> PresiftError | None:
-        """What to tell of `error`; None where nobody is there."""
-        if presence.has_left or isinstance(error, CallerLeft):
-            return None
-        if isinstance(error, asyncio.CancelledError):
-            return self.calls.why_cut()
-        if isinstance(error, PresiftError):
-            return error
-        # The text of a foreign exception may quote the prompt: only its type and place are logged or sent.
-        log.error("unexpected %s", type(error).__name__, exc_info=without_text(error))
-        return InternalError(f"unexpected {type(error).__name__}; see the service's log")
 
 
 @dataclass(frozen=True, slots=True)
-class Handled:
-    """An endpoint as ASGI; `route` names its span. Whatever ends a call is told to its caller; nothing is raised."""
+class CallHandler:
+    """An endpoint as an ASGI application; `route` names its span. Every error is sent to the client, none is raised."""
 
-    calling: Calling
+    access: Access
     route: str
     endpoint: Endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
-        presence = Presence(receive, lambda: reply.is_ending)
+        client = Client(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
-        with served(scope["method"], self.route, headers, reply):
+        with _request_span(scope["method"], self.route, headers, reply):
             try:
-                caller = self.calling.take(headers)
-                await self.endpoint(Call(headers, receive, reply, caller, presence, scope["path_params"]))
+                caller = self.access.admit(headers)
+                await self.endpoint(Call(headers, receive, reply, caller, client, scope["path_params"]))
             except (Exception, asyncio.CancelledError) as error:
-                told = self.calling.told(error, presence)
-                if told is not None:
-                    await _tell(reply, told, scope)
+                to_send = self._error_to_send(error, client)
+                if to_send is not None:
+                    await _send_error(reply, to_send, scope)
+
+    def _error_to_send(self, error: BaseException, client: Client) -> PresiftError | None:
+        """None if the client has disconnected."""
+        if client.has_disconnected or isinstance(error, ClientDisconnected):
+            return None
+        if isinstance(error, asyncio.CancelledError):
+            return self.access.calls.shutdown_error()
+        if isinstance(error, PresiftError):
+            return error
+        # The text of an unexpected exception may quote the prompt: only its type and place are logged or sent.
+        log.error("unexpected %s", type(error).__name__, exc_info=without_text(error))
+        return InternalError(f"unexpected {type(error).__name__}; see the service's log")
 
 
-async def _tell(reply: Reply, error: PresiftError, scope: Scope) -> None:
+async def _send_error(reply: Reply, error: PresiftError, scope: Scope) -> None:
     try:
-        with suppress(asyncio.CancelledError):  # cut while it is told
-            async with asyncio.timeout(TELL_S):
-                await reply.refuse(error)
+        with suppress(asyncio.CancelledError):  # cancelled while it was sent
+            async with asyncio.timeout(SEND_ERROR_S):
+                await reply.send_error(error)
     except TimeoutError:
-        scope.get("state", {}).get(ABORT, _nothing)()
+        scope.get("state", {}).get(ABORT, _do_nothing)()
 
 
-def _nothing() -> None:
-    """Another server than ours: it closes by itself what has no end."""
+def _do_nothing() -> None:
+    """Under a server other than presift's, which closes connections without a complete response itself."""
+
+
+@contextmanager
+def _request_span(method: str, route: str, headers: Headers, reply: Reply) -> Iterator[None]:
+    """The span of one call, in the caller's trace. Paths, queries and headers are the caller's: none is recorded."""
+    with tracer().start_as_current_span(
+        f"{method} {route}",
+        context=TraceParentPropagator().extract(dict(headers)),
+        kind=trace.SpanKind.SERVER,
+        attributes={"http.request.method": method, "http.route": route},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        yield
+        span.set_attribute("http.response.status_code", reply.status)
+        if reply.error:
+            span.set_attribute("error.type", reply.error)
+        # A stream that failed keeps the status that it began with.
+        if reply.status >= 500 or (reply.error and reply.status < 400):
+            span.set_status(trace.StatusCode.ERROR)
+    count_response(route, reply.status)
+
+
+def count_response(route: str, status: int) -> None:
+    """Count a response. Status 0: the client disconnected before one was sent."""
+    count("presift.http.replies", http_route=route, status=str(status or "none"))

@@ -1,23 +1,28 @@
-"""Answers in OpenAI's shapes: chat completions and text completions, whole or in chunks. Pure; knows no HTTP."""
+"""OpenAI's chat and text completions, whole or in chunks, from the pipeline's events. Knows no HTTP."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from presift.orchestrator.api.http.errors import told
-from presift.v1 import orchestrator_pb2, target_pb2
+from presift.core.generation import FinishReason
+from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire, report_to_wire
+from presift.orchestrator.api.http.presift_json import presift_json
+from presift.orchestrator.pipeline.events import Delta, Report
+from presift.orchestrator.planning.explain import Explanation
+from presift.orchestrator.routing.decision import Decision
 
-_FINISH = {target_pb2.FINISH_REASON_LENGTH: "length"}
+_FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How one endpoint's answers look."""
+    """How the answers of one endpoint look."""
 
-    prefix: str
+    id_prefix: str
     whole: str
     chunk: str
     is_chat: bool
@@ -28,93 +33,98 @@ TEXT = Shape("cmpl-", "text_completion", "text_completion", is_chat=False)
 
 
 @dataclass(slots=True)
-class Answer:
-    """One answer as it comes: `model` is the target's id, `fingerprint` its revision. `shows_ids`: token ids too."""
+class Completion:
+    """One answer as its events arrive. `model` is the target's id, `fingerprint` its revision.
+
+    `shows_ids` adds the token ids to choices; `shows_usage` adds OpenAI's `usage` to chunks.
+    """
 
     shape: Shape
     model: str
     fingerprint: str
     shows_ids: bool = False
+    shows_usage: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    has_begun: bool = False
+    has_role: bool = False
 
     def __post_init__(self) -> None:
-        self.id = self.shape.prefix + secrets.token_hex(16)
+        self.id = self.shape.id_prefix + secrets.token_hex(16)
 
-    def hear(self, delta: orchestrator_pb2.TextDelta) -> None:
-        """Keep what is new for `whole`."""
+    def add(self, delta: Delta) -> None:
+        """Keep a delta for `whole`."""
         self.text.append(delta.text)
         self.token_ids.extend(delta.token_ids)
 
-    def whole(self, decision: orchestrator_pb2.Decision, usage: orchestrator_pb2.Usage) -> dict[str, Any]:
-        """All of it, of what was heard."""
+    def whole(self, report: Report) -> dict[str, Any]:
+        """The answer of all deltas that were added."""
         text = "".join(self.text)
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.shape.is_chat else None
-        choice = self._choice(said or {"text": text}, self.token_ids, finish_reason(usage))
-        return self._object(self.shape.whole, [choice], usage=usage_of(usage), presift=_presift(decision, usage))
+        message = {"role": "assistant", "content": text, "refusal": None}
+        content = {"message": message} if self.shape.is_chat else {"text": text}
+        choice = self._choice(content, self.token_ids, _finish_reason(report))
+        return self._object(self.shape.whole, [choice], usage=_usage(report), presift=_presift(report))
 
-    def explained(self, explanation: orchestrator_pb2.ExplainResponse) -> dict[str, Any]:
+    def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""
-        made = told(explanation)
-        presift = {"decision": made.pop("decision"), "explanation": made}
+        details = presift_json(explanation_to_wire(explanation))
+        presift = {"decision": details.pop("decision"), "explanation": details}
         prompt_tokens = explanation.decision.prompt_tokens
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
         return self._object(self.shape.whole, [], usage=usage, presift=presift)
 
-    def opening(self, decision: orchestrator_pb2.Decision, *, has_usage: bool) -> dict[str, Any]:
-        """The decision, where it comes too late for the header."""
-        empty = self.chunk(orchestrator_pb2.TextDelta(), has_usage=has_usage)
-        return empty | {"presift": {"decision": told(decision)}}
+    def decision_chunk(self, decision: Decision) -> dict[str, Any]:
+        """The decision, for a stream whose header was sent without it."""
+        return self.chunk(Delta("", ())) | {"presift": {"decision": presift_json(decision_to_wire(decision))}}
 
-    def chunk(self, delta: orchestrator_pb2.TextDelta, *, has_usage: bool) -> dict[str, Any]:
-        """What is new."""
-        said = self._delta(delta.text) if self.shape.is_chat else {"text": delta.text}
-        unset = {"usage": None} if has_usage else {}
-        return self._object(self.shape.chunk, [self._choice(said, delta.token_ids, None)], **unset)
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        """One delta."""
+        unset = {"usage": None} if self.shows_usage else {}
+        choice = self._choice(self._content(delta.text), delta.token_ids, None)
+        return self._object(self.shape.chunk, [choice], **unset)
 
-    def ends(
-        self, decision: orchestrator_pb2.Decision, usage: orchestrator_pb2.Usage, *, has_usage: bool
-    ) -> list[dict[str, Any]]:
-        """The last chunks: why it ended and, where that is asked for, its usage. The last one has the decision."""
-        said = self._delta("") if self.shape.is_chat else {"text": ""}
-        choice, presift = self._choice(said, (), finish_reason(usage)), _presift(decision, usage)
-        if not has_usage:
+    def last_chunks(self, report: Report) -> list[dict[str, Any]]:
+        """The finish reason and, if requested, the usage. The last chunk has the decision."""
+        choice, presift = self._choice(self._content(""), (), _finish_reason(report)), _presift(report)
+        if not self.shows_usage:
             return [self._object(self.shape.chunk, [choice], presift=presift)]
         return [
             self._object(self.shape.chunk, [choice], usage=None),
-            self._object(self.shape.chunk, [], usage=usage_of(usage), presift=presift),
+            self._object(self.shape.chunk, [], usage=_usage(report), presift=presift),
         ]
 
-    def _delta(self, text: str) -> dict[str, Any]:
-        role = {} if self.has_begun else {"role": "assistant", "content": ""}
-        self.has_begun = True
+    def _content(self, text: str) -> dict[str, Any]:
+        if not self.shape.is_chat:
+            return {"text": text}
+        role = {} if self.has_role else {"role": "assistant", "content": ""}
+        self.has_role = True
         return {"delta": role | ({"content": text} if text else {})}
 
-    def _choice(self, said: dict[str, Any], token_ids: Any, finish: str | None) -> dict[str, Any]:
+    def _choice(self, content: dict[str, Any], token_ids: Sequence[int], finish: str | None) -> dict[str, Any]:
         ids = {"token_ids": list(token_ids)} if self.shows_ids else {}
-        return {"index": 0, **said, **ids, "logprobs": None, "finish_reason": finish}
+        return {"index": 0, **content, **ids, "logprobs": None, "finish_reason": finish}
 
     def _object(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        known = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return known | {"system_fingerprint": self.fingerprint, "choices": choices} | more
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return head | {"system_fingerprint": self.fingerprint, "choices": choices} | more
 
 
-def finish_reason(usage: orchestrator_pb2.Usage) -> str:
-    return _FINISH.get(usage.finish_reason, "stop")
+def _finish_reason(report: Report) -> str:
+    return _FINISH_REASONS[report.usage.finish_reason]
 
 
-def usage_of(usage: orchestrator_pb2.Usage) -> dict[str, Any]:
-    """`prompt_tokens` is the prompt as it was asked, `cached_tokens` is of what was read of it."""
+def _usage(report: Report) -> dict[str, Any]:
+    """`prompt_tokens` counts the prompt as it was sent, `cached_tokens` what the target had cached of what it read."""
+    prompt_tokens, completion_tokens = report.decision.prompt_tokens, report.usage.completion_tokens
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": report.usage.cached_tokens},
     }
 
 
-def _presift(decision: orchestrator_pb2.Decision, usage: orchestrator_pb2.Usage) -> dict[str, Any]:
-    return {"decision": told(decision), "usage": told(usage)}
+def _presift(report: Report) -> dict[str, Any]:
+    decision, usage = decision_to_wire(report.decision), report_to_wire(report)
+    return {"decision": presift_json(decision), "usage": presift_json(usage)}

@@ -1,4 +1,4 @@
-"""Connections: sockets that notice a caller who is gone without a word, and a time in which requests must begin."""
+"""Connections: sockets that detect dead clients, and a time limit for a request's headers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.http.call import ABORT
 
-# As the gRPC door: pings after 30 s, and a peer that leaves three of them without an answer is gone.
+# As for gRPC: pings after 30 s; a client that misses three of them is disconnected.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-# What was written and is not taken: so long a caller may stand still with a full window.
+# How long written data may stay unacknowledged: a client may keep a full window for this long.
 _UNREAD_MS = 120_000
 _LAST_PORT = 65_535
 
 
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 whose idle time runs until a request's headers are whole, and from a connection's beginning: bytes that
-    trickle in do not prolong it (uvicorn's own begins with the first answer, and ends with the next byte)."""
+class HeaderTimeoutProtocol(H11Protocol):
+    """HTTP/1.1 whose idle time runs from a connection's beginning and until a request's headers are complete.
+
+    uvicorn's own idle time begins with the first response and ends with the next byte, so slow headers would keep a
+    connection forever.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -29,37 +32,38 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
-        self.handle_events()  # stops the clock where a request begins
+        self.handle_events()  # stops the timer when a request begins
 
     def handle_events(self) -> None:
         try:
             super().handle_events()
         except h11.LocalProtocolError:
-            # What came behind an early answer is no HTTP, and uvicorn would answer it once more: asyncio would log a
-            # stack trace for everybody who sends that.
+            # Bytes after an early response were not HTTP. uvicorn would send another response, and asyncio would log a
+            # stack trace for every client that does this.
             self.transport.abort()
 
 
-def bound(listen: str, setting: str) -> socket.socket:
+def bound_socket(listen: str, setting: str) -> socket.socket:
     """A socket at HOST:PORT, whose connections inherit its options. Raises PresiftError, naming the setting."""
     host, _, port = listen.rpartition(":")
     try:
-        if int(port) > _LAST_PORT:  # the resolver would take it for another one
+        if int(port) > _LAST_PORT:  # the resolver would take it modulo 65,536
             raise OverflowError("there is no such port")
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.socket(family, kind, protocol)
+        bound = socket.socket(family, kind, protocol)
     except (OSError, OverflowError) as error:
         raise PresiftError(f"cannot listen on {listen} ({setting}): {error}") from None
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
-        made.bind(place)
+            bound.setsockopt(socket.IPPROTO_TCP, option, value)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+        bound.bind(address)
     except (OSError, OverflowError) as error:
-        made.close()
-        raise PresiftError(f"cannot listen on {listen} ({setting}): the address is in use or not ours") from error
-    return made
+        bound.close()
+        message = "the address is in use or does not belong to this machine"
+        raise PresiftError(f"cannot listen on {listen} ({setting}): {message}") from error
+    return bound

@@ -1,4 +1,4 @@
-"""Callers who leave: whatever is done for one ends when its connection does, as a cancelled gRPC call."""
+"""Cancels a request's work when its client disconnects, as gRPC cancels a call."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from contextlib import asynccontextmanager
 from starlette.types import Receive
 
 
-class CallerLeft(Exception):
-    """Nobody is there to be answered."""
-
-
-class Presence:
-    """Whether the caller of the current task is still there. `has_left`: its task was cancelled for that."""
+class Client:
+    """The client of the current task. `has_disconnected`: the task was cancelled for that reason."""
 
     def __init__(self, receive: Receive, is_ending: Callable[[], bool]) -> None:
-        """A server says the same of a connection whose answer `is_ending`, or has: nobody left then."""
-        self.has_left = False
+        """A server reports a disconnect also after a complete response: it is ignored once the response `is_ending`."""
+        self.has_disconnected = False
         self._receive = receive
         self._is_ending = is_ending
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """The block is cancelled when the caller leaves. To be entered once the body was read."""
-        watching = asyncio.create_task(self._watch(asyncio.current_task()), name="watch a caller")
+    async def cancels_on_disconnect(self) -> AsyncIterator[None]:
+        """Cancel the block when the client disconnects. To be entered after the body was read."""
+        watching = asyncio.create_task(self._watch(asyncio.current_task()), name="watch a client")
         try:
             yield
         finally:
@@ -35,5 +31,5 @@ class Presence:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         if task is not None and not self._is_ending():
-            self.has_left = True
+            self.has_disconnected = True
             task.cancel()

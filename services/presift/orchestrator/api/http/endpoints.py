@@ -1,4 +1,4 @@
-"""The endpoints that answer prompts: OpenAI's request in, the pipeline's events out."""
+"""/v1/chat/completions and /v1/completions: an OpenAI request in, the pipeline's events out."""
 
 from __future__ import annotations
 
@@ -8,29 +8,36 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
-from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
-from presift.orchestrator.api.grpc.responses import event_to_wire, explanation_to_wire
-from presift.orchestrator.api.http.body import aside, body_of, json_object
+from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
 from presift.orchestrator.api.http.call import Call
-from presift.orchestrator.api.http.completions import CHAT, TEXT, Answer, Shape
-from presift.orchestrator.api.http.errors import HEADER, in_header
+from presift.orchestrator.api.http.completions import CHAT, TEXT, Completion, Shape
+from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.models import ServedModels
-from presift.orchestrator.api.http.parameters import brief, carried_out
-from presift.orchestrator.api.http.requests import explain_request, generate_request
-from presift.orchestrator.api.http.schema import MAX_TIMEOUT_S, ChatAsked, TextAsked, parsed
-from presift.orchestrator.api.http.sse import Reply, as_json
-from presift.orchestrator.pipeline.pipeline import Event, Pipeline
+from presift.orchestrator.api.http.presift_json import DECISION_HEADER, decision_header
+from presift.orchestrator.api.http.requests import parameter_names, request_from_body
+from presift.orchestrator.api.http.schema import (
+    MAX_TIMEOUT_S,
+    Body,
+    ChatBody,
+    CompletionBody,
+    ExplainOptions,
+    validate,
+)
+from presift.orchestrator.api.http.sse import Reply, json_bytes
+from presift.orchestrator.api.http.unsupported import supported_parameters
+from presift.orchestrator.domain.request import Request
+from presift.orchestrator.pipeline.events import Delta, Event
+from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
+from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline
-from presift.v1 import orchestrator_pb2
 
 TIMEOUT_KEY = "presift-timeout-s"
-AnyAsked = ChatAsked | TextAsked
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for every request: the largest body, new tokens where no number is named, the deployment's salt."""
+class EndpointOptions:
+    """`max_new_tokens` counts for requests that name no number; `salt` is the deployment's."""
 
     max_body_bytes: int
     max_new_tokens: int
@@ -38,113 +45,121 @@ class Terms:
     explains: bool = True
 
 
-class Asking:
-    """/v1/chat/completions and /v1/completions."""
+class CompletionEndpoints:
+    """Both endpoints over one Pipeline."""
 
-    def __init__(self, pipeline: Pipeline, models: ServedModels, terms: Terms) -> None:
+    def __init__(self, pipeline: Pipeline, models: ServedModels, options: EndpointOptions) -> None:
         self._pipeline = pipeline
         self._models = models
-        self._terms = terms
+        self._options = options
 
     async def chat(self, call: Call) -> None:
-        await self._ask(call, ChatAsked, CHAT)
+        await self._complete(call, ChatBody, CHAT)
 
-    async def complete(self, call: Call) -> None:
-        await self._ask(call, TextAsked, TEXT)
+    async def text(self, call: Call) -> None:
+        await self._complete(call, CompletionBody, TEXT)
 
-    async def _ask(self, call: Call, kind: type[AnyAsked], shape: Shape) -> None:
+    async def _complete(self, call: Call, schema: type[Body], shape: Shape) -> None:
         clock = asyncio.get_running_loop().time
         arrived_s = clock()
-        raw = await body_of(call.headers, call.receive, self._terms.max_body_bytes)
-        asked = await aside(len(raw), lambda: parsed(kind, carried_out(json_object(raw))))
-        target = self._models.named(asked.model)
-        answer = Answer(shape, target.id, target.revision, shows_ids=asked.presift.token_ids)
-        timeout_s = _timeout_s(call, asked)
+        raw = await read_body(call.headers, call.receive, self._options.max_body_bytes)
+        body = await in_thread_if_large(
+            len(raw), lambda: validate(schema, supported_parameters(parse_json_object(raw)))
+        )
+        call.reply.names = parameter_names(body)
+        target = self._models.find(body.model)
+        completion = Completion(
+            shape,
+            target.id,
+            target.revision,
+            shows_ids=body.presift.token_ids,
+            shows_usage=body.stream_options is not None and body.stream_options.include_usage,
+        )
+        timeout_s = _timeout_s(call, body)
         # The deadline counts from the first header on, as gRPC's does.
         left_s = None if timeout_s is None else timeout_s - (clock() - arrived_s)
         try:
-            async with call.presence.watched(), asyncio.timeout(left_s) as deadline:
-                await self._answer(call, asked, answer, left_s, len(raw))
+            async with call.client.cancels_on_disconnect(), asyncio.timeout(left_s) as timeout:
+                await self._answer(call, body, completion, Deadline.within(left_s), len(raw))
         except TimeoutError:
-            if not deadline.expired():
+            if not timeout.expired():
                 raise
             raise DeadlineExceeded("the deadline passed") from None
 
-    async def _answer(self, call: Call, asked: AnyAsked, answer: Answer, left_s: float | None, size: int) -> None:
-        message = await aside(size, lambda: generate_request(asked, self._terms.max_new_tokens))
-        if asked.presift.explain is not None:
-            question = await aside(size, lambda: explain_request(message, asked))
-            await self._explain(call, question, answer, left_s, is_stream=asked.stream)
+    async def _answer(self, call: Call, body: Body, completion: Completion, deadline: Deadline, size: int) -> None:
+        options = self._options
+        request = await in_thread_if_large(
+            size, lambda: request_from_body(body, options.max_new_tokens, call.caller, options.salt)
+        )
+        if body.presift.explain is not None:
+            detail = _detail(body.presift.explain)
+            await self._explain(call, request, detail, completion, deadline, is_stream=body.stream)
             return
-        if asked.stream_options is not None and not asked.stream:
+        if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options", "given", "left out, unless stream is true")
-        request = (await aside(size, lambda: request_from_wire(message))).of(call.caller, self._terms.salt)
-        async with aclosing(self._pipeline.generate(request, Deadline.within(left_s))) as events:
-            if asked.stream:
-                has_usage = asked.stream_options is not None and asked.stream_options.include_usage
-                await _stream(events, answer, call.reply, has_usage)
-            else:
-                await _gather(events, answer, call.reply)
+        async with aclosing(self._pipeline.generate(request, deadline)) as events:
+            await (_stream if body.stream else _send_whole)(events, completion, call.reply)
 
     async def _explain(
         self,
         call: Call,
-        message: orchestrator_pb2.ExplainRequest,
-        answer: Answer,
-        left_s: float | None,
+        request: Request,
+        detail: Detail,
+        completion: Completion,
+        deadline: Deadline,
         *,
         is_stream: bool,
     ) -> None:
-        if not self._terms.explains:
-            raise PermissionDenied("Explain is switched off here (--no-explain)")
+        if not self._options.explains:
+            raise PermissionDenied("Explain is disabled on this server (--no-explain)")
         if is_stream:
             raise InvalidRequest("stream", True, "false with presift.explain")
-        request = (await asyncio.to_thread(explain_request_from_wire, message)).of(call.caller, self._terms.salt)
-        detail = Detail(kv_mask=message.include_kv_mask, span_per_token=message.span_per_token)
-        explanation = await self._pipeline.explain(request, detail, Deadline.within(left_s))
-        # A span of every token takes a while: others stream meanwhile.
-        told = await asyncio.to_thread(explanation_to_wire, explanation)
-        raw = await asyncio.to_thread(lambda: as_json(answer.explained(told)))
-        await call.reply.whole(200, raw, {HEADER: in_header(told.decision)})
+        explanation = await self._pipeline.explain(request, detail, deadline)
+        # A span for every token takes a while to encode: other requests stream meanwhile.
+        raw = await asyncio.to_thread(lambda: json_bytes(completion.explained(explanation)))
+        await call.reply.send_bytes(200, raw, {DECISION_HEADER: decision_header(explanation.decision)})
 
 
-async def _gather(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply) -> None:
-    decision, usage = event_to_wire(await anext(events)).decision, orchestrator_pb2.Usage()
+def _detail(options: ExplainOptions) -> Detail:
+    return Detail(kv_mask=options.include_kv_mask, span_per_token=options.span_per_token)
+
+
+async def _send_whole(events: AsyncGenerator[Event, None], completion: Completion, reply: Reply) -> None:
     async for event in events:
-        wire = event_to_wire(event)
-        if wire.HasField("usage"):
-            usage = wire.usage
-        else:
-            answer.hear(wire.delta)
-    # Only now: what the call held of its tenant's limits is given back before its caller can ask again.
-    await reply.json(200, answer.whole(decision, usage), {HEADER: in_header(decision)})
+        if isinstance(event, Delta):
+            completion.add(event)
+        elif not isinstance(event, Decision):
+            report = event
+    # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
+    header = {DECISION_HEADER: decision_header(report.decision)}
+    await reply.send_json(200, completion.whole(report), header)
 
 
-async def _stream(events: AsyncGenerator[Event, None], answer: Answer, reply: Reply, has_usage: bool) -> None:
-    async with reply.events():
-        decision, usage = event_to_wire(await anext(events)).decision, orchestrator_pb2.Usage()
-        if not reply.has_header(HEADER, in_header(decision)):
-            await reply.event(answer.opening(decision, has_usage=has_usage))
+async def _stream(events: AsyncGenerator[Event, None], completion: Completion, reply: Reply) -> None:
+    async with reply.event_stream():
         async for event in events:
-            wire = event_to_wire(event)
-            if wire.HasField("usage"):
-                usage = wire.usage
-            elif wire.delta.text or (answer.shows_ids and wire.delta.token_ids):
-                await reply.event(answer.chunk(wire.delta, has_usage=has_usage))
-        for end in answer.ends(decision, usage, has_usage=has_usage):
-            await reply.event(end)
-        await reply.end()
+            if isinstance(event, Decision):
+                if not reply.add_header(DECISION_HEADER, decision_header(event)):
+                    await reply.send_event(completion.decision_chunk(event))
+            elif isinstance(event, Delta):
+                if event.text or (completion.shows_ids and event.token_ids):
+                    await reply.send_event(completion.chunk(event))
+            else:
+                report = event
+        for chunk in completion.last_chunks(report):
+            await reply.send_event(chunk)
+        await reply.send_done()
 
 
-def _timeout_s(call: Call, asked: AnyAsked) -> float | None:
-    """Seconds that the caller gives it: the shorter of what the body and the header say."""
-    said = call.headers.get(TIMEOUT_KEY)
-    given = [] if asked.presift.timeout_s is None else [asked.presift.timeout_s]
-    if said is not None:
+def _timeout_s(call: Call, body: Body) -> float | None:
+    """The shorter of the timeouts in the body and in the header."""
+    header = call.headers.get(TIMEOUT_KEY)
+    timeouts = [] if body.presift.timeout_s is None else [body.presift.timeout_s]
+    if header is not None:
         try:
-            given.append(float(said))
+            timeouts.append(float(header))
         except ValueError:
-            raise InvalidRequest(TIMEOUT_KEY, brief(said), "a number of seconds") from None
-        if not 0.0 < given[-1] <= MAX_TIMEOUT_S:
-            raise InvalidRequest(TIMEOUT_KEY, brief(said), f"0 < seconds <= {MAX_TIMEOUT_S}")
-    return min(given, default=None)
+            raise InvalidRequest(TIMEOUT_KEY, brief(header), "a number of seconds") from None
+        if not 0.0 < timeouts[-1] <= MAX_TIMEOUT_S:
+            raise InvalidRequest(TIMEOUT_KEY, brief(header), f"0 < seconds <= {MAX_TIMEOUT_S}")
+    return min(timeouts, default=None)

@@ -1,30 +1,46 @@
-"""What the protos' fields are called here: a refusal names what its caller wrote."""
+"""The parameters of an HTTP request behind the fields of the domain's request, so that errors name what was sent."""
 
 from __future__ import annotations
 
-# The first whose beginning matches is taken; what is behind it stays.
-_PARAMETERS: tuple[tuple[str, str], ...] = (
-    ("prompt.chat.messages.tool_calls_json", "messages.tool_calls"),
-    ("prompt.chat.messages.parts", "messages.content"),
-    ("prompt.chat.messages", "messages"),
-    ("prompt.chat.tools_json", "tools"),
-    ("prompt.chat", "messages"),
-    ("prompt.text", "prompt"),
-    ("prompt.token_ids", "prompt"),
-    ("prompt.protected_spans", "presift.protected_spans"),
-    ("sampling.max_new_tokens", "max_tokens"),
-    ("sampling.top_k", "presift.sampling.top_k"),
-    ("sampling.stop_token_ids", "presift.sampling.stop_token_ids"),
-    ("sampling.", ""),
-    ("budget", "presift.budget"),
-    ("kv.", "presift.kv."),
-    ("route", "presift.route"),
-    ("token_ids", "prompt"),
-)
+from dataclasses import dataclass
 
 
-def parameter_of(field: str) -> str:
-    """The parameter of a request here that became `field`; what has no other name keeps its own."""
-    found = ((theirs, ours) for theirs, ours in _PARAMETERS if field.startswith(theirs))
-    theirs, ours = next(found, ("", ""))
-    return ours + field.removeprefix(theirs)
+@dataclass(frozen=True, slots=True)
+class ParameterNames:
+    """The spellings that one request uses. A chat has no `prompt`, and `max_tokens` has a newer name."""
+
+    prompt: str = "prompt"
+    max_new_tokens: str = "max_tokens"
+
+    def parameter(self, field: str, message: str = "messages") -> str:
+        """The parameter for a domain field. `message` is the place of the chat message, if it is known:
+        `messages[3]`. Fields that have no other name keep their own."""
+        for prefix, parameter in self._table(message):
+            if field.startswith(prefix):
+                return parameter + field.removeprefix(prefix)
+        return field
+
+    def _table(self, message: str) -> tuple[tuple[str, str], ...]:
+        """Field prefix -> parameter prefix; the first match counts."""
+        return (
+            ("prompt.chat.messages.tool_calls_json", f"{message}.tool_calls"),
+            ("prompt.chat.messages.parts", f"{message}.content"),
+            ("prompt.chat.messages", message),
+            ("prompt.chat.tools_json", "tools"),
+            ("prompt.chat", "messages"),
+            ("prompt.text", self.prompt),
+            ("prompt.token_ids", self.prompt),
+            ("prompt.protected_spans", "presift.protected_spans"),
+            ("prompt", self.prompt),
+            ("token_ids", self.prompt),
+            ("protected_spans", "presift.protected_spans"),
+            ("sampling.max_new_tokens", self.max_new_tokens),
+            ("sampling.top_k", "presift.sampling.top_k"),
+            ("sampling.stop_token_ids", "presift.sampling.stop_token_ids"),
+            ("sampling.ignore_eos", "presift.sampling.ignore_eos"),
+            ("sampling.", ""),
+            ("budget", "presift.budget"),
+            ("kv.", "presift.kv."),
+            ("route", "presift.route"),
+            ("span_per_token", "presift.explain.span_per_token"),
+        )

@@ -1,78 +1,101 @@
-"""OpenAI's requests as the messages that gRPC callers send: from here on both go one way, and are checked as one."""
+"""The domain's request from a validated body. Raises InvalidRequest with a field of the domain or a parameter."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence, Set
 from typing import Any
 
-from presift.core.errors import InvalidRequest
-from presift.core.limits import MAX_PROMPT_TOKENS
-from presift.orchestrator.api.http.options import budget_of, kv_of, route_of, sampling_of, spans_of
-from presift.orchestrator.api.http.parameters import brief
-from presift.orchestrator.api.http.schema import Asked, ChatAsked, Message, Place, TextAsked
-from presift.orchestrator.domain.limits import MAX_PARTS
-from presift.v1 import orchestrator_pb2, target_pb2
+import numpy as np
 
-# What OpenAI documents for a caller who leaves it out.
+from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
+from presift.core.limits import SAMPLING, check_limits
+from presift.core.spans import Span
+from presift.orchestrator.api.http import schema
+from presift.orchestrator.api.http.errors import brief
+from presift.orchestrator.api.http.parameter_names import ParameterNames
+from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, PartReference, PresiftOptions
+from presift.orchestrator.domain.caller import Caller
+from presift.orchestrator.domain.limits import CHAT, MAX_PARTS, TEXT, TOKEN_IDS
+from presift.orchestrator.domain.request import (
+    AutoCapacity,
+    Budget,
+    Chat,
+    KvOptions,
+    Message,
+    Prompt,
+    Request,
+    Text,
+    TextPart,
+    TokenIds,
+)
+
+# OpenAI's documented default.
 _TEMPERATURE = 1.0
 _ROLES = {"developer": "system"}
+# The parts of a chat that a body refers to: (message, part); part None is all of them.
+_Places = Set[tuple[int, int | None]]
 
 
-def generate_request(asked: ChatAsked | TextAsked, max_new_tokens: int) -> orchestrator_pb2.GenerateRequest:
-    """`max_new_tokens` where the caller names no number. Raises InvalidRequest, naming the parameter."""
-    prompt = _chat(asked) if isinstance(asked, ChatAsked) else _completion(asked)
-    prompt.protected_spans.extend(spans_of(asked.presift))
-    return orchestrator_pb2.GenerateRequest(
-        prompt=prompt,
-        sampling=_sampling(asked, max_new_tokens),
-        budget=budget_of(asked.presift),
-        route=route_of(asked.presift),  # type: ignore[arg-type]  # a number, as on the wire
-        kv=kv_of(asked.presift),
+def request_from_body(body: Body, max_new_tokens: int, caller: Caller, deployment_salt: str) -> Request:
+    """The caller's request. `max_new_tokens` counts if the body names no number."""
+    options = body.presift
+    request = Request(
+        prompt=_chat(body) if isinstance(body, ChatBody) else _completion(body),
+        route=options.route,
+        budget=_budget(options),
+        sampling=_sampling(body, max_new_tokens),
+        kv=KvOptions(**dict(options.kv)),
+        tenant=caller.tenant,
+        salt=caller.salt(deployment_salt),
+        limits=caller.limits,
     )
+    check_limits(request, SAMPLING)
+    return request
 
 
-def explain_request(request: orchestrator_pb2.GenerateRequest, asked: Asked) -> orchestrator_pb2.ExplainRequest:
-    """The same question, to be explained."""
-    explain = asked.presift.explain
-    return orchestrator_pb2.ExplainRequest(
-        prompt=request.prompt,
-        budget=request.budget,
-        route=request.route,
-        kv=request.kv,
-        include_kv_mask=explain is not None and explain.include_kv_mask,
-        span_per_token=explain is not None and explain.span_per_token,
-        max_new_tokens=request.sampling.max_new_tokens,
-    )
+def parameter_names(body: Body) -> ParameterNames:
+    """How this body spells the fields of its request."""
+    if isinstance(body, CompletionBody):
+        return ParameterNames()
+    is_newer = body.max_completion_tokens is not None
+    return ParameterNames("messages", "max_completion_tokens" if is_newer else "max_tokens")
 
 
-def _chat(asked: ChatAsked) -> orchestrator_pb2.Prompt:
-    if (parts := sum(len(message.content or ()) for message in asked.messages)) > MAX_PARTS:
-        raise InvalidRequest("messages.content", f"{parts} parts", f"at most {MAX_PARTS}")
-    messages = [_message(message, at) for at, message in enumerate(asked.messages)]
-    # With "none" the model is not to call any: it is not told of them.
-    tools = () if asked.tool_choice == "none" else asked.tools or ()
-    tools_json = [_tool(tool, at) for at, tool in enumerate(tools)]
-    _mark(messages, asked.presift.protected, "protected")
-    _mark(messages, asked.presift.documents, "document")
-    return orchestrator_pb2.Prompt(chat=orchestrator_pb2.Chat(messages=messages, tools_json=tools_json))
+def _chat(body: ChatBody) -> Chat:
+    _check_no_spans(body.presift, "chat")
+    if (parts := sum(len(message.content or ()) for message in body.messages)) > MAX_PARTS:
+        raise InvalidRequest("prompt.chat.messages.parts", f"{parts} parts", f"at most {MAX_PARTS}")
+    protected = _places(body.messages, body.presift.protected, "presift.protected")
+    documents = _places(body.messages, body.presift.documents, "presift.documents")
+    messages = tuple(_message(message, at, protected, documents) for at, message in enumerate(body.messages))
+    # With "none" the model must not call tools: the prompt leaves them out.
+    tools = () if body.tool_choice == "none" else body.tools or ()
+    chat = Chat(messages, tuple(_tool(tool, at) for at, tool in enumerate(tools)))
+    check_limits(chat, CHAT)
+    return chat
 
 
-def _message(message: Message, at: int) -> orchestrator_pb2.Message:
+def _message(message: schema.Message, at: int, protected: _Places, documents: _Places) -> Message:
+    place = f"messages[{at}]"
     if message.content is None and not message.tool_calls:
-        raise InvalidRequest(f"messages[{at}].content", "missing", "given: only a message with tool_calls has none")
-    parts = message.content or ()
-    return orchestrator_pb2.Message(
-        role=_ROLES.get(message.role, message.role),
-        parts=[
-            orchestrator_pb2.TextPart(text=part.text, protected=part.protected, document=part.document)
-            for part in parts
-        ],
-        protected=message.protected,
-        tool_calls_json=[_json(call, f"messages[{at}].tool_calls") for call in message.tool_calls or ()],
-        name=message.name or "",
-        tool_call_id=message.tool_call_id or "",
-    )
+        raise InvalidRequest(f"{place}.content", "missing", "given: only a message with tool_calls may omit it")
+    parts = []
+    for number, part in enumerate(message.content or ()):
+        marks = {(at, None), (at, number)}
+        is_protected = part.protected or not marks.isdisjoint(protected)
+        is_document = part.document or not marks.isdisjoint(documents)
+        if is_protected and is_document:
+            raise InvalidRequest(f"{place}.content[{number}]", "document and protected", "one of them")
+        parts.append(TextPart(part.text, is_protected, is_document))
+    role, name, call_id = _ROLES.get(message.role, message.role), message.name or "", message.tool_call_id or ""
+    tool_calls = tuple(_json(call, f"{place}.tool_calls") for call in message.tool_calls or ())
+    try:
+        return Message(role, tuple(parts), message.protected, tool_calls, name, call_id)
+    except InvalidRequest as error:  # the domain's message does not know its number
+        parameter = ParameterNames().parameter(error.field, place)
+        raise InvalidRequest(parameter, error.value, error.limit) from None
 
 
 def _tool(tool: dict[str, Any], at: int) -> str:
@@ -82,67 +105,79 @@ def _tool(tool: dict[str, Any], at: int) -> str:
     return _json(tool, f"tools[{at}]")
 
 
-def _json(value: dict[str, Any], where: str) -> str:
+def _json(value: dict[str, Any], parameter: str) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        raise InvalidRequest(where, "a number that JSON has not", "JSON") from None
+        raise InvalidRequest(parameter, "a number that JSON does not have", "JSON") from None
 
 
-def _mark(messages: list[orchestrator_pb2.Message], places: Iterable[Place], mark: str) -> None:
-    """Set `mark` on the parts at `places`; what is marked is held against its limits where all is."""
-    name = f"presift.{mark if mark == 'protected' else 'documents'}"
-    # A place may be named often, and be a message of many parts: each is gone to once.
-    for number, part in {_found(messages, place, f"{name}[{at}]") for at, place in enumerate(places)}:
-        parts = messages[number].parts
-        for each in parts if part is None else [parts[part]]:
-            setattr(each, mark, True)
+def _places(messages: Sequence[schema.Message], references: Sequence[PartReference], parameter: str) -> _Places:
+    return {_place(messages, each, f"{parameter}[{at}]") for at, each in enumerate(references)}
 
 
-def _found(messages: list[orchestrator_pb2.Message], place: Place, where: str) -> tuple[int, int | None]:
-    if not -len(messages) <= place.message < len(messages):
-        raise InvalidRequest(f"{where}.message", brief(place.message), f"the number of one of {len(messages)}")
-    parts = messages[place.message].parts
-    if place.part is not None and place.part >= len(parts):
-        raise InvalidRequest(f"{where}.part", brief(place.part), f"the number of one of {len(parts)}")
-    return place.message % len(messages), place.part
+def _place(messages: Sequence[schema.Message], reference: PartReference, parameter: str) -> tuple[int, int | None]:
+    number, part = reference.message, reference.part
+    if not -len(messages) <= number < len(messages):
+        raise InvalidRequest(f"{parameter}.message", brief(number), f"the number of one of {len(messages)} messages")
+    parts = messages[number].content or ()
+    if part is not None and part >= len(parts):
+        raise InvalidRequest(f"{parameter}.part", brief(part), f"the number of one of {len(parts)} parts")
+    return number % len(messages), part
 
 
-def _completion(asked: TextAsked) -> orchestrator_pb2.Prompt:
-    if asked.presift.protected or asked.presift.documents:
-        raise InvalidRequest("presift.protected", "given", "left out: parts are those of messages")
-    prompt = asked.prompt
+def _completion(body: CompletionBody) -> Prompt:
+    if body.presift.protected or body.presift.documents:
+        raise InvalidRequest("presift.protected", "given", "left out: it refers to parts of messages")
+    prompt = body.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # a batch of one
     if isinstance(prompt, str):
-        return orchestrator_pb2.Prompt(text=prompt)
-    if isinstance(prompt, list) and len(prompt) > MAX_PROMPT_TOKENS:
-        raise InvalidRequest("prompt", f"{len(prompt)} tokens", f"at most {MAX_PROMPT_TOKENS}")
-    if isinstance(prompt, list) and all(type(each) is int and 0 <= each < 2**32 for each in prompt):
-        return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=prompt))
-    value = f"a list of {len(prompt)}" if isinstance(prompt, list) else brief(prompt)
-    raise InvalidRequest("prompt", value, "one text, or one list of token ids")
+        _check_no_spans(body.presift, "text")
+        check_limits(prompt, TEXT)
+        return Text(prompt)
+    if isinstance(prompt, list):
+        return _token_ids(prompt, body.presift)
+    raise InvalidRequest("prompt", brief(prompt), "one text, or one list of token ids")
 
 
-def _sampling(asked: ChatAsked | TextAsked, max_new_tokens: int) -> target_pb2.Sampling:
-    if asked.seed is not None and not 0 <= asked.seed < 2**64:
-        raise InvalidRequest("seed", brief(asked.seed), "0 <= seed < 2**64")
-    named = _max_tokens(asked)
-    made = sampling_of(asked.presift)
-    made.max_new_tokens = max_new_tokens if named is None else named
-    made.temperature = _TEMPERATURE if asked.temperature is None else asked.temperature
-    made.stop.extend(asked.stop or ())
-    for name in ("top_p", "seed"):
-        if (value := getattr(asked, name)) is not None:
-            setattr(made, name, value)
-    return made
+def _token_ids(ids: list[Any], options: PresiftOptions) -> TokenIds:
+    check_limits(ids, TOKEN_IDS)
+    if not all(type(each) is int and 0 <= each < 2**32 for each in ids):
+        raise InvalidRequest("prompt", f"a list of {len(ids)}", "one text, or one list of token ids")
+    spans = tuple(Span(span.start, span.end) for span in options.protected_spans)
+    return TokenIds(np.array(ids, dtype=np.uint32), spans)
 
 
-def _max_tokens(asked: ChatAsked | TextAsked) -> int | None:
-    newer = asked.max_completion_tokens if isinstance(asked, ChatAsked) else None
-    if newer is not None and asked.max_tokens not in (None, newer):
-        raise InvalidRequest("max_tokens", asked.max_tokens, f"left out, or max_completion_tokens ({newer})")
-    named = asked.max_tokens if newer is None else newer
-    if named is not None and named >= 2**32:
-        raise InvalidRequest("max_tokens", brief(named), "< 2**32")
-    return named
+def _check_no_spans(options: PresiftOptions, kind: str) -> None:
+    if options.protected_spans:
+        raise InvalidRequest("prompt.protected_spans", f"set on a {kind} prompt", "set on token id prompts only")
+
+
+def _budget(options: PresiftOptions) -> Budget:
+    values = dict(options.budget)
+    auto = options.budget.auto_capacity
+    if auto is not None:  # a bound of 0 takes the default
+        values["auto_capacity"] = AutoCapacity(auto.coverage, auto.min_tokens or None, auto.max_tokens or None)
+    return Budget(**values)
+
+
+def _sampling(body: Body, max_new_tokens: int) -> Sampling:
+    named, options = _max_new_tokens(body), body.presift.sampling
+    return Sampling(
+        max_new_tokens=max_new_tokens if named is None else named,
+        temperature=_TEMPERATURE if body.temperature is None else body.temperature,
+        top_p=body.top_p,
+        top_k=options.top_k,
+        seed=body.seed,
+        stop=tuple(body.stop or ()),
+        stop_token_ids=tuple(options.stop_token_ids),
+        ignore_eos=options.ignore_eos,
+    )
+
+
+def _max_new_tokens(body: Body) -> int | None:
+    newer = body.max_completion_tokens if isinstance(body, ChatBody) else None
+    if newer is not None and body.max_tokens not in (None, newer):
+        raise InvalidRequest("max_tokens", body.max_tokens, f"left out, or max_completion_tokens ({newer})")
+    return body.max_tokens if newer is None else newer

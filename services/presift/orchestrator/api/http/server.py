@@ -1,4 +1,4 @@
-"""The HTTP server beside the gRPC one, in the same event loop: it binds, serves and drains with it."""
+"""The HTTP server. It runs in the gRPC server's event loop and drains with it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.api.http.connections import PatientProtocol, bound
+from presift.orchestrator.api.http.connections import HeaderTimeoutProtocol, bound_socket
 from presift.rpc.limits import MAX_METADATA_BYTES
 from presift.rpc.security.binding import check_binding, is_loopback
 from presift.rpc.security.certificates import TlsFiles, server_context
 
 SETTING = "http_listen"
-# Longer than clients keep a connection that they do not use: who closes first must not be a matter of luck.
+# Longer than clients keep an idle connection, so that they close it first and never send on a closed one.
 _IDLE_S = 75
 _TICK_S = 0.01
-# Once every connection is aborted, what is left ends at once.
+# Seconds to end in, once every connection is aborted.
 _LAST_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """`listen` is HOST:PORT (port 0: any free one). `tls`, `insecure` as those of the gRPC server; `knows_callers`:
-    callers must show who they are."""
+    """`listen` is HOST:PORT (port 0: any free one). `tls` and `insecure` as for the gRPC server; `knows_callers`:
+    callers must authenticate."""
 
     listen: str
     tls: TlsFiles | None = None
@@ -39,7 +39,7 @@ class HttpOptions:
 
 
 class _Server(uvicorn.Server):
-    """Signals are the gRPC server's: it drains both."""
+    """The gRPC server handles signals and drains both."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -50,13 +50,13 @@ class HttpServer:
     """Serves `app` from `start` to `stop`."""
 
     def __init__(self, app: ASGIApp, options: HttpOptions) -> None:
-        """Raises PresiftError for certificates that cannot be used, or an address where anybody could call."""
+        """Raises PresiftError for unusable certificates, or for an address that anyone could reach without a key."""
         check_binding(options.listen, options.knows_callers, options.insecure, SETTING)
         context = None if options.tls is None else server_context(options.tls)
         self._options = options
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=HeaderTimeoutProtocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -76,10 +76,10 @@ class HttpServer:
         """Bind and listen. Returns HOST:PORT. Raises PresiftError if the address cannot be bound."""
         listen = self._options.listen
         if self._options.tls is None and not is_loopback(listen):
-            log.warning("HTTP on %s is without TLS: what is said, keys too, can be read on the way", listen)
-        made = bound(listen, SETTING)
-        address = f"{listen.rpartition(':')[0]}:{made.getsockname()[1]}"
-        self._serving = asyncio.create_task(self._server.serve(sockets=[made]), name="serve HTTP")
+            log.warning("HTTP on %s is without TLS: requests and API keys are sent unencrypted", listen)
+        listener = bound_socket(listen, SETTING)
+        address = f"{listen.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="serve HTTP")
         while not self._server.started:
             await asyncio.sleep(_TICK_S)
             if self._serving.done():
@@ -88,12 +88,12 @@ class HttpServer:
         return address
 
     async def stop(self, within_s: float) -> None:
-        """Take no connection from now on, and return when none is left, after `within_s` at the latest."""
+        """Accept no more connections, and return when all are closed; after `within_s` they are aborted."""
         if self._serving is None:
             return
         self._server.should_exit = True
         await asyncio.wait((self._serving,), timeout=within_s)
-        # Who does not read is not heard of otherwise.
+        # A client that does not read would keep its connection open.
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
         done, _ = await asyncio.wait((self._serving,), timeout=_LAST_S)

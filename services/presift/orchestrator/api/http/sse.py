@@ -1,4 +1,8 @@
-"""What goes back over one HTTP call: one JSON object, or server-sent events; a refusal as long as that can be told."""
+"""The response of one HTTP call: one JSON object, or server-sent events; an error as long as one can still be sent.
+
+Not sse-starlette: it sends the status before the first event, so an error before the first token could not have its
+own status; its pings do not depend on silence; and it patches uvicorn's Server to cancel streams when a drain begins.
+"""
 
 from __future__ import annotations
 
@@ -11,87 +15,93 @@ from typing import Any
 from starlette.types import Send
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.api.http.statuses import refusal_of
+from presift.orchestrator.api.http.errors import error_response
+from presift.orchestrator.api.http.parameter_names import ParameterNames
 
-# Seconds of silence in a stream after which a comment is sent: proxies cut what says nothing.
+# Seconds without output in a stream after which a comment is sent: proxies close silent connections.
 SILENCE_S = 15.0
-_EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+_EVENT_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 
 
-def as_json(body: Mapping[str, Any]) -> bytes:
-    """Bytes of a body. Of a large one they are to be made in another thread."""
+def json_bytes(body: Mapping[str, Any]) -> bytes:
+    """A body as bytes. Encode a large one in another thread."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 class Reply:
-    """`is_told`: nothing is left to be said; `is_ending`: the last of it is on its way. `status` is 0 before anything
-    was sent, `error` the code of what went wrong."""
+    """`is_ending`: the last bytes are being sent; `is_complete`: they were sent. `status` is 0 before anything was
+    sent, `error` the code of the error. `names` are those of the request, once its body was read."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._headers: dict[str, str] = {}
+        self.names: ParameterNames | None = None
         self.status = 0
         self.error = ""
         self.is_ending = False
-        self.is_told = False
+        self.is_complete = False
         self._has_begun = False
         self._is_stream = False
         self._last_s = 0.0
         self._writing = asyncio.Lock()
 
-    async def json(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        """The whole reply."""
-        await self.whole(status, as_json(body), headers)
+    async def send_json(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        """The whole response."""
+        await self.send_bytes(status, json_bytes(body), headers)
 
-    async def whole(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """The same, of bytes."""
-        known = {"content-type": "application/json", "content-length": str(len(raw))}
+    async def send_bytes(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """The whole response, already encoded as JSON."""
+        content = {"content-type": "application/json", "content-length": str(len(raw))}
         async with self._writing:
-            await self._start(status, known | dict(headers or {}))
+            await self._start(status, content | dict(headers or {}))
             await self._write(raw, ends=True)
 
     @asynccontextmanager
-    async def events(self) -> AsyncIterator[None]:
-        """Inside, `event` may be sent. Nothing goes out before the first one (or a long silence), so that what goes
-        wrong before it has its own status."""
-        self._is_stream, self._headers = True, dict(_EVENTS)
+    async def event_stream(self) -> AsyncIterator[None]:
+        """Allows `send_event` within the block. Nothing is sent before the first event (or a long silence), so that an
+        earlier error has its own status."""
+        self._is_stream, self._headers = True, dict(_EVENT_HEADERS)
         self._last_s = asyncio.get_running_loop().time()
-        beating = asyncio.create_task(self._beat(), name="keep a stream alive")
+        keep_alive = asyncio.create_task(self._keep_alive(), name="keep a stream alive")
         try:
             yield
         finally:
-            beating.cancel()
+            keep_alive.cancel()
 
-    def has_header(self, name: str, value: str) -> bool:
-        """Let the stream begin with this header, too. False where it has begun: a long silence was broken."""
+    def add_header(self, name: str, value: str) -> bool:
+        """Add a header to the stream. False if its headers were sent already: a long silence was broken."""
         if not self._has_begun:
             self._headers[name] = value
         return not self._has_begun
 
-    async def event(self, value: Mapping[str, Any]) -> None:
-        await self._line(f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n")
+    async def send_event(self, value: Mapping[str, Any]) -> None:
+        await self._send_line(f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n")
 
-    async def end(self) -> None:
+    async def send_done(self) -> None:
         """The last event of a stream."""
-        await self._line("data: [DONE]\n\n", ends=True)
+        await self._send_line("data: [DONE]\n\n", ends=True)
 
-    async def refuse(self, error: PresiftError) -> None:
-        """By its status or, once something was sent, as the last event. A reply that is told stays as it is."""
-        refusal = refusal_of(error)
-        self.error = str(refusal.body["error"]["code"])
+    async def send_error(self, error: PresiftError) -> None:
+        """An error response or, once a stream has begun, the last event. A complete response stays as it is."""
+        response = error_response(error, self.names)
+        self.error = str(response.body["error"]["code"])
         if not self.status:
-            await self.json(refusal.status, refusal.body, refusal.headers)
-        elif not self.is_told and self._is_stream:
-            await self._line(f"data: {json.dumps(refusal.body)}\n\n", ends=True)
+            await self.send_json(response.status, response.body, response.headers)
+        elif not self.is_complete and self._is_stream:
+            await self._send_line(f"data: {json.dumps(response.body)}\n\n", ends=True)
 
-    async def _beat(self) -> None:
+    async def _keep_alive(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(max(0.01, self._last_s + SILENCE_S - clock()))
             if clock() - self._last_s >= SILENCE_S:
-                await self._line(": waiting\n\n")
+                await self._send_line(": waiting\n\n")
 
-    async def _line(self, line: str, *, ends: bool = False) -> None:
+    async def _send_line(self, line: str, *, ends: bool = False) -> None:
         async with self._writing:
             self._last_s = asyncio.get_running_loop().time()
             if not self.status:
@@ -107,4 +117,4 @@ class Reply:
     async def _write(self, raw: bytes, *, ends: bool) -> None:
         self.is_ending = ends
         await self._send({"type": "http.response.body", "body": raw, "more_body": not ends})
-        self.is_told = ends
+        self.is_complete = ends

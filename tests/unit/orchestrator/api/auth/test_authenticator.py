@@ -1,4 +1,4 @@
-"""The doorkeeper: what a caller shows, against files that change."""
+"""Authentication against files that change."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ def settings(**values):
 
 
 @pytest.fixture
-def door(file):
+def authenticator(file):
     return build_authenticator(settings(api_keys_file=file, tenant_tokens_per_minute=700, tenant_concurrency=5))
 
 
@@ -40,18 +40,18 @@ def shows(key, *more):
     return [("authorization", f"Bearer {key}"), *more]
 
 
-def test_a_key_says_whose_it_is_and_what_it_may(door):
-    assert door.caller(shows(KEY)) == Caller("acme", Limits(700, 2), True)
-    assert door.caller(shows(OTHER)) == Caller("other", Limits(700, 5), True)
+def test_a_key_proves_its_tenant_and_its_limits(authenticator):
+    assert authenticator.caller(shows(KEY)) == Caller("acme", Limits(700, 2), True)
+    assert authenticator.caller(shows(OTHER)) == Caller("other", Limits(700, 5), True)
 
 
-def test_a_tenant_may_name_itself_and_no_other(door):
-    assert door.caller(shows(KEY, ("presift-tenant", "acme"))).tenant == "acme"
+def test_a_tenant_may_name_itself_and_no_other(authenticator):
+    assert authenticator.caller(shows(KEY, ("presift-tenant", "acme"))).tenant == "acme"
     for named in ("other", "nobody", "ACME"):
         with pytest.raises(PermissionDenied):
-            door.caller(shows(KEY, ("presift-tenant", named)))
+            authenticator.caller(shows(KEY, ("presift-tenant", named)))
     with pytest.raises(InvalidRequest):
-        door.caller(shows(KEY, ("presift-tenant", "a b")))
+        authenticator.caller(shows(KEY, ("presift-tenant", "a b")))
 
 
 BAD = {
@@ -69,33 +69,33 @@ BAD = {
 
 
 @pytest.mark.parametrize("metadata", BAD.values(), ids=BAD)
-def test_others_stay_outside(door, metadata):
+def test_invalid_credentials_are_rejected(authenticator, metadata):
     with pytest.raises(Unauthenticated) as refused:
-        door.caller(metadata)
+        authenticator.caller(metadata)
     assert KEY[4:20] not in str(refused.value)
 
 
-def test_a_revoked_key_is_refused_and_a_bad_file_is_not_taken(door, file, caplog):
+def test_a_revoked_key_is_rejected_and_an_invalid_file_ignored(authenticator, file, caplog):
     file.write_text(text(other=OTHER))
     with pytest.raises(Unauthenticated):
-        door.caller(shows(KEY))
-    assert door.caller(shows(OTHER)).tenant == "other"
+        authenticator.caller(shows(KEY))
+    assert authenticator.caller(shows(OTHER)).tenant == "other"
     file.write_text(text(other=OTHER, acme=KEY) + f"\n{KEY}: 1\n")
-    asyncio.run(door.reload())
-    assert door.caller(shows(OTHER)).tenant == "other"
+    asyncio.run(authenticator.reload())
+    assert authenticator.caller(shows(OTHER)).tenant == "other"
     with pytest.raises(Unauthenticated):
-        door.caller(shows(KEY))
-    assert "not taken" in caplog.text and KEY not in caplog.text
+        authenticator.caller(shows(KEY))
+    assert "stay in use" in caplog.text and KEY not in caplog.text
     file.unlink()
-    assert door.caller(shows(OTHER)).tenant == "other"
+    assert authenticator.caller(shows(OTHER)).tenant == "other"
 
 
-def test_without_keys_and_tokens_there_is_no_door():
+def test_without_keys_and_tokens_there_is_no_authenticator():
     assert build_authenticator(settings()) is None
     assert not settings().knows_callers
 
 
-def test_a_door_makes_callers_known(file):
+def test_with_keys_or_tokens_callers_are_known(file):
     assert settings(api_keys_file=file).knows_callers and settings(jwks_file=file).knows_callers
 
 
@@ -111,10 +111,10 @@ def test_a_door_makes_callers_known(file):
         {"api_keys_file": "/nowhere"},
     ],
 )
-def test_settings_that_cannot_hold_are_refused(values):
+def test_invalid_settings_are_rejected(values):
     with pytest.raises(PresiftError):
         build_authenticator(settings(**values))
 
 
-def test_the_salt_is_no_part_of_what_is_shown():
+def test_the_salt_is_not_in_the_repr():
     assert "xylophone" not in repr(settings(tenant_salt=SecretStr("xylophone")))

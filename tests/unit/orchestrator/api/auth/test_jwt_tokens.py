@@ -1,4 +1,4 @@
-"""Tokens: only what a key of ours signed, in its own algorithm, for us, in time, and for a tenant."""
+"""Tokens: accepted only if signed by a known key in its own algorithm, for this service, in time and for a tenant."""
 
 import base64
 import hashlib
@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from presift.core.errors import InvalidRequest, PresiftError, Unauthenticated
-from presift.orchestrator.api.auth.jwt_tokens import LEEWAY_S, Rules, TokenVerifier, load_key_set, read_key_set
+from presift.orchestrator.api.auth.jwt_tokens import LEEWAY_S, TokenRules, TokenVerifier, load_key_set, read_key_set
 from presift.rpc.security.file_watcher import FileWatcher
 
-RULES = Rules("https://issuer", "presift")
+RULES = TokenRules("https://issuer", "presift")
 
 
 ALGORITHMS = {
@@ -108,7 +108,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD)
-def test_any_other_is_refused_and_not_quoted(keys, verifier, make):
+def test_any_other_is_rejected_and_not_quoted(keys, verifier, make):
     bad = make(keys)
     with pytest.raises(Unauthenticated) as refused:
         verifier.tenant_of(bad)
@@ -129,7 +129,7 @@ def test_one_key_needs_no_name(keys):
 
 
 def test_the_claim_is_a_setting(keys, verifier):
-    rules = Rules(RULES.issuer, RULES.audience, "org")
+    rules = TokenRules(RULES.issuer, RULES.audience, "org")
     named = TokenVerifier(verifier._keys, rules)
     assert named.tenant_of(token(keys, org="acme", tenant=None)) == "acme"
     with pytest.raises(Unauthenticated):
@@ -142,20 +142,20 @@ SECRET = {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA", "
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"keys": []}', '{"keys": [1]}', '{"keys": [{"kty": "RSA", "n": "zzz"}]}', "\x00"]
 )
-def test_what_is_no_key_set_is_refused(text):
+def test_an_invalid_key_set_is_rejected(text):
     with pytest.raises(InvalidRequest, match="jwks_file") as refused:
         read_key_set(text.encode(), "jwks.json")
     assert "zzz" not in str(refused.value)
 
 
-def test_shared_secrets_are_refused(keys):
+def test_shared_secrets_are_rejected(keys):
     for public in ([SECRET], [jwk(keys["rsa"], "rsa"), SECRET]):
         with pytest.raises(InvalidRequest, match="jwks_file") as refused:
             read_key_set(json.dumps({"keys": public}).encode(), "jwks.json")
         assert SECRET["k"] not in str(refused.value)
 
 
-def test_an_id_given_twice_is_refused(keys):
+def test_a_duplicate_id_is_rejected(keys):
     public = [jwk(keys["rsa"], "a"), jwk(keys["ec"], "a")]
     with pytest.raises(InvalidRequest, match="different ids"):
         read_key_set(json.dumps({"keys": public}).encode(), "jwks.json")
@@ -166,7 +166,7 @@ def test_keys_for_encryption_are_left_out(keys):
     assert set(read_key_set(json.dumps({"keys": public}).encode(), "jwks.json").keys) == {"rsa"}
 
 
-def test_a_changed_file_is_read_again(keys, tmp_path):
+def test_a_changed_file_is_reloaded(keys, tmp_path):
     file = tmp_path / "jwks.json"
     file.write_text(json.dumps({"keys": [jwk(keys["rsa"], "rsa")]}))
     verifier = TokenVerifier(FileWatcher([file], lambda: load_key_set(file)), RULES)

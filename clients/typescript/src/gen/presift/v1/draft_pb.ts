@@ -21,13 +21,16 @@ export const file_presift_v1_draft: GenFile = /*@__PURE__*/
  */
 export type ScoreRequest = Message<"presift.v1.ScoreRequest"> & {
   /**
-   * token_ids is the prompt, chat template applied. At most 1,048,576, and no more than the draft's context holds.
+   * token_ids is the prompt with the chat template applied: at most 1,048,576 tokens, and no more than the draft's
+   * context.
    *
    * @generated from field: repeated uint32 token_ids = 1;
    */
   tokenIds: number[];
 
   /**
+   * policy is required. It says what to compute.
+   *
    * @generated from field: presift.v1.Policy policy = 2;
    */
   policy?: Policy | undefined;
@@ -40,17 +43,18 @@ export type ScoreRequest = Message<"presift.v1.ScoreRequest"> & {
   protectedSpans: Span[];
 
   /**
-   * lookahead_tokens is how many tokens the draft generates greedily after the prompt; EOS ends it and is included.
-   * Where the policy needs a lookahead too (spec_kv with KV_SELECTION_TARGET_LOOKAHEAD, spec_kv_pc), the larger number
-   * counts. 0 returns none beyond that.
+   * lookahead_tokens is the number of tokens that the draft generates greedily after the prompt. EOS ends the lookahead
+   * and is included. If the policy needs a lookahead too (spec_kv with KV_SELECTION_TARGET_LOOKAHEAD, spec_kv_pc), the
+   * larger number applies. 0 adds nothing to what the policy needs.
    *
    * @generated from field: uint32 lookahead_tokens = 4;
    */
   lookaheadTokens: number;
 
   /**
-   * include_importance returns one float32 per prompt token. For spec_kv with KV_SELECTION_TARGET_LOOKAHEAD, where the
-   * draft draws no mask (and, unless adaptive, counts nothing), attention is captured for this alone, as with KV_SELECTION_DRAFT_MASK.
+   * include_importance returns one float32 per prompt token. For spec_kv with KV_SELECTION_TARGET_LOOKAHEAD the draft
+   * computes no mask (and, unless adaptive, counts nothing): attention is then captured for this field alone, in the
+   * same way as for KV_SELECTION_DRAFT_MASK.
    *
    * @generated from field: bool include_importance = 5;
    */
@@ -65,77 +69,82 @@ export const ScoreRequestSchema: GenMessage<ScoreRequest> = /*@__PURE__*/
   messageDesc(file_presift_v1_draft, 0);
 
 /**
- * ScoreResponse is a compressed prompt and where it came from.
+ * ScoreResponse is a compressed prompt and how it was computed.
  *
  * @generated from message presift.v1.ScoreResponse
  */
 export type ScoreResponse = Message<"presift.v1.ScoreResponse"> & {
   /**
-   * token_mask keeps every token where the draft draws no mask (spec_kv with KV_SELECTION_TARGET_LOOKAHEAD).
+   * token_mask keeps every token if the draft computes no mask (spec_kv with KV_SELECTION_TARGET_LOOKAHEAD).
    *
    * @generated from field: presift.v1.TokenMask token_mask = 1;
    */
   tokenMask?: TokenMask | undefined;
 
   /**
-   * kv_mask is set by spec_kv with KV_SELECTION_DRAFT_MASK: token_mask in every layer and head. It keeps the policy's
-   * capacity and the prompt's final token.
+   * kv_mask is set for spec_kv with KV_SELECTION_DRAFT_MASK: token_mask in every layer and head. It keeps the policy's
+   * capacity plus the prompt's final token.
    *
    * @generated from field: presift.v1.KvMask kv_mask = 2;
    */
   kvMask?: KvMask | undefined;
 
   /**
-   * lookahead_token_ids are of the full prompt's continuation; fewer than asked for only after EOS.
+   * lookahead_token_ids continue the full prompt. They are fewer than requested only after EOS.
    *
    * @generated from field: repeated uint32 lookahead_token_ids = 3;
    */
   lookaheadTokenIds: number[];
 
   /**
-   * coverage is the share of the window's attention mass that falls on kept tokens, 0..1. Unset where nothing was
-   * selected: the prompt fits, or the draft draws no mask.
+   * coverage is the share of the window's attention mass on kept tokens, 0..1. Unset if nothing was selected: the
+   * prompt fits the capacity, or the draft computes no mask.
    *
    * @generated from field: optional float coverage = 4;
    */
   coverage?: number | undefined;
 
   /**
-   * importance holds prompt_tokens float32 values, only if asked for. Empty where nothing was scored.
+   * importance has prompt_tokens float32 values. Empty unless requested, and if nothing was scored.
    *
    * @generated from field: repeated float importance = 5;
    */
   importance: number[];
 
   /**
+   * model is the draft that scored the prompt.
+   *
    * @generated from field: presift.v1.ModelInfo model = 6;
    */
   model?: ModelInfo | undefined;
 
   /**
+   * timings says where the draft spent its time.
+   *
    * @generated from field: presift.v1.ScoreTimings timings = 7;
    */
   timings?: ScoreTimings | undefined;
 
   /**
-   * kv_capacity is how many KV pairs per layer and head to keep of token_mask's tokens, where the target chooses and the
-   * policy's kv stage is adaptive: as many as the draft's own mask of those tokens would need for the asked share of their
-   * attention mass. Unset where it was not asked, all of them fit, or the prompt was not scored.
+   * kv_capacity is the number of KV pairs to keep per layer and head, out of token_mask's tokens, if the target selects
+   * them and the policy's KV stage is adaptive: the number that the draft's own mask of those tokens needs to reach the
+   * requested share of their attention mass. Unset if it was not requested, if all tokens fit, or if the prompt was not
+   * scored.
    *
    * @generated from field: optional uint32 kv_capacity = 8;
    */
   kvCapacity?: number | undefined;
 
   /**
-   * mass is what coverage is a share of: as importance, but with rows, heads and layers summed.
+   * mass is the quantity that coverage is a share of: like importance, but summed over rows, heads and layers.
    *
    * @generated from field: repeated float mass = 9;
    */
   mass: number[];
 
   /**
-   * kv_coverage is the share of the attention mass of token_mask's tokens that kv_capacity of them, by the draft's own
-   * mask, and the final token cover, 0..1. Set where kv_capacity is.
+   * kv_coverage is the share of the attention mass of token_mask's tokens that kv_capacity of them (by the draft's own
+   * mask) and the final token cover, 0..1. Set whenever kv_capacity is.
    *
    * @generated from field: optional float kv_coverage = 10;
    */
@@ -150,26 +159,28 @@ export const ScoreResponseSchema: GenMessage<ScoreResponse> = /*@__PURE__*/
   messageDesc(file_presift_v1_draft, 1);
 
 /**
- * ScoreTimings says where the draft spent its time.
+ * ScoreTimings says where the draft spent its time, in milliseconds.
  *
  * @generated from message presift.v1.ScoreTimings
  */
 export type ScoreTimings = Message<"presift.v1.ScoreTimings"> & {
   /**
-   * queue_ms is the wait for the model.
+   * queue_ms is the time spent waiting for the model.
    *
    * @generated from field: double queue_ms = 1;
    */
   queueMs: number;
 
   /**
-   * prefill_ms covers reading the prompt and capturing the window's rows.
+   * prefill_ms covers reading the prompt and capturing the window's attention rows.
    *
    * @generated from field: double prefill_ms = 2;
    */
   prefillMs: number;
 
   /**
+   * lookahead_ms covers generating the lookahead.
+   *
    * @generated from field: double lookahead_ms = 3;
    */
   lookaheadMs: number;
@@ -190,6 +201,8 @@ export const ScoreTimingsSchema: GenMessage<ScoreTimings> = /*@__PURE__*/
   messageDesc(file_presift_v1_draft, 2);
 
 /**
+ * DraftServiceGetInfoRequest has no fields.
+ *
  * @generated from message presift.v1.DraftServiceGetInfoRequest
  */
 export type DraftServiceGetInfoRequest = Message<"presift.v1.DraftServiceGetInfoRequest"> & {
@@ -203,10 +216,14 @@ export const DraftServiceGetInfoRequestSchema: GenMessage<DraftServiceGetInfoReq
   messageDesc(file_presift_v1_draft, 3);
 
 /**
+ * DraftServiceGetInfoResponse describes a draft.
+ *
  * @generated from message presift.v1.DraftServiceGetInfoResponse
  */
 export type DraftServiceGetInfoResponse = Message<"presift.v1.DraftServiceGetInfoResponse"> & {
   /**
+   * model is the served model.
+   *
    * @generated from field: presift.v1.ModelInfo model = 1;
    */
   model?: ModelInfo | undefined;
@@ -236,24 +253,26 @@ export const DraftServiceGetInfoResponseSchema: GenMessage<DraftServiceGetInfoRe
 /**
  * DraftService scores prompts with a small model.
  *
- * Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
- * PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+ * Status codes of every method:
+ *   UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+ *   PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+ *   RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
  *
  * @generated from service presift.v1.DraftService
  */
 export const DraftService: GenService<{
   /**
-   * Score reads the prompt once and returns what the policy needs of the draft: the mask drawn from its attention
-   * (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc).
-   * Pure: the same request gives the same reply, so a retry is always safe.
+   * Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
+   * (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
+   * A retry is always safe: the same request gives the same response.
    *
-   * INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, span outside the prompt, or a policy that cannot
-   *   hold (capacity below window, even kernel, ...); ErrorInfo names field, value and limit.
-   * FAILED_PRECONDITION: protected spans and window exceed the policy's capacity, for spec_kv_pc that of its prompt
-   *   stage (BUDGET_EXCEEDED). The prompt's final token does not count for spec_kv: it comes on top.
-   * RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message is over the size limit.
-   * UNAVAILABLE: starting or draining. Retry.
-   * CANCELLED, DEADLINE_EXCEEDED: honoured between prefill chunks.
+   * INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
+   *   policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
+   * FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
+   *   capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+   * RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
+   * UNAVAILABLE: the service is starting or draining. Retry.
+   * CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
    *
    * @generated from rpc presift.v1.DraftService.Score
    */
@@ -263,7 +282,9 @@ export const DraftService: GenService<{
     output: typeof ScoreResponseSchema;
   },
   /**
-   * GetInfo says which model is served, under which limits. A retry is safe.
+   * GetInfo returns the served model and its limits. A retry is safe.
+   *
+   * UNAVAILABLE: the service is starting or draining. Retry.
    *
    * @generated from rpc presift.v1.DraftService.GetInfo
    */

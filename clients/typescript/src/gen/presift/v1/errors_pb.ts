@@ -2,7 +2,7 @@
 // @generated from file presift/v1/errors.proto (package presift.v1, syntax proto3)
 /* eslint-disable */
 
-// What a refusal carries in `grpc-status-details-bin`.
+// Error details that presift sends in the trailer `grpc-status-details-bin`.
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
@@ -23,16 +23,22 @@ export const file_presift_v1_errors: GenFile = /*@__PURE__*/
  */
 export type Status = Message<"presift.v1.Status"> & {
   /**
+   * code is the gRPC status code.
+   *
    * @generated from field: int32 code = 1;
    */
   code: number;
 
   /**
+   * message is the error in words.
+   *
    * @generated from field: string message = 2;
    */
   message: string;
 
   /**
+   * details holds an ErrorInfo and, with OVERLOADED, a RetryInfo.
+   *
    * @generated from field: repeated google.protobuf.Any details = 3;
    */
   details: Any[];
@@ -66,7 +72,7 @@ export type ErrorInfo = Message<"presift.v1.ErrorInfo"> & {
   domain: string;
 
   /**
-   * metadata holds field, value and limit where they apply.
+   * metadata has the keys that ErrorReason lists: field, value and limit for most reasons.
    *
    * @generated from field: map<string, string> metadata = 3;
    */
@@ -87,6 +93,8 @@ export const ErrorInfoSchema: GenMessage<ErrorInfo> = /*@__PURE__*/
  */
 export type RetryInfo = Message<"presift.v1.RetryInfo"> & {
   /**
+   * retry_delay is the time to wait before the next attempt.
+   *
    * @generated from field: google.protobuf.Duration retry_delay = 1;
    */
   retryDelay?: Duration | undefined;
@@ -100,18 +108,20 @@ export const RetryInfoSchema: GenMessage<RetryInfo> = /*@__PURE__*/
   messageDesc(file_presift_v1_errors, 2);
 
 /**
- * ErrorReason is the `reason` of google.rpc.ErrorInfo (without the ERROR_REASON_ prefix); its domain is "presift.dev".
+ * ErrorReason is the `reason` of google.rpc.ErrorInfo, without the ERROR_REASON_ prefix. The domain is "presift.dev".
  *
  * @generated from enum presift.v1.ErrorReason
  */
 export enum ErrorReason {
   /**
+   * ERROR_REASON_UNSPECIFIED is never sent.
+   *
    * @generated from enum value: ERROR_REASON_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
 
   /**
-   * ERROR_REASON_INVALID_REQUEST: a field has a value outside its limits. metadata: field, value, limit.
+   * ERROR_REASON_INVALID_REQUEST: a field's value is outside its limits. metadata: field, value, limit.
    *
    * @generated from enum value: ERROR_REASON_INVALID_REQUEST = 1;
    */
@@ -125,22 +135,23 @@ export enum ErrorReason {
   PROMPT_TOO_LONG = 2,
 
   /**
-   * ERROR_REASON_BUDGET_EXCEEDED: `strict` was said and the budget cannot be met. metadata: field, value, limit.
+   * ERROR_REASON_BUDGET_EXCEEDED: the budget is strict and cannot be met. metadata: field, value, limit.
    *
    * @generated from enum value: ERROR_REASON_BUDGET_EXCEEDED = 3;
    */
   BUDGET_EXCEEDED = 3,
 
   /**
-   * ERROR_REASON_ROUTE_UNSUPPORTED: the route is not served here. metadata: field, value, limit (the routes that are).
+   * ERROR_REASON_ROUTE_UNSUPPORTED: this service does not support the route. metadata: field, value, limit (the
+   * supported routes).
    *
    * @generated from enum value: ERROR_REASON_ROUTE_UNSUPPORTED = 4;
    */
   ROUTE_UNSUPPORTED = 4,
 
   /**
-   * ERROR_REASON_OVERLOADED: a queue is full, or a tenant has used up its limit. RetryInfo says when to come back. metadata:
-   * field (the queue or limit), value, limit.
+   * ERROR_REASON_OVERLOADED: a queue is full, or a tenant has reached its limit. RetryInfo says when to retry.
+   * metadata: field (the queue or limit), value, limit.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 5;
    */
@@ -154,15 +165,15 @@ export enum ErrorReason {
   DRAFT_UNAVAILABLE = 6,
 
   /**
-   * ERROR_REASON_TARGET_UNAVAILABLE: no target answered. Retry if no token was delivered. metadata: delivered_tokens, where
-   * some were.
+   * ERROR_REASON_TARGET_UNAVAILABLE: no target answered. Retry if no token was delivered.
+   * metadata: delivered_tokens, if any were.
    *
    * @generated from enum value: ERROR_REASON_TARGET_UNAVAILABLE = 7;
    */
   TARGET_UNAVAILABLE = 7,
 
   /**
-   * ERROR_REASON_VOCABULARY_MISMATCH: draft and target do not read the same token ids. metadata: both fingerprints.
+   * ERROR_REASON_VOCABULARY_MISMATCH: draft and target use different token ids. metadata: both fingerprints.
    *
    * @generated from enum value: ERROR_REASON_VOCABULARY_MISMATCH = 8;
    */
@@ -176,29 +187,29 @@ export enum ErrorReason {
   DEADLINE_EXCEEDED = 9,
 
   /**
-   * ERROR_REASON_INTERNAL: a defect of ours; the log holds the rest.
+   * ERROR_REASON_INTERNAL: a defect in presift; the service's log has the details.
    *
    * @generated from enum value: ERROR_REASON_INTERNAL = 10;
    */
   INTERNAL = 10,
 
   /**
-   * ERROR_REASON_UNAUTHENTICATED: nobody knows who calls: no key, token or certificate, or none that holds.
+   * ERROR_REASON_UNAUTHENTICATED: the key, token or certificate is missing, unknown or no longer valid.
    *
    * @generated from enum value: ERROR_REASON_UNAUTHENTICATED = 20;
    */
   UNAUTHENTICATED = 20,
 
   /**
-   * ERROR_REASON_PERMISSION_DENIED: whoever calls may not do this.
+   * ERROR_REASON_PERMISSION_DENIED: the caller is not allowed to make this call.
    *
    * @generated from enum value: ERROR_REASON_PERMISSION_DENIED = 21;
    */
   PERMISSION_DENIED = 21,
 
   /**
-   * ERROR_REASON_SHUTTING_DOWN: this process drains and the time of the calls that ran is over. Another one may answer; retry if
-   * no token was delivered.
+   * ERROR_REASON_SHUTTING_DOWN: this process is draining, and the time for its running calls is over. Retry if no token
+   * was delivered: another process may answer.
    *
    * @generated from enum value: ERROR_REASON_SHUTTING_DOWN = 22;
    */

@@ -25,11 +25,13 @@ export const file_presift_v1_orchestrator: GenFile = /*@__PURE__*/
  */
 export type Prompt = Message$1<"presift.v1.Prompt"> & {
   /**
+   * prompt is required.
+   *
    * @generated from oneof presift.v1.Prompt.prompt
    */
   prompt: {
     /**
-     * text is read as it is: no chat template is applied. At most 8,388,608 characters, and 1,048,576 tokens.
+     * text is tokenized without a chat template. At most 8,388,608 characters, and 1,048,576 tokens.
      *
      * @generated from field: string text = 1;
      */
@@ -45,7 +47,7 @@ export type Prompt = Message$1<"presift.v1.Prompt"> & {
     case: "chat";
   } | {
     /**
-     * token_ids are read as they are.
+     * token_ids are used unchanged.
      *
      * @generated from field: presift.v1.TokenIds token_ids = 3;
      */
@@ -54,8 +56,8 @@ export type Prompt = Message$1<"presift.v1.Prompt"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * protected_spans are token ranges that no policy may drop, at most 16,384. For token_ids prompts; chats mark messages
-   * and parts.
+   * protected_spans are token ranges that no policy may drop, at most 16,384. For token_ids prompts; a chat marks
+   * messages and parts instead.
    *
    * @generated from field: repeated presift.v1.Span protected_spans = 4;
    */
@@ -70,11 +72,13 @@ export const PromptSchema: GenMessage<Prompt> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 0);
 
 /**
+ * TokenIds is a prompt that is already tokenized.
+ *
  * @generated from message presift.v1.TokenIds
  */
 export type TokenIds = Message$1<"presift.v1.TokenIds"> & {
   /**
-   * ids, at most 1,048,576.
+   * ids are the target's token ids, at most 1,048,576.
    *
    * @generated from field: repeated uint32 ids = 1;
    */
@@ -89,20 +93,22 @@ export const TokenIdsSchema: GenMessage<TokenIds> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 1);
 
 /**
+ * Chat is a conversation.
+ *
  * @generated from message presift.v1.Chat
  */
 export type Chat = Message$1<"presift.v1.Chat"> & {
   /**
-   * messages, oldest first, at most 4,096.
+   * messages are ordered oldest first, at most 4,096.
    *
    * @generated from field: repeated presift.v1.Message messages = 1;
    */
   messages: Message[];
 
   /**
-   * tools_json holds one tool definition each, JSON as the chat template expects it. Always protected. At most 512, of
-   * 1,048,576 characters together. Refused (INVALID_REQUEST) where the template has no place for tools: they would be lost
-   * without a word.
+   * tools_json has one tool definition each, as JSON in the form that the chat template expects. Always protected. At
+   * most 512, of 1,048,576 characters together. Rejected (INVALID_REQUEST) if the template does not render tools: they
+   * would be lost silently.
    *
    * @generated from field: repeated string tools_json = 2;
    */
@@ -117,18 +123,21 @@ export const ChatSchema: GenMessage<Chat> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 2);
 
 /**
+ * Message is one message of a chat.
+ *
  * @generated from message presift.v1.Message
  */
 export type Message = Message$1<"presift.v1.Message"> & {
   /**
-   * role is "system", "user", "assistant" or "tool". System messages are always protected, but for parts marked as document.
+   * role is "system", "user", "assistant" or "tool". System messages are always protected, except for parts marked as
+   * document.
    *
    * @generated from field: string role = 1;
    */
   role: string;
 
   /**
-   * parts are joined as they are. At most 16,384 in all messages together.
+   * parts are joined without a separator. At most 16,384 in all messages together.
    *
    * @generated from field: repeated presift.v1.TextPart parts = 2;
    */
@@ -142,24 +151,24 @@ export type Message = Message$1<"presift.v1.Message"> & {
   protected: boolean;
 
   /**
-   * tool_calls_json holds one call each that an assistant made: a JSON object with name and arguments, or with both in its
-   * "function" (and "type" and "id" beside it). Arguments that are JSON in a string reach the chat template as that object.
-   * Always protected. At most 512 in a chat, with name and tool_call_id of 1,048,576 characters together. Refused where the
-   * template has no place for calls.
+   * tool_calls_json has one call each that an assistant made: a JSON object with name and arguments, or with both in
+   * its "function" (next to "type" and "id"). Arguments given as a JSON string reach the chat template as an object.
+   * Always protected. At most 512 in a chat, of 1,048,576 characters together with name and tool_call_id. Rejected if
+   * the template does not render calls.
    *
    * @generated from field: repeated string tool_calls_json = 4;
    */
   toolCallsJson: string[];
 
   /**
-   * name says which tool gave this result. Role "tool" only; protected wherever the template writes it, as the next.
+   * name is the tool that gave this result. Role "tool" only. Protected wherever the template writes it.
    *
    * @generated from field: string name = 5;
    */
   name: string;
 
   /**
-   * tool_call_id says which call this is the result of. Role "tool" only.
+   * tool_call_id is the call that this is the result of. Role "tool" only. Protected wherever the template writes it.
    *
    * @generated from field: string tool_call_id = 6;
    */
@@ -174,23 +183,27 @@ export const MessageSchema: GenMessage<Message> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 3);
 
 /**
+ * TextPart is a piece of a message's text.
+ *
  * @generated from message presift.v1.TextPart
  */
 export type TextPart = Message$1<"presift.v1.TextPart"> & {
   /**
+   * text is the piece.
+   *
    * @generated from field: string text = 1;
    */
   text: string;
 
   /**
-   * protected keeps this part. With document it is refused.
+   * protected keeps this part. Rejected together with document.
    *
    * @generated from field: bool protected = 2;
    */
   protected: boolean;
 
   /**
-   * document marks what may be dropped. Where any part of a chat is marked, nothing else of that chat may be dropped.
+   * document marks text that may be dropped. If any part of a chat is marked, nothing else of that chat may be dropped.
    *
    * @generated from field: bool document = 3;
    */
@@ -205,7 +218,8 @@ export const TextPartSchema: GenMessage<TextPart> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 4);
 
 /**
- * Budget is the caller's limits. Unset fields take the orchestrator's defaults: its policy file's, then its settings'.
+ * Budget is the caller's limits. Unset fields take the orchestrator's defaults: those of its policy file first, then
+ * those of its settings.
  *
  * @generated from message presift.v1.Budget
  */
@@ -218,42 +232,44 @@ export type Budget = Message$1<"presift.v1.Budget"> & {
   maxPromptTokens?: number | undefined;
 
   /**
-   * max_kv_tokens is the number of KV tokens that the prompt may hold in the target while it decodes, > 0.
+   * max_kv_tokens is the number of KV tokens that the prompt may hold in the target while decoding, > 0.
    *
    * @generated from field: optional uint32 max_kv_tokens = 2;
    */
   maxKvTokens?: number | undefined;
 
   /**
-   * strict makes a budget that cannot be met an error instead of the nearest route. Without any limit it has no effect. False
-   * does not undo a policy file's strict.
+   * strict makes a budget that cannot be met an error; otherwise the nearest route is taken. It has no effect without a
+   * limit. False does not override strict in a policy file.
    *
    * @generated from field: bool strict = 3;
    */
   strict: boolean;
 
   /**
-   * compress_above_tokens is the prompt length up to which nothing is compressed (default 4,096; 0 compresses whatever is
-   * longer than the budget).
+   * compress_above_tokens is the prompt length up to which nothing is compressed. Default 4,096; 0 compresses every
+   * prompt that is longer than the budget.
    *
    * @generated from field: optional uint32 compress_above_tokens = 4;
    */
   compressAboveTokens?: number | undefined;
 
   /**
-   * max_ttft_ms is the time to first token from arrival at the orchestrator, in milliseconds, > 0. It is held against a
-   * prediction, on AUTO with a tenth of it in reserve; with strict a route that is predicted to be later is refused.
+   * max_ttft_ms is the time to first token from arrival at the orchestrator, in milliseconds, > 0. It is compared with
+   * a prediction; on AUTO, a tenth of it is kept in reserve. With strict, a route that is predicted to exceed it
+   * is refused.
    *
    * @generated from field: optional uint32 max_ttft_ms = 5;
    */
   maxTtftMs?: number | undefined;
 
   /**
-   * min_coverage is the least coverage by the draft's mask, 0 < c <= 1. Below it a less lossy route is taken, one that reaches it
-   * or full (with strict, BUDGET_EXCEEDED where the limits allow none), and a later turn does not go on with an earlier
-   * selection (KvOptions.continue_prompt_tokens). Where the target chooses KV, the draft's estimate of what as many pairs
-   * cover is held against it; on spec_kv_pc each stage covers that share of what it reads. Where a draft says no coverage,
-   * Decision.detail says that none is known, and with strict that counts as too low.
+   * min_coverage is the least acceptable coverage by the draft's mask, 0 < c <= 1. Below it, the orchestrator takes a
+   * less lossy route that reaches it, or full. With strict, it returns BUDGET_EXCEEDED if the limits allow none of
+   * these. A later turn does not continue on a selection that is below it (KvOptions.continue_prompt_tokens).
+   * If the target selects the KV pairs, min_coverage applies to the draft's estimate of what that number of pairs
+   * covers. On spec_kv_pc, each stage must cover this share of what it reads. If a draft reports no coverage,
+   * Decision.detail says that it is unknown; with strict, unknown counts as too low.
    *
    * @generated from field: optional float min_coverage = 6;
    */
@@ -275,32 +291,34 @@ export const BudgetSchema: GenMessage<Budget> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 5);
 
 /**
- * AutoCapacity asks for the smallest capacity that reaches a coverage, between bounds. Where the upper bound does not reach it,
- * the upper bound is taken, and Decision.coverage tells so. On spec_kv_pc each stage covers that share of what it reads.
+ * AutoCapacity asks for the smallest capacity, between bounds, that reaches a coverage. If the upper bound does not
+ * reach it, the upper bound is used, and Decision.coverage shows what was reached. On spec_kv_pc, each stage must cover
+ * this share of what it reads.
  *
  * @generated from message presift.v1.AutoCapacity
  */
 export type AutoCapacity = Message$1<"presift.v1.AutoCapacity"> & {
   /**
-   * coverage to reach, 0 < c <= 1. A Budget.min_coverage above it counts instead. Where the target chooses KV, the draft's
-   * importance estimates how many.
+   * coverage is the coverage to reach, 0 < c <= 1. A higher Budget.min_coverage takes precedence. If the target selects
+   * the KV pairs, the draft's importance gives an estimate of how many are needed.
    *
    * @generated from field: float coverage = 1;
    */
   coverage: number;
 
   /**
-   * min_tokens is the lower bound. 0: what must be kept (protected spans and window), rounded up to 16. A bound below the
-   * window or over the upper bound is moved to it.
+   * min_tokens is the lower bound. 0 means what must be kept (protected spans and window), rounded up to a multiple of
+   * 16. A bound below the window is raised to it; a bound above the upper bound is lowered to it.
    *
    * @generated from field: uint32 min_tokens = 2;
    */
   minTokens: number;
 
   /**
-   * max_tokens is the upper bound. 0: what the budget or the orchestrator's default would have been without auto_capacity. It
-   * loosens no limit: the tighter of it and the budget's holds. Both bounds are of prompt tokens on routes spec_pc and
-   * spec_kv_pc (whose KV stage has the bounds of 0), of KV tokens on spec_kv, as in max_kv_tokens. min_tokens <= max_tokens.
+   * max_tokens is the upper bound. 0 means the capacity without auto_capacity: the budget's, or the orchestrator's
+   * default. It does not loosen a limit: the tighter of this bound and the budget's applies. min_tokens <= max_tokens.
+   * Both bounds count prompt tokens on routes spec_pc and spec_kv_pc (whose KV stage uses the bounds of 0), and KV
+   * tokens on spec_kv, as in max_kv_tokens.
    *
    * @generated from field: uint32 max_tokens = 3;
    */
@@ -315,26 +333,34 @@ export const AutoCapacitySchema: GenMessage<AutoCapacity> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 6);
 
 /**
+ * GenerateRequest asks for one answer.
+ *
  * @generated from message presift.v1.GenerateRequest
  */
 export type GenerateRequest = Message$1<"presift.v1.GenerateRequest"> & {
   /**
+   * prompt is what to answer. Required.
+   *
    * @generated from field: presift.v1.Prompt prompt = 1;
    */
   prompt?: Prompt | undefined;
 
   /**
+   * sampling is how the answer's tokens are chosen.
+   *
    * @generated from field: presift.v1.Sampling sampling = 2;
    */
   sampling?: Sampling | undefined;
 
   /**
+   * budget is the caller's limits.
+   *
    * @generated from field: presift.v1.Budget budget = 3;
    */
   budget?: Budget | undefined;
 
   /**
-   * route unspecified is AUTO.
+   * route is the route to take. Unspecified means AUTO.
    *
    * @generated from field: presift.v1.Route route = 4;
    */
@@ -362,32 +388,33 @@ export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
  */
 export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
   /**
-   * selection says whose queries choose. On route spec_kv_pc it is always KV_SELECTION_TARGET_LOOKAHEAD.
+   * selection says whose queries select the KV pairs. On route spec_kv_pc it is always KV_SELECTION_TARGET_LOOKAHEAD.
    *
    * @generated from field: presift.v1.KvSelection selection = 1;
    */
   selection: KvSelection;
 
   /**
-   * keep_full_prefix leaves the KV of all that was read to the target's radix cache, so that the next question on the same
-   * document is not read again. Default: true on spec_kv; false on spec_kv_pc, where the next question reads other tokens.
+   * keep_full_prefix leaves the KV of everything that was read in the target's radix cache, so that the next question
+   * about the same document does not read it again. Default: true on spec_kv; false on spec_kv_pc, where the next
+   * question reads other tokens.
    *
    * @generated from field: optional bool keep_full_prefix = 2;
    */
   keepFullPrefix?: boolean | undefined;
 
   /**
-   * lookahead_tokens is the number of tokens that the draft generates to choose by, 0..256.
+   * lookahead_tokens is the number of tokens that the draft generates to guide the selection, 0..256.
    *
    * @generated from field: optional uint32 lookahead_tokens = 3;
    */
   lookaheadTokens?: number | undefined;
 
   /**
-   * continue_prompt_tokens makes this a later turn on an earlier selection: it is the prompt_tokens of an earlier decision
-   * whose prompt this prompt begins with. What follows is read in full; what was dropped then stays dropped. If that
-   * selection is not known any more, the prompt is treated as a new one and Decision.detail says why. Only with route
-   * spec_kv or AUTO.
+   * continue_prompt_tokens makes this a later turn on an earlier selection: it is the prompt_tokens of an earlier
+   * decision whose prompt this prompt begins with. The rest of the prompt is read in full; what was dropped stays
+   * dropped. If the earlier selection is no longer known, the prompt is treated as a new one and Decision.detail says
+   * why. Only with route spec_kv or AUTO.
    *
    * @generated from field: optional uint32 continue_prompt_tokens = 4;
    */
@@ -402,26 +429,36 @@ export const KvOptionsSchema: GenMessage<KvOptions> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 8);
 
 /**
+ * GenerateResponse is one event of the stream.
+ *
  * @generated from message presift.v1.GenerateResponse
  */
 export type GenerateResponse = Message$1<"presift.v1.GenerateResponse"> & {
   /**
+   * event is the decision (first), a delta, or the usage (last).
+   *
    * @generated from oneof presift.v1.GenerateResponse.event
    */
   event: {
     /**
+     * decision is the first event.
+     *
      * @generated from field: presift.v1.Decision decision = 1;
      */
     value: Decision;
     case: "decision";
   } | {
     /**
+     * delta is the next piece of the answer.
+     *
      * @generated from field: presift.v1.TextDelta delta = 2;
      */
     value: TextDelta;
     case: "delta";
   } | {
     /**
+     * usage is the last event.
+     *
      * @generated from field: presift.v1.Usage usage = 3;
      */
     value: Usage;
@@ -443,24 +480,28 @@ export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*
  */
 export type Decision = Message$1<"presift.v1.Decision"> & {
   /**
+   * route is the route that was taken.
+   *
    * @generated from field: presift.v1.Route route = 1;
    */
   route: Route;
 
   /**
+   * reason says why.
+   *
    * @generated from field: presift.v1.DecisionReason reason = 2;
    */
   reason: DecisionReason;
 
   /**
-   * detail says the reason in words, with numbers.
+   * detail gives the reason in words, with numbers.
    *
    * @generated from field: string detail = 3;
    */
   detail: string;
 
   /**
-   * prompt_tokens is the length without presift, chat template applied.
+   * prompt_tokens is the length of the whole prompt, chat template applied.
    *
    * @generated from field: uint32 prompt_tokens = 4;
    */
@@ -474,82 +515,86 @@ export type Decision = Message$1<"presift.v1.Decision"> & {
   keptTokens: number;
 
   /**
-   * kv_tokens is the number of KV tokens that the prompt holds in the target while it decodes; where KV is dropped, the
-   * kept pairs of a layer and head plus the final prompt token.
+   * kv_tokens is the number of KV tokens that the prompt holds in the target while decoding. If KV is dropped: the kept
+   * pairs per layer and head, plus the final prompt token.
    *
    * @generated from field: uint32 kv_tokens = 6;
    */
   kvTokens: number;
 
   /**
-   * protected_tokens is the number of prompt tokens that could not be dropped, the window not counted.
+   * protected_tokens is the number of prompt tokens that could not be dropped, without the window.
    *
    * @generated from field: uint32 protected_tokens = 7;
    */
   protectedTokens: number;
 
   /**
-   * coverage is the share of the window's attention mass on kept tokens, 0..1. Unset where nothing was dropped.
+   * coverage is the share of the window's attention mass on kept tokens, 0..1. Unset if nothing was dropped.
    *
    * @generated from field: optional float coverage = 8;
    */
   coverage?: number | undefined;
 
   /**
+   * cache is the result of the cache lookup.
+   *
    * @generated from field: presift.v1.CacheOutcome cache = 9;
    */
   cache: CacheOutcome;
 
   /**
-   * draft is unset where the draft had no part.
+   * draft is the draft that was used. Unset if none was.
    *
    * @generated from field: presift.v1.ModelInfo draft = 10;
    */
   draft?: ModelInfo | undefined;
 
   /**
+   * target is the target that answers.
+   *
    * @generated from field: presift.v1.ModelInfo target = 11;
    */
   target?: ModelInfo | undefined;
 
   /**
-   * policy is what was applied. Unset on route full. Where a capacity of it is adaptive, kept_tokens and kv_tokens say what
-   * came of it.
+   * policy is the policy that was applied. Unset on route full. If one of its capacities is adaptive, kept_tokens and
+   * kv_tokens have the result.
    *
    * @generated from field: presift.v1.Policy policy = 12;
    */
   policy?: Policy | undefined;
 
   /**
-   * tokenize_ms covers chat template, tokenisation and protection.
+   * tokenize_ms covers chat template, tokenization and protection.
    *
    * @generated from field: double tokenize_ms = 13;
    */
   tokenizeMs: number;
 
   /**
-   * cache_ms covers the look-up.
+   * cache_ms covers the cache lookup.
    *
    * @generated from field: double cache_ms = 14;
    */
   cacheMs: number;
 
   /**
-   * draft_ms covers the draft's call; 0 on a hit.
+   * draft_ms covers the call to the draft; 0 on a cache hit.
    *
    * @generated from field: double draft_ms = 15;
    */
   draftMs: number;
 
   /**
-   * prefill_ms covers the target's reading of the prompt while the draft worked; 0 where it did not.
+   * prefill_ms covers the target's reading of the prompt while the draft worked; 0 if it did not read then.
    *
    * @generated from field: double prefill_ms = 16;
    */
   prefillMs: number;
 
   /**
-   * keep_full_prefix as it was applied. Set on routes that drop KV.
+   * keep_full_prefix is KvOptions.keep_full_prefix as applied. Set on routes that drop KV.
    *
    * @generated from field: optional bool keep_full_prefix = 17;
    */
@@ -563,15 +608,15 @@ export type Decision = Message$1<"presift.v1.Decision"> & {
   continued: boolean;
 
   /**
-   * predicted_ttft_ms is the predicted time to first token, from arrival at the orchestrator.
+   * predicted_ttft_ms is the predicted time to first token, from arrival at the orchestrator, in milliseconds.
    *
    * @generated from field: optional double predicted_ttft_ms = 19;
    */
   predictedTtftMs?: number | undefined;
 
   /**
-   * cross_vocabulary: the draft reads other token ids than the target; importance and lookahead were carried over through
-   * the text. coverage is then the share of that importance on kept tokens.
+   * cross_vocabulary: draft and target use different token ids; importance and lookahead were mapped through the text.
+   * coverage is then the share of that importance on kept tokens.
    *
    * @generated from field: bool cross_vocabulary = 20;
    */
@@ -586,17 +631,21 @@ export const DecisionSchema: GenMessage<Decision> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 10);
 
 /**
+ * TextDelta is the part of the answer that is new since the last delta.
+ *
  * @generated from message presift.v1.TextDelta
  */
 export type TextDelta = Message$1<"presift.v1.TextDelta"> & {
   /**
-   * text is what is new; empty while a character or a stop string is incomplete.
+   * text is the new text. Empty while a character or a possible stop string is incomplete.
    *
    * @generated from field: string text = 1;
    */
   text: string;
 
   /**
+   * token_ids are the new tokens.
+   *
    * @generated from field: repeated uint32 token_ids = 2;
    */
   tokenIds: number[];
@@ -616,36 +665,44 @@ export const TextDeltaSchema: GenMessage<TextDelta> = /*@__PURE__*/
  */
 export type Usage = Message$1<"presift.v1.Usage"> & {
   /**
+   * prompt_tokens is the length of the whole prompt.
+   *
    * @generated from field: uint32 prompt_tokens = 1;
    */
   promptTokens: number;
 
   /**
+   * kept_tokens is the number of prompt tokens that the target read.
+   *
    * @generated from field: uint32 kept_tokens = 2;
    */
   keptTokens: number;
 
   /**
-   * kv_tokens is what the prompt held in the target while it decoded, as the target counts it from the entry that it used;
-   * the decision's is what was planned.
+   * kv_tokens is the number of KV tokens that the prompt held in the target while decoding, as counted by the target
+   * from the entry that it used. Decision.kv_tokens is what was planned.
    *
    * @generated from field: uint32 kv_tokens = 3;
    */
   kvTokens: number;
 
   /**
-   * cached_tokens is the part of the kept tokens that the target's radix cache held already.
+   * cached_tokens is the number of kept tokens that were already in the target's radix cache.
    *
    * @generated from field: uint32 cached_tokens = 4;
    */
   cachedTokens: number;
 
   /**
+   * completion_tokens is the number of generated tokens.
+   *
    * @generated from field: uint32 completion_tokens = 5;
    */
   completionTokens: number;
 
   /**
+   * finish_reason says why the answer ended.
+   *
    * @generated from field: presift.v1.FinishReason finish_reason = 6;
    */
   finishReason: FinishReason;
@@ -665,28 +722,36 @@ export type Usage = Message$1<"presift.v1.Usage"> & {
   ttftMs: number;
 
   /**
+   * total_ms is the time from the request's arrival at the orchestrator to the end of the answer.
+   *
    * @generated from field: double total_ms = 9;
    */
   totalMs: number;
 
   /**
-   * reused_entry, score_ms, publish_ms, coverage: as in TargetUsage.
+   * reused_entry is TargetUsage.reused_entry.
    *
    * @generated from field: bool reused_entry = 10;
    */
   reusedEntry: boolean;
 
   /**
+   * score_ms is TargetUsage.score_ms.
+   *
    * @generated from field: double score_ms = 11;
    */
   scoreMs: number;
 
   /**
+   * publish_ms is TargetUsage.publish_ms.
+   *
    * @generated from field: double publish_ms = 12;
    */
   publishMs: number;
 
   /**
+   * coverage is TargetUsage.coverage.
+   *
    * @generated from field: optional float coverage = 13;
    */
   coverage?: number | undefined;
@@ -700,48 +765,58 @@ export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 12);
 
 /**
+ * ExplainRequest asks what would be kept of a prompt, without an answer.
+ *
  * @generated from message presift.v1.ExplainRequest
  */
 export type ExplainRequest = Message$1<"presift.v1.ExplainRequest"> & {
   /**
+   * prompt is what to explain. Required.
+   *
    * @generated from field: presift.v1.Prompt prompt = 1;
    */
   prompt?: Prompt | undefined;
 
   /**
+   * budget is the caller's limits.
+   *
    * @generated from field: presift.v1.Budget budget = 2;
    */
   budget?: Budget | undefined;
 
   /**
-   * route unspecified is AUTO.
+   * route is the route to explain. Unspecified means AUTO.
    *
    * @generated from field: presift.v1.Route route = 3;
    */
   route: Route;
 
   /**
+   * kv says how routes spec_kv and spec_kv_pc drop KV.
+   *
    * @generated from field: presift.v1.KvOptions kv = 4;
    */
   kv?: KvOptions | undefined;
 
   /**
-   * include_kv_mask asks the target which KV pairs it keeps, on routes that drop KV. It costs what a request costs; where the
-   * target has the compressed entry already, it makes another that nobody else finds, and reads the whole prompt for it.
+   * include_kv_mask asks the target which KV pairs it keeps, on routes that drop KV. It costs as much as a request. If
+   * the target already has the compressed entry, it reads the whole prompt again and makes a second entry, which no
+   * other request can find.
    *
    * @generated from field: bool include_kv_mask = 5;
    */
   includeKvMask: boolean;
 
   /**
-   * span_per_token makes a span of every token, as a heat map needs it. More than 262,144 spans are refused.
+   * span_per_token makes every token a span, for heat maps. More than 262,144 spans are rejected.
    *
    * @generated from field: bool span_per_token = 6;
    */
   spanPerToken: boolean;
 
   /**
-   * max_new_tokens of the answer that is not generated: context and predictions depend on it. Default as in Sampling.
+   * max_new_tokens is the length of the answer that is not generated: the context check and the predictions depend on
+   * it. Default as in Sampling.
    *
    * @generated from field: optional uint32 max_new_tokens = 7;
    */
@@ -756,10 +831,14 @@ export const ExplainRequestSchema: GenMessage<ExplainRequest> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 13);
 
 /**
+ * ExplainResponse says what would be applied and what would be kept.
+ *
  * @generated from message presift.v1.ExplainResponse
  */
 export type ExplainResponse = Message$1<"presift.v1.ExplainResponse"> & {
   /**
+   * decision is what would be applied and why.
+   *
    * @generated from field: presift.v1.Decision decision = 1;
    */
   decision?: Decision | undefined;
@@ -772,29 +851,29 @@ export type ExplainResponse = Message$1<"presift.v1.ExplainResponse"> & {
   spans: ExplainedSpan[];
 
   /**
-   * kv_mask is what the target kept, in positions of the prompt: what it did not read (route spec_kv_pc) is not kept. Only if
-   * asked for, and only where KV is dropped.
+   * kv_mask is what the target kept, in positions of the whole prompt: tokens that it did not read (route spec_kv_pc)
+   * are not kept. Set only if requested, and only if KV is dropped.
    *
    * @generated from field: presift.v1.KvMask kv_mask = 3;
    */
   kvMask?: KvMask | undefined;
 
   /**
-   * target_coverage is TargetUsage.coverage of that request.
+   * target_coverage is TargetUsage.coverage of the request that include_kv_mask sent.
    *
    * @generated from field: optional float target_coverage = 4;
    */
   targetCoverage?: number | undefined;
 
   /**
-   * text is the rendered prompt, in which characters are counted. Empty for token_ids prompts.
+   * text is the rendered prompt, which ExplainedSpan.characters refers to. Empty for token_ids prompts.
    *
    * @generated from field: string text = 5;
    */
   text: string;
 
   /**
-   * routes is what AUTO chose among, in its order. Empty where an earlier selection was gone on with.
+   * routes are the routes that AUTO chose from, in its order. Empty if an earlier selection was continued.
    *
    * @generated from field: repeated presift.v1.RouteForecast routes = 6;
    */
@@ -809,67 +888,77 @@ export const ExplainResponseSchema: GenMessage<ExplainResponse> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 14);
 
 /**
- * RouteForecast is a route as one request would get it, predicted and held against its budget.
+ * RouteForecast is one route for one request: its predicted cost, and whether it meets the budget.
  *
  * @generated from message presift.v1.RouteForecast
  */
 export type RouteForecast = Message$1<"presift.v1.RouteForecast"> & {
   /**
+   * route is the route.
+   *
    * @generated from field: presift.v1.Route route = 1;
    */
   route: Route;
 
   /**
-   * ttft_ms is the predicted time to first token, from arrival at the orchestrator; draft_ms and target_ms are its parts, which
-   * may lie side by side. These and step_ms, the time of one decode step, are unset where the route cannot be.
+   * ttft_ms is the predicted time to first token, from arrival at the orchestrator. Unset if the route is not possible,
+   * as are draft_ms, target_ms, step_ms, read_tokens and kv_tokens.
    *
    * @generated from field: optional double ttft_ms = 2;
    */
   ttftMs?: number | undefined;
 
   /**
+   * draft_ms is the draft's part of ttft_ms. It may overlap with target_ms.
+   *
    * @generated from field: optional double draft_ms = 3;
    */
   draftMs?: number | undefined;
 
   /**
+   * target_ms is the target's part of ttft_ms. It may overlap with draft_ms.
+   *
    * @generated from field: optional double target_ms = 4;
    */
   targetMs?: number | undefined;
 
   /**
+   * step_ms is the predicted time of one decode step.
+   *
    * @generated from field: optional double step_ms = 5;
    */
   stepMs?: number | undefined;
 
   /**
-   * read_tokens of the prompt are read, kv_tokens held while decoding. Unset where the route cannot be.
+   * read_tokens is the number of prompt tokens that the target reads.
    *
    * @generated from field: optional uint32 read_tokens = 6;
    */
   readTokens?: number | undefined;
 
   /**
+   * kv_tokens is the number of KV tokens held while decoding.
+   *
    * @generated from field: optional uint32 kv_tokens = 7;
    */
   kvTokens?: number | undefined;
 
   /**
-   * met: the route can be, and keeps the budget (or the default capacity, where the caller sets none).
+   * met: the route is possible and meets the budget (or the default capacity, if the caller sets no limit).
    *
    * @generated from field: bool met = 8;
    */
   met: boolean;
 
   /**
-   * why_not says in words why it cannot be, or which limits it breaks. Empty where met.
+   * why_not says in words why the route is not possible, or which limits it breaks. Empty if met.
    *
    * @generated from field: string why_not = 9;
    */
   whyNot: string;
 
   /**
-   * chosen is the decision's route.
+   * chosen: this is the decision's route.
    *
    * @generated from field: bool chosen = 10;
    */
@@ -884,45 +973,49 @@ export const RouteForecastSchema: GenMessage<RouteForecast> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 15);
 
 /**
- * ExplainedSpan is a run of prompt tokens with one fate.
+ * ExplainedSpan is a run of prompt tokens that are kept, dropped and protected alike.
  *
  * @generated from message presift.v1.ExplainedSpan
  */
 export type ExplainedSpan = Message$1<"presift.v1.ExplainedSpan"> & {
   /**
+   * tokens is the run.
+   *
    * @generated from field: presift.v1.Span tokens = 1;
    */
   tokens?: Span | undefined;
 
   /**
-   * characters is the range in the rendered prompt (Unicode code points). Unset for token_ids prompts.
+   * characters is the run's range in the rendered prompt, in Unicode code points. Unset for token_ids prompts.
    *
    * @generated from field: presift.v1.Span characters = 2;
    */
   characters?: Span | undefined;
 
   /**
-   * kept: the target reads it and, where kept_share is set, keeps at least one KV pair of it.
+   * kept: the target reads the run and, if kept_share is set, keeps at least one KV pair of it.
    *
    * @generated from field: bool kept = 3;
    */
   kept: boolean;
 
   /**
+   * protected: the run may not be dropped.
+   *
    * @generated from field: bool protected = 4;
    */
   protected: boolean;
 
   /**
-   * importance is the sum over the run, as a share of the prompt's total. 0 where nothing was scored.
+   * importance is the sum over the run, as a share of the prompt's total. 0 if nothing was scored.
    *
    * @generated from field: float importance = 5;
    */
   importance: number;
 
   /**
-   * kept_share is the share of a token's KV pairs, over layers and heads, that the target keeps, 0..1; the same for every token
-   * of the run. Set where ExplainResponse.kv_mask is.
+   * kept_share is the share of a token's KV pairs, over layers and heads, that the target keeps, 0..1. It is the same
+   * for every token of the run. Set whenever ExplainResponse.kv_mask is.
    *
    * @generated from field: optional float kept_share = 6;
    */
@@ -937,6 +1030,8 @@ export const ExplainedSpanSchema: GenMessage<ExplainedSpan> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 16);
 
 /**
+ * GetInfoRequest has no fields.
+ *
  * @generated from message presift.v1.GetInfoRequest
  */
 export type GetInfoRequest = Message$1<"presift.v1.GetInfoRequest"> & {
@@ -950,57 +1045,64 @@ export const GetInfoRequestSchema: GenMessage<GetInfoRequest> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 17);
 
 /**
+ * GetInfoResponse describes an orchestrator.
+ *
  * @generated from message presift.v1.GetInfoResponse
  */
 export type GetInfoResponse = Message$1<"presift.v1.GetInfoResponse"> & {
   /**
+   * draft is the draft model. Unset while no draft is known.
+   *
    * @generated from field: presift.v1.ModelInfo draft = 1;
    */
   draft?: ModelInfo | undefined;
 
   /**
+   * target is the target model.
+   *
    * @generated from field: presift.v1.ModelInfo target = 2;
    */
   target?: ModelInfo | undefined;
 
   /**
-   * supported_routes lists the routes that can be asked for.
+   * supported_routes lists the routes that a request may name.
    *
    * @generated from field: repeated presift.v1.Route supported_routes = 3;
    */
   supportedRoutes: Route[];
 
   /**
-   * compress_above_tokens: without a budget's threshold and without a tenant, no prompt of up to this many tokens is compressed.
+   * compress_above_tokens: no prompt of up to this many tokens is compressed, unless the budget sets another threshold
+   * or the call names a tenant.
    *
    * @generated from field: uint32 compress_above_tokens = 4;
    */
   compressAboveTokens: number;
 
   /**
-   * speeds lists what was learnt of the stages; a stage that is not named is predicted from a built-in guess.
+   * speeds are the learned costs of the stages. A stage that is not listed is predicted from a built-in guess.
    *
    * @generated from field: repeated presift.v1.StageSpeed speeds = 5;
    */
   speeds: StageSpeed[];
 
   /**
-   * route_quality is what the quality guard has seen: for a share of the compressed requests, the greedy answer of the route
-   * against that of route full, of the same prompt. One for every route and length band that was sampled.
+   * route_quality is what the quality guard has measured: for a share of the compressed requests, it compares the
+   * route's greedy answer with that of route full to the same prompt. One item for every sampled route and length band.
    *
    * @generated from field: repeated presift.v1.RouteQuality route_quality = 6;
    */
   routeQuality: RouteQuality[];
 
   /**
-   * policy_file is what is in force. Unset where there is none.
+   * policy_file is the policy file in force. Unset if there is none.
    *
    * @generated from field: presift.v1.PolicyFile policy_file = 7;
    */
   policyFile?: PolicyFile | undefined;
 
   /**
-   * replicas are the drafts and targets that this orchestrator knows of, by role and address.
+   * replicas are the drafts and targets that this orchestrator knows, by role and address.
    *
    * @generated from field: repeated presift.v1.Replica replicas = 20;
    */
@@ -1015,13 +1117,13 @@ export const GetInfoResponseSchema: GenMessage<GetInfoResponse> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 18);
 
 /**
- * Replica is one process of the draft or the target, as this orchestrator sees it.
+ * Replica is one draft or target process, as this orchestrator sees it.
  *
  * @generated from message presift.v1.Replica
  */
 export type Replica = Message$1<"presift.v1.Replica"> & {
   /**
-   * address is HOST:PORT, as it was said or as DNS gave it.
+   * address is HOST:PORT, as configured or as resolved by DNS.
    *
    * @generated from field: string address = 1;
    */
@@ -1035,35 +1137,36 @@ export type Replica = Message$1<"presift.v1.Replica"> & {
   role: string;
 
   /**
-   * healthy: connected, and SERVING by grpc.health.v1.
+   * healthy: the replica is connected, and SERVING by grpc.health.v1.
    *
    * @generated from field: bool healthy = 3;
    */
   healthy: boolean;
 
   /**
-   * breaker is that of the circuit breaker: "closed" (calls go there), "open" (none do), "half_open" (one at a time).
+   * breaker is the state of the circuit breaker: "closed" (calls pass), "open" (no calls), "half_open" (one call at a
+   * time).
    *
    * @generated from field: string breaker = 4;
    */
   breaker: string;
 
   /**
-   * in_flight is how many requests of this orchestrator are there.
+   * in_flight is the number of requests of this orchestrator at the replica.
    *
    * @generated from field: uint32 in_flight = 5;
    */
   inFlight: number;
 
   /**
-   * unused says in words why it is not asked although it is healthy: another model than the first one's. Empty where it is.
+   * unused says in words why a healthy replica gets no calls: its model differs from the first one's. Empty if used.
    *
    * @generated from field: string unused = 6;
    */
   unused: string;
 
   /**
-   * name is TargetUsage.replica; the address where the service names none.
+   * name is TargetUsage.replica, or the address if the service reports no name.
    *
    * @generated from field: string name = 7;
    */
@@ -1084,13 +1187,15 @@ export const ReplicaSchema: GenMessage<Replica> = /*@__PURE__*/
  */
 export type PolicyFile = Message$1<"presift.v1.PolicyFile"> & {
   /**
-   * digest is the SHA-256 of the file's bytes, hexadecimal.
+   * digest is the SHA-256 of the file's bytes, in hexadecimal.
    *
    * @generated from field: string digest = 1;
    */
   digest: string;
 
   /**
+   * loaded_at is when the file was read.
+   *
    * @generated from field: google.protobuf.Timestamp loaded_at = 2;
    */
   loadedAt?: Timestamp | undefined;
@@ -1104,51 +1209,55 @@ export const PolicyFileSchema: GenMessage<PolicyFile> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 20);
 
 /**
- * RouteQuality is how one route's answers agree with full's, over the last samples of prompts of similar length.
+ * RouteQuality is how well one route's answers agree with full's, over the last samples of prompts of similar length.
  *
  * @generated from message presift.v1.RouteQuality
  */
 export type RouteQuality = Message$1<"presift.v1.RouteQuality"> & {
   /**
+   * route is the route.
+   *
    * @generated from field: presift.v1.Route route = 1;
    */
   route: Route;
 
   /**
-   * min_tokens and max_tokens are the first and last prompt length of the band.
+   * min_tokens is the shortest prompt length of the band.
    *
    * @generated from field: uint32 min_tokens = 2;
    */
   minTokens: number;
 
   /**
+   * max_tokens is the longest prompt length of the band.
+   *
    * @generated from field: uint32 max_tokens = 3;
    */
   maxTokens: number;
 
   /**
-   * samples is the number of answers compared; it begins anew when the route is switched off or on.
+   * samples is the number of answers compared. It restarts at 0 when the route is switched off or on.
    *
    * @generated from field: uint32 samples = 4;
    */
   samples: number;
 
   /**
-   * mean_overlap is the share of tokens that both answers have in the same order, 0..1. Unset without samples, as the next.
+   * mean_overlap is the share of tokens that both answers have in the same order, 0..1. Unset without samples.
    *
    * @generated from field: optional double mean_overlap = 5;
    */
   meanOverlap?: number | undefined;
 
   /**
-   * exact_share is the share of answers that were the same, 0..1.
+   * exact_share is the share of answers that were identical, 0..1. Unset without samples.
    *
    * @generated from field: optional double exact_share = 6;
    */
   exactShare?: number | undefined;
 
   /**
-   * mean_first_divergence is the mean index of the first token that differed, over the answers that were not the same.
+   * mean_first_divergence is the mean index of the first token that differed, over the answers that were not identical.
    *
    * @generated from field: optional double mean_first_divergence = 7;
    */
@@ -1162,7 +1271,7 @@ export type RouteQuality = Message$1<"presift.v1.RouteQuality"> & {
   switchedOff: boolean;
 
   /**
-   * since is when switched_off changed last. Unset if it never did.
+   * since is when switched_off last changed. Unset if it never did.
    *
    * @generated from field: google.protobuf.Timestamp since = 9;
    */
@@ -1177,14 +1286,13 @@ export const RouteQualitySchema: GenMessage<RouteQuality> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 21);
 
 /**
- * StageSpeed is the learnt cost of a stage: call_ms, and token_ms for each token read, megapair_ms for each million pairs of
- * tokens that attend to one another, step_ms for each token that the draft generates.
+ * StageSpeed is the learned cost of a stage: call_ms + token_ms * tokens + megapair_ms * megapairs + step_ms * steps.
  *
  * @generated from message presift.v1.StageSpeed
  */
 export type StageSpeed = Message$1<"presift.v1.StageSpeed"> & {
   /**
-   * stage is "draft", "target" (reading), "scoring" (choosing KV) or "decoding" (a step: tokens are those held).
+   * stage is "draft", "target" (reading), "scoring" (selecting KV) or "decoding" (one step; its tokens are those held).
    *
    * @generated from field: string stage = 1;
    */
@@ -1198,41 +1306,50 @@ export type StageSpeed = Message$1<"presift.v1.StageSpeed"> & {
   model: string;
 
   /**
-   * replica is TargetUsage.replica; empty where the service names none.
+   * replica is TargetUsage.replica. Empty if the service reports no name.
    *
    * @generated from field: string replica = 3;
    */
   replica: string;
 
   /**
+   * call_ms is the cost of a call.
+   *
    * @generated from field: double call_ms = 4;
    */
   callMs: number;
 
   /**
+   * token_ms is the cost of each token read.
+   *
    * @generated from field: double token_ms = 5;
    */
   tokenMs: number;
 
   /**
+   * megapair_ms is the cost of each million pairs of tokens that attend to one another.
+   *
    * @generated from field: double megapair_ms = 6;
    */
   megapairMs: number;
 
   /**
+   * step_ms is the cost of each token that the draft generates.
+   *
    * @generated from field: double step_ms = 7;
    */
   stepMs: number;
 
   /**
-   * observations is how many timings it rests on.
+   * observations is the number of timings behind these values.
    *
    * @generated from field: uint32 observations = 8;
    */
   observations: number;
 
   /**
-   * contention is the share of the shorter work that is not hidden where draft and target work at once, 0..1.
+   * contention is the share of the shorter stage's work that is not hidden when draft and target work at the same time,
+   * 0..1.
    *
    * @generated from field: double contention = 9;
    */
@@ -1253,6 +1370,8 @@ export const StageSpeedSchema: GenMessage<StageSpeed> = /*@__PURE__*/
  */
 export enum DecisionReason {
   /**
+   * DECISION_REASON_UNSPECIFIED is never sent.
+   *
    * @generated from enum value: DECISION_REASON_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
@@ -1279,7 +1398,7 @@ export enum DecisionReason {
   WITHIN_BUDGET = 3,
 
   /**
-   * DECISION_REASON_OVER_BUDGET: AUTO compressed, as the whole prompt exceeds the budget (or the default capacity).
+   * DECISION_REASON_OVER_BUDGET: AUTO compressed: the whole prompt exceeds the budget (or the default capacity).
    *
    * @generated from enum value: DECISION_REASON_OVER_BUDGET = 4;
    */
@@ -1314,29 +1433,30 @@ export enum DecisionReason {
   DRAFT_TIMEOUT = 8,
 
   /**
-   * DECISION_REASON_DRAFT_CHANGED: the draft's model or vocabulary is not the one this orchestrator knows.
+   * DECISION_REASON_DRAFT_CHANGED: the draft's model or vocabulary differs from the one that this orchestrator knows.
    *
    * @generated from enum value: DECISION_REASON_DRAFT_CHANGED = 9;
    */
   DRAFT_CHANGED = 9,
 
   /**
-   * DECISION_REASON_MASK_REJECTED: the draft's mask did not keep what it must; nothing was dropped.
+   * DECISION_REASON_MASK_REJECTED: the draft's mask did not keep what must be kept; nothing was dropped.
    *
    * @generated from enum value: DECISION_REASON_MASK_REJECTED = 10;
    */
   MASK_REJECTED = 10,
 
   /**
-   * DECISION_REASON_KV_POOL_TOO_SMALL: the target cannot hold the prompt and its compressed entry at once; nothing was
-   * dropped.
+   * DECISION_REASON_KV_POOL_TOO_SMALL: the target cannot hold the prompt and its compressed entry at the same time;
+   * nothing was dropped.
    *
    * @generated from enum value: DECISION_REASON_KV_POOL_TOO_SMALL = 11;
    */
   KV_POOL_TOO_SMALL = 11,
 
   /**
-   * DECISION_REASON_CHEAPEST: AUTO read the whole prompt, as nothing is predicted to be sooner (a warm prefix, say).
+   * DECISION_REASON_CHEAPEST: AUTO read the whole prompt, because no route is predicted to be faster (for
+   * example, with a warm prefix).
    *
    * @generated from enum value: DECISION_REASON_CHEAPEST = 12;
    */
@@ -1350,17 +1470,17 @@ export enum DecisionReason {
   BUDGET_NOT_MET = 13,
 
   /**
-   * DECISION_REASON_COVERAGE_TOO_LOW: the draft's mask, or its estimate of the KV that the target would have chosen, covered
-   * less than min_coverage; a less lossy route was taken.
+   * DECISION_REASON_COVERAGE_TOO_LOW: the draft's mask, or its estimate for the KV pairs that the target would select,
+   * covered less than min_coverage; a less lossy route was taken.
    *
    * @generated from enum value: DECISION_REASON_COVERAGE_TOO_LOW = 14;
    */
   COVERAGE_TOO_LOW = 14,
 
   /**
-   * DECISION_REASON_ROUTE_SWITCHED_OFF: the route asked for, or all that AUTO could have taken, are switched off for prompts
-   * of this length, as their answers were found to differ from full's; nothing was dropped. Where the full prompt does not
-   * fit the context, or a strict budget forbids it, the route is taken all the same and detail says so.
+   * DECISION_REASON_ROUTE_SWITCHED_OFF: the requested route, or every route that AUTO could take, is switched off for
+   * prompts of this length because its answers differed from full's; nothing was dropped. If the full prompt does not
+   * fit the context, or a strict budget forbids it, the route is taken anyway and detail says so.
    *
    * @generated from enum value: DECISION_REASON_ROUTE_SWITCHED_OFF = 15;
    */
@@ -1374,12 +1494,14 @@ export const DecisionReasonSchema: GenEnum<DecisionReason> = /*@__PURE__*/
   enumDesc(file_presift_v1_orchestrator, 0);
 
 /**
- * CacheOutcome says what the cache of compressed prompts did.
+ * CacheOutcome is the result of the lookup in the cache of compressed prompts.
  *
  * @generated from enum presift.v1.CacheOutcome
  */
 export enum CacheOutcome {
   /**
+   * CACHE_OUTCOME_UNSPECIFIED is never sent.
+   *
    * @generated from enum value: CACHE_OUTCOME_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
@@ -1392,17 +1514,21 @@ export enum CacheOutcome {
   NOT_USED = 1,
 
   /**
+   * CACHE_OUTCOME_HIT: the cache had the compressed prompt.
+   *
    * @generated from enum value: CACHE_OUTCOME_HIT = 2;
    */
   HIT = 2,
 
   /**
+   * CACHE_OUTCOME_MISS: the cache did not have it; the draft scored the prompt.
+   *
    * @generated from enum value: CACHE_OUTCOME_MISS = 3;
    */
   MISS = 3,
 
   /**
-   * CACHE_OUTCOME_SHARED: another request was scoring the same prompt; its result was used.
+   * CACHE_OUTCOME_SHARED: another request was already scoring the same prompt; its result was used.
    *
    * @generated from enum value: CACHE_OUTCOME_SHARED = 4;
    */
@@ -1416,32 +1542,37 @@ export const CacheOutcomeSchema: GenEnum<CacheOutcome> = /*@__PURE__*/
   enumDesc(file_presift_v1_orchestrator, 1);
 
 /**
- * OrchestratorService is the door for applications.
+ * OrchestratorService is the API for applications.
  *
- * On Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose defaults of the
- * policy file apply. It selects defaults only: it is no authentication, and it separates no caches.
+ * Tenants: on Generate and Explain the metadata key "presift-tenant" (1-64 of A-Z a-z 0-9 . _ -) names the tenant whose
+ * defaults in the policy file apply. It selects defaults only: it does not authenticate the caller, and it does not
+ * separate caches.
  *
- * Where the service asks who calls, every RPC needs the metadata "authorization: Bearer " and an API key or a JSON Web Token,
- * else UNAUTHENTICATED. The tenant is then that of the key or token: to name another is PERMISSION_DENIED. What is kept of
- * a tenant's requests is found by its own alone.
- * All metadata of a call are at most 16,384 bytes. Compressed messages are not taken (UNIMPLEMENTED).
+ * Authentication: if the service requires it, every RPC needs the metadata "authorization: Bearer " with an API key or
+ * a JSON Web Token. The tenant is then that of the key or token, and no other tenant can reach its cached data.
+ *
+ * Limits: the metadata of a call may have at most 16,384 bytes. Compressed messages are not accepted (UNIMPLEMENTED).
+ *
+ * Status codes of every method:
+ *   UNAUTHENTICATED: the key or token is missing, unknown or no longer valid. Do not retry.
+ *   PERMISSION_DENIED: "presift-tenant" names another tenant than the key or token. Do not retry.
+ *   RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
  *
  * @generated from service presift.v1.OrchestratorService
  */
 export const OrchestratorService: GenService<{
   /**
-   * Generate answers one prompt. The stream is: one decision, then deltas, then one usage. Retry only while no delta was
-   * received: an answer is not repeatable unless greedy.
+   * Generate answers one prompt. The stream is one decision, then deltas, then one usage. Retry only if no delta was
+   * received: an answer is not repeatable unless decoding is greedy.
    *
-   * INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG; ErrorInfo names field, value and limit.
+   * INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
    * FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
-   * RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue, or the tenant's tokens_per_minute or concurrency (ErrorInfo names
-   *   which, value and limit); or the message is over the size limit.
-   * UNAUTHENTICATED, PERMISSION_DENIED: as above.
-   * UNAVAILABLE: TARGET_UNAVAILABLE; DRAFT_UNAVAILABLE only if the full prompt cannot fit or a strict budget forbids it.
-   *   SHUTTING_DOWN: this orchestrator drains; ask another one.
-   *   All other trouble on the draft's or the cache's side is no error: see Decision.reason.
-   * CANCELLED, DEADLINE_EXCEEDED: passed on to draft and target.
+   * RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo: a queue is full, or the tenant has reached its tokens_per_minute or
+   *   concurrency (ErrorInfo says which, with value and limit); or the message exceeds the size limit.
+   * UNAVAILABLE: TARGET_UNAVAILABLE. DRAFT_UNAVAILABLE, only if the full prompt does not fit or a strict budget forbids
+   *   it. SHUTTING_DOWN: this orchestrator is draining; call another one.
+   *   No other failure of the draft or the cache is an error: see Decision.reason.
+   * CANCELLED, DEADLINE_EXCEEDED: the work is cancelled at the draft and the target too.
    *
    * @generated from rpc presift.v1.OrchestratorService.Generate
    */
@@ -1451,11 +1582,13 @@ export const OrchestratorService: GenService<{
     output: typeof GenerateResponseSchema;
   },
   /**
-   * Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept.
-   * Where the route compresses, the draft is asked for importance, past the cache. With include_kv_mask the target reads the
-   * prompt too and generates one token, which is not shown. A retry is safe. Status codes as Generate; here
-   * DRAFT_UNAVAILABLE is an error (UNAVAILABLE).
-   * PERMISSION_DENIED: Explain is switched off here.
+   * Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
+   * safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
+   * the target also reads the prompt and generates one token, which is not returned.
+   *
+   * Status codes as for Generate, with two differences:
+   * UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.
+   * PERMISSION_DENIED: Explain is switched off at this orchestrator.
    *
    * @generated from rpc presift.v1.OrchestratorService.Explain
    */
@@ -1465,7 +1598,9 @@ export const OrchestratorService: GenService<{
     output: typeof ExplainResponseSchema;
   },
   /**
-   * GetInfo says which models stand behind this door and which routes they support. A retry is safe.
+   * GetInfo returns the models that this orchestrator uses and the routes that they support. A retry is safe.
+   *
+   * UNAVAILABLE: TARGET_UNAVAILABLE: no target has been reached yet. Retry.
    *
    * @generated from rpc presift.v1.OrchestratorService.GetInfo
    */

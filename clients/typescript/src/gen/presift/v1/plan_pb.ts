@@ -2,7 +2,7 @@
 // @generated from file presift/v1/plan.proto (package presift.v1, syntax proto3)
 /* eslint-disable */
 
-// The words that all services share: masks, policies, spans and models.
+// Messages that all services share: masks, policies, spans and models.
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
@@ -21,11 +21,15 @@ export const file_presift_v1_plan: GenFile = /*@__PURE__*/
  */
 export type Span = Message<"presift.v1.Span"> & {
   /**
+   * start is the first token of the range.
+   *
    * @generated from field: uint32 start = 1;
    */
   start: number;
 
   /**
+   * end is the first token after the range.
+   *
    * @generated from field: uint32 end = 2;
    */
   end: number;
@@ -45,7 +49,7 @@ export const SpanSchema: GenMessage<Span> = /*@__PURE__*/
  */
 export type TokenMask = Message<"presift.v1.TokenMask"> & {
   /**
-   * prompt_tokens is the length of the prompt that the mask was made for.
+   * prompt_tokens is the length of the prompt that the mask belongs to.
    *
    * @generated from field: uint32 prompt_tokens = 1;
    */
@@ -73,26 +77,28 @@ export const TokenMaskSchema: GenMessage<TokenMask> = /*@__PURE__*/
  */
 export type KvMask = Message<"presift.v1.KvMask"> & {
   /**
-   * layers is the number of layers, or 1 for "the same for all".
+   * layers is the number of layers, or 1 if all layers share one mask.
    *
    * @generated from field: uint32 layers = 1;
    */
   layers: number;
 
   /**
-   * kv_heads is the number of KV heads, or 1 for "the same for all".
+   * kv_heads is the number of KV heads, or 1 if all heads share one mask.
    *
    * @generated from field: uint32 kv_heads = 2;
    */
   kvHeads: number;
 
   /**
+   * prompt_tokens is the length of the prompt that the mask belongs to.
+   *
    * @generated from field: uint32 prompt_tokens = 3;
    */
   promptTokens: number;
 
   /**
-   * kept is a bitset [layers, kv_heads, prompt_tokens], each row padded to a byte, LSB first.
+   * kept is a bitset [layers, kv_heads, prompt_tokens], each row padded to a whole byte, LSB first.
    *
    * @generated from field: bytes kept = 4;
    */
@@ -107,28 +113,30 @@ export const KvMaskSchema: GenMessage<KvMask> = /*@__PURE__*/
   messageDesc(file_presift_v1_plan, 2);
 
 /**
- * Adaptive makes a capacity an upper bound: as few tokens are kept as reach a coverage. A prompt that fits the capacity is kept
- * whole all the same.
+ * Adaptive makes a capacity an upper bound: only as many tokens are kept as a coverage needs. A prompt that fits the
+ * capacity is still kept whole.
  *
  * @generated from message presift.v1.Adaptive
  */
 export type Adaptive = Message<"presift.v1.Adaptive"> & {
   /**
-   * coverage to reach, 0 < c <= 1. Where the capacity does not reach it, the capacity is kept.
+   * coverage is the share of attention mass to reach, 0 < c <= 1. If the capacity does not reach it, the capacity is
+   * kept.
    *
    * @generated from field: float coverage = 1;
    */
   coverage: number;
 
   /**
-   * min_capacity is kept at least, not below the window (spec_kv: above it), not over the capacity.
+   * min_capacity is the least number of tokens to keep: at least the window (spec_kv: above it), at most the capacity.
    *
    * @generated from field: uint32 min_capacity = 2;
    */
   minCapacity: number;
 
   /**
-   * step: min_capacity grows in steps of so many tokens (a target's pages, say). Default 1.
+   * step is the increment, in tokens, by which the number of kept tokens grows from min_capacity (a target's page size,
+   * for example). Default 1.
    *
    * @generated from field: optional uint32 step = 3;
    */
@@ -156,14 +164,15 @@ export type SpecPc = Message<"presift.v1.SpecPc"> & {
   capacity: number;
 
   /**
-   * window is the number of last prompt tokens that are always kept and whose queries score the rest. 1 <= window <= capacity.
+   * window is the number of last prompt tokens that are always kept and whose queries score the rest.
+   * 1 <= window <= capacity.
    *
    * @generated from field: optional uint32 window = 2;
    */
   window?: number | undefined;
 
   /**
-   * pool unspecified means the default.
+   * pool is how importance is smoothed. Unspecified means the default.
    *
    * @generated from field: presift.v1.Pool pool = 3;
    */
@@ -177,14 +186,14 @@ export type SpecPc = Message<"presift.v1.SpecPc"> & {
   kernel?: number | undefined;
 
   /**
-   * neighbors is the width of the neighbourhood kept around each peak, in tokens, up to 4,096; 0 for none.
+   * neighbors is the width in tokens of the neighbourhood kept around each peak, at most 4,096; 0 for none.
    *
    * @generated from field: optional uint32 neighbors = 5;
    */
   neighbors?: number | undefined;
 
   /**
-   * reduction unspecified means the default.
+   * reduction is how attention becomes one number per token. Unspecified means the default.
    *
    * @generated from field: presift.v1.Reduction reduction = 6;
    */
@@ -205,14 +214,14 @@ export type SpecPc = Message<"presift.v1.SpecPc"> & {
   weightedQuery?: boolean | undefined;
 
   /**
-   * lookahead_tokens m >= 1 adds the rows of the first m - 1 greedily generated tokens; 1 is the prompt alone.
+   * lookahead_tokens m >= 1 adds the rows of the first m - 1 greedily generated tokens; 1 uses the prompt alone.
    *
    * @generated from field: optional uint32 lookahead_tokens = 9;
    */
   lookaheadTokens?: number | undefined;
 
   /**
-   * adaptive keeps fewer than capacity where that covers enough. Unset keeps exactly the capacity.
+   * adaptive keeps fewer tokens than capacity if they reach its coverage. Unset keeps exactly the capacity.
    *
    * @generated from field: presift.v1.Adaptive adaptive = 10;
    */
@@ -240,23 +249,29 @@ export type SpecKv = Message<"presift.v1.SpecKv"> & {
   capacity: number;
 
   /**
+   * window is the number of last prompt tokens whose KV is always kept and whose queries score the rest.
+   *
    * @generated from field: optional uint32 window = 2;
    */
   window?: number | undefined;
 
   /**
+   * pool is how scores are smoothed. Unspecified means the default.
+   *
    * @generated from field: presift.v1.Pool pool = 3;
    */
   pool: Pool;
 
   /**
-   * kernel is the pooling width in tokens, odd; up to 1,025 in a KvPlan.
+   * kernel is the pooling width in tokens: odd, and at most 1,025 in a KvPlan.
    *
    * @generated from field: optional uint32 kernel = 4;
    */
   kernel?: number | undefined;
 
   /**
+   * reduction is how the scores of several queries become one. Unspecified means the default.
+   *
    * @generated from field: presift.v1.Reduction reduction = 5;
    */
   reduction: Reduction;
@@ -269,23 +284,24 @@ export type SpecKv = Message<"presift.v1.SpecKv"> & {
   lookaheadTokens?: number | undefined;
 
   /**
-   * selection unspecified means KV_SELECTION_TARGET_LOOKAHEAD.
+   * selection says whose queries select the KV pairs. Unspecified means KV_SELECTION_TARGET_LOOKAHEAD.
    *
    * @generated from field: presift.v1.KvSelection selection = 7;
    */
   selection: KvSelection;
 
   /**
-   * mask says how the draft draws its mask with KV_SELECTION_DRAFT_MASK, or counts by with adaptive. Its capacity, window
-   * and adaptive are not read: they are this policy's. Unset takes the service's defaults.
+   * mask says how the draft computes its mask: the mask to apply with KV_SELECTION_DRAFT_MASK, and the one to count by
+   * with adaptive. Its capacity, window and adaptive are ignored in favour of this policy's. Unset takes the service's
+   * defaults.
    *
    * @generated from field: presift.v1.SpecPc mask = 8;
    */
   mask?: SpecPc | undefined;
 
   /**
-   * adaptive keeps fewer than capacity where that covers enough: as many as the draft's mask needs, also where the target
-   * chooses (ScoreResponse.kv_capacity). For the draft only: a KvPlan says the capacity that came of it.
+   * adaptive keeps fewer pairs than capacity if they reach its coverage: as many as the draft's mask needs, also if the
+   * target selects (ScoreResponse.kv_capacity). Only the draft reads it; a KvPlan has the resulting capacity.
    *
    * @generated from field: presift.v1.Adaptive adaptive = 9;
    */
@@ -300,17 +316,21 @@ export const SpecKvSchema: GenMessage<SpecKv> = /*@__PURE__*/
   messageDesc(file_presift_v1_plan, 5);
 
 /**
- * SpecKvPc is SpecPC first, then SpecKV on the compressed prompt. Its kv.selection is KV_SELECTION_TARGET_LOOKAHEAD.
+ * SpecKvPc is SpecPc first, then SpecKv on the compressed prompt.
  *
  * @generated from message presift.v1.SpecKvPc
  */
 export type SpecKvPc = Message<"presift.v1.SpecKvPc"> & {
   /**
+   * prompt is the first stage: which prompt tokens the target reads.
+   *
    * @generated from field: presift.v1.SpecPc prompt = 1;
    */
   prompt?: SpecPc | undefined;
 
   /**
+   * kv is the second stage: which of their KV pairs are kept. Its selection is KV_SELECTION_TARGET_LOOKAHEAD.
+   *
    * @generated from field: presift.v1.SpecKv kv = 2;
    */
   kv?: SpecKv | undefined;
@@ -330,22 +350,30 @@ export const SpecKvPcSchema: GenMessage<SpecKvPc> = /*@__PURE__*/
  */
 export type Policy = Message<"presift.v1.Policy"> & {
   /**
+   * policy has one field per route that compresses.
+   *
    * @generated from oneof presift.v1.Policy.policy
    */
   policy: {
     /**
+     * spec_pc is the policy of ROUTE_SPEC_PC.
+     *
      * @generated from field: presift.v1.SpecPc spec_pc = 1;
      */
     value: SpecPc;
     case: "specPc";
   } | {
     /**
+     * spec_kv is the policy of ROUTE_SPEC_KV.
+     *
      * @generated from field: presift.v1.SpecKv spec_kv = 2;
      */
     value: SpecKv;
     case: "specKv";
   } | {
     /**
+     * spec_kv_pc is the policy of ROUTE_SPEC_KV_PC.
+     *
      * @generated from field: presift.v1.SpecKvPc spec_kv_pc = 3;
      */
     value: SpecKvPc;
@@ -361,12 +389,14 @@ export const PolicySchema: GenMessage<Policy> = /*@__PURE__*/
   messageDesc(file_presift_v1_plan, 7);
 
 /**
- * ModelInfo names the model that a service runs.
+ * ModelInfo describes the model that a service runs.
  *
  * @generated from message presift.v1.ModelInfo
  */
 export type ModelInfo = Message<"presift.v1.ModelInfo"> & {
   /**
+   * id is the model's name.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
@@ -379,25 +409,30 @@ export type ModelInfo = Message<"presift.v1.ModelInfo"> & {
   revision: string;
 
   /**
-   * tokenizer_fingerprint is the SHA-256 (hex) over the vocabulary, merges and special tokens; empty if the folder has no tokenizer.
+   * tokenizer_fingerprint is the SHA-256 (hex) of the vocabulary, merges and special tokens. Empty if the model folder
+   * has no tokenizer.
    *
    * @generated from field: string tokenizer_fingerprint = 3;
    */
   tokenizerFingerprint: string;
 
   /**
-   * context_tokens is the longest prompt plus answer.
+   * context_tokens is the maximum length of prompt plus answer.
    *
    * @generated from field: uint32 context_tokens = 4;
    */
   contextTokens: number;
 
   /**
+   * layers is the number of layers.
+   *
    * @generated from field: uint32 layers = 5;
    */
   layers: number;
 
   /**
+   * kv_heads is the number of KV heads per layer.
+   *
    * @generated from field: uint32 kv_heads = 6;
    */
   kvHeads: number;
@@ -418,12 +453,14 @@ export const ModelInfoSchema: GenMessage<ModelInfo> = /*@__PURE__*/
   messageDesc(file_presift_v1_plan, 8);
 
 /**
- * Route is what one request gets.
+ * Route is how one request is served.
  *
  * @generated from enum presift.v1.Route
  */
 export enum Route {
   /**
+   * ROUTE_UNSPECIFIED means ROUTE_AUTO in a request.
+   *
    * @generated from enum value: ROUTE_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
@@ -436,28 +473,28 @@ export enum Route {
   AUTO = 1,
 
   /**
-   * ROUTE_FULL reads the whole prompt.
+   * ROUTE_FULL: the target reads the whole prompt.
    *
    * @generated from enum value: ROUTE_FULL = 2;
    */
   FULL = 2,
 
   /**
-   * ROUTE_SPEC_PC reads the prompt tokens that the draft kept.
+   * ROUTE_SPEC_PC: the target reads the prompt tokens that the draft kept.
    *
    * @generated from enum value: ROUTE_SPEC_PC = 3;
    */
   SPEC_PC = 3,
 
   /**
-   * ROUTE_SPEC_KV reads the whole prompt and keeps part of its KV.
+   * ROUTE_SPEC_KV: the target reads the whole prompt and keeps part of its KV.
    *
    * @generated from enum value: ROUTE_SPEC_KV = 4;
    */
   SPEC_KV = 4,
 
   /**
-   * ROUTE_SPEC_KV_PC does both, in cascade.
+   * ROUTE_SPEC_KV_PC: both in cascade, spec_pc first.
    *
    * @generated from enum value: ROUTE_SPEC_KV_PC = 5;
    */
@@ -477,21 +514,29 @@ export const RouteSchema: GenEnum<Route> = /*@__PURE__*/
  */
 export enum Pool {
   /**
+   * POOL_UNSPECIFIED means the service's default.
+   *
    * @generated from enum value: POOL_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
 
   /**
+   * POOL_NONE does not smooth.
+   *
    * @generated from enum value: POOL_NONE = 1;
    */
   NONE = 1,
 
   /**
+   * POOL_MAX takes the maximum over the kernel.
+   *
    * @generated from enum value: POOL_MAX = 2;
    */
   MAX = 2,
 
   /**
+   * POOL_MEAN takes the mean over the kernel.
+   *
    * @generated from enum value: POOL_MEAN = 3;
    */
   MEAN = 3,
@@ -510,17 +555,21 @@ export const PoolSchema: GenEnum<Pool> = /*@__PURE__*/
  */
 export enum Reduction {
   /**
+   * REDUCTION_UNSPECIFIED means the service's default.
+   *
    * @generated from enum value: REDUCTION_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
 
   /**
+   * REDUCTION_MAX takes the maximum.
+   *
    * @generated from enum value: REDUCTION_MAX = 1;
    */
   MAX = 1,
 
   /**
-   * REDUCTION_SUM is what the paper's authors call "mean".
+   * REDUCTION_SUM takes the sum. The paper's authors call it "mean".
    *
    * @generated from enum value: REDUCTION_SUM = 2;
    */
@@ -534,25 +583,27 @@ export const ReductionSchema: GenEnum<Reduction> = /*@__PURE__*/
   enumDesc(file_presift_v1_plan, 2);
 
 /**
- * KvSelection says whose queries choose the KV pairs.
+ * KvSelection says whose queries select the KV pairs.
  *
  * @generated from enum presift.v1.KvSelection
  */
 export enum KvSelection {
   /**
+   * KV_SELECTION_UNSPECIFIED means the default.
+   *
    * @generated from enum value: KV_SELECTION_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
 
   /**
-   * KV_SELECTION_TARGET_LOOKAHEAD: the target's own queries, per layer and head (the paper).
+   * KV_SELECTION_TARGET_LOOKAHEAD: the target's own queries, per layer and head (as in the paper).
    *
    * @generated from enum value: KV_SELECTION_TARGET_LOOKAHEAD = 1;
    */
   TARGET_LOOKAHEAD = 1,
 
   /**
-   * KV_SELECTION_DRAFT_MASK: the draft's KV mask is applied as it is.
+   * KV_SELECTION_DRAFT_MASK: the draft's KV mask is applied unchanged.
    *
    * @generated from enum value: KV_SELECTION_DRAFT_MASK = 2;
    */

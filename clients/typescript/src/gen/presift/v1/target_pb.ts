@@ -15,34 +15,34 @@ export const file_presift_v1_target: GenFile = /*@__PURE__*/
   fileDesc("ChdwcmVzaWZ0L3YxL3RhcmdldC5wcm90bxIKcHJlc2lmdC52MSL2AQoIU2FtcGxpbmcSGwoObWF4X25ld190b2tlbnMYASABKA1IAIgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARIRCgRzZWVkGAUgASgESASIAQESDAoEc3RvcBgGIAMoCRIWCg5zdG9wX3Rva2VuX2lkcxgHIAMoDRISCgppZ25vcmVfZW9zGAggASgIQhEKD19tYXhfbmV3X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IHCgVfc2VlZCKSAQocVGFyZ2V0U2VydmljZUdlbmVyYXRlUmVxdWVzdBIRCgl0b2tlbl9pZHMYASADKA0SJgoIc2FtcGxpbmcYAiABKAsyFC5wcmVzaWZ0LnYxLlNhbXBsaW5nEhIKCmNhY2hlX3NhbHQYAyABKAkSIwoHa3ZfcGxhbhgEIAEoCzISLnByZXNpZnQudjEuS3ZQbGFuIvkBCgZLdlBsYW4SIgoGcG9saWN5GAEgASgLMhIucHJlc2lmdC52MS5TcGVjS3YSKQoPcHJvdGVjdGVkX3NwYW5zGAIgAygLMhAucHJlc2lmdC52MS5TcGFuEhsKE2xvb2thaGVhZF90b2tlbl9pZHMYAyADKA0SIwoHa3ZfbWFzaxgEIAEoCzISLnByZXNpZnQudjEuS3ZNYXNrEh0KEGtlZXBfZnVsbF9wcmVmaXgYBSABKAhIAIgBARIVCg1wcm9tcHRfdG9rZW5zGAYgASgNEhMKC3JlcG9ydF9rZXB0GAcgASgIQhMKEV9rZWVwX2Z1bGxfcHJlZml4IjcKDlByZWZpbGxSZXF1ZXN0EhEKCXRva2VuX2lkcxgBIAMoDRISCgpjYWNoZV9zYWx0GAIgASgJIjoKD1ByZWZpbGxSZXNwb25zZRIVCg1jYWNoZWRfdG9rZW5zGAEgASgNEhAKCHRvdGFsX21zGAIgASgBInsKHVRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlc3BvbnNlEicKBWRlbHRhGAEgASgLMhYucHJlc2lmdC52MS5Ub2tlbkRlbHRhSAASKAoFdXNhZ2UYAiABKAsyFy5wcmVzaWZ0LnYxLlRhcmdldFVzYWdlSABCBwoFZXZlbnQiHwoKVG9rZW5EZWx0YRIRCgl0b2tlbl9pZHMYASADKA0i+QIKC1RhcmdldFVzYWdlEhUKDXByb21wdF90b2tlbnMYASABKA0SEQoJa3ZfdG9rZW5zGAIgASgNEhUKDWNhY2hlZF90b2tlbnMYAyABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYBCABKA0SLwoNZmluaXNoX3JlYXNvbhgFIAEoDjIYLnByZXNpZnQudjEuRmluaXNoUmVhc29uEg8KB3R0ZnRfbXMYBiABKAESEAoIdG90YWxfbXMYByABKAESFAoMcmV1c2VkX2VudHJ5GAggASgIEhAKCHNjb3JlX21zGAkgASgBEhIKCnB1Ymxpc2hfbXMYCiABKAESFQoIY292ZXJhZ2UYCyABKAJIAIgBARIjCgdrdl9tYXNrGAwgASgLMhIucHJlc2lmdC52MS5Ldk1hc2sSJAoEbG9hZBgNIAEoCzIWLnByZXNpZnQudjEuVGFyZ2V0TG9hZBIPCgdyZXBsaWNhGA4gASgJQgsKCV9jb3ZlcmFnZSJGCgpUYXJnZXRMb2FkEg8KB3J1bm5pbmcYASABKA0SDwoHd2FpdGluZxgCIAEoDRIWCg5mcmVlX2t2X3Rva2VucxgDIAEoDSIdChtUYXJnZXRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QivAIKHFRhcmdldFNlcnZpY2VHZXRJbmZvUmVzcG9uc2USJAoFbW9kZWwYASABKAsyFS5wcmVzaWZ0LnYxLk1vZGVsSW5mbxIOCgZlbmdpbmUYAiABKAkSKwoQc3VwcG9ydGVkX3JvdXRlcxgDIAMoDjIRLnByZXNpZnQudjEuUm91dGUSGAoQcnVubmluZ19yZXF1ZXN0cxgEIAEoDRI4ChJ1bnN1cHBvcnRlZF9yb3V0ZXMYBSADKAsyHC5wcmVzaWZ0LnYxLlVuc3VwcG9ydGVkUm91dGUSFgoOa3ZfcGFnZV90b2tlbnMYBiABKA0SFgoOa3ZfcG9vbF90b2tlbnMYByABKA0SJAoEbG9hZBgIIAEoCzIWLnByZXNpZnQudjEuVGFyZ2V0TG9hZBIPCgdyZXBsaWNhGAkgASgJIkQKEFVuc3VwcG9ydGVkUm91dGUSIAoFcm91dGUYASABKA4yES5wcmVzaWZ0LnYxLlJvdXRlEg4KBnJlYXNvbhgCIAEoCSpfCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAIylAIKDVRhcmdldFNlcnZpY2USYQoIR2VuZXJhdGUSKC5wcmVzaWZ0LnYxLlRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlcXVlc3QaKS5wcmVzaWZ0LnYxLlRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlc3BvbnNlMAESQgoHUHJlZmlsbBIaLnByZXNpZnQudjEuUHJlZmlsbFJlcXVlc3QaGy5wcmVzaWZ0LnYxLlByZWZpbGxSZXNwb25zZRJcCgdHZXRJbmZvEicucHJlc2lmdC52MS5UYXJnZXRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QaKC5wcmVzaWZ0LnYxLlRhcmdldFNlcnZpY2VHZXRJbmZvUmVzcG9uc2ViBnByb3RvMw", [file_presift_v1_plan]);
 
 /**
- * Sampling is how tokens are chosen. Unset fields take the defaults named here.
+ * Sampling is how tokens are chosen. Unset fields take the defaults given here.
  *
  * @generated from message presift.v1.Sampling
  */
 export type Sampling = Message<"presift.v1.Sampling"> & {
   /**
-   * max_new_tokens, default 256, >= 1.
+   * max_new_tokens is the maximum length of the answer, >= 1. Default 256.
    *
    * @generated from field: optional uint32 max_new_tokens = 1;
    */
   maxNewTokens?: number | undefined;
 
   /**
-   * temperature, default 0 (greedy), 0..2.
+   * temperature is 0..2. Default 0 (greedy).
    *
    * @generated from field: optional float temperature = 2;
    */
   temperature?: number | undefined;
 
   /**
-   * top_p, default 1, 0 < top_p <= 1.
+   * top_p is the probability mass to sample from, 0 < top_p <= 1. Default 1.
    *
    * @generated from field: optional float top_p = 3;
    */
   topP?: number | undefined;
 
   /**
-   * top_k, default all, >= 1.
+   * top_k is the number of most likely tokens to sample from, >= 1. Default all.
    *
    * @generated from field: optional uint32 top_k = 4;
    */
@@ -56,21 +56,21 @@ export type Sampling = Message<"presift.v1.Sampling"> & {
   seed?: bigint | undefined;
 
   /**
-   * stop ends the answer before any of these strings; at most 16, each of 1 to 1,024 characters.
+   * stop ends the answer before any of these strings. At most 16, each of 1 to 1,024 characters.
    *
    * @generated from field: repeated string stop = 6;
    */
   stop: string[];
 
   /**
-   * stop_token_ids end the answer, beside the model's own EOS. At most 256.
+   * stop_token_ids end the answer, in addition to the model's own EOS. At most 256.
    *
    * @generated from field: repeated uint32 stop_token_ids = 7;
    */
   stopTokenIds: number[];
 
   /**
-   * ignore_eos goes on past EOS until max_new_tokens. For benchmarks.
+   * ignore_eos continues past EOS until max_new_tokens. For benchmarks.
    *
    * @generated from field: bool ignore_eos = 8;
    */
@@ -85,33 +85,35 @@ export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
   messageDesc(file_presift_v1_target, 0);
 
 /**
- * TargetServiceGenerateRequest is one prompt as the target shall read it.
+ * TargetServiceGenerateRequest is one prompt, exactly as the target reads it.
  *
  * @generated from message presift.v1.TargetServiceGenerateRequest
  */
 export type TargetServiceGenerateRequest = Message<"presift.v1.TargetServiceGenerateRequest"> & {
   /**
-   * token_ids, at most 1,048,576, and no more than the context holds.
+   * token_ids is the prompt: at most 1,048,576 tokens, and no more than the context.
    *
    * @generated from field: repeated uint32 token_ids = 1;
    */
   tokenIds: number[];
 
   /**
+   * sampling is how the answer is chosen.
+   *
    * @generated from field: presift.v1.Sampling sampling = 2;
    */
   sampling?: Sampling | undefined;
 
   /**
-   * cache_salt is the namespace in the radix cache: prompts of different salts share no KV. At most 1,024 characters.
+   * cache_salt is the namespace in the radix cache: prompts with different salts share no KV. At most 1,024 characters.
    *
    * @generated from field: string cache_salt = 3;
    */
   cacheSalt: string;
 
   /**
-   * kv_plan makes this a request of route spec_kv: the prompt is read, then only the planned KV pairs are kept. Unset keeps
-   * all.
+   * kv_plan makes this a request of route spec_kv: the target reads the prompt, then keeps only the planned KV pairs.
+   * Unset keeps all.
    *
    * @generated from field: presift.v1.KvPlan kv_plan = 4;
    */
@@ -126,13 +128,15 @@ export const TargetServiceGenerateRequestSchema: GenMessage<TargetServiceGenerat
   messageDesc(file_presift_v1_target, 1);
 
 /**
- * KvPlan says which KV pairs of a prompt to keep. What was selected is an entry of the radix cache: the same prompt and
- * plan again finds it, and nothing is scored or read.
+ * KvPlan says which KV pairs of a prompt to keep. The selected pairs are an entry of the radix cache: the same prompt
+ * with the same plan finds the entry again, and nothing is read or scored.
  *
  * @generated from message presift.v1.KvPlan
  */
 export type KvPlan = Message<"presift.v1.KvPlan"> & {
   /**
+   * policy is how pairs are scored and selected. Its adaptive must be unset.
+   *
    * @generated from field: presift.v1.SpecKv policy = 1;
    */
   policy?: SpecKv | undefined;
@@ -145,32 +149,32 @@ export type KvPlan = Message<"presift.v1.KvPlan"> & {
   protectedSpans: Span[];
 
   /**
-   * lookahead_token_ids continue the prompt, with KV_SELECTION_TARGET_LOOKAHEAD: their queries choose beside the window's.
-   * Empty leaves the choice to the window. At most 256.
+   * lookahead_token_ids continue the prompt, with KV_SELECTION_TARGET_LOOKAHEAD: their queries select together with the
+   * window's. Empty uses the window alone. At most 256.
    *
    * @generated from field: repeated uint32 lookahead_token_ids = 3;
    */
   lookaheadTokenIds: number[];
 
   /**
-   * kv_mask is required with KV_SELECTION_DRAFT_MASK: what to keep, the same number of KV pairs in every layer and head.
-   * At most 16,777,216 bytes.
+   * kv_mask is required with KV_SELECTION_DRAFT_MASK. It says what to keep: the same number of KV pairs in every layer
+   * and head. At most 16,777,216 bytes.
    *
    * @generated from field: presift.v1.KvMask kv_mask = 4;
    */
   kvMask?: KvMask | undefined;
 
   /**
-   * keep_full_prefix, default true, leaves the whole prompt's KV to the radix cache, so that the next question on the same
-   * document is not read again; false frees it as soon as the selection is made.
+   * keep_full_prefix leaves the whole prompt's KV in the radix cache, so that the next question about the same document
+   * does not read it again. False frees it as soon as the selection is made. Default true.
    *
    * @generated from field: optional bool keep_full_prefix = 5;
    */
   keepFullPrefix?: boolean | undefined;
 
   /**
-   * prompt_tokens is how many of token_ids the plan covers; 0 is all. The others follow the compressed KV and are read in
-   * full: a later turn of a conversation goes on with the entry of an earlier one.
+   * prompt_tokens is the number of token_ids that the plan covers; 0 means all. The rest follows the compressed KV and
+   * is read in full: this is how a later turn of a conversation continues on the entry of an earlier one.
    *
    * @generated from field: uint32 prompt_tokens = 6;
    */
@@ -192,18 +196,20 @@ export const KvPlanSchema: GenMessage<KvPlan> = /*@__PURE__*/
   messageDesc(file_presift_v1_target, 2);
 
 /**
- * PrefillRequest names the prompt to read.
+ * PrefillRequest is the prompt to read.
  *
  * @generated from message presift.v1.PrefillRequest
  */
 export type PrefillRequest = Message<"presift.v1.PrefillRequest"> & {
   /**
+   * token_ids is the prompt, as in TargetServiceGenerateRequest.
+   *
    * @generated from field: repeated uint32 token_ids = 1;
    */
   tokenIds: number[];
 
   /**
-   * cache_salt as in TargetServiceGenerateRequest.
+   * cache_salt is the namespace in the radix cache, as in TargetServiceGenerateRequest.
    *
    * @generated from field: string cache_salt = 2;
    */
@@ -218,19 +224,21 @@ export const PrefillRequestSchema: GenMessage<PrefillRequest> = /*@__PURE__*/
   messageDesc(file_presift_v1_target, 3);
 
 /**
- * PrefillResponse says what it took.
+ * PrefillResponse reports the work that was needed.
  *
  * @generated from message presift.v1.PrefillResponse
  */
 export type PrefillResponse = Message<"presift.v1.PrefillResponse"> & {
   /**
-   * cached_tokens is the part of the prompt that the radix cache held already.
+   * cached_tokens is the number of prompt tokens that were already in the radix cache.
    *
    * @generated from field: uint32 cached_tokens = 1;
    */
   cachedTokens: number;
 
   /**
+   * total_ms is the time from the request's arrival at the target to the end of the prefill, in milliseconds.
+   *
    * @generated from field: double total_ms = 2;
    */
   totalMs: number;
@@ -250,16 +258,22 @@ export const PrefillResponseSchema: GenMessage<PrefillResponse> = /*@__PURE__*/
  */
 export type TargetServiceGenerateResponse = Message<"presift.v1.TargetServiceGenerateResponse"> & {
   /**
+   * event is a delta, or the usage that ends the stream.
+   *
    * @generated from oneof presift.v1.TargetServiceGenerateResponse.event
    */
   event: {
     /**
+     * delta is the next piece of the answer.
+     *
      * @generated from field: presift.v1.TokenDelta delta = 1;
      */
     value: TokenDelta;
     case: "delta";
   } | {
     /**
+     * usage is the last event.
+     *
      * @generated from field: presift.v1.TargetUsage usage = 2;
      */
     value: TargetUsage;
@@ -275,12 +289,14 @@ export const TargetServiceGenerateResponseSchema: GenMessage<TargetServiceGenera
   messageDesc(file_presift_v1_target, 5);
 
 /**
- * TokenDelta holds the tokens that are new since the last delta.
+ * TokenDelta is the part of the answer that is new since the last delta.
  *
  * @generated from message presift.v1.TokenDelta
  */
 export type TokenDelta = Message<"presift.v1.TokenDelta"> & {
   /**
+   * token_ids are the new tokens.
+   *
    * @generated from field: repeated uint32 token_ids = 1;
    */
   tokenIds: number[];
@@ -300,95 +316,103 @@ export const TokenDeltaSchema: GenMessage<TokenDelta> = /*@__PURE__*/
  */
 export type TargetUsage = Message<"presift.v1.TargetUsage"> & {
   /**
+   * prompt_tokens is the number of tokens that the target was given.
+   *
    * @generated from field: uint32 prompt_tokens = 1;
    */
   promptTokens: number;
 
   /**
-   * kv_tokens is the prompt's KV that was held while decoding; with a kv_plan, what was kept plus the final prompt token.
+   * kv_tokens is the number of the prompt's KV tokens held while decoding; with a kv_plan, the kept ones plus the final
+   * prompt token.
    *
    * @generated from field: uint32 kv_tokens = 2;
    */
   kvTokens: number;
 
   /**
-   * cached_tokens is the part of the prompt that the radix cache held already.
+   * cached_tokens is the number of prompt tokens that were already in the radix cache.
    *
    * @generated from field: uint32 cached_tokens = 3;
    */
   cachedTokens: number;
 
   /**
+   * completion_tokens is the number of generated tokens.
+   *
    * @generated from field: uint32 completion_tokens = 4;
    */
   completionTokens: number;
 
   /**
+   * finish_reason says why the answer ended.
+   *
    * @generated from field: presift.v1.FinishReason finish_reason = 5;
    */
   finishReason: FinishReason;
 
   /**
-   * ttft_ms is the time from the request's arrival at the target to its first token.
+   * ttft_ms is the time from the request's arrival at the target to its first token, in milliseconds.
    *
    * @generated from field: double ttft_ms = 6;
    */
   ttftMs: number;
 
   /**
-   * total_ms is the time from the request's arrival at the target to its last token.
+   * total_ms is the time from the request's arrival at the target to its last token, in milliseconds.
    *
    * @generated from field: double total_ms = 7;
    */
   totalMs: number;
 
   /**
-   * reused_entry: the compressed entry of this prompt and plan was in the radix cache, so nothing was scored;
-   * cached_tokens counts it.
+   * reused_entry: the radix cache had the compressed entry of this prompt and plan, so nothing was scored.
+   * cached_tokens includes the entry.
    *
    * @generated from field: bool reused_entry = 8;
    */
   reusedEntry: boolean;
 
   /**
-   * score_ms is the time spent on scoring and selecting KV pairs, the reading of the prompt not included. 0 where nothing
-   * was scored. On a GPU, score_ms and publish_ms are the host's time: launching the kernels, not running them.
+   * score_ms is the time spent scoring and selecting KV pairs, without reading the prompt. 0 if nothing was scored. On
+   * a GPU, score_ms and publish_ms are host time: launching the kernels, not running them.
    *
    * @generated from field: double score_ms = 9;
    */
   scoreMs: number;
 
   /**
-   * publish_ms is the time spent on copying the selected KV into its entry.
+   * publish_ms is the time spent copying the selected KV into its entry.
    *
    * @generated from field: double publish_ms = 10;
    */
   publishMs: number;
 
   /**
-   * coverage is the share of the scoring queries' attention mass that falls on kept KV, over all layers and heads, 0..1.
-   * Unset where nothing was scored, ever.
+   * coverage is the share of the scoring queries' attention mass on kept KV, over all layers and heads, 0..1. Unset if
+   * nothing was scored, now or when the entry was made.
    *
    * @generated from field: optional float coverage = 11;
    */
   coverage?: number | undefined;
 
   /**
-   * kv_mask is what was kept, only if asked for, and only where it was selected in this call (not with reused_entry).
+   * kv_mask is what was kept. Set only if requested, and only if the selection was made in this call (not with
+   * reused_entry).
    *
    * @generated from field: presift.v1.KvMask kv_mask = 12;
    */
   kvMask?: KvMask | undefined;
 
   /**
-   * load is what was last seen of the engine, up to some seconds old. Unset where the engine does not say.
+   * load is the engine's last known load, up to some seconds old. Unset if the engine does not report it.
    *
    * @generated from field: presift.v1.TargetLoad load = 13;
    */
   load?: TargetLoad | undefined;
 
   /**
-   * replica is the id that the answering process drew at its start: behind one address there may be several.
+   * replica is an id that the answering process chose at its start: several processes may share one address.
    *
    * @generated from field: string replica = 14;
    */
@@ -409,21 +433,22 @@ export const TargetUsageSchema: GenMessage<TargetUsage> = /*@__PURE__*/
  */
 export type TargetLoad = Message<"presift.v1.TargetLoad"> & {
   /**
-   * running counts the requests that are read or decoded.
+   * running is the number of requests that are being read or decoded.
    *
    * @generated from field: uint32 running = 1;
    */
   running: number;
 
   /**
-   * waiting counts the requests that the engine has not begun.
+   * waiting is the number of requests that the engine has not started.
    *
    * @generated from field: uint32 waiting = 2;
    */
   waiting: number;
 
   /**
-   * free_kv_tokens is the number of KV slots that no running request holds; those of the radix cache alone are free.
+   * free_kv_tokens is the number of KV slots that no running request holds. Slots that only the radix cache uses are
+   * free.
    *
    * @generated from field: uint32 free_kv_tokens = 3;
    */
@@ -438,6 +463,8 @@ export const TargetLoadSchema: GenMessage<TargetLoad> = /*@__PURE__*/
   messageDesc(file_presift_v1_target, 8);
 
 /**
+ * TargetServiceGetInfoRequest has no fields.
+ *
  * @generated from message presift.v1.TargetServiceGetInfoRequest
  */
 export type TargetServiceGetInfoRequest = Message<"presift.v1.TargetServiceGetInfoRequest"> & {
@@ -451,37 +478,41 @@ export const TargetServiceGetInfoRequestSchema: GenMessage<TargetServiceGetInfoR
   messageDesc(file_presift_v1_target, 9);
 
 /**
+ * TargetServiceGetInfoResponse describes a target.
+ *
  * @generated from message presift.v1.TargetServiceGetInfoResponse
  */
 export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetInfoResponse"> & {
   /**
+   * model is the served model.
+   *
    * @generated from field: presift.v1.ModelInfo model = 1;
    */
   model?: ModelInfo | undefined;
 
   /**
-   * engine names the engine and its version, e.g. "sglang 0.5.21".
+   * engine is the engine's name and version, e.g. "sglang 0.5.21".
    *
    * @generated from field: string engine = 2;
    */
   engine: string;
 
   /**
-   * supported_routes lists the routes that this engine really serves.
+   * supported_routes lists the routes that this engine supports as it runs.
    *
    * @generated from field: repeated presift.v1.Route supported_routes = 3;
    */
   supportedRoutes: Route[];
 
   /**
-   * running_requests counts requests inside the engine, waiting ones included.
+   * running_requests is the number of requests inside the engine, waiting ones included.
    *
    * @generated from field: uint32 running_requests = 4;
    */
   runningRequests: number;
 
   /**
-   * unsupported_routes lists the routes that this engine could serve but does not, and why.
+   * unsupported_routes lists the routes that this engine could support but does not, with the reasons.
    *
    * @generated from field: repeated presift.v1.UnsupportedRoute unsupported_routes = 5;
    */
@@ -495,7 +526,7 @@ export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetI
   kvPageTokens: number;
 
   /**
-   * kv_pool_tokens is the number of KV slots; 0 is unknown. While it is scored, a prompt needs slots for itself, its
+   * kv_pool_tokens is the number of KV slots; 0 means unknown. While a prompt is scored, it needs slots for itself, its
    * lookahead and its entry.
    *
    * @generated from field: uint32 kv_pool_tokens = 7;
@@ -503,13 +534,15 @@ export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetI
   kvPoolTokens: number;
 
   /**
-   * load and replica as in TargetUsage.
+   * load is the engine's load, as in TargetUsage.
    *
    * @generated from field: presift.v1.TargetLoad load = 8;
    */
   load?: TargetLoad | undefined;
 
   /**
+   * replica is the id of the answering process, as in TargetUsage.
+   *
    * @generated from field: string replica = 9;
    */
   replica: string;
@@ -523,17 +556,21 @@ export const TargetServiceGetInfoResponseSchema: GenMessage<TargetServiceGetInfo
   messageDesc(file_presift_v1_target, 10);
 
 /**
- * UnsupportedRoute is a route that is switched off, and the reason in words.
+ * UnsupportedRoute is a route that is switched off, with the reason.
  *
  * @generated from message presift.v1.UnsupportedRoute
  */
 export type UnsupportedRoute = Message<"presift.v1.UnsupportedRoute"> & {
   /**
+   * route is the route.
+   *
    * @generated from field: presift.v1.Route route = 1;
    */
   route: Route;
 
   /**
+   * reason says in words why it is not supported.
+   *
    * @generated from field: string reason = 2;
    */
   reason: string;
@@ -553,6 +590,8 @@ export const UnsupportedRouteSchema: GenMessage<UnsupportedRoute> = /*@__PURE__*
  */
 export enum FinishReason {
   /**
+   * FINISH_REASON_UNSPECIFIED is never sent.
+   *
    * @generated from enum value: FINISH_REASON_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
@@ -565,7 +604,7 @@ export enum FinishReason {
   STOP = 1,
 
   /**
-   * FINISH_REASON_LENGTH: max_new_tokens or the context was reached.
+   * FINISH_REASON_LENGTH: the answer reached max_new_tokens or the end of the context.
    *
    * @generated from enum value: FINISH_REASON_LENGTH = 2;
    */
@@ -581,23 +620,26 @@ export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
 /**
  * TargetService runs the large model on SGLang.
  *
- * Every method: UNAUTHENTICATED: the caller shows no service token, or none of ours, where one is asked for.
- * PERMISSION_DENIED: the caller's certificate has no name that may call. Neither is worth a retry.
+ * Status codes of every method:
+ *   UNAUTHENTICATED: the service requires a service token, and the call carries none or a wrong one. Do not retry.
+ *   PERMISSION_DENIED: the caller's certificate has no name that is allowed to call. Do not retry.
+ *   RESOURCE_EXHAUSTED: too many concurrent calls (OVERLOADED, with RetryInfo). Retry later.
  *
  * @generated from service presift.v1.TargetService
  */
 export const TargetService: GenService<{
   /**
-   * Generate streams the answer to one prompt: token-id deltas, then exactly one usage. The stream is not repeatable:
-   * retry only while nothing was received.
+   * Generate streams the answer to one prompt: token-id deltas, then exactly one usage. Retry only if nothing was
+   * received: the stream is not repeatable.
    *
-   * INVALID_ARGUMENT: empty prompt, token id outside the vocabulary, prompt plus max_new_tokens over the context
-   *   (PROMPT_TOO_LONG), a sampling parameter out of range, or a kv_plan that cannot hold (capacity not above the window,
-   *   even kernel, a mask of another prompt, ...); ErrorInfo names field, value and limit.
-   * FAILED_PRECONDITION: a kv_plan where this engine does not support route spec_kv (ROUTE_UNSUPPORTED, with the reason),
-   *   or protected spans and window exceed its capacity (BUDGET_EXCEEDED).
-   * RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message is over the size limit.
-   * UNAVAILABLE: starting, draining, or the engine is gone. Retry.
+   * INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, prompt plus max_new_tokens beyond the context
+   *   (PROMPT_TOO_LONG), a sampling parameter out of range, or an invalid kv_plan (capacity not above the window, an
+   *   even kernel, a mask of another prompt, ...). ErrorInfo has field, value and limit.
+   * FAILED_PRECONDITION: a kv_plan on an engine that does not support route spec_kv (ROUTE_UNSUPPORTED, with the
+   *   reason), or protected spans and window that exceed its capacity (BUDGET_EXCEEDED).
+   * RESOURCE_EXHAUSTED: too many requests are waiting (OVERLOADED, with RetryInfo), or the message exceeds the size
+   *   limit.
+   * UNAVAILABLE: the service is starting or draining, or the engine has stopped. Retry.
    * CANCELLED, DEADLINE_EXCEEDED: the request is aborted inside the engine.
    *
    * @generated from rpc presift.v1.TargetService.Generate
@@ -608,8 +650,8 @@ export const TargetService: GenService<{
     output: typeof TargetServiceGenerateResponseSchema;
   },
   /**
-   * Prefill reads a prompt into the radix cache and answers when it is there, so that a later Generate finds it. It keeps
-   * no hold: the KV may be evicted at any time. A retry is safe. Status codes as Generate.
+   * Prefill reads a prompt into the radix cache and returns when it is there, so that a later Generate finds it. The KV
+   * is not pinned: it may be evicted at any time. A retry is safe. Status codes as for Generate.
    *
    * @generated from rpc presift.v1.TargetService.Prefill
    */
@@ -619,7 +661,9 @@ export const TargetService: GenService<{
     output: typeof PrefillResponseSchema;
   },
   /**
-   * GetInfo says which model is served and which routes the running engine supports. A retry is safe.
+   * GetInfo returns the served model and the routes that the running engine supports. A retry is safe.
+   *
+   * UNAVAILABLE: the service is starting or draining. Retry.
    *
    * @generated from rpc presift.v1.TargetService.GetInfo
    */

@@ -1,0 +1,47 @@
+"""From flags to the options of a client's request."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from presift.cli.flags import PromptFlags, RequestFlags
+
+
+def budget_options(flags: RequestFlags) -> dict[str, Any]:
+    """The client's options for the flags that were given."""
+    given = {name: value for name, value in asdict(flags).items() if value is not None}
+    if "compress_above" in given:
+        given["compress_above_tokens"] = given.pop("compress_above")
+    return given
+
+
+def prompt_options(flags: PromptFlags) -> dict[str, Any]:
+    """A text prompt, or a chat in which the documents come before the question and are marked as documents.
+
+    Raises ValueError unless there is either a prompt or a question, OSError for a file that cannot be read.
+    """
+    files = flags.document or []
+    if (flags.prompt is None) == (flags.question is None):
+        raise ValueError("give either a PROMPT or --question")
+    if flags.prompt is not None:
+        if files or flags.system:
+            raise ValueError("--document and --system need --question instead of a PROMPT")
+        return {"prompt": flags.prompt}
+    parts: list[dict[str, Any]] = [{"text": read_text(path) + "\n\n", "document": True} for path in files]
+    content = [*parts, {"text": flags.question, "protected": True}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if flags.system is not None:
+        messages.insert(0, {"role": "system", "content": flags.system})
+    return {"messages": messages}
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, or of stdin for `-`. Raises ValueError, naming the file, unless it is UTF-8."""
+    raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None

@@ -1,0 +1,133 @@
+"""The draft service over gRPC, one replica or many: the `Draft` port.
+
+A call that fails because its replica is unreachable or full is sent to another one, at most twice, while time is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import DraftUnavailable
+from presift.core.plan import ModelInfo
+from presift.core.policies import Policy
+from presift.core.spans import Span
+from presift.orchestrator.backends.affinity import key_of
+from presift.orchestrator.backends.draft_codec import score_from_wire
+from presift.orchestrator.backends.services import ask_draft, count_pick, draft_error, draft_pool
+from presift.orchestrator.domain.ports import Score
+from presift.rpc import codec
+from presift.rpc.deadline import Deadline
+from presift.rpc.pool.balancer import least_loaded
+from presift.rpc.pool.hedging import hedged
+from presift.rpc.pool.replica import Replica, ReplicaStatus
+from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
+from presift.rpc.security.peer import PLAIN, Peer
+from presift.telemetry.metrics import count
+from presift.telemetry.tracing import current_span_ref
+from presift.v1 import draft_pb2, draft_pb2_grpc
+
+if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
+    _Draft = Replica[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoreCall:
+    """One prompt to score; `tried` are the drafts that were asked."""
+
+    request: draft_pb2.ScoreRequest
+    key: str
+    deadline: Deadline
+    tried: AttemptedReplicas[_Draft]
+
+
+class DraftClient:
+    """The drafts at `address` (see `parse_addresses`). The least loaded one is asked; affinity breaks ties.
+
+    If it has not answered after `hedge_after_s` seconds, one other is asked too.
+    """
+
+    def __init__(
+        self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, hedge_after_s: float | None = None
+    ) -> None:
+        self._pool = draft_pool(address, max_message_bytes, peer)
+        self._hedge_after_s = hedge_after_s
+
+    @property
+    def width(self) -> int:
+        """How many prompts the drafts can score at once."""
+        return max(1, len(self._pool.usable()))
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """The status of every replica."""
+        return self._pool.statuses()
+
+    async def info(self) -> ModelInfo:
+        if self._pool.is_alone:
+            return (await ask_draft(self._pool.only.stub)).info
+        return await self._pool.info()
+
+    async def score(
+        self,
+        token_ids: NDArray[np.uint32],
+        policy: Policy,
+        protected: tuple[Span, ...],
+        *,
+        include_importance: bool,
+        timeout_s: float,
+    ) -> Score:
+        made_in = current_span_ref()
+        request = draft_pb2.ScoreRequest(
+            token_ids=token_ids.tolist(),
+            policy=codec.policy_to_wire(policy),
+            protected_spans=codec.spans_to_wire(protected),
+            include_importance=include_importance,
+        )
+        key = "" if self._pool.is_alone else key_of(token_ids)
+        if self._pool.is_alone and not self._pool.only.may_be_asked:
+            # Waiting for a draft that is away or hangs would take the time to read the prompt in full.
+            raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
+        try:
+            call = _ScoreCall(request, key, Deadline.within(timeout_s), AttemptedReplicas())
+            return score_from_wire(await self._hedged(call), made_in)
+        except grpc.aio.AioRpcError as failure:
+            raise draft_error(failure) from failure
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+    async def _hedged(self, call: _ScoreCall) -> draft_pb2.ScoreResponse:
+        if self._hedge_after_s is None or self._pool.is_alone:
+            return await self._scored(call)
+        first, second = partial(self._scored, call), partial(self._scored_elsewhere, call)
+        reply, was_second = await hedged(first, second, self._hedge_after_s)
+        if was_second:
+            count("presift.replica.hedges", role="draft", outcome="won")
+        return reply
+
+    async def _scored(self, call: _ScoreCall, attempts: int = ATTEMPTS) -> draft_pb2.ScoreResponse:
+        async def attempt() -> draft_pb2.ScoreResponse:
+            replica = least_loaded(self._pool.pick(call.key, call.tried))
+            if not self._pool.is_alone:
+                count_pick("draft", "failover" if call.tried.all else "least_load")
+            left_s = call.deadline.remaining_s
+            with call.tried.attempt(replica), replica.counted(), replica.record_outcome(left_s):
+                return await replica.stub.Score(call.request, timeout=left_s)
+
+        # For a single address gRPC itself retries.
+        attempts = 1 if self._pool.is_alone else attempts
+        return await with_failover(attempt, call.deadline, attempts, has_untried=lambda: self._has_untried(call))
+
+    def _has_untried(self, call: _ScoreCall) -> bool:
+        return bool(self._pool.usable(call.tried.all))
+
+    async def _scored_elsewhere(self, call: _ScoreCall) -> draft_pb2.ScoreResponse:
+        if not self._has_untried(call):
+            raise DraftUnavailable("there is no other draft")
+        count("presift.replica.hedges", role="draft", outcome="sent")
+        return await self._scored(call, attempts=1)

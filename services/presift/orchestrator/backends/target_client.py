@@ -1,0 +1,198 @@
+"""The target service over gRPC, one replica or many: the `Target` port.
+
+A call that fails because its replica is unreachable or full is sent to another one, at most twice, while time is left
+and before its first token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.errors import TargetUnavailable
+from presift.core.generation import Sampling
+from presift.core.kv_plan import KvPlan
+from presift.orchestrator.backends.affinity import affinity_key
+from presift.orchestrator.backends.services import ask_target, count_pick, target_error, target_pool
+from presift.orchestrator.backends.target_codec import sampling_to_wire, usage_from_wire
+from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, TargetInfo, Usage
+from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.rpc import codec
+from presift.rpc.client.stream_reader import read_ahead
+from presift.rpc.deadline import Deadline
+from presift.rpc.pool.balancer import least_loaded, within_bound
+from presift.rpc.pool.replica import Replica, ReplicaStatus
+from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
+from presift.rpc.security.peer import PLAIN, Peer
+from presift.v1 import target_pb2, target_pb2_grpc
+
+if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
+    from presift.rpc.pool.pool import ReplicaPool
+
+    _Target = Replica[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
+    _Pool = ReplicaPool[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
+
+
+class TargetClient:
+    """The targets at `address` (see `parse_addresses`). The caller names the replica; else the least loaded
+    one is asked."""
+
+    def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
+        self._pool = target_pool(address, max_message_bytes, peer)
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """The status of every replica."""
+        return self._pool.statuses()
+
+    async def info(self) -> TargetInfo:
+        if self._pool.is_alone:
+            return (await ask_target(self._pool.only.stub)).info
+        return await self._pool.info()
+
+    def replicas(self, tokens: TokenizedPrompt) -> Sequence[ReplicaRef]:
+        if self._pool.is_alone or not self._pool.usable():
+            return ()
+        key = affinity_key(tokens)
+        return [ReplicaRef(each.name, key) for each in within_bound(self._pool.pick(key))]
+
+    def holding(self, replica: ReplicaRef) -> AbstractContextManager[None]:
+        found = self._pool.named(replica.name)
+        return nullcontext() if found is None else found.counted()
+
+    def generate(
+        self,
+        token_ids: NDArray[np.uint32],
+        sampling: Sampling,
+        cache_salt: str,
+        deadline: Deadline,
+        kv_plan: KvPlan | None = None,
+        *,
+        replica: ReplicaRef = ANY_REPLICA,
+    ) -> TargetCall:
+        request = target_pb2.TargetServiceGenerateRequest(
+            token_ids=token_ids.tolist(),
+            sampling=sampling_to_wire(sampling),
+            cache_salt=cache_salt,
+            kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
+        )
+        return TargetCall(self._pool, request, deadline, replica)
+
+    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
+        """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
+        `holding`)."""
+        request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+        named = self._pool.named(replica.name)
+        try:
+            asked = named or picked(self._pool, replica, AttemptedReplicas())
+            with nullcontext() if named else asked.counted(), asked.record_outcome(None):
+                await asked.stub.Prefill(request)
+        except grpc.aio.AioRpcError as failure:
+            raise target_error(failure) from failure
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A stream whose first event has arrived. Closing `held` ends it."""
+
+    first: target_pb2.TargetServiceGenerateResponse | None
+    events: AsyncIterator[target_pb2.TargetServiceGenerateResponse]
+    replica: _Target
+    held: ExitStack
+
+
+class TargetCall:
+    """One Generate call."""
+
+    def __init__(
+        self,
+        pool: _Pool,
+        request: target_pb2.TargetServiceGenerateRequest,
+        deadline: Deadline,
+        replica: ReplicaRef,
+    ) -> None:
+        self._pool = pool
+        self._request = request
+        self._deadline = deadline
+        self._replica = replica
+        self._tried: AttemptedReplicas[_Target] = AttemptedReplicas()
+        self._is_cancelled = False
+        self._call: Any = None
+
+    def cancel(self) -> None:
+        """Abort the request: `events` ends with CancelledError."""
+        self._is_cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def read_ahead(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
+        """`events`, read in a task of its own; closing the generator aborts the request."""
+        return read_ahead(self.events(), self.cancel)
+
+    async def events(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
+        """New token ids as they arrive, then exactly one Usage. To be read in a task that is never cancelled."""
+        has_ended, delivered = False, 0
+        try:
+            opened = await self._opened()
+            with opened.held:
+                event = opened.first
+                while event is not None:
+                    opened.replica.record_message()
+                    has_ended = event.HasField("usage")
+                    if has_ended:
+                        yield self._usage(event.usage, opened.replica)
+                    else:
+                        delivered += len(event.delta.token_ids)
+                        yield tuple(event.delta.token_ids)
+                    event = await anext(opened.events, None)
+        except grpc.aio.AioRpcError as failure:
+            raise target_error(failure, delivered) from failure
+        if not has_ended:
+            details = {"delivered_tokens": str(delivered)} if delivered else {}
+            raise TargetUnavailable("the target's stream ended early", **details)
+
+    async def _opened(self) -> _Opened:
+        deadline, tried = self._deadline, self._tried
+        deadline.left_s()  # raises once it has passed
+
+        async def attempt() -> _Opened:
+            if self._is_cancelled:
+                raise asyncio.CancelledError
+            replica = picked(self._pool, self._replica, tried)
+            left_s = deadline.remaining_s
+            with ExitStack() as held:
+                held.enter_context(replica.counted())
+                self._call = stream = replica.stub.Generate(self._request, timeout=left_s)
+                held.callback(stream.cancel)
+                events = aiter(stream)
+                with tried.attempt(replica), replica.record_outcome(left_s):
+                    first = await anext(events, None)
+                return _Opened(first, events, replica, held.pop_all())
+
+        attempts = 1 if self._pool.is_alone else ATTEMPTS
+        return await with_failover(attempt, deadline, attempts, has_untried=lambda: bool(self._pool.usable(tried.all)))
+
+    def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:
+        found = usage_from_wire(usage)
+        return found if self._pool.is_alone or found.replica else replace(found, replica=replica.name)
+
+
+def picked(pool: _Pool, wanted: ReplicaRef, tried: AttemptedReplicas[_Target]) -> _Target:
+    """The wanted replica at the first attempt; else the next by affinity, or the least loaded one."""
+    named = None if tried.all else pool.named(wanted.name)
+    if named is not None:
+        return named
+    found = pool.pick(wanted.key, tried)
+    if pool.is_alone:
+        return found[0]
+    count_pick("target", "failover" if tried.all else "least_load")
+    return within_bound(found)[0] if wanted.key else least_loaded(found)

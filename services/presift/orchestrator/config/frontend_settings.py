@@ -1,0 +1,87 @@
+"""Settings of the side that faces callers: addresses, credentials, tenants' quotas and the request queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, SecretStr
+
+from presift.orchestrator.admission.quotas import FailureMode
+
+
+class ListenSettings(BaseModel):
+    """Addresses and HTTP API"""
+
+    listen: Annotated[
+        str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of the gRPC API; port 0 picks a free port")
+    ] = "127.0.0.1:50051"
+    http_listen: Annotated[
+        str | None,
+        Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of the OpenAI-compatible HTTP API; off if unset"),
+    ] = None
+    http_models: Annotated[
+        str,
+        Field(description="comma-separated model names that the HTTP API accepts besides the target's id; `*`: any"),
+    ] = ""
+    http_max_tokens: Annotated[
+        int, Field(ge=1, le=1_048_576, description="tokens to generate for an HTTP request that sets no limit")
+    ] = 1024
+    explain: Annotated[
+        bool, Field(description="serve Explain, which shows which parts of a prompt presift would keep")
+    ] = True
+
+
+class CallerSettings(BaseModel):
+    """Authentication of callers"""
+
+    api_keys_file: Annotated[
+        Path | None,
+        Field(description="YAML or JSON: hashed API keys and tenants' limits; requires a key (see `presift keys new`)"),
+    ] = None
+    jwks_file: Annotated[
+        Path | None, Field(description="JWKS: public keys; accepts bearer tokens that one of them signed")
+    ] = None
+    jwt_issuer: Annotated[str, Field(description="required `iss` of tokens")] = ""
+    jwt_audience: Annotated[str, Field(description="required `aud` of tokens")] = ""
+    jwt_tenant_claim: Annotated[str, Field(min_length=1, description="token claim that holds the tenant")] = "tenant"
+    tenant_salt: Annotated[
+        SecretStr, Field(description="secret that separates the cache entries of installations sharing a cache")
+    ] = SecretStr("")
+    tenant_salt_file: Annotated[Path | None, Field(description="file with the tenant salt")] = None
+
+
+class QuotaSettings(BaseModel):
+    """Quotas of tenants"""
+
+    tenant_tokens_per_minute: Annotated[
+        int | None,
+        Field(ge=1, description="prompt plus generated tokens per minute for tenants without a limit of their own"),
+    ] = None
+    tenant_concurrency: Annotated[
+        int | None, Field(ge=1, description="concurrent calls for tenants without a limit of their own")
+    ] = None
+    limits_on_trouble: Annotated[
+        FailureMode,
+        Field(description="what to do with calls while usage is unknown (Redis unavailable): admit or refuse"),
+    ] = FailureMode.OPEN
+    limits_timeout_s: Annotated[float, Field(gt=0, description="seconds to wait for Redis before usage is unknown")] = (
+        0.25
+    )
+
+
+class AdmissionSettings(BaseModel):
+    """Request queue"""
+
+    max_running: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="maximum concurrent requests of this orchestrator"
+            " (divide the targets' capacity by the number of orchestrators)",
+        ),
+    ] = 64
+    max_waiting: Annotated[int, Field(ge=0, description="maximum queued requests; tenants take turns")] = 1024
+    max_waiting_mib: Annotated[
+        int, Field(ge=1, description="maximum memory of queued requests, MiB; further requests are refused")
+    ] = 256

@@ -1,0 +1,139 @@
+"""Settings of routes and policies, and the defaults that they make for a request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from presift.core.errors import InvalidRequest
+from presift.core.kv_plan import MAX_KERNEL_TOKENS
+from presift.core.limits import MAX_LOOKAHEAD_TOKENS
+from presift.core.plan import Route
+from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
+from presift.orchestrator.domain.request import AutoCapacity
+from presift.orchestrator.routing.choice import ROUTE_ORDER, Defaults
+
+
+class RouteSettings(BaseModel):
+    """Routes and the policy file"""
+
+    policy_file: Annotated[
+        Path | None,
+        Field(description="YAML: defaults by prompt length, model and tenant; reloaded on SIGHUP"),
+    ] = None
+    compress_above_tokens: Annotated[
+        int, Field(ge=0, description="prompts of up to this many tokens are never compressed")
+    ] = 4096
+    route_order: Annotated[
+        str, Field(description="routes that AUTO may take, least lossy first, comma-separated; must include full")
+    ] = ",".join(ROUTE_ORDER)
+    auto_coverage: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="keep the fewest tokens that cover this share of the importance, up to the capacities below",
+        ),
+    ] = None
+
+
+class PromptPolicySettings(BaseModel):
+    """Prompt compression (spec_pc)"""
+
+    capacity: Annotated[int, Field(ge=1, description="prompt tokens to keep if the request sets no budget")] = 1024
+    window: Annotated[
+        int, Field(ge=1, description="last prompt tokens, always kept; their queries score the other tokens")
+    ] = 32
+    pool: Annotated[Pool, Field(description="smoothing of the importance along the prompt")] = Pool.MEAN
+    kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 5
+    neighbors: Annotated[int, Field(ge=0, description="tokens kept around each peak of importance")] = 16
+    start_layer: Annotated[
+        int | None, Field(ge=0, description="first draft layer used for scoring; the middle layer if unset")
+    ] = None
+    lookahead_tokens: Annotated[
+        int, Field(ge=1, description="1 scores by the prompt only; m adds the queries of m - 1 generated tokens")
+    ] = 8
+
+
+class KvPolicySettings(BaseModel):
+    """KV dropping (spec_kv, spec_kv_pc)"""
+
+    kv_capacity: Annotated[
+        int, Field(ge=1, description="KV tokens to keep besides the final one if the request sets no budget")
+    ] = 512
+    cascade_capacity: Annotated[int, Field(ge=1, description="prompt tokens that spec_kv_pc keeps first")] = 2048
+    kv_selection: Annotated[
+        KvSelection, Field(description="whose queries select the KV on spec_kv: the target's or the draft's")
+    ] = KvSelection.TARGET_LOOKAHEAD
+    kv_lookahead_tokens: Annotated[
+        int,
+        Field(ge=0, le=MAX_LOOKAHEAD_TOKENS, description="tokens that the draft generates for the target's selection"),
+    ] = 24
+    kv_window: Annotated[int, Field(ge=1, description="last prompt tokens whose KV is always kept")] = 32
+    kv_pool: Annotated[Pool, Field(description="smoothing of the KV importance along the prompt")] = Pool.MAX
+    kv_kernel: Annotated[
+        int, Field(ge=1, le=MAX_KERNEL_TOKENS, description="pooling width of the KV importance, tokens; odd")
+    ] = 7
+    kv_reduction: Annotated[
+        Reduction, Field(description="how the rows and heads of a group are reduced to one number")
+    ] = Reduction.MAX
+    prefill_while_drafting: Annotated[
+        bool,
+        Field(description="start the target's prefill while the draft works; no gain if both share a device"),
+    ] = True
+    turn_memory: Annotated[int, Field(ge=0, description="KV selections remembered for later turns")] = 1024
+
+
+class PolicySettings(RouteSettings, PromptPolicySettings, KvPolicySettings):
+    """Everything that decides the defaults of a request."""
+
+
+def policy_defaults(policies: PolicySettings, changes: Mapping[str, Any] | None = None) -> Defaults:
+    """The defaults, with the settings named in `changes` replaced; their values must have the settings' types.
+
+    Raises InvalidRequest for settings that contradict each other.
+    """
+    settings = policies.model_copy(update=changes)
+    return Defaults(
+        _spec_pc(settings),
+        settings.compress_above_tokens,
+        settings.start_layer,
+        _spec_kv(settings),
+        settings.cascade_capacity,
+        _routes(settings.route_order),
+        None if settings.auto_coverage is None else AutoCapacity(settings.auto_coverage),
+    )
+
+
+def _spec_pc(settings: PromptPolicySettings) -> SpecPc:
+    return SpecPc(
+        capacity=settings.capacity,
+        window=settings.window,
+        pool=settings.pool,
+        kernel=settings.kernel,
+        neighbors=settings.neighbors,
+        lookahead_tokens=settings.lookahead_tokens,
+    )
+
+
+def _spec_kv(settings: KvPolicySettings) -> SpecKv:
+    return SpecKv(
+        capacity=settings.kv_capacity,
+        window=settings.kv_window,
+        pool=settings.kv_pool,
+        kernel=settings.kv_kernel,
+        reduction=settings.kv_reduction,
+        lookahead_tokens=settings.kv_lookahead_tokens,
+        selection=settings.kv_selection,
+    )
+
+
+def _routes(names: str) -> tuple[Route, ...]:
+    """Raises InvalidRequest for an unknown route; it lists the known ones."""
+    try:
+        return tuple(Route(name.strip()) for name in names.split(","))
+    except ValueError:
+        raise InvalidRequest("route_order", names, f"of {', '.join(Route)}") from None

@@ -1,0 +1,451 @@
+"""HTTP clients that disconnect, miss deadlines, stop reading or call during a drain: nothing is left behind."""
+
+import asyncio
+import json
+import random
+from contextlib import suppress
+
+import openai
+import pytest
+
+from presift.core.errors import DeadlineExceeded
+from presift.orchestrator.admission.admission import QueueLimits
+from presift.orchestrator.api.http import body, call, connections, server, sse
+
+from ..fakes.house import ALL_ROUTES
+from ..fakes.ledger import tasks
+from ..fakes.openai_door import MODEL
+from ..fakes.services import hangs, model
+
+LONG = list(range(100, 200))
+
+
+@pytest.fixture
+async def door(open_house, open_door):
+    return await open_door(await open_house(routes=ALL_ROUTES))
+
+
+def asked(**changes):
+    return {"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0} | changes
+
+
+async def raw(door, payload):
+    """A plain connection on which `payload` was sent."""
+    host, _, port = door.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(payload)
+    await writer.drain()
+    return reader, writer
+
+
+def posted(values, path="/v1/completions"):
+    data = json.dumps(values).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+async def is_over(door):
+    house = door.house
+    await house.settle(lambda: house.target.running == 0 and house.server.calls.running == 0)
+    assert house.admission.running == house.admission.waiting == 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_disconnect_cancels_the_target(door, is_stream):
+    door.house.target.pause_after = 2
+    reader, writer = await raw(door, posted(asked(stream=is_stream)))
+    await door.house.settle(lambda: door.house.target.running == 1)
+    if is_stream:
+        assert b"200 OK" in await reader.readline()
+    writer.close()
+    await is_over(door)
+    assert door.house.target.cancelled == 1
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_disconnect_cancels_the_draft(door, is_stream):
+    door.house.draft.gate.clear()
+    _, writer = await raw(door, posted(asked(prompt=LONG, stream=is_stream, presift={"route": "spec_pc"})))
+    await door.house.settle(lambda: len(door.house.draft.calls) == 1)
+    writer.close()
+    await door.house.settle(lambda: door.house.draft.cancelled == 1)
+    await is_over(door)
+    assert door.house.target.calls == []
+
+
+async def test_a_disconnect_leaves_the_queue(open_house, open_door):
+    door = await open_door(await open_house(limits=QueueLimits(max_running=1)))
+    door.house.target.pause_after = 1
+    running = asyncio.create_task(door.client.completions.create(**asked()))
+    await door.house.settle(lambda: door.house.target.running == 1)
+    writers = [(await raw(door, posted(asked())))[1] for _ in range(5)]
+    await door.house.settle(lambda: door.house.admission.waiting == 5)
+    for writer in writers:
+        writer.close()
+    await door.house.settle(lambda: door.house.admission.waiting == 0)
+    door.house.target.gate.set()
+    await running
+    await is_over(door)
+    assert len(door.house.target.calls) == 1
+
+
+async def test_a_disconnect_cancels_an_explanation(door):
+    door.house.draft.gate.clear()
+    _, writer = await raw(door, posted(asked(prompt=LONG, presift={"route": "spec_pc", "explain": True})))
+    await door.house.settle(lambda: len(door.house.draft.calls) == 1)
+    writer.close()
+    await door.house.settle(lambda: door.house.draft.cancelled == 1)
+    await is_over(door)
+
+
+async def test_a_disconnect_within_a_body_ends_the_call(door):
+    _, writer = await raw(door, posted(asked())[:-10])
+    await door.house.settle(lambda: door.house.server.calls.running == 1)
+    writer.close()
+    await is_over(door)
+    assert door.house.target.calls == []
+
+
+async def test_the_clients_own_timeout_cancels_the_request(door):
+    door.house.target.pause_after = 1
+    with pytest.raises(openai.APITimeoutError):
+        await door.client.completions.create(**asked(), timeout=0.3)
+    await is_over(door)
+    assert door.house.target.cancelled == 1
+
+
+async def test_32_streams_of_which_some_disconnect(door):
+    """Correct answers for those that stay, nothing left of those that disconnect: no task, no call, no slot."""
+    house, dice, cut = door.house, random.Random(6), set()
+
+    async def ask(number):
+        options = {"route": "spec_pc"} if number % 2 else {}
+        stream = await door.client.completions.create(
+            **asked(prompt=[number + 1, *LONG[: number % 20], 7, 8, 9], max_tokens=30, stream=True),
+            extra_body={"presift": options | {"token_ids": True}},
+        )
+        got = []
+        async for chunk in stream:
+            got += chunk.choices[0].token_ids
+            if number in cut:
+                await stream.close()
+                return
+        read = list(next(each for each in house.target.calls if each.token_ids[0] == number + 1).token_ids)
+        assert got == read[::-1][:30]
+
+    await asyncio.gather(*(ask(number) for number in range(2)))  # so that lazily created tasks exist
+    await is_over(door)
+    before, house.target.pause_after = len(tasks()), 2
+    for turn in range(1, 4):
+        cut = set(dice.sample(range(32), 4))
+        house.target.calls.clear()
+        house.target.gate.clear()
+        asking = [asyncio.create_task(ask(number)) for number in range(32)]
+        await house.settle(lambda: house.target.cancelled == 4 * turn)  # noqa: B023
+        house.target.gate.set()
+        await asyncio.gather(*asking)
+        await is_over(door)
+        assert len(house.target.calls) == 32 and house.target.cancelled == 4 * turn
+    await door.http.aclose()
+    await door.client.close()
+    await house.settle(lambda: len(tasks()) <= before)
+
+
+async def test_a_deadline_of_the_body_and_of_the_header(door):
+    for change, headers in (({"presift": {"timeout_s": 0.3}}, {}), ({}, {"presift-timeout-s": "0.3"})):
+        door.house.target.faults.append(hangs)
+        answer = await door.http.post("/v1/completions", json=asked(**change), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert answer.headers["x-should-retry"] == "false"
+        await is_over(door)
+    for said in ("soon", "0", "-1", "nan", "inf", "1e300"):
+        wrong = await door.http.post("/v1/completions", json=asked(), headers={"presift-timeout-s": said})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "presift-timeout-s"), said
+
+
+async def test_a_deadline_within_a_stream_is_its_last_event(door):
+    door.house.target.pause_after = 2
+    stream = await door.client.completions.create(
+        **asked(prompt="abcdef", stream=True), extra_body={"presift": {"timeout_s": 0.5}}
+    )
+    with pytest.raises(openai.APIError) as late:
+        [chunk async for chunk in stream]
+    assert late.value.code == "deadline_exceeded"
+    await is_over(door)
+
+
+async def test_a_drain_lets_running_requests_end(door):
+    door.house.target.pause_after = 2
+    stream = await door.client.completions.create(**asked(prompt="abcdef", stream=True))
+    draining = asyncio.create_task(door.house.server.drain())
+    await door.house.settle(lambda: not door.house.server.is_serving)
+    with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):
+        await door.client.completions.create(**asked())
+    door.house.target.gate.set()
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == "fedcb"
+    await draining
+    host, _, port = door.address.rpartition(":")
+    with pytest.raises(OSError):
+        await asyncio.open_connection(host, int(port))
+
+
+async def test_a_drain_rejects_requests_on_open_connections(door):
+    assert (await door.http.get("/v1/models")).status_code == 200
+    door.house.server.calls.close()  # as a drain begins; the connection is idle
+    answer = await door.http.get("/v1/models")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_request_that_outlasts_the_drain_gets_an_error(open_house, open_door, is_stream):
+    door = await open_door(await open_house(drain_s=0.3))
+    door.house.target.pause_after = 2
+    asking = asyncio.create_task(door.http.post("/v1/completions", json=asked(prompt="abc", stream=is_stream)))
+    await door.house.settle(lambda: door.house.target.running == 1)
+    await asyncio.sleep(0.1)
+    await door.house.server.drain()
+    answer = await asking
+    if is_stream:
+        *_, last = [line for line in answer.text.splitlines() if line]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert "[DONE]" not in answer.text
+    else:
+        error = answer.json()["error"]
+        assert answer.status_code == 503
+    assert error["code"] == "shutting_down"
+    await door.house.settle(lambda: door.house.target.cancelled == 1)
+
+
+async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house, open_door):
+    roomy = model("target", context_tokens=2_000_000)
+    door = await open_door(await open_house(drain_s=0.3, target=roomy))
+    door.house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    options = {"stream": True, "max_tokens": 60_000, "presift": {"token_ids": True}}
+    _, writer = await raw(door, posted(asked(**options)))
+    await door.house.settle(lambda: door.house.target.calls and door.house.target.running == 0)
+    assert door.house.server.calls.running == 1
+    async with asyncio.timeout(20):
+        await door.house.server.drain()
+    writer.close()
+
+
+async def test_a_slow_reader_keeps_no_slot(open_house, open_door):
+    tokens = 20_000
+    roomy = model("target", context_tokens=2 * tokens)
+    house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
+    door = await open_door(house)
+    house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    reader, writer = await raw(door, posted(asked(stream=True, max_tokens=tokens, presift={"token_ids": True})))
+    # It does not read: the target finishes all the same, and the slot is released.
+    await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
+    assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
+    stream = b""
+    while b"[DONE]" not in stream:
+        stream += await reader.read(2**20)
+    lines = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: {")]
+    ids = [each for line in lines for choice in json.loads(line)["choices"] for each in choice["token_ids"]]
+    assert len(ids) == tokens
+    assert len(lines) < tokens, "waiting deltas are joined"
+    writer.close()
+
+
+async def test_silence_is_broken_once_it_is_long(door, monkeypatch):
+    monkeypatch.setattr(sse, "SILENCE_S", 0.1)
+    door.house.target.faults.append(_late(0.5))
+    stream = await door.http.post("/v1/completions", json=asked(prompt="abc", stream=True))
+    assert stream.text.startswith(": waiting\n\n") and stream.text.endswith("data: [DONE]\n\n")
+    client = await door.client.completions.create(**asked(prompt="abc", stream=True))
+    assert "".join([chunk.choices[0].text async for chunk in client]) == "cba"
+
+
+async def read_until(reader, mark):
+    said = b""
+    async with asyncio.timeout(20):
+        while mark not in said:
+            more = await reader.read(2**16)
+            assert more, said
+            said += more
+    return said
+
+
+def events_of(said):
+    return [json.loads(line[6:]) for line in said.split(b"\n") if line.startswith(b"data: {")]
+
+
+@pytest.mark.parametrize("has_usage", [False, True])
+async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_usage):
+    """While a draft scores or a request is queued: the decision is then in the first chunk, too late for the header."""
+    monkeypatch.setattr(sse, "SILENCE_S", 0.1)
+    door.house.draft.gate.clear()
+    options = {"stream": True, "stream_options": {"include_usage": has_usage}, "presift": {"route": "spec_pc"}}
+    reader, writer = await raw(door, posted(asked(prompt=LONG, **options)))
+    head = await read_until(reader, b": waiting\n\n")
+    assert b"200 OK" in head and b"presift-decision" not in head
+    door.house.draft.gate.set()
+    first, *_, last = events_of(await read_until(reader, b"[DONE]"))
+    assert first["presift"]["decision"] == last["presift"]["decision"]
+    assert first["presift"]["decision"]["route"] == "spec_pc" and "usage" not in first["presift"]
+    assert first["choices"][0]["text"] == "" and ("usage" in first) == has_usage
+    writer.close()
+    await is_over(door)
+
+
+async def test_an_error_after_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
+    monkeypatch.setattr(sse, "SILENCE_S", 0.05)
+    door.house.draft.gate.clear()
+    door.house.target.faults.append(hangs)
+    options = {"stream": True, "presift": {"route": "spec_pc", "timeout_s": 0.5}}
+    answer = await door.http.post("/v1/completions", json=asked(prompt=LONG, **options))
+    assert answer.status_code == 200 and "[DONE]" not in answer.text
+    *_, error = events_of(answer.content)
+    assert error["error"]["code"] == "deadline_exceeded"
+    await is_over(door)
+    (span,) = [span for span in telemetry.spans if span.name == "POST /v1/completions"]
+    assert span.attributes["error.type"] == "deadline_exceeded" and not span.status.is_ok
+
+
+async def test_a_client_that_does_not_read_its_error_is_disconnected(house, door, monkeypatch):
+    monkeypatch.setattr(call, "SEND_ERROR_S", 0.05)
+    closed = asyncio.Event()
+
+    async def refuses(asked):
+        raise DeadlineExceeded("the deadline passed")
+
+    async def stands_still(message=None):
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "headers": [], "path_params": {}, "state": {call.ABORT: closed.set}}
+    handler = call.CallHandler(call.Access(None, house.server.calls), "/", refuses)
+    async with asyncio.timeout(20):
+        await asyncio.create_task(handler(scope, stands_still, stands_still))
+    assert closed.is_set()
+    await house.settle(lambda: house.server.calls.running == 0)
+    await raw(door, b"")
+    await door.house.settle(lambda: door.server._server.server_state.connections)
+    (connection, *_) = door.server._server.server_state.connections
+    connection.app_state[call.ABORT]()
+    await door.house.settle(lambda: not door.server._server.server_state.connections)
+
+
+async def test_a_response_is_complete_only_when_its_end_was_sent():
+    sent = []
+
+    async def send(message):
+        if not message.get("more_body", True):
+            raise TimeoutError
+        sent.append(message)
+
+    reply = sse.Reply(send)
+    async with reply.event_stream():
+        await reply.send_event({})
+        with pytest.raises(TimeoutError):
+            await reply.send_done()
+    assert reply.is_ending and not reply.is_complete
+    with pytest.raises(TimeoutError):
+        await reply.send_error(DeadlineExceeded("the deadline passed"))
+    assert reply.error == "deadline_exceeded"
+
+
+async def test_bytes_after_an_early_response_are_not_logged(door, caplog):
+    head = b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    reader, writer = await raw(door, head)
+    assert b"404" in await reader.readline()
+    writer.write(b"no length\r\n")
+    async with asyncio.timeout(20):
+        with suppress(ConnectionError):
+            await reader.read()
+    await door.house.settle(lambda: len(door.server._server.server_state.connections) == 0)
+    assert caplog.records == []
+    writer.close()
+
+
+@pytest.mark.parametrize("header", ["baggage", "tracestate"])
+async def test_unauthenticated_trace_headers_are_not_logged(door, caplog, header):
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    answer = await door.http.get("/v1/models", headers={header: "xylophone;;=", "traceparent": parent})
+    assert answer.status_code == 200
+    assert "xylophone" not in caplog.text and "opentelemetry" not in caplog.text
+
+
+async def test_a_server_that_does_not_stop_is_cancelled(monkeypatch):
+    monkeypatch.setattr(server, "_LAST_S", 0.05)
+    made = server.HttpServer(None, server.HttpOptions("127.0.0.1:0"))
+    await made.start()
+    ended, made._serving = made._serving, asyncio.create_task(asyncio.Event().wait())
+    async with asyncio.timeout(20):
+        await made.stop(0)
+        await ended
+    assert made._serving.cancelled()
+
+
+def _late(seconds):
+    async def late(context):
+        await asyncio.sleep(seconds)
+
+    return late
+
+
+async def test_calls_of_both_apis_are_limited_together(open_house, open_door):
+    house = await open_house()
+    door = await open_door(house)
+    house.server.calls._max_calls = 2
+    house.target.pause_after = 1
+    over_grpc = asyncio.create_task(house.ask([1, 2, 3]))
+    over_http = asyncio.create_task(door.client.completions.create(**asked()))
+    await house.settle(lambda: house.target.running == 2)
+    with pytest.raises(openai.RateLimitError) as refused:
+        await door.client.models.list()
+    assert refused.value.body["presift"]["field"] == "calls"
+    assert (await house.refused([1])).field == "calls"
+    assert (await door.http.get("/health")).status_code == 200
+    house.target.gate.set()
+    await asyncio.gather(over_grpc, over_http)
+
+
+async def test_incomplete_headers_time_out(house, open_door, monkeypatch):
+    monkeypatch.setattr(server, "_IDLE_S", 0.3)
+    door = await open_door(house)
+    silent, _ = await raw(door, b"")
+    trickled, writer = await raw(door, b"POST /v1/completions HTTP/1.1\r\n")
+
+    async def trickle():
+        while True:
+            writer.write(b"x: 1\r\n")
+            await asyncio.sleep(0.05)
+
+    trickling = asyncio.create_task(trickle())
+    async with asyncio.timeout(20):
+        assert await silent.read() == b""
+        with suppress(ConnectionError):
+            assert await trickled.read() == b""
+    trickling.cancel()
+    await is_over(door)
+
+
+async def test_an_incomplete_body_times_out(door, monkeypatch):
+    monkeypatch.setattr(body, "BODY_S", 0.3)
+    reader, writer = await raw(door, posted(asked())[:-10])
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"408" in head.splitlines()[0]
+    writer.close()
+    await is_over(door)
+
+
+async def test_connections_have_keepalive(door):
+    import socket
+
+    await raw(door, b"")
+    await door.house.settle(lambda: door.server._server.server_state.connections)
+    (connection, *_) = door.server._server.server_state.connections
+    made = connection.transport.get_extra_info("socket")
+    assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == dict(connections._KEEPALIVE)[socket.TCP_KEEPIDLE]
+
+
+async def test_health_follows_the_service(door):
+    house = door.house
+    assert (await door.http.get("/health")).json() == {"status": "serving"}
+    await house.server.set_serving(False)
+    assert (await door.http.get("/health")).status_code == 503
+    await house.server.set_serving(True)
+    assert (await door.http.get("/health")).status_code == 200

@@ -1,0 +1,437 @@
+"""Errors over HTTP, in OpenAI's shape: the parameter is named, the status is right, nothing is ignored silently."""
+
+import asyncio
+import json
+
+import openai
+import pytest
+
+from presift.core.errors import DraftUnavailable, InternalError, ShuttingDown, TargetUnavailable
+from presift.orchestrator.admission.admission import QueueLimits
+from presift.orchestrator.api.http.errors import TABLE, error_response
+from presift.orchestrator.api.http.unsupported import NEUTRAL
+from presift.v1 import errors_pb2
+
+from ..fakes.house import ALL_ROUTES
+from ..fakes.openai_door import MODEL
+
+CHAT = [{"role": "user", "content": "abcde"}]
+LONG = list(range(100, 200))
+
+
+@pytest.fixture
+async def door(open_house, open_door):
+    return await open_door(await open_house(routes=ALL_ROUTES))
+
+
+def user(**changes):
+    return [{"role": "user", "content": "abcde", **changes}]
+
+
+def call(**changes):
+    return {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}} | changes
+
+
+def presift(**options):
+    return {"presift": options}
+
+
+# The change to a valid request, and the parameter that the error names.
+BAD = {
+    "no model": ({"model": None}, "model"),
+    "no messages": ({"messages": None}, "messages"),
+    "no message": ({"messages": []}, "messages"),
+    "messages as text": ({"messages": "hello"}, "messages"),
+    "a message as text": ({"messages": ["hello"]}, "messages[0]"),
+    "an unknown role": ({"messages": user(role="robot")}, "messages[0].role"),
+    "a function's message": ({"messages": user(role="function")}, "messages[0].role"),
+    "no content": ({"messages": [*CHAT, {"role": "user"}]}, "messages[1].content"),
+    "content of a number": ({"messages": user(content=5)}, "messages[0].content"),
+    "a picture": (
+        {"messages": user(content=[{"type": "image_url", "image_url": {"url": "x"}}])},
+        "messages[0].content[0].type",
+    ),
+    "a part without text": ({"messages": user(content=[{"type": "text"}])}, "messages[0].content[0].text"),
+    "an unknown key of a part": (
+        {"messages": user(content=[{"type": "text", "text": "a", "colour": 1}])},
+        "messages[0].content[0].colour",
+    ),
+    "an unknown key of a message": ({"messages": user(colour=1)}, "messages[0].colour"),
+    "a user's name": ({"messages": user(name="me")}, "messages[0].name"),
+    "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages[0].tool_calls"),
+    "a call without a name": (
+        {"messages": [*CHAT, {"role": "assistant", "tool_calls": [call(function={"arguments": "{}"})]}, *CHAT]},
+        "messages.tool_calls",
+    ),
+    "calls the template cannot write": (
+        {"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call()]}, *CHAT]},
+        "messages.tool_calls",
+    ),
+    "a document that is protected": (
+        {"messages": user(content=[{"type": "text", "text": "a", "document": True, "protected": True}])},
+        "messages[0].content[0]",
+    ),
+    "no JSON object as tool": ({"tools": ["add"]}, "tools[0]"),
+    "a custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+    "a tool that must be called": ({"tools": [call()], "tool_choice": "required"}, "tool_choice"),
+    "a named tool": ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice"),
+    "two answers": ({"n": 2}, "n"),
+    "n as a boolean": ({"n": True}, "n"),
+    "log-probabilities": ({"logprobs": True}, "logprobs"),
+    "top log-probabilities": ({"top_logprobs": 2}, "top_logprobs"),
+    "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
+    "another penalty": ({"frequency_penalty": -1}, "frequency_penalty"),
+    "a bias": ({"logit_bias": {"5": 1}}, "logit_bias"),
+    "a JSON schema": ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+    "a JSON object": ({"response_format": {"type": "json_object"}}, "response_format"),
+    "one call at a time": ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+    "reasoning": ({"reasoning_effort": "high"}, "reasoning_effort"),
+    "audio": ({"modalities": ["text", "audio"]}, "modalities"),
+    "functions": ({"functions": [{"name": "f"}]}, "functions"),
+    "an unknown parameter": ({"top_k": 5}, "top_k"),
+    "a misspelt one": ({"temprature": 0.5}, "temprature"),
+    "temperature in words": ({"temperature": "hot"}, "temperature"),
+    "temperature as a boolean": ({"temperature": True}, "temperature"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens"),
+    "part of a token": ({"max_tokens": 1.5}, "max_tokens"),
+    "too many tokens": ({"max_tokens": 2**33}, "max_tokens"),
+    "two numbers of tokens": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+    "over the context": ({"max_tokens": 399}, "messages"),
+    "a seed below 0": ({"seed": -1}, "seed"),
+    "a seed over 64 bits": ({"seed": 2**64}, "seed"),
+    "17 stop strings": ({"stop": ["x"] * 17}, "stop"),
+    "a long stop string": ({"stop": "x" * 1025}, "stop"),
+    "stop of a number": ({"stop": [5]}, "stop[0]"),
+    "stream in words": ({"stream": "yes"}, "stream"),
+    "stream options without a stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "unknown stream options": ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    "presift in words": ({"presift": "please"}, "presift"),
+    "an unknown option": (presift(rute="full"), "presift.rute"),
+    "an unknown route": (presift(route="fast"), "presift.route"),
+    "a route of a number": (presift(route=3), "presift.route"),
+    "an unknown budget": (presift(budget={"max_tokens": 5}), "presift.budget.max_tokens"),
+    "a budget of 0": (presift(budget={"max_prompt_tokens": 0}), "presift.budget.max_prompt_tokens"),
+    "a budget below 0": (presift(budget={"max_prompt_tokens": -1}), "presift.budget.max_prompt_tokens"),
+    "a budget in words": (presift(budget={"max_kv_tokens": "few"}), "presift.budget.max_kv_tokens"),
+    "strict of a number": (presift(budget={"strict": 3}), "presift.budget.strict"),
+    "a coverage over 1": (presift(budget={"min_coverage": 2}), "presift.budget.min_coverage"),
+    "an unknown capacity": (presift(budget={"auto_capacity": {"x": 1}}), "presift.budget.auto_capacity.x"),
+    "a capacity of a number": (presift(budget={"auto_capacity": 1}), "presift.budget.auto_capacity"),
+    "an unknown kv": (presift(kv={"x": 1}), "presift.kv.x"),
+    "an unknown selection": (presift(kv={"selection": "best"}), "presift.kv.selection"),
+    "a lookahead too long": (presift(kv={"lookahead_tokens": 1000}), "presift.kv.lookahead_tokens"),
+    "OpenAI's own as an option": (presift(sampling={"temperature": 1}), "presift.sampling.temperature"),
+    "spans of a chat": (presift(protected_spans=[{"start": 0, "end": 1}]), "presift.protected_spans"),
+    "an unknown key of a span": (presift(protected_spans=[{"from": 0}]), "presift.protected_spans[0].from"),
+    "a message that is not there": (presift(protected=[{"message": 1}]), "presift.protected[0].message"),
+    "a part that is not there": (presift(documents=[{"message": 0, "part": 1}]), "presift.documents[0].part"),
+    "an unknown explanation": (presift(explain={"x": 1}), "presift.explain.x"),
+    "an explanation in a stream": ({"stream": True, **presift(explain=True)}, "stream"),
+    "a timeout of 0": (presift(timeout_s=0), "presift.timeout_s"),
+    "an endless timeout": (presift(timeout_s=1e300), "presift.timeout_s"),
+}
+
+
+@pytest.mark.parametrize(("change", "param"), BAD.values(), ids=BAD)
+async def test_the_invalid_parameter_is_named(door, change, param):
+    body = {"model": MODEL, "messages": CHAT, "max_tokens": 5} | change
+    answer = await door.post({name: value for name, value in body.items() if value is not None})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
+    assert set(error) >= {"message", "type", "param", "code"} and param in error["message"]
+    assert error["code"] in ("invalid_value", "context_length_exceeded")
+    assert door.house.target.calls == [] or error["presift"]["field"].startswith("sampling")
+
+
+TEXT_BAD = {
+    "no prompt": ({"prompt": ...}, "prompt"),
+    "an empty prompt": ({"prompt": ""}, "prompt"),
+    "no tokens": ({"prompt": []}, "prompt"),
+    "two prompts": ({"prompt": ["a", "b"]}, "prompt"),
+    "tokens below 0": ({"prompt": [-1]}, "prompt"),
+    "tokens outside the vocabulary": ({"prompt": [5000]}, "prompt"),
+    "booleans": ({"prompt": [True]}, "prompt"),
+    "an object": ({"prompt": {"a": 1}}, "prompt"),
+    "an echo": ({"echo": True}, "echo"),
+    "a suffix": ({"suffix": "x"}, "suffix"),
+    "the best of two": ({"best_of": 2}, "best_of"),
+    "log-probabilities": ({"logprobs": 0}, "logprobs"),
+    "parts of messages": (presift(protected=[{"message": 0}]), "presift.protected"),
+    "messages": ({"messages": CHAT}, "messages"),
+    "an empty span": ({"prompt": [1, 2, 3], **presift(protected_spans=[{"start": 2, "end": 2}])}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "param"), TEXT_BAD.values(), ids=TEXT_BAD)
+async def test_the_invalid_parameter_of_a_completion_is_named(door, change, param):
+    body = {"model": MODEL, "prompt": "abc", "max_tokens": 5} | change
+    answer = await door.post({name: value for name, value in body.items() if value is not ...}, "/v1/completions")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert param is None or error["param"] == param, error
+
+
+def test_every_unsupported_parameter_is_rejected_unless_neutral():
+    """OpenAI's own client has them: a new one must be put in one of the tables."""
+    from openai.types import completion_create_params as text
+    from openai.types.chat import completion_create_params as chat
+
+    from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
+    from presift.orchestrator.api.http.unsupported import WITHOUT_EFFECT
+
+    for params, kind in (
+        (chat.CompletionCreateParamsBase, ChatBody),
+        (text.CompletionCreateParamsBase, CompletionBody),
+    ):
+        known = set(NEUTRAL) | WITHOUT_EFFECT | set(kind.model_fields)
+        assert set(params.__annotations__) <= known
+
+
+@pytest.mark.parametrize("spelling", ["max_tokens", "max_completion_tokens"])
+async def test_the_number_of_tokens_has_the_name_that_the_caller_used(door, spelling):
+    answer = await door.post({"model": MODEL, "messages": CHAT, spelling: 400})
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", spelling)
+    assert error["presift"]["field"] == "sampling.max_new_tokens"
+
+
+async def test_no_error_quotes_the_prompt(door):
+    secret = "xylophone " * 50
+    for change in (
+        {"messages": secret},
+        {"messages": [{"role": secret, "content": secret}]},
+        {"messages": [{"role": "user", "content": {secret: 1}}]},
+        {"stop": [secret * 20]},
+        {"temperature": secret},
+        {"presift": {"route": secret}},
+        {"presift": {"budget": {"max_kv_tokens": secret}}},
+        {"tools": [{"type": secret}]},
+        {"user": secret, "n": 2},
+    ):
+        answer = await door.post({"model": MODEL, "messages": CHAT} | change)
+        assert answer.status_code == 400 and "xylophone xylophone" not in answer.text, answer.text
+
+
+RAW = {
+    "no JSON": (b"{", "application/json", 400, "body"),
+    "nothing": (b"", "application/json", 400, "body"),
+    "a list": (b"[]", "application/json", 400, "body"),
+    "NaN": (b'{"temperature": NaN}', "application/json", 400, "body"),
+    "deep": (b"[" * 100_000, "application/json", 400, "body"),
+    "half a surrogate pair": (b'{"prompt": "\\ud800"}', "application/json", 400, "body"),
+    "no UTF-8": (b'{"prompt": "\xff"}', "application/json", 400, "body"),
+    "a form": (b"model=target", "application/x-www-form-urlencoded", 415, None),
+    "plain text, as any page may send it": (b"{}", "text/plain", 415, None),
+}
+
+
+@pytest.mark.parametrize(("raw", "kind", "status", "param"), RAW.values(), ids=RAW)
+async def test_a_body_that_is_not_json(door, raw, kind, status, param):
+    answer = await door.http.post("/v1/chat/completions", content=raw, headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+async def test_numbers_that_json_does_not_have(door):
+    answer = await door.http.post(
+        "/v1/chat/completions",
+        content=b'{"model":"target","messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"x":1e999}}]}',
+        headers={"content-type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0]")
+
+
+async def test_compressed_bodies_are_rejected(door):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = await door.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_body_that_is_too_large(house, open_door):
+    door = await open_door(house, max_body_bytes=1000)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "a" * 2000}]}
+    assert (await door.post(body)).json()["error"]["code"] == "body_too_large"
+
+    async def chunks():
+        for _ in range(100):
+            yield b"{" * 100
+
+    answer = await door.http.post(
+        "/v1/chat/completions", content=chunks(), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 413
+    assert (await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})).status_code == 200
+
+
+async def test_the_limits_are_the_same_as_over_grpc(house, open_door):
+    door = await open_door(house, max_body_bytes=2**24)
+    for messages, param in (
+        ([{"role": "user", "content": "a"}] * 4097, "messages"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 16_385}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 8193}] * 2, "messages.content"),
+        ([{"role": "user", "content": "a" * 8_388_609}], "messages"),
+    ):
+        error = (await door.post({"model": MODEL, "messages": messages})).json()["error"]
+        assert (error["param"], error["code"]) == (param, "invalid_value")
+    error = (await door.post({"model": MODEL, "prompt": [1] * 1_048_577}, "/v1/completions")).json()["error"]
+    assert error["param"] == "prompt" and "1048576" in error["message"]
+
+
+async def test_another_model(door):
+    with pytest.raises(openai.NotFoundError) as refused:
+        await door.client.chat.completions.create(model="gpt-4o", messages=CHAT)
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+    assert "served: target" in refused.value.message
+    with pytest.raises(openai.NotFoundError):
+        await door.client.models.retrieve("gpt-4o")
+
+
+async def test_other_paths_and_methods(door):
+    for method, path, status in (
+        ("GET", "/", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("OPTIONS", "/v1/chat/completions", 405),
+        ("GET", "/docs", 404),
+        ("POST", "/v1/chat/completions/", 404),
+        ("GET", "/health/", 404),
+        ("GET", "/openapi.json", 404),
+    ):
+        answer = await door.http.request(method, path, headers={"origin": "https://elsewhere.example"})
+        assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert (status == 405) == ("allow" in answer.headers) and "location" not in answer.headers
+    assert (await door.http.get("/v1/chat/completions")).headers["allow"] == "POST"
+
+
+async def test_errors_are_counted(door, telemetry):
+    def counted(route, status):
+        return telemetry.total("presift.http.replies", http_route=route, status=status)
+
+    wanted = [("/v1/chat/completions", "200"), ("/v1/chat/completions", "400"), ("/v1/completions", "415")]
+    wanted += [("other", "404"), ("other", "405"), ("/v1/models/{model:path}", "404")]
+    before = [counted(*each) for each in wanted]
+    await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})
+    await door.post({"model": MODEL, "messages": []})
+    await door.http.post("/v1/completions", content=b"")
+    await door.http.get("/secret-path")
+    await door.http.get("/v1/completions")
+    await door.http.get("/v1/models/gpt-4o")
+    await door.http.get("/health")
+    assert [counted(*each) - old for each, old in zip(wanted, before, strict=True)] == [1] * len(wanted)
+
+
+async def test_null_is_the_same_as_leaving_out(door):
+    options = {
+        "route": None,
+        "budget": {"max_kv_tokens": None},
+        "protected": None,
+        "documents": None,
+        "token_ids": None,
+    }
+    said = {"stream": True, "stream_options": {"include_usage": None}, "presift": options | {"explain": None}}
+    answer = await door.post({"model": MODEL, "messages": user(name=None, protected=None), "max_tokens": 5} | said)
+    assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_list_that_is_too_long_has_a_plain_message(door):
+    error = (await door.post({"model": MODEL, "messages": CHAT, "stop": ["x"] * 17})).json()["error"]
+    assert error["message"] == "stop is a list of 17; it must be a list of at most 16"
+
+
+async def test_a_strict_budget_that_cannot_be_met(door):
+    extra = presift(route="full", budget={"max_prompt_tokens": 20, "strict": True})
+    with pytest.raises(openai.BadRequestError) as refused:
+        await door.client.completions.create(model=MODEL, prompt=LONG, max_tokens=5, extra_body=extra)
+    assert refused.value.code == "budget_exceeded" and refused.value.param.startswith("presift.budget")
+    assert refused.value.body["presift"]["reason"] == "BUDGET_EXCEEDED"
+
+
+async def test_an_unsupported_route(house, open_door):
+    door = await open_door(house)
+    with pytest.raises(openai.BadRequestError) as refused:
+        await door.client.completions.create(
+            model=MODEL, prompt=LONG, max_tokens=5, extra_body=presift(route="spec_kv")
+        )
+    assert (refused.value.code, refused.value.param) == ("route_unsupported", "presift.route")
+
+
+async def test_a_prompt_that_is_too_long(door):
+    with pytest.raises(openai.BadRequestError) as refused:
+        await door.client.completions.create(
+            model=MODEL, prompt=[1] * 500, max_tokens=5, extra_body=presift(route="full")
+        )
+    assert refused.value.code == "context_length_exceeded"
+
+
+async def test_no_target_yet(build, open_door):
+    door = await open_door(await build())
+    for ask in (door.client.models.list(), door.client.completions.create(model=MODEL, prompt="a")):
+        with pytest.raises(openai.InternalServerError) as refused:
+            await ask
+        assert (refused.value.status_code, refused.value.code) == (503, "target_unavailable")
+
+
+async def test_overload_says_when_to_retry(open_house, open_door):
+    house = await open_house(limits=QueueLimits(max_running=1, max_waiting=0))
+    door = await open_door(house)
+    house.target.pause_after = 1
+    running = asyncio.create_task(door.client.completions.create(model=MODEL, prompt=[1, 2, 3]))
+    await house.settle(lambda: house.target.running == 1)
+    with pytest.raises(openai.RateLimitError) as refused:
+        await door.client.completions.create(model=MODEL, prompt=[1, 2, 3])
+    headers = refused.value.response.headers
+    assert refused.value.code == "rate_limit_exceeded"
+    assert refused.value.body["presift"]["field"] == "waiting_requests"
+    assert int(headers["retry-after"]) >= 1 and int(headers["retry-after-ms"]) > 0
+    again = door.client_of("none", max_retries=5)
+    second = asyncio.create_task(again.completions.create(model=MODEL, prompt=[4, 5]))
+    await asyncio.sleep(0.05)
+    house.target.gate.set()
+    await running
+    assert (await second).usage.prompt_tokens == 2
+
+
+async def test_a_stream_that_fails_ends_with_an_error(door):
+    door.house.target.die_after = 2
+    stream = await door.client.completions.create(model=MODEL, prompt="abcdefg", max_tokens=5, stream=True)
+    said = []
+    with pytest.raises(openai.APIError) as broken:
+        async for chunk in stream:
+            said.append(chunk.choices[0].text)
+    assert "".join(said) == "gf" and broken.value.code == "target_unavailable"
+    assert broken.value.body["presift"]["delivered_tokens"] == "2"
+
+
+async def test_an_error_before_the_first_token_has_its_own_status(door):
+    """Also for a stream, so that clients retry."""
+
+    async def fails(context):
+        raise TargetUnavailable("gone")
+
+    for is_stream in (False, True):
+        door.house.target.faults.extend([fails] * 10)
+        answer = await door.post({"model": MODEL, "prompt": "abc", "stream": is_stream}, "/v1/completions")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "target_unavailable")
+        door.house.target.faults.clear()
+
+
+def test_the_table_has_every_reason():
+    reasons = {name.removeprefix("ERROR_REASON_") for name in dict(errors_pb2.ErrorReason.items())} - {"UNSPECIFIED"}
+    assert set(TABLE) == reasons
+    for error, status in ((DraftUnavailable("x"), 503), (ShuttingDown("x"), 503), (InternalError("x"), 500)):
+        assert error_response(error).status == status
+    # OpenAI's clients retry 5xx: not if that cannot help.
+    assert error_response(InternalError("x")).headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in error_response(ShuttingDown("x")).headers
+
+
+async def test_an_internal_error_quotes_nothing(door, monkeypatch, caplog):
+    def breaks(*args, **kwargs):
+        raise RuntimeError("xylo" + "phone")
+
+    monkeypatch.setattr(door.house.pipeline, "generate", breaks)
+    answer = await door.post({"model": MODEL, "prompt": "abc"}, "/v1/completions")
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+    assert "xylophone" not in answer.text + caplog.text and "RuntimeError" in caplog.text
+    assert json.loads(answer.text)["error"]["type"] == "server_error"

@@ -1,0 +1,137 @@
+"""Authentication over gRPC: who is admitted, as whom, and that nothing is reached without a valid credential."""
+
+import asyncio
+import logging
+from dataclasses import replace
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from presift.core.errors import Unauthenticated
+from presift.orchestrator.api.auth.api_keys import new_key
+from presift.orchestrator.api.auth.interceptor import AuthInterceptor
+from presift.orchestrator.config.overrides import Override, OverrideLevel, OverrideRules, OverrideTable
+from presift.orchestrator.config.reload import PolicySource
+from presift.v1 import orchestrator_pb2
+
+from ..fakes.doors import ACME, ACME_TOO, OTHER, door, shows
+from ..fakes.house import DEFAULTS, refusal_of, request, wire_prompt
+
+LONG = list(range(100, 200))
+
+
+class NoTokens:
+    """Rejects every token, as the real verifier does."""
+
+    def tenant_of(self, token):
+        raise Unauthenticated("invalid token")
+
+
+@pytest.fixture
+async def house(open_house):
+    return await open_house(guards=(AuthInterceptor(door(tokens=NoTokens())),), salt="deployment")
+
+
+BAD = {
+    "nothing": (),
+    "a tenant alone": (("presift-tenant", "acme"),),
+    "an unknown key": shows(new_key()),
+    "a key without its scheme": (("authorization", ACME),),
+    "two keys": (*shows(ACME), *shows(ACME)),
+    "an invalid token": shows("a.b.c"),
+    "an empty one": (("authorization", "Bearer "),),
+}
+
+
+@pytest.mark.parametrize("metadata", BAD.values(), ids=BAD)
+async def test_without_a_valid_credential_nothing_is_reached(house, metadata, telemetry):
+    before = telemetry.total("presift.callers.refused", why="credential")
+    calls = [
+        house.stub.Generate(request(LONG), metadata=metadata).read(),
+        house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG)), metadata=metadata),
+        house.stub.GetInfo(orchestrator_pb2.GetInfoRequest(), metadata=metadata),
+    ]
+    for call in calls:
+        refused = await refusal_of(call)
+        assert (refused.code, refused.reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+        assert ACME[4:] not in refused.message
+    assert house.target.calls == house.draft.calls == house.target.prefills == []
+    assert telemetry.total("presift.callers.refused", why="credential") == before + 3
+
+
+async def test_an_unauthenticated_message_is_not_parsed(house):
+    """Parsing these bytes would fail with another status."""
+    method = "/presift.v1.OrchestratorService/Explain"
+    for metadata, code in (((), "UNAUTHENTICATED"), (shows(ACME), "INVALID_ARGUMENT")):
+        call = house.channel.unary_unary(method)(b"\xff" * 1000, metadata=metadata)
+        assert (await refusal_of(call)).code == code
+
+
+async def test_another_tenants_name_is_denied(house):
+    for named in ("other", "nobody"):
+        refused = await refusal_of(house.stub.Generate(request(LONG), metadata=_naming(ACME, named)).read())
+        assert (refused.code, refused.reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+    assert house.target.calls == []
+    own = house.stub.Generate(request(LONG), metadata=_naming(ACME, "acme"))
+    assert (await own.read()).WhichOneof("event") == "decision"
+
+
+async def test_health_is_open_and_reflection_is_not(house):
+    await house.server.set_serving(True)
+    health = health_pb2_grpc.HealthStub(house.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    reflect = reflection_pb2_grpc.ServerReflectionStub(house.channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    refused = await refusal_of(reflect.ServerReflectionInfo(iter([asked])).read())
+    assert refused.code == "UNAUTHENTICATED"
+    reply = await reflect.ServerReflectionInfo(iter([asked]), metadata=shows(ACME)).read()
+    assert "presift.v1.OrchestratorService" in {each.name for each in reply.list_services_response.service}
+
+
+async def test_the_keys_tenant_has_its_defaults(open_house):
+    def build(changes):
+        return replace(DEFAULTS, compress_above_tokens=changes.get("compress_above_tokens", 32))
+
+    rules = OverrideRules(OverrideLevel(), {}, {"acme": OverrideLevel(Override({"compress_above_tokens": 300}))})
+    house = await open_house(guards=(AuthInterceptor(door()),), terms=PolicySource(OverrideTable(build, rules)))
+    routes = {}
+    for name, key in (("acme", ACME), ("acme too", ACME_TOO), ("other", OTHER)):
+        event = await house.stub.Generate(request(LONG), metadata=shows(key)).read()
+        routes[name] = event.decision.route
+    assert routes["acme"] == routes["acme too"] != routes["other"]
+
+
+async def test_concurrent_callers_do_not_mix(house):
+    """Each call has its own caller, however many run."""
+    keys = [ACME, OTHER] * 20
+
+    async def salt_of(number, key):
+        prompt = [number, *LONG[:20]]
+        async for _ in house.stub.Generate(request(prompt), metadata=shows(key)):
+            pass
+        return next(call.cache_salt for call in house.target.calls if list(call.token_ids) == prompt)
+
+    salts = await asyncio.gather(*(salt_of(number, key) for number, key in enumerate(keys)))
+    assert len(set(salts[::2])) == len(set(salts[1::2])) == 1 and salts[0] != salts[1]
+
+
+async def test_no_key_is_in_logs_traces_or_errors(house, caplog, telemetry):
+    caplog.set_level(logging.DEBUG)
+    unknown = new_key()
+    said = []
+    for key in (ACME, unknown):
+        try:
+            async for _ in house.stub.Generate(request(LONG), metadata=shows(key)):
+                pass
+        except grpc.aio.AioRpcError as error:
+            said.append(f"{error.details()} {error.trailing_metadata()}")
+    said += [caplog.text, *(span.to_json() for span in telemetry.spans)]
+    assert len(said) > 3
+    for text in said:
+        assert all(secret not in text for secret in (ACME[4:], unknown[4:], "deployment"))
+
+
+def _naming(key, tenant):
+    return shows(key, ("presift-tenant", tenant))

@@ -1,0 +1,180 @@
+"""What the end-to-end tests share: SGLang engines over tiny random models, and one stack with a real model."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from presift.cli.stack.stack import LocalStack, Observability, StackOptions
+from presift.core.kv_plan import KvPlan
+from presift.core.policies import Pool, Reduction, SpecKv
+from presift.models.folder import resolve
+from presift.target.engine import Finished, GenerateRequest, Sampling
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
+
+from .collector import Collector, collecting
+
+VOCABULARY = 512
+POOL_TOKENS = 8192
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+
+
+@dataclass
+class Driver:
+    """An engine, and the few things that tests do with it."""
+
+    engine: SglangEngine
+
+    async def answer(
+        self, token_ids: list[int], plan: KvPlan | None = None, salt: str = "", **sampling: Any
+    ) -> tuple[list[int], Finished]:
+        """The tokens of an answer and how it ended; greedy, past EOS."""
+        wanted = Sampling(**{"max_new_tokens": 8, "ignore_eos": True} | sampling)
+        request = GenerateRequest(np.array(token_ids, dtype=np.uint32), wanted, salt, plan)
+        tokens: list[int] = []
+        async with aclosing(self.engine.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return tokens, event
+                tokens.extend(event.token_ids)
+        raise AssertionError("the stream has no end")
+
+    async def idle(self) -> dict[str, Any]:
+        """The plugin's counts once nothing runs and nothing waits: no side state may be left then."""
+        async with asyncio.timeout(30):
+            while self.engine.scheduler_load() != (0, 0, 0) or self.engine.running_requests:
+                await asyncio.sleep(0.02)
+        state = await self.engine.plugin_state()
+        left = {name: state[name] for name in ("runs", "waiting", "missing", "leases", "leased_tokens")}
+        assert not any(left.values()), left
+        assert state["locked_slots"] == 0
+        return state
+
+    async def empty(self) -> int:
+        """The number of free slots once the radix cache is empty: all of them."""
+        await self.idle()
+        assert await self.engine.flush()
+        return int((await self.idle())["free_slots"])
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Callable[[int, int], list[int]]:
+    """(seed, length) -> token ids."""
+    return lambda seed, tokens: np.random.default_rng(seed).integers(0, VOCABULARY, tokens).tolist()
+
+
+@pytest.fixture(scope="session")
+def policy_of() -> Callable[[dict[str, Any], int], SpecKv]:
+    """(the authors' config, lookahead tokens) -> our policy."""
+    pools = {"max": Pool.MAX, "mean": Pool.MEAN, "avg": Pool.MEAN, None: Pool.NONE}
+
+    def build(config: dict[str, Any], lookahead_tokens: int) -> SpecKv:
+        return SpecKv(
+            capacity=config["max_capacity_prompt"],
+            window=config["window_size"],
+            pool=pools[config["pool_type"]],
+            kernel=config["kernel_size"],
+            reduction=Reduction.MAX if config["reduction_type"] == "max" else Reduction.SUM,
+            lookahead_tokens=lookahead_tokens,
+        )
+
+    return build
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def start(tiny_model: Callable[[str], Path]) -> AsyncIterator[Callable[..., Any]]:
+    """(model, **options) -> a Driver of a started engine; the same arguments share one. All are stopped at the end."""
+    running: dict[tuple[Any, ...], Driver] = {}
+
+    async def get(name: str = "tinyq", **options: Any) -> Driver:
+        chosen = {"kv_pool_tokens": POOL_TOKENS, "prefill_chunk_tokens": 128, "threads": 1} | options
+        key = (name, *sorted(chosen.items()))
+        if key not in running:
+            engine = SglangEngine(SglangOptions(resolve(str(tiny_model(name))), dtype="float32", **chosen))
+            running[key] = Driver(engine)
+            await engine.start()
+        return running[key]
+
+    yield get
+    # The last one first: the handler of failing children is the last one's.
+    for driver in reversed(running.values()):
+        await driver.engine.stop()
+
+
+@dataclass(frozen=True)
+class RealStack:
+    """A running stack, and what it reports."""
+
+    stack: LocalStack
+    collector: Collector
+    observability: Observability
+
+    def scraped(self, kind: str) -> dict[str, list[tuple[dict[str, str], float, object]]]:
+        """Sample name -> (labels, value, exemplar) of a service."""
+        place = [service.name for service in self.stack.services].index(kind)
+        url = f"http://{self.observability.address(place)}/metrics"
+        request = urllib.request.Request(url, headers={"Accept": OPENMETRICS})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            families = text_string_to_metric_families(reply.read().decode())
+        found: dict[str, list[tuple[dict[str, str], float, object]]] = {}
+        for family in families:
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append((sample.labels, sample.value, sample.exemplar))
+        return found
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive free ports."""
+    for first in range(20_000, 30_000, count):
+        with suppress(OSError):
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no ports")
+
+
+@pytest.fixture(scope="session")
+def real_stack(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
+    """SmolLM2 as draft and target, SGLang, Valkey, a collector of traces; the guard samples every request that it may.
+
+    Tests that must not be sampled set limits below these defaults. Afterwards no process may be left.
+    """
+    model = str(presift_home / "models" / "smollm2-135m-instruct")
+    flags = ["--compress-above-tokens=150", "--capacity=96", "--kv-capacity=64", "--cascade-capacity=160"]
+    # A slow machine must not turn a cache look-up into a miss.
+    flags += ["--guard-share=1", "--guard-max-new-tokens=4", "--cache-timeout-s=5"]
+    with collecting() as (collector, endpoint):
+        observability = Observability(free_ports(3), endpoint)
+        options = StackOptions(
+            draft=model,
+            target=model,
+            tokenizer=model,
+            logs=tmp_path_factory.mktemp("logs"),
+            listen="127.0.0.1:0",
+            orchestrator_flags=flags,
+            environment={f"PRESIFT_{role}_LOG_FORMAT": "json" for role in ("DRAFT", "TARGET", "ORCHESTRATOR")}
+            | {"OTEL_BSP_SCHEDULE_DELAY": "500"},
+            observability=observability,
+        )
+        others = psutil.Process().children(recursive=True)  # engines of other tests
+        with LocalStack(options, print) as stack:
+            processes = [each for each in psutil.Process().children(recursive=True) if each not in others]
+            assert processes
+            yield RealStack(stack, collector, observability)
+        # Python's own helper of a child process ends a moment after it.
+        _, left = psutil.wait_procs(processes, timeout=5)
+        assert left == []

@@ -1,0 +1,78 @@
+"""Errors over HTTP name the caller's own parameter; `presift.field` stays the field of the domain."""
+
+import pytest
+
+from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded
+from presift.orchestrator.api.http.errors import error_response
+from presift.orchestrator.api.http.parameter_names import ParameterNames
+from presift.orchestrator.api.http.requests import parameter_names
+from presift.orchestrator.api.http.schema import ChatBody, CompletionBody, validate
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+BODIES = {
+    "prompt": (CompletionBody, {"model": "m", "prompt": "a"}),
+    "max_tokens": (ChatBody, CHAT | {"max_tokens": 5}),
+    "max_completion_tokens": (ChatBody, CHAT | {"max_completion_tokens": 5}),
+}
+PARAMETERS = {
+    "prompt.chat": "messages",
+    "prompt.chat.messages.role": "messages.role",
+    "prompt.chat.messages.parts": "messages.content",
+    "prompt.chat.messages.tool_calls_json": "messages.tool_calls",
+    "prompt.chat.tools_json[1]": "tools[1]",
+    "prompt.protected_spans": "presift.protected_spans",
+    "protected_spans": "presift.protected_spans",
+    "sampling.temperature": "temperature",
+    "sampling.stop": "stop",
+    "sampling.top_k": "presift.sampling.top_k",
+    "budget": "presift.budget",
+    "budget.auto_capacity.coverage": "presift.budget.auto_capacity.coverage",
+    "kv.selection": "presift.kv.selection",
+    "route": "presift.route",
+    "tokens_per_minute": "tokens_per_minute",
+}
+
+
+def names(kind):
+    return parameter_names(validate(*BODIES[kind]))
+
+
+@pytest.mark.parametrize(("field", "parameter"), PARAMETERS.items())
+def test_a_field_has_its_parameter(field, parameter):
+    assert ParameterNames().parameter(field) == parameter
+
+
+def test_a_message_has_its_number_where_it_is_known():
+    assert ParameterNames().parameter("prompt.chat.messages.name", "messages[3]") == "messages[3].name"
+
+
+def test_the_names_are_those_that_the_caller_used():
+    for field in ("prompt", "prompt.text", "prompt.token_ids", "token_ids"):
+        assert names("prompt").parameter(field) == "prompt"
+    assert names("max_tokens").parameter("prompt") == "messages"
+    for spelling in ("max_tokens", "max_completion_tokens"):
+        assert names(spelling).parameter("sampling.max_new_tokens") == spelling
+
+
+def test_a_message_is_rebuilt_with_the_parameter():
+    error = InvalidRequest("budget.max_prompt_tokens", 0, ">= 1")
+    body = error_response(error, names("prompt")).body["error"]
+    assert body["message"] == "presift.budget.max_prompt_tokens is 0; it must be >= 1"
+    assert body["param"] == "presift.budget.max_prompt_tokens"
+    assert body["presift"]["field"] == "budget.max_prompt_tokens"
+
+
+def test_a_message_of_its_own_stays():
+    error = BudgetExceeded("budget.max_ttft_ms", 9, 5, "strict budget not met: too late")
+    body = error_response(error, names("prompt")).body["error"]
+    assert (body["message"], body["param"]) == ("strict budget not met: too late", "presift.budget.max_ttft_ms")
+
+
+def test_before_the_body_is_read_fields_keep_their_names():
+    """An unknown parameter `route` is the caller's, not the domain's."""
+    assert error_response(InvalidRequest("route", "given", "left out")).body["error"]["param"] == "route"
+
+
+def test_overload_says_when_to_retry():
+    headers = error_response(Overloaded("calls", 2, 1, 1.25)).headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1250")
