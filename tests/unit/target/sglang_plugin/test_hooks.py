@@ -501,7 +501,7 @@ class Read(Request):
         ({}, True),
         ({"inflight_middle_chunks": 1}, False),
         ({"is_finished": True}, False),
-        ({"to_finish": object()}, False),
+        ({"to_finish": "abort"}, False),
         ({"is_retracted": True}, False),
         ({"finished": True}, False),
         ({"state": compressed()}, False),
