@@ -23,7 +23,7 @@ async def house(open_house):
 
 @pytest.fixture
 def run(house, tmp_path):
-    """arguments -> what the command did, for a document in a file and a question."""
+    """Arguments -> the result of the command, for a document in a file and a question."""
     document = tmp_path / "document.txt"
     document.write_text("<script>alert(1)</script> " + "d" * 1100, encoding="utf-8")
 
@@ -34,7 +34,7 @@ def run(house, tmp_path):
     return run
 
 
-async def test_dropped_text_is_marked_where_nobody_watches(house, run):
+async def test_dropped_text_is_marked_without_a_terminal(house, run):
     result = await run("--route", "spec_pc", "--max-prompt-tokens", 60)
     assert result.exit_code == 0 and house.target.calls == []
     assert "[spec_pc: requested" in result.output and "kept 60 of " in result.output
@@ -43,14 +43,14 @@ async def test_dropped_text_is_marked_where_nobody_watches(house, run):
     assert "<user><script>" in text
 
 
-async def test_where_kv_is_dropped_the_target_is_asked(house, run):
+async def test_the_target_reports_kv_on_routes_that_drop_kv(house, run):
     result = await run("--route", "spec_kv", "--max-kv-tokens", 60)
     (call,) = house.target.calls
     assert result.exit_code == 0 and call.kv_plan.report_kept
     assert "4 layers, 2 KV heads" in result.output and "coverage in the target 0.75" in result.output
 
 
-async def test_unless_it_shall_not_be(house, run):
+async def test_the_target_is_not_called_without_a_kv_map(house, run):
     result = await run("--route", "spec_kv", "--max-kv-tokens", 60, "--no-kv-map")
     assert result.exit_code == 0 and house.target.calls == [] and "in the target" not in result.output
 
@@ -74,23 +74,23 @@ async def test_a_page(run, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["", "none/page.html"])
-async def test_a_place_where_no_page_can_be_is_told_before_anything_is_asked(house, run, tmp_path, place):
+async def test_an_unwritable_page_is_an_error_before_any_call(house, run, tmp_path, place):
     result = await run("--html", tmp_path / place)
     assert result.exit_code == 1 and "cannot be written" in result.stderr and house.draft.calls == []
 
 
-async def test_kept_pairs_of_a_text_are_those_of_the_target(house, run):
+async def test_dropped_tokens_are_those_of_the_target(house, run):
     result = await run("--route", "spec_kv", "--compress-above", 5, "--max-kv-tokens", 60)
     (call,) = house.target.calls
     spans = [(span.start, span.end) for span in call.kv_plan.protected_spans]
     capacity, window = call.kv_plan.policy.capacity, call.kv_plan.policy.window
     kept = kept_kv(len(call.token_ids), capacity, window, spans=spans)
-    none = int((~kept.any(axis=(0, 1))).sum())
-    assert f"{none} tokens are kept in none" in result.output
+    dropped = int((~kept.any(axis=(0, 1))).sum())
+    assert f"{dropped} tokens are dropped everywhere" in result.output
     assert (capacity, window) == (59, KV_WINDOW) != (KV_CAPACITY, KV_WINDOW)
 
 
-async def test_the_routes_that_there_were(house, run, tmp_path):
+async def test_the_routes_compared_are_shown(house, run, tmp_path):
     result = await run("--max-kv-tokens", 60)
     assert "spec_kv_pc" in result.output and "KV tokens of 60" in result.output.replace("\n", " ")
     page = tmp_path / "page.html"
@@ -118,12 +118,12 @@ async def test_route_predicts_from_what_an_orchestrator_has_learned(open_house):
     assert (await route("--tokens", 300, "--context", 4000))["reason"] == "within_budget"
 
 
-async def test_route_at_an_address_where_nobody_is():
+async def test_route_at_an_address_without_a_server():
     result = await asyncio.to_thread(CliRunner().invoke, app, ["route", "--tokens", "9", "--address", "127.0.0.1:1"])
     assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stdout == ""
 
 
-async def test_the_flags_of_generate_are_taken(house, run):
+async def test_explain_accepts_the_flags_of_generate(house, run):
     limits = ("--max-ttft-ms", 900_000, "--min-coverage", 0.01, "--max-new-tokens", 5)
     result = await run("--route", "spec_pc", "--max-prompt-tokens", 60, *limits)
     assert result.exit_code == 0, result.output
@@ -137,15 +137,15 @@ async def test_the_flags_of_generate_are_taken(house, run):
 
 async def test_as_json(house, run, tmp_path):
     result = await run("--route", "spec_kv", "--max-kv-tokens", 60, "--json")
-    told = json.loads(result.output)
-    assert told["decision"]["route"] == "spec_kv" and told["text"].startswith("<user><script>")
-    assert told["spans"][0]["kept_share"] is not None and told["kv_mask"]["layers"] == 4
-    assert len(base64.b64decode(told["kv_mask"]["bits"])) == 8 * ((told["kv_mask"]["prompt_tokens"] + 7) // 8)
+    printed = json.loads(result.output)
+    assert printed["decision"]["route"] == "spec_kv" and printed["text"].startswith("<user><script>")
+    assert printed["spans"][0]["kept_share"] is not None and printed["kv_mask"]["layers"] == 4
+    assert len(base64.b64decode(printed["kv_mask"]["bits"])) == 8 * ((printed["kv_mask"]["prompt_tokens"] + 7) // 8)
     result = await run("--json", "--html", tmp_path / "page.html")
     assert result.exit_code == 1 and "--json or --html" in result.stderr
 
 
-def test_what_generate_takes_explain_takes():
+def test_explain_has_all_flags_of_generate_but_temperature():
     flags = {
         command: {option for each in typer.main.get_command(app).commands[command].params for option in each.opts}
         for command in ("generate", "explain")
