@@ -3,9 +3,10 @@ PRESIFT_HOME ?= $(HOME)/.cache/presift
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Each worker is a process with tests of its own; 0 runs all tests in one.
+# Each worker is a process with tests of its own; 0 runs all tests in one. In the order of the folders, so that the
+# cheap unit tests come last and both workers end together.
 TEST_WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 LOCK := ops/locks/cpu.txt
 STAMP := $(VENV)/.installed
 # Tools that inspect the packages have an environment of their own, so that they change no version.

@@ -33,8 +33,10 @@ _PROCESSES = {
 }
 
 
-# End-to-end tests that share what they start; a session has one of each.
-_SHARED = {"spec_kv": "engines", "test_target_sglang": "engines", "test_stack": "stack", "test_telemetry": "stack"}
+# Files of tests/e2e that share what they start: SGLang engines, and a stack with a real model.
+_SHARED = dict.fromkeys(
+    ("test_keep_all", "test_ledger", "test_reuse", "test_selfcheck", "test_target_sglang", "test_vectors"), "engines"
+) | {"test_stack": "stack", "test_telemetry": "stack"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,8 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group(path: Path) -> str:
-    inside = path.relative_to(_TESTS / "e2e").with_suffix("").parts if _TESTS / "e2e" in path.parents else ()
-    return next((_SHARED[part] for part in inside if part in _SHARED), str(path))
+    return _SHARED.get(path.stem, str(path)) if _TESTS / "e2e" in path.parents else str(path)
 
 
 @pytest.fixture(scope="session")

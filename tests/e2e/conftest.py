@@ -154,7 +154,7 @@ def real_stack(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     Tests that must not be sampled set limits below these defaults. Afterwards no process may be left.
     """
     model = str(presift_home / "models" / "smollm2-135m-instruct")
-    flags = ["--compress-above-tokens=150", "--capacity=160", "--kv-capacity=160", "--cascade-capacity=200"]
+    flags = ["--compress-above-tokens=150", "--capacity=96", "--kv-capacity=64", "--cascade-capacity=160"]
     # A slow machine must not turn a cache look-up into a miss.
     flags += ["--guard-share=1", "--guard-max-new-tokens=4", "--cache-timeout-s=5"]
     with collecting() as (collector, endpoint):

@@ -126,10 +126,12 @@ def test_a_crash_inside_the_engine_ends_the_service_with_an_error(stack: LocalSt
     """Last: it ends the only target."""
     service = next(each for each in stack.services if each.name.startswith("target") and each.exit_code() is None)
     members = psutil.Process(service.pid).children(recursive=True)
-    with grpc.insecure_channel(service.address) as channel:
-        service_name = health_pb2.HealthCheckRequest(service="presift.v1.TargetService")
-        health = health_pb2_grpc.HealthStub(channel).Watch(service_name, timeout=120)
+    with grpc.insecure_channel(service.address) as channel, ThreadPoolExecutor(1) as pool:
+        # Not the name that the orchestrators watch: with several watchers of one name the last ones may be cut first.
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=120)
         assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        # Read at once: gRPC drops what is unread when a call ends with an error.
+        following = pool.submit(next, health)
         sampling = target_pb2.Sampling(max_new_tokens=900, ignore_eos=True)
         request = target_pb2.TargetServiceGenerateRequest(token_ids=[1, 2, 3], sampling=sampling)
         call = target_pb2_grpc.TargetServiceStub(channel).Generate(request, timeout=120)
@@ -138,7 +140,7 @@ def test_a_crash_inside_the_engine_ends_the_service_with_an_error(stack: LocalSt
         scheduler.kill()
         with pytest.raises(grpc.RpcError) as failure:
             list(call)
-        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert following.result(60).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     settle(lambda: service.exit_code() is not None)
     assert service.exit_code() == 1

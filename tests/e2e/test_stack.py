@@ -22,7 +22,7 @@ from presift_client import AsyncClient, Client, Generation, InvalidRequest
 
 pytestmark = pytest.mark.models
 
-CAPACITY = 128
+CAPACITY = 64  # below the defaults of the stack: the guard samples none of these requests
 SENTENCE = "The caretaker of lighthouse number {} wrote that the lamp was cleaned on day {} and the log was closed. "
 
 

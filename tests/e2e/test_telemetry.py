@@ -66,7 +66,7 @@ def summed(found: dict[str, Any], name: str, labels: dict[str, str]) -> float:
     return sum(value for others, value, _ in found.get(name, ()) if labels.items() <= others.items())
 
 
-def prompt(seed: int, sentences: int = 12) -> str:
+def prompt(seed: int, sentences: int = 18) -> str:
     return "".join(SENTENCE.format(seed * 1000 + number, number) for number in range(sentences))
 
 

@@ -1,7 +1,7 @@
 """The cache key of a compressed prompt: SHA-256 over a canonical form of everything that changes the value.
 
-The canonical form is JSON with sorted keys and no white space for the small parts, then the token ids as little-endian
-uint32. Its first field is the schema version: raise SCHEMA_VERSION whenever the meaning of a value changes.
+The canonical form is JSON with sorted keys and no white space, then the token ids as little-endian uint32. It has the
+schema version: raise SCHEMA_VERSION whenever the meaning of a value changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 class PromptKey:
     """Everything that a compressed prompt depends on. `token_ids`: uint32[prompt_tokens]; `salt` is the tenant's.
 
-    `target_fingerprint` says whose ids these are where the draft reads others; empty where they are the draft's own.
+    `target_fingerprint` is set if the token ids are the target's and the draft has another vocabulary; else empty.
     """
 
     token_ids: NDArray[np.uint32]
@@ -59,7 +59,7 @@ def policy_name(policy: Policy) -> str:
 
 
 def policy_values(policy: Policy) -> dict[str, Any]:
-    """Its fields by name, for a canonical form: without `adaptive` where there is none, as before there were any."""
+    """Its fields by name, for the canonical form. Omits an unset `adaptive`, so that older digests stay valid."""
     return _without_unset(asdict(policy))  # type: ignore[call-overload]  # every policy is a dataclass
 
 

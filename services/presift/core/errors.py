@@ -3,17 +3,17 @@
 PresiftError
 ├── InvalidRequest          a field has a value outside its limits
 │   └── PromptTooLong       prompt plus answer exceed the context
-├── BudgetExceeded          `strict` was said and the budget cannot be met
+├── BudgetExceeded          the budget cannot be met, and `strict` is set
 ├── RouteUnsupported        the route or policy is not served here
-├── Overloaded              a queue is full; come back after `retry_after_s`
+├── Overloaded              a queue is full; retry after `retry_after_s`
 ├── DraftUnavailable        no draft answered
 ├── TargetUnavailable       no target answered
-├── ShuttingDown            this process drains; another one may answer
-├── VocabularyMismatch      draft and target do not read the same token ids
+├── ShuttingDown            this process shuts down; another replica may answer
+├── VocabularyMismatch      draft and target have different vocabularies
 ├── DeadlineExceeded        the caller's deadline passed
-├── Unauthenticated         nobody knows who calls
-├── PermissionDenied        whoever calls may not do this
-└── InternalError           a defect of ours
+├── Unauthenticated         missing or invalid credentials
+├── PermissionDenied        the caller is not allowed to do this
+└── InternalError           a bug in presift
 
 `presift.rpc.status` maps each to a gRPC status; nothing here knows gRPC.
 """
@@ -34,7 +34,7 @@ class PresiftError(Exception):
 
 
 class FieldError(PresiftError):
-    """An error about one field: says which, what it was and what it may be."""
+    """An error about one field: its name, its value and its limit."""
 
     def __init__(self, field: str, value: object, limit: object, message: str = "") -> None:
         text = message or f"{field} is {value}; it must be {limit}"
@@ -53,11 +53,11 @@ class PromptTooLong(InvalidRequest):
 
 
 class BudgetExceeded(FieldError):
-    """The caller said `strict` and the budget cannot be met."""
+    """The budget cannot be met, and the caller set `strict`."""
 
 
 class RouteUnsupported(FieldError):
-    """The route or policy is not served here; `limit` lists what is."""
+    """The route or policy is not served here; `limit` lists those that are."""
 
 
 class Overloaded(FieldError):
@@ -73,15 +73,15 @@ class DraftUnavailable(PresiftError):
 
 
 class TargetUnavailable(PresiftError):
-    """No target answered, or it went away."""
+    """No target answered, or it disconnected."""
 
 
 class ShuttingDown(PresiftError):
-    """This process drains: it takes no call, and the time of those that ran is over. Another one may answer."""
+    """This process shuts down: it refuses new calls and cancels old ones. Another replica may answer."""
 
 
 class VocabularyMismatch(PresiftError):
-    """Draft and target do not read the same token ids; `details` name both fingerprints."""
+    """Draft and target have different vocabularies; `details` name both fingerprints."""
 
 
 class DeadlineExceeded(PresiftError):
@@ -89,12 +89,12 @@ class DeadlineExceeded(PresiftError):
 
 
 class Unauthenticated(PresiftError):
-    """Nobody knows who calls: no key, token or certificate, or none that holds."""
+    """The caller has no valid key, token or certificate."""
 
 
 class PermissionDenied(PresiftError):
-    """It is known who calls, or that anybody does, and they may not do this."""
+    """The caller is not allowed to do this."""
 
 
 class InternalError(PresiftError):
-    """A defect of ours; the log holds the rest."""
+    """A bug in presift; the log has more."""

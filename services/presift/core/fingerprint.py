@@ -1,4 +1,4 @@
-"""What a tokenizer means by its token ids, as one digest: equal for two models that may read each other's ids.
+"""The fingerprint of a tokenizer: equal for two models whose token ids mean the same.
 
 Pure: takes the bytes of a `tokenizer.json`, reads no file. Draft, target and orchestrator must all use this function.
 """
@@ -16,9 +16,9 @@ def fingerprint(tokenizer_json: bytes) -> str:
     """SHA-256 (64 hex digits) over vocabulary, merges and added tokens. Raises InvalidRequest if there is no
     vocabulary.
 
-    Left out: formatting, pre-tokenizer, normalizer, decoder, and whether a token is called special; they say how text
-    is cut or shown, not which token an id is, and converters disagree on them. Where an added token is listed (in the
-    vocabulary too, or only by itself) differs between converters as well, so the ids of both lists are taken as one.
+    It leaves out formatting, pre-tokenizer, normalizer, decoder and the flag "special": they do not change the meaning
+    of an id, and converters disagree on them. Converters also list added tokens in different places (in the vocabulary
+    too, or only as added), so both lists count as one.
     """
     model, added = _parts(tokenizer_json)
     tokens = _vocabulary(model) | {entry["content"]: entry["id"] for entry in added}
@@ -42,7 +42,7 @@ def _parts(tokenizer_json: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
-    """token -> id. Unigram models list [token, score] in the order of ids instead."""
+    """token -> id. Unigram models have a list of [token, score] in the order of ids instead."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
         return {token: index for index, (token, _) in enumerate(vocabulary)}

@@ -1,7 +1,7 @@
 """Importance: one float32 per prompt token, how much the draft attends to it (paper section 4.2).
 
-Knows what a valid importance is, how the window's rows are weighted, and what share of it a selection keeps. The
-attention itself comes from the draft.
+Checks importance, weights the rows of the window, and measures the share that a selection keeps. The attention itself
+comes from the draft.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from presift.core.errors import InternalError
 
 
 def check_importance(importance: NDArray[np.float32], axes: int = 1) -> None:
-    """Raise InternalError unless it is float32 of so many axes, not empty and finite: NaN would sort silently."""
+    """Raise InternalError unless it is float32 with `axes` axes, not empty and finite: NaN would sort silently."""
     if importance.dtype != np.float32 or importance.ndim != axes or importance.size == 0:
         shape, limit = f"{importance.dtype}{list(importance.shape)}", f"float32 of {axes} axes, not empty"
         raise InternalError(f"importance is {shape}; it must be {limit}", field="importance", value=shape, limit=limit)
@@ -22,9 +22,9 @@ def check_importance(importance: NDArray[np.float32], axes: int = 1) -> None:
 
 
 def window_weights(window: int, weighted: bool) -> NDArray[np.float32]:
-    """float32[window]: what each row of the window counts, oldest first; 0 to 1 if `weighted`, else 1 (step 2).
+    """float32[window]: the weight of each row of the window, oldest first; 0 to 1 if `weighted`, else 1 (step 2).
 
-    A single row counts 1: weighted it would count 0, and nothing would be left.
+    The weight of a single row is 1: otherwise it would be 0, and nothing would be left.
     """
     if not weighted or window == 1:
         return np.ones(window, dtype=np.float32)
@@ -32,7 +32,7 @@ def window_weights(window: int, weighted: bool) -> NDArray[np.float32]:
 
 
 def coverage(importance: NDArray[np.float32], kept: NDArray[np.bool_]) -> float:
-    """The share (0..1) of `importance`, float32[n], that falls on `kept`, bool[n]; 1.0 where there is none to lose.
+    """The share (0..1) of `importance`, float32[n], on `kept`, bool[n]; 1.0 if the importance is all zero.
 
     `importance` is un-pooled, with the window's rows summed. Raises InternalError if it is invalid or `kept` does not
     have its length.

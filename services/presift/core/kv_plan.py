@@ -1,4 +1,4 @@
-"""The KV plan: which KV pairs of one prompt the target keeps, and who chooses them (SpecKV, paper section 4.1)."""
+"""The KV plan: which KV pairs of a prompt the target keeps, and how it selects them (SpecKV, paper section 4.1)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import Span, check_within, must_keep
 
-# Its cost grows with width x prompt: a wider one would stall all other requests.
+# The cost grows with width x prompt: a wider kernel would stall all other requests.
 MAX_KERNEL_TOKENS = 1025
 
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """`protected` are spans of the prompt. TARGET_LOOKAHEAD chooses by `lookahead_token_ids`, DRAFT_MASK by `kv_mask`.
+    """`protected` are spans of the prompt. TARGET_LOOKAHEAD selects by `lookahead_token_ids`, DRAFT_MASK by `kv_mask`.
 
-    `prompt_tokens` is how many of a request's tokens the plan covers, 0 for all; the others are read in full.
-    `keep_full_prefix` leaves the whole prompt's KV in the radix cache; `report_kept` asks which pairs were kept.
+    `prompt_tokens` is how many of a request's tokens the plan covers, 0 for all; the rest is read in full.
+    `keep_full_prefix` leaves the KV of the whole prompt in the radix cache; `report_kept` requests the kept pairs.
     Raises InvalidRequest.
     """
 
@@ -37,7 +37,7 @@ class KvPlan:
         if self.policy.kernel > MAX_KERNEL_TOKENS:
             raise InvalidRequest("spec_kv.kernel", self.policy.kernel, f"<= {MAX_KERNEL_TOKENS}")
         if self.policy.adaptive is not None:
-            raise InvalidRequest("kv_plan.policy.adaptive", "set", "unset: the draft has counted by then")
+            raise InvalidRequest("kv_plan.policy.adaptive", "set", "unset: the draft resolves it before")
         wanted = self.policy.selection is KvSelection.DRAFT_MASK
         if wanted != (self.kv_mask is not None):
             limit = "set" if wanted else "unset"
@@ -59,16 +59,14 @@ class KvPlan:
         return self.prompt_tokens or token_count
 
     def held_tokens(self, read_tokens: int) -> int:
-        """KV tokens held while decoding after `read_tokens` were read: the kept pairs, the final token of what the plan
-        covers, and everything after it.
+        """KV tokens held while decoding, after `read_tokens` were read: the kept pairs, the final covered token, and
+        everything after it.
         """
         prompt_tokens = self.covered_tokens(read_tokens)
         return min(self.policy.capacity, prompt_tokens - 1) + 1 + read_tokens - prompt_tokens
 
     def capacity_for(self, page_tokens: int) -> int:
-        """The KV pairs per layer and head: whole pages only. Raises InvalidRequest if that leaves no room beside the
-        window.
-        """
+        """The KV pairs per layer and head, in whole pages. Raises InvalidRequest if only the window fits."""
         capacity = self.policy.capacity // page_tokens * page_tokens
         if capacity <= self.policy.window:
             limit = f"> window ({self.policy.window}) in whole pages of {page_tokens}"
@@ -95,14 +93,14 @@ def check_plan(plan: KvPlan, prompt_tokens: int, *, layers: int, kv_heads: int, 
 
 
 def scoring_slots(read_tokens: int, kept: int, page_tokens: int) -> int:
-    """The most KV slots that a request needs while it is scored: what is read (prompt and lookahead), the entry beside
-    it, and the rounding to pages. It must be less than the target's pool.
+    """The most KV slots that a request needs while it is scored: prompt and lookahead, the compressed entry, and the
+    rounding to pages. It must be less than the target's pool.
     """
     return read_tokens + kept + 1 + 2 * page_tokens
 
 
 def must_keep_kv(plan: KvPlan, prompt_tokens: int) -> NDArray[np.bool_]:
-    """bool[prompt_tokens - 1]: protected spans and the window before the final token, which is read again."""
+    """bool[prompt_tokens - 1]: protected spans, and the window before the final token (which is read again)."""
     return must_keep(plan.protected, prompt_tokens, plan.policy.window + 1)[:-1]
 
 

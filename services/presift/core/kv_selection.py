@@ -1,8 +1,8 @@
-"""KV selection: which KV pairs SpecKV keeps, chosen by the target's own queries (paper section 4.1; steps 2 to 5).
+"""KV selection: which KV pairs SpecKV keeps, by the target's own queries (paper section 4.1; steps 2 to 5).
 
-The numpy reference of the target plugin's kernel, for one layer. The rows that score are the last `W + L + 1` of prompt
-plus lookahead (`scoring_rows`); the keys before them, the prefix, compete for `C - W` places. Then come the `W` prompt
-tokens that are always kept and the final prompt token, which is fed again: prompt = prefix + window + 1.
+The numpy reference of the target plugin's kernel, for one layer. The last `W + L + 1` rows of prompt plus lookahead
+score (`scoring_rows`); the keys before them, the prefix, compete for `C - W` slots. The `W` prompt tokens after the
+prefix are always kept, and the final prompt token is fed again: prompt = prefix + window + 1.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from presift.core.spans import Span, check_within
 
 
 def scoring_rows(window: int, lookahead_tokens: int) -> int:
-    """The authors' effective window: the window, the final prompt token and the lookahead."""
+    """The authors' effective window: window, final prompt token and lookahead."""
     return window + 1 + lookahead_tokens
 
 
 def kv_importance(queries: NDArray[np.float32], keys: NDArray[np.float32], policy: SpecKv) -> NDArray[np.float32]:
-    """float32[kv_heads, n - rows]: how much the queries attend to each key of the prefix, pooled along the sequence.
+    """float32[kv_heads, n - rows]: the attention of the queries to each key of the prefix, pooled along the sequence.
 
     `queries`: float32[rows, heads, d], of the last `rows` of the n positions; `keys`: float32[n, kv_heads, d]; both
     rotated. Consecutive query heads share a KV head. Raises InvalidRequest if no key lies before the rows.
@@ -44,7 +44,7 @@ def kv_importance(queries: NDArray[np.float32], keys: NDArray[np.float32], polic
 def select_kv(
     importance: NDArray[np.float32], capacity: int, window: int, protected: Sequence[Span] = ()
 ) -> NDArray[np.bool_]:
-    """bool[kv_heads, prefix + window]: what is kept of each head, given `importance`, float32[kv_heads, prefix].
+    """bool[kv_heads, prefix + window]: the kept pairs of each head, given `importance`, float32[kv_heads, prefix].
 
     Exactly min(capacity, prefix + window) per head, the window and `protected` among them. `protected` are spans of the
     prompt. Raises InvalidRequest if capacity <= window or a span ends beyond the prompt, BudgetExceeded if window and
@@ -80,7 +80,7 @@ def _reduced(attention: NDArray[np.float32], reduction: Reduction) -> NDArray[np
 
 
 def _protected_prefix(prefix: int, window: int, protected: Sequence[Span]) -> NDArray[np.bool_]:
-    """bool[prefix]; what a span covers from the window on is kept anyway."""
+    """bool[prefix]: protected tokens. The window behind the prefix is kept anyway."""
     check_within(protected, prefix + window + 1)
     fixed = np.zeros(prefix, dtype=np.bool_)
     for span in protected:

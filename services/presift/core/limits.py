@@ -1,8 +1,8 @@
-"""How much of anything one message may hold: the numbers that services share, and how a message is held against them.
+"""Limits on the content of a message: the numbers that services share, and how a message is checked.
 
-Each service has one table of these (`limits.py` in its folder; the protos' comments say the same numbers). They are
-counted on the message itself, before anything is made of it, so that what is refused has cost nothing. What depends on
-a model (vocabulary, context) is checked where the model is known.
+Each service has a table of limits (`limits.py` in its folder); the protos' comments have the same numbers. They are
+checked on the message itself, before any work, so that a refusal costs nothing. Limits of a model (vocabulary, context)
+are checked where the model is known.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from presift.core.errors import InvalidRequest
 
 MAX_PROMPT_TOKENS = 1_048_576
-# Eight times as many: no tokenizer makes fewer tokens of ordinary text.
+# Eight characters per token: no tokenizer makes fewer tokens of ordinary text.
 MAX_PROMPT_CHARACTERS = 8_388_608
 MAX_SPANS = 16_384
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 256
-# The draft generates them one by one before the target's first token.
+# The draft generates them one by one, before the target's first token.
 MAX_LOOKAHEAD_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most `most` of `unit` in `field`, as `measure` counts them in a message."""
+    """At most `most` of `unit` in `field`; `measure` counts them in a message."""
 
     field: str
     most: int
@@ -41,7 +41,7 @@ def check_limits(message: Any, table: Iterable[Limit]) -> None:
             raise InvalidRequest(limit.field, f"{found} {limit.unit}", f"at most {limit.most}")
 
 
-# Of each message that has a `sampling` (presift.v1.Sampling).
+# For every message with a field `sampling` (presift.v1.Sampling).
 SAMPLING: tuple[Limit, ...] = (
     Limit("sampling.stop", MAX_STOP_STRINGS, "strings", lambda message: len(message.sampling.stop)),
     Limit(

@@ -1,4 +1,4 @@
-"""Masks: which prompt tokens, or which KV pairs, are kept. In memory bool arrays, on the wire bitsets (LSB first)."""
+"""Masks: which prompt tokens or KV pairs are kept. Bool arrays in memory, bitsets on the wire (LSB first)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TokenMask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KvMask:
-    """`kept`: bool[layers, kv_heads, prompt_tokens], read-only; 1 in the first two means "the same for all"."""
+    """`kept`: bool[layers, kv_heads, prompt_tokens], read-only; 1 in the first two axes means the same for all."""
 
     kept: NDArray[np.bool_]
 
@@ -105,7 +105,7 @@ def _frozen(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _unpack(bits: bytes, shape: tuple[int, ...], field: str) -> NDArray[np.bool_]:
-    # A peer's numbers: their product may be more than an int64.
+    # A peer chose these numbers: their product may exceed an int64.
     rows, width = math.prod(shape[:-1]), shape[-1]
     row_bytes = (width + 7) // 8
     if not rows * width:

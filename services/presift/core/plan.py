@@ -1,4 +1,4 @@
-"""Values that travel between services: models, compressed prompts, routes."""
+"""Values that services exchange: models, compressed prompts, routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from presift.core.masks import TokenMask
 
 
 class Route(StrEnum):
-    """What one request gets."""
+    """How one request is served."""
 
     FULL = "full"
     SPEC_PC = "spec_pc"
@@ -20,7 +20,7 @@ class Route(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that a service runs. `revision` changes whenever the weights may have; limits are in tokens."""
+    """The model of a service. `revision` changes whenever the weights may have changed; limits are in tokens."""
 
     id: str
     revision: str
@@ -31,7 +31,7 @@ class ModelInfo:
     vocabulary_size: int
 
     def shares_vocabulary(self, other: ModelInfo) -> bool:
-        """Whether both read the same token ids. Two without tokenizer compare by size."""
+        """Whether token ids mean the same to both. Two models without tokenizer compare by vocabulary size."""
         is_same = self.tokenizer_fingerprint == other.tokenizer_fingerprint
         return is_same and bool(self.tokenizer_fingerprint or self.vocabulary_size == other.vocabulary_size)
 
@@ -52,12 +52,12 @@ class SpanRef:
 
 @dataclass(frozen=True, slots=True)
 class CompressedPrompt:
-    """What the cache holds: the token mask, the lookahead, coverage and provenance; never text.
+    """A value of the cache: token mask, lookahead, coverage and provenance; never text.
 
-    `coverage` is 0..1, or None where nothing was scored. `kv_capacity` is how many KV pairs per layer and head the
-    draft would keep of the mask's tokens, None where it was not asked or all fit; `kv_coverage` is the share of their
-    attention mass that those cover, None where the draft does not say. `made_in` is the span that it was made in, None
-    where nobody traced it; two that differ in this alone are equal. Raises InvalidRequest.
+    `coverage` is 0..1, or None if nothing was scored. `kv_capacity` is how many KV pairs per layer and head the draft
+    would keep of the mask's tokens; None if it was not requested or all fit. `kv_coverage` is the share of their
+    attention mass that those pairs cover; None if unknown. `made_in` is the trace span that made the value, None if it
+    was not traced; it is ignored by ==. Raises InvalidRequest.
     """
 
     mask: TokenMask

@@ -1,6 +1,6 @@
-"""Pooling: importance smoothed along the sequence, so that a peak lifts its neighbours (paper section 4.2, step 5).
+"""Pooling: smooths importance along the sequence, so that a peak raises its neighbours (paper section 4.2, step 5).
 
-Knows nothing of models or masks. Works on the last axis, stride 1, as many values out as in.
+Works on the last axis with stride 1; input and output have the same length.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from presift.core.policies import Pool
 
 
 def pool(values: NDArray[np.float32], kind: Pool, kernel: int, edge: float = 0.0) -> NDArray[np.float32]:
-    """float32[..., n] -> float32[..., n]: each value with its `kernel` (>= 1) neighbours, itself among them.
+    """float32[..., n] -> float32[..., n]: pools `kernel` (>= 1) neighbouring values, including the value itself.
 
-    `(kernel - 1) // 2` of them lie before it, the rest after it: an even kernel leans to the future. Beyond both ends
-    the mean sees zeros, and counts them; the max sees `edge`: 0.0 in SpecPC, -inf in SpecKV.
+    `(kernel - 1) // 2` of them are before it, the rest after it, so an even kernel reaches further after it. Padding is
+    0 for the mean, which counts it, and `edge` for the max: 0.0 in SpecPC, -inf in SpecKV.
     """
     if kind is Pool.NONE:
         return values
@@ -31,7 +31,7 @@ def _padded(values: NDArray[np.float32], kernel: int, edge: float) -> NDArray[np
 
 
 def _sliding_max(padded: NDArray[np.float32], kernel: int) -> NDArray[np.float32]:
-    # The width of the maxima doubles, then two that overlap cover the kernel: log2(kernel) passes.
+    # Double the width of the maxima, then combine two overlapping ones: log2(kernel) passes.
     width = 1
     while 2 * width <= kernel:
         padded = np.maximum(padded[..., :-width], padded[..., width:])
@@ -41,8 +41,8 @@ def _sliding_max(padded: NDArray[np.float32], kernel: int) -> NDArray[np.float32
 
 
 def _sliding_mean(padded: NDArray[np.float32], kernel: int) -> NDArray[np.float32]:
-    # One float32 addition per offset, oldest first, as the authors' pooling adds: a cumulative sum rounds differently,
-    # and a last bit decides which of two near-equal tokens is kept.
+    # One float32 addition per offset, oldest first, in the order of the authors' pooling. A cumulative sum rounds
+    # differently, and the last bit decides which of two nearly equal tokens is kept.
     count = padded.shape[-1] - kernel + 1
     total = padded[..., :count].copy()
     for offset in range(1, kernel):

@@ -1,4 +1,4 @@
-"""Spans: half-open ranges of prompt tokens, and the protected ones among them."""
+"""Spans: half-open ranges of prompt tokens, such as protected ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Span:
 
 
 def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """The same tokens as ascending spans that neither overlap nor touch: the canonical form."""
+    """The canonical form: the same tokens as ascending spans that neither overlap nor touch."""
     merged: list[Span] = []
     for span in sorted(spans):
         if merged and span.start <= merged[-1].end:
@@ -47,7 +47,7 @@ def check_within(spans: Iterable[Span], prompt_tokens: int) -> None:
 
 
 def covered(spans: Iterable[Span], prompt_tokens: int) -> NDArray[np.bool_]:
-    """bool[prompt_tokens]: True where a span lies. Raises InvalidRequest if one ends beyond the prompt."""
+    """bool[prompt_tokens]: True inside a span. Raises InvalidRequest if one ends beyond the prompt."""
     flags = np.zeros(prompt_tokens, dtype=np.bool_)
     for span in spans:
         check_within((span,), prompt_tokens)
@@ -62,12 +62,12 @@ def spans_of(flags: NDArray[np.bool_]) -> tuple[Span, ...]:
 
 
 def must_keep(protected: Iterable[Span], prompt_tokens: int, window: int) -> NDArray[np.bool_]:
-    """bool[prompt_tokens]: what no policy may drop, protected spans and the last `window` tokens together."""
+    """bool[prompt_tokens]: the tokens that every policy keeps: protected spans and the last `window` tokens."""
     flags = covered(protected, prompt_tokens)
     flags[max(0, prompt_tokens - window) :] = True
     return flags
 
 
 def moved(protected: Iterable[Span], kept: NDArray[np.bool_]) -> tuple[Span, ...]:
-    """The spans where they lie in what is left of a prompt, `kept` bool[n]; what has come together is one span."""
+    """The spans by their positions among the kept tokens, `kept` bool[n]. Spans that become adjacent are merged."""
     return spans_of(covered(protected, int(kept.size))[kept])

@@ -1,18 +1,18 @@
-"""The declared metrics: nothing else may be told. `ops/telemetry/metrics.yaml` says the same to those who operate.
+"""The catalog of all metrics; no other metric can be recorded. `ops/telemetry/metrics.yaml` documents them.
 
-Names and buckets of OpenTelemetry's GenAI conventions where they have one; all times are in seconds.
+Names and buckets follow OpenTelemetry's GenAI conventions where they define one. All times are in seconds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# OpenTelemetry's, and further up: a long prompt on a plain CPU takes minutes.
+# OpenTelemetry's buckets, and larger ones: a long prompt on a plain CPU takes minutes.
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _REQUEST_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84)
 _PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _USED_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
-# Ours: a cache answers within a millisecond, a draft on a CPU within a minute.
+# presift's own: a cache answers within a millisecond, a draft on a CPU within a minute.
 _STAGE_S = (0.0002, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _SHARE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99, 1)
 _RATIO = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
@@ -25,8 +25,8 @@ _ROUTE_AND_BAND = (_ROUTE, "presift.band")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One declared metric: `kind` is "counter", "histogram" or "gauge"; units are UCUM; `attributes` are the allowed
-    keys; `buckets` the upper bounds of a histogram's, in its unit."""
+    """One metric. `kind` is "counter", "histogram" or "gauge"; units are UCUM; `attributes` are the allowed keys;
+    `buckets` are the upper bounds of a histogram's buckets."""
 
     name: str
     kind: str

@@ -1,6 +1,7 @@
-"""Gauges: how full a service is, read when somebody collects, on the event loop that they belong to.
+"""Gauges, such as queue lengths: read at each collection, on the event loop that owns the values.
 
-A collection runs in a thread of its own, which must not look at queues while they change.
+A collection runs in another thread, which must not read queues while they change. OpenTelemetry calls gauge
+callbacks in that thread and cannot run them on an event loop, so this module does.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from presift.telemetry.metrics import Attributes, checked, declared
 from presift.telemetry.tracing import SCOPE
 
-# A value and its attributes, by short words.
+# A value and its attributes, with short names.
 Reading = tuple[float, Attributes]
 
-# A collection asks for one gauge after the other: all are read at once, and are the same for so long.
+# A collection reads one gauge after the other. All are read at once, and kept for this long.
 _SAME_FOR_S = 0.2
-# For an event loop that hangs: the collection goes on without its gauges.
+# If the event loop does not answer in time, the collection continues without its gauges.
 _LOOP_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -34,25 +35,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A declared gauge and how it is read: every reading is one value with its attributes."""
+    """A declared gauge and how to read it. Each reading is a value with its attributes."""
 
     name: str
     read: Callable[[], Iterable[Reading]]
 
 
 def gauge(name: str, read: Callable[[], float | None], /, **words: str) -> Gauge:
-    """A gauge of one value, None while there is none. Raises KeyError for what is not declared."""
+    """A gauge with one value, or None for no value. Raises KeyError for undeclared names and attributes."""
     checked(name, words)
     return Gauge(declared(name, "gauge").name, lambda: () if (value := read()) is None else ((value, words),))
 
 
 def gauges(name: str, read: Callable[[], Iterable[Reading]]) -> Gauge:
-    """A gauge of as many values as there are attributes. Raises KeyError for a name that is not declared."""
+    """A gauge with one value per set of attributes. Raises KeyError for an undeclared name."""
     return Gauge(declared(name, "gauge").name, read)
 
 
 class _Observed:
-    """Gauges that are read together, on their loop."""
+    """Gauges that are read together, on their event loop."""
 
     def __init__(self, gauges: Iterable[Gauge], loop: asyncio.AbstractEventLoop) -> None:
         self._gauges = tuple(gauges)
@@ -64,16 +65,16 @@ class _Observed:
     def values(self, name: str) -> list[Observation]:
         with self._lock:
             if time.monotonic() - self._read_at > _SAME_FOR_S:
-                self._values = self._read_there()
+                self._values = self._read_on_loop()
                 self._read_at = time.monotonic()
             return self._values.get(name, [])
 
-    def _read_there(self) -> dict[str, list[Observation]]:
+    def _read_on_loop(self) -> dict[str, list[Observation]]:
         if _running_loop() is self._loop:
             return self._read()
         try:
             return asyncio.run_coroutine_threadsafe(self._reading(), self._loop).result(_LOOP_S)
-        except (TimeoutError, CancelledError, RuntimeError):  # it hangs, or has ended
+        except (TimeoutError, CancelledError, RuntimeError):  # the loop hangs, or has ended
             return {}
 
     async def _reading(self) -> dict[str, list[Observation]]:
@@ -84,8 +85,8 @@ class _Observed:
         for each in self._gauges:
             try:
                 found = [Observation(value, checked(each.name, words)) for value, words in each.read()]
-            except Exception:  # a defect of ours, which must not take the others along
-                log.exception("%s cannot be read", each.name)
+            except Exception:  # a bug in one gauge must not hide the others
+                log.exception("cannot read %s", each.name)
             else:
                 values.setdefault(each.name, []).extend(found)
         return values
@@ -96,7 +97,7 @@ _observed: list[_Observed] = []
 
 @contextmanager
 def observed(*gauges: Gauge) -> Iterator[None]:
-    """While the block runs these gauges are told to whoever collects. To be entered on the event loop."""
+    """Export these gauges while the block runs. Enter it on the event loop."""
     together = _Observed(gauges, asyncio.get_running_loop())
     _observed.append(together)
     for each in gauges:
@@ -116,11 +117,11 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 @cache
 def _instrument(name: str) -> None:
-    """The one gauge of this name; what it reads is whatever is observed then."""
+    """Create the instrument of this name; it reads the gauges that are observed at the time."""
     metric = declared(name, "gauge")
-    tell = partial(_told, name)
-    metrics.get_meter(SCOPE).create_observable_gauge(metric.name, [tell], metric.unit, metric.description)
+    read = partial(_values, name)
+    metrics.get_meter(SCOPE).create_observable_gauge(metric.name, [read], metric.unit, metric.description)
 
 
-def _told(name: str, options: CallbackOptions) -> Iterable[Observation]:
+def _values(name: str, options: CallbackOptions) -> Iterable[Observation]:
     return [value for each in list(_observed) for value in each.values(name)]

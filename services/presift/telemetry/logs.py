@@ -1,4 +1,4 @@
-"""What a service logs: lines of text, or JSON objects with the ids of the trace that they belong to. Never a prompt."""
+"""Logging: lines of text, or JSON objects with trace ids. Prompts are never logged."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_TOLD = ("time", "level", "logger", "message", "exc_info")
+_FIELDS = ("time", "level", "logger", "message", "exc_info")
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class _OneLine(JsonFormatter):
-    """time, level, logger, message, trace_id and span_id (both empty outside of a request), exc_info where there is."""
+    """time, level, logger, message, trace_id and span_id (both empty outside a request), and exc_info if any."""
 
     def __init__(self) -> None:
         names = {"levelname": "level", "name": "logger"}
         super().__init__("%(levelname)s %(name)s %(message)s", rename_fields=names, timestamp="time")
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        # What was given to `log` beside its message is not told: it could be anything.
-        told = {key: log_data[key] for key in _TOLD if key in log_data}
-        return told | _trace()
+        # Drops other fields, such as `extra` of a library's call: they could contain anything.
+        logged = {key: log_data[key] for key in _FIELDS if key in log_data}
+        return logged | _trace()
 
 
 def set_up(level: str, look: LogFormat) -> None:
-    """Log to stderr from `level` on."""
+    """Log to stderr at `level` and above."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine() if look is LogFormat.JSON else logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler])

@@ -1,6 +1,6 @@
-"""Telling metrics: `count` and `record` take the names of `declared.py` and refuse all others, as `gauges.py` does.
+"""Records metrics: `count` and `record` accept only the names of catalog.py, as gauges.py does.
 
-Attributes are given by short words: `route` is `presift.route`; see `attribute`. To be told from any thread.
+Attributes have short names here: `route` is `presift.route`; see `attribute`. Thread-safe.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from presift.telemetry.tracing import SCOPE
 Attributes = dict[str, str]
 
 _BY_NAME = {metric.name: metric for metric in CATALOG}
-# Of OpenTelemetry's conventions.
+# Attributes of OpenTelemetry's conventions.
 _CONVENTIONS = {
     "genai_operation": "gen_ai.operation.name",
     "model": "gen_ai.request.model",
@@ -28,7 +28,7 @@ _CONVENTIONS = {
 
 
 def attribute(word: str) -> str:
-    """The attribute's full name."""
+    """The full name of an attribute."""
     return _CONVENTIONS.get(word, f"presift.{word}")
 
 
@@ -43,7 +43,7 @@ def record(name: str, value: float, /, **words: str) -> None:
 
 
 def checked(name: str, words: Attributes) -> Attributes:
-    """The attributes by their full names. Raises KeyError for a name or attribute that is not declared."""
+    """The attributes with full names. Raises KeyError for a metric or attribute that is not declared."""
     found = {attribute(word): value for word, value in words.items()}
     unknown = set(found) - set(_BY_NAME[name].attributes)
     if unknown:
@@ -52,7 +52,7 @@ def checked(name: str, words: Attributes) -> Attributes:
 
 
 def declared(name: str, kind: str) -> Metric:
-    """The metric of that name. Raises KeyError where there is none of that kind."""
+    """The metric of that name. Raises KeyError if there is none of that kind."""
     metric = _BY_NAME[name]
     if metric.kind != kind:
         raise KeyError(f"{name} is a {metric.kind}")

@@ -1,7 +1,7 @@
-"""The door for Prometheus: /metrics over plain HTTP, asked by nobody else. OpenMetrics with exemplars where wanted.
+"""Serves /metrics for Prometheus over plain HTTP: as text, or as OpenMetrics with exemplars.
 
-OpenTelemetry's exporter makes the families, prometheus_client speaks HTTP. The exporter (0.66) leaves exemplars out, so
-they are put back in here: a bucket of a histogram points to the trace of a request that fell into it.
+OpenTelemetry's exporter makes the metric families, and prometheus_client serves them. The exporter (0.66b2) still drops
+exemplars, so this module adds them: a histogram bucket links to the trace of a request that fell into it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from presift.core.errors import PresiftError
 
 log = logging.getLogger(__name__)
 
-# Of a bucket: the name of its samples, their labels.
+# A bucket: the name of its samples, and their labels.
 _Key = tuple[str, frozenset[tuple[str, str]]]
 
 
 class ExemplarReader(PrometheusMetricReader):
-    """The exporter, which also remembers the exemplars of what it translated last."""
+    """The exporter, which also keeps the exemplars of its last translation."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.exemplars: dict[_Key, Exemplar] = {}
@@ -41,14 +41,14 @@ class ExemplarReader(PrometheusMetricReader):
 
 
 class _WithExemplars(Collector):
-    """The families of `inner`, their buckets with the exemplars of `reader`."""
+    """The families of `inner`, with the exemplars of `reader` on their buckets."""
 
     def __init__(self, inner: CollectorRegistry, reader: ExemplarReader) -> None:
         self._inner = inner
         self._reader = reader
 
     def describe(self) -> Iterable[Family]:
-        """Nothing beforehand: else registering would collect."""
+        """Empty, because registering would collect otherwise."""
         return ()
 
     def collect(self) -> Iterator[Family]:
@@ -64,7 +64,7 @@ class _WithExemplars(Collector):
 
 @contextmanager
 def prometheus_endpoint(listen: str) -> Iterator[MetricReader]:
-    """Serve what the reader collects at HOST:PORT until the block ends, by threads of its own.
+    """Serve the reader's metrics at HOST:PORT until the block ends, in threads of its own.
 
     Raises PresiftError if the address cannot be bound.
     """
@@ -109,12 +109,12 @@ def _exemplars_in(metric: Metric, points: Iterable[HistogramDataPoint]) -> Itera
 
 
 def family_name(metric: Metric) -> str:
-    """As the exporter has it: of units only seconds and bytes are told by the name."""
+    """The exporter's name of a metric: it appends only the units seconds and bytes."""
     name = metric.name.replace(".", "_")
     suffix = {"s": "_seconds", "By": "_bytes"}.get(metric.unit or "", "")
     return name if name.endswith(suffix) else f"{name}{suffix}"
 
 
 def _labels(items: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
-    """Without those that are empty: the exporter fills up what a point does not have."""
+    """The labels that are not empty: the exporter adds empty ones for missing attributes."""
     return frozenset((key, value) for key, value in items if value)

@@ -1,6 +1,6 @@
-"""Callers' traces go on here: by `traceparent` alone. OpenTelemetry's own propagators trust them too far.
+"""Continues callers' traces by their `traceparent` only. OpenTelemetry's own propagators trust callers too much.
 
-They log a bad `tracestate` or `baggage` as it came, before anybody was asked for a key; and baggage would travel on to
+They log an invalid `tracestate` or `baggage` verbatim, before the caller is authenticated, and would forward baggage to
 draft and target.
 """
 
@@ -11,12 +11,12 @@ from opentelemetry.propagators.textmap import CarrierT, Getter, default_getter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _PARENT = "traceparent"
-# Version 00 has 55; a longer one is warned of at every call.
+# Version 00 has 55 characters; OpenTelemetry logs a warning for each longer one.
 _MOST_CHARACTERS = 64
 
 
 class TraceParentPropagator(TraceContextTextMapPropagator):
-    """W3C trace context, of others without its `tracestate`."""
+    """W3C trace context; ignores the `tracestate` of callers."""
 
     def extract(
         self,
@@ -24,6 +24,6 @@ class TraceParentPropagator(TraceContextTextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        said = getter.get(carrier, _PARENT) or [""]
-        known = {_PARENT: said[0]} if len(said[0]) <= _MOST_CHARACTERS else {}
-        return super().extract(known, context)
+        values = getter.get(carrier, _PARENT) or [""]
+        carried = {_PARENT: values[0]} if len(values[0]) <= _MOST_CHARACTERS else {}
+        return super().extract(carried, context)

@@ -1,8 +1,8 @@
-"""OpenTelemetry: one trace per request across the services, one declared list of metrics. Exporters are off unless
-an OTLP endpoint or a metrics address is configured; without one every call here is a no-op of the OpenTelemetry API.
+"""OpenTelemetry: one trace per request across all services, and the export of traces and metrics.
 
-Spans are named after the words of the architecture: tokenize, protect, route, cache.get, score, prefill, lookahead,
-select, decode, ... Attributes hold counts, names and times: never prompt text, token ids or secrets.
+Without an OTLP endpoint or a metrics address every call here is a no-op of the OpenTelemetry API. Spans are named after
+the stages: tokenize, protect, route, cache.get, score, prefill, lookahead, select, decode, ... Attributes are counts,
+names and times: never prompt text, token ids or secrets.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def tracer() -> trace.Tracer:
 
 @contextmanager
 def span(name: str, **counts: int) -> Iterator[trace.Span]:
-    """A span around a block, with `counts` as attributes `presift.*`. An exception is told by its type alone: its text
-    may quote the prompt."""
+    """A span around a block, with `counts` as attributes `presift.*`. Of an exception it records only the type: the
+    text may quote the prompt."""
     attributes = {f"presift.{key}": value for key, value in counts.items()}
     with tracer().start_as_current_span(
         name, attributes=attributes, record_exception=False, set_status_on_exception=False
@@ -53,7 +53,7 @@ def span(name: str, **counts: int) -> Iterator[trace.Span]:
 
 
 def current_span_ref() -> SpanRef | None:
-    """Of the span that we are in, None where it is not told to anybody."""
+    """The current span; None if it is not exported."""
     context = trace.get_current_span().get_span_context()
     if not context.is_valid or not context.trace_flags.sampled:
         return None
@@ -61,7 +61,7 @@ def current_span_ref() -> SpanRef | None:
 
 
 def link(span: trace.Span, to: SpanRef | None) -> None:
-    """Let `span` point to the one that made what it uses, which may be another trace's."""
+    """Link `span` to the span that made what it uses, possibly in another trace."""
     if to is not None:
         sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
         span.add_link(trace.SpanContext(int(to.trace_id, 16), int(to.span_id, 16), is_remote=True, trace_flags=sampled))
@@ -69,14 +69,14 @@ def link(span: trace.Span, to: SpanRef | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OtlpEndpoint:
-    """Where telemetry goes: `address` (HOST:PORT or a URL), by TLS or plain; `authority` is PEM."""
+    """Where telemetry is sent: `address` is HOST:PORT or a URL, `authority` is PEM."""
 
     address: str
     tls: bool = False
     authority: bytes | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Of OpenTelemetry's exporters."""
+        """Keyword arguments of OpenTelemetry's exporters."""
         if not self.tls:
             return {"endpoint": self.address, "insecure": True}
         return {
@@ -88,8 +88,8 @@ class OtlpEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What of itself a service tells, and where: traces and metrics to `otlp`, metrics to whoever asks at
-    `metrics_listen` (HOST:PORT); log lines in `log_format`."""
+    """What a service exports: traces and metrics to `otlp`, metrics at `metrics_listen` (HOST:PORT) for Prometheus, log
+    lines in `log_format`."""
 
     otlp: OtlpEndpoint | None = None
     metrics_listen: str | None = None
@@ -97,7 +97,7 @@ class Telemetry:
 
     @property
     def has_traces(self) -> bool:
-        """Whether requests have a trace: also where none is sent, but log lines are to say whose they are."""
+        """Whether requests have a trace. JSON log lines need its ids even if no trace is exported."""
         return self.otlp is not None or self.log_format is LogFormat.JSON
 
 
@@ -107,28 +107,28 @@ def _is_no_detaching(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def exported(service: str, telemetry: Telemetry) -> Iterator[None]:
-    """While the block runs, traces and metrics of `service` are told; at its end what is left is sent.
+    """Export traces and metrics of `service` while the block runs; at its end send what is left.
 
-    Raises PresiftError if nobody can listen at `metrics_listen`.
+    Raises PresiftError if `metrics_listen` cannot be bound.
     """
-    # A stream that its caller left may be closed in another context than it began in; OpenTelemetry logs a stack trace
-    # for each, which any caller could fill the log with. Nothing is lost: that context has ended.
+    # A cancelled stream may be closed in another context than the one it began in. OpenTelemetry logs a stack trace for
+    # each, so callers could fill the log. Nothing is lost: that context has ended.
     logging.getLogger("opentelemetry.context").addFilter(_is_no_detaching)
     propagate.set_global_textmap(TraceParentPropagator())
     resource = Resource.create({"service.name": f"presift-{service}", "service.version": version("presift")})
-    with ExitStack() as told:
+    with ExitStack() as exporters:
         readers: list[MetricReader] = []
         if telemetry.metrics_listen is not None:
-            readers.append(told.enter_context(prometheus_endpoint(telemetry.metrics_listen)))
+            readers.append(exporters.enter_context(prometheus_endpoint(telemetry.metrics_listen)))
         if telemetry.otlp is not None:
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(**telemetry.otlp.arguments())))
         if readers:
             meters = MeterProvider(resource=resource, metric_readers=readers)
-            told.callback(meters.shutdown)
+            exporters.callback(meters.shutdown)
             metrics.set_meter_provider(meters)
         if telemetry.has_traces:
             traces = _traces(resource, telemetry.otlp)
-            told.callback(traces.shutdown)
+            exporters.callback(traces.shutdown)
             trace.set_tracer_provider(traces)
         yield
 

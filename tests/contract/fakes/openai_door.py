@@ -32,7 +32,7 @@ class OpenaiDoor:
 
     async def start(self):
         self.address = await self.server.start()
-        self.house.server.doors.append(self.server)
+        self.house.server.listeners.append(self.server)
         self.url = f"http{'s' if self.tls else ''}://{self.address}"
         self.http = await self._exit.enter_async_context(httpx.AsyncClient(base_url=self.url, timeout=60))
         self.client = self.client_of(self.key)

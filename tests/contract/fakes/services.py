@@ -178,7 +178,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
                 check_plan(request, self.routes, self.kv_page_tokens or 1)
             async for event in self._answer(request, context):
                 yield event
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # cancelled while it waits, or between two events
             self.cancelled += 1
             raise
         finally:

@@ -46,7 +46,7 @@ BAD = {
         INVALID,
         CALLS,
         "1 given",
-        "no place",
+        "does not support tool calls",
     ),
     "document that may not be dropped": (
         {"prompt": turn("user", parts=[orchestrator_pb2.TextPart(text="x", document=True, protected=True)])},

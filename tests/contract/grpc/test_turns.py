@@ -22,12 +22,12 @@ async def house(open_house):
     return await open_house(routes=ALL_ROUTES)
 
 
-async def test_a_later_turn_goes_on(house):
+async def test_a_later_turn_continues_the_selection(house):
     first = await house.ask(LONG, route=KV, spans=[(50, 52)])
     answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": first.decision.prompt_tokens})
     decision = answer.decision
     assert (answer.route, answer.reason, decision.continued) == ("SPEC_KV", "REQUESTED", True)
-    assert decision.detail == "goes on with the selection of 100 tokens"
+    assert decision.detail == "continues the selection of 100 tokens"
     assert (decision.prompt_tokens, decision.kept_tokens, decision.kv_tokens) == (120, 120, KV_CAPACITY + 1 + 20)
     assert answer.usage.kv_tokens == KV_CAPACITY + 1 + 20 and answer.usage.reused_entry
     assert (answer.cache, decision.draft, decision.policy) == ("NOT_USED", first.decision.draft, first.decision.policy)
@@ -275,22 +275,22 @@ async def test_a_selection_of_which_coverage_is_not_known_is_not_gone_on_with(ho
     assert answer.decision.continued
 
 
-async def test_auto_goes_on_with_a_selection_where_there_is_one(house):
+async def test_auto_continues_a_known_selection(house):
     await house.ask(LONG, route=KV)
     answer = await house.ask(LATER, kv={"continue_prompt_tokens": 100})
     assert answer.decision.continued and answer.route == "SPEC_KV"
     answer = await house.ask(LATER, kv={"continue_prompt_tokens": 99})
     assert (answer.route, answer.decision.continued) == ("SPEC_PC", False)
-    assert "there is no selection of the first 99 prompt tokens to go on with" in answer.decision.detail
+    assert "no selection of the first 99 prompt tokens is known, so this is a new prompt" in answer.decision.detail
 
 
 @pytest.mark.parametrize("explains", [False, True])
-async def test_a_wrong_beginning_is_told(house, explains):
+async def test_an_unknown_beginning_is_reported(house, explains):
     await house.ask(LONG, route=KV)
     kv = {"continue_prompt_tokens": 99}
     asked = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LATER), route=KV, kv=orchestrator_pb2.KvOptions(**kv))
     answer = (await house.stub.Explain(asked)) if explains else (await house.ask(LATER, route=KV, kv=kv))
-    assert "no selection of the first 99 prompt tokens to go on with" in answer.decision.detail
+    assert "no selection of the first 99 prompt tokens is known, so this is a new prompt" in answer.decision.detail
     assert not answer.decision.continued
 
 

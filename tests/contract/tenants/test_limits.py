@@ -36,7 +36,7 @@ def valkey():
 @pytest.fixture
 async def link(valkey):
     link = RedisClient(valkey.url, CacheLimits())
-    await link.ask("FLUSHALL", timeout_s=PATIENT_S)
+    await link.execute("FLUSHALL", timeout_s=PATIENT_S)
     yield link
     await link.aclose()
 
@@ -124,7 +124,7 @@ async def test_concurrency_is_shared_and_released(two_houses, link):
     call.cancel()
     await first.settle(lambda: first.target.running == 0)
     async with asyncio.timeout(20):
-        while await link.ask("ZCARD", "presift:running:acme", timeout_s=PATIENT_S):
+        while await link.execute("ZCARD", "presift:running:acme", timeout_s=PATIENT_S):
             await asyncio.sleep(0.01)
     first.target.pause_after = None
     await ask(first)
@@ -155,7 +155,7 @@ async def test_an_error_releases_the_concurrency(two_houses, link):
     refused = await refusal_of(first.stub.Generate(request([]), metadata=shows(ACME)).read())
     assert refused.code == "INVALID_ARGUMENT"
     await ask(second)
-    assert await link.ask("ZCARD", "presift:running:acme", timeout_s=PATIENT_S) == 0
+    assert await link.execute("ZCARD", "presift:running:acme", timeout_s=PATIENT_S) == 0
 
 
 async def test_leases_expire_unless_their_orchestrator_renews_them(valkey, link):
@@ -174,7 +174,7 @@ async def test_leases_expire_unless_their_orchestrator_renews_them(valkey, link)
         assert not await living.claim("acme", "d", 2)  # b and c are still held
         for lease in "bc":
             await living.release("acme", lease)
-        assert await link.ask("EXISTS", "presift:running:acme", timeout_s=PATIENT_S) == 0
+        assert await link.execute("EXISTS", "presift:running:acme", timeout_s=PATIENT_S) == 0
         await living.aclose()
 
 
@@ -192,9 +192,9 @@ async def test_keys_expire_by_themselves(two_houses, link):
     first.target.pause_after = 1
     call = first.stub.Generate(request(LONG), metadata=shows(ACME))
     await call.read()
-    keys = await link.ask("KEYS", "presift:r*", timeout_s=PATIENT_S)
+    keys = await link.execute("KEYS", "presift:r*", timeout_s=PATIENT_S)
     assert len(keys) == 2
-    lives_s = [await link.ask("TTL", key, timeout_s=PATIENT_S) for key in keys]
+    lives_s = [await link.execute("TTL", key, timeout_s=PATIENT_S) for key in keys]
     assert all(0 < life_s <= 120 for life_s in lives_s)
     call.cancel()
 
@@ -223,7 +223,7 @@ async def test_an_unexpected_reply_of_redis_counts_as_unavailable(open_house, co
         guards=(AuthInterceptor(door({"acme": Limits(concurrency=5)})),),
         quotas=counts(on_failure=FailureMode.CLOSED),
     )
-    await link.ask("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
+    await link.execute("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
     assert (await refusal_of(ask(house))).value == "unknown"
     with pytest.raises(CacheUnavailable):
         await RedisConcurrencyLimit(link, PATIENT_S).claim("acme", "a", 1)

@@ -47,7 +47,7 @@ def url(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2):
             return

@@ -53,7 +53,7 @@ async def test_an_answer_that_came_while_we_were_busy_counts():
 
 
 async def test_nobody_is_waited_for_without_end(monkeypatch):
-    monkeypatch.setattr(module, "OWN_DELAY_LIMIT_S", 0.3)
+    monkeypatch.setattr(module, "LOOP_DELAY_LIMIT_S", 0.3)
     loop = asyncio.get_running_loop()
 
     def always_late():

@@ -14,7 +14,7 @@ from presift.core.policies.spec_pc import SpecPc
 # By route, which is also the name on the wire (plan.proto, Policy) and in cache keys.
 POLICIES: dict[str, type[Policy]] = {kind.route.value: kind for kind in (SpecPc, SpecKv, SpecKvPc)}
 
-# The routes by what the target must be able to do.
+# The routes by what they need from the target.
 KV_DROPPING_ROUTES = tuple(kind.route for kind in POLICIES.values() if kind.drops_kv)
 KV_KEEPING_ROUTES = (Route.FULL, *(kind.route for kind in POLICIES.values() if not kind.drops_kv))
 

@@ -1,4 +1,4 @@
-"""Adaptive: a capacity that is only an upper bound; the fewest tokens that reach a coverage are kept."""
+"""Adaptive capacity: keeps the fewest tokens that reach a coverage, up to the policy's capacity."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from presift.core.policies.fields import at_least
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """Below a policy's capacity: `min_capacity` tokens, or as many more, in steps of `step`, as reach `coverage`.
+    """Keep `min_capacity` tokens, and more in steps of `step` until they reach `coverage`, up to the policy's capacity.
 
-    `coverage` (0 < c <= 1) is held as the nearest float32, as it travels and as coverages are told: one that was asked
-    for on one machine must not be missed by a rounding on another. Raises InvalidRequest.
+    `coverage` (0 < c <= 1) is rounded to float32, as it is on the wire and as coverages are reported, so that rounding
+    on another machine cannot miss it. Raises InvalidRequest.
     """
 
     coverage: float
@@ -36,10 +36,10 @@ class Adaptive:
             raise InvalidRequest(f"{field}.min_capacity", self.min_capacity, f"{least}..{capacity} (the capacity)")
 
     def size(self, needed: int, capacity: int) -> int:
-        """The fewest tokens allowed that are at least `needed`; `capacity` where none are."""
+        """The smallest allowed number of tokens that is at least `needed`, or `capacity` if none is."""
         steps = -(-max(0, needed - self.min_capacity) // self.step)
         return min(capacity, self.min_capacity + steps * self.step)
 
     def allows(self, tokens: int, capacity: int) -> bool:
-        """Whether so many tokens may come of it."""
+        """Whether `size` can return this number of tokens."""
         return tokens >= self.min_capacity and self.size(tokens, capacity) == tokens

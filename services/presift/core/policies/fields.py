@@ -1,4 +1,4 @@
-"""The kinds of values that policies have in common."""
+"""Field types that policies share, and their checks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class KvSelection(StrEnum):
 
 
 def at_least(field: str, value: int, least: int) -> None:
-    """Raise InvalidRequest if `value` is no integer or below `least`."""
+    """Raise InvalidRequest if `value` is not an integer or below `least`."""
     if not isinstance(value, int) or value < least:
         raise InvalidRequest(field, value, f">= {least}")
 
 
 def one_of(field: str, value: StrEnum, kind: type[StrEnum]) -> None:
-    """Raise InvalidRequest if `value` is no member of `kind`: what is not known must not pass for another member."""
+    """Raise InvalidRequest if `value` is not a member of `kind`, so that no unknown value is taken for a known one."""
     if not isinstance(value, kind):
         raise InvalidRequest(field, value, f"one of {', '.join(kind)}")

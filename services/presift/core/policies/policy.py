@@ -1,4 +1,4 @@
-"""What every policy must answer, so that no other part of presift asks which policy it has.
+"""The interface of every policy, so that no other code needs to know which policy it has.
 
 A policy has at most two stages. `prompt_stage` drops prompt tokens before the target reads them; `kv_stage` drops KV
 pairs after the target has read its prompt.
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from presift.core.plan import Route
 
-if TYPE_CHECKING:  # they are policies themselves
+if TYPE_CHECKING:  # these import this module
     from presift.core.policies.spec_kv import SpecKv
     from presift.core.policies.spec_pc import SpecPc
 
 
 class Policy(ABC):
-    """A frozen dataclass of hyper-parameters. Its route has its name, and so has its message in plan.proto."""
+    """A frozen dataclass of hyper-parameters. Its route and its message in plan.proto have its name."""
 
     __slots__ = ()
 
@@ -42,7 +42,7 @@ class Policy(ABC):
 
     @property
     def mask_policy(self) -> SpecPc | None:
-        """How the draft draws its token mask; None: it draws none, and its mask keeps every token."""
+        """How the draft selects tokens for its mask; None: the mask keeps every token."""
         return self.prompt_stage
 
     @property
@@ -57,7 +57,7 @@ class Policy(ABC):
 
     @property
     def read_lookahead_tokens(self) -> int:
-        """Lookahead tokens that the target reads after its prompt."""
+        """The number of lookahead tokens that the target reads after its prompt."""
         return 0 if self.lookahead_policy is None else self.lookahead_policy.lookahead_tokens
 
     @property
@@ -72,8 +72,8 @@ class Policy(ABC):
 
     @abstractmethod
     def canonical(self) -> Self:
-        """The policy without what depends on the draft: equal before and after the draft was asked."""
+        """The policy without draft-dependent fields: equal before and after the draft was asked."""
 
     def with_scoring(self, template: SpecPc) -> Self:
-        """The policy with `template` as its rows to score, where it does not say itself which rows it needs."""
+        """The policy with `template` as its scoring policy, if it does not define one itself."""
         return self

@@ -17,9 +17,9 @@ from presift.core.policies.spec_pc import SpecPc
 class SpecKv(Policy):
     """Hyper-parameters of SpecKV; all counts in tokens. Raises InvalidRequest.
 
-    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. `mask` is how the draft
-    draws its mask with DRAFT_MASK (None: as SpecPc does by default); its capacity, window and adaptive are not read.
-    With `adaptive` fewer than `capacity` may be kept: as many as the draft's mask would need, whoever chooses.
+    `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. With DRAFT_MASK the draft
+    selects as in `mask` (None: SpecPc's defaults), whose capacity, window and adaptive are ignored. With `adaptive`
+    fewer than `capacity` may be kept: as many as the draft's mask would need, with either selection.
     """
 
     route: ClassVar[Route] = Route.SPEC_KV
@@ -84,7 +84,7 @@ class SpecKv(Policy):
 
     @property
     def draft_policy(self) -> SpecPc:
-        """What the draft selects or, for TARGET_LOOKAHEAD, counts by: the final token comes on top of all sizes."""
+        """The policy by which the draft selects, or counts for TARGET_LOOKAHEAD. All sizes include the final token."""
         template = self.mask or SpecPc(capacity=self.capacity, window=self.window)
         adaptive = self.adaptive
         if adaptive is not None:

@@ -17,8 +17,8 @@ class SpecPc(Policy):
     """Hyper-parameters of SpecPC; all counts in tokens.
 
     The defaults are not the authors' (window 64, kernel 64, neighbors 64, start_layer 8): those are too coarse below a
-    capacity of about 512; what the orchestrator sends is in ops/decisions/0004. With `adaptive` fewer than `capacity`
-    may be kept. Raises InvalidRequest.
+    capacity of about 512; ops/decisions/0004 has the orchestrator's defaults. With `adaptive` fewer than `capacity` may
+    be kept. Raises InvalidRequest.
     """
 
     route: ClassVar[Route] = Route.SPEC_PC

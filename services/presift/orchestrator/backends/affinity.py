@@ -1,7 +1,6 @@
-"""Affinity: the key by which a prompt finds the replica that may hold its beginning. The same in every orchestrator.
+"""Affinity key: sends prompts with the same document to the same replica. All orchestrators compute the same key.
 
-Taken of the document, not of what stands around it: the same document under another question, or behind another system
-prompt, has the same key. It places requests and nothing else.
+The key depends on the document alone: another question or system prompt does not change it. It only places requests.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ _MIN_RUN_TOKENS = 64
 
 
 def affinity_key(tokens: TokenizedPrompt) -> str:
-    """Of up to KEY_TOKENS of the first run of unprotected tokens; where that is less than a block, of whatever follows
-    as well; where all is protected, of the beginning."""
+    """The key of up to KEY_TOKENS of the first run of unprotected tokens. If the run is too short, the tokens after it
+    count as well; if everything is protected, the beginning counts."""
     prompt_tokens = int(tokens.ids.size)
     free = ~covered(tokens.protected, prompt_tokens)
-    start = int(free.argmax())  # 0 where nothing is free
+    start = int(free.argmax())  # 0 if everything is protected
     run = free[start : start + KEY_TOKENS]
     length = int(run.size if run.all() else run.argmin())
     return key_of(tokens.ids[start : start + (length if length >= _MIN_RUN_TOKENS else KEY_TOKENS)])
 
 
 def key_of(ids: NDArray[np.uint32]) -> str:
-    """Of the first KEY_TOKENS of these."""
+    """The key of the first KEY_TOKENS ids, uint32[tokens]."""
     return hashlib.blake2b(ids[:KEY_TOKENS].astype("<u4").tobytes(), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""Cross vocabulary: a draft that reads other token ids than the target, behind the port of an ordinary draft.
+"""Cross vocabulary: adapts a draft with another vocabulary than the target's to the port of an ordinary draft.
 
-The draft is asked for importance and lookahead alone. Importance is carried over to the target's tokens through the
-text, and the mask is drawn here, by the code that the draft would use; so capacity, window and protected spans stay
-those of the target's tokens.
+The draft returns importance and lookahead only. Importance is mapped to the target's tokens through the text. The mask
+is then selected here, with the same code as in the draft, so that capacity, window and protected spans refer to the
+target's tokens.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from presift.rpc.pool.replica import ReplicaStatus
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one reply of the draft is for: how the mask is drawn (None: every token is kept), whose lookahead it is
-    (None: nobody's), how KV pairs are counted (None: they are not), and how rows are scored (None: they are not)."""
+    """What one reply of the draft is for: selecting the mask (None: all tokens are kept), lookahead (None: not used),
+    counting KV pairs (None: not counted), and the rows to score (None: none)."""
 
     mask: SpecPc | None
     lookahead: SpecKv | None
@@ -43,7 +43,7 @@ class Asked:
         return cls(mask, policy.lookahead_policy, counting, scoring)
 
     def of_draft(self, reading: BridgedPrompt) -> Policy:
-        """The policy to send: the window holds the same text; of pooling and capacity only what costs least."""
+        """The policy to send: its window covers the same text; pooling and capacity are the cheapest."""
         if self.scoring is None:
             if self.lookahead is None:
                 raise InternalError("a policy that asks nothing of the draft")
@@ -56,7 +56,7 @@ class Asked:
 
 
 class CrossVocabularyDraft:
-    """`draft` as if it read the target's token ids."""
+    """A `draft` behind a vocabulary bridge: it takes and returns the target's tokens."""
 
     def __init__(self, draft: Draft, interpreter: VocabularyBridge) -> None:
         self._draft = draft
@@ -81,13 +81,13 @@ class CrossVocabularyDraft:
         include_importance: bool,
         timeout_s: float,
     ) -> Score:
-        """As the port says; InvalidRequest too where the ids have no text that gives them again."""
+        """As the port; also raises InvalidRequest if the text of the ids does not tokenize to the same ids."""
         asked = Asked.of(policy, include_importance=include_importance)
         reading = await asyncio.to_thread(self._interpreter.translate, token_ids)
         reply = await self._draft.score(
             reading.ids,
             asked.of_draft(reading),
-            (),  # the mask is drawn here
+            (),  # the mask is selected here
             include_importance=asked.scoring is not None,
             timeout_s=timeout_s,
         )
@@ -114,8 +114,8 @@ Values = NDArray[np.float32]
 
 
 def carried(reply: Score, reading: BridgedPrompt) -> tuple[Values | None, Values | None]:
-    """The draft's importance and mass as float32[the target's tokens]; importance stands in for a mass that was not
-    told, None where neither was. Raises MaskRejected."""
+    """The draft's importance and mass as float32[target tokens]. Importance replaces a missing mass; both are None
+    without importance. Raises MaskRejected."""
     if reply.importance is None:
         return None, None
     importance = _carried(reply.importance, reading)
@@ -137,8 +137,8 @@ def drawn(
     protected: tuple[Span, ...],
     prompt_tokens: int,
 ) -> tuple[TokenMask, float | None]:
-    """The mask by importance and mass, and its coverage (None where nothing was to be drawn). Raises MaskRejected
-    where there is nothing to draw it by, BudgetExceeded where protected spans and window have no place."""
+    """The mask by importance and mass, and its coverage; None if every token is kept. Raises MaskRejected without
+    importance, BudgetExceeded if protected spans and window exceed the capacity."""
     if policy is None or prompt_tokens <= policy.capacity:
         return TokenMask(np.ones(prompt_tokens, dtype=np.bool_)), None
     importance, mass = values

@@ -1,4 +1,4 @@
-"""The models behind this orchestrator: asked once, compared, and asked again when the draft has changed."""
+"""Model registry: asks draft and target for their models, compares them, and asks again after the draft changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelRegistry:
-    """Knows the target (a must) and the draft (None while it is away or does not fit).
+    """Knows the target (required) and the draft (None while it is unavailable or incompatible).
 
     `draft_fingerprint` is the tokenizer that the draft must have; empty means the target's.
     """
@@ -39,7 +39,7 @@ class ModelRegistry:
 
     async def connect(self) -> TargetInfo:
         """Wait for the target and look for the draft. Raises VocabularyMismatch, naming both fingerprints, if either
-        the draft or our own tokenizer reads other token ids."""
+        the draft's or this orchestrator's tokenizer differs from the target's."""
         while self.target is None:
             try:
                 self.target = await self._target.info()
@@ -72,7 +72,7 @@ class ModelRegistry:
         return any(each.is_healthy and not each.unused for each in self._target.statuses())
 
     async def aclose(self) -> None:
-        """Stop looking."""
+        """Stop looking for a draft."""
         if self._refresh is not None:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
@@ -111,7 +111,7 @@ class ModelRegistry:
 
 
 def check_tokenizer(tokenizer_fingerprint: str, target: ModelInfo) -> None:
-    """Raise VocabularyMismatch unless the orchestrator's own tokenizer, if it has one, is the target's."""
+    """Raise VocabularyMismatch if the orchestrator's tokenizer, if it has one, is not the target's."""
     if tokenizer_fingerprint and tokenizer_fingerprint != target.tokenizer_fingerprint:
         raise VocabularyMismatch(
             f"the orchestrator's tokenizer ({tokenizer_fingerprint}) is not that of target {target.id} "

@@ -45,13 +45,13 @@ log = logging.getLogger(__name__)
 
 
 def draft_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> DraftPool:
-    """`address` as `where_of` reads it. Raises InvalidRequest where it cannot."""
+    """`address` is parsed by `parse_addresses`. Raises InvalidRequest."""
     where = parse_addresses("draft_address", address)
     return ReplicaPool(where, draft_service(max_message_bytes, _peer_at(where, peer)))
 
 
 def target_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> TargetPool:
-    """`address` as `where_of` reads it. Raises InvalidRequest where it cannot."""
+    """`address` is parsed by `parse_addresses`. Raises InvalidRequest."""
     where = parse_addresses("target_address", address)
     return ReplicaPool(where, target_service(max_message_bytes, _peer_at(where, peer)))
 
@@ -146,7 +146,9 @@ def target_error(failure: grpc.aio.AioRpcError, delivered_tokens: int = 0) -> Pr
 def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], who: str) -> PresiftError:
     """The peer's own error if it is about the request; else by status: all but a missed deadline is unavailability."""
     error = error_of(failure)
-    if isinstance(error, (Unauthenticated, PermissionDenied)):  # it refuses this orchestrator, not the caller
+    if isinstance(
+        error, (Unauthenticated, PermissionDenied)
+    ):  # the orchestrator's credentials were refused, not the caller's
         log.warning(
             "the %s refuses this orchestrator: %s; see service_token, peer_cert and its allowed_callers",
             who,

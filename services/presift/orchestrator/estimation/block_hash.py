@@ -1,7 +1,7 @@
-"""Chains: a prompt as the hashes of its blocks, each over all that precedes it.
+"""Block hashes: a prompt as hashes of its blocks, each over everything before it too.
 
-Hashes are Python's own, keyed anew in each process: no caller can make two prompts meet, and if two did, a prediction
-would be wrong and nothing else.
+These are Python's own hashes, with a new key in each process: callers cannot provoke a collision, and a collision would
+only make a prediction wrong.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PAGE_BLOCKS = 16
 
 
 class BlockHashes:
-    """The block hashes of one prompt, each over all that precedes it; made as they are asked for.
+    """The block hashes of one prompt, computed on demand.
 
-    A page of `PAGE_BLOCKS` blocks has a hash of its own, so that a long prompt is walked by pages and only its end by
+    A page of `PAGE_BLOCKS` blocks has its own hash, so that a search in a long prompt goes by pages and, at its end, by
     blocks.
     """
 
@@ -35,7 +35,7 @@ class BlockHashes:
     @property
     def name(self) -> int:
         """The hash of the whole prompt."""
-        # What is left behind the last page is less than a page.
+        # The rest after the last full page is shorter than a page.
         pages = self.blocks // PAGE_BLOCKS
         return self._next(self.page(pages), pages, PAGE_BLOCKS)
 

@@ -1,7 +1,7 @@
-"""Calibration: a few made-up prompts before the first caller, so that predictions do not begin with a guess.
+"""Calibration: times a few made-up prompts at start, so that the first predictions rest on observations.
 
-A help, never a condition: it runs in the background, ends as soon as anybody calls, and what fails is logged. Nobody
-shares what it leaves in the target's cache, and nothing of it is expected there. Choosing KV is not tried.
+It is optional: it runs in the background, stops at the first request, and logs its errors. Its own salt keeps its cache
+entries apart from those of requests. It does not time KV selection.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What a stage ("draft", "target", "decoding") took at a place."""
+    """The time of a stage ("draft", "target", "decoding") at a location."""
 
     stage: str
-    place: str
-    reading: TokenWork
+    location: str
+    work: TokenWork
     took_ms: float
 
 
@@ -53,7 +53,7 @@ class Calibration:
         target: Target,
         models: ModelRegistry,
         defaults: Defaults,
-        economy: CostEstimator,
+        estimator: CostEstimator,
         *,
         limit_s: float,
     ) -> None:
@@ -61,24 +61,24 @@ class Calibration:
         self._target = target
         self._models = models
         self._defaults = defaults
-        self._economy = economy
+        self._estimator = estimator
         self._limit_s = limit_s
         self._task: asyncio.Task[None] | None = None
-        self._is_over = False
+        self._is_stopped = False
 
     def start(self) -> None:
-        """In the background; not once a caller was there."""
-        if not self._is_over:
+        """Start in the background, unless a request has arrived already."""
+        if not self._is_stopped:
             self._task = asyncio.create_task(self._run(), name="calibrate")
 
     def stop(self) -> None:
-        """A caller is there: what is under way is aborted, what was learnt is kept."""
-        self._is_over = True
+        """Abort the calibration, because a request has arrived. What was learned stays."""
+        self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
 
     async def aclose(self) -> None:
-        """Stop, and wait until it has."""
+        """Stop, and wait for the end."""
         self.stop()
         if self._task is not None:
             with suppress(asyncio.CancelledError):
@@ -89,11 +89,11 @@ class Calibration:
         try:
             async with asyncio.timeout(self._limit_s):
                 async for timing in self._timings():
-                    self._economy.calibrate(timing.stage, timing.place, [(timing.reading, timing.took_ms)])
+                    self._estimator.calibrate(timing.stage, timing.location, [(timing.work, timing.took_ms)])
                     count += 1
         except TimeoutError:
             log.info("calibration was cut short after %.0f s", self._limit_s)
-        except Exception as error:  # whatever it is: the first callers will do
+        except Exception as error:  # predictions then start from the seeds
             reason = error.message if isinstance(error, PresiftError) else type(error).__name__
             log.warning("not calibrated to the end: %s", reason)
         finally:
@@ -105,19 +105,19 @@ class Calibration:
             if target is None or tokens + STEPS + 1 > target.model.context_tokens:
                 return
             ids = np.random.default_rng(tokens).integers(0, self._vocabulary_size(target), tokens, dtype=np.uint32)
-            if drafted := await self._drafted(ids):
-                yield drafted
-            for timing in await self._answered(ids, salt):
+            if timing := await self._time_draft(ids):
+                yield timing
+            for timing in await self._time_target(ids, salt):
                 yield timing
 
     def _vocabulary_size(self, target: TargetInfo) -> int:
-        """Of ids that both models know: a draft of another vocabulary may have fewer."""
+        """The number of ids that both models know: a draft of another vocabulary may have fewer."""
         draft, size = self._models.draft, target.model.vocabulary_size
         return size if draft is None else min(size, draft.vocabulary_size or size)
 
-    async def _drafted(self, ids: NDArray[np.uint32]) -> Timing | None:
+    async def _time_draft(self, ids: NDArray[np.uint32]) -> Timing | None:
         draft, tokens, template = self._models.draft, int(ids.size), self._defaults.spec_pc
-        # A prompt that fits is not read at all.
+        # The draft does not read a prompt that fits the capacity.
         capacity = max(template.window, tokens // 2)
         if draft is None or capacity >= tokens:
             return None
@@ -127,7 +127,7 @@ class Calibration:
         took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
         return Timing("draft", location_of(draft), draft_work(policy, tokens), took_ms)
 
-    async def _answered(self, ids: NDArray[np.uint32], salt: str) -> list[Timing]:
+    async def _time_target(self, ids: NDArray[np.uint32], salt: str) -> list[Timing]:
         assert self._models.target is not None
         model, sampling = self._models.target.model, Sampling(max_new_tokens=STEPS + 1, ignore_eos=True)
         usage, first, last = None, 0.0, 0.0
@@ -139,9 +139,11 @@ class Calibration:
                 usage = event if isinstance(event, Usage) else usage
         if usage is None or usage.completion_tokens < 2:
             return []
-        place = location_of(model, usage.replica)
+        location = location_of(model, usage.replica)
         step_ms = (last - first) * 1000 / (usage.completion_tokens - 1)
         return [
-            Timing("target", place, TokenWork(int(ids.size) - usage.cached_tokens, usage.cached_tokens), usage.ttft_ms),
-            Timing("decoding", place, TokenWork(usage.kv_tokens), step_ms),
+            Timing(
+                "target", location, TokenWork(int(ids.size) - usage.cached_tokens, usage.cached_tokens), usage.ttft_ms
+            ),
+            Timing("decoding", location, TokenWork(usage.kv_tokens), step_ms),
         ]

@@ -88,7 +88,7 @@ class CostEstimator:
         if replica:
             return self.states(ids, target, draft, (replica,), spent_ms, salt=salt)[replica]
         replicas = dict.fromkeys(self._last_replicas.get(location_of(target), ("",)))
-        hashes, queue, answers = self._prefixes.chain(ids, salt), self.reading, self.loads.answers
+        hashes, queue, answers = self._prefixes.hashes_of(ids, salt), self.reading, self.loads.answers
         drafting = "" if draft is None else location_of(draft)
         locations = [(drafting, location_of(target, each)) for each in replicas]
         return min((self._state(hashes, each, queue, answers, spent_ms) for each in locations), key=_least_useful)
@@ -104,7 +104,7 @@ class CostEstimator:
         salt: str = "",
     ) -> dict[str, SystemState]:
         """The snapshot at each of these replicas of the target, which can be addressed one by one."""
-        hashes, drafting = self._prefixes.chain(ids, salt), "" if draft is None else location_of(draft)
+        hashes, drafting = self._prefixes.hashes_of(ids, salt), "" if draft is None else location_of(draft)
         idle, states = PendingWork(), {}
         for replica in replicas:
             queue = self._reading_at.get(replica, idle) if replica else self.reading
@@ -130,7 +130,7 @@ class CostEstimator:
     ) -> SystemState:
         drafting, reading = locations
         known = self._compressed.get(hashes.name, {})
-        target_ms = queue.wait_ms + self.loads.others_ms(reading, len(queue))
+        target_ms = queue.wait_ms + self.loads.other_wait_ms(reading, len(queue))
         expected = self._prefixes.expected_of
         return SystemState(
             costs=self._perf.costs(drafting, reading),
@@ -160,7 +160,7 @@ class CostEstimator:
 
         Requests for the same compressed prompt count once.
         """
-        name, forecast = self._prefixes.chain(ids, salt).name, choice.forecast
+        name, forecast = self._prefixes.hashes_of(ids, salt).name, choice.forecast
         with ExitStack() as pending:
             if forecast is not None and forecast.draft_work_ms and choice.policy is not None:
                 key = name, choice.policy.canonical()
@@ -186,10 +186,10 @@ class CostEstimator:
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheOutcome.NOT_USED:
             return
-        hashes, canonical = self._prefixes.chain(ids, plan.salt), policy.canonical()
+        hashes, canonical = self._prefixes.hashes_of(ids, plan.salt), policy.canonical()
         blocks: tuple[int, ...] = ()
         if policy.prompt_stage is not None and policy.kv_stage is None:
-            blocks = tuple(self._prefixes.chain(plan.read_ids, plan.salt))
+            blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.salt))
         known = self._compressed.pop(hashes.name, {})
         known.pop(canonical, None)  # to the end of the order, as the latest
         known[canonical] = _Compressed(blocks, self._entry_name(plan))
@@ -204,7 +204,7 @@ class CostEstimator:
         reading_ms = usage.ttft_ms if answer.was_alone else None
         self.loads.record(location_of(target, usage.replica), usage.load, reading_ms)
         if self._learns:
-            hashes = self._prefixes.chain(answer.plan.read_ids, answer.plan.salt)
+            hashes = self._prefixes.hashes_of(answer.plan.read_ids, answer.plan.salt)
             learn(self._perf, answer, self._prefixes.expected(location_of(target, usage.replica), hashes))
         self.observe_prefix(answer.plan, usage, answer.token_ids, answer.began)
 
@@ -219,28 +219,28 @@ class CostEstimator:
         `began` is `now` as it was when the answer was requested.
         """
         location = location_of(plan.decision.target, usage.replica)
-        hashes, decision = self._prefixes.chain(plan.read_ids, plan.salt), plan.decision
+        hashes, decision = self._prefixes.hashes_of(plan.read_ids, plan.salt), plan.decision
         was_read_here = decision.prefill_ms == 0.0 and not usage.reused_entry and not decision.continued
         cached_tokens = usage.cached_tokens if was_read_here else 0
         if was_read_here:
-            self._prefixes.learn(location, hashes, usage.cached_tokens, began)
+            self._prefixes.record_cached(location, hashes, usage.cached_tokens, began)
         if plan.kv_plan is None:
             # The last token of an answer is never read.
             ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
-            self._prefixes.remember(location, self._prefixes.chain(ids, plan.salt), cached_tokens)
+            self._prefixes.record_read(location, self._prefixes.hashes_of(ids, plan.salt), cached_tokens)
             return
         was_read = was_read_here or decision.prefill_ms > 0.0 or decision.continued
         if plan.kv_plan.keep_full_prefix and was_read:
-            self._prefixes.remember(location, hashes, cached_tokens)
+            self._prefixes.record_read(location, hashes, cached_tokens)
         self._observe_entry(location, plan, usage, began)
 
     def _observe_entry(self, location: str, plan: Plan, usage: Usage, began: float) -> None:
         name = self._entry_name(plan)
         if name is None:
             return
-        self._prefixes.learn_entry(location, name, was_found=usage.reused_entry, began=began)
+        self._prefixes.record_entry_lookup(location, name, was_found=usage.reused_entry, began=began)
         if usage.reused_entry or usage.publish_ms > 0.0:
-            self._prefixes.remember_entry(location, name, 0 if usage.reused_entry else usage.kv_tokens)
+            self._prefixes.record_entry_use(location, name, 0 if usage.reused_entry else usage.kv_tokens)
 
     def _entry_name(self, plan: Plan) -> Hashable:
         """The name of the compressed entry that the target makes or finds; None, which is never cached, without one.
@@ -249,7 +249,7 @@ class CostEstimator:
         """
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
-        return self._prefixes.chain(plan.read_ids, plan.salt).name, plan.decision.policy.canonical()
+        return self._prefixes.hashes_of(plan.read_ids, plan.salt).name, plan.decision.policy.canonical()
 
 
 def _least_useful(state: SystemState) -> tuple[int, float]:

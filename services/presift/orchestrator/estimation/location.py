@@ -1,4 +1,4 @@
-"""Places: where work is done, as speeds and prefixes are kept by: a model at a revision, and which replica of it."""
+"""Locations: the keys of learned costs and prefixes. A location is a model at a revision, and a replica of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _MARK = "#"
 
 
 def location_of(model: ModelInfo, replica: str = "") -> str:
-    """Another revision is another model. `replica` is what a service calls its process, empty where it says nothing."""
+    """A location. `replica` is the name that a service gives its process, empty if it gives none."""
     return f"{model.id}@{model.revision}{_MARK}{replica}"
 
 
-def split_location(place: str) -> tuple[str, str]:
-    """Model (id@revision) and replica; no replica has the mark in its name."""
-    model, mark, replica = place.rpartition(_MARK)
-    return (model, replica) if mark else (place, "")
+def split_location(location: str) -> tuple[str, str]:
+    """Model (id@revision) and replica. No replica has the mark in its name."""
+    model, mark, replica = location.rpartition(_MARK)
+    return (model, replica) if mark else (location, "")

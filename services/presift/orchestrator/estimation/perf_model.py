@@ -1,8 +1,8 @@
-"""Speeds: the stages' cost curves, learnt from their own timings. No clock: readings and milliseconds in, curves out.
+"""Performance model: the cost curves of the stages, learned from timings. It reads no clock.
 
-A curve is its seed until something was observed. Then the seed's scale is the running median of observed to predicted,
-and its shape bends as far as the observations ask for: least squares of relative errors, drawn to the scaled seed, with
-the weight of outliers cut (Huber). Only the last observations are kept.
+Without observations a curve is its seed. Otherwise the seed is scaled by the median of observed to predicted times. Its
+shape then follows the observations: a least-squares fit of relative errors, with the scaled seed as prior and a limited
+weight of outliers (Huber). Only the last observations count.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from presift.orchestrator.routing.cost_model import (
 
 KEPT_OBSERVATIONS = 64
 KEPT_MODELS = 64
-# In units of one observation: what it takes to bend the seed's shape.
+# Weight of the seed's shape, in observations.
 _PRIOR = 0.3
-# Of the prediction: errors beyond this count as if they were no larger.
+# Relative errors above this count as if they were this large.
 _CLIP = 0.15
 _ROUNDS = 4
 SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SCORING_SEED, "decoding": DECODING_SEED}
@@ -39,26 +39,26 @@ SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SCORING_SEED, "d
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What was learnt of a stage at a place (`places`). `contention` as in `StageCosts`, 0 but for the draft."""
+    """The learned cost of a stage at a location. `contention` as in `StageCosts`, 0 except for the draft."""
 
     stage: str
-    place: str
+    location: str
     curve: CostCurve
     contention: float = 0.0
 
 
 class LearnedCurve:
-    """A curve that follows its observations."""
+    """A cost curve that is fitted to its observations."""
 
     def __init__(self, seed: CostCurve) -> None:
         self._seed = seed
         self._observed: deque[tuple[tuple[float, ...], float]] = deque(maxlen=KEPT_OBSERVATIONS)
         self.curve = seed
 
-    def observe(self, reading: TokenWork, took_ms: float) -> None:
-        """One timing; what is not positive is no timing."""
+    def observe(self, work: TokenWork, took_ms: float) -> None:
+        """Add one timing in milliseconds; times that are not positive are ignored."""
         if took_ms > 0.0:
-            self._observed.append((reading.features, took_ms))
+            self._observed.append((work.features, took_ms))
             self.curve = self._fitted()
 
     def _fitted(self) -> CostCurve:
@@ -72,29 +72,30 @@ class LearnedCurve:
 
 
 def _bent(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[features], none negative: factors that bring each row of `shares`[observations, features] to sum to 1."""
+    """float64[features], none negative: factors with which the rows of `shares`[observations, features] sum to 1."""
     count = shares.shape[1]
     factors = np.ones(count)
     for _ in range(_ROUNDS):
         errors = np.abs(shares @ factors - 1.0)
         trust = np.minimum(1.0, _CLIP / np.maximum(errors, 1e-9))[:, None]
         normal = shares.T @ (trust * shares) + _PRIOR * np.eye(count)
-        # Negative speeds would make longer prompts cheaper: what falls below nothing stays there.
+        # Negative weights would make longer prompts cheaper.
         factors = np.maximum(np.linalg.solve(normal, (trust * shares).sum(axis=0) + _PRIOR), 0.0)
     return factors
 
 
 class PerfModel:
-    """Learnt curves by stage and place (`places`), the least recently observed leave.
+    """Learned curves by stage and location. The least recently observed are evicted.
 
-    What was never observed at a replica is taken from the model's replica that was observed last; scoring that was
-    observed nowhere is guessed from how the target reads.
+    A replica without observations takes the curve of the same model's replica that was observed last. If scoring was
+    never observed, its cost is guessed from the target's prefill.
     """
 
     def __init__(self, models: int = KEPT_MODELS) -> None:
         self._models = models
+        # Not an LRUCache: reading a curve must not make it newer.
         self._curves: OrderedDict[tuple[str, str], LearnedCurve] = OrderedDict()
-        self._pairs: dict[tuple[str, str], StageCosts] = {}  # as they are until the next observation
+        self._pairs: dict[tuple[str, str], StageCosts] = {}  # valid until the next observation
         self._contention: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
         self._contended = 0.0
 
@@ -102,57 +103,57 @@ class PerfModel:
         return len(self._curves)
 
     def costs(self, draft: str, target: str) -> StageCosts:
-        """What is known of this pair."""
+        """The costs of this draft and this target."""
         known = self._pairs.get((draft, target))
         if known is None:
             while len(self._pairs) >= self._models:
                 self._pairs.popitem()
-            reading, scoring = self._curve("target", target), self._curve("scoring", target)
+            prefill, scoring = self._curve("target", target), self._curve("scoring", target)
             known = self._pairs[draft, target] = StageCosts(
                 draft=self._curve("draft", draft),
-                target=reading,
-                scoring=scoring if scoring.observations else scoring_guess(reading),
+                target=prefill,
+                scoring=scoring if scoring.observations else scoring_guess(prefill),
                 decoding=self._curve("decoding", target),
                 contention=self._contended,
             )
         return known
 
     def learned(self) -> list[StageCost]:
-        """All curves that rest on observations, the last observed last."""
+        """All curves that have observations, the most recently observed last."""
         return [
-            StageCost(stage, place, known.curve, self._contended if stage == "draft" else 0.0)
-            for (stage, place), known in self._curves.items()
+            StageCost(stage, location, known.curve, self._contended if stage == "draft" else 0.0)
+            for (stage, location), known in self._curves.items()
         ]
 
-    def observe(self, stage: str, place: str, reading: TokenWork, took_ms: float) -> None:
-        """A timing of a stage: "draft", "target", "scoring" or "decoding"."""
-        key = stage, place
+    def observe(self, stage: str, location: str, work: TokenWork, took_ms: float) -> None:
+        """Record a timing of a stage: "draft", "target", "scoring" or "decoding"."""
+        key = stage, location
         self._pairs.clear()
         curve = self._curves.setdefault(key, LearnedCurve(SEEDS[stage]))
         self._curves.move_to_end(key)
         while len(self._curves) > self._models:
             self._curves.popitem(last=False)
-        curve.observe(reading, took_ms)
+        curve.observe(work, took_ms)
 
     def observe_side_by_side(self, draft_ms: float, target_ms: float, took_ms: float) -> None:
-        """Draft and target worked at once: what each was predicted to take alone, and what both took."""
+        """Record that draft and target ran at the same time: the predicted time of each alone, and the time of both."""
         shorter = min(draft_ms, target_ms)
         if shorter > 0.0:
             self._contention.append(min(1.0, max(0.0, (took_ms - max(draft_ms, target_ms)) / shorter)))
             self._contended = median(self._contention)
             self._pairs.clear()
 
-    def _curve(self, stage: str, place: str) -> CostCurve:
-        known = self._curves.get((stage, place))
-        return self._of_model(stage, split_location(place)[0]) if known is None else known.curve
+    def _curve(self, stage: str, location: str) -> CostCurve:
+        known = self._curves.get((stage, location))
+        return self._of_model(stage, split_location(location)[0]) if known is None else known.curve
 
     def _of_model(self, stage: str, model: str) -> CostCurve:
-        """The curve of any replica of it, the last observed one's."""
+        """The curve of the model's replica that was observed last; the seed if there is none."""
         replicas = [key for key in self._curves if key[0] == stage and split_location(key[1])[0] == model]
         return self._curves[replicas[-1]].curve if replicas else SEEDS[stage]
 
 
-def calibrate(book: PerfModel, stage: str, place: str, timings: Iterable[tuple[TokenWork, float]]) -> None:
-    """Learn from a series of timings, as calibration makes them: (reading, milliseconds)."""
-    for reading, took_ms in timings:
-        book.observe(stage, place, reading, took_ms)
+def calibrate(perf: PerfModel, stage: str, location: str, timings: Iterable[tuple[TokenWork, float]]) -> None:
+    """Record the timings of a calibration: (work, milliseconds)."""
+    for work, took_ms in timings:
+        perf.observe(stage, location, work, took_ms)

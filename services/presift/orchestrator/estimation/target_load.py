@@ -1,6 +1,6 @@
-"""Loads: what targets last said of how busy they are, and which of our answers are under way there.
+"""Target loads: the latest reports of the targets, and this orchestrator's running answers.
 
-What a target says is some seconds old when it is used, and is forgotten soon after: a prediction is better without it.
+A report is some seconds old when it is used. It is dropped soon after, because an old report makes predictions worse.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from statistics import median
 from presift.core.generation import EngineLoad
 from presift.orchestrator.routing.cost_model import RunningAnswer
 
-BELIEVED_S = 5.0
+MAX_AGE_S = 5.0
 _KEPT_TIMES = 16
 
 
 class TargetLoads:
-    """`clock` in seconds."""
+    """Loads by location. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._heard: dict[str, tuple[float, EngineLoad]] = {}
-        self._reading_ms: deque[float] = deque(maxlen=_KEPT_TIMES)
+        self._reports: dict[str, tuple[float, EngineLoad]] = {}
+        self._prefill_ms: deque[float] = deque(maxlen=_KEPT_TIMES)
         self._answers: list[tuple[str, RunningAnswer]] = []
 
     @property
     def answers(self) -> tuple[RunningAnswer, ...]:
-        """Those of ours that are under way; each is half done, on the average."""
+        """This orchestrator's running answers; on average each is half done."""
         return tuple(answer for _, answer in self._answers)
 
     def answers_at(self, replica: str) -> tuple[RunningAnswer, ...]:
-        """The same, of those that were sent to this replica."""
+        """The running answers of this replica."""
         return tuple(answer for at, answer in self._answers if at == replica)
 
     @contextmanager
     def answering(self, predicted_ms: float, kv_tokens: int, replica: str = "") -> Iterator[None]:
-        """An answer, until the block ends: the decoding that was predicted for it, and the KV slots that it holds."""
+        """Count an answer until the block ends: its predicted decoding time and its KV slots."""
         answer = replica, RunningAnswer(predicted_ms / 2, kv_tokens)
         self._answers.append(answer)
         try:
@@ -46,27 +46,30 @@ class TargetLoads:
         finally:
             self._answers.remove(answer)
 
-    def record(self, place: str, load: EngineLoad | None, reading_ms: float | None) -> None:
-        """What a target said with an answer, and how long that request took to be read, None where it waited too."""
-        if reading_ms is not None:
-            self._reading_ms.append(reading_ms)
+    def record(self, location: str, load: EngineLoad | None, prefill_ms: float | None) -> None:
+        """Record the load that came with an answer, and the time of its prefill; None if the request had to wait."""
+        if prefill_ms is not None:
+            self._prefill_ms.append(prefill_ms)
         now = self._clock()
-        self._heard = {key: said for key, said in self._heard.items() if now - said[0] <= BELIEVED_S}
+        self._reports = {key: report for key, report in self._reports.items() if now - report[0] <= MAX_AGE_S}
         if load is not None:
-            self._heard[place] = now, load
+            self._reports[location] = now, load
 
-    def free_kv_tokens(self, place: str) -> int | None:
-        """None where it is not known, or not any more."""
-        load = self._latest(place)
+    def free_kv_tokens(self, location: str) -> int | None:
+        """None if there is no recent report."""
+        load = self._latest(location)
         return None if load is None else load.free_kv_tokens
 
-    def others_ms(self, place: str, own: int) -> float:
-        """The work of those that wait there and are not ours; each is as long as our requests are, in the median."""
-        load = self._latest(place)
-        if load is None or not self._reading_ms:
-            return 0.0
-        return max(0, load.waiting - own) * median(self._reading_ms)
+    def other_wait_ms(self, location: str, own: int) -> float:
+        """Predicted time of the requests that wait there for other orchestrators; `own` requests are this one's.
 
-    def _latest(self, place: str) -> EngineLoad | None:
-        said_at, load = self._heard.get(place, (0.0, None))
-        return load if load is not None and self._clock() - said_at <= BELIEVED_S else None
+        Each counts with the median time of this orchestrator's own requests.
+        """
+        load = self._latest(location)
+        if load is None or not self._prefill_ms:
+            return 0.0
+        return max(0, load.waiting - own) * median(self._prefill_ms)
+
+    def _latest(self, location: str) -> EngineLoad | None:
+        reported_at, load = self._reports.get(location, (0.0, None))
+        return load if load is not None and self._clock() - reported_at <= MAX_AGE_S else None

@@ -11,7 +11,7 @@ class FakeRedis:
     def __init__(self):
         self.commands = []
 
-    async def ask(self, *command, timeout_s):
+    async def execute(self, *command, timeout_s):
         self.commands.append(command[0])
         return 1
 

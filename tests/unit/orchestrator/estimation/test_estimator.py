@@ -292,7 +292,7 @@ def test_replicas_are_learned_separately():
     for _ in range(32):  # b is gone
         estimator.observe(answered(plan(), replace(USAGE, cached_tokens=1999, replica="a")))
     assert state(estimator).cached_tokens == 1984
-    assert {each.place for each in estimator.learned()} == {"target@r1#a", "target@r1#b"}
+    assert {each.location for each in estimator.learned()} == {"target@r1#a", "target@r1#b"}
 
 
 def test_policies_per_prompt_are_bounded():

@@ -121,7 +121,7 @@ def test_an_unobserved_replica_is_as_fast_as_the_last_observed_one():
     book.observe("target", "m@r#a", TokenWork(1000), 100.0)
     assert book.costs("", "m@r#c").target == book.costs("", "m@r#a").target
     assert book.costs("", "o@r#a").target == SEEDS["target"] == book.costs("", "unmarked").target
-    assert [(each.stage, each.place) for each in book.learned()] == [
+    assert [(each.stage, each.location) for each in book.learned()] == [
         ("target", f"{p}") for p in ("m@r#b", "n@r#a", "m@r#a")
     ]
 

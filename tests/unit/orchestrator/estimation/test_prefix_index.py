@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS
-from presift.orchestrator.estimation.prefix_index import KEPT_CHAINS, PrefixIndex
+from presift.orchestrator.estimation.prefix_index import KEPT_HASHES, PrefixIndex
 
 
 def ids(count, start=0):
@@ -16,13 +16,13 @@ def ids(count, start=0):
 
 
 def read(prefixes, tokens, cached=0, target="t"):
-    chain = prefixes.chain(tokens)
-    prefixes.learn(target, chain, cached)
-    prefixes.remember(target, chain, cached)
+    chain = prefixes.hashes_of(tokens)
+    prefixes.record_cached(target, chain, cached)
+    prefixes.record_read(target, chain, cached)
 
 
 def expected(prefixes, tokens, target="t"):
-    return prefixes.expected(target, prefixes.chain(tokens))
+    return prefixes.expected(target, prefixes.hashes_of(tokens))
 
 
 def test_whole_blocks_of_what_was_read_before():
@@ -42,7 +42,7 @@ def test_pages_and_blocks_say_the_same(tokens):
     read(prefixes, ids(tokens))
     for asked in (64, 1000, 1024, 1100, 2048, 4000, 9000):
         assert expected(prefixes, ids(asked)) == min(asked, tokens) // BLOCK_TOKENS * BLOCK_TOKENS
-    blocks = tuple(prefixes.chain(ids(tokens)))
+    blocks = tuple(prefixes.hashes_of(ids(tokens)))
     assert prefixes.expected_of("t", blocks) == tokens // BLOCK_TOKENS * BLOCK_TOKENS
     assert prefixes.expected_of("another", blocks) == 0
     changed = ids(tokens)
@@ -52,8 +52,8 @@ def test_pages_and_blocks_say_the_same(tokens):
 
 def test_a_tenant_sees_nothing_of_another():
     prefixes, tokens = PrefixIndex(), ids(256)
-    prefixes.remember("t", prefixes.chain(tokens, "a"))
-    found = [prefixes.expected("t", prefixes.chain(tokens, salt)) for salt in ("a", "b", "")]
+    prefixes.record_read("t", prefixes.hashes_of(tokens, "a"))
+    found = [prefixes.expected("t", prefixes.hashes_of(tokens, salt)) for salt in ("a", "b", "")]
     assert found == [256, 0, 0]
 
 
@@ -76,20 +76,20 @@ def test_two_that_read_the_same_at_once_say_nothing_against_the_target():
     read(prefixes, document)
     began = prefixes.now
     for _ in range(2):  # neither found what the other was still reading
-        chain = prefixes.chain(prompt)
-        prefixes.learn("t", chain, 0, began)
-        prefixes.remember("t", chain, 0)
+        chain = prefixes.hashes_of(prompt)
+        prefixes.record_cached("t", chain, 0, began)
+        prefixes.record_read("t", chain, 0)
     assert expected(prefixes, document) == 19_968
-    prefixes.learn("t", prefixes.chain(prompt), 0, prefixes.now)  # now it does
+    prefixes.record_cached("t", prefixes.hashes_of(prompt), 0, prefixes.now)  # now it does
     assert expected(prefixes, document) == 0
 
 
 def test_an_entry_that_came_meanwhile_is_not_missed():
     prefixes, began = PrefixIndex(), 0
-    prefixes.remember_entry("t", "entry", 10)
-    prefixes.learn_entry("t", "entry", was_found=False, began=began)
+    prefixes.record_entry_use("t", "entry", 10)
+    prefixes.record_entry_lookup("t", "entry", was_found=False, began=began)
     assert prefixes.expected_of("t", ("entry",)) > 0
-    prefixes.learn_entry("t", "entry", was_found=False, began=prefixes.now)
+    prefixes.record_entry_lookup("t", "entry", was_found=False, began=prefixes.now)
     assert prefixes.expected_of("t", ("entry",)) == 0
 
 
@@ -132,9 +132,13 @@ def test_never_more_than_was_read_nor_than_the_prompt(history, tokens):
 
 def test_a_chain_is_made_once_for_one_array():
     prefixes, tokens = PrefixIndex(), ids(1000)
-    assert prefixes.chain(tokens) is prefixes.chain(tokens) is not prefixes.chain(tokens.copy())
-    assert prefixes.chain(tokens).name == prefixes.chain(tokens.copy()).name != prefixes.chain(tokens[:-1]).name
-    assert prefixes.chain(tokens).name != prefixes.chain(tokens, "b").name
-    arrays = [ids(10, start) for start in range(KEPT_CHAINS + 1)]
-    chains = [prefixes.chain(each) for each in arrays]
-    assert prefixes.chain(arrays[-1]) is chains[-1] and len(prefixes._chains) == KEPT_CHAINS
+    assert prefixes.hashes_of(tokens) is prefixes.hashes_of(tokens) is not prefixes.hashes_of(tokens.copy())
+    assert (
+        prefixes.hashes_of(tokens).name
+        == prefixes.hashes_of(tokens.copy()).name
+        != prefixes.hashes_of(tokens[:-1]).name
+    )
+    assert prefixes.hashes_of(tokens).name != prefixes.hashes_of(tokens, "b").name
+    arrays = [ids(10, start) for start in range(KEPT_HASHES + 1)]
+    chains = [prefixes.hashes_of(each) for each in arrays]
+    assert prefixes.hashes_of(arrays[-1]) is chains[-1] and len(prefixes._hashes) == KEPT_HASHES

@@ -3,7 +3,7 @@
 import pytest
 
 from presift.core.generation import EngineLoad
-from presift.orchestrator.estimation.target_load import BELIEVED_S, TargetLoads
+from presift.orchestrator.estimation.target_load import MAX_AGE_S, TargetLoads
 from presift.orchestrator.routing.cost_model import (
     CostCurve,
     RouteWork,
@@ -32,40 +32,40 @@ def loads(clock):
 
 
 def test_a_report_is_valid_for_some_seconds(loads, clock):
-    assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0
+    assert loads.free_kv_tokens("a") is None and loads.other_wait_ms("a", 0) == 0
     loads.record("a", EngineLoad(2, 5, 700), 40.0)
     assert (loads.free_kv_tokens("a"), loads.free_kv_tokens("b")) == (700, None)
-    clock.now += BELIEVED_S
+    clock.now += MAX_AGE_S
     assert loads.free_kv_tokens("a") == 700
     clock.now += 0.1
-    assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0
+    assert loads.free_kv_tokens("a") is None and loads.other_wait_ms("a", 0) == 0
 
 
 def test_waiting_requests_of_other_orchestrators(loads):
     for took_ms in (10.0, 40.0, 900.0):
         loads.record("a", EngineLoad(2, 5, 700), took_ms)
-    assert [loads.others_ms("a", own) for own in (0, 3, 5, 9)] == [200, 80, 0, 0]
+    assert [loads.other_wait_ms("a", own) for own in (0, 3, 5, 9)] == [200, 80, 0, 0]
 
 
 def test_a_request_that_waited_is_no_measure_of_reading(loads):
     loads.record("a", EngineLoad(2, 5, 700), None)
-    assert loads.others_ms("a", 0) == 0 and loads.free_kv_tokens("a") == 700
+    assert loads.other_wait_ms("a", 0) == 0 and loads.free_kv_tokens("a") == 700
     loads.record("a", EngineLoad(2, 5, 700), 40.0)
     for _ in range(20):
         loads.record("a", EngineLoad(2, 5, 700), None)
-    assert loads.others_ms("a", 0) == 200
+    assert loads.other_wait_ms("a", 0) == 200
 
 
 def test_a_target_that_reports_nothing_is_unknown(loads):
     loads.record("a", None, 40.0)
-    assert loads.free_kv_tokens("a") is None and loads.others_ms("a", 0) == 0
+    assert loads.free_kv_tokens("a") is None and loads.other_wait_ms("a", 0) == 0
 
 
 def test_memory_is_bounded_by_time(loads, clock):
     for number in range(500):
         clock.now += 1.0
         loads.record(f"replica {number}", EngineLoad(1, 0, 5), 1.0)
-    assert len(loads._heard) == BELIEVED_S + 1
+    assert len(loads._reports) == MAX_AGE_S + 1
 
 
 def test_running_answers(loads):

@@ -21,7 +21,7 @@ def routes_to_wire(table: Iterable[Candidate], chosen: Route | None) -> list[orc
 
 
 def speed_to_wire(speed: StageCost) -> orchestrator_pb2.StageSpeed:
-    model, replica = split_location(speed.place)
+    model, replica = split_location(speed.location)
     return orchestrator_pb2.StageSpeed(
         stage=speed.stage, model=model, replica=replica, contention=speed.contention, **asdict(speed.curve)
     )

@@ -85,7 +85,7 @@ def test_a_revoked_key_is_rejected_and_an_invalid_file_ignored(authenticator, fi
     assert authenticator.caller(shows(OTHER)).tenant == "other"
     with pytest.raises(Unauthenticated):
         authenticator.caller(shows(KEY))
-    assert "not taken" in caplog.text and KEY not in caplog.text
+    assert "stay in use" in caplog.text and KEY not in caplog.text
     file.unlink()
     assert authenticator.caller(shows(OTHER)).tenant == "other"
 
