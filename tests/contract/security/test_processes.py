@@ -141,7 +141,9 @@ async def test_an_orchestrator_that_is_not_theirs_waits_and_says_why(start, auth
     async with asyncio.timeout(60):
         while b"refuses this orchestrator" not in log:
             log += await process.stderr.readline()
-    assert b"the target refuses this orchestrator: missing or unknown service token" in log and OTHER.encode() not in log
+    assert (
+        b"the target refuses this orchestrator: missing or unknown service token" in log and OTHER.encode() not in log
+    )
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -217,7 +219,12 @@ async def test_a_target_is_only_for_those_with_its_token(monkeypatch, capsys):
 async def test_without_knowing_callers_only_loopback_is_bound(start, service):
     flags = ["--model=nowhere"] if service == "draft" else []
     code, written = await ended(await start(service, *flags, listen="0.0.0.0:0"))
-    assert code == 1 and "listen 0.0.0.0:0 would accept" in written and "--insecure" in written and "Traceback" not in written
+    assert (
+        code == 1
+        and "listen 0.0.0.0:0 would accept" in written
+        and "--insecure" in written
+        and "Traceback" not in written
+    )
 
 
 async def test_so_it_is_with_a_target(tiny_model):
