@@ -18,10 +18,11 @@ import pytest_asyncio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from presift.cli.stack.stack import LocalStack, Observability, StackOptions
+from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.models.folder import resolve
-from presift.target.engine import Finished, GenerateRequest, Sampling
+from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 

@@ -13,7 +13,7 @@ from cryptography import x509
 
 from presift.orchestrator.api.auth.api_keys import entry_of
 from presift.orchestrator.api.auth.key_file import load_keys
-from presift.rpc.security.service_token import tokens_of
+from presift.rpc.security.service_token import tokens_from_file
 from presift_demo_models.fetch import MANIFEST
 
 from .sources import BASE, OPS, TLS, config
@@ -55,7 +55,7 @@ def test_services_accept_the_secrets(folder, capsys):
     key = capsys.readouterr().out.strip()
     assert entry_of(key, load_keys(folder / keys.KEYS).entries).tenant == "first"
     assert key not in (folder / keys.KEYS).read_text()
-    assert len(tokens_of("service_token_file", folder / keys.TOKEN).current()[0]) == 64
+    assert len(tokens_from_file("service_token_file", folder / keys.TOKEN).current()[0]) == 64
     for path in folder.rglob("*"):
         if path.is_file():
             assert stat.S_IMODE(path.stat().st_mode) == 0o600

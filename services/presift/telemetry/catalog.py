@@ -49,14 +49,24 @@ def _histogram(name: str, unit: str, description: str, buckets: tuple[float, ...
 
 
 _OF_EVERY_SERVICE = (
-    _gauge("presift.serving", "1", "1 while health says SERVING, else 0"),
-    _gauge("presift.calls.running", "{call}", "Calls under way, those for health left out"),
-    _counter("presift.callers.refused", "{call}", "Calls of those who may not, or are unknown", "presift.why"),
+    _gauge("presift.serving", "1", "1 while the health status is SERVING, else 0"),
+    _gauge("presift.calls.running", "{call}", "Running calls, without health checks"),
+    _counter(
+        "presift.callers.refused",
+        "{call}",
+        "Calls refused because of missing, invalid or insufficient credentials",
+        "presift.why",
+    ),
 )
 
 _OF_ANSWERS = (
     _histogram(
-        *("gen_ai.server.request.duration", "s", "From a request's arrival to its end, failed ones too", _REQUEST_S),
+        *(
+            "gen_ai.server.request.duration",
+            "s",
+            "From a request's arrival to its end, failed requests included",
+            _REQUEST_S,
+        ),
         *(*_GEN_AI, _ROUTE, "error.type"),
     ),
     _histogram(
@@ -68,66 +78,97 @@ _OF_ANSWERS = (
         *(*_GEN_AI, _ROUTE),
     ),
     _histogram(
-        *("gen_ai.client.token.usage", "{token}", "Tokens of a prompt and of its answer", _USED_TOKENS),
+        *("gen_ai.client.token.usage", "{token}", "Tokens of prompts and answers", _USED_TOKENS),
         *(*_GEN_AI, _ROUTE, "gen_ai.token.type"),
     ),
 )
 
 _OF_DECISIONS = (
-    _counter("presift.requests", "{request}", "Decisions made, and why", _ROUTE, "presift.reason"),
-    _counter("presift.fallbacks", "{request}", "Requests answered in full because of trouble", "presift.reason"),
-    _counter("presift.prompt.tokens", "{token}", "Prompt tokens that the target reads or not", _ROUTE, "presift.fate"),
-    _counter("presift.kv.tokens", "{token}", "Prompt tokens whose KV is held or not", _ROUTE, "presift.fate"),
+    _counter("presift.requests", "{request}", "Decisions, by route and reason", _ROUTE, "presift.reason"),
+    _counter("presift.fallbacks", "{request}", "Requests served by route full because of a failure", "presift.reason"),
+    _counter(
+        "presift.prompt.tokens",
+        "{token}",
+        "Prompt tokens that the target reads, and those dropped before it",
+        _ROUTE,
+        "presift.fate",
+    ),
+    _counter(
+        "presift.kv.tokens",
+        "{token}",
+        "Prompt tokens whose KV is held, and those whose KV is dropped",
+        _ROUTE,
+        "presift.fate",
+    ),
     _histogram(
-        *("presift.coverage", "1", "Coverage: of the draft's mask, of the target's KV", _SHARE),
+        *("presift.coverage", "1", "Coverage of the draft's mask, and of the target's KV", _SHARE),
         *(_ROUTE, "presift.of"),
     ),
-    _histogram("presift.forecast.ratio", "1", "Real over predicted time to first token", _RATIO, _ROUTE),
+    _histogram("presift.forecast.ratio", "1", "Measured over predicted time to first token", _RATIO, _ROUTE),
     _histogram(
-        "presift.forecast.against_full", "1", "Real time to first token over that predicted for full", _RATIO, _ROUTE
+        "presift.forecast.against_full",
+        "1",
+        "Measured time to first token over the prediction for route full",
+        _RATIO,
+        _ROUTE,
     ),
     _histogram(
         "presift.orchestrator.stage.duration", "s", "Stages of a request in the orchestrator", _STAGE_S, "presift.stage"
     ),
     _counter("presift.entries.reused", "{request}", "Compressed entries found in the radix cache", _ROUTE),
-    _counter("presift.prefill.failures", "{request}", "Prompts not read while the draft worked"),
+    _counter("presift.prefill.failures", "{request}", "Failed prefills of prompts during scoring"),
 )
 
 _OF_THE_CACHE = (
     _counter("presift.cache.operations", "{operation}", "Cache operations", "presift.operation", "presift.outcome"),
-    _gauge("presift.leases.held", "{lease}", "Held: of prompts being scored, of tenants' calls", "presift.of"),
+    _gauge(
+        "presift.leases.held", "{lease}", "Leases held: for prompts being scored, and for tenants' calls", "presift.of"
+    ),
 )
 
 _OF_ADMISSION = (
-    _histogram("presift.admission.wait", "s", "Waits for a place among the requests in work", _STAGE_S),
-    _counter("presift.admission.refused", "{request}", "Requests refused because too much waits", "presift.field"),
-    _gauge("presift.admission.running", "{request}", "Requests in work"),
-    _gauge("presift.admission.waiting", "{request}", "Requests that wait for a place"),
-    _gauge("presift.admission.waiting.bytes", "By", "Memory that these hold"),
-    _gauge("presift.admission.waiting.tenants", "{tenant}", "Tenants whose requests wait"),
-    _counter("presift.limits.refused", "{call}", "Calls over what their tenant may use", "presift.limit"),
+    _histogram("presift.admission.wait", "s", "Time that requests waited in the admission queue", _STAGE_S),
+    _counter("presift.admission.refused", "{request}", "Requests refused because the queue is full", "presift.field"),
+    _gauge("presift.admission.running", "{request}", "Running requests"),
+    _gauge("presift.admission.waiting", "{request}", "Requests in the admission queue"),
+    _gauge("presift.admission.waiting.bytes", "By", "Memory of the requests in the admission queue"),
+    _gauge("presift.admission.waiting.tenants", "{tenant}", "Tenants with requests in the admission queue"),
+    _counter("presift.limits.refused", "{call}", "Calls refused because of their tenant's quota", "presift.limit"),
     _counter(
         "presift.http.replies",
         "{call}",
-        "Replies over HTTP, health left out",
+        "HTTP responses, without health checks",
         "http.route",
         "http.response.status_code",
     ),
-    _counter("presift.limits.trouble", "{call}", "Calls whose tenant's use nobody could tell", "presift.limit"),
+    _counter("presift.limits.trouble", "{call}", "Calls whose tenant's usage was unavailable", "presift.limit"),
 )
 
 _OF_THE_GUARD = (
     _counter(
-        *("presift.guard.samples", "{request}", "Requests taken to be answered by full too, and what became of them"),
+        *("presift.guard.samples", "{request}", "Requests sampled for shadow evaluation, by outcome"),
         *(*_ROUTE_AND_BAND, "presift.outcome"),
     ),
-    _histogram("presift.guard.overlap", "1", "Overlap of an answer with full's", _SHARE, *_ROUTE_AND_BAND),
-    _counter("presift.guard.exact", "{request}", "Answers that were full's own", *_ROUTE_AND_BAND),
     _histogram(
-        *("presift.guard.first_divergence", "{token}", "Where others left full's", _DIVERGENCE_TOKENS),
+        "presift.guard.overlap", "1", "Overlap of an answer with the answer of route full", _SHARE, *_ROUTE_AND_BAND
+    ),
+    _counter("presift.guard.exact", "{request}", "Answers equal to those of route full", *_ROUTE_AND_BAND),
+    _histogram(
+        *(
+            "presift.guard.first_divergence",
+            "{token}",
+            "First token that differs from the answer of route full",
+            _DIVERGENCE_TOKENS,
+        ),
         *_ROUTE_AND_BAND,
     ),
-    _counter("presift.guard.switched", "{switch}", "Routes switched off and on", *_ROUTE_AND_BAND, "presift.to"),
+    _counter(
+        "presift.guard.switched",
+        "{switch}",
+        "Times that a route was switched off or on",
+        *_ROUTE_AND_BAND,
+        "presift.to",
+    ),
     _gauge("presift.guard.off", "1", "1 while a route is switched off, else 0", *_ROUTE_AND_BAND),
 )
 
@@ -135,36 +176,55 @@ _OF_REPLICAS = (
     _gauge(
         "presift.replicas",
         "{replica}",
-        "Replicas that can be asked, and those that cannot",
+        "Usable and unusable replicas",
         "presift.role",
         "presift.state",
     ),
-    _counter("presift.replica.picked", "{request}", "Replicas chosen, and by what", "presift.role", "presift.by"),
-    _counter("presift.replica.failovers", "{request}", "Calls that went on to another replica", "presift.role"),
-    _counter("presift.replica.breaker", "{move}", "Moves of circuit breakers", "presift.role", "presift.to"),
+    _counter("presift.replica.picked", "{request}", "Replicas chosen, by rule", "presift.role", "presift.by"),
     _counter(
-        "presift.replica.hedges", "{request}", "Second calls beside a slow one", "presift.role", "presift.outcome"
+        "presift.replica.failovers",
+        "{request}",
+        "Calls that were sent to another replica after a failure",
+        "presift.role",
+    ),
+    _counter("presift.replica.breaker", "{move}", "State changes of circuit breakers", "presift.role", "presift.to"),
+    _counter(
+        "presift.replica.hedges",
+        "{request}",
+        "Hedged calls: second calls for slow ones",
+        "presift.role",
+        "presift.outcome",
     ),
 )
 
 _OF_THE_DRAFT = (
     _histogram("presift.draft.stage.duration", "s", "Stages of scoring", _STAGE_S, "presift.stage"),
     _counter("presift.draft.refused", "{request}", "Score requests refused", "presift.reason"),
-    _counter("presift.draft.tokens", "{token}", "Tokens read and generated", "presift.kind"),
+    _counter("presift.draft.tokens", "{token}", "Tokens read and generated by the draft", "presift.kind"),
     _gauge("presift.draft.running", "{request}", "Prompts being scored"),
-    _gauge("presift.draft.queue", "{request}", "Prompts that wait for the draft"),
-    _gauge("presift.draft.queue.limit", "{request}", "How many may wait"),
+    _gauge("presift.draft.queue", "{request}", "Prompts waiting for the draft"),
+    _gauge("presift.draft.queue.limit", "{request}", "The most prompts that may wait"),
 )
 
 _OF_THE_TARGET = (
     _histogram("presift.target.stage.duration", "s", "Stages of an answer", _STAGE_S, "presift.stage"),
-    _counter("presift.target.tokens", "{token}", "Tokens prefilled, found in the cache, generated", "presift.kind"),
+    _counter(
+        "presift.target.tokens", "{token}", "Tokens prefilled, found in the prefix cache, or generated", "presift.kind"
+    ),
     _counter("presift.target.refused", "{request}", "Requests refused", "presift.reason"),
-    _counter("presift.target.aborted", "{request}", "Answers not finished: callers and guard gone, deadlines, errors"),
-    _gauge("presift.target.running", "{request}", "Requests that the engine generates"),
-    _gauge("presift.target.waiting", "{request}", "Requests that wait inside the engine"),
-    _gauge("presift.target.kv.held", "{token}", "KV slots of requests that run"),
-    _gauge("presift.target.kv.free", "{token}", "KV slots for further requests, those of the prefix cache among them"),
+    _counter(
+        "presift.target.aborted",
+        "{request}",
+        "Unfinished answers: disconnected clients, stopped shadow requests, deadlines, errors",
+    ),
+    _gauge("presift.target.running", "{request}", "Requests that the engine is generating"),
+    _gauge("presift.target.waiting", "{request}", "Requests waiting inside the engine"),
+    _gauge("presift.target.kv.held", "{token}", "KV slots of running requests"),
+    _gauge(
+        "presift.target.kv.free",
+        "{token}",
+        "KV slots for further requests, including evictable slots of the prefix cache",
+    ),
 )
 
 CATALOG: tuple[Metric, ...] = (

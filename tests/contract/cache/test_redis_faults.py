@@ -158,7 +158,11 @@ def closed_port_url() -> str:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("url", [closed_port_url(), "unix:///nowhere/valkey.sock", "redis://name.invalid"])
+@pytest.mark.parametrize(
+    "url",
+    [closed_port_url(), "unix:///nowhere/valkey.sock", "redis://name.invalid"],
+    ids=["closed port", "no socket", "unknown name"],
+)
 async def test_a_server_that_is_down_is_a_miss(url: str) -> None:
     async with opened(url, RESTLESS) as cache:
         for _ in range(5):

@@ -139,9 +139,11 @@ async def test_an_orchestrator_that_is_not_theirs_waits_and_says_why(start, auth
     )
     log = b""
     async with asyncio.timeout(60):
-        while b"refuses us" not in log:
+        while b"refuses this orchestrator" not in log:
             log += await process.stderr.readline()
-    assert b"the target refuses us: missing or unknown service token" in log and OTHER.encode() not in log
+    assert (
+        b"the target refuses this orchestrator: missing or unknown service token" in log and OTHER.encode() not in log
+    )
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):

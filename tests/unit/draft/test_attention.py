@@ -79,8 +79,8 @@ def test_a_layer_that_was_not_seen_is_an_error_not_a_zero():
 )
 def test_attention_that_is_not_plain_is_refused(kwargs):
     with pytest.raises(InvalidRequest, match="model is attention"):
-        attention._refuse_variants(torch.zeros(1, 2, 3, 16), kwargs)
-    attention._refuse_variants(torch.zeros(1, 2, 3, 16), dict.fromkeys(kwargs))
+        attention._check_variant(torch.zeros(1, 2, 3, 16), kwargs)
+    attention._check_variant(torch.zeros(1, 2, 3, 16), dict.fromkeys(kwargs))
 
 
 def test_an_error_inside_a_layer_leaves_nothing_behind(tiny_scorer, prompt):

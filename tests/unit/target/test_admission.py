@@ -111,7 +111,7 @@ def test_a_plan_where_no_kv_is_dropped(reason: str | None) -> None:
     with pytest.raises(RouteUnsupported) as refusal:
         check_fits(request(plan(), max_new_tokens=1), info)
     assert (refusal.value.field, refusal.value.limit) == ("kv_plan", "unset")
-    assert (reason or "this engine drops no KV") in refusal.value.message
+    assert (reason or "this engine does not drop KV") in refusal.value.message
     check_fits(request(max_new_tokens=1), info)
 
 

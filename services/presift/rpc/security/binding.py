@@ -18,7 +18,7 @@ def check_binding(listen: str, has_auth: bool, insecure: bool, setting: str = "l
         setting,
         listen,
         "a loopback address, unless callers are authenticated or --insecure is set",
-        f"{setting} {listen} would accept unauthenticated callers; use a loopback address, or authenticate callers "
+        f"{setting} is {listen}, open to unauthenticated callers; use a loopback address, or authenticate callers "
         "(--tls-client-ca with --tls-cert and --tls-key, or a token or keys), or set --insecure",
     )
 

@@ -34,12 +34,12 @@ def test_it_is_seen_at_most_once_a_second() -> None:
     assert seen == [1, 1, 1, 2, 3, 3] and engine.asked == 3
 
 
-def test_what_fails_is_unknown_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    now, meter_of = [0.0], LoadMeter(lambda: now[0]).of
+def test_a_failure_is_an_unknown_load_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    now, read = [0.0], LoadMeter(lambda: now[0]).read
     for _ in range(3):
         now[0] += 2 * EVERY_S
-        assert meter_of(SimpleNamespace(load=lambda: 1 / 0)) is None  # type: ignore[arg-type]
-    assert caplog.text.count("the engine's load is not known") == 1
+        assert read(SimpleNamespace(load=lambda: 1 / 0)) is None  # type: ignore[arg-type]
+    assert caplog.text.count("the engine's load cannot be read") == 1
 
 
 def engine_of(snapshots: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""EntryPins lock and unlock in pairs; what is published is what each layer and head keeps."""
+"""EntryPins lock and unlock in pairs; an entry has what each layer and head keeps."""
 
 from __future__ import annotations
 
@@ -31,36 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_a_lease_is_a_lock_until_it_is_released() -> None:
-    tree, node = Tree(), object()
-    pins = EntryPins(tree, 100)
-    pins.pin("a", node, 30)
-    assert (len(pins), pins.tokens, list(tree.held.values())) == (1, 30, [node])
-    pins.release("b")
-    assert len(pins) == 1
-    for _ in range(2):
-        pins.release("a")
-        assert (len(pins), pins.tokens, tree.held) == (0, 0, {})
-
-
-def test_a_request_holds_one_lease() -> None:
-    tree, old, new = Tree(), object(), object()
-    pins = EntryPins(tree, 100)
-    pins.pin("a", old, 30)
-    pins.pin("a", new, 40)
-    assert (pins.tokens, list(tree.held.values())) == (40, [new])
-
-
-def test_requests_may_share_a_node_and_lock_it_each() -> None:
-    tree, node = Tree(), object()
-    pins = EntryPins(tree, 100)
-    pins.pin("a", node, 30)
-    pins.pin("b", node, 30)
-    pins.release("a")
-    assert list(tree.held.values()) == [node]
-
-
-def test_a_lease_ends_by_itself(clock: SimpleNamespace) -> None:
+def test_a_pin_expires(clock: SimpleNamespace) -> None:
     tree, nodes = Tree(), [object(), object()]
     pins = EntryPins(tree, 100, seconds=60.0)
     pins.pin("a", nodes[0], 30)
@@ -77,7 +48,7 @@ def test_a_lease_ends_by_itself(clock: SimpleNamespace) -> None:
     assert (len(pins), tree.held) == (0, {})
 
 
-def test_a_renewed_lease_lasts_from_then_on(clock: SimpleNamespace) -> None:
+def test_pinning_again_renews(clock: SimpleNamespace) -> None:
     pins = EntryPins(Tree(), 100, seconds=60.0)
     pins.pin("a", object(), 30)
     clock.now += 59.0
@@ -87,8 +58,8 @@ def test_a_renewed_lease_lasts_from_then_on(clock: SimpleNamespace) -> None:
     assert len(pins) == 1
 
 
-def test_a_lease_ends_with_its_request() -> None:
-    """One that left the queue by a door that the plugin does not watch."""
+def test_a_pin_ends_with_its_request() -> None:
+    """The request left the queue without the plugin's knowledge."""
     tree = Tree()
     pins = EntryPins(tree, 100)
     for rid in "abc":
@@ -101,7 +72,7 @@ def test_a_lease_ends_with_its_request() -> None:
     assert not pins.release_except(())
 
 
-def test_over_the_cap_the_oldest_go_first() -> None:
+def test_above_the_cap_the_oldest_pins_are_released() -> None:
     tree, nodes = Tree(), [object() for _ in range(5)]
     pins = EntryPins(tree, 100)
     for place in range(3):
@@ -114,7 +85,7 @@ def test_over_the_cap_the_oldest_go_first() -> None:
     assert set(tree.held.values()) == {nodes[3], nodes[4]}
 
 
-def test_a_full_cap_is_not_over_it() -> None:
+def test_pins_may_fill_the_cap() -> None:
     tree = Tree()
     pins = EntryPins(tree, 100)
     pins.pin("a", object(), 50)
@@ -122,25 +93,14 @@ def test_a_full_cap_is_not_over_it() -> None:
     assert len(tree.held) == 2
 
 
-def test_a_single_lease_may_be_over_the_cap() -> None:
+def test_a_single_pin_may_exceed_the_cap() -> None:
     pins = EntryPins(Tree(), 10)
     pins.pin("a", object(), 50)
     pins.pin("b", object(), 60)
     assert (len(pins), pins.tokens) == (1, 60)
 
 
-def test_leases_go_by_prefix() -> None:
-    tree = Tree()
-    pins = EntryPins(tree, 100)
-    for rid in ("a", "ab", "b", "ba"):
-        pins.pin(rid, rid, 1)
-    pins.release_by_prefix("a")
-    assert list(tree.held.values()) == ["b", "ba"]
-    pins.release_by_prefix("")
-    assert (len(pins), tree.held) == (0, {})
-
-
-def test_of_an_emptied_tree_nothing_is_unlocked() -> None:
+def test_clear_unlocks_nothing() -> None:
     tree = Tree()
     pins = EntryPins(tree, 100)
     pins.pin("a", object(), 1)
@@ -234,7 +194,7 @@ def test_scores_are_what_each_layer_and_head_keeps() -> None:
     assert (positions.dtype, positions.tolist()) == (torch.int64, [[1, 5], [1, 7]])
 
 
-def test_neither_scores_nor_a_mask_is_a_defect() -> None:
+def test_neither_selector_nor_mask_is_a_defect() -> None:
     with pytest.raises(AssertionError):
         entry_pins.kept_positions(ScoringState(compressed(), None), 0, a_buffer(2))
 
@@ -307,7 +267,7 @@ def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(schedul
     assert inserted.key.cache_salt == "salt"
 
 
-def test_slots_of_an_entry_that_cannot_be_made_are_free_again(scheduler: Any) -> None:
+def test_a_failed_publish_frees_its_slots(scheduler: Any) -> None:
     pool, freed = scheduler.pool, []
     pool.free, slots = freed.append, pool.free
     pool.alloc = lambda tokens: slots

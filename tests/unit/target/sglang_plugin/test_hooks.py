@@ -1,4 +1,4 @@
-"""What the hooks do in the place of SGLang's functions, and that a hook that is not on is noticed."""
+"""What each hook does around its SGLang function, and that a missing hook is found."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def register(registry: Any, *targets: str) -> None:
 KEPT_ONE, OTHER = "presift_planted.kept", "presift_planted.other"
 
 
-def test_hooks_that_are_on(registry: Any, planted: Any) -> None:
+def test_hooks_in_place(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
     assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) is None
@@ -105,7 +105,7 @@ def test_hooks_that_were_registered_too_late_are_named(registry: Any, planted: A
     assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) == f"SGLang functions not hooked: {KEPT_ONE}, {OTHER}"
 
 
-def test_a_hook_that_was_taken_off_is_named(registry: Any, planted: Any) -> None:
+def test_a_removed_hook_is_named(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
     planted.other = lambda: "other"
@@ -132,7 +132,7 @@ def test_a_foreign_wrapper_is_not_our_hook(registry: Any, planted: Any) -> None:
     assert missing_hooks(OWNER.hooks(KEPT_ONE, OTHER)) == f"SGLang functions not hooked: {OTHER}"
 
 
-def test_our_hook_below_a_foreign_wrapper_is_on(registry: Any, planted: Any) -> None:
+def test_our_hook_below_a_foreign_wrapper_is_in_place(registry: Any, planted: Any) -> None:
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
     planted.other = foreign(planted.other)
@@ -209,7 +209,7 @@ def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: 
     assert made[0][0][1:] == (1,) and made[0][1] == {"x": 2}
 
 
-def test_the_state_is_told_with_and_without_a_chain(plugin: Plugin) -> None:
+def test_the_internal_state_has_counts_once_there_is_a_builder(plugin: Plugin) -> None:
     told = [
         each.around_get_internal_state(lambda *_: SimpleNamespace(internal_state={"theirs": 1}), None, None)
         for each in (plugin, Plugin())
@@ -224,7 +224,7 @@ def received(parameters: Any) -> Any:
 
 
 @pytest.mark.parametrize("parameters", [None, {}, {"theirs": 1}, "presift"])
-def test_ordinary_requests_are_let_through(plugin: Plugin, parameters: Any) -> None:
+def test_ordinary_requests_pass_unchanged(plugin: Plugin, parameters: Any) -> None:
     plugin.unsupported, seen, request = "LoRA", [], received(parameters)
     plugin.around_handle_generate_request(
         lambda *args, **kwargs: seen.append((args, kwargs)), "scheduler", request, x=1
@@ -269,7 +269,7 @@ def scores(first_row: int = 16) -> Any:
         (ScoringState(compressed(), None), PROMPT_TOKENS - 1),
     ],
 )
-def test_the_rows_that_score_are_always_computed(plugin: Plugin, state: Any, longest: int) -> None:
+def test_scoring_rows_never_come_from_the_cache(plugin: Plugin, state: Any, longest: int) -> None:
     assert plugin.around_compute_max_prefix_len(lambda request, length: length - 1, Request("a", state), 22) == longest
 
 
@@ -303,7 +303,7 @@ class Admitted(Request):
         return int(self.sampling_params.max_new_tokens)
 
 
-def test_a_request_whose_entry_is_not_there_is_passed_over(plugin: Plugin, sglang: None) -> None:
+def test_a_request_without_its_entry_is_skipped(plugin: Plugin, sglang: None) -> None:
     from sglang.srt.managers.schedule_policy import AddReqResult
 
     adder, request = Adder(), Admitted("a", compressed(), prefix_indices=[0] * (KEPT - 1))
@@ -314,9 +314,7 @@ def test_a_request_whose_entry_is_not_there_is_passed_over(plugin: Plugin, sglan
 
 @pytest.mark.parametrize("admits", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_request_on_its_entry_lets_go_of_its_lease_once_it_is_admitted(
-    plugin: Plugin, sglang: None, admits: bool, keep: bool
-) -> None:
+def test_an_admitted_request_releases_its_pin(plugin: Plugin, sglang: None, admits: bool, keep: bool) -> None:
     plan = compressed().plan if keep else DROPPING
     adder, request = Adder(admits), Admitted("a", compressed(plan=plan), prefix_indices=[0] * KEPT)
     assert plugin.builder is not None
@@ -328,7 +326,7 @@ def test_a_request_on_its_entry_lets_go_of_its_lease_once_it_is_admitted(
 
 
 @pytest.mark.parametrize("admits", [True, False])
-def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_begins_anew(
+def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_a_reset_selector(
     plugin: Plugin, sglang: None, admits: bool
 ) -> None:
     adder, request = Adder(admits), Admitted("a", ScoringState(compressed(), scores()))
@@ -338,7 +336,7 @@ def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_begins_anew(
     assert len(request.state.selector.restarts) == admits
 
 
-def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: Plugin, sglang: None) -> None:
+def test_aborted_and_ordinary_requests_are_admitted_unchanged(plugin: Plugin, sglang: None) -> None:
     leaving = Admitted("a", compressed())
     leaving.to_finish = object()
     requests = [leaving, Admitted("b", PassthroughState(Report(1, 1, 0))), Admitted("c", None)]
@@ -351,7 +349,7 @@ def test_what_is_to_be_aborted_and_what_is_ordinary_is_admitted_as_ever(plugin: 
 
 @pytest.mark.parametrize("runs_anything", [True, False])
 @pytest.mark.parametrize("is_missing", [True, False])
-def test_an_idle_scheduler_looks_again_at_what_was_just_queued(
+def test_an_idle_scheduler_schedules_a_new_scoring_request_at_once(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, runs_anything: bool, is_missing: bool
 ) -> None:
     from presift.target.sglang_plugin import entry_builder
@@ -375,19 +373,19 @@ def running_batch(runs: bool = False) -> Any:
     return SimpleNamespace(is_empty=lambda: not runs, batch_is_full=True)
 
 
-STUCK: dict[str, Any] = {"scheduled": False, "runs": False, "chunked": False, "waits": True, "leased": True}
+STUCK: dict[str, Any] = {"scheduled": False, "runs": False, "chunked": False, "waits": True, "pinned": True}
 
 
 @pytest.mark.parametrize("name", [None, *STUCK])
-def test_leases_are_given_up_where_nothing_could_be_scheduled(plugin: Plugin, name: str | None) -> None:
-    """SGLang counts on one request alone always fitting. One thing other than that, and nothing is given up."""
+def test_pins_are_repinned_if_nothing_can_be_scheduled(plugin: Plugin, name: str | None) -> None:
+    """SGLang assumes that a single request always fits. If any condition differs, pins are kept."""
     case = STUCK if name is None else STUCK | {name: not STUCK[name]}
     scheduler, seen = scheduler_of(plugin), []
-    leased, other = caller("a"), Request("x")
+    pinned, other = caller("a"), Request("x")
     assert plugin.builder is not None
-    if case["leased"]:
+    if case["pinned"]:
         plugin.builder.pins.pin("a", object(), KEPT)
-    scheduler.waiting_queue[:] = [leased, other]
+    scheduler.waiting_queue[:] = [pinned, other]
     scheduler.chunked_req = other if case["chunked"] else None
     running = running_batch(case["runs"])
 
@@ -400,7 +398,7 @@ def test_leases_are_given_up_where_nothing_could_be_scheduled(plugin: Plugin, na
         )
 
     plan = plugin.around_get_new_batch_prefill(original, scheduler, "running")
-    held = int(case["leased"])
+    held = int(case["pinned"])
     assert seen[0] == ("running", held, True)
     if name is None:
         assert seen[1:] == [(running, 0, False)]
@@ -411,25 +409,25 @@ def test_leases_are_given_up_where_nothing_could_be_scheduled(plugin: Plugin, na
         assert (plugin.builder.counts()["leases"], running.batch_is_full) == (held, True)
 
 
-@pytest.mark.parametrize("leased", [True, False])
+@pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("has_room", [True, False])
-def test_a_running_batch_without_room_gets_that_of_the_leases(plugin: Plugin, leased: bool, has_room: bool) -> None:
-    """A running request goes before those that are not admitted yet, and is not retracted for them."""
+def test_a_running_batch_without_room_takes_that_of_the_pins(plugin: Plugin, pinned: bool, has_room: bool) -> None:
+    """A running request takes precedence over pins of requests that are not admitted yet."""
     assert plugin.builder is not None
-    if leased:
+    if pinned:
         plugin.builder.pins.pin("a", object(), KEPT)
     held, seen = scheduler_of(plugin).tree_cache.held, []
 
     def original(*args: Any, **kwargs: Any) -> bool:
         seen.append((args, kwargs, len(held)))
-        return has_room or (leased and not held)
+        return has_room or (pinned and not held)
 
     answer = plugin.around_check_decode_mem(original, "batch", [0, 1], x=2)
-    calls = [(("batch", [0, 1]), {"x": 2}, int(leased)), (("batch", [0, 1]), {"x": 2}, 0)]
-    again = leased and not has_room
-    assert answer is (has_room or leased)
+    calls = [(("batch", [0, 1]), {"x": 2}, int(pinned)), (("batch", [0, 1]), {"x": 2}, 0)]
+    again = pinned and not has_room
+    assert answer is (has_room or pinned)
     assert seen == (calls if again else calls[:1])
-    assert plugin.builder.counts()["leases"] == int(leased and has_room)
+    assert plugin.builder.counts()["leases"] == int(pinned and has_room)
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -455,13 +453,13 @@ def test_the_next_chunk_of_a_scoring_request_is_counted_with_its_entry(plugin: P
 @pytest.mark.parametrize(
     "state", [None, compressed(), PassthroughState(Report(1, 1, 0))], ids=["none", "entry", "untouched"]
 )
-def test_the_next_chunk_of_others_is_counted_as_ever(plugin: Plugin, state: Any) -> None:
+def test_the_next_chunk_of_other_requests_is_counted_unchanged(plugin: Plugin, state: Any) -> None:
     request = Admitted("a", state)
     assert plugin.around_add_chunked_req(lambda _, asked: (asked, asked.new_tokens), "adder", request) == (request, 0)
 
 
 @pytest.mark.parametrize("every", [True, False])
-def test_an_abort_looks_for_callers_that_wait_aside_and_ends_leases(
+def test_an_abort_requeues_waiting_callers_and_releases_pins(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, every: bool
 ) -> None:
     from presift.target.sglang_plugin import entry_builder
@@ -498,32 +496,32 @@ class Read(Request):
 
 
 @pytest.mark.parametrize(
-    ("change", "settles"),
+    ("change", "finishes"),
     [
         ({}, True),
         ({"inflight_middle_chunks": 1}, False),
         ({"is_finished": True}, False),
-        ({"to_finish": object()}, False),
+        ({"to_finish": "abort"}, False),
         ({"is_retracted": True}, False),
-        ({"settled": True}, False),
+        ({"finished": True}, False),
         ({"state": compressed()}, False),
     ],
     ids=str,
 )
-def test_a_scored_prompt_is_settled_when_it_was_read_to_its_end(
-    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], settles: bool
+def test_scoring_finishes_after_the_last_chunk(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], finishes: bool
 ) -> None:
     request, order = Read("s", ScoringState(compressed(), None)), []
     for name, value in change.items():
-        if name == "settled":
+        if name == "finished":
             request.state.is_finished = True
         else:
             setattr(request, name, value)
-    monkeypatch.setattr(plugin.builder, "finish_scoring", lambda *_: order.append("settled"))
+    monkeypatch.setattr(plugin.builder, "finish_scoring", lambda *_: order.append("finished"))
     copied = SimpleNamespace(synchronize=lambda: order.append("copied"))
     result, batch = SimpleNamespace(copy_done=copied), SimpleNamespace(reqs=[Read("x"), request])
     plugin.around_process_batch_result_prefill(lambda *_: order.append("processed"), "processor", batch, result)
-    assert order == (["copied", "settled", "processed"] if settles else ["processed"])
+    assert order == (["copied", "finished", "processed"] if finishes else ["processed"])
 
 
 def streamed(plugin: Plugin, *requests: Any) -> list[Any]:
@@ -538,7 +536,7 @@ def answering(state: Any, cached_tokens: int = 0) -> Any:
     return request
 
 
-def test_scoring_requests_answer_nobody(plugin: Plugin) -> None:
+def test_scoring_requests_stream_no_output(plugin: Plugin) -> None:
     caller, scoring, ordinary = answering(compressed()), answering(ScoringState(compressed(), None)), answering(None)
     assert streamed(plugin, caller, scoring, ordinary) == [caller, ordinary]
     assert streamed(plugin, scoring) == []
@@ -546,7 +544,7 @@ def test_scoring_requests_answer_nobody(plugin: Plugin) -> None:
     assert ordinary.customized_info is caller.customized_info is None
 
 
-def test_a_report_goes_out_once(plugin: Plugin) -> None:
+def test_a_report_is_attached_once(plugin: Plugin) -> None:
     made, untouched = answering(compressed()), answering(PassthroughState(Report(8, 8, 0)), cached_tokens=7)
     made.state.record_reuse(KEPT, 0.5)
     streamed(plugin, made, untouched)
@@ -578,7 +576,7 @@ def test_a_report_goes_out_once(plugin: Plugin) -> None:
         (ScoringState(compressed(plan=DROPPING), None), False),
     ],
 )
-def test_chunks_of_a_prompt_that_is_to_be_dropped_are_not_cached(plugin: Plugin, state: Any, is_kept: bool) -> None:
+def test_chunks_are_not_cached_without_keep_full_prefix(plugin: Plugin, state: Any, is_kept: bool) -> None:
     calls: list[Any] = []
     tree = SimpleNamespace(advance_unpublished_req=lambda request, **kwargs: calls.append(("advanced", kwargs)))
     plugin.around_maybe_cache_unfinished_req(
@@ -606,7 +604,7 @@ def test_the_lookahead_is_not_cached(plugin: Plugin, state: Any, own: int, wante
     assert seen == [{"up_to": inserted, "x": 1}]
 
 
-def test_an_emptied_tree_ends_all_leases_without_unlocking(plugin: Plugin) -> None:
+def test_a_tree_reset_drops_all_pins_without_unlocking(plugin: Plugin) -> None:
     assert plugin.builder is not None
     plugin.builder.pins.pin("a", object(), 1)
     held = scheduler_of(plugin).tree_cache.held
@@ -615,7 +613,7 @@ def test_an_emptied_tree_ends_all_leases_without_unlocking(plugin: Plugin) -> No
     assert held == before
 
 
-def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
+def test_hooks_do_nothing_before_the_scheduler_is_made() -> None:
     """SGLang makes and empties its tree, and may make batches, before its scheduler is made."""
     plugin, seen = Plugin(), []
     waiting, scoring = Admitted("a", compressed()), Read("s", ScoringState(compressed(), None))
@@ -634,7 +632,7 @@ def test_before_there_is_a_scheduler_everything_is_sglangs_own() -> None:
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_attention_shows_its_queries(plugin: Plugin, monkeypatch: pytest.MonkeyPatch, by_name: bool) -> None:
+def test_attention_passes_on_its_queries(plugin: Plugin, monkeypatch: pytest.MonkeyPatch, by_name: bool) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(plugin._pass, "on_attention", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(plugin._pass, "_rows", ["somebody's"])
@@ -645,9 +643,7 @@ def test_attention_shows_its_queries(plugin: Plugin, monkeypatch: pytest.MonkeyP
     assert (result, seen) == ("out", [("q", "layer")])
 
 
-def test_attention_is_not_looked_at_where_nobodys_queries_are_wanted(
-    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_is_not_inspected_without_scoring_rows(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most passes are; and a backend may call it in other ways."""
     seen: list[Any] = []
     monkeypatch.setattr(plugin._pass, "on_attention", lambda *arguments: seen.append(arguments))
@@ -655,7 +651,7 @@ def test_attention_is_not_looked_at_where_nobodys_queries_are_wanted(
     assert seen == []
 
 
-def test_a_mask_needs_no_scores(plugin: Plugin) -> None:
+def test_with_a_mask_only_the_final_token_is_computed(plugin: Plugin) -> None:
     policy = SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK)
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""At the plugin's door: what comes in is rewritten to its entry's name, or refused with the reason."""
+"""A request with a plan is rewritten to its entry's name, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_request_becomes_its_entrys_name_and_the_final_token() -> None:
     assert isinstance(sent[KEY], str)  # SGLang may hold the same parameters for other requests
 
 
-def test_what_follows_the_plans_prompt_is_left_as_it_is() -> None:
+def test_tokens_after_the_plans_prompt_stay_unchanged() -> None:
     request = received({**PLAN, "prompt_tokens": 15})
     validation.rewrite_request(scheduler(), request, None)
     state = request.sampling_params.custom_params[KEY]
@@ -104,7 +104,7 @@ def test_what_follows_the_plans_prompt_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "page_size"), [(8, 1), (4, 4), (1, 1)])
-def test_a_prompt_that_fits_stays_an_ordinary_one(tokens: int, page_size: int) -> None:
+def test_a_prompt_that_fits_stays_unchanged(tokens: int, page_size: int) -> None:
     request = received(tokens=tokens, extra_key="theirs")
     validation.rewrite_request(scheduler(page_size), request, None)
     state = request.sampling_params.custom_params[KEY]
@@ -124,7 +124,7 @@ def test_a_plugin_that_is_not_supported_refuses_every_plan() -> None:
     assert "LoRA" in refusal.message
 
 
-OBSTACLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "n": ({"n": 2}, {}),
     "repetition_penalty": ({"repetition_penalty": 1.1}, {}),
     "frequency_penalty": ({"frequency_penalty": -0.5}, {}),
@@ -145,9 +145,9 @@ OBSTACLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OBSTACLES)
-def test_what_would_see_the_entrys_name_is_refused(name: str) -> None:
-    sampling, others = OBSTACLES[name]
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_features_are_refused(name: str) -> None:
+    sampling, others = UNSUPPORTED[name]
     refusal = refusal_of(InvalidRequest, received(sampling=sampling, **others))
     assert (refusal.field, refusal.value) == (name.strip(), "set")
 
@@ -159,8 +159,8 @@ def test_a_single_beam_is_not_refused(beam_width: int | None) -> None:
     assert isinstance(request.sampling_params.custom_params[KEY], DecodeState)
 
 
-def test_what_is_refused_is_named_as_sglang_names_it() -> None:
-    """A name that SGLang lacks would end each request with an internal error, or refuse nothing."""
+def test_unsupported_features_have_sglangs_names() -> None:
+    """With an unknown name each request would fail, or nothing would be refused."""
     if find_spec("sglang") is None:
         pytest.skip("needs SGLang")
     declare_missing()
@@ -232,7 +232,7 @@ def test_prompt_lookahead_and_entry_fit_the_pool_together(page_size: int, needed
     assert (refusal.value, refusal.limit) == (f"{needed} KV slots while scoring", f"< {needed}")
 
 
-def test_where_nothing_is_dropped_no_room_is_asked_for() -> None:
+def test_a_plan_that_drops_nothing_needs_no_room() -> None:
     small = scheduler(max_req_len=9, max_total_num_tokens=9)
     request = received(tokens=8)
     validation.rewrite_request(small, request, None)
@@ -273,7 +273,7 @@ def test_a_refusal_is_an_abort_that_names_its_kind(error: Exception, kind: str, 
     assert "secret" not in str(answer.finished_reason)
 
 
-def test_errors_of_ours_stay_what_they_are() -> None:
+def test_a_presift_error_stays_unchanged() -> None:
     error = BudgetExceeded("f", 1, 2)
     assert validation.as_presift_error(error) is error
     assert type(validation.as_presift_error(KeyError("x"))) is InternalError
