@@ -75,7 +75,8 @@ async def test_the_deadline_is_passed_on_to_the_target(house):
         async for _ in house.stub.Generate(request([1, 2, 3]), timeout=timeout_s):
             pass
     limited_s, unlimited_s = left_s
-    assert unlimited_s is None and limited_s is not None and 0 < limited_s <= 30
+    # gRPC sends a timeout with few digits, rounded up.
+    assert unlimited_s is None and limited_s is not None and 0 < limited_s < 31
 
 
 async def test_a_draft_that_takes_half_the_deadline_is_not_waited_for(house):
