@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from presift.cache.build_lock import NoBuildLock
 from presift.orchestrator import app
 from presift.orchestrator.admission.admission import Admission, QueueLimits
 from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.pipeline.pipeline import Parts
+from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
 from presift.orchestrator.planning.request_context import RequestReader
@@ -51,9 +53,15 @@ async def switches_off(house):
 
 async def holds_quota(house):
     running = []
-    house.target.answer = lambda request: running.append(house.options.allowances.held_calls) or request.token_ids
+    house.target.answer = lambda request: running.append(house.options.quotas.held_calls) or request.token_ids
     await house.ask(LONG)
     assert running == [1]
+
+
+async def claims_lock(house):
+    before = house.options.lease.claims
+    await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC)
+    assert house.options.lease.claims == before + 1
 
 
 async def limits(house):
@@ -92,6 +100,16 @@ class CountingQuotas(Quotas):
         return super().held(*arguments)
 
 
+class CountingLock(NoBuildLock):
+    """Counts the claims."""
+
+    claims = 0
+
+    async def claim(self, digest):
+        self.claims += 1
+        return await super().claim(digest)
+
+
 @dataclass(frozen=True)
 class Fault:
     """`plant` takes the part's place in app.py."""
@@ -124,6 +142,12 @@ FAULTS = {
         {"sampler": Sampler(1.0), "thresholds": Thresholds(least_samples=3, window=6)},
     ),
     "quotas are not those of the edges": Fault("Parts", other_parts(quotas=Quotas), holds_quota),
+    "the compressor has no build lock": Fault(
+        "Compressor",
+        lambda draft, store, _, **named: Compressor(draft, store, NoBuildLock(), **named),
+        claims_lock,
+        {"lease": CountingLock()},
+    ),
     "queue limits are lost": Fault(
         "Admission",
         lambda _: Admission(QueueLimits()),
@@ -143,7 +167,7 @@ def fault(request):
 @pytest.fixture
 def opened(open_house, fault):
     async def opened():
-        named = {"routes": ALL_ROUTES, "allowances": CountingQuotas(), "economy": CostEstimator(prefills=True)}
+        named = {"routes": ALL_ROUTES, "quotas": CountingQuotas(), "estimator": CostEstimator(prefills=True)}
         return await open_house(**named | fault.options)
 
     return opened

@@ -64,6 +64,20 @@ async def test_deadline_reaches_the_target(house):
     assert house.target.cancelled == 1
 
 
+async def test_the_deadline_is_passed_on_to_the_target(house):
+    left_s = []
+
+    async def record(context):
+        left_s.append(context.time_remaining())
+
+    house.target.faults += [record, record]
+    for timeout_s in (30, None):
+        async for _ in house.stub.Generate(request([1, 2, 3]), timeout=timeout_s):
+            pass
+    limited_s, unlimited_s = left_s
+    assert unlimited_s is None and limited_s is not None and 0 < limited_s <= 30
+
+
 async def test_a_draft_that_takes_half_the_deadline_is_not_waited_for(house):
     house.draft.faults.append(hangs)
     answer = Answer.of([event async for event in house.stub.Generate(request(LONG), timeout=4)])

@@ -10,6 +10,7 @@ import sys
 import time
 
 import grpc
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -103,6 +104,19 @@ async def test_two_tenants_do_not_share_the_cache_of_the_same_prompt(start, keys
         (await orchestrator.ask(KEYS[tenant])).usage.cached_tokens for tenant in ("acme", "other", "acme", "other")
     ]
     assert cached == [0, 0, 299, 299]
+
+
+async def test_a_tenant_has_the_same_salt_over_grpc_and_http(start, keys_file):
+    """Both APIs get the deployment's salt: what one has cached, the other one finds."""
+    orchestrator = await start("--api-keys-file", str(keys_file), "--http-listen", LOCAL, "--http-max-tokens", "5")
+    line = (await orchestrator.process.stdout.readline()).decode()
+    address = re.fullmatch(r"presift orchestrator takes HTTP on (\S+)\n", line)[1]
+    await orchestrator.ready()
+    assert (await orchestrator.ask(KEYS["acme"])).usage.cached_tokens == 0
+    async with httpx.AsyncClient(base_url=f"http://{address}", headers=dict(shows(KEYS["acme"]))) as client:
+        model = (await client.get("/v1/models")).json()["data"][0]["id"]
+        answer = await client.post("/v1/completions", json={"model": model, "prompt": PROMPT}, timeout=60)
+    assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == len(PROMPT) - 1
 
 
 async def test_keys_are_revoked_while_it_runs_and_none_is_logged(start, keys_file):
