@@ -478,9 +478,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{PLUGIN}/hooks.py",
         "self.builder.pins.release_by_prefix(",
         "(lambda prefix: None)(",
-        (
-            f"{UNIT}/target/sglang_plugin/test_hooks.py::test_an_abort_looks_for_callers_that_wait_aside_and_ends_leases",
-        ),
+        (f"{UNIT}/target/sglang_plugin/test_hooks.py::test_an_abort_requeues_waiting_callers_and_releases_pins",),
     ),
     Planted(
         "pins_without_cap",
@@ -489,7 +487,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{PLUGIN}/entry_pins.py",
         "while self.tokens > self._max_tokens and",
         "while False and",
-        (f"{UNIT}/target/sglang_plugin/test_entry_pins.py::test_over_the_cap_the_oldest_go_first",),
+        (f"{UNIT}/target/sglang_plugin/test_entry_pins.py::test_above_the_cap_the_oldest_pins_are_released",),
     ),
     Planted(
         "selfcheck_accepts_wrong_answers",
