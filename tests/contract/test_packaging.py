@@ -76,7 +76,7 @@ def test_imports_start_nothing_and_load_no_model_library():
 
 def test_imports_of_draft_models_and_target_start_nothing():
     """Modules that stand in for SGLang's own are imported inside its processes alone."""
-    names = [name for name in module_names("draft", "models", "target") if "sglang" not in name and "cpu_" not in name]
+    names = [name for name in module_names("draft", "models", "target") if "sglang" not in name and ".cpu" not in name]
     threads, children, _ = python(IMPORT.format(names=names))
     assert [name for name in threads if not name.startswith("MainThread")] == [] and children == []
 
@@ -96,7 +96,8 @@ def test_sizes(path):
     assert len(text.splitlines()) <= MODULE_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < FUNCTION_LINES, node.name
+            # Without the signature: a command's declares its flags.
+            assert node.end_lineno - node.body[0].lineno < FUNCTION_LINES, node.name
 
 
 def test_every_module_says_what_it_is():

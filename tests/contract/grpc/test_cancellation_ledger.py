@@ -232,7 +232,7 @@ async def test_the_drafts_running_one(draft, ending):
     await draft.channel.channel_ready()
     before = tasks()
     await ending(score(), draft, lambda: scorer.begun == 1)
-    await draft.settle(lambda: queue.places_taken == 0 and not queue._turn.locked() and not tasks() - before)
+    await draft.settle(lambda: queue.in_flight == 0 and not queue._worker_free.locked() and not tasks() - before)
     await draft.settle(lambda: draft.server.calls.running == 0)
     assert (scorer.begun, scorer.cancelled) == (1, 1)
 
@@ -242,11 +242,11 @@ async def test_the_drafts_waiting_one(draft, ending):
     queue, scorer = draft.parts["queue"], draft.parts["scorer"]
     _, running = score().begin(draft.channel)
     await draft.settle(lambda: scorer.begun == 1)
-    await ending(score(first=2), draft, lambda: queue.places_taken == 2)
-    await draft.settle(lambda: queue.places_taken == (0 if ending is ENDINGS["shutdown"] else 1))
+    await ending(score(first=2), draft, lambda: queue.in_flight == 2)
+    await draft.settle(lambda: queue.in_flight == (0 if ending is ENDINGS["shutdown"] else 1))
     assert scorer.begun == 1
     running.cancel()
-    await draft.settle(lambda: queue.places_taken == 0 and not queue._turn.locked())
+    await draft.settle(lambda: queue.in_flight == 0 and not queue._worker_free.locked())
     assert (scorer.begun, scorer.cancelled) == (1, 1)
 
 
@@ -277,7 +277,7 @@ async def test_the_targets_running_answer(target, ending):
     await target.channel.channel_ready()
     before = tasks()
     await ending(answer(), target, lambda: engine.load().running == 1)
-    await target.settle(lambda: engine.running_requests == admission._inside == 0 and not tasks() - before)
+    await target.settle(lambda: engine.running_requests == admission._in_flight == 0 and not tasks() - before)
     await target.settle(lambda: target.server.calls.running == 0)
     assert engine.aborted == 1
     assert engine.load().free_kv_tokens == 65_536
@@ -288,7 +288,7 @@ async def test_the_targets_running_prefill(target, ending):
     engine, admission = target.parts["engine"], target.parts["admission"]
     engine.token_delay_s = 3600.0
     await ending(prefill(), target, lambda: engine.load().running == 1)
-    await target.settle(lambda: engine.running_requests == admission._inside == target.server.calls.running == 0)
+    await target.settle(lambda: engine.running_requests == admission._in_flight == target.server.calls.running == 0)
     assert engine.aborted == 1
 
 
@@ -300,8 +300,8 @@ async def test_what_waits_in_the_targets_engine(target, call, ending):
     await target.settle(lambda: engine.load().running == 1)
     await ending(call, target, lambda: engine.load().waiting == 1)
     left = 0 if ending is ENDINGS["shutdown"] else 1
-    await target.settle(lambda: engine.running_requests == admission._inside == left)
+    await target.settle(lambda: engine.running_requests == admission._in_flight == left)
     assert engine.aborted == 2 - left
     running.cancel()
-    await target.settle(lambda: engine.running_requests == admission._inside == 0)
+    await target.settle(lambda: engine.running_requests == admission._in_flight == 0)
     assert engine.aborted == 2

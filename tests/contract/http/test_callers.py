@@ -155,7 +155,7 @@ async def test_explain_can_be_disabled(house, open_door):
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.com:0"])
 async def test_beyond_this_machine_callers_must_authenticate(listen):
-    with pytest.raises(InvalidRequest, match="would accept unauthenticated callers"):
+    with pytest.raises(InvalidRequest, match="open to unauthenticated callers"):
         HttpServer(None, HttpOptions(listen))
     for known in ({"knows_callers": True}, {"insecure": True}):
         HttpServer(None, HttpOptions(listen, **known))

@@ -118,7 +118,7 @@ async def test_its_settings(start, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--http-listen=0.0.0.0:0"], "http_listen 0.0.0.0:0 would accept unauthenticated callers"),
+        (["--http-listen=0.0.0.0:0"], "http_listen is 0.0.0.0:0, open to unauthenticated callers"),
         (["--http-listen=127.0.0.1:99999"], "no such port"),
         (["--http-listen=8000"], "http_listen"),
         (["--http-listen=nowhere.invalid:0", "--insecure"], "cannot listen on nowhere.invalid:0 (http_listen)"),

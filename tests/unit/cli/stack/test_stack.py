@@ -284,4 +284,4 @@ def test_a_taken_http_port_is_an_error_before_anything_starts(plan):
         assert run_until_stopped(plan()(http_listen=address), lines.append) == 1
     assert f"cannot listen on {address}" in lines[-1] and "choose another port with --http-listen" in lines[-1]
     assert run_until_stopped(plan()(http_listen="0.0.0.0:0"), lines.append) == 1
-    assert "http_listen 0.0.0.0:0 would accept unauthenticated callers" in lines[-1] and plan.started == []
+    assert "http_listen is 0.0.0.0:0, open to unauthenticated callers" in lines[-1] and plan.started == []
