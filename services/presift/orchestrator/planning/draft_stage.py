@@ -1,6 +1,6 @@
 """The draft's part of one request; the target may read the prompt meanwhile, which hides the draft's time.
 
-Trouble with the draft never fails a request whose full prompt fits: it is read in full.
+If the draft fails and the full prompt fits, the target reads it; the request does not fail.
 """
 
 from __future__ import annotations
