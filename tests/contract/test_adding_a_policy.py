@@ -97,13 +97,13 @@ from __future__ import annotations
 
 from presift.core.plan import Route
 from presift.core.policies import Newest
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, given, protected_over_budget
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, protected_over_budget, value_or
 
 
 def newest(inputs: RoutingInputs) -> RouteChoice:
     """The newest tokens; full if the prompt fits the budget, or if the tokens that must be kept do not."""
     template = inputs.defaults.spec_pc
-    capacity = min(given(inputs.budget.capacity, template.capacity), inputs.room)
+    capacity = min(value_or(inputs.budget.capacity, template.capacity), inputs.room)
     if inputs.prompt_tokens <= capacity:
         return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, f"{inputs.prompt_tokens} prompt tokens fit {capacity}")
     if inputs.must_keep > capacity:

@@ -95,7 +95,7 @@ def _forecasts() -> list[Panel]:
         lines("Real / predicted first token", "All routes; 1 is exact, 2 is twice the predicted time. Alert above 2 or below 0.5.", TIMES,
               *(Query(_quantile(share, _RATIO, _RATE), name) for share, name in ((0.1, "p10"), (0.5, "p50"), (0.9, "p90"))),
               line_at=2.0),
-        lines("Real / predicted, by route (p50)", "If a route is always wrong, its speeds were learnt under another load.", TIMES,
+        lines("Real / predicted, by route (p50)", "If a route is always wrong, its speeds were learned under another load.", TIMES,
               Query(_quantile(0.5, _RATIO, _RATE, "le, presift_route"), "{{presift_route}}"), line_at=2.0),
         lines("First token, p95 by route", "What callers see. Points are requests and link to their traces.", SECONDS,
               Query(_quantile(0.95, _of("time_to_first_token"), _RATE, "le, presift_route"), "{{presift_route}}")),

@@ -31,7 +31,7 @@ class JobResult(Generic[T]):
 
 
 class WorkQueue:
-    """First in, first out. At most `max_queue` jobs wait beside the running one; with 0 none waits."""
+    """First in, first out. At most `max_queue` jobs wait in addition to the running one; with 0 no job waits."""
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
@@ -50,8 +50,8 @@ class WorkQueue:
     async def run(self, job: Callable[[Cancel], T], timeout_s: float | None = None) -> JobResult[T]:
         """Run `job` on the worker thread, in the caller's trace context, after the jobs before it.
 
-        If the caller is cancelled or `timeout_s` passes, a waiting job leaves the queue and a running job is told to
-        stop. Raises DeadlineExceeded after `timeout_s`, Overloaded if the queue is full, DraftUnavailable after
+        If the caller is cancelled or `timeout_s` passes, a waiting job leaves the queue and a running job is asked
+        to stop. Raises DeadlineExceeded after `timeout_s`, Overloaded if the queue is full, DraftUnavailable after
         `close`, and what `job` raises.
         """
         self._refuse_if_full()

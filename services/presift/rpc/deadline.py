@@ -1,4 +1,4 @@
-"""The deadline of a request: made where the request arrives, and asked by every stage for the time that is left."""
+"""The deadline of a request: made where the request arrives; every stage reads the remaining time from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Deadline:
         return cls(None if left_s is None else time.monotonic() + left_s)
 
     def left_s(self) -> float | None:
-        """Seconds left, > 0. Raises DeadlineExceeded when none are, so that no further stage starts."""
+        """Seconds left, > 0. Raises DeadlineExceeded if none are left, so that no further stage starts."""
         left_s = self.remaining_s
         if left_s is not None and left_s <= 0.0:
             raise DeadlineExceeded("the deadline passed")

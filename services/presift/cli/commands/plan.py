@@ -17,9 +17,9 @@ from presift.cli.settings import CliSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearntSpeedFlags(ConnectionFlags):
-    """The orchestrator whose learnt speeds are used, if any."""
+    """The orchestrator whose learned speeds are used, if any."""
 
-    address: Annotated[str | None, typer.Option(help="use the speeds that this orchestrator has learnt")] = None
+    address: Annotated[str | None, typer.Option(help="use the speeds that this orchestrator has learned")] = None
 
 
 @with_flags
@@ -65,7 +65,7 @@ def plan(
 
     Routes are chosen as by an orchestrator with the settings of this machine. Speeds are measurements with the demo
     pair on two cores (cpu), ESTIMATES from data sheets (GPUs), your own measurements, or what an orchestrator at
-    --address has learnt. ops/capacity.md explains the calculation and its limits.
+    --address has learned. ops/capacity.md explains the calculation and its limits.
     """
     # Imported here: `presift generate` needs none of it.
     from presift.cli.planning import devices, planner, route_table, workload  # noqa: PLC0415

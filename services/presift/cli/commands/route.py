@@ -18,11 +18,11 @@ from presift.cli.settings import CliSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearntFromFlags(ConnectionFlags):
-    """The orchestrator whose learnt speeds are used, if any."""
+    """The orchestrator whose learned speeds are used, if any."""
 
     address: Annotated[
         str | None,
-        typer.Option(help="use context, routes, threshold and learnt speeds (but no policy file) of this orchestrator"),
+        typer.Option(help="use context, routes, threshold and learned speeds of this orchestrator, but no policy file"),
     ] = None
 
 

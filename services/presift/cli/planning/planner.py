@@ -21,7 +21,7 @@ _CPU_POOL_TOKENS = 65_536  # a target's default on a CPU
 
 @dataclass(frozen=True, slots=True)
 class PlanInputs:
-    """Everything that a plan rests on, except learnt speeds.
+    """Everything that a plan rests on, except learned speeds.
 
     `kv_pool_tokens` None: as many KV tokens as fit the target's device.
     """
@@ -52,8 +52,8 @@ def route_named(name: str) -> Route | None:
         raise InvalidRequest("route", name, f"one of auto, {', '.join(Route)}") from None
 
 
-def plan(inputs: PlanInputs, learnt: StageCosts | None = None) -> Plan:
-    """The replicas that a load needs. `learnt` speeds replace those of the devices.
+def plan(inputs: PlanInputs, learned: StageCosts | None = None) -> Plan:
+    """The replicas that a load needs. `learned` speeds replace those of the devices.
 
     Raises PresiftError, naming field, value and limit.
     """
@@ -61,7 +61,7 @@ def plan(inputs: PlanInputs, learnt: StageCosts | None = None) -> Plan:
     draft_shape, draft_device = inputs.draft
     draft_device.kv_pool_tokens(draft_shape)  # raises if the draft does not fit
     limits = Limits(_kv_pool_tokens(inputs), inputs.max_running, inputs.utilisation)
-    speeds = learnt or speeds_of(inputs.draft, inputs.target, inputs.measured)
+    speeds = learned or speeds_of(inputs.draft, inputs.target, inputs.measured)
     requests = demands(workload, inputs.options, speeds, _defaults)
     without, why_not = _in_full(inputs, speeds, limits)
     return Plan(
@@ -73,7 +73,7 @@ def plan(inputs: PlanInputs, learnt: StageCosts | None = None) -> Plan:
         with_presift=sizes(workload, requests, speeds, limits),
         without=without,
         why_not=why_not,
-        basis=_basis(inputs, learnt),
+        basis=_basis(inputs, learned),
     )
 
 
@@ -100,13 +100,13 @@ def _defaults(tokens: int) -> EffectiveDefaults:
     return defaults_for(tokens, None, "", None)
 
 
-def _basis(inputs: PlanInputs, learnt: StageCosts | None) -> tuple[str, ...]:
+def _basis(inputs: PlanInputs, learned: StageCosts | None) -> tuple[str, ...]:
     """Where the speeds come from, one line each."""
-    if learnt is not None:
+    if learned is not None:
         source = (
-            "learnt by the orchestrator"
-            if learnt.is_measured
-            else "NOT learnt yet; those of the demo pair on two cores"
+            "learned by the orchestrator"
+            if learned.is_measured
+            else "NOT learned yet; those of the demo pair on two cores"
         )
         return (f"speeds: {source}; memory: from --target and --device",)
     models = (("draft", inputs.draft), ("target", inputs.target))

@@ -140,7 +140,7 @@ def policy_file_warning(info: Info, policy_file: Path | None) -> str | None:
 
 
 def deployment_of(info: Info) -> Deployment:
-    """The models of a running orchestrator, and the speeds that it has learnt."""
+    """The models of a running orchestrator, and the speeds that it has learned."""
     draft, target = info.draft, info.target
     # Token counts of a draft with another vocabulary cannot be compared.
     is_shared = draft is not None and draft.tokenizer_fingerprint == target.tokenizer_fingerprint
@@ -192,10 +192,10 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
     )
 
 
-def _speeds(learnt: Iterable[StageSpeed], draft: Model | None, target: Model) -> StageCosts:
-    """The learnt speeds of these models; of several replicas, the one that was observed last."""
+def _speeds(learned: Iterable[StageSpeed], draft: Model | None, target: Model) -> StageCosts:
+    """The learned speeds of these models; of several replicas, the one that was observed last."""
     names = {f"{model.id}@{model.revision}" for model in (draft, target) if model is not None}
-    latest = {speed.stage: speed for speed in learnt if speed.model in names}
+    latest = {speed.stage: speed for speed in learned if speed.model in names}
     curves, seeds = {stage: _curve(speed) for stage, speed in latest.items()}, StageCosts()
     reading = curves.get("target", seeds.target)
     return StageCosts(

@@ -168,7 +168,7 @@ class Budget:
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is anything that a route may cost too much of."""
+        """Whether the budget sets a limit that a route can exceed."""
         return self.capacity is not None or self.max_ttft_ms is not None
 
     @property
@@ -180,9 +180,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class KvOptions:
-    """How KV is dropped, where it is; None takes the orchestrator's default. Raises InvalidRequest.
+    """How KV is dropped on the routes that drop it; None means the orchestrator's default. Raises InvalidRequest.
 
-    `continue_prompt_tokens` goes on with the selection that was made for that many first tokens of the prompt.
+    `continue_prompt_tokens` reuses the selection that was made for that many first tokens of the prompt.
     """
 
     selection: KvSelection | None = None
@@ -195,7 +195,7 @@ class KvOptions:
             raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0..{MAX_LOOKAHEAD_TOKENS}")
 
     def check_continues(self, prompt_tokens: int) -> None:
-        """Raise InvalidRequest unless what is to be continued is a beginning of the prompt, and not all of it."""
+        """Raise InvalidRequest unless `continue_prompt_tokens` is shorter than the prompt and positive."""
         wanted = self.continue_prompt_tokens
         if wanted is not None and not 0 < wanted < prompt_tokens:
             raise InvalidRequest("kv.continue_prompt_tokens", wanted, f"0 < tokens < {prompt_tokens} (the prompt)")
@@ -203,8 +203,8 @@ class KvOptions:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `route` None is AUTO; `tenant` None has the defaults of everyone. What is kept of a request is found
-    again by requests with its `salt` alone; `limits` are those of its tenant.
+    """One call. `route` None is AUTO; `tenant` None has the general defaults. Only requests with the same `salt` share
+    cache entries; `limits` are those of the tenant.
 
     Raises InvalidRequest for KV options that the route cannot have.
     """

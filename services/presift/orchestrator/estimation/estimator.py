@@ -182,7 +182,7 @@ class CostEstimator:
             yield reading
 
     def record_compressed(self, ids: NDArray[np.uint32], plan: Plan) -> None:
-        """The compressed prompt of this plan exists now."""
+        """Record that the compressed prompt of this plan exists now."""
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheOutcome.NOT_USED:
             return

@@ -39,7 +39,7 @@ class _TargetCache:
         return inf if known is None else self.read_tokens - known[0]
 
     def touch(self, block: Hashable, now: int) -> None:
-        """The target has just read the block."""
+        """Record that the target has just read the block."""
         self.blocks[block] = self.read_tokens, now
         self.blocks.move_to_end(block)
 

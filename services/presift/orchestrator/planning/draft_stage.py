@@ -1,6 +1,6 @@
 """The draft's part of one request; the target may read the prompt meanwhile, which hides the draft's time.
 
-Trouble with the draft never fails a request whose full prompt fits: it is read in full.
+If the draft fails and the full prompt fits, the target reads it; the request does not fail.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """The choice after the draft was asked: with a compressed prompt, or route full without one."""
+    """The choice after the draft stage: with a compressed prompt, or route full without one."""
 
     choice: RouteChoice
     compressed: CompressionResult | None
@@ -139,7 +139,7 @@ class DraftStage:
 
 
 def after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
-    """The choice; if it is full by now, with its forecast. Raises DraftUnavailable if a strict budget forbids it."""
+    """The choice; with a forecast if it is now full. Raises DraftUnavailable if a strict budget forbids it."""
     if result.compressed is not None:
         return result.choice
     try:
@@ -149,7 +149,8 @@ def after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
 
 
 def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:
-    """Raise DraftUnavailable if the full prompt is no way out; PromptTooLong if the draft will never read it either."""
+    """Raise an error if the full prompt cannot be used instead: DraftUnavailable, or PromptTooLong if the draft will
+    never read it either."""
     capacity = inputs.budget.capacity
     if inputs.budget.strict and capacity is not None and inputs.prompt_tokens > capacity:
         raise _no_way_out(error, "the strict budget allows no full prompt") from error

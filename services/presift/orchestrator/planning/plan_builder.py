@@ -42,7 +42,7 @@ def _source_of(plan: Plan) -> _Source:
 
 @dataclass(frozen=True, slots=True)
 class PlanNotes:
-    """What a plan carries beside its choice; see `Plan`. `remarks` are appended to the decision's detail."""
+    """What a plan carries in addition to its choice; see `Plan`. `remarks` are appended to the decision's detail."""
 
     remarks: tuple[str, ...] = ()
     avoided: RouteChoice | None = None
@@ -57,7 +57,7 @@ NO_NOTES = PlanNotes()
 def full_plan(
     context: RequestContext, choice: RouteChoice, notes: PlanNotes = NO_NOTES, prefill_ms: float = 0.0
 ) -> Plan:
-    """The plan of a prompt that is read in full, and whose KV is kept."""
+    """The plan that reads the whole prompt and keeps all KV."""
     return _plan(_source(context), choice, None, None, notes, prefill_ms=prefill_ms)
 
 

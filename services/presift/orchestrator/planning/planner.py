@@ -61,7 +61,7 @@ class Planner:
         """The plan of a request.
 
         Raises InvalidRequest, PromptTooLong, BudgetExceeded or RouteUnsupported; DraftUnavailable only if the full
-        prompt does not fit, or is not allowed (`strict`); DeadlineExceeded before the draft is asked too late.
+        prompt does not fit, or is not allowed (`strict`); DeadlineExceeded if no time is left for the draft.
         """
         stored, remark = self._stored_selection(context)
         if stored is not None:
@@ -98,7 +98,7 @@ class Planner:
         return full_plan(context, choice, notes)
 
     def remember(self, plan: Plan) -> None:
-        """The target has begun to answer under this plan: a later turn may continue its selection."""
+        """Record that the target answers under this plan, so that a later turn may continue its selection."""
         selection = stored_selection(plan)
         if selection is not None:
             self._selections.remember(plan.read_ids, selection, plan.salt)
@@ -167,7 +167,7 @@ class Planner:
             return await self._draft_stage.run(choice, context, limit_s)
 
     def _accepted(self, result: DraftResult, context: RequestContext) -> tuple[bool, RouteChoice, str]:
-        """Whether the result stands, the choice to go on with, and a remark on its coverage.
+        """Whether the result is used, the choice to continue with, and a remark on its coverage.
 
         Raises BudgetExceeded (only if strict).
         """

@@ -11,7 +11,7 @@ from presift.orchestrator.routing.adaptive_capacity import is_measured, most_tok
 
 
 def is_tighter(policy: Policy, everyone: EffectiveDefaults, page_tokens: int = 1) -> bool:
-    """Whether it keeps fewer tokens (KV in whole pages), or less coverage, than for callers without a budget."""
+    """Whether `policy` keeps fewer tokens (KV in whole pages), or less coverage, than without a budget."""
     defaults, limits, auto = everyone.defaults, everyone.budget, everyone.defaults.auto_capacity
     prompt, kv = policy.prompt_stage, policy.kv_stage
     if prompt is not None:

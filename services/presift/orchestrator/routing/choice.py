@@ -125,7 +125,7 @@ class RoutingInputs:
     @property
     def compress_above_tokens(self) -> int:
         """Prompts of up to so many tokens are not compressed."""
-        return given(self.budget.compress_above_tokens, self.defaults.compress_above_tokens)
+        return value_or(self.budget.compress_above_tokens, self.defaults.compress_above_tokens)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -208,6 +208,6 @@ def check_answer_fits(inputs: RoutingInputs) -> None:
         raise PromptTooLong("sampling.max_new_tokens", answer, f"< {context} (the context)", message)
 
 
-def given(value: int | None, default: int) -> int:
+def value_or(value: int | None, default: int) -> int:
     """The caller's value, or the default."""
     return default if value is None else value

@@ -20,9 +20,9 @@ from presift.orchestrator.routing.choice import (
     RoutingInputs,
     check_fits,
     full,
-    given,
     prompt_policy,
     protected_over_budget,
+    value_or,
 )
 
 
@@ -88,7 +88,7 @@ class _Sizing:
         self._check_above_window(capacity)
         # The target reads the lookahead too, and one token is left to be generated.
         space = max(0, inputs.context_tokens - read_tokens - 2)
-        wanted = min(given(inputs.options.lookahead_tokens, template.lookahead_tokens), space)
+        wanted = min(value_or(inputs.options.lookahead_tokens, template.lookahead_tokens), space)
         is_mask = self.selection is KvSelection.DRAFT_MASK
         adaptive = adaptive_of(self.auto, Bounds(capacity, template.window + 1, inputs.must_keep_kv, page), 1)
         if adaptive is None and not is_mask and inputs.budget.min_coverage is not None:
@@ -152,7 +152,7 @@ def _spec_kv_pc(sizing: _Sizing, why: str) -> RouteChoice:
     sizing = _Sizing(inputs, KvSelection.TARGET_LOOKAHEAD, kv_auto)
     limit = inputs.budget.max_prompt_tokens
     capacity = min(most_tokens(auto, limit, inputs.defaults.cascade_capacity), inputs.room)
-    if inputs.prompt_tokens <= min(sizing.kv_limit, inputs.room, given(limit, sizing.kv_limit)):
+    if inputs.prompt_tokens <= min(sizing.kv_limit, inputs.room, value_or(limit, sizing.kv_limit)):
         return _spec_kv(sizing, why)
     if inputs.prompt_tokens <= capacity:
         return _spec_kv(sizing, f"{why}; all {inputs.prompt_tokens} prompt tokens fit {capacity}")

@@ -48,15 +48,15 @@ class LengthBand:
 
 
 def length_band(prompt_tokens: int) -> LengthBand:
-    """Its band; there are as many as the context has bits. `prompt_tokens` >= 1."""
+    """The band of a prompt; bands double in length. `prompt_tokens` >= 1."""
     return LengthBand(1 << (prompt_tokens.bit_length() - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How a route does in a length band: means over the window, None while there is nothing to take them of.
+    """The quality of a route in a length band: means over the window, None without samples.
 
-    `since`: when the switch moved last, None if it never did.
+    `since`: when the route was last switched off or on, None if never.
     """
 
     route: Route
@@ -71,7 +71,7 @@ class Quality:
 
 @dataclass(slots=True)
 class RouteBreaker:
-    """On until its samples are bad."""
+    """Switches one route off in one length band while its samples are below the thresholds."""
 
     route: Route
     band: LengthBand
@@ -81,7 +81,7 @@ class RouteBreaker:
 
     @property
     def quality(self) -> Quality:
-        """As it is now."""
+        """The current quality."""
         overlap = _mean([each.overlap for each in self.samples])
         exact_share = _mean([float(each.is_exact) for each in self.samples])
         diverged = _mean([each.first_divergence for each in self.samples if each.first_divergence is not None])
@@ -90,7 +90,7 @@ class RouteBreaker:
         )
 
     def add(self, sample: Agreement, thresholds: Thresholds) -> bool:
-        """Whether it must move now."""
+        """Add a sample; True if the route must now be switched. Without `thresholds.acts` it never must."""
         self.samples.append(sample)
         overlap = self.quality.overlap
         if overlap is None or not thresholds.acts or len(self.samples) < thresholds.least_samples:
@@ -104,35 +104,35 @@ class RouteBreaker:
 
 @dataclass(slots=True)
 class QualityGate:
-    """All that there are; a route that was never sampled has none, and is on."""
+    """The breakers of all routes and length bands. A route without samples has no breaker and is on."""
 
     thresholds: Thresholds = field(default_factory=Thresholds)
-    _switches: dict[tuple[Route, LengthBand], RouteBreaker] = field(default_factory=dict)
+    _breakers: dict[tuple[Route, LengthBand], RouteBreaker] = field(default_factory=dict)
 
     def add(self, route: Route, band: LengthBand, sample: Agreement, now: datetime) -> Quality | None:
-        """Count a sample; where that moved the switch: the quality that did it, with `is_off` and `since` as they are
-        from now on."""
-        switch = self._switches.setdefault(
+        """Count a sample. If it switches the route off or on, return the quality that caused it, with the new `is_off`
+        and `since`."""
+        breaker = self._breakers.setdefault(
             (route, band), RouteBreaker(route, band, deque(maxlen=self.thresholds.window))
         )
-        if not switch.add(sample, self.thresholds):
+        if not breaker.add(sample, self.thresholds):
             return None
-        found = switch.quality
-        switch.move(now)
-        return replace(found, is_off=switch.is_off, since=now)
+        found = breaker.quality
+        breaker.move(now)
+        return replace(found, is_off=breaker.is_off, since=now)
 
     def off(self, prompt_tokens: int) -> dict[Route, str]:
         """The routes that are off for prompts of this length, and why in words."""
         band, below = length_band(prompt_tokens), self.thresholds.off_below
         return {
-            switch.route: f"is switched off for {band} prompt tokens: its answers agreed with full's below {below:g}"
-            for switch in self._switches.values()
-            if switch.band == band and switch.is_off
+            breaker.route: f"is switched off for {band} prompt tokens: its answers agreed with full's below {below:g}"
+            for breaker in self._breakers.values()
+            if breaker.band == band and breaker.is_off
         }
 
     def qualities(self) -> list[Quality]:
-        """Of every route and band that was sampled, in order."""
-        return [self._switches[key].quality for key in sorted(self._switches)]
+        """The quality of every sampled route and band, sorted."""
+        return [self._breakers[key].quality for key in sorted(self._breakers)]
 
 
 def _mean(values: list[float] | list[int]) -> float | None:

@@ -91,7 +91,7 @@ class Replica(Generic[S, I]):
             self.in_flight -= 1
 
     def record_message(self) -> None:
-        """It sent a message of any call, so it does not hang."""
+        """Record that it sent a message of any call, so it does not hang."""
         self._messages += 1
 
     @contextmanager
@@ -127,7 +127,7 @@ class Replica(Generic[S, I]):
         self.breaker.record_success()
 
     def status(self, role: str) -> ReplicaStatus:
-        """Its state now."""
+        """The current state."""
         return ReplicaStatus(
             self.address, role, self.name, self.is_healthy, self.breaker.state, self.in_flight, self.unused
         )

@@ -17,13 +17,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 ATTEMPTS = 3
-# With these codes the replica did no work: it is unreachable or it stops. A full replica is another case: it may be
-# asked once only.
+# With these codes the replica did no work: it is unreachable or it stops. A full replica is called at most
+# once per request.
 _RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class AttemptedReplicas(Generic[R]):
-    """The replicas that were asked for one request, and those among them that were full."""
+    """The replicas that were called for one request, and those among them that were full."""
 
     def __init__(self) -> None:
         self.all: list[R] = []
@@ -31,7 +31,7 @@ class AttemptedReplicas(Generic[R]):
 
     @contextmanager
     def attempt(self, replica: R) -> Iterator[None]:
-        """Record that the block asks `replica`, and whether it was full."""
+        """Record that the block calls `replica`, and whether it was full."""
         self.all.append(replica)
         try:
             yield
@@ -55,7 +55,7 @@ async def with_failover(
 ) -> T:
     """The result of `call`, repeated after failures that another replica may not have, until `deadline`.
 
-    After a replica was full, it is repeated only while `has_untried` says that some replica was not asked yet.
+    After a replica was full, it is repeated only while `has_untried` says that some replica was not called yet.
     Raises what the last attempt raised.
     """
 

@@ -19,7 +19,7 @@ HEALTH_PREFIX = "/grpc.health.v1.Health/"
 def refusing(error: PresiftError) -> Handler:
     """A handler that raises `error` for a method of any kind, and neither reads nor parses a message.
 
-    ErrorInterceptor must stand before the interceptor that returns it.
+    ErrorInterceptor must come before the interceptor that returns it.
     """
 
     async def refuse(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:

@@ -209,7 +209,7 @@ class EntryBuilder:
             scheduler.waiting_queue.remove(scoring)
         elif scheduler.chunked_req is scoring:
             scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it ends by itself, and `finish_scoring` finds no build.
+        # Otherwise its last chunk is running: it then ends, and `finish_scoring` finds no build.
 
 
 def _key(state: DecodeState) -> BuildKey:

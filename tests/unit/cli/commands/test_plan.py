@@ -107,7 +107,7 @@ def test_bad_input_is_refused_with_field_value_and_limit(run, flags, message):
 
 
 class Orchestrator:
-    """A client whose orchestrator has learnt the speeds of two stages."""
+    """A client whose orchestrator has learned the speeds of two stages."""
 
     def __enter__(self):
         return self
@@ -140,6 +140,6 @@ def test_speeds_learnt_by_an_orchestrator_are_used(run, monkeypatch):
     result = run("--rate", 1, "--mix", "2000", "--address", "there:1", "--tls")
     assert (connections[0].address, connections[0].tls) == ("there:1", True)
     assert (
-        "learnt by the orchestrator" in result.output
+        "learned by the orchestrator" in result.output
         and "time to read 2,000 tokens: draft 0.02 s, target 0.02 s" in result.output
     )

@@ -195,8 +195,8 @@ def test_a_tenant_needs_a_policy_file(run, served, policy, monkeypatch):
 
 def test_scoring_without_observations_is_as_fast_as_the_target():
     fast, target = TARGET_SEED.scaled(1 / 50), Model("m", "r1", 4000)
-    learnt = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
-    scoring, reading = _speeds([learnt], None, target).scoring, TokenWork(40, 8000)
+    learned = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
+    scoring, reading = _speeds([learned], None, target).scoring, TokenWork(40, 8000)
     assert scoring.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
 
 

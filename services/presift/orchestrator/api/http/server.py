@@ -61,7 +61,7 @@ class HttpServer:
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            log_level="critical",  # the application tells its own errors, without their text
+            log_level="critical",  # the application logs its own errors, without their text
             access_log=False,
             proxy_headers=False,
             server_header=False,
