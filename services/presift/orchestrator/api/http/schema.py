@@ -37,11 +37,24 @@ class Schema(BaseModel):
         return {name: given[name] for name in (*names, *unknown)}
 
 
+def _as_number(value: Any) -> Any:
+    """Protobuf's JSON accepts "0.5" and true as numbers."""
+    if not isinstance(value, str | bool):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 def _as_integer(value: Any) -> Any:
-    """Protobuf's JSON accepts 5.0 and "5" as integers."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 20 else value
+    """Protobuf's JSON accepts 5.0, "5" and "5.0" as integers."""
+    if isinstance(value, str) and " " not in value:
+        try:
+            return int(value)
+        except ValueError:
+            value = _as_number(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _as_float32(value: float) -> float:
@@ -66,6 +79,7 @@ def _named(prefix: str, members: Mapping[str, Any]) -> BeforeValidator:
 UInt32 = Annotated[int, BeforeValidator(_as_integer), Field(ge=0, lt=2**32)]
 UInt64 = Annotated[int, Field(ge=0, lt=2**64)]
 Float32 = Annotated[float, AfterValidator(_as_float32)]
+OptionFloat32 = Annotated[float, BeforeValidator(_as_number), AfterValidator(_as_float32)]
 Tokens = Annotated[int, Field(ge=1, lt=2**32)]
 JsonObject = dict[str, Any]
 
@@ -119,7 +133,7 @@ PartReferences = Annotated[list[PartReference], Field(max_length=MAX_PARTS, fail
 class AutoCapacityOptions(Schema):
     """As in presift.v1.AutoCapacity."""
 
-    coverage: Float32 = 0.0
+    coverage: OptionFloat32 = 0.0
     min_tokens: UInt32 = 0
     max_tokens: UInt32 = 0
 
@@ -132,7 +146,7 @@ class BudgetOptions(Schema):
     strict: bool = False
     compress_above_tokens: UInt32 | None = None
     max_ttft_ms: UInt32 | None = None
-    min_coverage: Float32 | None = None
+    min_coverage: OptionFloat32 | None = None
     auto_capacity: AutoCapacityOptions | None = None
 
 

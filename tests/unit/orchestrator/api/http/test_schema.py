@@ -41,12 +41,12 @@ def test_names_are_the_clients_or_the_protos(route):
     assert completion(route="auto").presift.route is None
 
 
-@pytest.mark.parametrize("tokens", [20, 20.0, "20"])
+@pytest.mark.parametrize("tokens", [20, 20.0, "20", "+20", "20.0", "2_0", "2e1"])
 def test_integers_are_those_of_protobufs_json(tokens):
     assert completion(budget={"max_kv_tokens": tokens}).presift.budget.max_kv_tokens == 20
 
 
-@pytest.mark.parametrize("tokens", [True, 20.5, "", "-1", "many", 2**32, "9" * 5000, [20]])
+@pytest.mark.parametrize("tokens", [True, 20.5, "", "-1", "20.5", " 20", "NaN", "many", 2**32, "9" * 5000, [20]])
 def test_other_integers_are_rejected(tokens):
     with pytest.raises(InvalidRequest, match=r"presift\.budget\.max_kv_tokens"):
         completion(budget={"max_kv_tokens": tokens})
@@ -58,6 +58,19 @@ def test_floats_are_those_of_the_protos():
     budget = orchestrator_pb2.Budget(min_coverage=0.1, auto_capacity=orchestrator_pb2.AutoCapacity(coverage=0.3))
     assert body.presift.budget.min_coverage == budget.min_coverage
     assert body.presift.budget.auto_capacity.coverage == budget.auto_capacity.coverage
+
+
+@pytest.mark.parametrize("coverage", ["0.5", " 5e-1", 0.5])
+def test_numbers_are_those_of_protobufs_json(coverage):
+    budget = completion(budget={"min_coverage": coverage, "auto_capacity": {"coverage": coverage}}).presift.budget
+    assert budget.min_coverage == budget.auto_capacity.coverage == 0.5
+    assert completion(budget={"min_coverage": True}).presift.budget.min_coverage == 1
+
+
+@pytest.mark.parametrize("coverage", ["", "half", "NaN", "Infinity", "9" * 5000, [0.5], {}])
+def test_other_numbers_are_rejected(coverage):
+    with pytest.raises(InvalidRequest, match=r"presift\.budget\.min_coverage"):
+        completion(budget={"min_coverage": coverage})
 
 
 def test_a_request_is_complete_when_made():
