@@ -41,7 +41,7 @@ def draft_folder(presift_home):
 
 async def test_smollm2_reads_what_qwen_reads(target, draft_folder):
     tokens = await target.tokenize(CHAT)
-    reading = load_bridge(draft_folder, target).read(tokens.ids)
+    reading = load_bridge(draft_folder, target).translate(tokens.ids)
     composed = unicodedata.normalize("NFC", target.render(CHAT))  # as Qwen's tokenizer reads it
     assert reading.draft_offsets.max() == reading.target_offsets.max() == len(composed) < len(target.render(CHAT))
     importance = np.random.default_rng(0).random(reading.ids.size, dtype=np.float32)
