@@ -96,8 +96,9 @@ def test_sizes(path):
     assert len(text.splitlines()) <= MODULE_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            # Without the signature: a command's declares its flags.
-            assert node.end_lineno - node.body[0].lineno < FUNCTION_LINES, node.name
+            # The signature of a command declares its flags: there the body counts alone.
+            first = node.body[0].lineno if path.parent.name == "commands" else node.lineno
+            assert node.end_lineno - first < FUNCTION_LINES, node.name
 
 
 def test_every_module_says_what_it_is():
