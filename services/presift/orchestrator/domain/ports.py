@@ -59,7 +59,7 @@ class Draft(Protocol):
         protected: tuple[Span, ...],
         *,
         include_importance: bool,
-        timeout_s: float,
+        deadline: Deadline,
     ) -> Score: ...
 
 

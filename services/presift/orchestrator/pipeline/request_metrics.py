@@ -39,6 +39,7 @@ class RequestMetrics:
             call.set_attribute(f"presift.{name}", getattr(decision, name).value)
         for name in ("prompt_tokens", "kept_tokens", "kv_tokens"):
             call.set_attribute(f"presift.{name}", getattr(decision, name))
+        record_decision(decision)
 
     def record_target_call(self) -> None:
         """The target is asked for the answer."""

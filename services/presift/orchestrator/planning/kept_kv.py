@@ -45,7 +45,7 @@ class KeptKvReader:
         if plan.kv_plan is None:
             return None
         asked = replace(plan.kv_plan, report_kept=True)
-        usage = await self._ask(plan, asked, plan.salt, deadline)
+        usage = await self._ask(plan, asked, plan.tokens.salt, deadline)
         # The draft's mask is applied unchanged; any other selection is reported only by the call that makes it.
         mask = usage.kv_mask or asked.kv_mask
         if mask is None and usage.reused_entry:
@@ -55,7 +55,7 @@ class KeptKvReader:
 
     async def _ask_anew(self, plan: Plan, asked: KvPlan, deadline: Deadline) -> Usage:
         """Ask in a namespace of its own, which no later call uses; only its compressed entry stays in the cache."""
-        salt = f"{plan.salt}explain{uuid.uuid4().hex}"
+        salt = f"{plan.tokens.salt}explain{uuid.uuid4().hex}"
         return await self._ask(plan, replace(asked, keep_full_prefix=False), salt, deadline)
 
     async def _ask(self, plan: Plan, asked: KvPlan, salt: str, deadline: Deadline) -> Usage:
