@@ -84,7 +84,7 @@ class RequestReader:
         replica = self._replicas.pick(inputs, states)
         if replica != own:
             inputs = replace(inputs, state=states[replica])
-        with self._target.holding(replica):
+        with self._target.reserve(replica):
             yield RequestContext(tokens, target.model, inputs, replica, tokenize_ms, arrived)
 
     def refreshed(self, context: RequestContext) -> RequestContext:
