@@ -77,8 +77,8 @@ FAULTS: tuple[Planted, ...] = (
         "A draft that is slower than its share of the deadline is not waited for",
         "the draft has no time limit of its own",
         f"{ORCHESTRATOR}/planning/draft_stage.py",
-        "asyncio.timeout(limit_s)",
-        "asyncio.timeout(None)",
+        "async with limit.timeout():",
+        "async with NO_DEADLINE.timeout():",
         (f"{CONTRACT}/grpc/test_leaving.py::test_a_draft_that_takes_half_the_deadline_is_not_waited_for",),
     ),
     Planted(
@@ -671,8 +671,8 @@ FAULTS: tuple[Planted, ...] = (
         "Wiring: routing reads the gate that the quality guard switches",
         "the request reader gets a quality gate of its own",
         f"{ORCHESTRATOR}/app.py",
-        "estimator, gate=gate, replicas",
-        "estimator, gate=QualityGate(tuning.thresholds), replicas",
+        "estimator, gate=gate,",
+        "estimator, gate=QualityGate(tuning.thresholds),",
         (f"{CONTRACT}/test_wiring.py::test_the_sound_wiring_passes[reader-and-guard-have-different-gates]",),
     ),
     Planted(
@@ -696,10 +696,10 @@ FAULTS: tuple[Planted, ...] = (
     Planted(
         "wiring_replica_picker",
         "Wiring: replicas are picked by what was learned",
-        "the replica picker gets an estimator of its own",
+        "the reader, which picks the replica, gets an estimator of its own",
         f"{ORCHESTRATOR}/app.py",
-        "ReplicaPicker(target, models, estimator)",
-        "ReplicaPicker(target, models, CostEstimator())",
+        "tuning.policies, estimator, gate",
+        "tuning.policies, CostEstimator(), gate",
         (f"{CONTRACT}/test_wiring.py::test_the_sound_wiring_passes[what-is-learned-is-not-what-is-used]",),
     ),
     Planted(

@@ -70,8 +70,8 @@ class KeptKvReader:
 def in_prompt(mask: KvMask, kv_plan: KvPlan, plan: Plan) -> KvMask:
     """`mask`, which is over the tokens read, in positions of the prompt.
 
-    Tokens after those that `kv_plan` covers are kept; tokens that were not read are not. Raises TargetUnavailable if the
-    mask has another length.
+    Tokens after those that `kv_plan` covers are kept; tokens that were not read are not. Raises TargetUnavailable if
+    the mask has another length.
     """
     read_tokens = int(plan.read_ids.size)
     covered = kv_plan.covered_tokens(read_tokens)

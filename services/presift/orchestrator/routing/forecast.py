@@ -131,8 +131,11 @@ def _continued(policy: SpecKv, prompt_tokens: int, held: int, state: SystemState
     return _selected(policy, prompt_tokens, state.cached_tokens, held)
 
 
-def _resolves_to(requested: object, policy: SpecKv) -> bool:
+def _resolves_to(requested: Policy, policy: SpecKv) -> bool:
     """Whether a requested policy is this one once its capacity is resolved."""
-    if isinstance(requested, SpecKv) and requested.adaptive is not None:
-        requested = replace(requested, capacity=policy.capacity, adaptive=None)
-    return requested == policy.canonical()
+    kv = requested.kv_stage
+    if kv is None or requested.prompt_stage is not None:
+        return False
+    if kv.adaptive is not None:
+        kv = replace(kv, capacity=policy.capacity, adaptive=None)
+    return kv == policy.canonical()
