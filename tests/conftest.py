@@ -21,8 +21,10 @@ hypothesis.settings.load_profile("presift")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _TESTS = Path(__file__).parent
-# Contract tests that start services, node or other interpreters; `make test-fast` leaves them out.
+# Files of tests that start services, node or other interpreters; `make test-fast` leaves them out.
 _PROCESSES = {
+    "test_activate",
+    "test_adding_a_policy",
     "test_embedded",
     "test_examples",
     "test_packaging",

@@ -187,6 +187,7 @@ async def orchestrator(build):
         await process.communicate()
 
 
+@pytest.mark.processes
 async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     limit_mib = 96
     house, process, channel = await orchestrator("--max-running=1", f"--max-waiting-mib={limit_mib}")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 from contextlib import suppress
 
 import openai
@@ -29,10 +30,15 @@ def asked(**changes):
     return {"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0} | changes
 
 
-async def raw(door, payload):
-    """A plain connection on which `payload` was sent."""
+async def raw(door, payload, receive_bytes=0):
+    """A plain connection on which `payload` was sent; it takes about `receive_bytes` that are not read."""
     host, _, port = door.address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    connection = socket.socket()
+    if receive_bytes:  # before it connects: the window is agreed then
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=2**16)
     writer.write(payload)
     await writer.drain()
     return reader, writer
@@ -220,8 +226,8 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house,
     roomy = model("target", context_tokens=2_000_000)
     door = await open_door(await open_house(drain_s=0.3, target=roomy))
     door.house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
-    options = {"stream": True, "max_tokens": 60_000, "presift": {"token_ids": True}}
-    _, writer = await raw(door, posted(asked(**options)))
+    options = {"stream": True, "max_tokens": 16_000, "presift": {"token_ids": True}}
+    _, writer = await raw(door, posted(asked(**options)), receive_bytes=4096)
     await door.house.settle(lambda: door.house.target.calls and door.house.target.running == 0)
     assert door.house.server.calls.running == 1
     async with asyncio.timeout(20):
@@ -230,15 +236,18 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house,
 
 
 async def test_a_slow_reader_keeps_no_slot(open_house, open_door):
-    tokens = 20_000
+    tokens = 16_000
     roomy = model("target", context_tokens=2 * tokens)
     house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
     door = await open_door(house)
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
-    reader, writer = await raw(door, posted(asked(stream=True, max_tokens=tokens, presift={"token_ids": True})))
+    reader, writer = await raw(
+        door, posted(asked(stream=True, max_tokens=tokens, presift={"token_ids": True})), receive_bytes=4096
+    )
     # It does not read: the target finishes all the same, and the slot is released.
     await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
     assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)
     stream = b""
     while b"[DONE]" not in stream:
         stream += await reader.read(2**20)

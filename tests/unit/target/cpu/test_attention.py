@@ -1,26 +1,18 @@
 """The CPU attention gives what SGLang's own `torch_native` gives, for any mix of cached and new rows."""
 
-# ruff: noqa: E402 - SGLang can be imported after declare_missing alone
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from presift.models.torchvision_ops import declare_missing
 
-if find_spec("sglang") is None:
-    pytest.skip("needs SGLang", allow_module_level=True)
-declare_missing()
-
-import torch
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.radix_attention import AttentionType
-
-from presift.target.cpu.attention import CpuAttention
-
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HEADS, KV_HEADS, DIM, POOL, REQUESTS = 6, 2, 16, 400, 4
 
 
@@ -77,14 +69,24 @@ def layer(**other: Any) -> SimpleNamespace:
         "v_head_dim": DIM,
         "scaling": DIM**-0.5,
         "is_cross_attention": False,
-        "attn_type": AttentionType.DECODER,
+        "attn_type": import_module("sglang.srt.layers.radix_attention").AttentionType.DECODER,
         "sliding_window_size": -1,
         "logit_cap": 0.0,
     }
     return SimpleNamespace(**(values | other))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.fixture(scope="module")
+def backends() -> tuple[Any, Any]:
+    """presift's attention and SGLang's. Imported here: SGLang takes seconds, and every test run collects this file."""
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    declare_missing()  # SGLang can be imported only after this
+    native = import_module("sglang.srt.layers.attention.torch_native_backend")
+    return import_module("presift.target.cpu.attention").CpuAttention, native.TorchNativeAttnBackend
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("lengths", "new", "is_decode"),
     [
@@ -97,9 +99,13 @@ def layer(**other: Any) -> SimpleNamespace:
     ],
 )
 def test_equal_to_torch_native(
-    lengths: list[int], new: list[int], is_decode: bool, dtype: torch.dtype, tolerance: float
+    backends: tuple[Any, Any],
+    lengths: list[int],
+    new: list[int],
+    is_decode: bool,
+    dtype: torch.dtype,
 ) -> None:
-    ours, theirs = (run(each, lengths, new, is_decode, dtype) for each in (CpuAttention, TorchNativeAttnBackend))
+    ours, theirs = (run(each, lengths, new, is_decode, dtype) for each in backends)
 
     assert ours.shape == theirs.shape == (sum(new), HEADS * DIM)
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
