@@ -35,11 +35,11 @@ def pins(lock: Path = LOCK) -> dict[str, str]:
 def text(role: str) -> str:
     """The content of ops/locks/images/ROLE.txt."""
     known = pins()
-    names = closure(wanted_by(role), known)
+    names = closure(requirements_of(role), known)
     return _HEAD.format(role) + "".join(f"{known[name]}\n" for name in sorted(names))
 
 
-def wanted_by(role: str) -> list[Requirement]:
+def requirements_of(role: str) -> list[Requirement]:
     """The requirements that are named."""
     if role == BUILD:
         return [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]

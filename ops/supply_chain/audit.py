@@ -33,7 +33,7 @@ def findings(report: Mapping[str, Any], known: Collection[str]) -> list[str]:
     ]
 
 
-def ask(pip_audit: str, lock: Path) -> dict[str, Any] | str:
+def audit_report(pip_audit: str, lock: Path) -> dict[str, Any] | str:
     """pip-audit's report, or the reason why there is none. Tries one package first: many mirrors have no advisories."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as first:
         first.write(_PROBE)
@@ -73,7 +73,7 @@ def main(pip_audit: str, lock: Path, stamp: Path, *, strict: bool) -> int:
     """Exit status: with `strict` 1 for unexplained findings or no report, else 0."""
     if is_fresh(stamp, lock) and not strict:
         return 0
-    report = ask(pip_audit, lock)
+    report = audit_report(pip_audit, lock)
     if isinstance(report, str):
         print(f"== pip-audit: NOT RUN, {lock} was not checked ({report})", file=sys.stderr)
         return int(strict)

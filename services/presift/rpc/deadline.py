@@ -35,7 +35,7 @@ class Deadline:
         return None if self.at_s is None else max(0.0, self.at_s - time.monotonic())
 
     @property
-    def is_here(self) -> bool:
+    def has_passed(self) -> bool:
         """Whether a caller that disconnects now does so because of its deadline."""
         return self.at_s is not None and self.at_s - time.monotonic() <= _SAME_MOMENT_S
 

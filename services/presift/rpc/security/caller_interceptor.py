@@ -9,7 +9,7 @@ import grpc
 
 from presift.core.errors import PermissionDenied, Unauthenticated
 from presift.rpc.security.service_token import Tokens, bearer_token, is_one_of
-from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
+from presift.rpc.server.refusal import HEALTH_PREFIX, error_handler
 from presift.telemetry.metrics import count
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
@@ -38,7 +38,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
         if self._tokens is not None and not self._is_token(bearer_token(details.invocation_metadata)):
             count("presift.callers.refused", why="token")
-            return refusing(Unauthenticated("missing or unknown service token"))
+            return error_handler(Unauthenticated("missing or unknown service token"))
         handler = await continuation(handler_call_details)
         return handler if handler is None or not self._allowed else self._named(handler)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from presift.core.errors import Overloaded, ShuttingDown
-from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
+from presift.rpc.server.refusal import HEALTH_PREFIX, error_handler
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -54,7 +54,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         try:
             self._add(task, calls)
         except Overloaded as error:
-            return refusing(error)
+            return error_handler(error)
         return handler
 
     def enter(self) -> None:

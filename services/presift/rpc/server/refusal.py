@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # grpc generics exist in the stubs alone
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 
-def refusing(error: PresiftError) -> Handler:
+def error_handler(error: PresiftError) -> Handler:
     """A handler that raises `error` for a method of any kind, and neither reads nor parses a message.
 
     ErrorInterceptor must come before the interceptor that returns it.

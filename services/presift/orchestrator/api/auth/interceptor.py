@@ -10,7 +10,7 @@ import grpc
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.domain.caller import set_current_caller
-from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
+from presift.rpc.server.refusal import HEALTH_PREFIX, error_handler
 
 if TYPE_CHECKING:  # grpc generics exist in the stubs alone
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -33,5 +33,5 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 # Each call has its own task, and so its own context.
                 set_current_caller(self._authenticator.admit(details.invocation_metadata))
             except PresiftError as error:
-                return refusing(error)
+                return error_handler(error)
         return await continuation(handler_call_details)
