@@ -65,10 +65,10 @@ def closure(wanted: list[Requirement], known: dict[str, str]) -> set[str]:
     while wanted:
         requirement = wanted.pop()
         name = canonicalize_name(requirement.name)
-        asked = (name, frozenset(requirement.extras))
-        if name not in known or asked in seen:
+        node = (name, frozenset(requirement.extras))
+        if name not in known or node in seen:
             continue
-        seen.add(asked)
+        seen.add(node)
         found.add(name)
         wanted += _needs(requirement)
     return found

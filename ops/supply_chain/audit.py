@@ -65,8 +65,8 @@ def is_fresh(stamp: Path, lock: Path) -> bool:
     """Whether this lock was checked within a day."""
     if not stamp.exists():
         return False
-    asked = stamp.stat().st_mtime
-    return asked > lock.stat().st_mtime and time.time() - asked < _FRESH_S
+    checked_at = stamp.stat().st_mtime
+    return checked_at > lock.stat().st_mtime and time.time() - checked_at < _FRESH_S
 
 
 def main(pip_audit: str, lock: Path, stamp: Path, *, strict: bool) -> int:
@@ -80,9 +80,9 @@ def main(pip_audit: str, lock: Path, stamp: Path, *, strict: bool) -> int:
     found = findings(report, tomllib.loads(KNOWN.read_text())["known"])
     for line in found:
         print(f"vulnerable: {line}", file=sys.stderr)
-    asked = [each for each in report["dependencies"] if "skip_reason" not in each]
+    audited = [each for each in report["dependencies"] if "skip_reason" not in each]
     of = len(report["dependencies"])
-    print(f"== pip-audit: {len(asked)} of {of} packages known to the index, {len(found)} unexplained findings")
+    print(f"== pip-audit: {len(audited)} of {of} packages known to the index, {len(found)} unexplained findings")
     if not found:
         stamp.touch()
     return int(strict and bool(found))
