@@ -9,8 +9,8 @@ from presift.core.masks import TokenMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecKv, SpecPc
 from presift.core.spans import Span
-from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
-from presift.orchestrator.planning.request_context import ReadPrompt, RequestContext
+from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.choice import Defaults, RoutingInputs
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState
 
@@ -55,6 +55,5 @@ def request_context(
     ids: NDArray[np.uint32], protected: tuple[Span, ...] = (), target: ModelInfo = MODEL
 ) -> RequestContext:
     """The context of a prompt of these token ids."""
-    tokens = TokenizedPrompt(ids, protected)
-    prompt = ReadPrompt(Request(TokenIds(ids, protected)), tokens, tokenize_ms=1.0, arrived=0.0)
-    return RequestContext(prompt, target, routing_inputs(prompt_tokens=prompt.prompt_tokens))
+    inputs = routing_inputs(prompt_tokens=int(ids.size))
+    return RequestContext(TokenizedPrompt(ids, protected), target, inputs, tokenize_ms=1.0)

@@ -59,7 +59,7 @@ def warmed(tokens: int) -> tuple[CostEstimator, np.ndarray]:
 
 
 def route_once(estimator: CostEstimator, ids: np.ndarray, budget: Budget) -> None:
-    states = estimator.states(ids, TARGET, DRAFT, REPLICAS)
+    states = {each: estimator.state(ids, TARGET, DRAFT, replica=each) for each in REPLICAS}
     inputs = RoutingInputs(int(ids.size), 32, 32, 256, 131_072, frozenset(Route), DEFAULTS, budget=budget)
     choose_among(inputs, states)
 

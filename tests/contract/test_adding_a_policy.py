@@ -109,7 +109,7 @@ def newest(inputs: RoutingInputs) -> RouteChoice:
     if inputs.must_keep > capacity:
         return protected_over_budget(inputs, inputs.must_keep, capacity)
     policy = Newest(capacity, window=capacity - max(0, inputs.must_keep - template.window))
-    return RouteChoice(Route.NEWEST, Reason.REQUESTED, f"requested, with {capacity} tokens", policy)
+    return RouteChoice(Route.NEWEST, Reason.REQUESTED, f"keeps {capacity} tokens", policy)
 ''',
     "services/presift/orchestrator/routing/candidates.py": [
         (
@@ -179,4 +179,4 @@ def test_a_request_is_served_with_it(copy, tiny_model):
         # The target echoes what it reads.
         "answer": [*protected, *newest],
     }
-    assert "requested, with 16 tokens" in found["detail"]
+    assert "keeps 16 tokens" in found["detail"]

@@ -17,9 +17,9 @@ from .traffic import Oracle
 _RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """# The fault suite's table
 
-Written by `make faults` (`pytest tests/faults --write-results`). Real processes, 20 callers on mixed routes all along,
-each answer checked token by token; a fault lasts 4 s (a killed service is started again after them, and recovery counts
-from when it says that it is ready). Deadlines are 5, 8 and 12 s.
+Written by `make faults` (`pytest tests/faults --write-results`). Real processes; meanwhile 20 callers send requests on
+all routes, and each answer is checked token by token. A fault lasts 4 s. A killed service is started again after them;
+recovery counts from when it reports that it is ready. Deadlines are 5, 8 and 12 s.
 """
 _ROWS = pytest.StashKey[list[Row]]()
 

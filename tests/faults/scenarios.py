@@ -177,7 +177,7 @@ async def _until_quiet(book: Book, ended_s: float, crowd: Crowd) -> None:
 def table_of(rows: list[Row]) -> list[str]:
     """The scenarios as lines of Markdown."""
     lines = [
-        "| victim | fault | calls | errors seen | errors allowed | answered in full for want of a draft | wrong |"
+        "| victim | fault | calls | errors seen | errors allowed | answered in full without a draft | wrong |"
         " latest after its deadline, s | recovery, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

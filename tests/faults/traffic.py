@@ -150,7 +150,7 @@ class Call:
 
     @property
     def is_well(self) -> bool:
-        """Answered, and not in full for want of a draft."""
+        """Answered, and not in full because there was no draft."""
         return not (self.error or self.fallback or self.fault)
 
     @property

@@ -35,7 +35,6 @@ from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
 from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.prefill import Prefiller
-from presift.orchestrator.planning.replica_picker import ReplicaPicker
 from presift.orchestrator.planning.request_context import RequestReader
 from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
@@ -119,18 +118,11 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     scorer = draft if bridge is None else CrossVocabularyDraft(draft, bridge)
     compressor = Compressor(scorer, edges.store, edges.lock, draft_timeout_s=tuning.draft_timeout_s)
     gate = QualityGate(tuning.thresholds)
-    replicas = ReplicaPicker(target, models, estimator)
-    reader = RequestReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, replicas=replicas)
+    reader = RequestReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, target=target)
     prefiller = Prefiller(target) if tuning.prefills else None
     draft_stage, selections = DraftStage(models, compressor, prefiller), SelectionStore(tuning.kept_selections)
     planner = Planner(
-        reader,
-        models,
-        draft_stage=draft_stage,
-        compressor=compressor,
-        estimator=estimator,
-        policies=tuning.policies,
-        selections=selections,
+        reader, draft_stage=draft_stage, estimator=estimator, policies=tuning.policies, selections=selections
     )
     shadows = ShadowAnswers(target, draft_stage, compressor, estimator, defaults=tuning.defaults)
     guard = QualityGuard(shadows.compare, tuning.sampler, gate)

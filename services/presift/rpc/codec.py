@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
@@ -39,6 +40,15 @@ _STAGES: dict[str, type[Policy]] = {"prompt": SpecPc, "kv": SpecKv}
 def route_to_wire(route: Route) -> plan_pb2.Route:
     wire: plan_pb2.Route = _ROUTES[route]
     return wire
+
+
+def set_fields(message: Message, *names: str) -> dict[str, Any]:
+    """The optional fields among `names` that are set, by name."""
+    found = {}
+    for name in names:
+        if message.HasField(name):
+            found[name] = getattr(message, name)
+    return found
 
 
 def route_from_wire(route: int) -> Route | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class Deadline:
     def remaining_s(self) -> float | None:
         """Seconds left, >= 0: for timeouts of calls."""
         return None if self.at_s is None else max(0.0, self.at_s - time.monotonic())
+
+    def timeout(self) -> asyncio.Timeout:
+        """A block that raises TimeoutError when the deadline passes. Raises DeadlineExceeded if it has passed."""
+        return asyncio.timeout(self.left_s())
 
     @property
     def has_passed(self) -> bool:

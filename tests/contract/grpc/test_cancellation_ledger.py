@@ -70,7 +70,7 @@ def while_it_streams(house):
     house.target.pause_after = 2
     # Its first token has come.
     return lambda: (
-        house.target.running == 1 and len(house.estimator.loads.answers) == 1 and not len(house.estimator.reading)
+        house.target.running == 1 and len(house.estimator.loads.answers()) == 1 and not len(house.estimator.reading)
     )
 
 
@@ -104,7 +104,7 @@ def nothing_is_left(house):
     estimator, admission = house.estimator, house.admission
     held = (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
-    queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers))
+    queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers()))
     callers = len(house.guard.idle_gate._waiting_callers)
     return not any((*held, *flights, *queues, callers, house.server.calls.running))
 

@@ -7,11 +7,10 @@ import pytest
 
 from presift.core import limits
 from presift.core.errors import InvalidRequest, PromptTooLong
-from presift.core.limits import check_limits
+from presift.core.limits import SAMPLING, check_limits
 from presift.core.plan import ModelInfo
 from presift.draft import limits as draft_limits
 from presift.draft import request as draft_request
-from presift.orchestrator.api.grpc import limits as orchestrator_messages
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
 from presift.orchestrator.domain import limits as orchestrator_limits
 from presift.orchestrator.domain.caller import Caller
@@ -20,6 +19,12 @@ from presift.target import limits as target_limits
 from presift.target.servicer import request_from_wire as target_request_from_wire
 from presift.v1 import draft_pb2, orchestrator_pb2, plan_pb2, target_pb2
 
+PROMPT = (
+    *orchestrator_limits.TOKEN_IDS,
+    *orchestrator_limits.SPANS,
+    *orchestrator_limits.TEXT,
+    *orchestrator_limits.CHAT,
+)
 PROTOS = Path(__file__).parents[3] / "protos" / "presift" / "v1"
 DRAFT = draft_request.RequestLimits(
     ModelInfo("m", "r", "", context_tokens=100, layers=4, kv_heads=2, vocabulary_size=512), 16
@@ -94,12 +99,12 @@ SCORES = {
 }
 METHODS = {
     "Generate": (
-        orchestrator_messages.GENERATE,
+        (*PROMPT, *SAMPLING),
         PROMPTS | SAMPLINGS,
         lambda values: request_from_wire(orchestrator_pb2.GenerateRequest(**prompt(text="x") | values), Caller(), ""),
     ),
     "Explain": (
-        orchestrator_messages.EXPLAIN,
+        PROMPT,
         PROMPTS,
         lambda values: explain_request_from_wire(
             orchestrator_pb2.ExplainRequest(**prompt(text="x") | values), Caller(), ""
@@ -160,7 +165,7 @@ def test_a_text_of_too_many_tokens():
 
 
 DOCUMENTED = {
-    "orchestrator.proto": (*orchestrator_messages.EXPLAIN, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
+    "orchestrator.proto": (*PROMPT, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
     "draft.proto": draft_limits.SCORE,
     "target.proto": target_limits.GENERATE,
     "plan.proto": (draft_limits.MAX_WIDTH_TOKENS,),

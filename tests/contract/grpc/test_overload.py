@@ -13,7 +13,7 @@ from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.api.grpc.requests import request_from_wire
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.estimation.estimator import CostEstimator
-from presift.orchestrator.estimation.location import location_of
+from presift.orchestrator.estimation.perf_model import location_of
 from presift.orchestrator.routing.cost_model import TokenWork
 from presift.rpc.codec import model_from_wire
 from presift.v1 import orchestrator_pb2_grpc

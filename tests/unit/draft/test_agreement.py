@@ -11,8 +11,8 @@ from presift.draft.compress import compress
 from presift.draft.request import RequestLimits, parse
 from presift.draft.scorer import Cancel
 from presift.orchestrator.domain.request import AutoCapacity, Budget, TokenizedPrompt
-from presift.orchestrator.planning.kv_plan import kv_plan_of
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
+from presift.orchestrator.planning.plan_builder import kv_plan_of
 from presift.orchestrator.routing.choice import Defaults, RouteChoice
 from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.router import choose

@@ -72,7 +72,7 @@ class SpecKv(Policy):
         return self if self.mask is None else replace(self, mask=self.mask.with_start_layer(start_layer))
 
     def canonical(self) -> Self:
-        return replace(self, mask=None)
+        return self if self.mask is None else replace(self, mask=None)
 
     def with_scoring(self, template: SpecPc) -> Self:
         return replace(self, mask=template)

@@ -63,4 +63,4 @@ class SpecPc(Policy):
         return replace(self, start_layer=start_layer)
 
     def canonical(self) -> Self:
-        return replace(self, start_layer=0)
+        return self if self.start_layer == 0 else replace(self, start_layer=0)

@@ -85,11 +85,11 @@ class Admission:
         Raises Overloaded if the queue is full: immediately, or later when evicted in favour of a tenant with less
         queued. Raises DeadlineExceeded.
         """
-        left_s = deadline.left_s()
+        deadline.left_s()  # raises once it has passed
         waiter, arrived = _Waiter(tenant, cost), self._clock()
         self._enter(waiter)
         try:
-            await self._wait(waiter, left_s)
+            await self._wait(waiter, deadline)
         except BaseException:
             self._withdraw(waiter)
             raise
@@ -107,11 +107,11 @@ class Admission:
         self._push(waiter)
         self._admit_next()
 
-    async def _wait(self, waiter: _Waiter, left_s: float | None) -> None:
+    async def _wait(self, waiter: _Waiter, deadline: Deadline) -> None:
         if waiter.admitted.done():  # the queue was empty
             return
         try:
-            async with asyncio.timeout(left_s):
+            async with deadline.timeout():
                 # Shielded: a future that is cancelled with its task would still be in the queue when it is popped.
                 await asyncio.shield(waiter.admitted)
         except TimeoutError:

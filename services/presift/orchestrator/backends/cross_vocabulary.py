@@ -23,6 +23,7 @@ from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.domain.ports import Draft, MaskRejected, Score
 from presift.orchestrator.prompt.vocabulary_bridge import BridgedPrompt, VocabularyBridge
+from presift.rpc.deadline import Deadline
 from presift.rpc.pool.replica import ReplicaStatus
 
 
@@ -79,7 +80,7 @@ class CrossVocabularyDraft:
         protected: tuple[Span, ...],
         *,
         include_importance: bool,
-        timeout_s: float,
+        deadline: Deadline,
     ) -> Score:
         """As the port; also raises InvalidRequest if the text of the ids does not tokenize to the same ids."""
         asked = Asked.of(policy, include_importance=include_importance)
@@ -89,7 +90,7 @@ class CrossVocabularyDraft:
             asked.of_draft(reading),
             (),  # the mask is selected here
             include_importance=asked.scoring is not None,
-            timeout_s=timeout_s,
+            deadline=deadline,
         )
         score = await asyncio.to_thread(self._carried, reply, asked, reading, protected)
         return score if include_importance else replace(score, importance=None, mass=None)

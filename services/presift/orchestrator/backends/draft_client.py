@@ -79,7 +79,7 @@ class DraftClient:
         protected: tuple[Span, ...],
         *,
         include_importance: bool,
-        timeout_s: float,
+        deadline: Deadline,
     ) -> Score:
         made_in = current_span_ref()
         request = draft_pb2.ScoreRequest(
@@ -93,7 +93,7 @@ class DraftClient:
             # Waiting for a draft that is away or hangs would take the time to read the prompt in full.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:
-            call = _ScoreCall(request, key, Deadline.within(timeout_s), AttemptedReplicas())
+            call = _ScoreCall(request, key, deadline, AttemptedReplicas())
             return score_from_wire(await self._hedged(call), made_in)
         except grpc.aio.AioRpcError as failure:
             raise draft_error(failure) from failure

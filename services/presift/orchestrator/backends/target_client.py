@@ -62,7 +62,7 @@ class TargetClient:
         key = affinity_key(tokens)
         return [ReplicaRef(each.name, key) for each in within_bound(self._pool.pick(key))]
 
-    def holding(self, replica: ReplicaRef) -> AbstractContextManager[None]:
+    def reserve(self, replica: ReplicaRef) -> AbstractContextManager[None]:
         found = self._pool.named(replica.name)
         return nullcontext() if found is None else found.counted()
 
@@ -86,7 +86,7 @@ class TargetClient:
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
-        `holding`)."""
+        `reserve`)."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
         named = self._pool.named(replica.name)
         try:

@@ -11,12 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.domain.request import Budget
+from presift.core.policies import Policy, SpecKv, SpecPc
+from presift.orchestrator.domain.request import AutoCapacity, Budget
+from presift.orchestrator.routing.adaptive_capacity import is_measured, most_tokens
 from presift.orchestrator.routing.choice import Defaults
 
 # Changed settings by name -> the defaults with these changes. Raises InvalidRequest.
 BuildDefaults = Callable[[Mapping[str, Any]], Defaults]
+_NO_LIMITS = Budget()
 _LIMITS = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens", "max_ttft_ms", "min_coverage")
 
 
@@ -25,12 +30,36 @@ class EffectiveDefaults:
     """The defaults of one request. `budget` fills in the limits that the caller left unset."""
 
     defaults: Defaults
-    budget: Budget = Budget()  # noqa: RUF009 (frozen)
+    budget: Budget = _NO_LIMITS
 
     def complete_budget(self, requested: Budget) -> Budget:
         """The caller's budget, with unset limits filled in."""
+        if self.budget == _NO_LIMITS:
+            return requested
         unset = {name: getattr(self.budget, name) for name in _LIMITS if getattr(requested, name) is None}
         return replace(requested, strict=requested.strict or self.budget.strict, **unset)
+
+    def keeps_more_than(self, policy: Policy, page_tokens: int = 1) -> bool:
+        """Whether `policy` keeps fewer tokens (KV in whole pages), or less coverage, than these defaults without a
+        budget. The quality guard skips such answers: a caller's own tight budget must not judge a route."""
+        defaults, limits, auto = self.defaults, self.budget, self.defaults.auto_capacity
+        prompt, kv = policy.prompt_stage, policy.kv_stage
+        if prompt is not None:
+            default = defaults.spec_pc.capacity if kv is None else defaults.cascade_capacity
+            limit = limits.capacity if kv is None else limits.max_prompt_tokens
+            if _is_under(prompt, most_tokens(auto, limit, default), auto):
+                return True
+        if kv is None:
+            return False
+        kv_auto = auto if prompt is None else None  # with a prompt stage, its bounds are those of the tokens read
+        kv_tokens = most_tokens(kv_auto, limits.max_kv_tokens, defaults.spec_kv.capacity + 1) - 1
+        return _is_under(kv, kv_tokens // page_tokens * page_tokens, auto)
+
+
+def _is_under(stage: SpecPc | SpecKv, usual: int, auto: AutoCapacity | None) -> bool:
+    if stage.capacity < usual or stage.adaptive is None or is_measured(stage):
+        return stage.capacity < usual
+    return auto is None or bool(stage.adaptive.coverage < np.float32(auto.coverage))
 
 
 @dataclass(frozen=True, slots=True)

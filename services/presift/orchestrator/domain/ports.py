@@ -59,7 +59,7 @@ class Draft(Protocol):
         protected: tuple[Span, ...],
         *,
         include_importance: bool,
-        timeout_s: float,
+        deadline: Deadline,
     ) -> Score: ...
 
 
@@ -140,7 +140,7 @@ class Target(Protocol):
         """The replicas that may answer this prompt, the one with its affinity first; empty if none can be reached."""
         ...
 
-    def holding(self, replica: ReplicaRef) -> AbstractContextManager[None]:
+    def reserve(self, replica: ReplicaRef) -> AbstractContextManager[None]:
         """Count a request that is still on its way to the replica, until the block ends."""
         ...
 

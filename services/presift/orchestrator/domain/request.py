@@ -174,8 +174,9 @@ class Budget:
     @property
     def capacity(self) -> int | None:
         """The tighter of the two limits: on routes full and spec_pc, each prompt token read holds one KV token."""
-        limits = [limit for limit in (self.max_prompt_tokens, self.max_kv_tokens) if limit is not None]
-        return min(limits, default=None)
+        if self.max_prompt_tokens is None or self.max_kv_tokens is None:
+            return self.max_prompt_tokens or self.max_kv_tokens
+        return min(self.max_prompt_tokens, self.max_kv_tokens)
 
 
 @dataclass(frozen=True, slots=True)

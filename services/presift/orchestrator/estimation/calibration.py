@@ -22,7 +22,7 @@ from presift.core.generation import Sampling
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Draft, Target, TargetInfo, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
-from presift.orchestrator.estimation.location import location_of
+from presift.orchestrator.estimation.perf_model import location_of
 from presift.orchestrator.routing.choice import Defaults
 from presift.orchestrator.routing.cost_model import TokenWork
 from presift.orchestrator.routing.forecast import draft_work
@@ -123,7 +123,8 @@ class Calibration:
             return None
         policy = self._defaults.for_draft(replace(template, capacity=capacity), draft.layers)
         started = time.perf_counter()
-        scored = await self._draft.score(ids, policy, (), include_importance=False, timeout_s=self._limit_s)
+        deadline = Deadline.within(self._limit_s)
+        scored = await self._draft.score(ids, policy, (), include_importance=False, deadline=deadline)
         took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
         return Timing("draft", location_of(draft), draft_work(policy, tokens), took_ms)
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from presift.core.plan import ModelInfo
 from presift.core.policies import Policy
 from presift.orchestrator.domain.ports import Usage
+from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.estimation.block_hash import BlockHashes
-from presift.orchestrator.estimation.location import location_of
 from presift.orchestrator.estimation.observation import AnswerObservation, learn
 from presift.orchestrator.estimation.pending_work import PendingWork, WorkItem
-from presift.orchestrator.estimation.perf_model import PerfModel, StageCost, calibrate
+from presift.orchestrator.estimation.perf_model import PerfModel, StageCost, calibrate, location_of
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.estimation.target_load import TargetLoads
 from presift.orchestrator.routing.choice import RouteChoice
@@ -36,6 +36,7 @@ KEPT_PROMPTS = 1024
 _LAST_ANSWERS = 32
 # Policies per prompt: a caller who varies the budget must not fill the memory.
 _KEPT_POLICIES = 8
+_IDLE = PendingWork()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +86,14 @@ class CostEstimator:
         Without a replica's name several may answer behind one address: the snapshot is that of the replica that holds
         least of the prompt, or is fullest. `spent_ms` counts from the request's arrival; `salt` is its tenant's.
         """
-        if replica:
-            return self.states(ids, target, draft, (replica,), spent_ms, salt=salt)[replica]
-        replicas = dict.fromkeys(self._last_replicas.get(location_of(target), ("",)))
-        hashes, queue, answers = self._prefixes.hashes_of(ids, salt), self.reading, self.loads.answers
-        drafting = "" if draft is None else location_of(draft)
-        locations = [(drafting, location_of(target, each)) for each in replicas]
-        return min((self._state(hashes, each, queue, answers, spent_ms) for each in locations), key=_least_useful)
-
-    def states(
-        self,
-        ids: NDArray[np.uint32],
-        target: ModelInfo,
-        draft: ModelInfo | None,
-        replicas: Iterable[str],
-        spent_ms: float = 0.0,
-        *,
-        salt: str = "",
-    ) -> dict[str, SystemState]:
-        """The snapshot at each of these replicas of the target, which can be addressed one by one."""
         hashes, drafting = self._prefixes.hashes_of(ids, salt), "" if draft is None else location_of(draft)
-        idle, states = PendingWork(), {}
-        for replica in replicas:
-            queue = self._reading_at.get(replica, idle) if replica else self.reading
-            answers = self.loads.answers_at(replica)
-            states[replica] = self._state(hashes, (drafting, location_of(target, replica)), queue, answers, spent_ms)
-        return states
+        queue = self._reading_at.get(replica, _IDLE) if replica else self.reading
+        names: Iterable[str] = (replica,) if replica else self._last_replicas.get(location_of(target), ("",))
+        answers = self.loads.answers(replica)
+        states = []
+        for name in dict.fromkeys(names):
+            states.append(self._state(hashes, (drafting, location_of(target, name)), queue, answers, spent_ms))
+        return min(states, key=_least_useful)
 
     def pending_at(self, replica: str) -> PendingWork:
         """The pending work of a replica; without a name, that of the target as a whole."""
@@ -129,15 +112,18 @@ class CostEstimator:
         spent_ms: float,
     ) -> SystemState:
         drafting, reading = locations
-        known = self._compressed.get(hashes.name, {})
+        compressed, entries, expected = [], set(), self._prefixes.expected_of
+        for policy, known in self._compressed.get(hashes.name, {}).items():
+            compressed.append((policy, expected(reading, known.blocks)))
+            if expected(reading, (known.entry,)):
+                entries.add(policy)
         target_ms = queue.wait_ms + self.loads.other_wait_ms(reading, len(queue))
-        expected = self._prefixes.expected_of
         return SystemState(
             costs=self._perf.costs(drafting, reading),
             queued=QueuedWork(self.drafting.wait_ms / max(1, self._draft_width()), target_ms, spent_ms),
             cached_tokens=self._prefixes.expected(reading, hashes),
-            compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
-            entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
+            compressed=tuple(compressed),
+            entries=frozenset(entries),
             prefills=self._prefills,
             free_kv_tokens=self.loads.free_kv_tokens(reading),
             answers=answers,
@@ -153,14 +139,12 @@ class CostEstimator:
             calibrate(self._perf, stage, location, timings)
 
     @contextmanager
-    def compressing(
-        self, ids: NDArray[np.uint32], choice: RouteChoice, salt: str = "", replica: str = ""
-    ) -> Iterator[None]:
+    def compressing(self, tokens: TokenizedPrompt, choice: RouteChoice, replica: str = "") -> Iterator[None]:
         """Count the draft's work for a prompt, and the prefill at the target's `replica`, until the block ends.
 
         Requests for the same compressed prompt count once.
         """
-        name, forecast = self._prefixes.hashes_of(ids, salt).name, choice.forecast
+        name, forecast = self._prefixes.hashes_of(tokens.ids, tokens.salt).name, choice.forecast
         with ExitStack() as pending:
             if forecast is not None and forecast.draft_work_ms and choice.policy is not None:
                 key = name, choice.policy.canonical()
@@ -181,15 +165,15 @@ class CostEstimator:
         ):
             yield reading
 
-    def record_compressed(self, ids: NDArray[np.uint32], plan: Plan) -> None:
+    def record_compressed(self, plan: Plan) -> None:
         """Record that the compressed prompt of this plan exists now."""
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheOutcome.NOT_USED:
             return
-        hashes, canonical = self._prefixes.hashes_of(ids, plan.salt), policy.canonical()
+        hashes, canonical = self._prefixes.hashes_of(plan.tokens.ids, plan.tokens.salt), policy.canonical()
         blocks: tuple[int, ...] = ()
         if policy.prompt_stage is not None and policy.kv_stage is None:
-            blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.salt))
+            blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt))
         known = self._compressed.pop(hashes.name, {})
         known.pop(canonical, None)  # to the end of the order, as the latest
         known[canonical] = _Compressed(blocks, self._entry_name(plan))
@@ -204,7 +188,7 @@ class CostEstimator:
         reading_ms = usage.ttft_ms if answer.was_alone else None
         self.loads.record(location_of(target, usage.replica), usage.load, reading_ms)
         if self._learns:
-            hashes = self._prefixes.hashes_of(answer.plan.read_ids, answer.plan.salt)
+            hashes = self._prefixes.hashes_of(answer.plan.read_ids, answer.plan.tokens.salt)
             learn(self._perf, answer, self._prefixes.expected(location_of(target, usage.replica), hashes))
         self.observe_prefix(answer.plan, usage, answer.token_ids, answer.began)
 
@@ -219,7 +203,7 @@ class CostEstimator:
         `began` is `now` as it was when the answer was requested.
         """
         location = location_of(plan.decision.target, usage.replica)
-        hashes, decision = self._prefixes.hashes_of(plan.read_ids, plan.salt), plan.decision
+        hashes, decision = self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt), plan.decision
         was_read_here = decision.prefill_ms == 0.0 and not usage.reused_entry and not decision.continued
         cached_tokens = usage.cached_tokens if was_read_here else 0
         if was_read_here:
@@ -227,7 +211,7 @@ class CostEstimator:
         if plan.kv_plan is None:
             # The last token of an answer is never read.
             ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
-            self._prefixes.record_read(location, self._prefixes.hashes_of(ids, plan.salt), cached_tokens)
+            self._prefixes.record_read(location, self._prefixes.hashes_of(ids, plan.tokens.salt), cached_tokens)
             return
         was_read = was_read_here or decision.prefill_ms > 0.0 or decision.continued
         if plan.kv_plan.keep_full_prefix and was_read:
@@ -249,7 +233,7 @@ class CostEstimator:
         """
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
-        return self._prefixes.hashes_of(plan.read_ids, plan.salt).name, plan.decision.policy.canonical()
+        return self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy.canonical()
 
 
 def _least_useful(state: SystemState) -> tuple[int, float]:

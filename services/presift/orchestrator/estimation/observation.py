@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from presift.orchestrator.domain.ports import Usage
-from presift.orchestrator.estimation.location import location_of
-from presift.orchestrator.estimation.perf_model import PerfModel
+from presift.orchestrator.estimation.perf_model import PerfModel, location_of
 from presift.orchestrator.routing.cost_model import TokenWork
 from presift.orchestrator.routing.decision import CacheOutcome, Plan
 from presift.orchestrator.routing.forecast import draft_work, remaining, selection_work

@@ -3,6 +3,8 @@
 Without observations a curve is its seed. Otherwise the seed is scaled by the median of observed to predicted times. Its
 shape then follows the observations: a least-squares fit of relative errors, with the scaled seed as prior and a limited
 weight of outliers (Huber). Only the last observations count.
+
+Curves are kept by location: a model at a revision, and a replica of it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.orchestrator.estimation.location import split_location
+from presift.core.plan import ModelInfo
 from presift.orchestrator.routing.cost_model import (
     DECODING_SEED,
     DRAFT_SEED,
@@ -34,7 +36,19 @@ _PRIOR = 0.3
 # Relative errors above this count as if they were this large.
 _CLIP = 0.15
 _ROUNDS = 4
+_MARK = "#"
 SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SCORING_SEED, "decoding": DECODING_SEED}
+
+
+def location_of(model: ModelInfo, replica: str = "") -> str:
+    """A location. `replica` is the name that a service gives its process, empty if it gives none."""
+    return f"{model.id}@{model.revision}{_MARK}{replica}"
+
+
+def split_location(location: str) -> tuple[str, str]:
+    """Model (id@revision) and replica. No replica has the mark in its name."""
+    model, mark, replica = location.rpartition(_MARK)
+    return (model, replica) if mark else (location, "")
 
 
 @dataclass(frozen=True, slots=True)

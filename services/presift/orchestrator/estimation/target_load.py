@@ -27,14 +27,9 @@ class TargetLoads:
         self._prefill_ms: deque[float] = deque(maxlen=_KEPT_TIMES)
         self._answers: list[tuple[str, RunningAnswer]] = []
 
-    @property
-    def answers(self) -> tuple[RunningAnswer, ...]:
-        """This orchestrator's running answers; on average each is half done."""
-        return tuple(answer for _, answer in self._answers)
-
-    def answers_at(self, replica: str) -> tuple[RunningAnswer, ...]:
-        """The running answers of this replica."""
-        return tuple(answer for at, answer in self._answers if at == replica)
+    def answers(self, replica: str = "") -> tuple[RunningAnswer, ...]:
+        """This orchestrator's running answers at a replica, or at all; on average each is half done."""
+        return tuple([answer for at, answer in self._answers if at == replica or not replica])
 
     @contextmanager
     def answering(self, predicted_ms: float, kv_tokens: int, replica: str = "") -> Iterator[None]:

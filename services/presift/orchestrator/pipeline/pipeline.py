@@ -23,7 +23,7 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import StageCost
 from presift.orchestrator.pipeline.events import Delta, Event, Report, joined
-from presift.orchestrator.pipeline.request_metrics import RequestMetrics, record_decision, request_metrics
+from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.planner import Planner
@@ -73,12 +73,11 @@ class Pipeline:
                 parts.quotas.held(request.tenant, request.limits) as quota,
                 parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
             ):
-                prompt = await parts.reader.read(request, metrics.arrived)
-                await quota.charge(prompt.prompt_tokens, max_new_tokens=request.sampling.max_new_tokens)
-                with parts.reader.placed(prompt) as context:
+                tokens, tokenize_ms = await parts.reader.read(request)
+                await quota.charge(tokens.ids.size, max_new_tokens=request.sampling.max_new_tokens)
+                with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as context:
                     plan = await parts.planner.plan(context, deadline)
                 metrics.record_plan(plan)
-                record_decision(plan.decision)
                 yield plan.decision
                 async with aclosing(self._answer(plan, request, deadline, metrics, slot)) as events:
                     async for event in events:
@@ -92,7 +91,7 @@ class Pipeline:
     ) -> AsyncGenerator[Delta | Report, None]:
         """The answer, read as fast as the target produces it, however slowly the caller reads."""
         call = self.parts.target.generate(
-            plan.read_ids, request.sampling, plan.salt, deadline, plan.kv_plan, replica=plan.replica
+            plan.read_ids, request.sampling, plan.tokens.salt, deadline, plan.kv_plan, replica=plan.replica
         )
         return read_ahead(self._decoded(plan, request, metrics, slot, call.events()), call.cancel, joined)
 
@@ -138,15 +137,15 @@ class Pipeline:
         parts.calibration.stop()
         try:
             async with (
-                asyncio.timeout(deadline.left_s()),
+                deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
                 parts.admission.slot(request.tenant or "", request_cost(request), deadline),
             ):
                 with parts.guard.idle_gate.busy():
-                    prompt = await parts.reader.read(request, arrived)
-                    await quota.charge(prompt.prompt_tokens, max_new_tokens=0)
-                    with parts.reader.placed(prompt) as context:
-                        plan = await parts.planner.explain(context)
+                    tokens, tokenize_ms = await parts.reader.read(request)
+                    await quota.charge(tokens.ids.size, max_new_tokens=0)
+                    with parts.reader.context(request, tokens, tokenize_ms, arrived) as context:
+                        plan = await parts.planner.plan(context, explains=True)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
                 return await self._explanation(request, plan, detail, kept_kv)
         except TimeoutError:

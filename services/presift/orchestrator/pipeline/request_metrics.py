@@ -25,7 +25,7 @@ class RequestMetrics:
     def __init__(self, request: Request) -> None:
         self.arrived = time.perf_counter()
         self.operation = "chat" if isinstance(request.prompt, Chat) else "text_completion"
-        self._asked = self.arrived
+        self._called_target = self.arrived
         self._plan: Plan | None = None
         self._is_whole = False
 
@@ -39,16 +39,17 @@ class RequestMetrics:
             call.set_attribute(f"presift.{name}", getattr(decision, name).value)
         for name in ("prompt_tokens", "kept_tokens", "kv_tokens"):
             call.set_attribute(f"presift.{name}", getattr(decision, name))
+        record_decision(decision)
 
     def record_target_call(self) -> None:
-        """The target is asked for the answer."""
-        self._asked = time.perf_counter()
+        """The call of the target starts."""
+        self._called_target = time.perf_counter()
 
     def record_answer(self, usage: Usage, ttft_ms: float, total_ms: float) -> None:
         """The answer is complete; milliseconds since the arrival."""
         self._is_whole = True
-        asked_ms = (self._asked - self.arrived) * 1000
-        record("presift.orchestrator.stage.duration", max(0.0, ttft_ms - asked_ms) / 1000, stage="first_token")
+        before_call_ms = (self._called_target - self.arrived) * 1000
+        record("presift.orchestrator.stage.duration", max(0.0, ttft_ms - before_call_ms) / 1000, stage="first_token")
         record("presift.orchestrator.stage.duration", (total_ms - ttft_ms) / 1000, stage="decode")
         call = trace.get_current_span()
         call.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)

@@ -24,6 +24,7 @@ from presift.orchestrator.domain.ports import Draft, MaskRejected, Score
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_draft, check_prompt
 from presift.orchestrator.routing.decision import CacheOutcome
+from presift.rpc.deadline import Deadline
 from presift.telemetry.tracing import link
 
 
@@ -121,7 +122,7 @@ class Compressor:
                 job.policy,
                 job.tokens.protected,
                 include_importance=include_importance,
-                timeout_s=self._draft_timeout_s,
+                deadline=Deadline.within(self._draft_timeout_s),
             )
         check_draft(scored.prompt.draft, job.draft)
         check_prompt(scored.prompt, job)

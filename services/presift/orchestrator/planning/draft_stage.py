@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from presift.core.errors import (
     BudgetExceeded,
@@ -28,7 +31,8 @@ from presift.orchestrator.planning.prefill import Prefiller, background
 from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs, check_fits
 from presift.orchestrator.routing.decision import CacheOutcome
-from presift.orchestrator.routing.forecast import with_forecast
+from presift.orchestrator.routing.forecast import answer_seconds, with_forecast
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.metrics import count
 
 # The draft's share of the time that is left, as long as the target's speed is unknown.
@@ -53,11 +57,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """The choice after the draft stage: with a compressed prompt, or route full without one."""
+    """The choice after the draft stage: with a compressed prompt, or route full without one.
+
+    `importance`: float32[prompt_tokens], only for explanations.
+    """
 
     choice: RouteChoice
     compressed: CompressionResult | None
     prefill_ms: float = 0.0
+    importance: NDArray[np.float32] | None = None
 
 
 class DraftStage:
@@ -68,19 +76,32 @@ class DraftStage:
         self._compressor = compressor
         self._prefiller = prefiller
 
-    async def run(self, choice: RouteChoice, context: RequestContext, limit_s: float | None) -> DraftResult:
-        """Compress the prompt by the choice's policy, within `limit_s` seconds (None: without a limit).
+    async def run(self, choice: RouteChoice, context: RequestContext, deadline: Deadline) -> DraftResult:
+        """Compress the prompt by the choice's policy, within the draft's share of the time until the deadline.
 
         Raises DraftUnavailable if the full prompt does not fit, or is not allowed (`strict`); PromptTooLong if it
-        exceeds the draft's context too.
+        exceeds the draft's context too; DeadlineExceeded if no time is left.
         """
+        limit = draft_deadline(deadline, context.inputs)
         try:
             job = self.job(choice, context.tokens, context.target, context.inputs.defaults)
         except DraftUnavailable as error:
             return self._in_full(error, context)
         if self._prefiller is not None and job.policy.reads_whole_prompt and choice.keep_full_prefix:
-            return await self._compress_with_prefill(job, choice, context, limit_s, self._prefiller)
-        return await self._compress(job, choice, context, limit_s, None)
+            return await self._compress_with_prefill(job, choice, context, limit, self._prefiller)
+        return await self._compress(job, choice, context, limit, None)
+
+    async def explain(self, choice: RouteChoice, context: RequestContext) -> DraftResult:
+        """The compressed prompt with its importance, always from the draft. Raises the errors of the draft."""
+        defaults = context.inputs.defaults
+        job = self.job(choice, context.tokens, context.target, defaults)
+        shown = replace(job, policy=defaults.for_draft(job.policy.with_scoring(defaults.spec_pc), job.draft.layers))
+        try:
+            compressed, importance = await self._compressor.explain(shown)
+        except DraftChanged:
+            self._models.draft_changed()
+            raise
+        return DraftResult(replace(choice, policy=job.policy), compressed, importance=importance)
 
     def job(self, choice: RouteChoice, tokens: TokenizedPrompt, target: ModelInfo, defaults: Defaults) -> ScoringJob:
         """The request to the draft. Raises DraftUnavailable while no draft is connected."""
@@ -94,13 +115,13 @@ class DraftStage:
         job: ScoringJob,
         choice: RouteChoice,
         context: RequestContext,
-        limit_s: float | None,
+        limit: Deadline,
         prefiller: Prefiller,
     ) -> DraftResult:
         missed, prefill_ms = asyncio.Event(), 0.0
         async with background(prefiller.read_after(missed, context.tokens, context.replica)) as reading:
             # If the draft fails, the reading continues: Generate will need the full prompt.
-            result = await self._compress(job, choice, context, limit_s, missed)
+            result = await self._compress(job, choice, context, limit, missed)
             if missed.is_set():
                 prefill_ms = await reading
             elif result.compressed is not None and result.compressed.cache is CacheOutcome.SHARED:
@@ -112,11 +133,12 @@ class DraftStage:
         job: ScoringJob,
         choice: RouteChoice,
         context: RequestContext,
-        limit_s: float | None,
+        limit: Deadline,
         missed: asyncio.Event | None,
     ) -> DraftResult:
+        limit_s = limit.remaining_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with limit.timeout():
                 compressed = await self._compressor.compress(job, missed)
         except TimeoutError:
             late = DeadlineExceeded(f"no mask within {limit_s:.1f} s, the draft's share of the request's time")
@@ -138,10 +160,10 @@ class DraftStage:
         return DraftResult(RouteChoice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
 
 
-def after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
-    """The choice; with a forecast if it is now full. Raises DraftUnavailable if a strict budget forbids it."""
-    if result.compressed is not None:
-        return result.choice
+def full_after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
+    """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
+    if result.prefill_ms:  # the target has read the whole prompt
+        inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
     try:
         return with_forecast(result.choice, inputs)
     except BudgetExceeded as error:
@@ -153,11 +175,17 @@ def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:
     never read it either."""
     capacity = inputs.budget.capacity
     if inputs.budget.strict and capacity is not None and inputs.prompt_tokens > capacity:
-        raise _no_way_out(error, "the strict budget allows no full prompt") from error
+        raise _full_is_impossible(error, "the strict budget allows no full prompt") from error
     try:
         check_fits(inputs)
     except PromptTooLong as too_long:
-        raise _no_way_out(error, f"and the full prompt does not fit: {too_long.message}") from error
+        raise _full_is_impossible(error, f"and the full prompt does not fit: {too_long.message}") from error
+
+
+def draft_deadline(deadline: Deadline, inputs: RoutingInputs) -> Deadline:
+    """When the draft must have answered. Raises DeadlineExceeded if no time is left."""
+    left_s = deadline.left_s()
+    return NO_DEADLINE if left_s is None else Deadline.within(draft_share_s(left_s, answer_seconds(inputs)))
 
 
 def draft_share_s(left_s: float, target_s: float | None) -> float:
@@ -168,7 +196,7 @@ def draft_share_s(left_s: float, target_s: float | None) -> float:
     return min(_MOST_SHARE * left_s, max(_LEAST_SHARE * left_s, left_s - _MARGIN * target_s))
 
 
-def _no_way_out(error: PresiftError, why: str) -> PresiftError:
+def _full_is_impossible(error: PresiftError, why: str) -> PresiftError:
     text = f"{error.message}; {why}"
     # Unavailability would invite a retry, which would end the same way.
     if isinstance(error, PromptTooLong):

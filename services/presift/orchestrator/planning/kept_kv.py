@@ -35,7 +35,7 @@ class KeptKv:
 
 
 class KeptKvReader:
-    """Asks the target which pairs it keeps, in the namespace of the plan's tenant."""
+    """Reads from the target which pairs it keeps, in the namespace of the plan's tenant."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -44,22 +44,22 @@ class KeptKvReader:
         """None if the plan drops no KV or the target does not report it. Raises the target port's errors."""
         if plan.kv_plan is None:
             return None
-        asked = replace(plan.kv_plan, report_kept=True)
-        usage = await self._ask(plan, asked, plan.salt, deadline)
+        kv_plan = replace(plan.kv_plan, report_kept=True)
+        usage = await self._generate(plan, kv_plan, plan.tokens.salt, deadline)
         # The draft's mask is applied unchanged; any other selection is reported only by the call that makes it.
-        mask = usage.kv_mask or asked.kv_mask
+        mask = usage.kv_mask or kv_plan.kv_mask
         if mask is None and usage.reused_entry:
-            usage = await self._ask_anew(plan, asked, deadline)
+            usage = await self._generate_afresh(plan, kv_plan, deadline)
             mask = usage.kv_mask
-        return None if mask is None else KeptKv(in_prompt(mask, asked, plan), usage.coverage)
+        return None if mask is None else KeptKv(in_prompt(mask, kv_plan, plan), usage.coverage)
 
-    async def _ask_anew(self, plan: Plan, asked: KvPlan, deadline: Deadline) -> Usage:
-        """Ask in a namespace of its own, which no later call uses; only its compressed entry stays in the cache."""
-        salt = f"{plan.salt}explain{uuid.uuid4().hex}"
-        return await self._ask(plan, replace(asked, keep_full_prefix=False), salt, deadline)
+    async def _generate_afresh(self, plan: Plan, kv_plan: KvPlan, deadline: Deadline) -> Usage:
+        """In a namespace of its own, which no later call uses; only its compressed entry stays in the cache."""
+        salt = f"{plan.tokens.salt}explain{uuid.uuid4().hex}"
+        return await self._generate(plan, replace(kv_plan, keep_full_prefix=False), salt, deadline)
 
-    async def _ask(self, plan: Plan, asked: KvPlan, salt: str, deadline: Deadline) -> Usage:
-        call = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, deadline, asked, replica=plan.replica)
+    async def _generate(self, plan: Plan, kv_plan: KvPlan, salt: str, deadline: Deadline) -> Usage:
+        call = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, deadline, kv_plan, replica=plan.replica)
         async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 if isinstance(event, Usage):
@@ -67,14 +67,14 @@ class KeptKvReader:
         raise InternalError("the target port ended without usage")
 
 
-def in_prompt(mask: KvMask, asked: KvPlan, plan: Plan) -> KvMask:
+def in_prompt(mask: KvMask, kv_plan: KvPlan, plan: Plan) -> KvMask:
     """`mask`, which is over the tokens read, in positions of the prompt.
 
-    Tokens after those that `asked` covers are kept; tokens that were not read are not. Raises TargetUnavailable if the
-    mask has another length.
+    Tokens after those that `kv_plan` covers are kept; tokens that were not read are not. Raises TargetUnavailable if
+    the mask has another length.
     """
     read_tokens = int(plan.read_ids.size)
-    covered = asked.covered_tokens(read_tokens)
+    covered = kv_plan.covered_tokens(read_tokens)
     layers, kv_heads, masked = mask.kept.shape
     if masked != covered:
         raise TargetUnavailable(f"the target's answer: a KV mask of {masked} tokens where it read {covered}")

@@ -9,35 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.kv_plan import KvPlan
-from presift.core.plan import ModelInfo
+from presift.core.masks import KvMask
+from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.policies import KvSelection, Policy, SpecKv
+from presift.core.spans import moved
 from presift.orchestrator.domain.ports import ReplicaRef
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.conversations import StoredSelection
-from presift.orchestrator.planning.kv_plan import kv_plan_of
+from presift.orchestrator.planning.draft_stage import DraftResult
 from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.adaptive_capacity import outcome
 from presift.orchestrator.routing.candidates import Candidate
 from presift.orchestrator.routing.choice import RouteChoice
 from presift.orchestrator.routing.decision import Decision, Plan
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """The request that a plan is made for."""
-
-    tokens: TokenizedPrompt
-    target: ModelInfo
-    tokenize_ms: float
-    replica: ReplicaRef
-
-
-def _source(context: RequestContext) -> _Source:
-    return _Source(context.tokens, context.target, context.prompt.tokenize_ms, context.replica)
-
-
-def _source_of(plan: Plan) -> _Source:
-    return _Source(plan.tokens, plan.decision.target, 0.0, plan.replica)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +43,31 @@ def full_plan(
     context: RequestContext, choice: RouteChoice, notes: PlanNotes = NO_NOTES, prefill_ms: float = 0.0
 ) -> Plan:
     """The plan that reads the whole prompt and keeps all KV."""
-    return _plan(_source(context), choice, None, None, notes, prefill_ms=prefill_ms)
+    return _plan(
+        context.tokens,
+        context.replica,
+        choice,
+        notes,
+        target=context.target,
+        tokenize_ms=context.tokenize_ms,
+        prefill_ms=prefill_ms,
+    )
 
 
-def compressed_plan(
-    context: RequestContext,
-    choice: RouteChoice,
-    compressed: CompressionResult,
-    notes: PlanNotes = NO_NOTES,
-    *,
-    prefill_ms: float = 0.0,
-    importance: NDArray[np.float32] | None = None,
-) -> Plan:
+def compressed_plan(context: RequestContext, result: DraftResult, notes: PlanNotes = NO_NOTES) -> Plan:
     """The plan of a prompt that the draft has compressed under the choice's policy."""
-    return _compressed(_source(context), choice, compressed, notes, prefill_ms=prefill_ms, importance=importance)
+    assert result.compressed is not None, "without a compressed prompt the plan is full"
+    return _compressed(
+        context.tokens,
+        context.replica,
+        result.choice,
+        result.compressed,
+        notes,
+        importance=result.importance,
+        target=context.target,
+        tokenize_ms=context.tokenize_ms,
+        prefill_ms=result.prefill_ms,
+    )
 
 
 def continued_plan(
@@ -82,22 +78,30 @@ def continued_plan(
     kept = np.ones(context.inputs.prompt_tokens, dtype=np.bool_)
     if kv_plan.kv_mask is not None:
         kept[: kv_plan.prompt_tokens] = kv_plan.kv_mask.kept[0, 0]
-    origin: dict[str, Any] = {
-        "draft": stored.draft,
-        "coverage": stored.coverage,
-        "kv_coverage": stored.kv_coverage,
-    }
-    return _plan(_source(context), choice, kv_plan, None, notes, kept=kept, continued=True, **origin)
+    return _plan(
+        context.tokens,
+        context.replica,
+        choice,
+        notes,
+        kv_plan=kv_plan,
+        kept=kept,
+        target=context.target,
+        tokenize_ms=context.tokenize_ms,
+        draft=stored.draft,
+        coverage=stored.coverage,
+        kv_coverage=stored.kv_coverage,
+        continued=True,
+    )
 
 
 def replanned_full(plan: Plan, choice: RouteChoice) -> Plan:
     """The plan of the same request in full, for the quality guard."""
-    return _plan(_source_of(plan), choice, None, None, NO_NOTES)
+    return _plan(plan.tokens, plan.replica, choice, NO_NOTES, target=plan.decision.target)
 
 
 def replanned_compressed(plan: Plan, choice: RouteChoice, compressed: CompressionResult) -> Plan:
     """The plan of the same request under another, compressing choice, for the quality guard."""
-    return _compressed(_source_of(plan), choice, compressed, NO_NOTES)
+    return _compressed(plan.tokens, plan.replica, choice, compressed, NO_NOTES, target=plan.decision.target)
 
 
 def stored_selection(plan: Plan) -> StoredSelection | None:
@@ -111,29 +115,62 @@ def stored_selection(plan: Plan) -> StoredSelection | None:
     )
 
 
+def kv_plan_of(choice: RouteChoice, prompt: CompressedPrompt, tokens: TokenizedPrompt) -> KvPlan | None:
+    """The KV to keep of the tokens that the target reads; None if all of it is kept."""
+    policy, keep_full_prefix = choice.policy, bool(choice.keep_full_prefix)
+    if policy is None or policy.kv_stage is None or not drops_kv(policy, prompt):
+        return None
+    kv, protected = resolved_kv(policy.kv_stage, prompt), tokens.protected
+    if policy.prompt_stage is not None:
+        protected = moved(protected, prompt.mask.kept)
+    if kv.selection is KvSelection.DRAFT_MASK:
+        return KvPlan(kv, protected, kv_mask=KvMask.uniform(prompt.mask), keep_full_prefix=keep_full_prefix)
+    return KvPlan(kv, protected, prompt.lookahead_token_ids, keep_full_prefix=keep_full_prefix)
+
+
+def drops_kv(policy: Policy, prompt: CompressedPrompt) -> bool:
+    """Whether KV is dropped: not if a prompt stage leaves no more tokens than the KV stage keeps."""
+    if policy.kv_stage is None or policy.prompt_stage is None:
+        return policy.kv_stage is not None
+    return prompt.mask.kept_tokens - 1 > resolved_kv(policy.kv_stage, prompt).capacity
+
+
+def resolved_kv(policy: SpecKv, prompt: CompressedPrompt) -> SpecKv:
+    """The policy with the capacity that the draft chose, if its capacity adapts."""
+    if policy.adaptive is None:
+        return policy
+    if policy.selection is KvSelection.DRAFT_MASK:
+        return replace(policy, capacity=prompt.mask.kept_tokens - 1, adaptive=None)
+    # The draft counted by the mask; the target does not need it.
+    return replace(policy, capacity=prompt.kv_capacity or policy.capacity, adaptive=None, mask=None)
+
+
 def _compressed(
-    source: _Source,
+    tokens: TokenizedPrompt,
+    replica: ReplicaRef,
     choice: RouteChoice,
     compressed: CompressionResult,
     notes: PlanNotes,
     *,
-    prefill_ms: float = 0.0,
+    target: ModelInfo,
     importance: NDArray[np.float32] | None = None,
+    **reported: Any,
 ) -> Plan:
     policy, prompt = choice.policy, compressed.prompt
     assert policy is not None, "the draft is asked only for a policy"
-    remarks = tuple(filter(None, (outcome(policy, prompt), *notes.remarks)))
-    if not prompt.draft.shares_vocabulary(source.target):
-        remarks = (*remarks, "drafted in another vocabulary, mapped through the text")
+    crossed = "" if prompt.draft.shares_vocabulary(target) else "drafted in another vocabulary, mapped through the text"
     return _plan(
-        source,
+        tokens,
+        replica,
         choice,
-        kv_plan_of(choice, prompt, source.tokens),
+        notes,
+        target=target,
+        kv_plan=kv_plan_of(choice, prompt, tokens),
         # Without a prompt stage everything is read, whatever the mask says about the KV.
-        None if policy.prompt_stage is None else prompt.mask.kept,
-        notes if remarks == notes.remarks else replace(notes, remarks=remarks),
+        read=None if policy.prompt_stage is None else prompt.mask.kept,
         kept=prompt.mask.kept,
         importance=importance,
+        details=(choice.detail, outcome(policy, prompt), *notes.remarks, crossed),
         draft=prompt.draft,
         coverage=prompt.coverage,
         kv_coverage=prompt.kv_coverage,
@@ -141,38 +178,40 @@ def _compressed(
         cache_ms=compressed.cache_ms,
         draft_ms=compressed.draft_ms,
         draft_queue_ms=compressed.draft_queue_ms,
-        prefill_ms=prefill_ms,
+        **reported,
     )
 
 
 def _plan(
-    source: _Source,
+    tokens: TokenizedPrompt,
+    replica: ReplicaRef,
     choice: RouteChoice,
-    kv_plan: KvPlan | None,
-    read: NDArray[np.bool_] | None,
     notes: PlanNotes,
     *,
+    target: ModelInfo,
+    kv_plan: KvPlan | None = None,
+    read: NDArray[np.bool_] | None = None,
     kept: NDArray[np.bool_] | None = None,
     importance: NDArray[np.float32] | None = None,
+    details: tuple[str, ...] = (),
     **reported: Any,
 ) -> Plan:
     """`read` marks the tokens that the target reads, None for all of them; `kept` those that remain, None for `read`.
-    `reported` are further fields of the decision: what draft and cache reported.
+    `details` are joined to the decision's detail. `reported` are further fields of the decision: times, and what draft
+    and cache reported.
     """
-    tokens = source.tokens
     prompt_tokens = int(tokens.ids.size)
     read = np.ones(prompt_tokens, dtype=np.bool_) if read is None else read
     read_tokens = int(np.count_nonzero(read))
     decision = Decision(
         route=choice.route,
         reason=choice.reason,
-        detail="; ".join(filter(None, (choice.detail, *notes.remarks))),
+        detail="; ".join(filter(None, details or (choice.detail, *notes.remarks))),
         prompt_tokens=prompt_tokens,
         kept_tokens=read_tokens,
         kv_tokens=read_tokens if kv_plan is None else kv_plan.held_tokens(read_tokens),
-        protected_tokens=sum(len(span) for span in tokens.protected),
-        target=source.target,
-        tokenize_ms=source.tokenize_ms,
+        protected_tokens=sum(map(len, tokens.protected)),
+        target=target,
         policy=choice.policy,
         keep_full_prefix=choice.keep_full_prefix,
         forecast=choice.forecast,
@@ -188,6 +227,6 @@ def _plan(
         avoided=notes.avoided,
         is_tighter=notes.is_tighter,
         routes=notes.routes,
-        replica=source.replica,
+        replica=replica,
         full_ttft_ms=notes.full_ttft_ms,
     )

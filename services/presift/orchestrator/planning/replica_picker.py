@@ -7,8 +7,6 @@ it is predicted to be much sooner, because it holds the document or because the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
 
 from presift.core.errors import PresiftError
 from presift.core.plan import ModelInfo
@@ -19,6 +17,7 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
 from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.replica_choice import choose_among, merit
+from presift.orchestrator.routing.router import choose
 from presift.telemetry.metrics import count
 
 # Predictions are no more exact than this; a smaller gain is not worth a cold cache.
@@ -33,25 +32,26 @@ class ReplicaPicker:
         self._models = models
         self._estimator = estimator
 
-    def pick(
-        self, tokens: TokenizedPrompt, inputs: RoutingInputs, target: ModelInfo, spent_ms: float
-    ) -> tuple[ReplicaRef, SystemState]:
-        """The replica and its state. ANY_REPLICA if none can be reached now: the call will fail with the reason."""
-        replicas = self._target.replicas(tokens)
-        draft = self._models.draft
-        if len(replicas) < 2:
-            only = replicas[0] if replicas else ANY_REPLICA
-            state = self._estimator.state(tokens.ids, target, draft, spent_ms, salt=tokens.salt, replica=only.name)
-            return only, state
-        names = [each.name for each in replicas]
-        states = self._estimator.states(tokens.ids, target, draft, names, spent_ms, salt=tokens.salt)
-        sooner = _much_sooner(inputs, states, names[0])
-        count("presift.replica.picked", role="target", by="affinity" if sooner == names[0] else "forecast")
-        return next(each for each in replicas if each.name == sooner), states[sooner]
+    def states(self, tokens: TokenizedPrompt, target: ModelInfo, spent_ms: float) -> dict[ReplicaRef, SystemState]:
+        """A snapshot of costs at each replica that may answer, the prompt's own one by affinity first.
 
-    def holding(self, replica: ReplicaRef) -> AbstractContextManager[None]:
-        """Count the replica as busy until the block ends."""
-        return self._target.holding(replica)
+        Only ANY_REPLICA if none can be reached now: the call will fail with the reason.
+        """
+        draft, states = self._models.draft, {}
+        for each in self._target.replicas(tokens) or (ANY_REPLICA,):
+            states[each] = self._estimator.state(
+                tokens.ids, target, draft, spent_ms, salt=tokens.salt, replica=each.name
+            )
+        return states
+
+    def pick(self, inputs: RoutingInputs, states: Mapping[ReplicaRef, SystemState]) -> ReplicaRef:
+        """The first replica, whose state `inputs` hold, or another one that answers much sooner."""
+        own = next(iter(states))
+        if len(states) < 2:
+            return own
+        sooner = _much_sooner(inputs, {each.name: state for each, state in states.items()}, own.name)
+        count("presift.replica.picked", role="target", by="affinity" if sooner == own.name else "forecast")
+        return next(each for each in states if each.name == sooner)
 
 
 def _much_sooner(inputs: RoutingInputs, states: Mapping[str, SystemState], own: str) -> str:
@@ -63,7 +63,7 @@ def _much_sooner(inputs: RoutingInputs, states: Mapping[str, SystemState], own: 
     if found.replica == own:
         return own
     try:
-        here = choose_among(replace(inputs, state=states[own]), {own: states[own]}).choice
+        here = choose(inputs)
     except PresiftError:
         return found.replica
     return found.replica if is_much_sooner(found.choice, here, inputs.budget) else own

@@ -13,44 +13,32 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo
 from presift.core.spans import must_keep
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.config.overrides import EffectiveDefaults
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.limits import check_tokens
-from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, TargetInfo
+from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, Target, TargetInfo
 from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.replica_picker import ReplicaPicker
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import RoutingInputs
+from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.quality_gate import QualityGate
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPrompt:
-    """A request's tokens, and the milliseconds that reading them took. `arrived` is on `time.perf_counter`."""
-
-    request: Request
-    tokens: TokenizedPrompt
-    tokenize_ms: float
-    arrived: float
-
-    @property
-    def prompt_tokens(self) -> int:
-        return int(self.tokens.ids.size)
-
-
-@dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Everything that a plan is made from. `inputs` hold one snapshot of costs, at `replica`."""
+    """Everything that a plan is made from.
 
-    prompt: ReadPrompt
+    `inputs` hold one snapshot of costs, at `replica`. Tokenising took `tokenize_ms`; `arrived` is on
+    `time.perf_counter`.
+    """
+
+    tokens: TokenizedPrompt
     target: ModelInfo
     inputs: RoutingInputs
     replica: ReplicaRef = ANY_REPLICA
-
-    @property
-    def tokens(self) -> TokenizedPrompt:
-        return self.prompt.tokens
+    tokenize_ms: float = 0.0
+    arrived: float = 0.0
 
 
 class RequestReader:
@@ -64,54 +52,63 @@ class RequestReader:
         estimator: CostEstimator,
         *,
         gate: QualityGate,
-        replicas: ReplicaPicker,
+        target: Target,
     ) -> None:
         self._tokenizer = tokenizer
         self._models = models
         self._policies = policies
         self._estimator = estimator
         self._gate = gate
-        self._replicas = replicas
+        self._target = target
+        self._replicas = ReplicaPicker(target, models, estimator)
 
-    async def read(self, request: Request, arrived: float) -> ReadPrompt:
-        """Tokenise the prompt and find its protected spans. Raises InvalidRequest or PromptTooLong."""
+    async def read(self, request: Request) -> tuple[TokenizedPrompt, float]:
+        """Tokenise the prompt and find its protected spans; milliseconds. Raises InvalidRequest or PromptTooLong."""
         started = time.perf_counter()
         tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
         prompt_tokens = int(tokens.ids.size)
         check_tokens(prompt_tokens)
         check_vocabulary(tokens, self._models.known_target())
         request.kv.check_continues(prompt_tokens)
-        return ReadPrompt(request, tokens, (time.perf_counter() - started) * 1000, arrived)
+        return tokens, (time.perf_counter() - started) * 1000
 
     @contextmanager
-    def placed(self, prompt: ReadPrompt) -> Iterator[RequestContext]:
-        """The context of a prompt at one replica of the target, which counts as busy until the block ends."""
+    def context(
+        self, request: Request, tokens: TokenizedPrompt, tokenize_ms: float, arrived: float
+    ) -> Iterator[RequestContext]:
+        """The context of a request at one replica of the target, which counts as busy until the block ends."""
         target = self._models.known_target()
-        defaults = self._policies.table.lookup(prompt.prompt_tokens, target.model.id, prompt.request.tenant)
-        inputs = self._inputs(prompt, target, defaults)
-        spent_ms = (time.perf_counter() - prompt.arrived) * 1000
-        replica, state = self._replicas.pick(prompt.tokens, inputs, target.model, spent_ms)
-        with self._replicas.holding(replica):
-            yield RequestContext(prompt, target.model, replace(inputs, state=state), replica)
+        states = self._replicas.states(tokens, target.model, (time.perf_counter() - arrived) * 1000)
+        own = next(iter(states))
+        inputs = self._inputs(request, tokens, target, states[own])
+        replica = self._replicas.pick(inputs, states)
+        if replica != own:
+            inputs = replace(inputs, state=states[replica])
+        with self._target.reserve(replica):
+            yield RequestContext(tokens, target.model, inputs, replica, tokenize_ms, arrived)
 
     def refreshed(self, context: RequestContext) -> RequestContext:
         """The same context with a new snapshot of costs."""
-        spent_ms = (time.perf_counter() - context.prompt.arrived) * 1000
-        tokens, replica = context.tokens, context.replica.name
-        state = self._estimator.state(
-            tokens.ids, context.target, self._models.draft, spent_ms, salt=tokens.salt, replica=replica
-        )
-        return RequestContext(context.prompt, context.target, replace(context.inputs, state=state), context.replica)
+        tokens, target, replica = context.tokens, context.target, context.replica
+        spent_ms = (time.perf_counter() - context.arrived) * 1000
+        draft = self._models.draft
+        state = self._estimator.state(tokens.ids, target, draft, spent_ms, salt=tokens.salt, replica=replica.name)
+        inputs = replace(context.inputs, state=state)
+        return RequestContext(tokens, target, inputs, replica, context.tokenize_ms, context.arrived)
 
-    def _inputs(self, prompt: ReadPrompt, target: TargetInfo, effective: EffectiveDefaults) -> RoutingInputs:
-        request, defaults, tokens = prompt.request, effective.defaults, prompt.prompt_tokens
-        kept = must_keep(prompt.tokens.protected, tokens, defaults.spec_pc.window)
+    def _inputs(
+        self, request: Request, tokens: TokenizedPrompt, target: TargetInfo, state: SystemState
+    ) -> RoutingInputs:
+        prompt_tokens = int(tokens.ids.size)
+        effective = self._policies.table.lookup(prompt_tokens, target.model.id, request.tenant)
+        defaults = effective.defaults
+        kept = must_keep(tokens.protected, prompt_tokens, defaults.spec_pc.window)
         # Of the KV without the final token, which comes on top.
-        kept_kv = must_keep(prompt.tokens.protected, tokens, defaults.spec_kv.window + 1)[:-1]
+        kept_kv = must_keep(tokens.protected, prompt_tokens, defaults.spec_kv.window + 1)[:-1]
         draft = self._models.draft
         shares_ids = draft is not None and draft.shares_vocabulary(target.model)
         return RoutingInputs(
-            prompt_tokens=tokens,
+            prompt_tokens=prompt_tokens,
             must_keep=int(np.count_nonzero(kept)),
             must_keep_kv=int(np.count_nonzero(kept_kv)),
             max_new_tokens=request.sampling.max_new_tokens,
@@ -121,8 +118,9 @@ class RequestReader:
             wanted=request.route,
             budget=effective.complete_budget(request.budget),
             options=request.kv,
+            state=state,
             unsupported=target.unsupported,
-            off=self._gate.off(tokens),
+            off=self._gate.off(prompt_tokens),
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,

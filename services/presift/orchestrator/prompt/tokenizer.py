@@ -41,18 +41,14 @@ class PromptTokenizer:
     def __init__(
         self, backend: Tokenizer | None, template: ChatTemplate | None, memory_tokens: int = 4_000_000
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._template = template
         # At least 1 each: prompts without tokens must not fill the memory.
         self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
 
     def fingerprint(self) -> str:
         """Comparable with ModelInfo's; empty without a tokenizer."""
-        return "" if self._backend is None else fingerprint(self._backend.to_str().encode())
-
-    @property
-    def backend(self) -> Tokenizer | None:
-        return self._backend
+        return "" if self.backend is None else fingerprint(self.backend.to_str().encode())
 
     async def tokenize(self, prompt: Prompt, salt: str = "") -> TokenizedPrompt:
         """Raises InvalidRequest for invalid or unsupported tools, and for text if there is no tokenizer."""
@@ -80,7 +76,7 @@ class PromptTokenizer:
 
     def render(self, prompt: Chat | Text) -> str:
         """The text to tokenise, with the chat template applied."""
-        if self._backend is None:
+        if self.backend is None:
             raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
         if isinstance(prompt, Text):
             return prompt.text
@@ -91,7 +87,7 @@ class PromptTokenizer:
     def render_with_offsets(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
         """The rendered prompt, and the characters [start, end) of each token in it."""
         rendered = self.render(prompt)
-        return rendered, list(_tokens(self._backend, rendered, isinstance(prompt, Text)).offsets)
+        return rendered, list(_tokens(self.backend, rendered, isinstance(prompt, Text)).offsets)
 
     def _droppable_ranges(self, prompt: Chat | Text, rendered: str) -> tuple[Range, ...]:
         if isinstance(prompt, Text):
@@ -103,7 +99,7 @@ class PromptTokenizer:
 
     async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> TokenizedPrompt:
         def encode() -> TokenizedPrompt:
-            encoding = _tokens(self._backend, rendered, isinstance(prompt, Text))
+            encoding = _tokens(self.backend, rendered, isinstance(prompt, Text))
             return TokenizedPrompt(
                 np.array(encoding.ids, dtype=np.uint32), protected_spans(encoding, ranges, len(rendered))
             )

@@ -61,7 +61,7 @@ class ShadowAnswers:
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
         answer, began = list[int](), self._estimator.now
         call = self._target.generate(
-            plan.read_ids, sampling, plan.salt, NO_DEADLINE, plan.kv_plan, replica=plan.replica
+            plan.read_ids, sampling, plan.tokens.salt, NO_DEADLINE, plan.kv_plan, replica=plan.replica
         )
         async with aclosing(call.read_ahead()) as events:
             async for event in events:

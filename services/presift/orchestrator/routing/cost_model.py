@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from presift.core.policies import Policy
+
 
 @dataclass(frozen=True, slots=True)
 class TokenWork:
@@ -156,8 +158,8 @@ class SystemState:
     costs: StageCosts = field(default_factory=StageCosts)
     queued: QueuedWork = field(default_factory=QueuedWork)
     cached_tokens: int = 0
-    compressed: tuple[tuple[object, int], ...] = ()
-    entries: frozenset[object] = frozenset()
+    compressed: tuple[tuple[Policy, int], ...] = ()
+    entries: frozenset[Policy] = frozenset()
     prefills: bool = False
     free_kv_tokens: int | None = None
     answers: tuple[RunningAnswer, ...] = ()

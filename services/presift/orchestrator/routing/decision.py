@@ -44,7 +44,7 @@ class Decision:
     kv_tokens: int
     protected_tokens: int
     target: ModelInfo
-    tokenize_ms: float
+    tokenize_ms: float = 0.0
     policy: Policy | None = None
     draft: ModelInfo | None = None
     coverage: float | None = None
@@ -86,8 +86,3 @@ class Plan:
     routes: tuple[Candidate, ...] = ()
     replica: ReplicaRef = ANY_REPLICA
     full_ttft_ms: float | None = None
-
-    @property
-    def salt(self) -> str:
-        """The namespace of everything that is stored for this request."""
-        return self.tokens.salt

@@ -66,9 +66,10 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
         prefill, cached_tokens = remaining(prompt_tokens, cached_tokens), prompt_tokens - 1
     if policy.kv_stage is None:
         return RouteWork(remaining(read_tokens, cached_tokens), read_tokens, read_tokens, draft, prefill)
-    has_entry = bool(state.entries) and compressed_as in state.entries
-    work = _selected(policy.kv_stage, read_tokens, cached_tokens, has_entry=has_entry)
-    return replace(work, draft=draft, prefill=prefill)
+    if state.entries and compressed_as in state.entries:  # only the last token is read
+        held = min(policy.kv_stage.capacity + 1, read_tokens)
+        return RouteWork(remaining(held, held), read_tokens, held, draft, prefill)
+    return _selected(policy.kv_stage, read_tokens, cached_tokens, draft=draft, prefill=prefill)
 
 
 def draft_work(policy: Policy, prompt_tokens: int) -> TokenWork:
@@ -107,13 +108,19 @@ def remaining(tokens: int, cached_tokens: int) -> TokenWork:
     return TokenWork(tokens - past, past)
 
 
-def _selected(policy: SpecKv, read_tokens: int, cached_tokens: int, *, has_entry: bool) -> RouteWork:
-    """Reading prompt and lookahead, then selecting KV. With a compressed entry only the last token is read."""
-    held = min(policy.capacity + 1, read_tokens)
-    if has_entry:
-        return RouteWork(remaining(held, held), read_tokens, held)
+def _selected(
+    policy: SpecKv,
+    read_tokens: int,
+    cached_tokens: int,
+    held: int | None = None,
+    *,
+    draft: TokenWork | None = None,
+    prefill: TokenWork | None = None,
+) -> RouteWork:
+    """Reading prompt and lookahead, then selecting KV. `held` KV tokens remain, None for the policy's capacity."""
     reading = remaining(read_tokens + policy.lookahead_tokens, cached_tokens)
-    return RouteWork(reading, read_tokens, held, scoring=selection_work(policy, read_tokens))
+    held = min(policy.capacity + 1, read_tokens) if held is None else held
+    return RouteWork(reading, read_tokens, held, draft, prefill, selection_work(policy, read_tokens))
 
 
 def _continued(policy: SpecKv, prompt_tokens: int, held: int, state: SystemState) -> RouteWork:
@@ -121,11 +128,14 @@ def _continued(policy: SpecKv, prompt_tokens: int, held: int, state: SystemState
     gone."""
     if any(_resolves_to(requested, policy) for requested in state.entries):
         return RouteWork(remaining(held, policy.capacity), prompt_tokens, held)
-    return replace(_selected(policy, prompt_tokens, state.cached_tokens, has_entry=False), kv_tokens=held)
+    return _selected(policy, prompt_tokens, state.cached_tokens, held)
 
 
-def _resolves_to(requested: object, policy: SpecKv) -> bool:
+def _resolves_to(requested: Policy, policy: SpecKv) -> bool:
     """Whether a requested policy is this one once its capacity is resolved."""
-    if isinstance(requested, SpecKv) and requested.adaptive is not None:
-        requested = replace(requested, capacity=policy.capacity, adaptive=None)
-    return requested == policy.canonical()
+    kv = requested.kv_stage
+    if kv is None or requested.prompt_stage is not None:
+        return False
+    if kv.adaptive is not None:
+        kv = replace(kv, capacity=policy.capacity, adaptive=None)
+    return kv == policy.canonical()

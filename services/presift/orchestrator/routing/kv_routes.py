@@ -31,7 +31,7 @@ def spec_kv(inputs: RoutingInputs) -> RouteChoice:
     sizing = _sizing(inputs)
     tokens, limit = inputs.prompt_tokens, inputs.budget.max_prompt_tokens
     if limit is None or tokens <= limit:
-        return _spec_kv(sizing, "requested")
+        return _spec_kv(sizing)
     over = f"spec_kv reads all {tokens} prompt tokens, over the budget of {limit}"
     if inputs.budget.strict:
         raise BudgetExceeded("budget.max_prompt_tokens", tokens, f"<= {limit} tokens", f"strict budget not met: {over}")
@@ -43,7 +43,7 @@ def spec_kv(inputs: RoutingInputs) -> RouteChoice:
 
 def spec_kv_pc(inputs: RoutingInputs) -> RouteChoice:
     """The route for a request that names spec_kv_pc. Raises as `router.choose`."""
-    return _spec_kv_pc(_sizing(inputs), "requested")
+    return _spec_kv_pc(_sizing(inputs))
 
 
 def continue_kv(plan: KvPlan, inputs: RoutingInputs) -> RouteChoice:
@@ -122,18 +122,18 @@ def _sizing(inputs: RoutingInputs) -> _Sizing:
     return _Sizing(inputs, inputs.options.selection or inputs.defaults.spec_kv.selection, inputs.auto_capacity)
 
 
-def _spec_kv(sizing: _Sizing, why: str) -> RouteChoice:
+def _spec_kv(sizing: _Sizing, why: str = "") -> RouteChoice:
     inputs = sizing.inputs
     if inputs.prompt_tokens <= sizing.kv_limit:
-        detail = f"{why}; {inputs.prompt_tokens} prompt tokens fit {sizing.kv_limit} KV tokens"
+        detail = _joined(why, f"{inputs.prompt_tokens} prompt tokens fit {sizing.kv_limit} KV tokens")
         return full(inputs, Reason.WITHIN_BUDGET, detail)
     check_fits(inputs)
     policy = sizing.policy(inputs.prompt_tokens)
     if inputs.must_keep_kv > policy.capacity:
         return protected_over_budget(inputs, inputs.must_keep_kv, policy.capacity)
     if too_large := _over_the_pool(inputs, inputs.prompt_tokens, policy):
-        return full(inputs, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
-    detail = f"{why}, with {up_to(policy)}{policy.capacity} KV tokens and the final one"
+        return full(inputs, Reason.KV_POOL_TOO_SMALL, _joined(why, too_large))
+    detail = _joined(why, f"keeps {up_to(policy)}{policy.capacity} KV tokens and the final one")
     return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, sizing.keep_full_prefix(Route.SPEC_KV))
 
 
@@ -145,7 +145,7 @@ def _over_the_pool(inputs: RoutingInputs, read_tokens: int, policy: SpecKv) -> s
     return f"selecting KV takes {needed} slots, the target's pool has {inputs.kv_pool_tokens}"
 
 
-def _spec_kv_pc(sizing: _Sizing, why: str) -> RouteChoice:
+def _spec_kv_pc(sizing: _Sizing, why: str = "") -> RouteChoice:
     inputs, auto = sizing.inputs, sizing.auto
     # The caller's bounds apply to the tokens read; the KV keeps the bounds that apply without the caller's.
     kv_auto = None if auto is None else replace(auto, min_tokens=None, max_tokens=None)
@@ -155,7 +155,7 @@ def _spec_kv_pc(sizing: _Sizing, why: str) -> RouteChoice:
     if inputs.prompt_tokens <= min(sizing.kv_limit, inputs.room, value_or(limit, sizing.kv_limit)):
         return _spec_kv(sizing, why)
     if inputs.prompt_tokens <= capacity:
-        return _spec_kv(sizing, f"{why}; all {inputs.prompt_tokens} prompt tokens fit {capacity}")
+        return _spec_kv(sizing, _joined(why, f"all {inputs.prompt_tokens} prompt tokens fit {capacity}"))
     return _cascade(sizing, why, prompt_policy(capacity, auto, inputs))
 
 
@@ -165,14 +165,20 @@ def _cascade(sizing: _Sizing, why: str, prompt: SpecPc) -> RouteChoice:
     if inputs.must_keep > capacity:
         return protected_over_budget(inputs, inputs.must_keep, capacity)
     if capacity <= sizing.kv_limit:
-        detail = f"{why}, with {up_to(prompt)}{capacity} tokens: their KV fits {sizing.kv_limit}, so none is dropped"
+        detail = _joined(
+            why, f"keeps {up_to(prompt)}{capacity} tokens: their KV fits {sizing.kv_limit}, so none is dropped"
+        )
         return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, detail, prompt)
     kv = replace(sizing.policy(capacity), mask=None)  # the draft counts by the rows of the first stage
     if inputs.must_keep_kv > kv.capacity:
         return protected_over_budget(inputs, inputs.must_keep_kv, kv.capacity)
     if too_large := _over_the_pool(inputs, capacity, kv):
-        return full(inputs, Reason.KV_POOL_TOO_SMALL, f"{why}; {too_large}")
+        return full(inputs, Reason.KV_POOL_TOO_SMALL, _joined(why, too_large))
     most = up_to(prompt)
-    detail = f"{why}, with {most}{capacity} prompt tokens, then {most}{kv.capacity} KV tokens and the final one"
+    detail = f"keeps {most}{capacity} prompt tokens, then {most}{kv.capacity} KV tokens and the final one"
     keep = sizing.keep_full_prefix(Route.SPEC_KV_PC)
-    return RouteChoice(Route.SPEC_KV_PC, Reason.REQUESTED, detail, SpecKvPc(prompt, kv), keep)
+    return RouteChoice(Route.SPEC_KV_PC, Reason.REQUESTED, _joined(why, detail), SpecKvPc(prompt, kv), keep)
+
+
+def _joined(*details: str) -> str:
+    return "; ".join(filter(None, details))

@@ -66,7 +66,7 @@ def _instead_of(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
 def _choose(inputs: RoutingInputs) -> RouteChoice:
     threshold = inputs.compress_above_tokens
     if inputs.wanted is Route.FULL:
-        choice = full(inputs, Reason.REQUESTED, "requested")
+        choice = full(inputs, Reason.REQUESTED, "reads the whole prompt")
     elif inputs.prompt_tokens <= min(threshold, inputs.room):
         detail = f"{inputs.prompt_tokens} prompt tokens, compressed above {threshold}"
         choice = full(inputs, Reason.BELOW_THRESHOLD, detail)

@@ -20,6 +20,7 @@ from presift.orchestrator.domain.ports import MaskRejected, Score
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 DRAFT = ModelInfo("small", "r1", "f2", 2000, 4, 2, 500)
 TARGET = replace(DRAFT, id="large", tokenizer_fingerprint="f1")
@@ -36,6 +37,9 @@ ADAPTING = {
 DRAWN = [name for name in POLICIES if name != "spec_kv"]
 
 
+DEADLINE = Deadline.within(60.0)
+
+
 class Port:
     """Remembers what it was asked; importance is what it is told, random by default."""
 
@@ -45,8 +49,8 @@ class Port:
     async def info(self):
         return DRAFT
 
-    async def score(self, token_ids, policy, protected, *, include_importance, timeout_s):
-        self.calls.append((token_ids, policy, protected, include_importance, timeout_s))
+    async def score(self, token_ids, policy, protected, *, include_importance, deadline):
+        self.calls.append((token_ids, policy, protected, include_importance, deadline))
         size = token_ids.size
         made = np.random.default_rng(0).random(size, dtype=np.float32) if self.importance is None else self.importance
         prompt = CompressedPrompt(TokenMask(np.ones(size, dtype=np.bool_)), self.lookahead, 0.5, DRAFT)
@@ -59,7 +63,7 @@ def ids_of(backend, text):
 
 async def score(port, backends, policy, *, text=TEXT, protected=(), include_importance=False):
     draft = CrossVocabularyDraft(port, VocabularyBridge(*backends))
-    asked = {"include_importance": include_importance, "timeout_s": 3.0}
+    asked = {"include_importance": include_importance, "deadline": DEADLINE}
     return await draft.score(ids_of(backends[0], text), policy, protected, **asked)
 
 
@@ -104,8 +108,8 @@ async def test_one_vocabulary_by_two_names_gives_the_mask_of_an_ordinary_draft(b
 async def test_what_is_asked_of_the_draft(bpe, words, name, seen, kind):
     port = Port()
     made = await score(port, (bpe, words), POLICIES[name], protected=(Span(0, 2),), include_importance=seen)
-    token_ids, policy, protected, include_importance, timeout_s = port.calls[0]
-    assert token_ids.tolist() == words.encode(TEXT).ids and protected == () and timeout_s == 3.0
+    token_ids, policy, protected, include_importance, deadline = port.calls[0]
+    assert token_ids.tolist() == words.encode(TEXT).ids and protected == () and deadline is DEADLINE
     assert isinstance(policy, kind)
     if kind is SpecKv:
         assert policy == KV and not include_importance
@@ -167,7 +171,7 @@ async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
     port = Port()
     with pytest.raises(InvalidRequest):
         await CrossVocabularyDraft(port, VocabularyBridge(bpe, words)).score(
-            ids_of(bpe, "😀" * 40)[1:], PC, (), include_importance=False, timeout_s=1.0
+            ids_of(bpe, "😀" * 40)[1:], PC, (), include_importance=False, deadline=NO_DEADLINE
         )
     assert port.calls == []
 

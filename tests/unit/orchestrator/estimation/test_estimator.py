@@ -23,6 +23,7 @@ from presift.orchestrator.routing.forecast import work_of
 
 TARGET, DRAFT = (ModelInfo(name, "r1", "f", 32_768, 4, 2, 1000) for name in ("target", "draft"))
 IDS = np.arange(2000, dtype=np.uint32) % 1000
+PROMPT = TokenizedPrompt(IDS, ())
 PC, KV = SpecPc(500, start_layer=3, lookahead_tokens=5), SpecKv(200, lookahead_tokens=6)
 USAGE = Usage(2000, 2000, 0, 21, FinishReason.LENGTH, 300.0)
 
@@ -32,7 +33,12 @@ def plan(route=Route.FULL, read=2000, policy=None, kv_plan=None, **changes):
         route, Reason.REQUESTED, "", 2000, read, read, 0, TARGET, 1.0, policy, None if policy is None else DRAFT
     )
     kept = np.ones(2000, dtype=np.bool_)
-    return Plan(replace(decision, **changes), IDS[:read], kept, TokenizedPrompt(IDS, ()), kv_plan)
+    return Plan(replace(decision, **changes), IDS[:read], kept, PROMPT, kv_plan)
+
+
+def of(ids, plan):
+    """The same plan for another prompt."""
+    return replace(plan, tokens=TokenizedPrompt(ids, ()))
 
 
 def answered(plan, usage=USAGE, was_alone=True):
@@ -116,14 +122,14 @@ def test_side_by_side_teaches_contention_once_the_draft_is_known(estimator):
 
 
 def test_a_compressed_prompt_is_known_by_its_policy(estimator):
-    estimator.record_compressed(IDS, compressed())
+    estimator.record_compressed(compressed())
     assert state(estimator).compressed == ((PC.canonical(), 0),)
     estimator.observe(answered(compressed(), replace(USAGE, prompt_tokens=500)))
     assert state(estimator).compressed == ((PC.canonical(), 448),)
     assert estimator.state(IDS[:1999], TARGET, DRAFT).compressed == ()
-    estimator.record_compressed(IDS[:100], plan())  # nothing was compressed
+    estimator.record_compressed(of(IDS[:100], plan()))  # nothing was compressed
     for number in range(KEPT_PROMPTS):
-        estimator.record_compressed(IDS[: number + 1], compressed())
+        estimator.record_compressed(of(IDS[: number + 1], compressed()))
     assert state(estimator).compressed == ()
 
 
@@ -182,7 +188,7 @@ def test_drafts_and_prefills_wait_for_each_other_once(estimator):
             waits = max(0.0, count - 0.5)
             assert choice.forecast.draft_ms == pytest.approx((waits + 1) * draft_ms)
             assert estimator.reading.wait_ms == pytest.approx(waits * prefill_ms) and prefill_ms > 0
-            under_way.enter_context(estimator.compressing(IDS + count, choice))
+            under_way.enter_context(estimator.compressing(TokenizedPrompt(IDS + count, ()), choice))
     assert estimator.drafting.wait_ms == estimator.reading.wait_ms == 0
 
 
@@ -190,13 +196,16 @@ def test_a_shared_draft_pass_adds_no_work(estimator):
     choice = chosen(estimator, IDS, Route.SPEC_KV, KV)
     with ExitStack() as under_way:
         for _ in range(5):
-            under_way.enter_context(estimator.compressing(IDS, choice))
+            under_way.enter_context(estimator.compressing(PROMPT, choice))
         assert estimator.drafting.wait_ms == choice.forecast.draft_work_ms / 2
         assert estimator.reading.wait_ms == choice.forecast.prefill_work_ms / 2
-        under_way.enter_context(estimator.compressing(IDS, chosen(estimator, IDS, Route.SPEC_PC, PC)))
+        under_way.enter_context(estimator.compressing(PROMPT, chosen(estimator, IDS, Route.SPEC_PC, PC)))
         assert estimator.drafting.wait_ms > choice.forecast.draft_work_ms
     known = chosen(estimator, IDS, Route.FULL)
-    with estimator.compressing(IDS, known), estimator.compressing(IDS, replace(known, forecast=None)):
+    with (
+        estimator.compressing(PROMPT, known),
+        estimator.compressing(PROMPT, replace(known, forecast=None)),
+    ):
         assert len(estimator.drafting) == len(estimator.reading) == 0
 
 
@@ -246,7 +255,7 @@ def selected(usage=USAGE, **changes):
 
 def test_an_entry_is_expected_until_it_is_seen_to_be_gone(estimator):
     answer = selected()
-    estimator.record_compressed(IDS, answer.plan)
+    estimator.record_compressed(answer.plan)
     assert state(estimator).entries == frozenset() and state(estimator).compressed
     estimator.observe(answer)
     assert state(estimator).entries == {KV.canonical()}
@@ -272,7 +281,7 @@ def test_a_reused_entry_does_not_imply_that_the_prompt_was_read():
 
 
 def test_a_later_turn_makes_no_entry_known(estimator):
-    estimator.record_compressed(IDS, selected().plan)
+    estimator.record_compressed(selected().plan)
     estimator.observe(selected(continued=True))
     assert state(estimator).entries == frozenset()
 
@@ -281,7 +290,7 @@ def test_replicas_are_learned_separately():
     estimator = CostEstimator()
     estimator.observe(answered(plan(), replace(USAGE, replica="a")))
     estimator.observe(answered(replace(plan(), read_ids=IDS + 5), replace(USAGE, ttft_ms=900.0, replica="b")))
-    at = estimator.states(IDS, TARGET, DRAFT, ("a", "b", "new"))
+    at = {each: estimator.state(IDS, TARGET, DRAFT, replica=each) for each in ("a", "b", "new")}
     assert [at[each].cached_tokens for each in at] == [1984, 0, 0]
     took_ms = [at[each].costs.target.ms(TokenWork(2000)) for each in at]
     assert took_ms == pytest.approx([300, 900, 900], rel=0.02)
@@ -299,7 +308,7 @@ def test_policies_per_prompt_are_bounded():
     estimator = CostEstimator()
     for capacity in range(100, 400):
         policy = SpecPc(capacity)
-        estimator.record_compressed(IDS, plan(Route.SPEC_PC, capacity, policy, cache=CacheOutcome.MISS))
+        estimator.record_compressed(plan(Route.SPEC_PC, capacity, policy, cache=CacheOutcome.MISS))
     known = state(estimator).compressed
     assert len(known) == 8 and known[-1][0].capacity == 399
 
@@ -318,10 +327,10 @@ def test_an_answer_holds_its_slots_at_its_replica_while_its_work_is_done(estimat
     forecast = replace(chosen(estimator, IDS, Route.FULL).forecast, target_work_ms=500.0, step_ms=9.0)
     answer = replace(plan(forecast=forecast, kv_tokens=77), replica=ReplicaRef("b"))
     with estimator.answering(answer, 100) as reading:
-        both = estimator.states(IDS, TARGET, DRAFT, ("a", "b"))
+        both = {each: estimator.state(IDS, TARGET, DRAFT, replica=each) for each in "ab"}
         assert [both[name].queued.target_ms for name in "ab"] == [0.0, 250.0]
         reading.done()  # at the first token: nothing is pending there, and the empty queue is dropped
         estimator.pending_at("c")
-        both = estimator.states(IDS, TARGET, DRAFT, ("a", "b"))
+        both = {each: estimator.state(IDS, TARGET, DRAFT, replica=each) for each in "ab"}
         assert [both[name].answers for name in "ab"] == [(), (RunningAnswer(450.0, 77),)]
         assert both["b"].queued.target_ms == 0.0

@@ -70,9 +70,9 @@ def test_memory_is_bounded_by_time(loads, clock):
 
 def test_running_answers(loads):
     with loads.answering(80.0, 500), pytest.raises(RuntimeError), loads.answering(80.0, 500):
-        assert loads.answers == (RunningAnswer(40.0, 500),) * 2
+        assert loads.answers() == (RunningAnswer(40.0, 500),) * 2
         raise RuntimeError
-    assert loads.answers == ()
+    assert loads.answers() == ()
 
 
 # 10 ms a token to read.

@@ -32,9 +32,6 @@ class Estimator:
     def __init__(self, states):
         self.all = states
 
-    def states(self, ids, target, draft, names, spent_ms, *, salt):
-        return {name: self.all[name] for name in names}
-
     def state(self, ids, target, draft, spent_ms, *, salt, replica):
         return self.all.get(replica, COLD)
 
@@ -45,7 +42,10 @@ class Models:
 
 def picked(states, **budget):
     picker = ReplicaPicker(Targets(*states), Models(), Estimator(states))
-    return picker.pick(TOKENS, routing_inputs(**budget), TARGET, 0.0)
+    found = picker.states(TOKENS, TARGET, 0.0)
+    inputs = replace(routing_inputs(**budget), state=next(iter(found.values())))
+    replica = picker.pick(inputs, found)
+    return replica, found[replica]
 
 
 @pytest.mark.parametrize(

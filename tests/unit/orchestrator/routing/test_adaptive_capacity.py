@@ -15,6 +15,7 @@ from presift.core.spans import Span
 from presift.orchestrator.domain.ports import MaskRejected
 from presift.orchestrator.domain.request import AutoCapacity, TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult
+from presift.orchestrator.planning.draft_stage import DraftResult
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.planning.plan_builder import compressed_plan
 from presift.orchestrator.routing.adaptive_capacity import measured_at, outcome
@@ -226,7 +227,8 @@ def test_a_kv_capacity_below_the_protected_tokens_is_rejected():
 def planned(route, policy, prompt):
     choice = RouteChoice(route, Reason.REQUESTED, "requested", policy, True)
     context = request_context(TOKENS.ids, TOKENS.protected)
-    return compressed_plan(context, choice, CompressionResult(prompt, CacheOutcome.MISS, 1.0, 1.0))
+    result = DraftResult(choice, CompressionResult(prompt, CacheOutcome.MISS, 1.0, 1.0))
+    return compressed_plan(context, result)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from presift.core.plan import Route
-from presift.orchestrator.estimation.location import split_location
-from presift.orchestrator.estimation.perf_model import StageCost
+from presift.orchestrator.estimation.perf_model import StageCost, split_location
 from presift.orchestrator.routing.candidates import Candidate
 from presift.rpc import codec
 from presift.v1 import orchestrator_pb2

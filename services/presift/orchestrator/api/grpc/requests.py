@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
-from presift.core.limits import check_limits
+from presift.core.limits import SAMPLING, check_limits
 from presift.core.policies import KvSelection
-from presift.orchestrator.api.grpc.limits import EXPLAIN, GENERATE
 from presift.orchestrator.domain.caller import Caller
+from presift.orchestrator.domain.limits import CHAT, SPANS, TEXT, TOKEN_IDS
 from presift.orchestrator.domain.request import (
     TENANT_PATTERN,
     AutoCapacity,
@@ -46,7 +46,8 @@ def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> 
 
 def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller, deployment_salt: str) -> Request:
     """The caller's request."""
-    check_limits(message, GENERATE)
+    check_prompt(message.prompt)
+    check_limits(message, SAMPLING)
     return _request(message, sampling_from_wire(message.sampling), caller, deployment_salt)
 
 
@@ -54,7 +55,7 @@ def explain_request_from_wire(
     message: orchestrator_pb2.ExplainRequest, caller: Caller, deployment_salt: str
 ) -> Request:
     """The caller's request, which is to be explained."""
-    check_limits(message, EXPLAIN)
+    check_prompt(message.prompt)
     max_new_tokens = message.max_new_tokens if message.HasField("max_new_tokens") else None
     sampling = sampling_from_wire(target_pb2.Sampling(max_new_tokens=max_new_tokens))
     return _request(message, sampling, caller, deployment_salt)
@@ -76,6 +77,15 @@ def _request(
         salt=caller.salt(deployment_salt),
         limits=caller.limits,
     )
+
+
+def check_prompt(prompt: orchestrator_pb2.Prompt) -> None:
+    """Raise InvalidRequest if the prompt holds more than one request may, before anything is built from it."""
+    check_limits(prompt.token_ids.ids, TOKEN_IDS)
+    check_limits(prompt.protected_spans, SPANS)
+    check_limits(prompt.text, TEXT)
+    if prompt.HasField("chat"):
+        check_limits(prompt.chat, CHAT)
 
 
 def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
@@ -106,9 +116,8 @@ def _part(part: orchestrator_pb2.TextPart) -> TextPart:
 
 def budget_from_wire(budget: orchestrator_pb2.Budget) -> Budget:
     names = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens", "max_ttft_ms", "min_coverage")
-    values = {name: getattr(budget, name) for name in names if budget.HasField(name)}
     auto = auto_from_wire(budget.auto_capacity) if budget.HasField("auto_capacity") else None
-    return Budget(strict=budget.strict, auto_capacity=auto, **values)
+    return Budget(strict=budget.strict, auto_capacity=auto, **codec.set_fields(budget, *names))
 
 
 def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
@@ -117,8 +126,7 @@ def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
-    values = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
+    values = codec.set_fields(sampling, "max_new_tokens", "temperature", "top_p", "top_k", "seed")
     if values.get("max_new_tokens") == 0:
         raise InvalidRequest("sampling.max_new_tokens", 0, ">= 1")
     return Sampling(
@@ -130,8 +138,7 @@ def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
 
 
 def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:
-    names = ("keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
-    values = {name: getattr(options, name) for name in names if options.HasField(name)}
+    values = codec.set_fields(options, "keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
     return KvOptions(selection=selection_from_wire(options.selection), **values)
 
 

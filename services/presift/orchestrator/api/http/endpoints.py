@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from presift.orchestrator.pipeline.events import Delta, Event
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.orchestrator.routing.decision import Decision
-from presift.rpc.deadline import Deadline
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 TIMEOUT_KEY = "presift-timeout-s"
 
@@ -60,8 +61,7 @@ class CompletionEndpoints:
         await self._complete(call, CompletionBody, TEXT)
 
     async def _complete(self, call: Call, schema: type[Body], shape: Shape) -> None:
-        clock = asyncio.get_running_loop().time
-        arrived_s = clock()
+        arrived_s = time.monotonic()
         raw = await read_body(call.headers, call.receive, self._options.max_body_bytes)
         given = await in_thread_if_large(len(raw), lambda: supported_parameters(parse_json_object(raw)))
         if isinstance(model := given.get("model"), str):
@@ -78,10 +78,10 @@ class CompletionEndpoints:
         )
         timeout_s = _timeout_s(call, body)
         # The deadline counts from the first header on, as gRPC's does.
-        left_s = None if timeout_s is None else timeout_s - (clock() - arrived_s)
+        deadline = NO_DEADLINE if timeout_s is None else Deadline(arrived_s + timeout_s)
         try:
-            async with call.client.cancels_on_disconnect(), asyncio.timeout(left_s) as timeout:
-                await self._answer(call, body, completion, Deadline.within(left_s), len(raw))
+            async with call.client.cancels_on_disconnect(), deadline.timeout() as timeout:
+                await self._answer(call, body, completion, deadline, len(raw))
         except TimeoutError:
             if not timeout.expired():
                 raise

@@ -13,8 +13,14 @@ from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span, covered, moved, must_keep
 from presift.orchestrator.planning.compressor import CompressionResult
-from presift.orchestrator.planning.kv_plan import kv_plan_of
-from presift.orchestrator.planning.plan_builder import compressed_plan, continued_plan, full_plan, stored_selection
+from presift.orchestrator.planning.draft_stage import DraftResult
+from presift.orchestrator.planning.plan_builder import (
+    compressed_plan,
+    continued_plan,
+    full_plan,
+    kv_plan_of,
+    stored_selection,
+)
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
 
@@ -34,14 +40,14 @@ def choice(route, policy, keep=True):
     return RouteChoice(route, Reason.REQUESTED, "", policy, keep)
 
 
-def found(answer):
-    return CompressionResult(answer, CacheOutcome.MISS, 2.0, 3.0)
+def compressed(choice, answer, **reported):
+    """The plan of CONTEXT for this choice and this answer of the draft."""
+    result = CompressionResult(answer, CacheOutcome.MISS, 2.0, 3.0)
+    return compressed_plan(CONTEXT, DraftResult(choice, result, **reported))
 
 
 def test_spec_kv_reads_all_and_keeps_some():
-    plan = compressed_plan(
-        CONTEXT, choice(Route.SPEC_KV, SpecKv(9, window=3)), found(prompt(range(30))), prefill_ms=4.0
-    )
+    plan = compressed(choice(Route.SPEC_KV, SpecKv(9, window=3)), prompt(range(30)), prefill_ms=4.0)
     assert plan.read_ids.tolist() == IDS.tolist() and plan.kept.all()
     kv_plan, decision = plan.kv_plan, plan.decision
     assert (kv_plan.lookahead_token_ids, kv_plan.protected, kv_plan.kv_mask) == ((7, 8), TOKENS.protected, None)
@@ -52,7 +58,7 @@ def test_spec_kv_reads_all_and_keeps_some():
 def test_draft_mask_reads_all_and_keeps_the_mask():
     policy = SpecKv(8, window=2, selection=KvSelection.DRAFT_MASK)
     kept = [0, 1, 10, 11, 12, 13, 27, 28, 29]
-    plan = compressed_plan(CONTEXT, choice(Route.SPEC_KV, policy), found(prompt(kept, ())))
+    plan = compressed(choice(Route.SPEC_KV, policy), prompt(kept, ()))
     assert plan.read_ids.size == 30 and np.flatnonzero(plan.kept).tolist() == kept
     assert plan.kv_plan.kv_mask.kept[0, 0].tolist() == plan.kept.tolist()
     assert (plan.decision.kept_tokens, plan.decision.kv_tokens) == (30, 9)
@@ -64,7 +70,7 @@ KEPT = [0, 1, 5, 6, 10, 11, 12, 13, 20, 21, 26, 27, 28, 29]
 
 def test_spec_kv_pc_reads_the_kept_and_moves_the_protected():
     policy = SpecKvPc(SpecPc(14, window=4), SpecKv(9, window=3))
-    plan = compressed_plan(CONTEXT, choice(Route.SPEC_KV_PC, policy, False), found(prompt(KEPT)))
+    plan = compressed(choice(Route.SPEC_KV_PC, policy, False), prompt(KEPT))
     assert plan.read_ids.tolist() == [int(IDS[i]) for i in KEPT]
     assert plan.kv_plan.protected == (Span(0, 2), Span(4, 8)) and plan.kv_plan.keep_full_prefix is False
     assert (plan.decision.kept_tokens, plan.decision.kv_tokens) == (14, 10)
@@ -74,7 +80,7 @@ def test_spec_kv_pc_reads_the_kept_and_moves_the_protected():
 @pytest.mark.parametrize(("capacity", "drops"), [(12, True), (13, False), (40, False)])
 def test_a_second_stage_that_drops_nothing_has_no_plan(capacity, drops):
     policy = SpecKvPc(SpecPc(14, window=4), SpecKv(capacity, window=3))
-    plan = compressed_plan(CONTEXT, choice(Route.SPEC_KV_PC, policy), found(prompt(KEPT)))
+    plan = compressed(choice(Route.SPEC_KV_PC, policy), prompt(KEPT))
     assert (plan.kv_plan is not None) is drops
     assert plan.decision.kv_tokens == (capacity + 1 if drops else 14)
 
@@ -115,7 +121,7 @@ def test_protected_tokens_that_fit_before_compression_fit_after(data, n, window)
 def test_a_later_turn_continues_the_earlier_selection():
     policy = SpecKv(8, window=2, selection=KvSelection.DRAFT_MASK)
     kept = [0, 1, 10, 11, 12, 13, 27, 28, 29]
-    first = compressed_plan(CONTEXT, choice(Route.SPEC_KV, policy), found(prompt(kept, ())))
+    first = compressed(choice(Route.SPEC_KV, policy), prompt(kept, ()))
     stored = stored_selection(first)
     assert stored.kv_plan.prompt_tokens == 30 and first.kv_plan.prompt_tokens == 0
     longer = request_context(np.arange(50, 90, dtype=np.uint32), (), MODEL)
@@ -131,5 +137,5 @@ def test_a_later_turn_continues_the_earlier_selection():
 def test_only_spec_kv_has_later_turns():
     cascade = SpecKvPc(SpecPc(14, window=4), SpecKv(9, window=3))
     for chosen in (choice(Route.SPEC_KV_PC, cascade), choice(Route.SPEC_PC, SpecPc(14, window=4))):
-        assert stored_selection(compressed_plan(CONTEXT, chosen, found(prompt(KEPT)))) is None
+        assert stored_selection(compressed(chosen, prompt(KEPT))) is None
     assert stored_selection(full_plan(CONTEXT, choice(Route.FULL, None, None))) is None

@@ -7,13 +7,16 @@ import pytest
 from presift.core.policies import Adaptive, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.config.overrides import EffectiveDefaults
 from presift.orchestrator.domain.request import AutoCapacity, Budget
-from presift.orchestrator.planning.tightness import is_tighter
 from presift.orchestrator.routing.adaptive_capacity import measured_at
 from presift.orchestrator.routing.choice import Defaults
 
 PC, KV = SpecPc(100, window=10), SpecKv(50, window=8)
 DEFAULTS = Defaults(PC, 400, spec_kv=KV, cascade_capacity=200)
 EVERYONES = EffectiveDefaults(DEFAULTS)
+
+
+def is_tighter(policy, everyone, **pages):
+    return everyone.keeps_more_than(policy, **pages)
 
 
 def both(prompt, kv):
