@@ -3,8 +3,9 @@
 from dataclasses import fields, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from presift.core.masks import TokenMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecKv, SpecPc
 from presift.core.spans import Span
@@ -43,6 +44,11 @@ def routing_inputs(base: RoutingInputs = INPUTS, /, **changes) -> RoutingInputs:
         named = changes.keys() & {field.name for field in fields(value)}
         changes[part] = replace(value, **{name: changes.pop(name) for name in named})
     return replace(base, **changes)
+
+
+def token_mask(kept: ArrayLike, prompt_tokens: int) -> TokenMask:
+    """The mask of a prompt that keeps these tokens."""
+    return TokenMask(np.isin(np.arange(prompt_tokens), kept))
 
 
 def request_context(

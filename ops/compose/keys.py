@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.api.auth.api_keys import digest_of, new_key
+from presift.orchestrator.api.auth.api_keys import digest_of, new_entry, new_key
 from presift.orchestrator.api.auth.key_file import load_keys, read_keys
 
 TOKEN, SALT, KEYS, CALLER = "inner/service-token", "door/tenant-salt", "door/api-keys.yaml", "caller/api-key"
@@ -50,7 +50,7 @@ def make(options: argparse.Namespace) -> None:
     if not (folder / KEYS).exists():
         key = new_key()
         _write(folder / CALLER, key)  # first, so that no key is accepted that was never written down
-        _write(folder / KEYS, _text([_entry(key, _FIRST)], {}))
+        _write(folder / KEYS, _text([new_entry(key, _FIRST)], {}))
     load_keys(folder / KEYS)
     print(f"secrets are ready in {folder}")
 
@@ -64,7 +64,7 @@ def add(options: argparse.Namespace) -> None:
     """Raises PresiftError for an invalid tenant name."""
     keys, tenants = _read(options.folder)
     key = new_key()
-    _replace(options.folder, [*keys, _entry(key, options.tenant)], tenants)
+    _replace(options.folder, [*keys, new_entry(key, options.tenant)], tenants)
     print(key)
 
 
@@ -112,11 +112,6 @@ def _replace(folder: Path, keys: list[dict[str, str]], tenants: dict[str, dict[s
     text = _text(keys, tenants)
     read_keys(text.encode(), (folder / KEYS).name)
     _write(folder / KEYS, text)
-
-
-def _entry(key: str, tenant: str) -> dict[str, str]:
-    digest = digest_of(key)
-    return {"name": f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
 
 
 def _text(keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> str:

@@ -61,7 +61,7 @@ def main() -> int:
         options = StackOptions(str(draft), str(target), str(target), Path(folder), listen="127.0.0.1:0")
         try:
             with LocalStack(options, say) as stack:
-                answers = ask(stack.address)
+                answers = ask_all(stack.address)
                 processes = psutil.Process().children(recursive=True)
         except ServiceFailed as error:
             say(f"error: {error}\n{logs(Path(folder))}")
@@ -72,7 +72,7 @@ def main() -> int:
     return verdict(answers, [f"{each.pid}" for each in left])
 
 
-def ask(address: str) -> list[Generation]:
+def ask_all(address: str) -> list[Generation]:
     """The answers of RUNS to the same question."""
     document = DOCUMENT.read_text(encoding="utf-8")
     content = [{"text": document + "\n\n"}, {"text": QUESTION, "protected": True}]

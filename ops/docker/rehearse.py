@@ -186,7 +186,7 @@ def try_stack(engine: Engine, files: Sequence[str], scales: Sequence[str]) -> No
         key = engine.compose(*layers, "run", "--rm", "-T", "keys", "show", capture_output=True).stdout.strip()
         flags = _caller_files(engine, layers) if certificates else []
         for place in ("gRPC", "HTTP"):
-            print(f"   {place}: {_ask(engine, place, key, flags)}", flush=True)
+            print(f"   {place}: {_tls_reply(engine, place, key, flags)}", flush=True)
         if observers:
             print(f"   Prometheus: {_targets(engine)}", flush=True)
     finally:
@@ -269,7 +269,7 @@ with httpx.Client(base_url=f"{scheme}://localhost:8000/v1", verify=verify, timeo
 """
 
 
-def _ask(engine: Engine, place: str, key: str, files: Sequence[str]) -> str:
+def _tls_reply(engine: Engine, place: str, key: str, files: Sequence[str]) -> str:
     path = os.pathsep.join([str(REPOSITORY / "services"), str(REPOSITORY / "clients" / "python")])
     script = _GRPC if place == "gRPC" else _HTTP
     done = engine.inside(sys.executable, "-c", script, key, *files, PYTHONPATH=path)

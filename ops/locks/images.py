@@ -35,11 +35,11 @@ def pins(lock: Path = LOCK) -> dict[str, str]:
 def text(role: str) -> str:
     """The content of ops/locks/images/ROLE.txt."""
     known = pins()
-    names = closure(wanted_by(role), known)
+    names = closure(requirements_of(role), known)
     return _HEAD.format(role) + "".join(f"{known[name]}\n" for name in sorted(names))
 
 
-def wanted_by(role: str) -> list[Requirement]:
+def requirements_of(role: str) -> list[Requirement]:
     """The requirements that are named."""
     if role == BUILD:
         return [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
@@ -65,10 +65,10 @@ def closure(wanted: list[Requirement], known: dict[str, str]) -> set[str]:
     while wanted:
         requirement = wanted.pop()
         name = canonicalize_name(requirement.name)
-        asked = (name, frozenset(requirement.extras))
-        if name not in known or asked in seen:
+        node = (name, frozenset(requirement.extras))
+        if name not in known or node in seen:
             continue
-        seen.add(asked)
+        seen.add(node)
         found.add(name)
         wanted += _needs(requirement)
     return found

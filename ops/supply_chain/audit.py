@@ -33,7 +33,7 @@ def findings(report: Mapping[str, Any], known: Collection[str]) -> list[str]:
     ]
 
 
-def ask(pip_audit: str, lock: Path) -> dict[str, Any] | str:
+def audit_report(pip_audit: str, lock: Path) -> dict[str, Any] | str:
     """pip-audit's report, or the reason why there is none. Tries one package first: many mirrors have no advisories."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as first:
         first.write(_PROBE)
@@ -65,24 +65,24 @@ def is_fresh(stamp: Path, lock: Path) -> bool:
     """Whether this lock was checked within a day."""
     if not stamp.exists():
         return False
-    asked = stamp.stat().st_mtime
-    return asked > lock.stat().st_mtime and time.time() - asked < _FRESH_S
+    checked_at = stamp.stat().st_mtime
+    return checked_at > lock.stat().st_mtime and time.time() - checked_at < _FRESH_S
 
 
 def main(pip_audit: str, lock: Path, stamp: Path, *, strict: bool) -> int:
     """Exit status: with `strict` 1 for unexplained findings or no report, else 0."""
     if is_fresh(stamp, lock) and not strict:
         return 0
-    report = ask(pip_audit, lock)
+    report = audit_report(pip_audit, lock)
     if isinstance(report, str):
         print(f"== pip-audit: NOT RUN, {lock} was not checked ({report})", file=sys.stderr)
         return int(strict)
     found = findings(report, tomllib.loads(KNOWN.read_text())["known"])
     for line in found:
         print(f"vulnerable: {line}", file=sys.stderr)
-    asked = [each for each in report["dependencies"] if "skip_reason" not in each]
+    audited = [each for each in report["dependencies"] if "skip_reason" not in each]
     of = len(report["dependencies"])
-    print(f"== pip-audit: {len(asked)} of {of} packages known to the index, {len(found)} unexplained findings")
+    print(f"== pip-audit: {len(audited)} of {of} packages known to the index, {len(found)} unexplained findings")
     if not found:
         stamp.touch()
     return int(strict and bool(found))

@@ -38,7 +38,7 @@ def compressed(prompt_tokens: int, kept_tokens: int, pool: int) -> CompressedPro
     pooled = np.convolve(importance, np.ones(pool) / pool, "same")
     pooled[-32:] = np.inf
     kept = np.argsort(-pooled, kind="stable")[:kept_tokens]
-    return CompressedPrompt(TokenMask.from_indices(kept, prompt_tokens), (198,), 0.93, MODEL)
+    return CompressedPrompt(TokenMask(np.isin(np.arange(prompt_tokens), kept)), (198,), 0.93, MODEL)
 
 
 def raw_bytes(value: CompressedPrompt) -> int:

@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from real_engine import Answer, ask, idle, machine, plan, prompts, random_folder, running
 
+from presift.core.generation import EngineLoad
 from presift.core.kv_plan import KvPlan
 from presift.target.sglang.engine import SglangEngine
 
@@ -63,7 +64,7 @@ async def routes(engine: SglangEngine, options: argparse.Namespace) -> dict[str,
 
 
 async def _route(engine: SglangEngine, options: argparse.Namespace, kv_plan: KvPlan | None) -> dict[str, Any]:
-    seen: list[tuple[int, int, int]] = []
+    seen: list[EngineLoad] = []
     sampling = asyncio.create_task(_sample(engine, seen))
     texts = prompts(options.requests, options.prompt, engine.info.model.vocabulary_size)
     started = time.perf_counter()
@@ -72,17 +73,18 @@ async def _route(engine: SglangEngine, options: argparse.Namespace, kv_plan: KvP
     sampling.cancel()
     return {
         "at_once": _at_once(answers),
-        "scheduler": max(running for running, _, _ in seen),
-        "used_tokens": max(used for _, _, used in seen),
+        "scheduler": max(load.running for load in seen),
+        "used_tokens": max(load.held_kv_tokens for load in seen),
         "seconds": seconds,
         "tokens_per_s": options.requests * options.answer / seconds,
         "state": await idle(engine),
     }
 
 
-async def _sample(engine: SglangEngine, seen: list[tuple[int, int, int]]) -> None:
+async def _sample(engine: SglangEngine, seen: list[EngineLoad]) -> None:
     while True:
-        seen.append(engine.scheduler_load())
+        if load := engine.load():
+            seen.append(load)
         await asyncio.sleep(0.02)
 
 

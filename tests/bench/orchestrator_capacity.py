@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from echo_engine import ECHO_MODEL, EchoEngine
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +30,6 @@ from presift.cli.stack.process import ServiceProcess
 from presift.models.folder import resolve
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import target_pb2_grpc
 from presift_client import AsyncClient
@@ -84,7 +84,7 @@ def main() -> None:
     rows = []
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         source = str(Path(presift.__file__).parents[1])
-        paths = (str(Path(__file__).parent), source, os.environ.get("PYTHONPATH", ""))
+        paths = (*map(str, Path(__file__).parents[:2]), source, os.environ.get("PYTHONPATH", ""))
         environment = {"PYTHONPATH": os.pathsep.join(paths)}
 
         def launch(module: str, flags: list[str]) -> ServiceProcess:

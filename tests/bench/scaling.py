@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from echo_engine import ECHO_MODEL, EchoEngine
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +30,6 @@ from presift.cache.embedded import embedded_cache
 from presift.cli.stack.process import ServiceProcess
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2, draft_pb2_grpc, plan_pb2, target_pb2_grpc
 from presift_client import AsyncClient
@@ -88,7 +88,9 @@ def running(drafts: int, score_s: float) -> Iterator[list[str]]:
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         cache = stack.enter_context(embedded_cache())
         bench, source = Path(__file__), str(Path(presift.__file__).parents[1])
-        environment = {"PYTHONPATH": os.pathsep.join((str(bench.parent), source, os.environ.get("PYTHONPATH", "")))}
+        environment = {
+            "PYTHONPATH": os.pathsep.join((*map(str, bench.parents[:2]), source, os.environ.get("PYTHONPATH", "")))
+        }
 
         def launch(name: str, module: str, flags: list[str]) -> str:
             log = Path(folder) / f"{name}.log"

@@ -18,7 +18,7 @@ import pytest_asyncio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from presift.cli.stack.stack import LocalStack, Observability, StackOptions
-from presift.core.generation import Sampling
+from presift.core.generation import EngineLoad, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.models.folder import resolve
@@ -56,7 +56,7 @@ class Driver:
     async def idle(self) -> dict[str, Any]:
         """The plugin's counts once nothing runs and nothing waits: no side state may be left then."""
         async with asyncio.timeout(30):
-            while self.engine.scheduler_load() != (0, 0, 0) or self.engine.running_requests:
+            while _is_busy(self.engine.load()) or self.engine.running_requests:
                 await asyncio.sleep(0.02)
         state = await self.engine.plugin_state()
         left = {name: state[name] for name in ("runs", "waiting", "missing", "leases", "leased_tokens")}
@@ -69,6 +69,10 @@ class Driver:
         await self.idle()
         assert await self.engine.flush()
         return int((await self.idle())["free_slots"])
+
+
+def _is_busy(load: EngineLoad | None) -> bool:
+    return load is None or any((load.running, load.waiting, load.held_kv_tokens))
 
 
 @pytest.fixture(scope="session")

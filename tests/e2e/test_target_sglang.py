@@ -51,15 +51,21 @@ class Target:
         assert kinds == ["delta"] * (len(events) - 1) + ["usage"]
         return [token for event in events[:-1] for token in event.delta.token_ids], events[-1].usage
 
+    def load(self) -> tuple[int, int, int]:
+        """Running requests, waiting requests, KV slots in use."""
+        load = self.engine.load()
+        assert load
+        return load.running, load.waiting, load.held_kv_tokens
+
     async def idle(self) -> None:
         """Wait until the scheduler process itself says that nothing runs, waits or holds KV slots."""
         async with asyncio.timeout(20):
-            while self.engine.scheduler_load() != (0, 0, 0) or self.engine.running_requests:
+            while any(self.load()) or self.engine.running_requests:
                 await asyncio.sleep(0.02)
 
     async def busy(self, requests: int) -> None:
         async with asyncio.timeout(60):
-            while sum(self.engine.scheduler_load()[:2]) < requests:
+            while sum(self.load()[:2]) < requests:
                 await asyncio.sleep(0.02)
 
 
@@ -185,7 +191,7 @@ async def test_a_cancelled_call_leaves_the_scheduler_and_its_slots_free(target: 
     for call in calls:
         await call.read()
     await target.busy(3)
-    assert target.engine.scheduler_load()[2] >= 300
+    assert target.load()[2] >= 300
     assert (await target.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())).running_requests == 3
     for call in calls:
         call.cancel()

@@ -21,7 +21,7 @@ from .collector import Seen, edges
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(1200)]
 
-SCHEMA = yaml.safe_load((Path(__file__).parents[2] / "ops" / "telemetry" / "metrics.yaml").read_text())
+SCHEMA = yaml.safe_load((Path(__file__).parents[2] / "services/presift/telemetry/metrics.yaml").read_text())
 SECRET = "xylophone"
 KINDS = ("orchestrator", "target", "draft")
 SENTENCE = "The " + SECRET + " of lighthouse number {} was cleaned on day {} and the log was closed. "

@@ -14,9 +14,10 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+from echo_engine import EchoEngine
+
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import EchoEngine
 from presift.target.engine import Event, GenerateRequest
 from presift.target.servicer import TargetServicer
 from presift.v1 import target_pb2, target_pb2_grpc

@@ -7,10 +7,11 @@ import logging
 import sys
 from dataclasses import replace
 
+from echo_engine import ECHO_MODEL, EchoEngine
+
 from presift.core.plan import Route
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import target_pb2, target_pb2_grpc
 

@@ -214,8 +214,9 @@ def _target(plan: Plan) -> Member:
 
 
 def _environment() -> dict[str, str]:
-    """Children run this checkout, whatever is installed, and find the modules of this folder."""
-    places = [Path(__file__).parent, Path(presift.__file__).parents[1], Path(presift_client.__file__).parents[1]]
+    """Children run this checkout, whatever is installed, and find the modules of this folder and of tests."""
+    faults = Path(__file__).parent
+    places = [faults, faults.parent, Path(presift.__file__).parents[1], Path(presift_client.__file__).parents[1]]
     return {
         "PYTHONPATH": os.pathsep.join(map(str, places)),
         "PYTHONUNBUFFERED": "1",

@@ -89,7 +89,7 @@ class Fuzzed:
 
 
 def environment() -> dict[str, str]:
-    folders = [str(Path(__file__).parent), *filter(None, sys.path)]
+    folders = [*map(str, Path(__file__).parents[:2]), *filter(None, sys.path)]
     return {"PYTHONPATH": os.pathsep.join(folders), "OMP_WAIT_POLICY": "passive"}
 
 

@@ -1,4 +1,4 @@
-"""The queries of rules and dashboards, compared with the metrics of ops/telemetry/metrics.yaml."""
+"""The queries of rules and dashboards, compared with the metrics of services/presift/telemetry/metrics.yaml."""
 
 import json
 import os

@@ -36,7 +36,7 @@ DRAIN_S = {role: float(each.model_fields["drain_s"].default) for role, each in S
 # Both are off by default, so no setting has these ports; containers use them by convention.
 HTTP_PORT, METRICS_PORT, CACHE_PORT = 8000, 9464, 6379
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = yaml.safe_load((OPS / "telemetry" / "metrics.yaml").read_text())
+DECLARED = yaml.safe_load((ROOT / "services/presift/telemetry/metrics.yaml").read_text())
 
 Object = dict[str, Any]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from presift.core.errors import InvalidRequest
-from presift.core.kv_selection import kv_importance, select_kv
+
+from .kv_selection import kv_importance, select_kv
 
 CASES = 112
 # What the authors' code crashes on or gets wrong, and the field that we refuse (design, SpecKV step 6). For the two

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from presift.core.masks import TokenMask
 from presift.core.policies import Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.pooling import pool
 from presift.core.selection import select
 from presift.rpc import codec
 from presift.v1 import draft_pb2
+
+from ..builders import token_mask
 
 SPEC_KV = [index for first in (5, 19, 33, 47) for index in range(first, first + 5)]
 SPEC_KV_PC = [index for first in (11, 25, 39, 53) for index in (first, first + 1)]
@@ -96,7 +97,7 @@ def test_spec_kv_pc_has_the_lookahead_and_keeps_the_same_tokens(index, cases, sc
 
 def _assert_the_same_tokens(index, case, response):
     mask, policy = codec.token_mask_from_wire(response.token_mask), _spec_pc(case["config"]["specpc"])
-    theirs = TokenMask.from_indices(case["selected_indices"], case["n"])
+    theirs = token_mask(case["selected_indices"], case["n"])
     assert (mask == theirs) == (index not in TIE_SENSITIVE)
     assert theirs in {mask, *_other_orders(np.array(response.importance, np.float32), policy)}
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from presift.core.errors import InvalidRequest
-from presift.core.kv_selection import kv_importance, scoring_rows, select_kv
+
+from .kv_selection import kv_importance, scoring_rows, select_kv
 
 CASES = 132
 # capacity == n - 2 drops one key, and the vectors hold no lower-index-first form of it, contrary to their README:

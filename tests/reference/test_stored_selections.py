@@ -7,9 +7,10 @@ import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.core.importance import coverage
-from presift.core.masks import TokenMask
 from presift.core.policies import Adaptive
 from presift.core.selection import select
+
+from ..builders import token_mask
 
 CASES = {"tiny": 220, "real": 100}
 ALL = [(model, index) for model, count in CASES.items() for index in range(count)]
@@ -72,7 +73,7 @@ def test_asked_for_the_coverage_of_a_stored_selection_it_is_found_again(model, v
         indices = vectors(model).stable(f"sel_{index}")
         if _is_refused(case["config"]) or (model, index) in ONE_TOKEN_SWAPPED or len(indices) == attention.size:
             continue
-        stored = TokenMask.from_indices(indices, attention.size)
+        stored = token_mask(indices, attention.size)
         policy = spec_pc(case["config"])
         asked = Adaptive(coverage(attention, stored.kept), policy.window)
         found = select(attention, replace(policy, capacity=attention.size - 1, adaptive=asked), (), attention)

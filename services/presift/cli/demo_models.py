@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from presift.core.errors import PresiftError
 
@@ -24,31 +25,28 @@ def resolve_model(name: str, home: Path, progress: Callable[[str], None]) -> str
     Raises PresiftError if a demo model cannot be made, DemoModelsMissing if the name may be one of a demo model.
     """
     try:
-        from presift_demo_models import fetch  # noqa: PLC0415 (may not be installed)
-    except ModuleNotFoundError as error:
+        return str(_fetch().resolve_model(name, home, progress))
+    except DemoModelsMissing:
         if "/" in name or Path(name).is_dir():
             return name
-        raise _missing(error) from None
-    return fetch.resolve_model(name, home, progress)
+        raise
 
 
 def ensure_model(name: str, home: Path, progress: Callable[[str], None]) -> None:
     """Download and convert a demo model unless it is there. Raises PresiftError."""
-    try:
-        from presift_demo_models import fetch  # noqa: PLC0415 (may not be installed)
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
-    fetch.ensure_model(name, home, progress)
+    _fetch().ensure_model(name, home, progress)
 
 
 def list_models(home: Path) -> dict[str, Path | None]:
     """Every demo model with its folder, None if it is not downloaded. Raises DemoModelsMissing."""
+    found: dict[str, Path | None] = _fetch().list_models(home)
+    return found
+
+
+def _fetch() -> Any:
+    """The module. Raises DemoModelsMissing."""
     try:
         from presift_demo_models import fetch  # noqa: PLC0415 (may not be installed)
     except ModuleNotFoundError as error:
-        raise _missing(error) from None
-    return fetch.list_models(home)
-
-
-def _missing(error: ModuleNotFoundError) -> DemoModelsMissing:
-    return DemoModelsMissing((error.name or "presift_demo_models").partition(".")[0])
+        raise DemoModelsMissing((error.name or "presift_demo_models").partition(".")[0]) from None
+    return fetch

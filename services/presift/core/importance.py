@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from presift.core.errors import InternalError
 
 
-def check_importance(importance: NDArray[np.float32], axes: int = 1) -> None:
-    """Raise InternalError unless it is float32 with `axes` axes, not empty and finite: NaN would sort silently."""
-    if importance.dtype != np.float32 or importance.ndim != axes or importance.size == 0:
-        shape, limit = f"{importance.dtype}{list(importance.shape)}", f"float32 of {axes} axes, not empty"
+def check_importance(importance: NDArray[np.float32]) -> None:
+    """Raise InternalError unless it is float32 [n], not empty and finite: NaN would sort silently."""
+    if importance.dtype != np.float32 or importance.ndim != 1 or importance.size == 0:
+        shape, limit = f"{importance.dtype}{list(importance.shape)}", "float32[n], not empty"
         raise InternalError(f"importance is {shape}; it must be {limit}", field="importance", value=shape, limit=limit)
     if not np.isfinite(importance).all():
         raise InternalError("importance is not finite", field="importance", value="nan or inf", limit="finite")

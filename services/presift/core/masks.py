@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
 
@@ -21,16 +21,6 @@ class TokenMask:
         if self.kept.ndim != 1 or self.kept.size == 0:
             raise InvalidRequest("token_mask", f"shape {self.kept.shape}", "one flag per prompt token")
         object.__setattr__(self, "kept", _frozen(self.kept))
-
-    @classmethod
-    def from_indices(cls, indices: ArrayLike, prompt_tokens: int) -> TokenMask:
-        """The mask that keeps `indices` (int[kept], any order). Raises InvalidRequest unless 0 <= i < prompt_tokens."""
-        kept, places = np.zeros(prompt_tokens, dtype=np.bool_), np.asarray(indices, dtype=np.int64)
-        outside = places[(places < 0) | (places >= prompt_tokens)]  # numpy would count negative ones from the end
-        if outside.size:
-            raise InvalidRequest("token_mask", f"token {outside[0]}", f"0..{prompt_tokens - 1}")
-        kept[places] = True
-        return cls(kept)
 
     @classmethod
     def from_bits(cls, bits: bytes, prompt_tokens: int) -> TokenMask:
@@ -81,11 +71,6 @@ class KvMask:
     def from_bits(cls, bits: bytes, layers: int, kv_heads: int, prompt_tokens: int) -> KvMask:
         """Read the wire form. Raises InvalidRequest if its length or its padding is wrong."""
         return cls(_unpack(bits, (layers, kv_heads, prompt_tokens), "kv_mask.kept"))
-
-    @property
-    def kept_per_head(self) -> NDArray[np.int64]:
-        """int64[layers, kv_heads]: how many KV pairs each head keeps."""
-        return np.asarray(np.count_nonzero(self.kept, axis=2), dtype=np.int64)
 
     def to_bits(self) -> bytes:
         """The wire form: each row of prompt_tokens bits padded to a byte."""

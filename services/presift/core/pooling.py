@@ -11,23 +11,22 @@ from numpy.typing import NDArray
 from presift.core.policies import Pool
 
 
-def pool(values: NDArray[np.float32], kind: Pool, kernel: int, edge: float = 0.0) -> NDArray[np.float32]:
+def pool(values: NDArray[np.float32], kind: Pool, kernel: int) -> NDArray[np.float32]:
     """float32[..., n] -> float32[..., n]: pools `kernel` (>= 1) neighbouring values, including the value itself.
 
-    `(kernel - 1) // 2` of them are before it, the rest after it, so an even kernel reaches further after it. Padding is
-    0 for the mean, which counts it, and `edge` for the max: 0.0 in SpecPC, -inf in SpecKV.
+    `(kernel - 1) // 2` of them are before it, the rest after it, so an even kernel reaches further after it. The
+    padding is 0; the mean counts it.
     """
     if kind is Pool.NONE:
         return values
-    if kind is Pool.MEAN:
-        return _sliding_mean(_padded(values, kernel, 0.0), kernel)
-    return _sliding_max(_padded(values, kernel, edge), kernel)
+    padded = _padded(values, kernel)
+    return _sliding_mean(padded, kernel) if kind is Pool.MEAN else _sliding_max(padded, kernel)
 
 
-def _padded(values: NDArray[np.float32], kernel: int, edge: float) -> NDArray[np.float32]:
+def _padded(values: NDArray[np.float32], kernel: int) -> NDArray[np.float32]:
     before = (kernel - 1) // 2
     along_last = [(0, 0)] * (values.ndim - 1) + [(before, kernel - 1 - before)]
-    return np.pad(values, along_last, constant_values=edge)
+    return np.pad(values, along_last)
 
 
 def _sliding_max(padded: NDArray[np.float32], kernel: int) -> NDArray[np.float32]:

@@ -8,6 +8,6 @@ from presift.core.limits import MAX_PROMPT_TOKENS, MAX_SPANS, Limit
 MAX_WIDTH_TOKENS = 4096
 
 SCORE: tuple[Limit, ...] = (
-    Limit("token_ids", MAX_PROMPT_TOKENS, "tokens", lambda asked: len(asked.token_ids)),
-    Limit("protected_spans", MAX_SPANS, "spans", lambda asked: len(asked.protected_spans)),
+    Limit("token_ids", MAX_PROMPT_TOKENS, "tokens", lambda message: len(message.token_ids)),
+    Limit("protected_spans", MAX_SPANS, "spans", lambda message: len(message.protected_spans)),
 )

@@ -40,7 +40,7 @@ class Deadline:
         return asyncio.timeout(self.left_s())
 
     @property
-    def is_here(self) -> bool:
+    def has_passed(self) -> bool:
         """Whether a caller that disconnects now does so because of its deadline."""
         return self.at_s is not None and self.at_s - time.monotonic() <= _SAME_MOMENT_S
 

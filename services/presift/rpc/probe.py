@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ca is None and (options.cert or options.key or options.name):
         parser.error("--cert, --key and --name need --ca: without it the probe does not use TLS")
     try:
-        status = ask(options)
+        status = health_status(options)
     except grpc.RpcError as error:
         print(f"{options.address}: {error.code().name}: {error.details()}")
         return 1
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
 
 
-def ask(options: argparse.Namespace) -> int:
+def health_status(options: argparse.Namespace) -> int:
     """The health status. Raises grpc.RpcError, and OSError for an unreadable file."""
     with _channel(options) as channel:
         request = health_pb2.HealthCheckRequest(service=options.service)

@@ -55,12 +55,12 @@ def details_of(error: errors.PresiftError) -> bytes:
 
 
 def details_for(error: errors.PresiftError) -> dict[str, str]:
-    """The error's details as they are sent, shortened."""
+    """The error's details, shortened for sending."""
     return {name: _shortened(value, MAX_DETAIL_CHARACTERS) for name, value in error.details.items()}
 
 
 def message_of(error: errors.PresiftError) -> str:
-    """The error's message as it is sent, shortened."""
+    """The error's message, shortened for sending."""
     return _shortened(error.message, MAX_MESSAGE_CHARACTERS)
 
 

@@ -1,6 +1,6 @@
 """The engine port of the target service: a prompt goes in, tokens come out, closing the stream aborts the request.
 
-It has two implementations: `sglang.engine` (the real one) and `echo_engine` (computable by hand, for tests). Values are
+`sglang.engine` implements it; tests use `tests/echo_engine.py`, whose answers are computable by hand. Values are
 checked here; what depends on the model (vocabulary, context) is checked in `admission`.
 """
 

@@ -9,18 +9,18 @@ MAX_SALT_CHARACTERS = 1024
 MAX_KV_MASK_BYTES = 16_777_216
 
 PREFILL: tuple[Limit, ...] = (
-    Limit("token_ids", MAX_PROMPT_TOKENS, "tokens", lambda asked: len(asked.token_ids)),
-    Limit("cache_salt", MAX_SALT_CHARACTERS, "characters", lambda asked: len(asked.cache_salt)),
+    Limit("token_ids", MAX_PROMPT_TOKENS, "tokens", lambda message: len(message.token_ids)),
+    Limit("cache_salt", MAX_SALT_CHARACTERS, "characters", lambda message: len(message.cache_salt)),
 )
 GENERATE: tuple[Limit, ...] = (
     *PREFILL,
     *SAMPLING,
-    Limit("kv_plan.protected_spans", MAX_SPANS, "spans", lambda asked: len(asked.kv_plan.protected_spans)),
+    Limit("kv_plan.protected_spans", MAX_SPANS, "spans", lambda message: len(message.kv_plan.protected_spans)),
     Limit(
         "kv_plan.lookahead_token_ids",
         MAX_LOOKAHEAD_TOKENS,
         "token ids",
-        lambda asked: len(asked.kv_plan.lookahead_token_ids),
+        lambda message: len(message.kv_plan.lookahead_token_ids),
     ),
-    Limit("kv_plan.kv_mask.kept", MAX_KV_MASK_BYTES, "bytes", lambda asked: len(asked.kv_plan.kv_mask.kept)),
+    Limit("kv_plan.kv_mask.kept", MAX_KV_MASK_BYTES, "bytes", lambda message: len(message.kv_plan.kv_mask.kept)),
 )

@@ -16,8 +16,8 @@ from presift.rpc import codec
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Finished, GenerateRequest, Tokens
 from presift.target.limits import GENERATE, PREFILL
+from presift.target.load_meter import LoadMeter
 from presift.target.request_metrics import RequestMetrics, count_refusals, gauges_of, record_read, request_metrics
-from presift.target.sglang.load_meter import LoadMeter
 from presift.telemetry import metrics
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.tracing import span

@@ -1,4 +1,4 @@
-"""Records metrics: `count` and `record` accept only the names of catalog.py, as gauges.py does.
+"""Records metrics: `count` and `record` accept only the names of metrics.yaml, as gauges.py does.
 
 Attributes have short names here: `route` is `presift.route`; see `attribute`. Thread-safe.
 """

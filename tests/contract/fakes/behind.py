@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2_grpc, target_pb2_grpc
 
+from ...echo_engine import ECHO_MODEL, EchoEngine
 from .house import LOCAL
 from .services import FakeDraft, model
 

@@ -31,7 +31,6 @@ from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import Defaults
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import (
     draft_pb2_grpc,
@@ -41,6 +40,8 @@ from presift.v1 import (
     target_pb2,
     target_pb2_grpc,
 )
+
+from ...echo_engine import ECHO_MODEL, EchoEngine
 
 CAPACITY, WINDOW, PROMPT_TOKENS = 16, 4, 100
 # Spans of the prompt that must be kept.

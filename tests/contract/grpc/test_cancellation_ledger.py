@@ -25,10 +25,10 @@ from presift.draft.work_queue import WorkQueue
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2, draft_pb2_grpc, orchestrator_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
+from ...echo_engine import EchoEngine
 from ..fakes.house import ALL_ROUTES, request
 from ..fakes.ledger import ENDINGS, Call, tasks
 from ..fakes.services import hangs

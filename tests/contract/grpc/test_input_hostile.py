@@ -18,10 +18,10 @@ from presift.rpc.client.channel import open_channel
 from presift.rpc.limits import MAX_METADATA_BYTES
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import EchoEngine
 from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2_grpc, orchestrator_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
+from ...echo_engine import EchoEngine
 from ..fakes.house import Refusal, refusal_of, request
 from ..fakes.services import raises
 

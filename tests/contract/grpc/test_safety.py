@@ -4,11 +4,11 @@ import grpc
 import pytest
 
 from presift.core.errors import Overloaded, PromptTooLong, RouteUnsupported, TargetUnavailable, VocabularyMismatch
-from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt
 from presift.rpc.codec import model_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
 
+from ...builders import token_mask
 from ..fakes.house import CAPACITY, WINDOW, refusal_of, wire_prompt
 from ..fakes.services import aborts, bits, hangs, keep, model, raises
 
@@ -100,7 +100,7 @@ class OddStore:
     """A store whose value verifies and yet does not fit the prompt: another version's, say."""
 
     def __init__(self, indices, prompt_tokens):
-        mask = TokenMask.from_indices(indices, prompt_tokens)
+        mask = token_mask(indices, prompt_tokens)
         self.value = CompressedPrompt(mask, (), 0.5, model_from_wire(model("draft")))
         self.stored = []
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from presift.core.errors import InvalidRequest, RouteUnsupported
-from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt
 from presift.core.policies import KvSelection
 from presift.rpc.codec import model_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
 
+from ...builders import token_mask
 from ..fakes.house import ALL_ROUTES, CASCADE, DEFAULTS, KV_CAPACITY, KV_WINDOW, LOOKAHEAD, refusal_of, wire_prompt
 from ..fakes.services import CONTEXT, VOCABULARY, bits, keep, lookahead, model, raises
 
@@ -288,7 +288,7 @@ class OddStore:
     """A store whose value verifies and yet breaks a rule of these routes."""
 
     def __init__(self, indices, ahead):
-        mask = TokenMask.from_indices(indices, 100)
+        mask = token_mask(indices, 100)
         self.value = CompressedPrompt(mask, tuple(ahead), None, model_from_wire(model("draft")))
 
     async def get(self, digest):

@@ -283,6 +283,8 @@ async def test_another_model(door):
     assert "served: target" in refused.value.message
     with pytest.raises(openai.NotFoundError):
         await door.client.models.retrieve("gpt-4o")
+    body = {"model": "gpt-4o", "messages": CHAT, "presift": {"route": "unknown"}}
+    assert (await door.post(body)).status_code == 404, "not 400 for the invalid option"
 
 
 async def test_other_paths_and_methods(door):

@@ -16,11 +16,11 @@ from presift.rpc.security.service_token import bearer, fixed_tokens
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.__main__ import serve
-from presift.target.echo_engine import EchoEngine
 from presift.target.settings import TargetSettings
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 from presift_client import AsyncClient, Client, PermissionDenied, TlsOptions, Unavailable
 
+from ...echo_engine import EchoEngine
 from ..fakes.authority import NAMES, Authority
 from ..fakes.services import FakeDraft, FakeTarget, model
 

@@ -9,11 +9,12 @@ from opentelemetry.trace import SpanKind, StatusCode
 from presift.core.generation import EngineLoad, FinishReason
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_KV_TOKENS, EchoEngine
 from presift.target.engine import Finished
 from presift.target.request_metrics import RequestMetrics, gauges_of
 from presift.target.servicer import TargetServicer
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
+
+from ...echo_engine import ECHO_KV_TOKENS, EchoEngine
 
 PROMPT, CAPACITY = list(range(10, 30)), 8
 STAGES, DURATION = "presift.target.stage.duration", "gen_ai.server.request.duration"

@@ -21,11 +21,12 @@ from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.target.__main__ import _run
 from presift.target.admission import Admission
-from presift.target.echo_engine import ECHO_KV_TOKENS, ECHO_MEMORY, EchoEngine
 from presift.target.engine import GenerateRequest
 from presift.target.servicer import TargetServicer
 from presift.target.settings import TargetSettings
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
+
+from ...echo_engine import ECHO_KV_TOKENS, ECHO_MEMORY, EchoEngine
 
 Start = Callable[..., Awaitable["Target"]]
 SERVICE = "presift.v1.TargetService"

@@ -108,7 +108,7 @@ async def test_the_mask_of_what_the_target_kept_gives_the_same_answer(
 ) -> None:
     driver, ids = await start(), prompt(9, 300)
     answer, made = await driver.answer(ids, plan(CAPACITY, report_kept=True))
-    assert np.array_equal(made.kv_mask.kept_per_head, np.full((4, 2), CAPACITY + 1))
+    assert np.array_equal(np.count_nonzero(made.kv_mask.kept, axis=2), np.full((4, 2), CAPACITY + 1))
     policy = SpecKv(capacity=CAPACITY, window=16, selection=KvSelection.DRAFT_MASK)
     same, end = await driver.answer(ids, KvPlan(policy, kv_mask=made.kv_mask, keep_full_prefix=keep), salt="mask")
 
@@ -138,7 +138,7 @@ async def test_protected_spans_are_kept_in_every_layer_and_head(start: Any, plan
 
     for span in spans:
         assert end.kv_mask.kept[..., span.start : span.end].all()
-    assert (end.kv_mask.kept_per_head == CAPACITY + 1).all()
+    assert (np.count_nonzero(end.kv_mask.kept, axis=2) == CAPACITY + 1).all()
     await driver.empty()
 
 

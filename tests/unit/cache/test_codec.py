@@ -22,6 +22,8 @@ from presift.core.plan import CompressedPrompt, ModelInfo, SpanRef
 from presift.v1.plan_pb2 import ModelInfo as WireModel
 from presift.v1.plan_pb2 import TokenMask as WireMask
 
+from ...builders import token_mask
+
 MODEL = ModelInfo("Qwen/Qwen2.5-0.5B", "a1b2c3d4" * 5, "sha256:" + "9f" * 32, 32_768, 24, 2, 151_936)
 DIGEST = hashlib.sha256(b"a prompt").hexdigest()
 OTHER_DIGEST = hashlib.sha256(b"another prompt").hexdigest()
@@ -51,7 +53,7 @@ def clustered(prompt_tokens: int, kept_tokens: int, seed: int = 0) -> Compressed
     importance = np.random.default_rng(seed).lognormal(0.0, 2.0, prompt_tokens)
     pooled = np.convolve(importance, np.ones(17) / 17, "same")
     pooled[-32:] = np.inf
-    mask = TokenMask.from_indices(np.argsort(-pooled, kind="stable")[:kept_tokens], prompt_tokens)
+    mask = token_mask(np.argsort(-pooled, kind="stable")[:kept_tokens], prompt_tokens)
     return CompressedPrompt(mask, (198,), 0.93, MODEL)
 
 
@@ -235,7 +237,7 @@ def test_hostile_messages_are_a_value_or_corrupt(fields: dict[str, object], rest
 
 def test_a_stored_value_of_version_2_is_still_read() -> None:
     """Raise codec.VERSION if this fails: deployed caches hold such values."""
-    value = CompressedPrompt(TokenMask.from_indices([0, 2, 9], 10), (7, 4_000_000_000), 0.5, MODEL, 2, 0.25, SPAN)
+    value = CompressedPrompt(token_mask([0, 2, 9], 10), (7, 4_000_000_000), 0.5, MODEL, 2, 0.25, SPAN)
     decoded = decode(DIGEST, bytes.fromhex(GOLDEN))
     assert decoded == value and decoded.made_in == SPAN
 

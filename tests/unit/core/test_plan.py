@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
-from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route, SpanRef
 from presift.core.policies import POLICIES
 
+from ...builders import token_mask
+
 DRAFT = ModelInfo("draft", "r1", "f1", context_tokens=4096, layers=2, kv_heads=1, vocabulary_size=512)
-MASK = TokenMask.from_indices([0, 3], 4)
+MASK = token_mask([0, 3], 4)
 
 
 @given(st.none() | st.floats(0, 1))
@@ -27,10 +28,10 @@ def test_other_coverage_is_refused(coverage):
 
 def test_compressed_prompts_are_values():
     one = CompressedPrompt(MASK, (7,), 0.5, DRAFT)
-    same = CompressedPrompt(TokenMask.from_indices([0, 3], 4), (7,), 0.5, DRAFT)
+    same = CompressedPrompt(token_mask([0, 3], 4), (7,), 0.5, DRAFT)
     assert one == same
     assert hash(one) == hash(same)
-    assert one != CompressedPrompt(TokenMask.from_indices([0, 2], 4), (7,), 0.5, DRAFT)
+    assert one != CompressedPrompt(token_mask([0, 2], 4), (7,), 0.5, DRAFT)
 
 
 def test_every_policy_has_a_route_and_full_needs_none():

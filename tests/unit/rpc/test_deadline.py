@@ -52,6 +52,6 @@ def test_the_targets_time_for_the_whole_prompt_and_its_answer(observations, cach
     )
 
 
-@pytest.mark.parametrize(("left_s", "is_here"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
-def test_a_deadline_is_here_when_it_has_passed(left_s, is_here):
-    assert Deadline.within(left_s).is_here is is_here
+@pytest.mark.parametrize(("left_s", "has_passed"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
+def test_a_deadline_has_passed_a_moment_early(left_s, has_passed):
+    assert Deadline.within(left_s).has_passed is has_passed

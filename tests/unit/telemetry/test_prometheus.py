@@ -20,7 +20,7 @@ from presift.telemetry import gauges, metrics
 from presift.telemetry.catalog import CATALOG
 from presift.telemetry.prometheus import prometheus_endpoint
 
-SCHEMA = yaml.safe_load((Path(__file__).parents[3] / "ops" / "telemetry" / "metrics.yaml").read_text())
+SCHEMA = yaml.safe_load((Path(__file__).parents[3] / "services/presift/telemetry/metrics.yaml").read_text())
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 

@@ -28,12 +28,11 @@ def new(
 ) -> None:
     """Print a new API key and its entry for --api-keys-file. The key is stored nowhere and is shown only once."""
     # Imported here: `presift generate` needs none of it.
-    from presift.orchestrator.api.auth.api_keys import digest_of, new_key  # noqa: PLC0415
+    from presift.orchestrator.api.auth.api_keys import new_entry, new_key  # noqa: PLC0415
     from presift.orchestrator.domain.request import TENANT_PATTERN  # noqa: PLC0415
 
     key = new_key()
-    digest = digest_of(key)
-    entry = {"name": name or f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
+    entry = new_entry(key, tenant, name)
     for field in ("tenant", "name"):
         if re.fullmatch(TENANT_PATTERN, entry[field]) is None:
             fail(f"--{field} must be 1-64 of A-Z a-z 0-9 . _ -")

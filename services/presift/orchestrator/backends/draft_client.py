@@ -19,7 +19,7 @@ from presift.core.policies import Policy
 from presift.core.spans import Span
 from presift.orchestrator.backends.affinity import key_of
 from presift.orchestrator.backends.draft_codec import score_from_wire
-from presift.orchestrator.backends.services import ask_draft, count_pick, draft_error, draft_pool
+from presift.orchestrator.backends.services import count_pick, draft_error, draft_pool, fetch_draft_info
 from presift.orchestrator.domain.ports import Score
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
@@ -69,7 +69,7 @@ class DraftClient:
 
     async def info(self) -> ModelInfo:
         if self._pool.is_alone:
-            return (await ask_draft(self._pool.only.stub)).info
+            return (await fetch_draft_info(self._pool.only.stub)).info
         return await self._pool.info()
 
     async def score(
@@ -89,7 +89,7 @@ class DraftClient:
             include_importance=include_importance,
         )
         key = "" if self._pool.is_alone else key_of(token_ids)
-        if self._pool.is_alone and not self._pool.only.may_be_asked:
+        if self._pool.is_alone and not self._pool.only.allows_call:
             # Waiting for a draft that is away or hangs would take the time to read the prompt in full.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:

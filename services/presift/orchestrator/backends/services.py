@@ -68,7 +68,7 @@ def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:
         channel = _channel(address, _DRAFT, ("Score",), max_message_bytes, peer, is_alone=is_alone)
         return channel, draft_pb2_grpc.DraftServiceStub(channel)
 
-    return Service("draft", DraftUnavailable, connect, ask_draft, model_differs, is_pinned=False)
+    return Service("draft", DraftUnavailable, connect, fetch_draft_info, model_differs, is_pinned=False)
 
 
 def target_service(max_message_bytes: int, peer: Peer = PLAIN) -> Targets:
@@ -78,7 +78,7 @@ def target_service(max_message_bytes: int, peer: Peer = PLAIN) -> Targets:
         channel = _channel(address, _TARGET, ("Generate", "Prefill"), max_message_bytes, peer, is_alone=is_alone)
         return channel, target_pb2_grpc.TargetServiceStub(channel)
 
-    return Service("target", TargetUnavailable, connect, ask_target, target_differs, is_pinned=True)
+    return Service("target", TargetUnavailable, connect, fetch_target_info, target_differs, is_pinned=True)
 
 
 def _channel(
@@ -91,7 +91,7 @@ def _channel(
     return open_channel(address, retryable=retryable, max_message_bytes=max_message_bytes, health=health, peer=peer)
 
 
-async def ask_draft(stub: draft_pb2_grpc.DraftServiceAsyncStub) -> ReplicaInfo[ModelInfo]:
+async def fetch_draft_info(stub: draft_pb2_grpc.DraftServiceAsyncStub) -> ReplicaInfo[ModelInfo]:
     """Raises DraftUnavailable or DeadlineExceeded."""
     try:
         reply = await stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest(), timeout=_INFO_TIMEOUT_S)
@@ -100,7 +100,7 @@ async def ask_draft(stub: draft_pb2_grpc.DraftServiceAsyncStub) -> ReplicaInfo[M
     return ReplicaInfo("", codec.model_from_wire(reply.model))
 
 
-async def ask_target(stub: target_pb2_grpc.TargetServiceAsyncStub) -> ReplicaInfo[TargetInfo]:
+async def fetch_target_info(stub: target_pb2_grpc.TargetServiceAsyncStub) -> ReplicaInfo[TargetInfo]:
     """Raises TargetUnavailable or DeadlineExceeded."""
     try:
         reply = await stub.GetInfo(target_pb2.TargetServiceGetInfoRequest(), timeout=_INFO_TIMEOUT_S)

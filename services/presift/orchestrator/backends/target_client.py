@@ -20,7 +20,7 @@ from presift.core.errors import TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
-from presift.orchestrator.backends.services import ask_target, count_pick, target_error, target_pool
+from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
 from presift.orchestrator.backends.target_codec import sampling_to_wire, usage_from_wire
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, TargetInfo, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
@@ -53,7 +53,7 @@ class TargetClient:
 
     async def info(self) -> TargetInfo:
         if self._pool.is_alone:
-            return (await ask_target(self._pool.only.stub)).info
+            return (await fetch_target_info(self._pool.only.stub)).info
         return await self._pool.info()
 
     def replicas(self, tokens: TokenizedPrompt) -> Sequence[ReplicaRef]:

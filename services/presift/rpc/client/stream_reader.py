@@ -67,6 +67,8 @@ async def read_ahead(
             buffer.end()
 
     reading = asyncio.create_task(read(), name="read ahead")
+    # Marks an error as retrieved, also if the consumer stopped early.
+    reading.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         while (piece := await buffer.take()) is not None:
             yield piece
@@ -75,5 +77,3 @@ async def read_ahead(
         if not reading.done():
             cancel()
             await asyncio.wait((reading,))
-        if not reading.cancelled():
-            reading.exception()  # marks it as retrieved, if the consumer stopped early

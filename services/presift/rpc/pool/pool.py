@@ -76,7 +76,7 @@ class ReplicaPool(Generic[S, I]):
         """The replicas that may be called now, except `without`. If all breakers are open: all healthy ones, because
         refusing every call would gain nothing."""
         found = [each for each in self._healthy() if each not in without]
-        return found if self.is_alone else [each for each in found if each.may_be_asked] or found
+        return found if self.is_alone else [each for each in found if each.allows_call] or found
 
     def _healthy(self) -> list[Replica[S, I]]:
         self._watch()

@@ -76,7 +76,7 @@ class Replica(Generic[S, I]):
         return self.known is not None and not self.unused and self.is_healthy
 
     @property
-    def may_be_asked(self) -> bool:
+    def allows_call(self) -> bool:
         """Whether the circuit breaker allows a call: one request at a time while half open."""
         state = self.breaker.state
         return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and self.in_flight == 0)

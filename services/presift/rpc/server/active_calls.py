@@ -7,16 +7,12 @@ so that a full server still answers them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from presift.core.errors import Overloaded, ShuttingDown
-from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
-
-if TYPE_CHECKING:  # grpc generics exist in the stubs alone
-    Handler = grpc.RpcMethodHandler[Any, Any]
+from presift.rpc.server.handlers import HEALTH_PREFIX, Continuation, Handler, error_handler
 
 _RETRY_AFTER_S = 1.0
 
@@ -42,9 +38,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         return len(self._running)
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         task, is_health = asyncio.current_task(), handler_call_details.method.startswith(HEALTH_PREFIX)
@@ -54,7 +48,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         try:
             self._add(task, calls)
         except Overloaded as error:
-            return refusing(error)
+            return error_handler(error)
         return handler
 
     def enter(self) -> None:

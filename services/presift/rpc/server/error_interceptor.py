@@ -6,21 +6,20 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from functools import partial
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
 from presift.rpc.server.active_calls import ActiveCalls
+from presift.rpc.server.handlers import Behavior, Context, Continuation, Deserializer, Handler, with_behavior
 from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of, message_of
 
 log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:  # grpc generics exist in the stubs alone
-    Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 class _Malformed:
@@ -34,32 +33,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._calls = ActiveCalls(sys.maxsize) if calls is None else calls
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None
-        if handler.request_streaming:
-            return _translate_streaming(handler, self._calls)
-        deserialize, serialize = _lenient(handler.request_deserializer), handler.response_serializer
-        if handler.response_streaming:
-            translated = _translate_stream(handler.unary_stream, self._calls)
-            return grpc.unary_stream_rpc_method_handler(translated, deserialize, serialize)
-        translated = _translate_unary(handler.unary_unary, self._calls)
-        return grpc.unary_unary_rpc_method_handler(translated, deserialize, serialize)
+        translate = partial(_translate_stream if handler.response_streaming else _translate_unary, self._calls)
+        deserialize = handler.request_deserializer
+        return with_behavior(handler, translate, deserialize if handler.request_streaming else _lenient(deserialize))
 
 
-def _translate_streaming(handler: Any, calls: ActiveCalls) -> Handler:
-    if not handler.response_streaming:  # no service has such a method
-        return cast("Handler", handler)
-    return grpc.stream_stream_rpc_method_handler(
-        _translate_stream(handler.stream_stream, calls), handler.request_deserializer, handler.response_serializer
-    )
-
-
-def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+def _lenient(deserialize: Deserializer | None) -> Deserializer | None:
     if deserialize is None:
         return None
 
@@ -72,8 +56,8 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return attempt
 
 
-def _translate_unary(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[..., Any]:
-    async def translated(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
+    async def translated(request: Any, context: Context) -> Any:
         try:
             _refuse_malformed(request)
             return await behavior(request, context)
@@ -86,8 +70,8 @@ def _translate_unary(behavior: Callable[..., Any], calls: ActiveCalls) -> Callab
     return translated
 
 
-def _translate_stream(behavior: Callable[..., Any], calls: ActiveCalls) -> Callable[..., Any]:
-    async def translated(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
+    async def translated(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             _refuse_malformed(request)
             responses = behavior(request, context)
@@ -111,13 +95,13 @@ def _refuse_malformed(request: Any) -> None:
         raise InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings")
 
 
-async def _abort_if_shutting_down(calls: ActiveCalls, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def _abort_if_shutting_down(calls: ActiveCalls, context: Context) -> None:
     error = calls.shutdown_error()
     if error is not None:
         await _abort(error, context)
 
 
-async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+async def _abort(error: Exception, context: Context) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, PresiftError):

@@ -55,17 +55,9 @@ class SglangEngine(Engine):
         # SGLang keeps an aborted request in this table until the scheduler has released it.
         return len(self._manager.rid_to_state)
 
-    def scheduler_load(self) -> tuple[int, int, int]:
-        """What the scheduler last published: running requests, waiting requests, KV slots in use.
-
-        It publishes after each prefill, every few decode steps and when it becomes idle. Slots that only the radix
-        cache holds are free.
-        """
-        load = self._manager.load_snapshot_reader.read_all()[0]
-        return load.num_running_reqs, load.num_waiting_reqs, load.num_used_tokens
-
     def load(self) -> EngineLoad | None:
-        # Shared memory, so the scheduler is not asked. It is empty before the first batch.
+        # Shared memory, empty before the first batch. The scheduler publishes after each prefill, every few decode
+        # steps and when it becomes idle. Slots that only the radix cache holds are free.
         loads = self._manager.load_snapshot_reader.read_all()
         if not loads:
             return None

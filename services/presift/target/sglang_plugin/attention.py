@@ -76,7 +76,7 @@ def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:
     values = torch.tensor(shifts, dtype=forward.positions.dtype)
     if not forward.forward_mode.is_decode_or_idle():
         values = values.repeat_interleave(torch.tensor(list(batch.extend_lens)))
-    # Beam search adds rows behind those of the requests; they stay as they are.
+    # Beam search adds rows behind those of the requests, which need no change.
     values = torch.nn.functional.pad(values, (0, forward.positions.numel() - values.numel()))
     return values.to(forward.positions.device, non_blocking=True)
 

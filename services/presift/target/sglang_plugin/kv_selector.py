@@ -1,7 +1,8 @@
 """Selects the KV pairs that SpecKV keeps, by the target's own queries during prefill (paper section 4.1, steps 2 to 5).
 
-The torch twin of `core.kv_selection`, for prompts read in chunks. Memory is bounded: no float32 tensor is larger than
-BLOCK_BYTES or one head's keys, and a layer with missing rows stores only the queries of the rows seen so far.
+The torch twin of `tests/reference/kv_selection.py`, for prompts read in chunks. Memory is bounded: no float32
+tensor is larger than BLOCK_BYTES or one head's keys, and a layer with missing rows stores only the
+queries of the rows seen so far.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from presift.core.kv_plan import check_plan
-from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span, covered, moved, must_keep
@@ -25,7 +24,7 @@ from presift.orchestrator.planning.plan_builder import (
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
 
-from ....builders import request_context
+from ....builders import request_context, token_mask
 
 MODEL = ModelInfo("m", "r", "f", 100, 2, 2, 100)
 IDS = np.arange(50, 80, dtype=np.uint32)
@@ -34,7 +33,7 @@ TOKENS = CONTEXT.tokens
 
 
 def prompt(kept, lookahead=(7, 8)):
-    return CompressedPrompt(TokenMask.from_indices(kept, 30), lookahead, 0.5, MODEL)
+    return CompressedPrompt(token_mask(kept, 30), lookahead, 0.5, MODEL)
 
 
 def choice(route, policy, keep=True):

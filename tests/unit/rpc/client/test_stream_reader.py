@@ -17,14 +17,15 @@ def together(pieces):
 class Call:
     """A call of `count` pieces that then ends, raises `error`, or (`waits`) lasts until it is cancelled.
 
-    A cancelled call raises `error` too, if it has one.
+    A cancelled call raises `error` too, if it has one. It ends once `may_end` is set.
     """
 
     def __init__(self, count, error=None, waits=False):
         self.count, self.error, self.waits = count, error, waits
         self.read = self.closed = self.cancels = 0
         self.reader_was_cancelled = False
-        self._cancelled = asyncio.Event()
+        self._cancelled, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_end.set()
 
     async def pieces(self):
         try:
@@ -36,6 +37,7 @@ class Call:
                 yield [number]
             if self.waits:
                 await self._cancelled.wait()
+            await self.may_end.wait()
             if self.error:
                 raise self.error
         except asyncio.CancelledError:
@@ -112,6 +114,32 @@ async def test_a_cancelled_consumer_cancels_the_call_and_not_its_reader():
         await taking
     assert (call.closed, call.cancels) == (1, 1)
     assert not call.reader_was_cancelled and asyncio.all_tasks() == before
+
+
+async def test_a_consumer_cancelled_again_does_not_cancel_the_reader_of_a_slow_call(caplog):
+    before, call = asyncio.all_tasks(), Call(1, RuntimeError("late"), waits=True)
+    call.may_end.clear()
+
+    async def take():
+        async with aclosing(call.read_ahead()) as pieces:
+            async for _ in pieces:
+                pass
+
+    taking = asyncio.create_task(take())
+    await call.until(lambda call: call.read)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    taking.cancel()
+    await call.until(lambda call: call.cancels)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert not call.closed and not call.reader_was_cancelled
+    call.may_end.set()
+    await call.until(lambda call: call.closed and asyncio.all_tasks() == before)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not call.reader_was_cancelled and not caplog.records
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["before the close", "by the cancelled call"])

@@ -30,7 +30,7 @@ def call(replica, error, timeout_s=30.0):
 def test_what_opens_it(replica, name, opens):
     for _ in range(FAILURES):
         call(replica, failing(name))
-    assert (replica.breaker.state is BreakerState.OPEN) is opens and replica.may_be_asked is not opens
+    assert (replica.breaker.state is BreakerState.OPEN) is opens and replica.allows_call is not opens
 
 
 def test_a_caller_who_had_no_time_says_nothing(replica):
@@ -104,10 +104,10 @@ def test_any_answer_counts_as_one(replica):
 
 def test_half_open_takes_one_at_a_time(replica):
     replica.breaker = Mock(state=BreakerState.HALF_OPEN)
-    assert replica.may_be_asked
+    assert replica.allows_call
     with replica.counted():
-        assert not replica.may_be_asked
-    assert replica.may_be_asked
+        assert not replica.allows_call
+    assert replica.allows_call
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from presift.core.errors import TargetUnavailable
-from presift.target.echo_engine import ECHO_MODEL, EchoEngine
 from presift.target.engine import Event, Finished, GenerateRequest, Tokens
 from presift.target.sglang_plugin import self_check
 from presift.target.sglang_plugin.self_check import why_unsupported
+
+from ....echo_engine import ECHO_MODEL, EchoEngine
 
 Spoil = Callable[[int, Event], Event | None]
 

@@ -25,6 +25,12 @@ def new_key() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
+def new_entry(key: str, tenant: str, name: str | None = None) -> dict[str, str]:
+    """The entry of a new key for the key file. Its default name begins with the tenant's."""
+    digest = digest_of(key)
+    return {"name": name or f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
+
+
 def digest_of(key: str) -> str:
     """64 hex digits; `key` may be any string."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.domain.caller import set_current_caller
-from presift.rpc.server.refusal import HEALTH_PREFIX, refusing
-
-if TYPE_CHECKING:  # grpc generics exist in the stubs alone
-    Handler = grpc.RpcMethodHandler[Any, Any]
+from presift.rpc.server.handlers import HEALTH_PREFIX, Continuation, Handler, error_handler
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
@@ -23,9 +19,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         details: Any = handler_call_details
         if not details.method.startswith(HEALTH_PREFIX):
@@ -33,5 +27,5 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 # Each call has its own task, and so its own context.
                 set_current_caller(self._authenticator.admit(details.invocation_metadata))
             except PresiftError as error:
-                return refusing(error)
+                return error_handler(error)
         return await continuation(handler_call_details)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
-
-import grpc
 
 from presift.core.errors import PermissionDenied
 from presift.orchestrator.api.grpc.forecasts import speed_to_wire
@@ -26,10 +23,8 @@ from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
+from presift.rpc.server.handlers import Context
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-
-if TYPE_CHECKING:  # grpc generics exist in the stubs alone
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):

@@ -63,9 +63,10 @@ class CompletionEndpoints:
     async def _complete(self, call: Call, schema: type[Body], shape: Shape) -> None:
         arrived_s = time.monotonic()
         raw = await read_body(call.headers, call.receive, self._options.max_body_bytes)
-        body = await in_thread_if_large(
-            len(raw), lambda: validate(schema, supported_parameters(parse_json_object(raw)))
-        )
+        given = await in_thread_if_large(len(raw), lambda: supported_parameters(parse_json_object(raw)))
+        if isinstance(model := given.get("model"), str):
+            self._models.find(model)  # an unknown model is reported before an invalid parameter
+        body = await in_thread_if_large(len(raw), lambda: validate(schema, given))
         call.reply.names = parameter_names(body)
         target = self._models.find(body.model)
         completion = Completion(

@@ -38,7 +38,7 @@ def kv_importance(queries: NDArray[np.float32], keys: NDArray[np.float32], polic
     grouped = queries.reshape(rows, kv_heads, heads // kv_heads, size)
     per_head = [_attention(grouped[:, head], keys[:, head]) for head in range(kv_heads)]
     reduced = np.stack([_reduced(attention[..., : tokens - rows], policy.reduction) for attention in per_head])
-    return pool(reduced, policy.pool, policy.kernel, edge=-np.inf)
+    return pool(reduced, policy.pool, policy.kernel)
 
 
 def select_kv(
@@ -50,7 +50,7 @@ def select_kv(
     prompt. Raises InvalidRequest if capacity <= window or a span ends beyond the prompt, BudgetExceeded if window and
     `protected` alone exceed the capacity, InternalError if the importance is invalid.
     """
-    check_importance(importance, axes=2)
+    check_importance(importance.reshape(-1))
     if capacity <= window:
         raise InvalidRequest("spec_kv.capacity", capacity, f"> window ({window})")
     kv_heads, prefix = importance.shape

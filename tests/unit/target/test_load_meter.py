@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from presift.core.generation import EngineLoad
+from presift.target.load_meter import EVERY_S, LoadMeter
 from presift.target.sglang.engine import SglangEngine
-from presift.target.sglang.load_meter import EVERY_S, LoadMeter
 
 
 class Engine:

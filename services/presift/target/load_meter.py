@@ -27,10 +27,10 @@ class LoadMeter:
         """The load, at most EVERY_S seconds old; None if unknown."""
         now = self._clock()
         if self._read_at is None or now - self._read_at >= EVERY_S:
-            self._read_at, self._load = now, self._ask(engine)
+            self._read_at, self._load = now, self._fetch(engine)
         return self._load
 
-    def _ask(self, engine: Engine) -> EngineLoad | None:
+    def _fetch(self, engine: Engine) -> EngineLoad | None:
         try:
             return engine.load()
         except Exception:  # the load only helps routing; a request must not fail because of it
