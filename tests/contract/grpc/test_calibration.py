@@ -103,6 +103,7 @@ async def test_closing_ends_calibration(house):
     assert house.calibration._task.cancelled()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("flag", "lengths"), [("--calibrate", [64, 256]), ("--no-calibrate", [])])
 async def test_the_process_calibrates_once_it_is_ready(house, flag, lengths):
     addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in house.ports.items()]

@@ -1,6 +1,5 @@
 """The CPU attention gives what SGLang's own `torch_native` gives, for any mix of cached and new rows."""
 
-# ruff: noqa: E402 - SGLang can be imported after declare_missing alone
 from __future__ import annotations
 
 from importlib.util import find_spec
@@ -8,18 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from presift.models.torchvision_ops import declare_missing
 
-if find_spec("sglang") is None:
-    pytest.skip("needs SGLang", allow_module_level=True)
-declare_missing()
-
-import torch
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.radix_attention import AttentionType
-
-from presift.target.cpu.attention import CpuAttention
+pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
 
 HEADS, KV_HEADS, DIM, POOL, REQUESTS = 6, 2, 16, 400, 4
 
@@ -68,7 +60,9 @@ def run(backend: type, lengths: list[int], new: list[int], is_decode: bool, dtyp
     return forward(q, k, v, layer(), batch)
 
 
-def layer(**other: Any) -> SimpleNamespace:
+def layer() -> SimpleNamespace:
+    from sglang.srt.layers.radix_attention import AttentionType
+
     values = {
         "layer_id": 0,
         "tp_q_head_num": HEADS,
@@ -81,7 +75,7 @@ def layer(**other: Any) -> SimpleNamespace:
         "sliding_window_size": -1,
         "logit_cap": 0.0,
     }
-    return SimpleNamespace(**(values | other))
+    return SimpleNamespace(**values)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -99,7 +93,14 @@ def layer(**other: Any) -> SimpleNamespace:
 def test_equal_to_torch_native(
     lengths: list[int], new: list[int], is_decode: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
-    ours, theirs = (run(each, lengths, new, is_decode, dtype) for each in (CpuAttention, TorchNativeAttnBackend))
+    # Loading SGLang takes seconds, so only the worker that runs these tests does. declare_missing comes first.
+    declare_missing()
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+    from presift.target.cpu.attention import CpuAttention
+
+    backends = (CpuAttention, TorchNativeAttnBackend)
+    ours, theirs = (run(each, lengths, new, is_decode, dtype) for each in backends)
 
     assert ours.shape == theirs.shape == (sum(new), HEADS * DIM)
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
