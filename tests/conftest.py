@@ -14,6 +14,8 @@ import pytest
 
 # A shared machine is slow at times; that is no failure.
 hypothesis.settings.register_profile("presift", deadline=None)
+# `make test-fast` takes this one.
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("presift")
 
 # Before torch is loaded, here and in the processes that tests start: threads that spin while they wait take the cores

@@ -167,6 +167,7 @@ def test_the_readme_lists_the_files_and_they_are_few():
     assert len(listed) <= MOST_FILES
 
 
+@pytest.mark.processes
 def test_a_request_is_served_with_it(copy, tiny_model):
     found = json.loads(run(copy, STACK, tiny_model("tinyq"), "newest"))
     protected, newest = [4, 5], list(range(87, 101))

@@ -12,6 +12,8 @@ from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
 
 MODEL = "target"
+# Reading the certificate authorities takes 40 ms: once, not for each client.
+_TRUST = httpx.create_ssl_context()
 
 
 class OpenaiDoor:
@@ -34,17 +36,23 @@ class OpenaiDoor:
         self.address = await self.server.start()
         self.house.server.listeners.append(self.server)
         self.url = f"http{'s' if self.tls else ''}://{self.address}"
-        self.http = await self._exit.enter_async_context(httpx.AsyncClient(base_url=self.url, timeout=60))
+        self.http = await self._exit.enter_async_context(
+            httpx.AsyncClient(base_url=self.url, timeout=60, verify=_TRUST)
+        )
         self.client = self.client_of(self.key)
         return self
 
     def client_of(self, key, **options):
         """An asynchronous client of OpenAI's own library."""
-        options = {"max_retries": 0, "timeout": 60} | options
+        options = {
+            "max_retries": 0,
+            "timeout": 60,
+            "http_client": openai.DefaultAsyncHttpxClient(verify=_TRUST),
+        } | options
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, **options)
 
     def blocking(self, **options):
-        options = {"max_retries": 0, "timeout": 60} | options
+        options = {"max_retries": 0, "timeout": 60, "http_client": openai.DefaultHttpxClient(verify=_TRUST)} | options
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **options)
 
     async def post(self, body, path="/v1/chat/completions", **headers):

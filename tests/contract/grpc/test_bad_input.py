@@ -11,6 +11,8 @@ from ..fakes.house import ALL_ROUTES, WINDOW, Answer, Refusal, refusal_of, reque
 from ..fakes.services import CONTEXT, VOCABULARY
 
 LONG = list(range(100, 200))
+# 100, or what --hypothesis-profile says.
+EXAMPLES = settings().max_examples
 INVALID = ("INVALID_ARGUMENT", "INVALID_REQUEST")
 TOO_LONG = ("INVALID_ARGUMENT", "PROMPT_TOO_LONG")
 UNSUPPORTED = ("FAILED_PRECONDITION", "ROUTE_UNSUPPORTED")
@@ -225,7 +227,7 @@ def mutations(draw):
     return bytes(raw)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES * 3 // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=200) | mutations())
 @example(raw=b"")
 @example(raw=VALID)
@@ -269,7 +271,9 @@ PROMPT = st.builds(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=EXAMPLES * 3 // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(prompt=PROMPT, sampling=SAMPLING, budget=BUDGET, route=st.integers(-1, 7))
 async def test_any_request_is_answered_within_its_budget_or_rejected(house, prompt, sampling, budget, route):
@@ -317,7 +321,9 @@ async def kv_house(open_house):
 
 
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=EXAMPLES * 5 // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     prompt=KV_PROMPT,

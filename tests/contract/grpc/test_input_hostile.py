@@ -113,6 +113,7 @@ with grpc.insecure_channel(sys.argv[1], compression=grpc.Compression.Gzip) as ch
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("method", [methods[0] for methods in METHODS.values()])
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
 async def test_a_bomb_in_a_request_is_not_unpacked(address, method):
@@ -145,6 +146,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
 async def test_a_bomb_in_an_answer_is_not_unpacked_either():
     """A draft or target that answers in gzip."""

@@ -123,8 +123,8 @@ async def test_what_is_wrong_is_told_without_a_wait(busy):
     await running
 
 
-async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house):
-    tokens = 20_000
+async def test_a_slow_reader_holds_no_slot(open_house):
+    tokens = 8_000
     roomy = model("target", context_tokens=2 * tokens)
     house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
@@ -133,7 +133,7 @@ async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house):
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
         slow = stub.Generate(request([1, 2, 3], max_new_tokens=tokens))
         assert (await slow.read()).HasField("decision")
-        # It reads no more: what the target says comes to an end all the same, and so does its place.
+        # It reads no more: the target finishes all the same, and the slot is released.
         await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
         async with asyncio.timeout(20):
             assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
@@ -142,7 +142,7 @@ async def test_a_reader_who_is_slow_keeps_nobody_waiting(open_house):
             rest.append(event)
     assert sum(len(event.delta.token_ids) for event in rest) == tokens
     assert rest[-1].usage.completion_tokens == tokens
-    assert len(rest) < tokens, "what waited was joined"
+    assert len(rest) < tokens, "waiting deltas are joined"
 
 
 async def test_a_fallback_leaves_time_for_the_answer(open_house):

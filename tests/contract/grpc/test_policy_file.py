@@ -19,6 +19,7 @@ from ..fakes.house import ALL_ROUTES, LOCAL
 from ..fakes.services import FakeDraft, FakeTarget, model
 
 pytestmark = pytest.mark.processes
+
 LONG = list(range(100, 400))
 CONTEXT = {"context_tokens": 1000}
 POLICY = "compress_above_tokens: 50\nlookahead_tokens: 1\ncapacity: 64\ntenants:\n  acme:\n    capacity: 80\n"

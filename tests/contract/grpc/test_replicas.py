@@ -189,8 +189,10 @@ IS_FULL = raises(Overloaded("waiting_requests", 1, 1, 1.0))
 async def test_a_full_target_is_replaced_by_another(open_pool):
     house = await open_pool()
     house.targets[0].faults.append(IS_FULL)
-    for number in range(8):
+    for number in range(100):  # ports differ from run to run, and with them the target of a prompt
         assert (await house.ask(prompt(number), route=FULL)).token_ids
+        if not house.targets[0].faults:
+            break
     assert not house.targets[0].faults
 
 

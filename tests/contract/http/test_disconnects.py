@@ -30,17 +30,23 @@ def asked(**changes):
     return {"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0} | changes
 
 
-async def raw(door, payload, receive_bytes=0):
-    """A plain connection on which `payload` was sent; it takes about `receive_bytes` that are not read."""
+async def raw(door, payload):
+    """A plain connection on which `payload` was sent."""
     host, _, port = door.address.rpartition(":")
-    connection = socket.socket()
-    if receive_bytes:  # before it connects: the window is agreed then
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    connection.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
-    reader, writer = await asyncio.open_connection(sock=connection, limit=2**16)
+    reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(payload)
     await writer.drain()
+    return reader, writer
+
+
+async def raw_with_small_buffers(door, payload):
+    """A connection whose kernel buffers hold some KiB, so that a short answer fills them."""
+    reader, writer = await raw(door, b"")
+    await door.house.settle(lambda: door.server._server.server_state.connections)
+    (served,) = door.server._server.server_state.connections
+    for transport, option in ((writer.transport, socket.SO_RCVBUF), (served.transport, socket.SO_SNDBUF)):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
+    writer.write(payload)
     return reader, writer
 
 
@@ -226,8 +232,8 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house,
     roomy = model("target", context_tokens=2_000_000)
     door = await open_door(await open_house(drain_s=0.3, target=roomy))
     door.house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
-    options = {"stream": True, "max_tokens": 16_000, "presift": {"token_ids": True}}
-    _, writer = await raw(door, posted(asked(**options)), receive_bytes=4096)
+    options = {"stream": True, "max_tokens": 5_000, "presift": {"token_ids": True}}
+    _, writer = await raw_with_small_buffers(door, posted(asked(**options)))
     await door.house.settle(lambda: door.house.target.calls and door.house.target.running == 0)
     assert door.house.server.calls.running == 1
     async with asyncio.timeout(20):
@@ -235,19 +241,17 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house,
     writer.close()
 
 
-async def test_a_slow_reader_keeps_no_slot(open_house, open_door):
-    tokens = 16_000
+async def test_a_slow_reader_holds_no_slot(open_house, open_door):
+    tokens = 5_000
     roomy = model("target", context_tokens=2 * tokens)
     house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
     door = await open_door(house)
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
-    reader, writer = await raw(
-        door, posted(asked(stream=True, max_tokens=tokens, presift={"token_ids": True})), receive_bytes=4096
-    )
+    options = {"stream": True, "max_tokens": tokens, "presift": {"token_ids": True}}
+    reader, writer = await raw_with_small_buffers(door, posted(asked(**options)))
     # It does not read: the target finishes all the same, and the slot is released.
     await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
     assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)
     stream = b""
     while b"[DONE]" not in stream:
         stream += await reader.read(2**20)
@@ -441,8 +445,6 @@ async def test_an_incomplete_body_times_out(door, monkeypatch):
 
 
 async def test_connections_have_keepalive(door):
-    import socket
-
     await raw(door, b"")
     await door.house.settle(lambda: door.server._server.server_state.connections)
     (connection, *_) = door.server._server.server_state.connections

@@ -15,7 +15,7 @@ from presift.cli.stack.process import ServiceFailed, ServiceProcess
 from presift.cli.stack.run import run_until_stopped
 from presift.cli.stack.stack import LocalStack, Observability, StackOptions, log_folder
 
-pytestmark = pytest.mark.usefixtures("no_children", "fakes")
+pytestmark = [pytest.mark.usefixtures("no_children", "fakes"), pytest.mark.processes]
 
 
 @pytest.fixture

@@ -129,10 +129,10 @@ async def test_a_flood_is_evicted_in_favour_of_another_tenant(limits):
 
 async def test_two_floods_share_the_queue():
     admission = Admission(QueueLimits(1, 10))
-    await come(admission, *["a"] * 11)
+    first = await come(admission, *["a"] * 11)  # kept, so that no pending task is garbage-collected
     others = await come(admission, *["b"] * 11)
     waiting = [caller for caller in others if not caller.task.done()]
-    assert len(waiting) == 5 and admission.waiting == 10
+    assert len(first) == 11 and len(waiting) == 5 and admission.waiting == 10
 
 
 async def test_a_deadline_ends_the_wait():

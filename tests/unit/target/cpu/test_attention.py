@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 
 from presift.models.torchvision_ops import declare_missing
 
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
+
 HEADS, KV_HEADS, DIM, POOL, REQUESTS = 6, 2, 16, 400, 4
 
 
@@ -60,7 +60,9 @@ def run(backend: type, lengths: list[int], new: list[int], is_decode: bool, dtyp
     return forward(q, k, v, layer(), batch)
 
 
-def layer(**other: Any) -> SimpleNamespace:
+def layer() -> SimpleNamespace:
+    from sglang.srt.layers.radix_attention import AttentionType
+
     values = {
         "layer_id": 0,
         "tp_q_head_num": HEADS,
@@ -69,24 +71,14 @@ def layer(**other: Any) -> SimpleNamespace:
         "v_head_dim": DIM,
         "scaling": DIM**-0.5,
         "is_cross_attention": False,
-        "attn_type": import_module("sglang.srt.layers.radix_attention").AttentionType.DECODER,
+        "attn_type": AttentionType.DECODER,
         "sliding_window_size": -1,
         "logit_cap": 0.0,
     }
-    return SimpleNamespace(**(values | other))
+    return SimpleNamespace(**values)
 
 
-@pytest.fixture(scope="module")
-def backends() -> tuple[Any, Any]:
-    """presift's attention and SGLang's. Imported here: SGLang takes seconds, and every test run collects this file."""
-    if find_spec("sglang") is None:
-        pytest.skip("needs SGLang")
-    declare_missing()  # SGLang can be imported only after this
-    native = import_module("sglang.srt.layers.attention.torch_native_backend")
-    return import_module("presift.target.cpu.attention").CpuAttention, native.TorchNativeAttnBackend
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize(
     ("lengths", "new", "is_decode"),
     [
@@ -99,13 +91,16 @@ def backends() -> tuple[Any, Any]:
     ],
 )
 def test_equal_to_torch_native(
-    backends: tuple[Any, Any],
-    lengths: list[int],
-    new: list[int],
-    is_decode: bool,
-    dtype: torch.dtype,
+    lengths: list[int], new: list[int], is_decode: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
+    # Loading SGLang takes seconds, so only the worker that runs these tests does. declare_missing comes first.
+    declare_missing()
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+    from presift.target.cpu.attention import CpuAttention
+
+    backends = (CpuAttention, TorchNativeAttnBackend)
     ours, theirs = (run(each, lengths, new, is_decode, dtype) for each in backends)
 
     assert ours.shape == theirs.shape == (sum(new), HEADS * DIM)
-    torch.testing.assert_close(ours, theirs, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)

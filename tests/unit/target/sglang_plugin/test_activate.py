@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
+pytestmark = pytest.mark.processes
 needs_sglang = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
 
 
