@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STACK = Path(__file__).parent / "fakes" / "tiny_stack.py"
+STACK = "tests.contract.fakes.tiny_stack"
 MOST_FILES = 8
 
 POLICY = {
@@ -153,7 +153,11 @@ def write(path, change):
 
 def run(root, *arguments):
     """What Python prints on this copy's services."""
-    environment = {**os.environ, "PYTHONPATH": str(root / "services"), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root / 'services'}{os.pathsep}{ROOT}",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     command = [sys.executable, "-P", *map(str, arguments)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -169,7 +173,7 @@ def test_the_readme_lists_the_files_and_they_are_few():
 
 @pytest.mark.processes
 def test_a_request_is_served_with_it(copy, tiny_model):
-    found = json.loads(run(copy, STACK, tiny_model("tinyq"), "newest"))
+    found = json.loads(run(copy, "-m", STACK, tiny_model("tinyq"), "newest"))
     protected, newest = [4, 5], list(range(87, 101))
     assert found == {
         "services": str(copy / "services" / "presift"),
