@@ -253,7 +253,7 @@ FAULTS: tuple[Planted, ...] = (
         "No work starts downstream after the deadline",
         "a deadline that has passed is not an error",
         f"{PRESIFT}/rpc/deadline.py",
-        "        if left_s is not None and left_s <= 0.0:\n",
+        "        if self.remaining_s == 0.0:\n",
         "        if False:\n",
         (f"{UNIT}/rpc/test_deadline.py::test_the_time_left_shrinks_until_the_deadline_is_exceeded",),
     ),

@@ -35,7 +35,7 @@ def main() -> int:
 async def serve(settings: OrchestratorSettings) -> bool:
     """Serve until SIGTERM or SIGINT; False after a failure. Raises PresiftError, VocabularyMismatch among them."""
     policies, authenticator = policy_source(settings), build_authenticator(settings)
-    files = [each for each in (policies if policies.has_file else None, authenticator) if each is not None]
+    files = [each for each in (policies if policies.file else None, authenticator) if each is not None]
     async with reload_on_sighup(*files):
         app = build_app(settings, policies)
         try:

@@ -44,11 +44,7 @@ def route_to_wire(route: Route) -> plan_pb2.Route:
 
 def set_fields(message: Message, *names: str) -> dict[str, Any]:
     """The optional fields among `names` that are set, by name."""
-    found = {}
-    for name in names:
-        if message.HasField(name):
-            found[name] = getattr(message, name)
-    return found
+    return {name: getattr(message, name) for name in names if message.HasField(name)}
 
 
 def route_from_wire(route: int) -> Route | None:

@@ -23,25 +23,24 @@ class Deadline:
         """The deadline that many seconds from now; None is no deadline."""
         return cls(None if left_s is None else time.monotonic() + left_s)
 
-    def left_s(self) -> float | None:
-        """Seconds left, > 0. Raises DeadlineExceeded if none are left, so that no further stage starts."""
-        left_s = self.remaining_s
-        if left_s is not None and left_s <= 0.0:
+    def check(self) -> None:
+        """Raise DeadlineExceeded if the deadline has passed, so that no further stage starts."""
+        if self.remaining_s == 0.0:
             raise DeadlineExceeded("the deadline passed")
-        return left_s
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds left, >= 0: for timeouts of calls."""
+        """Seconds left, >= 0; None without a deadline."""
         return None if self.at_s is None else max(0.0, self.at_s - time.monotonic())
 
     def timeout(self) -> asyncio.Timeout:
         """A block that raises TimeoutError when the deadline passes. Raises DeadlineExceeded if it has passed."""
-        return asyncio.timeout(self.left_s())
+        self.check()
+        return asyncio.timeout(self.remaining_s)
 
     @property
-    def has_passed(self) -> bool:
-        """Whether a caller that disconnects now does so because of its deadline."""
+    def is_due(self) -> bool:
+        """Whether it has passed, or passes in a moment: a caller that disconnects now does so because of it."""
         return self.at_s is not None and self.at_s - time.monotonic() <= _SAME_MOMENT_S
 
 

@@ -129,12 +129,9 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:
     """The request with defaults for unset fields. Raises InvalidRequest."""
     check_limits(request, GENERATE)
-    sent, values = request.sampling, {}
-    for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed"):
-        if sent.HasField(name):
-            values[name] = getattr(sent, name)
+    sent = request.sampling
     sampling = Sampling(
-        **values,
+        **codec.set_fields(sent, "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
         stop=tuple(sent.stop),
         stop_token_ids=tuple(sent.stop_token_ids),
         ignore_eos=sent.ignore_eos,

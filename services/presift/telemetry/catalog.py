@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 import yaml
@@ -21,10 +22,12 @@ class Metric:
     buckets: tuple[float, ...]
 
 
-def _read() -> tuple[Metric, ...]:
+@cache
+def catalog() -> dict[str, Metric]:
+    """The metrics by name. The first call reads the file: a service makes its gauges before it serves."""
     text = resources.files("presift.telemetry").joinpath("metrics.yaml").read_text(encoding="utf-8")
-    return tuple(
-        Metric(
+    return {
+        entry["name"]: Metric(
             entry["name"],
             entry["kind"],
             entry["unit"],
@@ -33,7 +36,4 @@ def _read() -> tuple[Metric, ...]:
             tuple(entry.get("buckets", ())),
         )
         for entry in yaml.safe_load(text)["metrics"]
-    )
-
-
-CATALOG = _read()
+    }

@@ -10,12 +10,11 @@ from functools import cache
 from opentelemetry import metrics
 from opentelemetry.metrics import Counter, Histogram
 
-from presift.telemetry.catalog import CATALOG, Metric
+from presift.telemetry.catalog import Metric, catalog
 from presift.telemetry.tracing import SCOPE
 
 Attributes = dict[str, str]
 
-_BY_NAME = {metric.name: metric for metric in CATALOG}
 # Attributes of OpenTelemetry's conventions.
 _CONVENTIONS = {
     "genai_operation": "gen_ai.operation.name",
@@ -45,7 +44,7 @@ def record(name: str, value: float, /, **words: str) -> None:
 def checked(name: str, words: Attributes) -> Attributes:
     """The attributes with full names. Raises KeyError for a metric or attribute that is not declared."""
     found = {attribute(word): value for word, value in words.items()}
-    unknown = set(found) - set(_BY_NAME[name].attributes)
+    unknown = set(found) - set(catalog()[name].attributes)
     if unknown:
         raise KeyError(f"{name} has no attribute {', '.join(sorted(unknown))}")
     return found
@@ -53,7 +52,7 @@ def checked(name: str, words: Attributes) -> Attributes:
 
 def declared(name: str, kind: str) -> Metric:
     """The metric of that name. Raises KeyError if there is none of that kind."""
-    metric = _BY_NAME[name]
+    metric = catalog()[name]
     if metric.kind != kind:
         raise KeyError(f"{name} is a {metric.kind}")
     return metric

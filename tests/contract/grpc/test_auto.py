@@ -74,7 +74,7 @@ async def test_what_is_compressed_already_is_predicted_to_be_sooner(house):
     assert again.decision.predicted_ttft_ms < cold.decision.predicted_ttft_ms
 
 
-async def test_full_for_want_of_a_draft_is_held_against_the_time(house):
+async def test_fallback_to_full_is_checked_against_max_ttft(house):
     """By the first speeds the target takes 0.7 s to read 200 tokens, the draft and 16 of them 0.4 s."""
     budget, overloaded = {"max_ttft_ms": 600}, raises(Overloaded("queue", 9, 8, 2.0))
     house.draft.faults.extend([overloaded] * 3)
@@ -150,7 +150,7 @@ async def test_the_stages_of_a_cascade_each_cover_enough(house):
         assert answer.route == route and ("covers 0.200" in answer.decision.detail) is (route == "FULL")
 
 
-async def test_what_kv_covers_is_told_and_asked_once_for_every_least_coverage(house):
+async def test_kv_coverage_is_reported_and_cached_for_all_min_coverages(house):
     asked = {"route": plan_pb2.ROUTE_SPEC_KV}
     answers = [
         await house.ask(LONG, budget={"max_kv_tokens": 50, "min_coverage": least}, **asked) for least in (0.1, 0.2)
@@ -163,7 +163,7 @@ async def test_what_kv_covers_is_told_and_asked_once_for_every_least_coverage(ho
     assert first == last  # the target is told nothing of it
 
 
-async def test_without_a_least_coverage_the_draft_is_asked_what_it_always_was(house):
+async def test_without_min_coverage_the_draft_request_is_unchanged(house):
     for route in (plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC):
         await house.ask(LONG, route=route)
     plain, cascade = (call.policy for call in house.draft.calls)

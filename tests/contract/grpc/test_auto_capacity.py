@@ -45,7 +45,7 @@ async def test_a_prompt_is_as_short_as_the_coverage_allows(house, route, coverag
     assert len(house.target.calls[0].token_ids) == kept
 
 
-async def test_what_adapts_is_cached_by_what_was_asked(house):
+async def test_adaptive_prompts_are_cached_by_requested_coverage(house):
     asks = [
         auto(0.25, max_tokens=100),
         auto(0.25, max_tokens=100),
@@ -104,7 +104,7 @@ async def test_a_later_turn_goes_on_with_the_capacity_that_came_of_it(house):
     assert second.decision.continued and second.decision.kv_tokens == 50 + len(longer) - 200
 
 
-async def test_a_setting_adapts_where_nothing_is_said(open_house):
+async def test_auto_coverage_setting_applies_by_default(open_house):
     defaults = replace(DEFAULTS, auto_capacity=AutoCapacity(0.25))
     house = await open_house(routes=ALL_ROUTES, defaults=defaults)
     answer = await house.ask(LONG, route=PC, budget={"max_prompt_tokens": 100})
@@ -167,13 +167,13 @@ def not_asked_for(reply, request):
         (KV, not_asked_for, {"max_kv_tokens": 50}),
     ],
 )
-async def test_what_a_draft_may_not_answer_is_answered_in_full(house, route, spoil, budget):
+async def test_an_invalid_draft_answer_falls_back_to_full(house, route, spoil, budget):
     house.draft.spoil = spoil
     answer = await house.ask(LONG, route=route, budget=budget)
     assert (answer.route, answer.reason, answer.decision.kept_tokens) == ("FULL", "MASK_REJECTED", 200)
 
 
-async def test_an_older_draft_that_does_not_adapt_is_used_at_the_most(house):
+async def test_without_kv_capacity_from_the_draft_the_maximum_is_used(house):
     def old(reply, request):
         reply.ClearField("kv_capacity")
 

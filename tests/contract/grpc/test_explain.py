@@ -107,7 +107,7 @@ async def test_routes_that_drop_no_kv_do_not_ask_the_target(house, route):
     assert not any(span.HasField("kept_share") for span in told.spans)
 
 
-async def test_unasked_the_target_is_left_alone(house):
+async def test_explain_without_kv_mask_does_not_call_the_target(house):
     told = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV))
     assert not told.HasField("kv_mask") and house.target.calls == []
 

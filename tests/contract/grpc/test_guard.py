@@ -161,7 +161,7 @@ async def test_what_cannot_be_read_in_full_stays_compressed_and_says_so(open_hou
         assert answer.route == "SPEC_PC" and "although spec_pc is switched off" in answer.decision.detail
 
 
-async def test_a_route_that_is_off_comes_back_without_a_caller_at_risk(house):
+async def test_a_switched_off_route_recovers_through_shadow_requests(house):
     await trip(house)
     house.target.answer = lambda request: request.token_ids[::-1]
     for number in range(3):
@@ -256,7 +256,7 @@ async def test_a_shadow_that_fails_reaches_no_caller(house, telemetry, fault):
     assert house.guard.qualities() == [] and len((await house.ask([1, 2])).token_ids) == 2
 
 
-async def test_a_caller_who_leaves_is_not_compared(house):
+async def test_cancelled_answers_are_not_sampled(house):
     house.target.pause_after = 1
     call = house.stub.Generate(request(LONG, route=KV))
     await call.read(), await call.read()

@@ -38,7 +38,7 @@ async def test_of_a_single_token_there_is_no_time_between_tokens(house, telemetr
     assert await grown(telemetry, house, house.ask(LONG, max_new_tokens=1), name) == [0]
 
 
-async def test_what_it_saves_is_held_against_full(house, telemetry):
+async def test_ttft_is_recorded_relative_to_the_full_forecast(house, telemetry):
     name = "presift.forecast.against_full"
     assert await grown(telemetry, house, house.ask(LONG), name, route="spec_pc") == [1]
     assert await grown(telemetry, house, house.ask(LONG, route=plan_pb2.ROUTE_FULL), name, route="full") == [0]
@@ -120,7 +120,7 @@ async def test_gauges_show_how_full_it_is(house):
     assert shown(house)["presift.admission.running"] == {(): 0}
 
 
-async def test_gauges_show_whom_it_reaches(open_house):
+async def test_gauges_count_usable_and_unusable_replicas(open_house):
     house = await open_house(drafts=2)
     await house.settle(lambda: shown(house)["presift.replicas"][("draft", "usable")] == 2)
     assert shown(house)["presift.replicas"] == {

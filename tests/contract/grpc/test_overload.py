@@ -115,7 +115,7 @@ async def test_a_deadline_that_passes_in_the_queue_goes_nowhere(busy):
     assert house.draft.calls == [] and len(house.target.calls) == 1
 
 
-async def test_what_is_wrong_is_told_without_a_wait(busy):
+async def test_an_invalid_request_is_rejected_without_queueing(busy):
     house, running = await busy()
     refusal = await house.refused([])
     assert refusal.reason == "INVALID_REQUEST"

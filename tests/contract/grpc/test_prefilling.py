@@ -185,7 +185,7 @@ async def test_who_leaves_ends_both_once(house):
 
 
 @pytest.mark.parametrize("slow", ["draft", "target"])
-async def test_who_leaves_ends_the_one_that_is_left(house, slow):
+async def test_a_disconnect_cancels_the_call_that_still_runs(house, slow):
     (house.draft.faults if slow == "draft" else house.target.prefill_faults).append(hangs)
     call = house.stub.Generate(request(LONG, route=KV))
     await house.settle(lambda: house.draft.calls and house.target.prefills)
@@ -196,7 +196,7 @@ async def test_who_leaves_ends_the_one_that_is_left(house, slow):
     assert (house.draft.cancelled, house.target.prefills_cancelled) == ((1, 0) if slow == "draft" else (0, 1))
 
 
-async def test_64_who_leave_leave_nothing_behind(house):
+async def test_64_disconnects_leave_no_tasks_or_calls(house):
     house.draft.gate.clear()
     house.target.prefill_faults.extend([hangs] * 64)
     prompts = [[n, *LONG] for n in range(64)]

@@ -63,7 +63,7 @@ async def test_the_asker_who_leaves_does_not_take_the_score_with_him(house):
     assert (answer.route, answer.cache, len(house.draft.calls)) == ("SPEC_PC", "SHARED", 1)
 
 
-async def test_trouble_is_shared_and_forgotten(house):
+async def test_a_failed_draft_pass_is_not_cached(house):
     house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
     assert (await house.ask(LONG)).reason == "DRAFT_OVERLOADED"
     assert (await house.ask(LONG)).cache == "MISS"

@@ -221,7 +221,7 @@ async def test_an_engine_that_cannot_says_why(open_house):
     assert "init_next_round_input" in refusal.message and "served: full, spec_pc" in refusal.message
 
 
-async def test_an_engine_that_cannot_any_more_is_told_to_the_caller(house):
+async def test_a_route_the_target_stops_supporting_is_reported(house):
     house.target.faults.append(raises(RouteUnsupported("kv_plan", "set", "unset", "the plugin lost a hook")))
     refusal = await house.refused(LONG, route=KV)
     assert (refusal.reason, refusal.message) == ("ROUTE_UNSUPPORTED", "the plugin lost a hook")

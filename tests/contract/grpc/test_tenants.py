@@ -116,7 +116,7 @@ async def test_two_names_are_refused(house):
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("name", ["näme", "a\nb"])
-def test_what_grpc_cannot_send_is_told_at_once(kind, name):
+def test_the_client_rejects_an_invalid_tenant_name(kind, name):
     with pytest.raises(ValueError, match="tenant is"):
         kind("127.0.0.1:1", tenant=name)
 

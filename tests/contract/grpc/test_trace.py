@@ -84,7 +84,7 @@ async def test_a_hit_points_to_the_trace_that_made_it(house, telemetry):
     assert not any(span.links for span in miss)
 
 
-async def test_who_waits_for_anothers_pass_points_to_it(house, telemetry):
+async def test_a_waiting_request_links_to_the_shared_draft_span(house, telemetry):
     telemetry.forget_spans()
     house.draft.gate.clear()
     asking = [asyncio.create_task(house.ask(PROMPT)) for _ in range(2)]

@@ -59,7 +59,7 @@ async def test_chats_go_on(house):
     assert answer.decision.continued and answer.route == "SPEC_KV"
 
 
-async def test_a_mask_goes_on(house):
+async def test_a_later_turn_reuses_the_draft_mask(house):
     await house.ask(LONG, route=KV, kv={"selection": MASK})
     answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
     mask = house.target.calls[1].kv_plan.kv_mask
@@ -67,7 +67,7 @@ async def test_a_mask_goes_on(house):
     assert answer.decision.coverage == pytest.approx(0.11) and answer.usage.reused_entry
 
 
-async def test_keep_full_prefix_can_be_said_anew(house):
+async def test_a_later_turn_can_override_keep_full_prefix(house):
     await house.ask(LONG, route=KV)
     await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
     answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100, "keep_full_prefix": False})
@@ -202,7 +202,7 @@ async def test_what_the_target_never_answered_is_not_gone_on_with(house):
     await new_prompt(house)
 
 
-async def test_an_answer_that_was_left_is_gone_on_with(house):
+async def test_a_selection_can_be_continued_after_a_cancelled_answer(house):
     house.target.pause_after = 1
     call = house.stub.Generate(request(LONG, route=KV))
     kinds = [(await call.read()).WhichOneof("event") for _ in range(2)]

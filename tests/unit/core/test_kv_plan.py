@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core.errors import BudgetExceeded, InvalidRequest
@@ -202,24 +202,25 @@ def test_a_mask_must_keep_the_protected_spans():
     assert check(masked(flags(), protected=(Span(0, 5), Span(18, 20)))) == 8
 
 
-@given(
-    capacity=st.integers(2, 60),
-    window=st.integers(1, 60),
-    page_tokens=st.integers(1, 9),
-    prompt_tokens=st.integers(1, 80),
-    start=st.integers(0, 79),
-    length=st.integers(1, 10),
-)
-def test_what_is_accepted_can_be_kept(*, capacity, window, page_tokens, prompt_tokens, start, length):
-    assume(window < capacity and start + length <= prompt_tokens)
-    plan = KvPlan(SpecKv(capacity=capacity, window=window), (Span(start, start + length),))
+@st.composite
+def plans(draw):
+    """A plan with one protected span, and the length of a prompt that holds the span."""
+    capacity, length = draw(st.integers(2, 60)), draw(st.integers(1, 10))
+    window, prompt_tokens = draw(st.integers(1, capacity - 1)), draw(st.integers(length, 80))
+    start = draw(st.integers(0, prompt_tokens - length))
+    return KvPlan(SpecKv(capacity=capacity, window=window), (Span(start, start + length),)), prompt_tokens
+
+
+@given(plans(), st.integers(1, 9))
+def test_what_is_accepted_can_be_kept(planned, page_tokens):
+    plan, prompt_tokens = planned
     try:
         kept = check(plan, prompt_tokens, page_tokens)
     except (InvalidRequest, BudgetExceeded):
         return
     assert 0 <= kept < prompt_tokens
     assert kept == prompt_tokens - 1 or kept % page_tokens == 0
-    assert kept <= capacity
+    assert kept <= plan.policy.capacity
     assert must_keep_kv(plan, prompt_tokens).sum() <= kept
 
 

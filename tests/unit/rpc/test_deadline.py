@@ -12,14 +12,14 @@ from ...builders import routing_inputs
 
 
 def test_no_deadline_never_passes():
-    assert Deadline.within(None).left_s() is None and NO_DEADLINE.remaining_s is None
+    assert Deadline.within(None).remaining_s is None and NO_DEADLINE.remaining_s is None
 
 
 def test_the_time_left_shrinks_until_the_deadline_is_exceeded():
-    assert 0.0 < Deadline.within(50.0).left_s() <= 50.0
+    Deadline.within(50.0).check()
     for passed in (0.0, -1.0):
         with pytest.raises(DeadlineExceeded):
-            Deadline.within(passed).left_s()
+            Deadline.within(passed).check()
         assert Deadline.within(passed).remaining_s == 0.0
     assert 0.0 < Deadline.within(50.0).remaining_s <= 50.0
 
@@ -52,6 +52,6 @@ def test_the_targets_time_for_the_whole_prompt_and_its_answer(observations, cach
     )
 
 
-@pytest.mark.parametrize(("left_s", "has_passed"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
-def test_a_deadline_has_passed_a_moment_early(left_s, has_passed):
-    assert Deadline.within(left_s).has_passed is has_passed
+@pytest.mark.parametrize(("left_s", "is_due"), [(None, False), (60.0, False), (0.01, True), (-1.0, True)])
+def test_a_deadline_is_due_a_moment_early(left_s, is_due):
+    assert Deadline.within(left_s).is_due is is_due

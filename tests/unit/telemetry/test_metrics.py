@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from presift.telemetry import gauges as gauges_module
 from presift.telemetry import metrics
-from presift.telemetry.catalog import CATALOG
+from presift.telemetry.catalog import catalog
 from presift.telemetry.gauges import gauge, gauges, observed
 from presift.telemetry.metrics import attribute, count, record
 from presift.telemetry.prometheus import family_name
@@ -55,9 +55,9 @@ def values(told):
 
 
 def test_names_are_unique_and_whole():
-    names = [metric.name for metric in CATALOG]
+    names = [entry["name"] for entry in SCHEMA["metrics"]]
     assert len(names) == len(set(names))
-    for metric in CATALOG:
+    for metric in catalog().values():
         assert re.fullmatch(r"(presift|gen_ai)(\.[a-z_]+)+", metric.name)
         assert metric.kind in KINDS.values() and metric.unit and metric.description
         assert (metric.kind == "histogram") == bool(metric.buckets)
@@ -65,13 +65,13 @@ def test_names_are_unique_and_whole():
 
 
 def test_times_are_in_seconds():
-    for metric in CATALOG:
+    for metric in catalog().values():
         assert metric.unit in ("s", "1", "By") or re.fullmatch(r"\{[a-z]+\}", metric.unit)
 
 
 def test_no_attribute_can_name_a_tenant_or_a_caller():
     """Of those there are as many as anybody likes, and whose they are is nobody's business."""
-    keys = {key for metric in CATALOG for key in metric.attributes}
+    keys = {key for metric in catalog().values() for key in metric.attributes}
     assert not {key for key in keys if re.search(r"tenant|caller|user|peer|prompt|key$", key)}
 
 
@@ -87,7 +87,7 @@ def test_histograms_record_in_their_own_buckets(read):
     record("presift.coverage", 0.25, route="spec_pc", of="mask")
     (point,) = read("presift.coverage").data.data_points
     assert (point.count, point.sum) == (1, 0.25)
-    declared = next(metric for metric in CATALOG if metric.name == "presift.coverage")
+    declared = catalog()["presift.coverage"]
     assert point.explicit_bounds == declared.buckets
 
 
@@ -169,14 +169,14 @@ def calls():
 
 
 def test_what_the_services_tell_is_declared():
-    declared = {(metric.kind, metric.name): set(metric.attributes) for metric in CATALOG}
+    declared = {(metric.kind, metric.name): set(metric.attributes) for metric in catalog().values()}
     for kind, name, words, _ in calls():
         assert (kind, name) in declared, name
         assert words <= declared[kind, name], name
 
 
 def test_what_is_declared_is_told():
-    assert {metric.name for metric in CATALOG} == {name for _, name, _, _ in calls()}
+    assert {metric.name for metric in catalog().values()} == {name for _, name, _, _ in calls()}
 
 
 def test_no_other_part_makes_instruments():
@@ -187,7 +187,10 @@ def test_no_other_part_makes_instruments():
 
 
 def test_the_list_gives_the_names_at_the_prometheus_endpoint():
-    named = {metric.name: family_name(metric) + ("_total" if metric.kind == "counter" else "") for metric in CATALOG}
+    named = {
+        metric.name: family_name(metric) + ("_total" if metric.kind == "counter" else "")
+        for metric in catalog().values()
+    }
     assert {entry["name"]: entry["prometheus"] for entry in SCHEMA["metrics"]} == named
 
 
@@ -199,5 +202,5 @@ def test_the_schema_says_which_services_tell_it():
 
 
 def test_the_schema_explains_every_attribute_and_no_other():
-    assert set(SCHEMA["attributes"]) == {key for metric in CATALOG for key in metric.attributes}
+    assert set(SCHEMA["attributes"]) == {key for metric in catalog().values() for key in metric.attributes}
     assert all(SCHEMA["attributes"].values())

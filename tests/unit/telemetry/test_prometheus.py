@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from presift.core.errors import PresiftError
 from presift.telemetry import gauges, metrics
-from presift.telemetry.catalog import CATALOG
+from presift.telemetry.catalog import catalog
 from presift.telemetry.prometheus import prometheus_endpoint
 
 SCHEMA = yaml.safe_load((Path(__file__).parents[3] / "services/presift/telemetry/metrics.yaml").read_text())
@@ -62,7 +62,7 @@ def words(metric) -> dict[str, str]:
 async def test_names_and_labels_are_those_of_the_schema(told):
     """What dashboards and alerts ask for is what is there."""
     read = []
-    for metric in CATALOG:
+    for metric in catalog().values():
         if metric.kind == "counter":
             metrics.count(metric.name, **words(metric))
         elif metric.kind == "histogram":

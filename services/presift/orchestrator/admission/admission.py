@@ -85,7 +85,7 @@ class Admission:
         Raises Overloaded if the queue is full: immediately, or later when evicted in favour of a tenant with less
         queued. Raises DeadlineExceeded.
         """
-        deadline.left_s()  # raises once it has passed
+        deadline.check()
         waiter, arrived = _Waiter(tenant, cost), self._clock()
         self._enter(waiter)
         try:

@@ -162,7 +162,7 @@ class TargetCall:
 
     async def _opened(self) -> _Opened:
         deadline, tried = self._deadline, self._tried
-        deadline.left_s()  # raises once it has passed
+        deadline.check()
 
         async def attempt() -> _Opened:
             if self._is_cancelled:

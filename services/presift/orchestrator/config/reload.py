@@ -23,29 +23,28 @@ log = logging.getLogger(__name__)
 
 
 class PolicySource:
-    """`table` is the override table to use now: that of the policy file, or `settings_table` without a file (`load`
-    None).
+    """The current override table: that of the policy file, or `settings_table` without a file (`load` None).
 
     Loads the file when created. Raises InvalidRequest.
     """
 
     def __init__(self, settings_table: OverrideTable, load: Callable[[], PolicyFile] | None = None) -> None:
+        self._settings_table = settings_table
         self._load = load
         self.file = None if load is None else load()
-        self.table = settings_table if self.file is None else self.file.table
 
     @property
-    def has_file(self) -> bool:
-        return self._load is not None
+    def table(self) -> OverrideTable:
+        """The table to use now. A request reads it once."""
+        return self._settings_table if self.file is None else self.file.table
 
     async def reload(self) -> None:
         """Read the file again. If it is invalid, log the error and keep the previous one."""
         if self._load is None:
             return
         try:
-            # In a thread: parsing a large file must not block the event loop.
+            # In a thread: parsing a large file must not block the event loop. The assignment is atomic.
             self.file = await asyncio.to_thread(self._load)
-            self.table = self.file.table
         except PresiftError as error:
             log.error("invalid policy file, the previous one stays in use: %s", error.message)
         except Exception:  # a bug must not stop later reloads

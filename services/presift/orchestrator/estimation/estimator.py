@@ -36,7 +36,6 @@ KEPT_PROMPTS = 1024
 _LAST_ANSWERS = 32
 # Policies per prompt: a caller who varies the budget must not fill the memory.
 _KEPT_POLICIES = 8
-_IDLE = PendingWork()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +86,11 @@ class CostEstimator:
         least of the prompt, or is fullest. `spent_ms` counts from the request's arrival; `salt` is its tenant's.
         """
         hashes, drafting = self._prefixes.hashes_of(ids, salt), "" if draft is None else location_of(draft)
-        queue = self._reading_at.get(replica, _IDLE) if replica else self.reading
+        queue = self._reading_at.get(replica, PendingWork()) if replica else self.reading
         names: Iterable[str] = (replica,) if replica else self._last_replicas.get(location_of(target), ("",))
         answers = self.loads.answers(replica)
-        states = []
-        for name in dict.fromkeys(names):
-            states.append(self._state(hashes, (drafting, location_of(target, name)), queue, answers, spent_ms))
-        return min(states, key=_least_useful)
+        locations = [(drafting, location_of(target, name)) for name in dict.fromkeys(names)]
+        return min((self._state(hashes, each, queue, answers, spent_ms) for each in locations), key=_least_useful)
 
     def pending_at(self, replica: str) -> PendingWork:
         """The pending work of a replica; without a name, that of the target as a whole."""
@@ -112,18 +109,14 @@ class CostEstimator:
         spent_ms: float,
     ) -> SystemState:
         drafting, reading = locations
-        compressed, entries, expected = [], set(), self._prefixes.expected_of
-        for policy, known in self._compressed.get(hashes.name, {}).items():
-            compressed.append((policy, expected(reading, known.blocks)))
-            if expected(reading, (known.entry,)):
-                entries.add(policy)
+        known, expected = self._compressed.get(hashes.name, {}), self._prefixes.expected_of
         target_ms = queue.wait_ms + self.loads.other_wait_ms(reading, len(queue))
         return SystemState(
             costs=self._perf.costs(drafting, reading),
             queued=QueuedWork(self.drafting.wait_ms / max(1, self._draft_width()), target_ms, spent_ms),
             cached_tokens=self._prefixes.expected(reading, hashes),
-            compressed=tuple(compressed),
-            entries=frozenset(entries),
+            compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
+            entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
             prefills=self._prefills,
             free_kv_tokens=self.loads.free_kv_tokens(reading),
             answers=answers,

@@ -29,7 +29,7 @@ class TargetLoads:
 
     def answers(self, replica: str = "") -> tuple[RunningAnswer, ...]:
         """This orchestrator's running answers at a replica, or at all; on average each is half done."""
-        return tuple([answer for at, answer in self._answers if at == replica or not replica])
+        return tuple(answer for at, answer in self._answers if at == replica or not replica)
 
     @contextmanager
     def answering(self, predicted_ms: float, kv_tokens: int, replica: str = "") -> Iterator[None]:

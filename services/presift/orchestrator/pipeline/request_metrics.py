@@ -80,7 +80,7 @@ def request_metrics(request: Request, deadline: Deadline) -> Iterator[RequestMet
         failure = code_and_reason(error)[1]
         raise
     except (asyncio.CancelledError, GeneratorExit):
-        failure = "DEADLINE_EXCEEDED" if deadline.has_passed else failure
+        failure = "DEADLINE_EXCEEDED" if deadline.is_due else failure
         raise
     except Exception as error:
         failure = type(error).__name__

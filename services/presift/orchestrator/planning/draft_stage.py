@@ -23,11 +23,12 @@ from presift.core.errors import (
 )
 from presift.core.plan import ModelInfo, Route
 from presift.orchestrator.backends.model_registry import ModelRegistry
+from presift.orchestrator.domain.background import background
 from presift.orchestrator.domain.ports import MaskRejected
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.compressor import CompressionResult, Compressor
 from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob
-from presift.orchestrator.planning.prefill import Prefiller, background
+from presift.orchestrator.planning.prefill import Prefiller
 from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs, check_fits
 from presift.orchestrator.routing.decision import CacheOutcome
@@ -184,7 +185,8 @@ def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:
 
 def draft_deadline(deadline: Deadline, inputs: RoutingInputs) -> Deadline:
     """When the draft must have answered. Raises DeadlineExceeded if no time is left."""
-    left_s = deadline.left_s()
+    deadline.check()
+    left_s = deadline.remaining_s
     return NO_DEADLINE if left_s is None else Deadline.within(draft_share_s(left_s, answer_seconds(inputs)))
 
 

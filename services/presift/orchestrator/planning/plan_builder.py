@@ -170,7 +170,7 @@ def _compressed(
         read=None if policy.prompt_stage is None else prompt.mask.kept,
         kept=prompt.mask.kept,
         importance=importance,
-        details=(choice.detail, outcome(policy, prompt), *notes.remarks, crossed),
+        remarks=(outcome(policy, prompt), *notes.remarks, crossed),
         draft=prompt.draft,
         coverage=prompt.coverage,
         kv_coverage=prompt.kv_coverage,
@@ -193,11 +193,11 @@ def _plan(
     read: NDArray[np.bool_] | None = None,
     kept: NDArray[np.bool_] | None = None,
     importance: NDArray[np.float32] | None = None,
-    details: tuple[str, ...] = (),
+    remarks: tuple[str, ...] | None = None,
     **reported: Any,
 ) -> Plan:
     """`read` marks the tokens that the target reads, None for all of them; `kept` those that remain, None for `read`.
-    `details` are joined to the decision's detail. `reported` are further fields of the decision: times, and what draft
+    `remarks` replace those of the notes. `reported` are further fields of the decision: times, and what draft
     and cache reported.
     """
     prompt_tokens = int(tokens.ids.size)
@@ -206,7 +206,7 @@ def _plan(
     decision = Decision(
         route=choice.route,
         reason=choice.reason,
-        detail="; ".join(filter(None, details or (choice.detail, *notes.remarks))),
+        detail="; ".join(filter(None, (choice.detail, *(notes.remarks if remarks is None else remarks)))),
         prompt_tokens=prompt_tokens,
         kept_tokens=read_tokens,
         kv_tokens=read_tokens if kv_plan is None else kv_plan.held_tokens(read_tokens),

@@ -75,13 +75,13 @@ class Planner:
             context = self._reader.refreshed(context)
             accepted, choice, coverage_remark = self._accepted(result, context)
             if accepted and result.compressed is not None:
-                notes = self._notes(routed, other or choice, other, (remark, coverage_remark), explains=explains)
+                notes = self._notes(routed, choice, other, (remark, coverage_remark), explains=explains)
                 plan = compressed_plan(context, result, notes)
                 self._estimator.record_compressed(plan)
                 return plan
             if accepted:
                 prefill_ms = result.prefill_ms
-        notes = self._notes(routed, other or choice, other, (remark,), explains=explains)
+        notes = self._notes(routed, choice, other, (remark,), explains=explains)
         return full_plan(context, choice, notes, prefill_ms)
 
     def remember(self, plan: Plan) -> None:
@@ -139,19 +139,19 @@ class Planner:
     def _notes(
         self,
         context: RequestContext,
-        judged: RouteChoice,
+        choice: RouteChoice,
         other: RouteChoice | None,
         remarks: tuple[str, ...],
         *,
         explains: bool,
     ) -> PlanNotes:
-        """The notes of a plan. `context` is the one that the request was routed in; the quality guard judges the route
-        of `judged`, which is `other` if that was avoided."""
+        """The notes of a plan for `choice`. `context` is the one that the request was routed in; `other` is the choice
+        that the quality guard prevented, and judges instead."""
         inputs = context.inputs
         return PlanNotes(
             remarks=remarks,
             avoided=other,
-            is_tighter=self._is_tighter(judged, context),
+            is_tighter=self._is_tighter(other or choice, context),
             full_ttft_ms=full_forecast(inputs).ttft_ms,
             routes=tuple(candidates(inputs)) if explains else (),
         )

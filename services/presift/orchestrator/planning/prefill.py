@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
 
 from presift.cache.single_flight import SingleFlight
 from presift.core.errors import PresiftError
@@ -19,8 +16,6 @@ from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.planning.salted_key import salted_key
 from presift.telemetry.metrics import count
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +54,6 @@ class Prefiller:
         with stage("prefill"):
             # No time limit of its own: it lasts as long as a request waits, and every request has a deadline.
             await self._target.prefill(tokens.ids, tokens.salt, replica)
-
-
-@asynccontextmanager
-async def background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """A task that does not outlive the block: if it still runs at its end, it is cancelled and awaited.
-
-    Not a TaskGroup, which would wrap the block's exceptions into a group.
-    """
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
 
 
 def _key(tokens: TokenizedPrompt, replica: ReplicaRef) -> str:

@@ -29,7 +29,7 @@ from presift.orchestrator.routing.quality_gate import QualityGate
 class RequestContext:
     """Everything that a plan is made from.
 
-    `inputs` hold one snapshot of costs, at `replica`. Tokenising took `tokenize_ms`; `arrived` is on
+    `inputs` hold one snapshot of costs, at `replica`. Tokenizing took `tokenize_ms`; `arrived` is on
     `time.perf_counter`.
     """
 
@@ -63,7 +63,10 @@ class RequestReader:
         self._replicas = ReplicaPicker(target, models, estimator)
 
     async def read(self, request: Request) -> tuple[TokenizedPrompt, float]:
-        """Tokenise the prompt and find its protected spans; milliseconds. Raises InvalidRequest or PromptTooLong."""
+        """The prompt's tokens with its protected spans, and how many milliseconds that took.
+
+        Raises InvalidRequest or PromptTooLong.
+        """
         started = time.perf_counter()
         tokens = await self._tokenizer.tokenize(request.prompt, request.salt)
         prompt_tokens = int(tokens.ids.size)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.planning.prefill import background
+from presift.orchestrator.domain.background import background
 
 T = TypeVar("T")
 

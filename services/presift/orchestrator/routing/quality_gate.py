@@ -1,6 +1,6 @@
-"""Switches: one per route and length band, moved by the mean agreement of its last samples. The caller has the clock.
+"""One circuit breaker per route and length band, by the mean agreement of its last samples. Pure: no clock.
 
-Off below one mean, on again above a higher one: between the two nothing changes. A switch that moved begins a new
+Off below one mean, on again above a higher one: between the two nothing changes. A route that was switched begins a new
 window, so that the samples of before do not move it back.
 """
 
@@ -17,7 +17,7 @@ from presift.orchestrator.routing.agreement import Agreement
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """When a switch moves: mean overlaps 0..1, counts of samples. `acts` False only measures. Raises InvalidRequest."""
+    """When a route is switched: overlaps 0..1, counts of samples. `acts` False: only measure. Raises InvalidRequest."""
 
     off_below: float = 0.45
     on_above: float = 0.65

@@ -195,7 +195,7 @@ def test_a_missing_file(settings, tmp_path):
 
 async def test_settings_without_a_file(settings):
     terms = policy_source(settings)
-    assert terms.file is None and not terms.has_file
+    assert terms.file is None
     assert terms.table.lookup(9, "m", "t").defaults == policy_defaults(settings)
     await terms.reload()
     assert terms.file is None

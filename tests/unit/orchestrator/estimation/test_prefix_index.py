@@ -130,7 +130,7 @@ def test_never_more_than_was_read_nor_than_the_prompt(history, tokens):
     assert 0 <= expected(prefixes, ids(tokens)) <= min(tokens, longest)
 
 
-def test_a_chain_is_made_once_for_one_array():
+def test_block_hashes_are_computed_once_per_array():
     prefixes, tokens = PrefixIndex(), ids(1000)
     assert prefixes.hashes_of(tokens) is prefixes.hashes_of(tokens) is not prefixes.hashes_of(tokens.copy())
     assert (

@@ -20,7 +20,7 @@ from presift.orchestrator.api.http.errors import (
     HttpError,
 )
 
-# Seconds in which the whole body must arrive: a call counts from its first header on.
+# Seconds in which the whole body must arrive: a call counts as running meanwhile.
 BODY_S = 120.0
 # A body of at least this many bytes is processed in another thread: all calls of both APIs share one event loop.
 LARGE_BYTES = 2**18

@@ -77,7 +77,7 @@ class CompletionEndpoints:
             shows_usage=body.stream_options is not None and body.stream_options.include_usage,
         )
         timeout_s = _timeout_s(call, body)
-        # The deadline counts from the first header on, as gRPC's does.
+        # The deadline counts from the end of the headers.
         deadline = NO_DEADLINE if timeout_s is None else Deadline(arrived_s + timeout_s)
         try:
             async with call.client.cancels_on_disconnect(), deadline.timeout() as timeout:
