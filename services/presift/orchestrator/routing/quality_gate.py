@@ -123,8 +123,6 @@ class QualityGate:
 
     def off(self, prompt_tokens: int) -> dict[Route, str]:
         """The routes that are off for prompts of this length, and why in words."""
-        if not self._breakers:
-            return {}
         band, below = length_band(prompt_tokens), self.thresholds.off_below
         return {
             breaker.route: f"is switched off for {band} prompt tokens: its answers agreed with full's below {below:g}"
