@@ -56,7 +56,7 @@ demo: demo-models ## ask a real document a question five times: full, spec_pc co
 test: $(STAMP) models check ## lint, types, layers, protos, then the tests
 	@$(PYTEST) -m "not pair and not gpu and not faults"
 
-test-fast: $(STAMP) ## the tests without processes and real models: unit, reference, contract (under three minutes on two cores)
+test-fast: $(STAMP) ## the tests without processes and real models: unit, reference, contract (about three minutes on two cores)
 	@$(PYTEST) --hypothesis-profile=fast -m "not pair and not gpu and not faults and not models and not processes" \
 		tests/unit tests/reference tests/contract
 
