@@ -20,7 +20,7 @@ DEFAULTS = Defaults(SpecPc(100, window=10), 400, spec_kv=SpecKv(50, window=8, lo
 COSTS = StageCosts(
     draft=CostCurve(0.0, 1.0, 0.0, observations=1),
     target=CostCurve(0.0, 10.0, 0.0, observations=1),
-    scoring=CostCurve(0.0, 0.0, 0.0),
+    selection=CostCurve(0.0, 0.0, 0.0),
 )
 INPUTS = RoutingInputs(
     prompt_tokens=1000,

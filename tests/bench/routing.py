@@ -42,7 +42,7 @@ def answer(estimator: CostEstimator, ids: np.ndarray, replica: str) -> None:
     usage = Usage(tokens, tokens, 0, 9, FinishReason.LENGTH, ttft_ms, replica=replica)
     decision = Decision(Route.FULL, Reason.REQUESTED, "", tokens, tokens, tokens, 0, TARGET, 1.0)
     plan = Plan(decision, ids, np.ones(tokens, dtype=np.bool_), TokenizedPrompt(ids, ()))
-    estimator.observe(AnswerObservation(plan, usage, ttft_ms, ttft_ms + 400.0, was_alone=True))
+    estimator.observe(AnswerObservation(plan, usage, ttft_ms, ttft_ms + 400.0, was_uncontended=True))
 
 
 def warmed(tokens: int) -> tuple[CostEstimator, np.ndarray]:

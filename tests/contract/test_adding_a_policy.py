@@ -97,7 +97,8 @@ from __future__ import annotations
 
 from presift.core.plan import Route
 from presift.core.policies import Newest
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, protected_over_budget, value_or
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, value_or
+from presift.orchestrator.routing.full_route import protected_over_budget
 
 
 def newest(inputs: RoutingInputs) -> RouteChoice:

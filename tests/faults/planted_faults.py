@@ -49,7 +49,7 @@ FAULTS: tuple[Planted, ...] = (
         "strict_budget_is_ignored",
         "A strict budget that cannot be met is refused, never exceeded",
         "a strict budget that cannot be met is answered in full",
-        f"{ORCHESTRATOR}/routing/choice.py",
+        f"{ORCHESTRATOR}/routing/full_route.py",
         "        if inputs.budget.strict:",
         "        if False:",
         (f"{UNIT}/orchestrator/routing/test_router.py::test_refusals",),

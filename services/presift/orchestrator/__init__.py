@@ -1,1 +1,1 @@
-"""The orchestrator: tokenise, protect, route, compress, stream. Knows no model: draft and target are ports."""
+"""The orchestrator: tokenize, protect, route, compress, stream. Knows no model: draft and target are ports."""

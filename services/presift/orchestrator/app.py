@@ -99,8 +99,6 @@ class App:
     pipeline: Pipeline
     models: ModelRegistry
     calibration: Calibration
-    compressor: Compressor
-    prefiller: Prefiller | None
     closables: tuple[Closable, ...]
     gauges: tuple[Gauge, ...]
 
@@ -136,7 +134,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)
-    return App(Pipeline(parts), models, calibration, compressor, prefiller, closables, gauges)
+    return App(Pipeline(parts), models, calibration, closables, gauges)
 
 
 def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:

@@ -183,7 +183,8 @@ class House:
         app = self.app = wire(edges, tuning)
         self._exit.push_async_callback(app.aclose)
         self.models, self.calibration, self.pipeline = app.models, app.calibration, app.pipeline
-        self.compressor, self.prefiller = app.compressor, app.prefiller
+        draft_stage = app.pipeline.parts.planner._draft_stage
+        self.compressor, self.prefiller = draft_stage._compressor, draft_stage._prefiller
         self.guard, self.admission = app.pipeline.parts.guard, app.pipeline.parts.admission
         return OrchestratorServicer(app.pipeline, app.models, policies, salt=options.salt)
 

@@ -264,7 +264,7 @@ async def test_costs_are_learned_from_the_times_of_the_stages(open_house):
             await house.ask(prompt, route=route, max_new_tokens=8)
     models = house.models.target.model, house.models.draft
     costs = estimator.state(np.arange(1, 300, dtype=np.uint32), *models).costs
-    assert costs.is_measured and costs.decoding.observations and costs.scoring.observations == 4
+    assert costs.is_observed and costs.decoding.observations and costs.selection.observations == 4
     # The fake target takes 7 ms for any prompt, without selection (11 + 4 ms).
     answer = await house.ask([900, *LONG], route=plan_pb2.ROUTE_FULL)
     assert 2 < answer.decision.predicted_ttft_ms < 30

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from presift.cli.planning.shapes import Shape
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, TokenWork, scoring_guess
+from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, TokenWork, selection_guess
 
 # Measured tokens per second are those of a prompt of this length.
 MEASURED_AT = TokenWork(4096)
@@ -111,7 +111,7 @@ def speeds_of(draft: tuple[Shape, Device], target: tuple[Shape, Device], measure
     decoding = target[1].decoding(target[0])
     if measured.decode_step_ms is not None:
         decoding = replace(decoding, call_ms=measured.decode_step_ms)
-    return StageCosts(drafting, reading, scoring_guess(reading), decoding)
+    return StageCosts(drafting, reading, selection_guess(reading), decoding)
 
 
 def _scaled_to(curve: CostCurve, tokens_per_s: float | None) -> CostCurve:

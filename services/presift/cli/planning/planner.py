@@ -105,7 +105,7 @@ def _basis(inputs: PlanInputs, learned: StageCosts | None) -> tuple[str, ...]:
     if learned is not None:
         source = (
             "learned by the orchestrator"
-            if learned.is_measured
+            if learned.is_observed
             else "NOT learned yet; those of the demo pair on two cores"
         )
         return (f"speeds: {source}; memory: from --target and --device",)

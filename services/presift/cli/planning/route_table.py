@@ -25,7 +25,7 @@ from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.request import AutoCapacity, Budget
 from presift.orchestrator.routing.candidates import candidates
 from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
-from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState, scoring_guess
+from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState, selection_guess
 from presift.orchestrator.routing.router import choose
 from presift_client import Info, Model, RouteForecast, StageSpeed
 from presift_client.forecasts import route_of
@@ -201,7 +201,7 @@ def _speeds(learned: Iterable[StageSpeed], draft: Model | None, target: Model) -
     return StageCosts(
         draft=curves.get("draft", seeds.draft),
         target=reading,
-        scoring=curves.get("scoring", scoring_guess(reading)),
+        selection=curves.get("scoring", selection_guess(reading)),
         decoding=curves.get("decoding", seeds.decoding),
         contention=max((speed.contention for speed in latest.values()), default=0.0),
     )

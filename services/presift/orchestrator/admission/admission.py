@@ -34,10 +34,9 @@ class QueueLimits:
 
 
 class Slot:
-    """The right to run one request. `waited_s`: seconds in the queue."""
+    """The right to run one request."""
 
-    def __init__(self, waited_s: float, release: Callable[[], None]) -> None:
-        self.waited_s = waited_s
+    def __init__(self, release: Callable[[], None]) -> None:
         self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
@@ -95,7 +94,7 @@ class Admission:
             raise
         started = self._clock()
         record("presift.admission.wait", started - arrived)
-        slot = Slot(started - arrived, lambda: self._end(waiter, started))
+        slot = Slot(lambda: self._end(waiter, started))
         try:
             yield slot
         finally:

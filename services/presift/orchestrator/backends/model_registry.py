@@ -53,17 +53,17 @@ class ModelRegistry:
             raise
         except PresiftError as error:
             log.warning("starting without a draft (every request is answered in full): %s", error.message)
-            self.draft_changed()
+            self.find_draft_again()
         return self.target
 
-    def draft_changed(self) -> None:
+    def find_draft_again(self) -> None:
         """Forget the draft and look for it in the background; requests are answered in full meanwhile."""
         self.draft = None
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._find_draft(), name="find draft")
 
     def statuses(self) -> list[ReplicaStatus]:
-        """How the replicas of both stand."""
+        """The status of every replica of draft and target."""
         return [*self._draft.statuses(), *self._target.statuses()]
 
     @property
@@ -135,7 +135,7 @@ def check_vocabulary(draft: ModelInfo, target: ModelInfo) -> None:
 
 
 def check_draft_tokenizer(draft_fingerprint: str, draft: ModelInfo) -> None:
-    """Raise VocabularyMismatch unless the tokenizer that we read the draft's ids with is the draft's own."""
+    """Raise VocabularyMismatch unless the tokenizer for the draft's ids is the draft's own."""
     if draft_fingerprint != draft.tokenizer_fingerprint:
         raise VocabularyMismatch(
             f"draft_tokenizer ({draft_fingerprint}) is not that of draft {draft.id} "

@@ -22,7 +22,7 @@ from presift.orchestrator.routing.choice import Defaults
 # Changed settings by name -> the defaults with these changes. Raises InvalidRequest.
 BuildDefaults = Callable[[Mapping[str, Any]], Defaults]
 _NO_LIMITS = Budget()
-_LIMITS = ("max_prompt_tokens", "max_kv_tokens", "compress_above_tokens", "max_ttft_ms", "min_coverage")
+_LIMITS = ("max_prompt_tokens", "max_kv_tokens", "max_ttft_ms", "min_coverage")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.estimation.block_hash import BlockHashes
 from presift.orchestrator.estimation.observation import AnswerObservation, learn
 from presift.orchestrator.estimation.pending_work import PendingWork, WorkItem
-from presift.orchestrator.estimation.perf_model import PerfModel, StageCost, calibrate, location_of
+from presift.orchestrator.estimation.perf_model import LearnedCost, PerfModel, location_of
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.estimation.target_load import TargetLoads
 from presift.orchestrator.routing.choice import RouteChoice
@@ -87,10 +87,16 @@ class CostEstimator:
         """
         hashes, drafting = self._prefixes.hashes_of(ids, salt), "" if draft is None else location_of(draft)
         queue = self._reading_at.get(replica, PendingWork()) if replica else self.reading
-        names: Iterable[str] = (replica,) if replica else self._last_replicas.get(location_of(target), ("",))
         answers = self.loads.answers(replica)
-        locations = [(drafting, location_of(target, name)) for name in dict.fromkeys(names)]
+        locations = [(drafting, reading) for reading in self._locations(target, replica)]
         return min((self._state(hashes, each, queue, answers, spent_ms) for each in locations), key=_least_useful)
+
+    def entries(
+        self, ids: NDArray[np.uint32], target: ModelInfo, *, salt: str = "", replica: str = ""
+    ) -> frozenset[Policy]:
+        """`SystemState.entries` alone; without a replica's name, those that every replica holds."""
+        hashes = self._prefixes.hashes_of(ids, salt)
+        return frozenset.intersection(*(self._entries(hashes, each) for each in self._locations(target, replica)))
 
     def pending_at(self, replica: str) -> PendingWork:
         """The pending work of a replica; without a name, that of the target as a whole."""
@@ -116,20 +122,31 @@ class CostEstimator:
             queued=QueuedWork(self.drafting.wait_ms / max(1, self._draft_width()), target_ms, spent_ms),
             cached_tokens=self._prefixes.expected(reading, hashes),
             compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
-            entries=frozenset(policy for policy, found in known.items() if expected(reading, (found.entry,))),
+            entries=self._entries(hashes, reading),
             prefills=self._prefills,
             free_kv_tokens=self.loads.free_kv_tokens(reading),
             answers=answers,
         )
 
-    def learned(self) -> list[StageCost]:
+    def _entries(self, hashes: BlockHashes, reading: str) -> frozenset[Policy]:
+        known = self._compressed.get(hashes.name, {})
+        return frozenset(
+            policy for policy, found in known.items() if self._prefixes.expected_of(reading, (found.entry,))
+        )
+
+    def _locations(self, target: ModelInfo, replica: str) -> list[str]:
+        """The locations that may answer: that of the replica, or of all that gave one of the last answers."""
+        names: Iterable[str] = (replica,) if replica else self._last_replicas.get(location_of(target), ("",))
+        return [location_of(target, name) for name in dict.fromkeys(names)]
+
+    def learned(self) -> list[LearnedCost]:
         """The stage costs that rest on observations."""
         return self._perf.learned()
 
     def calibrate(self, stage: str, location: str, timings: Iterable[tuple[TokenWork, float]]) -> None:
         """Learn from timings of made-up prompts: (work, milliseconds)."""
-        if self._learns:
-            calibrate(self._perf, stage, location, timings)
+        for work, took_ms in timings if self._learns else ():
+            self._perf.observe(stage, location, work, took_ms)
 
     @contextmanager
     def compressing(self, tokens: TokenizedPrompt, choice: RouteChoice, replica: str = "") -> Iterator[None]:
@@ -178,7 +195,7 @@ class CostEstimator:
         """Learn from an answer to a caller."""
         usage, target = answer.usage, answer.plan.decision.target
         self._last_replicas.setdefault(location_of(target), deque(maxlen=_LAST_ANSWERS)).append(usage.replica)
-        reading_ms = usage.ttft_ms if answer.was_alone else None
+        reading_ms = usage.ttft_ms if answer.was_uncontended else None
         self.loads.record(location_of(target, usage.replica), usage.load, reading_ms)
         if self._learns:
             hashes = self._prefixes.hashes_of(answer.plan.read_ids, answer.plan.tokens.salt)

@@ -19,14 +19,14 @@ _SIDE_BY_SIDE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class AnswerObservation:
-    """A complete answer. `was_alone`: nothing else was pending at the target while it read the prompt. `began` is the
-    prefix index's `now` when the answer was requested."""
+    """A complete answer. `was_uncontended`: nothing else was pending at the target while it read the prompt. `began`
+    is the prefix index's `now` when the answer was requested."""
 
     plan: Plan
     usage: Usage
     ttft_ms: float
     total_ms: float
-    was_alone: bool
+    was_uncontended: bool
     token_ids: tuple[int, ...] = ()
     began: float = inf
 
@@ -58,16 +58,16 @@ def _learn_draft(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -
 def _learn_target(perf: PerfModel, answer: AnswerObservation) -> None:
     plan, usage = answer.plan, answer.usage
     decision, target = plan.decision, location_of(plan.decision.target, usage.replica)
-    if not answer.was_alone or usage.reused_entry or decision.continued:
+    if not answer.was_uncontended or usage.reused_entry or decision.continued:
         return
     lookahead = 0 if plan.kv_plan is None else len(plan.kv_plan.lookahead_token_ids)
     selection_ms = usage.score_ms + usage.publish_ms
     work = remaining(decision.kept_tokens + lookahead, usage.cached_tokens)
     perf.observe("target", target, work, usage.ttft_ms - selection_ms)
     kv_stage = None if decision.policy is None else decision.policy.kv_stage
-    scoring = None if kv_stage is None else selection_work(kv_stage, decision.kept_tokens)
-    if scoring is not None and plan.kv_plan is not None:
-        perf.observe("scoring", target, scoring, selection_ms)
+    selection = None if kv_stage is None else selection_work(kv_stage, decision.kept_tokens)
+    if selection is not None and plan.kv_plan is not None:
+        perf.observe("scoring", target, selection, selection_ms)
 
 
 def _learn_decoding(perf: PerfModel, answer: AnswerObservation) -> None:

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 
 class WorkItem:
-    """One piece of work. `was_alone` stays true as long as nothing else was pending at any time of it. Items with equal
-    keys wait for the same work, which counts once."""
+    """One piece of work. `was_uncontended` stays true as long as nothing else was pending at any time of it. Items with
+    equal keys wait for the same work, which counts once."""
 
-    def __init__(self, owner: PendingWork, predicted_ms: float, key: Hashable, *, was_alone: bool) -> None:
+    def __init__(self, owner: PendingWork, predicted_ms: float, key: Hashable, *, was_uncontended: bool) -> None:
         self._owner = owner
         self.predicted_ms = predicted_ms
         self.key = key
-        self.was_alone = was_alone
+        self.was_uncontended = was_uncontended
 
     def done(self) -> None:
         """The work is done. Further calls have no effect."""
@@ -46,9 +46,9 @@ class PendingWork:
     @contextmanager
     def working(self, predicted_ms: float, key: Hashable = None) -> Iterator[WorkItem]:
         """A piece of work, without its wait, until the block ends or `done` is called."""
-        item = WorkItem(self, predicted_ms, key, was_alone=not self._items)
+        item = WorkItem(self, predicted_ms, key, was_uncontended=not self._items)
         for other in self._items:
-            other.was_alone = False
+            other.was_uncontended = False
         self._items.append(item)
         try:
             yield item

@@ -10,7 +10,6 @@ Curves are kept by location: a model at a revision, and a replica of it.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,12 +20,12 @@ from presift.core.plan import ModelInfo
 from presift.orchestrator.routing.cost_model import (
     DECODING_SEED,
     DRAFT_SEED,
-    SCORING_SEED,
+    SELECTION_SEED,
     TARGET_SEED,
     CostCurve,
     StageCosts,
     TokenWork,
-    scoring_guess,
+    selection_guess,
 )
 
 KEPT_OBSERVATIONS = 64
@@ -37,7 +36,8 @@ _PRIOR = 0.3
 _CLIP = 0.15
 _ROUNDS = 4
 _MARK = "#"
-SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SCORING_SEED, "decoding": DECODING_SEED}
+# The names are those of presift.v1.StageSpeed; "scoring" is the target's selection of KV.
+SEEDS = {"draft": DRAFT_SEED, "target": TARGET_SEED, "scoring": SELECTION_SEED, "decoding": DECODING_SEED}
 
 
 def location_of(model: ModelInfo, replica: str = "") -> str:
@@ -52,7 +52,7 @@ def split_location(location: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class StageCost:
+class LearnedCost:
     """The learned cost of a stage at a location. `contention` as in `StageCosts`, 0 except for the draft."""
 
     stage: str
@@ -101,7 +101,7 @@ def _bent(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 class PerfModel:
     """Learned curves by stage and location. The least recently observed are evicted.
 
-    A replica without observations takes the curve of the same model's replica that was observed last. If scoring was
+    A replica without observations takes the curve of the same model's replica that was observed last. If selection was
     never observed, its cost is guessed from the target's prefill.
     """
 
@@ -122,25 +122,25 @@ class PerfModel:
         if known is None:
             while len(self._pairs) >= self._models:
                 self._pairs.popitem()
-            prefill, scoring = self._curve("target", target), self._curve("scoring", target)
+            prefill, selection = self._curve("target", target), self._curve("scoring", target)
             known = self._pairs[draft, target] = StageCosts(
                 draft=self._curve("draft", draft),
                 target=prefill,
-                scoring=scoring if scoring.observations else scoring_guess(prefill),
+                selection=selection if selection.observations else selection_guess(prefill),
                 decoding=self._curve("decoding", target),
                 contention=self._contended,
             )
         return known
 
-    def learned(self) -> list[StageCost]:
+    def learned(self) -> list[LearnedCost]:
         """All curves that have observations, the most recently observed last."""
         return [
-            StageCost(stage, location, known.curve, self._contended if stage == "draft" else 0.0)
+            LearnedCost(stage, location, known.curve, self._contended if stage == "draft" else 0.0)
             for (stage, location), known in self._curves.items()
         ]
 
     def observe(self, stage: str, location: str, work: TokenWork, took_ms: float) -> None:
-        """Record a timing of a stage: "draft", "target", "scoring" or "decoding"."""
+        """Record a timing of a stage: one of `SEEDS`."""
         key = stage, location
         self._pairs.clear()
         curve = self._curves.setdefault(key, LearnedCurve(SEEDS[stage]))
@@ -165,9 +165,3 @@ class PerfModel:
         """The curve of the model's replica that was observed last; the seed if there is none."""
         replicas = [key for key in self._curves if key[0] == stage and split_location(key[1])[0] == model]
         return self._curves[replicas[-1]].curve if replicas else SEEDS[stage]
-
-
-def calibrate(perf: PerfModel, stage: str, location: str, timings: Iterable[tuple[TokenWork, float]]) -> None:
-    """Record the timings of a calibration: (work, milliseconds)."""
-    for work, took_ms in timings:
-        perf.observe(stage, location, work, took_ms)

@@ -67,7 +67,7 @@ class PrefixIndex:
         self._blocks = blocks
         self._targets = targets
         # Not an LRUCache: looking a target or a block up must not make it newer.
-        self._held: OrderedDict[str, _TargetCache] = OrderedDict()
+        self._caches: OrderedDict[str, _TargetCache] = OrderedDict()
         self.now = 0
         self._hashes: FIFOCache[tuple[int, str], tuple[NDArray[np.uint32], BlockHashes]] = FIFOCache(KEPT_HASHES)
 
@@ -82,87 +82,87 @@ class PrefixIndex:
 
     def expected(self, target: str, hashes: BlockHashes) -> int:
         """How many tokens of this prompt's beginning the target is expected to hold, in whole blocks."""
-        held = self._held.get(target)
-        if held is None:
+        cache = self._caches.get(target)
+        if cache is None:
             return 0
-        pages = _leading(held, hashes.blocks // PAGE_BLOCKS, lambda index: hashes.page(index + 1))
+        pages = _leading(cache, hashes.blocks // PAGE_BLOCKS, lambda index: hashes.page(index + 1))
         first = pages * PAGE_BLOCKS
-        rest = _leading(held, min(PAGE_BLOCKS, hashes.blocks - first), lambda index: hashes.block(first + index))
+        rest = _leading(cache, min(PAGE_BLOCKS, hashes.blocks - first), lambda index: hashes.block(first + index))
         return (first + rest) * BLOCK_TOKENS
 
     def expected_of(self, target: str, blocks: Sequence[Hashable]) -> int:
         """The same for a sequence of blocks."""
-        held = self._held.get(target)
-        return 0 if held is None else _leading(held, len(blocks), blocks.__getitem__) * BLOCK_TOKENS
+        cache = self._caches.get(target)
+        return 0 if cache is None else _leading(cache, len(blocks), blocks.__getitem__) * BLOCK_TOKENS
 
     def record_cached(self, target: str, hashes: BlockHashes, cached_tokens: int, began: float = inf) -> None:
         """Record that the target had `cached_tokens` of this prompt before it read the rest. Call before `record_read`.
 
         `began` is `now` when the reading began: what was recorded later may not have been cached then.
         """
-        held = self._held.get(target)
-        if held is None:
+        cache = self._caches.get(target)
+        if cache is None:
             return
         for index, block in enumerate(hashes):
-            age = held.age(block)
+            age = cache.age(block)
             if age == inf:
                 return
             if (index + 1) * BLOCK_TOKENS <= cached_tokens:
-                held.holds_tokens = max(held.holds_tokens, age)
+                cache.holds_tokens = max(cache.holds_tokens, age)
             # The last token is always read again and pages round down: a difference of one block shows nothing.
-            elif (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0) and held.record_missing(block, began):
+            elif (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0) and cache.record_missing(block, began):
                 return
 
     def record_entry_lookup(self, target: str, name: Hashable, *, was_found: bool, began: float = inf) -> None:
         """Record whether the target had a compressed entry. Call before `record_entry_use`."""
-        held = self._held.get(target)
-        age = inf if held is None else held.age(name)
-        if held is None or age == inf:
+        cache = self._caches.get(target)
+        age = inf if cache is None else cache.age(name)
+        if cache is None or age == inf:
             return
         if was_found:
-            held.holds_tokens = max(held.holds_tokens, age)
+            cache.holds_tokens = max(cache.holds_tokens, age)
         else:
-            held.record_missing(name, began)
+            cache.record_missing(name, began)
 
     def record_entry_use(self, target: str, name: Hashable, new_tokens: int) -> None:
         """Record that the target used a compressed entry, for which it wrote `new_tokens`. `expected_of` finds it."""
-        held = self._holder(target)
-        held.read_tokens += new_tokens
+        cache = self._cache_of(target)
+        cache.read_tokens += new_tokens
         self.now += 1
-        held.touch(name, self.now)
-        self._evict(held)
+        cache.touch(name, self.now)
+        self._evict(cache)
 
     def record_read(self, target: str, hashes: BlockHashes, cached_tokens: int = 0) -> None:
         """Record that the target has read this prompt; all but `cached_tokens` were new to it."""
-        held = self._holder(target)
-        held.read_tokens += max(0, hashes.tokens - cached_tokens)
+        cache = self._cache_of(target)
+        cache.read_tokens += max(0, hashes.tokens - cached_tokens)
         self.now += 1
         # Backwards, so that the end of a prompt is evicted first: without its beginning it has no use.
         for index in reversed(range(min(hashes.blocks, self._blocks))):
             pages, within = divmod(index + 1, PAGE_BLOCKS)
             if within == 0:
-                held.touch(hashes.page(pages), self.now)
-            held.touch(hashes.block(index), self.now)
-        self._evict(held)
+                cache.touch(hashes.page(pages), self.now)
+            cache.touch(hashes.block(index), self.now)
+        self._evict(cache)
 
-    def _holder(self, target: str) -> _TargetCache:
-        held = self._held.setdefault(target, _TargetCache())
-        self._held.move_to_end(target)
-        while len(self._held) > self._targets:
-            self._held.popitem(last=False)
-        return held
+    def _cache_of(self, target: str) -> _TargetCache:
+        cache = self._caches.setdefault(target, _TargetCache())
+        self._caches.move_to_end(target)
+        while len(self._caches) > self._targets:
+            self._caches.popitem(last=False)
+        return cache
 
-    def _evict(self, held: _TargetCache) -> None:
-        while len(held.blocks) > self._blocks:
-            held.blocks.popitem(last=False)
+    def _evict(self, cache: _TargetCache) -> None:
+        while len(cache.blocks) > self._blocks:
+            cache.blocks.popitem(last=False)
 
 
-def _leading(held: _TargetCache, count: int, block: Callable[[int], Hashable]) -> int:
+def _leading(cache: _TargetCache, count: int, block: Callable[[int], Hashable]) -> int:
     """How many of `count` blocks, from the first on, are held.
 
     A target that read a block has read all before it, and the first blocks are evicted last: those that are held lie in
     front, so a binary search finds their number.
     """
-    if count < 1 or not held.has(block(0)):
+    if count < 1 or not cache.has(block(0)):
         return 0
-    return bisect_left(range(count), True, key=lambda index: not held.has(block(index)))
+    return bisect_left(range(count), True, key=lambda index: not cache.has(block(index)))

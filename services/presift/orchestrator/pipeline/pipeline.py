@@ -1,6 +1,6 @@
 """One request, from arrival to the last token, in the order of README's diagram.
 
-tokenise -> protect -> route -> cache? -> draft: score -> mask -> target: prefill what was kept, drop KV -> decode
+tokenize -> protect -> route -> cache? -> draft: score -> mask -> target: prefill what was kept, drop KV -> decode
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from presift.orchestrator.domain.request import Request, TokenIds
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
-from presift.orchestrator.estimation.perf_model import StageCost
+from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.events import Delta, Event, Report, joined
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
@@ -54,7 +54,7 @@ class Parts:
 
 
 class Pipeline:
-    """The way of a request through the orchestrator."""
+    """Runs requests: the steps of services/README.md, from admission to the last token."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -122,7 +122,9 @@ class Pipeline:
                     if isinstance(event, Usage):
                         metrics.record_answer(event, ttft_ms, now_ms)
                         tokens = tuple(answer)
-                        observed = AnswerObservation(plan, event, ttft_ms, now_ms, reading.was_alone, tokens, began)
+                        observed = AnswerObservation(
+                            plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
+                        )
                         parts.estimator.observe(observed)
                         parts.guard.offer(plan, request.sampling, tokens)
                         yield Delta(detokenizer.finish(), ())
@@ -132,7 +134,8 @@ class Pipeline:
                         yield Delta(detokenizer.push(event), event)
 
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
-        """The decision and the fate of every prompt token, without an answer. The draft's trouble is an error."""
+        """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
+        falling back to the full prompt."""
         parts, arrived = self.parts, time.perf_counter()
         parts.calibration.stop()
         try:
@@ -163,6 +166,6 @@ class Pipeline:
         """Raises TargetUnavailable until the target has answered once."""
         return self.parts.models.known_target()
 
-    def stage_costs(self) -> list[StageCost]:
+    def stage_costs(self) -> list[LearnedCost]:
         """The learned costs of all stages."""
         return self.parts.estimator.learned()

@@ -30,9 +30,10 @@ from presift.orchestrator.planning.compressor import CompressionResult, Compress
 from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob
 from presift.orchestrator.planning.prefill import Prefiller
 from presift.orchestrator.planning.request_context import RequestContext
-from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs, check_fits
+from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.decision import CacheOutcome
 from presift.orchestrator.routing.forecast import answer_seconds, with_forecast
+from presift.orchestrator.routing.full_route import check_fits
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.metrics import count
 
@@ -100,7 +101,7 @@ class DraftStage:
         try:
             compressed, importance = await self._compressor.explain(shown)
         except DraftChanged:
-            self._models.draft_changed()
+            self._models.find_draft_again()
             raise
         return DraftResult(replace(choice, policy=job.policy), compressed, importance=importance)
 
@@ -153,7 +154,7 @@ class DraftStage:
 
     def _in_full(self, error: PresiftError, context: RequestContext) -> DraftResult:
         if isinstance(error, DraftChanged):
-            self._models.draft_changed()
+            self._models.find_draft_again()
         reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
         count("presift.fallbacks", reason=reason.value)
         log.warning("answered in full: %s: %s", reason, error.message)

@@ -63,9 +63,9 @@ def explain(
 
     Raises InvalidRequest if there are more than a reply may hold.
     """
-    prompt_tokens = int(plan.kept.size)
+    prompt_tokens = int(plan.kept_mask.size)
     protected = covered(plan.tokens.protected, prompt_tokens)
-    held = plan.kept.astype(np.float64) if kept_kv is None else kept_kv.shares
+    held = plan.kept_mask.astype(np.float64) if kept_kv is None else kept_kv.shares
     is_border = np.ones(max(0, prompt_tokens - 1), dtype=np.bool_)
     if not span_per_token:
         is_border = (np.diff(held) != 0) | np.diff(protected)

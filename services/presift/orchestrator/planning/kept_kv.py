@@ -80,8 +80,8 @@ def in_prompt(mask: KvMask, kv_plan: KvPlan, plan: Plan) -> KvMask:
         raise TargetUnavailable(f"the target's answer: a KV mask of {masked} tokens where it read {covered}")
     read = np.ones((layers, kv_heads, read_tokens), dtype=np.bool_)
     read[:, :, :covered] = mask.kept
-    if read_tokens == plan.kept.size:
+    if read_tokens == plan.kept_mask.size:
         return KvMask(read)
-    whole = np.zeros((layers, kv_heads, plan.kept.size), dtype=np.bool_)
-    whole[:, :, plan.kept] = read  # where the prompt was compressed, `kept` marks the tokens read
+    whole = np.zeros((layers, kv_heads, plan.kept_mask.size), dtype=np.bool_)
+    whole[:, :, plan.kept_mask] = read  # where the prompt was compressed, `kept` marks the tokens read
     return KvMask(whole)

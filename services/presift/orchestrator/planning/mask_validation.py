@@ -36,16 +36,16 @@ def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
         raise DraftChanged(f"the draft is now {replied.id} at {replied.revision[:12]}, not {known.revision[:12]}")
 
 
-def check_prompt(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
+def check_prompt(prompt: CompressedPrompt, job: ScoringJob) -> None:
     """Raise MaskRejected unless mask, lookahead and KV capacity fit the policy."""
-    check_mask(prompt.mask, scoring)
-    check_kv_capacity(prompt, scoring)
-    check_lookahead(prompt.lookahead_token_ids, scoring)
+    check_mask(prompt.mask, job)
+    check_kv_capacity(prompt, job)
+    check_lookahead(prompt.lookahead_token_ids, job)
 
 
-def check_mask(mask: TokenMask, scoring: ScoringJob) -> None:
+def check_mask(mask: TokenMask, job: ScoringJob) -> None:
     """Raise MaskRejected unless the mask fits the prompt and the budget and keeps protected spans and window."""
-    tokens, policy = scoring.tokens, scoring.policy.mask_policy
+    tokens, policy = job.tokens, job.policy.mask_policy
     prompt_tokens = int(tokens.ids.size)
     if mask.prompt_tokens != prompt_tokens:
         raise MaskRejected(f"mask of {mask.prompt_tokens} tokens for a prompt of {prompt_tokens}")
@@ -53,31 +53,31 @@ def check_mask(mask: TokenMask, scoring: ScoringJob) -> None:
         if mask.kept_tokens != prompt_tokens:
             raise MaskRejected(f"mask drops {prompt_tokens - mask.kept_tokens} tokens although the target selects")
         return
-    _check_size(mask, policy, scoring)
+    _check_size(mask, policy, job)
     missing = int(np.count_nonzero(must_keep(tokens.protected, prompt_tokens, policy.window) & ~mask.kept))
     if missing:
         raise MaskRejected(f"mask drops {missing} tokens that are protected or in the window")
 
 
-def _check_size(mask: TokenMask, policy: SpecPc, scoring: ScoringJob) -> None:
+def _check_size(mask: TokenMask, policy: SpecPc, job: ScoringJob) -> None:
     kept, least = mask.kept_tokens, 0
     if policy.adaptive is not None and mask.prompt_tokens > policy.capacity:
         least = policy.adaptive.min_capacity
         if not policy.adaptive.allows(kept, policy.capacity):
             limit = f"{least}..{policy.capacity} in steps of {policy.adaptive.step}"
             raise MaskRejected(f"mask keeps {kept} tokens, the budget is {limit}")
-    elif scoring.policy.prompt_stage is None:
+    elif job.policy.prompt_stage is None:
         # A KV mask has a whole number of the target's pages only if it is filled.
         least = min(policy.capacity, mask.prompt_tokens)
     if not least <= kept <= policy.capacity:
         raise MaskRejected(f"mask keeps {kept} tokens, the budget is {policy.capacity}")
 
 
-def check_kv_capacity(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
+def check_kv_capacity(prompt: CompressedPrompt, job: ScoringJob) -> None:
     """Raise MaskRejected if the draft reports a KV capacity that was not requested or is too small for window and
     protected spans. Without a reported one the policy's capacity applies.
     """
-    policy, capacity = scoring.policy.lookahead_policy, prompt.kv_capacity
+    policy, capacity = job.policy.lookahead_policy, prompt.kv_capacity
     if capacity is None:
         return
     if policy is None or policy.adaptive is None:
@@ -85,21 +85,21 @@ def check_kv_capacity(prompt: CompressedPrompt, scoring: ScoringJob) -> None:
     if not policy.adaptive.allows(capacity, policy.capacity):
         limit = f"{policy.adaptive.min_capacity}..{policy.capacity} in steps of {policy.adaptive.step}"
         raise MaskRejected(f"KV capacity of {capacity}, the budget is {limit}")
-    spans = moved(scoring.tokens.protected, prompt.mask.kept)
+    spans = moved(job.tokens.protected, prompt.mask.kept)
     needed = int(np.count_nonzero(must_keep(spans, prompt.mask.kept_tokens, policy.window + 1)[:-1]))
     if capacity < needed:
         raise MaskRejected(f"KV capacity of {capacity}, window and protected spans need {needed}")
 
 
-def check_lookahead(token_ids: tuple[int, ...], scoring: ScoringJob) -> None:
+def check_lookahead(token_ids: tuple[int, ...], job: ScoringJob) -> None:
     """Raise MaskRejected unless the lookahead that the target reads is short enough and within its vocabulary."""
-    policy = scoring.policy.lookahead_policy
+    policy = job.policy.lookahead_policy
     if policy is None:
         return
     if len(token_ids) > policy.lookahead_tokens:
         raise MaskRejected(f"lookahead of {len(token_ids)} tokens, {policy.lookahead_tokens} were requested")
-    if (highest := max(token_ids, default=0)) >= scoring.target.vocabulary_size:
-        size = scoring.target.vocabulary_size
+    if (highest := max(token_ids, default=0)) >= job.target.vocabulary_size:
+        size = job.target.vocabulary_size
         raise MaskRejected(f"lookahead token {highest} is outside the target's vocabulary of {size}")
 
 

@@ -19,7 +19,7 @@ from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.conversations import StoredSelection
 from presift.orchestrator.planning.draft_stage import DraftResult
 from presift.orchestrator.planning.request_context import RequestContext
-from presift.orchestrator.routing.adaptive_capacity import outcome
+from presift.orchestrator.routing.adaptive_capacity import capacity_text
 from presift.orchestrator.routing.candidates import Candidate
 from presift.orchestrator.routing.choice import RouteChoice
 from presift.orchestrator.routing.decision import Decision, Plan
@@ -30,7 +30,7 @@ class PlanNotes:
     """What a plan carries in addition to its choice; see `Plan`. `remarks` are appended to the decision's detail."""
 
     remarks: tuple[str, ...] = ()
-    avoided: RouteChoice | None = None
+    switched_off_choice: RouteChoice | None = None
     is_tighter: bool = False
     full_ttft_ms: float | None = None
     routes: tuple[Candidate, ...] = ()
@@ -170,7 +170,7 @@ def _compressed(
         read=None if policy.prompt_stage is None else prompt.mask.kept,
         kept=prompt.mask.kept,
         importance=importance,
-        remarks=(outcome(policy, prompt), *notes.remarks, crossed),
+        remarks=(capacity_text(policy, prompt), *notes.remarks, crossed),
         draft=prompt.draft,
         coverage=prompt.coverage,
         kv_coverage=prompt.kv_coverage,
@@ -224,7 +224,7 @@ def _plan(
         tokens,
         kv_plan,
         importance=importance,
-        avoided=notes.avoided,
+        switched_off_choice=notes.switched_off_choice,
         is_tighter=notes.is_tighter,
         routes=notes.routes,
         replica=replica,

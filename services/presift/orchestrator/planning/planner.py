@@ -28,7 +28,7 @@ from presift.orchestrator.routing.choice import RouteChoice
 from presift.orchestrator.routing.decision import Plan
 from presift.orchestrator.routing.forecast import full_forecast, with_forecast
 from presift.orchestrator.routing.kv_routes import continue_kv
-from presift.orchestrator.routing.router import avoided, check_served, choose
+from presift.orchestrator.routing.router import check_served, choose, switched_off_choice
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 
@@ -65,7 +65,7 @@ class Planner:
         routed, prefill_ms = context, 0.0
         with stage("route"):
             choice = choose(context.inputs)
-        other = avoided(choice, context.inputs)
+        other = switched_off_choice(choice, context.inputs)
         while choice.policy is not None:
             if explains:
                 result = await self._draft_stage.explain(choice, context)
@@ -112,8 +112,8 @@ class Planner:
         """The plan of a later turn."""
         # The compressed entry belongs to the prompt that it was selected for.
         begun, replica = context.tokens.ids[: stored.kv_plan.prompt_tokens], context.replica.name
-        known = self._estimator.state(begun, context.target, None, salt=context.tokens.salt, replica=replica)
-        inputs = replace(context.inputs, state=replace(context.inputs.state, entries=known.entries))
+        entries = self._estimator.entries(begun, context.target, salt=context.tokens.salt, replica=replica)
+        inputs = replace(context.inputs, state=replace(context.inputs.state, entries=entries))
         choice = with_forecast(continue_kv(stored.kv_plan, inputs), inputs)
         return continued_plan(context, choice, stored, PlanNotes(is_tighter=self._is_tighter(choice, context)))
 
@@ -150,7 +150,7 @@ class Planner:
         inputs = context.inputs
         return PlanNotes(
             remarks=remarks,
-            avoided=other,
+            switched_off_choice=other,
             is_tighter=self._is_tighter(other or choice, context),
             full_ttft_ms=full_forecast(inputs).ttft_ms,
             routes=tuple(candidates(inputs)) if explains else (),

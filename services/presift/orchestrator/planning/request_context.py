@@ -1,4 +1,4 @@
-"""A request as it is planned: tokenised, checked against limits, with its defaults and its replica of the target."""
+"""A request as it is planned: tokenized, checked against limits, with its defaults and its replica of the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renders and tokenises prompts: chat, text or token ids become the target's token ids with protected spans."""
+"""Renders and tokenizes prompts: chat, text or token ids become the target's token ids with protected spans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools
 from presift.orchestrator.prompt.protection import Range, droppable_ranges, template_messages, with_placeholders
 
-# Longer prompts take milliseconds and are tokenised in a thread (the Rust tokenizer releases the GIL).
+# Longer prompts take milliseconds and are tokenized in a thread (the Rust tokenizer releases the GIL).
 INLINE_CHARACTERS = 8_192
 
 
@@ -31,9 +31,9 @@ class ChatTemplate(Protocol):
 
 
 class PromptTokenizer:
-    """Tokenises prompts. Without a tokenizer (`backend` None), accepts only prompts of token ids.
+    """Tokenizes prompts. Without a tokenizer (`backend` None), accepts only prompts of token ids.
 
-    Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenising would cost
+    Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenizing would cost
     more than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times
     do not reveal other tenants' prompts. No text is stored.
     """
@@ -75,7 +75,7 @@ class PromptTokenizer:
         return tokenized
 
     def render(self, prompt: Chat | Text) -> str:
-        """The text to tokenise, with the chat template applied."""
+        """The text to tokenize, with the chat template applied."""
         if self.backend is None:
             raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
         if isinstance(prompt, Text):

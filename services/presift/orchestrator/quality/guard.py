@@ -21,23 +21,18 @@ log = logging.getLogger(__name__)
 
 
 class QualityGuard:
-    """`compare` produces the missing answers of a sample and compares; without it no samples are taken.
+    """`compare` produces the missing answers of a sample and compares. The planner reads the same `gate`."""
 
-    The planner reads the same `gate`.
-    """
-
-    def __init__(
-        self, compare: Compare | None = None, sampler: Sampler | None = None, gate: QualityGate | None = None
-    ) -> None:
+    def __init__(self, compare: Compare, sampler: Sampler, gate: QualityGate) -> None:
         self._compare = compare
-        self._sampler = Sampler() if sampler is None else sampler
-        self._gate = QualityGate() if gate is None else gate
+        self._sampler = sampler
+        self._gate = gate
         self.idle_gate = IdleGate()
         self._shadows = ShadowQueue(self.idle_gate, self._work, _count_outcome)
 
     def offer(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> None:
         """Queue a small share of the answers, given as token ids, for comparison."""
-        sample = None if self._compare is None else self._sampler.sample(plan, sampling, answer)
+        sample = self._sampler.sample(plan, sampling, answer)
         if sample is not None:
             self._shadows.offer(sample)
 
@@ -50,7 +45,6 @@ class QualityGuard:
         await self._shadows.aclose()
 
     async def _work(self, sample: Sample) -> None:
-        assert self._compare is not None  # without it there are no samples
         with span("shadow"):
             agreement = await self._compare(sample)
         _record_agreement(sample, agreement)

@@ -28,8 +28,8 @@ class Sample:
     @property
     def route(self) -> Route:
         """The route to judge: the one that compressed, or that the request would have taken if it were switched on."""
-        avoided = self.plan.avoided
-        return self.plan.decision.route if avoided is None else avoided.route
+        other = self.plan.switched_off_choice
+        return self.plan.decision.route if other is None else other.route
 
     @property
     def band(self) -> LengthBand:
@@ -59,7 +59,7 @@ class Sampler:
 
         Also None if the caller's own limits compress more than the defaults: such answers say nothing about others.
         """
-        compresses = plan.avoided is not None or plan.decision.route is not Route.FULL
+        compresses = plan.switched_off_choice is not None or plan.decision.route is not Route.FULL
         max_new_tokens = min(sampling.max_new_tokens, self.max_new_tokens)
         fits = plan.decision.prompt_tokens + max_new_tokens <= plan.decision.target.context_tokens
         if not compresses or not fits or plan.is_tighter or self.random.random() >= self.share:

@@ -51,12 +51,12 @@ class ShadowAnswers:
 
     async def _compressed_plan(self, sample: Sample) -> Plan:
         """The caller's plan, or the one that the quality gate prevented."""
-        plan, avoided = sample.plan, sample.plan.avoided
-        if avoided is None:
+        plan, choice = sample.plan, sample.plan.switched_off_choice
+        if choice is None:
             return plan
-        job = self._draft_stage.job(avoided, plan.tokens, plan.decision.target, self._defaults)
+        job = self._draft_stage.job(choice, plan.tokens, plan.decision.target, self._defaults)
         compressed = await self._compressor.compress(job)
-        return replanned_compressed(plan, replace(avoided, policy=job.policy), compressed)
+        return replanned_compressed(plan, replace(choice, policy=job.policy), compressed)
 
     async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
         answer, began = list[int](), self._estimator.now

@@ -66,19 +66,19 @@ def up_to(policy: Policy | None) -> str:
     return "up to " if is_adaptive(policy) else ""
 
 
-def outcome(policy: Policy, prompt: CompressedPrompt) -> str:
+def capacity_text(policy: Policy, prompt: CompressedPrompt) -> str:
     """The adapted capacities in words; empty if none adapts."""
-    return "; ".join(filter(None, (_prompt_outcome(policy, prompt), _kv_outcome(policy, prompt))))
+    return "; ".join(filter(None, (_prompt_capacity_text(policy, prompt), _kv_capacity_text(policy, prompt))))
 
 
-def _prompt_outcome(policy: Policy, prompt: CompressedPrompt) -> str:
+def _prompt_capacity_text(policy: Policy, prompt: CompressedPrompt) -> str:
     stage = policy.prompt_stage
     if stage is None or stage.adaptive is None:
         return ""
     return _measured(stage.adaptive, prompt.mask.kept_tokens, stage.capacity, prompt.coverage, "tokens")
 
 
-def _kv_outcome(policy: Policy, prompt: CompressedPrompt) -> str:
+def _kv_capacity_text(policy: Policy, prompt: CompressedPrompt) -> str:
     stage = policy.kv_stage
     if stage is None or stage.adaptive is None:
         return ""

@@ -8,8 +8,9 @@ from presift.core.errors import BudgetExceeded, DraftUnavailable, PromptTooLong
 from presift.core.plan import Route
 from presift.orchestrator.routing.adaptive_capacity import up_to
 from presift.orchestrator.routing.candidates import Candidate, candidates
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, full
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.forecast import reads_all, with_forecast
+from presift.orchestrator.routing.full_route import full
 
 
 def choose_auto(inputs: RoutingInputs) -> RouteChoice:
@@ -19,14 +20,14 @@ def choose_auto(inputs: RoutingInputs) -> RouteChoice:
     fitting = [each for each in possible if not each.over]
     # A route is skipped if another one that fits keeps more: it would drop tokens for nothing.
     best = next((each for each in fitting if not any(other.keeps_more(each) for other in fitting)), None)
-    whole = next((each for each in possible if each.route is Route.FULL), None)
-    if whole is not None and whole is not best and _is_cheapest(whole, possible, inputs):
-        return _cheapest(whole, inputs)
+    full_candidate = next((each for each in possible if each.route is Route.FULL), None)
+    if full_candidate is not None and full_candidate is not best and _is_cheapest(full_candidate, possible, inputs):
+        return _full_as_cheapest(full_candidate, inputs)
     if best is not None:
-        return _best(best, table, inputs)
+        return _choose_best(best, table, inputs)
     if not any(each.route is not Route.FULL for each in possible):
-        return _in_full(table, inputs)
-    return _nearest(min(possible, key=lambda each: each.excess), table, inputs)
+        return _full_as_only_route(table, inputs)
+    return _choose_nearest(min(possible, key=lambda each: each.excess), table, inputs)
 
 
 def less_lossy(than: RouteChoice, coverage: float | None, inputs: RoutingInputs) -> RouteChoice:
@@ -43,7 +44,7 @@ def less_lossy(than: RouteChoice, coverage: float | None, inputs: RoutingInputs)
         candidate = table[route]
         is_over = candidate.over and inputs.budget.has_limits
         if candidate.choice is not None and not is_over and _covers_more(candidate, than):
-            detail = f"{why}; so {_kept(candidate)}"
+            detail = f"{why}; so {_kept_text(candidate)}"
             return with_forecast(_choice_of(candidate, Reason.COVERAGE_TOO_LOW, detail), inputs)
     if inputs.budget.strict:
         value, limit = "unknown" if coverage is None else round(coverage, 3), f">= {inputs.budget.min_coverage:g}"
@@ -58,41 +59,43 @@ def _covers_more(candidate: Candidate, than: RouteChoice) -> bool:
     return candidate.forecast.read_tokens > than.forecast.read_tokens
 
 
-def _is_cheapest(whole: Candidate, possible: list[Candidate], inputs: RoutingInputs) -> bool:
+def _is_cheapest(full_candidate: Candidate, possible: list[Candidate], inputs: RoutingInputs) -> bool:
     """Whether the whole prompt may be read and no route is faster, even if unmeasured stages took no time."""
-    if whole.forecast is None or (inputs.budget.has_limits and whole.over):
+    if full_candidate.forecast is None or (inputs.budget.has_limits and full_candidate.over):
         return False
-    others = [each.forecast.least_ms for each in possible if each.forecast is not None and each is not whole]
-    return bool(others) and whole.forecast.ttft_ms <= min(others)
+    others = [each.forecast.least_ms for each in possible if each.forecast is not None and each is not full_candidate]
+    return bool(others) and full_candidate.forecast.ttft_ms <= min(others)
 
 
-def _cheapest(whole: Candidate, inputs: RoutingInputs) -> RouteChoice:
+def _full_as_cheapest(full_candidate: Candidate, inputs: RoutingInputs) -> RouteChoice:
     cached, detail = inputs.state.cached_tokens, "no route is predicted to be faster than the whole prompt"
     if cached:
         expected = f"{cached} of {inputs.prompt_tokens} prompt tokens are expected in the target's cache"
         detail = f"{expected}, so no route is predicted to be faster"
-    return _choice_of(whole, Reason.CHEAPEST, detail)
+    return _choice_of(full_candidate, Reason.CHEAPEST, detail)
 
 
-def _best(best: Candidate, table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
+def _choose_best(best: Candidate, table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
     if best.route is Route.FULL:
-        return _choice_of(best, Reason.WITHIN_BUDGET, _fits(best, inputs))
-    return _taken(best, Reason.OVER_BUDGET, table)
+        return _choice_of(best, Reason.WITHIN_BUDGET, _within_limits_text(best, inputs))
+    return _choose_compressing(best, Reason.OVER_BUDGET, table)
 
 
-def _fits(whole: Candidate, inputs: RoutingInputs) -> str:
+def _within_limits_text(full_candidate: Candidate, inputs: RoutingInputs) -> str:
     """The cost of the whole prompt for each limit."""
     limits = inputs.limits
     limit_ms, parts = limits.pop("max_ttft_ms", None), []
     if limits:
         within = ", ".join(inputs.limit_text(name, limit) for name, limit in limits.items())
         parts.append(f"{inputs.prompt_tokens} prompt tokens fit {within}")
-    if limit_ms is not None and whole.forecast is not None:
-        parts.append(f"predicted at {whole.forecast.ttft_ms:.0f} ms, within max_ttft_ms {inputs.budget.max_ttft_ms}")
+    if limit_ms is not None and full_candidate.forecast is not None:
+        parts.append(
+            f"predicted at {full_candidate.forecast.ttft_ms:.0f} ms, within max_ttft_ms {inputs.budget.max_ttft_ms}"
+        )
     return "; ".join(parts)
 
 
-def _in_full(table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
+def _full_as_only_route(table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
     """Route full because no other route is possible, with the most useful reason. Raises if full is not possible."""
     instead = [each.instead for each in table if each.instead is not None]
     protected = [each for each in instead if each.reason is Reason.PROTECTED_OVER_BUDGET]
@@ -101,7 +104,7 @@ def _in_full(table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
     errors = [each.error for each in table if each.error is not None]
     unread = [error.message for error in errors if isinstance(error, DraftUnavailable)]
     if unread:
-        return _undrafted(unread[-1], inputs)
+        return _full_without_draft(unread[-1], inputs)
     if errors and (inputs.budget.has_limits or inputs.prompt_tokens > inputs.room):
         raise errors[-1]
     off = [f"{route} {why}" for route, why in inputs.off.items()]
@@ -109,11 +112,11 @@ def _in_full(table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
         return full(inputs, Reason.ROUTE_SWITCHED_OFF, "; ".join([*off, "so full"]))
     if instead and instead[-1].route is Route.FULL:
         return instead[-1]
-    why = _lacks(each for each in table if each.route in inputs.supported - {Route.FULL})
+    why = _shortfalls(each for each in table if each.route in inputs.supported - {Route.FULL})
     return full(inputs, Reason.WITHIN_BUDGET, f"{why}; so full" if why else "no compressing route is served here")
 
 
-def _undrafted(why: str, inputs: RoutingInputs) -> RouteChoice:
+def _full_without_draft(why: str, inputs: RoutingInputs) -> RouteChoice:
     """Route full because no draft can read the prompt."""
     try:
         return full(inputs, Reason.DRAFT_UNAVAILABLE, f"{why}; so full")
@@ -122,28 +125,28 @@ def _undrafted(why: str, inputs: RoutingInputs) -> RouteChoice:
         raise PromptTooLong(error.field, error.value, error.limit, message) from error
 
 
-def _nearest(nearest: Candidate, table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
+def _choose_nearest(nearest: Candidate, table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:
     """The route that breaks the limits least, because none keeps them."""
     if not inputs.budget.has_limits:  # the default capacity is no promise
         if nearest.route is Route.FULL:
-            return _in_full(table, inputs)
-        return _taken(nearest, Reason.OVER_BUDGET, table)
-    lacks = _lacks(table)
+            return _full_as_only_route(table, inputs)
+        return _choose_compressing(nearest, Reason.OVER_BUDGET, table)
+    shortfalls = _shortfalls(table)
     if inputs.budget.strict:
         name, value, limit = nearest.over[0]
-        raise BudgetExceeded(f"budget.{name}", value, f"<= {limit}", f"strict budget not met: {lacks}")
+        raise BudgetExceeded(f"budget.{name}", value, f"<= {limit}", f"strict budget not met: {shortfalls}")
     if nearest.route is Route.FULL:
-        return _choice_of(nearest, Reason.BUDGET_NOT_MET, f"{lacks}; full is the nearest")
-    return _taken(nearest, Reason.BUDGET_NOT_MET, table)
+        return _choice_of(nearest, Reason.BUDGET_NOT_MET, f"{shortfalls}; full is the nearest")
+    return _choose_compressing(nearest, Reason.BUDGET_NOT_MET, table)
 
 
-def _taken(candidate: Candidate, reason: Reason, table: list[Candidate]) -> RouteChoice:
+def _choose_compressing(candidate: Candidate, reason: Reason, table: list[Candidate]) -> RouteChoice:
     """The candidate's choice; its detail says what the less lossy routes lack."""
-    taken = f"so {_kept(candidate)}"
+    taken = f"so {_kept_text(candidate)}"
     if reason is Reason.BUDGET_NOT_MET:
-        return _choice_of(candidate, reason, f"{_lacks(table)}; {candidate.route} is the nearest, {taken}")
-    lacks = _lacks(each for each in table[: table.index(candidate)] if each.over or each.why_not)
-    return _choice_of(candidate, reason, f"{lacks}; {taken}" if lacks else taken)
+        return _choice_of(candidate, reason, f"{_shortfalls(table)}; {candidate.route} is the nearest, {taken}")
+    shortfalls = _shortfalls(each for each in table[: table.index(candidate)] if each.over or each.why_not)
+    return _choice_of(candidate, reason, f"{shortfalls}; {taken}" if shortfalls else taken)
 
 
 def _choice_of(candidate: Candidate, reason: Reason, detail: str) -> RouteChoice:
@@ -152,11 +155,11 @@ def _choice_of(candidate: Candidate, reason: Reason, detail: str) -> RouteChoice
     return RouteChoice(found.route, reason, detail, found.policy, found.keep_full_prefix, candidate.forecast)
 
 
-def _lacks(table: Iterable[Candidate]) -> str:
+def _shortfalls(table: Iterable[Candidate]) -> str:
     return "; ".join(f"{each.route} {each.why}" for each in table)
 
 
-def _kept(candidate: Candidate) -> str:
+def _kept_text(candidate: Candidate) -> str:
     found = candidate.forecast
     if found is None or candidate.route is Route.FULL:
         return str(candidate.route)

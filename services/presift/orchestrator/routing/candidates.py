@@ -11,22 +11,18 @@ from dataclasses import dataclass, replace
 
 from presift.core.errors import PresiftError
 from presift.core.plan import Route
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, check_fits, spec_pc
+from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
 from presift.orchestrator.routing.cost_model import Forecast
 from presift.orchestrator.routing.forecast import check_draft_reads, forecast, reads_all
+from presift.orchestrator.routing.full_route import whole_prompt
 from presift.orchestrator.routing.kv_routes import spec_kv, spec_kv_pc
+from presift.orchestrator.routing.spec_pc_route import spec_pc
 
 _COSTS = {
     "max_prompt_tokens": "{} prompt tokens",
     "max_kv_tokens": "{} KV tokens",
     "max_ttft_ms": "{} ms (predicted)",
 }
-
-
-def whole_prompt(inputs: RoutingInputs) -> RouteChoice:
-    """Route full as a candidate. Raises PromptTooLong."""
-    check_fits(inputs)
-    return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, "")
 
 
 # How a request gets each route if it names it. A function may choose another route and say why.

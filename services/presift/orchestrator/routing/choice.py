@@ -1,16 +1,16 @@
-"""The values that routing works with, and the two routes that drop no KV: full and spec_pc. Pure."""
+"""The values that routing works with. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
+from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies import Policy, SpecKv, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
-from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, most_tokens, up_to
+from presift.orchestrator.routing.adaptive_capacity import most_tokens
 from presift.orchestrator.routing.cost_model import Forecast, SystemState
 
 # AUTO considers the routes in this order, the least lossy first.
@@ -147,65 +147,6 @@ class RoutingInputs:
             is_auto = auto is not None and auto.max_tokens == limit
             return f"{limit} ({'auto_capacity.max_tokens' if is_auto else 'the default capacity'})"
         return f"{limit} ({name})" if asked == limit else f"{limit} (nine tenths of {name} {asked})"
-
-
-def full(inputs: RoutingInputs, reason: Reason, detail: str) -> RouteChoice:
-    """Route full. Raises PromptTooLong, or BudgetExceeded if `strict` forbids it."""
-    check_fits(inputs)
-    limit = inputs.budget.capacity
-    if limit is not None and inputs.prompt_tokens > limit:
-        detail = f"{detail}; over the budget of {limit} tokens"
-        if inputs.budget.strict:
-            raise BudgetExceeded(
-                "budget", inputs.prompt_tokens, f"<= {limit} tokens", f"strict budget not met: {detail}"
-            )
-    return RouteChoice(Route.FULL, reason, detail)
-
-
-def protected_over_budget(inputs: RoutingInputs, needed: int, capacity: int) -> RouteChoice:
-    """Route full, because the tokens that must be kept exceed the capacity."""
-    detail = f"protected spans and window need {needed} tokens, the budget is {capacity}"
-    return full(inputs, Reason.PROTECTED_OVER_BUDGET, detail)
-
-
-def spec_pc(inputs: RoutingInputs) -> RouteChoice:
-    """SpecPC within the budget; full if the prompt fits the budget, or if the tokens that must be kept do not."""
-    auto, default = inputs.auto_capacity, inputs.defaults.spec_pc
-    capacity = min(most_tokens(auto, inputs.budget.capacity, default.capacity), inputs.room)
-    if inputs.prompt_tokens <= capacity:
-        return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, f"{inputs.prompt_tokens} prompt tokens fit {capacity}")
-    policy = prompt_policy(capacity, auto, inputs)
-    if inputs.must_keep > capacity:
-        return protected_over_budget(inputs, inputs.must_keep, capacity)
-    return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, f"keeps {up_to(policy)}{capacity} tokens", policy)
-
-
-def prompt_policy(capacity: int, auto: AutoCapacity | None, inputs: RoutingInputs) -> SpecPc:
-    """SpecPC with this capacity, or up to it. Raises InvalidRequest or PromptTooLong if the window does not fit."""
-    template = inputs.defaults.spec_pc
-    if capacity < template.window:
-        if inputs.room < template.window:
-            check_fits(inputs)
-        raise InvalidRequest("budget", capacity, f">= {template.window} tokens (the window)")
-    adaptive = adaptive_of(auto, Bounds(capacity, template.window, inputs.must_keep))
-    return replace(template, capacity=capacity, adaptive=adaptive)
-
-
-def check_fits(inputs: RoutingInputs) -> None:
-    """Raise PromptTooLong unless the whole prompt and the answer fit the target's context."""
-    check_answer_fits(inputs)
-    if inputs.prompt_tokens > inputs.room:
-        limit = f"<= {inputs.room} (context {inputs.context_tokens} less max_new_tokens {inputs.max_new_tokens})"
-        raise PromptTooLong("prompt", f"{inputs.prompt_tokens} tokens", limit)
-
-
-def check_answer_fits(inputs: RoutingInputs) -> None:
-    """Raise PromptTooLong if the answer alone would fill the target's context."""
-    if inputs.room < 1:
-        answer, context = inputs.max_new_tokens, inputs.context_tokens
-        both = f"{inputs.prompt_tokens} prompt tokens and sampling.max_new_tokens {answer}"
-        message = f"{both} do not fit the context of {context} tokens: the answer alone would fill it"
-        raise PromptTooLong("sampling.max_new_tokens", answer, f"< {context} (the context)", message)
 
 
 def value_or(value: int | None, default: int) -> int:

@@ -53,14 +53,14 @@ class CostCurve:
 
 DRAFT_SEED = CostCurve(call_ms=10.0, token_ms=1.2, megapair_ms=400.0, step_ms=25.0)
 TARGET_SEED = CostCurve(call_ms=20.0, token_ms=3.5, megapair_ms=800.0)
-SCORING_SEED = CostCurve(call_ms=10.0, token_ms=0.0, megapair_ms=500.0)
+SELECTION_SEED = CostCurve(call_ms=10.0, token_ms=0.0, megapair_ms=500.0)
 DECODING_SEED = CostCurve(call_ms=50.0, token_ms=0.003, megapair_ms=0.0)
 TYPICAL = TokenWork(1024)
 
 
-def scoring_guess(target: CostCurve) -> CostCurve:
-    """The curve of a scoring stage that was never observed: its seed, scaled as the target's reading is to its own."""
-    return SCORING_SEED.scaled(target.ms(TYPICAL) / TARGET_SEED.ms(TYPICAL))
+def selection_guess(target: CostCurve) -> CostCurve:
+    """The curve of a KV selection that was never observed: its seed, scaled as the target's prefill is to its seed."""
+    return SELECTION_SEED.scaled(target.ms(TYPICAL) / TARGET_SEED.ms(TYPICAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class StageCosts:
 
     draft: CostCurve = DRAFT_SEED
     target: CostCurve = TARGET_SEED
-    scoring: CostCurve = SCORING_SEED
+    selection: CostCurve = SELECTION_SEED
     decoding: CostCurve = DECODING_SEED
     contention: float = 0.0
 
     @property
-    def is_measured(self) -> bool:
+    def is_observed(self) -> bool:
         """Whether draft and target were both observed."""
         return self.draft.observations > 0 and self.target.observations > 0
 
@@ -114,20 +114,20 @@ class RouteWork:
     kv_tokens: int
     draft: TokenWork | None = None
     prefill: TokenWork | None = None
-    scoring: TokenWork | None = None
+    selection: TokenWork | None = None
 
     @property
     def slots(self) -> int:
         """KV slots that the target needs before the answer: for all tokens read, and for the compressed entry."""
         read_tokens = self.target.past_tokens + self.target.new_tokens
-        return read_tokens if self.scoring is None else read_tokens + self.kv_tokens
+        return read_tokens if self.selection is None else read_tokens + self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Predicted milliseconds and tokens. `ttft_ms` contains all the others except `step_ms`, that of a decode step.
 
-    `least_ms` is `ttft_ms` without draft and scoring as long as they were never observed. `draft_ms` and `target_ms`
+    `least_ms` is `ttft_ms` without draft and selection as long as they were never observed. `draft_ms` and `target_ms`
     include waiting; `draft_work_ms`, `prefill_work_ms` (read while the draft works) and `target_work_ms` (done after
     it) do not: other requests wait for those.
     """
@@ -170,14 +170,14 @@ class SystemState:
         waiting_ms = queued.target_ms + self.kv_wait_ms(work.slots + answer_tokens)
         draft_work_ms = 0.0 if work.draft is None else costs.draft.ms(work.draft)
         draft_ms = 0.0 if work.draft is None else queued.draft_ms + draft_work_ms
-        scoring_ms = 0.0 if work.scoring is None else costs.scoring.ms(work.scoring)
+        selection_ms = 0.0 if work.selection is None else costs.selection.ms(work.selection)
         reading_ms = costs.target.ms(work.target)
-        after_ms = reading_ms + scoring_ms
+        after_ms = reading_ms + selection_ms
         prefill_work_ms = 0.0 if work.prefill is None else costs.target.ms(work.prefill)
         prefill_ms = 0.0 if work.prefill is None else waiting_ms + prefill_work_ms
         queued_ms = 0.0 if work.prefill is not None else waiting_ms
         first_ms = max(draft_ms, prefill_ms) + costs.contention * min(draft_ms, prefill_ms)
-        least_ms = queued.spent_ms + queued_ms + (after_ms if costs.scoring.observations else reading_ms)
+        least_ms = queued.spent_ms + queued_ms + (after_ms if costs.selection.observations else reading_ms)
         return Forecast(
             ttft_ms=queued.spent_ms + first_ms + queued_ms + after_ms,
             least_ms=least_ms + (first_ms if costs.draft.observations else prefill_ms),

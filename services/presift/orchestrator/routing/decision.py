@@ -68,20 +68,20 @@ class Decision:
 class Plan:
     """A decision and everything needed to carry it out; complete when made.
 
-    `read_ids`: uint32[kept_tokens], the tokens that the target reads. `kept`: bool[prompt_tokens], the tokens that
+    `read_ids`: uint32[kept_tokens], the tokens that the target reads. `kept_mask`: bool[prompt_tokens], the tokens that
     remain as far as the orchestrator knows. `kv_plan` is None where no KV is dropped. `importance` (float32
-    [prompt_tokens]) and `routes`, the candidates of AUTO, are there only for explanations. `avoided` is the choice if
-    the quality guard had not switched its route off. `is_tighter`: less is kept than for callers without a budget.
-    `full_ttft_ms` is the prediction for route full, None if it was not made. `replica` is that of the target.
+    [prompt_tokens]) and `routes`, the candidates of AUTO, are there only for explanations. `switched_off_choice` is the
+    choice if the quality guard had not switched its route off. `is_tighter`: less is kept than for callers without a
+    budget. `full_ttft_ms` is the prediction for route full, None if it was not made. `replica` is that of the target.
     """
 
     decision: Decision
     read_ids: NDArray[np.uint32]
-    kept: NDArray[np.bool_]
+    kept_mask: NDArray[np.bool_]
     tokens: TokenizedPrompt
     kv_plan: KvPlan | None = None
     importance: NDArray[np.float32] | None = None
-    avoided: RouteChoice | None = None
+    switched_off_choice: RouteChoice | None = None
     is_tighter: bool = False
     routes: tuple[Candidate, ...] = ()
     replica: ReplicaRef = ANY_REPLICA

@@ -1,5 +1,7 @@
 """The routes that drop KV, spec_kv and spec_kv_pc, and the later turns of a conversation. Pure.
 
+Both are here because either may turn into the other, to keep a limit or because a stage drops nothing.
+
 On spec_kv the target reads the whole prompt, then holds C KV tokens and the final prompt token; spec_kv_pc compresses
 the prompt first. `budget.max_kv_tokens` counts all KV that the prompt holds while decoding, so C is one less.
 """
@@ -14,16 +16,9 @@ from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity
 from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, measured_at, most_tokens, up_to
-from presift.orchestrator.routing.choice import (
-    Reason,
-    RouteChoice,
-    RoutingInputs,
-    check_fits,
-    full,
-    prompt_policy,
-    protected_over_budget,
-    value_or,
-)
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, value_or
+from presift.orchestrator.routing.full_route import check_fits, full, protected_over_budget
+from presift.orchestrator.routing.spec_pc_route import prompt_policy
 
 
 def spec_kv(inputs: RoutingInputs) -> RouteChoice:

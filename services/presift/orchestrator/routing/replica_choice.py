@@ -18,11 +18,10 @@ from presift.orchestrator.routing.router import choose
 
 @dataclass(frozen=True, slots=True)
 class ReplicaChoice:
-    """The chosen replica, the request's choice there, and the choices that were compared, by replica."""
+    """The chosen replica, and the request's choice there."""
 
     replica: str
     choice: RouteChoice
-    compared: Mapping[str, RouteChoice]
 
 
 def choose_among(inputs: RoutingInputs, states: Mapping[str, SystemState]) -> ReplicaChoice:
@@ -36,7 +35,7 @@ def choose_among(inputs: RoutingInputs, states: Mapping[str, SystemState]) -> Re
     order = sorted(states, key=lambda replica: (_whole_ms(states[replica], inputs), replica))
     first, choice = _first(inputs, {replica: states[replica] for replica in order})
     if choice.policy is None:
-        return ReplicaChoice(first, choice, {first: choice})
+        return ReplicaChoice(first, choice)
     took = _predicted(choice, inputs, states)
     # To the microsecond: smaller differences are ties, and the first one's choice is known already.
     soonest = min(order, key=lambda replica: (round(took[replica], 3), replica != first, replica))
@@ -44,7 +43,7 @@ def choose_among(inputs: RoutingInputs, states: Mapping[str, SystemState]) -> Re
     if soonest != first:
         found[soonest] = _elsewhere(choice, replace(inputs, state=states[soonest]))
     best = min(found, key=lambda replica: (merit(found[replica], inputs.budget), replica))
-    return ReplicaChoice(best, found[best], found)
+    return ReplicaChoice(best, found[best])
 
 
 def merit(choice: RouteChoice, budget: Budget) -> tuple[bool, float]:

@@ -1,4 +1,4 @@
-"""Chooses a route. Pure: a named route here and in `kv_routes`, AUTO in `auto`.
+"""Chooses a route. Pure: a named route by `ROUTES`, AUTO in `auto`.
 
 A route that the quality guard has switched off is chosen only if nothing else is possible.
 """
@@ -11,8 +11,9 @@ from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, Pr
 from presift.core.plan import Route
 from presift.orchestrator.routing.auto import choose_auto
 from presift.orchestrator.routing.candidates import ROUTES
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, check_answer_fits, full
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.forecast import with_forecast
+from presift.orchestrator.routing.full_route import check_answer_fits, full
 
 
 def choose(inputs: RoutingInputs) -> RouteChoice:
@@ -31,7 +32,7 @@ def choose(inputs: RoutingInputs) -> RouteChoice:
     return choice if choice.route not in inputs.off else _instead_of(choice, inputs)
 
 
-def avoided(chosen: RouteChoice, inputs: RoutingInputs) -> RouteChoice | None:
+def switched_off_choice(chosen: RouteChoice, inputs: RoutingInputs) -> RouteChoice | None:
     """The choice if no route were switched off; None if that is the same route."""
     if not inputs.off:
         return None

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from presift.cli.app import app
 from presift.cli.planning.route_table import Budget, Prompt, _speeds, defaults_for, deployment_of, predict
-from presift.orchestrator.routing.cost_model import SCORING_SEED, TARGET_SEED, TokenWork
+from presift.orchestrator.routing.cost_model import SELECTION_SEED, TARGET_SEED, TokenWork
 from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client import Info, Model, PolicyFile, StageSpeed
 from presift_client.results import info_of
@@ -196,8 +196,8 @@ def test_a_tenant_needs_a_policy_file(run, served, policy, monkeypatch):
 def test_scoring_without_observations_is_as_fast_as_the_target():
     fast, target = TARGET_SEED.scaled(1 / 50), Model("m", "r1", 4000)
     learned = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
-    scoring, reading = _speeds([learned], None, target).scoring, TokenWork(40, 8000)
-    assert scoring.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
+    selection, reading = _speeds([learned], None, target).selection, TokenWork(40, 8000)
+    assert selection.ms(reading) == pytest.approx(SELECTION_SEED.ms(reading) / 50)
 
 
 @pytest.mark.parametrize(("fingerprint", "route"), [("f", "full"), ("g", "spec_pc")])

@@ -65,7 +65,7 @@ async def test_draft_that_changed_is_found_again():
     newer = replace(DRAFT, revision="r2")
     known = models(Service(DRAFT, newer))
     await known.connect()
-    known.draft_changed()
+    known.find_draft_again()
     assert known.draft is None
     await until(lambda: known.draft is newer)
     await known.aclose()
@@ -76,7 +76,7 @@ async def test_many_who_notice_start_one_search():
     known = models(draft)
     await known.connect()
     for _ in range(20):
-        known.draft_changed()
+        known.find_draft_again()
     assert len([task for task in asyncio.all_tasks() if task.get_name() == "find draft"]) == 1
     await known.aclose()
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "find draft"]
@@ -86,7 +86,7 @@ async def test_draft_that_came_back_unfit_is_not_used():
     draft = Service(DRAFT, replace(DRAFT, tokenizer_fingerprint="f2"))
     known = models(draft)
     await known.connect()
-    known.draft_changed()
+    known.find_draft_again()
     await until(lambda: draft.asked >= 4)
     assert known.draft is None
     await known.aclose()

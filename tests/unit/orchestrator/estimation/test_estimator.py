@@ -41,8 +41,8 @@ def of(ids, plan):
     return replace(plan, tokens=TokenizedPrompt(ids, ()))
 
 
-def answered(plan, usage=USAGE, was_alone=True):
-    return AnswerObservation(plan, usage, 400.0, 1400.0, was_alone)
+def answered(plan, usage=USAGE, was_uncontended=True):
+    return AnswerObservation(plan, usage, 400.0, 1400.0, was_uncontended)
 
 
 def compressed(**changes):
@@ -64,7 +64,7 @@ def test_a_full_answer_teaches_reading_decoding_and_the_prefix(estimator):
     costs = state(estimator).costs
     assert costs.target.ms(TokenWork(2000)) == pytest.approx(300, rel=0.02)
     assert costs.decoding.ms(TokenWork(2000)) == pytest.approx(50, rel=0.02)
-    assert costs.draft == DRAFT_SEED and not costs.is_measured
+    assert costs.draft == DRAFT_SEED and not costs.is_observed
     assert state(estimator).cached_tokens == 1984
     assert estimator.state(IDS, replace(TARGET, revision="r2"), DRAFT).cached_tokens == 0
 
@@ -74,7 +74,7 @@ def test_a_draft_pass_is_learned_and_a_hit_is_not(estimator):
     assert state(estimator).costs.draft == DRAFT_SEED
     estimator.observe(answered(compressed(), replace(USAGE, ttft_ms=70.0)))
     costs = state(estimator).costs
-    assert costs.is_measured and costs.draft.ms(TokenWork(2000, steps=4)) == pytest.approx(90, rel=0.02)
+    assert costs.is_observed and costs.draft.ms(TokenWork(2000, steps=4)) == pytest.approx(90, rel=0.02)
     assert costs.target.ms(TokenWork(500)) == pytest.approx(70, rel=0.02)
 
 
@@ -84,7 +84,7 @@ def test_selection_is_not_counted_as_reading(estimator):
     estimator.observe(answered(plan(Route.SPEC_KV, 2000, KV, kv_plan, cache=CacheOutcome.MISS, draft_ms=9.0), usage))
     costs = state(estimator).costs
     assert costs.target.ms(TokenWork(2006)) == pytest.approx(250, rel=0.02)
-    assert costs.scoring.ms(TokenWork(38, 2000)) == pytest.approx(50, rel=0.02)
+    assert costs.selection.ms(TokenWork(38, 2000)) == pytest.approx(50, rel=0.02)
     assert state(estimator).cached_tokens == 1984
 
 
@@ -97,7 +97,7 @@ def test_a_freed_prefix_is_not_expected(estimator):
 @pytest.mark.parametrize(
     "answer",
     [
-        answered(plan(), was_alone=False),
+        answered(plan(), was_uncontended=False),
         answered(plan(), replace(USAGE, reused_entry=True)),
         answered(plan(continued=True)),
     ],
@@ -144,13 +144,13 @@ def test_pending_work_by_hand():
     with queue.working(100.0) as first:
         assert queue.wait_ms == 50
         with queue.working(40.0) as second:
-            assert queue.wait_ms == 90 and not first.was_alone and not second.was_alone
+            assert queue.wait_ms == 90 and not first.was_uncontended and not second.was_uncontended
             first.done()
             first.done()
             assert queue.wait_ms == 20
     assert queue.wait_ms == 0
     with pytest.raises(RuntimeError), queue.working(5.0) as third:
-        assert third.was_alone
+        assert third.was_uncontended
         raise RuntimeError
     assert queue.wait_ms == 0
 
@@ -228,7 +228,7 @@ def test_waiting_for_own_requests_is_not_learned_as_reading():
     loads = TargetLoads()
     estimator = CostEstimator(loads=loads)
     loaded = replace(USAGE, load=EngineLoad(1, 3, 700))
-    estimator.observe(answered(plan(), replace(loaded, ttft_ms=9000.0), was_alone=False))
+    estimator.observe(answered(plan(), replace(loaded, ttft_ms=9000.0), was_uncontended=False))
     assert state(estimator).queued.target_ms == 0 and state(estimator).free_kv_tokens == 700
     estimator.observe(answered(plan(), loaded))
     assert state(estimator).queued.target_ms == 900
@@ -261,6 +261,8 @@ def test_an_entry_is_expected_until_it_is_seen_to_be_gone(estimator):
     assert state(estimator).entries == {KV.canonical()}
     assert estimator.state(IDS, replace(TARGET, revision="r2"), DRAFT).entries == frozenset()
     assert estimator.state(IDS[:1999], TARGET, DRAFT).entries == frozenset()
+    assert estimator.entries(IDS, TARGET) == {KV.canonical()} and not estimator.entries(IDS[:1999], TARGET)
+    assert not estimator.entries(IDS, TARGET, salt="other") and not estimator.entries(IDS, TARGET, replica="b")
     reused = replace(USAGE, kv_tokens=201, cached_tokens=200, reused_entry=True)
     hit = plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1, 2)), cache=CacheOutcome.HIT)
     estimator.observe(answered(hit, reused))

@@ -13,11 +13,10 @@ from presift.orchestrator.estimation.perf_model import (
     SEEDS,
     LearnedCurve,
     PerfModel,
-    calibrate,
 )
 from presift.orchestrator.routing.cost_model import (
     DRAFT_SEED,
-    SCORING_SEED,
+    SELECTION_SEED,
     TARGET_SEED,
     CostCurve,
     StageCosts,
@@ -95,7 +94,7 @@ def test_times_that_are_not_positive_are_ignored():
 
 def test_few_models_are_kept_each_for_itself():
     book = PerfModel()
-    calibrate(book, "draft", "fast", [(TokenWork(1000), 10.0)])
+    book.observe("draft", "fast", TokenWork(1000), 10.0)
     assert book.costs("fast", "t").draft.ms(TokenWork(1000)) == pytest.approx(10.0, rel=0.01)
     assert book.costs("other", "t") == StageCosts()
     for number in range(3 * KEPT_MODELS):
@@ -129,7 +128,7 @@ def test_an_unobserved_replica_is_as_fast_as_the_last_observed_one():
 def test_unobserved_scoring_is_scaled_as_the_target():
     book, reading = PerfModel(), TokenWork(40, 8000)
     book.observe("target", "m", TokenWork(1024), TARGET_SEED.ms(TokenWork(1024)) / 50)
-    guessed = book.costs("", "m").scoring
-    assert guessed.ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50, rel=0.02) and not guessed.observations
+    guessed = book.costs("", "m").selection
+    assert guessed.ms(reading) == pytest.approx(SELECTION_SEED.ms(reading) / 50, rel=0.02) and not guessed.observations
     book.observe("scoring", "m", reading, 77.0)
-    assert book.costs("", "m").scoring.ms(reading) == pytest.approx(77, rel=0.02)
+    assert book.costs("", "m").selection.ms(reading) == pytest.approx(77, rel=0.02)

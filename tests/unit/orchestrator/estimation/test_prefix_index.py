@@ -117,8 +117,9 @@ def test_memory_is_bounded_and_beginnings_stay_longest():
     assert expected(prefixes, ids(100 * BLOCK_TOKENS)) == 5 * BLOCK_TOKENS
     for number in range(200):
         read(prefixes, ids(64 * 20, start=number), target=f"t{number}")
-    held = prefixes._held
-    assert len(held) == 64 and all(len(each.blocks) <= 10 for each in held.values()) and sys.getsizeof(held) < 20_000
+    caches = prefixes._caches
+    assert len(caches) == 64 and all(len(each.blocks) <= 10 for each in caches.values())
+    assert sys.getsizeof(caches) < 20_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400), st.floats(0, 1)), max_size=12), st.integers(1, 400))

@@ -97,4 +97,4 @@ def test_a_prompt_and_its_answer_need_slots():
     assert [state.forecast(work, answer).ttft_ms for answer in (10, 11, 61)] == [800, 900, 1100]
     assert state.forecast(work, 11).least_ms == state.forecast(work, 11).target_ms == 900
     # While KV is selected, the entry takes slots beside all tokens read.
-    assert RouteWork(TokenWork(80, 10), 90, 30, scoring=TokenWork(5, 90)).slots == 120
+    assert RouteWork(TokenWork(80, 10), 90, 30, selection=TokenWork(5, 90)).slots == 120

@@ -19,7 +19,7 @@ POLICY = SpecKv(10, window=3)
 def plan(kept, read=None):
     """A plan that keeps `kept` of the prompt and reads `read` tokens, all by default."""
     kept = np.asarray(kept, dtype=np.bool_)
-    return SimpleNamespace(kept=kept, read_ids=np.arange(kept.size if read is None else read, dtype=np.uint32))
+    return SimpleNamespace(kept_mask=kept, read_ids=np.arange(kept.size if read is None else read, dtype=np.uint32))
 
 
 def mask(rows):

@@ -48,7 +48,7 @@ def compressed(choice, answer, **reported):
 
 def test_spec_kv_reads_all_and_keeps_some():
     plan = compressed(choice(Route.SPEC_KV, SpecKv(9, window=3)), prompt(range(30)), prefill_ms=4.0)
-    assert plan.read_ids.tolist() == IDS.tolist() and plan.kept.all()
+    assert plan.read_ids.tolist() == IDS.tolist() and plan.kept_mask.all()
     kv_plan, decision = plan.kv_plan, plan.decision
     assert (kv_plan.lookahead_token_ids, kv_plan.protected, kv_plan.kv_mask) == ((7, 8), TOKENS.protected, None)
     assert (decision.kept_tokens, decision.kv_tokens, decision.prefill_ms) == (30, 10, 4.0)
@@ -59,8 +59,8 @@ def test_draft_mask_reads_all_and_keeps_the_mask():
     policy = SpecKv(8, window=2, selection=KvSelection.DRAFT_MASK)
     kept = [0, 1, 10, 11, 12, 13, 27, 28, 29]
     plan = compressed(choice(Route.SPEC_KV, policy), prompt(kept, ()))
-    assert plan.read_ids.size == 30 and np.flatnonzero(plan.kept).tolist() == kept
-    assert plan.kv_plan.kv_mask.kept[0, 0].tolist() == plan.kept.tolist()
+    assert plan.read_ids.size == 30 and np.flatnonzero(plan.kept_mask).tolist() == kept
+    assert plan.kv_plan.kv_mask.kept[0, 0].tolist() == plan.kept_mask.tolist()
     assert (plan.decision.kept_tokens, plan.decision.kv_tokens) == (30, 9)
     assert check_plan(plan.kv_plan, 30, layers=2, kv_heads=2) == 8
 
@@ -127,7 +127,7 @@ def test_a_later_turn_continues_the_earlier_selection():
     longer = request_context(np.arange(50, 90, dtype=np.uint32), (), MODEL)
     second = continued_plan(longer, choice(Route.SPEC_KV, policy, False), stored)
     assert second.read_ids.size == 40 and second.kv_plan == replace(stored.kv_plan, keep_full_prefix=False)
-    assert np.flatnonzero(second.kept).tolist() == [*kept, *range(30, 40)]
+    assert np.flatnonzero(second.kept_mask).tolist() == [*kept, *range(30, 40)]
     assert (second.decision.kv_tokens, second.decision.continued, second.decision.draft) == (19, True, MODEL)
     assert second.decision.cache is CacheOutcome.NOT_USED
     # A third turn may name either prompt.

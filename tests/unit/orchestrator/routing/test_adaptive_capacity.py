@@ -18,7 +18,7 @@ from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.draft_stage import DraftResult
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.planning.plan_builder import compressed_plan
-from presift.orchestrator.routing.adaptive_capacity import measured_at, outcome
+from presift.orchestrator.routing.adaptive_capacity import capacity_text, measured_at
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.decision import CacheOutcome
@@ -281,10 +281,10 @@ def test_the_plan_has_the_capacities_that_the_draft_chose(route, policy, prompt,
     ],
 )
 def test_the_outcome_in_words(policy, prompt, text):
-    assert outcome(policy, prompt).startswith(text)
+    assert capacity_text(policy, prompt).startswith(text)
 
 
 def test_the_outcome_names_both_stages_of_a_cascade():
-    text = outcome(SpecKvPc(BY_PC, replace(BY_TARGET, capacity=22)), answer(24, 20, 0.93))
+    text = capacity_text(SpecKvPc(BY_PC, replace(BY_TARGET, capacity=22)), answer(24, 20, 0.93))
     assert text.count("auto: ") == 2 and "; " in text
-    assert outcome(SpecKvPc(SpecPc(60), SpecKv(40)), answer(60)) == outcome(SpecPc(40), answer(40)) == ""
+    assert capacity_text(SpecKvPc(SpecPc(60), SpecKv(40)), answer(60)) == capacity_text(SpecPc(40), answer(40)) == ""

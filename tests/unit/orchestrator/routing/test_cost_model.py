@@ -10,7 +10,7 @@ from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import (
-    SCORING_SEED,
+    SELECTION_SEED,
     TARGET_SEED,
     CostCurve,
     QueuedWork,
@@ -18,7 +18,7 @@ from presift.orchestrator.routing.cost_model import (
     StageCosts,
     SystemState,
     TokenWork,
-    scoring_guess,
+    selection_guess,
 )
 from presift.orchestrator.routing.forecast import work_of
 
@@ -26,7 +26,7 @@ from presift.orchestrator.routing.forecast import work_of
 COSTS = StageCosts(
     draft=CostCurve(0.0, 1.0, 0.0, 5.0, observations=1),
     target=CostCurve(0.0, 10.0, 0.0, observations=1),
-    scoring=CostCurve(0.0, 0.0, 1.0, observations=1),
+    selection=CostCurve(0.0, 0.0, 1.0, observations=1),
     decoding=CostCurve(2.0, 0.5, 0.0),
 )
 PC, KV = SpecPc(100, window=10, lookahead_tokens=3), SpecKv(49, window=8, lookahead_tokens=4)
@@ -46,10 +46,10 @@ def test_the_work_of_every_route():
     assert work(None, Route.FULL) == RouteWork(TokenWork(1000), 1000, 1000)
     assert work(PC, Route.SPEC_PC) == RouteWork(TokenWork(100), 100, 100, draft=TokenWork(1000, steps=2))
     assert work(KV, Route.SPEC_KV) == RouteWork(
-        TokenWork(1004), 1000, 50, draft=TokenWork(1000, steps=4), scoring=TokenWork(12, 1000)
+        TokenWork(1004), 1000, 50, draft=TokenWork(1000, steps=4), selection=TokenWork(12, 1000)
     )
     assert work(SpecKvPc(replace(PC, capacity=200), KV), Route.SPEC_KV_PC) == RouteWork(
-        TokenWork(204), 200, 50, draft=TokenWork(1000, steps=4), scoring=TokenWork(12, 200)
+        TokenWork(204), 200, 50, draft=TokenWork(1000, steps=4), selection=TokenWork(12, 200)
     )
 
 
@@ -94,7 +94,7 @@ def test_forecasts_by_hand():
 @pytest.mark.parametrize(("contention", "first_ms"), [(0.0, 10_000), (0.5, 10_510), (1.0, 11_020)])
 def test_contention_is_the_share_of_the_shorter_work_that_is_not_hidden(contention, first_ms):
     state = SystemState(replace(COSTS, contention=contention), prefills=True)
-    found = state.forecast(replace(work(KV, Route.SPEC_KV, state=state), scoring=None))
+    found = state.forecast(replace(work(KV, Route.SPEC_KV, state=state), selection=None))
     assert found.ttft_ms == first_ms + 50
 
 
@@ -109,19 +109,19 @@ def test_unobserved_stages_do_not_count_in_the_least_time():
     unknown = SystemState(replace(COSTS, draft=replace(COSTS.draft, observations=0)))
     assert unknown.forecast(work(PC, Route.SPEC_PC)).least_ms == 1000
     assert SystemState(COSTS).forecast(work(PC, Route.SPEC_PC)).least_ms == 2010
-    slow = replace(COSTS, scoring=replace(COSTS.scoring, megapair_ms=1e9, observations=1))
-    guessed = replace(slow, scoring=replace(slow.scoring, observations=0))
+    slow = replace(COSTS, selection=replace(COSTS.selection, megapair_ms=1e9, observations=1))
+    guessed = replace(slow, selection=replace(slow.selection, observations=0))
     measured, unmeasured = (SystemState(costs).forecast(work(KV, Route.SPEC_KV)) for costs in (slow, guessed))
     assert unmeasured.ttft_ms == measured.ttft_ms == measured.least_ms
     assert unmeasured.least_ms == pytest.approx(1020 + 10_040)
 
 
 def test_the_guess_of_scoring_follows_the_target():
-    assert scoring_guess(TARGET_SEED) == SCORING_SEED
+    assert selection_guess(TARGET_SEED) == SELECTION_SEED
     fast = replace(TARGET_SEED.scaled(1 / 50), observations=3)
     reading = TokenWork(40, 8000)
-    assert scoring_guess(fast).ms(reading) == pytest.approx(SCORING_SEED.ms(reading) / 50)
-    assert scoring_guess(fast).observations == 0 and fast.scaled(2.0).observations == 3
+    assert selection_guess(fast).ms(reading) == pytest.approx(SELECTION_SEED.ms(reading) / 50)
+    assert selection_guess(fast).observations == 0 and fast.scaled(2.0).observations == 3
 
 
 @pytest.mark.parametrize("prefills", [False, True])
@@ -155,4 +155,4 @@ def test_with_a_compressed_entry_only_the_final_token_is_read():
     both = SpecKvPc(replace(PC, capacity=200), KV)
     held = SystemState(compressed=((both.canonical(), 0),), entries=frozenset({both.canonical()}))
     assert work(both, Route.SPEC_KV_PC, state=held) == RouteWork(TokenWork(1, 49), 200, 50)
-    assert work(replace(KV, capacity=60), Route.SPEC_KV, state=known).scoring is not None
+    assert work(replace(KV, capacity=60), Route.SPEC_KV, state=known).selection is not None

@@ -237,12 +237,12 @@ def test_a_later_turn():
 def test_a_later_turn_is_predicted_by_the_tokens_since_the_selection(entries):
     choice = continued()
     held, gone = work_of(choice, 1000, SystemState(entries=frozenset(entries))), work_of(choice, 1000, SystemState())
-    assert (held.target.past_tokens, held.target.new_tokens, held.scoring) == (50, 401, None)
-    assert gone.target.new_tokens == 1000 + PLAN.policy.lookahead_tokens and gone.scoring is not None
+    assert (held.target.past_tokens, held.target.new_tokens, held.selection) == (50, 401, None)
+    assert gone.target.new_tokens == 1000 + PLAN.policy.lookahead_tokens and gone.selection is not None
     for work in (held, gone):
         assert (work.read_tokens, work.kv_tokens, work.draft, work.prefill) == (1000, 451, None, None)
     other = SystemState(entries=frozenset({replace(PLAN.policy, capacity=60)}))
-    assert work_of(choice, 1000, other).scoring is not None
+    assert work_of(choice, 1000, other).selection is not None
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_kv_tokens", 451), ("max_prompt_tokens", 1000)])

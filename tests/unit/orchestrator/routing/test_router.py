@@ -11,8 +11,9 @@ from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, Pr
 from presift.core.plan import Route
 from presift.core.policies import SpecPc
 from presift.orchestrator.domain.request import Budget
-from presift.orchestrator.routing.choice import Defaults, Reason, check_fits
+from presift.orchestrator.routing.choice import Defaults, Reason
 from presift.orchestrator.routing.cost_model import SystemState
+from presift.orchestrator.routing.full_route import check_fits
 from presift.orchestrator.routing.router import choose as choose_route
 
 from ....builders import routing_inputs

@@ -10,7 +10,7 @@ from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, Pr
 from presift.core.plan import Route
 from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.cost_model import SystemState
-from presift.orchestrator.routing.router import avoided, choose
+from presift.orchestrator.routing.router import choose, switched_off_choice
 
 from ....builders import FULL, KV, KV_PC, PC, routing_inputs
 
@@ -89,12 +89,12 @@ def test_a_request_that_is_refused_either_way_gets_the_same_error():
 def test_the_choice_that_was_avoided():
     inputs = without(PC)
     choice = choose(inputs)
-    found = avoided(choice, inputs)
+    found = switched_off_choice(choice, inputs)
     assert found.route is PC and found.policy.capacity == 100 and choice.route is not PC
     another = replace(inputs, wanted=KV)
-    assert avoided(choose(another), another) is None  # its route is on
+    assert switched_off_choice(choose(another), another) is None  # its route is on
     too_long = replace(inputs, wanted=PC, prompt_tokens=3000)
-    assert avoided(choose(too_long), too_long) is None  # its route was chosen nevertheless
+    assert switched_off_choice(choose(too_long), too_long) is None  # its route was chosen nevertheless
 
 
 @given(

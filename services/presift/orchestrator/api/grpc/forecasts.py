@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from presift.core.plan import Route
-from presift.orchestrator.estimation.perf_model import StageCost, split_location
+from presift.orchestrator.estimation.perf_model import LearnedCost, split_location
 from presift.orchestrator.routing.candidates import Candidate
 from presift.rpc import codec
 from presift.v1 import orchestrator_pb2
@@ -19,7 +19,7 @@ def routes_to_wire(table: Iterable[Candidate], chosen: Route | None) -> list[orc
     return [_route_to_wire(each, is_chosen=each.route is chosen) for each in table]
 
 
-def speed_to_wire(speed: StageCost) -> orchestrator_pb2.StageSpeed:
+def speed_to_wire(speed: LearnedCost) -> orchestrator_pb2.StageSpeed:
     model, replica = split_location(speed.location)
     return orchestrator_pb2.StageSpeed(
         stage=speed.stage, model=model, replica=replica, contention=speed.contention, **asdict(speed.curve)
