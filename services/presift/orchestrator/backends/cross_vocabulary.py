@@ -16,62 +16,41 @@ from numpy.typing import NDArray
 from presift.core.errors import InternalError
 from presift.core.importance import coverage
 from presift.core.masks import TokenMask
-from presift.core.plan import CompressedPrompt, ModelInfo
+from presift.core.plan import CompressedPrompt
 from presift.core.policies import Policy, Pool, SpecKv, SpecKvPc, SpecPc
 from presift.core.remapping import remapped
 from presift.core.selection import count_kv, select
 from presift.core.spans import Span
-from presift.orchestrator.domain.ports import Draft, MaskRejected, Score
+from presift.orchestrator.domain.ports import DraftScorer, MaskRejected, Score
 from presift.orchestrator.prompt.vocabulary_bridge import BridgedPrompt, VocabularyBridge
 from presift.rpc.deadline import Deadline
-from presift.rpc.pool.replica import ReplicaStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one reply of the draft is for: selecting the mask (None: all tokens are kept), lookahead (None: not used),
-    counting KV pairs (None: not counted), and the rows to score (None: none)."""
+class _Stages:
+    """The parts of a policy that use the draft's answer, None for those that do not: `mask` selects tokens, `lookahead`
+    is read by the target, `count` counts KV pairs. `scoring` are the rows to score."""
 
     mask: SpecPc | None
     lookahead: SpecKv | None
-    counting: SpecPc | None
+    count: SpecPc | None
     scoring: SpecPc | None
 
-    @classmethod
-    def of(cls, policy: Policy, *, include_importance: bool) -> Asked:
-        mask, counting = policy.mask_policy, policy.counting_policy
-        scoring = mask or counting or (policy.scoring_policy if include_importance else None)
-        return cls(mask, policy.lookahead_policy, counting, scoring)
 
-    def of_draft(self, reading: BridgedPrompt) -> Policy:
-        """The policy to send: its window covers the same text; pooling and capacity are the cheapest."""
-        if self.scoring is None:
-            if self.lookahead is None:
-                raise InternalError("a policy that asks nothing of the draft")
-            return self.lookahead
-        window = reading.draft_window(self.scoring.window)
-        bare = replace(
-            self.scoring, capacity=window, window=window, pool=Pool.NONE, kernel=1, neighbors=0, adaptive=None
-        )
-        return bare if self.lookahead is None else SpecKvPc(bare, replace(self.lookahead, mask=None, adaptive=None))
+@dataclass(frozen=True, slots=True)
+class _TargetScores:
+    """The draft's importance and attention mass: float32[target tokens]."""
+
+    importance: NDArray[np.float32]
+    mass: NDArray[np.float32]
 
 
 class CrossVocabularyDraft:
     """A `draft` behind a vocabulary bridge: it takes and returns the target's tokens."""
 
-    def __init__(self, draft: Draft, interpreter: VocabularyBridge) -> None:
+    def __init__(self, draft: DraftScorer, bridge: VocabularyBridge) -> None:
         self._draft = draft
-        self._interpreter = interpreter
-
-    @property
-    def width(self) -> int:
-        return self._draft.width
-
-    def statuses(self) -> list[ReplicaStatus]:
-        return self._draft.statuses()
-
-    async def info(self) -> ModelInfo:
-        return await self._draft.info()
+        self._bridge = bridge
 
     async def score(
         self,
@@ -83,67 +62,83 @@ class CrossVocabularyDraft:
         deadline: Deadline,
     ) -> Score:
         """As the port; also raises InvalidRequest if the text of the ids does not tokenize to the same ids."""
-        asked = Asked.of(policy, include_importance=include_importance)
-        reading = await asyncio.to_thread(self._interpreter.translate, token_ids)
-        reply = await self._draft.score(
-            reading.ids,
-            asked.of_draft(reading),
+        stages = _stages(policy, include_importance=include_importance)
+        prompt = await asyncio.to_thread(self._bridge.translate, token_ids)
+        answer = await self._draft.score(
+            prompt.ids,
+            _draft_policy(stages, prompt),
             (),  # the mask is selected here
-            include_importance=asked.scoring is not None,
+            include_importance=stages.scoring is not None,
             deadline=deadline,
         )
-        score = await asyncio.to_thread(self._carried, reply, asked, reading, protected)
+        score = await asyncio.to_thread(self._translate_answer, answer, stages, prompt, protected)
         return score if include_importance else replace(score, importance=None, mass=None)
 
-    def _carried(self, reply: Score, asked: Asked, reading: BridgedPrompt, protected: tuple[Span, ...]) -> Score:
-        importance, mass = carried(reply, reading)
-        mask, share = drawn((importance, mass), asked.mask, protected, len(reading.target_offsets))
-        found = None
-        if asked.counting is not None and importance is not None and mass is not None:
-            found = count_kv(importance, mass, mask, asked.counting, protected)
+    def _translate_answer(
+        self, answer: Score, stages: _Stages, prompt: BridgedPrompt, protected: tuple[Span, ...]
+    ) -> Score:
+        scores = _target_scores(answer, prompt)
+        mask, mask_coverage = _select_mask(scores, stages.mask, protected, len(prompt.target_offsets))
         lookahead: tuple[int, ...] = ()
-        if asked.lookahead is not None:
-            count = asked.lookahead.lookahead_tokens
-            lookahead = self._interpreter.translate_lookahead(reading, reply.prompt.lookahead_token_ids, count)
-        prompt = CompressedPrompt(mask, lookahead, share, reply.prompt.draft, made_in=reply.prompt.made_in)
-        if found is not None:
-            prompt = replace(prompt, kv_capacity=found.capacity, kv_coverage=found.coverage)
-        return Score(prompt, importance, mass, reply.queue_ms)
+        if stages.lookahead is not None:
+            count = stages.lookahead.lookahead_tokens
+            lookahead = self._bridge.translate_lookahead(prompt, answer.prompt.lookahead_token_ids, count)
+        drafted = answer.prompt
+        compressed = CompressedPrompt(mask, lookahead, mask_coverage, drafted.draft, made_in=drafted.made_in)
+        if scores is None:
+            return Score(compressed, None, None, answer.queue_ms)
+        if stages.count is not None and (kv := count_kv(scores.importance, scores.mass, mask, stages.count, protected)):
+            compressed = replace(compressed, kv_capacity=kv.capacity, kv_coverage=kv.coverage)
+        return Score(compressed, scores.importance, scores.mass, answer.queue_ms)
 
 
-Values = NDArray[np.float32]
+def _stages(policy: Policy, *, include_importance: bool) -> _Stages:
+    mask, count = policy.mask_policy, policy.counting_policy
+    scoring = mask or count or (policy.scoring_policy if include_importance else None)
+    return _Stages(mask, policy.lookahead_policy, count, scoring)
 
 
-def carried(reply: Score, reading: BridgedPrompt) -> tuple[Values | None, Values | None]:
-    """The draft's importance and mass as float32[target tokens]. Importance replaces a missing mass; both are None
-    without importance. Raises MaskRejected."""
-    if reply.importance is None:
-        return None, None
-    importance = _carried(reply.importance, reading)
-    return importance, importance if reply.mass is None else _carried(reply.mass, reading)
+def _draft_policy(stages: _Stages, prompt: BridgedPrompt) -> Policy:
+    """The policy to send: its window covers the same text; pooling and capacity are the cheapest."""
+    if stages.scoring is None:
+        if stages.lookahead is None:
+            raise InternalError("the policy needs nothing of the draft")
+        return stages.lookahead
+    window = prompt.draft_window(stages.scoring.window)
+    scoring = replace(
+        stages.scoring, capacity=window, window=window, pool=Pool.NONE, kernel=1, neighbors=0, adaptive=None
+    )
+    if stages.lookahead is None:
+        return scoring
+    return SpecKvPc(scoring, replace(stages.lookahead, mask=None, adaptive=None))
 
 
-def _carried(values: Values, reading: BridgedPrompt) -> Values:
-    if values.size != reading.ids.size:
-        raise MaskRejected(f"importance of {values.size} tokens for a prompt of {reading.ids.size}")
+def _target_scores(answer: Score, prompt: BridgedPrompt) -> _TargetScores | None:
+    """None without importance, which also replaces a missing mass. Raises MaskRejected."""
+    if answer.importance is None:
+        return None
+    importance = _to_target(answer.importance, prompt)
+    return _TargetScores(importance, importance if answer.mass is None else _to_target(answer.mass, prompt))
+
+
+def _to_target(values: NDArray[np.float32], prompt: BridgedPrompt) -> NDArray[np.float32]:
+    """float32[draft tokens] as float32[target tokens]. Raises MaskRejected."""
+    if values.size != prompt.ids.size:
+        raise MaskRejected(f"importance of {values.size} tokens for a prompt of {prompt.ids.size}")
     try:
-        return remapped(values, reading.draft_offsets, reading.target_offsets)
+        return remapped(values, prompt.draft_offsets, prompt.target_offsets)
     except InternalError as error:
         raise MaskRejected(f"the draft's answer: {error.message}") from error
 
 
-def drawn(
-    values: tuple[Values | None, Values | None],
-    policy: SpecPc | None,
-    protected: tuple[Span, ...],
-    prompt_tokens: int,
+def _select_mask(
+    scores: _TargetScores | None, policy: SpecPc | None, protected: tuple[Span, ...], prompt_tokens: int
 ) -> tuple[TokenMask, float | None]:
-    """The mask by importance and mass, and its coverage; None if every token is kept. Raises MaskRejected without
-    importance, BudgetExceeded if protected spans and window exceed the capacity."""
+    """The mask and its coverage; None if every token is kept. Raises MaskRejected without scores, BudgetExceeded if
+    protected spans and window exceed the capacity."""
     if policy is None or prompt_tokens <= policy.capacity:
         return TokenMask(np.ones(prompt_tokens, dtype=np.bool_)), None
-    importance, mass = values
-    if importance is None or mass is None:
+    if scores is None:
         raise MaskRejected("the draft scored nothing: the prompt is hardly more than its window")
-    mask = select(importance, policy, protected, mass)
-    return mask, coverage(mass, mask.kept)
+    mask = select(scores.importance, policy, protected, scores.mass)
+    return mask, coverage(scores.mass, mask.kept)

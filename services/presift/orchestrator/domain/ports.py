@@ -40,17 +40,8 @@ class Score:
     queue_ms: float = 0.0
 
 
-class Draft(Protocol):
-    """A draft service. Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest."""
-
-    @property
-    def width(self) -> int:
-        """How many prompts can be scored at once: the number of usable replicas."""
-        ...
-
-    def statuses(self) -> list[ReplicaStatus]: ...
-
-    async def info(self) -> ModelInfo: ...
+class DraftScorer(Protocol):
+    """Scores prompts. Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest."""
 
     async def score(
         self,
@@ -61,6 +52,14 @@ class Draft(Protocol):
         include_importance: bool,
         deadline: Deadline,
     ) -> Score: ...
+
+
+class Draft(DraftScorer, Protocol):
+    """A draft service, with the errors of `DraftScorer`."""
+
+    def statuses(self) -> list[ReplicaStatus]: ...
+
+    async def info(self) -> ModelInfo: ...
 
 
 @dataclass(frozen=True, slots=True)

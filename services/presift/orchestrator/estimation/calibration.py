@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from presift.core.errors import PresiftError
 from presift.core.generation import Sampling
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.domain.ports import Draft, Target, TargetInfo, Usage
+from presift.orchestrator.domain.ports import DraftScorer, Target, TargetInfo, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.perf_model import location_of
 from presift.orchestrator.routing.choice import Defaults
@@ -49,7 +49,7 @@ class Calibration:
 
     def __init__(
         self,
-        draft: Draft,
+        draft: DraftScorer,
         target: Target,
         models: ModelRegistry,
         defaults: Defaults,

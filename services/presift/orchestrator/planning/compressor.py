@@ -20,7 +20,7 @@ from presift.cache.single_flight import SingleFlight
 from presift.cache.store import Store
 from presift.core.digest import PromptKey
 from presift.core.plan import CompressedPrompt
-from presift.orchestrator.domain.ports import Draft, MaskRejected, Score
+from presift.orchestrator.domain.ports import DraftScorer, MaskRejected, Score
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_draft, check_prompt
 from presift.orchestrator.routing.decision import CacheOutcome
@@ -43,7 +43,7 @@ class CompressionResult:
 class Compressor:
     """Concurrent requests for one prompt cost one draft pass, in this process and, by the build lock, in all others."""
 
-    def __init__(self, draft: Draft, store: Store, lock: BuildLock, *, draft_timeout_s: float) -> None:
+    def __init__(self, draft: DraftScorer, store: Store, lock: BuildLock, *, draft_timeout_s: float) -> None:
         self._draft = draft
         self._store = store
         self._lock = lock

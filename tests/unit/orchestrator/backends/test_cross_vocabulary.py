@@ -46,9 +46,6 @@ class Port:
     def __init__(self, importance=None, lookahead=(), mass=None):
         self.importance, self.lookahead, self.mass, self.calls = importance, lookahead, mass, []
 
-    async def info(self):
-        return DRAFT
-
     async def score(self, token_ids, policy, protected, *, include_importance, deadline):
         self.calls.append((token_ids, policy, protected, include_importance, deadline))
         size = token_ids.size
@@ -174,10 +171,6 @@ async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
             ids_of(bpe, "😀" * 40)[1:], PC, (), include_importance=False, deadline=NO_DEADLINE
         )
     assert port.calls == []
-
-
-async def test_info_is_the_drafts(bpe, words):
-    assert await CrossVocabularyDraft(Port(), VocabularyBridge(bpe, words)).info() is DRAFT
 
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), min_size=60, max_size=120)
