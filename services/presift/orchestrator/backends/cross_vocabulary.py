@@ -87,8 +87,10 @@ class CrossVocabularyDraft:
         compressed = CompressedPrompt(mask, lookahead, mask_coverage, drafted.draft, made_in=drafted.made_in)
         if scores is None:
             return Score(compressed, None, None, answer.queue_ms)
-        if stages.count is not None and (kv := count_kv(scores.importance, scores.mass, mask, stages.count, protected)):
-            compressed = replace(compressed, kv_capacity=kv.capacity, kv_coverage=kv.coverage)
+        if stages.count is not None:
+            kv = count_kv(scores.importance, scores.mass, mask, stages.count, protected)
+            if kv is not None:
+                compressed = replace(compressed, kv_capacity=kv.capacity, kv_coverage=kv.coverage)
         return Score(compressed, scores.importance, scores.mass, answer.queue_ms)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.adaptive_capacity import capacity_text
 from presift.orchestrator.routing.candidates import Candidate
 from presift.orchestrator.routing.choice import RouteChoice
-from presift.orchestrator.routing.decision import Decision, Plan
+from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +38,54 @@ class PlanNotes:
 NO_NOTES = PlanNotes()
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The prompt that is planned, and what was done with it before; milliseconds."""
+
+    tokens: TokenizedPrompt
+    target: ModelInfo
+    replica: ReplicaRef
+    tokenize_ms: float = 0.0
+    prefill_ms: float = 0.0
+
+    @classmethod
+    def of(cls, context: RequestContext, prefill_ms: float = 0.0) -> _Prompt:
+        return cls(context.tokens, context.target, context.replica, context.tokenize_ms, prefill_ms)
+
+    @classmethod
+    def again(cls, plan: Plan) -> _Prompt:
+        return cls(plan.tokens, plan.decision.target, plan.replica)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reported:
+    """What draft and cache reported, now or for the earlier turn that is `continued`; see `Decision`."""
+
+    draft: ModelInfo | None = None
+    coverage: float | None = None
+    kv_coverage: float | None = None
+    cache: CacheOutcome = CacheOutcome.NOT_USED
+    cache_ms: float = 0.0
+    draft_ms: float = 0.0
+    draft_queue_ms: float = 0.0
+    continued: bool = False
+
+
+_NOTHING_REPORTED = _Reported()
+
+
 def full_plan(
     context: RequestContext, choice: RouteChoice, notes: PlanNotes = NO_NOTES, prefill_ms: float = 0.0
 ) -> Plan:
     """The plan that reads the whole prompt and keeps all KV."""
-    return _plan(
-        context.tokens,
-        context.replica,
-        choice,
-        notes,
-        target=context.target,
-        tokenize_ms=context.tokenize_ms,
-        prefill_ms=prefill_ms,
-    )
+    return _plan(_Prompt.of(context, prefill_ms), choice, notes)
 
 
 def compressed_plan(context: RequestContext, result: DraftResult, notes: PlanNotes = NO_NOTES) -> Plan:
     """The plan of a prompt that the draft has compressed under the choice's policy."""
     assert result.compressed is not None, "without a compressed prompt the plan is full"
-    return _compressed(
-        context.tokens,
-        context.replica,
-        result.choice,
-        result.compressed,
-        notes,
-        importance=result.importance,
-        target=context.target,
-        tokenize_ms=context.tokenize_ms,
-        prefill_ms=result.prefill_ms,
-    )
+    planned = _Prompt.of(context, result.prefill_ms)
+    return _compressed(planned, result.choice, result.compressed, notes, result.importance)
 
 
 def continued_plan(
@@ -78,30 +96,18 @@ def continued_plan(
     kept = np.ones(context.inputs.prompt_tokens, dtype=np.bool_)
     if kv_plan.kv_mask is not None:
         kept[: kv_plan.prompt_tokens] = kv_plan.kv_mask.kept[0, 0]
-    return _plan(
-        context.tokens,
-        context.replica,
-        choice,
-        notes,
-        kv_plan=kv_plan,
-        kept=kept,
-        target=context.target,
-        tokenize_ms=context.tokenize_ms,
-        draft=stored.draft,
-        coverage=stored.coverage,
-        kv_coverage=stored.kv_coverage,
-        continued=True,
-    )
+    reported = _Reported(stored.draft, stored.coverage, stored.kv_coverage, continued=True)
+    return _plan(_Prompt.of(context), choice, notes, kv_plan=kv_plan, kept=kept, reported=reported)
 
 
 def replanned_full(plan: Plan, choice: RouteChoice) -> Plan:
     """The plan of the same request in full, for the quality guard."""
-    return _plan(plan.tokens, plan.replica, choice, NO_NOTES, target=plan.decision.target)
+    return _plan(_Prompt.again(plan), choice, NO_NOTES)
 
 
 def replanned_compressed(plan: Plan, choice: RouteChoice, compressed: CompressionResult) -> Plan:
     """The plan of the same request under another, compressing choice, for the quality guard."""
-    return _compressed(plan.tokens, plan.replica, choice, compressed, NO_NOTES, target=plan.decision.target)
+    return _compressed(_Prompt.again(plan), choice, compressed, NO_NOTES)
 
 
 def stored_selection(plan: Plan) -> StoredSelection | None:
@@ -146,76 +152,76 @@ def resolved_kv(policy: SpecKv, prompt: CompressedPrompt) -> SpecKv:
 
 
 def _compressed(
-    tokens: TokenizedPrompt,
-    replica: ReplicaRef,
+    planned: _Prompt,
     choice: RouteChoice,
     compressed: CompressionResult,
     notes: PlanNotes,
-    *,
-    target: ModelInfo,
     importance: NDArray[np.float32] | None = None,
-    **reported: Any,
 ) -> Plan:
     policy, prompt = choice.policy, compressed.prompt
     assert policy is not None, "the draft is asked only for a policy"
-    crossed = "" if prompt.draft.shares_vocabulary(target) else "drafted in another vocabulary, mapped through the text"
+    is_bridged = not prompt.draft.shares_vocabulary(planned.target)
+    crossed = "drafted in another vocabulary, mapped through the text" if is_bridged else ""
     return _plan(
-        tokens,
-        replica,
+        planned,
         choice,
-        notes,
-        target=target,
-        kv_plan=kv_plan_of(choice, prompt, tokens),
+        replace(notes, remarks=(capacity_text(policy, prompt), *notes.remarks, crossed)),
+        kv_plan=kv_plan_of(choice, prompt, planned.tokens),
         # Without a prompt stage everything is read, whatever the mask says about the KV.
         read=None if policy.prompt_stage is None else prompt.mask.kept,
         kept=prompt.mask.kept,
         importance=importance,
-        remarks=(capacity_text(policy, prompt), *notes.remarks, crossed),
-        draft=prompt.draft,
-        coverage=prompt.coverage,
-        kv_coverage=prompt.kv_coverage,
-        cache=compressed.cache,
-        cache_ms=compressed.cache_ms,
-        draft_ms=compressed.draft_ms,
-        draft_queue_ms=compressed.draft_queue_ms,
-        **reported,
+        reported=_Reported(
+            prompt.draft,
+            prompt.coverage,
+            prompt.kv_coverage,
+            compressed.cache,
+            compressed.cache_ms,
+            compressed.draft_ms,
+            compressed.draft_queue_ms,
+        ),
     )
 
 
 def _plan(
-    tokens: TokenizedPrompt,
-    replica: ReplicaRef,
+    planned: _Prompt,
     choice: RouteChoice,
     notes: PlanNotes,
     *,
-    target: ModelInfo,
     kv_plan: KvPlan | None = None,
     read: NDArray[np.bool_] | None = None,
     kept: NDArray[np.bool_] | None = None,
     importance: NDArray[np.float32] | None = None,
-    remarks: tuple[str, ...] | None = None,
-    **reported: Any,
+    reported: _Reported = _NOTHING_REPORTED,
 ) -> Plan:
-    """`read` marks the tokens that the target reads, None for all of them; `kept` those that remain, None for `read`.
-    `remarks` replace those of the notes. `reported` are further fields of the decision: times, and what draft
-    and cache reported.
-    """
+    """`read` marks the tokens that the target reads, None for all of them; `kept` those that remain, None for
+    `read`."""
+    tokens = planned.tokens
     prompt_tokens = int(tokens.ids.size)
     read = np.ones(prompt_tokens, dtype=np.bool_) if read is None else read
     read_tokens = int(np.count_nonzero(read))
     decision = Decision(
         route=choice.route,
         reason=choice.reason,
-        detail="; ".join(filter(None, (choice.detail, *(notes.remarks if remarks is None else remarks)))),
+        detail="; ".join(filter(None, (choice.detail, *notes.remarks))),
         prompt_tokens=prompt_tokens,
         kept_tokens=read_tokens,
         kv_tokens=read_tokens if kv_plan is None else kv_plan.held_tokens(read_tokens),
         protected_tokens=sum(map(len, tokens.protected)),
-        target=target,
+        target=planned.target,
+        tokenize_ms=planned.tokenize_ms,
         policy=choice.policy,
+        draft=reported.draft,
+        coverage=reported.coverage,
+        cache=reported.cache,
+        cache_ms=reported.cache_ms,
+        draft_ms=reported.draft_ms,
+        draft_queue_ms=reported.draft_queue_ms,
+        prefill_ms=planned.prefill_ms,
         keep_full_prefix=choice.keep_full_prefix,
+        continued=reported.continued,
         forecast=choice.forecast,
-        **reported,
+        kv_coverage=reported.kv_coverage,
     )
     return Plan(
         decision,
@@ -227,6 +233,6 @@ def _plan(
         switched_off_choice=notes.switched_off_choice,
         is_tighter=notes.is_tighter,
         routes=notes.routes,
-        replica=replica,
+        replica=planned.replica,
         full_ttft_ms=notes.full_ttft_ms,
     )
