@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
 
 @dataclass(frozen=True, slots=True)
 class _ScoreCall:
-    """One prompt to score; `tried` are the drafts that were asked."""
+    """One prompt to score; `tried` are the drafts that were called."""
 
     request: draft_pb2.ScoreRequest
     key: str
@@ -90,7 +90,7 @@ class DraftClient:
         )
         key = "" if self._pool.is_alone else key_of(token_ids)
         if self._pool.is_alone and not self._pool.only.allows_call:
-            # Waiting for a draft that is away or hangs would take the time to read the prompt in full.
+            # Waiting for a draft that is unreachable or hangs would use up the time for the full prompt.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:
             call = _ScoreCall(request, key, deadline, AttemptedReplicas())

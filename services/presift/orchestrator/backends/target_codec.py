@@ -31,7 +31,7 @@ def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
 
 
 def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo:
-    """Routes that we do not know are left out: a newer target may speak of more."""
+    """Unknown routes are left out: a newer target may serve more."""
     return TargetInfo(
         model=codec.model_from_wire(reply.model),
         supported=codec.known_routes(reply.supported_routes),
@@ -47,7 +47,7 @@ def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]
 
 
 def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
-    """A finish reason that we do not know is STOP. Raises TargetUnavailable for a KV mask that is none."""
+    """An unknown finish reason becomes STOP. Raises TargetUnavailable for an invalid KV mask."""
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         kv_tokens=usage.kv_tokens,

@@ -32,7 +32,7 @@ from presift.orchestrator.routing.cost_model import QueuedWork, RunningAnswer, S
 from presift.orchestrator.routing.decision import CacheOutcome, Plan
 
 KEPT_PROMPTS = 1024
-# A replica that gave none of the last answers is taken to be gone.
+# A replica that gave none of the last answers is assumed to be gone.
 _LAST_ANSWERS = 32
 # Policies per prompt: a caller who varies the budget must not fill the memory.
 _KEPT_POLICIES = 8

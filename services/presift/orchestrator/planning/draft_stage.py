@@ -39,7 +39,7 @@ from presift.telemetry.metrics import count
 
 # The draft's share of the time that is left, as long as the target's speed is unknown.
 UNKNOWN_SHARE = 0.5
-# Predictions err, most of all on a busy host, where the draft is late as well.
+# Predictions are least exact on a busy host, where the draft is late as well.
 _MARGIN = 1.5
 # The draft gets at least this share, because only a compressed prompt may be readable in time; and at most that one,
 # whatever is predicted.

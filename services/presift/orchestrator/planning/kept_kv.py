@@ -83,5 +83,5 @@ def in_prompt(mask: KvMask, kv_plan: KvPlan, plan: Plan) -> KvMask:
     if read_tokens == plan.kept_mask.size:
         return KvMask(read)
     whole = np.zeros((layers, kv_heads, plan.kept_mask.size), dtype=np.bool_)
-    whole[:, :, plan.kept_mask] = read  # where the prompt was compressed, `kept` marks the tokens read
+    whole[:, :, plan.kept_mask] = read  # where the prompt was compressed, `kept_mask` marks the tokens read
     return KvMask(whole)
