@@ -64,7 +64,7 @@ def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
         except Exception as error:
             await _abort(error, context)
         except asyncio.CancelledError:
-            await _abort_if_shutting_down(calls, context)
+            await abort_if_shutting_down(calls, context)
             raise
 
     return translated
@@ -84,7 +84,7 @@ def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
         except Exception as error:
             await _abort(error, context)
         except asyncio.CancelledError:
-            await _abort_if_shutting_down(calls, context)
+            await abort_if_shutting_down(calls, context)
             raise
 
     return translated
@@ -95,7 +95,8 @@ def _refuse_malformed(request: Any) -> None:
         raise InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings")
 
 
-async def _abort_if_shutting_down(calls: ActiveCalls, context: Context) -> None:
+async def abort_if_shutting_down(calls: ActiveCalls, context: Context) -> None:
+    """Send ShuttingDown if the shutdown of the server cancelled the current call."""
     error = calls.shutdown_error()
     if error is not None:
         await _abort(error, context)

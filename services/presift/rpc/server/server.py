@@ -20,6 +20,7 @@ from presift.rpc.security.binding import check_binding, is_loopback
 from presift.rpc.security.certificates import TlsFiles, server_credentials
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import ErrorInterceptor
+from presift.rpc.server.stream_writer import StreamWriter
 from presift.telemetry.gauges import gauge, observed
 
 # Seconds for cancelled calls to send their error at the end of a drain.
@@ -73,7 +74,7 @@ class GrpcServer:
         self._has_auth = bool(guards) or (options.tls is not None and options.tls.ca is not None)
         self.calls = ActiveCalls(options.max_calls)
         self.grpc = grpc.aio.server(
-            interceptors=[_traced(), ErrorInterceptor(self.calls), *guards, self.calls],
+            interceptors=[StreamWriter(self.calls), _traced(), ErrorInterceptor(self.calls), *guards, self.calls],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
