@@ -79,7 +79,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/planning/draft_stage.py",
         "async with limit.timeout():",
         "async with NO_DEADLINE.timeout():",
-        (f"{CONTRACT}/grpc/test_leaving.py::test_a_draft_that_takes_half_the_deadline_is_not_waited_for",),
+        (f"{CONTRACT}/grpc/test_cancellation.py::test_a_draft_that_takes_half_the_deadline_is_not_waited_for",),
     ),
     Planted(
         "changed_draft_is_accepted",
@@ -264,7 +264,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/backends/target_client.py",
         "        if self._call is not None:\n            self._call.cancel()\n",
         "",
-        (f"{CONTRACT}/grpc/test_leaving.py::test_cancellation_reaches_the_target_once",),
+        (f"{CONTRACT}/grpc/test_cancellation.py::test_cancellation_reaches_the_target_once",),
     ),
     Planted(
         "draft_pass_is_not_cancelled",
@@ -599,8 +599,8 @@ FAULTS: tuple[Planted, ...] = (
         "Wiring: the process checks API keys if it has a file of keys",
         "the process does not check keys although it has a file of keys",
         f"{ORCHESTRATOR}/__main__.py",
-        "guards = [] if authenticator is None else [AuthInterceptor(authenticator)]",
-        "guards = []",
+        "auth_interceptors = [] if authenticator is None else [AuthInterceptor(authenticator)]",
+        "auth_interceptors = []",
         (f"{CONTRACT}/tenants/test_process.py::test_keys_are_revoked_while_it_runs_and_none_is_logged",),
     ),
     Planted(
@@ -637,7 +637,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/backends/target_client.py",
         "replica.stub.Generate(self._request, timeout=left_s)",
         "replica.stub.Generate(self._request)",
-        (f"{CONTRACT}/grpc/test_leaving.py::test_the_deadline_is_passed_on_to_the_target",),
+        (f"{CONTRACT}/grpc/test_cancellation.py::test_the_deadline_is_passed_on_to_the_target",),
     ),
     Planted(
         "decision_header_without_bound",

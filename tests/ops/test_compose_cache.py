@@ -1,7 +1,6 @@
 """The cache of the compose stack, with a real Valkey: it knows all its options, and accepts other hosts."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import time
@@ -10,10 +9,7 @@ import pytest
 
 from presift.cache.embedded import valkey_binary
 
-from .sources import BASE, OPS, TLS, config
-from .test_images import script
-
-rehearse = script(OPS / "docker" / "rehearse.py")
+from .sources import BASE, TLS, config
 
 
 def command(files, *more):
@@ -76,15 +72,3 @@ def test_certificates_are_read_again(tmp_path):
         *_, seconds, _ = asked("127.0.0.1", port, "CONFIG", "GET", "tls-auto-reload-interval").split("\r\n")
         assert 0 < int(seconds) <= 86_400
         assert "\r\nno\r\n" in asked("127.0.0.1", port, "CONFIG", "GET", "protected-mode")
-
-
-def test_the_rehearsals_redis_gets_only_options_that_it_knows(tmp_path):
-    (tmp_path / "redis-server").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "valkey-server").write_text(rehearse.REDIS_AS_VALKEY)
-    for each in tmp_path.iterdir():
-        each.chmod(0o755)
-    _, *options = config(files=(BASE, TLS))["services"]["cache"]["command"]
-    known = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([tmp_path / "valkey-server", *options], env=known, capture_output=True, text=True, check=True)
-    at = options.index("--tls-auto-reload-interval")
-    assert done.stdout.split("\n")[:-1] == options[:at] + options[at + 2 :] and "" in options

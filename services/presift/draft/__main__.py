@@ -38,7 +38,7 @@ async def serve(settings: DraftSettings) -> bool:
     """Serve until SIGTERM or SIGINT. False if the model failed to load. Raises PresiftError if it cannot listen."""
     queue = WorkQueue(settings.max_queue)
     servicer = DraftServicer(queue, settings.max_lookahead_tokens)
-    server = GrpcServer(settings.server_options(), [_SERVICE], guards=settings.guards())
+    server = GrpcServer(settings.server_options(), [_SERVICE], auth_interceptors=settings.auth_interceptors())
     draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     getting_ready = asyncio.create_task(_get_ready(settings, queue, servicer, server, port))

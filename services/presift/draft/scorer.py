@@ -6,7 +6,6 @@ It depends on neither torch nor gRPC, so that contract tests can use a scorer wh
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.plan import ModelInfo
 from presift.core.policies import SpecPc
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 
 class Cancelled(Exception):
@@ -23,13 +23,10 @@ class Cancelled(Exception):
 
 
 class Cancel:
-    """Stops running work. Checked between chunks of a prefill and between generated tokens. Thread-safe.
+    """Stops running work. Checked between chunks of a prefill and between generated tokens. Thread-safe."""
 
-    `deadline_s`: on the clock of `time.monotonic`; None means no deadline.
-    """
-
-    def __init__(self, deadline_s: float | None = None) -> None:
-        self._deadline_s = deadline_s
+    def __init__(self, deadline: Deadline = NO_DEADLINE) -> None:
+        self._deadline = deadline
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -40,7 +37,7 @@ class Cancel:
         """Raise Cancelled or DeadlineExceeded if the work should stop."""
         if self._cancelled.is_set():
             raise Cancelled
-        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+        if self._deadline.remaining_s == 0.0:
             raise DeadlineExceeded("deadline exceeded while the draft read the prompt")
 
 

@@ -19,6 +19,7 @@ from presift.draft.request import SUPPORTED_ROUTES, RequestLimits, parse
 from presift.draft.scorer import Scorer
 from presift.draft.work_queue import JobResult, WorkQueue
 from presift.rpc import codec
+from presift.rpc.deadline import Deadline
 from presift.rpc.status import code_and_reason
 from presift.telemetry import metrics
 from presift.telemetry.tracing import span
@@ -40,11 +41,12 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     async def Score(
         self, request: draft_pb2.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> draft_pb2.ScoreResponse:
+        deadline = Deadline.within(context.time_remaining())
         try:
             scorer = self._ready()
             with span("score"):
                 parsed = parse(request, RequestLimits(scorer.info, self._max_lookahead_tokens))
-                job = await self._queue.run(partial(compress, scorer, parsed), context.time_remaining())
+                job = await self._queue.run(partial(compress, scorer, parsed), deadline)
         except PresiftError as error:
             metrics.count("presift.draft.refused", reason=code_and_reason(error)[1])
             raise

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
 from presift.core.service_time import ServiceTime
 from presift.draft.scorer import Cancel, Cancelled
+from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.tracing import span
 
 T = TypeVar("T")
@@ -47,19 +48,19 @@ class WorkQueue:
         """Waiting and running jobs."""
         return self._in_flight
 
-    async def run(self, job: Callable[[Cancel], T], timeout_s: float | None = None) -> JobResult[T]:
+    async def run(self, job: Callable[[Cancel], T], deadline: Deadline = NO_DEADLINE) -> JobResult[T]:
         """Run `job` on the worker thread, in the caller's trace context, after the jobs before it.
 
-        If the caller is cancelled or `timeout_s` passes, a waiting job leaves the queue and a running job is asked
-        to stop. Raises DeadlineExceeded after `timeout_s`, Overloaded if the queue is full, DraftUnavailable after
+        If the caller is cancelled or the deadline passes, a waiting job leaves the queue and a running job is asked
+        to stop. Raises DeadlineExceeded, Overloaded if the queue is full, DraftUnavailable after
         `close`, and what `job` raises.
         """
         self._refuse_if_full()
         entered = time.monotonic()
-        cancel = Cancel(None if timeout_s is None else entered + timeout_s)
+        cancel = Cancel(deadline)
         with self._counted():
             with span("queue"):
-                await self._wait_for_worker(timeout_s)
+                await self._wait_for_worker(deadline)
             queue_ms = (time.monotonic() - entered) * 1e3
             return JobResult(await self._work(job, cancel), queue_ms)
 
@@ -86,9 +87,9 @@ class WorkQueue:
         finally:
             self._in_flight -= 1
 
-    async def _wait_for_worker(self, timeout_s: float | None) -> None:
+    async def _wait_for_worker(self, deadline: Deadline) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(deadline.remaining_s):
                 await self._worker_free.acquire()
         except TimeoutError:
             raise DeadlineExceeded("deadline exceeded while waiting in the draft's queue") from None

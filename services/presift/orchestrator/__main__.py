@@ -48,8 +48,8 @@ async def _serve(
     settings: OrchestratorSettings, app: App, policies: PolicySource, authenticator: Authenticator | None
 ) -> bool:
     name = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
-    guards = [] if authenticator is None else [AuthInterceptor(authenticator)]
-    server = GrpcServer(settings.server_options(), [name], guards=guards)
+    auth_interceptors = [] if authenticator is None else [AuthInterceptor(authenticator)]
+    server = GrpcServer(settings.server_options(), [name], auth_interceptors=auth_interceptors)
     servicer = OrchestratorServicer(
         app.pipeline, app.models, policies, explains=settings.explain, salt=settings.secret("tenant_salt")
     )

@@ -126,7 +126,7 @@ class InnerSettings(ServiceSettings):
         Field(description="comma-separated names that callers' certificates may have; any if unset"),
     ] = ""
 
-    def guards(self) -> list[grpc.aio.ServerInterceptor]:
+    def auth_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """The interceptors that authenticate callers, if any. Raises PresiftError."""
         names = [name.strip() for name in self.allowed_callers.split(",") if name.strip()]
         if names and self.tls_client_ca is None:

@@ -43,7 +43,7 @@ async def serve(settings: TargetSettings) -> bool:
     engine = SglangEngine(engine_options(settings))
     servicer = TargetServicer(Admission(settings.max_running, settings.max_waiting))
     health_names = [_health_name(route) for route in Route]
-    server = GrpcServer(settings.server_options(), [_SERVICE], health_names, settings.guards())
+    server = GrpcServer(settings.server_options(), [_SERVICE], health_names, settings.auth_interceptors())
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
     running = asyncio.create_task(_run(settings, engine, servicer, server, port))

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from presift.core.errors import TargetUnavailable
-from presift.core.generation import FinishReason, Sampling
+from presift.core.generation import Sampling
 from presift.core.limits import check_limits
 from presift.rpc import codec
 from presift.target.admission import Admission, check_fits
@@ -22,11 +22,6 @@ from presift.telemetry import metrics
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.tracing import span
 from presift.v1 import target_pb2, target_pb2_grpc
-
-_REASONS = {
-    FinishReason.STOP: target_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: target_pb2.FINISH_REASON_LENGTH,
-}
 
 
 class TargetServicer(target_pb2_grpc.TargetServiceServicer):
@@ -156,7 +151,7 @@ def _usage(
         kv_tokens=event.kv_tokens,
         cached_tokens=event.cached_tokens,
         completion_tokens=event.completion_tokens,
-        finish_reason=_REASONS[event.reason],
+        finish_reason=codec.finish_reason_to_wire(event.reason),
         # An answer of only a stop token has no delta: its first token is its end.
         ttft_ms=measure.ttft_ms or 0.0,
         total_ms=measure.now_ms(),

@@ -41,10 +41,10 @@ class Gauge:
     read: Callable[[], Iterable[Reading]]
 
 
-def gauge(name: str, read: Callable[[], float | None], /, **words: str) -> Gauge:
+def gauge(name: str, read: Callable[[], float | None], /, **attributes: str) -> Gauge:
     """A gauge with one value, or None for no value. Raises KeyError for undeclared names and attributes."""
-    checked(name, words)
-    return Gauge(declared(name, "gauge").name, lambda: () if (value := read()) is None else ((value, words),))
+    checked(name, attributes)
+    return Gauge(declared(name, "gauge").name, lambda: () if (value := read()) is None else ((value, attributes),))
 
 
 def gauges(name: str, read: Callable[[], Iterable[Reading]]) -> Gauge:
@@ -84,7 +84,7 @@ class _Observed:
         values: dict[str, list[Observation]] = {}
         for each in self._gauges:
             try:
-                found = [Observation(value, checked(each.name, words)) for value, words in each.read()]
+                found = [Observation(value, checked(each.name, attributes)) for value, attributes in each.read()]
             except Exception:  # a bug in one gauge must not hide the others
                 log.exception("cannot read %s", each.name)
             else:

@@ -31,19 +31,19 @@ def attribute(word: str) -> str:
     return _CONVENTIONS.get(word, f"presift.{word}")
 
 
-def count(name: str, amount: int = 1, /, **words: str) -> None:
+def count(name: str, amount: int = 1, /, **attributes: str) -> None:
     """Add to a declared counter. Raises KeyError for a name or attribute that is not declared."""
-    _counter(name).add(amount, checked(name, words))
+    _counter(name).add(amount, checked(name, attributes))
 
 
-def record(name: str, value: float, /, **words: str) -> None:
+def record(name: str, value: float, /, **attributes: str) -> None:
     """Add a value to a declared histogram. Raises KeyError for a name or attribute that is not declared."""
-    _histogram(name).record(value, checked(name, words))
+    _histogram(name).record(value, checked(name, attributes))
 
 
-def checked(name: str, words: Attributes) -> Attributes:
+def checked(name: str, attributes: Attributes) -> Attributes:
     """The attributes with full names. Raises KeyError for a metric or attribute that is not declared."""
-    found = {attribute(word): value for word, value in words.items()}
+    found = {attribute(word): value for word, value in attributes.items()}
     unknown = set(found) - set(catalog()[name].attributes)
     if unknown:
         raise KeyError(f"{name} has no attribute {', '.join(sorted(unknown))}")

@@ -140,7 +140,7 @@ async def test_batch_gives_up_after_some_retries(house, tmp_path):
 
 
 async def test_an_authentication_error_is_not_written_as_an_answer(open_house, tmp_path):
-    house = await open_house(guards=(AuthInterceptor(door()),), salt="deployment")
+    house = await open_house(auth_interceptors=(AuthInterceptor(door()),), salt="deployment")
     write(tmp_path / "in.jsonl", {"id": "q", "token_ids": [1, 2]})
     assert (await batch(house, tmp_path))[0] == 1 and answers(tmp_path / "out.jsonl") == {}
     assert (await batch(house, tmp_path, key=ACME))[0] == 0 and "text" in answers(tmp_path / "out.jsonl")["q"]

@@ -199,7 +199,7 @@ async def test_a_message_over_the_size_limit_is_an_invalid_request(probe, open_h
 
 
 async def test_api_key_and_tenant(probe, open_house):
-    house = await open_house(guards=(AuthInterceptor(door()),), salt="deployment")
+    house = await open_house(auth_interceptors=(AuthInterceptor(door()),), salt="deployment")
     (result,) = await probe(house.address, options={"tokenIds": [1]})
     assert result["error"] == "Unauthenticated"
     result = await probe(house.address, client={"apiKey": ACME}, options={"tokenIds": [1]})

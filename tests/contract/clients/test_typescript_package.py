@@ -128,7 +128,7 @@ async def test_the_example_answers(house, document):
 
 
 async def test_the_example_prints_an_error(open_house, document):
-    house = await open_house(guards=(AuthInterceptor(door()),), salt="deployment")
+    house = await open_house(auth_interceptors=(AuthInterceptor(door()),), salt="deployment")
     done = await example(document, "why?", house.address)
     assert done.returncode == 1 and done.stderr.startswith("UNAUTHENTICATED: ")
 

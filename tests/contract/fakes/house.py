@@ -92,7 +92,7 @@ class Options:
     sampler: Sampler = NO_SAMPLES
     thresholds: Thresholds = THRESHOLDS
     calibration_limit_s: float = 20.0
-    guards: tuple = ()
+    auth_interceptors: tuple = ()
     quotas: object = None
     limits: QueueLimits = LIMITS
     lease: object = None
@@ -131,7 +131,7 @@ class House:
         self.server = GrpcServer(
             ServerOptions(LOCAL, options.message_bytes, options.drain_s),
             ["presift.v1.OrchestratorService"],
-            guards=options.guards,
+            auth_interceptors=options.auth_interceptors,
         )
 
     async def start(self):

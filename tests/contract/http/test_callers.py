@@ -10,7 +10,7 @@ import pytest
 from presift.core.errors import InvalidRequest, PresiftError
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 from presift.rpc.security.certificates import TlsFiles, server_context
 
 from ..fakes.authority import NAMES, Authority
@@ -28,8 +28,8 @@ SALT = "deployment"
 @pytest.fixture
 async def keyed(open_house, open_door):
     """A house whose two APIs accept the same keys."""
-    keeper = door(limits={"other": Limits(tokens_per_minute=120, concurrency=1)})
-    house = await open_house(guards=(AuthInterceptor(keeper),), salt=SALT)
+    keeper = door(limits={"other": TenantLimits(tokens_per_minute=120, concurrency=1)})
+    house = await open_house(auth_interceptors=(AuthInterceptor(keeper),), salt=SALT)
     return await open_door(house, authenticator=keeper, key=ACME, salt=SALT)
 
 

@@ -28,7 +28,7 @@ class Guarded:
     def __init__(self, guard, tls=None):
         self.servicer, self.channels = Counting(), []
         options = ServerOptions(f"{HOST}:0", tls=tls)
-        self.server = GrpcServer(options, ["presift.v1.TargetService"], guards=[guard])
+        self.server = GrpcServer(options, ["presift.v1.TargetService"], auth_interceptors=[guard])
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
 
     async def start(self):

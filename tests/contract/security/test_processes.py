@@ -77,7 +77,9 @@ class Behind:
 
     def _server(self, authority):
         guard = CallerInterceptor(fixed_tokens("service_token", TOKEN), [NAME])
-        return GrpcServer(ServerOptions(f"{HOST}:0", tls=authority.pair("inner.house").files()), [], guards=[guard])
+        return GrpcServer(
+            ServerOptions(f"{HOST}:0", tls=authority.pair("inner.house").files()), [], auth_interceptors=[guard]
+        )
 
     async def start(self):
         self.ports = [await server.start() for server in self.servers]

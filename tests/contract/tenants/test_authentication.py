@@ -31,7 +31,7 @@ class NoTokens:
 
 @pytest.fixture
 async def house(open_house):
-    return await open_house(guards=(AuthInterceptor(door(tokens=NoTokens())),), salt="deployment")
+    return await open_house(auth_interceptors=(AuthInterceptor(door(tokens=NoTokens())),), salt="deployment")
 
 
 BAD = {
@@ -95,7 +95,9 @@ async def test_the_keys_tenant_has_its_defaults(open_house):
         return replace(DEFAULTS, compress_above_tokens=changes.get("compress_above_tokens", 32))
 
     rules = OverrideRules(OverrideLevel(), {}, {"acme": OverrideLevel(Override({"compress_above_tokens": 300}))})
-    house = await open_house(guards=(AuthInterceptor(door()),), terms=PolicySource(OverrideTable(build, rules)))
+    house = await open_house(
+        auth_interceptors=(AuthInterceptor(door()),), terms=PolicySource(OverrideTable(build, rules))
+    )
     routes = {}
     for name, key in (("acme", ACME), ("acme too", ACME_TOO), ("other", OTHER)):
         event = await house.stub.Generate(request(LONG), metadata=shows(key)).read()

@@ -29,7 +29,7 @@ async def house(open_house):
 
 
 def options(**more):
-    return {"guards": (AuthInterceptor(door()),), "salt": "deployment", "routes": ALL_ROUTES} | more
+    return {"auth_interceptors": (AuthInterceptor(door()),), "salt": "deployment", "routes": ALL_ROUTES} | more
 
 
 async def ask(house, key, prompt=LONG, metadata=(), **wanted):
@@ -83,7 +83,7 @@ async def test_without_a_door_a_salt_as_a_tenants_name_changes_nothing(open_hous
     store = MemoryStore(CacheLimits())
     closed = await open_house(**options(store=store))
     await ask(closed, ACME)
-    opened = await open_house(**options(store=store, guards=()))
+    opened = await open_house(**options(store=store, auth_interceptors=()))
     call = opened.stub.Generate(request(LONG), metadata=(("presift-tenant", SALTS["acme"]),))
     assert Answer.of([event async for event in call]).cache == "MISS"
     assert opened.target.calls[0].cache_salt == "deployment"

@@ -17,7 +17,7 @@ from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, new_key
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.auth.key_file import Keys
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 from presift.v1 import orchestrator_pb2
 
 from ..fakes.doors import ACME, OTHER, door, shows
@@ -60,8 +60,8 @@ def two_houses(open_house, counts):
     """limits -> two orchestrators that limit tenant acme, but not tenant other."""
 
     async def two_houses(limits, **options):
-        guards = (AuthInterceptor(door({"acme": limits})),)
-        return [await open_house(guards=guards, quotas=counts(**options)) for _ in range(2)]
+        auth_interceptors = (AuthInterceptor(door({"acme": limits})),)
+        return [await open_house(auth_interceptors=auth_interceptors, quotas=counts(**options)) for _ in range(2)]
 
     return two_houses
 
@@ -72,7 +72,7 @@ async def ask(house, key=ACME, new_tokens=5):
 
 
 async def test_tokens_per_minute_are_shared(two_houses):
-    first, second = await two_houses(Limits(tokens_per_minute=250))
+    first, second = await two_houses(TenantLimits(tokens_per_minute=250))
     await ask(first)
     await ask(second)
     for house in (first, second):
@@ -88,7 +88,7 @@ async def test_tokens_per_minute_are_shared(two_houses):
 
 
 async def test_tokens_that_were_not_generated_are_returned(two_houses):
-    houses = await two_houses(Limits(tokens_per_minute=350))
+    houses = await two_houses(TenantLimits(tokens_per_minute=350))
     for house in houses:
         house.target.answer = lambda request: [1, 2, 3]
         assert (await ask(house, new_tokens=100))[-1].usage.completion_tokens == 3
@@ -101,7 +101,7 @@ async def test_tokens_that_were_not_generated_are_returned(two_houses):
 
 
 async def test_a_request_over_the_limit_of_a_minute_is_invalid(two_houses):
-    first, _ = await two_houses(Limits(tokens_per_minute=50))
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=50))
     refused = await refusal_of(ask(first))
     assert (refused.code, refused.field) == ("INVALID_ARGUMENT", "tokens_per_minute")
     explained = first.stub.Explain(explain_of(LONG), metadata=shows(ACME))
@@ -113,7 +113,7 @@ def explain_of(prompt):
 
 
 async def test_concurrency_is_shared_and_released(two_houses, link):
-    first, second = await two_houses(Limits(concurrency=1))
+    first, second = await two_houses(TenantLimits(concurrency=1))
     first.target.pause_after = 1
     call = first.stub.Generate(request(LONG), metadata=shows(ACME))
     assert (await call.read()).WhichOneof("event") == "decision"
@@ -134,7 +134,7 @@ async def test_concurrency_is_shared_and_released(two_houses, link):
 @pytest.mark.parametrize("rpc", ["Generate", "Explain"])
 async def test_over_the_limit_a_request_is_not_queued(open_house, counts, rpc):
     house = await open_house(
-        guards=(AuthInterceptor(door({"acme": Limits(concurrency=1)})),),
+        auth_interceptors=(AuthInterceptor(door({"acme": TenantLimits(concurrency=1)})),),
         quotas=counts(),
         limits=QueueLimits(max_running=1),
     )
@@ -151,7 +151,7 @@ async def test_over_the_limit_a_request_is_not_queued(open_house, counts, rpc):
 
 
 async def test_an_error_releases_the_concurrency(two_houses, link):
-    first, second = await two_houses(Limits(concurrency=1))
+    first, second = await two_houses(TenantLimits(concurrency=1))
     refused = await refusal_of(first.stub.Generate(request([]), metadata=shows(ACME)).read())
     assert refused.code == "INVALID_ARGUMENT"
     await ask(second)
@@ -188,7 +188,7 @@ async def test_a_released_lease_is_not_renewed(link):
 
 
 async def test_keys_expire_by_themselves(two_houses, link):
-    first, _ = await two_houses(Limits(tokens_per_minute=1000, concurrency=3))
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=1000, concurrency=3))
     first.target.pause_after = 1
     call = first.stub.Generate(request(LONG), metadata=shows(ACME))
     await call.read()
@@ -202,10 +202,10 @@ async def test_keys_expire_by_themselves(two_houses, link):
 @pytest.mark.parametrize("on_failure", FailureMode)
 async def test_redis_is_unavailable(open_house, counts, on_failure, telemetry, tmp_path):
     """From one request to the next: then every request is admitted or rejected within the time limit."""
-    both, before = Limits(tokens_per_minute=1000, concurrency=5), telemetry.total("presift.limits.trouble")
+    both, before = TenantLimits(tokens_per_minute=1000, concurrency=5), telemetry.total("presift.limits.trouble")
     with embedded_cache() as cache:
         quotas = counts(cache.url, on_failure, timeout_s=0.25)
-        house = await open_house(guards=(AuthInterceptor(door({"acme": both})),), quotas=quotas)
+        house = await open_house(auth_interceptors=(AuthInterceptor(door({"acme": both})),), quotas=quotas)
         await ask(house)
     for _ in range(8):  # also while the circuit breaker is open
         if on_failure is FailureMode.OPEN:
@@ -220,7 +220,7 @@ async def test_redis_is_unavailable(open_house, counts, on_failure, telemetry, t
 
 async def test_an_unexpected_reply_of_redis_counts_as_unavailable(open_house, counts, link, valkey):
     house = await open_house(
-        guards=(AuthInterceptor(door({"acme": Limits(concurrency=5)})),),
+        auth_interceptors=(AuthInterceptor(door({"acme": TenantLimits(concurrency=5)})),),
         quotas=counts(on_failure=FailureMode.CLOSED),
     )
     await link.execute("SET", "presift:running:acme", "garbage", timeout_s=PATIENT_S)
@@ -232,11 +232,11 @@ async def test_an_unexpected_reply_of_redis_counts_as_unavailable(open_house, co
 async def test_limits_follow_the_file(open_house, counts):
     key, keys = new_key(), [Keys()]
     watched = SimpleNamespace(current=lambda: keys[0])
-    house = await open_house(guards=(AuthInterceptor(Authenticator(watched)),), quotas=counts())
+    house = await open_house(auth_interceptors=(AuthInterceptor(Authenticator(watched)),), quotas=counts())
     assert (await refusal_of(ask(house, key))).code == "UNAUTHENTICATED"
-    keys[0] = keys_of(key, Limits(tokens_per_minute=50))
+    keys[0] = keys_of(key, TenantLimits(tokens_per_minute=50))
     assert (await refusal_of(ask(house, key))).field == "tokens_per_minute"
-    keys[0] = keys_of(key, Limits())
+    keys[0] = keys_of(key, TenantLimits())
     await ask(house, key)
 
 

@@ -1,13 +1,12 @@
 """The values around a scorer: tasks that cannot exist, and tokens that stop work."""
 
-import time
-
 import numpy as np
 import pytest
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.policies import SpecPc
 from presift.draft.scorer import Cancel, Cancelled, ScoreTask, check_layers
+from presift.rpc.deadline import Deadline
 
 IDS = np.arange(10, dtype=np.uint32)
 
@@ -26,14 +25,14 @@ def test_the_policy_needs_one_token_less_than_it_names(rows, wanted, generated):
 
 
 def test_cancel_says_so_until_the_end():
-    cancel = Cancel(time.monotonic() + 60)
+    cancel = Cancel(Deadline.within(60.0))
     cancel.check()
     cancel.cancel()
     for _ in range(2):
         with pytest.raises(Cancelled):
             cancel.check()
     with pytest.raises(DeadlineExceeded):
-        Cancel(time.monotonic()).check()
+        Cancel(Deadline.within(0.0)).check()
 
 
 def test_the_last_layer_is_the_last_that_can_be_the_first():

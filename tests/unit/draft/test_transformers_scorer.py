@@ -12,6 +12,7 @@ from presift.draft.scorer import Cancel, Cancelled, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.draft.warm_up import warm_up
 from presift.models.folder import resolve
+from presift.rpc.deadline import Deadline
 
 POLICY = SpecPc(capacity=64, start_layer=0)
 
@@ -120,7 +121,7 @@ def test_a_cancelled_call_stops_before_the_next_chunk_or_token(looks, tiny_score
 
 def test_a_passed_deadline_stops_too(tiny_scorer, prompt):
     with pytest.raises(DeadlineExceeded):
-        tiny_scorer().score(ScoreTask(prompt(100), POLICY), Cancel(deadline_s=0.0))
+        tiny_scorer().score(ScoreTask(prompt(100), POLICY), Cancel(Deadline(0.0)))
 
 
 def test_layers_that_are_not_there_are_refused(tiny_scorer, prompt):

@@ -9,6 +9,7 @@ import pytest
 
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
 from presift.draft.work_queue import WorkQueue
+from presift.rpc.deadline import Deadline
 
 
 class Gate:
@@ -122,11 +123,11 @@ async def test_a_cancelled_job_stops_and_only_then_the_next_begins(queue):
 async def test_a_deadline_ends_the_wait_and_the_work(queue):
     gate, holder = await _occupied(queue)
     with pytest.raises(DeadlineExceeded, match="waiting"):
-        await queue.run(lambda _: None, timeout_s=0.02)
+        await queue.run(lambda _: None, Deadline.within(0.02))
     gate.open.set()
     await holder
     with pytest.raises(DeadlineExceeded):
-        await queue.run(Gate(), timeout_s=0.02)
+        await queue.run(Gate(), Deadline.within(0.02))
     assert queue.in_flight == 0
 
 
@@ -144,7 +145,7 @@ async def test_a_job_that_raises_gives_its_place_back(queue):
 async def test_places_survive_a_storm_of_cancellations():
     queue = WorkQueue(max_queue=1000)
     tasks = [
-        asyncio.create_task(queue.run(lambda _: time.sleep(0.001), timeout_s=0.05 if index % 3 else None))
+        asyncio.create_task(queue.run(lambda _: time.sleep(0.001), Deadline.within(0.05 if index % 3 else None)))
         for index in range(150)
     ]
     for index, task in enumerate(tasks):

@@ -74,10 +74,10 @@ def test_what_does_not_go_together(kind, flags, words):
 
 def test_names_go_with_an_authority():
     with pytest.raises(PresiftError, match="allowed_callers needs tls_client_ca"):
-        settings(DraftSettings, "--allowed-callers=a,b").guards()
-    assert settings(DraftSettings).guards() == []
-    assert settings(DraftSettings, "--tls-client-ca=a", "--allowed-callers= a , b").guards()
-    assert settings(TargetSettings, f"--service-token={SECRET}").guards()
+        settings(DraftSettings, "--allowed-callers=a,b").auth_interceptors()
+    assert settings(DraftSettings).auth_interceptors() == []
+    assert settings(DraftSettings, "--tls-client-ca=a", "--allowed-callers= a , b").auth_interceptors()
+    assert settings(TargetSettings, f"--service-token={SECRET}").auth_interceptors()
 
 
 @pytest.mark.parametrize(

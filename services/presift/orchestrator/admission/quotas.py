@@ -15,7 +15,7 @@ from presift.cache.redis_client import CacheUnavailable
 from presift.core.errors import InvalidRequest, Overloaded, PresiftError
 from presift.orchestrator.admission.concurrency_limit import ConcurrencyLimit, MemoryConcurrencyLimit
 from presift.orchestrator.admission.token_rate_limit import WINDOW_S, TokenRateLimit
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 from presift.telemetry.metrics import count
 
 RETRY_S = 1.0
@@ -83,7 +83,7 @@ class Quotas:
         return self._concurrency.held
 
     @asynccontextmanager
-    async def held(self, tenant: str | None, limits: Limits) -> AsyncIterator[Quota]:
+    async def held(self, tenant: str | None, limits: TenantLimits) -> AsyncIterator[Quota]:
         """The quota of one request, until the block ends. Without limits nothing is counted. Raises Overloaded."""
         quota, has_failed = Quota(self, tenant or "", limits.tokens_per_minute), False
         async with self._concurrency_held(tenant or "", limits.concurrency):

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from presift.core.errors import InvalidRequest, TargetUnavailable
-from presift.core.generation import EngineLoad, FinishReason, Sampling
+from presift.core.generation import EngineLoad, Sampling
 from presift.core.masks import KvMask
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import TargetInfo, Usage
 from presift.rpc import codec
 from presift.v1 import target_pb2
-
-_FINISH = {
-    target_pb2.FINISH_REASON_STOP: FinishReason.STOP,
-    target_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
-}
 
 
 def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
@@ -53,7 +48,7 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish_reason=_FINISH.get(usage.finish_reason, FinishReason.STOP),
+        finish_reason=codec.finish_reason_from_wire(usage.finish_reason),
         ttft_ms=usage.ttft_ms,
         reused_entry=usage.reused_entry,
         score_ms=usage.score_ms,

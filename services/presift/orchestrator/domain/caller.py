@@ -11,7 +11,7 @@ from presift.core.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TenantLimits:
     """What a tenant may use over all orchestrators; None means unlimited. Raises InvalidRequest.
 
     `tokens_per_minute` counts prompt tokens and generated tokens; `concurrency` counts simultaneous requests.
@@ -26,9 +26,9 @@ class Limits:
             if value is not None and value < 1:
                 raise InvalidRequest(name, value, ">= 1")
 
-    def or_default(self, default: Limits) -> Limits:
+    def or_default(self, default: TenantLimits) -> TenantLimits:
         """These limits, with the unset ones taken from `default`."""
-        return Limits(
+        return TenantLimits(
             default.tokens_per_minute if self.tokens_per_minute is None else self.tokens_per_minute,
             default.concurrency if self.concurrency is None else self.concurrency,
         )
@@ -39,7 +39,7 @@ class Caller:
     """`tenant` is proven if `authenticated`; otherwise it is what the caller claims, None if it names no tenant."""
 
     tenant: str | None = None
-    limits: Limits = Limits()
+    limits: TenantLimits = TenantLimits()
     authenticated: bool = False
 
     def salt(self, deployment_salt: str) -> str:

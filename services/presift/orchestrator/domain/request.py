@@ -13,7 +13,7 @@ from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import POLICIES, KvSelection
 from presift.core.spans import Span
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 
 ROLES = ("system", "user", "assistant", "tool")
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -217,7 +217,7 @@ class Request:
     kv: KvOptions = field(default_factory=KvOptions)
     tenant: str | None = None
     salt: str = field(default="", repr=False)
-    limits: Limits = field(default_factory=Limits)
+    limits: TenantLimits = field(default_factory=TenantLimits)
 
     def __post_init__(self) -> None:
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():

@@ -65,16 +65,22 @@ class GrpcServer:
         options: ServerOptions,
         service_names: Sequence[str],
         health_names: Sequence[str] = (),
-        guards: Sequence[grpc.aio.ServerInterceptor] = (),
+        auth_interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
-        """`health_names` are further names in grpc.health.v1, for parts of a service. `guards` authenticate callers:
-        they refuse calls by raising presift's errors.
+        """`health_names` are further names in grpc.health.v1, for parts of a service. `auth_interceptors` refuse calls
+        by raising presift's errors.
         """
         self.options = options
-        self._has_auth = bool(guards) or (options.tls is not None and options.tls.ca is not None)
+        self._has_auth = bool(auth_interceptors) or (options.tls is not None and options.tls.ca is not None)
         self.calls = ActiveCalls(options.max_calls)
         self.grpc = grpc.aio.server(
-            interceptors=[StreamWriter(self.calls), _traced(), ErrorInterceptor(self.calls), *guards, self.calls],
+            interceptors=[
+                StreamWriter(self.calls),
+                _traced(),
+                ErrorInterceptor(self.calls),
+                *auth_interceptors,
+                self.calls,
+            ],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),

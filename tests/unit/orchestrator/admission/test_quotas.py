@@ -11,9 +11,9 @@ from presift.orchestrator.admission import quotas as quotas_module
 from presift.orchestrator.admission.concurrency_limit import MemoryConcurrencyLimit
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
 from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 
-LIMITS = Limits(tokens_per_minute=100)
+LIMITS = TenantLimits(tokens_per_minute=100)
 
 
 async def left(quotas, tenant="acme"):
@@ -94,7 +94,7 @@ async def test_nothing_is_returned_after_the_window(monkeypatch):
 
 
 async def test_concurrent_requests_are_limited():
-    quotas, limits = Quotas(), Limits(concurrency=2)
+    quotas, limits = Quotas(), TenantLimits(concurrency=2)
     async with quotas.held("acme", limits), quotas.held("acme", limits), quotas.held("other", limits):
         with pytest.raises(Overloaded) as refused:
             async with quotas.held("acme", limits):
@@ -123,11 +123,11 @@ class UnavailableRedis(TokenRateLimit):
 async def test_a_failure_is_logged_once_and_so_is_its_end(caplog):
     quotas = Quotas(UnavailableRedis(), MemoryConcurrencyLimit(), FailureMode.OPEN)
     for _ in range(3):
-        async with quotas.held("acme", Limits(100, None)) as quota:
+        async with quotas.held("acme", TenantLimits(100, None)) as quota:
             await quota.charge(20, max_new_tokens=70)
     quotas._rate = TokenRateLimit()
     for _ in range(2):
-        async with quotas.held("acme", Limits(1000, None)) as quota:
+        async with quotas.held("acme", TenantLimits(1000, None)) as quota:
             await quota.charge(20, max_new_tokens=70)
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert warnings == [
@@ -137,7 +137,7 @@ async def test_a_failure_is_logged_once_and_so_is_its_end(caplog):
 
 
 async def test_a_failure_admits_or_rejects():
-    both = Limits(100, 1)
+    both = TenantLimits(100, 1)
     opened = Quotas(UnavailableRedis(), UnavailableRedis(), FailureMode.OPEN)
     async with opened.held("acme", both) as quota, opened.held("acme", both):
         await quota.charge(20, max_new_tokens=70)
@@ -160,7 +160,7 @@ async def test_without_limits_nothing_is_counted():
         give_back = claim = release = take
 
     quotas = Quotas(Never(), Never(), FailureMode.CLOSED)
-    async with quotas.held(None, Limits()) as quota:
+    async with quotas.held(None, TenantLimits()) as quota:
         await quota.charge(10**9, max_new_tokens=10**9)
         quota.record_generated(3)
     assert not quotas._releases

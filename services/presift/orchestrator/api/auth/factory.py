@@ -7,17 +7,17 @@ from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.jwt_tokens import TokenRules, TokenVerifier, load_key_set
 from presift.orchestrator.api.auth.key_file import Keys, load_keys
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 from presift.rpc.security.file_watcher import FileWatcher
 
 
 def build_authenticator(settings: OrchestratorSettings) -> Authenticator | None:
     """None if callers need not authenticate. Raises PresiftError for unreadable files and for invalid settings."""
     keys_path = settings.api_keys_file
-    default_limits = Limits(settings.tenant_tokens_per_minute, settings.tenant_concurrency)
+    default_limits = TenantLimits(settings.tenant_tokens_per_minute, settings.tenant_concurrency)
     tokens = _token_verifier(settings)
     if keys_path is None and tokens is None:
-        if default_limits != Limits():
+        if default_limits != TenantLimits():
             names = "tenant_tokens_per_minute or tenant_concurrency"
             raise InvalidRequest(names, "set", "unset without api_keys_file or jwks_file")
         return None

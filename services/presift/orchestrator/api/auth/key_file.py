@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.api_keys import KeyEntry
 from presift.orchestrator.config.yaml_lines import InvalidYaml, read_document
-from presift.orchestrator.domain.caller import Limits
+from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.request import TENANT_PATTERN
 from presift.rpc.security.file_watcher import read_file
 
@@ -52,7 +52,7 @@ class Keys:
     """The accepted keys, and the limits of tenants, however they authenticate."""
 
     entries: tuple[KeyEntry, ...] = field(default=(), repr=False)
-    limits: Mapping[str, Limits] = field(default_factory=dict)
+    limits: Mapping[str, TenantLimits] = field(default_factory=dict)
 
 
 def load_keys(path: Path) -> Keys:
@@ -77,7 +77,7 @@ def read_keys(raw: bytes, name: str) -> Keys:
     if duplicates:
         raise _refused(name, 1, f"keys.name {duplicates[0]}", "given once")
     entries = tuple(KeyEntry(each.name, each.tenant, each.sha256) for each in file.keys)
-    limits = {tenant: Limits(each.tokens_per_minute, each.concurrency) for tenant, each in file.tenants.items()}
+    limits = {tenant: TenantLimits(each.tokens_per_minute, each.concurrency) for tenant, each in file.tenants.items()}
     return Keys(entries, limits)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import SAMPLING, check_limits
@@ -12,7 +9,6 @@ from presift.core.policies import KvSelection
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import CHAT, SPANS, TEXT, TOKEN_IDS
 from presift.orchestrator.domain.request import (
-    TENANT_PATTERN,
     AutoCapacity,
     Budget,
     Chat,
@@ -27,21 +23,9 @@ from presift.orchestrator.domain.request import (
 from presift.rpc import codec
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
-# The metadata key that names the tenant.
-TENANT_KEY = "presift-tenant"
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
 }
-
-
-def tenant_from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
-    """The tenant that the caller names, None if it names none. Raises InvalidRequest unless it is one valid name."""
-    names = [str(value) for key, value in metadata or () if key == TENANT_KEY]
-    if len(names) > 1:
-        raise InvalidRequest(TENANT_KEY, f"given {len(names)} times", "given once")
-    if names and re.fullmatch(TENANT_PATTERN, names[0]) is None:
-        raise InvalidRequest(TENANT_KEY, repr(names[0][:64]), "1-64 of A-Z a-z 0-9 . _ -")
-    return names[0] if names else None
 
 
 def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller, deployment_salt: str) -> Request:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from presift.core.generation import FinishReason
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.policy_file import PolicyFile
 from presift.orchestrator.pipeline.events import Delta, Event, Report
@@ -14,16 +13,13 @@ from presift.orchestrator.routing.decision import CacheOutcome, Decision
 from presift.orchestrator.routing.quality_gate import Quality
 from presift.rpc import codec
 from presift.rpc.pool.replica import ReplicaStatus
-from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift.v1 import orchestrator_pb2, plan_pb2
 
 _CACHE: dict[CacheOutcome, Any] = {
     outcome: orchestrator_pb2.CacheOutcome.Value(f"CACHE_OUTCOME_{outcome.name}") for outcome in CacheOutcome
 }
 _REASONS: dict[Reason, Any] = {
     reason: orchestrator_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in Reason
-}
-_FINISH: dict[FinishReason, Any] = {
-    finish: target_pb2.FinishReason.Value(f"FINISH_REASON_{finish.name}") for finish in FinishReason
 }
 
 
@@ -69,7 +65,7 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish_reason=_FINISH[usage.finish_reason],
+        finish_reason=codec.finish_reason_to_wire(usage.finish_reason),
         target_ttft_ms=usage.ttft_ms,
         ttft_ms=report.ttft_ms,
         total_ms=report.total_ms,

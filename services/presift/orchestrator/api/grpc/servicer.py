@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from presift.core.errors import PermissionDenied
+from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.grpc.forecasts import speed_to_wire
-from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire, tenant_from_metadata
+from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
 from presift.orchestrator.api.grpc.responses import (
     event_to_wire,
     explanation_to_wire,

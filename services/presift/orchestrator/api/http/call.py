@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from presift.core.errors import InternalError, PermissionDenied, PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
-from presift.orchestrator.api.grpc.requests import tenant_from_metadata
+from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.errors import ClientDisconnected
 from presift.orchestrator.api.http.sse import Reply

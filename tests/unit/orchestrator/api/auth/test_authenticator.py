@@ -9,7 +9,7 @@ from presift.core.errors import InvalidRequest, PermissionDenied, PresiftError, 
 from presift.orchestrator.api.auth.api_keys import digest_of, new_key
 from presift.orchestrator.api.auth.factory import build_authenticator
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.domain.caller import Caller, Limits
+from presift.orchestrator.domain.caller import Caller, TenantLimits
 
 KEY, OTHER = new_key(), new_key()
 
@@ -41,17 +41,17 @@ def shows(key, *more):
 
 
 def test_a_key_proves_its_tenant_and_its_limits(authenticator):
-    assert authenticator.caller(shows(KEY)) == Caller("acme", Limits(700, 2), True)
-    assert authenticator.caller(shows(OTHER)) == Caller("other", Limits(700, 5), True)
+    assert authenticator.admit(shows(KEY)) == Caller("acme", TenantLimits(700, 2), True)
+    assert authenticator.admit(shows(OTHER)) == Caller("other", TenantLimits(700, 5), True)
 
 
 def test_a_tenant_may_name_itself_and_no_other(authenticator):
-    assert authenticator.caller(shows(KEY, ("presift-tenant", "acme"))).tenant == "acme"
+    assert authenticator.admit(shows(KEY, ("presift-tenant", "acme"))).tenant == "acme"
     for named in ("other", "nobody", "ACME"):
         with pytest.raises(PermissionDenied):
-            authenticator.caller(shows(KEY, ("presift-tenant", named)))
+            authenticator.admit(shows(KEY, ("presift-tenant", named)))
     with pytest.raises(InvalidRequest):
-        authenticator.caller(shows(KEY, ("presift-tenant", "a b")))
+        authenticator.admit(shows(KEY, ("presift-tenant", "a b")))
 
 
 BAD = {
@@ -71,23 +71,23 @@ BAD = {
 @pytest.mark.parametrize("metadata", BAD.values(), ids=BAD)
 def test_invalid_credentials_are_rejected(authenticator, metadata):
     with pytest.raises(Unauthenticated) as refused:
-        authenticator.caller(metadata)
+        authenticator.admit(metadata)
     assert KEY[4:20] not in str(refused.value)
 
 
 def test_a_revoked_key_is_rejected_and_an_invalid_file_ignored(authenticator, file, caplog):
     file.write_text(text(other=OTHER))
     with pytest.raises(Unauthenticated):
-        authenticator.caller(shows(KEY))
-    assert authenticator.caller(shows(OTHER)).tenant == "other"
+        authenticator.admit(shows(KEY))
+    assert authenticator.admit(shows(OTHER)).tenant == "other"
     file.write_text(text(other=OTHER, acme=KEY) + f"\n{KEY}: 1\n")
     asyncio.run(authenticator.reload())
-    assert authenticator.caller(shows(OTHER)).tenant == "other"
+    assert authenticator.admit(shows(OTHER)).tenant == "other"
     with pytest.raises(Unauthenticated):
-        authenticator.caller(shows(KEY))
+        authenticator.admit(shows(KEY))
     assert "stay in use" in caplog.text and KEY not in caplog.text
     file.unlink()
-    assert authenticator.caller(shows(OTHER)).tenant == "other"
+    assert authenticator.admit(shows(OTHER)).tenant == "other"
 
 
 def test_without_keys_and_tokens_there_is_no_authenticator():

@@ -9,7 +9,7 @@ from presift.core.errors import InvalidRequest, PresiftError
 from presift.orchestrator.api.auth import api_keys
 from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, entry_of, new_key
 from presift.orchestrator.api.auth.key_file import load_keys, read_keys
-from presift.orchestrator.domain.caller import Caller, Limits
+from presift.orchestrator.domain.caller import Caller, TenantLimits
 
 KEY, OTHER = "psk_a-key", "psk_another"
 ENTRIES = tuple(KeyEntry(name, name, digest_of(name)) for name in (KEY, OTHER, "psk_third"))
@@ -59,7 +59,7 @@ def test_yaml_and_json_are_the_same():
     }
     assert from_yaml == read_keys(json.dumps(data).encode(), "keys.json")
     assert from_yaml.entries == (KeyEntry("ci", "acme", DIGEST),)
-    assert from_yaml.limits == {"acme": Limits(1000, 2), "other": Limits(None, 1)}
+    assert from_yaml.limits == {"acme": TenantLimits(1000, 2), "other": TenantLimits(None, 1)}
     assert read_keys(b"", "empty").entries == ()
 
 
@@ -117,8 +117,8 @@ def test_every_tenant_has_its_own_salt():
 
 
 def test_unset_limits_take_the_defaults():
-    assert Limits(5).or_default(Limits(9, 3)) == Limits(5, 3)
-    assert Limits().or_default(Limits()) == Limits()
+    assert TenantLimits(5).or_default(TenantLimits(9, 3)) == TenantLimits(5, 3)
+    assert TenantLimits().or_default(TenantLimits()) == TenantLimits()
     for wrong in ({"tokens_per_minute": 0}, {"concurrency": -1}):
         with pytest.raises(InvalidRequest):
-            Limits(**wrong)
+            TenantLimits(**wrong)

@@ -7,7 +7,7 @@ from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.orchestrator.api.http import schema
 from presift.orchestrator.api.http.requests import request_from_body
-from presift.orchestrator.domain.caller import Caller, Limits
+from presift.orchestrator.domain.caller import Caller, TenantLimits
 from presift.orchestrator.domain.request import AutoCapacity
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
@@ -74,9 +74,9 @@ def test_other_numbers_are_rejected(coverage):
 
 
 def test_a_request_is_complete_when_made():
-    caller = Caller("acme", Limits(5, 1), authenticated=True)
+    caller = Caller("acme", TenantLimits(5, 1), authenticated=True)
     body = completion(budget={"auto_capacity": {"coverage": 0.5}}, sampling={"top_k": 3})
     request = request_from_body(body, 7, caller, "deployment")
-    assert (request.tenant, request.limits, request.salt) == ("acme", Limits(5, 1), caller.salt("deployment"))
+    assert (request.tenant, request.limits, request.salt) == ("acme", TenantLimits(5, 1), caller.salt("deployment"))
     assert (request.sampling.max_new_tokens, request.sampling.top_k) == (7, 3)
     assert request.budget.auto_capacity == AutoCapacity(0.5)
