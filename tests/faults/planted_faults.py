@@ -70,7 +70,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/planning/draft_stage.py",
         "        except PresiftError as error:\n            return self._in_full(error, context)",
         "        except PresiftError:\n            raise",
-        (f"{CONTRACT}/grpc/test_safety.py::test_rule_2_trouble_of_the_draft_ends_in_the_full_context",),
+        (f"{CONTRACT}/grpc/test_safety.py::test_rule_2_a_failing_draft_ends_in_the_full_context",),
     ),
     Planted(
         "slow_draft_is_waited_for",
@@ -505,7 +505,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{PRESIFT}/target/__main__.py",
         "for route in Route if route not in engine.info.routes]",
         "for route in () if route not in engine.info.routes]",
-        (f"{CONTRACT}/target/test_service.py::test_health_tells_which_routes_are_served",),
+        (f"{CONTRACT}/target/test_service.py::test_health_reports_which_routes_are_served",),
     ),
     Planted(
         "chunks_forget_earlier_rows",

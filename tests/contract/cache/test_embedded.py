@@ -76,7 +76,7 @@ def test_it_ends_with_the_block_even_by_an_error(folder: Path) -> None:
     assert cache.process.returncode == 0 and not list(folder.iterdir())
 
 
-def test_a_server_that_died_by_itself_is_no_trouble_at_the_end(folder: Path) -> None:
+def test_stopping_a_server_that_has_died_is_no_error(folder: Path) -> None:
     with embedded_cache(folder=folder) as cache:
         cache.process.kill()
         cache.process.wait()

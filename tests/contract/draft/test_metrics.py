@@ -12,7 +12,7 @@ from .test_service import House, request
 STAGES = ("queue", "prefill", "lookahead", "select")
 
 
-async def test_a_prompt_that_was_scored_is_told(telemetry):
+async def test_a_scored_prompt_is_recorded(telemetry):
     house = House(1, 1.0)
     await house.start()
 

@@ -177,7 +177,7 @@ async def test_a_capacity_that_adapts(house, wanted, kept):
 
 @pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize(("wanted", "capacity"), [(0.01, 2), (0.5, 2), (0.9, 3), (1.0, 3)])
-async def test_a_kv_capacity_that_adapts_is_said_where_the_target_chooses(house, cascade, wanted, capacity):
+async def test_an_adaptive_kv_capacity_is_reported_if_the_target_chooses(house, cascade, wanted, capacity):
     """Window and final token cover nearly nothing, the next token half, both all but 0.01."""
     ids = [5, 900, 7, 800, 6, 3, 2, 1]
     adaptive = plan_pb2.Adaptive(coverage=wanted, min_capacity=2)

@@ -70,7 +70,7 @@ def template(messages, tools):
 
 @dataclass(frozen=True)
 class Options:
-    """What differs between houses. `draft` None: nobody listens at the draft's address."""
+    """What differs between houses. `draft` None: no service listens at the draft's address."""
 
     draft: plan_pb2.ModelInfo | None = None
     target: plan_pb2.ModelInfo | None = None

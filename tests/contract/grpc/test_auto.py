@@ -122,7 +122,7 @@ async def test_coverage_of_a_named_route_counts_too(open_house):
     assert (refusal.reason, refusal.field, refusal.limit) == ("BUDGET_EXCEEDED", "budget.min_coverage", ">= 0.5")
 
 
-async def test_too_little_coverage_of_what_cannot_be_read_in_full_is_said(open_house):
+async def test_too_little_coverage_is_reported_if_the_prompt_cannot_be_read_in_full(open_house):
     house = await open_house()
     answer = await house.ask([1] * 500, budget={"min_coverage": 0.5})
     assert answer.route == "SPEC_PC" and "covers less than min_coverage" in answer.decision.detail
@@ -201,7 +201,7 @@ async def test_auto_takes_no_route_whose_draft_cannot_read_the_prompt(open_house
     assert refusal.reason == "PROMPT_TOO_LONG" and "the draft reads at most 150" in refusal.message
 
 
-async def test_a_named_route_that_the_draft_refuses_is_answered_in_full_and_told_once(open_house, caplog):
+async def test_a_named_route_that_the_draft_refuses_is_answered_in_full_and_logged_once(open_house, caplog):
     house = await open_house(routes=ALL_ROUTES, draft=NARROW)
     refusal = PromptTooLong("token_ids", "200 tokens with lookahead", "<= 150 (the draft's context)")
     house.draft.faults.append(raises(refusal))

@@ -150,7 +150,7 @@ async def test_a_stop_lets_running_answers_finish(house):
     house.target.pause_after = None
     draining = asyncio.create_task(house.server.drain())
     refusal = await refusal_of(_until_refused(house))
-    # CANCELLED: gRPC drops the call that arrives in the very moment of the stop, before any code of ours.
+    # CANCELLED: gRPC drops the call that arrives at the moment of the stop, before any code of presift runs.
     assert refusal.code in ("UNAVAILABLE", "CANCELLED")
     house.target.gate.set()
     answer = await asking

@@ -1,7 +1,7 @@
 """The cancellation ledger: every RPC that takes time, in every stage of it, ended in every way.
 
-What is downstream sees exactly one cancellation; no place, turn, flight, lease or task is left. (GetInfo asks nobody
-and waits for nothing.)
+The services that are called see exactly one cancellation, and no slot, queue entry, shared call, lease or task is left.
+(GetInfo calls no service and waits for nothing.)
 """
 
 import asyncio

@@ -41,7 +41,7 @@ def mask_of(told):
     return kv_mask_from_wire(told.kv_mask).kept
 
 
-async def test_spec_kv_tells_what_every_layer_and_head_keeps(house):
+async def test_spec_kv_explains_what_every_layer_and_head_keeps(house):
     told = await explained(house, route=KV, spans=PROTECTED)
     wanted = kept_kv(100, KV_CAPACITY, KV_WINDOW, spans=PROTECTED)
     assert np.array_equal(mask_of(told), wanted) and told.target_coverage == 0.75
@@ -74,7 +74,7 @@ async def test_a_reused_entry_is_made_again_where_nobody_finds_it(house):
     assert all(call.sampling.max_new_tokens == 1 for call in calls)
 
 
-async def test_spec_kv_pc_tells_it_in_positions_of_the_prompt(house):
+async def test_spec_kv_pc_explains_in_positions_of_the_prompt(house):
     told = await explained(house, route=KV_PC, spans=PROTECTED)
     read = keep(100, CASCADE, 4, PROTECTED)
     wanted = np.zeros((4, 2, 100), dtype=bool)

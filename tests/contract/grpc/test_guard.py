@@ -114,7 +114,7 @@ async def test_the_share_is_what_was_set(open_house):
     assert len(house.target.calls) == 40 + expected
 
 
-async def test_a_planted_bad_policy_is_switched_off_and_told(house, telemetry, caplog):
+async def test_a_planted_bad_policy_is_switched_off_and_reported(house, telemetry, caplog):
     band = {"route": "spec_kv", "band": "128-255"}
     names = {"samples": {"outcome": "compared"}, "overlap": {}, "exact": {}, "first_divergence": {}, "switched": {}}
 
@@ -205,7 +205,7 @@ async def test_healthy_requests_switch_nothing_off(open_house):
     assert not quality.is_off and quality.since is None and 0.7 < quality.overlap < 0.9
 
 
-async def test_a_caller_who_comes_ends_the_shadow(house):
+async def test_a_new_caller_cancels_the_shadow_request(house):
     house.target.faults.extend([nothing, hangs])
     await house.ask(LONG, route=KV)
     await house.settle(lambda: len(house.target.calls) == 2)
@@ -230,7 +230,7 @@ async def test_no_shadow_begins_while_a_caller_waits(house):
     await compared(house, 1)
 
 
-async def test_a_caller_who_is_decoding_is_not_waited_for(house):
+async def test_a_shadow_request_does_not_wait_for_a_decoding_caller(house):
     house.target.pause_after = 2
     decoding = house.stub.Generate(request([1, 2, 3]))
     [await decoding.read() for _ in range(3)]
@@ -302,7 +302,7 @@ def asked(house, prompt):
 
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
-async def test_info_tells_the_quality(house, client):
+async def test_info_reports_the_quality(house, client):
     await trip(house)
     await house.ask([*LONG, 5], route=PC, max_new_tokens=3)
     await house.settle(lambda: len(house.guard.qualities()) == 2)

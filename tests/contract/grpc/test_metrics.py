@@ -66,7 +66,7 @@ async def test_a_failure_is_timed_and_named(house, telemetry, fault, error):
     assert await grown(telemetry, house, house.ask([5, 6], **options), DURATION, TTFT, error=error) == [1, 0]
 
 
-async def test_a_caller_who_leaves_is_no_error_of_ours(house, telemetry):
+async def test_a_caller_that_disconnects_is_not_counted_as_an_error(house, telemetry):
     house.target.pause_after = 1
 
     async def leave():
@@ -79,7 +79,7 @@ async def test_a_caller_who_leaves_is_no_error_of_ours(house, telemetry):
     assert await grown(telemetry, house, leave(), DURATION, error="CANCELLED") == [1]
 
 
-async def test_a_deadline_that_passes_is_no_caller_who_leaves(house, telemetry):
+async def test_a_deadline_that_passes_is_not_counted_as_a_disconnect(house, telemetry):
     house.target.pause_after = 1
 
     async def wait():

@@ -169,7 +169,7 @@ def left_behind():
     return [task for task in asyncio.all_tasks() if "prefill" in repr(task.get_coro()) or "single" in task.get_name()]
 
 
-async def test_who_leaves_ends_both_once(house):
+async def test_a_disconnect_cancels_both_once(house):
     house.draft.faults.append(hangs)
     house.target.prefill_faults.append(hangs)
     call = house.stub.Generate(request(LONG, route=KV))
@@ -208,7 +208,7 @@ async def test_64_disconnects_leave_no_tasks_or_calls(house):
     await house.settle(lambda: not left_behind())
 
 
-async def test_many_who_ask_the_same_cost_one_prefill(house):
+async def test_equal_requests_cost_one_prefill(house):
     house.draft.gate.clear()
     gate = asyncio.Event()
     house.target.prefill_faults.extend([lambda context: after(gate)] * 8)
@@ -226,7 +226,7 @@ async def test_many_who_ask_the_same_cost_one_prefill(house):
     assert all(answer.usage.kv_tokens == answers[0].usage.kv_tokens for answer in answers)
 
 
-async def test_the_asker_who_leaves_does_not_take_the_answer_of_another(house):
+async def test_a_disconnect_does_not_cancel_another_callers_answer(house):
     house.draft.gate.clear()
     house.target.prefill_faults.append(hangs)
     first = house.stub.Generate(request(LONG, route=KV))

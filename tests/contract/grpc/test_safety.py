@@ -139,12 +139,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
-async def test_rule_2_trouble_of_the_draft_ends_in_the_full_context(house, telemetry, fault, reason):
+async def test_rule_2_a_failing_draft_ends_in_the_full_context(house, telemetry, fault, reason):
     house.draft.faults.extend([fault] * 3)  # gRPC tries UNAVAILABLE three times
     await in_full(house, reason, telemetry)
 
 
-async def test_rule_2_unavailable_is_tried_again_before_it_is_trouble(house):
+async def test_rule_2_unavailable_is_retried_before_it_counts_as_a_failure(house):
     house.draft.faults.append(aborts(grpc.StatusCode.UNAVAILABLE))
     assert (await house.ask(LONG)).route == "SPEC_PC"
     assert len(house.draft.calls) == 2
@@ -259,7 +259,7 @@ async def test_strict_below_the_threshold_is_refused(house):
 
 
 class BrokenStore:
-    """What a cache in trouble looks like: it takes everything and has nothing."""
+    """A failing cache: it accepts every value and finds none."""
 
     def __init__(self):
         self.asked = []

@@ -50,7 +50,7 @@ async def test_8_different_prompts_get_8_right_answers(house):
     assert len(house.draft.calls) == 8
 
 
-async def test_the_asker_who_leaves_does_not_take_the_score_with_him(house):
+async def test_a_disconnect_does_not_cancel_the_shared_score(house):
     house.draft.gate.clear()
     first = house.stub.Generate(request(LONG))
     await house.settle(lambda: len(house.draft.calls) == 1)

@@ -37,7 +37,7 @@ async def test_spec_kv_reads_the_whole_prompt_and_keeps_part_of_its_kv(house):
     assert score.policy.spec_kv == answer.decision.policy.spec_kv == plan.policy
 
 
-async def test_what_is_said_of_spec_kv(house):
+async def test_what_the_decision_says_about_spec_kv(house):
     answer = await house.ask(LONG, route=KV)
     decision, usage = answer.decision, answer.usage
     assert (decision.prompt_tokens, decision.kept_tokens, decision.kv_tokens) == (100, 100, KV_CAPACITY + 1)
@@ -398,7 +398,7 @@ async def test_what_the_target_says_of_a_selection_is_recorded_where_one_was_mad
         assert told() == before + more
 
 
-async def test_a_reply_that_reuses_an_entry_and_tells_its_coverage_is_not_recorded_again(house, telemetry):
+async def test_the_coverage_of_a_reused_entry_is_not_recorded_again(house, telemetry):
     """The plugin remembers coverage, and tells it again."""
     selected = house.target._selected
 

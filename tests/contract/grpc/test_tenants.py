@@ -52,7 +52,7 @@ async def test_defaults_of_model_and_tenant(house):
     assert (await ask(house, LONG, "acme", max_prompt_tokens=17)).kept_tokens == 17
 
 
-async def test_the_decision_tells_the_threshold_of_the_band(house):
+async def test_the_decision_has_the_threshold_of_the_band(house):
     decision = await ask(house, LONG[:50])
     assert (decision.reason, decision.detail) == ("below_threshold", "50 prompt tokens, compressed above 50")
     assert (await ask(house, LONG[:51])).route == "spec_pc"

@@ -64,7 +64,7 @@ def linked(span):
     return [ids(link.context) for link in span.links]
 
 
-async def test_spans_bear_the_words_of_the_architecture(house, telemetry):
+async def test_spans_have_the_names_of_the_architecture(house, telemetry):
     spans = await asked(house, telemetry)
     root = f"{ORCHESTRATOR}/Generate"
     own = {(root, stage) for stage in ("protect", "tokenize", "route", "cache.get", "cache.claim", "cache.put")}
@@ -134,7 +134,7 @@ async def test_the_callers_trace_goes_on(house, telemetry):
 
 
 @pytest.mark.parametrize("trouble", ["none", "defect", "fallback", "refusal", "template"])
-async def test_no_word_of_the_prompt_is_told(house, telemetry, caplog, trouble):
+async def test_no_word_of_the_prompt_is_recorded(house, telemetry, caplog, trouble):
     caplog.set_level(logging.DEBUG)
     if trouble == "defect":
         house.target.faults.append(raises(RuntimeError(f"cannot read {PROMPT}")))

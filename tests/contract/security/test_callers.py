@@ -107,7 +107,7 @@ async def test_a_wrong_token_opens_none(guard, metadata):
     assert guarded.servicer.came_in == 0
 
 
-async def test_what_a_stranger_sends_is_not_even_read(guard):
+async def test_the_message_of_an_unauthenticated_caller_is_not_parsed(guard):
     guarded = await guard(fixed_tokens("service_token", TOKEN))
     call = guarded.channel().unary_unary("/presift.v1.TargetService/GetInfo")
     assert await refusal_of(call(b"\xff" * 2**20)) == "UNAUTHENTICATED"
@@ -156,7 +156,7 @@ def authority(tmp_path):
 
 
 @pytest.mark.parametrize("names", [{"identities": ["orchestrator.house"]}, {"common_name": "orchestrator.house"}])
-async def test_an_allowed_name_comes_in(guard, authority, names):
+async def test_an_allowed_name_is_accepted(guard, authority, names):
     guarded = await guard(None, ["other.house", "orchestrator.house"], tls=authority.pair(HOST).files())
     caller = authority.pair(*names.get("identities", []), common_name=names.get("common_name"))
     await guarded.stub(Peer(caller.files())).GetInfo(INFO)
@@ -191,8 +191,8 @@ async def test_where_both_are_asked_both_are_needed(guard, authority):
     assert guarded.servicer.came_in == 1
 
 
-async def test_a_caller_who_leaves_takes_his_call_along(guard, authority):
-    """Through everything that stands in between: TLS, names, token."""
+async def test_a_disconnect_cancels_the_call(guard, authority):
+    """Through TLS, the check of names and the check of tokens."""
     token = fixed_tokens("service_token", TOKEN)
     guarded = await guard(token, ["orchestrator.house"], tls=authority.pair(HOST).files())
     stub = guarded.stub(Peer(authority.pair("orchestrator.house").files(), tokens=token))

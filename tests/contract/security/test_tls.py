@@ -101,7 +101,7 @@ def strangers(authority, stranger):
     "kind",
     ["plain", "no certificate", "certificate of another authority", "expired certificate", "trusts another authority"],
 )
-async def test_strangers_stay_out(serve, authority, stranger, kind):
+async def test_callers_without_a_trusted_certificate_are_rejected(serve, authority, stranger, kind):
     served = await serve(authority.pair(HOST))
     stub = served.stub(Peer(strangers(authority, stranger)[kind]))
     assert await code_of(stub.GetInfo(INFO)) == "UNAVAILABLE"
@@ -110,7 +110,7 @@ async def test_strangers_stay_out(serve, authority, stranger, kind):
 
 
 @pytest.mark.parametrize("server", ["other name", "expired", "of another authority"])
-async def test_a_server_that_is_not_ours_is_told_nothing(serve, authority, stranger, server):
+async def test_nothing_is_sent_to_an_untrusted_server(serve, authority, stranger, server):
     pairs = {
         "other name": lambda: authority.pair("draft.example"),
         "expired": lambda: authority.pair(HOST, expired=True),
@@ -121,7 +121,7 @@ async def test_a_server_that_is_not_ours_is_told_nothing(serve, authority, stran
     assert await code_of(stub.GetInfo(INFO)) == "UNAVAILABLE" and served.servicer.came_in == 0
 
 
-async def test_a_name_of_ones_own_can_be_said(serve, authority):
+async def test_the_name_to_check_can_be_set(serve, authority):
     served = await serve(authority.pair("draft.example"))
     peer = Peer(authority.pair("orchestrator").files(), name_override="draft.example")
     assert await code_of(served.stub(peer).GetInfo(INFO)) == "OK"
@@ -152,7 +152,7 @@ async def test_the_replicas_of_a_name_must_have_them(serve, authority, certified
     assert served.servicer.came_in == 0
 
 
-async def test_the_name_that_is_said_wins_over_that_of_the_address(serve, authority):
+async def test_a_name_that_is_set_overrides_that_of_the_address(serve, authority):
     served = await serve(authority.pair("draft.example"))
     await served.server.set_serving(True)
     await first_of(served, Peer(authority.pair("orchestrator").files(), name_override="draft.example"))
@@ -195,7 +195,7 @@ async def test_a_servers_new_certificate_is_shown_and_a_running_stream_goes_on(s
 
 
 @pytest.mark.parametrize("broken", ["key of another", "half a certificate", "no key", "half an authority"])
-async def test_half_a_renewal_is_not_taken_and_told(serve, authority, caplog, broken):
+async def test_half_a_renewal_is_refused_and_logged(serve, authority, caplog, broken):
     caplog.set_level(logging.INFO)
     pair, caller = authority.pair(HOST, into="served"), authority.pair("orchestrator")
     served = await serve(pair)

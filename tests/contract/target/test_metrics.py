@@ -138,7 +138,7 @@ async def test_tokens_are_counted_as_they_were_got(start, telemetry):
     assert told()[0] == before[0] + 10
 
 
-async def test_a_caller_who_leaves_is_told_as_that(start, telemetry):
+async def test_a_disconnect_is_recorded_as_a_disconnect(start, telemetry):
     house = await start(token_delay_s=0.01)
     before = [telemetry.total(DURATION, error="CANCELLED"), telemetry.total("presift.target.aborted")]
     call = house.call(max_new_tokens=4000)

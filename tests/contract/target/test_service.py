@@ -343,7 +343,7 @@ def masked(tokens: list[int], **shape: int) -> target_pb2.KvPlan:
     return kv_plan(policy, lookahead_token_ids=[], kv_mask=kv_mask(tokens, **shape))
 
 
-async def test_a_kv_plan_is_carried_out_and_told_in_the_usage(target: Target) -> None:
+async def test_a_kv_plan_is_applied_and_reported_in_the_usage(target: Target) -> None:
     tokens, usage = await target.answer(LONG, kv_plan=kv_plan(), max_new_tokens=3)
 
     assert tokens == [1, 2, 3]
@@ -372,7 +372,7 @@ async def test_what_follows_the_plans_prompt_is_held_in_full(target: Target) -> 
     assert (usage.prompt_tokens, usage.kv_tokens) == (22, 11)
 
 
-async def test_what_was_kept_is_told_where_it_is_asked_for(target: Target) -> None:
+async def test_the_kept_kv_is_reported_on_request(target: Target) -> None:
     first = (await target.answer(LONG, kv_plan=kv_plan(report_kept=True), max_new_tokens=1))[1]
     reused = (await target.answer(LONG, kv_plan=kv_plan(report_kept=True), max_new_tokens=1))[1]
 
@@ -442,7 +442,7 @@ async def test_an_engine_that_drops_no_kv_says_why(start: Start) -> None:
     assert (await served.answer(max_new_tokens=1))[0] == [5]
 
 
-async def test_pages_round_the_capacity_and_are_told(start: Start) -> None:
+async def test_pages_round_the_capacity_and_are_reported(start: Start) -> None:
     served = await start(EchoEngine(kv_page_tokens=5))
     usage = (await served.answer(LONG, kv_plan=kv_plan(), max_new_tokens=1))[1]
     info = await served.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
@@ -450,7 +450,7 @@ async def test_pages_round_the_capacity_and_are_told(start: Start) -> None:
     assert (usage.kv_tokens, info.kv_page_tokens) == (6, 5)
 
 
-async def test_the_engines_pool_is_told(start: Start) -> None:
+async def test_the_engines_pool_is_reported(start: Start) -> None:
     engine = EchoEngine()
     engine._info = replace(engine.info, kv_pool_tokens=4096)
     served = await start(engine)
@@ -503,7 +503,7 @@ async def test_a_prefill_of_a_dead_or_missing_engine_is_target_unavailable(targe
 
 
 @pytest.mark.parametrize("reason", [None, "the canary failed"])
-async def test_health_tells_which_routes_are_served(reason: str | None) -> None:
+async def test_health_reports_which_routes_are_served(reason: str | None) -> None:
     settings = TargetSettings(_cli_parse_args=False, model="echo", listen="127.0.0.1:0")  # type: ignore[call-arg]
     names = ["", SERVICE, *(f"{SERVICE}/{route}" for route in Route)]
     server = GrpcServer(ServerOptions("127.0.0.1:0"), [SERVICE], names[2:])
@@ -535,7 +535,7 @@ async def test_a_target_says_which_replica_it_is(target: Target, start: Start) -
     assert {info.replica} == {usage.replica for usage in usages} != {elsewhere.replica} and len(info.replica) == 32
 
 
-async def test_the_load_is_told_with_info_and_usage(start: Start) -> None:
+async def test_info_and_usage_report_the_load(start: Start) -> None:
     served = await start(EchoEngine(max_running=1, token_delay_s=0.01))
     calm = (await served.answer(max_new_tokens=1))[1].load
     assert (calm.running, calm.waiting, calm.free_kv_tokens) == (1, 0, ECHO_KV_TOKENS - len(PROMPT))

@@ -79,7 +79,7 @@ async def test_a_salt_that_is_played_back_is_but_a_name(house):
     assert {call.cache_salt for call in house.target.calls[1:]} == {SALTS["other"]}
 
 
-async def test_without_a_door_a_salt_as_a_tenants_name_changes_nothing(open_house):
+async def test_without_authentication_a_salt_as_a_tenants_name_changes_nothing(open_house):
     store = MemoryStore(CacheLimits())
     closed = await open_house(**options(store=store))
     await ask(closed, ACME)

@@ -125,7 +125,7 @@ async def test_a_cancellation_from_within_is_an_error_not_the_askers_cancellatio
 
 
 @pytest.mark.asyncio
-async def test_an_error_that_nobody_waits_for_is_not_complained_about() -> None:
+async def test_an_error_without_waiting_callers_is_not_logged() -> None:
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
 
@@ -146,7 +146,7 @@ async def test_an_error_that_nobody_waits_for_is_not_complained_about() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_asker_with_a_deadline_leaves_alone() -> None:
+async def test_a_caller_whose_deadline_passes_does_not_affect_the_others() -> None:
     flight, work = SingleFlight[str](), Work()
     (patient,) = await ask(flight, work, 1)
     with pytest.raises(TimeoutError):

@@ -52,7 +52,7 @@ async def test_an_answer_that_came_while_we_were_busy_counts():
     server.close()
 
 
-async def test_nobody_is_waited_for_without_end(monkeypatch):
+async def test_every_wait_has_a_limit(monkeypatch):
     monkeypatch.setattr(module, "LOOP_DELAY_LIMIT_S", 0.3)
     loop = asyncio.get_running_loop()
 

@@ -30,7 +30,7 @@ def test_field_errors_say_which_what_and_what_it_may_be(kind):
 
 
 @pytest.mark.parametrize("kind", ABOUT_A_FIELD)
-def test_a_message_of_ones_own_leaves_the_details(kind):
+def test_a_message_of_its_own_keeps_the_details(kind):
     error = kind("kernel", 4, "odd", "no even kernels")
     assert error.message == "no even kernels"
     assert error.details == {"field": "kernel", "value": "4", "limit": "odd"}

@@ -1,4 +1,4 @@
-"""The values around a scorer: tasks that cannot exist, and tokens that stop work."""
+"""The values around a scorer: invalid tasks are refused, and Cancel stops work."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_the_policy_needs_one_token_less_than_it_names(rows, wanted, generated):
     assert ScoreTask(IDS, SpecPc(capacity=5, window=2, lookahead_tokens=rows), wanted).generated_tokens == generated
 
 
-def test_cancel_says_so_until_the_end():
+def test_cancel_raises_until_the_end():
     cancel = Cancel(Deadline.within(60.0))
     cancel.check()
     cancel.cancel()

@@ -1,4 +1,4 @@
-"""The line in front of the model: order, bound, and a place that is given back exactly once whatever happens."""
+"""The queue in front of the model: order, limit, and a worker that is freed exactly once, whatever happens."""
 
 import asyncio
 import contextvars
@@ -60,7 +60,7 @@ async def test_first_come_first_served_one_at_a_time(queue):
     assert queue.in_flight == 0
 
 
-async def test_a_full_line_is_refused_with_when_to_come_back(queue):
+async def test_a_full_queue_refuses_with_a_time_to_retry(queue):
     gate, holder = await _occupied(queue)
     waiting = [asyncio.create_task(queue.run(lambda _: None)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -73,7 +73,7 @@ async def test_a_full_line_is_refused_with_when_to_come_back(queue):
     assert (await queue.run(lambda _: 7)).result == 7
 
 
-async def test_no_one_may_wait_where_the_bound_is_zero():
+async def test_no_job_waits_if_the_limit_is_zero():
     queue = WorkQueue(max_queue=0)
     gate, holder = await _occupied(queue)
     with pytest.raises(Overloaded):
@@ -96,7 +96,7 @@ async def test_the_wait_is_estimated_from_recent_jobs():
     queue.close()
 
 
-async def test_a_cancelled_waiter_leaves_the_line_at_once(queue):
+async def test_a_cancelled_waiter_leaves_the_queue_at_once(queue):
     gate, holder = await _occupied(queue)
     ran = []
     waiter = asyncio.create_task(queue.run(ran.append))
@@ -131,7 +131,7 @@ async def test_a_deadline_ends_the_wait_and_the_work(queue):
     assert queue.in_flight == 0
 
 
-async def test_a_job_that_raises_gives_its_place_back(queue):
+async def test_a_job_that_raises_frees_the_worker(queue):
     def fail(cancel):
         raise ValueError("planted")
 
@@ -172,7 +172,7 @@ async def test_closing_stops_the_running_job_and_refuses_the_rest(queue):
     assert queue.in_flight == 0
 
 
-async def test_the_callers_trace_context_goes_along(queue):
+async def test_the_callers_trace_context_is_used(queue):
     variable = contextvars.ContextVar("variable", default=0)
     variable.set(5)
     done = await queue.run(lambda _: variable.get())

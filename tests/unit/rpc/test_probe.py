@@ -59,7 +59,7 @@ async def test_one_where_nobody_listens(capsys):
     assert "UNAVAILABLE" in capsys.readouterr().out
 
 
-async def test_one_who_does_not_answer_is_not_waited_for(capsys):
+async def test_a_server_that_does_not_answer_is_not_waited_for(capsys):
     async with await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         assert await probe(f"127.0.0.1:{port}", "--timeout-s", "0.3") == 1

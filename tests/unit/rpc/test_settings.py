@@ -52,7 +52,7 @@ def test_no_secret_is_shown(kind, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_a_bad_setting_is_told_without_its_value(kind):
+def test_an_invalid_setting_is_reported_without_its_value(kind):
     with pytest.raises(ValueError, match="log_level") as refused:
         settings(kind, f"--log-level={SECRET}")
     assert SECRET not in str(refused.value)
@@ -105,7 +105,7 @@ def test_the_authority_of_the_cache_goes_into_its_url():
         settings(OrchestratorSettings, *given).resolved_cache_url()
 
 
-def test_telemetry_goes_by_tls_if_said(tmp_path):
+def test_telemetry_uses_tls_if_set(tmp_path):
     assert settings(DraftSettings).telemetry() == Telemetry()
     plain = settings(DraftSettings, "--otlp-endpoint=collector:4317").telemetry().otlp
     assert plain.arguments() == {"endpoint": "collector:4317", "insecure": True}

@@ -5,7 +5,7 @@ import logging
 from presift.telemetry.tracing import Telemetry, exported
 
 
-def test_contexts_that_have_ended_are_not_told(caplog):
+def test_contexts_that_have_ended_are_not_logged(caplog):
     log = logging.getLogger("opentelemetry.context")
     with exported("draft", Telemetry()):
         log.error("Failed to detach context")

@@ -70,7 +70,7 @@ def test_times_are_in_seconds():
 
 
 def test_no_attribute_can_name_a_tenant_or_a_caller():
-    """Of those there are as many as anybody likes, and whose they are is nobody's business."""
+    """Their number is unlimited, and they would identify callers."""
     keys = {key for metric in catalog().values() for key in metric.attributes}
     assert not {key for key in keys if re.search(r"tenant|caller|user|peer|prompt|key$", key)}
 
@@ -175,12 +175,12 @@ def test_what_the_services_tell_is_declared():
         assert words <= declared[kind, name], name
 
 
-def test_what_is_declared_is_told():
+def test_every_declared_metric_is_used():
     assert {metric.name for metric in catalog().values()} == {name for _, name, _, _ in calls()}
 
 
 def test_no_other_part_makes_instruments():
-    """All goes through `count`, `record` and `observed`, where the list is asked."""
+    """All goes through `count`, `record` and `observed`, which check the names."""
     for path in SERVICES.rglob("*.py"):
         if path.parent.name != "telemetry" or path.name not in ("metrics.py", "gauges.py"):
             assert not re.search(r"create_(counter|histogram|up_down|observable|gauge)", path.read_text()), path

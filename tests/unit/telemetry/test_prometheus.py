@@ -121,7 +121,7 @@ def test_the_plain_text_has_no_exemplars(told):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{taken}", "203.0.113.1:1", "127.0.0.1:70000", "nowhere.invalid:1"])
-def test_where_nobody_can_listen_is_told(address):
+def test_an_address_that_cannot_be_bound_is_an_error(address):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -131,7 +131,7 @@ def test_where_nobody_can_listen_is_told(address):
 
 
 def test_any_free_port_is_told_in_the_log(caplog):
-    """Beyond loopback too: what is told is nobody's secret, and containers are reached from outside."""
+    """Beyond loopback too: metrics hold no secrets, and containers are reached from outside."""
     caplog.set_level(logging.INFO)
     with prometheus_endpoint("0.0.0.0:0"):
         (message,) = (record.getMessage() for record in caplog.records)

@@ -41,7 +41,7 @@ DEADLINE = Deadline.within(60.0)
 
 
 class Port:
-    """Remembers what it was asked; importance is what it is told, random by default."""
+    """Records its requests; `importance` is set by the test, random by default."""
 
     def __init__(self, importance=None, lookahead=(), mass=None):
         self.importance, self.lookahead, self.mass, self.calls = importance, lookahead, mass, []

@@ -15,7 +15,7 @@ TARGET = replace(DRAFT, id="large")
 
 
 class Service:
-    """Answers `info` with what it is told, in order; the last stays. Errors are raised."""
+    """Answers `info` with the given values in order, then with the last one. Errors are raised."""
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), 0
@@ -71,7 +71,7 @@ async def test_draft_that_changed_is_found_again():
     await known.aclose()
 
 
-async def test_many_who_notice_start_one_search():
+async def test_many_callers_start_one_search():
     draft = Service(DRAFT, DraftUnavailable("no"))
     known = models(draft)
     await known.connect()

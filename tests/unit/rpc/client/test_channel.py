@@ -1,4 +1,4 @@
-"""The channel between services: what it retries, and that a caller who leaves takes his call along."""
+"""The channel between services: what it retries, and that a disconnect cancels the call."""
 
 import asyncio
 import json

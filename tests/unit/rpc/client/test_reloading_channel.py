@@ -127,7 +127,7 @@ async def test_one_in_use_closes_behind_its_last_call(house, end):
     await until(lambda: house.closed()[0])
 
 
-async def test_who_waits_for_its_state_hears_of_the_new_one_s(house):
+async def test_waiting_for_a_state_continues_on_the_new_channel(house):
     """That it was replaced is no change: the peer was not away, and those who know it need not ask again."""
     await house.channel.channel_ready()
     assert house.channel.get_state() is grpc.ChannelConnectivity.READY

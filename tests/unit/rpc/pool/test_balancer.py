@@ -42,7 +42,7 @@ def test_the_order_is_that_of_every_process():
     assert seen == {f"{ReplicaRing(['a:1', 'b:1', 'c:1']).order('document')}\n"}
 
 
-def test_who_leaves_moves_only_its_share():
+def test_a_removed_replica_moves_only_its_share():
     before, after = ReplicaRing(ADDRESSES), ReplicaRing(ADDRESSES[1:])
     moved = [key for key in KEYS if before.order(key)[0] != after.order(key)[0]]
     assert all(before.order(key)[0] == ADDRESSES[0] for key in moved)
@@ -79,7 +79,7 @@ def test_a_hot_one_spreads():
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12))
-def test_nobody_gets_beyond_the_bound_and_somebody_takes_it(loads):
+def test_no_replica_exceeds_the_bound_and_one_takes_the_request(loads):
     replicas = [Fake(str(number), load) for number, load in enumerate(loads)]
     found = within_bound(replicas)
     limit = ceil(1.25 * sum(loads) / len(loads))

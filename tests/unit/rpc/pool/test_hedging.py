@@ -31,7 +31,7 @@ def legs():
     return Leg("first"), Leg("second")
 
 
-async def test_who_is_in_time_runs_alone(legs):
+async def test_an_answer_in_time_is_not_hedged(legs):
     first, second = legs
     first.gate.set()
     assert await hedged(first, second, 60.0) == ("first", False)
@@ -79,7 +79,7 @@ async def test_where_both_fail_the_first_speaks(legs):
         await race
 
 
-async def test_whoever_leaves_takes_both_along(legs):
+async def test_cancelling_cancels_both_attempts(legs):
     race = asyncio.create_task(hedged(*legs, 0.0))
     await legs[1].began.wait()
     race.cancel()

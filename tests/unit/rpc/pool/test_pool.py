@@ -1,4 +1,4 @@
-"""The fleet over a name: who joins, who leaves, who is let go. Channels are fakes: none connects."""
+"""The replicas behind a name: added, removed and closed. Channels are fakes: none connects."""
 
 import asyncio
 import time
@@ -107,7 +107,7 @@ async def test_a_name_is_looked_up_again(build, dns):
     await settle(lambda: addresses(fleet) == ["b:1", "c:1"])
 
 
-async def test_a_name_server_that_is_away_takes_nobody_along(build, dns):
+async def test_an_unavailable_name_server_removes_no_replica(build, dns):
     fleet = build(DnsName("draft", 1))
     await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
     dns.append(OSError("no name server"))
@@ -115,7 +115,7 @@ async def test_a_name_server_that_is_away_takes_nobody_along(build, dns):
     assert addresses(fleet) == ["a:1", "b:1"]
 
 
-async def test_who_leaves_is_let_go_once_nothing_is_under_way(build, dns, channels):
+async def test_a_removed_replica_is_closed_after_its_last_call(build, dns, channels):
     fleet = build(DnsName("draft", 1))
     await settle(lambda: len(fleet.usable()) == 2)
     leaving = next(each for each in fleet.usable() if each.address == "a:1")
@@ -138,7 +138,7 @@ async def test_nobody_is_there(build, dns, channels):
         fleet.pick("key")
 
 
-async def test_a_replica_is_a_stranger_again_once_it_is_gone(build, channels):
+async def test_a_disconnected_replica_is_unidentified_again(build, channels):
     fleet = build(StaticAddresses(("a:1", "b:1")))
     await fleet.info()
     await settle(lambda: len(fleet.usable()) == 2)
@@ -152,7 +152,7 @@ async def test_a_replica_is_a_stranger_again_once_it_is_gone(build, channels):
     assert addresses(fleet) == ["b:1"]
 
 
-async def test_who_went_and_came_back_between_two_looks_is_introduced_anew(build, channels):
+async def test_a_replica_that_reconnected_between_two_checks_is_identified_again(build, channels):
     fleet = build(StaticAddresses(("a:1", "b:1")))
     await settle(lambda: len(fleet.usable()) == 2)
     channels["a:1"].model = "other"

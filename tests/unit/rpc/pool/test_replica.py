@@ -33,14 +33,14 @@ def test_what_opens_it(replica, name, opens):
     assert (replica.breaker.state is BreakerState.OPEN) is opens and replica.allows_call is not opens
 
 
-def test_a_caller_who_had_no_time_says_nothing(replica):
+def test_a_deadline_that_was_too_short_is_not_recorded(replica):
     for timeout_s in (0.5, None):
         for _ in range(FAILURES):
             call(replica, failing("DEADLINE_EXCEEDED"), timeout_s)
     assert replica.breaker.state is BreakerState.CLOSED
 
 
-def test_a_caller_who_leaves_says_nothing(replica):
+def test_a_disconnect_is_not_recorded(replica):
     for _ in range(FAILURES - 1):
         call(replica, failing("UNAVAILABLE"))
     call(replica, asyncio.CancelledError())
@@ -63,7 +63,7 @@ def leave(replica, clock, after_s, meanwhile=lambda: None):
         raise asyncio.CancelledError
 
 
-def test_one_that_leaves_all_its_callers_waiting_has_failed(replica, clock):
+def test_a_replica_that_never_answers_has_failed(replica, clock):
     for _ in range(FAILURES):
         leave(replica, clock, 1.0)
     assert replica.breaker.state is BreakerState.OPEN
@@ -83,7 +83,7 @@ def answer(replica):
         (30.0, lambda replica: call(replica, failing("INTERNAL"))),
     ],
 )
-def test_callers_who_leave_a_working_one_poison_nothing(replica, clock, after_s, meanwhile):
+def test_disconnects_do_not_open_the_breaker_of_a_working_replica(replica, clock, after_s, meanwhile):
     for _ in range(FAILURES * 2):
         leave(replica, clock, after_s, lambda: meanwhile(replica))
     assert replica.breaker.state is BreakerState.CLOSED

@@ -39,7 +39,7 @@ FULL = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, SAYS_FULL)
 
 
 @pytest.mark.parametrize("failure", [AWAY, failing(grpc.StatusCode.CANCELLED), FULL])
-async def test_who_did_nothing_gives_way(failure):
+async def test_a_refused_call_is_retried_on_another_replica(failure):
     calls = Calls(failure, "here")
     assert await asked(calls, NO_DEADLINE) == "here"
 
@@ -54,7 +54,7 @@ async def test_everything_else_is_final(code):
     assert calls.count == 1
 
 
-async def test_who_is_full_gives_way_only_to_who_was_not_asked():
+async def test_a_full_replica_is_not_asked_again():
     calls = Calls(FULL, "here")
     with pytest.raises(grpc.aio.AioRpcError):
         await asked(calls, NO_DEADLINE, has_untried=False)
@@ -77,7 +77,7 @@ async def test_two_more_at_most():
     assert calls.count == 3 and last.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_one_where_one_is_said():
+async def test_a_single_attempt_if_one_is_set():
     calls = Calls(AWAY, "here")
     with pytest.raises(grpc.aio.AioRpcError):
         await asked(calls, NO_DEADLINE, 1)

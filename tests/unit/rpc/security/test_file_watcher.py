@@ -46,7 +46,7 @@ def test_a_file_put_in_its_place_is_seen(file):
     assert watched.current() == [2]
 
 
-def test_what_does_not_do_is_not_taken_and_told_once(file, caplog):
+def test_an_unusable_file_is_refused_and_logged_once(file, caplog):
     watched = FileWatcher([file], number(file))
     for broken in ("", "x", "half"):
         file.write_text(broken)

@@ -1,4 +1,4 @@
-"""Calls under way: a bound that health does not feel, and a drain that ends."""
+"""Running calls: a limit that health checks do not count against, and a drain that ends."""
 
 import asyncio
 import os
@@ -154,7 +154,7 @@ async def test_an_unknown_method_takes_no_place(open_house):
     await house.prefill()
 
 
-async def test_a_drain_tells_watches_of_health_and_does_not_wait_for_them(open_house):
+async def test_a_drain_notifies_health_watches_and_does_not_wait_for_them(open_house):
     house = await open_house(drain_s=3600.0)
     await house.server.set_serving(True)
     watch = house.health.Watch(health_pb2.HealthCheckRequest())
@@ -170,7 +170,7 @@ async def test_a_drain_tells_watches_of_health_and_does_not_wait_for_them(open_h
         await draining
 
 
-async def test_what_is_cut_is_told_so_and_cancelled_once(open_house):
+async def test_calls_that_a_drain_cuts_get_the_error_and_are_cancelled_once(open_house):
     house = await open_house(drain_s=0.05)
     running = [house.generate(), house.prefill()]
     await house.begun(2)

@@ -66,7 +66,7 @@ async def failed(house, error, kind):
 
 
 @pytest.mark.parametrize("kind", [unary, stream])
-async def test_our_errors_keep_their_words(house, kind):
+async def test_presift_errors_keep_their_text(house, kind):
     failure = await failed(house, InvalidRequest("prompt", 5, "<= 4"), kind)
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.details() == "prompt is 5; it must be <= 4"
@@ -107,7 +107,7 @@ async def test_malformed_bytes_are_invalid(house, method):
     assert error_of(failure.value).details["field"] == "request"
 
 
-async def test_a_stream_is_closed_when_its_caller_leaves(house):
+async def test_a_stream_is_closed_when_its_caller_disconnects(house):
     servicer, _, target, _ = house
     call = target.Generate(target_pb2.TargetServiceGenerateRequest())
     await call.read()

@@ -59,7 +59,7 @@ async def house():
     await house.server.grpc.stop(0)
 
 
-async def test_a_taken_port_is_told(house):
+async def test_a_port_in_use_is_an_error(house):
     second = GrpcServer(ServerOptions(f"127.0.0.1:{house.port}"), [])
     with pytest.raises(PresiftError, match=f"127.0.0.1:{house.port}.*in use"):
         await second.start()
@@ -73,7 +73,7 @@ async def test_health_flips(house):
     assert await house.status() == NOT_SERVING
 
 
-async def test_who_serves_nobody_is_alive_still(house):
+async def test_a_server_that_does_not_serve_is_still_alive(house):
     assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
     await house.server.set_serving(True)
     await house.server.set_serving(False)
@@ -157,7 +157,7 @@ async def test_drain_ends(house):
 
 
 @pytest.mark.parametrize("failed", [False, True])
-async def test_a_wish_to_stop_drains(house, failed):
+async def test_request_stop_drains(house, failed):
     house.server.request_stop(failed=failed)
     assert await house.server.run_until_stopped() is not failed
 

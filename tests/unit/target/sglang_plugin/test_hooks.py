@@ -123,7 +123,7 @@ def foreign(original: Any) -> Any:
 
 
 def test_a_foreign_wrapper_is_not_our_hook(registry: Any, planted: Any) -> None:
-    """It took the place of ours, and SGLang believes ours to be in it."""
+    """It replaced the entry of the plugin, and SGLang believes that the plugin's is still there."""
     bare = planted.other
     register(registry, KEPT_ONE, OTHER)
     registry.apply_hooks()
