@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
-from presift.target.engine import Engine, EngineInfo, Event, Finished, GenerateRequest, Tokens
+from presift.target.engine import Engine, EngineInfo, Event, Finished, GenerateRequest
 
 ECHO_KV_TOKENS = 65_536
 ECHO_MEMORY = 256
@@ -130,7 +131,7 @@ class EchoEngine(Engine):
             answer.append(prompt[len(answer) % len(prompt)])
             reason = self._reason(answer, request.sampling)
             if not self._is_stop_token(answer[-1], request.sampling):
-                yield Tokens((answer[-1],))
+                yield AnswerDelta((answer[-1],))
         yield Finished(len(prompt), completion_tokens=len(answer), reason=reason, **read)
 
     def _read(self, request: GenerateRequest, prompt: list[int]) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from presift.core.answer import AnswerDelta
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import ModelFolder, resolve
-from presift.target.engine import Finished, GenerateRequest, Tokens
+from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 
@@ -28,7 +29,7 @@ LOOKAHEAD = 24
 
 @dataclass(slots=True)
 class Answer:
-    """Tokens, when each came (seconds of `perf_counter`), and the engine's last word."""
+    """AnswerDelta, when each came (seconds of `perf_counter`), and the engine's last word."""
 
     started_s: float
     tokens: list[int] = field(default_factory=list)
@@ -98,7 +99,7 @@ async def ask(engine: SglangEngine, prompt: np.ndarray, new_tokens: int, kv_plan
     sampling = Sampling(max_new_tokens=new_tokens, ignore_eos=True)
     answer = Answer(time.perf_counter())
     async for event in engine.generate(GenerateRequest(prompt, sampling, kv_plan=kv_plan)):
-        if isinstance(event, Tokens):
+        if isinstance(event, AnswerDelta):
             answer.tokens += event.token_ids
             answer.times_s += [time.perf_counter()] * len(event.token_ids)
         else:

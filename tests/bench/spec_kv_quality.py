@@ -26,11 +26,12 @@ from spec_kv_methods import FAMILIES, family, full
 from spec_kv_table import table
 
 from presift.cli.settings import CliSettings
+from presift.core.answer import AnswerDelta
 from presift.core.errors import PresiftError
 from presift.models.folder import resolve
 from presift.orchestrator.prompt.loader import load_tokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
-from presift.target.engine import GenerateRequest, Tokens
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 
@@ -123,7 +124,7 @@ async def ask(engine: SglangEngine, tokenizer: PromptTokenizer, task: Task, requ
     started, found, report = time.monotonic(), list[int](), dict[str, Any]()
     try:
         async for event in engine.generate(request):
-            if isinstance(event, Tokens):
+            if isinstance(event, AnswerDelta):
                 found += event.token_ids
             else:
                 report = {name: getattr(event, name) for name in REPORTED}

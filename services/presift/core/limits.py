@@ -20,6 +20,11 @@ MAX_SPANS = 16_384
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIASES = 1024
+MAX_GRAMMAR_CHARACTERS = 1_048_576
+# In all definitions of one request together.
+MAX_TOOLS = 512
+MAX_TOOLS_CHARACTERS = 1_048_576
 # The draft generates them one by one, before the target's first token.
 MAX_LOOKAHEAD_TOKENS = 256
 
@@ -53,4 +58,5 @@ SAMPLING: tuple[Limit, ...] = (
     Limit(
         "sampling.stop_token_ids", MAX_STOP_TOKEN_IDS, "token ids", lambda message: len(message.sampling.stop_token_ids)
     ),
+    Limit("sampling.logit_bias", MAX_LOGIT_BIASES, "token ids", lambda message: len(message.sampling.logit_bias)),
 )

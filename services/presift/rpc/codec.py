@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
-from presift.core.generation import FinishReason
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
@@ -26,9 +25,6 @@ T = TypeVar("T", bound=Policy)
 
 # Routes and policies have the same names on the wire.
 _ROUTES: dict[Route, Any] = {route: plan_pb2.Route.Value(f"ROUTE_{route.name}") for route in Route}
-_FINISH_REASONS: dict[FinishReason, Any] = {
-    reason: target_pb2.FinishReason.Value(f"FINISH_REASON_{reason.name}") for reason in FinishReason
-}
 _POOLS = {plan_pb2.POOL_NONE: Pool.NONE, plan_pb2.POOL_MAX: Pool.MAX, plan_pb2.POOL_MEAN: Pool.MEAN}
 _REDUCTIONS = {plan_pb2.REDUCTION_MAX: Reduction.MAX, plan_pb2.REDUCTION_SUM: Reduction.SUM}
 _SELECTIONS = {
@@ -44,16 +40,6 @@ _STAGES: dict[str, type[Policy]] = {"prompt": SpecPc, "kv": SpecKv}
 def route_to_wire(route: Route) -> plan_pb2.Route:
     wire: plan_pb2.Route = _ROUTES[route]
     return wire
-
-
-def finish_reason_to_wire(reason: FinishReason) -> target_pb2.FinishReason:
-    wire: target_pb2.FinishReason = _FINISH_REASONS[reason]
-    return wire
-
-
-def finish_reason_from_wire(reason: int) -> FinishReason:
-    """A finish reason that we do not know is STOP."""
-    return next((known for known, wire in _FINISH_REASONS.items() if wire == reason), FinishReason.STOP)
 
 
 def set_fields(message: Message, *names: str) -> dict[str, Any]:

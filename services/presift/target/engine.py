@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.answer import AnswerDelta, AnswerFormat, TokenLogprob
 from presift.core.errors import InvalidRequest
 from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
@@ -24,7 +25,8 @@ from presift.core.plan import ModelInfo, Route
 class GenerateRequest:
     """One prompt for the target: `token_ids` uint32[tokens].
 
-    Requests with different `cache_salt` share no KV. With a `kv_plan` only the KV that it selects is kept.
+    Requests with different `cache_salt` share no KV. With a `kv_plan` only the KV that it selects is kept. With a
+    `format` the deltas have their text, separated.
     Raises InvalidRequest for an empty prompt or sampling values out of range.
     """
 
@@ -32,6 +34,7 @@ class GenerateRequest:
     sampling: Sampling = field(default_factory=Sampling)
     cache_salt: str = ""
     kv_plan: KvPlan | None = None
+    format: AnswerFormat | None = None
 
     def __post_init__(self) -> None:
         if self.token_ids.size == 0:
@@ -40,21 +43,12 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """New tokens since the last event, without a stop token.
-
-    The tokens of a stop string are included, because the string may end inside a token: the detokenizer cuts the text.
-    """
-
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event. `completion_tokens` counts all generated tokens, including a stop token.
 
-    `kv_tokens`: KV tokens of the prompt during decoding. The other fields report on the `kv_plan`: `reused_entry`,
+    `kv_tokens`: KV tokens of the prompt during decoding. Five fields report on the `kv_plan`: `reused_entry`,
     times in ms, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
+    `reasoning_tokens` are those before the answer, 0 if unknown.
     """
 
     prompt_tokens: int
@@ -67,16 +61,19 @@ class Finished:
     publish_ms: float = 0.0
     coverage: float | None = None
     kv_mask: KvMask | None = None
+    reasoning_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
-Event = Tokens | Finished
+Event = AnswerDelta | Finished
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """An engine's `name` with version, its model and features. `model.context_tokens` limits prompt plus answer.
 
-    `unsupported`: why a route is not served. `kv_pool_tokens`: size of the KV pool, 0 if unknown.
+    `unsupported`: why a route is not served. `kv_pool_tokens`: size of the KV pool, 0 if unknown. The parsers separate
+    the text of answers; empty if there is none. `grammars`: whether an answer can be restricted by a grammar.
     """
 
     name: str
@@ -86,6 +83,9 @@ class EngineInfo:
     unsupported: dict[Route, str] = field(default_factory=dict)
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
+    grammars: bool = False
 
 
 class Engine(Protocol):
@@ -105,7 +105,7 @@ class Engine(Protocol):
         """Load the model. Raises TargetUnavailable."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Yields any number of Tokens, then one Finished. Closing or cancelling the iterator aborts the request.
+        """Yields any number of AnswerDeltas, then one Finished. Closing or cancelling the iterator aborts the request.
 
         Raises TargetUnavailable if the engine has failed or fails meanwhile.
         """

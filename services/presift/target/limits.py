@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from presift.core.limits import MAX_LOOKAHEAD_TOKENS, MAX_PROMPT_TOKENS, MAX_SPANS, SAMPLING, Limit
+from presift.core.limits import (
+    MAX_LOOKAHEAD_TOKENS,
+    MAX_PROMPT_TOKENS,
+    MAX_SPANS,
+    MAX_TOOLS,
+    MAX_TOOLS_CHARACTERS,
+    SAMPLING,
+    Limit,
+)
 
 MAX_SALT_CHARACTERS = 1024
 # In memory a bit of the mask takes a byte.
@@ -21,6 +29,13 @@ GENERATE: tuple[Limit, ...] = (
         MAX_LOOKAHEAD_TOKENS,
         "token ids",
         lambda message: len(message.kv_plan.lookahead_token_ids),
+    ),
+    Limit("format.tools_json", MAX_TOOLS, "tools", lambda message: len(message.format.tools_json)),
+    Limit(
+        "format.tools_json",
+        MAX_TOOLS_CHARACTERS,
+        "characters",
+        lambda message: sum(map(len, message.format.tools_json)),
     ),
     Limit("kv_plan.kv_mask.kept", MAX_KV_MASK_BYTES, "bytes", lambda message: len(message.kv_plan.kv_mask.kept)),
 )

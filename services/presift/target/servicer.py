@@ -9,12 +9,13 @@ from typing import Any
 
 import grpc
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.limits import check_limits
-from presift.rpc import codec
+from presift.rpc import answer_codec, codec
 from presift.target.admission import Admission, check_fits
-from presift.target.engine import Engine, Finished, GenerateRequest, Tokens
+from presift.target.engine import Engine, Event, Finished, GenerateRequest
 from presift.target.limits import GENERATE, PREFILL
 from presift.target.load_meter import LoadMeter
 from presift.target.request_metrics import RequestMetrics, count_refusals, gauges_of, record_read, request_metrics
@@ -92,6 +93,9 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             kv_pool_tokens=engine.info.kv_pool_tokens,
             replica=self._replica,
             load=self._load(engine),
+            tool_call_parser=engine.info.tool_call_parser,
+            reasoning_parser=engine.info.reasoning_parser,
+            grammars=engine.info.grammars,
         )
 
     def gauges(self) -> tuple[Gauge, ...]:
@@ -105,12 +109,11 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         return target_pb2.TargetLoad(running=load.running, waiting=load.waiting, free_kv_tokens=load.free_kv_tokens)
 
     def _response(
-        self, event: Tokens | Finished, measure: RequestMetrics, engine: Engine
+        self, event: Event, measure: RequestMetrics, engine: Engine
     ) -> target_pb2.TargetServiceGenerateResponse:
         measure.on_token()
-        if isinstance(event, Tokens):
-            delta = target_pb2.TokenDelta(token_ids=event.token_ids)
-            return target_pb2.TargetServiceGenerateResponse(delta=delta)
+        if isinstance(event, AnswerDelta):
+            return target_pb2.TargetServiceGenerateResponse(delta=answer_codec.delta_to_wire(event))
         measure.finished = event
         usage = _usage(event, measure, self._replica, self._load(engine))
         return target_pb2.TargetServiceGenerateResponse(usage=usage)
@@ -124,15 +127,10 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:
     """The request with defaults for unset fields. Raises InvalidRequest."""
     check_limits(request, GENERATE)
-    sent = request.sampling
-    sampling = Sampling(
-        **codec.set_fields(sent, "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
-        stop=tuple(sent.stop),
-        stop_token_ids=tuple(sent.stop_token_ids),
-        ignore_eos=sent.ignore_eos,
-    )
     plan = codec.kv_plan_from_wire(request.kv_plan) if request.HasField("kv_plan") else None
-    return GenerateRequest(codec.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan)
+    wanted = answer_codec.format_from_wire(request.format) if request.HasField("format") else None
+    sampling = answer_codec.sampling_from_wire(request.sampling)
+    return GenerateRequest(codec.token_ids_from_wire(request.token_ids), sampling, request.cache_salt, plan, wanted)
 
 
 def prefill_from_wire(request: target_pb2.PrefillRequest) -> GenerateRequest:
@@ -151,7 +149,7 @@ def _usage(
         kv_tokens=event.kv_tokens,
         cached_tokens=event.cached_tokens,
         completion_tokens=event.completion_tokens,
-        finish_reason=codec.finish_reason_to_wire(event.reason),
+        finish_reason=answer_codec.finish_to_wire(event.reason),
         # An answer of only a stop token has no delta: its first token is its end.
         ttft_ms=measure.ttft_ms or 0.0,
         total_ms=measure.now_ms(),
@@ -162,4 +160,6 @@ def _usage(
         kv_mask=None if event.kv_mask is None else codec.kv_mask_to_wire(event.kv_mask),
         load=load,
         replica=replica,
+        reasoning_tokens=event.reasoning_tokens,
+        prompt_logprobs=answer_codec.logprobs_to_wire(event.prompt_logprobs),
     )

@@ -85,7 +85,7 @@ class OrchestratorServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generate answers one prompt. The stream is one decision, then deltas, then one usage. Retry only if no delta was
+        """Generate answers one prompt. The stream is one decision, then deltas, then one usage (one for each of several choices). Retry only if no delta was
         received: an answer is not repeatable unless decoding is greedy.
 
         INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.

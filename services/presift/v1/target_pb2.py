@@ -25,39 +25,55 @@ _sym_db = _symbol_database.Default()
 from presift.v1 import plan_pb2 as presift_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17presift/v1/target.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\"\xf6\x01\n\x08Sampling\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\x92\x01\n\x1cTargetServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.presift.v1.Sampling\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12#\n\x07kv_plan\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvPlan\"\xf9\x01\n\x06KvPlan\x12\"\n\x06policy\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecKv\x12)\n\x0fprotected_spans\x18\x02 \x03(\x0b\x32\x10.presift.v1.Span\x12\x1b\n\x13lookahead_token_ids\x18\x03 \x03(\r\x12#\n\x07kv_mask\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1d\n\x10keep_full_prefix\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x13\n\x0breport_kept\x18\x07 \x01(\x08\x42\x13\n\x11_keep_full_prefix\"7\n\x0ePrefillRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\ncache_salt\x18\x02 \x01(\t\":\n\x0fPrefillResponse\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x10\n\x08total_ms\x18\x02 \x01(\x01\"{\n\x1dTargetServiceGenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x16.presift.v1.TokenDeltaH\x00\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x17.presift.v1.TargetUsageH\x00\x42\x07\n\x05\x65vent\"\x1f\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xf9\x02\n\x0bTargetUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x11\n\tkv_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.presift.v1.FinishReason\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\x12\x14\n\x0creused_entry\x18\x08 \x01(\x08\x12\x10\n\x08score_ms\x18\t \x01(\x01\x12\x12\n\npublish_ms\x18\n \x01(\x01\x12\x15\n\x08\x63overage\x18\x0b \x01(\x02H\x00\x88\x01\x01\x12#\n\x07kv_mask\x18\x0c \x01(\x0b\x32\x12.presift.v1.KvMask\x12$\n\x04load\x18\r \x01(\x0b\x32\x16.presift.v1.TargetLoad\x12\x0f\n\x07replica\x18\x0e \x01(\tB\x0b\n\t_coverage\"F\n\nTargetLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0e\x66ree_kv_tokens\x18\x03 \x01(\r\"\x1d\n\x1bTargetServiceGetInfoRequest\"\xbc\x02\n\x1cTargetServiceGetInfoResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route\x12\x18\n\x10running_requests\x18\x04 \x01(\r\x12\x38\n\x12unsupported_routes\x18\x05 \x03(\x0b\x32\x1c.presift.v1.UnsupportedRoute\x12\x16\n\x0ekv_page_tokens\x18\x06 \x01(\r\x12\x16\n\x0ekv_pool_tokens\x18\x07 \x01(\r\x12$\n\x04load\x18\x08 \x01(\x0b\x32\x16.presift.v1.TargetLoad\x12\x0f\n\x07replica\x18\t \x01(\t\"D\n\x10UnsupportedRoute\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12\x0e\n\x06reason\x18\x02 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x94\x02\n\rTargetService\x12\x61\n\x08Generate\x12(.presift.v1.TargetServiceGenerateRequest\x1a).presift.v1.TargetServiceGenerateResponse0\x01\x12\x42\n\x07Prefill\x12\x1a.presift.v1.PrefillRequest\x1a\x1b.presift.v1.PrefillResponse\x12\\\n\x07GetInfo\x12\'.presift.v1.TargetServiceGetInfoRequest\x1a(.presift.v1.TargetServiceGetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17presift/v1/target.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\"\x90\x06\n\x08Sampling\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x12\n\x05min_p\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0c \x01(\x02H\t\x88\x01\x01\x12\x37\n\nlogit_bias\x18\r \x03(\x0b\x32#.presift.v1.Sampling.LogitBiasEntry\x12\x1b\n\x0emin_new_tokens\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x00\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x00\x12\x0e\n\x04\x65\x62nf\x18\x11 \x01(\tH\x00\x12\x18\n\x0estructural_tag\x18\x12 \x01(\tH\x00\x12\x19\n\x0ctop_logprobs\x18\x13 \x01(\rH\x0b\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x14 \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\x15 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\t\n\x07grammarB\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x11\n\x0f_min_new_tokensB\x0f\n\r_top_logprobs\"\x92\x01\n\x0c\x41nswerFormat\x12\x12\n\ntools_json\x18\x01 \x03(\t\x12+\n\x0btool_choice\x18\x02 \x01(\x0e\x32\x16.presift.v1.ToolChoice\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\x13\n\x0bsingle_call\x18\x04 \x01(\x08\x12\x1a\n\x12separate_reasoning\x18\x05 \x01(\x08\"\xbc\x01\n\x1cTargetServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.presift.v1.Sampling\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12#\n\x07kv_plan\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvPlan\x12(\n\x06\x66ormat\x18\x05 \x01(\x0b\x32\x18.presift.v1.AnswerFormat\"\xf9\x01\n\x06KvPlan\x12\"\n\x06policy\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecKv\x12)\n\x0fprotected_spans\x18\x02 \x03(\x0b\x32\x10.presift.v1.Span\x12\x1b\n\x13lookahead_token_ids\x18\x03 \x03(\r\x12#\n\x07kv_mask\x18\x04 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1d\n\x10keep_full_prefix\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x13\n\x0breport_kept\x18\x07 \x01(\x08\x42\x13\n\x11_keep_full_prefix\"7\n\x0ePrefillRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\ncache_salt\x18\x02 \x01(\t\":\n\x0fPrefillResponse\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x10\n\x08total_ms\x18\x02 \x01(\x01\"{\n\x1dTargetServiceGenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x16.presift.v1.TokenDeltaH\x00\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x17.presift.v1.TargetUsageH\x00\x42\x07\n\x05\x65vent\"s\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12*\n\x08logprobs\x18\x02 \x03(\x0b\x32\x18.presift.v1.TokenLogprob\x12&\n\x06parsed\x18\x03 \x01(\x0b\x32\x16.presift.v1.ParsedText\"g\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.presift.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"_\n\nParsedText\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x11\n\treasoning\x18\x02 \x01(\t\x12-\n\ntool_calls\x18\x03 \x03(\x0b\x32\x19.presift.v1.ToolCallDelta\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xc6\x03\n\x0bTargetUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x11\n\tkv_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.presift.v1.FinishReason\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\x12\x14\n\x0creused_entry\x18\x08 \x01(\x08\x12\x10\n\x08score_ms\x18\t \x01(\x01\x12\x12\n\npublish_ms\x18\n \x01(\x01\x12\x15\n\x08\x63overage\x18\x0b \x01(\x02H\x00\x88\x01\x01\x12#\n\x07kv_mask\x18\x0c \x01(\x0b\x32\x12.presift.v1.KvMask\x12$\n\x04load\x18\r \x01(\x0b\x32\x16.presift.v1.TargetLoad\x12\x0f\n\x07replica\x18\x0e \x01(\t\x12\x18\n\x10reasoning_tokens\x18\x0f \x01(\r\x12\x31\n\x0fprompt_logprobs\x18\x10 \x03(\x0b\x32\x18.presift.v1.TokenLogprobB\x0b\n\t_coverage\"F\n\nTargetLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0e\x66ree_kv_tokens\x18\x03 \x01(\r\"\x1d\n\x1bTargetServiceGetInfoRequest\"\x82\x03\n\x1cTargetServiceGetInfoResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route\x12\x18\n\x10running_requests\x18\x04 \x01(\r\x12\x38\n\x12unsupported_routes\x18\x05 \x03(\x0b\x32\x1c.presift.v1.UnsupportedRoute\x12\x16\n\x0ekv_page_tokens\x18\x06 \x01(\r\x12\x16\n\x0ekv_pool_tokens\x18\x07 \x01(\r\x12$\n\x04load\x18\x08 \x01(\x0b\x32\x16.presift.v1.TargetLoad\x12\x0f\n\x07replica\x18\t \x01(\t\x12\x18\n\x10tool_call_parser\x18\n \x01(\t\x12\x18\n\x10reasoning_parser\x18\x0b \x01(\t\x12\x10\n\x08grammars\x18\x0c \x01(\x08\"D\n\x10UnsupportedRoute\x12 \n\x05route\x18\x01 \x01(\x0e\x32\x11.presift.v1.Route\x12\x0e\n\x06reason\x18\x02 \x01(\t*s\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x02\x12\x18\n\x14TOOL_CHOICE_FUNCTION\x10\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x32\x94\x02\n\rTargetService\x12\x61\n\x08Generate\x12(.presift.v1.TargetServiceGenerateRequest\x1a).presift.v1.TargetServiceGenerateResponse0\x01\x12\x42\n\x07Prefill\x12\x1a.presift.v1.PrefillRequest\x1a\x1b.presift.v1.PrefillResponse\x12\\\n\x07GetInfo\x12\'.presift.v1.TargetServiceGetInfoRequest\x1a(.presift.v1.TargetServiceGetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presift.v1.target_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1859
-  _globals['_FINISHREASON']._serialized_end=1954
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_TOOLCHOICE']._serialized_start=3147
+  _globals['_TOOLCHOICE']._serialized_end=3262
+  _globals['_FINISHREASON']._serialized_start=3264
+  _globals['_FINISHREASON']._serialized_end=3389
   _globals['_SAMPLING']._serialized_start=63
-  _globals['_SAMPLING']._serialized_end=309
-  _globals['_TARGETSERVICEGENERATEREQUEST']._serialized_start=312
-  _globals['_TARGETSERVICEGENERATEREQUEST']._serialized_end=458
-  _globals['_KVPLAN']._serialized_start=461
-  _globals['_KVPLAN']._serialized_end=710
-  _globals['_PREFILLREQUEST']._serialized_start=712
-  _globals['_PREFILLREQUEST']._serialized_end=767
-  _globals['_PREFILLRESPONSE']._serialized_start=769
-  _globals['_PREFILLRESPONSE']._serialized_end=827
-  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_start=829
-  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_end=952
-  _globals['_TOKENDELTA']._serialized_start=954
-  _globals['_TOKENDELTA']._serialized_end=985
-  _globals['_TARGETUSAGE']._serialized_start=988
-  _globals['_TARGETUSAGE']._serialized_end=1365
-  _globals['_TARGETLOAD']._serialized_start=1367
-  _globals['_TARGETLOAD']._serialized_end=1437
-  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_start=1439
-  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_end=1468
-  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_start=1471
-  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_end=1787
-  _globals['_UNSUPPORTEDROUTE']._serialized_start=1789
-  _globals['_UNSUPPORTEDROUTE']._serialized_end=1857
-  _globals['_TARGETSERVICE']._serialized_start=1957
-  _globals['_TARGETSERVICE']._serialized_end=2233
+  _globals['_SAMPLING']._serialized_end=847
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=612
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=660
+  _globals['_ANSWERFORMAT']._serialized_start=850
+  _globals['_ANSWERFORMAT']._serialized_end=996
+  _globals['_TARGETSERVICEGENERATEREQUEST']._serialized_start=999
+  _globals['_TARGETSERVICEGENERATEREQUEST']._serialized_end=1187
+  _globals['_KVPLAN']._serialized_start=1190
+  _globals['_KVPLAN']._serialized_end=1439
+  _globals['_PREFILLREQUEST']._serialized_start=1441
+  _globals['_PREFILLREQUEST']._serialized_end=1496
+  _globals['_PREFILLRESPONSE']._serialized_start=1498
+  _globals['_PREFILLRESPONSE']._serialized_end=1556
+  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_start=1558
+  _globals['_TARGETSERVICEGENERATERESPONSE']._serialized_end=1681
+  _globals['_TOKENDELTA']._serialized_start=1683
+  _globals['_TOKENDELTA']._serialized_end=1798
+  _globals['_TOKENLOGPROB']._serialized_start=1800
+  _globals['_TOKENLOGPROB']._serialized_end=1903
+  _globals['_TOPLOGPROB']._serialized_start=1905
+  _globals['_TOPLOGPROB']._serialized_end=1952
+  _globals['_PARSEDTEXT']._serialized_start=1954
+  _globals['_PARSEDTEXT']._serialized_end=2049
+  _globals['_TOOLCALLDELTA']._serialized_start=2051
+  _globals['_TOOLCALLDELTA']._serialized_end=2126
+  _globals['_TARGETUSAGE']._serialized_start=2129
+  _globals['_TARGETUSAGE']._serialized_end=2583
+  _globals['_TARGETLOAD']._serialized_start=2585
+  _globals['_TARGETLOAD']._serialized_end=2655
+  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_start=2657
+  _globals['_TARGETSERVICEGETINFOREQUEST']._serialized_end=2686
+  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_start=2689
+  _globals['_TARGETSERVICEGETINFORESPONSE']._serialized_end=3075
+  _globals['_UNSUPPORTEDROUTE']._serialized_start=3077
+  _globals['_UNSUPPORTEDROUTE']._serialized_end=3145
+  _globals['_TARGETSERVICE']._serialized_start=3392
+  _globals['_TARGETSERVICE']._serialized_end=3668
 # @@protoc_insertion_point(module_scope)

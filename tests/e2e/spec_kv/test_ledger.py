@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import PromptTooLong
 from presift.core.generation import Sampling
-from presift.target.engine import Finished, GenerateRequest, Tokens
+from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.messages import to_sglang
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -29,7 +30,7 @@ async def test_a_running_request_holds_its_entry_and_what_it_generates(start: An
     generated, held = 0, []
     async with aclosing(driver.engine.generate(request)) as events:
         async for event in events:
-            if isinstance(event, Tokens):
+            if isinstance(event, AnswerDelta):
                 generated += len(event.token_ids)
                 # The engine runs on while it is asked: what is true then lies between what came before and after.
                 if held and held[-1][2] is None:

@@ -16,15 +16,16 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.answer import AnswerDelta, AnswerFormat
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
-from presift.orchestrator.backends.target_codec import sampling_to_wire, usage_from_wire
+from presift.orchestrator.backends.target_codec import usage_from_wire
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, TargetInfo, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
-from presift.rpc import codec
+from presift.rpc import answer_codec, codec
 from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.balancer import least_loaded, within_bound
@@ -75,12 +76,14 @@ class TargetClient:
         kv_plan: KvPlan | None = None,
         *,
         replica: ReplicaRef = ANY_REPLICA,
+        answer_format: AnswerFormat | None = None,
     ) -> TargetCall:
         request = target_pb2.TargetServiceGenerateRequest(
             token_ids=token_ids.tolist(),
-            sampling=sampling_to_wire(sampling),
+            sampling=answer_codec.sampling_to_wire(sampling),
             cache_salt=cache_salt,
             kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
+            format=None if answer_format is None else answer_codec.format_to_wire(answer_format),
         )
         return TargetCall(self._pool, request, deadline, replica)
 
@@ -134,12 +137,12 @@ class TargetCall:
         if self._call is not None:
             self._call.cancel()
 
-    def read_ahead(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
+    def read_ahead(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
         """`events`, read in a task of its own; closing the generator aborts the request."""
         return read_ahead(self.events(), self.cancel)
 
-    async def events(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
-        """New token ids as they arrive, then exactly one Usage. To be read in a task that is never cancelled."""
+    async def events(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
+        """New pieces as they arrive, then exactly one Usage. To be read in a task that is never cancelled."""
         has_ended, delivered = False, 0
         try:
             opened = await self._opened()
@@ -152,7 +155,7 @@ class TargetCall:
                         yield self._usage(event.usage, opened.replica)
                     else:
                         delivered += len(event.delta.token_ids)
-                        yield tuple(event.delta.token_ids)
+                        yield answer_codec.delta_from_wire(event.delta)
                     event = await anext(opened.events, None)
         except grpc.aio.AioRpcError as failure:
             raise target_error(failure, delivered) from failure

@@ -1,28 +1,14 @@
-"""The target's messages: sampling out, usage and info in."""
+"""The target's messages: usage and info."""
 
 from __future__ import annotations
 
 from presift.core.errors import InvalidRequest, TargetUnavailable
-from presift.core.generation import EngineLoad, Sampling
+from presift.core.generation import EngineLoad
 from presift.core.masks import KvMask
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import TargetInfo, Usage
-from presift.rpc import codec
+from presift.rpc import answer_codec, codec
 from presift.v1 import target_pb2
-
-
-def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
-    """Fields that the caller left out stay out."""
-    return target_pb2.Sampling(
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=sampling.stop,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-    )
 
 
 def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo:
@@ -34,6 +20,9 @@ def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo
         kv_page_tokens=reply.kv_page_tokens or 1,
         kv_pool_tokens=reply.kv_pool_tokens,
         replica=reply.replica,
+        tool_call_parser=reply.tool_call_parser,
+        reasoning_parser=reply.reasoning_parser,
+        grammars=reply.grammars,
     )
 
 
@@ -48,7 +37,7 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish_reason=codec.finish_reason_from_wire(usage.finish_reason),
+        finish_reason=answer_codec.finish_from_wire(usage.finish_reason),
         ttft_ms=usage.ttft_ms,
         reused_entry=usage.reused_entry,
         score_ms=usage.score_ms,
@@ -57,6 +46,8 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         kv_mask=_kv_mask(usage) if usage.HasField("kv_mask") else None,
         replica=usage.replica,
         load=_load(usage.load) if usage.HasField("load") else None,
+        reasoning_tokens=usage.reasoning_tokens,
+        prompt_logprobs=answer_codec.logprobs_from_wire(usage.prompt_logprobs),
     )
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from presift.core.errors import PromptTooLong
-from presift.core.limits import MAX_PROMPT_CHARACTERS, MAX_PROMPT_TOKENS, MAX_SPANS, Limit
+from presift.core.limits import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_PROMPT_TOKENS,
+    MAX_SPANS,
+    MAX_TOOLS,
+    MAX_TOOLS_CHARACTERS,
+    Limit,
+)
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 16_384
-MAX_TOOLS = 512
-MAX_TOOLS_CHARACTERS = 1_048_576
 MAX_TOOL_CALLS = 512
 MAX_TOOL_CALLS_CHARACTERS = 1_048_576
 # A span of an explanation takes some fifty bytes: about 16 MiB.

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.answer import AnswerDelta, AnswerFormat, TokenLogprob
 from presift.core.errors import DraftUnavailable
 from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan
@@ -84,12 +85,15 @@ class Usage:
     kv_mask: KvMask | None = None
     replica: str = ""
     load: EngineLoad | None = None
+    reasoning_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
     """The target's model, the routes that its running engine supports, why it does not support the others, and the
-    process that reports this."""
+    process that reports this. The parsers separate the text of answers; empty if there is none. `grammars`: whether it
+    can restrict answers by a grammar."""
 
     model: ModelInfo
     supported: frozenset[Route]
@@ -97,6 +101,9 @@ class TargetInfo:
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
     replica: str = ""
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
+    grammars: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +120,12 @@ ANY_REPLICA = ReplicaRef()
 class AnswerCall(Protocol):
     """One answer of a target."""
 
-    def events(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
-        """New token ids as they arrive, then exactly one Usage. To be read in a task that is never cancelled, as
+    def events(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
+        """New pieces as they arrive, then exactly one Usage. To be read in a task that is never cancelled, as
         `read_ahead` does; `cancel` ends it."""
         ...
 
-    def read_ahead(self) -> AsyncGenerator[tuple[int, ...] | Usage, None]:
+    def read_ahead(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
         """The same, read in a task of its own; closing the generator aborts the request."""
         ...
 
@@ -154,8 +161,9 @@ class Target(Protocol):
         kv_plan: KvPlan | None = None,
         *,
         replica: ReplicaRef = ANY_REPLICA,
+        answer_format: AnswerFormat | None = None,
     ) -> AnswerCall:
-        """A call that begins when its events are read."""
+        """A call that begins when its events are read. With an `answer_format` the deltas have their text."""
         ...
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:

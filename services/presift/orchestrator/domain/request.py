@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.answer import AnswerFormat, ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
@@ -15,6 +16,8 @@ from presift.core.policies import POLICIES, KvSelection
 from presift.core.spans import Span
 from presift.orchestrator.domain.caller import TenantLimits
 
+# SGLang's own server has no limit; each choice is a request of its own to the target.
+MAX_CHOICES = 128
 ROLES = ("system", "user", "assistant", "tool")
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -59,14 +62,23 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation, oldest message first; `tools_json` holds one JSON object per tool."""
+    """A conversation, oldest message first; `tools_json` holds one JSON object per tool.
+
+    `template_kwargs_json` is a JSON object of further variables for the chat template, empty for none. With
+    `continue_final_message` the answer continues the last message, which is the assistant's. Raises InvalidRequest.
+    """
 
     messages: tuple[Message, ...]
     tools_json: tuple[str, ...] = ()
+    template_kwargs_json: str = ""
+    continue_final_message: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:
             raise InvalidRequest("prompt.chat.messages", "empty", "at least one message")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            value, limit = f"set on role {self.messages[-1].role}", "unset unless the last message is the assistant's"
+            raise InvalidRequest("prompt.chat.continue_final_message", value, limit)
 
     @property
     def has_documents(self) -> bool:
@@ -205,9 +217,10 @@ class KvOptions:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One call. `route` None is AUTO; `tenant` None has the general defaults. Only requests with the same `salt` share
-    cache entries; `limits` are those of the tenant.
+    cache entries; `limits` are those of the tenant. `choices` answers are generated. The three tool fields say whether
+    the answer must call the chat's tools (see `AnswerFormat`); with `raw_text` nothing is separated from the text.
 
-    Raises InvalidRequest for KV options that the route cannot have.
+    Raises InvalidRequest for KV options that the route cannot have, and for a forced call without tools.
     """
 
     prompt: Prompt
@@ -218,14 +231,38 @@ class Request:
     tenant: str | None = None
     salt: str = field(default="", repr=False)
     limits: TenantLimits = field(default_factory=TenantLimits)
+    choices: int = 1
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    tool_function: str = ""
+    single_tool_call: bool = False
+    raw_text: bool = False
 
     def __post_init__(self) -> None:
+        if not 1 <= self.choices <= MAX_CHOICES:
+            raise InvalidRequest("choices", self.choices, f"1..{MAX_CHOICES}")
+        self.answer_format(has_tool_parser=True, has_reasoning_parser=False)
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
+
+    def answer_format(self, *, has_tool_parser: bool, has_reasoning_parser: bool) -> AnswerFormat | None:
+        """What a target with these parsers separates from the answer; None for nothing.
+
+        Raises InvalidRequest for a forced call without tools.
+        """
+        tools = self.prompt.tools_json if isinstance(self.prompt, Chat) else ()
+        wanted = AnswerFormat(
+            tools if has_tool_parser or self.tool_choice is not ToolChoice.AUTO else (),
+            self.tool_choice,
+            self.tool_function,
+            self.single_tool_call,
+            has_reasoning_parser and isinstance(self.prompt, Chat),
+        )
+        is_needed = bool(wanted.tools_json) or wanted.separate_reasoning
+        return wanted if is_needed and not self.raw_text else None
 
     def _compresses_first(self) -> bool:
         """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""

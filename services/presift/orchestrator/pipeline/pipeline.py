@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quotas
@@ -101,7 +102,7 @@ class Pipeline:
         request: Request,
         metrics: RequestMetrics,
         slot: Slot,
-        events: AsyncGenerator[tuple[int, ...] | Usage, None],
+        events: AsyncGenerator[AnswerDelta | Usage, None],
     ) -> AsyncGenerator[Delta | Report, None]:
         parts, decision = self.parts, plan.decision
         detokenizer = Detokenizer(parts.tokenizer.backend, request.sampling.stop)
@@ -127,11 +128,12 @@ class Pipeline:
                         )
                         parts.estimator.observe(observed)
                         parts.guard.offer(plan, request.sampling, tokens)
-                        yield Delta(detokenizer.finish(), ())
+                        if text := detokenizer.finish():
+                            yield Delta(text, ())
                         yield Report(decision, event, ttft_ms, now_ms)
                     else:
-                        answer += event
-                        yield Delta(detokenizer.push(event), event)
+                        answer += event.token_ids
+                        yield _delta(event, detokenizer)
 
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
@@ -169,3 +171,11 @@ class Pipeline:
     def stage_costs(self) -> list[LearnedCost]:
         """The learned costs of all stages."""
         return self.parts.estimator.learned()
+
+
+def _delta(delta: AnswerDelta, detokenizer: Detokenizer) -> Delta:
+    """With the text that the target separated or, if it was not asked to, with that of the tokens."""
+    ids, parsed = delta.token_ids, delta.parsed
+    if parsed is None:
+        return Delta(detokenizer.push(ids), ids, logprobs=delta.logprobs)
+    return Delta(parsed.content, ids, parsed.reasoning, parsed.tool_calls, delta.logprobs)

@@ -68,5 +68,5 @@ class ShadowAnswers:
                 if isinstance(event, Usage):
                     self._estimator.observe_prefix(plan, event, answer, began)
                 else:
-                    answer.extend(event)
+                    answer.extend(event.token_ids)
         return tuple(answer)

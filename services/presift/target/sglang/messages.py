@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import (
     BudgetExceeded,
     InternalError,
@@ -16,7 +17,7 @@ from presift.core.errors import (
     TargetUnavailable,
 )
 from presift.core.generation import FinishReason
-from presift.target.engine import Event, Finished, GenerateRequest, Tokens
+from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang_plugin import custom_params
 
 # SGLang's value for the whole vocabulary. A larger one overflows int32 and would end the scheduler.
@@ -72,7 +73,7 @@ class AnswerReader:
         if reason and token_ids and token_ids[-1] == reason.get("matched"):
             token_ids = token_ids[:-1]
         if token_ids:
-            yield Tokens(tuple(token_ids))
+            yield AnswerDelta(tuple(token_ids))
         if reason:
             yield self._finished(meta, FinishReason(reason["type"]))
 

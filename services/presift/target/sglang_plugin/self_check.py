@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import PresiftError
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
-from presift.target.engine import Engine, Finished, GenerateRequest, Tokens
+from presift.target.engine import Engine, Finished, GenerateRequest
 
 _SALT = "presift-selfcheck"
 _ANSWER_TOKENS = 4
@@ -87,7 +88,7 @@ async def _answer(engine: Engine, prompt: Any, plan: KvPlan | None = None) -> tu
     sampling = Sampling(max_new_tokens=_ANSWER_TOKENS, ignore_eos=True)
     tokens: list[int] = []
     async for event in engine.generate(GenerateRequest(prompt, sampling, _SALT, plan)):
-        if isinstance(event, Tokens):
+        if isinstance(event, AnswerDelta):
             tokens.extend(event.token_ids)
         else:
             return tokens, event

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import (
     BudgetExceeded,
     InternalError,
@@ -22,7 +23,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
 from presift.models.torchvision_ops import declare_missing
-from presift.target.engine import Event, Finished, GenerateRequest, Tokens
+from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang
 from presift.target.sglang_plugin import custom_params
 
@@ -61,13 +62,13 @@ STOP, LENGTH = {"type": "stop", "matched": 2}, {"type": "length", "length": 2}
 
 def test_an_ordinary_answer_counts_as_sglang_does() -> None:
     events = read(message((7,)), message((8,), LENGTH))
-    assert events == [Tokens((7,)), Tokens((8,)), Finished(9, 8, 2, FinishReason.LENGTH, kv_tokens=9)]
+    assert events == [AnswerDelta((7,)), AnswerDelta((8,)), Finished(9, 8, 2, FinishReason.LENGTH, kv_tokens=9)]
 
 
 def test_a_stop_token_is_not_delivered_and_a_stop_strings_tokens_are() -> None:
-    assert read(message((7, 2), STOP))[0] == Tokens((7,))
+    assert read(message((7, 2), STOP))[0] == AnswerDelta((7,))
     assert read(message((2,), STOP)) == [Finished(9, 8, 2, FinishReason.STOP, kv_tokens=9)]
-    assert read(message((7, 8), {"type": "stop", "matched": "x"}))[0] == Tokens((7, 8))
+    assert read(message((7, 8), {"type": "stop", "matched": "x"}))[0] == AnswerDelta((7, 8))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_stop_token_is_not_delivered_and_a_stop_strings_tokens_are() -> None:
 )
 def test_the_plugins_report_is_remembered_from_whichever_message_has_it(first: Any, last: Any) -> None:
     events = read(message((7,), presift=first), message((8,)), message((2,), STOP, presift=last))
-    assert events[:2] == [Tokens((7,)), Tokens((8,))]
+    assert events[:2] == [AnswerDelta((7,)), AnswerDelta((8,))]
     assert events[2:] == [Finished(20, 8, 2, FinishReason.STOP, 9, True, 1.5, 2.5, 0.75, None)]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from presift.core.answer import AnswerDelta
 from presift.core.errors import TargetUnavailable
-from presift.target.engine import Event, Finished, GenerateRequest, Tokens
+from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang_plugin import self_check
 from presift.target.sglang_plugin.self_check import why_unsupported
 
@@ -82,7 +83,7 @@ def changed(place: int, **values: Any) -> Spoil:
 
 
 def other_tokens(place: int) -> Spoil:
-    return lambda request, event: Tokens((9,)) if request == place and isinstance(event, Tokens) else event
+    return lambda request, event: AnswerDelta((9,)) if request == place and isinstance(event, AnswerDelta) else event
 
 
 FAILURES: dict[str, tuple[Spoil, str]] = {
@@ -93,7 +94,7 @@ FAILURES: dict[str, tuple[Spoil, str]] = {
     "another entry found": (changed(5, cached_tokens=63), "found 63 cached tokens, expected 64"),
     "another answer": (other_tokens(5), "the same entry gave a different answer"),
     "an early end": (
-        lambda _, event: event if isinstance(event, Tokens) else None,
+        lambda _, event: event if isinstance(event, AnswerDelta) else None,
         "the stream ended without a result",
     ),
 }

@@ -20,7 +20,7 @@ from presift.orchestrator.domain.request import (
     TextPart,
     TokenIds,
 )
-from presift.rpc import codec
+from presift.rpc import answer_codec, codec
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 _SELECTIONS: dict[int, KvSelection] = {
@@ -82,7 +82,8 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
         return Text(prompt.text)
     if kind == "chat":
         messages = tuple(_message(message) for message in prompt.chat.messages)
-        return Chat(messages, tuple(prompt.chat.tools_json))
+        chat = prompt.chat
+        return Chat(messages, tuple(chat.tools_json), chat.template_kwargs_json, chat.continue_final_message)
     raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
 
 
@@ -110,15 +111,9 @@ def auto_from_wire(auto: orchestrator_pb2.AutoCapacity) -> AutoCapacity:
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
-    values = codec.set_fields(sampling, "max_new_tokens", "temperature", "top_p", "top_k", "seed")
-    if values.get("max_new_tokens") == 0:
+    if sampling.HasField("max_new_tokens") and sampling.max_new_tokens == 0:
         raise InvalidRequest("sampling.max_new_tokens", 0, ">= 1")
-    return Sampling(
-        stop=tuple(sampling.stop),
-        stop_token_ids=tuple(sampling.stop_token_ids),
-        ignore_eos=sampling.ignore_eos,
-        **values,
-    )
+    return answer_codec.sampling_from_wire(sampling)
 
 
 def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:

@@ -11,7 +11,7 @@ from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
 from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.decision import CacheOutcome, Decision
 from presift.orchestrator.routing.quality_gate import Quality
-from presift.rpc import codec
+from presift.rpc import answer_codec, codec
 from presift.rpc.pool.replica import ReplicaStatus
 from presift.v1 import orchestrator_pb2, plan_pb2
 
@@ -27,9 +27,19 @@ def event_to_wire(event: Event) -> orchestrator_pb2.GenerateResponse:
     if isinstance(event, Decision):
         return orchestrator_pb2.GenerateResponse(decision=decision_to_wire(event))
     if isinstance(event, Delta):
-        delta = orchestrator_pb2.TextDelta(text=event.text, token_ids=event.token_ids)
-        return orchestrator_pb2.GenerateResponse(delta=delta)
+        return orchestrator_pb2.GenerateResponse(delta=_delta_to_wire(event))
     return orchestrator_pb2.GenerateResponse(usage=report_to_wire(event))
+
+
+def _delta_to_wire(delta: Delta) -> orchestrator_pb2.TextDelta:
+    return orchestrator_pb2.TextDelta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        choice=delta.choice,
+        reasoning=delta.reasoning,
+        tool_calls=answer_codec.tool_calls_to_wire(delta.tool_calls),
+        logprobs=answer_codec.logprobs_to_wire(delta.logprobs),
+    )
 
 
 def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
@@ -65,7 +75,7 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish_reason=codec.finish_reason_to_wire(usage.finish_reason),
+        finish_reason=answer_codec.finish_to_wire(usage.finish_reason),
         target_ttft_ms=usage.ttft_ms,
         ttft_ms=report.ttft_ms,
         total_ms=report.total_ms,
@@ -73,6 +83,9 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
         score_ms=usage.score_ms,
         publish_ms=usage.publish_ms,
         coverage=usage.coverage,
+        choice=report.choice,
+        reasoning_tokens=usage.reasoning_tokens,
+        prompt_logprobs=answer_codec.logprobs_to_wire(usage.prompt_logprobs),
     )
 
 

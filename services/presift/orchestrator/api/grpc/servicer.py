@@ -79,6 +79,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             route_quality=[quality_to_wire(each) for each in self._pipeline.parts.guard.qualities()],
             speeds=[speed_to_wire(speed) for speed in self._pipeline.stage_costs()],
             replicas=[replica_to_wire(each) for each in self._models.statuses()],
+            tool_call_parser=target.tool_call_parser,
+            reasoning_parser=target.reasoning_parser,
+            grammars=target.grammars,
         )
 
 

@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from presift.core.generation import FinishReason
 from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire, report_to_wire
 from presift.orchestrator.api.http.presift_json import presift_json
 from presift.orchestrator.pipeline.events import Delta, Report
 from presift.orchestrator.planning.explain import Explanation
 from presift.orchestrator.routing.decision import Decision
-
-_FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ class Completion:
 
 
 def _finish_reason(report: Report) -> str:
-    return _FINISH_REASONS[report.usage.finish_reason]
+    return report.usage.finish_reason.value
 
 
 def _usage(report: Report) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from presift.core.errors import InvalidRequest
-from presift.core.limits import MAX_SPANS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from presift.core.limits import MAX_SPANS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, MAX_TOOLS
 from presift.core.plan import Route
 from presift.core.policies import KvSelection
 from presift.orchestrator.api.http.errors import brief
-from presift.orchestrator.domain.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS
+from presift.orchestrator.domain.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS
 
 # Seconds: a day. Clocks and timers accept more, but not without bound.
 MAX_TIMEOUT_S = 86_400

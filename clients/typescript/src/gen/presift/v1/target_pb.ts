@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file presift/v1/target.proto.
  */
 export const file_presift_v1_target: GenFile = /*@__PURE__*/
-  fileDesc("ChdwcmVzaWZ0L3YxL3RhcmdldC5wcm90bxIKcHJlc2lmdC52MSL2AQoIU2FtcGxpbmcSGwoObWF4X25ld190b2tlbnMYASABKA1IAIgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARIRCgRzZWVkGAUgASgESASIAQESDAoEc3RvcBgGIAMoCRIWCg5zdG9wX3Rva2VuX2lkcxgHIAMoDRISCgppZ25vcmVfZW9zGAggASgIQhEKD19tYXhfbmV3X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IHCgVfc2VlZCKSAQocVGFyZ2V0U2VydmljZUdlbmVyYXRlUmVxdWVzdBIRCgl0b2tlbl9pZHMYASADKA0SJgoIc2FtcGxpbmcYAiABKAsyFC5wcmVzaWZ0LnYxLlNhbXBsaW5nEhIKCmNhY2hlX3NhbHQYAyABKAkSIwoHa3ZfcGxhbhgEIAEoCzISLnByZXNpZnQudjEuS3ZQbGFuIvkBCgZLdlBsYW4SIgoGcG9saWN5GAEgASgLMhIucHJlc2lmdC52MS5TcGVjS3YSKQoPcHJvdGVjdGVkX3NwYW5zGAIgAygLMhAucHJlc2lmdC52MS5TcGFuEhsKE2xvb2thaGVhZF90b2tlbl9pZHMYAyADKA0SIwoHa3ZfbWFzaxgEIAEoCzISLnByZXNpZnQudjEuS3ZNYXNrEh0KEGtlZXBfZnVsbF9wcmVmaXgYBSABKAhIAIgBARIVCg1wcm9tcHRfdG9rZW5zGAYgASgNEhMKC3JlcG9ydF9rZXB0GAcgASgIQhMKEV9rZWVwX2Z1bGxfcHJlZml4IjcKDlByZWZpbGxSZXF1ZXN0EhEKCXRva2VuX2lkcxgBIAMoDRISCgpjYWNoZV9zYWx0GAIgASgJIjoKD1ByZWZpbGxSZXNwb25zZRIVCg1jYWNoZWRfdG9rZW5zGAEgASgNEhAKCHRvdGFsX21zGAIgASgBInsKHVRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlc3BvbnNlEicKBWRlbHRhGAEgASgLMhYucHJlc2lmdC52MS5Ub2tlbkRlbHRhSAASKAoFdXNhZ2UYAiABKAsyFy5wcmVzaWZ0LnYxLlRhcmdldFVzYWdlSABCBwoFZXZlbnQiHwoKVG9rZW5EZWx0YRIRCgl0b2tlbl9pZHMYASADKA0i+QIKC1RhcmdldFVzYWdlEhUKDXByb21wdF90b2tlbnMYASABKA0SEQoJa3ZfdG9rZW5zGAIgASgNEhUKDWNhY2hlZF90b2tlbnMYAyABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYBCABKA0SLwoNZmluaXNoX3JlYXNvbhgFIAEoDjIYLnByZXNpZnQudjEuRmluaXNoUmVhc29uEg8KB3R0ZnRfbXMYBiABKAESEAoIdG90YWxfbXMYByABKAESFAoMcmV1c2VkX2VudHJ5GAggASgIEhAKCHNjb3JlX21zGAkgASgBEhIKCnB1Ymxpc2hfbXMYCiABKAESFQoIY292ZXJhZ2UYCyABKAJIAIgBARIjCgdrdl9tYXNrGAwgASgLMhIucHJlc2lmdC52MS5Ldk1hc2sSJAoEbG9hZBgNIAEoCzIWLnByZXNpZnQudjEuVGFyZ2V0TG9hZBIPCgdyZXBsaWNhGA4gASgJQgsKCV9jb3ZlcmFnZSJGCgpUYXJnZXRMb2FkEg8KB3J1bm5pbmcYASABKA0SDwoHd2FpdGluZxgCIAEoDRIWCg5mcmVlX2t2X3Rva2VucxgDIAEoDSIdChtUYXJnZXRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QivAIKHFRhcmdldFNlcnZpY2VHZXRJbmZvUmVzcG9uc2USJAoFbW9kZWwYASABKAsyFS5wcmVzaWZ0LnYxLk1vZGVsSW5mbxIOCgZlbmdpbmUYAiABKAkSKwoQc3VwcG9ydGVkX3JvdXRlcxgDIAMoDjIRLnByZXNpZnQudjEuUm91dGUSGAoQcnVubmluZ19yZXF1ZXN0cxgEIAEoDRI4ChJ1bnN1cHBvcnRlZF9yb3V0ZXMYBSADKAsyHC5wcmVzaWZ0LnYxLlVuc3VwcG9ydGVkUm91dGUSFgoOa3ZfcGFnZV90b2tlbnMYBiABKA0SFgoOa3ZfcG9vbF90b2tlbnMYByABKA0SJAoEbG9hZBgIIAEoCzIWLnByZXNpZnQudjEuVGFyZ2V0TG9hZBIPCgdyZXBsaWNhGAkgASgJIkQKEFVuc3VwcG9ydGVkUm91dGUSIAoFcm91dGUYASABKA4yES5wcmVzaWZ0LnYxLlJvdXRlEg4KBnJlYXNvbhgCIAEoCSpfCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAIylAIKDVRhcmdldFNlcnZpY2USYQoIR2VuZXJhdGUSKC5wcmVzaWZ0LnYxLlRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlcXVlc3QaKS5wcmVzaWZ0LnYxLlRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlc3BvbnNlMAESQgoHUHJlZmlsbBIaLnByZXNpZnQudjEuUHJlZmlsbFJlcXVlc3QaGy5wcmVzaWZ0LnYxLlByZWZpbGxSZXNwb25zZRJcCgdHZXRJbmZvEicucHJlc2lmdC52MS5UYXJnZXRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QaKC5wcmVzaWZ0LnYxLlRhcmdldFNlcnZpY2VHZXRJbmZvUmVzcG9uc2ViBnByb3RvMw", [file_presift_v1_plan]);
+  fileDesc("ChdwcmVzaWZ0L3YxL3RhcmdldC5wcm90bxIKcHJlc2lmdC52MSKQBgoIU2FtcGxpbmcSGwoObWF4X25ld190b2tlbnMYASABKA1IAYgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgCiAEBEhIKBXRvcF9wGAMgASgCSAOIAQESEgoFdG9wX2sYBCABKA1IBIgBARIRCgRzZWVkGAUgASgESAWIAQESDAoEc3RvcBgGIAMoCRIWCg5zdG9wX3Rva2VuX2lkcxgHIAMoDRISCgppZ25vcmVfZW9zGAggASgIEhIKBW1pbl9wGAkgASgCSAaIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgKIAEoAkgHiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAsgASgCSAiIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAwgASgCSAmIAQESNwoKbG9naXRfYmlhcxgNIAMoCzIjLnByZXNpZnQudjEuU2FtcGxpbmcuTG9naXRCaWFzRW50cnkSGwoObWluX25ld190b2tlbnMYDiABKA1ICogBARIVCgtqc29uX3NjaGVtYRgPIAEoCUgAEg8KBXJlZ2V4GBAgASgJSAASDgoEZWJuZhgRIAEoCUgAEhgKDnN0cnVjdHVyYWxfdGFnGBIgASgJSAASGQoMdG9wX2xvZ3Byb2JzGBMgASgNSAuIAQESFwoPcHJvbXB0X2xvZ3Byb2JzGBQgASgIEhsKE2tlZXBfc3BlY2lhbF90b2tlbnMYFSABKAgaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgCOgI4AUIJCgdncmFtbWFyQhEKD19tYXhfbmV3X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IHCgVfc2VlZEIICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEQoPX21pbl9uZXdfdG9rZW5zQg8KDV90b3BfbG9ncHJvYnMikgEKDEFuc3dlckZvcm1hdBISCgp0b29sc19qc29uGAEgAygJEisKC3Rvb2xfY2hvaWNlGAIgASgOMhYucHJlc2lmdC52MS5Ub29sQ2hvaWNlEhAKCGZ1bmN0aW9uGAMgASgJEhMKC3NpbmdsZV9jYWxsGAQgASgIEhoKEnNlcGFyYXRlX3JlYXNvbmluZxgFIAEoCCK8AQocVGFyZ2V0U2VydmljZUdlbmVyYXRlUmVxdWVzdBIRCgl0b2tlbl9pZHMYASADKA0SJgoIc2FtcGxpbmcYAiABKAsyFC5wcmVzaWZ0LnYxLlNhbXBsaW5nEhIKCmNhY2hlX3NhbHQYAyABKAkSIwoHa3ZfcGxhbhgEIAEoCzISLnByZXNpZnQudjEuS3ZQbGFuEigKBmZvcm1hdBgFIAEoCzIYLnByZXNpZnQudjEuQW5zd2VyRm9ybWF0IvkBCgZLdlBsYW4SIgoGcG9saWN5GAEgASgLMhIucHJlc2lmdC52MS5TcGVjS3YSKQoPcHJvdGVjdGVkX3NwYW5zGAIgAygLMhAucHJlc2lmdC52MS5TcGFuEhsKE2xvb2thaGVhZF90b2tlbl9pZHMYAyADKA0SIwoHa3ZfbWFzaxgEIAEoCzISLnByZXNpZnQudjEuS3ZNYXNrEh0KEGtlZXBfZnVsbF9wcmVmaXgYBSABKAhIAIgBARIVCg1wcm9tcHRfdG9rZW5zGAYgASgNEhMKC3JlcG9ydF9rZXB0GAcgASgIQhMKEV9rZWVwX2Z1bGxfcHJlZml4IjcKDlByZWZpbGxSZXF1ZXN0EhEKCXRva2VuX2lkcxgBIAMoDRISCgpjYWNoZV9zYWx0GAIgASgJIjoKD1ByZWZpbGxSZXNwb25zZRIVCg1jYWNoZWRfdG9rZW5zGAEgASgNEhAKCHRvdGFsX21zGAIgASgBInsKHVRhcmdldFNlcnZpY2VHZW5lcmF0ZVJlc3BvbnNlEicKBWRlbHRhGAEgASgLMhYucHJlc2lmdC52MS5Ub2tlbkRlbHRhSAASKAoFdXNhZ2UYAiABKAsyFy5wcmVzaWZ0LnYxLlRhcmdldFVzYWdlSABCBwoFZXZlbnQicwoKVG9rZW5EZWx0YRIRCgl0b2tlbl9pZHMYASADKA0SKgoIbG9ncHJvYnMYAiADKAsyGC5wcmVzaWZ0LnYxLlRva2VuTG9ncHJvYhImCgZwYXJzZWQYAyABKAsyFi5wcmVzaWZ0LnYxLlBhcnNlZFRleHQiZwoMVG9rZW5Mb2dwcm9iEhAKCHRva2VuX2lkGAEgASgNEhQKB2xvZ3Byb2IYAiABKAJIAIgBARIjCgN0b3AYAyADKAsyFi5wcmVzaWZ0LnYxLlRvcExvZ3Byb2JCCgoIX2xvZ3Byb2IiLwoKVG9wTG9ncHJvYhIQCgh0b2tlbl9pZBgBIAEoDRIPCgdsb2dwcm9iGAIgASgCIl8KClBhcnNlZFRleHQSDwoHY29udGVudBgBIAEoCRIRCglyZWFzb25pbmcYAiABKAkSLQoKdG9vbF9jYWxscxgDIAMoCzIZLnByZXNpZnQudjEuVG9vbENhbGxEZWx0YSJLCg1Ub29sQ2FsbERlbHRhEg0KBWluZGV4GAEgASgNEgoKAmlkGAIgASgJEgwKBG5hbWUYAyABKAkSEQoJYXJndW1lbnRzGAQgASgJIsYDCgtUYXJnZXRVc2FnZRIVCg1wcm9tcHRfdG9rZW5zGAEgASgNEhEKCWt2X3Rva2VucxgCIAEoDRIVCg1jYWNoZWRfdG9rZW5zGAMgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAQgASgNEi8KDWZpbmlzaF9yZWFzb24YBSABKA4yGC5wcmVzaWZ0LnYxLkZpbmlzaFJlYXNvbhIPCgd0dGZ0X21zGAYgASgBEhAKCHRvdGFsX21zGAcgASgBEhQKDHJldXNlZF9lbnRyeRgIIAEoCBIQCghzY29yZV9tcxgJIAEoARISCgpwdWJsaXNoX21zGAogASgBEhUKCGNvdmVyYWdlGAsgASgCSACIAQESIwoHa3ZfbWFzaxgMIAEoCzISLnByZXNpZnQudjEuS3ZNYXNrEiQKBGxvYWQYDSABKAsyFi5wcmVzaWZ0LnYxLlRhcmdldExvYWQSDwoHcmVwbGljYRgOIAEoCRIYChByZWFzb25pbmdfdG9rZW5zGA8gASgNEjEKD3Byb21wdF9sb2dwcm9icxgQIAMoCzIYLnByZXNpZnQudjEuVG9rZW5Mb2dwcm9iQgsKCV9jb3ZlcmFnZSJGCgpUYXJnZXRMb2FkEg8KB3J1bm5pbmcYASABKA0SDwoHd2FpdGluZxgCIAEoDRIWCg5mcmVlX2t2X3Rva2VucxgDIAEoDSIdChtUYXJnZXRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QiggMKHFRhcmdldFNlcnZpY2VHZXRJbmZvUmVzcG9uc2USJAoFbW9kZWwYASABKAsyFS5wcmVzaWZ0LnYxLk1vZGVsSW5mbxIOCgZlbmdpbmUYAiABKAkSKwoQc3VwcG9ydGVkX3JvdXRlcxgDIAMoDjIRLnByZXNpZnQudjEuUm91dGUSGAoQcnVubmluZ19yZXF1ZXN0cxgEIAEoDRI4ChJ1bnN1cHBvcnRlZF9yb3V0ZXMYBSADKAsyHC5wcmVzaWZ0LnYxLlVuc3VwcG9ydGVkUm91dGUSFgoOa3ZfcGFnZV90b2tlbnMYBiABKA0SFgoOa3ZfcG9vbF90b2tlbnMYByABKA0SJAoEbG9hZBgIIAEoCzIWLnByZXNpZnQudjEuVGFyZ2V0TG9hZBIPCgdyZXBsaWNhGAkgASgJEhgKEHRvb2xfY2FsbF9wYXJzZXIYCiABKAkSGAoQcmVhc29uaW5nX3BhcnNlchgLIAEoCRIQCghncmFtbWFycxgMIAEoCCJEChBVbnN1cHBvcnRlZFJvdXRlEiAKBXJvdXRlGAEgASgOMhEucHJlc2lmdC52MS5Sb3V0ZRIOCgZyZWFzb24YAiABKAkqcwoKVG9vbENob2ljZRIbChdUT09MX0NIT0lDRV9VTlNQRUNJRklFRBAAEhQKEFRPT0xfQ0hPSUNFX0FVVE8QARIYChRUT09MX0NIT0lDRV9SRVFVSVJFRBACEhgKFFRPT0xfQ0hPSUNFX0ZVTkNUSU9OEAMqfQoMRmluaXNoUmVhc29uEh0KGUZJTklTSF9SRUFTT05fVU5TUEVDSUZJRUQQABIWChJGSU5JU0hfUkVBU09OX1NUT1AQARIYChRGSU5JU0hfUkVBU09OX0xFTkdUSBACEhwKGEZJTklTSF9SRUFTT05fVE9PTF9DQUxMUxADMpQCCg1UYXJnZXRTZXJ2aWNlEmEKCEdlbmVyYXRlEigucHJlc2lmdC52MS5UYXJnZXRTZXJ2aWNlR2VuZXJhdGVSZXF1ZXN0GikucHJlc2lmdC52MS5UYXJnZXRTZXJ2aWNlR2VuZXJhdGVSZXNwb25zZTABEkIKB1ByZWZpbGwSGi5wcmVzaWZ0LnYxLlByZWZpbGxSZXF1ZXN0GhsucHJlc2lmdC52MS5QcmVmaWxsUmVzcG9uc2USXAoHR2V0SW5mbxInLnByZXNpZnQudjEuVGFyZ2V0U2VydmljZUdldEluZm9SZXF1ZXN0GigucHJlc2lmdC52MS5UYXJnZXRTZXJ2aWNlR2V0SW5mb1Jlc3BvbnNlYgZwcm90bzM", [file_presift_v1_plan]);
 
 /**
  * Sampling is how tokens are chosen. Unset fields take the defaults given here.
@@ -75,6 +75,109 @@ export type Sampling = Message<"presift.v1.Sampling"> & {
    * @generated from field: bool ignore_eos = 8;
    */
   ignoreEos: boolean;
+
+  /**
+   * min_p leaves out tokens that are less likely than this share of the most likely one, 0..1. Default 0.
+   *
+   * @generated from field: optional float min_p = 9;
+   */
+  minP?: number | undefined;
+
+  /**
+   * presence_penalty lowers the logit of each token that the answer already has, -2..2. Default 0.
+   *
+   * @generated from field: optional float presence_penalty = 10;
+   */
+  presencePenalty?: number | undefined;
+
+  /**
+   * frequency_penalty lowers the logit of a token by its number in the answer so far, -2..2. Default 0.
+   *
+   * @generated from field: optional float frequency_penalty = 11;
+   */
+  frequencyPenalty?: number | undefined;
+
+  /**
+   * repetition_penalty divides the logit of each token that the answer already has, 0 < penalty <= 2. Default 1.
+   *
+   * @generated from field: optional float repetition_penalty = 12;
+   */
+  repetitionPenalty?: number | undefined;
+
+  /**
+   * logit_bias is added to the logits of these token ids, -100..100. At most 1,024 token ids.
+   *
+   * @generated from field: map<uint32, float> logit_bias = 13;
+   */
+  logitBias: { [key: number]: number };
+
+  /**
+   * min_new_tokens is the length before which EOS and stop tokens are not generated, 0..max_new_tokens. Default 0.
+   *
+   * @generated from field: optional uint32 min_new_tokens = 14;
+   */
+  minNewTokens?: number | undefined;
+
+  /**
+   * grammar restricts the answer. At most 1,048,576 characters. Rejected (INVALID_REQUEST) if it cannot be compiled.
+   *
+   * @generated from oneof presift.v1.Sampling.grammar
+   */
+  grammar: {
+    /**
+     * json_schema is a JSON schema: the answer is a JSON value that it allows.
+     *
+     * @generated from field: string json_schema = 15;
+     */
+    value: string;
+    case: "jsonSchema";
+  } | {
+    /**
+     * regex is a regular expression that the whole answer matches.
+     *
+     * @generated from field: string regex = 16;
+     */
+    value: string;
+    case: "regex";
+  } | {
+    /**
+     * ebnf is a context-free grammar in EBNF.
+     *
+     * @generated from field: string ebnf = 17;
+     */
+    value: string;
+    case: "ebnf";
+  } | {
+    /**
+     * structural_tag is a structural tag in JSON: text with parts that have a schema.
+     *
+     * @generated from field: string structural_tag = 18;
+     */
+    value: string;
+    case: "structuralTag";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * top_logprobs asks for the log probability of each token of the answer and of this many most likely tokens at its
+   * place, 0..20. Unset asks for none.
+   *
+   * @generated from field: optional uint32 top_logprobs = 19;
+   */
+  topLogprobs?: number | undefined;
+
+  /**
+   * prompt_logprobs asks for the log probabilities of the prompt's tokens too. Route full only. Needs top_logprobs.
+   *
+   * @generated from field: bool prompt_logprobs = 20;
+   */
+  promptLogprobs: boolean;
+
+  /**
+   * keep_special_tokens leaves special tokens in the text.
+   *
+   * @generated from field: bool keep_special_tokens = 21;
+   */
+  keepSpecialTokens: boolean;
 };
 
 /**
@@ -83,6 +186,56 @@ export type Sampling = Message<"presift.v1.Sampling"> & {
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
   messageDesc(file_presift_v1_target, 0);
+
+/**
+ * AnswerFormat says what the target separates from the text of an answer.
+ *
+ * @generated from message presift.v1.AnswerFormat
+ */
+export type AnswerFormat = Message<"presift.v1.AnswerFormat"> & {
+  /**
+   * tools_json has the tools whose calls are parsed, one definition each, as in Chat. At most
+   * 512, of 1,048,576 characters together.
+   *
+   * @generated from field: repeated string tools_json = 1;
+   */
+  toolsJson: string[];
+
+  /**
+   * tool_choice says whether the answer must call tools. Default TOOL_CHOICE_AUTO.
+   *
+   * @generated from field: presift.v1.ToolChoice tool_choice = 2;
+   */
+  toolChoice: ToolChoice;
+
+  /**
+   * function is the tool that must be called, with TOOL_CHOICE_FUNCTION.
+   *
+   * @generated from field: string function = 3;
+   */
+  function: string;
+
+  /**
+   * single_call allows one call at most. It binds where a grammar applies: with a required call or a strict tool.
+   *
+   * @generated from field: bool single_call = 4;
+   */
+  singleCall: boolean;
+
+  /**
+   * separate_reasoning splits off what a reasoning model writes before its answer.
+   *
+   * @generated from field: bool separate_reasoning = 5;
+   */
+  separateReasoning: boolean;
+};
+
+/**
+ * Describes the message presift.v1.AnswerFormat.
+ * Use `create(AnswerFormatSchema)` to create a new message.
+ */
+export const AnswerFormatSchema: GenMessage<AnswerFormat> = /*@__PURE__*/
+  messageDesc(file_presift_v1_target, 1);
 
 /**
  * TargetServiceGenerateRequest is one prompt, exactly as the target reads it.
@@ -118,6 +271,13 @@ export type TargetServiceGenerateRequest = Message<"presift.v1.TargetServiceGene
    * @generated from field: presift.v1.KvPlan kv_plan = 4;
    */
   kvPlan?: KvPlan | undefined;
+
+  /**
+   * format asks for the parsed text of the answer (TokenDelta.parsed). Unset returns token ids only.
+   *
+   * @generated from field: presift.v1.AnswerFormat format = 5;
+   */
+  format?: AnswerFormat | undefined;
 };
 
 /**
@@ -125,7 +285,7 @@ export type TargetServiceGenerateRequest = Message<"presift.v1.TargetServiceGene
  * Use `create(TargetServiceGenerateRequestSchema)` to create a new message.
  */
 export const TargetServiceGenerateRequestSchema: GenMessage<TargetServiceGenerateRequest> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 1);
+  messageDesc(file_presift_v1_target, 2);
 
 /**
  * KvPlan says which KV pairs of a prompt to keep. The selected pairs are an entry of the radix cache: the same prompt
@@ -193,7 +353,7 @@ export type KvPlan = Message<"presift.v1.KvPlan"> & {
  * Use `create(KvPlanSchema)` to create a new message.
  */
 export const KvPlanSchema: GenMessage<KvPlan> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 2);
+  messageDesc(file_presift_v1_target, 3);
 
 /**
  * PrefillRequest is the prompt to read.
@@ -221,7 +381,7 @@ export type PrefillRequest = Message<"presift.v1.PrefillRequest"> & {
  * Use `create(PrefillRequestSchema)` to create a new message.
  */
 export const PrefillRequestSchema: GenMessage<PrefillRequest> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 3);
+  messageDesc(file_presift_v1_target, 4);
 
 /**
  * PrefillResponse reports the work that was needed.
@@ -249,7 +409,7 @@ export type PrefillResponse = Message<"presift.v1.PrefillResponse"> & {
  * Use `create(PrefillResponseSchema)` to create a new message.
  */
 export const PrefillResponseSchema: GenMessage<PrefillResponse> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 4);
+  messageDesc(file_presift_v1_target, 5);
 
 /**
  * TargetServiceGenerateResponse is one event of the stream.
@@ -286,7 +446,7 @@ export type TargetServiceGenerateResponse = Message<"presift.v1.TargetServiceGen
  * Use `create(TargetServiceGenerateResponseSchema)` to create a new message.
  */
 export const TargetServiceGenerateResponseSchema: GenMessage<TargetServiceGenerateResponse> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 5);
+  messageDesc(file_presift_v1_target, 6);
 
 /**
  * TokenDelta is the part of the answer that is new since the last delta.
@@ -300,6 +460,20 @@ export type TokenDelta = Message<"presift.v1.TokenDelta"> & {
    * @generated from field: repeated uint32 token_ids = 1;
    */
   tokenIds: number[];
+
+  /**
+   * logprobs has one item for each of token_ids, if requested.
+   *
+   * @generated from field: repeated presift.v1.TokenLogprob logprobs = 2;
+   */
+  logprobs: TokenLogprob[];
+
+  /**
+   * parsed is what the new tokens add to the answer's parts. Set only if a format was requested.
+   *
+   * @generated from field: presift.v1.ParsedText parsed = 3;
+   */
+  parsed?: ParsedText | undefined;
 };
 
 /**
@@ -307,7 +481,147 @@ export type TokenDelta = Message<"presift.v1.TokenDelta"> & {
  * Use `create(TokenDeltaSchema)` to create a new message.
  */
 export const TokenDeltaSchema: GenMessage<TokenDelta> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 6);
+  messageDesc(file_presift_v1_target, 7);
+
+/**
+ * TokenLogprob is how likely a token was.
+ *
+ * @generated from message presift.v1.TokenLogprob
+ */
+export type TokenLogprob = Message<"presift.v1.TokenLogprob"> & {
+  /**
+   * token_id is the token.
+   *
+   * @generated from field: uint32 token_id = 1;
+   */
+  tokenId: number;
+
+  /**
+   * logprob is the natural logarithm of its probability. Unset for a prompt's first token, which has none.
+   *
+   * @generated from field: optional float logprob = 2;
+   */
+  logprob?: number | undefined;
+
+  /**
+   * top are the most likely tokens at its place, the most likely first, if requested.
+   *
+   * @generated from field: repeated presift.v1.TopLogprob top = 3;
+   */
+  top: TopLogprob[];
+};
+
+/**
+ * Describes the message presift.v1.TokenLogprob.
+ * Use `create(TokenLogprobSchema)` to create a new message.
+ */
+export const TokenLogprobSchema: GenMessage<TokenLogprob> = /*@__PURE__*/
+  messageDesc(file_presift_v1_target, 8);
+
+/**
+ * TopLogprob is one of the most likely tokens at a place.
+ *
+ * @generated from message presift.v1.TopLogprob
+ */
+export type TopLogprob = Message<"presift.v1.TopLogprob"> & {
+  /**
+   * token_id is the token.
+   *
+   * @generated from field: uint32 token_id = 1;
+   */
+  tokenId: number;
+
+  /**
+   * logprob is the natural logarithm of its probability.
+   *
+   * @generated from field: float logprob = 2;
+   */
+  logprob: number;
+};
+
+/**
+ * Describes the message presift.v1.TopLogprob.
+ * Use `create(TopLogprobSchema)` to create a new message.
+ */
+export const TopLogprobSchema: GenMessage<TopLogprob> = /*@__PURE__*/
+  messageDesc(file_presift_v1_target, 9);
+
+/**
+ * ParsedText is the new part of an answer, separated.
+ *
+ * @generated from message presift.v1.ParsedText
+ */
+export type ParsedText = Message<"presift.v1.ParsedText"> & {
+  /**
+   * content is the new text of the answer.
+   *
+   * @generated from field: string content = 1;
+   */
+  content: string;
+
+  /**
+   * reasoning is the new text before the answer.
+   *
+   * @generated from field: string reasoning = 2;
+   */
+  reasoning: string;
+
+  /**
+   * tool_calls are new calls, or new pieces of arguments.
+   *
+   * @generated from field: repeated presift.v1.ToolCallDelta tool_calls = 3;
+   */
+  toolCalls: ToolCallDelta[];
+};
+
+/**
+ * Describes the message presift.v1.ParsedText.
+ * Use `create(ParsedTextSchema)` to create a new message.
+ */
+export const ParsedTextSchema: GenMessage<ParsedText> = /*@__PURE__*/
+  messageDesc(file_presift_v1_target, 10);
+
+/**
+ * ToolCallDelta is one call of a tool or, with its index alone, a further piece of its arguments.
+ *
+ * @generated from message presift.v1.ToolCallDelta
+ */
+export type ToolCallDelta = Message<"presift.v1.ToolCallDelta"> & {
+  /**
+   * index is the number of the call in the answer, from 0.
+   *
+   * @generated from field: uint32 index = 1;
+   */
+  index: number;
+
+  /**
+   * id names the call. Set in the call's first delta.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+
+  /**
+   * name is the function. Set in the call's first delta.
+   *
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * arguments is the next piece of the arguments, which are JSON as a whole.
+   *
+   * @generated from field: string arguments = 4;
+   */
+  arguments: string;
+};
+
+/**
+ * Describes the message presift.v1.ToolCallDelta.
+ * Use `create(ToolCallDeltaSchema)` to create a new message.
+ */
+export const ToolCallDeltaSchema: GenMessage<ToolCallDelta> = /*@__PURE__*/
+  messageDesc(file_presift_v1_target, 11);
 
 /**
  * TargetUsage ends a stream.
@@ -417,6 +731,20 @@ export type TargetUsage = Message<"presift.v1.TargetUsage"> & {
    * @generated from field: string replica = 14;
    */
   replica: string;
+
+  /**
+   * reasoning_tokens is the number of generated tokens before the answer, as the engine counts them. 0 if unknown.
+   *
+   * @generated from field: uint32 reasoning_tokens = 15;
+   */
+  reasoningTokens: number;
+
+  /**
+   * prompt_logprobs has one item for each prompt token, if requested.
+   *
+   * @generated from field: repeated presift.v1.TokenLogprob prompt_logprobs = 16;
+   */
+  promptLogprobs: TokenLogprob[];
 };
 
 /**
@@ -424,7 +752,7 @@ export type TargetUsage = Message<"presift.v1.TargetUsage"> & {
  * Use `create(TargetUsageSchema)` to create a new message.
  */
 export const TargetUsageSchema: GenMessage<TargetUsage> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 7);
+  messageDesc(file_presift_v1_target, 12);
 
 /**
  * TargetLoad is how busy an engine is.
@@ -460,7 +788,7 @@ export type TargetLoad = Message<"presift.v1.TargetLoad"> & {
  * Use `create(TargetLoadSchema)` to create a new message.
  */
 export const TargetLoadSchema: GenMessage<TargetLoad> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 8);
+  messageDesc(file_presift_v1_target, 13);
 
 /**
  * TargetServiceGetInfoRequest has no fields.
@@ -475,7 +803,7 @@ export type TargetServiceGetInfoRequest = Message<"presift.v1.TargetServiceGetIn
  * Use `create(TargetServiceGetInfoRequestSchema)` to create a new message.
  */
 export const TargetServiceGetInfoRequestSchema: GenMessage<TargetServiceGetInfoRequest> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 9);
+  messageDesc(file_presift_v1_target, 14);
 
 /**
  * TargetServiceGetInfoResponse describes a target.
@@ -546,6 +874,27 @@ export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetI
    * @generated from field: string replica = 9;
    */
   replica: string;
+
+  /**
+   * tool_call_parser is the parser of tool calls. Empty if there is none: tools are then only rendered.
+   *
+   * @generated from field: string tool_call_parser = 10;
+   */
+  toolCallParser: string;
+
+  /**
+   * reasoning_parser is the parser of reasoning. Empty if there is none.
+   *
+   * @generated from field: string reasoning_parser = 11;
+   */
+  reasoningParser: string;
+
+  /**
+   * grammars: the engine can restrict answers by a grammar.
+   *
+   * @generated from field: bool grammars = 12;
+   */
+  grammars: boolean;
 };
 
 /**
@@ -553,7 +902,7 @@ export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetI
  * Use `create(TargetServiceGetInfoResponseSchema)` to create a new message.
  */
 export const TargetServiceGetInfoResponseSchema: GenMessage<TargetServiceGetInfoResponse> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 10);
+  messageDesc(file_presift_v1_target, 15);
 
 /**
  * UnsupportedRoute is a route that is switched off, with the reason.
@@ -581,7 +930,48 @@ export type UnsupportedRoute = Message<"presift.v1.UnsupportedRoute"> & {
  * Use `create(UnsupportedRouteSchema)` to create a new message.
  */
 export const UnsupportedRouteSchema: GenMessage<UnsupportedRoute> = /*@__PURE__*/
-  messageDesc(file_presift_v1_target, 11);
+  messageDesc(file_presift_v1_target, 16);
+
+/**
+ * ToolChoice says whether the model must call tools.
+ *
+ * @generated from enum presift.v1.ToolChoice
+ */
+export enum ToolChoice {
+  /**
+   * TOOL_CHOICE_UNSPECIFIED means TOOL_CHOICE_AUTO.
+   *
+   * @generated from enum value: TOOL_CHOICE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * TOOL_CHOICE_AUTO: the model decides.
+   *
+   * @generated from enum value: TOOL_CHOICE_AUTO = 1;
+   */
+  AUTO = 1,
+
+  /**
+   * TOOL_CHOICE_REQUIRED: at least one call, enforced by a grammar.
+   *
+   * @generated from enum value: TOOL_CHOICE_REQUIRED = 2;
+   */
+  REQUIRED = 2,
+
+  /**
+   * TOOL_CHOICE_FUNCTION: a call of one named function, enforced by a grammar.
+   *
+   * @generated from enum value: TOOL_CHOICE_FUNCTION = 3;
+   */
+  FUNCTION = 3,
+}
+
+/**
+ * Describes the enum presift.v1.ToolChoice.
+ */
+export const ToolChoiceSchema: GenEnum<ToolChoice> = /*@__PURE__*/
+  enumDesc(file_presift_v1_target, 0);
 
 /**
  * FinishReason says why the answer ended.
@@ -609,13 +999,20 @@ export enum FinishReason {
    * @generated from enum value: FINISH_REASON_LENGTH = 2;
    */
   LENGTH = 2,
+
+  /**
+   * FINISH_REASON_TOOL_CALLS: the answer ended (as with FINISH_REASON_STOP) and has tool calls.
+   *
+   * @generated from enum value: FINISH_REASON_TOOL_CALLS = 3;
+   */
+  TOOL_CALLS = 3,
 }
 
 /**
  * Describes the enum presift.v1.FinishReason.
  */
 export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
-  enumDesc(file_presift_v1_target, 0);
+  enumDesc(file_presift_v1_target, 1);
 
 /**
  * TargetService runs the large model on SGLang.

@@ -1,0 +1,87 @@
+"""The answer of a target: how its text is separated, and its pieces. The orchestrator and the target share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from presift.core.errors import InvalidRequest
+
+
+class ToolChoice(StrEnum):
+    """Whether an answer must call tools: the model decides, at least one call, or a call of one named function."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    FUNCTION = "function"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """What the target separates from an answer's text: the calls of `tools_json` (one definition each) and reasoning.
+
+    `function` is the tool that must be called, with FUNCTION. `single_call` allows one call at most; it binds where a
+    grammar applies. Raises InvalidRequest for a forced call without tools, or of no function.
+    """
+
+    tools_json: tuple[str, ...] = ()
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    function: str = ""
+    single_call: bool = False
+    separate_reasoning: bool = False
+
+    def __post_init__(self) -> None:
+        if self.forces_call and not self.tools_json:
+            raise InvalidRequest("tool_choice", self.tool_choice, "auto: no tools are given")
+        if (self.tool_choice is ToolChoice.FUNCTION) != bool(self.function):
+            limit = f"set with tool_choice {ToolChoice.FUNCTION}, and only then"
+            raise InvalidRequest("tool_function", "set" if self.function else "unset", limit)
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the answer must call a tool, which a grammar enforces."""
+        return self.tool_choice is not ToolChoice.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A call of a tool, with `id` and `name`, or a further piece of the JSON `arguments` of call `index`."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability, None for a prompt's first token.
+
+    `top`: the most likely tokens at its place with their log probabilities, the most likely first.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedText:
+    """The new text of an answer, separated."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """The new part of an answer, without a stop token.
+
+    `token_ids` include those of a stop string, because the string may end inside a token: the detokenizer cuts the
+    text. `logprobs` has one item for each of them, if requested; `parsed` is their text, if a format was requested.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    parsed: ParsedText | None = None
