@@ -43,7 +43,8 @@ def filled(message, variant):
 
 def fill(message, field, variant):
     if field.message_type and field.message_type.GetOptions().map_entry:
-        getattr(message, field.name)["field"] = f"{field.number}"
+        entry = filled(GetMessageClass(field.message_type)(), variant)
+        getattr(message, field.name)[entry.key] = entry.value
     elif field.message_type:
         held = getattr(message, field.name)
         held = held.add() if field.is_repeated else held

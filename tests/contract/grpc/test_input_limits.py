@@ -58,6 +58,10 @@ def sampling(**values):
     return {"sampling": target_pb2.Sampling(**values)}
 
 
+def answer_format(**values):
+    return {"format": target_pb2.AnswerFormat(**values)}
+
+
 def kv_plan(**values):
     return {"kv_plan": target_pb2.KvPlan(policy=plan_pb2.SpecKv(capacity=99), **values)}
 
@@ -81,10 +85,15 @@ SAMPLINGS = {
     ("sampling.stop", "strings"): lambda n: sampling(stop=["x"] * n),
     ("sampling.stop", "characters"): lambda n: sampling(stop=["a", "x" * n]),
     ("sampling.stop_token_ids", "token ids"): lambda n: sampling(stop_token_ids=[1] * n),
+    ("sampling.logit_bias", "token ids"): lambda n: sampling(logit_bias=dict.fromkeys(range(n), 1.0)),
 }
 PREFILLS = {
     ("token_ids", "tokens"): lambda n: {"token_ids": [1] * n},
     ("cache_salt", "characters"): lambda n: {"cache_salt": "x" * n},
+}
+FORMATS = {
+    ("format.tools_json", "tools"): lambda n: answer_format(tools_json=["{}"] * n),
+    ("format.tools_json", "characters"): lambda n: answer_format(tools_json=["x" * n]),
 }
 PLANS = {
     ("kv_plan.protected_spans", "spans"): lambda n: kv_plan(protected_spans=spans(n)),
@@ -117,7 +126,7 @@ METHODS = {
     ),
     "target's Generate": (
         target_limits.GENERATE,
-        PREFILLS | SAMPLINGS | PLANS,
+        PREFILLS | SAMPLINGS | PLANS | FORMATS,
         lambda values: target_request_from_wire(target_pb2.TargetServiceGenerateRequest(**{"token_ids": [1]} | values)),
     ),
     "target's Prefill": (

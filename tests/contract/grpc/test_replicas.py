@@ -471,9 +471,8 @@ async def test_by_name(house):
     assert (await target.info()).model.id == "target"
     call = target.generate(ids(*prompt(1)), Sampling(max_new_tokens=2), "", Deadline.within(20.0))
     events = [event async for event in call.read_ahead()]
-    assert isinstance(events[-1], Usage) and [list(event) for event in events[:-1]] == [
-        [each] for each in prompt(1)[::-1][:2]
-    ]
+    assert isinstance(events[-1], Usage)
+    assert [event.token_ids for event in events[:-1]] == [(each,) for each in prompt(1)[::-1][:2]]
     assert address(house.ports["target"]) in {each.address for each in target.statuses() if each.is_healthy}
     await target.aclose()
 
