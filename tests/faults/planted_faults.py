@@ -226,8 +226,8 @@ FAULTS: tuple[Planted, ...] = (
         "Tenant isolation: the target's KV is cached under the tenant's salt",
         "Generate at the target has no cache salt",
         f"{ORCHESTRATOR}/pipeline/pipeline.py",
-        "request.sampling, plan.tokens.salt,",
-        'request.sampling, "",',
+        "                plan.tokens.salt,\n                deadline,",
+        '                "",\n                deadline,',
         (f"{CONTRACT}/tenants/test_isolation.py::test_kv_entries_and_readings_are_a_tenants_own",),
     ),
     Planted(

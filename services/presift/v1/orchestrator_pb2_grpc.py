@@ -85,8 +85,8 @@ class OrchestratorServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generate answers one prompt. The stream is one decision, then deltas, then one usage (one for each of several choices). Retry only if no delta was
-        received: an answer is not repeatable unless decoding is greedy.
+        """Generate answers one prompt. The stream is one decision, then deltas, then one usage; several choices have a usage
+        each. Retry only if no delta was received: an answer is not repeatable unless decoding is greedy.
 
         INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.

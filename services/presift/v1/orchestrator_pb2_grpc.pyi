@@ -49,8 +49,8 @@ class OrchestratorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OrchestratorServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]
-    """Generate answers one prompt. The stream is one decision, then deltas, then one usage (one for each of several choices). Retry only if no delta was
-    received: an answer is not repeatable unless decoding is greedy.
+    """Generate answers one prompt. The stream is one decision, then deltas, then one usage; several choices have a usage
+    each. Retry only if no delta was received: an answer is not repeatable unless decoding is greedy.
 
     INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
@@ -97,8 +97,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generate answers one prompt. The stream is one decision, then deltas, then one usage (one for each of several choices). Retry only if no delta was
-    received: an answer is not repeatable unless decoding is greedy.
+    """Generate answers one prompt. The stream is one decision, then deltas, then one usage; several choices have a usage
+    each. Retry only if no delta was received: an answer is not repeatable unless decoding is greedy.
 
     INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
     FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.
@@ -148,8 +148,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.GenerateResponse], _abc.AsyncIterator[_orchestrator_pb2.GenerateResponse]]:
-        """Generate answers one prompt. The stream is one decision, then deltas, then one usage (one for each of several choices). Retry only if no delta was
-        received: an answer is not repeatable unless decoding is greedy.
+        """Generate answers one prompt. The stream is one decision, then deltas, then one usage; several choices have a usage
+        each. Retry only if no delta was received: an answer is not repeatable unless decoding is greedy.
 
         INVALID_ARGUMENT: INVALID_REQUEST or PROMPT_TOO_LONG. ErrorInfo has field, value and limit.
         FAILED_PRECONDITION: BUDGET_EXCEEDED (only if strict), ROUTE_UNSUPPORTED.

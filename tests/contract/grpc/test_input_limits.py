@@ -78,6 +78,9 @@ PROMPTS = {
     ("prompt.chat", "characters"): lambda n: chat(messages=[message(1, "x" * (n - 4))]),
     ("prompt.chat.tools_json", "tools"): lambda n: chat(messages=[message(1)], tools_json=["{}"] * n),
     ("prompt.chat.tools_json", "characters"): lambda n: chat(messages=[message(1)], tools_json=["x" * n]),
+    ("prompt.chat.template_kwargs_json", "characters"): lambda n: chat(
+        messages=[message(1)], template_kwargs_json="x" * n
+    ),
     (CALLS, "calls"): lambda n: chat(messages=[called(tool_calls_json=["{}"] * n)]),
     (CALLS, "characters"): lambda n: chat(messages=[called(tool_calls_json=["x" * (n // 2), "x" * (n - n // 2)])]),
 }

@@ -25,7 +25,7 @@ class RequestCost:
 def request_cost(request: Request) -> RequestCost:
     """An estimate; for memory a generous one."""
     tokens, held_bytes = _prompt(request.prompt)
-    return RequestCost(max(1, tokens + request.sampling.max_new_tokens), _REQUEST_BYTES + held_bytes)
+    return RequestCost(max(1, tokens + request.choices * request.sampling.max_new_tokens), _REQUEST_BYTES + held_bytes)
 
 
 def _prompt(prompt: Prompt) -> tuple[int, int]:
@@ -41,4 +41,5 @@ def _texts(prompt: Chat | Text) -> list[str]:
     content = [part.text for message in prompt.messages for part in message.parts]
     calls = [call for message in prompt.messages for call in message.tool_calls_json]
     names = [name for message in prompt.messages for name in (message.name, message.tool_call_id) if name]
-    return [*content, *calls, *names, *prompt.tools_json]
+    reasoning = [message.reasoning for message in prompt.messages]
+    return [*content, *calls, *names, *reasoning, *prompt.tools_json, prompt.template_kwargs_json]

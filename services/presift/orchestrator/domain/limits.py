@@ -19,10 +19,15 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 16_384
 MAX_TOOL_CALLS = 512
 MAX_TOOL_CALLS_CHARACTERS = 1_048_576
+MAX_TEMPLATE_KWARGS_CHARACTERS = 65_536
 # A span of an explanation takes some fifty bytes: about 16 MiB.
 MAX_EXPLAINED_SPANS = 262_144
 
 _TOOL_CALLS = "prompt.chat.messages.tool_calls_json"
+
+
+def _characters(message: Any) -> int:
+    return len(message.role) + len(message.reasoning) + sum(len(part.text) for part in message.parts)
 
 
 def _in_messages(measure: Callable[[Any], int]) -> Callable[[Any], int]:
@@ -39,7 +44,7 @@ CHAT: tuple[Limit, ...] = (
         "prompt.chat",
         MAX_PROMPT_CHARACTERS,
         "characters",
-        _in_messages(lambda message: len(message.role) + sum(len(part.text) for part in message.parts)),
+        _in_messages(_characters),
     ),
     Limit("prompt.chat.tools_json", MAX_TOOLS, "tools", lambda chat: len(chat.tools_json)),
     Limit(
@@ -47,6 +52,12 @@ CHAT: tuple[Limit, ...] = (
         MAX_TOOLS_CHARACTERS,
         "characters",
         lambda chat: sum(map(len, chat.tools_json)),
+    ),
+    Limit(
+        "prompt.chat.template_kwargs_json",
+        MAX_TEMPLATE_KWARGS_CHARACTERS,
+        "characters",
+        lambda chat: len(chat.template_kwargs_json),
     ),
     Limit(_TOOL_CALLS, MAX_TOOL_CALLS, "calls", _in_messages(lambda message: len(message.tool_calls_json))),
     Limit(

@@ -19,6 +19,7 @@ from presift.orchestrator.domain.caller import TenantLimits
 # SGLang's own server has no limit; each choice is a request of its own to the target.
 MAX_CHOICES = 128
 ROLES = ("system", "user", "assistant", "tool")
+_OF_ROLE = {"tool_calls_json": "assistant", "reasoning": "assistant", "name": "tool", "tool_call_id": "tool"}
 TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 
@@ -33,8 +34,8 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; the parts are joined as they are. An assistant may have called tools (one JSON object each),
-    a tool says by `name` and `tool_call_id` what it answers.
+    """One turn of a chat; the parts are joined as they are. An assistant may have called tools (one JSON object each)
+    and may have reasoned before; a tool says by `name` and `tool_call_id` what it answers.
 
     Raises InvalidRequest for an unknown role, or for what its role does not have.
     """
@@ -45,11 +46,12 @@ class Message:
     tool_calls_json: tuple[str, ...] = ()
     name: str = ""
     tool_call_id: str = ""
+    reasoning: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InvalidRequest("prompt.chat.messages.role", repr(self.role[:32]), f"one of {', '.join(ROLES)}")
-        for name, role in (("tool_calls_json", "assistant"), ("name", "tool"), ("tool_call_id", "tool")):
+        for name, role in _OF_ROLE.items():
             if getattr(self, name) and self.role != role:
                 raise InvalidRequest(
                     f"prompt.chat.messages.{name}", f"set on role {self.role}", f"unset unless the role is {role}"
@@ -219,8 +221,10 @@ class Request:
     """One call. `route` None is AUTO; `tenant` None has the general defaults. Only requests with the same `salt` share
     cache entries; `limits` are those of the tenant. `choices` answers are generated. The three tool fields say whether
     the answer must call the chat's tools (see `AnswerFormat`); with `raw_text` nothing is separated from the text.
+    `has_default_length`: the caller did not set `sampling.max_new_tokens`.
 
-    Raises InvalidRequest for KV options that the route cannot have, and for a forced call without tools.
+    Raises InvalidRequest for sampling values out of their range, for KV options that the route cannot have, and for a
+    forced call without tools or with `raw_text`.
     """
 
     prompt: Prompt
@@ -236,11 +240,15 @@ class Request:
     tool_function: str = ""
     single_tool_call: bool = False
     raw_text: bool = False
+    has_default_length: bool = False
 
     def __post_init__(self) -> None:
+        self.sampling.check()
         if not 1 <= self.choices <= MAX_CHOICES:
             raise InvalidRequest("choices", self.choices, f"1..{MAX_CHOICES}")
         self.answer_format(has_tool_parser=True, has_reasoning_parser=False)
+        if self.raw_text and self.tool_choice is not ToolChoice.AUTO:
+            raise InvalidRequest("raw_text", True, f"unset with tool_choice {self.tool_choice}")
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from presift.core.answer import TokenLogprob, ToolCallDelta
+from presift.core.generation import FinishReason
 from presift.orchestrator.domain.ports import Usage
+from presift.orchestrator.domain.request import Request
 from presift.orchestrator.routing.decision import Decision
 
 
@@ -34,16 +36,25 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class Report:
     """The end of answer number `choice`: the stream's decision, the target's usage, and milliseconds since the
-    request's arrival."""
+    request's arrival. `warnings` say in words what the caller may not expect."""
 
     decision: Decision
     usage: Usage
     ttft_ms: float
     total_ms: float
     choice: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 Event = Decision | Delta | Report
+
+
+def warnings_of(request: Request, usage: Usage) -> tuple[str, ...]:
+    """What to tell the caller about an answer that ended so."""
+    if usage.finish_reason is not FinishReason.LENGTH or not request.has_default_length:
+        return ()
+    most = request.sampling.max_new_tokens
+    return (f"the answer stopped at {usage.completion_tokens} tokens: {most} is the default, as the request set none",)
 
 
 def joined(events: Sequence[Delta | Report]) -> Iterator[Delta | Report]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, ToolChoice
 from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quotas
@@ -23,8 +23,10 @@ from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import LearnedCost
-from presift.orchestrator.pipeline.events import Delta, Event, Report, joined
+from presift.orchestrator.pipeline.choices import Answer, side_by_side
+from presift.orchestrator.pipeline.events import Delta, Event, Report, warnings_of
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
+from presift.orchestrator.planning.capabilities import answer_format, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.planner import Planner
@@ -33,7 +35,6 @@ from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.routing.decision import Plan
-from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.tracing import tracer
 
@@ -62,56 +63,68 @@ class Pipeline:
         self._kept_kv = KeptKvReader(parts.target)
 
     async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
-        """A Decision, then Deltas, then one Report. Closing the generator aborts the target's request.
+        """A Decision, then Deltas and one Report for each of the choices. Closing the generator aborts them.
 
-        Raises what `Planner.plan` raises, the errors of the target port, DeadlineExceeded, and Overloaded, also for a
-        tenant over its limits.
+        Raises what `Planner.plan` raises, the errors of the target port, DeadlineExceeded, Overloaded, also for a
+        tenant over its limits, and InvalidRequest for what the target cannot do.
         """
         parts = self.parts
         parts.calibration.stop()
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
+            answer_format(request, parts.models.known_target())
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
                 parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
-                await quota.charge(tokens.ids.size, max_new_tokens=request.sampling.max_new_tokens)
+                await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
                 with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as context:
                     plan = await parts.planner.plan(context, deadline)
                 metrics.record_plan(plan)
                 yield plan.decision
-                async with aclosing(self._answer(plan, request, deadline, metrics, slot)) as events:
+                async with aclosing(self._answers(plan, request, deadline, metrics, slot)) as events:
                     async for event in events:
                         first_token_sent()
                         if isinstance(event, Delta):
                             quota.record_generated(len(event.token_ids))
                         yield event
 
-    def _answer(
+    def _answers(
         self, plan: Plan, request: Request, deadline: Deadline, metrics: RequestMetrics, slot: Slot
     ) -> AsyncGenerator[Delta | Report, None]:
-        """The answer, read as fast as the target produces it, however slowly the caller reads."""
-        call = self.parts.target.generate(
-            plan.read_ids, request.sampling, plan.tokens.salt, deadline, plan.kv_plan, replica=plan.replica
-        )
-        return read_ahead(self._decoded(plan, request, metrics, slot, call.events()), call.cancel, joined)
+        """All choices. The slot ends with the work: a caller who reads slowly does not keep it."""
+        wanted = answer_format(request, self.parts.models.known_target())
+        metrics.record_target_call()
+
+        def answer(choice: int) -> Answer:
+            call = self.parts.target.generate(
+                plan.read_ids,
+                sampling_of(request.sampling, choice),
+                plan.tokens.salt,
+                deadline,
+                plan.kv_plan,
+                replica=plan.replica,
+                answer_format=wanted,
+            )
+            return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
+
+        return side_by_side([answer(choice) for choice in range(request.choices)], closing(slot))
 
     async def _decoded(
         self,
         plan: Plan,
         request: Request,
+        choice: int,
         metrics: RequestMetrics,
-        slot: Slot,
         events: AsyncGenerator[AnswerDelta | Usage, None],
     ) -> AsyncGenerator[Delta | Report, None]:
-        parts, decision = self.parts, plan.decision
-        detokenizer = Detokenizer(parts.tokenizer.backend, request.sampling.stop)
+        """One choice. Only the first one is learned from: the others find the prompt in the target's cache."""
+        parts, decision, sampling = self.parts, plan.decision, request.sampling
+        detokenizer = Detokenizer(parts.tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
         ttft_ms, answer, began = 0.0, list[int](), parts.estimator.now
         # Not made current: the context of an async generator is that of its consumer.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
-        # The slot ends with the work: a caller who reads slowly does not keep it.
-        with closing(slot), span, parts.estimator.answering(plan, request.sampling.max_new_tokens) as reading:
-            metrics.record_target_call()
+        with span, parts.estimator.answering(plan, sampling.max_new_tokens) as reading:
             async with aclosing(events):
                 async for event in events:
                     now_ms = (time.perf_counter() - metrics.arrived) * 1000
@@ -121,19 +134,24 @@ class Pipeline:
                         reading.done()
                         parts.planner.remember(plan)
                     if isinstance(event, Usage):
-                        metrics.record_answer(event, ttft_ms, now_ms)
-                        tokens = tuple(answer)
-                        observed = AnswerObservation(
-                            plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
-                        )
-                        parts.estimator.observe(observed)
-                        parts.guard.offer(plan, request.sampling, tokens)
+                        metrics.record_answer(event, ttft_ms, now_ms, is_first=choice == 0)
+                        if choice == 0:
+                            tokens = tuple(answer)
+                            observed = AnswerObservation(
+                                plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
+                            )
+                            self._learn(observed, request)
                         if text := detokenizer.finish():
-                            yield Delta(text, ())
-                        yield Report(decision, event, ttft_ms, now_ms)
+                            yield Delta(text, (), choice=choice)
+                        yield Report(decision, event, ttft_ms, now_ms, choice, warnings_of(request, event))
                     else:
                         answer += event.token_ids
-                        yield _delta(event, detokenizer)
+                        yield _delta(event, detokenizer, choice)
+
+    def _learn(self, answer: AnswerObservation, request: Request) -> None:
+        self.parts.estimator.observe(answer)
+        if request.tool_choice is ToolChoice.AUTO:  # the guard's own answers are not forced to call a tool
+            self.parts.guard.offer(answer.plan, request.sampling, answer.token_ids)
 
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
@@ -173,9 +191,9 @@ class Pipeline:
         return self.parts.estimator.learned()
 
 
-def _delta(delta: AnswerDelta, detokenizer: Detokenizer) -> Delta:
+def _delta(delta: AnswerDelta, detokenizer: Detokenizer, choice: int) -> Delta:
     """With the text that the target separated or, if it was not asked to, with that of the tokens."""
     ids, parsed = delta.token_ids, delta.parsed
     if parsed is None:
-        return Delta(detokenizer.push(ids), ids, logprobs=delta.logprobs)
-    return Delta(parsed.content, ids, parsed.reasoning, parsed.tool_calls, delta.logprobs)
+        return Delta(detokenizer.push(ids), ids, logprobs=delta.logprobs, choice=choice)
+    return Delta(parsed.content, ids, parsed.reasoning, parsed.tool_calls, delta.logprobs, choice)

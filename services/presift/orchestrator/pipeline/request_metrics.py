@@ -27,7 +27,7 @@ class RequestMetrics:
         self.operation = "chat" if isinstance(request.prompt, Chat) else "text_completion"
         self._called_target = self.arrived
         self._plan: Plan | None = None
-        self._is_whole = False
+        self._unanswered = request.choices
 
     def record_plan(self, plan: Plan) -> None:
         """The request has its plan."""
@@ -45,9 +45,13 @@ class RequestMetrics:
         """The call of the target starts."""
         self._called_target = time.perf_counter()
 
-    def record_answer(self, usage: Usage, ttft_ms: float, total_ms: float) -> None:
-        """The answer is complete; milliseconds since the arrival."""
-        self._is_whole = True
+    def record_answer(self, usage: Usage, ttft_ms: float, total_ms: float, *, is_first: bool = True) -> None:
+        """An answer is complete; milliseconds since the arrival. Times are those of the first of several choices."""
+        self._unanswered -= 1
+        if not is_first:
+            if self._plan is not None:
+                record_output(self._plan.decision, self.operation, usage)
+            return
         before_call_ms = (self._called_target - self.arrived) * 1000
         record("presift.orchestrator.stage.duration", max(0.0, ttft_ms - before_call_ms) / 1000, stage="first_token")
         record("presift.orchestrator.stage.duration", (total_ms - ttft_ms) / 1000, stage="decode")
@@ -64,7 +68,7 @@ class RequestMetrics:
         took_s, route = time.perf_counter() - self.arrived, "none" if decision is None else decision.route.value
         model = "" if decision is None else decision.target.id
         words = {"genai_operation": self.operation, "model": model, "route": route}
-        if self._is_whole:
+        if not self._unanswered:
             record("gen_ai.server.request.duration", took_s, **words)
         else:
             record("gen_ai.server.request.duration", took_s, **words, error=failure)
@@ -114,11 +118,17 @@ def record_times(plan: Plan, operation: str, times: tuple[float, float, int]) ->
         record("presift.forecast.against_full", ttft_ms / plan.full_ttft_ms, route=route)
 
 
+def record_output(decision: Decision, operation: str, usage: Usage) -> None:
+    """Record the generated tokens of an answer."""
+    words = {"genai_operation": operation, "model": decision.target.id, "route": decision.route.value}
+    record("gen_ai.client.token.usage", usage.completion_tokens, **words, token_type="output")
+
+
 def record_usage(decision: Decision, operation: str, usage: Usage) -> None:
     """Record the tokens of an answer."""
     route, words = decision.route.value, {"genai_operation": operation, "model": decision.target.id}
     record("gen_ai.client.token.usage", decision.prompt_tokens, **words, route=route, token_type="input")
-    record("gen_ai.client.token.usage", usage.completion_tokens, **words, route=route, token_type="output")
+    record_output(decision, operation, usage)
     count("presift.kv.tokens", usage.kv_tokens, route=route, fate="held")
     count("presift.kv.tokens", max(0, decision.prompt_tokens - usage.kv_tokens), route=route, fate="dropped")
     if usage.reused_entry:

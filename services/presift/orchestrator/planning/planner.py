@@ -97,8 +97,8 @@ class Planner:
             return None, ""
         check_served(inputs)
         not_continued = f"did not continue the selection of {wanted} tokens"
-        if Route.SPEC_KV in inputs.off:
-            return None, f"{not_continued}: {Route.SPEC_KV} {inputs.off[Route.SPEC_KV]}"
+        if barred := inputs.barred(Route.SPEC_KV):
+            return None, f"{not_continued}: {Route.SPEC_KV} {barred}"
         stored = self._selections.recall(tokens.ids[:wanted], tokens.salt)
         if stored is None:
             return None, f"no selection of the first {wanted} prompt tokens is known, so this is a new prompt"

@@ -18,6 +18,7 @@ from presift.orchestrator.domain.limits import check_tokens
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, Target, TargetInfo
 from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.planning.capabilities import beyond_routes
 from presift.orchestrator.planning.replica_picker import ReplicaPicker
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import RoutingInputs
@@ -124,6 +125,7 @@ class RequestReader:
             state=state,
             unsupported=target.unsupported,
             off=self._gate.off(prompt_tokens),
+            beyond=beyond_routes(request),
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,

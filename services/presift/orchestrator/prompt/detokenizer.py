@@ -9,11 +9,14 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """The text of one answer. Without a tokenizer (`backend` None) all text is empty."""
+    """The text of one answer. Without a tokenizer (`backend` None) all text is empty.
 
-    def __init__(self, backend: Tokenizer | None, stop: Sequence[str] = ()) -> None:
+    `keeps_special`: special tokens are part of the text.
+    """
+
+    def __init__(self, backend: Tokenizer | None, stop: Sequence[str] = (), *, keeps_special: bool = False) -> None:
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=not keeps_special)
         self._stop = tuple(stop)
         self._held = ""
         self._stopped = False

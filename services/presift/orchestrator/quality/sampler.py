@@ -65,4 +65,6 @@ class Sampler:
         if not compresses or not fits or plan.is_tighter or self.random.random() >= self.share:
             return None
         greedy = replace(sampling, max_new_tokens=max_new_tokens, temperature=0.0, top_p=None, top_k=None, seed=None)
+        least = None if sampling.min_new_tokens is None else min(sampling.min_new_tokens, max_new_tokens)
+        greedy = replace(greedy, min_new_tokens=least, top_logprobs=None, prompt_logprobs=False)
         return Sample(plan, greedy, tuple(answer[:max_new_tokens]) if sampling.is_greedy else None)

@@ -85,8 +85,8 @@ def candidates(inputs: RoutingInputs) -> list[Candidate]:
 def _candidate(route: Route, inputs: RoutingInputs, limits: dict[str, int]) -> Candidate:
     if route not in inputs.supported:
         return Candidate(route, "is not served here")
-    if route in inputs.off:
-        return Candidate(route, inputs.off[route])
+    if barred := inputs.barred(route):
+        return Candidate(route, barred)
     try:
         found = _weighed(route, inputs, limits)
     except PresiftError as error:

@@ -90,6 +90,7 @@ class RoutingInputs:
 
     `wanted` is the caller's route, None for AUTO. `must_keep` counts the protected spans and the window of SpecPC,
     `must_keep_kv` those of SpecKV without the final token. `unsupported` says why the target does not serve a route.
+    `beyond` are the routes that cannot do what the request asks, each with the refusal for a caller who names it.
     `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has switched off for this length to the
     reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if unknown or in another vocabulary.
     `state` is the snapshot that costs are predicted from.
@@ -108,9 +109,14 @@ class RoutingInputs:
     state: SystemState = SystemState()  # noqa: RUF009 (frozen)
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     off: Mapping[Route, str] = field(default_factory=dict)
+    beyond: Mapping[Route, InvalidRequest] = field(default_factory=dict)
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
     draft_context_tokens: int = 0
+
+    def barred(self, route: Route) -> str:
+        """Why this request may not have the route, in words; empty if it may."""
+        return f"does not support {self.beyond[route].field}" if route in self.beyond else self.off.get(route, "")
 
     @property
     def room(self) -> int:

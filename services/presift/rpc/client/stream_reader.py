@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 # Pieces -> the same content in fewer pieces.
 Join = Callable[[Sequence[T]], Iterable[T]]
+# Gives every piece to the function that it is called with.
+Write = Callable[[Callable[[T], None]], Awaitable[None]]
 
 # Above this number waiting pieces are joined, so that they take no more memory than their content.
 MAX_PIECES = 64
@@ -29,11 +31,13 @@ class _Buffer(Generic[T]):
         self._pieces: deque[T] = deque()
         self._ready = asyncio.Event()
         self._has_ended = False
+        self._most = MAX_PIECES
 
     def put(self, piece: T) -> None:
         self._pieces.append(piece)
-        if self._join is not None and len(self._pieces) > MAX_PIECES:
+        if self._join is not None and len(self._pieces) > self._most:
             self._pieces = deque(self._join(self._pieces))
+            self._most = max(MAX_PIECES, 2 * len(self._pieces))  # several streams cannot become one piece
         self._ready.set()
 
     def end(self) -> None:
@@ -48,25 +52,34 @@ class _Buffer(Generic[T]):
         return self._pieces.popleft() if self._pieces else None
 
 
-async def read_ahead(
+def read_ahead(
     pieces: AsyncGenerator[T, None], cancel: Callable[[], None], join: Join[T] | None = None
 ) -> AsyncGenerator[T, None]:
-    """The same pieces in order. Raises the errors of `pieces`, after the pieces that came before.
+    """The same pieces in order; see `buffered`, which this is for one stream."""
 
-    `cancel` must end `pieces` soon; it is called when the consumer closes the generator early. `join` makes fewer
+    async def write(put: Callable[[T], None]) -> None:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                put(piece)
+
+    return buffered(write, cancel, join)
+
+
+async def buffered(write: Write[T], cancel: Callable[[], None], join: Join[T] | None = None) -> AsyncGenerator[T, None]:
+    """What `write` puts, in order. Raises its error, after the pieces that came before.
+
+    `cancel` must end `write` soon; it is called when the consumer closes the generator early. `join` makes fewer
     pieces when many wait.
     """
     buffer = _Buffer(join)
 
-    async def read() -> None:
+    async def run() -> None:
         try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    buffer.put(piece)
+            await write(buffer.put)
         finally:
             buffer.end()
 
-    reading = asyncio.create_task(read(), name="read ahead")
+    reading = asyncio.create_task(run(), name="read ahead")
     # Marks an error as retrieved, also if the consumer stopped early.
     reading.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:

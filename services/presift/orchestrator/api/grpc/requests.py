@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import SAMPLING, check_limits
@@ -32,7 +34,16 @@ def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller,
     """The caller's request."""
     check_prompt(message.prompt)
     check_limits(message, SAMPLING)
-    return _request(message, sampling_from_wire(message.sampling), caller, deployment_salt)
+    wanted = _request(message, sampling_from_wire(message.sampling), caller, deployment_salt)
+    return replace(
+        wanted,
+        choices=message.choices if message.HasField("choices") else 1,
+        tool_choice=answer_codec.tool_choice_from_wire(message.tool_choice),
+        tool_function=message.tool_function,
+        single_tool_call=message.single_tool_call,
+        raw_text=message.raw_text,
+        has_default_length=not message.sampling.HasField("max_new_tokens"),
+    )
 
 
 def explain_request_from_wire(
@@ -90,7 +101,8 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
 def _message(message: orchestrator_pb2.Message) -> Message:
     parts = tuple(_part(part) for part in message.parts)
     tool_calls = tuple(message.tool_calls_json)
-    return Message(message.role, parts, message.protected, tool_calls, message.name, message.tool_call_id)
+    names = message.name, message.tool_call_id
+    return Message(message.role, parts, message.protected, tool_calls, *names, message.reasoning)
 
 
 def _part(part: orchestrator_pb2.TextPart) -> TextPart:

@@ -86,6 +86,7 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
         choice=report.choice,
         reasoning_tokens=usage.reasoning_tokens,
         prompt_logprobs=answer_codec.logprobs_to_wire(usage.prompt_logprobs),
+        warnings=report.warnings,
     )
 
 

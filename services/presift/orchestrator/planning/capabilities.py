@@ -1,0 +1,50 @@
+"""What a request asks that not every target, or not every route, can do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from presift.core.answer import AnswerFormat
+from presift.core.errors import InvalidRequest
+from presift.core.generation import Sampling
+from presift.core.plan import Route
+from presift.core.policies import POLICIES
+from presift.orchestrator.domain.ports import TargetInfo
+from presift.orchestrator.domain.request import Request
+
+
+def answer_format(request: Request, target: TargetInfo) -> AnswerFormat | None:
+    """What the target separates from the answer's text. Raises InvalidRequest for what this target cannot do."""
+    wanted = request.answer_format(
+        has_tool_parser=bool(target.tool_call_parser), has_reasoning_parser=bool(target.reasoning_parser)
+    )
+    is_forced, grammar = wanted is not None and wanted.forces_call, request.sampling.grammar
+    if is_forced and not target.tool_call_parser:
+        raise InvalidRequest("tool_choice", request.tool_choice, "auto: the target has no parser of tool calls")
+    if is_forced and not target.grammars:
+        raise InvalidRequest("tool_choice", request.tool_choice, "auto: the target has no grammars")
+    if grammar is not None and not target.grammars:
+        raise InvalidRequest(f"sampling.{grammar.kind}", "set", "unset: the target has no grammars")
+    if grammar is not None and is_forced:
+        raise InvalidRequest(f"sampling.{grammar.kind}", "set", f"unset with tool_choice {request.tool_choice}")
+    highest, size = max(request.sampling.logit_bias, default=0), target.model.vocabulary_size
+    if highest >= size:
+        raise InvalidRequest("sampling.logit_bias", highest, f"token ids < {size} (the vocabulary)")
+    return wanted
+
+
+def beyond_routes(request: Request) -> Mapping[Route, InvalidRequest]:
+    """The routes that cannot do what the request asks, each with the refusal for a caller who insists on it."""
+    if not request.sampling.prompt_logprobs:
+        return {}
+    limit = f"unset unless the route is {Route.FULL} or auto: other routes drop tokens of the prompt"
+    return dict.fromkeys(map(Route, POLICIES), InvalidRequest("sampling.prompt_logprobs", True, limit))
+
+
+def sampling_of(sampling: Sampling, choice: int) -> Sampling:
+    """The sampling of one of several choices: with another seed, and without what is the same for all."""
+    if choice == 0:
+        return sampling
+    seed = None if sampling.seed is None else (sampling.seed + choice) % 2**64
+    return replace(sampling, seed=seed, prompt_logprobs=False)
