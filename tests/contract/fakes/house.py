@@ -60,7 +60,7 @@ def quad_tokenizer():
     return backend
 
 
-def template(messages, tools):
+def template(messages, tools, **_):
     for message in messages:
         if "BREAK" in message["content"]:
             raise RuntimeError(f"broken by {message['content']}")

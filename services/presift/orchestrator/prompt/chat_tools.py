@@ -1,4 +1,4 @@
-"""Tool definitions and tool calls of a chat: from JSON to the objects that chat templates read.
+"""Tool definitions, tool calls and further variables of a chat: from JSON to the objects that chat templates read.
 
 A template that does not support tools would silently leave them out of the prompt. So the chat is rendered once more
 without them, and refused if the result is the same.
@@ -18,6 +18,12 @@ from presift.orchestrator.domain.request import Chat, Message
 def parse_tools(chat: Chat) -> list[Any]:
     """The tool definitions. Raises InvalidRequest for one that is not a JSON object."""
     return [_object(f"prompt.chat.tools_json[{number}]", text) for number, text in enumerate(chat.tools_json)]
+
+
+def parse_variables(chat: Chat) -> dict[str, Any]:
+    """The further variables of the template. Raises InvalidRequest unless they are a JSON object."""
+    given = chat.template_kwargs_json
+    return _object("prompt.chat.template_kwargs_json", given) if given else {}
 
 
 def parse_tool_calls(message: Message) -> list[dict[str, Any]]:

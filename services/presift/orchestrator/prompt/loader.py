@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from presift.core.errors import InvalidRequest
+from presift.orchestrator.prompt.template_variables import check_variables, template_variables
 from presift.orchestrator.prompt.tokenizer import ChatTemplate, PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
@@ -52,10 +53,23 @@ def load_bridge(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> Voca
 def _template(loaded: Any) -> ChatTemplate | None:
     if loaded.chat_template is None:
         return None
+    known = template_variables(loaded)
 
-    def render(messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+    def render(
+        messages: list[dict[str, Any]], tools: list[Any] | None, *, variables: dict[str, Any], continues: bool
+    ) -> str:
+        check_variables(variables, known)
         try:
-            return str(loaded.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
+            return str(
+                loaded.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=not continues,
+                    continue_final_message=continues,
+                    **variables,
+                )
+            )
         except _TEMPLATE_ERRORS as error:  # its text may contain parts of the prompt
             raise InvalidRequest("prompt.chat", "refused", "a chat that the target's chat template accepts") from error
 

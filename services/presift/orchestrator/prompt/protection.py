@@ -2,9 +2,11 @@
 
 Droppable are the documents that the caller marked or, without any mark, the texts of unprotected messages. Template
 tokens, tool definitions and everything else that the template adds are therefore protected without being recognised.
+So is an answer that the caller wants continued.
 
 To find the texts, the chat is rendered once more with a placeholder for each text (the frame). If filling in the texts
 does not give the rendered prompt, the template changes texts in an unknown way, and the whole prompt is protected.
+Templates cut earlier answers at the tags of their reasoning: the frame keeps these tags, so that it is cut likewise.
 
 This module works on characters; the tokenizer maps them to tokens.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 from presift.orchestrator.domain.request import Chat, Message
@@ -26,6 +29,9 @@ QUESTION_CHARACTERS = 1024
 # Private-use characters, which mean nothing to chat templates.
 _PLACEHOLDER = "\ue000{}\ue001"
 _PATTERN = re.compile("\ue000(\\d+)\ue001")
+# With the white space around them, which templates strip where they cut.
+_REASONING_TAGS = re.compile(r"(\s*</?think>\s*)")
+_OUTER_SPACE = re.compile(r"(^\s+|\s+$)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,7 +44,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The text of one part of a message, as expected in the rendered prompt."""
+    """The text of one placeholder, as expected in the rendered prompt."""
 
     text: str
     droppable: bool
@@ -46,14 +52,22 @@ class Piece:
 
 def with_placeholders(chat: Chat) -> Chat:
     """The chat with each text replaced by a numbered placeholder. Empty texts stay empty: templates test for that."""
-    messages, number = [], 0
+    numbers = count()
+
+    def framed(pieces: list[str]) -> str:
+        held = ((text, next(numbers)) if at % 2 == 0 else (text, None) for at, text in enumerate(pieces))
+        return "".join(text if number is None or not text else _PLACEHOLDER.format(number) for text, number in held)
+
+    messages = []
     for message in chat.messages:
-        parts = []
-        for part in message.parts:
-            parts.append(replace(part, text=_PLACEHOLDER.format(number) if part.text else ""))
-            number += 1
-        messages.append(replace(message, parts=tuple(parts)))
+        parts = tuple(replace(part, text=framed(_cut(message, part.text))) for part in message.parts)
+        messages.append(replace(message, parts=parts, reasoning=framed(_OUTER_SPACE.split(message.reasoning))))
     return replace(chat, messages=tuple(messages))
+
+
+def _cut(message: Message, text: str) -> list[str]:
+    """The texts that get a placeholder, with a tag of the reasoning of an earlier answer between each two."""
+    return _REASONING_TAGS.split(text) if message.role == "assistant" else [text]
 
 
 def droppable_ranges(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]:
@@ -63,7 +77,7 @@ def droppable_ranges(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]
     """
     pieces = _pieces(chat)
     for candidate in (pieces, _stripped(chat, pieces)):
-        rebuilt, ranges = _fill(frame, candidate)
+        rebuilt, ranges = _fill(frame, list(chain.from_iterable(candidate)))
         if rebuilt == rendered:
             return ranges
     return ()
@@ -76,6 +90,8 @@ def template_messages(chat: Chat) -> list[dict[str, Any]]:
 
 def _template_message(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.reasoning:
+        fields["reasoning_content"] = message.reasoning
     if message.tool_calls_json:
         fields["tool_calls"] = parse_tool_calls(message)
     return fields | {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
@@ -98,24 +114,32 @@ def _fill(frame: str, pieces: Sequence[Piece]) -> tuple[str, tuple[Range, ...]]:
     return "".join([*out, frame[cursor:]]), tuple(ranges)
 
 
-def _pieces(chat: Chat) -> list[Piece]:
-    if chat.has_documents:
-        return [
-            Piece(part.text, part.document and not (part.protected or message.protected))
-            for message in chat.messages
-            for part in message.parts
-        ]
-    question = max((at for at, message in enumerate(chat.messages) if message.role == "user"), default=-1)
-    return [
-        Piece(part.text, _droppable(message, number, at == question))
-        for at, message in enumerate(chat.messages)
-        for number, part in enumerate(message.parts)
-    ]
+def _pieces(chat: Chat) -> list[list[Piece]]:
+    """Those of each message, in the order of the placeholders."""
+    last, question = len(chat.messages) - 1, _question(chat)
+    pieces = []
+    for at, message in enumerate(chat.messages):
+        is_kept = message.protected or (at == last and chat.continue_final_message)
+        found = []
+        for number, part in enumerate(message.parts):
+            if chat.has_documents:
+                is_droppable = part.document and not (part.protected or is_kept)
+            else:
+                is_droppable = not is_kept and _droppable(message, number, at == question)
+            found += [Piece(text, is_droppable) for text in _cut(message, part.text)[::2]]
+        is_free = not is_kept and not chat.has_documents
+        pieces.append([*found, *(Piece(text, is_free) for text in _OUTER_SPACE.split(message.reasoning)[::2])])
+    return pieces
+
+
+def _question(chat: Chat) -> int:
+    """The number of the last user message, -1 without one."""
+    return max((at for at, message in enumerate(chat.messages) if message.role == "user"), default=-1)
 
 
 def _droppable(message: Message, number: int, is_last_user: bool) -> bool:
     part = message.parts[number]
-    if message.protected or part.protected or message.role == "system":
+    if part.protected or message.role == "system":
         return False
     if not is_last_user:
         return True
@@ -127,13 +151,15 @@ def _is_question(text: str) -> bool:
     return len(text) <= QUESTION_CHARACTERS
 
 
-def _stripped(chat: Chat, pieces: Sequence[Piece]) -> list[Piece]:
+def _stripped(chat: Chat, pieces: Sequence[Sequence[Piece]]) -> list[list[Piece]]:
     """The pieces as rendered by templates that strip each message."""
-    trimmed, each = [], iter(pieces)
-    for message in chat.messages:
-        last = len(message.parts) - 1
-        for number in range(len(message.parts)):
-            piece = next(each)
-            text = piece.text.lstrip() if number == 0 else piece.text
-            trimmed.append(Piece(text.rstrip() if number == last else text, piece.droppable))
+    return [_stripped_message(message, each) for message, each in zip(chat.messages, pieces, strict=True)]
+
+
+def _stripped_message(message: Message, pieces: Sequence[Piece]) -> list[Piece]:
+    trimmed = list(pieces)
+    last = len(trimmed) - len(_OUTER_SPACE.split(message.reasoning)[::2]) - 1
+    if last >= 0:
+        trimmed[0] = replace(trimmed[0], text=trimmed[0].text.lstrip())
+        trimmed[last] = replace(trimmed[last], text=trimmed[last].text.rstrip())
     return trimmed

@@ -17,7 +17,7 @@ from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
 from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
-from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools
+from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools, parse_variables
 from presift.orchestrator.prompt.protection import Range, droppable_ranges, template_messages, with_placeholders
 
 # Longer prompts take milliseconds and are tokenized in a thread (the Rust tokenizer releases the GIL).
@@ -27,7 +27,11 @@ INLINE_CHARACTERS = 8_192
 class ChatTemplate(Protocol):
     """Renders a chat to the target's prompt format. Raises InvalidRequest."""
 
-    def __call__(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str: ...
+    def __call__(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, *, variables: dict[str, Any], continues: bool
+    ) -> str:
+        """`continues`: the prompt ends with the last message's text, for the answer to continue it."""
+        ...
 
 
 class PromptTokenizer:
@@ -82,7 +86,12 @@ class PromptTokenizer:
             return prompt.text
         if self._template is None:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
-        return self._template(template_messages(prompt), parse_tools(prompt) or None)
+        return self._template(
+            template_messages(prompt),
+            parse_tools(prompt) or None,
+            variables=parse_variables(prompt),
+            continues=prompt.continue_final_message,
+        )
 
     def render_with_offsets(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
         """The rendered prompt, and the characters [start, end) of each token in it."""

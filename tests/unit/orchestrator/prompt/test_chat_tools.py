@@ -21,7 +21,7 @@ LONG = "the lazy dog sleeps on. " * 40
 CALL = {"id": "c1", "type": "function", "function": {"name": "fox", "arguments": {"city": "Zürich"}}}
 
 
-def with_tools(messages, tools):
+def with_tools(messages, tools, **_):
     """Like Qwen's: definitions first, calls at their place, the id beside the result."""
     out = [f"tools: {json.dumps(tools)}\n"] if tools else []
     for message in messages:
@@ -33,7 +33,7 @@ def with_tools(messages, tools):
     return "".join(out)
 
 
-def without(messages, tools):
+def without(messages, tools, **_):
     return "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
 
 
@@ -82,7 +82,7 @@ async def test_tools_that_the_template_does_not_support_are_refused(bpe, chat, f
 
 
 async def test_a_template_that_requires_tools_supports_them(bpe):
-    def asking(messages, tools):
+    def asking(messages, tools, **_):
         if not tools:
             raise InvalidRequest("prompt.chat", "refused", "tools")
         return without(messages, tools)
@@ -92,7 +92,7 @@ async def test_a_template_that_requires_tools_supports_them(bpe):
 
 async def test_a_chat_without_tools_is_rendered_only_twice(bpe):
     renders = []
-    tokenizer = PromptTokenizer(bpe, lambda messages, tools: renders.append(tools) or without(messages, tools))
+    tokenizer = PromptTokenizer(bpe, lambda messages, tools, **_: renders.append(tools) or without(messages, tools))
     await tokenizer.tokenize(Chat((say("user", "hi"),)))
     assert len(renders) == 2
 

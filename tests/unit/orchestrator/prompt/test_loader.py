@@ -5,6 +5,7 @@ import json
 import pytest
 
 from presift.core.errors import InvalidRequest
+from presift.core.spans import covered
 from presift.orchestrator.domain.request import Chat, Message, Text, TextPart
 from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
 
@@ -97,3 +98,74 @@ def test_a_folder_without_a_tokenizer_is_refused_by_the_name_of_its_setting(tmp_
     with pytest.raises(InvalidRequest, match="tokenizer") as refused:
         load_tokenizer(str(tmp_path), 0)
     assert refused.value.details["field"] == "tokenizer" and refused.value.details["value"] == str(tmp_path)
+
+
+# -- further variables, and an answer to continue --
+
+THINKING = (
+    "{%- generation %}{% endgeneration -%}{{ bos_token }}{% set n = namespace(x=1) %}"
+    "{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% if loop.last %}{% break %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>{{ '' if enable_thinking is defined and not enable_thinking "
+    "else '<think>' }}{{ effort | default('') }}{% endif %}"
+)
+
+
+def with_variables(variables, template_chat=None, **options):
+    return Chat((template_chat or chat("user", "hi")).messages, template_kwargs_json=variables, **options)
+
+
+@pytest.mark.parametrize(
+    ("variables", "end"),
+    [("", "<think>"), ('{"enable_thinking": true}', "<think>"), ('{"enable_thinking": false, "effort": "x"}', "x")],
+)
+def test_variables_that_the_template_reads(folder, variables, end):
+    assert load_tokenizer(folder(THINKING), 1000).render(with_variables(variables)).endswith(f"<|im_start|>{end}")
+
+
+NOT_VARIABLES = (
+    "thinking",
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "tokenize",
+    "bos_token",
+    "namespace",
+    "n",
+    "m",
+)
+
+
+@pytest.mark.parametrize("name", [*NOT_VARIABLES, "continue_final_message", "continues", "variables"])
+def test_other_variables_are_refused_by_name(folder, name):
+    with pytest.raises(InvalidRequest) as refusal:
+        load_tokenizer(folder(THINKING), 1000).render(with_variables(json.dumps({name: 1})))
+    assert refusal.value.field == f"prompt.chat.template_kwargs_json.{name}"
+    assert refusal.value.limit == "unset: the template has effort, enable_thinking"
+
+
+@pytest.mark.parametrize("variables", ["[]", "{", '{"enable_thinking": "\\ud800"}', "1"])
+def test_variables_are_a_json_object(folder, variables):
+    with pytest.raises(InvalidRequest) as refusal:
+        load_tokenizer(folder(THINKING), 1000).render(with_variables(variables))
+    assert refusal.value.field == "prompt.chat.template_kwargs_json"
+
+
+async def test_variables_are_part_of_what_is_remembered(folder):
+    loaded = load_tokenizer(folder(THINKING), 1000)
+    on, off = [await loaded.tokenize(with_variables(json.dumps({"enable_thinking": each}))) for each in (True, False)]
+    assert on.ids.tolist() != off.ids.tolist()
+    assert await loaded.tokenize(with_variables('{"enable_thinking":true}')) is on
+
+
+@pytest.mark.parametrize("text", ["Because", "Because \n", "<think>a</think>b"])
+@pytest.mark.parametrize("template", [TEMPLATE, THINKING])
+async def test_a_prompt_that_ends_with_the_answer_to_continue(folder, template, text):
+    loaded = load_tokenizer(folder(template), 1000)
+    turns = (*chat("user", "First. ").messages, *chat("user", "Why?").messages, *chat("assistant", text).messages)
+    prompt = Chat(turns, continue_final_message=True)
+    rendered = loaded.render(prompt)
+    assert rendered.endswith(text if template is TEMPLATE else text.rstrip())
+    tokenized = await loaded.tokenize(prompt)
+    free = ~covered(tokenized.protected, int(tokenized.ids.size))
+    said = loaded.backend.decode(tokenized.ids[free].tolist())
+    assert said == ("First. " if template is TEMPLATE else "First.")

@@ -218,3 +218,67 @@ def test_frame_keeps_shape_and_marks():
     assert frame.messages[1].protected and frame.messages[1].parts[1].protected and frame.tools_json == ("{}",)
     texts = [part.text for message in frame.messages for part in message.parts]
     assert len(set(texts)) == 3 and not set(texts) & {"s", "a", "b"}
+
+
+# -- reasoning in the history --
+
+
+def thinking(chat):
+    """As templates of reasoning models: earlier answers lose their reasoning, the last one has it at the front."""
+    turns, last = [], len(chat.messages) - 1
+    for at, message in enumerate(template_messages(chat)):
+        content, reasoning = message["content"], message.get("reasoning_content", "")
+        if message["role"] == "assistant" and "</think>" in content:
+            reasoning = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
+            content = content.split("</think>")[-1].lstrip("\n")
+        if message["role"] == "assistant" and at == last and reasoning:
+            content = f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
+        turns.append(f"<|{message['role']}|>{content}<|end|>")
+    return "".join(turns)
+
+
+THOUGHTS = [
+    "<think>\nhm\n</think>\n\n",
+    "<think></think>",
+    "hm</think>\n",
+    "<think>\n\n</think>\n\n",
+    "\n<think>\nhm </think>  ",
+]
+
+
+@pytest.mark.parametrize("template", [thinking, plain])
+@pytest.mark.parametrize("thought", THOUGHTS)
+def test_reasoning_of_earlier_answers_changes_nothing_else(template, thought):
+    before, after = (say("user", "first"), say("user", "why?"))
+    texts = droppable(template, before, say("assistant", f"{thought}answer"), after)
+    assert [text for text in texts if text != "hm"] == ["first", "answer"]
+    assert droppable(template, before, say("assistant", "answer"), after) == ["first", "answer"]
+
+
+@pytest.mark.parametrize("reasoning", ["hm", "\n hm\n", "hm </think> hm"])
+def test_reasoning_given_apart(reasoning):
+    answer = Message("assistant", (TextPart("answer"),), reasoning=reasoning)
+    assert droppable(thinking, say("user", "first"), answer, say("user", "why?")) == ["first", "answer"]
+    texts = droppable(thinking, say("user", "first"), say("user", "why?"), answer)
+    assert texts == ["first", reasoning.strip(), "answer"]
+
+
+def test_reasoning_is_kept_with_its_message():
+    answer = Message("assistant", (TextPart("answer"),), protected=True, reasoning="hm")
+    assert droppable(thinking, say("user", "first"), say("user", "why?"), answer) == ["first"]
+
+
+def test_tags_in_a_users_text_are_text():
+    assert droppable(plain, say("user", "a <think> b"), say("user", "why?")) == ["a <think> b"]
+
+
+# -- an answer to continue --
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_an_answer_to_continue_is_kept(documents):
+    first = TextPart("first", document=documents)
+    chat = Chat((say("user", first), say("user", "why?"), say("assistant", "Because")), continue_final_message=True)
+    rendered = plain(chat)
+    ranges = droppable_ranges(chat, rendered, plain(with_placeholders(chat)))
+    assert [rendered[each.start : each.end] for each in ranges] == ["first"]

@@ -14,7 +14,7 @@ from presift.orchestrator.prompt.protection import Range
 from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer, protected_spans
 
 
-def template(messages, tools):
+def template(messages, tools, **_):
     head = f"tools: {json.dumps(tools)}\n" if tools else ""
     turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
     return f"{head}{turns}<|im_start|>assistant\n"
@@ -189,7 +189,7 @@ async def test_memory_distinguishes_protected_parts(bpe):
 
 async def test_memory_distinguishes_text_from_chat(framed_bpe):
     """A template that adds nothing: text gets the tokenizer's special tokens, the chat does not."""
-    tokenizer = PromptTokenizer(framed_bpe, lambda messages, tools: messages[0]["content"])
+    tokenizer = PromptTokenizer(framed_bpe, lambda messages, tools, **_: messages[0]["content"])
     words = "The quick brown fox jumps over the lazy dog. " * 40
     text, said = await tokenizer.tokenize(Text(words)), await tokenizer.tokenize(chat(("user", words)))
     assert text.ids.size == said.ids.size + 2
