@@ -1,5 +1,6 @@
 """The Python client of presift. It depends on grpcio, protobuf and `presift.v1` only."""
 
+from presift_client.answers import Delta, TokenLogprob, ToolCall
 from presift_client.async_client import AsyncClient
 from presift_client.channels import TlsOptions
 from presift_client.client import Client
@@ -20,12 +21,13 @@ from presift_client.errors import (
 )
 from presift_client.explanation import ExplainedSpan, Explanation, KvMask
 from presift_client.forecasts import RouteForecast, StageSpeed
-from presift_client.results import Decision, Delta, Generation, Info, Model, PolicyFile, Replica, RouteQuality, Usage
+from presift_client.results import Choice, Decision, Generation, Info, Model, PolicyFile, Replica, RouteQuality, Usage
 
 __all__ = [
     "AsyncClient",
     "BudgetExceeded",
     "Cancelled",
+    "Choice",
     "Client",
     "DeadlineExceeded",
     "Decision",
@@ -49,6 +51,8 @@ __all__ = [
     "RouteUnsupported",
     "StageSpeed",
     "TlsOptions",
+    "TokenLogprob",
+    "ToolCall",
     "Unauthenticated",
     "Unavailable",
     "Usage",

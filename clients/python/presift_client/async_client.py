@@ -51,7 +51,9 @@ class AsyncClient:
             return gather([event async for event in events])
 
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
-        """One Decision, then Deltas, then one Usage. Closing the generator cancels the request at every service.
+        """One Decision, then Deltas, then one Usage for each answer.
+
+        Closing the generator cancels the request at every service.
 
         Raises TypeError for an unknown option, ValueError for an invalid value or not exactly one prompt, and
         InvalidRequest for text that is not valid Unicode, before anything is sent.

@@ -49,7 +49,9 @@ class Client:
         return gather(self.stream(prompt, **options))
 
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Event]:
-        """One Decision, then Deltas, then one Usage. Leaving the loop early cancels the request at every service.
+        """One Decision, then Deltas, then one Usage for each answer.
+
+        Leaving the loop early cancels the request at every service.
 
         Raises TypeError for an unknown option, ValueError for an invalid value or not exactly one prompt, and
         InvalidRequest for text that is not valid Unicode, before anything is sent.

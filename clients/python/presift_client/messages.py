@@ -3,7 +3,8 @@
 A message is {"role": "user", "content": "..."}, or content = [{"text": "...", "document": True}, {"text": "..."}, ...].
 If any part is a document, only documents may be dropped; otherwise "protected" on a part or a message keeps it. Tool
 calls have the form of other chat services: the assistant's message has "tool_calls" (its content may be None), and each
-result is {"role": "tool", "tool_call_id": ..., "name": ..., "content": ...}.
+result is {"role": "tool", "tool_call_id": ..., "name": ..., "content": ...}. What a reasoning model wrote before its
+answer is the assistant's "reasoning".
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from presift_client.errors import invalid_request
 
 ChatMessage = Mapping[str, Any]
 
-_KEYS = ("role", "content", "protected", "tool_calls", "name", "tool_call_id")
+_KEYS = ("role", "content", "protected", "tool_calls", "name", "tool_call_id", "reasoning")
 
 
 def chat_of(messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]) -> orchestrator_pb2.Chat:
@@ -49,6 +50,7 @@ def _message(field: str, message: ChatMessage) -> orchestrator_pb2.Message:
         tool_calls_json=[json.dumps(call) for call in message.get("tool_calls") or ()],
         name=writable(f"{field}.name", message.get("name") or ""),
         tool_call_id=writable(f"{field}.tool_call_id", message.get("tool_call_id") or ""),
+        reasoning=writable(f"{field}.reasoning", message.get("reasoning") or ""),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
@@ -14,7 +15,9 @@ class PromptOptions(TypedDict, total=False):
     """Options of every call, in addition to a text prompt. Omitted options take the service's defaults.
 
     Prompt: `messages` (rendered with the target's chat template, together with `tools`) or `token_ids` (used unchanged,
-    with `protected_spans` of token positions). `route` is "auto", "full" or another name of Route in plan.proto.
+    with `protected_spans` of token positions). `template_kwargs` are further variables of the chat template, e.g.
+    `{"enable_thinking": False}`; with `continue_final_message` the answer continues the last message. `route` is
+    "auto", "full" or another name of Route in plan.proto.
 
     Limits: in tokens, except `max_ttft_ms` (compared with a predicted time) and `min_coverage` (0..1, compared with the
     coverage of the draft's mask or, if the target selects KV, with the draft's estimate; below it, a route that reaches
@@ -28,6 +31,8 @@ class PromptOptions(TypedDict, total=False):
 
     messages: Sequence[ChatMessage]
     tools: Sequence[Mapping[str, Any]]
+    template_kwargs: Mapping[str, Any]
+    continue_final_message: bool
     token_ids: Sequence[int]
     protected_spans: Sequence[tuple[int, int]]
     route: str
@@ -48,7 +53,14 @@ class PromptOptions(TypedDict, total=False):
 
 
 class Options(PromptOptions, total=False):
-    """Options of `generate` and `stream`: those of the prompt, and how the answer is sampled."""
+    """Options of `generate` and `stream`: those of the prompt, how the answer is sampled, and its form.
+
+    `choices` answers are generated; with a `seed`, answer i uses seed + i. `json_schema` (a schema, or its text),
+    `regex`, `ebnf` or `structural_tag` restricts the answer: give one of them at most. `tool_choice` is "auto",
+    "required", "none" (the tools are shown to the model, but no calls are parsed), or the name of a tool that must be
+    called. `top_logprobs` asks for the log probability of each token and of that many others, `prompt_logprobs` for
+    those of the prompt too (route full). `raw_text` leaves reasoning and tool calls in the text.
+    """
 
     max_new_tokens: int
     temperature: float
@@ -58,6 +70,23 @@ class Options(PromptOptions, total=False):
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float]
+    min_new_tokens: int
+    json_schema: Mapping[str, Any] | str
+    regex: str
+    ebnf: str
+    structural_tag: Mapping[str, Any] | str
+    top_logprobs: int
+    prompt_logprobs: bool
+    keep_special_tokens: bool
+    choices: int
+    tool_choice: str
+    parallel_tool_calls: bool
+    raw_text: bool
 
 
 class ExplainOptions(PromptOptions, total=False):
@@ -76,8 +105,8 @@ class ExplainOptions(PromptOptions, total=False):
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
     """Raises TypeError for an unknown option and InvalidRequest for text that is not valid Unicode.
 
-    Raises ValueError for an unknown route or selection, bounds without auto_coverage, a malformed message, or not
-    exactly one prompt.
+    Raises ValueError for an unknown route or selection, bounds without auto_coverage, several grammars, a malformed
+    message, or not exactly one prompt.
     """
     _check_known(options, Options)
     return orchestrator_pb2.GenerateRequest(
@@ -85,17 +114,40 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
         route=_route(options),
         budget=_budget(options),
         kv=_kv_options(options),
-        sampling=target_pb2.Sampling(
-            max_new_tokens=options.get("max_new_tokens"),
-            temperature=options.get("temperature"),
-            top_p=options.get("top_p"),
-            top_k=options.get("top_k"),
-            seed=options.get("seed"),
-            stop=[writable("stop", text) for text in options.get("stop", ())],
-            stop_token_ids=options.get("stop_token_ids", ()),
-            ignore_eos=options.get("ignore_eos", False),
-        ),
+        sampling=_sampling(options),
+        choices=options.get("choices"),
+        single_tool_call=not options.get("parallel_tool_calls", True),
+        **_tool_choice(options),
     )
+
+
+# Fields of Sampling that are sent as they are given.
+_SAMPLING = (
+    *("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids", "ignore_eos", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "min_new_tokens", "top_logprobs"),
+    *("prompt_logprobs", "keep_special_tokens"),
+)
+_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+
+
+def _sampling(options: Options) -> target_pb2.Sampling:
+    values: dict[str, Any] = {name: options[name] for name in _SAMPLING if name in options}  # type: ignore[literal-required]
+    grammars: dict[str, Any] = {name: options[name] for name in _GRAMMARS if name in options}  # type: ignore[literal-required]
+    if len(grammars) > 1:
+        raise ValueError(f"give one of {' and '.join(grammars)}")
+    for name, grammar in grammars.items():
+        values[name] = writable(name, grammar if isinstance(grammar, str) else json.dumps(grammar))
+    return target_pb2.Sampling(stop=[writable("stop", text) for text in options.get("stop", ())], **values)
+
+
+def _tool_choice(options: Options) -> dict[str, Any]:
+    choice, raw_text = options.get("tool_choice", "auto"), options.get("raw_text", False)
+    if choice in ("auto", "none"):
+        return {"raw_text": raw_text or choice == "none"}
+    if choice == "required":
+        return {"tool_choice": target_pb2.TOOL_CHOICE_REQUIRED, "raw_text": raw_text}
+    function = writable("tool_choice", choice)
+    return {"tool_choice": target_pb2.TOOL_CHOICE_FUNCTION, "tool_function": function, "raw_text": raw_text}
 
 
 def explain_request(prompt: str | None, options: ExplainOptions) -> orchestrator_pb2.ExplainRequest:
@@ -155,11 +207,19 @@ def _prompt(prompt: str | None, options: PromptOptions) -> orchestrator_pb2.Prom
     messages, token_ids, tools = options.get("messages"), options.get("token_ids"), options.get("tools", ())
     if sum(each is not None for each in (prompt, messages, token_ids)) != 1:
         raise ValueError("give exactly one of prompt, messages and token_ids")
-    if tools and messages is None:
-        raise ValueError("tools require messages: prompt and token_ids are not rendered with the chat template")
+    variables, continues = options.get("template_kwargs"), options.get("continue_final_message", False)
+    if (tools or variables or continues) and messages is None:
+        raise ValueError(
+            "tools, template_kwargs and continue_final_message require messages: "
+            "prompt and token_ids are not rendered with the chat template"
+        )
     spans = [plan_pb2.Span(start=start, end=end) for start, end in options.get("protected_spans", ())]
     if token_ids is not None:
         return orchestrator_pb2.Prompt(token_ids=orchestrator_pb2.TokenIds(ids=token_ids), protected_spans=spans)
     if prompt is not None:
         return orchestrator_pb2.Prompt(text=writable("prompt", prompt), protected_spans=spans)
-    return orchestrator_pb2.Prompt(chat=chat_of(messages or (), tools), protected_spans=spans)
+    chat = chat_of(messages or (), tools)
+    if variables:
+        chat.template_kwargs_json = json.dumps(variables)
+    chat.continue_final_message = continues
+    return orchestrator_pb2.Prompt(chat=chat, protected_spans=spans)

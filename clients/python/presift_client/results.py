@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from itertools import chain
 
 from presift.v1 import orchestrator_pb2, plan_pb2
+from presift_client.answers import Delta, TokenLogprob, ToolCall, delta_of, logprobs_of, whole_calls
 from presift_client.forecasts import StageSpeed, speed_of
 from presift_client.wire import name_of, plain
 
@@ -55,16 +57,9 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """The new part of the answer. `text` is empty while a character is incomplete."""
-
-    text: str
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
-    """The end of an answer. Counts in tokens, times in milliseconds; `ttft_ms` starts at arrival at the orchestrator.
+    """The end of answer number `choice`. Counts in tokens, times in milliseconds; `ttft_ms` starts at arrival at the
+    orchestrator. `warnings` say in words what may be unexpected, e.g. an answer that stopped at the default length.
 
     `kv_tokens` is what the prompt actually held. If KV was dropped: `reused_entry` says whether the target had the
     compressed entry, `score_ms` and `publish_ms` are the times to select and to copy the KV, and `coverage` is the
@@ -84,16 +79,36 @@ class Usage:
     score_ms: float = 0.0
     publish_ms: float = 0.0
     coverage: float | None = None
+    choice: int = 0
+    reasoning_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several answers, with its usage."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A whole answer with its decision and usage."""
+    """A whole answer with its decision and usage. `choices` are all answers: this one is the first of them."""
 
     text: str
     token_ids: tuple[int, ...]
     decision: Decision
     usage: Usage
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +156,8 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """The models and routes of an orchestrator. `draft` is None while no draft is known.
+    """The models and routes of an orchestrator. `draft` is None while no draft is known. The parsers separate tool
+    calls and reasoning from answers, empty if there is none; `grammars`: whether answers can be restricted.
 
     `policy_file` is None if there is none. `speeds` are the learned costs of the stages, the last observed last.
     """
@@ -154,6 +170,9 @@ class Info:
     route_quality: tuple[RouteQuality, ...] = ()
     speeds: tuple[StageSpeed, ...] = ()
     replicas: tuple[Replica, ...] = ()
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
+    grammars: bool = False
 
 
 Event = Decision | Delta | Usage
@@ -164,27 +183,43 @@ def event_of(response: orchestrator_pb2.GenerateResponse) -> Event:
     if response.HasField("decision"):
         return decision_of(response.decision)
     if response.HasField("usage"):
-        return plain(Usage, response.usage)
-    return Delta(response.delta.text, tuple(response.delta.token_ids))
+        return _usage(response.usage)
+    return delta_of(response.delta)
 
 
 def gather(events: Iterable[Event]) -> Generation:
-    """The whole answer from its events. Raises ValueError without a decision or a usage."""
-    texts: list[str] = []
-    token_ids: list[int] = []
+    """The whole answers from their events. Raises ValueError without a decision, or without a usage of each answer."""
+    deltas: dict[int, list[Delta]] = {0: []}
+    usages: dict[int, Usage] = {}
     decision: Decision | None = None
-    usage: Usage | None = None
     for event in events:
         if isinstance(event, Delta):
-            texts.append(event.text)
-            token_ids.extend(event.token_ids)
+            deltas.setdefault(event.choice, []).append(event)
         elif isinstance(event, Decision):
             decision = event
         else:
-            usage = event
-    if decision is None or usage is None:
+            usages[event.choice] = event
+    if decision is None or not usages.keys() >= deltas.keys():
         raise ValueError("the stream ended without a decision or a usage")
-    return Generation("".join(texts), tuple(token_ids), decision, usage)
+    choices = tuple(_choice(deltas.get(number, ()), usages[number]) for number in sorted(usages))
+    first = {field.name: getattr(choices[0], field.name) for field in fields(Choice)}
+    return Generation(decision=decision, choices=choices, **first)
+
+
+def _choice(deltas: Sequence[Delta], usage: Usage) -> Choice:
+    chained = chain.from_iterable
+    return Choice(
+        "".join(delta.text for delta in deltas),
+        tuple(chained(delta.token_ids for delta in deltas)),
+        usage,
+        "".join(delta.reasoning for delta in deltas),
+        whole_calls(chained(delta.tool_calls for delta in deltas)),
+        tuple(chained(delta.logprobs for delta in deltas)),
+    )
+
+
+def _usage(usage: orchestrator_pb2.Usage) -> Usage:
+    return plain(Usage, usage, prompt_logprobs=logprobs_of(usage.prompt_logprobs), warnings=tuple(usage.warnings))
 
 
 def decision_of(decision: orchestrator_pb2.Decision) -> Decision:

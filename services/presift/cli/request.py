@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,29 @@ def prompt_options(flags: PromptFlags) -> dict[str, Any]:
     if flags.system is not None:
         messages.insert(0, {"role": "system", "content": flags.system})
     return {"messages": messages}
+
+
+def form_options(json_schema: Path | None, tools: Path | None, choices: int) -> dict[str, Any]:
+    """What the answer must look like, the tools that it may call, and the number of answers.
+
+    Raises ValueError for a file that is not JSON, OSError for one that cannot be read.
+    """
+    options: dict[str, Any] = {"choices": choices} if choices != 1 else {}
+    if json_schema is not None:
+        options["json_schema"] = read_json(json_schema)
+    if tools is not None:
+        options["tools"] = read_json(tools)
+        if not isinstance(options["tools"], list):
+            raise ValueError(f"{tools} is not a JSON list of tools")
+    return options
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file, or on stdin for `-`. Raises ValueError, naming the file, unless it is one."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
 
 
 def read_text(path: Path) -> str:

@@ -298,8 +298,10 @@ async def test_both_clients_get_the_same(house, options):
 
 def timeless(generation):
     times = {"tokenize_ms": 0.0, "cache_ms": 0.0, "draft_ms": 0.0, "prefill_ms": 0.0, "predicted_ttft_ms": 0.0}
+    usages = [replace(each.usage, ttft_ms=0.0, total_ms=0.0) for each in generation.choices]
     return replace(
         generation,
+        choices=tuple(replace(each, usage=usage) for each, usage in zip(generation.choices, usages, strict=True)),
         decision=replace(generation.decision, **times),
         usage=replace(generation.usage, ttft_ms=0.0, total_ms=0.0),
     )

@@ -100,6 +100,7 @@ class Options:
     drafts: int = 1
     targets: int = 1
     draft_hedge_after_s: float | None = None
+    abilities: dict | None = None  # the target's: parsers and grammars
 
 
 class House:
@@ -116,6 +117,7 @@ class House:
                 options.kv_page_tokens,
                 options.unsupported,
                 options.kv_pool_tokens,
+                abilities=options.abilities,
             )
             for _ in range(options.targets)
         ]
@@ -283,7 +285,15 @@ async def refusal_of(call):
 
 
 def request(
-    prompt, *, route=plan_pb2.ROUTE_UNSPECIFIED, max_new_tokens=5, budget=None, sampling=None, spans=(), kv=None
+    prompt,
+    *,
+    route=plan_pb2.ROUTE_UNSPECIFIED,
+    max_new_tokens=5,
+    budget=None,
+    sampling=None,
+    spans=(),
+    kv=None,
+    **fields,
 ):
     return orchestrator_pb2.GenerateRequest(
         prompt=wire_prompt(prompt, spans),
@@ -291,6 +301,7 @@ def request(
         budget=orchestrator_pb2.Budget(**budget or {}),
         sampling=target_pb2.Sampling(max_new_tokens=max_new_tokens, **sampling or {}),
         kv=orchestrator_pb2.KvOptions(**kv or {}),
+        **fields,
     )
 
 

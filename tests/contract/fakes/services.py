@@ -144,6 +144,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
 
     With a KV plan it holds it against the contract and says what the selection of that many KV pairs would use, and
     which they are (`kept_kv`) where that is asked for; `spoil` changes every usage, `reports` off leaves it unsaid. A
+    `delta` makes each piece, `abilities` are further fields of GetInfo. A
     prompt that Prefill has read is cached but for its final token; of others three tokens are. `prefill_faults` act on
     the Prefills to come, `prefills_cancelled` counts those that were cancelled."""
 
@@ -154,6 +155,8 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         kv_page_tokens=0,
         unsupported=(),
         kv_pool_tokens=0,
+        *,
+        abilities=None,
     ):
         self.model, self.routes = model, routes
         self.kv_page_tokens, self.unsupported, self.kv_pool_tokens = kv_page_tokens, unsupported, kv_pool_tokens
@@ -164,6 +167,8 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         self.with_usage = self.reports = True
         self.spoil = lambda usage: None
         self.answer = lambda request: request.token_ids[::-1]
+        self.delta = lambda request, token_id: target_pb2.TokenDelta(token_ids=[token_id])
+        self.abilities = abilities or {}
         self.running = self.cancelled = 0
         self.replica = ""
         self.gate = asyncio.Event()
@@ -187,7 +192,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
     async def _answer(self, request, context):
         answer = self.answer(request)[: request.sampling.max_new_tokens]
         for number, token_id in enumerate(answer, 1):
-            yield target_pb2.TargetServiceGenerateResponse(delta=target_pb2.TokenDelta(token_ids=[token_id]))
+            yield target_pb2.TargetServiceGenerateResponse(delta=self.delta(request, token_id))
             if number == self.pause_after:
                 await self.gate.wait()
             if number == self.die_after:
@@ -254,6 +259,7 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
             kv_pool_tokens=self.kv_pool_tokens,
             replica=self.replica,
             unsupported_routes=[target_pb2.UnsupportedRoute(route=r, reason=why) for r, why in self.unsupported],
+            **self.abilities,
         )
 
 

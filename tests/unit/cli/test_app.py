@@ -60,8 +60,17 @@ def test_limits_are_sent(run, sent):
     assert {"max_ttft_ms": 900, "min_coverage": 0.5, "auto_coverage": 0.75}.items() <= sent[0].items()
 
 
+def test_the_form_of_the_answer_is_sent(run, sent, tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "b.json").write_text("{}")
+    files = ["--tools", tmp_path / "a.json", "--json-schema", tmp_path / "b.json"]
+    assert run("generate", "--question", "hi", *files).exit_code == 0
+    assert (sent[0]["tools"], sent[0]["json_schema"]) == ([], {})
+
+
 def test_options_without_a_flag_are_not_sent(run, sent):
     assert run("generate", "hi").exit_code == 0
+    assert not {"max_new_tokens", "tools", "json_schema", "choices"} & sent[0].keys()
     assert not {"kv_selection", "keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"} & sent[0].keys()
 
 
@@ -87,6 +96,17 @@ def test_up_passes_flags_to_the_orchestrator(run, monkeypatch, arguments, flags)
     assert started[0].orchestrator_flags == flags
     assert run("up", "--listen", "127.0.0.1:4000").exit_code == 0
     assert started[0].logs.name == "50051" and started[1].logs.name == "4000"
+
+
+def test_up_passes_parsers_to_the_target(run, monkeypatch):
+    started = []
+    monkeypatch.setattr("presift_demo_models.fetch.resolve_model", lambda name, home, progress: name)
+    monkeypatch.setattr(
+        "presift.cli.stack.run.run_until_stopped", lambda options, progress: started.append(options) or 0
+    )
+    flags = ["--tool-call-parser", "qwen25", "--reasoning-parser", "none"]
+    assert run("up", *flags).exit_code == 0 and started[0].target_flags == flags
+    assert run("up").exit_code == 0 and started[1].target_flags == []
 
 
 @pytest.mark.parametrize(

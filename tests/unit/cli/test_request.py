@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from presift.cli.flags import PromptFlags, RequestFlags
-from presift.cli.request import budget_options, prompt_options, read_text
+from presift.cli.request import budget_options, form_options, prompt_options, read_text
 from presift_client.requests import generate_request
 
 
@@ -71,3 +71,21 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 def test_stdin(monkeypatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("ünï".encode())))
     assert read_text(Path("-")) == "ünï"
+
+
+def test_form_of_the_answer(tmp_path):
+    schema, tools = tmp_path / "schema.json", tmp_path / "tools.json"
+    schema.write_text('{"type": "object"}')
+    tools.write_text('[{"name": "add"}]')
+    assert form_options(None, None, 1) == {}
+    options = form_options(schema, tools, 2)
+    assert options == {"json_schema": {"type": "object"}, "tools": [{"name": "add"}], "choices": 2}
+    assert generate_request(None, {"messages": [], **options}).choices == 2
+
+
+@pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("{}", "is not a JSON list of tools")])
+def test_files_that_are_refused(tmp_path, text, why):
+    path = tmp_path / "tools.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"tools.json {why}"):
+        form_options(None, path, 1)

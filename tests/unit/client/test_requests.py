@@ -123,3 +123,67 @@ def test_every_field_of_the_contract_can_be_set():
     auto = {f"auto_{field.name}" for field in orchestrator_pb2.AutoCapacity.DESCRIPTOR.fields}
     for message in (orchestrator_pb2.Budget, target_pb2.Sampling):
         assert {field.name for field in message.DESCRIPTOR.fields} - {"auto_capacity"} | auto <= options
+    own = {"single_tool_call": "parallel_tool_calls", "tool_function": "tool_choice"}
+    held = {"prompt", "budget", "sampling", "kv"}
+    fields = {field.name for field in orchestrator_pb2.GenerateRequest.DESCRIPTOR.fields} - held
+    assert {own.get(name, name) for name in fields} <= options
+
+
+def test_sampling():
+    given = {
+        "min_p": 0.5, "presence_penalty": -1.0, "frequency_penalty": 1.0, "repetition_penalty": 1.5,
+        "logit_bias": {5: -100.0}, "min_new_tokens": 3, "top_logprobs": 0, "prompt_logprobs": True,
+        "keep_special_tokens": True,
+    }  # fmt: skip
+    assert generate_request("x", given).sampling == target_pb2.Sampling(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"json_schema": {"type": "object"}}, {"json_schema": '{"type": "object"}'}),
+        ({"json_schema": "{}"}, {"json_schema": "{}"}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"ebnf": "root ::= 'a'"}, {"ebnf": "root ::= 'a'"}),
+        ({"structural_tag": {"structures": []}}, {"structural_tag": '{"structures": []}'}),
+    ],
+)
+def test_grammars(given, sent):
+    assert generate_request("x", given).sampling == target_pb2.Sampling(**sent)
+
+
+def test_two_grammars_are_refused():
+    with pytest.raises(ValueError, match="one of json_schema and regex"):
+        generate_request("x", {"regex": "a", "json_schema": {}})
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"tool_choice": "auto"}, {}),
+        ({"tool_choice": "none"}, {"raw_text": True}),
+        ({"tool_choice": "required"}, {"tool_choice": target_pb2.TOOL_CHOICE_REQUIRED}),
+        ({"tool_choice": "add"}, {"tool_choice": target_pb2.TOOL_CHOICE_FUNCTION, "tool_function": "add"}),
+        ({"parallel_tool_calls": False}, {"single_tool_call": True}),
+        ({"parallel_tool_calls": True}, {}),
+        ({"choices": 3, "raw_text": True}, {"choices": 3, "raw_text": True}),
+    ],
+)
+def test_choices_and_tool_choice(given, sent):
+    request = generate_request("x", given)
+    names = ("tool_choice", "tool_function", "single_tool_call", "raw_text", "choices")
+    assert {name: getattr(request, name) for name in names if getattr(request, name)} == sent
+
+
+def test_template_variables_and_an_answer_to_continue():
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "He", "reasoning": "hm"}]
+    options = {"messages": turns, "template_kwargs": {"enable_thinking": False}, "continue_final_message": True}
+    chat = generate_request(None, options).prompt.chat
+    assert json.loads(chat.template_kwargs_json) == {"enable_thinking": False} and chat.continue_final_message
+    assert chat.messages[1].reasoning == "hm"
+
+
+@pytest.mark.parametrize("options", [{"template_kwargs": {"a": 1}}, {"continue_final_message": True}])
+def test_template_options_require_messages(options):
+    with pytest.raises(ValueError, match="require messages"):
+        generate_request("x", options)

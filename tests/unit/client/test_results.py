@@ -3,8 +3,9 @@
 import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift_client import Delta, TokenLogprob, ToolCall
 from presift_client.forecasts import StageSpeed
-from presift_client.results import Delta, Replica, event_of, gather, info_of
+from presift_client.results import Replica, event_of, gather, info_of
 
 DECISION = orchestrator_pb2.GenerateResponse(
     decision=orchestrator_pb2.Decision(
@@ -105,3 +106,41 @@ def test_learned_speeds():
     )
     (speed,) = info_of(orchestrator_pb2.GetInfoResponse(speeds=[sent])).speeds
     assert speed == StageSpeed("draft", "m@r", "a", 0.0, 1.5, 0.0, 0.0, 3, 0.5)
+
+
+def part(choice=0, **fields):
+    return event_of(orchestrator_pb2.GenerateResponse(delta=orchestrator_pb2.TextDelta(choice=choice, **fields)))
+
+
+def end(choice, **fields):
+    return event_of(orchestrator_pb2.GenerateResponse(usage=orchestrator_pb2.Usage(choice=choice, **fields)))
+
+
+def test_tool_calls_are_put_together():
+    first = target_pb2.ToolCallDelta(index=0, id="c0", name="add", arguments='{"a"')
+    more = [target_pb2.ToolCallDelta(index=0, arguments=each) for each in (": 1", "}")]
+    other = target_pb2.ToolCallDelta(index=1, id="c1", name="sub", arguments="{}")
+    answer = gather(
+        [event_of(DECISION), *(part(tool_calls=[each]) for each in (first, more[0], other, more[1])), end(0)]
+    )
+    assert answer.tool_calls == (ToolCall(0, "c0", "add", '{"a": 1}'), ToolCall(1, "c1", "sub", "{}"))
+
+
+def test_reasoning_and_log_probabilities():
+    top = [target_pb2.TopLogprob(token_id=2, logprob=-0.5)]
+    logprobs = [target_pb2.TokenLogprob(token_id=1, logprob=-0.25, top=top), target_pb2.TokenLogprob(token_id=9)]
+    usage = end(0, prompt_logprobs=logprobs, warnings=["w"], reasoning_tokens=4)
+    answer = gather([event_of(DECISION), part(reasoning="h"), part(reasoning="m", text="a", logprobs=logprobs), usage])
+    expected = (TokenLogprob(1, -0.25, ((2, -0.5),)), TokenLogprob(9, None, ()))
+    assert (answer.reasoning, answer.text, answer.logprobs) == ("hm", "a", expected)
+    assert (answer.usage.prompt_logprobs, answer.usage.warnings) == (expected, ("w",))
+    assert answer.usage.reasoning_tokens == 4
+
+
+def test_choices():
+    events = [part(1, text="b", token_ids=[2]), part(text="a"), end(1, completion_tokens=1), part(text="c"), end(0)]
+    answer = gather([event_of(DECISION), *events])
+    assert (answer.text, answer.usage.choice) == ("ac", 0)
+    assert [(each.text, each.usage.choice) for each in answer.choices] == [("ac", 0), ("b", 1)]
+    with pytest.raises(ValueError, match="without"):
+        gather([event_of(DECISION), *events[:-1]])

@@ -71,6 +71,9 @@ def models_table(local: dict[str, str | None], served: Info | None) -> Table:
     if served is not None:
         table.add_row("served as target", served.target.id)
         table.add_row("served as draft", served.draft.id if served.draft else "none")
+        table.add_row("parser of tool calls", served.tool_call_parser or "none")
+        table.add_row("parser of reasoning", served.reasoning_parser or "none")
+        table.add_row("grammars", "yes" if served.grammars else "no")
         for replica in served.replicas:
             table.add_row(f"{replica.role} replica", replica_line(replica))
     return table

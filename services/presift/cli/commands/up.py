@@ -42,6 +42,12 @@ def up(
     prefill_while_drafting: Annotated[
         bool | None, typer.Option(help="on spec_kv, the target reads the prompt while the draft works")
     ] = None,
+    tool_call_parser: Annotated[
+        str | None, typer.Option(help="the target's parser of tool calls: auto, none or a name of SGLang's")
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option(help="the target's parser of reasoning: auto, none or a name of SGLang's")
+    ] = None,
     cross_vocabulary: Annotated[
         bool, typer.Option("--cross-vocabulary", help="allow a draft whose vocabulary differs from the target's")
     ] = False,
@@ -83,6 +89,7 @@ def up(
         targets=targets,
         orchestrators=orchestrators,
         observability=Observability(metrics_from, otlp_endpoint) if observability or otlp_endpoint else None,
+        target_flags=service_flags(tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser),
         orchestrator_flags=service_flags(
             policy_file=None if policy_file is None else str(policy_file),
             compress_above_tokens=compress_above,

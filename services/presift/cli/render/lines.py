@@ -22,6 +22,7 @@ def usage_line(usage: Usage) -> str:
         f"{usage.completion_tokens} tokens in {usage.total_ms:.0f} ms, finish reason {usage.finish_reason}; "
         f"{usage.kv_tokens} KV tokens held for {usage.prompt_tokens} prompt tokens, "
         f"{usage.cached_tokens} of them cached{_kv_selection(usage)}]"
+        f"{''.join(f' [warning: {warning}]' for warning in usage.warnings)}"
     )
 
 

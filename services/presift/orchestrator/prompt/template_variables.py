@@ -23,9 +23,9 @@ def template_variables(tokenizer: Any) -> frozenset[str]:
     templates = tokenizer.chat_template
     sources = templates.values() if isinstance(templates, dict) else (templates,)
     read = frozenset[str]().union(*map(_undeclared, sources))
-    own: set[str] = (
-        inspect.signature(tokenizer.apply_chat_template).parameters.keys() | {*tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
-    )
+    own: set[str] = inspect.signature(tokenizer.apply_chat_template).parameters.keys() | {
+        *tokenizer.SPECIAL_TOKENS_ATTRIBUTES
+    }
     return read - own - _FUNCTIONS - {"messages", "tools"}
 
 
