@@ -1,127 +1,190 @@
-"""OpenAI's chat and text completions, whole or in chunks, from the pipeline's events. Knows no HTTP."""
+"""What chat and text completions have in common: objects of OpenAI's format, whole or in chunks. Knows no HTTP."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire, report_to_wire
-from presift.orchestrator.api.http.presift_json import presift_json
-from presift.orchestrator.pipeline.events import Delta, Report
+from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
+from presift.orchestrator.api.http.answers import Answer, Answers, ReadPrompt
+from presift.orchestrator.api.http.presift_json import presift_json, report_json
+from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import Explanation
+from presift.orchestrator.prompt.token_texts import TokenTexts
 from presift.orchestrator.routing.decision import Decision
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How the answers of one endpoint look."""
+class View:
+    """What a caller sees of its answers. `model` is the target's id, `fingerprint` its revision.
 
-    id_prefix: str
-    whole: str
-    chunk: str
-    is_chat: bool
-
-
-CHAT = Shape("chatcmpl-", "chat.completion", "chat.completion.chunk", is_chat=True)
-TEXT = Shape("cmpl-", "text_completion", "text_completion", is_chat=False)
-
-
-@dataclass(slots=True)
-class Completion:
-    """One answer as its events arrive. `model` is the target's id, `fingerprint` its revision.
-
-    `shows_ids` adds the token ids to choices; `shows_usage` adds OpenAI's `usage` to chunks.
+    `usage`: OpenAI's usage ends a stream; `usage_in_chunks`: it is in every chunk. `echo`: the prompt's text comes
+    first. `no_answer`: of the answer nothing is shown. `ignored`: the parameters that had no effect.
     """
 
-    shape: Shape
-    model: str
-    fingerprint: str
-    shows_ids: bool = False
-    shows_usage: bool = False
-    id: str = ""
-    created: int = field(default_factory=lambda: int(time.time()))
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    has_role: bool = False
+    model: str = ""
+    fingerprint: str = ""
+    prompts: int = 1
+    choices: int = 1
+    token_ids: bool = False
+    prompt_ids: bool = False
+    usage: bool = False
+    usage_in_chunks: bool = False
+    logprobs: bool = False
+    prompt_logprobs: bool = False
+    special_tokens: bool = False
+    reasoning_in_chunks: bool = True
+    echo: bool = False
+    no_answer: bool = False
+    ignored: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        self.id = self.shape.id_prefix + secrets.token_hex(16)
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the prompts' token ids are shown, or their text."""
+        return self.prompt_ids or self.echo
 
-    def add(self, delta: Delta) -> None:
-        """Keep a delta for `whole`."""
-        self.text.append(delta.text)
-        self.token_ids.extend(delta.token_ids)
 
-    def whole(self, report: Report) -> dict[str, Any]:
-        """The answer of all deltas that were added."""
-        text = "".join(self.text)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        content = {"message": message} if self.shape.is_chat else {"text": text}
-        choice = self._choice(content, self.token_ids, _finish_reason(report))
-        return self._object(self.shape.whole, [choice], usage=_usage(report), presift=_presift(report))
+class Completion(ABC):
+    """The answers of one call as one object, or as chunks of one: add all events to one of both."""
+
+    whole_kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    id_prefix: ClassVar[str]
+
+    def __init__(self, view: View, texts: TokenTexts) -> None:
+        self.view = view
+        self.texts = texts
+        self.answers = Answers([ReadPrompt() for _ in range(view.prompts)], view.choices)
+        self._id = self.id_prefix + secrets.token_hex(16)
+        self._created = int(time.time())
+        self._begun: set[int] = set()
+
+    def add(self, prompt: int, event: Event) -> None:
+        """Keep an event of prompt number `prompt`."""
+        self.answers.add(prompt, event)
+
+    def whole(self) -> dict[str, Any]:
+        """The answers, when all have ended."""
+        choices = [self._whole_choice(number, answer) for number, answer in enumerate(self.answers.all)]
+        return self._object(self.whole_kind, choices, usage=self._usage(), presift=self._presift())
+
+    def chunks(self, prompt: int, event: Event) -> list[dict[str, Any]]:
+        """An event, added, as the next chunks of a stream. The last one has the decision."""
+        self.add(prompt, event)
+        if isinstance(event, Decision):
+            return []
+        number = self.answers.number(prompt, event)
+        if isinstance(event, Delta):
+            return [self._chunk(self._chunk_choice(number, event))] if self._is_shown(event) else []
+        return self._last_chunks(number, event)
+
+    def decision_chunk(self, decision: Decision) -> dict[str, Any]:
+        """The decision, for a stream whose header was sent without it."""
+        chunk = self._chunk(self._chunk_choice(0, Delta("", ())))
+        return chunk | {"presift": {"decision": presift_json(decision_to_wire(decision))}}
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""
         details = presift_json(explanation_to_wire(explanation))
-        presift = {"decision": details.pop("decision"), "explanation": details}
+        presift = {"decision": details.pop("decision"), "explanation": details} | self._ignored()
         prompt_tokens = explanation.decision.prompt_tokens
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
-        return self._object(self.shape.whole, [], usage=usage, presift=presift)
+        return self._object(self.whole_kind, [], usage=usage, presift=presift)
 
-    def decision_chunk(self, decision: Decision) -> dict[str, Any]:
-        """The decision, for a stream whose header was sent without it."""
-        return self.chunk(Delta("", ())) | {"presift": {"decision": presift_json(decision_to_wire(decision))}}
+    @abstractmethod
+    def _content(self, number: int, answer: Answer) -> dict[str, Any]:
+        """The keys of a whole choice that hold its answer."""
 
-    def chunk(self, delta: Delta) -> dict[str, Any]:
-        """One delta."""
-        unset = {"usage": None} if self.shows_usage else {}
-        choice = self._choice(self._content(delta.text), delta.token_ids, None)
-        return self._object(self.shape.chunk, [choice], **unset)
+    @abstractmethod
+    def _delta(self, number: int, delta: Delta, *, is_first: bool) -> dict[str, Any]:
+        """The keys of a chunk's choice that hold what is new."""
 
-    def last_chunks(self, report: Report) -> list[dict[str, Any]]:
-        """The finish reason and, if requested, the usage. The last chunk has the decision."""
-        choice, presift = self._choice(self._content(""), (), _finish_reason(report)), _presift(report)
-        if not self.shows_usage:
-            return [self._object(self.shape.chunk, [choice], presift=presift)]
-        return [
-            self._object(self.shape.chunk, [choice], usage=None),
-            self._object(self.shape.chunk, [], usage=_usage(report), presift=presift),
-        ]
+    def _last_delta(self, number: int, report: Report) -> Delta:
+        """What was held back until the end."""
+        return Delta("", (), choice=report.choice)
 
-    def _content(self, text: str) -> dict[str, Any]:
-        if not self.shape.is_chat:
-            return {"text": text}
-        role = {} if self.has_role else {"role": "assistant", "content": ""}
-        self.has_role = True
-        return {"delta": role | ({"content": text} if text else {})}
+    def _is_shown(self, delta: Delta) -> bool:
+        if self.view.prompt_logprobs or self.view.no_answer:
+            return False  # a prompt's log probabilities come with its end, and before those of the answer
+        shows = (self.view.token_ids and delta.token_ids) or (self.view.logprobs and delta.logprobs)
+        return bool(delta) or bool(shows)
 
-    def _choice(self, content: dict[str, Any], token_ids: Sequence[int], finish: str | None) -> dict[str, Any]:
-        ids = {"token_ids": list(token_ids)} if self.shows_ids else {}
-        return {"index": 0, **content, **ids, "logprobs": None, "finish_reason": finish}
+    def _last_chunks(self, number: int, report: Report) -> list[dict[str, Any]]:
+        if self.view.prompt_logprobs:
+            choice = self._whole_choice(number, self.answers.all[number])
+        else:
+            choice = self._chunk_choice(number, self._last_delta(number, report))
+        choice["finish_reason"] = _finish_reason(report)
+        last, has_ended = self._chunk(choice), self.answers.have_ended
+        if has_ended and not self.view.usage:
+            last["presift"] = self._presift()
+        if not has_ended or not self.view.usage:
+            return [last]
+        return [last, self._object(self.chunk_kind, [], usage=self._usage(), presift=self._presift())]
+
+    def _whole_choice(self, number: int, answer: Answer) -> dict[str, Any]:
+        finish = None if answer.report is None else _finish_reason(answer.report)
+        content = self._content(number, answer)
+        return self._choice(number, content, [] if self.view.no_answer else answer.token_ids, finish)
+
+    def _chunk_choice(self, number: int, delta: Delta) -> dict[str, Any]:
+        is_first = number not in self._begun
+        self._begun.add(number)
+        content = self._delta(number, delta, is_first=is_first)
+        return self._choice(number, content, list(delta.token_ids), None, shows_prompt=is_first)
+
+    def _choice(
+        self, number: int, content: dict[str, Any], ids: list[int], finish: str | None, *, shows_prompt: bool = True
+    ) -> dict[str, Any]:
+        choice = {"index": number, **content, "finish_reason": finish}
+        if self.view.token_ids:
+            choice["token_ids"] = ids
+        prompt_ids = self.answers.prompt_of(number).token_ids
+        if self.view.prompt_ids and shows_prompt and prompt_ids is not None:
+            choice["prompt_token_ids"] = prompt_ids.tolist()
+        return choice
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        if self.view.usage_in_chunks:
+            return self._object(self.chunk_kind, [choice], usage=self._usage())
+        return self._object(self.chunk_kind, [choice], **({"usage": None} if self.view.usage else {}))
 
     def _object(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return head | {"system_fingerprint": self.fingerprint, "choices": choices} | more
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self.view.model}
+        return head | {"system_fingerprint": self.view.fingerprint, "choices": choices} | more
+
+    def _usage(self) -> dict[str, Any]:
+        answers = self.answers
+        prompt_tokens = answers.prompt_tokens
+        completion_tokens = 0 if self.view.no_answer else answers.completion_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": answers.reasoning_tokens},
+        }
+
+    def _presift(self) -> dict[str, Any]:
+        """The first answer's decision and usage and, if there are several, those of each."""
+        first, *others = list(self.answers.reports)
+        presift: dict[str, Any] = {
+            "decision": presift_json(decision_to_wire(first.decision)),
+            "usage": report_json(first),
+        }
+        if others:
+            presift["answers"] = [
+                {"decision": presift_json(decision_to_wire(each.decision)), "usage": report_json(each)}
+                for each in (first, *others)
+            ]
+        return presift | self._ignored()
+
+    def _ignored(self) -> dict[str, Any]:
+        return {"ignored": list(self.view.ignored)} if self.view.ignored else {}
 
 
 def _finish_reason(report: Report) -> str:
     return report.usage.finish_reason.value
-
-
-def _usage(report: Report) -> dict[str, Any]:
-    """`prompt_tokens` counts the prompt as it was sent, `cached_tokens` what the target had cached of what it read."""
-    prompt_tokens, completion_tokens = report.decision.prompt_tokens, report.usage.completion_tokens
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": report.usage.cached_tokens},
-    }
-
-
-def _presift(report: Report) -> dict[str, Any]:
-    decision, usage = decision_to_wire(report.decision), report_to_wire(report)
-    return {"decision": presift_json(decision), "usage": presift_json(usage)}

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
-from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
+from presift.core.errors import InvalidRequest
+from presift.orchestrator.api.http.answering import TIMEOUT_KEY, Answering, Asked, Renderer, timeout_from
 from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
 from presift.orchestrator.api.http.call import Call
-from presift.orchestrator.api.http.completions import CHAT, TEXT, Completion, Shape
-from presift.orchestrator.api.http.errors import brief
+from presift.orchestrator.api.http.chat_completions import ChatCompletion
+from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.models import ServedModels
-from presift.orchestrator.api.http.presift_json import DECISION_HEADER, decision_header
-from presift.orchestrator.api.http.requests import parameter_names, request_from_body
-from presift.orchestrator.api.http.schema import (
-    MAX_TIMEOUT_S,
-    Body,
-    ChatBody,
-    CompletionBody,
-    ExplainOptions,
-    validate,
-)
-from presift.orchestrator.api.http.sse import Reply, json_bytes
+from presift.orchestrator.api.http.requests import requests_from_body
+from presift.orchestrator.api.http.sampling_values import parameter_names
+from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, Ignored, StreamOptions, validate
+from presift.orchestrator.api.http.text_completions import TextCompletion
 from presift.orchestrator.api.http.unsupported import supported_parameters
 from presift.orchestrator.domain.request import Request
-from presift.orchestrator.pipeline.events import Delta, Event
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
-from presift.orchestrator.routing.decision import Decision
+from presift.orchestrator.prompt.token_texts import TokenTexts
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
-TIMEOUT_KEY = "presift-timeout-s"
+__all__ = ["TIMEOUT_KEY", "CompletionEndpoints", "EndpointOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,114 +43,70 @@ class CompletionEndpoints:
         self._pipeline = pipeline
         self._models = models
         self._options = options
+        self._answering = Answering(pipeline, explains=options.explains)
+        self._texts = TokenTexts(pipeline.parts.tokenizer.backend)
 
     async def chat(self, call: Call) -> None:
-        await self._complete(call, ChatBody, CHAT)
+        await self._complete(call, ChatBody, ChatCompletion)
 
     async def text(self, call: Call) -> None:
-        await self._complete(call, CompletionBody, TEXT)
+        await self._complete(call, CompletionBody, TextCompletion)
 
-    async def _complete(self, call: Call, schema: type[Body], shape: Shape) -> None:
-        arrived_s = time.monotonic()
-        raw = await read_body(call.headers, call.receive, self._options.max_body_bytes)
-        given = await in_thread_if_large(len(raw), lambda: supported_parameters(parse_json_object(raw)))
+    async def _complete(
+        self, call: Call, schema: type[Body], renderer: type[ChatCompletion] | type[TextCompletion]
+    ) -> None:
+        arrived_s, ignored, options = time.monotonic(), Ignored(), self._options
+        raw = await read_body(call.headers, call.receive, options.max_body_bytes)
+        given = await in_thread_if_large(
+            len(raw), lambda: supported_parameters(parse_json_object(raw), schema.model_fields, ignored)
+        )
         if isinstance(model := given.get("model"), str):
             self._models.find(model)  # an unknown model is reported before an invalid parameter
-        body = await in_thread_if_large(len(raw), lambda: validate(schema, given))
+        body = await in_thread_if_large(len(raw), lambda: validate(schema, given, ignored))
         call.reply.names = parameter_names(body)
-        target = self._models.find(body.model)
-        completion = Completion(
-            shape,
-            target.id,
-            target.revision,
-            shows_ids=body.presift.token_ids,
-            shows_usage=body.stream_options is not None and body.stream_options.include_usage,
-        )
-        timeout_s = _timeout_s(call, body)
+        timeout_s = timeout_from(call.headers, body.presift.timeout_s)
         # The deadline counts from the end of the headers.
         deadline = NO_DEADLINE if timeout_s is None else Deadline(arrived_s + timeout_s)
-        try:
-            async with call.client.cancels_on_disconnect(), deadline.timeout() as timeout:
-                await self._answer(call, body, completion, deadline, len(raw))
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise DeadlineExceeded("the deadline passed") from None
+        async with self._answering.until(deadline, call.client):
+            requests = await in_thread_if_large(
+                len(raw), lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt)
+            )
+            view = self._view(body, len(requests), ignored)
+            await self._answering.answer(call.reply, _asked(body, requests, renderer(view, self._texts)), deadline)
 
-    async def _answer(self, call: Call, body: Body, completion: Completion, deadline: Deadline, size: int) -> None:
-        options = self._options
-        request = await in_thread_if_large(
-            size, lambda: request_from_body(body, options.max_new_tokens, call.caller, options.salt)
+    def _view(self, body: Body, prompts: int, ignored: Ignored) -> View:
+        """What the caller sees of its answers. Raises HttpError for an unknown model."""
+        target = self._pipeline.target_info().model if body.model is None else self._models.find(body.model)
+        streamed = body.stream_options if body.stream and body.stream_options is not None else StreamOptions()
+        is_text, keeps_special = isinstance(body, CompletionBody), body.presift.sampling.keep_special_tokens
+        echo = isinstance(body, CompletionBody) and body.echo
+        logprobs = body.logprobs is not None if is_text else bool(body.logprobs)
+        return View(
+            target.id,
+            target.revision,
+            prompts,
+            body.n,
+            token_ids=body.presift.token_ids or body.return_token_ids,
+            prompt_ids=body.return_prompt_token_ids or body.return_token_ids,
+            usage=streamed.include_usage,
+            usage_in_chunks=streamed.continuous_usage_stats,
+            logprobs=logprobs,
+            prompt_logprobs=echo and logprobs,
+            special_tokens=not body.skip_special_tokens if keeps_special is None else keeps_special,
+            reasoning_in_chunks=body.stream_reasoning if isinstance(body, ChatBody) else True,
+            echo=echo,
+            no_answer=is_text and body.max_tokens == 0,
+            ignored=tuple(ignored),
         )
-        if body.presift.explain is not None:
-            detail = _detail(body.presift.explain)
-            await self._explain(call, request, detail, completion, deadline, is_stream=body.stream)
-            return
-        if body.stream_options is not None and not body.stream:
-            raise InvalidRequest("stream_options", "given", "left out, unless stream is true")
-        async with aclosing(self._pipeline.generate(request, deadline)) as events:
-            await (_stream if body.stream else _send_whole)(events, completion, call.reply)
-
-    async def _explain(
-        self,
-        call: Call,
-        request: Request,
-        detail: Detail,
-        completion: Completion,
-        deadline: Deadline,
-        *,
-        is_stream: bool,
-    ) -> None:
-        if not self._options.explains:
-            raise PermissionDenied("Explain is disabled on this server (--no-explain)")
-        if is_stream:
-            raise InvalidRequest("stream", True, "false with presift.explain")
-        explanation = await self._pipeline.explain(request, detail, deadline)
-        # A span for every token takes a while to encode: other requests stream meanwhile.
-        raw = await asyncio.to_thread(lambda: json_bytes(completion.explained(explanation)))
-        await call.reply.send_bytes(200, raw, {DECISION_HEADER: decision_header(explanation.decision)})
 
 
-def _detail(options: ExplainOptions) -> Detail:
-    return Detail(kv_mask=options.include_kv_mask, span_per_token=options.span_per_token)
-
-
-async def _send_whole(events: AsyncGenerator[Event, None], completion: Completion, reply: Reply) -> None:
-    async for event in events:
-        if isinstance(event, Delta):
-            completion.add(event)
-        elif not isinstance(event, Decision):
-            report = event
-    # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
-    header = {DECISION_HEADER: decision_header(report.decision)}
-    await reply.send_json(200, completion.whole(report), header)
-
-
-async def _stream(events: AsyncGenerator[Event, None], completion: Completion, reply: Reply) -> None:
-    async with reply.event_stream():
-        async for event in events:
-            if isinstance(event, Decision):
-                if not reply.add_header(DECISION_HEADER, decision_header(event)):
-                    await reply.send_event(completion.decision_chunk(event))
-            elif isinstance(event, Delta):
-                if event.text or (completion.shows_ids and event.token_ids):
-                    await reply.send_event(completion.chunk(event))
-            else:
-                report = event
-        for chunk in completion.last_chunks(report):
-            await reply.send_event(chunk)
-        await reply.send_done()
-
-
-def _timeout_s(call: Call, body: Body) -> float | None:
-    """The shorter of the timeouts in the body and in the header."""
-    header = call.headers.get(TIMEOUT_KEY)
-    timeouts = [] if body.presift.timeout_s is None else [body.presift.timeout_s]
-    if header is not None:
-        try:
-            timeouts.append(float(header))
-        except ValueError:
-            raise InvalidRequest(TIMEOUT_KEY, brief(header), "a number of seconds") from None
-        if not 0.0 < timeouts[-1] <= MAX_TIMEOUT_S:
-            raise InvalidRequest(TIMEOUT_KEY, brief(header), f"0 < seconds <= {MAX_TIMEOUT_S}")
-    return min(timeouts, default=None)
+def _asked(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> Asked:
+    options = body.presift.explain
+    if options is None:
+        return Asked(requests, renderer, body.stream)
+    if body.stream:
+        raise InvalidRequest("stream", True, "false with presift.explain")
+    if len(requests) > 1:
+        raise InvalidRequest("prompt", f"a list of {len(requests)}", "one prompt with presift.explain")
+    detail = Detail(kv_mask=options.include_kv_mask, span_per_token=options.span_per_token)
+    return Asked(requests, renderer, explain=detail)

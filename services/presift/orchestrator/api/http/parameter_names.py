@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterNames:
-    """The spellings that one request uses. A chat has no `prompt`, and `max_tokens` has a newer name."""
+    """The spellings that one request uses. A chat has no `prompt`, `max_tokens` has a newer name, and `sampling` has
+    those of other fields of Sampling whose parameter has another name: field -> parameter."""
 
     prompt: str = "prompt"
     max_new_tokens: str = "max_tokens"
+    sampling: Mapping[str, str] = field(default_factory=dict)
 
     def parameter(self, field: str, message: str = "messages") -> str:
         """The parameter for a domain field. `message` is the place of the chat message, if it is known:
         `messages[3]`. Fields that have no other name keep their own."""
+        if (known := self.sampling.get(field.removeprefix("sampling."))) is not None:
+            return known
         for prefix, parameter in self._table(message):
             if field.startswith(prefix):
                 return parameter + field.removeprefix(prefix)
@@ -27,6 +32,8 @@ class ParameterNames:
             ("prompt.chat.messages.parts", f"{message}.content"),
             ("prompt.chat.messages", message),
             ("prompt.chat.tools_json", "tools"),
+            ("prompt.chat.template_kwargs_json", "chat_template_kwargs"),
+            ("prompt.chat.continue_final_message", "continue_final_message"),
             ("prompt.chat", "messages"),
             ("prompt.text", self.prompt),
             ("prompt.token_ids", self.prompt),
@@ -35,10 +42,11 @@ class ParameterNames:
             ("token_ids", self.prompt),
             ("protected_spans", "presift.protected_spans"),
             ("sampling.max_new_tokens", self.max_new_tokens),
-            ("sampling.top_k", "presift.sampling.top_k"),
-            ("sampling.stop_token_ids", "presift.sampling.stop_token_ids"),
-            ("sampling.ignore_eos", "presift.sampling.ignore_eos"),
             ("sampling.", ""),
+            ("choices", "n"),
+            ("tool_function", "tool_choice.function.name"),
+            ("single_tool_call", "parallel_tool_calls"),
+            ("raw_text", "separate_reasoning"),
             ("budget", "presift.budget"),
             ("kv.", "presift.kv."),
             ("route", "presift.route"),

@@ -12,7 +12,8 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from presift.orchestrator.api.grpc.responses import decision_to_wire
+from presift.orchestrator.api.grpc.responses import decision_to_wire, report_to_wire
+from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.routing.decision import Decision
 
 DECISION_HEADER = "presift-decision"
@@ -28,6 +29,13 @@ def presift_json(message: Message) -> dict[str, Any]:
     """Every field that is set, and zeros of fields that are always set."""
     values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     return _shorten_enums(message, values)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The usage of one answer. The log probabilities of its prompt are elsewhere in the body."""
+    values = presift_json(report_to_wire(report))
+    values.pop("prompt_logprobs", None)
+    return values
 
 
 def decision_header(decision: Decision) -> str:

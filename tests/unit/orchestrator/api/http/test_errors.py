@@ -5,7 +5,7 @@ import pytest
 from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded
 from presift.orchestrator.api.http.errors import error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
-from presift.orchestrator.api.http.requests import parameter_names
+from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import ChatBody, CompletionBody, validate
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
