@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.api.http import body, endpoints, requests
+from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, requests
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.domain.caller import Caller
 
@@ -17,7 +17,7 @@ from ..fakes.openai_door import MODEL
 CHAT = [{"role": "user", "content": "abcde"}]
 PARTS = [{"type": "text", "text": text} for text in "abc"]
 # The steps that read a body.
-READ = ("parse_json_object", "validate", "request_from_body")
+READ = ("parse_json_object", "validate", "requests_from_body")
 
 
 @pytest.fixture
@@ -34,8 +34,9 @@ def threads(monkeypatch):
         seen.setdefault(name, set()).add(threading.current_thread() is threading.main_thread())
         return work(*args)
 
-    for name in (*READ, "json_bytes"):
-        monkeypatch.setattr(endpoints, name, partial(step, name, getattr(endpoints, name)))
+    for module, names in ((endpoints, READ), (answering, ("json_bytes",))):
+        for name in names:
+            monkeypatch.setattr(module, name, partial(step, name, getattr(module, name)))
     return seen
 
 
@@ -61,7 +62,7 @@ def test_references_cost_as_much_as_there_are_references():
         {"model": MODEL, "messages": [{"role": "user", "content": PARTS * 100}]}
     ).messages
     references = [PartReference(message=number) for number in (0, -1) * 50]
-    assert requests._places(messages, references, "presift.protected") == {(0, None)}
+    assert chat_prompts._places(messages, references, "presift.protected") == {(0, None)}
 
 
 def test_references_to_the_same_parts_are_one():
@@ -78,7 +79,7 @@ LISTS = {
     "places": {"presift": {"protected": [{}] * 1000}},
     "spans": {"presift": {"protected_spans": [1] * 1000}},
     "tools": {"tools": [1] * 500},
-    "unknown keys": {f"key {number}": 1 for number in range(1000)},
+    "unknown keys": {"presift": {f"key {number}": 1 for number in range(1000)}},
     "unknown keys of a message": {"messages": [{f"key {number}": 1 for number in range(1000)}]},
 }
 
@@ -99,7 +100,7 @@ def test_only_a_few_of_many_errors_are_built(change):
     ],
 )
 async def test_options_are_bounded_before_they_are_converted(door, monkeypatch, options, param):
-    monkeypatch.setattr(endpoints, "request_from_body", None)
+    monkeypatch.setattr(endpoints, "requests_from_body", None)
     error = (await door.post({"model": MODEL, "prompt": [1], "presift": options}, "/v1/completions")).json()["error"]
     assert (error["param"], error["code"]) == (param, "invalid_value"), error
 

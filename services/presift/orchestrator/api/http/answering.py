@@ -125,7 +125,11 @@ async def _send_whole(events: AsyncGenerator[NumberedEvent, None], renderer: Ren
         renderer.add(number, event)
     # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
     first = next(renderer.answers.reports)
-    await reply.send_json(200, renderer.whole(), {DECISION_HEADER: decision_header(first.decision)})
+    header = {DECISION_HEADER: decision_header(first.decision)}
+    if not renderer.view.needs_prompt:
+        await reply.send_json(200, renderer.whole(), header)
+    else:  # as long as its prompts
+        await reply.send_bytes(200, await asyncio.to_thread(lambda: json_bytes(renderer.whole())), header)
 
 
 async def _stream(events: AsyncGenerator[NumberedEvent, None], renderer: Renderer, reply: Reply) -> None:

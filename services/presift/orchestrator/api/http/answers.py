@@ -84,6 +84,10 @@ class Answers:
     def prompt_of(self, number: int) -> ReadPrompt:
         return self.prompts[number // self.choices]
 
+    def first_of(self, number: int) -> Answer:
+        """The first answer to the same prompt."""
+        return self.all[number - number % self.choices]
+
     def add(self, prompt: int, event: Event) -> None:
         """Keep what an event of prompt number `prompt` says."""
         if isinstance(event, Decision):

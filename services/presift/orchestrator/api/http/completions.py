@@ -113,17 +113,18 @@ class Completion(ABC):
         return bool(delta) or bool(shows)
 
     def _last_chunks(self, number: int, report: Report) -> list[dict[str, Any]]:
-        if self.view.prompt_logprobs:
-            choice = self._whole_choice(number, self.answers.all[number])
+        has_ended = self.answers.have_ended
+        if self.view.prompt_logprobs:  # known at the end, and first in the text: nothing was sent before
+            whole = enumerate(self.answers.all) if has_ended else ()
+            chunks = [self._chunk(self._whole_choice(each, answer)) for each, answer in whole]
         else:
             choice = self._chunk_choice(number, self._last_delta(number, report))
-        choice["finish_reason"] = _finish_reason(report)
-        last, has_ended = self._chunk(choice), self.answers.have_ended
-        if has_ended and not self.view.usage:
-            last["presift"] = self._presift()
-        if not has_ended or not self.view.usage:
-            return [last]
-        return [last, self._object(self.chunk_kind, [], usage=self._usage(), presift=self._presift())]
+            chunks = [self._chunk(choice | {"finish_reason": _finish_reason(report)})]
+        if has_ended and self.view.usage:
+            chunks.append(self._object(self.chunk_kind, [], usage=self._usage()))
+        if has_ended:
+            chunks[-1]["presift"] = self._presift()
+        return chunks
 
     def _whole_choice(self, number: int, answer: Answer) -> dict[str, Any]:
         finish = None if answer.report is None else _finish_reason(answer.report)

@@ -18,7 +18,7 @@ class ParameterNames:
     def parameter(self, field: str, message: str = "messages") -> str:
         """The parameter for a domain field. `message` is the place of the chat message, if it is known:
         `messages[3]`. Fields that have no other name keep their own."""
-        if (known := self.sampling.get(field.removeprefix("sampling."))) is not None:
+        if field.startswith("sampling.") and (known := self.sampling.get(field.removeprefix("sampling."))) is not None:
             return known
         for prefix, parameter in self._table(message):
             if field.startswith(prefix):

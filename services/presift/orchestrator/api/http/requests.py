@@ -49,7 +49,6 @@ def requests_from_body(body: Body, max_new_tokens: int, caller: Caller, deployme
     if isinstance(body, ChatBody):
         values |= _answer_format(body)
     requests = tuple(Request(prompt=prompt, **values) for prompt in prompts)
-    requests[0].sampling.check()
     check_limits(requests[0], SAMPLING)
     return requests
 

@@ -35,7 +35,7 @@ def sampling_of(body: Body, max_new_tokens: int) -> Sampling:
         max_new_tokens=max_new_tokens if asked is None else max(1, asked),
         temperature=_TEMPERATURE if body.temperature is None else body.temperature,
         top_p=body.top_p,
-        top_k=None if top_k in (None, -1, 0) else top_k,
+        top_k=None if body.top_k in (-1, 0) and top_k == body.top_k else top_k,
         seed=None if body.seed == -1 else body.seed,
         stop=tuple(body.stop or ()),
         stop_token_ids=tuple(twice["stop_token_ids"] or ()),

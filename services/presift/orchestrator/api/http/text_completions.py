@@ -24,16 +24,18 @@ class TextCompletion(Completion):
     def _content(self, number: int, answer: Answer) -> dict[str, Any]:
         prompt = self.answers.prompt_of(number).text if self.view.echo else ""
         if self.view.no_answer:
-            return {"text": prompt, "logprobs": self._logprobs(number, self._prompt_logprobs(answer))}
-        logprobs = [*self._prompt_logprobs(answer), *answer.logprobs]
+            return {"text": prompt, "logprobs": self._logprobs(number, self._prompt_logprobs(number))}
+        logprobs = [*self._prompt_logprobs(number), *answer.logprobs]
         return {"text": prompt + "".join(answer.text), "logprobs": self._logprobs(number, logprobs)}
 
     def _delta(self, number: int, delta: Delta, *, is_first: bool) -> dict[str, Any]:
         prompt = self.answers.prompt_of(number).text if self.view.echo and is_first else ""
         return {"text": prompt + delta.text, "logprobs": self._logprobs(number, delta.logprobs)}
 
-    def _prompt_logprobs(self, answer: Answer) -> tuple[TokenLogprob, ...]:
-        return answer.report.usage.prompt_logprobs if self.view.prompt_logprobs and answer.report is not None else ()
+    def _prompt_logprobs(self, number: int) -> tuple[TokenLogprob, ...]:
+        """Of several answers only the first has them: they are the same."""
+        first = self.answers.first_of(number).report
+        return first.usage.prompt_logprobs if self.view.prompt_logprobs and first is not None else ()
 
     def _logprobs(self, number: int, logprobs: Any) -> dict[str, Any] | None:
         if not self.view.logprobs:

@@ -24,7 +24,11 @@ PARAMETERS = {
     "protected_spans": "presift.protected_spans",
     "sampling.temperature": "temperature",
     "sampling.stop": "stop",
-    "sampling.top_k": "presift.sampling.top_k",
+    "sampling.top_k": "top_k",
+    "choices": "n",
+    "tool_choice": "tool_choice",
+    "prompt.chat.template_kwargs_json": "chat_template_kwargs",
+    "prompt.chat.continue_final_message": "continue_final_message",
     "budget": "presift.budget",
     "budget.auto_capacity.coverage": "presift.budget.auto_capacity.coverage",
     "kv.selection": "presift.kv.selection",
@@ -52,6 +56,16 @@ def test_the_names_are_those_that_the_caller_used():
     assert names("max_tokens").parameter("prompt") == "messages"
     for spelling in ("max_tokens", "max_completion_tokens"):
         assert names(spelling).parameter("sampling.max_new_tokens") == spelling
+
+
+def test_options_have_the_place_where_they_were_given():
+    body = CHAT | {"min_tokens": 3, "presift": {"sampling": {"top_k": 5}}, "guided_json": {"type": "object"}}
+    names = parameter_names(validate(ChatBody, body))
+    assert names.parameter("sampling.top_k") == "presift.sampling.top_k"
+    assert names.parameter("sampling.min_new_tokens") == "min_tokens"
+    assert names.parameter("sampling.json_schema") == "guided_json"
+    names = parameter_names(validate(CompletionBody, {"prompt": "a", "logprobs": 3}))
+    assert names.parameter("sampling.top_logprobs") == "logprobs"
 
 
 def test_a_message_is_rebuilt_with_the_parameter():

@@ -11,7 +11,10 @@ from presift.orchestrator.domain.caller import Caller, TenantLimits
 from presift.orchestrator.domain.request import AutoCapacity
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
-OPENAI_SAMPLING = {"max_new_tokens", "temperature", "top_p", "seed", "stop"}
+OPENAI_SAMPLING = {
+    *("max_new_tokens", "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("top_logprobs", "prompt_logprobs"),
+}
 MESSAGES = {
     schema.BudgetOptions: orchestrator_pb2.Budget,
     schema.AutoCapacityOptions: orchestrator_pb2.AutoCapacity,
