@@ -235,8 +235,8 @@ FAULTS: tuple[Planted, ...] = (
         "Tenant isolation over HTTP: a tenant has one namespace for gRPC and HTTP",
         "requests over HTTP get a salt made without the deployment's",
         f"{ORCHESTRATOR}/api/http/endpoints.py",
-        "requests_from_body(body, options.max_new_tokens, call.caller, options.salt)",
-        'requests_from_body(body, options.max_new_tokens, call.caller, "")',
+        "requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)",
+        'requests_from_body(body, options.max_new_tokens, call.caller, "", template)',
         (f"{CONTRACT}/http/test_callers.py::test_a_tenant_has_one_namespace_over_both_apis",),
     ),
     Planted(

@@ -30,7 +30,8 @@ def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
         loaded = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:  # its own text is a page long
         raise InvalidRequest("tokenizer", name, "a folder or Hugging Face id with a tokenizer.json") from error
-    return PromptTokenizer(loaded.backend_tokenizer, _template(loaded), memory_tokens)
+    variables = frozenset() if loaded.chat_template is None else template_variables(loaded)
+    return PromptTokenizer(loaded.backend_tokenizer, _template(loaded, variables), memory_tokens, variables)
 
 
 def load_bridge(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> VocabularyBridge | None:
@@ -50,10 +51,9 @@ def load_bridge(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> Voca
     return VocabularyBridge(tokenizer.backend, draft.backend)
 
 
-def _template(loaded: Any) -> ChatTemplate | None:
+def _template(loaded: Any, known: frozenset[str]) -> ChatTemplate | None:
     if loaded.chat_template is None:
         return None
-    known = template_variables(loaded)
 
     def render(
         messages: list[dict[str, Any]], tools: list[Any] | None, *, variables: dict[str, Any], continues: bool

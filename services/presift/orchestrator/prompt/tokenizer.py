@@ -39,13 +39,18 @@ class PromptTokenizer:
 
     Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenizing would cost
     more than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times
-    do not reveal other tenants' prompts. No text is stored.
+    do not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads.
     """
 
     def __init__(
-        self, backend: Tokenizer | None, template: ChatTemplate | None, memory_tokens: int = 4_000_000
+        self,
+        backend: Tokenizer | None,
+        template: ChatTemplate | None,
+        memory_tokens: int = 4_000_000,
+        template_variables: frozenset[str] = frozenset(),
     ) -> None:
         self.backend = backend
+        self.template_variables = template_variables
         self._template = template
         # At least 1 each: prompts without tokens must not fill the memory.
         self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))

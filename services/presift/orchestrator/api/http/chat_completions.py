@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from presift.core.answer import ToolCallDelta
@@ -38,7 +39,7 @@ class ChatCompletion(Completion):
         if reasoning := self._reasoning(number, delta):
             new["reasoning_content"] = reasoning
         if delta.tool_calls:
-            new["tool_calls"] = [_call_delta(call) for call in delta.tool_calls]
+            new["tool_calls"] = [_call_delta(call) for call in _joined(delta.tool_calls)]
         return {"delta": new, "logprobs": self._logprobs(delta.logprobs)}
 
     def _last_delta(self, number: int, report: Report) -> Delta:
@@ -60,6 +61,16 @@ class ChatCompletion(Completion):
 def _call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id, "type": "function", "function": function}
+
+
+def _joined(deltas: Iterable[ToolCallDelta]) -> Iterable[ToolCallDelta]:
+    """One piece for each call."""
+    joined: dict[int, ToolCallDelta] = {}
+    for new in deltas:
+        known = joined.get(new.index, ToolCallDelta(new.index))
+        arguments = known.arguments + new.arguments
+        joined[new.index] = ToolCallDelta(new.index, known.id or new.id, known.name or new.name, arguments)
+    return joined.values()
 
 
 def _call_delta(delta: ToolCallDelta) -> dict[str, Any]:

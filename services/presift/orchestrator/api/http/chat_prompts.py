@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -12,6 +12,7 @@ from presift.orchestrator.api.http import schema
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
+from presift.orchestrator.api.http.thinking import knows_effort, thinking_variables
 from presift.orchestrator.domain.limits import CHAT, MAX_PARTS
 from presift.orchestrator.domain.request import Chat, Message, TextPart
 
@@ -20,8 +21,8 @@ _ROLES = {"developer": "system"}
 _Places = Set[tuple[int, int | None]]
 
 
-def chat_prompt(body: ChatBody) -> Chat:
-    """Raises InvalidRequest."""
+def chat_prompt(body: ChatBody, template: frozenset[str]) -> Chat:
+    """`template`: the variables that the target's chat template reads. Raises InvalidRequest."""
     if body.presift.protected_spans:
         raise InvalidRequest("prompt.protected_spans", "set on a chat prompt", "set on token id prompts only")
     if (parts := sum(len(message.content or ()) for message in body.messages)) > MAX_PARTS:
@@ -31,9 +32,17 @@ def chat_prompt(body: ChatBody) -> Chat:
     protected = _places(body.messages, body.presift.protected, "presift.protected")
     documents = _places(body.messages, body.presift.documents, "presift.documents")
     messages = tuple(_message(message, at, protected, documents) for at, message in enumerate(body.messages))
-    chat = Chat(messages, _tools(body), _template_variables(body), body.continue_final_message)
+    chat = Chat(messages, _tools(body), _variables(body, template), body.continue_final_message)
     check_limits(chat, CHAT)
     return chat
+
+
+def without_effect(body: ChatBody, template: frozenset[str]) -> Iterator[str]:
+    """The parameters that this chat names in vain."""
+    if not knows_effort(body, template):
+        yield "reasoning_effort"
+    if any(message.name and message.role != "tool" for message in body.messages):
+        yield "messages.name"
 
 
 def _message(message: schema.Message, at: int, protected: _Places, documents: _Places) -> Message:
@@ -92,20 +101,9 @@ def _tool(tool: dict[str, Any], at: int) -> str:
     return _json({"type": "function"} | tool, f"tools[{at}]")
 
 
-def _template_variables(body: ChatBody) -> str:
-    """A JSON object: what reasoning parameters ask for, under the names that templates have for it."""
-    effort, given = body.reasoning_effort, dict(body.chat_template_kwargs or {})
-    is_enabled = body.enable_thinking
-    if body.reasoning is not None:
-        effort = body.reasoning.effort if effort is None else effort
-        is_enabled = body.reasoning.enabled if is_enabled is None else is_enabled
-    variables: dict[str, Any] = {}
-    if effort is not None:
-        variables["reasoning_effort"] = effort
-        is_enabled = effort != "none" if is_enabled is None else is_enabled
-    if is_enabled is not None:
-        variables["enable_thinking"] = is_enabled
-    variables |= given
+def _variables(body: ChatBody, template: frozenset[str]) -> str:
+    """What `chat_template_kwargs` names counts more than what is derived from other parameters."""
+    variables = thinking_variables(body, template) | (body.chat_template_kwargs or {})
     return _json(variables, "chat_template_kwargs") if variables else ""
 
 

@@ -10,6 +10,7 @@ from presift.orchestrator.api.http.answering import TIMEOUT_KEY, Answering, Aske
 from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.chat_completions import ChatCompletion
+from presift.orchestrator.api.http.chat_prompts import without_effect
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.requests import requests_from_body
@@ -68,9 +69,12 @@ class CompletionEndpoints:
         # The deadline counts from the end of the headers.
         deadline = NO_DEADLINE if timeout_s is None else Deadline(arrived_s + timeout_s)
         async with self._answering.until(deadline, call.client):
+            template = self._pipeline.parts.tokenizer.template_variables
             requests = await in_thread_if_large(
-                len(raw), lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt)
+                len(raw), lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
             )
+            if isinstance(body, ChatBody):
+                ignored |= dict.fromkeys(without_effect(body, template))
             view = self._view(body, len(requests), ignored)
             await self._answering.answer(call.reply, _asked(body, requests, renderer(view, self._texts)), deadline)
 

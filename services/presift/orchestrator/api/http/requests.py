@@ -22,19 +22,23 @@ from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions,
 MAX_PROMPTS = 2048
 
 
-def request_from_body(body: Body, max_new_tokens: int, caller: Caller, deployment_salt: str) -> Request:
-    """The caller's request. `max_new_tokens` counts if the body names no number. Raises InvalidRequest for several
-    prompts."""
-    requests = requests_from_body(body, max_new_tokens, caller, deployment_salt)
+def request_from_body(
+    body: Body, max_new_tokens: int, caller: Caller, deployment_salt: str, template: frozenset[str] = frozenset()
+) -> Request:
+    """The caller's request. `max_new_tokens` counts if the body names no number; `template`: the variables that the
+    target's chat template reads. Raises InvalidRequest for several prompts."""
+    requests = requests_from_body(body, max_new_tokens, caller, deployment_salt, template)
     if len(requests) > 1:
         raise InvalidRequest("prompt", f"a list of {len(requests)}", "one prompt")
     return requests[0]
 
 
-def requests_from_body(body: Body, max_new_tokens: int, caller: Caller, deployment_salt: str) -> tuple[Request, ...]:
+def requests_from_body(
+    body: Body, max_new_tokens: int, caller: Caller, deployment_salt: str, template: frozenset[str] = frozenset()
+) -> tuple[Request, ...]:
     """One request for each prompt, in order."""
     options = body.presift
-    prompts = (chat_prompt(body),) if isinstance(body, ChatBody) else _completion_prompts(body)
+    prompts = (chat_prompt(body, template),) if isinstance(body, ChatBody) else _completion_prompts(body)
     values: dict[str, Any] = {
         "route": options.route,
         "budget": _budget(options),
