@@ -84,7 +84,7 @@ def test_every_parameter_is_decided(name):
     decided = CARRIED_OUT[name] | WITHOUT_AN_EFFECT[name] | neutral
     assert fields(name) == decided
     assert CARRIED_OUT[name] <= set(BODIES[name].model_fields)
-    assert WITHOUT_EFFECT | set(NOTED) >= WITHOUT_AN_EFFECT
+    assert WITHOUT_EFFECT | set(NOTED) >= WITHOUT_AN_EFFECT[name]
     assert neutral <= set(NEUTRAL) and {each for each in REFUSED if NEUTRAL[each]} == set()
 
 
