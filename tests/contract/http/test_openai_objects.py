@@ -13,7 +13,7 @@ from presift.core.errors import TargetUnavailable
 from presift.core.generation import FinishReason, Grammar, GrammarKind
 from presift.orchestrator.pipeline.events import Delta
 
-from ..fakes.scripted import ScriptedDoor, decision, report
+from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("add", "multiply")

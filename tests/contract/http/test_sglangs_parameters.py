@@ -15,7 +15,7 @@ from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
 from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT
 from presift.orchestrator.pipeline.events import Delta
 
-from ..fakes.scripted import ScriptedDoor, decision, report
+from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
 
 CARRIED_OUT_BY_BOTH = {
     *(
