@@ -42,10 +42,15 @@ class CompletionEndpoints:
 
     def __init__(self, pipeline: Pipeline, models: ServedModels, options: EndpointOptions) -> None:
         self._pipeline = pipeline
-        self._models = models
-        self._options = options
-        self._answering = Answering(pipeline, explains=options.explains)
+        self.models = models
+        self.options = options
+        self.answering = Answering(pipeline, explains=options.explains)
         self._texts = TokenTexts(pipeline.parts.tokenizer.backend)
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """What the target's chat template reads."""
+        return self._pipeline.parts.tokenizer.template_variables
 
     async def chat(self, call: Call) -> None:
         await self._complete(call, ChatBody, ChatCompletion)
@@ -56,31 +61,31 @@ class CompletionEndpoints:
     async def _complete(
         self, call: Call, schema: type[Body], renderer: type[ChatCompletion] | type[TextCompletion]
     ) -> None:
-        arrived_s, ignored, options = time.monotonic(), Ignored(), self._options
+        arrived_s, ignored, options = time.monotonic(), Ignored(), self.options
         raw = await read_body(call.headers, call.receive, options.max_body_bytes)
         given = await in_thread_if_large(
             len(raw), lambda: supported_parameters(parse_json_object(raw), schema.model_fields, ignored)
         )
         if isinstance(model := given.get("model"), str):
-            self._models.find(model)  # an unknown model is reported before an invalid parameter
+            self.models.find(model)  # an unknown model is reported before an invalid parameter
         body = await in_thread_if_large(len(raw), lambda: validate(schema, given, ignored))
         call.reply.names = parameter_names(body)
         timeout_s = timeout_from(call.headers, body.presift.timeout_s)
         # The deadline counts from the end of the headers.
         deadline = NO_DEADLINE if timeout_s is None else Deadline(arrived_s + timeout_s)
-        async with self._answering.until(deadline, call.client):
-            template = self._pipeline.parts.tokenizer.template_variables
+        async with self.answering.until(deadline, call.client):
+            template = self.template_variables
             requests = await in_thread_if_large(
                 len(raw), lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
             )
             if isinstance(body, ChatBody):
                 ignored |= dict.fromkeys(without_effect(body, template))
             view = self._view(body, len(requests), ignored)
-            await self._answering.answer(call.reply, _asked(body, requests, renderer(view, self._texts)), deadline)
+            await self.answering.answer(call.reply, asked_of(body, requests, renderer(view, self._texts)), deadline)
 
     def _view(self, body: Body, prompts: int, ignored: Ignored) -> View:
         """What the caller sees of its answers. Raises HttpError for an unknown model."""
-        target = self._pipeline.target_info().model if body.model is None else self._models.find(body.model)
+        target = self._pipeline.target_info().model if body.model is None else self.models.find(body.model)
         streamed = body.stream_options if body.stream and body.stream_options is not None else StreamOptions()
         is_text, keeps_special = isinstance(body, CompletionBody), body.presift.sampling.keep_special_tokens
         echo = isinstance(body, CompletionBody) and body.echo
@@ -104,7 +109,8 @@ class CompletionEndpoints:
         )
 
 
-def _asked(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> Asked:
+def asked_of(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> Asked:
+    """Raises InvalidRequest for an explanation that cannot be given."""
     options = body.presift.explain
     if options is None:
         return Asked(requests, renderer, body.stream)
