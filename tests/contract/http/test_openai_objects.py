@@ -169,7 +169,8 @@ async def test_an_echo_with_log_probabilities(is_stream, max_tokens, text, count
     assert choice.text == text and "".join(choice.logprobs.tokens) == text
     assert choice.logprobs.token_logprobs[:3] == [None, -1.0, -1.0] and choice.logprobs.top_logprobs[0] is None
     assert choice.logprobs.text_offset == list(range(len(text)))
-    assert (usage.prompt_tokens, usage.completion_tokens) == (3, counted) and choice.finish_reason == "stop"
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, counted)
+    assert choice.finish_reason == ("stop" if max_tokens else "length")
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -402,4 +403,6 @@ async def test_without_a_model_the_target_answers():
 async def test_stream_options_of_a_whole_answer_ask_for_nothing():
     door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
     answer = await door.text(stream_options={"include_usage": True})
-    assert answer.usage.completion_tokens == 2
+    assert answer.usage.completion_tokens == 2 and "ignored" not in answer.presift
+    answer = await door.text(stream_options={"include_obfuscation": True})
+    assert answer.presift["ignored"] == ["stream_options.include_obfuscation"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -12,7 +12,7 @@ from presift.orchestrator.api.http import schema
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
-from presift.orchestrator.api.http.thinking import knows_effort, thinking_variables
+from presift.orchestrator.api.http.thinking import thinking_variables
 from presift.orchestrator.domain.limits import CHAT, MAX_PARTS
 from presift.orchestrator.domain.request import Chat, Message, TextPart
 
@@ -35,14 +35,6 @@ def chat_prompt(body: ChatBody, template: frozenset[str]) -> Chat:
     chat = Chat(messages, _tools(body), _variables(body, template), body.continue_final_message)
     check_limits(chat, CHAT)
     return chat
-
-
-def without_effect(body: ChatBody, template: frozenset[str]) -> Iterator[str]:
-    """The parameters that this chat names in vain."""
-    if not knows_effort(body, template):
-        yield "reasoning_effort"
-    if any(message.name and message.role != "tool" for message in body.messages):
-        yield "messages.name"
 
 
 def _message(message: schema.Message, at: int, protected: _Places, documents: _Places) -> Message:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from presift.core.generation import FinishReason
 from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
 from presift.orchestrator.api.http.answers import Answer, Answers, ReadPrompt
 from presift.orchestrator.api.http.presift_json import presift_json, report_json
@@ -83,7 +84,10 @@ class Completion(ABC):
 
     def decision_chunk(self, decision: Decision) -> dict[str, Any]:
         """The decision, for a stream whose header was sent without it."""
-        chunk = self._chunk(self._chunk_choice(0, Delta("", ())))
+        if self.view.prompt_logprobs:  # the texts come at the end
+            chunk = self._object(self.chunk_kind, [])
+        else:
+            chunk = self._chunk(self._chunk_choice(0, Delta("", ())))
         return chunk | {"presift": {"decision": presift_json(decision_to_wire(decision))}}
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
@@ -119,7 +123,7 @@ class Completion(ABC):
             chunks = [self._chunk(self._whole_choice(each, answer)) for each, answer in whole]
         else:
             choice = self._chunk_choice(number, self._last_delta(number, report))
-            chunks = [self._chunk(choice | {"finish_reason": _finish_reason(report)})]
+            chunks = [self._chunk(choice | {"finish_reason": self._finish_reason(report)})]
         if has_ended and self.view.usage:
             chunks.append(self._object(self.chunk_kind, [], usage=self._usage()))
         if has_ended:
@@ -127,7 +131,7 @@ class Completion(ABC):
         return chunks
 
     def _whole_choice(self, number: int, answer: Answer) -> dict[str, Any]:
-        finish = None if answer.report is None else _finish_reason(answer.report)
+        finish = None if answer.report is None else self._finish_reason(answer.report)
         content = self._content(number, answer)
         return self._choice(number, content, [] if self.view.no_answer else answer.token_ids, finish)
 
@@ -186,6 +190,5 @@ class Completion(ABC):
     def _ignored(self) -> dict[str, Any]:
         return {"ignored": list(self.view.ignored)} if self.view.ignored else {}
 
-
-def _finish_reason(report: Report) -> str:
-    return report.usage.finish_reason.value
+    def _finish_reason(self, report: Report) -> str:
+        return FinishReason.LENGTH if self.view.no_answer else report.usage.finish_reason

@@ -10,10 +10,9 @@ from presift.orchestrator.api.http.answering import TIMEOUT_KEY, Answering, Aske
 from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.chat_completions import ChatCompletion
-from presift.orchestrator.api.http.chat_prompts import without_effect
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.models import ServedModels
-from presift.orchestrator.api.http.requests import requests_from_body
+from presift.orchestrator.api.http.requests import requests_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, Ignored, StreamOptions, validate
 from presift.orchestrator.api.http.text_completions import TextCompletion
@@ -78,8 +77,7 @@ class CompletionEndpoints:
             requests = await in_thread_if_large(
                 len(raw), lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
             )
-            if isinstance(body, ChatBody):
-                ignored |= dict.fromkeys(without_effect(body, template))
+            ignored |= dict.fromkeys(without_effect(body, template))
             view = self._view(body, len(requests), ignored)
             await self.answering.answer(call.reply, asked_of(body, requests, renderer(view, self._texts)), deadline)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from presift.orchestrator.api.http.chat_prompts import chat_prompt
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.sampling_values import max_new_tokens_of, sampling_of
 from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, PresiftOptions
+from presift.orchestrator.api.http.thinking import knows_effort
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import TEXT, TOKEN_IDS
 from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions, Prompt, Request, Text, TokenIds
@@ -55,6 +57,16 @@ def requests_from_body(
     requests = tuple(Request(prompt=prompt, **values) for prompt in prompts)
     check_limits(requests[0], SAMPLING)
     return requests
+
+
+def without_effect(body: Body, template: frozenset[str]) -> Iterator[str]:
+    """The valid parameters that this body gives in vain."""
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        yield "stream_options.include_obfuscation"
+    if isinstance(body, ChatBody) and not knows_effort(body, template):
+        yield "reasoning_effort"
+    if isinstance(body, ChatBody) and any(message.name and message.role != "tool" for message in body.messages):
+        yield "messages.name"
 
 
 def _choices(body: Body) -> int:
