@@ -158,7 +158,7 @@ def is_module(value):
 @pytest.mark.parametrize("command", [[], ["up"], ["generate"], ["explain"], ["models"]])
 def test_help(command):
     done = subprocess.run(
-        [sys.executable, "-c", "from presift.cli.app import main; main()", *command, "--help"],
+        [sys.executable, "-c", "from presift.cli.entry import main; main()", *command, "--help"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SERVICES.parent), str(CLIENT.parent)]), "COLUMNS": "120"},

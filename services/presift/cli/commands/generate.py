@@ -12,6 +12,7 @@ from presift.cli.connection import ConnectionFlags, connect
 from presift.cli.flags import PromptFlags, RequestFlags, RouteName, Tenant, with_flags
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.render.lines import decision_line, usage_line
+from presift.cli.render.progress import ReadingProgress
 from presift.cli.request import budget_options, prompt_options
 from presift.cli.settings import CliSettings
 from presift_client import Client, Decision, Usage
@@ -47,15 +48,19 @@ def generate(
 
 
 def print_stream(client: Client, options: Options) -> None:
-    """Print the answer to stdout as it arrives, decision and usage to stderr."""
-    for event in client.stream(**options):
-        if isinstance(event, Decision):
-            print_stderr(decision_line(event))
-        elif isinstance(event, Usage):
-            print(flush=True)
-            print_stderr(usage_line(event))
-        else:
-            print(event.text, end="", flush=True)
+    """Print the answer to stdout as it arrives, decision and usage to stderr. A terminal shows progress before it."""
+    with ReadingProgress() as progress:
+        for event in client.stream(**options):
+            if isinstance(event, Decision):
+                progress.print(decision_line(event))
+                progress.show(event)
+                continue
+            progress.stop()
+            if isinstance(event, Usage):
+                print(flush=True)
+                print_stderr(usage_line(event))
+            else:
+                print(event.text, end="", flush=True)
 
 
 def print_json(client: Client, options: Options) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from presift.cli.demo_models import resolve_model
+from presift.cli.demo_models import check_model, resolve_model
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.settings import CliSettings
 
@@ -26,6 +26,16 @@ def up(
     listen: Annotated[str, typer.Option(help="HOST:PORT of the (first) orchestrator, gRPC")] = "127.0.0.1:50051",
     http_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT for its OpenAI-compatible HTTP API; off if unset")
+    ] = None,
+    http_models: Annotated[
+        str | None,
+        typer.Option(help="comma-separated model names that the HTTP API accepts besides the target's id; *: any"),
+    ] = None,
+    http_max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="tokens to generate for an HTTP request that sets no limit")
+    ] = None,
+    http_origins: Annotated[
+        str | None, typer.Option(help="comma-separated origins of web pages that may call the HTTP API (CORS)")
     ] = None,
     cache_url: Annotated[
         str | None,
@@ -70,6 +80,8 @@ def up(
 
     with exit_on_error():
         home = CliSettings().home
+        check_model("--draft", draft, home)
+        check_model("--target", target, home)
         draft_model, target_model = (resolve_model(name, home, print_stderr) for name in (draft, target))
     options = StackOptions(
         draft=draft_model,
@@ -84,6 +96,9 @@ def up(
         orchestrators=orchestrators,
         observability=Observability(metrics_from, otlp_endpoint) if observability or otlp_endpoint else None,
         orchestrator_flags=service_flags(
+            http_models=http_models,
+            http_max_tokens=http_max_tokens,
+            http_origins=http_origins,
             policy_file=None if policy_file is None else str(policy_file),
             compress_above_tokens=compress_above,
             capacity=capacity,
