@@ -20,6 +20,8 @@ PresiftError
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class PresiftError(Exception):
     """Base of all errors that presift raises on purpose.
@@ -48,8 +50,23 @@ class InvalidRequest(FieldError):
     """A field has a value outside its limits."""
 
 
+@dataclass(frozen=True, slots=True)
+class ContextSizes:
+    """What a prompt and its answer need, and the context that they exceed; in tokens."""
+
+    context_tokens: int
+    prompt_tokens: int
+    max_new_tokens: int
+
+
 class PromptTooLong(InvalidRequest):
-    """Prompt plus answer exceed the context."""
+    """Prompt plus answer exceed the context. `sizes` is None for an error of a peer or about another limit."""
+
+    def __init__(
+        self, field: str, value: object, limit: object, message: str = "", sizes: ContextSizes | None = None
+    ) -> None:
+        super().__init__(field, value, limit, message)
+        self.sizes = sizes
 
 
 class BudgetExceeded(FieldError):

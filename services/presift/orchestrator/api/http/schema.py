@@ -71,7 +71,7 @@ def _named(prefix: str, members: Mapping[str, Any]) -> BeforeValidator:
             raise PydanticCustomError("unknown_name", "one of {names}", {"names": ", ".join(members)})
         return members[name]
 
-    return BeforeValidator(member)
+    return BeforeValidator(member, json_schema_input_type=Literal[tuple(members)])
 
 
 # A bound on a list stands with the list: behind a validator it would be applied to None as well. With `fail_fast` only
@@ -84,10 +84,28 @@ Tokens = Annotated[int, Field(ge=1, lt=2**32)]
 JsonObject = dict[str, Any]
 
 
+# Parts of other kinds, as OpenAI, SGLang and vLLM name them.
+_NO_TEXT = {
+    "audio_url": "audio",
+    "file": "files",
+    "image_url": "pictures",
+    "input_audio": "audio",
+    "input_file": "files",
+    "input_image": "pictures",
+    "video_url": "videos",
+}
+
+
+def _refuse_other_media(kind: Any) -> Any:
+    if isinstance(kind, str) and kind in _NO_TEXT:
+        raise PydanticCustomError("no_text", "'text': this server reads no {media}", {"media": _NO_TEXT[kind]})
+    return kind
+
+
 class Part(Schema):
     """A piece of a message's content; `protected` and `document` as in TextPart. Only text is supported."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(_refuse_other_media)]
     text: str
     protected: bool = False
     document: bool = False
@@ -104,7 +122,7 @@ class Message(Schema):
     """One message. Keys that only answers use may come back if they are empty."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[Parts | None, BeforeValidator(_as_parts)] = None
+    content: Annotated[Parts | None, BeforeValidator(_as_parts, json_schema_input_type=str | Parts | None)] = None
     name: str | None = None
     tool_calls: Annotated[list[JsonObject], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
@@ -193,7 +211,9 @@ class PresiftOptions(Schema):
     protected_spans: Annotated[list[SpanOptions], Field(max_length=MAX_SPANS, fail_fast=True)] = []
     protected: PartReferences = []
     documents: PartReferences = []
-    explain: Annotated[ExplainOptions | None, BeforeValidator(_as_explain)] = None
+    explain: Annotated[
+        ExplainOptions | None, BeforeValidator(_as_explain, json_schema_input_type=bool | ExplainOptions | None)
+    ] = None
     token_ids: bool = False
     timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None
 
@@ -213,7 +233,7 @@ class CommonBody(Schema):
     temperature: Float32 | None = None
     top_p: Float32 | None = None
     seed: UInt64 | None = None
-    stop: Annotated[Strings | None, BeforeValidator(_as_strings)] = None
+    stop: Annotated[Strings | None, BeforeValidator(_as_strings, json_schema_input_type=str | Strings | None)] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     presift: PresiftOptions = PresiftOptions()
