@@ -125,6 +125,14 @@ def test_up_with_an_unknown_model_fails_before_anything_is_downloaded(run, monke
     assert ("did you mean qwen2.5-coder-1.5b-instruct?" in result.stderr) == name.startswith("qwen")
 
 
+def test_up_without_the_packages_that_run_models_names_them(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("presift.cli.commands.up.find_spec", lambda name: None if name == "sglang" else name)
+    monkeypatch.setattr("presift_demo_models.fetch.ensure_model", None)
+    result = run("up")
+    assert result.exit_code == 1 and result.stderr.startswith("error: `presift up` runs the models, but sglang cannot")
+    assert "extras draft and target" in result.stderr
+
+
 def test_an_unknown_route_is_an_error(run):
     result = run("generate", "hi", "--route", "warp", *NO_SERVER)
     assert result.exit_code == 1 and "spec_pc" in result.stderr and "Traceback" not in result.stderr

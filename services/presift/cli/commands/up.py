@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ import typer
 from presift.cli.demo_models import check_model, resolve_model
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.settings import CliSettings
+from presift.core.errors import PresiftError
 
+# What draft and target cannot start without.
+_PACKAGES = ("torch", "sglang")
 _DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
 
 
@@ -80,6 +84,7 @@ def up(
 
     with exit_on_error():
         home = CliSettings().home
+        check_packages()
         check_model("--draft", draft, home)
         check_model("--target", target, home)
         draft_model, target_model = (resolve_model(name, home, print_stderr) for name in (draft, target))
@@ -110,6 +115,16 @@ def up(
         ),
     )
     raise typer.Exit(run.run_until_stopped(options, print_stderr))
+
+
+def check_packages() -> None:
+    """Raise PresiftError unless the packages that run the models are installed."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise PresiftError(
+            f"`presift up` runs the models, but {' and '.join(missing)} cannot be imported: install the extras draft"
+            " and target where presift came from (on a plain CPU: `make install` in a clone of the repository)"
+        )
 
 
 def service_flags(**values: int | bool | str | None) -> list[str]:
