@@ -27,8 +27,10 @@ def progress_text(decision: Decision | None, elapsed_s: float) -> str:
     reads = f"reading {decision.kept_tokens:,} tokens"
     if decision.predicted_ttft_ms is None:
         return f"{reads}, {elapsed_s:.0f} s"
-    left_s = decision.predicted_ttft_ms / 1000 - elapsed_s
-    return f"{reads}, about {left_s:.0f} s left" if left_s >= 1 else f"{reads}, almost done after {elapsed_s:.0f} s"
+    predicted_s = decision.predicted_ttft_ms / 1000
+    if elapsed_s > predicted_s:
+        return f"{reads}, {elapsed_s:.0f} s (predicted: {predicted_s:.1f} s)"
+    return f"{reads}, about {predicted_s - elapsed_s:.0f} s left"
 
 
 class ReadingProgress:

@@ -28,7 +28,7 @@ USAGE = Usage(4770, 4770, 4770, 0, 1, "stop", 1.0, 1.0, 1.0)
     ("decided", "elapsed_s", "text"),
     [
         (decision(24_000.0), 4.0, "reading 4,770 tokens, about 20 s left"),
-        (decision(24_000.0), 30.0, "reading 4,770 tokens, almost done after 30 s"),
+        (decision(24_000.0), 30.0, "reading 4,770 tokens, 30 s (predicted: 24.0 s)"),
         (decision(None), 4.0, "reading 4,770 tokens, 4 s"),
         (None, 4.0, "reading the prompt, 4 s"),
         (decision(24_000.0), 0.5, ""),
