@@ -20,7 +20,10 @@ PresiftError
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from presift.core.generation import ContextSizes
 
 
 class PresiftError(Exception):
@@ -48,15 +51,6 @@ class FieldError(PresiftError):
 
 class InvalidRequest(FieldError):
     """A field has a value outside its limits."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextSizes:
-    """What a prompt and its answer need, and the context that they exceed; in tokens."""
-
-    context_tokens: int
-    prompt_tokens: int
-    max_new_tokens: int
 
 
 class PromptTooLong(InvalidRequest):

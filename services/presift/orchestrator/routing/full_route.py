@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from presift.core.errors import BudgetExceeded, ContextSizes, PromptTooLong
+from presift.core.errors import BudgetExceeded, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.core.plan import Route
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.core.errors import BudgetExceeded, ContextSizes, InvalidRequest, PresiftError, PromptTooLong
+from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.core.policies import KvSelection
 from presift.orchestrator.domain.request import AutoCapacity, Budget
 from presift.orchestrator.routing.auto import less_lossy

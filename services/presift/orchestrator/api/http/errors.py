@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from presift.core.errors import ContextSizes, FieldError, Overloaded, PresiftError, PromptTooLong
+from presift.core.errors import FieldError, Overloaded, PresiftError, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.rpc.status import code_and_reason, details_for, message_of
 

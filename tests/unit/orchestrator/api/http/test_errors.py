@@ -2,7 +2,8 @@
 
 import pytest
 
-from presift.core.errors import BudgetExceeded, ContextSizes, InvalidRequest, Overloaded, PromptTooLong
+from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.orchestrator.api.http.errors import error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.requests import parameter_names
