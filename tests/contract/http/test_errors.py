@@ -50,6 +50,12 @@ BAD = {
         {"messages": user(content=[{"type": "image_url", "image_url": {"url": "x"}}])},
         "messages[0].content[0].type",
     ),
+    "an embedded sound": (
+        {"messages": user(content=[{"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}])},
+        "messages[0].content[0].type",
+    ),
+    "a file": ({"messages": user(content=[{"type": "file", "file": {}}])}, "messages[0].content[0].type"),
+    "a part of another kind": ({"messages": user(content=[{"type": "smell"}])}, "messages[0].content[0].type"),
     "a part without text": ({"messages": user(content=[{"type": "text"}])}, "messages[0].content[0].text"),
     "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages[0].tool_calls"),
     "a call without a name": (
@@ -332,15 +338,16 @@ async def test_other_paths_and_methods(door):
     for method, path, status in (
         ("GET", "/", 404),
         ("POST", "/v1/embeddings", 404),
+        ("POST", "/embeddings", 404),
+        ("POST", "/v1/chat/nothing", 404),
         ("GET", "/v1/chat/completions", 405),
         ("POST", "/v1/models", 405),
         ("OPTIONS", "/v1/chat/completions", 405),
-        ("GET", "/docs", 404),
-        ("POST", "/v1/chat/completions/", 404),
-        ("GET", "/health/", 404),
-        ("GET", "/openapi.json", 404),
+        ("POST", "/docs", 405),
+        ("GET", "/v1/health", 404),
+        ("GET", "/" * 2000 + "health", 404),
     ):
-        answer = await door.http.request(method, path, headers={"origin": "https://elsewhere.example"})
+        answer = await door.http.request(method, f"{door.url}{path}", headers={"origin": "https://elsewhere.example"})
         assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
         assert not [name for name in answer.headers if name.startswith("access-control")]
         assert (status == 405) == ("allow" in answer.headers) and "location" not in answer.headers
@@ -400,11 +407,56 @@ async def test_an_unsupported_route(house, open_door):
 
 
 async def test_a_prompt_that_is_too_long(door):
+    """In OpenAI's words: LiteLLM and agents look for them."""
     with pytest.raises(openai.BadRequestError) as refused:
         await door.client.completions.create(
             model=MODEL, prompt=[1] * 500, max_tokens=5, extra_body=presift(route="full")
         )
-    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.code == "context_length_exceeded" and refused.value.param == "prompt"
+    assert refused.value.body["message"].startswith(
+        "This model's maximum context length is 400 tokens. However, you requested 505 tokens (500 in the prompt, 5 in"
+        " the completion). Please reduce the length of the prompt or completion. (prompt is 500 tokens; it must be"
+    )
+    with pytest.raises(openai.BadRequestError) as refused:
+        await door.client.chat.completions.create(
+            model=MODEL, messages=user(content="a" * 500), max_tokens=5, extra_body=presift(route="full")
+        )
+    assert "(524 in the messages, 5 in the completion). Please reduce the length of the messages" in str(refused.value)
+    over_grpc = await door.house.refused([1] * 500, route="ROUTE_FULL", max_new_tokens=5)
+    assert over_grpc.message.startswith("prompt is 500 tokens; it must be <= 395 (context 400 less")
+
+
+@pytest.mark.parametrize(
+    ("kind", "media"), [("image_url", "pictures"), ("input_audio", "audio"), ("file", "files"), ("video_url", "videos")]
+)
+async def test_other_media_are_refused_by_name(door, kind, media):
+    content = [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {"url": "https://example.org/x"}}]
+    error = (await door.post({"model": MODEL, "messages": user(content=content)})).json()["error"]
+    assert error["message"] == (
+        f"messages[0].content[1].type is '{kind}'; it must be 'text': this server reads no {media}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("/v1/embeddings", "embeddings"),
+        ("/embeddings", "embeddings"),
+        ("/v1/moderations", "moderation"),
+        ("/v1/images/generations", "pictures"),
+        ("/v1/audio/transcriptions", "audio"),
+        ("/v1/files", "files"),
+        ("/v1/rerank", "reranking"),
+    ],
+)
+async def test_known_endpoints_that_are_not_there_are_refused_by_name(door, path, what):
+    answer = await door.post({"model": MODEL, "input": "a"}, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert answer.json()["error"]["message"].startswith(
+        f"this server has no endpoint for {what}; known: POST /v1/chat/"
+    )
+    with pytest.raises(openai.NotFoundError, match="no endpoint for embeddings"):
+        await door.client.embeddings.create(model=MODEL, input="a")
 
 
 async def test_no_target_yet(build, open_door):

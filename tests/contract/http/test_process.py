@@ -123,6 +123,7 @@ async def test_its_settings(start, tmp_path):
         (["--http-listen=8000"], "http_listen"),
         (["--http-listen=nowhere.invalid:0", "--insecure"], "cannot listen on nowhere.invalid:0 (http_listen)"),
         (["--http-max-tokens=0"], "http_max_tokens"),
+        (["--http-listen=127.0.0.1:0", "--http-origins=*"], "http_origins is *"),
     ],
 )
 async def test_invalid_settings_end_the_start(start, flags, said):

@@ -83,7 +83,12 @@ def test_options_without_a_flag_are_not_sent(run, sent):
         (["--prefill-while-drafting"], ["--prefill-while-drafting"]),
         (["--insecure"], ["--insecure"]),
         (["--policy-file", "p.yaml"], ["--policy-file", "p.yaml"]),
-        (["--draft", "small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "small"]),
+        (["--draft", "org/small", "--cross-vocabulary"], ["--cross-vocabulary", "--draft-tokenizer", "org/small"]),
+        (
+            ["--http-models", "gpt-4o,*", "--http-max-tokens", "64"],
+            ["--http-models", "gpt-4o,*", "--http-max-tokens", "64"],
+        ),
+        (["--http-origins", "http://localhost:3000"], ["--http-origins", "http://localhost:3000"]),
     ],
 )
 def test_up_passes_flags_to_the_orchestrator(run, monkeypatch, arguments, flags):
@@ -126,6 +131,26 @@ def test_up_with_observability(run, monkeypatch, arguments, observed):
     )
     assert run("up", *arguments).exit_code == 0
     assert started[0].observability == observed
+
+
+@pytest.mark.parametrize("flag", ["--draft", "--target"])
+@pytest.mark.parametrize("name", ["qwen2.5-coder-1.5b-instrukt", "./models/none", "/no/such/folder", "gpt2", "a/b/c"])
+def test_up_with_an_unknown_model_fails_before_anything_is_downloaded(run, monkeypatch, tmp_path, flag, name):
+    monkeypatch.setattr("presift_demo_models.fetch.ensure_model", None)
+    monkeypatch.setattr("presift.cli.stack.run.run_until_stopped", None)
+    other = "--target" if flag == "--draft" else "--draft"
+    result = run("up", flag, name, other, tmp_path)
+    assert result.exit_code == 1 and result.stderr.startswith(f"error: {flag} is '{name}'; it must be")
+    assert "qwen2.5-coder-0.5b-instruct, qwen2.5-coder-1.5b-instruct, smollm2-135m-instruct" in result.stderr
+    assert ("did you mean qwen2.5-coder-1.5b-instruct?" in result.stderr) == name.startswith("qwen")
+
+
+def test_up_without_the_packages_that_run_models_names_them(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("presift.cli.commands.up.find_spec", lambda name: None if name == "sglang" else name)
+    monkeypatch.setattr("presift_demo_models.fetch.ensure_model", None)
+    result = run("up")
+    assert result.exit_code == 1 and result.stderr.startswith("error: `presift up` runs the models, but sglang cannot")
+    assert "extras draft and target" in result.stderr
 
 
 def test_an_unknown_route_is_an_error(run):

@@ -15,6 +15,7 @@ from presift.cli.connection import ConnectionFlags, connect
 from presift.cli.flags import PromptFlags, RequestFlags, RouteName, Tenant, with_flags
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.render.lines import decision_line, usage_line
+from presift.cli.render.progress import ReadingProgress
 from presift.cli.request import budget_options, form_options, prompt_options
 from presift.cli.settings import CliSettings
 from presift_client import Client, Decision, ToolCall, Usage
@@ -64,16 +65,21 @@ def generate(
 
 
 def print_stream(client: Client, options: Options) -> None:
-    """Print the answer to stdout as it arrives; decision, reasoning and usage to stderr."""
-    for event in client.stream(**options):
-        if isinstance(event, Decision):
-            print_stderr(decision_line(event))
-        elif isinstance(event, Usage):
-            print(flush=True)
-            print_stderr(usage_line(event))
-        else:
-            print(event.reasoning, end="", file=sys.stderr, flush=True)
-            print(event.text + calls_text(event.tool_calls), end="", flush=True)
+    """Print the answer to stdout as it arrives; decision, reasoning and usage to stderr. A terminal shows progress
+    before it."""
+    with ReadingProgress() as progress:
+        for event in client.stream(**options):
+            if isinstance(event, Decision):
+                progress.print(decision_line(event))
+                progress.show(event)
+                continue
+            progress.stop()
+            if isinstance(event, Usage):
+                print(flush=True)
+                print_stderr(usage_line(event))
+            else:
+                print(event.reasoning, end="", file=sys.stderr, flush=True)
+                print(event.text + calls_text(event.tool_calls), end="", flush=True)
 
 
 def print_choices(client: Client, options: Options) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from presift.cli.demo_models import resolve_model
+from presift.cli.demo_models import check_model, resolve_model
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.settings import CliSettings
+from presift.core.errors import PresiftError
 
+# What draft and target cannot start without.
+_PACKAGES = ("torch", "sglang")
 _DRAFT, _TARGET = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
 
 
@@ -26,6 +30,16 @@ def up(
     listen: Annotated[str, typer.Option(help="HOST:PORT of the (first) orchestrator, gRPC")] = "127.0.0.1:50051",
     http_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT for its OpenAI-compatible HTTP API; off if unset")
+    ] = None,
+    http_models: Annotated[
+        str | None,
+        typer.Option(help="comma-separated model names that the HTTP API accepts besides the target's id; *: any"),
+    ] = None,
+    http_max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="tokens to generate for an HTTP request that sets no limit")
+    ] = None,
+    http_origins: Annotated[
+        str | None, typer.Option(help="comma-separated origins of web pages that may call the HTTP API (CORS)")
     ] = None,
     cache_url: Annotated[
         str | None,
@@ -76,6 +90,9 @@ def up(
 
     with exit_on_error():
         home = CliSettings().home
+        check_packages()
+        check_model("--draft", draft, home)
+        check_model("--target", target, home)
         draft_model, target_model = (resolve_model(name, home, print_stderr) for name in (draft, target))
     options = StackOptions(
         draft=draft_model,
@@ -91,6 +108,9 @@ def up(
         observability=Observability(metrics_from, otlp_endpoint) if observability or otlp_endpoint else None,
         target_flags=service_flags(tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser),
         orchestrator_flags=service_flags(
+            http_models=http_models,
+            http_max_tokens=http_max_tokens,
+            http_origins=http_origins,
             policy_file=None if policy_file is None else str(policy_file),
             compress_above_tokens=compress_above,
             capacity=capacity,
@@ -102,6 +122,16 @@ def up(
         ),
     )
     raise typer.Exit(run.run_until_stopped(options, print_stderr))
+
+
+def check_packages() -> None:
+    """Raise PresiftError unless the packages that run the models are installed."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise PresiftError(
+            f"`presift up` runs the models, but {' and '.join(missing)} cannot be imported: install the extras draft"
+            " and target where presift came from (on a plain CPU: `make install` in a clone of the repository)"
+        )
 
 
 def service_flags(**values: int | bool | str | None) -> list[str]:

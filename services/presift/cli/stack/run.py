@@ -62,6 +62,7 @@ def check_settings(options: StackOptions) -> OrchestratorSettings:
     check_binding(settings.listen, settings.knows_callers, settings.insecure)
     if settings.http_listen is not None:
         check_binding(settings.http_listen, settings.knows_callers, settings.insecure, "http_listen")
+    settings.allowed_origins()
     policy_source(settings)
     return settings
 

@@ -27,6 +27,26 @@ class ListenSettings(BaseModel):
     http_max_tokens: Annotated[
         int, Field(ge=1, le=1_048_576, description="tokens to generate for an HTTP request that sets no limit")
     ] = 1024
+    http_origins: Annotated[
+        str,
+        Field(
+            pattern=r"^(\*|([a-z][a-z0-9+.-]*://[^\s/,*]+(\s*,\s*|$))*)$",
+            description="comma-separated origins (https://app.example.com) of web pages that may call the HTTP API"
+            " (CORS); `*`: any, where keys or tokens are required; none by default",
+        ),
+    ] = ""
+    http_keepalive_comment_s: Annotated[
+        float | None,
+        Field(
+            ge=0.01,
+            le=3600,
+            description="seconds of silence in an HTTP stream after which a comment (`: waiting`) is sent, for proxies"
+            " that close silent connections; off if unset, because some clients cannot read comments",
+        ),
+    ] = None
+    http_docs: Annotated[
+        bool, Field(description="serve /docs and /openapi.json, which describe the HTTP API, without a key")
+    ] = True
     explain: Annotated[
         bool, Field(description="serve Explain, which shows which parts of a prompt presift would keep")
     ] = True

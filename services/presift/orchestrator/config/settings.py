@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from presift.core.errors import PresiftError
+from presift.core.errors import InvalidRequest, PresiftError
 from presift.orchestrator.config.backend_settings import (
     CacheSettings,
     EstimationSettings,
@@ -67,6 +67,16 @@ class OrchestratorSettings(
     def knows_callers(self) -> bool:
         """Whether callers must authenticate."""
         return self.tls_client_ca is not None or self.api_keys_file is not None or self.jwks_file is not None
+
+    def allowed_origins(self) -> tuple[str, ...]:
+        """`http_origins` as browsers write them. Raises InvalidRequest for `*` where anyone may call."""
+        origins = tuple(origin.strip().lower() for origin in self.http_origins.split(",") if origin.strip())
+        if "*" in origins and self.api_keys_file is None and self.jwks_file is None and not self.insecure:
+            limit = (
+                "a list of origins, unless callers need a key or token (api_keys_file, jwks_file) or with --insecure"
+            )
+            raise InvalidRequest("http_origins", "*", limit)
+        return origins
 
     def resolved_cache_url(self) -> str:
         """The cache's URL with its CA; may hold a password. Raises PresiftError, whose text never quotes the URL."""

@@ -203,5 +203,5 @@ def _full_is_impossible(error: PresiftError, why: str) -> PresiftError:
     text = f"{error.message}; {why}"
     # Unavailability would invite a retry, which would end the same way.
     if isinstance(error, PromptTooLong):
-        return PromptTooLong("prompt", error.value, error.limit, text)
+        return PromptTooLong("prompt", error.value, error.limit, text, error.sizes)
     return DraftUnavailable(text)

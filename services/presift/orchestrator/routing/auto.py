@@ -122,7 +122,7 @@ def _full_without_draft(why: str, inputs: RoutingInputs) -> RouteChoice:
         return full(inputs, Reason.DRAFT_UNAVAILABLE, f"{why}; so full")
     except PromptTooLong as error:
         message = f"{error.message}; it cannot be compressed: {why}"
-        raise PromptTooLong(error.field, error.value, error.limit, message) from error
+        raise PromptTooLong(error.field, error.value, error.limit, message, error.sizes) from error
 
 
 def _choose_nearest(nearest: Candidate, table: list[Candidate], inputs: RoutingInputs) -> RouteChoice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from presift.core.errors import BudgetExceeded, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.core.plan import Route
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 
@@ -37,7 +38,7 @@ def check_fits(inputs: RoutingInputs) -> None:
     check_answer_fits(inputs)
     if inputs.prompt_tokens > inputs.room:
         limit = f"<= {inputs.room} (context {inputs.context_tokens} less max_new_tokens {inputs.max_new_tokens})"
-        raise PromptTooLong("prompt", f"{inputs.prompt_tokens} tokens", limit)
+        raise PromptTooLong("prompt", f"{inputs.prompt_tokens} tokens", limit, sizes=_sizes(inputs))
 
 
 def check_answer_fits(inputs: RoutingInputs) -> None:
@@ -46,4 +47,9 @@ def check_answer_fits(inputs: RoutingInputs) -> None:
         answer, context = inputs.max_new_tokens, inputs.context_tokens
         both = f"{inputs.prompt_tokens} prompt tokens and sampling.max_new_tokens {answer}"
         message = f"{both} do not fit the context of {context} tokens: the answer alone would fill it"
-        raise PromptTooLong("sampling.max_new_tokens", answer, f"< {context} (the context)", message)
+        limit = f"< {context} (the context)"
+        raise PromptTooLong("sampling.max_new_tokens", answer, limit, message, _sizes(inputs))
+
+
+def _sizes(inputs: RoutingInputs) -> ContextSizes:
+    return ContextSizes(inputs.context_tokens, inputs.prompt_tokens, inputs.max_new_tokens)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.core.policies import KvSelection
 from presift.orchestrator.domain.request import AutoCapacity, Budget
 from presift.orchestrator.routing.auto import less_lossy
@@ -216,6 +217,14 @@ def test_an_answer_that_fills_the_context_is_refused_with_positive_numbers():
     for message in (refusal.value.message, reasons[0]):
         assert "1000 prompt tokens and sampling.max_new_tokens 40000 do not fit the context of 2000 tokens" in message
     assert not any("-" in message for message in (refusal.value.limit, *reasons))
+    assert refusal.value.sizes == ContextSizes(2000, 1000, 40_000)
+
+
+def test_a_prompt_that_no_draft_reads_and_no_context_holds_says_both():
+    with pytest.raises(PromptTooLong) as refusal:
+        auto(prompt_tokens=3000, draft_context_tokens=900)
+    assert "it cannot be compressed: the draft reads at most 900 tokens" in refusal.value.message
+    assert refusal.value.sizes.prompt_tokens == 3000
 
 
 def test_a_lookahead_counts_as_what_the_draft_reads():

@@ -1,24 +1,44 @@
-"""The HTTP application: its routes, and how it is built from settings. There is no CORS."""
+"""The HTTP application: its routes, what wraps them, and how it is built from settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.http.call import UNKNOWN_ROUTE, Access, CallHandler, Endpoint, count_response
+from presift.orchestrator.api.http.docs import DocsPages
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, EndpointOptions
 from presift.orchestrator.api.http.errors import METHOD_NOT_ALLOWED, NOT_FOUND, HttpError, error_response
 from presift.orchestrator.api.http.models import ServedModels
+from presift.orchestrator.api.http.paths import VERSION, CanonicalPaths, unsupported
+from presift.orchestrator.api.http.presift_json import DECISION_HEADER
+from presift.orchestrator.api.http.request_ids import HEADER as REQUEST_ID
+from presift.orchestrator.api.http.request_ids import RequestIds
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.rpc.server.server import GrpcServer
+
+# What scripts of allowed pages may read besides the headers that browsers always show.
+_EXPOSED = (REQUEST_ID, DECISION_HEADER, "retry-after", "retry-after-ms", "x-should-retry")
+
+
+@dataclass(frozen=True, slots=True)
+class AppOptions:
+    """`keepalive_s`: seconds of silence in a stream before a comment is sent, None for never. `has_docs`: /docs and
+    /openapi.json are served."""
+
+    keepalive_s: float | None = None
+    has_docs: bool = True
 
 
 def open_http(
@@ -33,14 +53,20 @@ def open_http(
     )
     models = ServedModels(pipeline.target_info, settings.http_models)
     completions = CompletionEndpoints(pipeline, models, endpoint_options)
-    app = application(Access(authenticator, server.calls), completions, models, lambda: server.is_serving)
+    access = Access(authenticator, server.calls, frozenset(settings.allowed_origins()))
+    app_options = AppOptions(settings.http_keepalive_comment_s, settings.http_docs)
+    app = application(access, completions, models, lambda: server.is_serving, app_options)
     return HttpServer(
         app, HttpOptions(settings.http_listen, options.tls, options.insecure, knows_callers=settings.knows_callers)
     )
 
 
 def application(
-    access: Access, completions: CompletionEndpoints, models: ServedModels, is_serving: Callable[[], bool]
+    access: Access,
+    completions: CompletionEndpoints,
+    models: ServedModels,
+    is_serving: Callable[[], bool],
+    options: AppOptions = AppOptions(),
 ) -> Starlette:
     """`is_serving` is gRPC's health. /health needs no key and is answered even when the server is full."""
 
@@ -49,7 +75,7 @@ def application(
         return JSONResponse({"status": "serving" if serves else "not serving"}, 200 if serves else 503)
 
     def route(method: str, path: str, endpoint: Endpoint) -> Route:
-        return Route(path, CallHandler(access, path, endpoint), methods=[method])
+        return Route(path, CallHandler(access, path, endpoint, options.keepalive_s), methods=[method])
 
     routes = [
         route("POST", "/v1/chat/completions", completions.chat),
@@ -58,17 +84,53 @@ def application(
         route("GET", "/v1/models/{model:path}", models.retrieve),
         Route("/health", health, methods=["GET"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _send_error})
+    if options.has_docs:
+        docs = DocsPages()
+        routes += [Route("/docs", docs.page, methods=["GET"]), Route("/openapi.json", docs.document, methods=["GET"])]
+    app = Starlette(
+        routes=routes,
+        middleware=_middleware(routes, access.origins),
+        exception_handlers={HTTPException: _ErrorSender(routes)},
+    )
     # A redirect would send callers to whatever host their own header names.
     app.router.redirect_slashes = False
     return app
 
 
-async def _send_error(request: Request, error: Exception) -> Response:
-    is_method = isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED.status
-    row = METHOD_NOT_ALLOWED if is_method else NOT_FOUND
-    known = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health"
-    response = error_response(HttpError(row, f"unknown path or method; known: {known}"))
-    count_response(UNKNOWN_ROUTE, response.status)
-    allowed = dict(error.headers or {}) if isinstance(error, HTTPException) else {}  # of a 405
-    return JSONResponse(response.body, response.status, headers=response.headers | allowed)
+def _middleware(routes: Sequence[Route], origins: frozenset[str]) -> list[Middleware]:
+    """From the outside in. Without `origins` there is no CORS."""
+    names = [parts[2] for parts in (route.path.split("/") for route in routes) if parts[1] == VERSION]
+    wrapped = [Middleware(RequestIds), Middleware(CanonicalPaths, names)]
+    if origins:
+        cors = Middleware(
+            CORSMiddleware,
+            sorted(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=_EXPOSED,
+        )
+        wrapped.append(cors)
+    return wrapped
+
+
+class _ErrorSender:
+    """Answers requests that no route takes."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        """The error names the `routes`."""
+        paths = (
+            f"{min(route.methods - {'HEAD'})} {route.path.replace(':path', '')}" for route in routes if route.methods
+        )
+        self._known = ", ".join(paths)
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        is_method = isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED.status
+        missing = unsupported(request.scope["path"])
+        why = "unknown path or method" if missing is None else f"this server has no endpoint for {missing}"
+        response = error_response(
+            HttpError(METHOD_NOT_ALLOWED if is_method else NOT_FOUND, f"{why}; known: {self._known}")
+        )
+        count_response(UNKNOWN_ROUTE, response.status)
+        allowed = dict(error.headers or {}) if isinstance(error, HTTPException) else {}  # of a 405
+        return JSONResponse(response.body, response.status, headers=response.headers | allowed)

@@ -24,6 +24,7 @@ from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import without_text
 from presift.telemetry.metrics import count
 from presift.telemetry.propagation import TraceParentPropagator
+from presift.telemetry.request_id import request_id
 from presift.telemetry.tracing import tracer
 
 # Seconds that a client has to read an error. One that reads a byte now and then would keep its call forever.
@@ -53,33 +54,42 @@ Endpoint = Callable[[Call], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may call. Without an `authenticator` everyone may; `calls` counts the calls of gRPC too."""
+    """Who may call. Without an `authenticator` everyone may, also pages of `origins` (`*`: any). `calls` counts gRPC's
+    calls too."""
 
     authenticator: Authenticator | None
     calls: ActiveCalls
+    origins: frozenset[str] = frozenset()
 
     def admit(self, headers: Headers) -> Caller:
         """Authenticate before anything of the request is read, as gRPC does. Raises PresiftError."""
-        if self.authenticator is None and "origin" in headers:
+        if self.authenticator is None and not self._allows_page(headers):
             # Without keys a page that was opened on this machine could act for its owner. A page whose host name was
             # made to resolve to this machine (DNS rebinding) would not even need CORS.
-            raise PermissionDenied("requests from web pages need an API key or a token")
+            raise PermissionDenied(
+                "requests from web pages need an API key or a token, unless the page's origin is in http_origins"
+            )
         pairs = headers.items()
         caller = Caller(tenant_from_metadata(pairs)) if self.authenticator is None else self.authenticator.admit(pairs)
         self.calls.enter()
         return caller
 
+    def _allows_page(self, headers: Headers) -> bool:
+        return "*" in self.origins or self.origins.issuperset(headers.getlist("origin"))
+
 
 @dataclass(frozen=True, slots=True)
 class CallHandler:
-    """An endpoint as an ASGI application; `route` names its span. Every error is sent to the client, none is raised."""
+    """An endpoint as an ASGI application; `route` names its span. Every error is sent to the client, none is raised.
+    `keepalive_s` as in Reply."""
 
     access: Access
     route: str
     endpoint: Endpoint
+    keepalive_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
+        reply = Reply(send, self.keepalive_s)
         client = Client(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
         with _request_span(scope["method"], self.route, headers, reply):
@@ -119,12 +129,13 @@ def _do_nothing() -> None:
 
 @contextmanager
 def _request_span(method: str, route: str, headers: Headers, reply: Reply) -> Iterator[None]:
-    """The span of one call, in the caller's trace. Paths, queries and headers are the caller's: none is recorded."""
+    """The span of one call, in the caller's trace. Paths, queries and headers are the caller's: none is recorded but a
+    well-formed `x-request-id`."""
     with tracer().start_as_current_span(
         f"{method} {route}",
         context=TraceParentPropagator().extract(dict(headers)),
         kind=trace.SpanKind.SERVER,
-        attributes={"http.request.method": method, "http.route": route},
+        attributes={"http.request.method": method, "http.route": route, "presift.request_id": request_id.get()},
         record_exception=False,
         set_status_on_exception=False,
     ) as span:

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from presift.core.errors import FieldError, Overloaded, PresiftError
+from presift.core.errors import FieldError, Overloaded, PresiftError, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.rpc.status import code_and_reason, details_for, message_of
 
@@ -85,10 +86,25 @@ def error_response(error: PresiftError, names: ParameterNames | None = None) -> 
         param = error.field if names is None else names.parameter(error.field)
         if error.message == FieldError(error.field, error.value, error.limit).message:  # not worded specially
             message = message_of(FieldError(param, error.value, error.limit))
+    if isinstance(error, PromptTooLong):
+        message = _context_message(message, error.sizes, is_chat=names is not None and names.prompt == "messages")
     response = _response(TABLE[reason], message, param, {"reason": reason, **details_for(error)})
     if isinstance(error, Overloaded):
         response.headers.update(_retry_headers(error.retry_after_s))
     return response
+
+
+def _context_message(message: str, sizes: ContextSizes | None, *, is_chat: bool) -> str:
+    """OpenAI's words, by which other software recognises the error (LiteLLM, agents that then shorten their prompt),
+    followed by presift's."""
+    if sizes is None:
+        return f"{message}. This exceeds the model's maximum context limit or a limit of this server."
+    needed, place = sizes.prompt_tokens + sizes.max_new_tokens, "messages" if is_chat else "prompt"
+    return (
+        f"This model's maximum context length is {sizes.context_tokens} tokens. However, you requested {needed} tokens"
+        f" ({sizes.prompt_tokens} in the {place}, {sizes.max_new_tokens} in the completion). Please reduce the length"
+        f" of the {place} or completion. ({message})"
+    )
 
 
 def brief(value: object) -> str:

@@ -49,4 +49,6 @@ class ServedModels:
             "routes": sorted(target.supported),
         }
         model = {"id": name, "object": "model", "created": self._created, "owned_by": "presift"}
-        return model | {"presift": presift}
+        # SGLang's and vLLM's name of the context length, and OpenRouter's.
+        context = dict.fromkeys(("max_model_len", "context_length"), target.model.context_tokens)
+        return model | {"root": target.model.id} | context | {"presift": presift}

@@ -18,8 +18,6 @@ from presift.core.errors import PresiftError
 from presift.orchestrator.api.http.errors import error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 
-# Seconds without output in a stream after which a comment is sent: proxies close silent connections.
-SILENCE_S = 15.0
 _EVENT_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -36,8 +34,11 @@ class Reply:
     """`is_ending`: the last bytes are being sent; `is_complete`: they were sent. `status` is 0 before anything was
     sent, `error` the code of the error. `names` are those of the request, once its body was read."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, keepalive_s: float | None = None) -> None:
+        """After `keepalive_s` without output in a stream a comment is sent: proxies close silent connections. Never if
+        it is None, because some clients cannot read comments."""
         self._send = send
+        self._keepalive_s = keepalive_s
         self._headers: dict[str, str] = {}
         self.names: ParameterNames | None = None
         self.status = 0
@@ -62,18 +63,21 @@ class Reply:
 
     @asynccontextmanager
     async def event_stream(self) -> AsyncIterator[None]:
-        """Allows `send_event` within the block. Nothing is sent before the first event (or a long silence), so that an
+        """Allows `send_event` within the block. Nothing is sent before the first event (or a comment), so that an
         earlier error has its own status."""
         self._is_stream, self._headers = True, dict(_EVENT_HEADERS)
         self._last_s = asyncio.get_running_loop().time()
-        keep_alive = asyncio.create_task(self._keep_alive(), name="keep a stream alive")
+        if self._keepalive_s is None:
+            yield
+            return
+        keep_alive = asyncio.create_task(self._keep_alive(self._keepalive_s), name="keep a stream alive")
         try:
             yield
         finally:
             keep_alive.cancel()
 
     def add_header(self, name: str, value: str) -> bool:
-        """Add a header to the stream. False if its headers were sent already: a long silence was broken."""
+        """Add a header to the stream. False if its headers were sent already, with a comment."""
         if not self._has_begun:
             self._headers[name] = value
         return not self._has_begun
@@ -94,11 +98,11 @@ class Reply:
         elif not self.is_complete and self._is_stream:
             await self._send_line(f"data: {json.dumps(response.body)}\n\n", ends=True)
 
-    async def _keep_alive(self) -> None:
+    async def _keep_alive(self, silence_s: float) -> None:
         clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(max(0.01, self._last_s + SILENCE_S - clock()))
-            if clock() - self._last_s >= SILENCE_S:
+            await asyncio.sleep(max(0.01, self._last_s + silence_s - clock()))
+            if clock() - self._last_s >= silence_s:
                 await self._send_line(": waiting\n\n")
 
     async def _send_line(self, line: str, *, ends: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded
+from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded, PromptTooLong
+from presift.core.generation import ContextSizes
 from presift.orchestrator.api.http.errors import error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.sampling_values import parameter_names
@@ -80,6 +81,26 @@ def test_a_message_of_its_own_stays():
     error = BudgetExceeded("budget.max_ttft_ms", 9, 5, "strict budget not met: too late")
     body = error_response(error, names("prompt")).body["error"]
     assert (body["message"], body["param"]) == ("strict budget not met: too late", "presift.budget.max_ttft_ms")
+
+
+@pytest.mark.parametrize(("kind", "place"), [("prompt", "prompt"), ("max_tokens", "messages")])
+def test_a_prompt_that_is_too_long_has_openais_words_and_presifts(kind, place):
+    error = PromptTooLong("prompt", "500 tokens", "<= 395", "too long; no draft reads it", ContextSizes(400, 500, 5))
+    body = error_response(error, names(kind)).body["error"]
+    assert body["message"] == (
+        "This model's maximum context length is 400 tokens. However, you requested 505 tokens "
+        f"(500 in the {place}, 5 in the completion). Please reduce the length of the {place} or completion. "
+        "(too long; no draft reads it)"
+    )
+    assert (body["code"], body["param"]) == ("context_length_exceeded", place)
+    assert error.message == "too long; no draft reads it", "over gRPC"
+
+
+def test_without_sizes_the_error_is_recognised_too():
+    """A target's own error over gRPC: LiteLLM looks for "model's maximum context limit"."""
+    message = error_response(PromptTooLong("token_ids", 405, 400, "405 tokens; the context is 400")).body["error"]
+    assert message["message"].startswith("405 tokens; the context is 400. ")
+    assert "model's maximum context limit" in message["message"]
 
 
 def test_before_the_body_is_read_fields_keep_their_names():
