@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
-from presift.orchestrator.api.http.unsupported import NEUTRAL, WITHOUT_EFFECT
+from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT
 
 _SCHEMAS = "#/components/schemas/"
 # pydantic's names for the bounds of values that a validator of their own reads.
@@ -139,7 +139,7 @@ def _bodies() -> Iterator[type[BaseModel] | None]:
 
 def _other_parameters() -> Iterator[tuple[str, dict[str, Any]]]:
     """The parameters that `supported_parameters` handles before the body's model sees them."""
-    for name in sorted(WITHOUT_EFFECT):
+    for name in sorted(WITHOUT_EFFECT | set(NOTED)):
         yield name, {"description": "accepted, without effect"}
     for name, values in sorted(NEUTRAL.items()):
         yield name, {"enum": [*values, None], "description": "not supported: only values that ask for nothing"}
