@@ -33,6 +33,10 @@ class PromptFlags:
         ),
     ] = None
     system: Annotated[str | None, typer.Option(help="the system prompt, which is always kept")] = None
+    tools: Annotated[
+        Path | None,
+        typer.Option(help="a file with a JSON list of tools that the model may call, which are always kept"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,30 +28,34 @@ def prompt_options(flags: PromptFlags) -> dict[str, Any]:
     if (flags.prompt is None) == (flags.question is None):
         raise ValueError("give either a PROMPT or --question")
     if flags.prompt is not None:
-        if files or flags.system:
-            raise ValueError("--document and --system need --question instead of a PROMPT")
+        if files or flags.system or flags.tools:
+            raise ValueError("--document, --system and --tools need --question instead of a PROMPT")
         return {"prompt": flags.prompt}
     parts: list[dict[str, Any]] = [{"text": read_text(path) + "\n\n", "document": True} for path in files]
     content = [*parts, {"text": flags.question, "protected": True}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if flags.system is not None:
         messages.insert(0, {"role": "system", "content": flags.system})
-    return {"messages": messages}
+    return {"messages": messages, **tools_options(flags.tools)}
 
 
-def form_options(json_schema: Path | None, tools: Path | None, choices: int) -> dict[str, Any]:
-    """What the answer must look like, the tools that it may call, and the number of answers.
+def form_options(json_schema: Path | None, choices: int) -> dict[str, Any]:
+    """What the answer must look like, and the number of answers.
 
     Raises ValueError for a file that is not JSON, OSError for one that cannot be read.
     """
-    options: dict[str, Any] = {"choices": choices} if choices != 1 else {}
-    if json_schema is not None:
-        options["json_schema"] = read_json(json_schema)
-    if tools is not None:
-        options["tools"] = read_json(tools)
-        if not isinstance(options["tools"], list):
-            raise ValueError(f"{tools} is not a JSON list of tools")
-    return options
+    options: dict[str, Any] = {} if choices == 1 else {"choices": choices}
+    return options if json_schema is None else options | {"json_schema": read_json(json_schema)}
+
+
+def tools_options(tools: Path | None) -> dict[str, Any]:
+    """Raises as `form_options` does, also for JSON that is not a list."""
+    if tools is None:
+        return {}
+    found = read_json(tools)
+    if not isinstance(found, list):
+        raise ValueError(f"{tools} is not a JSON list of tools")
+    return {"tools": found}
 
 
 def read_json(path: Path) -> Any:

@@ -145,9 +145,9 @@ async def test_as_json(house, run, tmp_path):
     assert result.exit_code == 1 and "--json or --html" in result.stderr
 
 
-def test_explain_has_all_flags_of_generate_but_temperature():
+def test_explain_has_all_flags_of_generate_but_those_of_the_answer():
     flags = {
         command: {option for each in typer.main.get_command(app).commands[command].params for option in each.opts}
         for command in ("generate", "explain")
     }
-    assert flags["generate"] - flags["explain"] == {"--temperature"}
+    assert flags["generate"] - flags["explain"] == {"--temperature", "--json-schema", "--n"}

@@ -74,13 +74,20 @@ def test_stdin(monkeypatch):
 
 
 def test_form_of_the_answer(tmp_path):
-    schema, tools = tmp_path / "schema.json", tmp_path / "tools.json"
+    schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object"}')
-    tools.write_text('[{"name": "add"}]')
-    assert form_options(None, None, 1) == {}
-    options = form_options(schema, tools, 2)
-    assert options == {"json_schema": {"type": "object"}, "tools": [{"name": "add"}], "choices": 2}
-    assert generate_request(None, {"messages": [], **options}).choices == 2
+    assert form_options(None, 1) == {}
+    options = form_options(schema, 2)
+    assert options == {"json_schema": {"type": "object"}, "choices": 2}
+    assert generate_request("x", options).choices == 2
+
+
+def test_tools_belong_to_the_prompt(tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text('[{"name": "add"}]')
+    assert prompt_options(PromptFlags(question="hi", tools=path))["tools"] == [{"name": "add"}]
+    with pytest.raises(ValueError, match="--tools need --question"):
+        prompt_options(PromptFlags(prompt="hi", tools=path))
 
 
 @pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("{}", "is not a JSON list of tools")])
@@ -88,4 +95,4 @@ def test_files_that_are_refused(tmp_path, text, why):
     path = tmp_path / "tools.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"tools.json {why}"):
-        form_options(None, path, 1)
+        prompt_options(PromptFlags(question="hi", tools=path))

@@ -36,9 +36,6 @@ def generate(
     json_schema: Annotated[
         Path | None, typer.Option(help="a file with a JSON schema: the answer is a JSON value that it allows")
     ] = None,
-    tools: Annotated[
-        Path | None, typer.Option(help="a file with a JSON list of tools that the model may call; with --question")
-    ] = None,
     n: Annotated[int, typer.Option("--n", help="number of answers, one after the other on stdout")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, decision and usage")] = False,
     tenant: Tenant = None,
@@ -53,7 +50,7 @@ def generate(
             | ({} if deadline_s is None else {"deadline_s": deadline_s})
             | budget_options(request_flags)
             | prompt_options(prompt_flags)
-            | form_options(json_schema, tools, n),
+            | form_options(json_schema, n),
         )
         with connect(connection, CliSettings(), tenant) as client:
             if as_json:
