@@ -101,6 +101,8 @@ def engine_options(settings: TargetSettings) -> SglangOptions:
         threads=settings.threads,
         max_running=settings.max_running,
         kv_dropping=settings.kv_dropping,
+        tool_call_parser=settings.tool_call_parser,
+        reasoning_parser=settings.reasoning_parser,
         tensor_parallel=settings.tensor_parallel,
         data_parallel=settings.data_parallel,
         log_level="info" if settings.log_level == "DEBUG" else "error",

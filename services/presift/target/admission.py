@@ -10,6 +10,7 @@ from presift.core.errors import InvalidRequest, Overloaded, PromptTooLong, Route
 from presift.core.kv_plan import KvPlan, check_plan
 from presift.core.plan import Route
 from presift.core.service_time import ServiceTime
+from presift.target.answer_checks import check_answer
 from presift.target.engine import EngineInfo, GenerateRequest
 
 
@@ -27,6 +28,12 @@ def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
         raise InvalidRequest(
             "sampling.stop", f"{len(sampling.stop)} strings", "empty, because the model has no tokenizer"
         )
+    if sampling.min_new_tokens and not info.can_stop_at_strings:
+        raise InvalidRequest(
+            "sampling.min_new_tokens", sampling.min_new_tokens, "0, because the model has no tokenizer"
+        )
+    _check_ids("sampling.logit_bias", max(sampling.logit_bias, default=0), model.vocabulary_size)
+    check_answer(request, info)
     if request.kv_plan is not None:
         _check_kv_plan(request.kv_plan, request.token_ids.size, info)
     prompt_tokens = request.token_ids.size

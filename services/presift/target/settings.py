@@ -38,6 +38,12 @@ class TargetSettings(InnerSettings):
     kv_dropping: Annotated[
         bool, Field(description="serve the routes that drop KV (spec_kv, ...) if the self-check passes")
     ] = True
+    tool_call_parser: Annotated[
+        str, Field(description="SGLang's parser of tool calls: auto (by the model's family), none or a name")
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str, Field(description="SGLang's parser of reasoning: auto (by the model's family), none or a name")
+    ] = "auto"
     tensor_parallel: Annotated[int, Field(ge=1, description="tensor-parallel GPUs; above 1, no KV is dropped")] = 1
     data_parallel: Annotated[
         int, Field(ge=1, description="model replicas in one engine; above 1, no KV is dropped")

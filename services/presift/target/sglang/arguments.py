@@ -35,6 +35,9 @@ class SglangOptions:
     kv_dropping: bool = True
     tensor_parallel: int = 1
     data_parallel: int = 1
+    # SGLang's names, "auto" (by the model's family) or "none".
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     # "dummy" loads no weights: real shapes, random answers.
     load_format: str = "safetensors"
 
@@ -60,7 +63,11 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         # The only backend whose sampling can be seeded.
         "sampling_backend": "pytorch",
         "skip_server_warmup": True,
-        "grammar_backend": "none",
+        # A grammar is compiled for the tokenizer's vocabulary.
+        "grammar_backend": "xgrammar" if options.folder.has_tokenizer else "none",
+        "tool_call_parser": _parser(options.folder, options.tool_call_parser),
+        # With it a grammar begins after the reasoning.
+        "reasoning_parser": _parser(options.folder, options.reasoning_parser),
         "json_model_override_args": _architecture(options.folder),
     }
     if options.device == "cpu":
@@ -77,6 +84,11 @@ def _on_cpu(options: SglangOptions) -> dict[str, Any]:
         # Without a limit SGLang would take most of the machine's memory.
         "max_total_tokens": options.kv_pool_tokens or _CPU_KV_POOL_TOKENS,
     }
+
+
+def _parser(folder: ModelFolder, name: str) -> str | None:
+    """A parser reads text, so it needs a tokenizer."""
+    return name if folder.has_tokenizer and name != "none" else None
 
 
 def _architecture(folder: ModelFolder) -> str | None:

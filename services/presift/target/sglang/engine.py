@@ -22,7 +22,9 @@ from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
+from presift.target.sglang.found_parsers import check_names, find
 from presift.target.sglang.messages import AnswerReader, to_sglang
+from presift.target.sglang.parsers import NO_PARSERS, Parsers
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.self_check import why_unsupported
 
@@ -42,6 +44,7 @@ class SglangEngine(Engine):
         # Known after the launch. This process may launch another engine later.
         self._own_children: set[BaseProcess] | None = None
         self._manager: Any = None
+        self._parsers: Parsers = NO_PARSERS
         self._info: EngineInfo | None = None
 
     @property
@@ -86,14 +89,15 @@ class SglangEngine(Engine):
         except Exception as error:
             raise TargetUnavailable(f"the engine did not start: {type(error).__name__}: {error}") from error
         self._use(engine)
+        self._parsers = find(engine, self._options.tool_call_parser)
         self._info = await self._describe()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         if self._death.done():
             raise TargetUnavailable(f"the engine has failed: {self._death.result()}")
-        reader = AnswerReader()
+        message, reader = to_sglang(request, self._parsers), AnswerReader(request, self._parsers)
         # Closing SGLang's generator aborts the request in the scheduler.
-        async with aclosing(self._manager.generate_request(to_sglang(request))) as answers:
+        async with aclosing(self._manager.generate_request(message)) as answers:
             async for answer in answers:
                 for event in reader.events(answer):
                     yield event
@@ -121,6 +125,7 @@ class SglangEngine(Engine):
     def _launch(self) -> Any:
         set_environment(self._options)
         declare_missing()
+        check_names(self._options.tool_call_parser, self._options.reasoning_parser)
         return processes.launch(server_arguments(self._options))
 
     def _use(self, engine: Any) -> None:
@@ -151,7 +156,18 @@ class SglangEngine(Engine):
         routes = (*KV_KEEPING_ROUTES, *(KV_DROPPING_ROUTES if reason is None else ()))
         unsupported = {} if reason is None else dict.fromkeys(KV_DROPPING_ROUTES, reason)
         name = f"sglang {__version__}"
-        return EngineInfo(name, model, routes, folder.has_tokenizer, unsupported, page_tokens, pool_tokens)
+        return EngineInfo(
+            name,
+            model,
+            routes,
+            folder.has_tokenizer,
+            unsupported,
+            page_tokens,
+            pool_tokens,
+            tool_call_parser=self._parsers.names.tool_calls,
+            reasoning_parser=self._parsers.names.reasoning,
+            grammars=folder.has_tokenizer,
+        )
 
     async def _why_no_kv_dropping(self, vocabulary_size: int, page_tokens: int) -> str | None:
         if not self._options.kv_dropping:

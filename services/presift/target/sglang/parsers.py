@@ -1,0 +1,130 @@
+"""What presift knows of a model's format: its parsers, whether it thinks, and the grammars of forced calls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from presift.core.answer import AnswerFormat
+from presift.core.errors import InvalidRequest
+from presift.target.engine import GenerateRequest
+from presift.target.sglang.answer_parser import NO_NAMES, AnswerParser, ParserNames
+from presift.target.sglang.tools import choice_of, tools_of
+
+# SGLang's modules are heavy, and loaded by the time that a request arrives.
+# ruff: noqa: PLC0415
+
+# A generation prompt that opens or closes the thinking does so in its last few tokens.
+_TAIL_TOKENS = 32
+# SGLang's server leaves special tokens in the text for these, because their parsers read them.
+_READ_SPECIAL_TOKENS = frozenset({"apertus2509", "kimi_k3", "inkling", "muse", "gpt-oss", "gemma4"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parsers:
+    """The parsers of one model. `thinks`: whether it begins an answer with reasoning if the prompt does not say."""
+
+    names: ParserNames = NO_NAMES
+    tokenizer: Any = None
+    thinks: bool = False
+
+    def answer_parser(self, wanted: AnswerFormat, token_ids: NDArray[np.uint32]) -> AnswerParser:
+        """A parser for the answer to a prompt. Raises InvalidRequest for malformed tools."""
+        return AnswerParser(
+            wanted,
+            self.names,
+            self.tokenizer,
+            is_thinking=self.is_thinking(wanted, token_ids),
+            earlier_calls=self._calls_in(token_ids),
+        )
+
+    def is_thinking(self, wanted: AnswerFormat | None, token_ids: NDArray[np.uint32]) -> bool:
+        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's habit."""
+        if not self.names.reasoning:
+            return False
+        detector = self._detector()
+        tail = self.tokenizer.decode(token_ids[-_TAIL_TOKENS:].tolist(), skip_special_tokens=False)
+        for mark, thinks in ((detector.think_end_token, False), (detector.think_start_token, True)):
+            _, found, after = tail.rpartition(mark)
+            if found and not after.strip():
+                return thinks
+        return self.thinks and wanted is not None and wanted.separate_reasoning
+
+    def keeps_special_tokens(self, wanted: AnswerFormat | None) -> bool:
+        """Whether the parsers of this format read special tokens."""
+        if wanted is None:
+            return False
+        names = {self.names.reasoning} if wanted.separate_reasoning else set()
+        return bool(wanted.tools_json) or bool(names & _READ_SPECIAL_TOKENS)
+
+    def text_of(self, token_id: int) -> str:
+        """The text of a special token, as it stands in an answer."""
+        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def constraint(self, request: GenerateRequest, is_thinking: bool) -> dict[str, Any]:
+        """SGLang's sampling parameters that make the answer call tools as wanted.
+
+        Raises InvalidRequest if a forced call has no grammar, or the request brings a grammar of its own.
+        """
+        wanted, grammar = request.format, request.sampling.grammar
+        if wanted is None or not wanted.tools_json:
+            return {}
+        if grammar is not None:
+            if wanted.forces_call:
+                limit = f"auto together with sampling.{grammar.kind}: one answer has one grammar"
+                raise InvalidRequest("tool_choice", wanted.tool_choice, limit)
+            return {}
+        found = self._tool_grammar(wanted, is_thinking)
+        if found is None and wanted.forces_call:
+            raise InvalidRequest("tool_choice", wanted.tool_choice, f"auto: {self.names.tool_calls} has no grammar")
+        return {} if found is None else _as_parameters(*found)
+
+    def _tool_grammar(self, wanted: AnswerFormat, is_thinking: bool) -> tuple[str, Any] | None:
+        from sglang.srt.function_call.function_call_parser import FunctionCallParser
+        from sglang.srt.function_call.utils import get_json_schema_constraint, strip_structural_tag_excludes
+
+        tools, choice = tools_of(wanted), choice_of(wanted)
+        found, is_native = None, False
+        if self.names.tool_calls:
+            parser = FunctionCallParser(tools, self.names.tool_calls, tokenizer=self.tokenizer)
+            # SGLang's grammar starts after the reasoning by itself, except where it covers the whole turn.
+            covers_turn = self.names.tool_calls == "glm47" and not any(tool.function.strict for tool in tools)
+            found = parser.get_structure_constraint(
+                choice, parallel_tool_calls=not wanted.single_call, thinking_mode=covers_turn and is_thinking
+            )
+            is_native = parser.detector.parses_required_natively()
+            if found is not None and found[0] == "structural_tag" and self.names.reasoning:
+                detector = self._detector()
+                strip_structural_tag_excludes(found[1], (detector.think_start_token, detector.think_end_token))
+        if found is None and wanted.forces_call and not is_native:
+            try:
+                schema = get_json_schema_constraint(tools, choice, parallel_tool_calls=not wanted.single_call)
+            except ValueError as error:
+                raise InvalidRequest("format.tools_json", str(error)[:200], "tools with one grammar") from error
+            found = ("json_schema", schema)
+        return found
+
+    def _detector(self) -> Any:
+        from sglang.srt.parser.reasoning_parser import ReasoningParser
+
+        return ReasoningParser(self.names.reasoning, tokenizer=self.tokenizer).detector
+
+    def _calls_in(self, token_ids: NDArray[np.uint32]) -> int:
+        """The number of calls in the prompt, if the format numbers its calls."""
+        if self.names.tool_calls != "kimi_k2":
+            return 0
+        return int(np.count_nonzero(token_ids == self.tokenizer.convert_tokens_to_ids("<|tool_call_begin|>")))
+
+
+def _as_parameters(kind: str, value: Any) -> dict[str, Any]:
+    if kind == "full_assistant_ebnf":
+        return {"ebnf": value, "ebnf_full_assistant": True}
+    return {kind: json.dumps(value.model_dump(by_alias=True) if hasattr(value, "model_dump") else value)}
+
+
+NO_PARSERS = Parsers()
