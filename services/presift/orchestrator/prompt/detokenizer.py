@@ -1,49 +1,140 @@
-"""Streaming detokenizer: emits whole characters only, and nothing from a stop string on."""
+"""Streaming detokenizer: the text of an answer, in whole characters, up to a stop string.
+
+All pieces together are what the tokenizer's `decode` makes of all tokens. The one exception: byte tokens of a
+byte-fallback tokenizer that are not UTF-8. `decode` then also replaces the valid characters next to them; here only the
+invalid bytes become U+FFFD, because the valid ones were shown already.
+"""
 
 from __future__ import annotations
 
+import codecs
+import json
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+from presift.orchestrator.prompt.stop_strings import StopStrings
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Detokenizer:
     """The text of one answer. Without a tokenizer (`backend` None) all text is empty.
 
-    `keeps_special`: special tokens are part of the text.
+    No text waits for more than three tokens, except the beginning of a stop string. The cost is linear.
     """
 
     def __init__(self, backend: Tokenizer | None, stop: Sequence[str] = (), *, keeps_special: bool = False) -> None:
-        self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=not keeps_special)
-        self._stop = tuple(stop)
-        self._held = ""
-        self._stopped = False
+        self._stops = StopStrings(stop)
+        self._decoder = None if backend is None else _decoder(backend)
+        self._skipped = frozenset() if backend is None or keeps_special else _special_ids(backend)
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that can be emitted after `token_ids`. A possible beginning of a stop string is held back."""
-        if self._backend is None or self._stopped:
+        """The text that can be shown after `token_ids`."""
+        if self._decoder is None:
             return ""
-        for token_id in token_ids:
-            self._held += self._stream.step(self._backend, token_id) or ""
-        return self._release(final=False)
+        shown = (self._decoder.text(token_id) for token_id in token_ids if token_id not in self._skipped)
+        return self._stops.push("".join(shown))
 
     def finish(self) -> str:
         """The text that was held back, at the end of the answer."""
-        return "" if self._stopped else self._release(final=True)
-
-    def _release(self, *, final: bool) -> str:
-        hit = min((at for at in map(self._held.find, self._stop) if at >= 0), default=-1)
-        if hit >= 0:
-            self._stopped = True
-            return self._held[:hit]
-        keep = 0 if final else max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
+        rest = "" if self._decoder is None else self._stops.push(self._decoder.rest())
+        return rest + self._stops.finish()
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+class _Decoder(Protocol):
+    """The tokens of one answer, in order."""
+
+    def text(self, token_id: int) -> str:
+        """The new whole characters."""
+        ...
+
+    def rest(self) -> str:
+        """What is left at the end: an incomplete character is U+FFFD."""
+        ...
+
+
+class _ByteLevel:
+    """Byte-level BPE: each character of a token stands for a byte."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def text(self, token_id: int) -> str:
+        return self._utf8.decode(_bytes_of(self._backend.id_to_token(token_id) or ""))
+
+    def rest(self) -> str:
+        return self._utf8.decode(b"", True)
+
+
+class _Pieces:
+    """Other tokenizers: the text of a token depends on its predecessor. Some have a token for each byte too."""
+
+    def __init__(self, backend: Tokenizer, *, has_byte_tokens: bool) -> None:
+        self._backend = backend
+        self._has_byte_tokens = has_byte_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._before = list[int]()
+
+    def text(self, token_id: int) -> str:
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return ""
+        before, self._before = self._before, [token_id]
+        byte = _BYTE_TOKEN.fullmatch(token) if self._has_byte_tokens else None
+        if byte is None:
+            return self.rest() + self._decode([*before, token_id])[len(self._decode(before)) :]
+        if not before and not self._decode([token_id]):
+            return ""  # a space at the beginning of the answer
+        return self._utf8.decode(bytes.fromhex(byte[1]))
+
+    def rest(self) -> str:
+        rest = self._utf8.decode(b"", True)
+        self._utf8.reset()
+        return rest
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._backend.decode(token_ids, skip_special_tokens=False) if token_ids else ""
+
+
+def _decoder(backend: Tokenizer) -> _Decoder:
+    kinds = _decoder_kinds(backend)
+    if kinds == ("ByteLevel",):
+        return _ByteLevel(backend)
+    return _Pieces(backend, has_byte_tokens="ByteFallback" in kinds)
+
+
+@lru_cache(maxsize=8)
+def _decoder_kinds(backend: Tokenizer) -> tuple[str, ...]:
+    """The types of the tokenizer's decoders, in order."""
+    if backend.decoder is None:
+        return ()
+    state = json.loads(backend.decoder.__getstate__())
+    return tuple(each["type"] for each in state.get("decoders", [state]))
+
+
+@lru_cache(maxsize=8)
+def _special_ids(backend: Tokenizer) -> frozenset[int]:
+    return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
+
+
+def _bytes_of(token: str) -> bytes:
+    """The bytes of a token; of an added token, which is text, its UTF-8."""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode("utf-8", "replace")
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's table: printable Latin-1 characters stand for themselves, the other bytes for those from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
