@@ -1,0 +1,163 @@
+"""The same requests to SGLang's own server and to presift, on the same weights: the same answers.
+
+Only the base URL differs. Greedy, so equal text, tool calls, finish reasons and token counts; log probabilities within
+rounding. What SGLang's server refuses is not compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from presift.cli.stack.stack import LocalStack, StackOptions
+
+from .conftest import free_ports
+from .same_requests import CHAT, REQUESTS, TEMPLATE
+from .spec_kv.test_stock_server import end, wait_until_healthy
+
+pytestmark = [pytest.mark.models, pytest.mark.processes]
+
+Body = dict[str, Any]
+MODEL = "same"
+CONTEXT_TOKENS = 2048
+# SGLang's name of the parser that reads the template's calls.
+PARSER = "qwen"
+
+
+@pytest.fixture(scope="module")
+def model(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with a chat template that renders tools."""
+    folder = tmp_path_factory.mktemp("models") / MODEL
+    folder.mkdir()
+    for file in (presift_home / "models" / "smollm2-135m-instruct").iterdir():
+        (folder / file.name).symlink_to(file)
+    config = folder / "tokenizer_config.json"
+    values = json.loads(config.read_text())
+    config.unlink()
+    config.write_text(json.dumps(values | {"chat_template": TEMPLATE}))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sglang(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_ports(1)
+    command = [sys.executable, "-m", "presift.target.stock_server", "--model-path", str(model), "--port", str(port)]
+    command += ["--dtype", "float32", "--max-total-tokens", "8192", "--context-length", str(CONTEXT_TOKENS)]
+    command += ["--grammar-backend", "xgrammar", "--tool-call-parser", PARSER, "--log-level", "error"]
+    command += ["--chunked-prefill-size", "512", "--max-running-requests", "8"]
+    with (tmp_path_factory.mktemp("sglang") / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        wait_until_healthy(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        end(server)
+
+
+@pytest.fixture(scope="module")
+def presift(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    options = StackOptions(
+        draft=str(model),
+        target=str(model),
+        tokenizer=str(model),
+        logs=tmp_path_factory.mktemp("logs"),
+        listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
+        target_flags=["--dtype=float32", "--threads=1", f"--context-tokens={CONTEXT_TOKENS}", "--kv-pool-tokens=8192"]
+        + [f"--tool-call-parser={PARSER}", "--max-running=8"],
+    )
+    with LocalStack(options, print) as stack:
+        yield f"http://{stack.http_addresses[0]}"
+
+
+def ask(url: str, path: str, body: Body) -> httpx.Response:
+    return httpx.post(url + path, json={"model": MODEL, **body}, timeout=120)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_answer_is_that_of_sglangs_own_server(name: str, sglang: str, presift: str) -> None:
+    path, body = REQUESTS[name]
+    expected = ask(sglang, path, body)
+    assert expected.status_code == 200, expected.text
+    found = ask(presift, path, body)
+    assert found.status_code == 200, found.text
+
+    read = _from_stream if body.get("stream") else _from_whole
+    same, own = read(expected, path == CHAT), read(found, path == CHAT)
+    assert own["logprobs"] == pytest.approx(same["logprobs"], abs=2e-3)
+    del own["logprobs"], same["logprobs"]
+    assert own == same
+
+
+def _from_whole(reply: httpx.Response, is_chat: bool) -> Body:
+    answer = reply.json()
+    choices = {
+        choice["index"]: _choice(choice, choice.get("message") or choice, is_chat) for choice in answer["choices"]
+    }
+    return _compared(choices, answer["usage"])
+
+
+def _from_stream(reply: httpx.Response, is_chat: bool) -> Body:
+    lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    choices: dict[int, Body] = {}
+    usage: Body = {}
+    for line in lines:
+        chunk = json.loads(line)
+        usage = chunk.get("usage") or usage
+        for choice in chunk["choices"]:
+            new = _choice(choice, choice.get("delta") or choice, is_chat)
+            old = choices.setdefault(choice["index"], {"text": "", "calls": [], "finish": None, "logprobs": []})
+            old["text"] += new["text"]
+            old["finish"] = new["finish"] or old["finish"]
+            old["logprobs"] += new["logprobs"]
+            for call in new["calls"]:
+                if call["name"]:
+                    old["calls"].append(call)
+                else:
+                    old["calls"][call["index"]]["arguments"] += call["arguments"]
+    return _compared(choices, usage)
+
+
+def _choice(choice: Body, content: Body, is_chat: bool) -> Body:
+    calls = [
+        {
+            "index": call.get("index", number) or 0,
+            "name": call["function"].get("name"),
+            "arguments": call["function"].get("arguments") or "",
+        }
+        for number, call in enumerate(content.get("tool_calls") or [])
+    ]
+    text = content.get("content" if is_chat else "text") or ""
+    return {"text": text, "calls": calls, "finish": choice["finish_reason"], "logprobs": _logprobs(choice)}
+
+
+def _logprobs(choice: Body) -> list[float]:
+    given = choice.get("logprobs") or {}
+    if "content" in given:
+        found = [each["logprob"] for each in given["content"] or []]
+        return found + [top["logprob"] for each in given["content"] or [] for top in each["top_logprobs"]]
+    return [each for each in given.get("token_logprobs") or [] if each is not None]
+
+
+def _compared(choices: dict[int, Body], usage: Body) -> Body:
+    for choice in choices.values():
+        choice["calls"] = [(call["name"], json.loads(call["arguments"])) for call in choice["calls"]]
+    return {
+        "choices": {index: {k: v for k, v in choice.items() if k != "logprobs"} for index, choice in choices.items()},
+        "logprobs": [each for index in sorted(choices) for each in choices[index]["logprobs"]],
+        "usage": {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
+    }
+
+
+def test_the_requests_have_all_shapes() -> None:
+    assert len(REQUESTS) >= 60
