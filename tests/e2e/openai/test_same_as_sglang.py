@@ -7,84 +7,20 @@ rounding. What SGLang's server refuses is not compared.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from presift.cli.stack.stack import LocalStack, StackOptions
-
-from .conftest import free_ports
-from .same_requests import CHAT, REQUESTS, TEMPLATE
-from .spec_kv.test_stock_server import end, wait_until_healthy
+from .requests import CHAT, REQUESTS
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
 
 Body = dict[str, Any]
-MODEL = "same"
-CONTEXT_TOKENS = 2048
-# SGLang's name of the parser that reads the template's calls.
-PARSER = "qwen"
-
-
-@pytest.fixture(scope="module")
-def model(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 with a chat template that renders tools."""
-    folder = tmp_path_factory.mktemp("models") / MODEL
-    folder.mkdir()
-    for file in (presift_home / "models" / "smollm2-135m-instruct").iterdir():
-        (folder / file.name).symlink_to(file)
-    config = folder / "tokenizer_config.json"
-    values = json.loads(config.read_text())
-    config.unlink()
-    config.write_text(json.dumps(values | {"chat_template": TEMPLATE}))
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sglang(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_ports(1)
-    command = [sys.executable, "-m", "presift.target.stock_server", "--model-path", str(model), "--port", str(port)]
-    command += ["--dtype", "float32", "--max-total-tokens", "8192", "--context-length", str(CONTEXT_TOKENS)]
-    command += ["--grammar-backend", "xgrammar", "--tool-call-parser", PARSER, "--log-level", "error"]
-    command += ["--chunked-prefill-size", "512", "--max-running-requests", "8"]
-    with (tmp_path_factory.mktemp("sglang") / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(server)
-
-
-@pytest.fixture(scope="module")
-def presift(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    options = StackOptions(
-        draft=str(model),
-        target=str(model),
-        tokenizer=str(model),
-        logs=tmp_path_factory.mktemp("logs"),
-        listen="127.0.0.1:0",
-        http_listen="127.0.0.1:0",
-        target_flags=["--dtype=float32", "--threads=1", f"--context-tokens={CONTEXT_TOKENS}", "--kv-pool-tokens=8192"]
-        + [f"--tool-call-parser={PARSER}", "--max-running=8"],
-    )
-    with LocalStack(options, print) as stack:
-        yield f"http://{stack.http_addresses[0]}"
-
-
-def ask(url: str, path: str, body: Body) -> httpx.Response:
-    return httpx.post(url + path, json={"model": MODEL, **body}, timeout=120)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_the_answer_is_that_of_sglangs_own_server(name: str, sglang: str, presift: str) -> None:
+def test_the_answer_is_that_of_sglangs_own_server(name: str, sglang: str, presift: str, ask: Any) -> None:
     path, body = REQUESTS[name]
     expected = ask(sglang, path, body)
     assert expected.status_code == 200, expected.text
