@@ -67,8 +67,14 @@ def presift(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         logs=tmp_path_factory.mktemp("logs"),
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
-        target_flags=["--dtype=float32", "--threads=1", f"--context-tokens={CONTEXT_TOKENS}", "--kv-pool-tokens=8192"]
-        + [f"--tool-call-parser={PARSER}", "--max-running=8"],
+        target_flags=[
+            "--dtype=float32",
+            "--threads=1",
+            f"--context-tokens={CONTEXT_TOKENS}",
+            "--kv-pool-tokens=8192",
+            f"--tool-call-parser={PARSER}",
+            "--max-running=8",
+        ],
     )
     with LocalStack(options, print) as stack:
         yield f"http://{stack.http_addresses[0]}"
