@@ -23,7 +23,10 @@ from presift.orchestrator.api.http.paths import VERSION, CanonicalPaths, unsuppo
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER
 from presift.orchestrator.api.http.request_ids import HEADER as REQUEST_ID
 from presift.orchestrator.api.http.request_ids import RequestIds
+from presift.orchestrator.api.http.responses.endpoint import ResponsesEndpoint
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
+from presift.orchestrator.api.http.sse import COMPLETIONS, WireFormat
+from presift.orchestrator.api.http.translated import ChatAdapter
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.rpc.server.server import GrpcServer
@@ -74,12 +77,14 @@ def application(
         serves = is_serving()
         return JSONResponse({"status": "serving" if serves else "not serving"}, 200 if serves else 503)
 
-    def route(method: str, path: str, endpoint: Endpoint) -> Route:
-        return Route(path, CallHandler(access, path, endpoint, options.keepalive_s), methods=[method])
+    def route(method: str, path: str, endpoint: Endpoint, format: WireFormat = COMPLETIONS) -> Route:
+        return Route(path, CallHandler(access, path, endpoint, options.keepalive_s, format), methods=[method])
 
+    responses = ResponsesEndpoint(ChatAdapter(completions))
     routes = [
         route("POST", "/v1/chat/completions", completions.chat),
         route("POST", "/v1/completions", completions.text),
+        route("POST", "/v1/responses", responses.create),
         route("GET", "/v1/models", models.list),
         route("GET", "/v1/models/{model:path}", models.retrieve),
         Route("/health", health, methods=["GET"]),

@@ -18,8 +18,9 @@ from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.errors import ClientDisconnected
-from presift.orchestrator.api.http.sse import Reply
+from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat
 from presift.orchestrator.domain.caller import Caller
+from presift.rpc.security.service_token import AUTHORIZATION
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import without_text
 from presift.telemetry.metrics import count
@@ -29,6 +30,7 @@ from presift.telemetry.tracing import tracer
 
 # Seconds that a client has to read an error. One that reads a byte now and then would keep its call forever.
 SEND_ERROR_S = 5.0
+API_KEY = "x-api-key"
 # In the state of a request's scope (`connections.py`): the function that closes its connection at once.
 ABORT = "presift.abort"
 # The route of all unknown paths: the metrics must not have the caller's own.
@@ -69,13 +71,21 @@ class Access:
             raise PermissionDenied(
                 "requests from web pages need an API key or a token, unless the page's origin is in http_origins"
             )
-        pairs = headers.items()
+        pairs = _credentials(headers)
         caller = Caller(tenant_from_metadata(pairs)) if self.authenticator is None else self.authenticator.admit(pairs)
         self.calls.enter()
         return caller
 
     def _allows_page(self, headers: Headers) -> bool:
         return "*" in self.origins or self.origins.issuperset(headers.getlist("origin"))
+
+
+def _credentials(headers: Headers) -> list[tuple[str, str]]:
+    """The headers; a key in `x-api-key`, where Anthropic's clients send it, counts as a bearer's."""
+    pairs = headers.items()
+    if AUTHORIZATION in headers:
+        return pairs
+    return pairs + [(AUTHORIZATION, f"Bearer {value}") for name, value in pairs if name == API_KEY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +97,11 @@ class CallHandler:
     route: str
     endpoint: Endpoint
     keepalive_s: float | None = None
+    format: WireFormat = COMPLETIONS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send, self.keepalive_s)
+        reply.format = self.format
         client = Client(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
         with _request_span(scope["method"], self.route, headers, reply):

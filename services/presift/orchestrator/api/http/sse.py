@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.types import Send
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.api.http.errors import error_response
+from presift.orchestrator.api.http.errors import ErrorResponse, error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 
 _EVENT_HEADERS = {
@@ -25,6 +25,36 @@ _EVENT_HEADERS = {
 }
 
 
+class WireFormat:
+    """How an API writes events and errors: the way of OpenAI's completions."""
+
+    has_done: ClassVar[bool] = True
+
+    def event_name(self, event: Mapping[str, Any]) -> str:
+        """The name of an event, empty for none."""
+        return ""
+
+    def error_body(self, response: ErrorResponse) -> Mapping[str, Any]:
+        """Instead of an answer."""
+        return response.body
+
+    def error_events(self, response: ErrorResponse) -> Sequence[Mapping[str, Any]]:
+        """The last events of a stream that has failed."""
+        return [response.body]
+
+
+class TypedEvents(WireFormat):
+    """Events that are named by their `type`, the last of which ends a stream."""
+
+    has_done = False
+
+    def event_name(self, event: Mapping[str, Any]) -> str:
+        return str(event["type"])
+
+
+COMPLETIONS = WireFormat()
+
+
 def json_bytes(body: Mapping[str, Any]) -> bytes:
     """A body as bytes. Encode a large one in another thread."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -32,7 +62,8 @@ def json_bytes(body: Mapping[str, Any]) -> bytes:
 
 class Reply:
     """`is_ending`: the last bytes are being sent; `is_complete`: they were sent. `status` is 0 before anything was
-    sent, `error` the code of the error. `names` are those of the request, once its body was read."""
+    sent, `error` the code of the error. `names` are those of the request, once its body was read; `format` is the
+    API's."""
 
     def __init__(self, send: Send, keepalive_s: float | None = None) -> None:
         """After `keepalive_s` without output in a stream a comment is sent: proxies close silent connections. Never if
@@ -41,6 +72,7 @@ class Reply:
         self._keepalive_s = keepalive_s
         self._headers: dict[str, str] = {}
         self.names: ParameterNames | None = None
+        self.format = COMPLETIONS
         self.status = 0
         self.error = ""
         self.is_ending = False
@@ -83,20 +115,25 @@ class Reply:
         return not self._has_begun
 
     async def send_event(self, value: Mapping[str, Any]) -> None:
-        await self._send_line(f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n")
+        await self._send_line(self._event_lines(value))
 
     async def send_done(self) -> None:
-        """The last event of a stream."""
-        await self._send_line("data: [DONE]\n\n", ends=True)
+        """The end of a stream."""
+        await self._send_line("data: [DONE]\n\n" if self.format.has_done else "", ends=True)
 
     async def send_error(self, error: PresiftError) -> None:
         """An error response or, once a stream has begun, the last event. A complete response stays as it is."""
         response = error_response(error, self.names)
         self.error = str(response.body["error"]["code"])
         if not self.status:
-            await self.send_json(response.status, response.body, response.headers)
+            await self.send_json(response.status, self.format.error_body(response), response.headers)
         elif not self.is_complete and self._is_stream:
-            await self._send_line(f"data: {json.dumps(response.body)}\n\n", ends=True)
+            await self._send_line("".join(map(self._event_lines, self.format.error_events(response))), ends=True)
+
+    def _event_lines(self, value: Mapping[str, Any]) -> str:
+        name = self.format.event_name(value)
+        head = f"event: {name}\n" if name else ""
+        return f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
     async def _keep_alive(self, silence_s: float) -> None:
         clock = asyncio.get_running_loop().time

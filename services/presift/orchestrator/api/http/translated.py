@@ -1,0 +1,116 @@
+"""What the endpoints of other APIs have in common: their bodies are translated to a chat's, and answered as one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
+from presift.orchestrator.api.http.answering import Renderer, timeout_from
+from presift.orchestrator.api.http.answers import Answers, ReadPrompt
+from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
+from presift.orchestrator.api.http.call import Call
+from presift.orchestrator.api.http.completions import View
+from presift.orchestrator.api.http.endpoints import CompletionEndpoints, asked_of
+from presift.orchestrator.api.http.presift_json import presift_json, report_json
+from presift.orchestrator.api.http.requests import request_from_body
+from presift.orchestrator.api.http.sampling_values import parameter_names
+from presift.orchestrator.api.http.schema import ChatBody, Ignored, validate
+from presift.orchestrator.api.http.translation import Translated
+from presift.orchestrator.api.http.unsupported import supported_parameters
+from presift.orchestrator.domain.request import Request
+from presift.orchestrator.pipeline.events import Report
+from presift.orchestrator.planning.explain import Explanation
+from presift.orchestrator.routing.decision import Decision
+from presift.rpc.deadline import NO_DEADLINE, Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody:
+    """A body as a chat's: `size` in bytes, and when its request arrived (`time.monotonic`)."""
+
+    given: dict[str, Any]
+    size: int
+    arrived_s: float
+    ignored: Ignored = field(default_factory=dict)
+
+
+class ChatAdapter:
+    """Reads and answers calls of other APIs with what the chat's endpoint uses."""
+
+    def __init__(self, completions: CompletionEndpoints) -> None:
+        self._completions = completions
+        self._options = completions.options
+        self._models = completions.models
+
+    async def read(self, call: Call) -> ReadBody:
+        """Raises PresiftError. An unknown model is reported before an invalid parameter."""
+        arrived_s = time.monotonic()
+        raw = await read_body(call.headers, call.receive, self._options.max_body_bytes)
+        given = await in_thread_if_large(len(raw), lambda: parse_json_object(raw))
+        if isinstance(model := given.get("model"), str):
+            self._models.find(model)
+        return ReadBody(given, len(raw), arrived_s)
+
+    async def answer(
+        self,
+        call: Call,
+        read: ReadBody,
+        translate: Callable[[ReadBody], Translated],
+        renderer: Callable[[View], Renderer],
+    ) -> None:
+        """Answer a call; `translate` raises InvalidRequest with the caller's own names."""
+        chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
+        timeout_s = timeout_from(call.headers, chat.presift.timeout_s)
+        # The deadline counts from the end of the headers.
+        deadline = NO_DEADLINE if timeout_s is None else Deadline(read.arrived_s + timeout_s)
+        answering = self._completions.answering
+        async with answering.until(deadline, call.client):
+            request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
+            asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
+            await answering.answer(call.reply, asked, deadline)
+
+    def request(self, call: Call, chat: ChatBody) -> Request:
+        return request_from_body(chat, self._options.max_new_tokens, call.caller, self._options.salt)
+
+    def _view(self, chat: ChatBody, ignored: Ignored) -> View:
+        target = self._models.find(chat.model or "")
+        return View(target.id, target.revision, ignored=tuple(ignored))
+
+
+def chat_body(call: Call, translated: Translated, ignored: Ignored) -> ChatBody:
+    """The chat's body, validated. From here on errors name the caller's parameters by `translated.names`."""
+    call.reply.names = translated.names
+    given = supported_parameters(translated.given, ChatBody.model_fields, ignored)
+    chat = validate(ChatBody, given, ignored)
+    call.reply.names = translated.names.with_spellings(parameter_names(chat))
+    return chat
+
+
+class SingleAnswer:
+    """The parts that renderers of one answer share."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.answers = Answers([ReadPrompt()], 1)
+
+    @property
+    def report(self) -> Report:
+        return next(self.answers.reports)
+
+    def presift(self) -> dict[str, Any]:
+        """The decision and the usage of the answer."""
+        decision = presift_json(decision_to_wire(self.report.decision))
+        return {"decision": decision, "usage": report_json(self.report)} | self._ignored()
+
+    def explained_presift(self, explanation: Explanation) -> dict[str, Any]:
+        details = presift_json(explanation_to_wire(explanation))
+        return {"decision": details.pop("decision"), "explanation": details} | self._ignored()
+
+    def decision_presift(self, decision: Decision) -> dict[str, Any]:
+        return {"decision": presift_json(decision_to_wire(decision))}
+
+    def _ignored(self) -> dict[str, Any]:
+        return {"ignored": list(self.view.ignored)} if self.view.ignored else {}

@@ -1,0 +1,243 @@
+"""/v1/responses with OpenAI's own client: answers and streams that its models accept, tools, reasoning, errors."""
+
+import json
+
+import openai
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from ..fakes.house import ALL_ROUTES
+from ..fakes.openai_door import MODEL
+from ..fakes.scripted import call, can_restrict, says, shows_calls
+
+RENDERED = "<system>Be brief.</system><user>abcde</user><assistant>"
+ADD = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True, "description": "adds"}
+EVENT = TypeAdapter(ResponseStreamEvent)
+
+
+@pytest.fixture
+async def door(build, open_door):
+    house = await build(routes=ALL_ROUTES)
+    can_restrict(house.target)
+    return await open_door(await house.connect())
+
+
+async def whole(door, **body):
+    """A response that OpenAI's model accepts without guessing."""
+    answer = await door.client.responses.create(model=MODEL, **body)
+    Response.model_validate(answer.model_dump())
+    return answer
+
+
+async def streamed(door, **body):
+    """The events of a stream, each as OpenAI's models have it."""
+    events = [event async for event in await door.client.responses.create(model=MODEL, stream=True, **body)]
+    for event in events:
+        EVENT.validate_python(event.model_dump())
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    return events
+
+
+def kinds(events):
+    return [event.type.removeprefix("response.") for event in events]
+
+
+async def test_a_text(door):
+    answer = await whole(door, input="abcde", instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"})
+    assert answer.id.startswith("resp_") and answer.model == "target" and answer.object == "response"
+    assert answer.output_text == RENDERED[::-1][:5]
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.metadata == {"a": "b"} and answer.instructions == "Be brief." and answer.store is False
+    usage = answer.usage
+    assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (len(RENDERED), 5, len(RENDERED) + 5)
+    assert usage.input_tokens_details.cached_tokens == 3
+    assert answer.presift["decision"]["route"] == "full"
+
+
+async def test_a_text_in_a_stream(door):
+    says(door.house.target, "Hel", "lo")
+    events = await streamed(door, input="abcde", instructions="Be brief.")
+    assert kinds(events) == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *("output_text.delta", "output_text.delta", "output_text.done", "content_part.done", "output_item.done"),
+        "completed",
+    ]
+    final = events[-1].response
+    assert final.output_text == "Hello" and final.status == "completed" and final.usage.output_tokens == 2
+    assert final.presift["decision"]["prompt_tokens"] == len(RENDERED)
+    assert {event.item_id for event in events if hasattr(event, "item_id")} == {final.output[0].id}
+
+
+async def test_the_clients_own_accumulation(door):
+    says(door.house.target, "Hel", "lo", call(0, id="c1", name="add", arguments='{"a": 1}'))
+    async with door.client.responses.stream(model=MODEL, input="abcde", tools=[ADD]) as stream:
+        final = await stream.get_final_response()
+    assert final.output_text == "Hello"
+    assert final.output[1].parsed_arguments == {"a": 1}
+
+
+async def test_reasoning_text_and_two_calls(door):
+    pieces = [
+        *(("reasoning", "Let me "), ("reasoning", "see."), "\n\n"),
+        *(call(0, id="c1", name="add"), call(0, arguments='{"a":'), call(0, arguments="1}")),
+        *(call(1, id="c2", name="add", arguments="{}"), "Done."),
+    ]
+    says(door.house.target, *pieces, reasoning_tokens=2)
+    request = {"input": "abcde", "tools": [ADD], "tool_choice": "auto"}
+    answer, events = await whole(door, **request), await streamed(door, **request)
+    for each in (answer, events[-1].response):
+        reasoning, first, second, text = each.output
+        assert reasoning.content[0].text == "Let me see." and reasoning.summary == []
+        assert (first.call_id, first.name, first.arguments, first.status) == ("c1", "add", '{"a":1}', "completed")
+        assert (second.call_id, second.arguments) == ("c2", "{}")
+        assert text.content[0].text == "Done."
+        assert each.usage.output_tokens_details.reasoning_tokens == 2
+        assert each.tools[0].name == "add" and each.tool_choice == "auto"
+    assert kinds(events)[2:12] == [
+        *("output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta"),
+        *("reasoning_text.done", "content_part.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta", "function_call_arguments.delta"),
+    ]
+
+
+async def test_a_loop_of_tools_comes_back_as_it_was(door):
+    shows_calls(door.house)
+    says(door.house.target, call(0, id="c1", name="add", arguments='{"a": 1}'))
+    history = [{"role": "user", "content": "abcde"}]
+    answer = await whole(door, input=history, tools=[ADD])
+    history += [item.model_dump() for item in answer.output]
+    history.append({"type": "function_call_output", "call_id": "c1", "output": "2"})
+    says(door.house.target, "It is 2.")
+    answer = await whole(door, input=history, tools=[ADD])
+    assert answer.output_text == "It is 2."
+    history += [item.model_dump(exclude_none=True) for item in answer.output]
+    history.append({"role": "user", "content": [{"type": "input_text", "text": "Thanks", "protected": True}]})
+    await whole(door, input=history, tools=[ADD])
+    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    assert '<call>add{"a": 1}</call>' in read
+    for text in ("<user>abcde</user>", "<tool>2</tool>", "<assistant>It is 2.</assistant>", "<user>Thanks</user>"):
+        assert text in read
+
+
+async def test_an_answer_without_text_has_an_empty_message(door):
+    says(door.house.target)
+    answer = await whole(door, input="abcde")
+    assert answer.output[0].type == "message" and answer.output_text == ""
+
+
+async def test_presift_options_work_here(door):
+    long = "".join(chr(97 + i % 26) for i in range(100))
+    items = [{"role": "user", "content": long}, {"role": "user", "content": [{"type": "input_text", "text": "why?"}]}]
+    presift = {"route": "spec_pc", "documents": [{"message": 0}], "budget": {"max_prompt_tokens": 120}}
+    raw = await door.client.responses.with_raw_response.create(
+        model=MODEL, instructions="Be brief.", input=items, max_output_tokens=3, extra_body={"presift": presift}
+    )
+    assert json.loads(raw.headers["presift-decision"])["route"] == "spec_pc"
+    assert raw.parse().presift["decision"]["kept_tokens"] <= 120
+    explained = await whole(door, input=long, extra_body={"presift": {"explain": True}})
+    assert explained.output == [] and explained.presift["explanation"]
+
+
+REFUSED = {
+    "previous_response_id": ({"previous_response_id": "resp_1"}, "previous_response_id"),
+    "conversation": ({"conversation": "c"}, "conversation"),
+    "background": ({"background": True}, "background"),
+    "truncation": ({"truncation": "auto"}, "truncation"),
+    "a prompt of the service": ({"prompt": {"id": "p"}}, "prompt"),
+    "unknown below presift": ({"extra_body": {"presift": {"colour": 1}}}, "presift.colour"),
+    "max_tokens": ({"extra_body": {"max_tokens": 1}}, "max_tokens"),
+    "a temperature": ({"temperature": 3}, "temperature"),
+    "a penalty": ({"extra_body": {"presence_penalty": 3}}, "presence_penalty"),
+    "two grammars": (
+        {"text": {"format": {"type": "json_object"}}, "tools": [ADD], "tool_choice": "required"},
+        "text.format",
+    ),
+    "a schema": ({"text": {"format": {"type": "json_schema", "name": "n", "schema": [1]}}}, "text.format.schema"),
+    "a tool that is not there": (
+        {"tools": [ADD], "tool_choice": {"type": "function", "name": "sub"}},
+        "tool_choice.name",
+    ),
+    "a forced call without tools": ({"tool_choice": "required"}, "tool_choice"),
+    "a web search": ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    "a picture": (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        "input[0].content[0].type",
+    ),
+    "an unknown item": ({"input": [{"role": "user", "content": "a"}, {"type": "mcp_call"}]}, "input[1].type"),
+    "no input": ({"input": []}, "input"),
+    "a schema without a name": ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+    "too many tokens": ({"max_output_tokens": 0}, "max_output_tokens"),
+    "the context": ({"max_output_tokens": 5000}, "max_output_tokens"),
+    "a broken call": (
+        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}], "tools": [ADD]},
+        "input.tool_calls.arguments",
+    ),
+    "a reference": ({"extra_body": {"presift": {"protected": [{"message": 7}]}}}, "presift.protected[0].message"),
+    "usage of no stream": ({"extra_body": {"stream_options": {}}}, "stream_options"),
+    "logprobs": ({"include": ["message.output_text.logprobs"]}, "include[0]"),
+}
+
+
+@pytest.mark.parametrize(("body", "param"), REFUSED.values(), ids=REFUSED)
+async def test_what_is_refused_is_named(door, body, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        await door.client.responses.create(**{"model": MODEL, "input": "abc", **body})
+    assert refused.value.body["param"] == param
+    assert door.house.target.calls == []
+
+
+async def test_an_unknown_model(door):
+    with pytest.raises(openai.NotFoundError):
+        await door.client.responses.create(model="other", input="a")
+
+
+async def test_neutral_values_are_accepted(door):
+    await whole(
+        door,
+        input=[{"type": "message", "role": "developer", "content": "a"}, {"role": "user", "content": "b"}],
+        background=False,
+        include=["reasoning.encrypted_content"],
+        parallel_tool_calls=True,
+        reasoning={"summary": "auto"},
+        service_tier="auto",
+        store=True,
+        text={"format": {"type": "text"}, "verbosity": "medium"},
+        tool_choice="auto",
+        tools=[ADD],
+        top_logprobs=0,
+        top_p=0.9,
+        truncation="disabled",
+        user="u",
+        prompt_cache_key="k",
+    )
+
+
+async def test_what_is_asked_reaches_the_target(door):
+    schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    await whole(door, input="a", text={"format": schema}, extra_body={"top_k": 3, "colour": 1, "min_p": 0.5})
+    sampling = door.house.target.calls[-1].sampling
+    assert sampling.json_schema == '{"type": "object"}' and sampling.top_k == 3 and sampling.min_p == 0.5
+    answer = await whole(door, input="a", extra_body={"colour": 1})
+    assert answer.presift["ignored"] == ["colour"]
+    await whole(door, input="a", tools=[ADD], tool_choice={"type": "function", "name": "add"})
+    asked = door.house.target.calls[-1].format
+    assert asked.tool_function == "add" and "adds" in asked.tools_json[0]
+
+
+async def test_a_stream_that_fails_says_so(door):
+    door.house.target.die_after = 2
+    events = await streamed(door, input="abcde", max_output_tokens=5)
+    error, failed = events[-2:]
+    assert (error.type, failed.type) == ("error", "response.failed")
+    assert failed.response.status == "failed" and failed.response.error.code == "server_error"
+    assert failed.response.output[0].status == "incomplete"
+
+
+async def test_an_error_before_the_first_token_has_its_status(door):
+    door.house.target.die_after = None
+    with pytest.raises(openai.APIStatusError) as refused:
+        await door.client.responses.create(
+            model=MODEL, input="a", stream=True, extra_headers={"presift-timeout-s": "nope"}
+        )
+    assert refused.value.status_code == 400
