@@ -54,11 +54,4 @@ def _calls(message):
 
 def can_restrict(target):
     """Give a fake target, not connected yet, parsers and grammars."""
-    plain = target.GetInfo
-
-    async def info(request, context):
-        reply = await plain(request, context)
-        reply.tool_call_parser, reply.reasoning_parser, reply.grammars = "qwen25", "qwen3", True
-        return reply
-
-    target.GetInfo = info
+    target.abilities = {"tool_call_parser": "qwen25", "reasoning_parser": "qwen3", "grammars": True}
