@@ -5,6 +5,7 @@ import json
 from presift.v1 import target_pb2
 
 FINISHES = {"stop": target_pb2.FINISH_REASON_STOP, "length": target_pb2.FINISH_REASON_LENGTH}
+FINISHES["tool_calls"] = target_pb2.FINISH_REASON_TOOL_CALLS
 
 
 def call(index, *, name="", arguments="", id=""):

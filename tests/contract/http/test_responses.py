@@ -26,7 +26,7 @@ async def door(build, open_door):
 async def whole(door, **body):
     """A response that OpenAI's model accepts without guessing."""
     answer = await door.client.responses.create(model=MODEL, **body)
-    Response.model_validate(answer.model_dump())
+    Response.model_validate(answer.model_dump(by_alias=True))
     return answer
 
 
@@ -34,7 +34,7 @@ async def streamed(door, **body):
     """The events of a stream, each as OpenAI's models have it."""
     events = [event async for event in await door.client.responses.create(model=MODEL, stream=True, **body)]
     for event in events:
-        EVENT.validate_python(event.model_dump())
+        EVENT.validate_python(event.model_dump(by_alias=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     return events
 
@@ -222,7 +222,7 @@ async def test_what_is_asked_reaches_the_target(door):
     assert answer.presift["ignored"] == ["colour"]
     await whole(door, input="a", tools=[ADD], tool_choice={"type": "function", "name": "add"})
     asked = door.house.target.calls[-1].format
-    assert asked.tool_function == "add" and "adds" in asked.tools_json[0]
+    assert asked.function == "add" and "adds" in asked.tools_json[0]
 
 
 async def test_a_stream_that_fails_says_so(door):

@@ -18,7 +18,7 @@ from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Target, TargetInfo, Usage
-from presift.orchestrator.domain.request import Request, TokenIds
+from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
@@ -181,6 +181,13 @@ class Pipeline:
             text, offsets = await asyncio.to_thread(self.parts.tokenizer.render_with_offsets, prompt)
         spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
+
+    async def read(self, request: Request) -> TokenizedPrompt:
+        """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded for a tenant
+        over its limits."""
+        async with self.parts.quotas.held(request.tenant, request.limits):
+            tokens, _ = await self.parts.reader.read(request)
+            return tokens
 
     def target_info(self) -> TargetInfo:
         """Raises TargetUnavailable until the target has answered once."""

@@ -18,6 +18,8 @@ from presift.orchestrator.api.http.call import UNKNOWN_ROUTE, Access, CallHandle
 from presift.orchestrator.api.http.docs import DocsPages
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, EndpointOptions
 from presift.orchestrator.api.http.errors import METHOD_NOT_ALLOWED, NOT_FOUND, HttpError, error_response
+from presift.orchestrator.api.http.messages.endpoint import MessagesEndpoints
+from presift.orchestrator.api.http.messages.rendering import MessageFormat
 from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.paths import VERSION, CanonicalPaths, unsupported
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER
@@ -80,11 +82,14 @@ def application(
     def route(method: str, path: str, endpoint: Endpoint, format: WireFormat = COMPLETIONS) -> Route:
         return Route(path, CallHandler(access, path, endpoint, options.keepalive_s, format), methods=[method])
 
-    responses = ResponsesEndpoint(ChatAdapter(completions))
+    adapter = ChatAdapter(completions)
+    responses, messages = ResponsesEndpoint(adapter), MessagesEndpoints(adapter)
     routes = [
         route("POST", "/v1/chat/completions", completions.chat),
         route("POST", "/v1/completions", completions.text),
         route("POST", "/v1/responses", responses.create),
+        route("POST", "/v1/messages", messages.create, MessageFormat()),
+        route("POST", "/v1/messages/count_tokens", messages.count, MessageFormat()),
         route("GET", "/v1/models", models.list),
         route("GET", "/v1/models/{model:path}", models.retrieve),
         Route("/health", health, methods=["GET"]),

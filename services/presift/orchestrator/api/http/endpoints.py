@@ -40,7 +40,7 @@ class CompletionEndpoints:
     """Both endpoints over one Pipeline."""
 
     def __init__(self, pipeline: Pipeline, models: ServedModels, options: EndpointOptions) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self.models = models
         self.options = options
         self.answering = Answering(pipeline, explains=options.explains)
@@ -83,7 +83,7 @@ class CompletionEndpoints:
 
     def _view(self, body: Body, prompts: int, ignored: Ignored) -> View:
         """What the caller sees of its answers. Raises HttpError for an unknown model."""
-        target = self._pipeline.target_info().model if body.model is None else self.models.find(body.model)
+        target = self.pipeline.target_info().model if body.model is None else self.models.find(body.model)
         streamed = body.stream_options if body.stream and body.stream_options is not None else StreamOptions()
         is_text, keeps_special = isinstance(body, CompletionBody), body.presift.sampling.keep_special_tokens
         echo = isinstance(body, CompletionBody) and body.echo

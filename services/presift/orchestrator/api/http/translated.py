@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
 from presift.orchestrator.api.http.answering import Renderer, timeout_from
 from presift.orchestrator.api.http.answers import Answers, ReadPrompt
@@ -71,6 +75,19 @@ class ChatAdapter:
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
             asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
             await answering.answer(call.reply, asked, deadline)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._completions.pipeline.parts.tokenizer.backend
+
+    async def tokenize(
+        self, call: Call, read: ReadBody, translate: Callable[[ReadBody], Translated]
+    ) -> NDArray[np.uint32]:
+        """The tokens of the prompt that a call would have answered."""
+        chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
+        async with call.client.cancels_on_disconnect():
+            request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
+            return (await self._completions.pipeline.read(request)).ids
 
     def request(self, call: Call, chat: ChatBody) -> Request:
         return request_from_body(chat, self._options.max_new_tokens, call.caller, self._options.salt)

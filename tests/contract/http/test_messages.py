@@ -1,0 +1,246 @@
+"""/v1/messages as Anthropic documents it: answers, streams, tools, thinking, errors.
+
+Their package is not a dependency; `tests/clients` runs the real one.
+"""
+
+import copy
+import json
+
+import pytest
+
+from ..fakes.house import ALL_ROUTES
+from ..fakes.openai_door import MODEL
+from ..fakes.scripted import call, can_restrict, says, shows_calls
+
+RENDERED = "<system>Be brief.</system><user>abcde</user><assistant>"
+ADD = {"name": "add", "description": "adds", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}}
+ASK = {"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "abcde"}]}
+HEADERS = {"anthropic-version": "2023-06-01", "x-api-key": "none"}
+
+
+@pytest.fixture
+async def door(build, open_door):
+    house = await build(routes=ALL_ROUTES)
+    can_restrict(house.target)
+    return await open_door(await house.connect())
+
+
+async def post(door, body, path="/v1/messages"):
+    return await door.http.post(path, json=body, headers=HEADERS)
+
+
+async def whole(door, **body):
+    answer = await post(door, ASK | body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def streamed(door, **body):
+    """The events of a stream, in the order that Anthropic's clients rely on."""
+    events = []
+    async with door.http.stream("POST", "/v1/messages", json=ASK | {"stream": True} | body, headers=HEADERS) as answer:
+        assert answer.status_code == 200
+        lines = [line async for line in answer.aiter_lines() if line]
+    for name, data in zip(lines[::2], lines[1::2], strict=True):
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        events.append(event)
+    return events
+
+
+def accumulated(events):
+    """As Anthropic's own client does it."""
+    assert events[0]["type"] == "message_start" and events[-1] == {"type": "message_stop"}
+    message, buffers, closed = copy.deepcopy(events[0]["message"]), {}, set()
+    for event in events[1:-1]:
+        match event["type"]:
+            case "content_block_start":
+                assert event["index"] == len(message["content"]) == len(closed)
+                message["content"].append(event["content_block"])
+                buffers[event["index"]] = ""
+            case "content_block_delta":
+                kind, *_ = (value for key, value in event["delta"].items() if key != "type")
+                buffers[event["index"]] += kind
+            case "content_block_stop":
+                closed.add(event["index"])
+            case "message_delta":
+                message |= event["delta"]
+                message["usage"] |= event["usage"]
+    for at, block in enumerate(message["content"]):
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(buffers[at] or "{}")
+        else:
+            block[block["type"]] = buffers[at]
+    return message
+
+
+def timeless(message):
+    return {name: value for name, value in message.items() if name not in ("id", "presift")}
+
+
+async def test_a_text(door):
+    message = await whole(door, system="Be brief.")
+    assert message["id"].startswith("msg_") and message["type"] == "message" and message["role"] == "assistant"
+    assert message["model"] == "target"
+    assert message["content"] == [{"type": "text", "text": RENDERED[::-1][:5], "citations": None}]
+    assert (message["stop_reason"], message["stop_sequence"]) == ("max_tokens", None)
+    assert message["usage"] == {
+        "input_tokens": len(RENDERED) - 3,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 3,
+        "output_tokens": 5,
+    }
+    assert message["presift"]["decision"]["route"] == "full"
+
+
+async def test_a_stream_is_the_same_message(door):
+    pieces = [
+        *(("reasoning", "Let me "), ("reasoning", "see."), "\n\nWell", ".", "\n\n"),
+        *(call(0, id="c1", name="add"), call(0, arguments='{"a":'), call(0, arguments="1}")),
+        call(1, id="c2", name="add", arguments="{}"),
+    ]
+    says(door.house.target, *pieces, finish="tool_calls")
+    request = {"tools": [ADD], "tool_choice": {"type": "auto"}, "max_tokens": 20}
+    message, events = await whole(door, **request), await streamed(door, **request)
+    assert timeless(accumulated(events)) == timeless(message)
+    thinking, text, first, second = message["content"]
+    assert thinking == {"type": "thinking", "thinking": "Let me see.", "signature": ""}
+    assert text["text"] == "\n\nWell.\n\n"
+    assert first == {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}}
+    assert second["input"] == {} and message["stop_reason"] == "tool_use"
+    sent = door.house.target.calls[-1].token_ids
+    assert events[0]["message"]["usage"]["input_tokens"] - 3 == events[-2]["usage"]["input_tokens"] == len(sent) - 3
+    assert events[-2]["presift"]["decision"]["route"] == "full"
+
+
+@pytest.mark.parametrize(("finish", "reason"), [("stop", "end_turn"), ("length", "max_tokens")])
+async def test_why_it_stopped(door, finish, reason):
+    says(door.house.target, "ok", finish=finish)
+    assert (await whole(door))["stop_reason"] == reason
+    assert accumulated(await streamed(door))["stop_reason"] == reason
+
+
+async def test_the_stop_sequence_is_named(door):
+    def stops(usage):
+        usage.finish_reason = 1
+
+    door.house.target.spoil = stops
+    message = await whole(door, stop_sequences=["never", "dcb"], messages=[{"role": "user", "content": "xbcd"}])
+    door.house.target.answer = lambda request: [each + 0 for each in door.house.tokenizer.backend.encode("xdcbx").ids]
+    message = await whole(door, stop_sequences=["never", "dcb"])
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "dcb")
+    assert message["content"][0]["text"] == "x"
+    assert list(door.house.target.calls[-1].sampling.stop) == ["never", "dcb"]
+
+
+async def test_a_loop_of_tools_comes_back_as_it_was(door):
+    shows_calls(door.house)
+    says(door.house.target, ("reasoning", "Hm."), "Adding.", call(0, id="c1", name="add", arguments='{"a": 1}'))
+    answer = await whole(door, tools=[ADD])
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "2"}], "is_error": False}
+    says(door.house.target, "It is 2.")
+    await whole(
+        door,
+        system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+        tools=[ADD],
+        messages=[
+            *ASK["messages"],
+            {"role": "assistant", "content": answer["content"]},
+            {"role": "user", "content": [{"type": "text", "text": "Here:"}, result, {"type": "text", "text": "So?"}]},
+        ],
+    )
+    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    assert read.endswith(
+        "<system>Be brief.</system><user>abcde</user>"
+        '<assistant>Adding.<call>add{"a": 1}</call></assistant>'
+        "<user>Here:</user><tool>2</tool><user>So?</user><assistant>"
+    )
+
+
+async def test_what_is_asked_reaches_the_target(door):
+    await whole(door, tools=[ADD], tool_choice={"type": "any", "disable_parallel_tool_use": True}, top_k=3, top_p=0.5)
+    asked = door.house.target.calls[-1]
+    assert asked.sampling.top_k == 3 and asked.sampling.top_p == 0.5
+    assert asked.format.tool_choice == 2 and asked.format.single_call
+    await whole(door, tools=[ADD], tool_choice={"type": "tool", "name": "add"})
+    assert door.house.target.calls[-1].format.function == "add"
+    await whole(door, output_config={"format": {"type": "json_schema", "schema": {"type": "object"}}})
+    assert door.house.target.calls[-1].sampling.json_schema == '{"type": "object"}'
+    message = await whole(door, tools=[ADD], tool_choice={"type": "none"}, colour=1, metadata={"user_id": "u"})
+    assert not door.house.target.calls[-1].format.tools_json and message["presift"]["ignored"] == ["colour"]
+
+
+async def test_presift_options_work_here(door):
+    long = {"type": "text", "text": "".join(chr(97 + i % 26) for i in range(100))}
+    question = {"type": "text", "text": "why?", "protected": True}
+    presift = {"route": "spec_pc", "documents": [{"message": 0, "part": 0}], "budget": {"max_prompt_tokens": 120}}
+    answer = await post(door, ASK | {"messages": [{"role": "user", "content": [long, question]}], "presift": presift})
+    assert json.loads(answer.headers["presift-decision"])["route"] == "spec_pc"
+    explained = await whole(door, presift={"explain": True})
+    assert explained["content"] == [] and explained["presift"]["explanation"]
+
+
+async def test_counting_tokens(door):
+    body = {name: value for name, value in ASK.items() if name != "max_tokens"}
+    answer = await post(door, body | {"system": "Be brief."}, "/v1/messages/count_tokens")
+    assert answer.json() == {"input_tokens": len(RENDERED)}
+    with_tools = await post(door, body | {"tools": [ADD]}, "/v1/messages/count_tokens")
+    assert with_tools.json()["input_tokens"] > len(RENDERED) and door.house.target.calls == []
+    assert door.house.admission.running == 0
+
+
+PICTURE = {"type": "image", "source": {"type": "base64", "data": "", "media_type": "image/png"}}
+RESULT = {"type": "tool_result", "tool_use_id": "c"}
+REFUSED = {
+    "no max_tokens": ({"max_tokens": None}, "max_tokens"),
+    "no messages": ({"messages": []}, "messages"),
+    "a picture": ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages[0].content[0].type"),
+    "a picture of a tool": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [PICTURE]}]}
+            ]
+        },
+        "messages[0].content[0].content[0].type",
+    ),
+    "a tool of Anthropic's": ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+    "a tool without a schema": ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+    "a temperature": ({"temperature": 3}, "temperature"),
+    "an empty stop sequence": ({"stop_sequences": [""]}, "stop_sequences"),
+    "an unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+    "a choice without tools": ({"tool_choice": {"type": "any"}}, "tool_choice"),
+    "a tool that is not there": (
+        {"tools": [ADD], "tool_choice": {"type": "tool", "name": "sub"}},
+        "tool_choice.name",
+    ),
+    "hidden thinking": ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
+    "a budget without thinking": ({"thinking": {"type": "adaptive", "budget_tokens": 2000}}, "thinking.budget_tokens"),
+    "a container": ({"container": "c"}, "container"),
+    "OpenAI's stop": ({"stop": ["a"]}, "stop"),
+    "a reference": ({"presift": {"documents": [{"message": 1}]}}, "presift.documents[0].message"),
+    "a route": ({"presift": {"route": "x"}}, "presift.route"),
+}
+
+
+@pytest.mark.parametrize(("body", "param"), REFUSED.values(), ids=REFUSED)
+async def test_what_is_refused_is_named(door, body, param):
+    answer = await post(door, ASK | body)
+    refusal = answer.json()
+    assert answer.status_code == 400 and refusal["type"] == "error"
+    assert (refusal["error"]["type"], refusal["error"]["param"]) == ("invalid_request_error", param)
+    assert door.house.target.calls == []
+
+
+async def test_errors_have_anthropics_types(door):
+    unknown = await post(door, ASK | {"model": "other"})
+    assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
+    long = await post(door, ASK | {"messages": [{"role": "user", "content": "a" * 500}]})
+    assert long.json()["error"]["message"].startswith("prompt is too long: ")
+    large = await post(door, ASK | {"system": "a" * 2**20})
+    assert (large.status_code, large.json()["error"]["type"]) == (413, "request_too_large")
+
+
+async def test_a_stream_that_fails_says_so(door):
+    door.house.target.die_after = 2
+    *_, last = await streamed(door)
+    assert (last["type"], last["error"]["type"]) == ("error", "overloaded_error")
