@@ -42,8 +42,13 @@ def shows_calls(house):
     """Give the house a chat template that writes tool calls."""
     plain = house.tokenizer._template
 
-    def template(messages, tools):
-        return plain([message | {"content": message["content"] + _calls(message)} for message in messages], tools)
+    def template(messages, tools, *more, **variables):
+        return plain(
+            [message | {"content": message["content"] + _calls(message)} for message in messages],
+            tools,
+            *more,
+            **variables,
+        )
 
     house.tokenizer._template = template
 

@@ -28,6 +28,7 @@ from presift.orchestrator.api.http.request_ids import RequestIds
 from presift.orchestrator.api.http.responses.endpoint import ResponsesEndpoint
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
 from presift.orchestrator.api.http.sse import COMPLETIONS, WireFormat
+from presift.orchestrator.api.http.tokenizing import TokenEndpoints
 from presift.orchestrator.api.http.translated import ChatAdapter
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.pipeline.pipeline import Pipeline
@@ -83,13 +84,17 @@ def application(
         return Route(path, CallHandler(access, path, endpoint, options.keepalive_s, format), methods=[method])
 
     adapter = ChatAdapter(completions)
-    responses, messages = ResponsesEndpoint(adapter), MessagesEndpoints(adapter)
+    responses, messages, tokens = ResponsesEndpoint(adapter), MessagesEndpoints(adapter), TokenEndpoints(adapter)
     routes = [
         route("POST", "/v1/chat/completions", completions.chat),
         route("POST", "/v1/completions", completions.text),
         route("POST", "/v1/responses", responses.create),
         route("POST", "/v1/messages", messages.create, MessageFormat()),
         route("POST", "/v1/messages/count_tokens", messages.count, MessageFormat()),
+        route("POST", "/v1/tokenize", tokens.tokenize),
+        route("POST", "/v1/detokenize", tokens.detokenize),
+        route("POST", "/tokenize", tokens.tokenize),
+        route("POST", "/detokenize", tokens.detokenize),
         route("GET", "/v1/models", models.list),
         route("GET", "/v1/models/{model:path}", models.retrieve),
         Route("/health", health, methods=["GET"]),

@@ -49,7 +49,7 @@ class CompletionEndpoints:
     @property
     def template_variables(self) -> frozenset[str]:
         """What the target's chat template reads."""
-        return self._pipeline.parts.tokenizer.template_variables
+        return self.pipeline.parts.tokenizer.template_variables
 
     async def chat(self, call: Call) -> None:
         await self._complete(call, ChatBody, ChatCompletion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,12 @@ from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, asked_of
 from presift.orchestrator.api.http.presift_json import presift_json, report_json
-from presift.orchestrator.api.http.requests import request_from_body
+from presift.orchestrator.api.http.requests import request_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import ChatBody, Ignored, validate
 from presift.orchestrator.api.http.translation import Translated
 from presift.orchestrator.api.http.unsupported import supported_parameters
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.planning.explain import Explanation
@@ -73,12 +75,22 @@ class ChatAdapter:
         answering = self._completions.answering
         async with answering.until(deadline, call.client):
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
+            for name in without_effect(chat, self._completions.template_variables):
+                read.ignored[name if call.reply.names is None else call.reply.names.parameter(name)] = None
             asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
             await answering.answer(call.reply, asked, deadline)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         return self._completions.pipeline.parts.tokenizer.backend
+
+    @property
+    def context_tokens(self) -> int:
+        return self._completions.pipeline.target_info().model.context_tokens
+
+    def held(self, caller: Caller) -> AbstractAsyncContextManager[object]:
+        """Count a call among its tenant's, until the block ends."""
+        return self._completions.pipeline.parts.quotas.held(caller.tenant, caller.limits)
 
     async def tokenize(
         self, call: Call, read: ReadBody, translate: Callable[[ReadBody], Translated]
@@ -90,7 +102,8 @@ class ChatAdapter:
             return (await self._completions.pipeline.read(request)).ids
 
     def request(self, call: Call, chat: ChatBody) -> Request:
-        return request_from_body(chat, self._options.max_new_tokens, call.caller, self._options.salt)
+        options, template = self._options, self._completions.template_variables
+        return request_from_body(chat, options.max_new_tokens, call.caller, options.salt, template)
 
     def _view(self, chat: ChatBody, ignored: Ignored) -> View:
         target = self._models.find(chat.model or "")

@@ -1,0 +1,37 @@
+"""Text to token ids and back, without a chat template and without planning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from presift.core.errors import InvalidRequest
+
+
+def encode(backend: Tokenizer | None, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Raises InvalidRequest without a tokenizer."""
+    ids: list[int] = _known(backend, "prompt").encode(text, add_special_tokens=add_special_tokens).ids
+    return ids
+
+
+def decode(backend: Tokenizer | None, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """Raises InvalidRequest without a tokenizer, and for ids that it does not have."""
+    known = _known(backend, "tokens")
+    highest, size = max(token_ids, default=0), known.get_vocab_size(with_added_tokens=True)
+    if highest >= size:
+        raise InvalidRequest("tokens", highest, f"< {size} (the tokenizer's)")
+    text: str = known.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+    return text
+
+
+def token_strings(backend: Tokenizer | None, token_ids: Sequence[int]) -> list[str]:
+    """The tokens as the vocabulary writes them."""
+    known = _known(backend, "tokens")
+    return [known.id_to_token(token_id) or "" for token_id in token_ids]
+
+
+def _known(backend: Tokenizer | None, field: str) -> Tokenizer:
+    if backend is None:
+        raise InvalidRequest(field, "given", "left out: the target has no tokenizer")
+    return backend

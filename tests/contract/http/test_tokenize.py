@@ -1,0 +1,75 @@
+"""/tokenize and /detokenize, with the names of SGLang's and of vLLM's server."""
+
+import pytest
+
+from ..fakes.services import CONTEXT
+
+
+@pytest.fixture
+async def door(open_house, open_door):
+    return await open_door(await open_house())
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
+async def test_a_text(door, path):
+    answer = await door.post({"model": "target", "prompt": "abc"}, path)
+    ids = door.house.tokenizer.backend.encode("abc").ids
+    assert answer.json() == {"tokens": ids, "count": 3, "max_model_len": CONTEXT}
+
+
+async def test_several_texts_and_the_tokens_as_strings(door):
+    answer = await door.post({"prompt": ["abc", ""], "return_token_strs": True, "colour": 1}, "/tokenize")
+    body = answer.json()
+    assert body["count"] == [3, 0] and body["tokens"][1] == [] and body["token_strs"] == [["a", "b", "c"], []]
+    assert body["presift"] == {"ignored": ["colour"]}
+
+
+async def test_a_chat_is_what_a_chat_reads(door):
+    chat = {"model": "target", "messages": [{"role": "user", "content": "abc"}]}
+    chat["tools"] = [{"type": "function", "function": {"name": "add"}}]
+    answer = await door.post(chat | {"add_special_tokens": False}, "/tokenize")
+    await door.post(chat | {"max_tokens": 1})
+    assert answer.json()["tokens"] == list(door.house.target.calls[-1].token_ids)
+    plain = await door.post(chat | {"tools": None}, "/tokenize")
+    assert plain.json()["count"] < answer.json()["count"]
+
+
+@pytest.mark.parametrize("path", ["/detokenize", "/v1/detokenize"])
+async def test_back_to_text(door, path):
+    ids = door.house.tokenizer.backend.encode("naïve").ids
+    for tokens, text in ((ids, "naïve"), ([ids, []], ["naïve", ""]), ([], "")):
+        answer = await door.post({"model": "target", "tokens": tokens}, path)
+        assert answer.json() == {"text": text, "prompt": text}
+
+
+REFUSED = {
+    "neither": ("/tokenize", {}, "prompt"),
+    "both": ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
+    "token ids": ("/tokenize", {"prompt": [1, 2]}, "prompt"),
+    "no list": ("/tokenize", {"prompt": []}, "prompt"),
+    "a role": ("/tokenize", {"messages": [{"role": "x", "content": "a"}]}, "messages[0].role"),
+    "a number": ("/tokenize", {"prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
+    "no tokens": ("/detokenize", {}, "tokens"),
+    "text": ("/detokenize", {"tokens": "abc"}, "tokens"),
+    "mixed": ("/detokenize", {"tokens": [[1], 2]}, "tokens"),
+    "negative": ("/detokenize", {"tokens": [-1]}, "tokens"),
+    "an unknown id": ("/detokenize", {"tokens": [5000]}, "tokens"),
+    "a boolean": ("/detokenize", {"tokens": [True]}, "tokens"),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "param"), REFUSED.values(), ids=REFUSED)
+async def test_what_is_refused_is_named(door, path, body, param):
+    answer = await door.post(body, path)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+async def test_another_model_and_a_long_chat(door):
+    assert (await door.post({"model": "other", "prompt": "a"}, "/tokenize")).status_code == 404
+    answer = await door.post({"prompt": "a" * 2**20}, "/tokenize")
+    assert answer.status_code == 413
+
+
+async def test_a_call_counts_until_it_has_ended(door):
+    await door.post({"prompt": "a"}, "/tokenize")
+    assert door.house.server.calls.running == 0 and door.house.admission.running == 0
