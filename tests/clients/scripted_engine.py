@@ -1,0 +1,222 @@
+"""An engine that answers as a well-behaved model would, from what it reads: for tests of real client libraries."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolChoice
+from presift.core.generation import FinishReason, GrammarKind, Sampling
+from presift.core.plan import ModelInfo
+from presift.target.engine import Event, Finished, GenerateRequest
+from presift.target.sglang.answer_parser import AnswerParser, ParserNames
+
+from ..echo_engine import EchoEngine
+
+# A prompt that holds SAY followed by a JSON string is answered with that string.
+SAY = "Reply with exactly "
+NAMES = ParserNames(tool_calls="qwen25", reasoning="qwen3")
+# What a property of this name gets, in the arguments of a call and in a JSON answer.
+VALUES: dict[str, Any] = {"a": 2, "b": 3, "city": "Paris", "name": "Ada", "age": 36}
+_TURN = "<|im_start|>"
+_RESULT = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
+_FINAL = re.compile(r"final|response|output|answer", re.IGNORECASE)
+_THINKING = "<think>\nIt is simple.\n</think>\n\n"
+
+
+class ScriptedEngine(EchoEngine):
+    """Reads a prompt in Qwen's chat format, and answers with the first of these that applies:
+
+    - the text that the prompt dictates with SAY;
+    - a call of a tool, if tools are offered and no result has come yet or a call is forced: of the named one, else of
+      the first that is no "final answer" until a result has come, then of one that is;
+    - a JSON value that the schema allows (`instance_of`), if there is one;
+    - "The tool said RESULT.", if the last message is a tool's result;
+    - "Hello there."
+
+    Tokens are those of a real tokenizer; calls and reasoning are separated by SGLang's parsers, as the target does it.
+    A prompt with the word THINK is answered with reasoning first. The KV that it holds is counted as EchoEngine does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, model: ModelInfo, eos_token_id: int) -> None:
+        super().__init__(model=model, eos_token_id=eos_token_id)
+        self._tokenizer = tokenizer
+        self._info = replace(
+            self._info, name="scripted 1", tool_call_parser=NAMES.tool_calls, reasoning_parser=NAMES.reasoning,
+            grammars=True,
+        )  # fmt: skip
+
+    async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        sampling, prompt = request.sampling, request.token_ids.tolist()
+        read = self._read(request, prompt)
+        text = self._text(self._tokenizer.decode(prompt, skip_special_tokens=False), request)
+        parts = None if request.format is None else _Parts(request.format, sampling.stop)
+        answer: list[int] = []
+        reason, before = None, ""
+        for token_id in self._tokens(text, sampling):
+            await self._wait()
+            answer.append(token_id)
+            if self._is_stop_token(token_id, sampling):
+                reason = FinishReason.STOP
+                break
+            after = self._tokenizer.decode(answer)
+            yield AnswerDelta((token_id,), _logprobs(token_id, sampling), parts and parts.push(after[len(before) :]))
+            before = after
+            if any(stop in after for stop in sampling.stop):
+                reason = FinishReason.STOP
+                break
+            if len(answer) == sampling.max_new_tokens:
+                reason = FinishReason.LENGTH
+                break
+        if parts is not None:
+            yield AnswerDelta((), (), parts.finish())
+        if parts is not None and parts.has_calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        yield Finished(
+            len(prompt),
+            completion_tokens=len(answer),
+            reason=reason or FinishReason.STOP,
+            prompt_logprobs=_prompt_logprobs(prompt, sampling),
+            **read,
+        )
+
+    def _tokens(self, text: str, sampling: Sampling) -> Iterator[int]:
+        """The text and the end of the answer, again and again if that must not end it."""
+        ids = [*self._tokenizer.encode(text, add_special_tokens=False).ids, self._eos_token_id]
+        yield from ids
+        while sampling.ignore_eos:
+            yield from ids
+
+    def _text(self, prompt: str, request: GenerateRequest) -> str:
+        thinking = _THINKING if "THINK" in prompt else ""
+        return thinking + _answer_to(prompt, request.format, request.sampling)
+
+
+class _Parts:
+    """The parser of an answer. It reads nothing from a stop string on."""
+
+    def __init__(self, wanted: AnswerFormat, stop: tuple[str, ...]) -> None:
+        self._parser = AnswerParser(wanted, NAMES)
+        self._stop, self._text, self._sent = stop, "", 0
+
+    @property
+    def has_calls(self) -> bool:
+        return self._parser.has_calls
+
+    def push(self, piece: str) -> ParsedText:
+        self._text += piece
+        ends = [self._text.find(stop) for stop in self._stop if stop in self._text]
+        text = self._text[self._sent : min(ends, default=len(self._text))]
+        self._sent += len(text)
+        return self._parser.push(text)
+
+    def finish(self) -> ParsedText:
+        return self._parser.finish()
+
+
+def _answer_to(prompt: str, wanted: AnswerFormat | None, sampling: Sampling) -> str:
+    if SAY in prompt:
+        text, _ = json.JSONDecoder().raw_decode(prompt.rpartition(SAY)[2])
+        return str(text)
+    results = _results(prompt)
+    tools = [_function(json.loads(text)) for text in wanted.tools_json] if wanted is not None else []
+    tool = _tool(tools, wanted, has_result=bool(results))
+    if tool is not None and wanted is not None:
+        call = {"name": tool["name"], "arguments": instance_of(tool.get("parameters") or {}, results)}
+        if wanted.forces_call:  # the grammar of SGLang's qwen25 allows only this form
+            return json.dumps([{"name": call["name"], "parameters": call["arguments"]}])
+        return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+    if sampling.grammar is not None:
+        return _in_grammar(sampling.grammar.kind, sampling.grammar.text, results)
+    return f"The tool said {results[-1]}." if results else "Hello there."
+
+
+def _results(prompt: str) -> list[str]:
+    """The results of tools since the user's last message."""
+    _, _, after = prompt.rpartition(f"{_TURN}assistant\n<tool_call>")
+    return _RESULT.findall(after) if "<tool_response>" in after else []
+
+
+def _function(definition: dict[str, Any]) -> dict[str, Any]:
+    function: dict[str, Any] = definition.get("function", definition)
+    return function
+
+
+def _tool(tools: list[dict[str, Any]], wanted: AnswerFormat | None, *, has_result: bool) -> dict[str, Any] | None:
+    if not tools or wanted is None:
+        return None
+    if wanted.tool_choice is ToolChoice.FUNCTION:
+        return next(tool for tool in tools if tool["name"] == wanted.function)
+    final = [tool for tool in tools if _FINAL.search(tool["name"])]
+    others = [tool for tool in tools if tool not in final]
+    if not has_result:
+        return (others or final)[0]
+    if final:
+        return final[0]
+    return tools[0] if wanted.forces_call else None
+
+
+def _in_grammar(kind: GrammarKind, grammar: str, results: list[str]) -> str:
+    if kind is GrammarKind.JSON_SCHEMA:
+        return json.dumps(instance_of(json.loads(grammar), results))
+    return "yes" if kind is GrammarKind.REGEX else "[]"
+
+
+def instance_of(schema: dict[str, Any], results: list[str] = [], root: dict[str, Any] | None = None) -> Any:  # noqa: B006
+    """A value that a schema allows: VALUES by the name of the property, else the simplest.
+
+    A text without a value of its own is the last of `results`.
+    """
+    root = schema if root is None else root
+    if "$ref" in schema:
+        return instance_of(_resolved(schema["$ref"], root), results, root)
+    for several in ("anyOf", "oneOf", "allOf"):
+        if several in schema:
+            return instance_of(schema[several][0], results, root)
+    for exact in ("const", "default"):
+        if exact in schema:
+            return schema[exact]
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "object" if "properties" in schema else "any")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {name: _property(name, each, results, root) for name, each in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [instance_of(schema.get("items", {}), results, root)] * schema.get("minItems", 1)
+    last = results[-1] if results else "text"
+    return {"integer": 1, "number": 1.5, "boolean": True, "null": None}.get(kind, last)
+
+
+def _property(name: str, schema: dict[str, Any], results: list[str], root: dict[str, Any]) -> Any:
+    value = VALUES.get(name)
+    kinds = {"string": str, "integer": int, "number": int}
+    fits = isinstance(value, kinds.get(str(schema.get("type")), ())) and "enum" not in schema
+    return value if fits else instance_of(schema, results, root)
+
+
+def _resolved(reference: str, root: dict[str, Any]) -> dict[str, Any]:
+    found: Any = root
+    for step in reference.removeprefix("#").strip("/").split("/") if reference != "#" else []:
+        found = found[step]
+    return dict(found)
+
+
+def _logprobs(token_id: int, sampling: Sampling) -> tuple[TokenLogprob, ...]:
+    """Token t has the log probability -0.25; the others at its place are the tokens after it."""
+    count = sampling.top_logprobs
+    if count is None:
+        return ()
+    top = tuple((token_id + place, -0.25 - place) for place in range(count))
+    return (TokenLogprob(token_id, -0.25, top),)
+
+
+def _prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob, ...]:
+    if not sampling.prompt_logprobs:
+        return ()
+    return (TokenLogprob(prompt[0], None), *(each for token in prompt[1:] for each in _logprobs(token, sampling)))

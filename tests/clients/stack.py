@@ -1,0 +1,118 @@
+"""`python -m tests.clients.stack TOKENIZER_FOLDER`: a presift whose target is the scripted engine, until stdin ends.
+
+The orchestrator is a process of its own. Behind it, in this process and over gRPC, are the real target service and a
+fake draft. Prints the URL of the HTTP API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from presift.core.fingerprint import fingerprint
+from presift.core.plan import ModelInfo
+from presift.models.torchvision_ops import declare_missing
+from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.target.admission import Admission
+from presift.target.servicer import TargetServicer
+from presift.v1 import draft_pb2_grpc, target_pb2_grpc
+
+from ..contract.fakes.services import FakeDraft
+from ..contract.fakes.services import model as wire_model
+
+MODEL, CONTEXT_TOKENS = "scripted", 4096
+_TEMPLATE = Path(__file__).parent / "hermes.jinja"
+_EOS = "<|im_end|>"
+
+
+def main() -> int:
+    declare_missing()  # before SGLang's parsers are loaded
+    from .scripted_engine import ScriptedEngine
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = with_template(Path(sys.argv[1]), Path(made))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        model = ModelInfo(
+            id=MODEL,
+            revision="1",
+            tokenizer_fingerprint=fingerprint((folder / "tokenizer.json").read_bytes()),
+            context_tokens=CONTEXT_TOKENS,
+            layers=4,
+            kv_heads=2,
+            vocabulary_size=tokenizer.get_vocab_size(),
+        )
+        eos = tokenizer.token_to_id(_EOS)
+        return asyncio.run(serve(lambda: ScriptedEngine(tokenizer, model, eos), model, folder))
+
+
+def with_template(tokenizer: Path, made: Path) -> Path:
+    """A copy of a tokenizer whose chat template knows tools."""
+    shutil.copy(tokenizer / "tokenizer.json", made)
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    config["chat_template"] = _TEMPLATE.read_text().removesuffix("\n")
+    (made / "tokenizer_config.json").write_text(json.dumps(config))
+    return made
+
+
+async def serve(make_engine: Any, model: ModelInfo, folder: Path) -> int:
+    target = TargetServicer(Admission(max_running=16, max_waiting=256))
+    target.use(make_engine())
+    draft = FakeDraft(
+        wire_model(
+            "draft", tokenizer_fingerprint=model.tokenizer_fingerprint, vocabulary_size=model.vocabulary_size,
+            context_tokens=CONTEXT_TOKENS,
+        )  # fmt: skip
+    )
+    async with AsyncExitStack() as running:
+        flags = [f"--tokenizer={folder}"]
+        for name, add, service in (
+            ("draft", draft_pb2_grpc.add_DraftServiceServicer_to_server, draft),
+            ("target", target_pb2_grpc.add_TargetServiceServicer_to_server, target),
+        ):
+            server = GrpcServer(ServerOptions("127.0.0.1:0"), [])
+            add(service, server.grpc)
+            flags.append(f"--{name}-address=127.0.0.1:{await server.start()}")
+            running.push_async_callback(server.grpc.stop, 0)
+        process = await start_orchestrator(flags)
+        try:
+            print(f"http://{await _http_address(process)}", flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+    return 0
+
+
+async def start_orchestrator(flags: list[str]) -> asyncio.subprocess.Process:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    listens = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "presift.orchestrator", "--no-calibrate", *listens, *flags,
+        stdout=asyncio.subprocess.PIPE, env=environment,
+    )  # fmt: skip
+
+
+async def _http_address(process: asyncio.subprocess.Process) -> str:
+    """Waits until the orchestrator is ready."""
+    assert process.stdout is not None
+    address = ""
+    while line := (await process.stdout.readline()).decode():
+        _, takes, found = line.partition(" takes HTTP on ")
+        address = found.strip() if takes else address
+        if " ready on " in line:
+            return address
+    raise SystemExit("the orchestrator did not start")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
