@@ -17,6 +17,12 @@ CHAIN := ops/supply_chain
 # The TypeScript client's packages; npm writes the stamp.
 TYPESCRIPT := clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
+# The libraries that applications use have an environment of their own: some need other versions than the services.
+CLIENTS := .venv-clients
+CLIENTS_LOCK := tests/clients/requirements.lock
+CLIENTS_STAMP := $(CLIENTS)/.installed
+CLIENTS_NODE := tests/clients/node
+CLIENTS_NODE_STAMP := $(CLIENTS_NODE)/node_modules/.package-lock.json
 TEST_MODEL := smollm2-135m-instruct
 DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 
@@ -28,7 +34,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-models faults soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-fast test-clients test-models faults soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +65,18 @@ test: $(STAMP) models check ## lint, types, layers, protos, then the tests
 test-fast: $(STAMP) ## the tests without processes and real models: unit, reference, contract (about three minutes on two cores)
 	@$(PYTEST) --hypothesis-profile=fast -m "not pair and not gpu and not faults and not models and not processes" \
 		tests/unit tests/reference tests/contract
+
+test-clients: $(STAMP) models $(CLIENTS_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries that applications use, against the HTTP API (3 minutes to install, 2 to run)
+	@PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients tests/clients
+
+$(CLIENTS_STAMP): $(CLIENTS_LOCK)
+	@echo "== installing into $(CLIENTS) (about a minute)"
+	@test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $(CLIENTS_LOCK)
+	@touch $(CLIENTS_STAMP)
+
+$(CLIENTS_NODE_STAMP): $(CLIENTS_NODE)/package-lock.json
+	@cd $(CLIENTS_NODE) && npm ci --silent --no-audit
 
 test-models: $(STAMP) models demo-models ## all tests, with those on the real demo pair
 	@$(PYTEST) -m "not gpu and not faults"
@@ -150,4 +168,4 @@ bench: demo-models ## run the benchmarks (described in tests/bench/README.md)
 	$(BIN)/python tests/bench/cache_roundtrip.py
 
 clean: ## remove .venv and Node's output (models in PRESIFT_HOME stay)
-	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist
+	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_NODE)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

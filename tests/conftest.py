@@ -22,6 +22,9 @@ hypothesis.settings.load_profile("presift")
 # from one another.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# They run in an environment of their own: `make test-clients`.
+collect_ignore = ["clients"]
+
 _TESTS = Path(__file__).parent
 # Files of tests that start services, node or other interpreters; `make test-fast` leaves them out.
 _PROCESSES = {

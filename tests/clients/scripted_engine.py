@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -167,33 +167,38 @@ def _in_grammar(kind: GrammarKind, grammar: str, results: list[str]) -> str:
     return "yes" if kind is GrammarKind.REGEX else "[]"
 
 
-def instance_of(schema: dict[str, Any], results: list[str] = [], root: dict[str, Any] | None = None) -> Any:  # noqa: B006
+def instance_of(schema: dict[str, Any], results: Sequence[str] = (), root: dict[str, Any] | None = None) -> Any:
     """A value that a schema allows: VALUES by the name of the property, else the simplest.
 
     A text without a value of its own is the last of `results`.
     """
     root = schema if root is None else root
-    if "$ref" in schema:
-        return instance_of(_resolved(schema["$ref"], root), results, root)
-    for several in ("anyOf", "oneOf", "allOf"):
-        if several in schema:
-            return instance_of(schema[several][0], results, root)
+    schema = _simplified(schema, root)
     for exact in ("const", "default"):
         if exact in schema:
             return schema[exact]
     if "enum" in schema:
         return schema["enum"][0]
-    kind = schema.get("type", "object" if "properties" in schema else "any")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object":
-        return {name: _property(name, each, results, root) for name, each in schema.get("properties", {}).items()}
-    if kind == "array":
+    if "properties" in schema:
+        return {name: _property(name, each, results, root) for name, each in schema["properties"].items()}
+    if schema.get("type") == "array":
         return [instance_of(schema.get("items", {}), results, root)] * schema.get("minItems", 1)
-    last = results[-1] if results else "text"
-    return {"integer": 1, "number": 1.5, "boolean": True, "null": None}.get(kind, last)
+    simple = {"object": {}, "integer": 1, "number": 1.5, "boolean": True, "null": None}
+    return simple.get(str(schema.get("type")), results[-1] if results else "text")
 
 
-def _property(name: str, schema: dict[str, Any], results: list[str], root: dict[str, Any]) -> Any:
+def _simplified(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Without references and alternatives: the first of each."""
+    if "$ref" in schema:
+        return _simplified(_resolved(schema["$ref"], root), root)
+    several = next((schema[name] for name in ("anyOf", "oneOf", "allOf") if name in schema), None)
+    if several is not None:
+        return _simplified(several[0], root)
+    kind = schema.get("type")
+    return schema | {"type": kind[0]} if isinstance(kind, list) else schema
+
+
+def _property(name: str, schema: dict[str, Any], results: Sequence[str], root: dict[str, Any]) -> Any:
     value = VALUES.get(name)
     kinds = {"string": str, "integer": int, "number": int}
     fits = isinstance(value, kinds.get(str(schema.get("type")), ())) and "enum" not in schema

@@ -66,12 +66,8 @@ def with_template(tokenizer: Path, made: Path) -> Path:
 async def serve(make_engine: Any, model: ModelInfo, folder: Path) -> int:
     target = TargetServicer(Admission(max_running=16, max_waiting=256))
     target.use(make_engine())
-    draft = FakeDraft(
-        wire_model(
-            "draft", tokenizer_fingerprint=model.tokenizer_fingerprint, vocabulary_size=model.vocabulary_size,
-            context_tokens=CONTEXT_TOKENS,
-        )  # fmt: skip
-    )
+    same = {"tokenizer_fingerprint": model.tokenizer_fingerprint, "vocabulary_size": model.vocabulary_size}
+    draft = FakeDraft(wire_model("draft", context_tokens=CONTEXT_TOKENS, **same))
     async with AsyncExitStack() as running:
         flags = [f"--tokenizer={folder}"]
         for name, add, service in (
@@ -96,10 +92,8 @@ async def serve(make_engine: Any, model: ModelInfo, folder: Path) -> int:
 async def start_orchestrator(flags: list[str]) -> asyncio.subprocess.Process:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     listens = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "presift.orchestrator", "--no-calibrate", *listens, *flags,
-        stdout=asyncio.subprocess.PIPE, env=environment,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "presift.orchestrator", "--no-calibrate", *listens, *flags]
+    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
 
 
 async def _http_address(process: asyncio.subprocess.Process) -> str:

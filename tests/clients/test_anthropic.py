@@ -7,6 +7,8 @@ from .shared import ADD_TOOL, HELLO, MODEL, PERSON, SUM_ANSWER, TOO_LONG, Adder,
 
 HI = [{"role": "user", "content": "Hi"}]
 ADD = [{"role": "user", "content": "What is 2 + 3?"}]
+# The newest models of Anthropic take none of them; the library has left them out.
+SAMPLING = {"temperature": 0.5, "top_p": 0.9, "top_k": 5}
 TOOL = {"name": "add", "description": "Add two integers.", "input_schema": ADD_TOOL["function"]["parameters"]}
 
 
@@ -25,7 +27,7 @@ def create(client):
 
 
 def test_message(create):
-    answer = create(system="Be brief.", temperature=0.5, top_k=5, metadata={"user_id": "u"})
+    answer = create(system="Be brief.", metadata={"user_id": "u"}, stop_sequences=["zzz"], extra_body=SAMPLING)
     assert ([block.text for block in answer.content], answer.stop_reason) == ([HELLO], "end_turn")
     assert answer.usage.output_tokens > 0
 

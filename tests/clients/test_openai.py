@@ -196,7 +196,7 @@ def test_log_probabilities_streamed(chat):
         {"extra_body": {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.0, "ignore_eos": False}},
         {"extra_body": {"chat_template_kwargs": {}, "separate_reasoning": True, "skip_special_tokens": True}},
     ],
-    ids=lambda options: "-".join(options),
+    ids="-".join,
 )
 def test_parameters(chat, options):
     assert chat(**options).choices[0].message.content == HELLO

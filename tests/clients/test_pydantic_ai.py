@@ -1,5 +1,6 @@
 """Pydantic AI, with its OpenAI chat, OpenAI responses and Anthropic models."""
 
+import anthropic
 import pytest
 from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
@@ -14,7 +15,8 @@ from .shared import HELLO, MODEL, PERSON, SUM_ANSWER, TOO_LONG, Adder, Person, s
 @pytest.fixture(params=["chat", "responses", "anthropic"])
 def model(request, server, base_url):
     if request.param == "anthropic":
-        return AnthropicModel(MODEL, provider=AnthropicProvider(base_url=server, api_key="none"))
+        client = anthropic.AsyncAnthropic(base_url=server, api_key="none", max_retries=0)
+        return AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
     provider = OpenAIProvider(base_url=base_url, api_key="none")
     return {"chat": OpenAIChatModel, "responses": OpenAIResponsesModel}[request.param](MODEL, provider=provider)
 
@@ -31,7 +33,9 @@ async def test_stream(model):
         assert run.usage.output_tokens > 0
 
 
-@pytest.mark.parametrize("output", [Person, ToolOutput(Person), NativeOutput(Person)], ids=["default", "tool", "native"])
+@pytest.mark.parametrize(
+    "output", [Person, ToolOutput(Person), NativeOutput(Person)], ids=["default", "tool", "native"]
+)
 async def test_structured_output(model, output):
     assert (await Agent(model, output_type=output).run("Who is Ada?")).output == PERSON
 

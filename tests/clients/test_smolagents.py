@@ -65,9 +65,7 @@ def test_code_agent(model, add, adder, structured):
     text = f"Thought: add them\n<code>\n{code}\n</code>"
     if structured:
         text = json.dumps({"thought": "add them", "code": code})
-    agent = CodeAgent(
-        [add], model, max_steps=2, use_structured_outputs_internally=structured, verbosity_level=0
-    )
+    agent = CodeAgent([add], model, max_steps=2, use_structured_outputs_internally=structured, verbosity_level=0)
     assert str(agent.run(say(text))) == "5"
     assert adder.calls == [(2, 3)]
 
