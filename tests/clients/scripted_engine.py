@@ -128,8 +128,6 @@ def _answer_to(prompt: str, wanted: AnswerFormat | None, sampling: Sampling) -> 
     tool = _tool(tools, wanted, has_result=bool(results))
     if tool is not None and wanted is not None:
         call = {"name": tool["name"], "arguments": instance_of(tool.get("parameters") or {}, results)}
-        if wanted.forces_call:  # the grammar of SGLang's qwen25 allows only this form
-            return json.dumps([{"name": call["name"], "parameters": call["arguments"]}])
         return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
     if sampling.grammar is not None:
         return _in_grammar(sampling.grammar.kind, sampling.grammar.text, results)
