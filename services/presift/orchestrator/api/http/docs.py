@@ -47,8 +47,8 @@ table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;padding:.2rem .6re
 # The page has no scripts, and could load nothing.
 _HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _ABOUT = (
-    "OpenAI-compatible. Options that OpenAI has no parameter for go under `presift`. If the server requires keys, send"
-    " one as `Authorization: Bearer KEY`."
+    "OpenAI-compatible. Options that OpenAI does not have go under the parameter presift. If the server requires keys,"
+    " send one as Authorization: Bearer KEY."
 )
 
 
