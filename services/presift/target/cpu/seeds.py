@@ -1,8 +1,9 @@
 """Makes seeded sampling in SGLang repeatable, per request and on any device.
 
 SGLang honours `sampling_seed` only in its deterministic mode, which needs CUDA kernels and slows every request down.
-Here two of its functions are hooked: each batch gets one seed per row, and each row is drawn with a generator that
-depends only on the row's seed and position, not on the rest of the batch.
+Here three of its functions are hooked: each batch gets one seed per row, and each row is drawn with a generator that
+depends only on the row's seed and position, not on the rest of the batch. SGLang's `min_p` fails in a batch with seeds,
+and with it the whole scheduler, so it is applied here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from typing import Any
 
 import torch
 
+# SGLang defines the arguments of these functions.
+# ruff: noqa: PLR0917
+
 BATCH_INFO = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
 MULTINOMIAL = "sglang.srt.layers.sampler.multinomial_with_seed"
+FILTERED = "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch"
 
 
 def register() -> None:
@@ -23,8 +28,9 @@ def register() -> None:
 
     HookRegistry.register(BATCH_INFO, add_seeds, HookType.AFTER)
     HookRegistry.register(MULTINOMIAL, draw, HookType.REPLACE)
+    HookRegistry.register(FILTERED, around_filtered_sampling, HookType.AROUND)
     HookRegistry.apply_hooks()
-    missing = {BATCH_INFO, MULTINOMIAL} - HookRegistry._patched
+    missing = {BATCH_INFO, MULTINOMIAL, FILTERED} - HookRegistry._patched
     if missing:
         raise RuntimeError(f"the installed SGLang has no {', '.join(sorted(missing))}")
 
@@ -36,6 +42,26 @@ def add_seeds(info: Any, _cls: type, batch: Any, vocab_size: int) -> Any:
     drawn = [random.getrandbits(63) if seed is None else seed for seed in seeds]
     info.sampling_seed = torch.tensor(drawn, dtype=torch.int64, device=batch.device)
     return info
+
+
+def around_filtered_sampling(
+    original: Any,
+    probs: torch.Tensor,
+    top_ks: Any,
+    top_ps: Any,
+    min_ps: torch.Tensor,
+    need_min_p_sampling: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Sample from `probs` (float[rows, vocabulary]) without the tokens below `min_ps` of their row's most likely one.
+
+    They come last in SGLang's order, so top-k and top-p keep the same tokens as if `min_ps` were applied after them.
+    """
+    if need_min_p_sampling:
+        least = probs.max(dim=-1, keepdim=True).values * min_ps.view(-1, 1)
+        probs = torch.where(probs < least, torch.zeros_like(probs), probs)
+    return original(probs, top_ks, top_ps, min_ps, False, *args, **kwargs)
 
 
 def draw(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

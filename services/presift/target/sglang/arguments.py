@@ -111,6 +111,9 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
     defaults: Mapping[str, str] = _ENVIRONMENT
     for name, value in defaults.items():
         environment.setdefault(name, value)
+    if options.device == "cpu":
+        # SGLang compiles a few functions on first use: seconds within a request, and it takes a C++ compiler.
+        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     if options.kv_dropping:
         environment[sglang_plugin.SWITCH] = "1"
     if options.threads is not None:

@@ -48,6 +48,9 @@ def run_scheduler(*args: Any, **kwargs: Any) -> None:
 
     from presift.target.cpu import attention, platform, seeds  # noqa: PLC0415
 
+    # On an error they log the caller's whole grammar. The caller gets the reason.
+    for name in ("xgrammar_backend", "grammar_manager"):
+        logging.getLogger(f"sglang.srt.constrained.{name}").setLevel(logging.CRITICAL)
     seeds.register()
     if platform.activate():
         attention.register()

@@ -58,9 +58,6 @@ def _check_features(received: Any) -> None:
     unsupported = {
         "n": sampling.n != 1,
         "beam_width": (getattr(sampling, "beam_width", None) or 1) > 1,
-        "repetition_penalty": sampling.repetition_penalty != 1.0,
-        "frequency_penalty": sampling.frequency_penalty != 0.0,
-        "presence_penalty": sampling.presence_penalty != 0.0,
         "logprob_start_len": received.return_logprob and received.logprob_start_len != -1,
         "lora_id": received.lora_id is not None,
         "session": received.session_params is not None or received.session_id is not None,

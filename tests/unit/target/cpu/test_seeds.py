@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from presift.target.cpu.seeds import add_seeds, draw  # noqa: E402
+from presift.target.cpu.seeds import add_seeds, around_filtered_sampling, draw  # noqa: E402
 
 
 def logprobs(rows: int) -> torch.Tensor:
@@ -38,6 +38,20 @@ def test_seeds_and_positions_draw_differently() -> None:
 def test_frequencies_are_the_probabilities() -> None:
     drawn = draws([5] * 4000, list(range(4000)))
     assert [drawn.count(token) / 4000 for token in range(4)] == pytest.approx([0.7, 0.2, 0.1, 0.0], abs=0.03)
+
+
+def test_min_p_leaves_out_what_is_unlikely_beside_the_most_likely() -> None:
+    probabilities = torch.tensor([[0.1, 0.6, 0.3], [0.1, 0.6, 0.3]])
+
+    def original(probs: torch.Tensor, *others: object) -> tuple[object, ...]:
+        return probs.tolist(), *others
+
+    kept, top_ks, top_ps, _, needs_min_p, seed = around_filtered_sampling(
+        original, probabilities, "k", "p", torch.tensor([0.0, 0.4]), True, "seed"
+    )
+    assert kept[0] == probabilities[0].tolist()
+    assert kept[1] == pytest.approx([0.0, 0.6, 0.3])
+    assert (top_ks, top_ps, needs_min_p, seed) == ("k", "p", False, "seed")
 
 
 def test_every_request_of_a_batch_gets_a_seed_its_own_if_it_has_one() -> None:

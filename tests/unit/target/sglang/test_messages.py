@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob
 from presift.core.errors import (
     BudgetExceeded,
     InternalError,
@@ -18,13 +19,13 @@ from presift.core.errors import (
     RouteUnsupported,
     TargetUnavailable,
 )
-from presift.core.generation import FinishReason, Sampling
+from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
 from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Event, Finished, GenerateRequest
-from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang
+from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang, token_logprobs
 from presift.target.sglang_plugin import custom_params
 
 PLAN = KvPlan(SpecKv(capacity=8, window=3), lookahead_token_ids=(4, 5))
@@ -46,8 +47,13 @@ def message(token_ids: tuple[int, ...] = (), reason: dict[str, Any] | None = Non
     return {"output_ids": list(token_ids), "meta_info": {**counts, "finish_reason": reason, **meta}}
 
 
-def read(*messages: dict[str, Any]) -> list[Event]:
-    reader = AnswerReader()
+def request_of(**values: Any) -> GenerateRequest:
+    wanted = values.pop("format", None)
+    return GenerateRequest(np.array([1], dtype=np.uint32), Sampling(**values), format=wanted)
+
+
+def read(*messages: dict[str, Any], request: GenerateRequest | None = None) -> list[Event]:
+    reader = AnswerReader(request or request_of())
     return [event for each in messages for event in reader.events(each)]
 
 
@@ -55,6 +61,63 @@ def refused(**reason: Any) -> PresiftError:
     with pytest.raises(PresiftError) as failure:
         read(message((7,), {"type": "abort", **reason}))
     return failure.value
+
+
+def test_log_probabilities_have_one_item_for_each_delivered_token() -> None:
+    logprobs = {
+        "output_token_logprobs": [(-0.5, 7, None), (-0.1, 2, None)],
+        "output_top_logprobs": [[(-0.5, 7, None), (-math.inf, 9, None)], [(-0.1, 2, None)]],
+    }
+    delta, _ = read(message((7, 2), STOP, **logprobs))
+    assert delta == AnswerDelta((7,), (TokenLogprob(7, -0.5, ((7, -0.5),)),))
+
+
+def test_without_top_tokens_there_is_the_token_alone() -> None:
+    assert token_logprobs([(-0.5, 7, None)], None) == (TokenLogprob(7, -0.5),)
+
+
+def test_the_prompts_log_probabilities_come_with_the_end() -> None:
+    request = request_of(top_logprobs=1, prompt_logprobs=True)
+    of_prompt = {
+        "input_token_logprobs": [(None, 1, None), (-2.0, 3, None)],
+        "input_top_logprobs": [None, [(-1.0, 4, None)]],
+    }
+    finished = read(message((7,), **of_prompt), message((2,), STOP), request=request)[-1]
+    assert isinstance(finished, Finished)
+    assert finished.prompt_logprobs == (TokenLogprob(1, None), TokenLogprob(3, -2.0, ((4, -1.0),)))
+
+
+def test_reasoning_tokens_are_counted_by_sglang() -> None:
+    finished = read(message((2,), STOP, reasoning_tokens=5))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.reasoning_tokens == 5
+
+
+def test_a_stop_string_is_cut_although_it_arrives_in_parts() -> None:
+    request = request_of(stop=("END",), format=AnswerFormat(separate_reasoning=True))
+    parts = [("a E", None), ("ND of", {"type": "stop", "matched": "END"})]
+    events = read(*({**message((7,), reason), "text": text} for text, reason in parts), request=request)
+    assert [each.parsed for each in events[:-1] if isinstance(each, AnswerDelta)] == [ParsedText("a "), ParsedText("")]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "Failed to compile regex grammar: [03:13:30] /project/cpp/regex.cc:83: The parenthesis is not closed.\n",
+            "The parenthesis is not closed.",
+        ),
+        ("Failed to compile json grammar: ", "it is malformed"),
+        ("Grammar preprocessing timed out: req.grammar_key=('regex', 'secret')", "it takes too long"),
+        (f"Failed to compile ebnf grammar: {'x' * 5000}", "x" * 300),
+    ],
+)
+def test_a_grammar_that_cannot_be_compiled_is_the_callers_mistake(said: str, why: str) -> None:
+    request = request_of(grammar=Grammar(GrammarKind.REGEX, "("))
+    with pytest.raises(InvalidRequest) as failure:
+        read(message((7,), {"type": "abort", "status_code": 400, "message": said}), request=request)
+    assert failure.value.field == "sampling.regex"
+    assert failure.value.message == f"sampling.regex cannot be compiled: {why}"
 
 
 STOP, LENGTH = {"type": "stop", "matched": 2}, {"type": "length", "length": 2}
@@ -150,7 +213,7 @@ def test_a_refusal_of_sglangs_own_is_a_defect_of_ours() -> None:
 
 
 def test_nothing_is_delivered_of_an_aborted_answer() -> None:
-    reader = AnswerReader()
+    reader = AnswerReader(request_of())
     with pytest.raises(TargetUnavailable):
         next(reader.events(message((7, 8), {"type": "abort", "message": "m"})))
 
@@ -179,3 +242,21 @@ def test_sglang_takes_the_request() -> None:
 def test_top_k_fits_the_schedulers_int32(top_k: int | None, sent: int) -> None:
     request = GenerateRequest(np.array([1], dtype=np.uint32), Sampling(top_k=top_k))
     assert sampling_arguments(request)["top_k"] == sent
+
+
+def test_everything_about_sampling_is_passed_on() -> None:
+    values = {"min_p": 0.1, "presence_penalty": -1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2}
+    request = request_of(**values, min_new_tokens=3, logit_bias={7: -2.0}, keep_special_tokens=True)
+    sent = sampling_arguments(request)
+    assert values | {"min_new_tokens": 3} == {name: sent[name] for name in (*values, "min_new_tokens")}
+    assert (sent["logit_bias"], sent["skip_special_tokens"]) == ({"7": -2.0}, False)
+    plain = sampling_arguments(request_of())
+    assert (plain["logit_bias"], plain["min_p"], plain["skip_special_tokens"]) == (None, None, True)
+
+
+@pytest.mark.parametrize("kind", GrammarKind)
+def test_a_grammar_has_sglangs_name(kind: GrammarKind) -> None:
+    sent = sampling_arguments(request_of(grammar=Grammar(kind, "{}")))
+    assert {each.value: sent.get(each.value) for each in GrammarKind} == {each.value: None for each in GrammarKind} | {
+        kind.value: "{}"
+    }

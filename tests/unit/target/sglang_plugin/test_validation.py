@@ -43,9 +43,6 @@ def scheduler(page_size: int = 1, **limits: Any) -> Any:
 def received(plan: Any = None, tokens: int = 20, sampling: dict[str, Any] | None = None, **others: Any) -> Any:
     values = {
         "n": 1,
-        "repetition_penalty": 1.0,
-        "frequency_penalty": 0.0,
-        "presence_penalty": 0.0,
         "max_new_tokens": 10,
         "custom_params": {KEY: json.dumps(PLAN if plan is None else plan), "theirs": 1},
     }
@@ -126,9 +123,6 @@ def test_a_plugin_that_is_not_supported_refuses_every_plan() -> None:
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "n": ({"n": 2}, {}),
-    "repetition_penalty": ({"repetition_penalty": 1.1}, {}),
-    "frequency_penalty": ({"frequency_penalty": -0.5}, {}),
-    "presence_penalty": ({"presence_penalty": 0.5}, {}),
     "logprob_start_len": ({}, {"return_logprob": True, "logprob_start_len": 0}),
     "lora_id": ({}, {"lora_id": "l"}),
     "session": ({}, {"session_id": "s"}),
