@@ -39,6 +39,8 @@ class ToolCallStream:
         self._held = ""
         # Whether a call has begun and nothing of it was found yet.
         self._has_begun = False
+        # What the parser takes for content after a call: it may be a call that only the whole answer shows.
+        self._after = ""
         self._batch = ""
         self._calls: list[_Call] = []
         # SGLang's index of a call, which may start again at 0 -> its number in the answer.
@@ -66,10 +68,15 @@ class ToolCallStream:
         batch, self._batch = self._batch, ""
         pushed, first = self._guarded(lambda: self._form.push(batch))
         flushed, second = self._guarded(self._form.finish)
-        deltas = [*self._deltas(first), *self._deltas(second), *self._missing(self._whole())]
-        deltas += self._unstreamed()
-        is_call = bool(deltas) or (self.has_calls and not self._has_begun)
-        content = pushed + flushed if is_call else self._held + batch
+        deltas = [*self._deltas(first), *self._deltas(second)]
+        streamed = len(self._calls)
+        deltas += [*self._missing(self._whole()), *self._unstreamed()]
+        if len(self._calls) > streamed:
+            content = ""
+        elif deltas or (self.has_calls and not self._has_begun):
+            content = self._after + pushed + flushed
+        else:
+            content = self._after + self._held + batch
         return ParsedText(content, "", tuple(deltas))
 
     def _can_wait(self, piece: str) -> bool:
@@ -87,14 +94,15 @@ class ToolCallStream:
     def _content(self, content: str, items: Sequence[Item]) -> str:
         """What of the text so far is content, if the parser found `content` and `items`."""
         if items:
+            content, self._after = self._after + content, ""
             self._held, self._has_begun = "", False
             return content
         if self._has_begun:
             return ""
         if self._calls:
             # The parser removes the marks around calls.
-            self._held = ""
-            return content
+            self._after, self._held = self._after + content, ""
+            return ""
         # It removes some of them from other text, too.
         end = _end_of(content, self._held)
         content, self._held = self._held[:end], self._held[end:]
