@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -42,7 +43,16 @@ _PROCESSES = {
 
 # Files of tests/e2e that share what they start: SGLang engines, and a stack with a real model.
 _SHARED = dict.fromkeys(
-    ("test_keep_all", "test_ledger", "test_reuse", "test_selfcheck", "test_target_sglang", "test_vectors"), "engines"
+    (
+        "test_answer_forms",
+        "test_keep_all",
+        "test_ledger",
+        "test_reuse",
+        "test_selfcheck",
+        "test_target_sglang",
+        "test_vectors",
+    ),
+    "engines",
 ) | {"test_stack": "stack", "test_telemetry": "stack"}
 
 
@@ -74,17 +84,45 @@ def presift_home() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """name ("tinyq", "tinyl") -> a Hugging Face folder of the reference's tiny random model, without a tokenizer."""
+    """name -> a Hugging Face folder of the reference's tiny random model ("tinyq", "tinyl"), without a tokenizer.
+
+    "tinyc" is tinyq with a tokenizer, whose tokens are bytes and a few marks, and Qwen2.5's format of tool calls.
+    """
 
     def folder(name: str) -> Path:
         path = tmp_path_factory.getbasetemp() / name
         if not path.exists():
             path.mkdir()
-            shutil.copy(reference_dir / f"{name}.config.json", path / "config.json")
-            shutil.copy(reference_dir / f"{name}.safetensors", path / "model.safetensors")
+            weights = "tinyq" if name == "tinyc" else name
+            shutil.copy(reference_dir / f"{weights}.config.json", path / "config.json")
+            shutil.copy(reference_dir / f"{weights}.safetensors", path / "model.safetensors")
+            if name == "tinyc":
+                _add_tokenizer(path)
         return path
 
     return folder
+
+
+def _add_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={each: i for i, each in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_end|>", "<|im_start|>"])
+    backend.add_tokens(["<tool_call>", "</tool_call>"])
+    backend.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": len(alphabet)}
+    (folder / "config.json").write_text(json.dumps(config))
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+        "{% for call in message.tool_calls %}<tool_call>\n"
+        "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}\n</tool_call>{% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="session")

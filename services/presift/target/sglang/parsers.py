@@ -82,13 +82,19 @@ class Parsers:
         found = self._tool_grammar(wanted, is_thinking)
         if found is None and wanted.forces_call:
             raise InvalidRequest("tool_choice", wanted.tool_choice, f"auto: {self.names.tool_calls} has no grammar")
-        return {} if found is None else _as_parameters(*found)
+        if found is None:
+            return {}
+        kind, value = found
+        return _as_parameters(kind, _one_call(value) if wanted.single_call and hasattr(value, "structures") else value)
 
     def _tool_grammar(self, wanted: AnswerFormat, is_thinking: bool) -> tuple[str, Any] | None:
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
         from sglang.srt.function_call.utils import get_json_schema_constraint, strip_structural_tag_excludes
 
-        tools, choice = tools_of(wanted), choice_of(wanted)
+        # SGLang's grammar of a named function is often that of any of the tools.
+        named = wanted.function
+        tools = [tool for tool in tools_of(wanted) if named in ("", tool.function.name)]
+        choice = choice_of(wanted)
         found, is_native = None, False
         if self.names.tool_calls:
             parser = FunctionCallParser(tools, self.names.tool_calls, tokenizer=self.tokenizer)
@@ -125,6 +131,22 @@ def _as_parameters(kind: str, value: Any) -> dict[str, Any]:
     if kind == "full_assistant_ebnf":
         return {"ebnf": value, "ebnf_full_assistant": True}
     return {kind: json.dumps(value.model_dump(by_alias=True) if hasattr(value, "model_dump") else value)}
+
+
+def _one_call(tag: Any) -> dict[str, Any]:
+    """A legacy structural tag of SGLang as one that ends after the first call, which SGLang's cannot say."""
+    tags = [
+        {
+            "type": "tag",
+            "begin": each.begin,
+            "content": {"type": "json_schema", "json_schema": each.schema_ or {}},
+            "end": each.end,
+        }
+        for each in tag.structures
+    ]
+    ends = {"at_least_one": tag.at_least_one, "stop_after_first": True}
+    form = {"type": "triggered_tags", "triggers": tag.triggers, "tags": tags, **ends}
+    return {"type": "structural_tag", "format": form}
 
 
 NO_PARSERS = Parsers()

@@ -87,7 +87,9 @@ class ToolCallStream:
 
     def _begin_call(self) -> str:
         """Note that a call begins. Returns the one before if it was none after all."""
-        malformed, self._held = (self._held, "") if self._has_begun else ("", self._held)
+        malformed = ""
+        if self._has_begun:
+            malformed, self._after, self._held = self._after + self._held, "", ""
         self._has_begun = True
         return malformed
 
