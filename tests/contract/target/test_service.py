@@ -569,3 +569,64 @@ async def test_the_echo_engine_may_run_for_days() -> None:
         async for _ in engine.generate(GenerateRequest(prompt, Sampling(max_new_tokens=1), kv_plan=plan)):
             pass
     assert len(engine._seen[""]) == len(engine._entries) == ECHO_MEMORY
+
+
+TOOL = '{"type": "function", "function": {"name": "search"}}'
+ANSWER = 'THINK hm\nhi\nCALL search {"a": 1}\n'
+
+
+async def parsed(served: Target, text: str, wanted: target_pb2.AnswerFormat, **sampling: Any) -> list[Any]:
+    """The events of an answer that is `text`."""
+    request = target_pb2.TargetServiceGenerateRequest(
+        token_ids=[*map(ord, text), 0], sampling=target_pb2.Sampling(max_new_tokens=99, **sampling), format=wanted
+    )
+    return [event async for event in served.stub.Generate(request, timeout=10)]
+
+
+async def test_a_format_separates_the_parts_of_an_answer(start: Start) -> None:
+    served = await start(EchoEngine(has_parsers=True))
+    *deltas, end = await parsed(
+        served, ANSWER, target_pb2.AnswerFormat(tools_json=[TOOL], separate_reasoning=True), top_logprobs=1
+    )
+    texts = [event.delta.parsed for event in deltas]
+    calls = [call for text in texts for call in text.tool_calls]
+    assert "".join(text.content for text in texts) == "hi\n"
+    assert "".join(text.reasoning for text in texts) == "hm"
+    assert [(call.index, call.id, call.name) for call in calls] == [(0, "call_0", "search"), (0, "", "")]
+    assert "".join(call.arguments for call in calls) == '{"a": 1}'
+    assert end.usage.finish_reason == target_pb2.FINISH_REASON_TOOL_CALLS
+    logprobs = [each for event in deltas for each in event.delta.logprobs]
+    assert [each.token_id for each in logprobs] == list(map(ord, ANSWER))
+    assert [(top.token_id, top.logprob) for top in logprobs[0].top] == [(ord("T"), 0.0)]
+
+
+async def test_without_a_format_nothing_is_separated(start: Start) -> None:
+    served = await start(EchoEngine(has_parsers=True))
+    events = [event async for event in served.generate([*map(ord, ANSWER), 0], max_new_tokens=99)]
+    assert not any(event.delta.HasField("parsed") or event.delta.logprobs for event in events[:-1])
+    assert events[-1].usage.finish_reason == target_pb2.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sampling", "field"),
+    [
+        ({"tools_json": [TOOL], "tool_choice": target_pb2.TOOL_CHOICE_REQUIRED}, {}, "tool_choice"),
+        ({"tools_json": [TOOL]}, {}, "format.tools_json"),
+        ({"separate_reasoning": True}, {}, "format.separate_reasoning"),
+        ({}, {"json_schema": "{}"}, "sampling.json_schema"),
+    ],
+)
+async def test_an_engine_without_parsers_refuses_a_format(
+    start: Start, wanted: dict[str, Any], sampling: dict[str, Any], field: str
+) -> None:
+    served = await start(EchoEngine())
+    code, error = await refusal_of(parsed(served, "hi", target_pb2.AnswerFormat(**wanted), **sampling))
+    assert (code, error.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
+@pytest.mark.parametrize("has_parsers", [True, False])
+async def test_the_info_says_what_can_be_separated(start: Start, has_parsers: bool) -> None:
+    served = await start(EchoEngine(has_parsers=has_parsers))
+    info = await served.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+    expected = ("echo", "echo", True) if has_parsers else ("", "", False)
+    assert (info.tool_call_parser, info.reasoning_parser, info.grammars) == expected
