@@ -170,6 +170,16 @@ def test_the_limit_itself_is_accepted(method, row):
         assert error.field != row.field or error.limit != f"at most {row.most}"
 
 
+@pytest.mark.parametrize("kind", ["json_schema", "regex", "ebnf", "structural_tag"])
+def test_the_length_of_a_grammar(kind):
+    most = limits.MAX_GRAMMAR_CHARACTERS
+    for _, _, read in (METHODS["Generate"], METHODS["target's Generate"]):
+        read(sampling(**{kind: "x" * most}))
+        with pytest.raises(InvalidRequest) as refused:
+            read(sampling(**{kind: "x" * (most + 1)}))
+        assert (refused.value.field, refused.value.limit) == (f"sampling.{kind}", f"at most {most}")
+
+
 def test_a_text_of_too_many_tokens():
     orchestrator_limits.check_tokens(limits.MAX_PROMPT_TOKENS)
     with pytest.raises(PromptTooLong, match="prompt is"):
@@ -179,7 +189,7 @@ def test_a_text_of_too_many_tokens():
 DOCUMENTED = {
     "orchestrator.proto": (*PROMPT, orchestrator_limits.MAX_EXPLAINED_SPANS, MAX_METADATA_BYTES),
     "draft.proto": draft_limits.SCORE,
-    "target.proto": target_limits.GENERATE,
+    "target.proto": (*target_limits.GENERATE, limits.MAX_GRAMMAR_CHARACTERS),
     "plan.proto": (draft_limits.MAX_WIDTH_TOKENS,),
 }
 

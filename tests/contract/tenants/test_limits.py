@@ -66,8 +66,8 @@ def two_houses(open_house, counts):
     return two_houses
 
 
-async def ask(house, key=ACME, new_tokens=5):
-    call = house.stub.Generate(request(LONG, max_new_tokens=new_tokens), metadata=shows(key))
+async def ask(house, key=ACME, new_tokens=5, choices=1):
+    call = house.stub.Generate(request(LONG, max_new_tokens=new_tokens, choices=choices), metadata=shows(key))
     return [event async for event in call]
 
 
@@ -98,6 +98,17 @@ async def test_tokens_that_were_not_generated_are_returned(two_houses):
         "200",
         "the request needs 200 tokens, but 144 of the tenant's 350 per minute are left",
     )
+
+
+async def test_every_choice_is_reserved_for(two_houses):
+    first, second = await two_houses(TenantLimits(tokens_per_minute=200))
+    refused = await refusal_of(ask(first, new_tokens=51, choices=2))
+    assert (refused.code, refused.field, refused.value) == ("INVALID_ARGUMENT", "tokens_per_minute", "202")
+    first.target.answer = lambda request: [1, 2, 3]
+    assert len([event for event in await ask(first, new_tokens=50, choices=2) if event.usage.prompt_tokens]) == 2
+    # Of 200 reserved tokens 106 were used.
+    refused = await refusal_of(ask(second, new_tokens=5))
+    assert "but 94 of the tenant's 200 per minute are left" in refused.message
 
 
 async def test_a_request_over_the_limit_of_a_minute_is_invalid(two_houses):

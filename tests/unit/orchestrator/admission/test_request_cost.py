@@ -28,6 +28,16 @@ def test_names_of_a_tools_answer_count_too():
     assert request_cost(Request(Chat((answers,)), sampling=SAMPLING)).tokens == 500 + 7
 
 
+def test_every_choice_counts():
+    assert request_cost(Request(Text("x" * 400), sampling=SAMPLING, choices=3)).tokens == 100 + 21
+
+
+def test_reasoning_and_template_variables_count_too():
+    answer = Message("assistant", (TextPart("a" * 400),), reasoning="r" * 1200)
+    chat = Chat((answer,), template_kwargs_json='{"x": "%s"}' % ("y" * 391))
+    assert request_cost(Request(chat, sampling=SAMPLING)).tokens == 500 + 7
+
+
 def test_a_lone_surrogate_counts_too():
     assert request_cost(Request(Text("\ud800"))).tokens == 256
 
