@@ -829,13 +829,13 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/grpc/test_choices.py::test_the_others_begin_when_the_first_has_its_first_token",),
     ),
     Planted(
-        "choices_start_after_a_failure",
+        "choices_outlive_a_failure",
         "Several choices: a failure of one ends all",
-        "the other choices begin although the first one has failed",
+        "a failure of one choice is reported when the others have ended",
         f"{ORCHESTRATOR}/pipeline/choices.py",
-        "    if not _has_failed(first):",
-        "    if True:",
-        (f"{CONTRACT}/grpc/test_choices.py::test_a_failure_of_one_ends_all[0]",),
+        "asyncio.FIRST_EXCEPTION",
+        "asyncio.ALL_COMPLETED",
+        (f"{CONTRACT}/grpc/test_choices.py::test_a_failure_of_one_ends_all[1]",),
     ),
     Planted(
         "choices_share_a_seed",

@@ -107,7 +107,7 @@ async def test_a_failure_of_one_ends_all(house, place):
         pass
 
     house.target.faults += [waits(number) if number == place else passes for number in range(3)]
-    call = house.stub.Generate(request([1, 2, 3], choices=3))
+    call = house.stub.Generate(request([1, 2, 3], choices=3), timeout=20)
     await house.settle(lambda: house.target.running == (1 if place == 0 else 3))
     gates[place].set()
     with pytest.raises(grpc.aio.AioRpcError) as failure:
