@@ -14,12 +14,12 @@ This module works on characters; the tokenizer maps them to tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
-from presift.orchestrator.domain.request import Chat, Message
+from presift.orchestrator.domain.request import ROLES, Chat, Message
 from presift.orchestrator.prompt.chat_tools import parse_tool_calls
 
 # In characters, about 256 tokens of English. Up to this length, the last user message, or its last part, counts as a
@@ -31,6 +31,8 @@ _PLACEHOLDER = "\ue000{}\ue001"
 _PATTERN = re.compile("\ue000(\\d+)\ue001")
 # With the white space around them, which templates strip where they cut.
 _REASONING_TAGS = re.compile(r"(\s*</?think>\s*)")
+# Templates strip no message, every message, or the answers alone.
+_STRIPPED_ROLES = (frozenset[str](), frozenset(ROLES), frozenset({"assistant"}))
 _OUTER_SPACE = re.compile(r"(^\s+|\s+$)")
 
 
@@ -76,8 +78,8 @@ def droppable_ranges(chat: Chat, rendered: str, frame: str) -> tuple[Range, ...]
     `frame` is the rendering of `with_placeholders(chat)`.
     """
     pieces = _pieces(chat)
-    for candidate in (pieces, _stripped(chat, pieces)):
-        rebuilt, ranges = _fill(frame, list(chain.from_iterable(candidate)))
+    for roles in _STRIPPED_ROLES:
+        rebuilt, ranges = _fill(frame, list(chain.from_iterable(_stripped(chat, pieces, roles))))
         if rebuilt == rendered:
             return ranges
     return ()
@@ -151,9 +153,10 @@ def _is_question(text: str) -> bool:
     return len(text) <= QUESTION_CHARACTERS
 
 
-def _stripped(chat: Chat, pieces: Sequence[Sequence[Piece]]) -> list[list[Piece]]:
-    """The pieces as rendered by templates that strip each message."""
-    return [_stripped_message(message, each) for message, each in zip(chat.messages, pieces, strict=True)]
+def _stripped(chat: Chat, pieces: Sequence[Sequence[Piece]], roles: frozenset[str]) -> Iterator[Sequence[Piece]]:
+    """The pieces as rendered by templates that strip the messages of these roles."""
+    for message, each in zip(chat.messages, pieces, strict=True):
+        yield _stripped_message(message, each) if message.role in roles else each
 
 
 def _stripped_message(message: Message, pieces: Sequence[Piece]) -> list[Piece]:

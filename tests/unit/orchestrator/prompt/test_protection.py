@@ -255,6 +255,24 @@ def test_reasoning_of_earlier_answers_changes_nothing_else(template, thought):
     assert droppable(template, before, say("assistant", "answer"), after) == ["first", "answer"]
 
 
+def stripping_answers(chat):
+    """As templates that strip answers, with or without reasoning, and leave questions as they are."""
+    turns = []
+    for message in template_messages(chat):
+        is_answer = message["role"] == "assistant"
+        text = message["content"].split("</think>")[-1].strip() if is_answer else message["content"]
+        turns.append(f"<|{message['role']}|>{text}")
+    return "".join(turns)
+
+
+@pytest.mark.parametrize("thought", ["", *THOUGHTS])
+def test_a_template_that_strips_answers_alone(thought):
+    texts = droppable(
+        stripping_answers, say("user", " first\n"), say("assistant", f"{thought}answer \n"), say("user", "b")
+    )
+    assert texts == [" first\n", "answer"]
+
+
 @pytest.mark.parametrize("reasoning", ["hm", "\n hm\n", "hm </think> hm"])
 def test_reasoning_given_apart(reasoning):
     answer = Message("assistant", (TextPart("answer"),), reasoning=reasoning)
