@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,10 +33,20 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must look like."""
+    """What an answer must look like. Whether it is valid, the target's engine knows; `check` finds what cannot be."""
 
     kind: GrammarKind
     text: str
+
+    def check(self) -> None:
+        """Raises InvalidRequest for a grammar without text, or for a schema that is not a JSON object."""
+        _require(bool(self.text.strip()), self.kind, "empty", "a grammar")
+        if self.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.STRUCTURAL_TAG):
+            try:
+                value = json.loads(self.text)
+            except (ValueError, RecursionError):
+                raise InvalidRequest(f"sampling.{self.kind}", "not JSON", "a JSON object") from None
+            _require(isinstance(value, dict), self.kind, "another JSON value", "a JSON object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,8 @@ class Sampling:
         _require((least_tokens or 0) <= most_tokens, "min_new_tokens", least_tokens, f"<= {most_tokens} tokens")
         biases = [each for each in self.logit_bias.values() if not -MAX_BIAS <= each <= MAX_BIAS]
         _require(not biases, "logit_bias", next(iter(biases), None), f"-{MAX_BIAS}..{MAX_BIAS}")
+        if self.grammar is not None:
+            self.grammar.check()
         if self.prompt_logprobs:
             _require(self.top_logprobs is not None, "prompt_logprobs", True, "unset without top_logprobs")
 

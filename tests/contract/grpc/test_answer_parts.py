@@ -94,6 +94,15 @@ REFUSED = {
     "a penalty of zero": ({}, {"sampling": {"repetition_penalty": 0}}, "sampling.repetition_penalty", "> 0 and <= 2"),
     "a temperature": ({}, {"sampling": {"temperature": 2.5}}, "sampling.temperature", "0..2"),
     "a length": ({}, {"sampling": {"min_new_tokens": 6}}, "sampling.min_new_tokens", "<= 5 tokens"),
+    "a function that is no tool": (
+        {},
+        {"tool_choice": FUNCTION, "tool_function": "sub"},
+        "tool_function",
+        "one of the tools",
+    ),
+    "an empty grammar": ({}, {"sampling": {"regex": " "}}, "sampling.regex", "a grammar"),
+    "a schema that is not JSON": ({}, {"sampling": {"json_schema": "{"}}, "sampling.json_schema", "a JSON object"),
+    "a tag that is no object": ({}, {"sampling": {"structural_tag": "[]"}}, "sampling.structural_tag", "a JSON object"),
     "logprobs of the prompt alone": ({}, {"sampling": {"prompt_logprobs": True}}, "sampling.prompt_logprobs", "unset"),
 }
 

@@ -173,10 +173,11 @@ def test_the_limit_itself_is_accepted(method, row):
 @pytest.mark.parametrize("kind", ["json_schema", "regex", "ebnf", "structural_tag"])
 def test_the_length_of_a_grammar(kind):
     most = limits.MAX_GRAMMAR_CHARACTERS
+    longest = '{"x": "%s"}' % ("x" * (most - 9))
     for _, _, read in (METHODS["Generate"], METHODS["target's Generate"]):
-        read(sampling(**{kind: "x" * most}))
+        read(sampling(**{kind: longest}))
         with pytest.raises(InvalidRequest) as refused:
-            read(sampling(**{kind: "x" * (most + 1)}))
+            read(sampling(**{kind: f"{longest} "}))
         assert (refused.value.field, refused.value.limit) == (f"sampling.{kind}", f"at most {most}")
 
 

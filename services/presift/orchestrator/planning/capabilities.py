@@ -11,7 +11,8 @@ from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.core.policies import POLICIES
 from presift.orchestrator.domain.ports import TargetInfo
-from presift.orchestrator.domain.request import Request
+from presift.orchestrator.domain.request import Chat, Request
+from presift.orchestrator.prompt.chat_tools import tool_names
 
 
 def answer_format(request: Request, target: TargetInfo) -> AnswerFormat | None:
@@ -28,10 +29,19 @@ def answer_format(request: Request, target: TargetInfo) -> AnswerFormat | None:
         raise InvalidRequest(f"sampling.{grammar.kind}", "set", "unset: the target has no grammars")
     if grammar is not None and is_forced:
         raise InvalidRequest(f"sampling.{grammar.kind}", "set", f"unset with tool_choice {request.tool_choice}")
+    if wanted is not None and wanted.function:
+        check_tool(request, wanted.function)
     highest, size = max(request.sampling.logit_bias, default=0), target.model.vocabulary_size
     if highest >= size:
         raise InvalidRequest("sampling.logit_bias", highest, f"token ids < {size} (the vocabulary)")
     return wanted
+
+
+def check_tool(request: Request, function: str) -> None:
+    """Raises InvalidRequest unless the chat has this tool."""
+    assert isinstance(request.prompt, Chat), "only a chat has tools"
+    if function not in tool_names(request.prompt):
+        raise InvalidRequest("tool_function", function[:64], "the name of one of the tools")
 
 
 def beyond_routes(request: Request) -> Mapping[Route, InvalidRequest]:

@@ -20,6 +20,12 @@ def parse_tools(chat: Chat) -> list[Any]:
     return [_object(f"prompt.chat.tools_json[{number}]", text) for number, text in enumerate(chat.tools_json)]
 
 
+def tool_names(chat: Chat) -> list[Any]:
+    """The names of the tools; None for a tool without one. Raises as `parse_tools` does."""
+    functions = [tool.get("function", tool) for tool in parse_tools(chat)]
+    return [each.get("name") if isinstance(each, dict) else None for each in functions]
+
+
 def parse_variables(chat: Chat) -> dict[str, Any]:
     """The further variables of the template. Raises InvalidRequest unless they are a JSON object."""
     given = chat.template_kwargs_json
