@@ -6,8 +6,8 @@ The page is plain HTML, not Swagger UI or Redoc: those load scripts from a netwo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from importlib.metadata import version
@@ -18,7 +18,12 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from presift.orchestrator.api.http.messages import schema as messages
+from presift.orchestrator.api.http.messages.schema import CountBody, MessagesBody
+from presift.orchestrator.api.http.responses import schema as responses
+from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
+from presift.orchestrator.api.http.tokenizing import DetokenizeBody, TokenizeBody
 from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT
 
 _SCHEMAS = "#/components/schemas/"
@@ -47,20 +52,23 @@ table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;padding:.2rem .6re
 # The page has no scripts, and could load nothing.
 _HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _ABOUT = (
-    "OpenAI-compatible. Options that OpenAI does not have go under the parameter presift. If the server requires keys,"
-    " send one as Authorization: Bearer KEY."
+    "OpenAI-compatible, with Anthropic's Messages API. Options that neither has a parameter for go under presift. If"
+    " the server requires keys, send one as Authorization: Bearer KEY."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`path` as in its route, without converters; `body` is None for GET."""
+    """`path` as in its route, without converters; `body` is None for GET. The last two are the parameters that are
+    handled before the body's model sees them."""
 
     method: str
     path: str
     summary: str
     body: type[BaseModel] | None = None
     needs_key: bool = True
+    without_effect: Collection[str] = WITHOUT_EFFECT | set(NOTED)
+    neutral: Mapping[str, Collection[Any]] = field(default_factory=lambda: NEUTRAL)
 
 
 ENDPOINTS = (
@@ -68,6 +76,39 @@ ENDPOINTS = (
     Endpoint(
         "POST", "/v1/completions", "Continue a text or token ids, whole or as a stream of events.", CompletionBody
     ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        "OpenAI's Responses API, without stored answers.",
+        ResponsesBody,
+        without_effect=responses.WITHOUT_EFFECT,
+        neutral=responses.NEUTRAL,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        "Anthropic's Messages API. Errors are in its format.",
+        MessagesBody,
+        without_effect=messages.WITHOUT_EFFECT,
+        neutral=messages.NEUTRAL,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        "How many tokens such a prompt has.",
+        CountBody,
+        without_effect=messages.WITHOUT_EFFECT,
+        neutral=messages.NEUTRAL,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/tokenize",
+        "The token ids of a text, or of a chat (`messages`).",
+        TokenizeBody,
+        without_effect=(),
+        neutral={},
+    ),
+    Endpoint("POST", "/v1/detokenize", "The text of token ids.", DetokenizeBody, without_effect=(), neutral={}),
     Endpoint("GET", "/v1/models", "The names that requests may give as `model`."),
     Endpoint("GET", "/v1/models/{model}", "One of them, with its context length."),
     Endpoint("GET", "/health", "200 if a target can be reached, else 503.", needs_key=False),
@@ -98,11 +139,11 @@ def openapi_document() -> dict[str, Any]:
     bodies = [(endpoint.body, mode) for endpoint in ENDPOINTS if endpoint.body is not None]
     _, definitions = models_json_schema(bodies, ref_template=_SCHEMAS + "{model}")
     schemas = _plain(definitions["$defs"])
-    for body, _ in bodies:
-        known = schemas[body.__name__]["properties"]
-        known |= {name: schema for name, schema in _other_parameters() if name not in known}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in ENDPOINTS:
+        if endpoint.body is not None:
+            known = schemas[endpoint.body.__name__]["properties"]
+            known |= {name: schema for name, schema in _other_parameters(endpoint) if name not in known}
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     return {
         "openapi": "3.1.0",
@@ -137,11 +178,10 @@ def _bodies() -> Iterator[type[BaseModel] | None]:
     return (endpoint.body for endpoint in ENDPOINTS)
 
 
-def _other_parameters() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parameters that `supported_parameters` handles before the body's model sees them."""
-    for name in sorted(WITHOUT_EFFECT | set(NOTED)):
+def _other_parameters(endpoint: Endpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in sorted(endpoint.without_effect):
         yield name, {"description": "accepted, without effect"}
-    for name, values in sorted(NEUTRAL.items()):
+    for name, values in sorted(endpoint.neutral.items()):
         yield name, {"enum": [*values, None], "description": "not supported: only values that ask for nothing"}
 
 

@@ -12,9 +12,9 @@ from presift.orchestrator.api.http.responses.schema import (
     PARTS,
     WITHOUT_EFFECT,
     CallItem,
+    ChosenFunction,
     FunctionTool,
     MessageItem,
-    NamedFunction,
     OutputItem,
     ReasoningItem,
     Refusal,
@@ -163,7 +163,7 @@ def _tool_choice(choice: Any) -> Any:
         limit = f"one of {', '.join(_CHOICES)}, or a function by its name"
         value = choice.get("type") if isinstance(choice, dict) else choice
         raise InvalidRequest("tool_choice", brief(value), limit)
-    return {"type": "function", "function": {"name": validate_at(NamedFunction, choice, "tool_choice").name}}
+    return {"type": "function", "function": {"name": validate_at(ChosenFunction, choice, "tool_choice").name}}
 
 
 def _response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:

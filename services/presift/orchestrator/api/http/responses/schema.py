@@ -134,7 +134,7 @@ class FunctionTool(Schema):
     strict: bool | None = None
 
 
-class NamedFunction(Schema):
+class ChosenFunction(Schema):
     place: ClassVar[str | None] = "tool_choice."
     type: Literal["function"]
     name: str
@@ -157,7 +157,7 @@ class TextOptions(Schema):
     verbosity: Literal["medium"] | None = None
 
 
-class ReasoningOptions(Schema):
+class ResponseReasoning(Schema):
     """The reasoning text is in the answer as it is, so there is no summary of it."""
 
     place: ClassVar[str | None] = "reasoning."
@@ -177,7 +177,7 @@ class ResponsesBody(Schema):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     text: TextOptions = TextOptions()
-    reasoning: ReasoningOptions = ReasoningOptions()
+    reasoning: ResponseReasoning = ResponseReasoning()
     max_output_tokens: Tokens | None = None
     temperature: Float32 | None = None
     top_p: Float32 | None = None
