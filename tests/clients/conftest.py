@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-MODEL = "scripted"
 # LiteLLM asks the internet for prices as it is imported; telemetry and tracing of others are off as well.
 os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
 
 _ROOT = Path(__file__).parents[2]
-_PYTHON = Path(os.environ.get("PRESIFT_PYTHON", _ROOT / ".venv/bin/python"))
+PYTHON = Path(os.environ.get("PRESIFT_PYTHON", _ROOT / ".venv/bin/python"))
+SERVICES = str(_ROOT / "services")
 _HOME = Path(os.environ.get("PRESIFT_HOME", "~/.cache/presift")).expanduser()
-_TOKENIZER = _HOME / "models" / "smollm2-135m-instruct"
+TOKENIZER = _HOME / "models" / "smollm2-135m-instruct"
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +25,8 @@ def server() -> Iterator[str]:
     if url := os.environ.get("PRESIFT_URL"):
         yield url
         return
-    folders = [str(_ROOT / folder) for folder in (".", "services", "clients/python", "ops/demo")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    command = [_PYTHON, "-m", "tests.clients.stack", _TOKENIZER]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(_ROOT), SERVICES))}
+    command = [PYTHON, "-m", "tests.clients.stack", TOKENIZER]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=_ROOT, env=environment) as process:
         assert process.stdin is not None and process.stdout is not None
