@@ -41,7 +41,7 @@ async def test_a_batch_takes_a_bounded_number_of_places(door, monkeypatch):
     monkeypatch.setattr(batches, "MOST_AT_ONCE", 3)
     door.house.target.pause_after = 1
     running = asyncio.create_task(door.client.completions.create(model=MODEL, prompt=PROMPTS, max_tokens=6))
-    await door.house.settle(lambda: door.house.target.running == 3)
+    await door.house.settle(lambda: door.house.target.running >= 3)
     await asyncio.sleep(0.05)
     assert door.house.target.running == 3
     door.house.target.gate.set()

@@ -22,6 +22,12 @@ PRESIFT = {
     "token_ids": True,
     "timeout_s": 20,
 }
+ADDED = {
+    "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5, "logit_bias": {"5": 2}, "n": 2,
+    "stop_token_ids": [7], "seed": -1, "min_tokens": 1, "regex": "", "structured_outputs": {"json_object": False},
+    "stream_options": {"include_usage": True}, "return_token_ids": True, "priority": 1,
+    "response_format": {"type": "text"},
+}  # fmt: skip
 SAMPLED = {"max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"], "stream": False, "n": 1}
 CHAT = {
     "model": MODEL,
@@ -36,6 +42,25 @@ CHAT = {
     "presift": PRESIFT,
     **SAMPLED,
 }
+EXTENDED = ADDED | {
+    "model": MODEL,
+    "max_completion_tokens": 3,
+    "messages": [
+        {"role": "user", "content": ["a", PARTS[0]], "name": "me"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"}], "reasoning_content": "c"},
+        {"role": "assistant", "content": None, "refusal": "no", "annotations": [{"a": 1}]},
+        {"role": "user", "content": "?"},
+    ],
+    "logprobs": True,
+    "top_logprobs": 2,
+    "parallel_tool_calls": False,
+    "tools": CHAT["tools"],
+    "tool_choice": "auto",
+    "reasoning": {"effort": "none"},
+    "chat_template_kwargs": {},
+    "separate_reasoning": True,
+}
+SEVERAL = ADDED | {"model": MODEL, "prompt": ["abc", [1, 2, 3]], "echo": True, "logprobs": 1, "max_tokens": 0}
 PLAIN = CHAT | {"messages": [CHAT["messages"][0], CHAT["messages"][1]]}
 TEXT = {
     "model": MODEL,
@@ -96,8 +121,16 @@ async def test_mutated_requests(open_house, open_door, seed):
     door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(seed)
     statuses = set()
     for _ in range(150):
-        path, base = dice.choice([("chat/completions", CHAT), ("chat/completions", PLAIN), ("completions", TEXT)])
+        path, base = dice.choice(
+            [
+                *(("chat/completions", each) for each in (CHAT, PLAIN, EXTENDED)),
+                *(("completions", each) for each in (TEXT, SEVERAL)),
+            ]
+        )
         body = mutated(base, dice)
+        given = sorted(ADDED.keys() & body.keys())
+        for name in dice.sample(given, min(len(given), dice.choice([0, 0, 5, 12]))):
+            del body[name]
         answer = await door.http.post(f"/v1/{path}", json=body)
         statuses.add(answer.status_code)
         assert answer.status_code in (200, 400, 404), (json.dumps(body)[:2000], answer.text)
