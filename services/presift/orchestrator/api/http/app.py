@@ -93,8 +93,6 @@ def application(
         route("POST", "/v1/messages/count_tokens", messages.count, MessageFormat()),
         route("POST", "/v1/tokenize", tokens.tokenize),
         route("POST", "/v1/detokenize", tokens.detokenize),
-        route("POST", "/tokenize", tokens.tokenize),
-        route("POST", "/detokenize", tokens.detokenize),
         route("GET", "/v1/models", models.list),
         route("GET", "/v1/models/{model:path}", models.retrieve),
         Route("/health", health, methods=["GET"]),

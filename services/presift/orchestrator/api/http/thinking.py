@@ -43,6 +43,11 @@ def _switch(body: ChatBody) -> tuple[str, bool | None]:
     return "enable_thinking", body.enable_thinking
 
 
+def knows_thinking(template: frozenset[str]) -> bool:
+    """Whether the template can turn reasoning on and off."""
+    return bool(_SWITCHES & template)
+
+
 def knows_effort(body: ChatBody, template: frozenset[str]) -> bool:
     """Whether the template knows the degree of effort that the body names, if it names one."""
     _, effort = _effort(body)

@@ -85,6 +85,10 @@ class ChatAdapter:
         return self._completions.pipeline.parts.tokenizer.backend
 
     @property
+    def template_variables(self) -> frozenset[str]:
+        return self._completions.template_variables
+
+    @property
     def context_tokens(self) -> int:
         return self._completions.pipeline.target_info().model.context_tokens
 

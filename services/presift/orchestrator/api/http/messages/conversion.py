@@ -24,6 +24,7 @@ from presift.orchestrator.api.http.messages.schema import (
     ToolUseBlock,
 )
 from presift.orchestrator.api.http.schema import Ignored
+from presift.orchestrator.api.http.thinking import knows_thinking
 from presift.orchestrator.api.http.translation import (
     Conversation,
     Origin,
@@ -49,15 +50,18 @@ _RENAMED = {
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def chat_from_messages(body: CountBody, given: dict[str, Any], ignored: Ignored) -> Translated:
-    """`given` are the caller's parameters, with those that `body` has no fields for. Raises InvalidRequest."""
+def chat_from_messages(
+    body: CountBody, given: dict[str, Any], ignored: Ignored, template: frozenset[str]
+) -> Translated:
+    """`given` are the caller's parameters, with those that `body` has no fields for; `template`: the variables that the
+    target's chat template reads. Raises InvalidRequest."""
     conversation = _conversation(body, ignored)
     chat: dict[str, Any] = shared_parameters(given, OWN) | {
         "model": body.model,
         "messages": conversation.messages,
         "tools": [_tool(tool, f"tools[{at}]", ignored) for at, tool in enumerate(body.tools or ())] or None,
         **_tool_choice(body.tool_choice),
-        "enable_thinking": _thinking(body),
+        "enable_thinking": _thinking(body, ignored, template),
         "reasoning_effort": body.output_config.effort,
         "response_format": _response_format(body),
         # Anthropic's models continue an assistant's message at the end.
@@ -175,7 +179,7 @@ def _tool_choice(choice: ToolChoice | None) -> dict[str, Any]:
     return {"tool_choice": _CHOICES.get(choice.type, named), **parallel}
 
 
-def _thinking(body: CountBody) -> bool | None:
+def _thinking(body: CountBody, ignored: Ignored, template: frozenset[str]) -> bool | None:
     thinking: Thinking | None = body.thinking
     if thinking is None:
         return None
@@ -187,6 +191,9 @@ def _thinking(body: CountBody) -> bool | None:
         raise InvalidRequest("thinking.budget_tokens", value, "given with type 'enabled', and only then")
     if isinstance(body, MessagesBody) and (thinking.budget_tokens or 0) >= body.max_tokens:
         raise InvalidRequest("thinking.budget_tokens", thinking.budget_tokens, f"< max_tokens ({body.max_tokens})")
+    if thinking.type == "adaptive" and not knows_thinking(template):
+        ignored["thinking"] = None  # it leaves to the model whether it thinks
+        return None
     return thinking.type != "disabled"
 
 

@@ -28,7 +28,7 @@ class MessagesEndpoints:
         def translate(read: ReadBody) -> Translated:
             body = _body(read, MessagesBody)
             stop.extend(body.stop_sequences or ())
-            return chat_from_messages(body, read.given, read.ignored)
+            return chat_from_messages(body, read.given, read.ignored, self._adapter.template_variables)
 
         def renderer(view: View) -> MessageRenderer:
             return MessageRenderer(view, stop, self._adapter.tokenizer)
@@ -38,7 +38,7 @@ class MessagesEndpoints:
     async def count(self, call: Call) -> None:
         def translate(read: ReadBody) -> Translated:
             # Of an answer, only what changes the prompt counts.
-            return chat_from_messages(_body(read, CountBody), {}, read.ignored)
+            return chat_from_messages(_body(read, CountBody), {}, read.ignored, self._adapter.template_variables)
 
         tokens = await self._adapter.tokenize(call, await self._adapter.read(call), translate)
         await call.reply.send_json(200, {"input_tokens": len(tokens)})
