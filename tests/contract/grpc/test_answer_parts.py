@@ -48,8 +48,10 @@ async def test_nothing_is_separated(open_house, options):
 
 
 @pytest.mark.parametrize("forced", [{"tool_choice": REQUIRED}, {"tool_choice": FUNCTION, "tool_function": "add"}])
-async def test_a_forced_call(open_house, forced):
-    house = await open_house(abilities=ABLE)
+@pytest.mark.parametrize("parser", ["qwen25", ""])
+async def test_a_forced_call(open_house, forced, parser):
+    """It needs no parser: its grammar makes JSON."""
+    house = await open_house(abilities=ABLE | {"tool_call_parser": parser})
     wanted = (await asked(house, chat(TOOL), single_tool_call=True, **forced)).format
     assert (wanted.tool_choice, wanted.function) == (forced["tool_choice"], forced.get("tool_function", ""))
     assert wanted.single_call
@@ -80,7 +82,6 @@ def request_with(sampling):
 
 FORCED = {"tool_choice": REQUIRED}
 REFUSED = {
-    "a forced call without a parser": ({"tool_call_parser": ""}, FORCED, "tool_choice", "no parser of tool calls"),
     "a forced call without grammars": ({"grammars": False}, FORCED, "tool_choice", "no grammars"),
     "a grammar without grammars": ({"grammars": False}, {"sampling": {"regex": "a"}}, "sampling.regex", "no grammars"),
     "a grammar and a forced call": ({}, FORCED | {"sampling": {"ebnf": "a"}}, "sampling.ebnf", "tool_choice required"),

@@ -21,8 +21,6 @@ def answer_format(request: Request, target: TargetInfo) -> AnswerFormat | None:
         has_tool_parser=bool(target.tool_call_parser), has_reasoning_parser=bool(target.reasoning_parser)
     )
     is_forced, grammar = wanted is not None and wanted.forces_call, request.sampling.grammar
-    if is_forced and not target.tool_call_parser:
-        raise InvalidRequest("tool_choice", request.tool_choice, "auto: the target has no parser of tool calls")
     if is_forced and not target.grammars:
         raise InvalidRequest("tool_choice", request.tool_choice, "auto: the target has no grammars")
     if grammar is not None and not target.grammars:

@@ -405,7 +405,7 @@ export type GenerateRequest = Message$1<"presift.v1.GenerateRequest"> & {
 
   /**
    * tool_choice says whether the model must call the chat's tools. Default TOOL_CHOICE_AUTO: calls are parsed if the
-   * target has a parser (GetInfoResponse.tool_call_parser). A required call needs a parser and grammars.
+   * target has a parser (GetInfoResponse.tool_call_parser). A required call needs grammars.
    *
    * @generated from field: presift.v1.ToolChoice tool_choice = 7;
    */
