@@ -23,6 +23,7 @@ PROMPT = list(range(100, 200))
 ASKED = {"model": MODEL, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
 HOST = "127.0.0.1"
 SALT = "deployment"
+TURN = {"role": "user", "content": "abc"}
 
 
 @pytest.fixture
@@ -40,8 +41,19 @@ BAD = {
     "another scheme": {"authorization": f"Basic {ACME}"},
     "an empty key": {"authorization": "Bearer"},
     "a tenant alone": {"presift-tenant": "acme"},
-    "a key of another header": {"api-key": ACME, "x-api-key": ACME},
+    "a key of another header": {"api-key": ACME},
+    "an unknown key as Anthropic's clients send it": {"x-api-key": "psk_unknown"},
+    "a right key beside a wrong one": {"authorization": "Bearer psk_unknown", "x-api-key": ACME},
 }
+
+
+async def test_a_key_as_anthropics_clients_send_it(keyed):
+    for path in ("/v1/completions", "/v1/messages"):
+        body = ASKED if path == "/v1/completions" else {"model": MODEL, "max_tokens": 2, "messages": [TURN]}
+        answer = await keyed.http.post(path, json=body, headers={"x-api-key": ACME})
+        assert answer.status_code == 200, answer.text
+    refused = await keyed.http.post("/v1/messages", json={}, headers={"x-api-key": "psk_unknown"})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
 
 
 @pytest.mark.parametrize("headers", BAD.values(), ids=BAD)

@@ -170,6 +170,26 @@ async def test_what_is_asked_reaches_the_target(door):
     assert not door.house.target.calls[-1].format.tools_json and message["presift"]["ignored"] == ["colour"]
 
 
+async def test_thinking_is_the_templates_matter(door):
+    enabled = {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    seen, plain = [], door.house.tokenizer._template
+
+    def template(messages, tools, **variables):
+        seen.append(variables)
+        return plain(messages, tools)
+
+    refused = await post(door, ASK | enabled)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "thinking")
+    message = await whole(door, thinking={"type": "adaptive"})
+    assert message["presift"]["ignored"] == ["thinking"]
+    await whole(door, thinking={"type": "disabled"})
+    door.house.tokenizer._template = template
+    door.house.tokenizer.template_variables = frozenset({"enable_thinking"})
+    for thinking, is_on in (({"type": "adaptive"}, True), ({"type": "disabled"}, False)):
+        await whole(door, thinking=thinking)
+        assert seen[-1]["variables"] == {"enable_thinking": is_on}, seen[-1]
+
+
 async def test_presift_options_work_here(door):
     long = {"type": "text", "text": "".join(chr(97 + i % 26) for i in range(100))}
     question = {"type": "text", "text": "why?", "protected": True}
@@ -238,6 +258,17 @@ async def test_errors_have_anthropics_types(door):
     assert long.json()["error"]["message"].startswith("prompt is too long: ")
     large = await post(door, ASK | {"system": "a" * 2**20})
     assert (large.status_code, large.json()["error"]["type"]) == (413, "request_too_large")
+
+
+async def test_a_deadline_and_a_disconnect_leave_nothing_behind(door):
+    house = door.house
+    house.target.pause_after = 1
+    late = await door.http.post("/v1/messages", json=ASK, headers=HEADERS | {"presift-timeout-s": "0.2"})
+    assert (late.status_code, late.json()["error"]["type"]) == (504, "timeout_error")
+    async with door.http.stream("POST", "/v1/messages", json=ASK | {"stream": True}, headers=HEADERS) as answer:
+        assert await anext(answer.aiter_lines()) == "event: message_start"
+    await house.settle(lambda: house.target.running == 0 and house.server.calls.running == 0)
+    assert house.admission.running == 0
 
 
 async def test_a_stream_that_fails_says_so(door):
