@@ -68,6 +68,45 @@ TEXT = {
     "presift": {"protected_spans": [{"start": 1, "end": 3}], "budget": {"max_kv_tokens": 30}},
     **SAMPLED,
 }
+ITEMS = {
+    "model": MODEL,
+    "instructions": "Be brief.",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "abc", "document": True}]},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []},
+        {"type": "message", "role": "assistant", "content": "Well.", "id": "msg_1", "status": "completed"},
+        {"role": "user", "content": "?"},
+    ],
+    "text": {"format": {"type": "text"}},
+    "reasoning": {"summary": "auto"},
+    "max_output_tokens": 4,
+    "metadata": {"a": "b"},
+    "presift": PRESIFT | {"protected": [{"message": 3}], "documents": []},
+}
+BLOCKS = {
+    "model": MODEL,
+    "max_tokens": 4,
+    "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "abc", "document": True}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "1"}]},
+    ],
+    "tools": [{"name": "add", "input_schema": {"type": "object"}}],
+    "tool_choice": {"type": "auto"},
+    "stop_sequences": ["x"],
+    "top_k": 3,
+    "presift": PRESIFT | {"protected": [{"message": 0}], "documents": []},
+}
+TOKENS = {"model": MODEL, "prompt": ["abc"], "add_special_tokens": True, "return_token_strs": True}
+IDS = {"model": MODEL, "tokens": [[1, 2], [3]], "skip_special_tokens": True}
+OTHERS = {
+    "responses": ITEMS,
+    "messages": BLOCKS,
+    "messages/count_tokens": BLOCKS,
+    "tokenize": TOKENS,
+    "detokenize": IDS,
+}
 JUNK = (
     *(
         None,
@@ -137,6 +176,22 @@ async def test_mutated_requests(open_house, open_door, seed):
         if answer.status_code != 200:
             error = answer.json()["error"]
             assert error["message"] and error["type"] == "invalid_request_error" and len(answer.content) < 8192
+    assert statuses >= {200, 400}
+    await door.house.settle(lambda: door.house.server.calls.running == 0 and door.house.admission.running == 0)
+
+
+@pytest.mark.parametrize("path", OTHERS)
+async def test_mutated_requests_of_other_apis(open_house, open_door, path):
+    door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(path)
+    statuses = set()
+    for _ in range(100):
+        body = mutated(OTHERS[path], dice)
+        answer = await door.http.post(f"/v1/{path}", json=body)
+        statuses.add(answer.status_code)
+        assert answer.status_code in (200, 400, 404), (json.dumps(body)[:2000], answer.text)
+        if answer.status_code != 200:
+            error = answer.json()["error"]
+            assert error["message"] and len(answer.content) < 8192
     assert statuses >= {200, 400}
     await door.house.settle(lambda: door.house.server.calls.running == 0 and door.house.admission.running == 0)
 
