@@ -100,6 +100,21 @@ async def test_a_tenant_has_one_namespace_over_both_apis(keyed):
     assert len(keyed.house.draft.calls) == 2
 
 
+async def test_the_other_apis_have_the_same_namespace(keyed):
+    """Also the same tokens, so that what one API has cached the others find."""
+    bodies = {
+        "chat/completions": {"messages": [TURN], "max_tokens": 2},
+        "messages": {"messages": [TURN], "max_tokens": 2},
+        "responses": {"input": [TURN], "max_output_tokens": 2},
+    }
+    for path, body in bodies.items():
+        headers = {"authorization": f"Bearer {ACME}"}
+        answer = await keyed.http.post(f"/v1/{path}", json={"model": MODEL} | body, headers=headers)
+        assert answer.status_code == 200, answer.text
+    calls = keyed.house.target.calls
+    assert len(calls) == 3 and len({(call.cache_salt, tuple(call.token_ids)) for call in calls}) == 1
+
+
 async def test_concurrent_callers_do_not_mix(keyed):
     async def salt_of(number, key):
         prompt = [number, *PROMPT[:20]]
