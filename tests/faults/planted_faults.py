@@ -24,6 +24,7 @@ class Planted:
 
 PRESIFT = "services/presift"
 CORE, ORCHESTRATOR, PLUGIN = f"{PRESIFT}/core", f"{PRESIFT}/orchestrator", f"{PRESIFT}/target/sglang_plugin"
+SGLANG = f"{PRESIFT}/target/sglang"
 UNIT, CONTRACT = "tests/unit", "tests/contract"
 
 FAULTS: tuple[Planted, ...] = (
@@ -962,5 +963,86 @@ FAULTS: tuple[Planted, ...] = (
         "    if usage.finish_reason is not FinishReason.LENGTH or not request.has_default_length:",
         "    if True:",
         (f"{CONTRACT}/grpc/test_answer_parts.py::test_an_answer_that_stopped_at_the_default_length_says_so",),
+    ),
+    Planted(
+        "lost_text_of_no_call",
+        "Target: what looks like a tool call and is none is delivered as content",
+        "text that the parser of tool calls swallowed is forgotten",
+        f"{SGLANG}/tool_call_stream.py",
+        "            content = self._after + self._held + batch",
+        "            content = self._after + pushed + flushed",
+        (f"{UNIT}/target/sglang/test_answer_parser.py::test_what_is_no_call_is_content_to_the_last_character",),
+    ),
+    Planted(
+        "calls_depend_on_the_cut",
+        "Target: tool calls are the same wherever the answer's text is cut",
+        "the text reaches the parsers as it was cut",
+        f"{SGLANG}/answer_parser.py",
+        "for piece in self._pieces.push(text))",
+        "for piece in [text])",
+        (f"{UNIT}/target/sglang/test_answer_parser.py::test_any_cut_gives_the_calls_of_the_whole_text",),
+    ),
+    Planted(
+        "parser_exception_ends_the_answer",
+        "Target: an exception of SGLang's parser ends no answer",
+        "only ValueError is caught",
+        f"{SGLANG}/tool_call_stream.py",
+        "            except Exception as error:",
+        "            except ValueError as error:",
+        (f"{UNIT}/target/sglang/test_answer_parser.py::test_an_exception_of_a_parser_ends_no_answer",),
+    ),
+    Planted(
+        "forced_call_without_grammar",
+        "Target: a forced call that no grammar enforces is refused",
+        "the request is sent without a grammar",
+        f"{SGLANG}/parsers.py",
+        "        if found is None and wanted.forces_call:",
+        "        if False:",
+        (f"{UNIT}/target/sglang/test_found_parsers.py::test_a_forced_call_that_has_no_grammar_is_refused",),
+    ),
+    Planted(
+        "named_function_is_any_function",
+        "Target: the grammar of a named function allows no other",
+        "the grammar has all tools",
+        f"{SGLANG}/parsers.py",
+        'if named in ("", tool.function.name)]',
+        "if True]",
+        (f"{UNIT}/target/sglang/test_found_parsers.py::test_a_named_function_is_the_only_one_that_its_grammar_allows",),
+    ),
+    Planted(
+        "bad_grammar_is_our_defect",
+        "Target: a grammar that cannot be compiled is the caller's mistake, with the reason",
+        "SGLang's refusal of a grammar is an internal error",
+        f"{SGLANG}/aborts.py",
+        "        if (why := _why_no_grammar(message)) is not None:",
+        "        if (why := None) is not None:",
+        (f"{UNIT}/target/sglang/test_messages.py::test_a_grammar_that_cannot_be_compiled_is_the_callers_mistake",),
+    ),
+    Planted(
+        "logprob_of_the_stop_token",
+        "Target: log probabilities have one item for each delivered token",
+        "the stop token's log probability is delivered",
+        f"{SGLANG}/messages.py",
+        "logprobs[: len(token_ids)]",
+        "logprobs",
+        (f"{UNIT}/target/sglang/test_messages.py::test_log_probabilities_have_one_item_for_each_delivered_token",),
+    ),
+    Planted(
+        "min_p_is_ignored",
+        "Target: min_p leaves out unlikely tokens",
+        "the tokens below min_p stay",
+        f"{PRESIFT}/target/cpu/seeds.py",
+        "    if need_min_p_sampling:",
+        "    if False:",
+        (f"{UNIT}/target/cpu/test_seeds.py::test_min_p_leaves_out_what_is_unlikely_beside_the_most_likely",),
+    ),
+    Planted(
+        "prompt_logprobs_with_a_plan",
+        "Target: log probabilities of the prompt are refused in a request that drops KV",
+        "they are not refused",
+        f"{PRESIFT}/target/answer_checks.py",
+        "    if sampling.prompt_logprobs and request.kv_plan is not None:",
+        "    if False:",
+        (f"{UNIT}/target/test_answer_checks.py::test_what_the_engine_cannot_do_is_refused_by_name",),
     ),
 )

@@ -62,7 +62,7 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
     check_names("auto", "none")
     check_names("qwen", "qwen3")
     for names, field in ((("typo", "auto"), "tool_call_parser"), (("none", "typo"), "reasoning_parser")):
-        with pytest.raises(InvalidRequest, match="auto, none, .*qwen") as refusal:
+        with pytest.raises(InvalidRequest, match=r"auto, none, .*qwen") as refusal:
             check_names(*names)
         assert refusal.value.field == field
 
