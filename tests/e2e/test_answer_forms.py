@@ -209,7 +209,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SAMPLING)
 async def test_what_changes_an_answer_changes_it_alike_with_a_plan(model: Model, name: str) -> None:
-    common = {"max_new_tokens": 40, "ignore_eos": True, "logit_bias": {}}
+    common: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True, "logit_bias": {}}
     plain = await model.answer(**common)
     # The second one reads its last token on cached KV, as a request with a plan does: the same arithmetic.
     await model.answer(**common | SAMPLING[name])
