@@ -14,7 +14,8 @@ from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogp
 from presift.core.generation import FinishReason, GrammarKind, Sampling
 from presift.core.plan import ModelInfo
 from presift.target.engine import Event, Finished, GenerateRequest
-from presift.target.sglang.answer_parser import AnswerParser, ParserNames
+from presift.target.sglang.answer_parser import AnswerParser, ParserNames, joined
+from presift.target.sglang.text_pieces import StopStrings
 
 from ..echo_engine import EchoEngine
 
@@ -24,7 +25,10 @@ NAMES = ParserNames(tool_calls="qwen25", reasoning="qwen3")
 # What a property of this name gets, in the arguments of a call and in a JSON answer.
 VALUES: dict[str, Any] = {"a": 2, "b": 3, "city": "Paris", "name": "Ada", "age": 36}
 _TURN = "<|im_start|>"
-_RESULT = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
+# Some agents send results as text of the user.
+_RESULT = re.compile(
+    r"<tool_response>\n?(.*?)\n?</tool_response>|^Observation:\n?(.*?)<\|im_end\|>", re.DOTALL | re.MULTILINE
+)
 _FINAL = re.compile(r"final|response|output|answer", re.IGNORECASE)
 _THINKING = "<think>\nIt is simple.\n</think>\n\n"
 
@@ -57,33 +61,27 @@ class ScriptedEngine(EchoEngine):
         text = self._text(self._tokenizer.decode(prompt, skip_special_tokens=False), request)
         parts = None if request.format is None else _Parts(request.format, sampling.stop)
         answer: list[int] = []
-        reason, before = None, ""
+        before, reason = "", None
         for token_id in self._tokens(text, sampling):
             await self._wait()
             answer.append(token_id)
-            if self._is_stop_token(token_id, sampling):
-                reason = FinishReason.STOP
+            is_stop = self._is_stop_token(token_id, sampling)
+            after = before if is_stop else self._tokenizer.decode(answer)
+            matched = next((stop for stop in sampling.stop if stop in after), None)
+            reason = _reason(is_stop or matched is not None, len(answer), sampling)
+            parsed = parts and parts.read(after[len(before) :], matched, is_last=reason is not None)
+            if not is_stop:
+                yield AnswerDelta((token_id,), _logprobs(token_id, sampling), parsed)
+            elif parsed is not None:
+                yield AnswerDelta((), (), parsed)
+            if reason is not None:
                 break
-            after = self._tokenizer.decode(answer)
-            yield AnswerDelta((token_id,), _logprobs(token_id, sampling), parts and parts.push(after[len(before) :]))
             before = after
-            if any(stop in after for stop in sampling.stop):
-                reason = FinishReason.STOP
-                break
-            if len(answer) == sampling.max_new_tokens:
-                reason = FinishReason.LENGTH
-                break
-        if parts is not None:
-            yield AnswerDelta((), (), parts.finish())
         if parts is not None and parts.has_calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
-        yield Finished(
-            len(prompt),
-            completion_tokens=len(answer),
-            reason=reason or FinishReason.STOP,
-            prompt_logprobs=_prompt_logprobs(prompt, sampling),
-            **read,
-        )
+        logprobs = _prompt_logprobs(prompt, sampling)
+        reason = reason or FinishReason.STOP
+        yield Finished(len(prompt), completion_tokens=len(answer), reason=reason, prompt_logprobs=logprobs, **read)
 
     def _tokens(self, text: str, sampling: Sampling) -> Iterator[int]:
         """The text and the end of the answer, again and again if that must not end it."""
@@ -98,25 +96,26 @@ class ScriptedEngine(EchoEngine):
 
 
 class _Parts:
-    """The parser of an answer. It reads nothing from a stop string on."""
+    """The parts of an answer, up to the stop string that ends it."""
 
     def __init__(self, wanted: AnswerFormat, stop: tuple[str, ...]) -> None:
-        self._parser = AnswerParser(wanted, NAMES)
-        self._stop, self._text, self._sent = stop, "", 0
+        self._parser, self._stop = AnswerParser(wanted, NAMES), StopStrings(stop)
 
     @property
     def has_calls(self) -> bool:
         return self._parser.has_calls
 
-    def push(self, piece: str) -> ParsedText:
-        self._text += piece
-        ends = [self._text.find(stop) for stop in self._stop if stop in self._text]
-        text = self._text[self._sent : min(ends, default=len(self._text))]
-        self._sent += len(text)
-        return self._parser.push(text)
+    def read(self, piece: str, matched: str | None, *, is_last: bool) -> ParsedText:
+        """What a piece of text adds. `matched` is the stop string that ends the answer."""
+        if not is_last:
+            return self._parser.push(self._stop.push(piece))
+        return joined([self._parser.push(self._stop.finish(piece, matched)), self._parser.finish()])
 
-    def finish(self) -> ParsedText:
-        return self._parser.finish()
+
+def _reason(stops: bool, tokens: int, sampling: Sampling) -> FinishReason | None:
+    if stops:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if tokens == sampling.max_new_tokens else None
 
 
 def _answer_to(prompt: str, wanted: AnswerFormat | None, sampling: Sampling) -> str:
@@ -135,9 +134,9 @@ def _answer_to(prompt: str, wanted: AnswerFormat | None, sampling: Sampling) -> 
 
 
 def _results(prompt: str) -> list[str]:
-    """The results of tools since the user's last message."""
-    _, _, after = prompt.rpartition(f"{_TURN}assistant\n<tool_call>")
-    return _RESULT.findall(after) if "<tool_response>" in after else []
+    """The results of tools in the messages since the last answer."""
+    *_, last, _ = ["", *prompt.split(f"{_TURN}assistant\n")]
+    return [one or other for one, other in _RESULT.findall(last)]
 
 
 def _function(definition: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ MODEL = "scripted"
 # The chat of a plain answer, and the answer (scripted_engine.py).
 HELLO = "Hello there."
 # More tokens than the context of the scripted model.
-TOO_LONG = "word " * 5000
+TOO_LONG = "word " * 20_000
 # What the tool's result makes of the answer, if the function below was really called with the model's arguments.
 SUM = "5"
 SUM_ANSWER = "The tool said 5."

@@ -29,7 +29,7 @@ from presift.v1 import draft_pb2_grpc, target_pb2_grpc
 from ..contract.fakes.services import FakeDraft
 from ..contract.fakes.services import model as wire_model
 
-MODEL, CONTEXT_TOKENS = "scripted", 4096
+MODEL, CONTEXT_TOKENS = "scripted", 16_384
 _TEMPLATE = Path(__file__).parent / "hermes.jinja"
 _EOS = "<|im_end|>"
 

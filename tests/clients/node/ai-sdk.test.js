@@ -44,7 +44,9 @@ for (const [name, model] of Object.entries(MODELS)) {
 
   test(`${name}: streamText`, async () => {
     const answer = streamText({ ...asked, onError: ({ error }) => assert.fail(error) });
-    assert.equal(await answer.text, HELLO);
+    let text = "";
+    for await (const piece of answer.textStream) text += piece;
+    assert.equal(text, HELLO);
     assert.ok((await answer.usage).outputTokens > 0);
   });
 
@@ -54,7 +56,11 @@ for (const [name, model] of Object.entries(MODELS)) {
   });
 
   test(`${name}: streamObject`, async () => {
-    assert.deepEqual(await streamObject({ ...asked, prompt, schema: Person }).object, PERSON);
+    let last;
+    const answer = streamObject({ ...asked, prompt, schema: Person, onError: ({ error }) => assert.fail(error) });
+    for await (const partial of answer.partialObjectStream) last = partial;
+    assert.deepEqual(last, PERSON);
+    assert.deepEqual(await answer.object, PERSON);
   });
 
   test(`${name}: Output.object`, async () => {
@@ -72,6 +78,7 @@ for (const [name, model] of Object.entries(MODELS)) {
   test(`${name}: a tool loop, streamed`, async () => {
     const { calls, tools } = adder();
     const answer = streamText({ ...asked, prompt: "What is 2 + 3?", tools, stopWhen: stepCountIs(3) });
+    await answer.consumeStream();
     assert.equal(await answer.text, SUM_ANSWER);
     assert.deepEqual(calls, [[2, 3]]);
   });
