@@ -135,8 +135,8 @@ def _answer_to(prompt: str, wanted: AnswerFormat | None, sampling: Sampling) -> 
 
 def _results(prompt: str) -> list[str]:
     """The results of tools in the messages since the last answer."""
-    *_, last, _ = ["", *prompt.split(f"{_TURN}assistant\n")]
-    return [one or other for one, other in _RESULT.findall(last)]
+    *earlier, since, _ = ["", *prompt.split(f"{_TURN}assistant\n")]
+    return [one or other for one, other in _RESULT.findall(since)] if earlier[1:] else []
 
 
 def _function(definition: dict[str, Any]) -> dict[str, Any]:

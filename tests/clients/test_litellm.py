@@ -82,7 +82,8 @@ def test_responses(base_url):
 
 
 def test_anthropic_messages(server):
-    answer = litellm.completion(model=f"anthropic/{MODEL}", messages=HI, api_base=server, api_key="none")
+    model = f"anthropic/{MODEL}"
+    answer = litellm.completion(model=model, messages=HI, api_base=server, api_key="none", max_tokens=200)
     assert answer.choices[0].message.content == HELLO
 
 

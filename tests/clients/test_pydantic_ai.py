@@ -6,6 +6,7 @@ from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -16,7 +17,8 @@ from .shared import HELLO, MODEL, PERSON, SUM_ANSWER, TOO_LONG, Adder, Person, s
 def model(request, server, base_url):
     if request.param == "anthropic":
         client = anthropic.AsyncAnthropic(base_url=server, api_key="none", max_retries=0)
-        return AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
+        profile = ModelProfile(supports_json_schema_output=True)
+        return AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client), profile=profile)
     provider = OpenAIProvider(base_url=base_url, api_key="none")
     return {"chat": OpenAIChatModel, "responses": OpenAIResponsesModel}[request.param](MODEL, provider=provider)
 
