@@ -40,9 +40,6 @@ WITHOUT: dict[str, tuple[GenerateRequest, EngineInfo]] = {
     "sampling.min_new_tokens": (request(min_new_tokens=2), NOTHING),
     "sampling.logit_bias": (request(logit_bias={64: 1.0}), ALL),
     "sampling.prompt_logprobs": (request(plan=PLAN, top_logprobs=1, prompt_logprobs=True), ALL),
-    "sampling.json_schema": (grammar(GrammarKind.JSON_SCHEMA, "{"), ALL),
-    "sampling.structural_tag": (grammar(GrammarKind.STRUCTURAL_TAG, "[]"), ALL),
-    "sampling.ebnf": (grammar(GrammarKind.EBNF, " "), ALL),
 }
 
 
@@ -63,3 +60,10 @@ def test_an_engine_that_has_everything_takes_everything() -> None:
 
 def test_a_forced_call_needs_no_parser_because_its_grammar_makes_json() -> None:
     check_fits(request(AnswerFormat(TOOLS, ToolChoice.REQUIRED)), replace(ALL, tool_call_parser=""))
+
+
+@pytest.mark.parametrize(("kind", "text"), [("json_schema", "{"), ("structural_tag", "[]"), ("ebnf", " ")])
+def test_a_grammar_that_cannot_be_one_is_refused_when_the_request_is_made(kind: str, text: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        grammar(GrammarKind(kind), text)
+    assert refusal.value.field == f"sampling.{kind}"
