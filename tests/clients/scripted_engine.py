@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolChoice
 from presift.core.generation import FinishReason, GrammarKind, Sampling
 from presift.core.plan import ModelInfo
+from presift.core.stop_strings import StopStrings
 from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.answer_parser import AnswerParser, ParserNames, joined
-from presift.target.sglang.text_pieces import StopStrings
 
 from ..echo_engine import EchoEngine
 
@@ -69,7 +69,7 @@ class ScriptedEngine(EchoEngine):
             after = before if is_stop else self._tokenizer.decode(answer)
             matched = next((stop for stop in sampling.stop if stop in after), None)
             reason = _reason(is_stop or matched is not None, len(answer), sampling)
-            parsed = parts and parts.read(after[len(before) :], matched, is_last=reason is not None)
+            parsed = parts and parts.read(after[len(before) :], is_last=reason is not None)
             if not is_stop:
                 yield AnswerDelta((token_id,), _logprobs(token_id, sampling), parsed)
             elif parsed is not None:
@@ -105,11 +105,11 @@ class _Parts:
     def has_calls(self) -> bool:
         return self._parser.has_calls
 
-    def read(self, piece: str, matched: str | None, *, is_last: bool) -> ParsedText:
-        """What a piece of text adds. `matched` is the stop string that ends the answer."""
+    def read(self, piece: str, *, is_last: bool) -> ParsedText:
+        """What a piece of text adds."""
         if not is_last:
             return self._parser.push(self._stop.push(piece))
-        return joined([self._parser.push(self._stop.finish(piece, matched)), self._parser.finish()])
+        return joined([self._parser.push(self._stop.push(piece) + self._stop.finish()), self._parser.finish()])
 
 
 def _reason(stops: bool, tokens: int, sampling: Sampling) -> FinishReason | None:

@@ -30,6 +30,11 @@ def test_defaults_are_greedy_and_256_tokens() -> None:
         "stop_token_ids": [],
         "ignore_eos": False,
         "custom_params": None,
+        # SGLang takes None for its own default: none of these.
+        **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "min_new_tokens")),
+        "logit_bias": None,
+        "skip_special_tokens": True,
+        "no_stop_trim": False,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from presift.orchestrator.prompt.stop_strings import StopStrings
+from presift.core.stop_strings import StopStrings
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 

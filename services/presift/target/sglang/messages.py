@@ -9,11 +9,11 @@ from typing import Any
 
 from presift.core.answer import AnswerDelta, ParsedText, TokenLogprob
 from presift.core.generation import FinishReason
+from presift.core.stop_strings import StopStrings
 from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.aborts import aborted
 from presift.target.sglang.answer_parser import AnswerParser, joined
 from presift.target.sglang.parsers import NO_PARSERS, Parsers
-from presift.target.sglang.text_pieces import StopStrings
 from presift.target.sglang_plugin import custom_params
 
 # SGLang's value for the whole vocabulary. A larger one overflows int32 and would end the scheduler.
@@ -109,7 +109,7 @@ class AnswerReader:
         if self._request.sampling.stop and isinstance(matched, int):
             # `no_stop_trim` leaves the text of a stop token, too.
             text = text.removesuffix(self._parsers.text_of(matched))
-        return joined([parser.push(self._stop.finish(text, matched)), parser.finish()])
+        return joined([parser.push(self._stop.push(text) + self._stop.finish()), parser.finish()])
 
     def _end(self, reason: dict[str, Any]) -> FinishReason:
         end = FinishReason(reason["type"])

@@ -18,7 +18,7 @@ from presift.core.answer import AnswerFormat, ParsedText, ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.models.torchvision_ops import declare_missing
 from presift.target.sglang.answer_parser import AnswerParser, ParserNames, joined
-from presift.target.sglang.text_pieces import StopStrings, TextPieces
+from presift.target.sglang.text_pieces import TextPieces
 
 if find_spec("sglang") is None:
     pytest.skip("needs SGLang", allow_module_level=True)
@@ -259,14 +259,3 @@ def test_pieces_are_the_text(text: str, cuts: list[int]) -> None:
     places = sorted({0, *(cut % (len(text) + 1) for cut in cuts), len(text)})
     found = [piece for begin, end in itertools.pairwise(places) for piece in pieces.push(text[begin:end])]
     assert "".join([*found, *pieces.finish()]) == text
-
-
-@given(st.text("ab", max_size=12), CUTS)
-def test_a_stop_string_is_cut_wherever_it_begins(text: str, cuts: list[int]) -> None:
-    place = text.find("abab")
-    stopped = text if place < 0 else text[: place + 4]
-    stop = StopStrings(("abab", "zz"))
-    places = sorted({0, *(cut % (len(stopped) + 1) for cut in cuts), len(stopped)})
-    parts = [stopped[begin:end] for begin, end in itertools.pairwise(places)] or [""]
-    sent = "".join(stop.push(part) for part in parts[:-1]) + stop.finish(parts[-1], None if place < 0 else "abab")
-    assert sent == (text if place < 0 else text[:place])

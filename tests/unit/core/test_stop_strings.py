@@ -1,0 +1,41 @@
+"""Stop strings are found wherever the text is cut."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from presift.core.stop_strings import StopStrings
+
+CUTS = st.lists(st.integers(0, 100), max_size=6)
+
+
+def shown(text: str, stops: tuple[str, ...], cuts: list[int]) -> str:
+    scanner = StopStrings(stops)
+    places = sorted({0, *(cut % (len(text) + 1) for cut in cuts), len(text)})
+    pieces = [scanner.push(text[begin:end]) for begin, end in itertools.pairwise(places)]
+    return "".join(pieces) + scanner.finish()
+
+
+def expected(text: str, stops: tuple[str, ...]) -> str:
+    """The text before the first string to be complete; of several that end there, the longest."""
+    for end in range(1, len(text) + 1):
+        complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            return text[: end - max(complete)]
+    return text
+
+
+@given(st.text("ab", max_size=16), st.lists(st.text("ab", min_size=1, max_size=5), max_size=4).map(tuple), CUTS)
+def test_any_cut_shows_the_text_before_the_first_stop_string(
+    text: str, stops: tuple[str, ...], cuts: list[int]
+) -> None:
+    assert shown(text, stops, cuts) == expected(text, stops)
+
+
+def test_only_the_beginning_of_a_stop_string_is_held_back() -> None:
+    scanner = StopStrings(("xyz",))
+    assert [scanner.push(each) for each in ("ax", "y", "b", "xyz", "more")] == ["a", "", "xyb", "", ""]
+    assert scanner.found
