@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def model(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / MODEL
     folder.mkdir()
     for file in (presift_home / "models" / "smollm2-135m-instruct").iterdir():
-        (folder / file.name).symlink_to(file)
+        shutil.copyfile(file, folder / file.name)
     config = folder / "tokenizer_config.json"
     values = json.loads(config.read_text())
     config.unlink()
