@@ -19,10 +19,11 @@ TYPESCRIPT := clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
 # The libraries that applications use have an environment of their own: some need other versions than the services.
 CLIENTS := .venv-clients
-CLIENTS_LOCK := tests/clients/requirements.lock
 CLIENTS_STAMP := $(CLIENTS)/.installed
+CLIENTS_CI_STAMP := $(CLIENTS)/.installed-ci
 CLIENTS_NODE := tests/clients/node
 CLIENTS_NODE_STAMP := $(CLIENTS_NODE)/node_modules/.package-lock.json
+CLIENTS_CI := $(patsubst %,tests/clients/test_%.py,openai langchain pydantic_ai anthropic)
 TEST_MODEL := smollm2-135m-instruct
 DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 
@@ -34,7 +35,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-fast test-clients test-models faults soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci test-models faults soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,14 +67,21 @@ test-fast: $(STAMP) ## the tests without processes and real models: unit, refere
 	@$(PYTEST) --hypothesis-profile=fast -m "not pair and not gpu and not faults and not models and not processes" \
 		tests/unit tests/reference tests/contract
 
-test-clients: $(STAMP) models $(CLIENTS_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries that applications use, against the HTTP API (3 minutes to install, 2 to run)
-	@PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients tests/clients
+CLIENTS_PYTEST = @PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients
 
-$(CLIENTS_STAMP): $(CLIENTS_LOCK)
-	@echo "== installing into $(CLIENTS) (about a minute)"
+test-clients: $(STAMP) models $(CLIENTS_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries that applications use, against the HTTP API (two minutes to install, five to run)
+	$(CLIENTS_PYTEST) tests/clients
+
+test-clients-ci: $(STAMP) models $(CLIENTS_CI_STAMP) ## of these, OpenAI's, LangChain, Pydantic AI and Anthropic's (a minute in all)
+	$(CLIENTS_PYTEST) $(CLIENTS_CI)
+
+$(CLIENTS_STAMP): tests/clients/requirements.lock
+$(CLIENTS_CI_STAMP): tests/clients/ci.lock
+$(CLIENTS_STAMP) $(CLIENTS_CI_STAMP): | $(STAMP)
+	@echo "== installing into $(CLIENTS)"
 	@test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
-	@$(CLIENTS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $(CLIENTS_LOCK)
-	@touch $(CLIENTS_STAMP)
+	@$(CLIENTS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $<
+	@touch $@
 
 $(CLIENTS_NODE_STAMP): $(CLIENTS_NODE)/package-lock.json
 	@cd $(CLIENTS_NODE) && npm ci --silent --no-audit
