@@ -23,7 +23,7 @@ CLIENTS_STAMP := $(CLIENTS)/.installed
 CLIENTS_CI_STAMP := $(CLIENTS)/.installed-ci
 CLIENTS_NODE := tests/clients/node
 CLIENTS_NODE_STAMP := $(CLIENTS_NODE)/node_modules/.package-lock.json
-CLIENTS_CI := $(patsubst %,tests/clients/test_%.py,openai langchain pydantic_ai anthropic)
+CLIENTS_CI := $(patsubst %,tests/clients/test_%.py,openai openai_responses langchain pydantic_ai anthropic)
 TEST_MODEL := smollm2-135m-instruct
 DEMO_MODELS := qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 
@@ -69,7 +69,7 @@ test-fast: $(STAMP) ## the tests without processes and real models: unit, refere
 
 CLIENTS_PYTEST = @PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients
 
-test-clients: $(STAMP) models $(CLIENTS_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries that applications use, against the HTTP API (two minutes to install, five to run)
+test-clients: $(STAMP) models $(CLIENTS_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries that applications use, against the HTTP API (two minutes to install, two to run)
 	$(CLIENTS_PYTEST) tests/clients
 
 test-clients-ci: $(STAMP) models $(CLIENTS_CI_STAMP) ## of these, OpenAI's, LangChain, Pydantic AI and Anthropic's (a minute in all)

@@ -25,6 +25,7 @@ NAMES = ParserNames(tool_calls="qwen25", reasoning="qwen3")
 # What a property of this name gets, in the arguments of a call and in a JSON answer.
 VALUES: dict[str, Any] = {"a": 2, "b": 3, "city": "Paris", "name": "Ada", "age": 36}
 _TURN = "<|im_start|>"
+_NO_TOOL = '{"type": "function", "function": {"name": "none"}}'
 # Some agents send results as text of the user.
 _RESULT = re.compile(
     r"<tool_response>\n?(.*?)\n?</tool_response>|^Observation:\n?(.*?)<\|im_end\|>", re.DOTALL | re.MULTILINE
@@ -54,6 +55,8 @@ class ScriptedEngine(EchoEngine):
             self._info, name="scripted 1", tool_call_parser=NAMES.tool_calls, reasoning_parser=NAMES.reasoning,
             grammars=True,
         )  # fmt: skip
+        # SGLang's parsers are loaded with the first request that needs them, which takes seconds.
+        AnswerParser(AnswerFormat((_NO_TOOL,), separate_reasoning=True), NAMES)
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         sampling, prompt = request.sampling, request.token_ids.tolist()

@@ -11,7 +11,7 @@ MODEL = "scripted"
 HELLO = "Hello there."
 # More tokens than the context of the scripted model.
 TOO_LONG = "word " * 20_000
-# What the tool's result makes of the answer, if the function below was really called with the model's arguments.
+# The result of the tool, and the answer to it, if the function was really called with the model's arguments.
 SUM = "5"
 SUM_ANSWER = "The tool said 5."
 ADD_TOOL = {

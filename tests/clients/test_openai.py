@@ -1,4 +1,4 @@
-"""OpenAI's own library: chat, legacy completions, responses."""
+"""OpenAI's own library: chat and legacy completions."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ import json
 import openai
 import pytest
 
-from .shared import ADD_TOOL, HELLO, MODEL, PERSON, SUM, SUM_ANSWER, TOO_LONG, Adder, Person, say
+from .shared import ADD_TOOL, HELLO, MODEL, PERSON, SUM_ANSWER, TOO_LONG, Adder, Person, say
 
 HI = [{"role": "user", "content": "Hi"}]
 ADD = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -246,46 +246,6 @@ def test_echo(client):
     answer = client.completions.create(model=MODEL, prompt="Hi", echo=True, max_tokens=1, logprobs=1)
     assert answer.choices[0].text.startswith("Hi")
     assert answer.choices[0].logprobs.token_logprobs[0] is None
-
-
-# --- Responses
-
-
-def test_response(client):
-    answer = client.responses.create(model=MODEL, input="Hi", instructions="Be brief.")
-    assert (answer.output_text, answer.status) == (HELLO, "completed")
-    assert answer.usage.total_tokens > 0
-
-
-def test_response_streamed(client):
-    events = list(client.responses.create(model=MODEL, input="Hi", stream=True))
-    assert "".join(each.delta for each in events if each.type == "response.output_text.delta") == HELLO
-    assert [events[0].type, events[-1].type] == ["response.created", "response.completed"]
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-
-
-def test_response_parsed(client):
-    assert client.responses.parse(model=MODEL, input="Hi", text_format=Person).output_parsed == PERSON
-
-
-def test_response_with_tools(client):
-    adder = Adder()
-    tool = {"type": "function", "name": "add", "strict": True, "parameters": ADD_TOOL["function"]["parameters"]}
-    items = [{"role": "user", "content": "What is 2 + 3?"}]
-    answer = client.responses.create(model=MODEL, input=items, tools=[tool])
-    (call,) = (each for each in answer.output if each.type == "function_call")
-    result = adder.add(**json.loads(call.arguments))
-    items += [*answer.output, {"type": "function_call_output", "call_id": call.call_id, "output": str(result)}]
-    assert client.responses.create(model=MODEL, input=items, tools=[tool]).output_text == SUM_ANSWER
-    assert (adder.calls, str(result)) == ([(2, 3)], SUM)
-
-
-def test_response_with_tools_streamed(client):
-    tool = {"type": "function", "name": "add", "parameters": ADD_TOOL["function"]["parameters"]}
-    with client.responses.stream(model=MODEL, input="What is 2 + 3?", tools=[tool]) as stream:
-        events = list(stream)
-    done = [event for event in events if event.type == "response.function_call_arguments.done"]
-    assert [json.loads(event.arguments) for event in done] == [{"a": 2, "b": 3}]
 
 
 # --- The rest
