@@ -51,10 +51,8 @@ class ScriptedEngine(EchoEngine):
     def __init__(self, tokenizer: Tokenizer, model: ModelInfo, eos_token_id: int) -> None:
         super().__init__(model=model, eos_token_id=eos_token_id)
         self._tokenizer = tokenizer
-        self._info = replace(
-            self._info, name="scripted 1", tool_call_parser=NAMES.tool_calls, reasoning_parser=NAMES.reasoning,
-            grammars=True,
-        )  # fmt: skip
+        parsers = {"tool_call_parser": NAMES.tool_calls, "reasoning_parser": NAMES.reasoning}
+        self._info = replace(self._info, name="scripted 1", grammars=True, **parsers)
         # SGLang's parsers are loaded with the first request that needs them, which takes seconds.
         AnswerParser(AnswerFormat((_NO_TOOL,), separate_reasoning=True), NAMES)
 

@@ -47,8 +47,8 @@ async def test_run(model):
 async def test_stream(model):
     run = Runner.run_streamed(Agent("helper", model=model), "Hi")
     events = [event async for event in run.stream_events()]
-    texts = [each.data.delta for each in events if getattr(each.data if hasattr(each, "data") else None, "type", "")
-             == "response.output_text.delta"]  # fmt: skip
+    raw = [event.data for event in events if event.type == "raw_response_event"]
+    texts = [each.delta for each in raw if each.type == "response.output_text.delta"]
     assert ("".join(texts), run.final_output) == (HELLO, HELLO)
 
 
