@@ -96,3 +96,10 @@ def test_count_tokens(client):
 def test_too_long(create):
     with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
         create([{"role": "user", "content": TOO_LONG}])
+
+
+def test_stored_threads_are_refused_as_newer_libraries_expect(create):
+    """Their tool runner then sends the whole conversation. Ignored, all but the last message would be lost."""
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        create(extra_body={"thread": {"type": "create"}})
+    assert refused.value.body["error"]["details"]["error_code"] == "thread_unsupported_request"
