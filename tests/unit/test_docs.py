@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from tests.e2e.openai.features import table
 
 from presift.cli.app import app
 from presift.cli.settings import CliSettings
@@ -183,3 +184,7 @@ def test_each_alert_has_its_runbook_and_each_runbook_its_alert():
 def test_an_alert_that_leads_astray_is_seen():
     rules = "groups: [{name: a, rules: [{alert: PresiftGone, annotations: {runbook_url: 'ops/README.md#presiftgon'}}]}]"
     assert astray(alerts(rules)) == ["PresiftGone"]
+
+
+def test_the_table_of_features_is_the_tested_one():
+    assert table() in (ROOT / "clients" / "README.md").read_text()

@@ -26,25 +26,24 @@ Call a function with <tool_call>{"name": ..., "arguments": ...}</tool_call>.<|im
 {% endif %}{%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
-WEATHER: Body = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "maximum": 9}},
-            "required": ["city"],
-        },
-    },
-}
-CLOCK: Body = {
-    "type": "function",
-    "function": {
-        "name": "get_time",
-        "parameters": {"type": "object", "properties": {"zone": {"enum": ["UTC", "CET"]}}},
-    },
-}
+
+def _tool(name: str, description: str, properties: Body, *required: str) -> Body:
+    """A strict tool in the form that SGLang's server gives every tool, with keys that the caller left out.
+
+    presift renders a tool as it was sent, as transformers does; sent in this form, both servers render the same.
+    """
+    parameters = {"type": "object", "properties": properties, "required": list(required)}
+    function = {"description": description, "name": name, "parameters": parameters, "strict": True}
+    return {"type": "function", "function": function, "defer_loading": None}
+
+
+WEATHER = _tool(
+    "get_weather",
+    "The weather in a city.",
+    {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "maximum": 9}},
+    "city",
+)
+CLOCK = _tool("get_time", "The time in a zone.", {"zone": {"enum": ["UTC", "CET"]}}, "zone")
 PERSON: Body = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer", "maximum": 120}},
