@@ -12,9 +12,15 @@ Body = dict[str, Any]
 ROUTES = ("full", "spec_pc", "spec_kv", "spec_kv_pc")
 # What is dropped of it does not matter here: every route must answer in the requested form.
 DOCUMENT = "".join(
-    f"Entry {number}: the lamp of the lighthouse was cleaned and the log closed. " for number in range(30)
+    f"Entry {number}: the lamp of the lighthouse was cleaned and the log closed. " for number in range(50)
 )
-OPTIONS: Body = {"budget": {"max_prompt_tokens": 160, "max_kv_tokens": 128, "compress_above_tokens": 0}}
+# Enough for what must be kept (tools), less than half of the prompt.
+BUDGETS: dict[str, Body] = {
+    "full": {},
+    "spec_pc": {"max_prompt_tokens": 300},
+    "spec_kv": {"max_kv_tokens": 300},
+    "spec_kv_pc": {"max_prompt_tokens": 400, "max_kv_tokens": 300},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ FEATURES = (
 
 
 def with_document(body: Body) -> Body:
-    """The request about a document of about 600 tokens."""
+    """The request about a document of about 850 tokens."""
     if "messages" in body:
         first, *others = body["messages"]
         return body | {"messages": [first | {"content": [{"type": "text", "text": DOCUMENT}, *_parts(first)]}, *others]}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .features import FEATURES, OPTIONS, ROUTES, Feature, with_document
+from .features import BUDGETS, FEATURES, ROUTES, Feature, with_document
 from .requests import REQUESTS
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
@@ -21,7 +21,8 @@ def test_the_table_is_true(feature: Feature, route: str, sglang: str, presift: s
         assert reply.status_code == 200, reply.text
         assert feature.has(reply.json())
         return
-    reply = ask(presift, path, with_document(body) | {"presift": OPTIONS | {"route": route}})
+    options = {"route": route, "budget": BUDGETS[route] | {"compress_above_tokens": 0}}
+    reply = ask(presift, path, with_document(body) | {"presift": options})
     if route in feature.refused:
         assert reply.status_code == 400, reply.text
         assert reply.json()["error"]["param"]
