@@ -236,6 +236,7 @@ REFUSED = {
     "hidden thinking": ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
     "a budget without thinking": ({"thinking": {"type": "adaptive", "budget_tokens": 2000}}, "thinking.budget_tokens"),
     "a container": ({"container": "c"}, "container"),
+    "a stored thread": ({"thread": {"type": "create"}}, "thread"),
     "OpenAI's stop": ({"stop": ["a"]}, "stop"),
     "a reference": ({"presift": {"documents": [{"message": 1}]}}, "presift.documents[0].message"),
     "a route": ({"presift": {"route": "x"}}, "presift.route"),
@@ -249,6 +250,16 @@ async def test_what_is_refused_is_named(door, body, param):
     assert answer.status_code == 400 and refusal["type"] == "error"
     assert (refusal["error"]["type"], refusal["error"]["param"]) == ("invalid_request_error", param)
     assert door.house.target.calls == []
+
+
+async def test_a_stored_thread_is_refused_as_anthropics_library_expects(door):
+    """It then sends the whole conversation. Ignored, all but the last message would be lost."""
+    refusal = (await post(door, ASK | {"thread": {"type": "continue", "previous_message_id": "m"}})).json()
+    assert refusal["error"]["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
+async def test_edits_of_no_context_ask_for_nothing(door):
+    assert (await post(door, ASK | {"context_management": {"edits": []}})).status_code == 200
 
 
 async def test_errors_have_anthropics_types(door):

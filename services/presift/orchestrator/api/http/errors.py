@@ -96,14 +96,14 @@ def error_response(error: PresiftError, names: ParameterNames | None = None) -> 
 
 def _context_message(message: str, sizes: ContextSizes | None, *, is_chat: bool) -> str:
     """OpenAI's words, by which other software recognises the error (LiteLLM, agents that then shorten their prompt),
-    followed by presift's."""
+    followed by presift's and by those that LangChain looks for."""
     if sizes is None:
         return f"{message}. This exceeds the model's maximum context limit or a limit of this server."
     needed, place = sizes.prompt_tokens + sizes.max_new_tokens, "messages" if is_chat else "prompt"
     return (
         f"This model's maximum context length is {sizes.context_tokens} tokens. However, you requested {needed} tokens"
         f" ({sizes.prompt_tokens} in the {place}, {sizes.max_new_tokens} in the completion). Please reduce the length"
-        f" of the {place} or completion. ({message})"
+        f" of the {place} or completion. ({message}; the prompt is too long)"
     )
 
 

@@ -90,7 +90,7 @@ def test_a_prompt_that_is_too_long_has_openais_words_and_presifts(kind, place):
     assert body["message"] == (
         "This model's maximum context length is 400 tokens. However, you requested 505 tokens "
         f"(500 in the {place}, 5 in the completion). Please reduce the length of the {place} or completion. "
-        "(too long; no draft reads it)"
+        "(too long; no draft reads it; the prompt is too long)"
     )
     assert (body["code"], body["param"]) == ("context_length_exceeded", place)
     assert error.message == "too long; no draft reads it", "over gRPC"

@@ -129,6 +129,8 @@ class MessageFormat(TypedEvents):
         kind = _ERRORS.get(response.status, "invalid_request_error")
         message = _TOO_LONG + error["message"] if error["code"] == "context_length_exceeded" else error["message"]
         more = {name: error[name] for name in ("param", "presift") if error.get(name) is not None}
+        if error.get("param") == "thread":  # Anthropic's library then sends the whole conversation
+            more["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
         return {"type": "error", "error": {"type": kind, "message": message, **more}}
 
     def error_events(self, response: ErrorResponse) -> list[dict[str, Any]]:

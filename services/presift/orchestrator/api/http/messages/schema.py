@@ -19,7 +19,7 @@ WITHOUT_EFFECT = frozenset(
 # The values that request nothing; all others are rejected.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "container": (),
-    "context_management": (),
+    "context_management": ({"edits": []},),
     "logprobs": (False,),
     "max_completion_tokens": (),
     "mcp_servers": ([],),
@@ -29,6 +29,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (),
     "stop": (),
     "stream_options": (),
+    "thread": (),
     "top_logprobs": (0,),
 }
 WHY = {
@@ -37,6 +38,7 @@ WHY = {
     "reasoning_effort": "it is output_config.effort here",
     "response_format": "it is output_config.format here",
     "stop": "they are stop_sequences here",
+    "thread": "this server stores no conversations",
 }
 
 
