@@ -192,7 +192,7 @@ REFUSED = {
     "too long": (
         {"token_ids": [1] * CONTEXT, "route": "full", "max_new_tokens": 5},
         pc.PromptTooLong,
-        ("prompt", "400 tokens", "<= 395 (context 400 less max_new_tokens 5)"),
+        ("prompt", "400 tokens", "<= 399 (context 400 less 1 for the answer)"),
     ),
     "over budget": (
         {"token_ids": LONG[:30], "max_prompt_tokens": 20, "strict": True},

@@ -77,7 +77,7 @@ async def test_prompt_within_budget_is_read_in_full(house):
 
 
 async def test_prompt_over_the_context_is_compressed_to_what_fits(house):
-    answer = await house.ask([1] * 300, max_new_tokens=394)
+    answer = await house.ask([1] * 300, max_new_tokens=394, sampling={"min_new_tokens": 394})
     assert (answer.route, answer.decision.kept_tokens) == ("SPEC_PC", 6)
 
 

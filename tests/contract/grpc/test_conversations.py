@@ -296,7 +296,7 @@ async def test_an_unknown_beginning_is_reported(house, explains):
 
 async def test_a_later_turn_must_fit_the_context(house):
     await house.ask(LONG, route=KV)
-    long = [*LONG, *[1] * (CONTEXT - 104)]
+    long = [*LONG, *[1] * (CONTEXT - 100)]
     refusal = await house.refused(long, route=KV, kv={"continue_prompt_tokens": 100})
     assert (refusal.reason, refusal.field) == ("PROMPT_TOO_LONG", "prompt")
 

@@ -12,7 +12,7 @@ from presift.core.errors import Overloaded
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.routing.quality_gate import Thresholds
-from presift.v1 import orchestrator_pb2, plan_pb2
+from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
 from ..fakes.clients import CLIENTS
 from ..fakes.house import ALL_ROUTES, DEFAULTS, refusal_of, request, wire_prompt
@@ -77,6 +77,20 @@ async def test_where_the_caller_sampled_both_ways_are_answered_greedily(house):
     assert own.sampling.temperature == pytest.approx(0.8)
     assert again.kv_plan == own.kv_plan and not full.HasField("kv_plan")
     assert [each.sampling.temperature for each in (again, full)] == [0, 0] and not full.sampling.HasField("seed")
+
+
+async def test_what_binds_the_callers_answer_binds_both_that_are_compared(open_house):
+    """A call that a grammar forces is compared with one that it forces too."""
+    house = await open_house(routes=ALL_ROUTES, sampler=ALL, thresholds=QUICK, abilities={"grammars": True})
+    chat = wire_prompt([("user", "x" * 200), ("assistant", "y" * 30), ("user", "why?")])
+    chat.chat.tools_json.append('{"type": "function", "function": {"name": "add", "parameters": {}}}')
+    forced = target_pb2.TOOL_CHOICE_REQUIRED
+    answer = await house.ask(chat, tool_choice=forced, route=KV, budget={"max_kv_tokens": 200})
+    assert answer.route == "SPEC_KV"
+    await house.settle(lambda: len(house.target.calls) == 2)
+    own, full = house.target.calls
+    assert own.HasField("kv_plan") and not full.HasField("kv_plan")
+    assert full.format == own.format and own.format.tool_choice == forced
 
 
 @pytest.mark.parametrize("asked", [{"route": plan_pb2.ROUTE_FULL}, {"budget": {"compress_above_tokens": 300}}])

@@ -245,7 +245,6 @@ ABSURD = {
     "negative coverage": {"budget": {"min_coverage": -0.5}},
     "NaN auto coverage": {"budget": {"auto_capacity": {"coverage": float("nan")}}},
     "auto coverage of 2": {"budget": {"auto_capacity": {"coverage": 2.0}}},
-    "all the new tokens": {"max_new_tokens": 2**32 - 1},
     "all the lookahead": {"kv": {"lookahead_tokens": 2**32 - 1}},
     "an unknown selection": {"kv": {"selection": 77}},
     "a negative selection": {"kv": {"selection": -1}},

@@ -60,10 +60,10 @@ async def test_an_operation_is_named(house, telemetry):
     [(None, "PROMPT_TOO_LONG"), (RuntimeError("defect"), "TARGET_UNAVAILABLE")],
 )
 async def test_a_failure_is_timed_and_named(house, telemetry, fault, error):
-    options = {"max_new_tokens": 5_000} if fault is None else {}
+    prompt, options = ([5] * 500, {"route": plan_pb2.ROUTE_FULL}) if fault is None else ([5, 6], {})
     if fault is not None:
         house.target.faults.append(raises(fault))
-    assert await grown(telemetry, house, house.ask([5, 6], **options), DURATION, TTFT, error=error) == [1, 0]
+    assert await grown(telemetry, house, house.ask(prompt, **options), DURATION, TTFT, error=error) == [1, 0]
 
 
 async def test_a_caller_that_disconnects_is_not_counted_as_an_error(house, telemetry):

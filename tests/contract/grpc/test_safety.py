@@ -212,9 +212,9 @@ async def test_rule_2_unknown_fingerprint_is_not_learnt(house):
 
 async def test_rule_2_is_an_error_only_where_the_full_prompt_cannot_fit(house):
     house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
-    refusal = await house.refused([1] * 300, max_new_tokens=150)
+    refusal = await house.refused([1] * 450)
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
-    assert "300" in refusal.message and house.target.calls == []
+    assert "450" in refusal.message and house.target.calls == []
 
 
 async def test_rule_2_strict_wants_no_full_prompt(house):

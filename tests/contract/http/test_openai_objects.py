@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
-from presift.core.answer import TokenLogprob, ToolCallDelta, ToolChoice
+from presift.core.answer import AnswerFormat, TokenLogprob, ToolCallDelta, ToolChoice
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import FinishReason, Grammar, GrammarKind
 from presift.orchestrator.pipeline.events import Delta
@@ -83,7 +83,8 @@ async def test_tool_choices(choice, wanted, function, shown):
     door = ScriptedDoor(CALLED)
     await door.chat(tools=TOOLS, **({} if choice is None else {"tool_choice": choice}), parallel_tool_calls=False)
     request = door.request
-    assert (request.tool_choice, request.tool_function, request.single_tool_call) == (wanted, function, True)
+    shown_json, separated = request.prompt.tools_json, request.answer_format
+    assert separated == AnswerFormat(shown_json, wanted, function, single_call=True, separate_reasoning=True)
     assert [json.loads(tool)["function"]["name"] for tool in request.prompt.tools_json] == shown
 
 
@@ -108,7 +109,7 @@ async def test_streamed_reasoning(in_pieces, pieces):
 async def test_reasoning_may_stay_in_the_text():
     door = ScriptedDoor(REASONED)
     await door.chat(extra_body={"separate_reasoning": False})
-    assert door.request.raw_text
+    assert door.request.answer_format == AnswerFormat()
 
 
 LIKELY = (TokenLogprob(226, -0.5, ((226, -0.5), (98, -1.5))), TokenLogprob(0, float("-inf")))

@@ -168,7 +168,6 @@ REFUSED = {
     "no input": ({"input": []}, "input"),
     "a schema without a name": ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
     "too many tokens": ({"max_output_tokens": 0}, "max_output_tokens"),
-    "the context": ({"max_output_tokens": 5000}, "max_output_tokens"),
     "a broken call": (
         {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}], "tools": [ADD]},
         "input.tool_calls.arguments",

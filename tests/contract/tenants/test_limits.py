@@ -100,6 +100,11 @@ async def test_tokens_that_were_not_generated_are_returned(two_houses):
     )
 
 
+async def test_no_more_is_reserved_than_the_context_holds(two_houses):
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=500))
+    assert (await ask(first, new_tokens=128_000))[-1].usage.completion_tokens
+
+
 async def test_every_choice_is_reserved_for(two_houses):
     first, second = await two_houses(TenantLimits(tokens_per_minute=200))
     refused = await refusal_of(ask(first, new_tokens=51, choices=2))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.answer import AnswerFormat, ToolChoice
+from presift.core.answer import AnswerFormat
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
@@ -219,12 +219,11 @@ class KvOptions:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One call. `route` None is AUTO; `tenant` None has the general defaults. Only requests with the same `salt` share
-    cache entries; `limits` are those of the tenant. `choices` answers are generated. The three tool fields say whether
-    the answer must call the chat's tools (see `AnswerFormat`); with `raw_text` nothing is separated from the text.
-    `has_default_length`: the caller did not set `sampling.max_new_tokens`.
+    cache entries; `limits` are those of the tenant. `choices` answers are generated. `answer_format` is what is
+    separated from the answer's text, None for nothing. `has_default_length`: the caller did not set
+    `sampling.max_new_tokens`. `cut_from` is what the caller set, where the target's context has less room.
 
-    Raises InvalidRequest for sampling values out of their range, for KV options that the route cannot have, and for a
-    forced call without tools or with `raw_text`.
+    Raises InvalidRequest for sampling values out of their range, and for KV options that the route cannot have.
     """
 
     prompt: Prompt
@@ -236,41 +235,20 @@ class Request:
     salt: str = field(default="", repr=False)
     limits: TenantLimits = field(default_factory=TenantLimits)
     choices: int = 1
-    tool_choice: ToolChoice = ToolChoice.AUTO
-    tool_function: str = ""
-    single_tool_call: bool = False
-    raw_text: bool = False
+    answer_format: AnswerFormat | None = None
     has_default_length: bool = False
+    cut_from: int | None = None
 
     def __post_init__(self) -> None:
         self.sampling.check()
         if not 1 <= self.choices <= MAX_CHOICES:
             raise InvalidRequest("choices", self.choices, f"1..{MAX_CHOICES}")
-        self.answer_format(has_tool_parser=True, has_reasoning_parser=False)
-        if self.raw_text and self.tool_choice is not ToolChoice.AUTO:
-            raise InvalidRequest("raw_text", True, f"unset with tool_choice {self.tool_choice}")
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
-
-    def answer_format(self, *, has_tool_parser: bool, has_reasoning_parser: bool) -> AnswerFormat | None:
-        """What a target with these parsers separates from the answer; None for nothing.
-
-        Raises InvalidRequest for a forced call without tools.
-        """
-        tools = self.prompt.tools_json if isinstance(self.prompt, Chat) else ()
-        wanted = AnswerFormat(
-            tools if has_tool_parser or self.tool_choice is not ToolChoice.AUTO else (),
-            self.tool_choice,
-            self.tool_function,
-            self.single_tool_call,
-            has_reasoning_parser and isinstance(self.prompt, Chat),
-        )
-        is_needed = bool(wanted.tools_json) or wanted.separate_reasoning
-        return wanted if is_needed and not self.raw_text else None
 
     def _compresses_first(self) -> bool:
         """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""

@@ -28,8 +28,9 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     choice: int = 0
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to read."""
+    @property
+    def has_text(self) -> bool:
+        """Whether there is text, reasoning or a tool call."""
         return bool(self.text or self.reasoning or self.tool_calls)
 
 
@@ -51,10 +52,13 @@ Event = Decision | Delta | Report
 
 def warnings_of(request: Request, usage: Usage) -> tuple[str, ...]:
     """What to tell the caller about an answer that ended so."""
-    if usage.finish_reason is not FinishReason.LENGTH or not request.has_default_length:
+    if usage.finish_reason is not FinishReason.LENGTH:
         return ()
+    stopped = f"the answer stopped at {usage.completion_tokens} tokens"
+    if request.cut_from is not None:
+        return (f"{stopped}: the context has no room for max_new_tokens {request.cut_from}",)
     most = request.sampling.max_new_tokens
-    return (f"the answer stopped at {usage.completion_tokens} tokens: {most} is the default, as the request set none",)
+    return (f"{stopped}: {most} is the default, as the request set none",) if request.has_default_length else ()
 
 
 def joined(events: Sequence[Delta | Report]) -> Iterator[Delta | Report]:

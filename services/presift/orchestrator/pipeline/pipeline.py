@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 
-from presift.core.answer import AnswerDelta, ToolChoice
+from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quotas
@@ -26,7 +26,8 @@ from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
 from presift.orchestrator.pipeline.events import Delta, Event, Report, warnings_of
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
-from presift.orchestrator.planning.capabilities import answer_format, sampling_of
+from presift.orchestrator.planning.answer_length import cut_to_context
+from presift.orchestrator.planning.capabilities import as_target_can, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.planner import Planner
@@ -71,7 +72,7 @@ class Pipeline:
         parts = self.parts
         parts.calibration.stop()
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
-            answer_format(request, parts.models.known_target())
+            request = as_target_can(request, parts.models.known_target())
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
                 parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
@@ -80,6 +81,7 @@ class Pipeline:
                 await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
                 with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as context:
                     plan = await parts.planner.plan(context, deadline)
+                request = cut_to_context(request, plan.read_ids.size, plan.decision.target.context_tokens)
                 metrics.record_plan(plan)
                 yield plan.decision
                 async with aclosing(self._answers(plan, request, deadline, metrics, slot)) as events:
@@ -93,7 +95,6 @@ class Pipeline:
         self, plan: Plan, request: Request, deadline: Deadline, metrics: RequestMetrics, slot: Slot
     ) -> AsyncGenerator[Delta | Report, None]:
         """All choices. The slot ends with the work: a caller who reads slowly does not keep it."""
-        wanted = answer_format(request, self.parts.models.known_target())
         metrics.record_target_call()
 
         def answer(choice: int) -> Answer:
@@ -104,7 +105,7 @@ class Pipeline:
                 deadline,
                 plan.kv_plan,
                 replica=plan.replica,
-                answer_format=wanted,
+                answer_format=request.answer_format,
             )
             return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
 
@@ -140,7 +141,8 @@ class Pipeline:
                             observed = AnswerObservation(
                                 plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
                             )
-                            self._learn(observed, request)
+                            parts.estimator.observe(observed)
+                            parts.guard.offer(plan, sampling, request.answer_format, tokens)
                         if text := detokenizer.finish():
                             yield Delta(text, (), choice=choice)
                         yield Report(decision, event, ttft_ms, now_ms, choice, warnings_of(request, event))
@@ -148,16 +150,12 @@ class Pipeline:
                         answer += event.token_ids
                         yield _delta(event, detokenizer, choice)
 
-    def _learn(self, answer: AnswerObservation, request: Request) -> None:
-        self.parts.estimator.observe(answer)
-        if request.tool_choice is ToolChoice.AUTO:  # the guard's own answers are not forced to call a tool
-            self.parts.guard.offer(answer.plan, request.sampling, answer.token_ids)
-
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
         falling back to the full prompt."""
         parts, arrived = self.parts, time.perf_counter()
         parts.calibration.stop()
+        request = as_target_can(request, parts.models.known_target())
         try:
             async with (
                 deadline.timeout(),

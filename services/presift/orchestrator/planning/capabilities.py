@@ -12,27 +12,31 @@ from presift.core.plan import Route
 from presift.core.policies import POLICIES
 from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Chat, Request
+from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.prompt.chat_tools import tool_names
 
 
-def answer_format(request: Request, target: TargetInfo) -> AnswerFormat | None:
-    """What the target separates from the answer's text. Raises InvalidRequest for what this target cannot do."""
-    wanted = request.answer_format(
-        has_tool_parser=bool(target.tool_call_parser), has_reasoning_parser=bool(target.reasoning_parser)
-    )
-    is_forced, grammar = wanted is not None and wanted.forces_call, request.sampling.grammar
+def as_target_can(request: Request, target: TargetInfo) -> Request:
+    """The request, with only that separated from its answer which the target has a parser for, and an answer no longer
+    than its context. Raises InvalidRequest for what this target cannot do."""
+    wanted, grammar = request.answer_format or AnswerFormat(), request.sampling.grammar
+    is_forced = wanted.forces_call
     if is_forced and not target.grammars:
-        raise InvalidRequest("tool_choice", request.tool_choice, "auto: the target has no grammars")
+        raise InvalidRequest("tool_choice", wanted.tool_choice, "auto: the target has no grammars")
     if grammar is not None and not target.grammars:
         raise InvalidRequest(f"sampling.{grammar.kind}", "set", "unset: the target has no grammars")
     if grammar is not None and is_forced:
-        raise InvalidRequest(f"sampling.{grammar.kind}", "set", f"unset with tool_choice {request.tool_choice}")
-    if wanted is not None and wanted.function:
+        raise InvalidRequest(f"sampling.{grammar.kind}", "set", f"unset with tool_choice {wanted.tool_choice}")
+    if wanted.function:
         check_tool(request, wanted.function)
     highest, size = max(request.sampling.logit_bias, default=0), target.model.vocabulary_size
     if highest >= size:
         raise InvalidRequest("sampling.logit_bias", highest, f"token ids < {size} (the vocabulary)")
-    return wanted
+    # A forced call needs no parser: its grammar makes JSON.
+    tools = wanted.tools_json if is_forced or target.tool_call_parser else ()
+    has_reasoning = wanted.separate_reasoning and bool(target.reasoning_parser)
+    found = replace(wanted, tools_json=tools, separate_reasoning=has_reasoning) if tools or has_reasoning else None
+    return cut_to_context(replace(request, answer_format=found), 1, target.model.context_tokens)
 
 
 def check_tool(request: Request, function: str) -> None:

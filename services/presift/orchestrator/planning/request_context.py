@@ -18,6 +18,7 @@ from presift.orchestrator.domain.limits import check_tokens
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, Target, TargetInfo
 from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.planning.answer_length import reserved_tokens
 from presift.orchestrator.planning.capabilities import beyond_routes
 from presift.orchestrator.planning.replica_picker import ReplicaPicker
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
@@ -107,15 +108,16 @@ class RequestReader:
         effective = self._policies.table.lookup(prompt_tokens, target.model.id, request.tenant)
         defaults = effective.defaults
         kept = must_keep(tokens.protected, prompt_tokens, defaults.spec_pc.window)
+        kept_tokens = int(np.count_nonzero(kept))
         # Of the KV without the final token, which comes on top.
         kept_kv = must_keep(tokens.protected, prompt_tokens, defaults.spec_kv.window + 1)[:-1]
         draft = self._models.draft
         shares_ids = draft is not None and draft.shares_vocabulary(target.model)
         return RoutingInputs(
             prompt_tokens=prompt_tokens,
-            must_keep=int(np.count_nonzero(kept)),
+            must_keep=kept_tokens,
             must_keep_kv=int(np.count_nonzero(kept_kv)),
-            max_new_tokens=request.sampling.max_new_tokens,
+            max_new_tokens=reserved_tokens(request, prompt_tokens, kept_tokens, target.model.context_tokens),
             context_tokens=target.model.context_tokens,
             supported=target.supported,
             defaults=defaults,
@@ -128,6 +130,7 @@ class RequestReader:
             beyond=beyond_routes(request),
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
+            least_new_tokens=request.sampling.min_new_tokens or 1,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,
         )
 

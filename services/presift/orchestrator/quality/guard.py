@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
+from presift.core.answer import AnswerFormat
 from presift.core.generation import Sampling
 from presift.orchestrator.quality.sampler import Sample, Sampler
 from presift.orchestrator.quality.shadow_queue import IdleGate, ShadowOutcome, ShadowQueue
@@ -30,9 +31,9 @@ class QualityGuard:
         self.idle_gate = IdleGate()
         self._shadows = ShadowQueue(self.idle_gate, self._work, _count_outcome)
 
-    def offer(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> None:
+    def offer(self, plan: Plan, sampling: Sampling, answer_format: AnswerFormat | None, answer: Sequence[int]) -> None:
         """Queue a small share of the answers, given as token ids, for comparison."""
-        sample = self._sampler.sample(plan, sampling, answer)
+        sample = self._sampler.sample(plan, sampling, answer_format, answer)
         if sample is not None:
             self._shadows.offer(sample)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from presift.core.answer import AnswerFormat
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.plan import Route
@@ -17,12 +18,13 @@ from presift.orchestrator.routing.quality_gate import LengthBand, length_band
 class Sample:
     """A request that was answered.
 
-    `sampling` applies to both answers: greedy and short. `answer`: the first token ids of the caller's answer, or
-    None if that was not greedy, so that it cannot be compared.
+    `sampling` applies to both answers: greedy and short; so does `answer_format`, which may force a tool call.
+    `answer`: the first token ids of the caller's answer, or None if that was not greedy, so that it cannot be compared.
     """
 
     plan: Plan
     sampling: Sampling
+    answer_format: AnswerFormat | None
     answer: tuple[int, ...] | None
 
     @property
@@ -54,7 +56,9 @@ class Sampler:
         if self.max_new_tokens < 1:
             raise InvalidRequest("guard_max_new_tokens", self.max_new_tokens, ">= 1")
 
-    def sample(self, plan: Plan, sampling: Sampling, answer: Sequence[int]) -> Sample | None:
+    def sample(
+        self, plan: Plan, sampling: Sampling, answer_format: AnswerFormat | None, answer: Sequence[int]
+    ) -> Sample | None:
         """None for most requests, and for those that cannot be compared: without compression, or too long for full.
 
         Also None if the caller's own limits compress more than the defaults: such answers say nothing about others.
@@ -67,4 +71,4 @@ class Sampler:
         greedy = replace(sampling, max_new_tokens=max_new_tokens, temperature=0.0, top_p=None, top_k=None, seed=None)
         least = None if sampling.min_new_tokens is None else min(sampling.min_new_tokens, max_new_tokens)
         greedy = replace(greedy, min_new_tokens=least, top_logprobs=None, prompt_logprobs=False)
-        return Sample(plan, greedy, tuple(answer[:max_new_tokens]) if sampling.is_greedy else None)
+        return Sample(plan, greedy, answer_format, tuple(answer[:max_new_tokens]) if sampling.is_greedy else None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import aclosing
 from dataclasses import replace
 
-from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import Target, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
@@ -43,10 +42,10 @@ class ShadowAnswers:
         """Compares both answers; generates what the caller did not get. Raises what draft and target ports raise."""
         compressed = sample.answer_by(sample.route)
         if compressed is None:
-            compressed = await self._answer(await self._compressed_plan(sample), sample.sampling)
+            compressed = await self._answer(await self._compressed_plan(sample), sample)
         full = sample.answer_by(Route.FULL)
         if full is None:
-            full = await self._answer(replanned_full(sample.plan, _IN_FULL), sample.sampling)
+            full = await self._answer(replanned_full(sample.plan, _IN_FULL), sample)
         return agreement(compressed, full)
 
     async def _compressed_plan(self, sample: Sample) -> Plan:
@@ -58,10 +57,16 @@ class ShadowAnswers:
         compressed = await self._compressor.compress(job)
         return replanned_compressed(plan, replace(choice, policy=job.policy), compressed)
 
-    async def _answer(self, plan: Plan, sampling: Sampling) -> tuple[int, ...]:
+    async def _answer(self, plan: Plan, sample: Sample) -> tuple[int, ...]:
         answer, began = list[int](), self._estimator.now
         call = self._target.generate(
-            plan.read_ids, sampling, plan.tokens.salt, NO_DEADLINE, plan.kv_plan, replica=plan.replica
+            plan.read_ids,
+            sample.sampling,
+            plan.tokens.salt,
+            NO_DEADLINE,
+            plan.kv_plan,
+            replica=plan.replica,
+            answer_format=sample.answer_format,
         )
         async with aclosing(call.read_ahead()) as events:
             async for event in events:

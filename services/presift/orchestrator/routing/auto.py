@@ -105,8 +105,10 @@ def _full_as_only_route(table: list[Candidate], inputs: RoutingInputs) -> RouteC
     unread = [error.message for error in errors if isinstance(error, DraftUnavailable)]
     if unread:
         return _full_without_draft(unread[-1], inputs)
-    if errors and (inputs.budget.has_limits or inputs.prompt_tokens > inputs.room):
-        raise errors[-1]
+    fits = inputs.prompt_tokens + inputs.least_new_tokens <= inputs.context_tokens
+    refusals = [error for error in errors if not (fits and isinstance(error, PromptTooLong))]
+    if refusals and (inputs.budget.has_limits or not fits):
+        raise refusals[-1]
     off = [f"{route} {why}" for route, why in inputs.off.items()]
     if off:
         return full(inputs, Reason.ROUTE_SWITCHED_OFF, "; ".join([*off, "so full"]))

@@ -89,7 +89,8 @@ class RoutingInputs:
     """Everything that the choice of a route depends on, for one request; counts in tokens.
 
     `wanted` is the caller's route, None for AUTO. `must_keep` counts the protected spans and the window of SpecPC,
-    `must_keep_kv` those of SpecKV without the final token. `unsupported` says why the target does not serve a route.
+    `must_keep_kv` those of SpecKV without the final token. The answer has `max_new_tokens` reserved, and has at
+    least `least_new_tokens`. `unsupported` says why the target does not serve a route.
     `beyond` are the routes that cannot do what the request asks, each with the refusal for a caller who names it.
     `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has switched off for this length to the
     reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if unknown or in another vocabulary.
@@ -113,6 +114,7 @@ class RoutingInputs:
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
     draft_context_tokens: int = 0
+    least_new_tokens: int = 1
 
     def barred(self, route: Route) -> str:
         """Why this request may not have the route, in words; empty if it may."""

@@ -9,8 +9,8 @@ from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInpu
 
 
 def whole_prompt(inputs: RoutingInputs) -> RouteChoice:
-    """Route full as a candidate. Raises PromptTooLong."""
-    check_fits(inputs)
+    """Route full as a candidate of AUTO. Raises PromptTooLong."""
+    check_leaves_room(inputs)
     return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, "")
 
 
@@ -34,22 +34,18 @@ def protected_over_budget(inputs: RoutingInputs, needed: int, capacity: int) -> 
 
 
 def check_fits(inputs: RoutingInputs) -> None:
-    """Raise PromptTooLong unless the whole prompt and the answer fit the target's context."""
-    check_answer_fits(inputs)
-    if inputs.prompt_tokens > inputs.room:
-        limit = f"<= {inputs.room} (context {inputs.context_tokens} less max_new_tokens {inputs.max_new_tokens})"
-        raise PromptTooLong("prompt", f"{inputs.prompt_tokens} tokens", limit, sizes=_sizes(inputs))
+    """Raise PromptTooLong unless the whole prompt and the shortest answer fit the target's context."""
+    _check(inputs, inputs.least_new_tokens)
 
 
-def check_answer_fits(inputs: RoutingInputs) -> None:
-    """Raise PromptTooLong if the answer alone would fill the target's context."""
-    if inputs.room < 1:
-        answer, context = inputs.max_new_tokens, inputs.context_tokens
-        both = f"{inputs.prompt_tokens} prompt tokens and sampling.max_new_tokens {answer}"
-        message = f"{both} do not fit the context of {context} tokens: the answer alone would fill it"
-        limit = f"< {context} (the context)"
-        raise PromptTooLong("sampling.max_new_tokens", answer, limit, message, _sizes(inputs))
+def check_leaves_room(inputs: RoutingInputs) -> None:
+    """Raise PromptTooLong unless the whole prompt leaves the room that is reserved for the answer."""
+    _check(inputs, inputs.max_new_tokens)
 
 
-def _sizes(inputs: RoutingInputs) -> ContextSizes:
-    return ContextSizes(inputs.context_tokens, inputs.prompt_tokens, inputs.max_new_tokens)
+def _check(inputs: RoutingInputs, new_tokens: int) -> None:
+    context, tokens = inputs.context_tokens, inputs.prompt_tokens
+    if tokens + new_tokens > context:
+        limit = f"<= {context - new_tokens} (context {context} less {new_tokens} for the answer)"
+        sizes = ContextSizes(context, tokens, inputs.max_new_tokens)
+        raise PromptTooLong("prompt", f"{tokens} tokens", limit, sizes=sizes)

@@ -13,7 +13,7 @@ from presift.orchestrator.routing.auto import choose_auto
 from presift.orchestrator.routing.candidates import ROUTES
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.forecast import with_forecast
-from presift.orchestrator.routing.full_route import check_answer_fits, full
+from presift.orchestrator.routing.full_route import full
 
 
 def choose(inputs: RoutingInputs) -> RouteChoice:
@@ -55,7 +55,6 @@ def check_served(inputs: RoutingInputs) -> None:
         raise RouteUnsupported(
             "route", wanted, f"one of {served}", f"route {wanted} is not served here{why}; served: {served}"
         )
-    check_answer_fits(inputs)
 
 
 def _instead_of(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:

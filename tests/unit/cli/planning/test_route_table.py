@@ -140,7 +140,7 @@ def test_no_word_is_cut_in_a_narrow_terminal(run, monkeypatch, columns):
     words = result.output.split()
     table = " ".join(words[: words.index("over_budget") - 1] if "over_budget" in words else words)
     assert "is not possible: prompt is 100000 tokens" in table and "…" not in result.output
-    whole = ("(context", "max_new_tokens", "256)", "spec_kv_pc", "ms/token", "budget", "20,000")
+    whole = ("(context", "answer)", "spec_kv_pc", "ms/token", "budget", "20,000")
     assert all(word in table.split() for word in whole)
     if columns == 80:
         assert all(len(line) <= 80 for line in result.output.splitlines())

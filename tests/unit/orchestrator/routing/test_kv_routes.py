@@ -179,7 +179,7 @@ REFUSED = {
     "strict prompt budget": (KV, {"max_prompt_tokens": 300, "strict": True}, {}, BudgetExceeded),
     "strict and protected": (KV, {"max_kv_tokens": 50, "strict": True}, {"must_keep_kv": 60}, BudgetExceeded),
     "strict and short": (KV, {"max_kv_tokens": 50, "strict": True}, {"prompt_tokens": 300}, BudgetExceeded),
-    "too long": (KV, {}, {"prompt_tokens": 1951}, PromptTooLong),
+    "too long": (KV, {}, {"prompt_tokens": 2000}, PromptTooLong),
     "no room for the prompt's window": (KV_PC, {}, {"max_new_tokens": 1995}, PromptTooLong),
     "prompt budget below the window": (KV_PC, {"max_prompt_tokens": 9}, {}, InvalidRequest),
 }
@@ -256,7 +256,7 @@ def test_a_later_turn_keeps_a_strict_budget(name, value):
 
 def test_a_later_turn_must_fit_the_context():
     with pytest.raises(PromptTooLong):
-        continued(prompt_tokens=1951)
+        continued(prompt_tokens=2000)
 
 
 @given(
@@ -299,7 +299,8 @@ def test_whatever_is_chosen_holds(wanted, budget, options, inputs):
         read = prompt.capacity
         assert inputs.must_keep <= read < inputs.prompt_tokens
         assert budget.max_prompt_tokens is None or read <= budget.max_prompt_tokens
-    assert read <= inputs.room
+    reads_all = choice.route in (KV, Route.FULL)
+    assert read <= (inputs.context_tokens - inputs.least_new_tokens if reads_all else inputs.room)
     held = read
     if choice.route in (KV, KV_PC):
         spec = policy if choice.route is KV else policy.kv

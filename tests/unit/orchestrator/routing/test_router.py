@@ -76,11 +76,11 @@ def test_protected_over_budget(must_keep):
 REFUSED = {
     "unsupported": (Route.SPEC_KV, Budget(), {}, RouteUnsupported),
     "compressing unsupported": (Route.SPEC_PC, Budget(), {"supported": frozenset({Route.FULL})}, RouteUnsupported),
-    "no room at all": (None, Budget(), {"max_new_tokens": 2000}, PromptTooLong),
-    "full too long": (Route.FULL, Budget(), {"prompt_tokens": 1951}, PromptTooLong),
+    "no room at all": (None, Budget(), {"max_new_tokens": 2000, "least_new_tokens": 2000}, PromptTooLong),
+    "full too long": (Route.FULL, Budget(), {"prompt_tokens": 2000}, PromptTooLong),
     "protected too long": (None, Budget(), {"prompt_tokens": 3000, "must_keep": 200}, PromptTooLong),
     "below the window": (None, Budget(max_prompt_tokens=9), {}, InvalidRequest),
-    "room below the window": (None, Budget(), {"max_new_tokens": 1995}, PromptTooLong),
+    "room below the window": (None, Budget(), {"max_new_tokens": 1995, "least_new_tokens": 1995}, PromptTooLong),
     "strict and protected": (None, Budget(max_prompt_tokens=50, strict=True), {"must_keep": 60}, BudgetExceeded),
     "strict and full": (Route.FULL, Budget(max_prompt_tokens=50, strict=True), {}, BudgetExceeded),
     "strict and short": (None, Budget(max_kv_tokens=50, strict=True), {"prompt_tokens": 300}, BudgetExceeded),
@@ -137,7 +137,7 @@ def test_whatever_is_chosen_holds(wanted, budget, inputs, capacity, threshold):
     if wanted is Route.FULL:
         assert choice.route is Route.FULL
     if choice.route is Route.FULL:
-        assert choice.policy is None and inputs.prompt_tokens <= inputs.room
+        assert choice.policy is None and inputs.prompt_tokens + inputs.least_new_tokens <= inputs.context_tokens
         if budget.strict and budget.capacity is not None:
             assert inputs.prompt_tokens <= budget.capacity
         return
@@ -157,6 +157,7 @@ def is_justified(error, inputs):
 
 
 def test_check_fits_says_how_many_tokens_fit():
-    with pytest.raises(PromptTooLong, match=r"1951 tokens.*<= 1950"):
-        check_fits(replace(INPUTS, prompt_tokens=1951))
-    check_fits(replace(INPUTS, prompt_tokens=1950))
+    inputs = replace(INPUTS, least_new_tokens=10)
+    with pytest.raises(PromptTooLong, match=r"1991 tokens.*<= 1990"):
+        check_fits(replace(inputs, prompt_tokens=1991))
+    check_fits(replace(inputs, prompt_tokens=1990))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from presift.core.answer import AnswerFormat
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import SAMPLING, check_limits
@@ -38,12 +39,21 @@ def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller,
     return replace(
         wanted,
         choices=message.choices if message.HasField("choices") else 1,
-        tool_choice=answer_codec.tool_choice_from_wire(message.tool_choice),
-        tool_function=message.tool_function,
-        single_tool_call=message.single_tool_call,
-        raw_text=message.raw_text,
+        answer_format=_answer_format(message, wanted.prompt),
         has_default_length=not message.sampling.HasField("max_new_tokens"),
     )
+
+
+def _answer_format(message: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> AnswerFormat | None:
+    """What is separated from the answer's text, and whether it must call tools."""
+    choice, is_chat = answer_codec.tool_choice_from_wire(message.tool_choice), isinstance(prompt, Chat)
+    tools = prompt.tools_json if isinstance(prompt, Chat) else ()
+    wanted = AnswerFormat(tools, choice, message.tool_function, message.single_tool_call, separate_reasoning=is_chat)
+    if not message.raw_text:
+        return wanted
+    if wanted.forces_call:
+        raise InvalidRequest("raw_text", True, f"unset with tool_choice {choice}")
+    return None
 
 
 def explain_request_from_wire(

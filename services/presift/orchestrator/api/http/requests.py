@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from presift.core.answer import ToolChoice
+from presift.core.answer import AnswerFormat, ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.core.limits import SAMPLING, check_limits
 from presift.core.spans import Span
@@ -40,7 +40,12 @@ def requests_from_body(
 ) -> tuple[Request, ...]:
     """One request for each prompt, in order."""
     options = body.presift
-    prompts = (chat_prompt(body, template),) if isinstance(body, ChatBody) else _completion_prompts(body)
+    if isinstance(body, ChatBody):
+        chat = chat_prompt(body, template)
+        prompts: tuple[Prompt, ...] = (chat,)
+        answer_format: AnswerFormat | None = _answer_format(body, chat.tools_json)
+    else:
+        prompts, answer_format = _completion_prompts(body), None
     values: dict[str, Any] = {
         "route": options.route,
         "budget": _budget(options),
@@ -50,10 +55,9 @@ def requests_from_body(
         "salt": caller.salt(deployment_salt),
         "limits": caller.limits,
         "choices": _choices(body),
+        "answer_format": answer_format,
         "has_default_length": max_new_tokens_of(body) is None,
     }
-    if isinstance(body, ChatBody):
-        values |= _answer_format(body)
     requests = tuple(Request(prompt=prompt, **values) for prompt in prompts)
     check_limits(requests[0], SAMPLING)
     return requests
@@ -76,19 +80,19 @@ def _choices(body: Body) -> int:
     return body.n
 
 
-def _answer_format(body: ChatBody) -> dict[str, Any]:
-    """What is separated from the answer's text, and whether it must call tools."""
-    choice = body.tool_choice
-    values: dict[str, Any] = {"single_tool_call": not body.parallel_tool_calls and bool(body.tools)}
-    if choice == "required":
-        values["tool_choice"] = ToolChoice.REQUIRED
-    elif choice is not None and not isinstance(choice, str):
-        values |= {"tool_choice": ToolChoice.FUNCTION, "tool_function": choice.function.name}
-    if not body.separate_reasoning:
-        if body.tools and choice != "none":
-            raise InvalidRequest("separate_reasoning", False, "true with tools")
-        values["raw_text"] = True
-    return values
+def _answer_format(body: ChatBody, tools: tuple[str, ...]) -> AnswerFormat:
+    """What is separated from the answer's text, and whether it must call `tools`, which the prompt shows."""
+    choice, function = ToolChoice.AUTO, ""
+    if body.tool_choice == "required":
+        choice = ToolChoice.REQUIRED
+    elif body.tool_choice is not None and not isinstance(body.tool_choice, str):
+        choice, function = ToolChoice.FUNCTION, body.tool_choice.function.name
+    if body.separate_reasoning:
+        single = not body.parallel_tool_calls and bool(body.tools)
+        return AnswerFormat(tools, choice, function, single, separate_reasoning=True)
+    if body.tools and body.tool_choice != "none":
+        raise InvalidRequest("separate_reasoning", False, "true with tools")
+    return AnswerFormat(tools, choice, function)
 
 
 def _completion_prompts(body: CompletionBody) -> tuple[Prompt, ...]:

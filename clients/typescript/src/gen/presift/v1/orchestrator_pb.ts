@@ -866,7 +866,7 @@ export type Usage = Message$1<"presift.v1.Usage"> & {
 
   /**
    * warnings say in words what the caller may not expect, for example an answer that stopped at the default
-   * max_new_tokens.
+   * max_new_tokens, or where the context has no room for the rest.
    *
    * @generated from field: repeated string warnings = 17;
    */

@@ -21,7 +21,8 @@ export const file_presift_v1_target: GenFile = /*@__PURE__*/
  */
 export type Sampling = Message<"presift.v1.Sampling"> & {
   /**
-   * max_new_tokens is the maximum length of the answer, >= 1. Default 256.
+   * max_new_tokens is the maximum length of the answer, >= 1. Default 256. The orchestrator cuts it to what the context
+   * has left after the prompt.
    *
    * @generated from field: optional uint32 max_new_tokens = 1;
    */
