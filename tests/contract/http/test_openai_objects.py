@@ -87,6 +87,14 @@ async def test_tool_choices(choice, wanted, function, shown):
     assert [json.loads(tool)["function"]["name"] for tool in request.prompt.tools_json] == shown
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+@pytest.mark.parametrize(("kind", "ignored"), [("json_object", ["response_format"]), ("text", None)])
+async def test_a_forced_call_wins_over_a_format(choice, kind, ignored):
+    door = ScriptedDoor(CALLED)
+    answer = await door.chat(tools=TOOLS, tool_choice=choice, response_format={"type": kind})
+    assert door.request.sampling.grammar is None and answer.presift.get("ignored") == ignored
+
+
 async def test_reasoning():
     answer = await ScriptedDoor(REASONED).chat()
     message = answer.choices[0].message

@@ -13,6 +13,7 @@ from presift.core.limits import SAMPLING, check_limits
 from presift.core.spans import Span
 from presift.orchestrator.api.http.chat_prompts import chat_prompt
 from presift.orchestrator.api.http.errors import brief
+from presift.orchestrator.api.http.grammars import has_idle_format
 from presift.orchestrator.api.http.sampling_values import max_new_tokens_of, sampling_of
 from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, PresiftOptions
 from presift.orchestrator.api.http.thinking import knows_effort
@@ -63,6 +64,8 @@ def without_effect(body: Body, template: frozenset[str]) -> Iterator[str]:
     """The valid parameters that this body gives in vain."""
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         yield "stream_options.include_obfuscation"
+    if has_idle_format(body):
+        yield "response_format"
     if isinstance(body, ChatBody) and not knows_effort(body, template):
         yield "reasoning_effort"
     if isinstance(body, ChatBody) and any(message.name and message.role != "tool" for message in body.messages):
