@@ -364,6 +364,14 @@ async def test_reasoning_is_switched_by_the_templates_variables(asked, template,
     assert answer.presift.get("ignored", []) == (["reasoning_effort"] if is_noted else [])
 
 
+async def test_nothing_asked_of_a_variable_that_the_template_lacks_is_named():
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()], template_variables=frozenset({"thinking"}))
+    asked = {"thinking": False, "enable_thinking": False, "style": None, "custom": 0}
+    answer = await door.chat(extra_body={"chat_template_kwargs": asked})
+    assert json.loads(door.request.prompt.template_kwargs_json) == {"thinking": False, "custom": 0}
+    assert answer.presift["ignored"] == ["chat_template_kwargs.enable_thinking", "chat_template_kwargs.style"]
+
+
 @pytest.mark.parametrize("asked", [{"enable_thinking": True}, {"reasoning_effort": "high"}])
 async def test_reasoning_that_the_template_cannot_switch_is_refused(asked):
     with pytest.raises(openai.BadRequestError) as refused:

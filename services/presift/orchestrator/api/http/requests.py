@@ -11,7 +11,7 @@ from presift.core.answer import ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.core.limits import SAMPLING, check_limits
 from presift.core.spans import Span
-from presift.orchestrator.api.http.chat_prompts import chat_prompt
+from presift.orchestrator.api.http.chat_prompts import chat_prompt, idle_variables
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.grammars import has_idle_format
 from presift.orchestrator.api.http.sampling_values import max_new_tokens_of, sampling_of
@@ -70,6 +70,8 @@ def without_effect(body: Body, template: frozenset[str]) -> Iterator[str]:
         yield "reasoning_effort"
     if isinstance(body, ChatBody) and any(message.name and message.role != "tool" for message in body.messages):
         yield "messages.name"
+    if isinstance(body, ChatBody):
+        yield from (f"chat_template_kwargs.{name[:64]}" for name in idle_variables(body, template))
 
 
 def _choices(body: Body) -> int:

@@ -75,8 +75,7 @@ class ChatAdapter:
         answering = self._completions.answering
         async with answering.until(deadline, call.client):
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
-            for name in without_effect(chat, self._completions.template_variables):
-                read.ignored[name if call.reply.names is None else call.reply.names.parameter(name)] = None
+            self._note_ignored(call, read, chat)
             asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
             await answering.answer(call.reply, asked, deadline)
 
@@ -103,7 +102,12 @@ class ChatAdapter:
         chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
         async with call.client.cancels_on_disconnect():
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
+            self._note_ignored(call, read, chat)
             return (await self._completions.pipeline.read(request)).ids
+
+    def _note_ignored(self, call: Call, read: ReadBody, chat: ChatBody) -> None:
+        for name in without_effect(chat, self.template_variables):
+            read.ignored[name if call.reply.names is None else call.reply.names.parameter(name)] = None
 
     def request(self, call: Call, chat: ChatBody) -> Request:
         options, template = self._options, self._completions.template_variables
