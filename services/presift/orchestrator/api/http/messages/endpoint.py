@@ -11,7 +11,8 @@ from presift.orchestrator.api.http.messages.rendering import MessageRenderer
 from presift.orchestrator.api.http.messages.schema import NEUTRAL, WHY, WITHOUT_EFFECT, CountBody, MessagesBody
 from presift.orchestrator.api.http.schema import validate
 from presift.orchestrator.api.http.translated import ChatAdapter, ReadBody
-from presift.orchestrator.api.http.translation import Translated, check_neutral, shared_parameters, without
+from presift.orchestrator.api.http.translation import Translated, shared_parameters, without
+from presift.orchestrator.api.http.unsupported import check_neutral
 
 T = TypeVar("T", bound=CountBody)
 

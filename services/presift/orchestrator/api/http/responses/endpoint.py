@@ -10,7 +10,8 @@ from presift.orchestrator.api.http.responses.rendering import ResponseFormat, Re
 from presift.orchestrator.api.http.responses.schema import NEUTRAL, WHY, WITHOUT_EFFECT, ResponsesBody
 from presift.orchestrator.api.http.schema import validate
 from presift.orchestrator.api.http.translated import ChatAdapter, ReadBody
-from presift.orchestrator.api.http.translation import Translated, check_neutral, shared_parameters, without
+from presift.orchestrator.api.http.translation import Translated, shared_parameters, without
+from presift.orchestrator.api.http.unsupported import check_neutral
 
 
 class ResponsesEndpoint:
