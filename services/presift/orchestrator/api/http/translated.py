@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
 from presift.orchestrator.api.http.answering import Renderer, timeout_from
 from presift.orchestrator.api.http.answers import Answers, ReadPrompt
 from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, asked_of
-from presift.orchestrator.api.http.presift_json import presift_json, report_json
+from presift.orchestrator.api.http.presift_json import answers_presift, explained_presift
 from presift.orchestrator.api.http.requests import request_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import ChatBody, Ignored, validate
@@ -29,7 +28,6 @@ from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.planning.explain import Explanation
-from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 
@@ -139,16 +137,7 @@ class SingleAnswer:
         return next(self.answers.reports)
 
     def presift(self) -> dict[str, Any]:
-        """The decision and the usage of the answer."""
-        decision = presift_json(decision_to_wire(self.report.decision))
-        return {"decision": decision, "usage": report_json(self.report)} | self._ignored()
+        return answers_presift([self.report], self.view.ignored)
 
     def explained_presift(self, explanation: Explanation) -> dict[str, Any]:
-        details = presift_json(explanation_to_wire(explanation))
-        return {"decision": details.pop("decision"), "explanation": details} | self._ignored()
-
-    def decision_presift(self, decision: Decision) -> dict[str, Any]:
-        return {"decision": presift_json(decision_to_wire(decision))}
-
-    def _ignored(self) -> dict[str, Any]:
-        return {"ignored": list(self.view.ignored)} if self.view.ignored else {}
+        return explained_presift(explanation, self.view.ignored)
