@@ -11,6 +11,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from presift.core.answer import TokenLogprob, ToolCallDelta, ToolChoice
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import FinishReason, Grammar, GrammarKind
+from presift.orchestrator.api.http.schema import MAX_IGNORED
 from presift.orchestrator.pipeline.events import Delta
 
 from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
@@ -370,6 +371,8 @@ async def test_nothing_asked_of_a_variable_that_the_template_lacks_is_named():
     answer = await door.chat(extra_body={"chat_template_kwargs": asked})
     assert json.loads(door.request.prompt.template_kwargs_json) == {"thinking": False, "custom": 0}
     assert answer.presift["ignored"] == ["chat_template_kwargs.enable_thinking", "chat_template_kwargs.style"]
+    answer = await door.chat(extra_body={"chat_template_kwargs": dict.fromkeys(map(str, range(100)), False)})
+    assert len(answer.presift["ignored"]) == MAX_IGNORED
 
 
 @pytest.mark.parametrize("asked", [{"enable_thinking": True}, {"reasoning_effort": "high"}])

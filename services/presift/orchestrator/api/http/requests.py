@@ -15,7 +15,7 @@ from presift.orchestrator.api.http.chat_prompts import chat_prompt, idle_variabl
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.grammars import has_idle_format
 from presift.orchestrator.api.http.sampling_values import max_new_tokens_of, sampling_of
-from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, PresiftOptions
+from presift.orchestrator.api.http.schema import MAX_IGNORED, Body, ChatBody, CompletionBody, PresiftOptions
 from presift.orchestrator.api.http.thinking import knows_effort
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import TEXT, TOKEN_IDS
@@ -71,7 +71,7 @@ def without_effect(body: Body, template: frozenset[str]) -> Iterator[str]:
     if isinstance(body, ChatBody) and any(message.name and message.role != "tool" for message in body.messages):
         yield "messages.name"
     if isinstance(body, ChatBody):
-        yield from (f"chat_template_kwargs.{name[:64]}" for name in idle_variables(body, template))
+        yield from (f"chat_template_kwargs.{name[:64]}" for name in idle_variables(body, template)[:MAX_IGNORED])
 
 
 def _choices(body: Body) -> int:
