@@ -84,9 +84,9 @@ BAD = {
     ),
     "allowed tools": ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
     "an unknown tool choice": ({"tool_choice": "maybe"}, "tool_choice"),
-    "a grammar and a forced call": (
-        {"tools": [call()], "tool_choice": "required", "response_format": {"type": "json_object"}},
-        "response_format",
+    "an unknown format and a forced call": (
+        {"tools": [call()], "tool_choice": "required", "response_format": {"type": "yaml"}},
+        "response_format.type",
     ),
     "tools within reasoning": ({"tools": [call()], "separate_reasoning": False}, "separate_reasoning"),
     "no answers": ({"n": 0}, "n"),

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, requests
+from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, requests
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.domain.caller import Caller
 
@@ -34,7 +34,7 @@ def threads(monkeypatch):
         seen.setdefault(name, set()).add(threading.current_thread() is threading.main_thread())
         return work(*args)
 
-    for module, names in ((endpoints, READ), (answering, ("json_bytes",))):
+    for module, names in ((reading, READ[:1]), (endpoints, READ[1:]), (answering, ("json_bytes",))):
         for name in names:
             monkeypatch.setattr(module, name, partial(step, name, getattr(module, name)))
     return seen

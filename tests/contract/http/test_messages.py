@@ -258,8 +258,9 @@ async def test_a_stored_thread_is_refused_as_anthropics_library_expects(door):
     assert refusal["error"]["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 
-async def test_edits_of_no_context_ask_for_nothing(door):
-    assert (await post(door, ASK | {"context_management": {"edits": []}})).status_code == 200
+@pytest.mark.parametrize("given", [{"edits": []}, {"edits": None}, {}, None])
+async def test_edits_of_no_context_ask_for_nothing(door, given):
+    assert (await post(door, ASK | {"context_management": given})).status_code == 200
 
 
 async def test_errors_have_anthropics_types(door):

@@ -11,6 +11,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from presift.core.answer import AnswerFormat, TokenLogprob, ToolCallDelta, ToolChoice
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import FinishReason, Grammar, GrammarKind
+from presift.orchestrator.api.http.schema import MAX_IGNORED
 from presift.orchestrator.pipeline.events import Delta
 
 from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
@@ -86,6 +87,14 @@ async def test_tool_choices(choice, wanted, function, shown):
     shown_json, separated = request.prompt.tools_json, request.answer_format
     assert separated == AnswerFormat(shown_json, wanted, function, single_call=True, separate_reasoning=True)
     assert [json.loads(tool)["function"]["name"] for tool in request.prompt.tools_json] == shown
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+@pytest.mark.parametrize(("kind", "ignored"), [("json_object", ["response_format"]), ("text", None)])
+async def test_a_forced_call_wins_over_a_format(choice, kind, ignored):
+    door = ScriptedDoor(CALLED)
+    answer = await door.chat(tools=TOOLS, tool_choice=choice, response_format={"type": kind})
+    assert door.request.sampling.grammar is None and answer.presift.get("ignored") == ignored
 
 
 async def test_reasoning():
@@ -355,6 +364,16 @@ async def test_reasoning_is_switched_by_the_templates_variables(asked, template,
     assert (json.loads(given) if given else {}) == variables
     is_noted = asked.get("reasoning_effort") == "low" and "reasoning_effort" not in template
     assert answer.presift.get("ignored", []) == (["reasoning_effort"] if is_noted else [])
+
+
+async def test_nothing_asked_of_a_variable_that_the_template_lacks_is_named():
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()], template_variables=frozenset({"thinking"}))
+    asked = {"thinking": False, "enable_thinking": False, "style": None, "custom": 0}
+    answer = await door.chat(extra_body={"chat_template_kwargs": asked})
+    assert json.loads(door.request.prompt.template_kwargs_json) == {"thinking": False, "custom": 0}
+    assert answer.presift["ignored"] == ["chat_template_kwargs.enable_thinking", "chat_template_kwargs.style"]
+    answer = await door.chat(extra_body={"chat_template_kwargs": dict.fromkeys(map(str, range(100)), False)})
+    assert len(answer.presift["ignored"]) == MAX_IGNORED
 
 
 @pytest.mark.parametrize("asked", [{"enable_thinking": True}, {"reasoning_effort": "high"}])

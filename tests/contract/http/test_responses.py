@@ -149,10 +149,8 @@ REFUSED = {
     "max_tokens": ({"extra_body": {"max_tokens": 1}}, "max_tokens"),
     "a temperature": ({"temperature": 3}, "temperature"),
     "a penalty": ({"extra_body": {"presence_penalty": 3}}, "presence_penalty"),
-    "two grammars": (
-        {"text": {"format": {"type": "json_object"}}, "tools": [ADD], "tool_choice": "required"},
-        "text.format",
-    ),
+    "two grammars": ({"text": {"format": {"type": "json_object"}}, "extra_body": {"regex": "a"}}, "regex"),
+    "a regex and a forced call": ({"tools": [ADD], "tool_choice": "required", "extra_body": {"regex": "a"}}, "regex"),
     "a schema": ({"text": {"format": {"type": "json_schema", "name": "n", "schema": [1]}}}, "text.format.schema"),
     "a tool that is not there": (
         {"tools": [ADD], "tool_choice": {"type": "function", "name": "sub"}},
@@ -222,6 +220,17 @@ async def test_what_is_asked_reaches_the_target(door):
     await whole(door, input="a", tools=[ADD], tool_choice={"type": "function", "name": "add"})
     asked = door.house.target.calls[-1].format
     assert asked.function == "add" and "adds" in asked.tools_json[0]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}])
+async def test_a_forced_call_wins_over_a_format(door, choice):
+    """instructor's RESPONSES_TOOLS sends both."""
+    answer = await whole(
+        door, input="a", tools=[ADD], tool_choice=choice, text={"format": {"type": "json_object"}, "verbosity": None}
+    )
+    assert answer.presift["ignored"] == ["text.format"]
+    asked = door.house.target.calls[-1]
+    assert asked.format.tool_choice > 1 and not asked.sampling.json_schema
 
 
 async def test_a_stream_that_fails_says_so(door):

@@ -34,6 +34,13 @@ async def test_a_chat_is_what_a_chat_reads(door):
     assert plain.json()["count"] < answer.json()["count"]
 
 
+async def test_nothing_asked_of_a_variable_that_the_template_lacks_is_named(door):
+    chat = {"messages": [{"role": "user", "content": "abc"}]}
+    answer = await door.post(chat | {"chat_template_kwargs": {"enable_thinking": False}}, "/tokenize")
+    assert answer.json()["presift"] == {"ignored": ["chat_template_kwargs.enable_thinking"]}
+    assert answer.json()["tokens"] == (await door.post(chat, "/tokenize")).json()["tokens"]
+
+
 @pytest.mark.parametrize("path", ["/detokenize", "/v1/detokenize"])
 async def test_back_to_text(door, path):
     ids = door.house.tokenizer.backend.encode("naïve").ids

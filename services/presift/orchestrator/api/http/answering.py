@@ -11,14 +11,12 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
+from presift.core.errors import DeadlineExceeded, PermissionDenied
 from presift.orchestrator.api.http.answers import Answers
 from presift.orchestrator.api.http.batches import NumberedEvent, answer_all
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.disconnect import Client
-from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER, decision_header
-from presift.orchestrator.api.http.schema import MAX_TIMEOUT_S
 from presift.orchestrator.api.http.sse import Reply, json_bytes
 from presift.orchestrator.domain.request import Request, Text
 from presift.orchestrator.pipeline.events import Event
@@ -26,8 +24,6 @@ from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail, Explanation
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline
-
-TIMEOUT_KEY = "presift-timeout-s"
 
 
 class Renderer(Protocol):
@@ -143,17 +139,3 @@ async def _stream(events: AsyncGenerator[NumberedEvent, None], renderer: Rendere
             for chunk in renderer.chunks(number, event):
                 await reply.send_event(chunk)
         await reply.send_done()
-
-
-def timeout_from(headers: Mapping[str, str], asked_s: float | None) -> float | None:
-    """The shorter of the timeouts in the body (`asked_s`) and in the header. Raises InvalidRequest."""
-    header = headers.get(TIMEOUT_KEY)
-    timeouts = [] if asked_s is None else [asked_s]
-    if header is not None:
-        try:
-            timeouts.append(float(header))
-        except ValueError:
-            raise InvalidRequest(TIMEOUT_KEY, brief(header), "a number of seconds") from None
-        if not 0.0 < timeouts[-1] <= MAX_TIMEOUT_S:
-            raise InvalidRequest(TIMEOUT_KEY, brief(header), f"0 < seconds <= {MAX_TIMEOUT_S}")
-    return min(timeouts, default=None)

@@ -95,8 +95,21 @@ def _tool(tool: dict[str, Any], at: int) -> str:
 
 def _variables(body: ChatBody, template: frozenset[str]) -> str:
     """What `chat_template_kwargs` names counts more than what is derived from other parameters."""
-    variables = thinking_variables(body, template) | (body.chat_template_kwargs or {})
+    given, idle = body.chat_template_kwargs or {}, set(idle_variables(body, template))
+    own = {name: value for name, value in given.items() if name not in idle}
+    variables = thinking_variables(body, template) | own
     return _json(variables, "chat_template_kwargs") if variables else ""
+
+
+def idle_variables(body: ChatBody, template: frozenset[str]) -> list[str]:
+    """Those of `chat_template_kwargs` that the template does not read, and that are false or null: applications turn
+    reasoning off whatever the model, and one that has none does not reason.
+
+    Other values for such variables are refused, though SGLang's server drops them: who asks for reasoning would get
+    another answer than the one that was asked for.
+    """
+    given = body.chat_template_kwargs or {}
+    return [name for name, value in given.items() if name not in template and (value is None or value is False)]
 
 
 def _json(value: dict[str, Any], parameter: str) -> str:

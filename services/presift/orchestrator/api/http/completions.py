@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from presift.core.generation import FinishReason
-from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
 from presift.orchestrator.api.http.answers import Answer, Answers, ReadPrompt
-from presift.orchestrator.api.http.presift_json import presift_json, report_json
+from presift.orchestrator.api.http.presift_json import answers_presift, decision_presift, explained_presift
 from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import Explanation
 from presift.orchestrator.prompt.token_texts import TokenTexts
@@ -88,12 +87,11 @@ class Completion(ABC):
             chunk = self._object(self.chunk_kind, [])
         else:
             chunk = self._chunk(self._chunk_choice(0, Delta("", ())))
-        return chunk | {"presift": {"decision": presift_json(decision_to_wire(decision))}}
+        return chunk | {"presift": decision_presift(decision)}
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""
-        details = presift_json(explanation_to_wire(explanation))
-        presift = {"decision": details.pop("decision"), "explanation": details} | self._ignored()
+        presift = explained_presift(explanation, self.view.ignored)
         prompt_tokens = explanation.decision.prompt_tokens
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
         return self._object(self.whole_kind, [], usage=usage, presift=presift)
@@ -174,21 +172,7 @@ class Completion(ABC):
         }
 
     def _presift(self) -> dict[str, Any]:
-        """The first answer's decision and usage and, if there are several, those of each."""
-        first, *others = list(self.answers.reports)
-        presift: dict[str, Any] = {
-            "decision": presift_json(decision_to_wire(first.decision)),
-            "usage": report_json(first),
-        }
-        if others:
-            presift["answers"] = [
-                {"decision": presift_json(decision_to_wire(each.decision)), "usage": report_json(each)}
-                for each in (first, *others)
-            ]
-        return presift | self._ignored()
-
-    def _ignored(self) -> dict[str, Any]:
-        return {"ignored": list(self.view.ignored)} if self.view.ignored else {}
+        return answers_presift(list(self.answers.reports), self.view.ignored)
 
     def _finish_reason(self, report: Report) -> str:
         return FinishReason.LENGTH if self.view.no_answer else report.usage.finish_reason

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.api.http.answering import TIMEOUT_KEY, Answering, Asked, Renderer, timeout_from
-from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
+from presift.orchestrator.api.http.answering import Answering, Asked, Renderer
+from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.chat_completions import ChatCompletion
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.models import ServedModels
+from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import requests_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, Ignored, StreamOptions, validate
@@ -21,9 +21,6 @@ from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.orchestrator.prompt.token_texts import TokenTexts
-from presift.rpc.deadline import NO_DEADLINE, Deadline
-
-__all__ = ["TIMEOUT_KEY", "CompletionEndpoints", "EndpointOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +57,18 @@ class CompletionEndpoints:
     async def _complete(
         self, call: Call, schema: type[Body], renderer: type[ChatCompletion] | type[TextCompletion]
     ) -> None:
-        arrived_s, ignored, options = time.monotonic(), Ignored(), self.options
-        raw = await read_body(call.headers, call.receive, options.max_body_bytes)
-        given = await in_thread_if_large(
-            len(raw), lambda: supported_parameters(parse_json_object(raw), schema.model_fields, ignored)
-        )
-        if isinstance(model := given.get("model"), str):
-            self.models.find(model)  # an unknown model is reported before an invalid parameter
-        body = await in_thread_if_large(len(raw), lambda: validate(schema, given, ignored))
+        options = self.options
+        read = await read_call(call, self.models, options.max_body_bytes)
+        body = await in_thread_if_large(read.size, lambda: _validated(schema, read))
         call.reply.names = parameter_names(body)
-        timeout_s = timeout_from(call.headers, body.presift.timeout_s)
-        # The deadline counts from the end of the headers.
-        deadline = NO_DEADLINE if timeout_s is None else Deadline(arrived_s + timeout_s)
+        deadline = read.deadline(call.headers, body.presift.timeout_s)
         async with self.answering.until(deadline, call.client):
             template = self.template_variables
             requests = await in_thread_if_large(
-                len(raw), lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
+                read.size, lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
             )
-            ignored |= dict.fromkeys(without_effect(body, template))
-            view = self._view(body, len(requests), ignored)
+            read.ignored.update(dict.fromkeys(without_effect(body, template)))
+            view = self._view(body, len(requests), read.ignored)
             await self.answering.answer(call.reply, asked_of(body, requests, renderer(view, self._texts)), deadline)
 
     def _view(self, body: Body, prompts: int, ignored: Ignored) -> View:
@@ -118,3 +108,7 @@ def asked_of(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> A
         raise InvalidRequest("prompt", f"a list of {len(requests)}", "one prompt with presift.explain")
     detail = Detail(kv_mask=options.include_kv_mask, span_per_token=options.span_per_token)
     return Asked(requests, renderer, explain=detail)
+
+
+def _validated(schema: type[Body], read: ReadBody) -> Body:
+    return validate(schema, supported_parameters(read.given, schema.model_fields, read.ignored), read.ignored)

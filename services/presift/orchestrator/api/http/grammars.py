@@ -17,7 +17,7 @@ _ANY_OBJECT = '{"type": "object"}'
 
 
 def grammar_of(body: Body) -> Grammar | None:
-    """None if the answer is free. Raises InvalidRequest for two grammars, and for one beside a forced tool call."""
+    """None if the answer is free. Raises InvalidRequest for two grammars."""
     given = list(_given(body))
     if not given:
         return None
@@ -26,8 +26,6 @@ def grammar_of(body: Body) -> Grammar | None:
         raise InvalidRequest(others[0][0], "given", f"left out: {parameter} restricts the answer already")
     if len(grammar.text) > MAX_GRAMMAR_CHARACTERS:
         raise InvalidRequest(parameter, f"{len(grammar.text)} characters", f"at most {MAX_GRAMMAR_CHARACTERS}")
-    if isinstance(body, ChatBody) and body.tool_choice not in (None, "auto", "none"):
-        raise InvalidRequest(parameter, "given", "left out with a tool_choice that forces a call")
     return grammar
 
 
@@ -39,9 +37,23 @@ def grammar_parameter(body: Body) -> str | None:
         return None
 
 
+def has_idle_format(body: Body) -> bool:
+    """Whether the body's format restricts nothing, because a tool must be called: libraries send both, and SGLang's
+    server lets the call win too."""
+    return _forces_call(body) and _format(body) is not None
+
+
+def _forces_call(body: Body) -> bool:
+    return isinstance(body, ChatBody) and body.tool_choice not in (None, "auto", "none")
+
+
+def _format(body: Body) -> Grammar | None:
+    return None if body.response_format is None else _of_format(body.response_format)
+
+
 def _given(body: Body) -> Iterator[tuple[str, Grammar]]:
     """Each grammar of the body, with its parameter. An empty one restricts nothing, as with SGLang."""
-    if body.response_format is not None and (grammar := _of_format(body.response_format)) is not None:
+    if (grammar := _format(body)) is not None and not _forces_call(body):
         yield "response_format", grammar
     options = body.presift.sampling
     places: dict[str, Any] = {"json_schema": body.json_schema, "regex": body.regex, "ebnf": body.ebnf}

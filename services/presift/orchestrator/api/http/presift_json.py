@@ -7,13 +7,15 @@ rules decide which unset fields are left out and how many digits a 32-bit float 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from presift.orchestrator.api.grpc.responses import decision_to_wire, report_to_wire
+from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire, report_to_wire
 from presift.orchestrator.pipeline.events import Report
+from presift.orchestrator.planning.explain import Explanation
 from presift.orchestrator.routing.decision import Decision
 
 DECISION_HEADER = "presift-decision"
@@ -36,6 +38,32 @@ def report_json(report: Report) -> dict[str, Any]:
     values = presift_json(report_to_wire(report))
     values.pop("prompt_logprobs", None)
     return values
+
+
+def answers_presift(reports: Sequence[Report], ignored: Sequence[str]) -> dict[str, Any]:
+    """The first answer's decision and usage and, if there are several, those of each; and the parameters that had no
+    effect."""
+    each = {"answers": [_answer_presift(report) for report in reports]} if len(reports) > 1 else {}
+    return _answer_presift(reports[0]) | each | _ignored(ignored)
+
+
+def decision_presift(decision: Decision) -> dict[str, Any]:
+    """Before an answer."""
+    return {"decision": presift_json(decision_to_wire(decision))}
+
+
+def explained_presift(explanation: Explanation, ignored: Sequence[str]) -> dict[str, Any]:
+    """In place of an answer."""
+    details = presift_json(explanation_to_wire(explanation))
+    return {"decision": details.pop("decision"), "explanation": details} | _ignored(ignored)
+
+
+def _answer_presift(report: Report) -> dict[str, Any]:
+    return decision_presift(report.decision) | {"usage": report_json(report)}
+
+
+def _ignored(names: Sequence[str]) -> dict[str, Any]:
+    return {"ignored": list(names)} if names else {}
 
 
 def decision_header(decision: Decision) -> str:

@@ -11,10 +11,11 @@ from presift.core.limits import check_limits
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
+from presift.orchestrator.api.http.reading import ReadBody
 from presift.orchestrator.api.http.requests import MAX_PROMPTS
 from presift.orchestrator.api.http.schema import Schema, validate
 from presift.orchestrator.api.http.sse import json_bytes
-from presift.orchestrator.api.http.translated import ChatAdapter, ReadBody
+from presift.orchestrator.api.http.translated import ChatAdapter
 from presift.orchestrator.api.http.translation import Translated, TranslatedNames
 from presift.orchestrator.domain.limits import TEXT
 from presift.orchestrator.prompt.raw_tokens import decode, encode, token_strings

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from presift.orchestrator.api.grpc.responses import decision_to_wire, explanation_to_wire
-from presift.orchestrator.api.http.answering import Renderer, timeout_from
+from presift.orchestrator.api.http.answering import Renderer
 from presift.orchestrator.api.http.answers import Answers, ReadPrompt
-from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
+from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, asked_of
-from presift.orchestrator.api.http.presift_json import presift_json, report_json
+from presift.orchestrator.api.http.presift_json import answers_presift, explained_presift
+from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import request_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import ChatBody, Ignored, validate
@@ -29,18 +27,6 @@ from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.planning.explain import Explanation
-from presift.orchestrator.routing.decision import Decision
-from presift.rpc.deadline import NO_DEADLINE, Deadline
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBody:
-    """A body as a chat's: `size` in bytes, and when its request arrived (`time.monotonic`)."""
-
-    given: dict[str, Any]
-    size: int
-    arrived_s: float
-    ignored: Ignored = field(default_factory=dict)
 
 
 class ChatAdapter:
@@ -52,13 +38,8 @@ class ChatAdapter:
         self._models = completions.models
 
     async def read(self, call: Call) -> ReadBody:
-        """Raises PresiftError. An unknown model is reported before an invalid parameter."""
-        arrived_s = time.monotonic()
-        raw = await read_body(call.headers, call.receive, self._options.max_body_bytes)
-        given = await in_thread_if_large(len(raw), lambda: parse_json_object(raw))
-        if isinstance(model := given.get("model"), str):
-            self._models.find(model)
-        return ReadBody(given, len(raw), arrived_s)
+        """Raises PresiftError."""
+        return await read_call(call, self._models, self._options.max_body_bytes)
 
     async def answer(
         self,
@@ -69,14 +50,11 @@ class ChatAdapter:
     ) -> None:
         """Answer a call; `translate` raises InvalidRequest with the caller's own names."""
         chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
-        timeout_s = timeout_from(call.headers, chat.presift.timeout_s)
-        # The deadline counts from the end of the headers.
-        deadline = NO_DEADLINE if timeout_s is None else Deadline(read.arrived_s + timeout_s)
+        deadline = read.deadline(call.headers, chat.presift.timeout_s)
         answering = self._completions.answering
         async with answering.until(deadline, call.client):
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
-            for name in without_effect(chat, self._completions.template_variables):
-                read.ignored[name if call.reply.names is None else call.reply.names.parameter(name)] = None
+            self._note_ignored(call, read, chat)
             asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
             await answering.answer(call.reply, asked, deadline)
 
@@ -103,7 +81,12 @@ class ChatAdapter:
         chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
         async with call.client.cancels_on_disconnect():
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
+            self._note_ignored(call, read, chat)
             return (await self._completions.pipeline.read(request)).ids
+
+    def _note_ignored(self, call: Call, read: ReadBody, chat: ChatBody) -> None:
+        for name in without_effect(chat, self.template_variables):
+            read.ignored[name if call.reply.names is None else call.reply.names.parameter(name)] = None
 
     def request(self, call: Call, chat: ChatBody) -> Request:
         options, template = self._options, self._completions.template_variables
@@ -135,16 +118,7 @@ class SingleAnswer:
         return next(self.answers.reports)
 
     def presift(self) -> dict[str, Any]:
-        """The decision and the usage of the answer."""
-        decision = presift_json(decision_to_wire(self.report.decision))
-        return {"decision": decision, "usage": report_json(self.report)} | self._ignored()
+        return answers_presift([self.report], self.view.ignored)
 
     def explained_presift(self, explanation: Explanation) -> dict[str, Any]:
-        details = presift_json(explanation_to_wire(explanation))
-        return {"decision": details.pop("decision"), "explanation": details} | self._ignored()
-
-    def decision_presift(self, decision: Decision) -> dict[str, Any]:
-        return {"decision": presift_json(decision_to_wire(decision))}
-
-    def _ignored(self) -> dict[str, Any]:
-        return {"ignored": list(self.view.ignored)} if self.view.ignored else {}
+        return explained_presift(explanation, self.view.ignored)

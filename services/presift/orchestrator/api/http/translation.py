@@ -122,16 +122,6 @@ def without(given: dict[str, Any], names: Container[str]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in names and value is not None}
 
 
-def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], why: Mapping[str, str]) -> None:
-    """Raise InvalidRequest for a parameter that asks for something that this server does not do."""
-    for name, values in neutral.items():
-        value = given.get(name)
-        if value is None or any(value == each and type(value) is type(each) for each in values):
-            continue
-        limit = "left out" + "".join(f", or {each}" for each in values)
-        raise InvalidRequest(name, brief(value), f"{limit}: {why.get(name, 'this server does not support it')}")
-
-
 def validate_at(schema: type[T], value: Any, path: str, ignored: Ignored | None = None) -> T:
     """As `validate`, for a part of a body. Raises InvalidRequest."""
     if not isinstance(value, dict):

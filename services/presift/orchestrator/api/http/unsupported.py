@@ -6,7 +6,7 @@ Parameters that are in no table are ignored, and the answer names them.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -100,6 +100,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # A chat template writes the special tokens itself; of a text they are part.
 _ADDS_SPECIAL_TOKENS = "add_special_tokens"
+_WHY = "this server does not support it"
 
 
 def supported_parameters(given: dict[str, Any], known: Container[str], ignored: Ignored) -> dict[str, Any]:
@@ -119,11 +120,17 @@ def supported_parameters(given: dict[str, Any], known: Container[str], ignored: 
     return supported
 
 
-def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
+def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], why: Mapping[str, str]) -> None:
+    """Raise InvalidRequest for a parameter that asks for something that this server does not do."""
+    for name, values in neutral.items():
+        if given.get(name) is not None:
+            _check_neutral(name, given[name], values, why.get(name, _WHY))
+
+
+def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...], why: str = _WHY) -> None:
     if not _is_any(value, neutral):
         allowed = " or ".join(str(each) for each in neutral)
-        limit = "left out" + (f", or {allowed}" if allowed else "") + ": this server does not support it"
-        raise InvalidRequest(name, brief(value), limit)
+        raise InvalidRequest(name, brief(value), "left out" + (f", or {allowed}" if allowed else "") + f": {why}")
 
 
 def _is_any(value: object, neutral: tuple[Any, ...]) -> bool:

@@ -8,7 +8,7 @@ from presift.orchestrator.api.http.messages.schema import MessagesBody
 from presift.orchestrator.api.http.responses.conversion import chat_from_responses
 from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.schema import validate
-from presift.orchestrator.api.http.translation import check_neutral
+from presift.orchestrator.api.http.unsupported import check_neutral
 
 
 def from_responses(**given):

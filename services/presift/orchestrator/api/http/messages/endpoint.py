@@ -9,9 +9,11 @@ from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.messages.conversion import OWN, chat_from_messages
 from presift.orchestrator.api.http.messages.rendering import MessageRenderer
 from presift.orchestrator.api.http.messages.schema import NEUTRAL, WHY, WITHOUT_EFFECT, CountBody, MessagesBody
+from presift.orchestrator.api.http.reading import ReadBody
 from presift.orchestrator.api.http.schema import validate
-from presift.orchestrator.api.http.translated import ChatAdapter, ReadBody
-from presift.orchestrator.api.http.translation import Translated, check_neutral, shared_parameters, without
+from presift.orchestrator.api.http.translated import ChatAdapter
+from presift.orchestrator.api.http.translation import Translated, shared_parameters, without
+from presift.orchestrator.api.http.unsupported import check_neutral
 
 T = TypeVar("T", bound=CountBody)
 

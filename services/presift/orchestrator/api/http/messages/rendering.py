@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from presift.core.generation import FinishReason
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
+from presift.orchestrator.api.http.presift_json import decision_presift
 from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
 from presift.orchestrator.api.http.sse import TypedEvents
 from presift.orchestrator.api.http.translated import SingleAnswer
@@ -73,7 +74,7 @@ class MessageRenderer(SingleAnswer):
         return events if is_delta else [*events, *self._end()]
 
     def decision_chunk(self, decision: Decision) -> dict[str, Any]:
-        return self._start() | {"presift": self.decision_presift(decision)}
+        return self._start() | {"presift": decision_presift(decision)}
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""

@@ -19,7 +19,7 @@ WITHOUT_EFFECT = frozenset(
 # The values that request nothing; all others are rejected.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "container": (),
-    "context_management": ({"edits": []},),
+    "context_management": ({}, {"edits": []}, {"edits": None}),
     "logprobs": (False,),
     "max_completion_tokens": (),
     "mcp_servers": ([],),

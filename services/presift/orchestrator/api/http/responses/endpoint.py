@@ -5,12 +5,14 @@ from __future__ import annotations
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
+from presift.orchestrator.api.http.reading import ReadBody
 from presift.orchestrator.api.http.responses.conversion import OWN, chat_from_responses
 from presift.orchestrator.api.http.responses.rendering import ResponseFormat, ResponseRenderer
 from presift.orchestrator.api.http.responses.schema import NEUTRAL, WHY, WITHOUT_EFFECT, ResponsesBody
 from presift.orchestrator.api.http.schema import validate
-from presift.orchestrator.api.http.translated import ChatAdapter, ReadBody
-from presift.orchestrator.api.http.translation import Translated, check_neutral, shared_parameters, without
+from presift.orchestrator.api.http.translated import ChatAdapter
+from presift.orchestrator.api.http.translation import Translated, shared_parameters, without
+from presift.orchestrator.api.http.unsupported import check_neutral
 
 
 class ResponsesEndpoint:

@@ -10,6 +10,7 @@ from typing import Any
 from presift.core.generation import FinishReason
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
+from presift.orchestrator.api.http.presift_json import decision_presift
 from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
 from presift.orchestrator.api.http.sse import TypedEvents
@@ -66,7 +67,7 @@ class ResponseRenderer(SingleAnswer):
         return begun + events
 
     def decision_chunk(self, decision: Decision) -> dict[str, Any]:
-        presift = {"presift": self.decision_presift(decision)}
+        presift = {"presift": decision_presift(decision)}
         return self._event("response.created", response=self._object(_IN_PROGRESS, ()) | presift)
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
