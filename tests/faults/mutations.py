@@ -40,6 +40,8 @@ def _slots(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
         if field.message_type is None:
             continue
         value = getattr(message, field.name)
+        if _is_map(field):
+            continue
         inner = list(value)[:20] if field.is_repeated else [value] if message.HasField(field.name) else []
         for each in inner:
             yield from _slots(each)
@@ -48,12 +50,27 @@ def _slots(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
 def _mutate(message: Message, field: FieldDescriptor, rng: random.Random) -> None:
     if rng.random() < 0.15:
         message.ClearField(field.name)
+    elif _is_map(field):
+        _mutate_map(getattr(message, field.name), field, rng)
     elif field.is_repeated:
         _mutate_repeated(getattr(message, field.name), field, rng)
     elif field.message_type is not None:
         getattr(message, field.name).SetInParent()
     else:
         setattr(message, field.name, _value(field, rng))
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _mutate_map(values: Any, field: FieldDescriptor, rng: random.Random) -> None:
+    if values and rng.random() < 0.25:
+        del values[rng.choice(list(values))]
+        return
+    key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+    for _ in range(rng.choice((1, 1, 2, 17, 2000))):
+        values[_value(key, rng)] = _value(value, rng)
 
 
 def _mutate_repeated(values: Any, field: FieldDescriptor, rng: random.Random) -> None:

@@ -18,9 +18,10 @@ export {
 } from "./errors.js";
 export type { ChatMessage, TextPart } from "./messages.js";
 export type { ExplainOptions, Options, PromptOptions, RouteName } from "./requests.js";
+export type { Delta, TokenLogprob, ToolCall } from "./answers.js";
 export type {
+  Choice,
   Decision,
-  Delta,
   Event,
   ExplainedSpan,
   Explanation,

@@ -27,9 +27,11 @@ export interface ChatMessage {
   readonly tool_calls?: readonly object[];
   readonly name?: string;
   readonly tool_call_id?: string;
+  /** What a reasoning model wrote before its answer. */
+  readonly reasoning?: string;
 }
 
-const MESSAGE_KEYS = ["role", "content", "protected", "tool_calls", "name", "tool_call_id"];
+const MESSAGE_KEYS = ["role", "content", "protected", "tool_calls", "name", "tool_call_id", "reasoning"];
 const PART_KEYS = ["type", "text", "protected", "document"];
 
 /** Throws TypeError for a malformed message, InvalidRequest for text that is not valid Unicode. */
@@ -57,6 +59,7 @@ function messageOf(field: string, message: ChatMessage): Message {
     toolCallsJson: calls.map((call) => JSON.stringify(call)),
     name: writable(`${field}.name`, name ?? ""),
     toolCallId: writable(`${field}.tool_call_id`, callId ?? ""),
+    reasoning: writable(`${field}.reasoning`, message.reasoning ?? ""),
   });
 }
 

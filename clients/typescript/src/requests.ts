@@ -10,6 +10,7 @@ import {
   PromptSchema,
 } from "./gen/presift/v1/orchestrator_pb.js";
 import { KvSelection, Route } from "./gen/presift/v1/plan_pb.js";
+import { ToolChoice } from "./gen/presift/v1/target_pb.js";
 import { type ChatMessage, chatOf, writable } from "./messages.js";
 
 /** "auto", "full", "spec_pc" and the other routes of plan.proto. */
@@ -20,7 +21,8 @@ export type RouteName = Exclude<Lowercase<keyof typeof Route>, "unspecified">;
  *
  * Prompt: exactly one of `prompt` (text, without a chat template), `messages` (rendered with the target's chat
  * template, together with `tools`) and `tokenIds` (used unchanged, with `protectedSpans` of token positions, [start,
- * end)).
+ * end)). `templateKwargs` are further variables of the chat template, e.g. `{ enable_thinking: false }`; with
+ * `continueFinalMessage` the answer continues the last message.
  *
  * Limits: in tokens, except `maxTtftMs` (compared with a predicted time) and `minCoverage` (0..1, compared with the
  * coverage of the draft's mask or, if the target selects KV, with the draft's estimate). `autoCoverage` (0..1) takes
@@ -33,6 +35,8 @@ export interface PromptOptions {
   readonly prompt?: string;
   readonly messages?: readonly ChatMessage[];
   readonly tools?: readonly object[];
+  readonly templateKwargs?: Readonly<Record<string, unknown>>;
+  readonly continueFinalMessage?: boolean;
   readonly tokenIds?: readonly number[];
   readonly protectedSpans?: readonly (readonly [number, number])[];
   readonly route?: RouteName;
@@ -54,7 +58,15 @@ export interface PromptOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Options of `generate` and `stream`: those of the prompt, and how the answer is sampled. */
+/**
+ * Options of `generate` and `stream`: those of the prompt, how the answer is sampled, and its form.
+ *
+ * `choices` answers are generated; with a `seed`, answer i uses seed + i. `jsonSchema` (a schema, or its text), `regex`,
+ * `ebnf` or `structuralTag` restricts the answer: give one of them at most. `toolChoice` is "auto", "required", "none"
+ * (the tools are shown to the model, but no calls are parsed), or the name of a tool that must be called. `topLogprobs`
+ * asks for the log probability of each token and of that many others, `promptLogprobs` for those of the prompt too
+ * (route full). `rawText` leaves reasoning and tool calls in the text.
+ */
 export interface Options extends PromptOptions {
   readonly temperature?: number;
   readonly topP?: number;
@@ -63,6 +75,23 @@ export interface Options extends PromptOptions {
   readonly stop?: readonly string[];
   readonly stopTokenIds?: readonly number[];
   readonly ignoreEos?: boolean;
+  readonly minP?: number;
+  readonly presencePenalty?: number;
+  readonly frequencyPenalty?: number;
+  readonly repetitionPenalty?: number;
+  readonly logitBias?: Readonly<Record<number, number>>;
+  readonly minNewTokens?: number;
+  readonly jsonSchema?: object | string;
+  readonly regex?: string;
+  readonly ebnf?: string;
+  readonly structuralTag?: object | string;
+  readonly topLogprobs?: number;
+  readonly promptLogprobs?: boolean;
+  readonly keepSpecialTokens?: boolean;
+  readonly choices?: number;
+  readonly toolChoice?: string;
+  readonly parallelToolCalls?: boolean;
+  readonly rawText?: boolean;
 }
 
 /** Options of `explain`. Nothing is generated: the context check and the predictions assume `maxNewTokens`. */
@@ -76,6 +105,8 @@ const PROMPT_OPTIONS: Record<keyof Required<PromptOptions>, true> = {
   prompt: true,
   messages: true,
   tools: true,
+  templateKwargs: true,
+  continueFinalMessage: true,
   tokenIds: true,
   protectedSpans: true,
   route: true,
@@ -105,6 +136,23 @@ const OPTIONS: Record<keyof Required<Options>, true> = {
   stop: true,
   stopTokenIds: true,
   ignoreEos: true,
+  minP: true,
+  presencePenalty: true,
+  frequencyPenalty: true,
+  repetitionPenalty: true,
+  logitBias: true,
+  minNewTokens: true,
+  jsonSchema: true,
+  regex: true,
+  ebnf: true,
+  structuralTag: true,
+  topLogprobs: true,
+  promptLogprobs: true,
+  keepSpecialTokens: true,
+  choices: true,
+  toolChoice: true,
+  parallelToolCalls: true,
+  rawText: true,
 };
 const EXPLAIN_OPTIONS: Record<keyof Required<ExplainOptions>, true> = { ...PROMPT_OPTIONS, spanPerToken: true };
 const ROUTES = Object.fromEntries(
@@ -116,8 +164,8 @@ const ROUTES = Object.fromEntries(
 const SELECTIONS = { target_lookahead: KvSelection.TARGET_LOOKAHEAD, draft_mask: KvSelection.DRAFT_MASK };
 
 /**
- * Throws TypeError for an unknown option, route or selection, bounds without autoCoverage, a malformed message, or not
- * exactly one prompt; InvalidRequest for text that is not valid Unicode.
+ * Throws TypeError for an unknown option, route or selection, bounds without autoCoverage, several grammars, a malformed
+ * message, or not exactly one prompt; InvalidRequest for text that is not valid Unicode.
  */
 export function generateRequest(options: Options): GenerateRequest {
   checkKnown(options, OPTIONS);
@@ -132,8 +180,38 @@ export function generateRequest(options: Options): GenerateRequest {
       stop: (options.stop ?? []).map((text) => writable("stop", text)),
       stopTokenIds: [...(options.stopTokenIds ?? [])],
       ignoreEos: options.ignoreEos ?? false,
+      minP: options.minP,
+      presencePenalty: options.presencePenalty,
+      frequencyPenalty: options.frequencyPenalty,
+      repetitionPenalty: options.repetitionPenalty,
+      logitBias: { ...options.logitBias },
+      minNewTokens: options.minNewTokens,
+      grammar: grammarOf(options),
+      topLogprobs: options.topLogprobs,
+      promptLogprobs: options.promptLogprobs ?? false,
+      keepSpecialTokens: options.keepSpecialTokens ?? false,
     },
+    choices: options.choices,
+    singleToolCall: options.parallelToolCalls === false,
+    ...toolChoiceOf(options),
   });
+}
+
+function grammarOf({ jsonSchema, regex, ebnf, structuralTag }: Options) {
+  const given = Object.entries({ jsonSchema, regex, ebnf, structuralTag }).filter(
+    ([, grammar]) => grammar !== undefined,
+  );
+  if (given.length > 1) throw new TypeError(`give one of ${given.map(([name]) => name).join(" and ")}`);
+  const [name, grammar] = given[0] ?? [];
+  if (name === undefined) return undefined;
+  const text = writable(name, typeof grammar === "string" ? grammar : JSON.stringify(grammar));
+  return { case: name as "jsonSchema" | "regex" | "ebnf" | "structuralTag", value: text };
+}
+
+function toolChoiceOf({ toolChoice = "auto", rawText = false }: Options) {
+  if (toolChoice === "auto" || toolChoice === "none") return { rawText: rawText || toolChoice === "none" };
+  if (toolChoice === "required") return { toolChoice: ToolChoice.REQUIRED, rawText };
+  return { toolChoice: ToolChoice.FUNCTION, toolFunction: writable("toolChoice", toolChoice), rawText };
 }
 
 /** Throws as `generateRequest` does. */
@@ -152,12 +230,18 @@ function commonFields(options: PromptOptions) {
   };
 }
 
-function promptOf({ prompt, messages, tokenIds, tools = [], protectedSpans = [] }: PromptOptions): Prompt {
+function promptOf(options: PromptOptions): Prompt {
+  const { prompt, messages, tokenIds, tools = [], protectedSpans = [] } = options;
+  const { templateKwargs = {}, continueFinalMessage = false } = options;
+  const hasVariables = Object.keys(templateKwargs).length > 0;
   if ([prompt, messages, tokenIds].filter((each) => each !== undefined).length !== 1) {
     throw new TypeError("give exactly one of prompt, messages and tokenIds");
   }
-  if (tools.length && messages === undefined) {
-    throw new TypeError("tools require messages: prompt and tokenIds are not rendered with the chat template");
+  if ((tools.length || hasVariables || continueFinalMessage) && messages === undefined) {
+    throw new TypeError(
+      "tools, templateKwargs and continueFinalMessage require messages: " +
+        "prompt and tokenIds are not rendered with the chat template",
+    );
   }
   const spans = protectedSpans.map(([start, end]) => ({ start, end }));
   if (tokenIds !== undefined) {
@@ -166,10 +250,10 @@ function promptOf({ prompt, messages, tokenIds, tools = [], protectedSpans = [] 
   if (prompt !== undefined) {
     return create(PromptSchema, { prompt: { case: "text", value: writable("prompt", prompt) }, protectedSpans: spans });
   }
-  return create(PromptSchema, {
-    prompt: { case: "chat", value: chatOf(messages ?? [], tools) },
-    protectedSpans: spans,
-  });
+  const chat = chatOf(messages ?? [], tools);
+  if (hasVariables) chat.templateKwargsJson = JSON.stringify(templateKwargs);
+  chat.continueFinalMessage = continueFinalMessage;
+  return create(PromptSchema, { prompt: { case: "chat", value: chat }, protectedSpans: spans });
 }
 
 function budgetOf(options: PromptOptions) {

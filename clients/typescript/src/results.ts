@@ -1,6 +1,7 @@
 /** The results of calls, as plain values: names instead of enum numbers, undefined for unset fields. */
 import { timestampDate } from "@bufbuild/protobuf/wkt";
 
+import { type Delta, type TokenLogprob, type ToolCall, deltaOf, logprobsOf, wholeCalls } from "./answers.js";
 import * as wire from "./gen/presift/v1/orchestrator_pb.js";
 import { KvSelection, type ModelInfo, type Policy, Route } from "./gen/presift/v1/plan_pb.js";
 import { FinishReason } from "./gen/presift/v1/target_pb.js";
@@ -45,15 +46,10 @@ export interface Decision {
   readonly crossVocabulary: boolean;
 }
 
-/** The new part of the answer. `text` is empty while a character is incomplete. */
-export interface Delta {
-  readonly kind: "delta";
-  readonly text: string;
-  readonly tokenIds: readonly number[];
-}
-
 /**
- * The end of an answer. Counts in tokens, times in milliseconds; `ttftMs` starts at arrival at the orchestrator.
+ * The end of answer number `choice`. Counts in tokens, times in milliseconds; `ttftMs` starts at arrival at the
+ * orchestrator. `warnings` say in words what may be unexpected, e.g. an answer that stopped at the default length.
+ *
  * `kvTokens` is what the prompt actually held. If KV was dropped: `reusedEntry` says whether the target had the
  * compressed entry, `scoreMs` and `publishMs` are the times to select and to copy the KV, and `coverage` is the share
  * of the scoring queries' attention on kept KV.
@@ -73,17 +69,29 @@ export interface Usage {
   readonly scoreMs: number;
   readonly publishMs: number;
   readonly coverage: number | undefined;
+  readonly choice: number;
+  readonly reasoningTokens: number;
+  readonly promptLogprobs: readonly TokenLogprob[];
+  readonly warnings: readonly string[];
 }
 
-/** One event of a stream: first a decision, then deltas, then a usage. */
+/** One event of a stream: first a decision, then deltas, then a usage for each answer. */
 export type Event = Decision | Delta | Usage;
 
-/** A whole answer with its decision and usage. */
-export interface Generation {
+/** One of several answers, with its usage. */
+export interface Choice {
   readonly text: string;
   readonly tokenIds: readonly number[];
-  readonly decision: Decision;
   readonly usage: Usage;
+  readonly reasoning: string;
+  readonly toolCalls: readonly ToolCall[];
+  readonly logprobs: readonly TokenLogprob[];
+}
+
+/** A whole answer with its decision and usage. `choices` are all answers: this one is the first of them. */
+export interface Generation extends Choice {
+  readonly decision: Decision;
+  readonly choices: readonly Choice[];
 }
 
 /**
@@ -130,7 +138,10 @@ export interface RouteQuality {
   readonly since: Date | undefined;
 }
 
-/** The models and routes of an orchestrator. `draft` is undefined while no draft is known. */
+/**
+ * The models and routes of an orchestrator. `draft` is undefined while no draft is known. The parsers separate tool
+ * calls and reasoning from answers, empty if there is none; `grammars`: whether answers can be restricted.
+ */
 export interface Info {
   readonly draft: Model | undefined;
   readonly target: Model | undefined;
@@ -138,6 +149,9 @@ export interface Info {
   readonly compressAboveTokens: number;
   readonly routeQuality: readonly RouteQuality[];
   readonly replicas: readonly Replica[];
+  readonly toolCallParser: string;
+  readonly reasoningParser: string;
+  readonly grammars: boolean;
 }
 
 /** One event of the stream; undefined if a newer service sends one that this client does not know. */
@@ -146,7 +160,7 @@ export function eventOf({ event }: wire.GenerateResponse): Event | undefined {
     case "decision":
       return decisionOf(event.value);
     case "delta":
-      return { kind: "delta", text: event.value.text, tokenIds: event.value.tokenIds };
+      return deltaOf(event.value);
     case "usage":
       return usageOf(event.value);
     default:
@@ -154,20 +168,34 @@ export function eventOf({ event }: wire.GenerateResponse): Event | undefined {
   }
 }
 
-/** The whole answer from its events. Throws Error without a decision or a usage. */
+/** The whole answers from their events. Throws Error without a decision, or without a usage of each answer. */
 export async function gather(events: AsyncIterable<Event>): Promise<Generation> {
-  const [texts, tokenIds]: [string[], number[]] = [[], []];
-  let [decision, usage]: [Decision | undefined, Usage | undefined] = [undefined, undefined];
+  const deltas: Delta[] = [];
+  const usages = new Map<number, Usage>();
+  let decision: Decision | undefined;
   for await (const event of events) {
     if (event.kind === "decision") decision = event;
-    else if (event.kind === "usage") usage = event;
-    else {
-      texts.push(event.text);
-      tokenIds.push(...event.tokenIds);
-    }
+    else if (event.kind === "usage") usages.set(event.choice, event);
+    else deltas.push(event);
   }
-  if (decision === undefined || usage === undefined) throw new Error("the stream ended without a decision or a usage");
-  return { text: texts.join(""), tokenIds, decision, usage };
+  const choices = [...usages.values()].map((usage) => choiceOf(deltas, usage));
+  const [first] = choices.sort((one, other) => one.usage.choice - other.usage.choice);
+  if (decision === undefined || first === undefined || !deltas.every(({ choice }) => usages.has(choice))) {
+    throw new Error("the stream ended without a decision or a usage");
+  }
+  return { ...first, decision, choices };
+}
+
+function choiceOf(deltas: readonly Delta[], usage: Usage): Choice {
+  const own = deltas.filter(({ choice }) => choice === usage.choice);
+  return {
+    text: own.map(({ text }) => text).join(""),
+    tokenIds: own.flatMap(({ tokenIds }) => tokenIds),
+    usage,
+    reasoning: own.map(({ reasoning }) => reasoning).join(""),
+    toolCalls: wholeCalls(own.flatMap(({ toolCalls }) => toolCalls)),
+    logprobs: own.flatMap(({ logprobs }) => logprobs),
+  };
 }
 
 /** The response of Explain. */
@@ -185,6 +213,9 @@ export function infoOf(info: wire.GetInfoResponse): Info {
     compressAboveTokens: info.compressAboveTokens,
     routeQuality: info.routeQuality.map(qualityOf),
     replicas: info.replicas.map(({ $typeName, $unknown, ...replica }) => replica),
+    toolCallParser: info.toolCallParser,
+    reasoningParser: info.reasoningParser,
+    grammars: info.grammars,
   };
 }
 
@@ -212,6 +243,7 @@ function usageOf({ $typeName, $unknown, ...usage }: wire.Usage): Usage {
     kind: "usage",
     finishReason: nameOf(FinishReason, usage.finishReason),
     coverage: usage.coverage,
+    promptLogprobs: logprobsOf(usage.promptLogprobs),
   };
 }
 

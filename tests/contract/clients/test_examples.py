@@ -99,11 +99,11 @@ async def batch(house, folder, *flags, key=""):
 
 async def test_batch_answers_each_line_and_resumes(house, tmp_path):
     requests = [{"id": f"q{n}", "token_ids": [n, n + 1], "max_new_tokens": 2} for n in range(1, 9)]
-    write(tmp_path / "in.jsonl", *requests[:3], {"id": "bad", "token_ids": [1], "max_new_tokens": 1000}, "")
+    write(tmp_path / "in.jsonl", *requests[:3], {"id": "bad", "token_ids": [1] * 500, "route": "full"}, "")
     code, lines, errors = await batch(house, tmp_path)
     assert (code, errors, lines) == (0, "", ["0 were done, 4 are new, 0 are left"])
     first = answers(tmp_path / "out.jsonl")
-    assert first["bad"]["error"]["kind"] == "PromptTooLong" and "1000" in first["bad"]["error"]["message"]
+    assert first["bad"]["error"]["kind"] == "PromptTooLong" and "500" in first["bad"]["error"]["message"]
     assert first["q1"]["decision"]["route"] == "full" and first["q1"]["usage"]["completion_tokens"] == 2
     write(tmp_path / "in.jsonl", *requests, {"id": "typo", "token_ids": [1], "max_tokens": 5})
     calls = len(house.target.calls)

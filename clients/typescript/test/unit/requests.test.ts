@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import type { Chat } from "../../src/gen/presift/v1/orchestrator_pb.js";
 import { KvSelection, Route } from "../../src/gen/presift/v1/plan_pb.js";
+import { ToolChoice } from "../../src/gen/presift/v1/target_pb.js";
 import { InvalidRequest } from "../../src/index.js";
 import { explainRequest, generateRequest, type Options } from "../../src/requests.js";
 
@@ -43,6 +45,18 @@ test("every option arrives", () => {
     stop: ["\n"],
     stopTokenIds: [2],
     ignoreEos: true,
+    minP: 0.25,
+    presencePenalty: 0.5,
+    frequencyPenalty: -0.5,
+    repetitionPenalty: 1.5,
+    logitBias: { 7: -2 },
+    minNewTokens: 3,
+    regex: "a+",
+    topLogprobs: 2,
+    promptLogprobs: true,
+    keepSpecialTokens: true,
+    choices: 2,
+    rawText: true,
   });
   assert.deepEqual(request.prompt?.prompt.value, { $typeName: "presift.v1.TokenIds", ids: [1, 2, 3] });
   assert.deepEqual(
@@ -69,7 +83,38 @@ test("every option arrives", () => {
   assert.deepEqual(kv, { selection, keepFullPrefix: false, lookaheadTokens: 0, continuePromptTokens: 7 }, kvType);
   const { $typeName: samplingType, ...sampling } = request.sampling!;
   const chosen = { maxNewTokens: 9, temperature: 0.5, topP: 0.25, topK: 4, seed: 2n ** 63n };
-  assert.deepEqual(sampling, { ...chosen, stop: ["\n"], stopTokenIds: [2], ignoreEos: true }, samplingType);
+  const penalties = { presencePenalty: 0.5, frequencyPenalty: -0.5, repetitionPenalty: 1.5, logitBias: { 7: -2 } };
+  const ends = { stop: ["\n"], stopTokenIds: [2], ignoreEos: true, minNewTokens: 3 };
+  const form = {
+    grammar: { case: "regex", value: "a+" },
+    topLogprobs: 2,
+    promptLogprobs: true,
+    keepSpecialTokens: true,
+  };
+  assert.deepEqual(sampling, { ...chosen, minP: 0.25, ...penalties, ...ends, ...form }, samplingType);
+  assert.deepEqual([request.choices, request.rawText, request.singleToolCall], [2, true, false]);
+});
+
+test("tools and variables of the template arrive", () => {
+  const messages = [{ role: "user", content: "a" }] as const;
+  const tools = [{ type: "function", function: { name: "f" } }];
+  const chat = { messages, tools, templateKwargs: { thinking: false }, continueFinalMessage: true };
+  const request = generateRequest({
+    ...chat,
+    toolChoice: "f",
+    parallelToolCalls: false,
+    jsonSchema: { type: "object" },
+  });
+  assert.deepEqual(
+    [request.toolChoice, request.toolFunction, request.singleToolCall],
+    [ToolChoice.FUNCTION, "f", true],
+  );
+  assert.deepEqual(request.sampling?.grammar, { case: "jsonSchema", value: '{"type":"object"}' });
+  assert.equal(request.prompt?.prompt.case, "chat");
+  const { templateKwargsJson, continueFinalMessage } = request.prompt.prompt.value as Chat;
+  assert.deepEqual([templateKwargsJson, continueFinalMessage], ['{"thinking":false}', true]);
+  assert.equal(generateRequest({ messages, tools, toolChoice: "required" }).toolChoice, ToolChoice.REQUIRED);
+  assert.equal(generateRequest({ messages, tools, toolChoice: "none" }).rawText, true);
 });
 
 test("explain takes the same prompt and budget", () => {
@@ -86,7 +131,12 @@ const refused: Record<string, [object, RegExp]> = {
   "a route that every object has": [{ prompt: "a", route: "toString" }, /route is "toString"/],
   "an unknown selection": [{ prompt: "a", kvSelection: "both" }, /kvSelection is "both"/],
   "bounds without coverage": [{ prompt: "a", autoMaxTokens: 5 }, /require autoCoverage/],
-  "tools without messages": [{ prompt: "a", tools: [{}] }, /tools require messages/],
+  "tools without messages": [
+    { prompt: "a", tools: [{}] },
+    /tools, templateKwargs and continueFinalMessage require messages/,
+  ],
+  "variables without messages": [{ prompt: "a", templateKwargs: { a: 1 } }, /require messages/],
+  "two grammars": [{ prompt: "a", regex: "a", ebnf: "b" }, /give one of regex and ebnf/],
 };
 for (const [what, [options, match]] of Object.entries(refused)) {
   test(`${what} is refused`, () => {
