@@ -1,5 +1,6 @@
-"""`python -m tests.clients.stack TOKENIZER_FOLDER`: a presift whose target is the scripted engine, until stdin ends.
+"""`python -m tests.clients.stack TOKENIZER_FOLDER`: a presift whose target is the scripted engine.
 
+It runs until stdin ends, or until SIGTERM.
 The orchestrator is a process of its own. Behind it, in this process and over gRPC, are the real target service and a
 fake draft. Prints the URL of the HTTP API.
 """
@@ -10,9 +11,11 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+import threading
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,9 @@ def main() -> int:
             vocabulary_size=tokenizer.get_vocab_size(),
         )
         eos = tokenizer.token_to_id(_EOS)
-        return asyncio.run(serve(lambda: ScriptedEngine(tokenizer, model, eos), model, folder))
+        with suppress(asyncio.CancelledError):
+            asyncio.run(serve(lambda: ScriptedEngine(tokenizer, model, eos), model, folder))
+    return 0
 
 
 def with_template(tokenizer: Path, made: Path) -> Path:
@@ -63,7 +68,10 @@ def with_template(tokenizer: Path, made: Path) -> Path:
     return made
 
 
-async def serve(make_engine: Any, model: ModelInfo, folder: Path) -> int:
+async def serve(make_engine: Any, model: ModelInfo, folder: Path) -> None:
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     target = TargetServicer(Admission(max_running=16, max_waiting=256))
     target.use(make_engine())
     same = {"tokenizer_fingerprint": model.tokenizer_fingerprint, "vocabulary_size": model.vocabulary_size}
@@ -81,12 +89,25 @@ async def serve(make_engine: Any, model: ModelInfo, folder: Path) -> int:
         process = await start_orchestrator(flags)
         try:
             print(f"http://{await _http_address(process)}", flush=True)
-            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+            await _end_of_stdin()
         finally:
             if process.returncode is None:
                 process.terminate()
             await process.wait()
-    return 0
+
+
+async def _end_of_stdin() -> None:
+    """Not in an executor: the end of the process would wait for its thread."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def read() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
+    await ended.wait()
 
 
 async def start_orchestrator(flags: list[str]) -> asyncio.subprocess.Process:

@@ -38,7 +38,7 @@ CARRIED_OUT = {
         *("parallel_tool_calls", "reasoning_effort", "return_prompt_token_ids", "separate_reasoning"),
         *("stream_reasoning", "tool_choice", "tools", "top_logprobs"),
     },
-    "CompletionRequest": CARRIED_OUT_BY_BOTH | {"best_of", "echo", "json_schema", "prompt"},
+    "CompletionRequest": CARRIED_OUT_BY_BOTH | {"best_of", "echo", "json_schema", "prompt", "suffix"},
 }  # fmt: skip
 # Asks for nothing that changes an answer: accepted, and named in the answer if it asks for something.
 WITHOUT_AN_EFFECT = {
@@ -48,7 +48,7 @@ WITHOUT_AN_EFFECT = {
 # Accepted as SGLang's own clients send them by default, refused by name otherwise.
 NEUTRAL_ONLY = {
     "ChatCompletionRequest": {"use_audio_in_video"},
-    "CompletionRequest": {"suffix"},
+    "CompletionRequest": set(),
 }
 NEUTRAL_ONLY_AT_BOTH = {
     *("cache_salt", "custom_logit_processor", "custom_params", "extra_key", "images_config", "lora_path"),

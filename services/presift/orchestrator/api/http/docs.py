@@ -58,7 +58,7 @@ _ABOUT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class DocumentedEndpoint:
     """`path` as in its route, without converters; `body` is None for GET. The last two are the parameters that are
     handled before the body's model sees them."""
 
@@ -72,11 +72,13 @@ class Endpoint:
 
 
 ENDPOINTS = (
-    Endpoint("POST", "/v1/chat/completions", "Answer a conversation, whole or as a stream of events.", ChatBody),
-    Endpoint(
+    DocumentedEndpoint(
+        "POST", "/v1/chat/completions", "Answer a conversation, whole or as a stream of events.", ChatBody
+    ),
+    DocumentedEndpoint(
         "POST", "/v1/completions", "Continue a text or token ids, whole or as a stream of events.", CompletionBody
     ),
-    Endpoint(
+    DocumentedEndpoint(
         "POST",
         "/v1/responses",
         "OpenAI's Responses API, without stored answers.",
@@ -84,7 +86,7 @@ ENDPOINTS = (
         without_effect=responses.WITHOUT_EFFECT,
         neutral=responses.NEUTRAL,
     ),
-    Endpoint(
+    DocumentedEndpoint(
         "POST",
         "/v1/messages",
         "Anthropic's Messages API. Errors are in its format.",
@@ -92,7 +94,7 @@ ENDPOINTS = (
         without_effect=messages.WITHOUT_EFFECT,
         neutral=messages.NEUTRAL,
     ),
-    Endpoint(
+    DocumentedEndpoint(
         "POST",
         "/v1/messages/count_tokens",
         "How many tokens such a prompt has.",
@@ -100,7 +102,7 @@ ENDPOINTS = (
         without_effect=messages.WITHOUT_EFFECT,
         neutral=messages.NEUTRAL,
     ),
-    Endpoint(
+    DocumentedEndpoint(
         "POST",
         "/v1/tokenize",
         "The token ids of a text, or of a chat (`messages`).",
@@ -108,10 +110,17 @@ ENDPOINTS = (
         without_effect=(),
         neutral={},
     ),
-    Endpoint("POST", "/v1/detokenize", "The text of token ids.", DetokenizeBody, without_effect=(), neutral={}),
-    Endpoint("GET", "/v1/models", "The names that requests may give as `model`."),
-    Endpoint("GET", "/v1/models/{model}", "One of them, with its context length."),
-    Endpoint("GET", "/health", "200 if a target can be reached, else 503.", needs_key=False),
+    DocumentedEndpoint(
+        "POST", "/v1/detokenize", "The text of token ids.", DetokenizeBody, without_effect=(), neutral={}
+    ),
+    DocumentedEndpoint("GET", "/v1/models", "The names that requests may give as `model`."),
+    DocumentedEndpoint("GET", "/v1/models/{model}", "One of them, with its context length."),
+    DocumentedEndpoint(
+        "GET",
+        "/health",
+        "200 while requests are taken; 503 at the start, in a drain, and without a reachable target.",
+        needs_key=False,
+    ),
 )
 
 
@@ -178,14 +187,14 @@ def _bodies() -> Iterator[type[BaseModel] | None]:
     return (endpoint.body for endpoint in ENDPOINTS)
 
 
-def _other_parameters(endpoint: Endpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+def _other_parameters(endpoint: DocumentedEndpoint) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in sorted(endpoint.without_effect):
         yield name, {"description": "accepted, without effect"}
     for name, values in sorted(endpoint.neutral.items()):
         yield name, {"enum": [*values, None], "description": "not supported: only values that ask for nothing"}
 
 
-def _operation(endpoint: Endpoint) -> dict[str, Any]:
+def _operation(endpoint: DocumentedEndpoint) -> dict[str, Any]:
     answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     operation: dict[str, Any] = {"summary": endpoint.summary}
     if "{" in endpoint.path:

@@ -10,6 +10,7 @@ from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.chat_completions import ChatCompletion
 from presift.orchestrator.api.http.completions import View
+from presift.orchestrator.api.http.fill_in import with_suffix
 from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import requests_from_body, without_effect
@@ -59,7 +60,7 @@ class CompletionEndpoints:
     ) -> None:
         options = self.options
         read = await read_call(call, self.models, options.max_body_bytes)
-        body = await in_thread_if_large(read.size, lambda: _validated(schema, read))
+        body = await in_thread_if_large(read.size, lambda: self._validated(schema, read))
         call.reply.names = parameter_names(body)
         deadline = read.deadline(call.headers, body.presift.timeout_s)
         async with self.answering.until(deadline, call.client):
@@ -70,6 +71,13 @@ class CompletionEndpoints:
             read.ignored.update(dict.fromkeys(without_effect(body, template)))
             view = self._view(body, len(requests), read.ignored)
             await self.answering.answer(call.reply, asked_of(body, requests, renderer(view, self._texts)), deadline)
+
+    def _validated(self, schema: type[Body], read: ReadBody) -> Body:
+        given = supported_parameters(read.given, schema.model_fields, read.ignored)
+        body = validate(schema, given, read.ignored)
+        if isinstance(body, CompletionBody):
+            return with_suffix(body, self.pipeline.parts.tokenizer.backend)
+        return body
 
     def _view(self, body: Body, prompts: int, ignored: Ignored) -> View:
         """What the caller sees of its answers. Raises HttpError for an unknown model."""
@@ -108,7 +116,3 @@ def asked_of(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> A
         raise InvalidRequest("prompt", f"a list of {len(requests)}", "one prompt with presift.explain")
     detail = Detail(kv_mask=options.include_kv_mask, span_per_token=options.span_per_token)
     return Asked(requests, renderer, explain=detail)
-
-
-def _validated(schema: type[Body], read: ReadBody) -> Body:
-    return validate(schema, supported_parameters(read.given, schema.model_fields, read.ignored), read.ignored)

@@ -152,6 +152,7 @@ class CompletionBody(CommonBody):
     """/v1/completions. A prompt is one text, one list of token ids, or a list of either."""
 
     prompt: Any
+    suffix: str | None = None
     # 0 only with `echo`.
     max_tokens: UInt32 | None = None
     best_of: int | None = None
