@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import random
 import socket
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -141,9 +144,16 @@ class RealStack:
         return found
 
 
+# Not the same ones in each run: another checkout's tests may run on this machine.
+_OFFSETS = itertools.count(10 * random.randrange(40), 10)
+
+
 def free_ports(count: int) -> int:
-    """The first of `count` consecutive free ports."""
-    for first in range(20_000, 30_000, count):
+    """The first of `count` consecutive free ports. Those of each test worker are its own: what takes a port may take
+    minutes to bind it. Below the ports that the kernel and SGLang choose."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for _ in range(100):
+        first = 20_000 + 1_000 * (worker % 10) + next(_OFFSETS)
         with suppress(OSError):
             for port in range(first, first + count):
                 with socket.socket() as probe:

@@ -893,6 +893,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/grpc/test_choices.py::test_only_the_first_is_learned_from",),
     ),
     Planted(
+        "reservation_ends_too_early",
+        "A replica counts as busy from the choice of it to the end of the answer",
+        "a replica does not count as busy while the decision is delivered",
+        f"{ORCHESTRATOR}/pipeline/pipeline.py",
+        "                yield plan.decision\n",
+        "                on_its_way.close()\n                yield plan.decision\n",
+        (f"{CONTRACT}/grpc/test_replicas.py::test_a_replica_counts_as_busy_while_the_decision_is_delivered",),
+    ),
+    Planted(
         "shadow_answers_are_free",
         "The quality guard compares answers that were generated under the same constraints",
         "a forced tool call is compared with an answer in plain text",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from contextlib import aclosing
 from unittest.mock import Mock
 
 import grpc
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 
 from presift.core.errors import Overloaded
+from presift.orchestrator.api.grpc.requests import request_from_wire
 from presift.orchestrator.backends.affinity import affinity_key
+from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.orchestrator.pipeline.events import Report
 from presift.rpc.circuit_breaker import BreakerState
+from presift.rpc.deadline import NO_DEADLINE
 from presift.rpc.pool import replica as replica_module
 from presift.rpc.pool.pool import FAILURES
 from presift.v1 import orchestrator_pb2, plan_pb2
@@ -108,6 +113,20 @@ async def test_a_hot_document_spreads(open_pool):
     for target in house.targets:
         target.gate.set()
     await asyncio.gather(*asking)
+
+
+async def test_a_replica_counts_as_busy_while_the_decision_is_delivered(open_pool):
+    """Else a burst of requests would all take the same one."""
+    house = await open_pool()
+    stream = house.pipeline.generate(request_from_wire(request(prompt(1), route=FULL), Caller(), ""), NO_DEADLINE)
+    in_flight = []
+    async with aclosing(stream):
+        async for event in stream:
+            in_flight.append(sum(each.in_flight for each in house.remote_target.statuses()))
+            if isinstance(event, Report):
+                break
+    assert in_flight[0] == 1 and max(in_flight) == 1
+    await house.settle(lambda: sum(each.in_flight for each in house.remote_target.statuses()) == 0)
 
 
 async def test_drafts_share_the_load(open_pool):

@@ -60,6 +60,7 @@ async def test_a_disconnect_ends_all_requests_of_a_batch(door):
         async for line in stream.aiter_lines():
             if line:
                 assert json.loads(line.removeprefix("data: "))["choices"]
+                await door.house.settle(lambda: door.house.target.running == batches.MOST_AT_ONCE)
                 break
     await door.house.settle(lambda: door.house.target.running == 0 and door.house.admission.running == 0)
     assert len(door.house.target.calls) <= batches.MOST_AT_ONCE == door.house.target.cancelled

@@ -181,7 +181,7 @@ async def test_seeds_temperature_and_stop_tokens_work(start: Any, plan: Any, pro
     [
         ({"lora_path": "x"}, "lora"),
         ({"return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
-        ({"custom_logit_processor": "{}"}, "custom_logit_processor"),
+        ({"custom_logit_processor": "{}"}, "custom.logit.processor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

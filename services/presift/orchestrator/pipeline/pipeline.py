@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing, closing, contextmanager
 from dataclasses import dataclass
 
 from presift.core.answer import AnswerDelta
@@ -71,7 +71,11 @@ class Pipeline:
         """
         parts = self.parts
         parts.calibration.stop()
-        with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
+        with (
+            request_metrics(request, deadline) as metrics,
+            parts.guard.idle_gate.busy() as first_token_sent,
+            ExitStack() as on_its_way,
+        ):
             request = as_target_can(request, parts.models.known_target())
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
@@ -79,12 +83,13 @@ class Pipeline:
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
-                with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as context:
-                    plan = await parts.planner.plan(context, deadline)
+                context = on_its_way.enter_context(parts.reader.context(request, tokens, tokenize_ms, metrics.arrived))
+                plan = await parts.planner.plan(context, deadline)
                 request = cut_to_context(request, plan.read_ids.size, plan.decision.target.context_tokens)
                 metrics.record_plan(plan)
                 yield plan.decision
-                async with aclosing(self._answers(plan, request, deadline, metrics, slot)) as events:
+                held = _while_answering(slot, on_its_way)
+                async with aclosing(self._answers(plan, request, deadline, metrics, held)) as events:
                     async for event in events:
                         first_token_sent()
                         if isinstance(event, Delta):
@@ -92,9 +97,15 @@ class Pipeline:
                         yield event
 
     def _answers(
-        self, plan: Plan, request: Request, deadline: Deadline, metrics: RequestMetrics, slot: Slot
+        self,
+        plan: Plan,
+        request: Request,
+        deadline: Deadline,
+        metrics: RequestMetrics,
+        held: AbstractContextManager[None],
     ) -> AsyncGenerator[Delta | Report, None]:
-        """All choices. The slot ends with the work: a caller who reads slowly does not keep it."""
+        """All choices. `held` is entered when the target is asked, and left with the work: a caller who reads slowly
+        does not keep it."""
         metrics.record_target_call()
 
         def answer(choice: int) -> Answer:
@@ -109,7 +120,7 @@ class Pipeline:
             )
             return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
 
-        return side_by_side([answer(choice) for choice in range(request.choices)], closing(slot))
+        return side_by_side([answer(choice) for choice in range(request.choices)], held)
 
     async def _decoded(
         self,
@@ -194,6 +205,15 @@ class Pipeline:
     def stage_costs(self) -> list[LearnedCost]:
         """The learned costs of all stages."""
         return self.parts.estimator.learned()
+
+
+@contextmanager
+def _while_answering(slot: Slot, on_its_way: ExitStack) -> Iterator[None]:
+    """Hold the slot. The reservation of the replica ends where the target's own count begins: in between, a burst of
+    requests would all take the same replica."""
+    on_its_way.close()
+    with closing(slot):
+        yield
 
 
 def _delta(delta: AnswerDelta, detokenizer: Detokenizer, choice: int) -> Delta:
