@@ -997,7 +997,7 @@ FAULTS: tuple[Planted, ...] = (
         "an answer that stopped at a length which its caller did not set has no warning",
         f"{ORCHESTRATOR}/pipeline/events.py",
         " if request.has_default_length else ()",
-        "    if True:",
+        " if False else ()",
         (f"{CONTRACT}/grpc/test_answer_parts.py::test_an_answer_that_stopped_at_the_default_length_says_so",),
     ),
     Planted(
