@@ -32,7 +32,8 @@ class AnswerParser:
     """Reads the text of one answer as it is generated.
 
     `is_thinking`: the answer begins with reasoning. `earlier_calls`: the number of calls in the prompt, for the formats
-    that number their calls. Raises InvalidRequest if a tool's definition is malformed.
+    that number their calls. `tools`: SGLang's, if they are known; otherwise they are made of `wanted`, which raises
+    InvalidRequest if a definition is malformed.
     """
 
     def __init__(
@@ -41,11 +42,18 @@ class AnswerParser:
         names: ParserNames,
         tokenizer: Any = None,
         *,
+        tools: Sequence[Any] | None = None,
         is_thinking: bool = False,
         earlier_calls: int = 0,
     ) -> None:
         self._pieces = TextPieces()
-        self._calls = _call_stream(wanted, names.tool_calls, tokenizer, earlier_calls) if wanted.tools_json else None
+        self._calls = (
+            _call_stream(
+                wanted, tools_of(wanted) if tools is None else tools, names.tool_calls, tokenizer, earlier_calls
+            )
+            if wanted.tools_json
+            else None
+        )
         self._reasoning = (
             _ReasoningStream(names.reasoning, tokenizer, is_thinking, feeds_calls=self._calls is not None)
             if wanted.separate_reasoning and names.reasoning
@@ -111,14 +119,15 @@ class _ReasoningStream:
         return reasoning or "", content or ""
 
 
-def _call_stream(wanted: AnswerFormat, name: str, tokenizer: Any, earlier_calls: int) -> ToolCallStream:
+def _call_stream(
+    wanted: AnswerFormat, tools: Sequence[Any], name: str, tokenizer: Any, earlier_calls: int
+) -> ToolCallStream:
     from sglang.srt.function_call.function_call_parser import FunctionCallParser  # noqa: PLC0415 - loaded by now
 
-    tools, choice = tools_of(wanted), choice_of(wanted)
+    # For `auto`, SGLang's own server names no choice either.
+    forced = choice_of(wanted) if wanted.forces_call else None
 
     def new_parser() -> Any:
-        # For `auto`, SGLang's own server names no choice either.
-        forced = choice if wanted.forces_call else None
         return FunctionCallParser(tools, name, tokenizer=tokenizer, tool_choice=forced)
 
     is_native = bool(name) and (not wanted.forces_call or new_parser().owns_tool_format())

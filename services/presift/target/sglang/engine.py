@@ -95,7 +95,9 @@ class SglangEngine(Engine):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         if self._death.done():
             raise TargetUnavailable(f"the engine has failed: {self._death.result()}")
-        message, reader = to_sglang(request, self._parsers), AnswerReader(request, self._parsers)
+        prepared = self._parsers.prepared(request)
+        message = to_sglang(request, self._parsers, prepared)
+        reader = AnswerReader(request, self._parsers, prepared)
         # Closing SGLang's generator aborts the request in the scheduler.
         async with aclosing(self._manager.generate_request(message)) as answers:
             async for answer in answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,17 @@ _READ_SPECIAL_TOKENS = frozenset({"apertus2509", "kimi_k3", "inkling", "muse", "
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What both the request to SGLang and the reading of its answer need, once for each request.
+
+    `tools`: SGLang's, checked. `is_thinking`: whether the answer begins with reasoning.
+    """
+
+    tools: Sequence[Any] = ()
+    is_thinking: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Parsers:
     """The parsers of one model. `thinks`: whether it begins an answer with reasoning if the prompt does not say."""
 
@@ -32,14 +44,23 @@ class Parsers:
     tokenizer: Any = None
     thinks: bool = False
 
-    def answer_parser(self, wanted: AnswerFormat, token_ids: NDArray[np.uint32]) -> AnswerParser:
-        """A parser for the answer to a prompt. Raises InvalidRequest for malformed tools."""
+    def prepared(self, request: GenerateRequest) -> Prepared:
+        """Raises InvalidRequest for malformed tools."""
+        wanted = request.format
+        tools = tools_of(wanted) if wanted is not None and wanted.tools_json else ()
+        return Prepared(tools, self.is_thinking(wanted, request.token_ids))
+
+    def answer_parser(self, request: GenerateRequest, prepared: Prepared) -> AnswerParser | None:
+        """A parser for the answer; None for an answer without a format."""
+        if request.format is None:
+            return None
         return AnswerParser(
-            wanted,
+            request.format,
             self.names,
             self.tokenizer,
-            is_thinking=self.is_thinking(wanted, token_ids),
-            earlier_calls=self._calls_in(token_ids),
+            tools=prepared.tools,
+            is_thinking=prepared.is_thinking,
+            earlier_calls=self._calls_in(request.token_ids),
         )
 
     def is_thinking(self, wanted: AnswerFormat | None, token_ids: NDArray[np.uint32]) -> bool:
@@ -66,7 +87,7 @@ class Parsers:
         text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return text
 
-    def constraint(self, request: GenerateRequest, is_thinking: bool) -> dict[str, Any]:
+    def constraint(self, request: GenerateRequest, prepared: Prepared) -> dict[str, Any]:
         """SGLang's sampling parameters that make the answer call tools as wanted.
 
         Raises InvalidRequest if a forced call has no grammar, or the request brings a grammar of its own.
@@ -79,7 +100,7 @@ class Parsers:
                 limit = f"auto together with sampling.{grammar.kind}: one answer has one grammar"
                 raise InvalidRequest("tool_choice", wanted.tool_choice, limit)
             return {}
-        found = self._tool_grammar(wanted, is_thinking)
+        found = self._tool_grammar(wanted, prepared)
         if found is None and wanted.forces_call:
             raise InvalidRequest("tool_choice", wanted.tool_choice, f"auto: {self.names.tool_calls} has no grammar")
         if found is None:
@@ -87,13 +108,13 @@ class Parsers:
         kind, value = found
         return _as_parameters(kind, _one_call(value) if wanted.single_call and hasattr(value, "structures") else value)
 
-    def _tool_grammar(self, wanted: AnswerFormat, is_thinking: bool) -> tuple[str, Any] | None:
+    def _tool_grammar(self, wanted: AnswerFormat, prepared: Prepared) -> tuple[str, Any] | None:
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
         from sglang.srt.function_call.utils import get_json_schema_constraint, strip_structural_tag_excludes
 
         # SGLang's grammar of a named function is often that of any of the tools.
         named = wanted.function
-        tools = [tool for tool in tools_of(wanted) if named in ("", tool.function.name)]
+        tools = [tool for tool in prepared.tools if named in ("", tool.function.name)]
         choice = choice_of(wanted)
         found, is_native = None, False
         if self.names.tool_calls:
@@ -101,7 +122,7 @@ class Parsers:
             # SGLang's grammar starts after the reasoning by itself, except where it covers the whole turn.
             covers_turn = self.names.tool_calls == "glm47" and not any(tool.function.strict for tool in tools)
             found = parser.get_structure_constraint(
-                choice, parallel_tool_calls=not wanted.single_call, thinking_mode=covers_turn and is_thinking
+                choice, parallel_tool_calls=not wanted.single_call, thinking_mode=covers_turn and prepared.is_thinking
             )
             is_native = parser.detector.parses_required_natively()
             if found is not None and found[0] == "structural_tag" and self.names.reasoning:

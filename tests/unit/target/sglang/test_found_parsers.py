@@ -17,8 +17,9 @@ from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import GenerateRequest
 from presift.target.sglang.answer_parser import ParserNames
 from presift.target.sglang.found_parsers import check_names, find, tool_call_parser_of
-from presift.target.sglang.messages import to_sglang
+from presift.target.sglang.messages import AnswerReader, to_sglang
 from presift.target.sglang.parsers import Parsers
+from presift.target.sglang.tools import tools_of
 
 if find_spec("sglang") is None:
     pytest.skip("needs SGLang", allow_module_level=True)
@@ -190,6 +191,23 @@ def test_tools_whose_schemas_contradict_each_other_are_refused_by_name() -> None
     with pytest.raises(InvalidRequest) as refusal:
         sent(AnswerFormat(tools, ToolChoice.REQUIRED), ParserNames("pythonic"))
     assert refusal.value.field == "format.tools_json"
+
+
+def test_the_tools_of_a_request_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[AnswerFormat] = []
+
+    def counted(wanted: AnswerFormat) -> list[Any]:
+        checked.append(wanted)
+        return tools_of(wanted)
+
+    monkeypatch.setattr("presift.target.sglang.parsers.tools_of", counted)
+    monkeypatch.setattr("presift.target.sglang.answer_parser.tools_of", counted)
+    request = GenerateRequest(prompt("hi"), format=AnswerFormat((tool("a"),), ToolChoice.REQUIRED))
+    parsers = Parsers(ParserNames("qwen"), Characters())
+    prepared = parsers.prepared(request)
+    assert "structural_tag" in to_sglang(request, parsers, prepared).sampling_params
+    AnswerReader(request, parsers, prepared)
+    assert checked == [request.format]
 
 
 def test_the_grammar_begins_after_the_reasoning() -> None:
