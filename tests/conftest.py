@@ -38,6 +38,7 @@ _PROCESSES = {
     "test_processes",
     "test_typescript_client",
     "test_typescript_package",
+    "test_workers",
 }
 
 
@@ -56,17 +57,31 @@ _SHARED = dict.fromkeys(
 ) | {"test_stack": "stack", "test_telemetry": "stack"}
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, a file's tests stay together, and so do those that share engines or a stack."""
     for item in items:
         if item.path.stem in _PROCESSES:
             item.add_marker(pytest.mark.processes)
-        item.add_marker(pytest.mark.xdist_group(_group(item.path)))
 
 
-def _group(path: Path) -> str:
-    return _SHARED.get(path.stem, str(path)) if _TESTS / "e2e" in path.parents else str(path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers, a file's tests stay together, and so do those that share engines or a stack.
+
+    Not by the mark xdist_group: xdist 3.8 writes it into `_nodeid`, which pytest 9.2 no longer reads."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
+
+
+def _group(nodeid: str) -> str:
+    path = Path(nodeid.partition("::")[0])
+    return _SHARED.get(path.stem, str(path)) if "e2e" in path.parts else str(path)
 
 
 @pytest.fixture(scope="session")

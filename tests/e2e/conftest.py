@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import random
-import socket
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 
 from .collector import Collector, collecting
+from .ports import free_ports
 
 VOCABULARY = 512
 POOL_TOKENS = 8192
@@ -142,24 +139,6 @@ class RealStack:
             for sample in family.samples:
                 found.setdefault(sample.name, []).append((sample.labels, sample.value, sample.exemplar))
         return found
-
-
-# Not the same ones in each run: another checkout's tests may run on this machine.
-_OFFSETS = itertools.count(10 * random.randrange(40), 10)
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` consecutive free ports. Those of each test worker are its own: what takes a port may take
-    minutes to bind it. Below the ports that the kernel and SGLang choose."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    for _ in range(100):
-        first = 20_000 + 1_000 * (worker % 10) + next(_OFFSETS)
-        with suppress(OSError):
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-    raise AssertionError("no ports")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 
 from presift.cli.stack.stack import LocalStack, StackOptions
 
-from ..conftest import free_ports
+from ..ports import free_ports
 from ..spec_kv.test_stock_server import end, wait_until_healthy
 from .requests import TEMPLATE
 

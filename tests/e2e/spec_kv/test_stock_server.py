@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ..ports import free_ports
+
 EXAMPLE = Path(__file__).parents[3] / "clients" / "python" / "examples" / "stock_sglang.py"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def url(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
     config = json.loads((folder / "config.json").read_text())
     # A folder as one finds it on the hub; the reference's says no architecture.
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForCausalLM"]}))
-    port = free_port()
+    port = free_ports(1)
     command = [sys.executable, "-m", "presift.target.stock_server", "--model-path", str(folder), "--port", str(port)]
     command += ["--skip-tokenizer-init", "--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "error"]
     with (folder / "log").open("w") as log:
