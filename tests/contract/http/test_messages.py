@@ -287,3 +287,11 @@ async def test_a_stream_that_fails_says_so(door):
     door.house.target.die_after = 2
     *_, last = await streamed(door)
     assert (last["type"], last["error"]["type"]) == ("error", "overloaded_error")
+
+
+async def test_the_context_cuts_the_number_that_libraries_fill_in(door):
+    """`max_tokens` is required here: coding agents send 32,000 to 128,000 to every model."""
+    message = await whole(door, max_tokens=128_000)
+    asked = door.house.target.calls[-1]
+    assert asked.sampling.max_new_tokens == 400 - len(asked.token_ids)
+    assert message["stop_reason"] in ("end_turn", "max_tokens")

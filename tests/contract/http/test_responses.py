@@ -249,3 +249,9 @@ async def test_an_error_before_the_first_token_has_its_status(door):
             model=MODEL, input="a", stream=True, extra_headers={"presift-timeout-s": "nope"}
         )
     assert refused.value.status_code == 400
+
+
+async def test_the_context_cuts_max_output_tokens(door):
+    answer = await whole(door, input="abc", max_output_tokens=128_000)
+    asked = door.house.target.calls[-1]
+    assert asked.sampling.max_new_tokens == 400 - len(asked.token_ids) and answer.output_text
