@@ -81,7 +81,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def _group(nodeid: str) -> str:
     path = Path(nodeid.partition("::")[0])
-    return _SHARED.get(path.stem, str(path)) if "e2e" in path.parts else str(path)
+    return _SHARED.get(path.stem, str(path)) if path.parts[:2] == ("tests", "e2e") else str(path)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import pytest
 # LiteLLM asks the internet for prices as it is imported; telemetry and tracing of others are off as well.
 os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
 
-_ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("PRESIFT_PYTHON", _ROOT / ".venv/bin/python"))
-SERVICES = str(_ROOT / "services")
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("PRESIFT_PYTHON", ROOT / ".venv/bin/python"))
+SERVICES = str(ROOT / "services")
 _HOME = Path(os.environ.get("PRESIFT_HOME", "~/.cache/presift")).expanduser()
 TOKENIZER = _HOME / "models" / "smollm2-135m-instruct"
 
@@ -25,10 +25,10 @@ def server() -> Iterator[str]:
     if url := os.environ.get("PRESIFT_URL"):
         yield url
         return
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(_ROOT), SERVICES))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), SERVICES))}
     command = [PYTHON, "-m", "tests.clients.stack", TOKENIZER]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=_ROOT, env=environment) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment) as process:
         assert process.stdin is not None and process.stdout is not None
         url = process.stdout.readline().strip()
         assert url, "the server did not start"

@@ -57,9 +57,9 @@ class Options(PromptOptions, total=False):
 
     `choices` answers are generated; with a `seed`, answer i uses seed + i. `json_schema` (a schema, or its text),
     `regex`, `ebnf` or `structural_tag` restricts the answer: give one of them at most. `tool_choice` is "auto",
-    "required", "none" (the tools are shown to the model, but no calls are parsed), or the name of a tool that must be
-    called. `top_logprobs` asks for the log probability of each token and of that many others, `prompt_logprobs` for
-    those of the prompt too (route full). `raw_text` leaves reasoning and tool calls in the text.
+    "required", "none" (the model sees the tools, but calls and reasoning stay in the text), or the name of a tool that
+    must be called. `top_logprobs` asks for the log probability of each token and of that many others, `prompt_logprobs`
+    for those of the prompt too (route full). `raw_text` leaves reasoning and tool calls in the text.
     """
 
     max_new_tokens: int

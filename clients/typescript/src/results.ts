@@ -178,10 +178,11 @@ export async function gather(events: AsyncIterable<Event>): Promise<Generation> 
     else if (event.kind === "usage") usages.set(event.choice, event);
     else deltas.push(event);
   }
-  const choices = [...usages.values()].map((usage) => choiceOf(deltas, usage));
-  const [first] = choices.sort((one, other) => one.usage.choice - other.usage.choice);
+  const inOrder = [...usages.values()].sort((one, other) => one.choice - other.choice);
+  const choices = inOrder.map((usage) => choiceOf(deltas, usage));
+  const first = choices[0];
   if (decision === undefined || first === undefined || !deltas.every(({ choice }) => usages.has(choice))) {
-    throw new Error("the stream ended without a decision or a usage");
+    throw new Error("the stream ended without a decision or the usage of every answer");
   }
   return { ...first, decision, choices };
 }

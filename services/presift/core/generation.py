@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from presift.core.errors import InvalidRequest
-from presift.core.limits import MAX_STOP_STRINGS
+from presift.core.limits import MAX_GRAMMAR_CHARACTERS, MAX_STOP_STRINGS
 
 MAX_BIAS = 100
 
@@ -39,7 +39,9 @@ class Grammar:
     text: str
 
     def check(self) -> None:
-        """Raises InvalidRequest for a grammar without text, or for a schema that is not a JSON object."""
+        """Raises InvalidRequest for a grammar without text, a long one, or a schema that is not a JSON object."""
+        size = len(self.text)
+        _require(size <= MAX_GRAMMAR_CHARACTERS, self.kind, f"{size} characters", f"at most {MAX_GRAMMAR_CHARACTERS}")
         _require(bool(self.text.strip()), self.kind, "empty", "a grammar")
         if self.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.STRUCTURAL_TAG):
             try:
@@ -85,6 +87,11 @@ class Sampling:
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
     keep_special_tokens: bool = False
+
+    @property
+    def least_tokens(self) -> int:
+        """The shortest answer, >= 1."""
+        return self.min_new_tokens or 1
 
     @property
     def is_greedy(self) -> bool:

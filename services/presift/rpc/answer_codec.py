@@ -11,7 +11,6 @@ from typing import Any
 from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolCallDelta, ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
-from presift.core.limits import MAX_GRAMMAR_CHARACTERS
 from presift.rpc import codec
 from presift.v1 import target_pb2
 
@@ -40,12 +39,9 @@ def finish_from_wire(reason: int) -> FinishReason:
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
-    """Fields that are unset have the defaults of Sampling. Raises InvalidRequest for a grammar that is too long."""
+    """Fields that are unset have the defaults of Sampling."""
     kind = sampling.WhichOneof("grammar")
     grammar = None if kind is None else Grammar(GrammarKind(kind), getattr(sampling, kind))
-    if grammar is not None and len(grammar.text) > MAX_GRAMMAR_CHARACTERS:
-        size, limit = f"{len(grammar.text)} characters", f"at most {MAX_GRAMMAR_CHARACTERS}"
-        raise InvalidRequest(f"sampling.{kind}", size, limit)
     return Sampling(
         stop=tuple(sampling.stop),
         stop_token_ids=tuple(sampling.stop_token_ids),

@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from presift.core.errors import DraftUnavailable, InternalError, ShuttingDown, TargetUnavailable
+from presift.core.limits import MAX_GRAMMAR_CHARACTERS
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.api.http.errors import TABLE, error_response
 from presift.orchestrator.api.http.unsupported import NEUTRAL
@@ -117,6 +118,11 @@ BAD = {
         "response_format.json_schema.schema",
     ),
     "no JSON schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    # Longer as JSON in ASCII than in the body, which must stay under its own limit.
+    "a grammar that is too long": (
+        {"response_format": {"type": "json_object", "schema": {"title": "é" * (MAX_GRAMMAR_CHARACTERS // 6)}}},
+        "response_format",
+    ),
     "two grammars": ({"regex": "a", "ebnf": "b"}, "ebnf"),
     "two grammars of different places": ({"guided_regex": "a", **presift(sampling={"regex": "b"})}, "guided_regex"),
     "a choice of none": ({"guided_choice": []}, "guided_choice"),
@@ -406,14 +412,14 @@ async def test_a_prompt_that_is_too_long(door):
         )
     assert refused.value.code == "context_length_exceeded" and refused.value.param == "prompt"
     assert refused.value.body["message"].startswith(
-        "This model's maximum context length is 400 tokens. However, you requested 505 tokens (500 in the prompt, 5 in"
+        "This model's maximum context length is 400 tokens. However, you requested 501 tokens (500 in the prompt, 1 in"
         " the completion). Please reduce the length of the prompt or completion. (prompt is 500 tokens; it must be"
     )
     with pytest.raises(openai.BadRequestError) as refused:
         await door.client.chat.completions.create(
             model=MODEL, messages=user(content="a" * 500), max_tokens=5, extra_body=presift(route="full")
         )
-    assert "(524 in the messages, 5 in the completion). Please reduce the length of the messages" in str(refused.value)
+    assert "(524 in the messages, 1 in the completion). Please reduce the length of the messages" in str(refused.value)
     over_grpc = await door.house.refused([1] * 500, route="ROUTE_FULL", max_new_tokens=5)
     assert over_grpc.message.startswith("prompt is 500 tokens; it must be <= 399 (context 400 less")
 

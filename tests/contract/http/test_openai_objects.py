@@ -85,7 +85,7 @@ async def test_tool_choices(choice, wanted, function, shown):
     await door.chat(tools=TOOLS, **({} if choice is None else {"tool_choice": choice}), parallel_tool_calls=False)
     request = door.request
     shown_json, separated = request.prompt.tools_json, request.answer_format
-    assert separated == AnswerFormat(shown_json, wanted, function, single_call=True, separate_reasoning=True)
+    assert separated == AnswerFormat(shown_json, wanted, function, single_call=bool(shown), separate_reasoning=True)
     assert [json.loads(tool)["function"]["name"] for tool in request.prompt.tools_json] == shown
 
 

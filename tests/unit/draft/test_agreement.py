@@ -32,7 +32,7 @@ def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> R
         prompt_tokens=N,
         must_keep=int(must_keep(SPANS, N, 8).sum()),
         must_keep_kv=int(must_keep(SPANS, N, 9)[:-1].sum()),
-        max_new_tokens=16,
+        reserved_tokens=16,
         context_tokens=1024,
         kv_page_tokens=page,
         defaults=DEFAULTS,

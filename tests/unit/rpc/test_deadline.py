@@ -47,7 +47,7 @@ def test_the_targets_time_for_the_whole_prompt_and_its_answer(observations, cach
     """A millisecond a prompt token, ten a token of the answer; unknown until something was observed."""
     costs = StageCosts(target=CostCurve(0.0, 1.0, 0.0, observations=observations), decoding=CostCurve(10.0, 0.0, 0.0))
     state = SystemState(costs, QueuedWork(target_ms=queue_ms, spent_ms=77.0), cached_tokens)
-    assert answer_seconds(routing_inputs(max_new_tokens=10, state=state)) == (
+    assert answer_seconds(routing_inputs(reserved_tokens=10, state=state)) == (
         None if needed_s is None else pytest.approx(needed_s)
     )
 

@@ -178,7 +178,7 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
         prompt_tokens=prompt.tokens,
         must_keep=min(prompt.tokens, defaults.spec_pc.window),
         must_keep_kv=min(prompt.tokens - 1, defaults.spec_kv.window),
-        max_new_tokens=prompt.max_new_tokens,
+        reserved_tokens=prompt.max_new_tokens,
         context_tokens=deployment.context_tokens,
         supported=deployment.supported,
         defaults=defaults,

@@ -107,7 +107,7 @@ def _demand(
         prompt_tokens=length.tokens,
         must_keep=min(length.tokens, defaults.spec_pc.window),
         must_keep_kv=min(length.tokens - 1, defaults.spec_kv.window),
-        max_new_tokens=workload.answer_tokens,
+        reserved_tokens=workload.answer_tokens,
         context_tokens=options.context_tokens,
         supported=frozenset(Route),
         defaults=defaults,

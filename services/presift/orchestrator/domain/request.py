@@ -221,7 +221,8 @@ class Request:
     """One call. `route` None is AUTO; `tenant` None has the general defaults. Only requests with the same `salt` share
     cache entries; `limits` are those of the tenant. `choices` answers are generated. `answer_format` is what is
     separated from the answer's text, None for nothing. `has_default_length`: the caller did not set
-    `sampling.max_new_tokens`. `cut_from` is what the caller set, where the target's context has less room.
+    `sampling.max_new_tokens`. `uncut_max_new_tokens` is
+    `sampling.max_new_tokens` before the context cut it, None if it was not cut.
 
     Raises InvalidRequest for sampling values out of their range, and for KV options that the route cannot have.
     """
@@ -237,7 +238,7 @@ class Request:
     choices: int = 1
     answer_format: AnswerFormat | None = None
     has_default_length: bool = False
-    cut_from: int | None = None
+    uncut_max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.sampling.check()

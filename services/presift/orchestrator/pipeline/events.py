@@ -29,8 +29,8 @@ class Delta:
     choice: int = 0
 
     @property
-    def has_text(self) -> bool:
-        """Whether there is text, reasoning or a tool call."""
+    def has_content(self) -> bool:
+        """Whether it has text, reasoning or a tool call."""
         return bool(self.text or self.reasoning or self.tool_calls)
 
 
@@ -55,8 +55,9 @@ def warnings_of(request: Request, usage: Usage) -> tuple[str, ...]:
     if usage.finish_reason is not FinishReason.LENGTH:
         return ()
     stopped = f"the answer stopped at {usage.completion_tokens} tokens"
-    if request.cut_from is not None:
-        return (f"{stopped}: the context has no room for max_new_tokens {request.cut_from}",)
+    uncut, default = request.uncut_max_new_tokens, "the default " if request.has_default_length else ""
+    if uncut is not None:
+        return (f"{stopped}: the context has no room for {default}max_new_tokens {uncut}",)
     most = request.sampling.max_new_tokens
     return (f"{stopped}: {most} is the default, as the request set none",) if request.has_default_length else ()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, ExitStack, aclosing, closing, contextmanager
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from dataclasses import dataclass
 
 from presift.core.answer import AnswerDelta
@@ -27,11 +27,11 @@ from presift.orchestrator.pipeline.choices import Answer, side_by_side
 from presift.orchestrator.pipeline.events import Delta, Event, Report, warnings_of
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.answer_length import cut_to_context
-from presift.orchestrator.planning.capabilities import as_target_can, sampling_of
+from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.planner import Planner
-from presift.orchestrator.planning.request_context import RequestReader
+from presift.orchestrator.planning.request_context import RequestReader, Reservation
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.guard import QualityGuard
@@ -71,30 +71,31 @@ class Pipeline:
         """
         parts = self.parts
         parts.calibration.stop()
-        with (
-            request_metrics(request, deadline) as metrics,
-            parts.guard.idle_gate.busy() as first_token_sent,
-            ExitStack() as on_its_way,
-        ):
-            request = as_target_can(request, parts.models.known_target())
+        with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
+            request = self._possible(request)
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
                 parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
-                context = on_its_way.enter_context(parts.reader.context(request, tokens, tokenize_ms, metrics.arrived))
-                plan = await parts.planner.plan(context, deadline)
-                request = cut_to_context(request, plan.read_ids.size, plan.decision.target.context_tokens)
-                metrics.record_plan(plan)
-                yield plan.decision
-                held = _while_answering(slot, on_its_way)
-                async with aclosing(self._answers(plan, request, deadline, metrics, held)) as events:
-                    async for event in events:
-                        first_token_sent()
-                        if isinstance(event, Delta):
-                            quota.record_generated(len(event.token_ids))
-                        yield event
+                with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
+                    plan = await parts.planner.plan(context, deadline)
+                    request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
+                    metrics.record_plan(plan)
+                    yield plan.decision
+                    until_last = _until_last_answer(slot, reservation)
+                    async with aclosing(self._answers(plan, request, deadline, metrics, until_last)) as events:
+                        async for event in events:
+                            first_token_sent()
+                            if isinstance(event, Delta):
+                                quota.record_generated(len(event.token_ids))
+                            yield event
+
+    def _possible(self, request: Request) -> Request:
+        """The request as far as the target can do it. Admission and quotas count no more tokens than the context."""
+        target = self.parts.models.known_target()
+        return cut_to_context(narrowed_to_target(request, target), 1, target.model.context_tokens)
 
     def _answers(
         self,
@@ -102,10 +103,10 @@ class Pipeline:
         request: Request,
         deadline: Deadline,
         metrics: RequestMetrics,
-        held: AbstractContextManager[None],
+        until_last: AbstractContextManager[None],
     ) -> AsyncGenerator[Delta | Report, None]:
-        """All choices. `held` is entered when the target is asked, and left with the work: a caller who reads slowly
-        does not keep it."""
+        """All choices. `until_last` is entered when the target is asked, and left with the work: a caller who reads
+        slowly does not keep it."""
         metrics.record_target_call()
 
         def answer(choice: int) -> Answer:
@@ -120,7 +121,7 @@ class Pipeline:
             )
             return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
 
-        return side_by_side([answer(choice) for choice in range(request.choices)], held)
+        return side_by_side([answer(choice) for choice in range(request.choices)], until_last)
 
     async def _decoded(
         self,
@@ -166,7 +167,7 @@ class Pipeline:
         falling back to the full prompt."""
         parts, arrived = self.parts, time.perf_counter()
         parts.calibration.stop()
-        request = as_target_can(request, parts.models.known_target())
+        request = self._possible(request)
         try:
             async with (
                 deadline.timeout(),
@@ -176,7 +177,7 @@ class Pipeline:
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
                     await quota.charge(tokens.ids.size, max_new_tokens=0)
-                    with parts.reader.context(request, tokens, tokenize_ms, arrived) as context:
+                    with parts.reader.context(request, tokens, tokenize_ms, arrived) as (context, _):
                         plan = await parts.planner.plan(context, explains=True)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
                 return await self._explanation(request, plan, detail, kept_kv)
@@ -208,10 +209,12 @@ class Pipeline:
 
 
 @contextmanager
-def _while_answering(slot: Slot, on_its_way: ExitStack) -> Iterator[None]:
-    """Hold the slot. The reservation of the replica ends where the target's own count begins: in between, a burst of
-    requests would all take the same replica."""
-    on_its_way.close()
+def _until_last_answer(slot: Slot, reservation: Reservation) -> Iterator[None]:
+    """Hands the replica's count over to the target's client, then holds the slot until the last answer ends.
+
+    Released any earlier, the reservation would let a burst of requests pick the same replica.
+    """
+    reservation.close()
     with closing(slot):
         yield
 

@@ -6,21 +6,21 @@ from dataclasses import replace
 
 from presift.orchestrator.domain.request import Request
 
-# With less room for an answer of which the caller asked for more, a prompt is compressed instead.
+# Libraries fill in max_new_tokens of 16,000 to 128,000, and few answers are that long. So a prompt that fits is
+# compressed only if even this much room would be missing.
 _LEAST_ROOM = 256
 
 
 def reserved_tokens(request: Request, prompt_tokens: int, must_keep: int, context_tokens: int) -> int:
     """The tokens that routing reserves for the answer, >= 1; all counts in tokens.
 
-    A prompt that fits the context is not compressed for the sake of an answer that is hardly ever as long as it may be:
-    only if the caller set its length and less than `_LEAST_ROOM` would be left. A prompt that must be compressed shares
-    what the `must_keep` protected tokens leave equally with the answer, so that a bound as large as the context keeps
-    some of the prompt.
+    If the prompt fits, the answer gets the room that is left; a prompt is compressed for the answer only if less than
+    `_LEAST_ROOM` (of a number that the caller set), or `min_new_tokens`, would be left. Otherwise prompt and answer
+    share the context equally, after the `must_keep` protected tokens.
     """
     asked, room = request.sampling.max_new_tokens, context_tokens - prompt_tokens
     wanted = 1 if request.has_default_length else min(asked, _LEAST_ROOM)
-    least = max(wanted, request.sampling.min_new_tokens or 1)
+    least = max(wanted, request.sampling.least_tokens)
     if room >= least:
         return min(asked, room)
     return min(asked, max(least, (context_tokens - must_keep) // 2))
@@ -31,4 +31,5 @@ def cut_to_context(request: Request, read_tokens: int, context_tokens: int) -> R
     asked, room = request.sampling.max_new_tokens, context_tokens - read_tokens
     if asked <= room:
         return request
-    return replace(request, sampling=replace(request.sampling, max_new_tokens=room), cut_from=request.cut_from or asked)
+    uncut = request.uncut_max_new_tokens or asked
+    return replace(request, sampling=replace(request.sampling, max_new_tokens=room), uncut_max_new_tokens=uncut)

@@ -12,13 +12,12 @@ from presift.core.plan import Route
 from presift.core.policies import POLICIES
 from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Chat, Request
-from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.prompt.chat_tools import tool_names
 
 
-def as_target_can(request: Request, target: TargetInfo) -> Request:
-    """The request, with only that separated from its answer which the target has a parser for, and an answer no longer
-    than its context. Raises InvalidRequest for what this target cannot do."""
+def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
+    """The request, with only that separated from its answer which the target has a parser for. Raises InvalidRequest
+    for what this target cannot do."""
     wanted, grammar = request.answer_format or AnswerFormat(), request.sampling.grammar
     is_forced = wanted.forces_call
     if is_forced and not target.grammars:
@@ -35,8 +34,8 @@ def as_target_can(request: Request, target: TargetInfo) -> Request:
     # A forced call needs no parser: its grammar makes JSON.
     tools = wanted.tools_json if is_forced or target.tool_call_parser else ()
     has_reasoning = wanted.separate_reasoning and bool(target.reasoning_parser)
-    found = replace(wanted, tools_json=tools, separate_reasoning=has_reasoning) if tools or has_reasoning else None
-    return cut_to_context(replace(request, answer_format=found), 1, target.model.context_tokens)
+    narrowed = replace(wanted, tools_json=tools, separate_reasoning=has_reasoning) if tools or has_reasoning else None
+    return replace(request, answer_format=narrowed)
 
 
 def check_tool(request: Request, function: str) -> None:

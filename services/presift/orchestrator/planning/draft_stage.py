@@ -33,7 +33,7 @@ from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.decision import CacheOutcome
 from presift.orchestrator.routing.forecast import answer_seconds, with_forecast
-from presift.orchestrator.routing.full_route import check_fits
+from presift.orchestrator.routing.full_route import check_fits_shortest_answer
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.metrics import count
 
@@ -179,7 +179,7 @@ def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:
     if inputs.budget.strict and capacity is not None and inputs.prompt_tokens > capacity:
         raise _full_is_impossible(error, "the strict budget allows no full prompt") from error
     try:
-        check_fits(inputs)
+        check_fits_shortest_answer(inputs)
     except PromptTooLong as too_long:
         raise _full_is_impossible(error, f"and the full prompt does not fit: {too_long.message}") from error
 

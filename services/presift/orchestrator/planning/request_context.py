@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,12 @@ from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import RoutingInputs
 from presift.orchestrator.routing.cost_model import SystemState
 from presift.orchestrator.routing.quality_gate import QualityGate
+
+
+class Reservation(Protocol):
+    """Counts a request at a replica until it is closed; it may be closed again."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,9 @@ class RequestReader:
     @contextmanager
     def context(
         self, request: Request, tokens: TokenizedPrompt, tokenize_ms: float, arrived: float
-    ) -> Iterator[RequestContext]:
-        """The context of a request at one replica of the target, which counts as busy until the block ends."""
+    ) -> Iterator[tuple[RequestContext, Reservation]]:
+        """The context of a request at one replica of the target, which counts as busy until the block ends, or until
+        the reservation is closed."""
         target = self._models.known_target()
         states = self._replicas.states(tokens, target.model, (time.perf_counter() - arrived) * 1000)
         own = next(iter(states))
@@ -89,8 +97,9 @@ class RequestReader:
         replica = self._replicas.pick(inputs, states)
         if replica != own:
             inputs = replace(inputs, state=states[replica])
-        with self._target.reserve(replica):
-            yield RequestContext(tokens, target.model, inputs, replica, tokenize_ms, arrived)
+        with ExitStack() as reservation:
+            reservation.enter_context(self._target.reserve(replica))
+            yield RequestContext(tokens, target.model, inputs, replica, tokenize_ms, arrived), reservation
 
     def refreshed(self, context: RequestContext) -> RequestContext:
         """The same context with a new snapshot of costs."""
@@ -117,7 +126,7 @@ class RequestReader:
             prompt_tokens=prompt_tokens,
             must_keep=kept_tokens,
             must_keep_kv=int(np.count_nonzero(kept_kv)),
-            max_new_tokens=reserved_tokens(request, prompt_tokens, kept_tokens, target.model.context_tokens),
+            reserved_tokens=reserved_tokens(request, prompt_tokens, kept_tokens, target.model.context_tokens),
             context_tokens=target.model.context_tokens,
             supported=target.supported,
             defaults=defaults,
@@ -130,7 +139,7 @@ class RequestReader:
             beyond=beyond_routes(request),
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
-            least_new_tokens=request.sampling.min_new_tokens or 1,
+            least_new_tokens=request.sampling.least_tokens,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,
         )
 

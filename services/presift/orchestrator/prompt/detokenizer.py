@@ -8,17 +8,13 @@ invalid bytes become U+FFFD, because the valid ones were shown already.
 from __future__ import annotations
 
 import codecs
-import json
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol
 
 from tokenizers import Tokenizer
 
 from presift.core.stop_strings import StopStrings
-
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+from presift.orchestrator.prompt.token_bytes import BYTE_TOKEN, bytes_of, decoder_kinds, special_ids
 
 
 class Detokenizer:
@@ -30,7 +26,7 @@ class Detokenizer:
     def __init__(self, backend: Tokenizer | None, stop: Sequence[str] = (), *, keeps_special: bool = False) -> None:
         self._stops = StopStrings(stop)
         self._decoder = None if backend is None else _decoder(backend)
-        self._skipped = frozenset() if backend is None or keeps_special else _special_ids(backend)
+        self._skipped = frozenset() if backend is None or keeps_special else special_ids(backend)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that can be shown after `token_ids`."""
@@ -65,7 +61,7 @@ class _ByteLevel:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def text(self, token_id: int) -> str:
-        return self._utf8.decode(_bytes_of(self._backend.id_to_token(token_id) or ""))
+        return self._utf8.decode(bytes_of(self._backend.id_to_token(token_id) or ""))
 
     def rest(self) -> str:
         return self._utf8.decode(b"", True)
@@ -85,7 +81,7 @@ class _Pieces:
         if token is None:
             return ""
         before, self._before = self._before, [token_id]
-        byte = _BYTE_TOKEN.fullmatch(token) if self._has_byte_tokens else None
+        byte = BYTE_TOKEN.fullmatch(token) if self._has_byte_tokens else None
         if byte is None:
             return self.rest() + self._decode([*before, token_id])[len(self._decode(before)) :]
         if not before and not self._decode([token_id]):
@@ -102,39 +98,7 @@ class _Pieces:
 
 
 def _decoder(backend: Tokenizer) -> _Decoder:
-    kinds = _decoder_kinds(backend)
+    kinds = decoder_kinds(backend)
     if kinds == ("ByteLevel",):
         return _ByteLevel(backend)
     return _Pieces(backend, has_byte_tokens="ByteFallback" in kinds)
-
-
-@lru_cache(maxsize=8)
-def _decoder_kinds(backend: Tokenizer) -> tuple[str, ...]:
-    """The types of the tokenizer's decoders, in order."""
-    if backend.decoder is None:
-        return ()
-    state = json.loads(backend.decoder.__getstate__())
-    return tuple(each["type"] for each in state.get("decoders", [state]))
-
-
-@lru_cache(maxsize=8)
-def _special_ids(backend: Tokenizer) -> frozenset[int]:
-    return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
-
-
-def _bytes_of(token: str) -> bytes:
-    """The bytes of a token; of an added token, which is text, its UTF-8."""
-    try:
-        return bytes(_BYTES[character] for character in token)
-    except KeyError:
-        return token.encode("utf-8", "replace")
-
-
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's table: printable Latin-1 characters stand for themselves, the other bytes for those from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTES = _byte_characters()

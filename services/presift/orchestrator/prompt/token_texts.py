@@ -5,13 +5,12 @@ A token may be a part of a character: its bytes are then no UTF-8. Decoding the 
 
 from __future__ import annotations
 
-import json
-import re
 from functools import cached_property
 
 from tokenizers import Tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+from presift.orchestrator.prompt.token_bytes import BYTE_TOKEN, bytes_of, decoder_kinds, decoder_state, special_ids
+
 _WORD_START = "\u2581"
 
 
@@ -48,22 +47,19 @@ class TokenTexts:
         return token_id in self._special
 
     def _piece_bytes(self, piece: str) -> bytes:
-        if self._is_byte_level:
-            values = [_BYTES.get(character) for character in piece]
-            known = bytes(value for value in values if value is not None)
-            return known if len(known) == len(values) else piece.encode()
-        if (byte := _BYTE_TOKEN.fullmatch(piece)) is not None and "ByteFallback" in self._decoder:
-            return bytes((int(byte[1], 16),))
-        return (piece.replace(_WORD_START, " ") if _WORD_START in self._decoder else piece).encode()
+        if "ByteLevel" in self._kinds:
+            return bytes_of(piece)
+        if (byte := BYTE_TOKEN.fullmatch(piece)) is not None and "ByteFallback" in self._kinds:
+            return bytes.fromhex(byte[1])
+        return (piece.replace(_WORD_START, " ") if self._marks_words else piece).encode()
 
     @cached_property
-    def _decoder(self) -> str:
-        decoder = None if self._backend is None else self._backend.decoder
-        return "" if decoder is None else json.dumps(json.loads(decoder.__getstate__()), ensure_ascii=False)
+    def _kinds(self) -> tuple[str, ...]:
+        return () if self._backend is None else decoder_kinds(self._backend)
 
     @cached_property
-    def _is_byte_level(self) -> bool:
-        return '"ByteLevel"' in self._decoder
+    def _marks_words(self) -> bool:
+        return self._backend is not None and _WORD_START in decoder_state(self._backend)
 
     @cached_property
     def _added(self) -> dict[int, str]:
@@ -72,16 +68,4 @@ class TokenTexts:
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        added = {} if self._backend is None else self._backend.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte: printable ones are themselves, the others follow from
-    U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
+        return frozenset() if self._backend is None else special_ids(self._backend)

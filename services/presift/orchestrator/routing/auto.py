@@ -105,7 +105,8 @@ def _full_as_only_route(table: list[Candidate], inputs: RoutingInputs) -> RouteC
     unread = [error.message for error in errors if isinstance(error, DraftUnavailable)]
     if unread:
         return _full_without_draft(unread[-1], inputs)
-    fits = inputs.prompt_tokens + inputs.least_new_tokens <= inputs.context_tokens
+    fits = inputs.fits_shortest_answer
+    # The prompt fits if the answer is short: what candidates refuse for the reserved room is no reason to fail.
     refusals = [error for error in errors if not (fits and isinstance(error, PromptTooLong))]
     if refusals and (inputs.budget.has_limits or not fits):
         raise refusals[-1]

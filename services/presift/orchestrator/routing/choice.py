@@ -89,18 +89,18 @@ class RoutingInputs:
     """Everything that the choice of a route depends on, for one request; counts in tokens.
 
     `wanted` is the caller's route, None for AUTO. `must_keep` counts the protected spans and the window of SpecPC,
-    `must_keep_kv` those of SpecKV without the final token. The answer has `max_new_tokens` reserved, and has at
-    least `least_new_tokens`. `unsupported` says why the target does not serve a route.
-    `beyond` are the routes that cannot do what the request asks, each with the refusal for a caller who names it.
-    `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has switched off for this length to the
-    reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if unknown or in another vocabulary.
-    `state` is the snapshot that costs are predicted from.
+    `must_keep_kv` those of SpecKV without the final token. `reserved_tokens` is the room kept for the answer,
+    `least_new_tokens` the shortest answer that the request allows. `unsupported` says why the target does not serve a
+    route. `beyond` are the routes that cannot do what the request asks, each with the refusal for a caller who names
+    it. `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has switched off for this length to
+    the reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if unknown or in another
+    vocabulary. `state` is the snapshot that costs are predicted from.
     """
 
     prompt_tokens: int
     must_keep: int
     must_keep_kv: int
-    max_new_tokens: int
+    reserved_tokens: int
     context_tokens: int
     supported: frozenset[Route]
     defaults: Defaults
@@ -123,7 +123,12 @@ class RoutingInputs:
     @property
     def room(self) -> int:
         """The longest prompt that leaves room for the answer in the target's context."""
-        return self.context_tokens - self.max_new_tokens
+        return self.context_tokens - self.reserved_tokens
+
+    @property
+    def fits_shortest_answer(self) -> bool:
+        """Whether the whole prompt and the shortest answer fit the target's context."""
+        return self.prompt_tokens + self.least_new_tokens <= self.context_tokens
 
     @property
     def auto_capacity(self) -> AutoCapacity | None:

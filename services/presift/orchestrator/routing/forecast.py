@@ -15,7 +15,7 @@ _FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "")
 
 def forecast(choice: RouteChoice, inputs: RoutingInputs) -> Forecast:
     """The predicted cost of a choice."""
-    return inputs.state.forecast(work_of(choice, inputs.prompt_tokens, inputs.state), inputs.max_new_tokens)
+    return inputs.state.forecast(work_of(choice, inputs.prompt_tokens, inputs.state), inputs.reserved_tokens)
 
 
 def full_forecast(inputs: RoutingInputs) -> Forecast:
@@ -41,8 +41,8 @@ def answer_seconds(inputs: RoutingInputs) -> float | None:
     if not state.costs.target.observations:
         return None
     work = RouteWork(remaining(inputs.prompt_tokens, state.cached_tokens), inputs.prompt_tokens, inputs.prompt_tokens)
-    found = state.forecast(work, inputs.max_new_tokens)
-    return (found.target_ms + found.step_ms * inputs.max_new_tokens) / 1000
+    found = state.forecast(work, inputs.reserved_tokens)
+    return (found.target_ms + found.step_ms * inputs.reserved_tokens) / 1000
 
 
 def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> RouteWork:

@@ -10,13 +10,13 @@ from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInpu
 
 def whole_prompt(inputs: RoutingInputs) -> RouteChoice:
     """Route full as a candidate of AUTO. Raises PromptTooLong."""
-    check_leaves_room(inputs)
+    check_fits_reserved_answer(inputs)
     return RouteChoice(Route.FULL, Reason.WITHIN_BUDGET, "")
 
 
 def full(inputs: RoutingInputs, reason: Reason, detail: str) -> RouteChoice:
     """Route full. Raises PromptTooLong, or BudgetExceeded if `strict` forbids it."""
-    check_fits(inputs)
+    check_fits_shortest_answer(inputs)
     limit = inputs.budget.capacity
     if limit is not None and inputs.prompt_tokens > limit:
         detail = f"{detail}; over the budget of {limit} tokens"
@@ -33,19 +33,19 @@ def protected_over_budget(inputs: RoutingInputs, needed: int, capacity: int) -> 
     return full(inputs, Reason.PROTECTED_OVER_BUDGET, detail)
 
 
-def check_fits(inputs: RoutingInputs) -> None:
+def check_fits_shortest_answer(inputs: RoutingInputs) -> None:
     """Raise PromptTooLong unless the whole prompt and the shortest answer fit the target's context."""
-    _check(inputs, inputs.least_new_tokens)
+    _check_room(inputs, inputs.least_new_tokens)
 
 
-def check_leaves_room(inputs: RoutingInputs) -> None:
+def check_fits_reserved_answer(inputs: RoutingInputs) -> None:
     """Raise PromptTooLong unless the whole prompt leaves the room that is reserved for the answer."""
-    _check(inputs, inputs.max_new_tokens)
+    _check_room(inputs, inputs.reserved_tokens)
 
 
-def _check(inputs: RoutingInputs, new_tokens: int) -> None:
+def _check_room(inputs: RoutingInputs, new_tokens: int) -> None:
     context, tokens = inputs.context_tokens, inputs.prompt_tokens
     if tokens + new_tokens > context:
         limit = f"<= {context - new_tokens} (context {context} less {new_tokens} for the answer)"
-        sizes = ContextSizes(context, tokens, inputs.max_new_tokens)
+        sizes = ContextSizes(context, tokens, new_tokens)
         raise PromptTooLong("prompt", f"{tokens} tokens", limit, sizes=sizes)

@@ -17,7 +17,12 @@ from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity
 from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, measured_at, most_tokens, up_to
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, value_or
-from presift.orchestrator.routing.full_route import check_fits, check_leaves_room, full, protected_over_budget
+from presift.orchestrator.routing.full_route import (
+    check_fits_reserved_answer,
+    check_fits_shortest_answer,
+    full,
+    protected_over_budget,
+)
 from presift.orchestrator.routing.spec_pc_route import prompt_policy
 
 
@@ -44,7 +49,7 @@ def spec_kv_pc(inputs: RoutingInputs) -> RouteChoice:
 def continue_kv(plan: KvPlan, inputs: RoutingInputs) -> RouteChoice:
     """The choice for a later turn that continues the selection of `plan`. Raises PromptTooLong or
     BudgetExceeded (only if strict)."""
-    check_fits(inputs)
+    check_fits_shortest_answer(inputs)
     detail = f"continues the selection of {plan.prompt_tokens} tokens"
     budget, held = inputs.budget, plan.held_tokens(inputs.prompt_tokens)
     limits = {
@@ -122,7 +127,10 @@ def _spec_kv(sizing: _Sizing, why: str = "") -> RouteChoice:
     if inputs.prompt_tokens <= sizing.kv_limit:
         detail = _joined(why, f"{inputs.prompt_tokens} prompt tokens fit {sizing.kv_limit} KV tokens")
         return full(inputs, Reason.WITHIN_BUDGET, detail)
-    check_fits(inputs) if inputs.wanted is Route.SPEC_KV else check_leaves_room(inputs)
+    if inputs.wanted is Route.SPEC_KV:
+        check_fits_shortest_answer(inputs)
+    else:  # a candidate of AUTO: other routes can compress and leave more room
+        check_fits_reserved_answer(inputs)
     policy = sizing.policy(inputs.prompt_tokens)
     if inputs.must_keep_kv > policy.capacity:
         return protected_over_budget(inputs, inputs.must_keep_kv, policy.capacity)

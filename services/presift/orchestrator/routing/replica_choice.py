@@ -75,7 +75,7 @@ def _elsewhere(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
 
 
 def _whole_ms(state: SystemState, inputs: RoutingInputs) -> float:
-    wait_ms = state.queued.target_ms + state.kv_wait_ms(inputs.prompt_tokens + inputs.max_new_tokens)
+    wait_ms = state.queued.target_ms + state.kv_wait_ms(inputs.prompt_tokens + inputs.reserved_tokens)
     return wait_ms + state.costs.target.ms(remaining(inputs.prompt_tokens, state.cached_tokens))
 
 
@@ -87,5 +87,5 @@ def _predicted(choice: RouteChoice, inputs: RoutingInputs, states: Mapping[str, 
         held = state.cached_tokens, state.compressed, state.entries
         if held not in works:
             works[held] = work_of(choice, inputs.prompt_tokens, state)
-        found[replica] = state.forecast(works[held], inputs.max_new_tokens).ttft_ms
+        found[replica] = state.forecast(works[held], inputs.reserved_tokens).ttft_ms
     return found

@@ -44,8 +44,7 @@ def switched_off_choice(chosen: RouteChoice, inputs: RoutingInputs) -> RouteChoi
 
 
 def check_served(inputs: RoutingInputs) -> None:
-    """Raise RouteUnsupported, with the target's reason, InvalidRequest for a route that cannot do what is asked, or
-    PromptTooLong if the answer alone fills the context."""
+    """Raise RouteUnsupported, with the target's reason, or InvalidRequest for a route that cannot do what is asked."""
     wanted = inputs.wanted
     if wanted is not None and wanted in inputs.beyond:
         raise inputs.beyond[wanted]

@@ -10,7 +10,7 @@ from presift.core.policies import SpecPc
 from presift.orchestrator.domain.request import AutoCapacity
 from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, most_tokens, up_to
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
-from presift.orchestrator.routing.full_route import check_leaves_room, protected_over_budget
+from presift.orchestrator.routing.full_route import check_fits_reserved_answer, protected_over_budget
 
 
 def spec_pc(inputs: RoutingInputs) -> RouteChoice:
@@ -30,7 +30,7 @@ def prompt_policy(capacity: int, auto: AutoCapacity | None, inputs: RoutingInput
     template = inputs.defaults.spec_pc
     if capacity < template.window:
         if inputs.room < template.window:
-            check_leaves_room(inputs)
+            check_fits_reserved_answer(inputs)
         raise InvalidRequest("budget", capacity, f">= {template.window} tokens (the window)")
     adaptive = adaptive_of(auto, Bounds(capacity, template.window, inputs.must_keep))
     return replace(template, capacity=capacity, adaptive=adaptive)

@@ -14,7 +14,7 @@ from presift.core.answer import AnswerFormat
 from presift.core.errors import InvalidRequest
 from presift.target.engine import GenerateRequest
 from presift.target.sglang.answer_parser import NO_NAMES, AnswerParser, ParserNames
-from presift.target.sglang.tools import choice_of, tools_of
+from presift.target.sglang.tools import bound_to_schema, choice_of, tools_of
 
 # SGLang's modules are heavy, and loaded by the time that a request arrives.
 # ruff: noqa: PLC0415
@@ -115,6 +115,8 @@ class Parsers:
         # SGLang's grammar of a named function is often that of any of the tools.
         named = wanted.function
         tools = [tool for tool in prepared.tools if named in ("", tool.function.name)]
+        if wanted.forces_call and self.names.tool_calls != "glm47":  # whose grammar bounds every argument
+            tools = [bound_to_schema(tool) for tool in tools]
         choice = choice_of(wanted)
         found, is_native = None, False
         if self.names.tool_calls:

@@ -23,6 +23,15 @@ def tools_of(wanted: AnswerFormat) -> list[Any]:
     return tools
 
 
+def bound_to_schema(tool: Any) -> Any:
+    """The tool with arguments that follow its schema. In a forced call SGLang allows any JSON value unless a tool is
+    `strict`: a small model writes a list, which no client can pass to a function."""
+    parameters = tool.function.parameters or {"type": "object", "properties": {}}
+    return tool.model_copy(
+        update={"function": tool.function.model_copy(update={"strict": True, "parameters": parameters})}
+    )
+
+
 def choice_of(wanted: AnswerFormat) -> Any:
     """SGLang's `tool_choice`."""
     if wanted.tool_choice is not ToolChoice.FUNCTION:

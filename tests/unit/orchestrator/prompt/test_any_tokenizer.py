@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from presift.orchestrator.prompt import detokenizer
+from presift.orchestrator.prompt import token_bytes
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -108,7 +108,7 @@ def test_valid_characters_next_to_invalid_bytes_are_shown(kind: str) -> None:
 
 
 def _table() -> dict[str, int]:
-    return detokenizer._BYTES
+    return token_bytes._BYTES
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,7 +67,7 @@ def test_options_reach_the_policy():
 
 
 def test_the_lookahead_fits_the_context():
-    inputs = routing_inputs(INPUTS, prompt_tokens=1995, max_new_tokens=5)
+    inputs = routing_inputs(INPUTS, prompt_tokens=1995, reserved_tokens=5)
     assert kv(KV, inputs).policy.lookahead_tokens == 3
     assert kv(KV_PC, inputs, prompt_tokens=5000).policy.kv.lookahead_tokens == 5
 
@@ -180,7 +180,7 @@ REFUSED = {
     "strict and protected": (KV, {"max_kv_tokens": 50, "strict": True}, {"must_keep_kv": 60}, BudgetExceeded),
     "strict and short": (KV, {"max_kv_tokens": 50, "strict": True}, {"prompt_tokens": 300}, BudgetExceeded),
     "too long": (KV, {}, {"prompt_tokens": 2000}, PromptTooLong),
-    "no room for the prompt's window": (KV_PC, {}, {"max_new_tokens": 1995}, PromptTooLong),
+    "no room for the prompt's window": (KV_PC, {}, {"reserved_tokens": 1995}, PromptTooLong),
     "prompt budget below the window": (KV_PC, {"max_prompt_tokens": 9}, {}, InvalidRequest),
 }
 
@@ -277,7 +277,7 @@ def test_a_later_turn_must_fit_the_context():
             prompt_tokens=st.just(n),
             must_keep=st.integers(min(n, 10), n),
             must_keep_kv=st.integers(min(n - 1, 8), n - 1),
-            max_new_tokens=st.integers(1, 300),
+            reserved_tokens=st.integers(1, 300),
             context_tokens=st.integers(1, 400),
             supported=st.sampled_from([ALL, frozenset({Route.FULL, Route.SPEC_PC})]),
             kv_page_tokens=st.sampled_from([1, 16]),

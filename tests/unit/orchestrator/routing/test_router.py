@@ -13,7 +13,7 @@ from presift.core.policies import SpecPc
 from presift.orchestrator.domain.request import Budget
 from presift.orchestrator.routing.choice import Defaults, Reason
 from presift.orchestrator.routing.cost_model import SystemState
-from presift.orchestrator.routing.full_route import check_fits
+from presift.orchestrator.routing.full_route import check_fits_shortest_answer
 from presift.orchestrator.routing.router import choose as choose_route
 
 from ....builders import routing_inputs
@@ -76,11 +76,11 @@ def test_protected_over_budget(must_keep):
 REFUSED = {
     "unsupported": (Route.SPEC_KV, Budget(), {}, RouteUnsupported),
     "compressing unsupported": (Route.SPEC_PC, Budget(), {"supported": frozenset({Route.FULL})}, RouteUnsupported),
-    "no room at all": (None, Budget(), {"max_new_tokens": 2000, "least_new_tokens": 2000}, PromptTooLong),
+    "no room at all": (None, Budget(), {"reserved_tokens": 2000, "least_new_tokens": 2000}, PromptTooLong),
     "full too long": (Route.FULL, Budget(), {"prompt_tokens": 2000}, PromptTooLong),
     "protected too long": (None, Budget(), {"prompt_tokens": 3000, "must_keep": 200}, PromptTooLong),
     "below the window": (None, Budget(max_prompt_tokens=9), {}, InvalidRequest),
-    "room below the window": (None, Budget(), {"max_new_tokens": 1995, "least_new_tokens": 1995}, PromptTooLong),
+    "room below the window": (None, Budget(), {"reserved_tokens": 1995, "least_new_tokens": 1995}, PromptTooLong),
     "strict and protected": (None, Budget(max_prompt_tokens=50, strict=True), {"must_keep": 60}, BudgetExceeded),
     "strict and full": (Route.FULL, Budget(max_prompt_tokens=50, strict=True), {}, BudgetExceeded),
     "strict and short": (None, Budget(max_kv_tokens=50, strict=True), {"prompt_tokens": 300}, BudgetExceeded),
@@ -116,7 +116,7 @@ def test_refusals(wanted, budget, changes, error):
             prompt_tokens=st.just(n),
             must_keep=st.integers(min(n, 10), n),
             must_keep_kv=st.just(0),
-            max_new_tokens=st.integers(1, 300),
+            reserved_tokens=st.integers(1, 300),
             context_tokens=st.integers(1, 400),
             supported=st.sampled_from([BOTH, frozenset({Route.FULL})]),
         )
@@ -159,5 +159,5 @@ def is_justified(error, inputs):
 def test_check_fits_says_how_many_tokens_fit():
     inputs = replace(INPUTS, least_new_tokens=10)
     with pytest.raises(PromptTooLong, match=r"1991 tokens.*<= 1990"):
-        check_fits(replace(inputs, prompt_tokens=1991))
-    check_fits(replace(inputs, prompt_tokens=1990))
+        check_fits_shortest_answer(replace(inputs, prompt_tokens=1991))
+    check_fits_shortest_answer(replace(inputs, prompt_tokens=1990))

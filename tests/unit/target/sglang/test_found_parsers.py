@@ -161,6 +161,15 @@ def test_a_forced_choice_has_the_native_grammar_or_that_of_a_json_array() -> Non
         assert (schema["type"], schema["maxItems"]) == ("array", 1)
 
 
+def test_the_arguments_of_a_forced_call_follow_the_schema() -> None:
+    """SGLang lets those of a tool that is not `strict` be any JSON value, such as a list."""
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    tools = (tool("a", parameters=schema), tool("b", parameters=None))
+    for wanted in (AnswerFormat(tools, ToolChoice.REQUIRED), AnswerFormat(tools, ToolChoice.FUNCTION, "a")):
+        text = sent(wanted, ParserNames("qwen")).sampling_params["structural_tag"]
+        assert '"integer"' in text
+
+
 def test_a_named_function_is_the_only_one_that_its_grammar_allows() -> None:
     wanted = AnswerFormat((tool("a"), tool("b")), ToolChoice.FUNCTION, "b")
     tag = json.loads(sent(wanted, ParserNames("qwen")).sampling_params["structural_tag"])

@@ -94,19 +94,18 @@ def _tool(tool: dict[str, Any], at: int) -> str:
 
 
 def _variables(body: ChatBody, template: frozenset[str]) -> str:
-    """What `chat_template_kwargs` names counts more than what is derived from other parameters."""
-    given, idle = body.chat_template_kwargs or {}, set(idle_variables(body, template))
-    own = {name: value for name, value in given.items() if name not in idle}
-    variables = thinking_variables(body, template) | own
+    """What `chat_template_kwargs` names takes precedence over what is derived from other parameters."""
+    given, ignored = body.chat_template_kwargs or {}, set(ignored_variables(body, template))
+    used = {name: value for name, value in given.items() if name not in ignored}
+    variables = thinking_variables(body, template) | used
     return _json(variables, "chat_template_kwargs") if variables else ""
 
 
-def idle_variables(body: ChatBody, template: frozenset[str]) -> list[str]:
-    """Those of `chat_template_kwargs` that the template does not read, and that are false or null: applications turn
-    reasoning off whatever the model, and one that has none does not reason.
+def ignored_variables(body: ChatBody, template: frozenset[str]) -> list[str]:
+    """The names in `chat_template_kwargs` that are false or null and that the template does not read.
 
-    Other values for such variables are refused, though SGLang's server drops them: who asks for reasoning would get
-    another answer than the one that was asked for.
+    Applications send `enable_thinking: false` to every model. Any other value for an unknown variable is refused:
+    SGLang drops it, and the caller would get an answer without the reasoning that it asked for.
     """
     given = body.chat_template_kwargs or {}
     return [name for name, value in given.items() if name not in template and (value is None or value is False)]

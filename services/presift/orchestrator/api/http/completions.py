@@ -112,7 +112,7 @@ class Completion(ABC):
         if self.view.prompt_logprobs or self.view.no_answer:
             return False  # a prompt's log probabilities come with its end, and before those of the answer
         shows = (self.view.token_ids and delta.token_ids) or (self.view.logprobs and delta.logprobs)
-        return delta.has_text or bool(shows)
+        return delta.has_content or bool(shows)
 
     def _last_chunks(self, number: int, report: Report) -> list[dict[str, Any]]:
         has_ended = self.answers.have_ended

@@ -10,12 +10,20 @@ from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.chat_completions import ChatCompletion
 from presift.orchestrator.api.http.completions import View
-from presift.orchestrator.api.http.fill_in import with_suffix
+from presift.orchestrator.api.http.fill_in import with_suffix_in_prompt
 from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import requests_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
-from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, Ignored, StreamOptions, validate
+from presift.orchestrator.api.http.schema import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    Ignored,
+    StreamOptions,
+    add_ignored,
+    validate,
+)
 from presift.orchestrator.api.http.text_completions import TextCompletion
 from presift.orchestrator.api.http.unsupported import supported_parameters
 from presift.orchestrator.domain.request import Request
@@ -68,7 +76,8 @@ class CompletionEndpoints:
             requests = await in_thread_if_large(
                 read.size, lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
             )
-            read.ignored.update(dict.fromkeys(without_effect(body, template)))
+            for name in without_effect(body, template):
+                add_ignored(read.ignored, name)
             view = self._view(body, len(requests), read.ignored)
             await self.answering.answer(call.reply, asked_of(body, requests, renderer(view, self._texts)), deadline)
 
@@ -76,7 +85,7 @@ class CompletionEndpoints:
         given = supported_parameters(read.given, schema.model_fields, read.ignored)
         body = validate(schema, given, read.ignored)
         if isinstance(body, CompletionBody):
-            return with_suffix(body, self.pipeline.parts.tokenizer.backend)
+            return with_suffix_in_prompt(body, self.pipeline.parts.tokenizer.backend)
         return body
 
     def _view(self, body: Body, prompts: int, ignored: Ignored) -> View:

@@ -1,4 +1,4 @@
-"""`suffix` of a text completion: the answer is what comes before it, as models of code are trained to fill in."""
+"""Fill-in-the-middle: `suffix` of /v1/completions, written into the prompt with the tokenizer's FIM tokens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from presift.orchestrator.api.http.schema import CompletionBody
 
 # The tokens before the prompt, between prompt and suffix, and after the suffix: those of SGLang's completion templates
 # (qwen_coder, star_coder, deepseek_coder), in the order that their models are trained on.
-_MARKS = (
+_FIM_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<\uff5cfim▁begin\uff5c>", "<\uff5cfim▁hole\uff5c>", "<\uff5cfim▁end\uff5c>"),
 )
 
 
-def with_suffix(body: CompletionBody, tokenizer: Tokenizer | None) -> CompletionBody:
-    """The body with the suffix in its prompts; its route is then `full`, which drops nothing around the gap.
+def with_suffix_in_prompt(body: CompletionBody, tokenizer: Tokenizer | None) -> CompletionBody:
+    """The body with the suffix in its prompts. The route is then `full`: compression would drop text next to the gap.
 
-    SGLang's server uses a suffix only if it is started with a completion template, and otherwise drops it without a
-    word. Here the tokenizer decides. Raises InvalidRequest if it has no such tokens.
+    SGLang's server needs a completion template for this and ignores the suffix without one; here the tokenizer
+    decides. Raises InvalidRequest if it has no such tokens.
     """
     if not body.suffix:
         return body
@@ -41,7 +41,7 @@ def with_suffix(body: CompletionBody, tokenizer: Tokenizer | None) -> Completion
 
 
 def _marks_of(tokenizer: Tokenizer | None) -> tuple[str, str, str]:
-    for marks in _MARKS:
+    for marks in _FIM_TOKENS:
         if tokenizer is not None and all(tokenizer.token_to_id(mark) is not None for mark in marks):
             return marks
     raise InvalidRequest("suffix", "given", "left out: the target's tokenizer has no tokens for filling in")

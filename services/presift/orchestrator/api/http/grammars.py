@@ -8,7 +8,6 @@ from typing import Any
 
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Grammar, GrammarKind
-from presift.core.limits import MAX_GRAMMAR_CHARACTERS
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.schema import Body, ChatBody
 
@@ -24,8 +23,6 @@ def grammar_of(body: Body) -> Grammar | None:
     (parameter, grammar), *others = given
     if others:
         raise InvalidRequest(others[0][0], "given", f"left out: {parameter} restricts the answer already")
-    if len(grammar.text) > MAX_GRAMMAR_CHARACTERS:
-        raise InvalidRequest(parameter, f"{len(grammar.text)} characters", f"at most {MAX_GRAMMAR_CHARACTERS}")
     return grammar
 
 
@@ -37,9 +34,9 @@ def grammar_parameter(body: Body) -> str | None:
         return None
 
 
-def has_idle_format(body: Body) -> bool:
-    """Whether the body's format restricts nothing, because a tool must be called: libraries send both, and SGLang's
-    server lets the call win too."""
+def ignores_response_format(body: Body) -> bool:
+    """Whether response_format is ignored because a tool must be called. Client libraries send both. SGLang's server
+    refuses the pair; here the call wins, and the answer names the ignored parameter."""
     return _forces_call(body) and _format(body) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a call has sent, before any endpoint's schema: its JSON object, and until when it may be answered."""
+"""The body of a call before its endpoint's schema, and the call's deadline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.schema import MAX_TIMEOUT_S, Ignored
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
-TIMEOUT_KEY = "presift-timeout-s"
+_TIMEOUT_HEADER = "presift-timeout-s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class ReadBody:
     ignored: Ignored = field(default_factory=dict)
 
     def deadline(self, headers: Mapping[str, str], asked_s: float | None) -> Deadline:
-        """That of the shorter timeout of body (`asked_s`) and header. Raises InvalidRequest."""
+        """The deadline, by the shorter of the body's timeout (`asked_s`) and the header's. Raises InvalidRequest."""
         timeout_s = _timeout_from(headers, asked_s)
-        # It counts from the end of the headers.
+        # From when the headers were complete.
         return NO_DEADLINE if timeout_s is None else Deadline(self.arrived_s + timeout_s)
 
 
 async def read_call(call: Call, models: ServedModels, max_bytes: int) -> ReadBody:
-    """Raises PresiftError. An unknown model is reported before an invalid parameter."""
+    """Read a call's body as JSON. Raises PresiftError; an unknown model before an invalid parameter."""
     arrived_s = time.monotonic()
     raw = await read_body(call.headers, call.receive, max_bytes)
     given = await in_thread_if_large(len(raw), lambda: parse_json_object(raw))
@@ -45,13 +45,13 @@ async def read_call(call: Call, models: ServedModels, max_bytes: int) -> ReadBod
 
 
 def _timeout_from(headers: Mapping[str, str], asked_s: float | None) -> float | None:
-    header = headers.get(TIMEOUT_KEY)
+    header = headers.get(_TIMEOUT_HEADER)
     timeouts = [] if asked_s is None else [asked_s]
     if header is not None:
         try:
             timeouts.append(float(header))
         except ValueError:
-            raise InvalidRequest(TIMEOUT_KEY, brief(header), "a number of seconds") from None
+            raise InvalidRequest(_TIMEOUT_HEADER, brief(header), "a number of seconds") from None
         if not 0.0 < timeouts[-1] <= MAX_TIMEOUT_S:
-            raise InvalidRequest(TIMEOUT_KEY, brief(header), f"0 < seconds <= {MAX_TIMEOUT_S}")
+            raise InvalidRequest(_TIMEOUT_HEADER, brief(header), f"0 < seconds <= {MAX_TIMEOUT_S}")
     return min(timeouts, default=None)

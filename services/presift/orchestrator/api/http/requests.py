@@ -11,11 +11,11 @@ from presift.core.answer import AnswerFormat, ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.core.limits import SAMPLING, check_limits
 from presift.core.spans import Span
-from presift.orchestrator.api.http.chat_prompts import chat_prompt, idle_variables
+from presift.orchestrator.api.http.chat_prompts import chat_prompt, ignored_variables
 from presift.orchestrator.api.http.errors import brief
-from presift.orchestrator.api.http.grammars import has_idle_format
+from presift.orchestrator.api.http.grammars import ignores_response_format
 from presift.orchestrator.api.http.sampling_values import max_new_tokens_of, sampling_of
-from presift.orchestrator.api.http.schema import MAX_IGNORED, Body, ChatBody, CompletionBody, PresiftOptions
+from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, PresiftOptions
 from presift.orchestrator.api.http.thinking import knows_effort
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import TEXT, TOKEN_IDS
@@ -68,14 +68,14 @@ def without_effect(body: Body, template: frozenset[str]) -> Iterator[str]:
     """The valid parameters that this body gives in vain."""
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         yield "stream_options.include_obfuscation"
-    if has_idle_format(body):
+    if ignores_response_format(body):
         yield "response_format"
     if isinstance(body, ChatBody) and not knows_effort(body, template):
         yield "reasoning_effort"
     if isinstance(body, ChatBody) and any(message.name and message.role != "tool" for message in body.messages):
         yield "messages.name"
     if isinstance(body, ChatBody):
-        yield from (f"chat_template_kwargs.{name[:64]}" for name in idle_variables(body, template)[:MAX_IGNORED])
+        yield from (f"chat_template_kwargs.{name}" for name in ignored_variables(body, template))
 
 
 def _choices(body: Body) -> int:
@@ -86,18 +86,16 @@ def _choices(body: Body) -> int:
 
 
 def _answer_format(body: ChatBody, tools: tuple[str, ...]) -> AnswerFormat:
-    """What is separated from the answer's text, and whether it must call `tools`, which the prompt shows."""
+    """What is separated from the answer's text, and whether it must call tools. The prompt shows `tools`."""
     choice, function = ToolChoice.AUTO, ""
     if body.tool_choice == "required":
         choice = ToolChoice.REQUIRED
     elif body.tool_choice is not None and not isinstance(body.tool_choice, str):
         choice, function = ToolChoice.FUNCTION, body.tool_choice.function.name
-    if body.separate_reasoning:
-        single = not body.parallel_tool_calls and bool(body.tools)
-        return AnswerFormat(tools, choice, function, single, separate_reasoning=True)
-    if body.tools and body.tool_choice != "none":
+    if tools and not body.separate_reasoning:
         raise InvalidRequest("separate_reasoning", False, "true with tools")
-    return AnswerFormat(tools, choice, function)
+    single = bool(tools) and not body.parallel_tool_calls
+    return AnswerFormat(tools, choice, function, single, separate_reasoning=body.separate_reasoning)
 
 
 def _completion_prompts(body: CompletionBody) -> tuple[Prompt, ...]:

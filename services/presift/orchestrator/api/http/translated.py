@@ -20,7 +20,7 @@ from presift.orchestrator.api.http.presift_json import answers_presift, explaine
 from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import request_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
-from presift.orchestrator.api.http.schema import ChatBody, Ignored, validate
+from presift.orchestrator.api.http.schema import ChatBody, Ignored, add_ignored, validate
 from presift.orchestrator.api.http.translation import Translated
 from presift.orchestrator.api.http.unsupported import supported_parameters
 from presift.orchestrator.domain.caller import Caller
@@ -54,7 +54,7 @@ class ChatAdapter:
         answering = self._completions.answering
         async with answering.until(deadline, call.client):
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
-            self._note_ignored(call, read, chat)
+            self._add_without_effect(call, read, chat)
             asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
             await answering.answer(call.reply, asked, deadline)
 
@@ -81,12 +81,12 @@ class ChatAdapter:
         chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
         async with call.client.cancels_on_disconnect():
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
-            self._note_ignored(call, read, chat)
+            self._add_without_effect(call, read, chat)
             return (await self._completions.pipeline.read(request)).ids
 
-    def _note_ignored(self, call: Call, read: ReadBody, chat: ChatBody) -> None:
+    def _add_without_effect(self, call: Call, read: ReadBody, chat: ChatBody) -> None:
         for name in without_effect(chat, self.template_variables):
-            read.ignored[name if call.reply.names is None else call.reply.names.parameter(name)] = None
+            add_ignored(read.ignored, name if call.reply.names is None else call.reply.names.parameter(name))
 
     def request(self, call: Call, chat: ChatBody) -> Request:
         options, template = self._options, self._completions.template_variables

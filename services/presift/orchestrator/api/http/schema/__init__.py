@@ -3,7 +3,7 @@
 Unknown keys are ignored and their names collected, but under `presift` they are refused.
 """
 
-from presift.orchestrator.api.http.schema.base import MAX_IGNORED, Ignored, Schema, validate
+from presift.orchestrator.api.http.schema.base import MAX_IGNORED, Ignored, Schema, add_ignored, validate
 from presift.orchestrator.api.http.schema.bodies import Body, ChatBody, CommonBody, CompletionBody, StreamOptions
 from presift.orchestrator.api.http.schema.messages import Message, Part
 from presift.orchestrator.api.http.schema.options import (
@@ -38,5 +38,6 @@ __all__ = [
     "Schema",
     "SpanOptions",
     "StreamOptions",
+    "add_ignored",
     "validate",
 ]

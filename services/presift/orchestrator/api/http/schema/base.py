@@ -59,7 +59,13 @@ def note_ignored(ignored: Ignored | None, place: str, given: dict[str, Any], kno
         if len(ignored) >= MAX_IGNORED:
             return
         if name not in known and value is not None:
-            ignored[f"{place}{name}"[:_NAME_CHARACTERS]] = None
+            add_ignored(ignored, f"{place}{name}")
+
+
+def add_ignored(ignored: Ignored, name: str) -> None:
+    """Add a name, cut to a length that an answer can repeat, unless there are enough of them."""
+    if len(ignored) < MAX_IGNORED:
+        ignored[name[:_NAME_CHARACTERS]] = None
 
 
 T = TypeVar("T", bound=Schema)
