@@ -30,7 +30,7 @@ PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "requi
 TOOL = {"type": "function", "function": {"name": "add", "parameters": PARAMETERS | {"additionalProperties": False}}}
 
 
-# JSON may have any white space, of which so small a model likes a lot.
+# JSON may have any white space: after some questions so small a model writes nothing else. Not after ADD.
 GREEDY = {"max_tokens": 300, "temperature": 0}
 
 
@@ -107,10 +107,9 @@ def test_openai_tool_loop(client, choice):
 
 
 def test_openai_responses(client):
-    answer = client.responses.parse(
-        model=MODEL, input="Paint?", text_format=Paint, max_output_tokens=300, temperature=0
-    )
-    assert isinstance(answer.output_parsed, Paint)
+    form = {"type": "json_schema", "name": "number", "schema": NUMBER, "strict": True}
+    answer = client.responses.create(model=MODEL, input="2 + 3?", text={"format": form}, max_output_tokens=40)
+    assert 0 <= json.loads(answer.output_text) <= 99
 
 
 # --- LangChain
@@ -118,7 +117,7 @@ def test_openai_responses(client):
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_langchain_structured_output(langchain, method):
-    assert isinstance(langchain.with_structured_output(Paint, method=method).invoke("A paint?"), Paint)
+    assert isinstance(langchain.with_structured_output(Paint, method=method).invoke(ADD[0]["content"]), Paint)
 
 
 def test_langchain_tool_loop(langchain):

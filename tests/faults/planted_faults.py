@@ -915,8 +915,8 @@ FAULTS: tuple[Planted, ...] = (
         "A prompt that fits the context is not compressed for the sake of max_new_tokens",
         "all of max_new_tokens is reserved, so a prompt that fits is compressed or refused",
         f"{ORCHESTRATOR}/planning/answer_length.py",
-        "    if room >= least:\n",
-        "    if room >= asked:\n",
+        "room if room >= least else",
+        "room if room >= asked else",
         (f"{CONTRACT}/grpc/test_answer_length.py::test_the_context_cuts_the_answer",),
     ),
     Planted(

@@ -116,7 +116,7 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
         kv=_kv_options(options),
         sampling=_sampling(options),
         choices=options.get("choices"),
-        single_tool_call=not options.get("parallel_tool_calls", True),
+        single_tool_call=options.get("parallel_tool_calls") is False,
         **_tool_choice(options),
     )
 

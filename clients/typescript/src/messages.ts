@@ -24,7 +24,7 @@ export interface ChatMessage {
   readonly role: "system" | "user" | "assistant" | "tool";
   readonly content?: string | readonly TextPart[] | null;
   readonly protected?: boolean;
-  readonly tool_calls?: readonly object[];
+  readonly tool_calls?: readonly object[] | null;
   readonly name?: string;
   readonly tool_call_id?: string;
   /** What a reasoning model wrote before its answer. */
@@ -50,13 +50,13 @@ export function writable(field: string, text: string): string {
 
 function messageOf(field: string, message: ChatMessage): Message {
   checkMessage(field, message);
-  const { content, name, protected: kept = false, role, tool_call_id: callId, tool_calls: calls = [] } = message;
+  const { content, name, protected: kept = false, role, tool_call_id: callId, tool_calls: calls } = message;
   const parts = typeof content === "string" ? [{ text: content }] : (content ?? []);
   return create(MessageSchema, {
     role: writable(`${field}.role`, role),
     parts: parts.map((part, number) => partOf(`${field}.content[${number}]`, part)),
     protected: kept,
-    toolCallsJson: calls.map((call) => JSON.stringify(call)),
+    toolCallsJson: (calls ?? []).map((call) => JSON.stringify(call)),
     name: writable(`${field}.name`, name ?? ""),
     toolCallId: writable(`${field}.tool_call_id`, callId ?? ""),
     reasoning: writable(`${field}.reasoning`, message.reasoning ?? ""),

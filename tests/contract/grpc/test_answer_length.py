@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from presift.v1 import plan_pb2
+from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES, DEFAULTS, Answer, request
 from ..fakes.services import model, raises
@@ -54,6 +54,36 @@ async def test_the_context_cuts_the_answer(house, wanted, route, sent):
     answer = Answer.of([event async for event in house.stub.Generate(wanted)])
     assert answer.route == route
     assert house.target.calls[-1].sampling.max_new_tokens == sent
+
+
+PROTECTED = {
+    # tokens of the prompt, max_new_tokens -> the route
+    "short answer": (3_950, 100, "SPEC_PC"),
+    "as much as libraries fill in": (3_950, 128_000, "SPEC_PC"),
+    "short answer, over the context": (4_100, 100, "SPEC_PC"),
+    "as much as libraries fill in, over the context": (4_100, 128_000, "SPEC_PC"),
+}
+
+
+@pytest.mark.parametrize(("tokens", "new_tokens", "route"), PROTECTED.values(), ids=PROTECTED)
+async def test_who_asks_for_more_gets_no_less(open_house, tokens, new_tokens, route):
+    """Nearly all of the prompt is protected: the room reserved for the answer leaves it whole."""
+    defaults = replace(DEFAULTS, spec_pc=replace(DEFAULTS.spec_pc, capacity=3_900))
+    house = await open_house(routes=ALL_ROUTES, target=model("target", context_tokens=CONTEXT), defaults=defaults)
+    answer = await house.ask([1] * tokens, max_new_tokens=new_tokens, spans=[(0, 3_850)], route=PC)
+    assert answer.route == route and house.target.calls[-1].sampling.max_new_tokens >= 100
+
+
+async def test_too_low_a_coverage_does_not_end_in_a_tiny_answer(house):
+    answer = await house.ask([1] * 3_990, max_new_tokens=1_000, route=PC, budget={"min_coverage": 0.9})
+    assert answer.route != "FULL" and house.target.calls[-1].sampling.max_new_tokens == 1_000
+
+
+async def test_explain_reserves_what_generate_does(house):
+    wanted = asked(3_900, None)
+    answer = Answer.of([event async for event in house.stub.Generate(wanted)])
+    explained = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wanted.prompt))
+    assert explained.decision.route == answer.decision.route == FULL
 
 
 @pytest.mark.parametrize(("asked", "warned"), [(4_000, True), (10, False)])

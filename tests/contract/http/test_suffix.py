@@ -50,6 +50,7 @@ REFUSED = {
     "with some of the tokens": (QWEN[:2], {}, "suffix"),
     "with echo": (QWEN, {"echo": True}, "suffix"),
     "token ids": (QWEN, {"prompt": [1, 2]}, "suffix"),
+    "a suffix repeated in too many prompts": (QWEN, {"prompt": [""] * 2_000, "suffix": "x" * 5_000}, "suffix"),
     "no prompt": (QWEN, {"prompt": []}, "suffix"),
     "a route that drops tokens": (QWEN, {"presift": {"route": "spec_pc"}}, "presift.route"),
 }

@@ -18,7 +18,7 @@ from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.auth.key_file import Keys
 from presift.orchestrator.domain.caller import TenantLimits
-from presift.v1 import orchestrator_pb2
+from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.doors import ACME, OTHER, door, shows
 from ..fakes.house import refusal_of, request, wire_prompt
@@ -103,6 +103,13 @@ async def test_tokens_that_were_not_generated_are_returned(two_houses):
 async def test_no_more_is_reserved_than_the_context_holds(two_houses):
     first, _ = await two_houses(TenantLimits(tokens_per_minute=500))
     assert (await ask(first, new_tokens=128_000))[-1].usage.completion_tokens
+
+
+async def test_of_full_no_more_is_reserved_than_the_prompt_leaves(two_houses):
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=450))
+    wanted = request([1] * 200, max_new_tokens=128_000, route=plan_pb2.ROUTE_FULL)
+    events = [event async for event in first.stub.Generate(wanted, metadata=shows(ACME))]
+    assert events[-1].usage.completion_tokens == 200
 
 
 async def test_every_choice_is_reserved_for(two_houses):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded
+from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.admission.request_cost import request_cost
@@ -78,6 +79,7 @@ class Pipeline:
                 parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
+                request = self._cut_for_full(request, int(tokens.ids.size))
                 await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
                 with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
                     plan = await parts.planner.plan(context, deadline)
@@ -96,6 +98,12 @@ class Pipeline:
         """The request as far as the target can do it. Admission and quotas count no more tokens than the context."""
         target = self.parts.models.known_target()
         return cut_to_context(narrowed_to_target(request, target), 1, target.model.context_tokens)
+
+    def _cut_for_full(self, request: Request, prompt_tokens: int) -> Request:
+        """No tokens are reserved that an answer to the whole prompt cannot have."""
+        context_tokens = self.parts.models.known_target().model.context_tokens
+        fits = request.route is Route.FULL and prompt_tokens < context_tokens
+        return cut_to_context(request, prompt_tokens, context_tokens) if fits else request
 
     def _answers(
         self,

@@ -18,12 +18,11 @@ def reserved_tokens(request: Request, prompt_tokens: int, must_keep: int, contex
     `_LEAST_ROOM` (of a number that the caller set), or `min_new_tokens`, would be left. Otherwise prompt and answer
     share the context equally, after the `must_keep` protected tokens.
     """
-    asked, room = request.sampling.max_new_tokens, context_tokens - prompt_tokens
-    wanted = 1 if request.has_default_length else min(asked, _LEAST_ROOM)
-    least = max(wanted, request.sampling.least_tokens)
-    if room >= least:
-        return min(asked, room)
-    return min(asked, max(least, (context_tokens - must_keep) // 2))
+    asked, least_tokens = request.sampling.max_new_tokens, request.sampling.least_tokens
+    room, shared = context_tokens - prompt_tokens, context_tokens - must_keep
+    wanted = 1 if request.has_default_length else min(asked, _LEAST_ROOM, shared)
+    least = max(wanted, least_tokens)
+    return min(asked, room if room >= least else max(least, shared // 2))
 
 
 def cut_to_context(request: Request, read_tokens: int, context_tokens: int) -> Request:

@@ -10,7 +10,7 @@ from presift.orchestrator.routing.adaptive_capacity import up_to
 from presift.orchestrator.routing.candidates import Candidate, candidates
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.forecast import reads_all, with_forecast
-from presift.orchestrator.routing.full_route import full
+from presift.orchestrator.routing.full_route import check_fits_reserved_answer, full
 
 
 def choose_auto(inputs: RoutingInputs) -> RouteChoice:
@@ -34,7 +34,8 @@ def less_lossy(than: RouteChoice, coverage: float | None, inputs: RoutingInputs)
     """The choice after one whose draft covered too little (None: unknown): the next less lossy route within all limits,
     else full.
 
-    Raises PromptTooLong if only full is left and does not fit, BudgetExceeded (only if strict).
+    Raises PromptTooLong if only full is left and does not fit with the room reserved for the answer, BudgetExceeded
+    (only if strict).
     """
     order, table = inputs.defaults.route_order, {each.route: each for each in candidates(inputs)}
     position = order.index(than.route) if than.route in order else len(order)
@@ -49,6 +50,7 @@ def less_lossy(than: RouteChoice, coverage: float | None, inputs: RoutingInputs)
     if inputs.budget.strict:
         value, limit = "unknown" if coverage is None else round(coverage, 3), f">= {inputs.budget.min_coverage:g}"
         raise BudgetExceeded("budget.min_coverage", value, limit, f"strict budget not met: {why}")
+    check_fits_reserved_answer(inputs)
     return with_forecast(full(inputs, Reason.COVERAGE_TOO_LOW, f"{why}; so full"), inputs)
 
 

@@ -13,7 +13,7 @@ from presift.orchestrator.routing.auto import choose_auto
 from presift.orchestrator.routing.candidates import ROUTES
 from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.forecast import with_forecast
-from presift.orchestrator.routing.full_route import full
+from presift.orchestrator.routing.full_route import check_fits_reserved_answer, full
 
 
 def choose(inputs: RoutingInputs) -> RouteChoice:
@@ -60,6 +60,7 @@ def _instead_of(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
     """Full instead of a route that is switched off; the route all the same if full is not possible."""
     why = f"{choice.route} {inputs.off[choice.route]}"
     try:
+        check_fits_reserved_answer(inputs)
         return with_forecast(full(inputs, Reason.ROUTE_SWITCHED_OFF, f"{why}; so full"), inputs)
     except (PromptTooLong, BudgetExceeded) as error:
         return replace(choice, detail=f"{choice.detail}; although {why}, because otherwise: {error.message}")

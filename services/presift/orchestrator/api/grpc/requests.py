@@ -63,7 +63,8 @@ def explain_request_from_wire(
     check_prompt(message.prompt)
     max_new_tokens = message.max_new_tokens if message.HasField("max_new_tokens") else None
     sampling = sampling_from_wire(target_pb2.Sampling(max_new_tokens=max_new_tokens))
-    return _request(message, sampling, caller, deployment_salt)
+    wanted = _request(message, sampling, caller, deployment_salt)
+    return replace(wanted, has_default_length=max_new_tokens is None)
 
 
 def _request(

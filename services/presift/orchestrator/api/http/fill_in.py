@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import Tokenizer
 
 from presift.core.errors import InvalidRequest
+from presift.core.limits import MAX_PROMPT_CHARACTERS
 from presift.core.plan import Route
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.schema import CompletionBody
@@ -26,7 +29,6 @@ def with_suffix_in_prompt(body: CompletionBody, tokenizer: Tokenizer | None) -> 
     """
     if not body.suffix:
         return body
-    marks = _marks_of(tokenizer)
     if body.echo:
         raise InvalidRequest("suffix", brief(body.suffix), "left out with echo")
     if body.presift.route not in (None, Route.FULL):
@@ -34,10 +36,19 @@ def with_suffix_in_prompt(body: CompletionBody, tokenizer: Tokenizer | None) -> 
     texts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest("suffix", brief(body.suffix), "left out, unless the prompt is a text or a list of texts")
-    before, between, after = marks
+    _check_size(texts, body.suffix)
+    before, between, after = _marks_of(tokenizer)
     prompts = [f"{before}{text}{between}{body.suffix}{after}" for text in texts]
     options = body.presift.model_copy(update={"route": Route.FULL})
     return body.model_copy(update={"prompt": prompts, "presift": options})
+
+
+def _check_size(texts: list[Any], suffix: str) -> None:
+    """The suffix is repeated in each prompt: together they may be no longer than one prompt may be."""
+    characters = sum(map(len, texts)) + len(texts) * len(suffix)
+    if characters > MAX_PROMPT_CHARACTERS:
+        limit = f"at most {MAX_PROMPT_CHARACTERS} with all prompts, each with the suffix"
+        raise InvalidRequest("suffix", f"{characters} characters", limit)
 
 
 def _marks_of(tokenizer: Tokenizer | None) -> tuple[str, str, str]:
