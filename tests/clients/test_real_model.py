@@ -148,9 +148,10 @@ async def test_pydantic_ai_output(server, kind):
 
 def test_anthropic_tool_loop(server):
     shown = {"name": "add", "input_schema": PARAMETERS}
+    chosen = {"type": "tool", "name": "add", "disable_parallel_tool_use": True}
     with anthropic.Anthropic(base_url=server, api_key="none", max_retries=0) as client:
         asked = {"model": MODEL, "max_tokens": 60, "tools": [shown]}
-        first = client.messages.create(**asked, messages=ADD, tool_choice={"type": "tool", "name": "add"})
+        first = client.messages.create(**asked, messages=ADD, tool_choice=chosen)
         (call,) = [block for block in first.content if block.type == "tool_use"]
         result = {"type": "tool_result", "tool_use_id": call.id, "content": added(call.input)}
         messages = [*ADD, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
