@@ -54,7 +54,12 @@ _SHARED = dict.fromkeys(
         "test_vectors",
     ),
     "engines",
-) | {"test_stack": "stack", "test_telemetry": "stack"}
+) | {
+    "test_features": "openai",
+    "test_same_as_sglang": "openai",
+    "test_stack": "stack",
+    "test_telemetry": "stack",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
