@@ -50,6 +50,8 @@ def sglang(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     command += ["--dtype", "float32", "--max-total-tokens", "8192", "--context-length", str(CONTEXT_TOKENS)]
     command += ["--grammar-backend", "xgrammar", "--tool-call-parser", PARSER, "--log-level", "error"]
     command += ["--chunked-prefill-size", "512", "--max-running-requests", "8"]
+    # Else it polls without pause: what runs beside it would wait for a core for minutes.
+    command += ["--sleep-on-idle"]
     with (tmp_path_factory.mktemp("sglang") / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:

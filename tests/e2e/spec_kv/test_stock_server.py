@@ -32,6 +32,7 @@ def url(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
     port = free_ports(1)
     command = [sys.executable, "-m", "presift.target.stock_server", "--model-path", str(folder), "--port", str(port)]
     command += ["--skip-tokenizer-init", "--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "error"]
+    command += ["--sleep-on-idle"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
