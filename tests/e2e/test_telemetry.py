@@ -83,7 +83,7 @@ def asked(real_stack: Any) -> Asked:
                     client.generate(messages=chat, route=route, max_new_tokens=4)
             client.generate(prompt(seed + 100, 2), max_new_tokens=2)
             with suppress(PresiftError):
-                client.generate(prompt(seed), max_new_tokens=1_000_000)
+                client.generate(token_ids=[seed + 5] * 9_000, route="full")  # over the context
         deadline = time.monotonic() + 120
         while not asked.grown("orchestrator", "presift_guard_overlap_count") and time.monotonic() < deadline:
             time.sleep(0.2)  # the guard compares when no caller waits
