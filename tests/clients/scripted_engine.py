@@ -16,6 +16,7 @@ from presift.core.plan import ModelInfo
 from presift.core.stop_strings import StopStrings
 from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.answer_parser import AnswerParser, ParserNames, joined
+from presift.target.sglang.tools import tools_of
 
 from ..echo_engine import EchoEngine
 
@@ -54,7 +55,8 @@ class ScriptedEngine(EchoEngine):
         parsers = {"tool_call_parser": NAMES.tool_calls, "reasoning_parser": NAMES.reasoning}
         self._info = replace(self._info, name="scripted 1", grammars=True, **parsers)
         # SGLang's parsers are loaded with the first request that needs them, which takes seconds.
-        AnswerParser(AnswerFormat((_NO_TOOL,), separate_reasoning=True), NAMES)
+        wanted = AnswerFormat((_NO_TOOL,), separate_reasoning=True)
+        AnswerParser(wanted, NAMES, tools=tools_of(wanted))
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         sampling, prompt = request.sampling, request.token_ids.tolist()
@@ -100,7 +102,7 @@ class _Parts:
     """The parts of an answer, up to the stop string that ends it."""
 
     def __init__(self, wanted: AnswerFormat, stop: tuple[str, ...]) -> None:
-        self._parser, self._stop = AnswerParser(wanted, NAMES), StopStrings(stop)
+        self._parser, self._stop = AnswerParser(wanted, NAMES, tools=tools_of(wanted)), StopStrings(stop)
 
     @property
     def has_calls(self) -> bool:

@@ -28,9 +28,8 @@ ADD = [{"role": "user", "content": "What is 2 + 3?"}]
 NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
 PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": PARAMETERS | {"additionalProperties": False}}}
-
-
-# JSON may have any white space: after some questions so small a model writes nothing else. Not after ADD.
+# A grammar of JSON allows white space without end. After some prompts so small a model writes nothing else, after ADD
+# it does not.
 GREEDY = {"max_tokens": 300, "temperature": 0}
 
 

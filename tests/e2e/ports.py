@@ -14,7 +14,8 @@ _FIRST, _LAST, _PER_WORKER = 20_000, 29_999, 500
 def free_ports(count: int) -> int:
     """The first of `count` consecutive ports that are free at every address.
 
-    Each worker of pytest-xdist has a range of its own, and another run on this machine hardly draws the same ones."""
+    Each worker of pytest-xdist has a range of its own, and ports are drawn at random, so
+    another run on this machine rarely meets them."""
     least, most = worker_range(os.environ.get("PYTEST_XDIST_WORKER", ""))
     for _ in range(200):
         first = random.SystemRandom().randrange(least, most - count + 1)

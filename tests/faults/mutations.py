@@ -37,11 +37,9 @@ def _slots(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
     """Every field that there is, in the message and in all that it holds."""
     for field in message.DESCRIPTOR.fields:
         yield message, field
-        if field.message_type is None:
+        if field.message_type is None or _is_map(field):
             continue
         value = getattr(message, field.name)
-        if _is_map(field):
-            continue
         inner = list(value)[:20] if field.is_repeated else [value] if message.HasField(field.name) else []
         for each in inner:
             yield from _slots(each)

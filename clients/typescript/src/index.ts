@@ -1,4 +1,5 @@
 /** The TypeScript client of presift, for Node 20 or newer. */
+export type { Delta, TokenLogprob, ToolCall } from "./answers.js";
 export type { TlsOptions } from "./channel.js";
 export { Client, type ClientOptions } from "./client.js";
 export {
@@ -18,7 +19,6 @@ export {
 } from "./errors.js";
 export type { ChatMessage, TextPart } from "./messages.js";
 export type { ExplainOptions, Options, PromptOptions, RouteName } from "./requests.js";
-export type { Delta, TokenLogprob, ToolCall } from "./answers.js";
 export type {
   Choice,
   Decision,

@@ -63,9 +63,9 @@ export interface PromptOptions {
  *
  * `choices` answers are generated; with a `seed`, answer i uses seed + i. `jsonSchema` (a schema, or its text), `regex`,
  * `ebnf` or `structuralTag` restricts the answer: give one of them at most. `toolChoice` is "auto", "required", "none"
- * (the model sees the tools, but calls and reasoning stay in the text), or the name of a tool that must be called. `topLogprobs`
- * asks for the log probability of each token and of that many others, `promptLogprobs` for those of the prompt too
- * (route full). `rawText` leaves reasoning and tool calls in the text.
+ * (the model sees the tools, but calls and reasoning stay in the text), or the name of a tool that must be called.
+ * `topLogprobs` asks for the log probability of each token and of that many others, `promptLogprobs` for those of the
+ * prompt too (route full). `rawText` leaves reasoning and tool calls in the text.
  */
 export interface Options extends PromptOptions {
   readonly temperature?: number;

@@ -15,6 +15,7 @@ from presift.core.errors import PromptTooLong
 from presift.core.generation import Sampling
 from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.messages import to_sglang
+from presift.target.sglang.parsers import NO_PARSERS, Prepared
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -156,7 +157,7 @@ async def test_what_is_retracted_goes_on_where_it_was(start: Any, plan: Any, pro
 
     async def answer(ids: list[int]) -> tuple[list[int], int]:
         sampling = Sampling(max_new_tokens=300, ignore_eos=True)
-        sent = to_sglang(GenerateRequest(np.array(ids, dtype=np.uint32), sampling, "b", chosen))
+        sent = to_sglang(GenerateRequest(np.array(ids, dtype=np.uint32), sampling, "b", chosen), NO_PARSERS, Prepared())
         messages = [message async for message in driver.engine._manager.generate_request(sent)]
         tokens = [token for message in messages for token in message["output_ids"]]
         return tokens, messages[-1]["meta_info"]["num_retractions"]

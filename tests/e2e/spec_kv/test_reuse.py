@@ -16,6 +16,7 @@ from presift.core.policies import KvSelection, SpecKv
 from presift.core.spans import Span
 from presift.target.engine import GenerateRequest
 from presift.target.sglang.messages import to_sglang
+from presift.target.sglang.parsers import NO_PARSERS, Prepared
 from presift.target.sglang_plugin.custom_params import KEY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -189,7 +190,8 @@ async def test_what_cannot_work_is_refused_inside_sglang(
     start: Any, plan: Any, prompt: Any, change: dict[str, Any], word: str
 ) -> None:
     driver = await start()
-    sent = to_sglang(GenerateRequest(np.array(prompt(15, 200), dtype=np.uint32), Sampling(), "", plan(CAPACITY)))
+    request = GenerateRequest(np.array(prompt(15, 200), dtype=np.uint32), Sampling(), "", plan(CAPACITY))
+    sent = to_sglang(request, NO_PARSERS, Prepared())
     for name, value in change.items():
         setattr(sent, name, value)
     with pytest.raises(ValueError, match=word):
@@ -213,7 +215,7 @@ async def test_what_cannot_work_is_refused_inside_sglang(
 )
 async def test_what_is_wrong_with_a_parameter_is_said(start: Any, prompt: Any, text: str, field: str) -> None:
     driver = await start()
-    sent = to_sglang(GenerateRequest(np.array(prompt(16, 200), dtype=np.uint32)))
+    sent = to_sglang(GenerateRequest(np.array(prompt(16, 200), dtype=np.uint32)), NO_PARSERS, Prepared())
     sent.sampling_params["custom_params"] = {KEY: text}
     last = [answer async for answer in driver.engine._manager.generate_request(sent)][-1]["meta_info"]["finish_reason"]
 

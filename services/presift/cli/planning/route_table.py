@@ -17,12 +17,14 @@ from rich.text import Text
 from presift.cli.flags import BudgetFlags, TokenLimitFlags
 from presift.cli.render import forecasts
 from presift.core.errors import PresiftError
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
 from presift.orchestrator.config.overrides import EffectiveDefaults
 from presift.orchestrator.config.reload import policy_source
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.request import AutoCapacity, Budget
+from presift.orchestrator.planning.answer_length import reserved_tokens
 from presift.orchestrator.routing.candidates import candidates
 from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, SystemState, selection_guess
@@ -174,11 +176,12 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
     defaults = effective.defaults
     if deployment.compress_above_tokens is not None:
         defaults = replace(defaults, compress_above_tokens=deployment.compress_above_tokens)
+    must_keep, answer = min(prompt.tokens, defaults.spec_pc.window), Sampling(max_new_tokens=prompt.max_new_tokens)
     return RoutingInputs(
         prompt_tokens=prompt.tokens,
-        must_keep=min(prompt.tokens, defaults.spec_pc.window),
+        must_keep=must_keep,
         must_keep_kv=min(prompt.tokens - 1, defaults.spec_kv.window),
-        reserved_tokens=prompt.max_new_tokens,
+        reserved_tokens=reserved_tokens(answer, prompt.tokens, must_keep, deployment.context_tokens),
         context_tokens=deployment.context_tokens,
         supported=deployment.supported,
         defaults=defaults,

@@ -221,8 +221,7 @@ class Request:
     """One call. `route` None is AUTO; `tenant` None has the general defaults. Only requests with the same `salt` share
     cache entries; `limits` are those of the tenant. `choices` answers are generated. `answer_format` is what is
     separated from the answer's text, None for nothing. `has_default_length`: the caller did not set
-    `sampling.max_new_tokens`. `uncut_max_new_tokens` is
-    `sampling.max_new_tokens` before the context cut it, None if it was not cut.
+    `sampling.max_new_tokens`. `uncut_max_new_tokens` is that number before the context cut it, None if it was not cut.
 
     Raises InvalidRequest for sampling values out of their range, and for KV options that the route cannot have.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from presift.core.generation import Sampling
 from presift.orchestrator.domain.request import Request
 
 # Libraries fill in max_new_tokens of 16,000 to 128,000, and few answers are that long. So a prompt that fits is
@@ -11,16 +12,18 @@ from presift.orchestrator.domain.request import Request
 _LEAST_ROOM = 256
 
 
-def reserved_tokens(request: Request, prompt_tokens: int, must_keep: int, context_tokens: int) -> int:
+def reserved_tokens(
+    sampling: Sampling, prompt_tokens: int, must_keep: int, context_tokens: int, *, is_default: bool = False
+) -> int:
     """The tokens that routing reserves for the answer, >= 1; all counts in tokens.
 
     If the prompt fits, the answer gets the room that is left; a prompt is compressed for the answer only if less than
-    `_LEAST_ROOM` (of a number that the caller set), or `min_new_tokens`, would be left. Otherwise prompt and answer
-    share the context equally, after the `must_keep` protected tokens.
+    `_LEAST_ROOM`, or `min_new_tokens`, would be left. If the length `is_default`, only `min_new_tokens` counts.
+    Otherwise prompt and answer share the context equally, after the `must_keep` protected tokens.
     """
-    asked, least_tokens = request.sampling.max_new_tokens, request.sampling.least_tokens
+    asked, least_tokens = sampling.max_new_tokens, sampling.least_tokens
     room, shared = context_tokens - prompt_tokens, context_tokens - must_keep
-    wanted = 1 if request.has_default_length else min(asked, _LEAST_ROOM, shared)
+    wanted = 1 if is_default else min(asked, _LEAST_ROOM, shared)
     least = max(wanted, least_tokens)
     return min(asked, room if room >= least else max(least, shared // 2))
 

@@ -27,7 +27,7 @@ def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
     if grammar is not None and is_forced:
         raise InvalidRequest(f"sampling.{grammar.kind}", "set", f"unset with tool_choice {wanted.tool_choice}")
     if wanted.function:
-        check_tool(request, wanted.function)
+        _check_tool(request, wanted.function)
     highest, size = max(request.sampling.logit_bias, default=0), target.model.vocabulary_size
     if highest >= size:
         raise InvalidRequest("sampling.logit_bias", highest, f"token ids < {size} (the vocabulary)")
@@ -38,7 +38,7 @@ def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
     return replace(request, answer_format=narrowed)
 
 
-def check_tool(request: Request, function: str) -> None:
+def _check_tool(request: Request, function: str) -> None:
     """Raises InvalidRequest unless the chat has this tool."""
     assert isinstance(request.prompt, Chat), "only a chat has tools"
     if function not in tool_names(request.prompt):

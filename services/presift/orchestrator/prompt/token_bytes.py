@@ -18,6 +18,7 @@ def decoder_state(backend: Tokenizer) -> str:
     return "" if decoder is None else json.dumps(json.loads(decoder.__getstate__()), ensure_ascii=False)
 
 
+@lru_cache(maxsize=8)
 def decoder_kinds(backend: Tokenizer) -> tuple[str, ...]:
     """The types of the tokenizer's decoders, in order."""
     text = decoder_state(backend)

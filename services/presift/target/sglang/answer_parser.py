@@ -12,7 +12,7 @@ from presift.core.answer import AnswerFormat, ParsedText, ToolCallDelta
 from presift.target.sglang.call_formats import JsonArrayFormat, NativeFormat
 from presift.target.sglang.text_pieces import TextPieces
 from presift.target.sglang.tool_call_stream import ToolCallStream
-from presift.target.sglang.tools import choice_of, tools_of
+from presift.target.sglang.tools import choice_of
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,7 @@ class AnswerParser:
     """Reads the text of one answer as it is generated.
 
     `is_thinking`: the answer begins with reasoning. `earlier_calls`: the number of calls in the prompt, for the formats
-    that number their calls. `tools`: SGLang's, if they are known; otherwise they are made of `wanted`, which raises
-    InvalidRequest if a definition is malformed.
+    that number their calls. `tools`: those of `wanted` as SGLang's values.
     """
 
     def __init__(
@@ -42,17 +41,13 @@ class AnswerParser:
         names: ParserNames,
         tokenizer: Any = None,
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Any],
         is_thinking: bool = False,
         earlier_calls: int = 0,
     ) -> None:
         self._pieces = TextPieces()
         self._calls = (
-            _call_stream(
-                wanted, tools_of(wanted) if tools is None else tools, names.tool_calls, tokenizer, earlier_calls
-            )
-            if wanted.tools_json
-            else None
+            _call_stream(wanted, tools, names.tool_calls, tokenizer, earlier_calls) if wanted.tools_json else None
         )
         self._reasoning = (
             _ReasoningStream(names.reasoning, tokenizer, is_thinking, feeds_calls=self._calls is not None)

@@ -13,7 +13,7 @@ from presift.core.stop_strings import StopStrings
 from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.aborts import aborted
 from presift.target.sglang.answer_parser import AnswerParser, joined
-from presift.target.sglang.parsers import NO_PARSERS, Parsers, Prepared
+from presift.target.sglang.parsers import Parsers, Prepared
 from presift.target.sglang_plugin import custom_params
 
 # SGLang's value for the whole vocabulary. A larger one overflows int32 and would end the scheduler.
@@ -21,14 +21,14 @@ _TOP_K_ALL = 1 << 30
 _SAME_NAME = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "min_new_tokens")
 
 
-def to_sglang(request: GenerateRequest, parsers: Parsers = NO_PARSERS, prepared: Prepared | None = None) -> Any:
-    """The request for SGLang's tokenizer manager, with a new request id. `prepared`: by `parsers`, if it is known.
+def to_sglang(request: GenerateRequest, parsers: Parsers, prepared: Prepared) -> Any:
+    """The request for SGLang's tokenizer manager, with a new request id. `prepared` is that of `parsers`.
 
     Raises InvalidRequest for tools or a forced call that cannot be served.
     """
     from sglang.srt.managers.io_struct import GenerateReqInput  # noqa: PLC0415 - loaded by now
 
-    sampling, prepared = request.sampling, prepared or parsers.prepared(request)
+    sampling = request.sampling
     parameters = sampling_arguments(request) | parsers.constraint(request, prepared)
     if parsers.keeps_special_tokens(request.format):
         parameters["skip_special_tokens"] = False
@@ -73,11 +73,9 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
 class AnswerReader:
     """Reads the messages of one answer, in order. The plugin's report comes only with the first token."""
 
-    def __init__(
-        self, request: GenerateRequest, parsers: Parsers = NO_PARSERS, prepared: Prepared | None = None
-    ) -> None:
+    def __init__(self, request: GenerateRequest, parsers: Parsers, prepared: Prepared) -> None:
         self._request, self._parsers = request, parsers
-        self._parser = parsers.answer_parser(request, prepared or parsers.prepared(request))
+        self._parser = parsers.answer_parser(request, prepared)
         self._stop = StopStrings(request.sampling.stop)
         self._report: dict[str, Any] | None = None
         self._prompt_logprobs: tuple[TokenLogprob, ...] = ()

@@ -33,7 +33,7 @@ class ToolCallStream:
     def __init__(self, form: CallFormat, call_id: Callable[[str, int], str]) -> None:
         self._form, self._call_id = form, call_id
         begin = str(getattr(form.detector, "bot_token", "")).strip()
-        # The answer arrives in pieces: the mark's first one tells that a call begins.
+        # Text arrives in pieces, so the first piece of the marker already means that a call begins.
         self._begin = (TextPieces().push(begin) or [begin])[0] if begin else None
         self._text: list[str] = []
         # Text that is neither content nor part of a call so far.

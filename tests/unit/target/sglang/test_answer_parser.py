@@ -19,6 +19,7 @@ from presift.core.errors import InvalidRequest
 from presift.models.torchvision_ops import declare_missing
 from presift.target.sglang.answer_parser import AnswerParser, ParserNames, joined
 from presift.target.sglang.text_pieces import TextPieces
+from presift.target.sglang.tools import tools_of
 
 if find_spec("sglang") is None:
     pytest.skip("needs SGLang", allow_module_level=True)
@@ -95,8 +96,12 @@ PLAIN = [
 ]
 
 
+def parser_of(wanted: AnswerFormat, names: ParserNames, **others: Any) -> AnswerParser:
+    return AnswerParser(wanted, names, tools=tools_of(wanted), **others)
+
+
 def parsed(text: str, cuts: list[int], names: ParserNames, wanted: AnswerFormat, **others: Any) -> ParsedText:
-    parser = AnswerParser(wanted, names, **others)
+    parser = parser_of(wanted, names, **others)
     places = sorted({0, *(cut % (len(text) + 1) for cut in cuts), len(text)})
     parts = [parser.push(text[begin:end]) for begin, end in itertools.pairwise(places)]
     return joined([*parts, parser.finish()])
@@ -134,8 +139,6 @@ def test_the_calls_are_those_that_sglang_finds_in_the_whole_text(
 ) -> None:
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 
-    from presift.target.sglang.tools import tools_of
-
     found = FunctionCallParser(tools_of(WANTED), name).parse_non_stream(text)[1]
     assert [(each.name, json.loads(each.parameters)) for each in found] == calls
 
@@ -162,7 +165,7 @@ def test_an_unfinished_call_is_delivered_as_far_as_it_goes() -> None:
 
 def test_arguments_arrive_in_pieces() -> None:
     text = f"<tool_call>\n{call('search', {'city': 'word ' * 200})}\n</tool_call>"
-    parser = AnswerParser(WANTED, ParserNames("qwen"))
+    parser = parser_of(WANTED, ParserNames("qwen"))
     deltas = [delta for place in range(0, len(text), 4) for delta in parser.push(text[place : place + 4]).tool_calls]
     assert len(deltas) > 50
     assert [delta.name for delta in deltas if delta.id] == ["search"]
@@ -170,7 +173,7 @@ def test_arguments_arrive_in_pieces() -> None:
 
 def test_long_arguments_are_not_read_again_with_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"<tool_call>\n{call('search', {'city': 'word ' * 4000})}\n</tool_call>"
-    parser = AnswerParser(WANTED, ParserNames("qwen"))
+    parser = parser_of(WANTED, ParserNames("qwen"))
     read, form = [], parser._calls._form
     monkeypatch.setattr(form, "push", lambda piece, push=form.push: read.append(piece) or push(piece))
     answer = joined([*(parser.push(text[place : place + 4]) for place in range(0, len(text), 4)), parser.finish()])
@@ -217,13 +220,13 @@ def test_an_exception_of_a_parser_ends_no_answer(monkeypatch: pytest.MonkeyPatch
         raise KeyError
 
     text = "hello <tool_call>\n{}"
-    parser = AnswerParser(WANTED, ParserNames("qwen"))
+    parser = parser_of(WANTED, ParserNames("qwen"))
     monkeypatch.setattr(parser._calls._form, method, fails)
     assert joined([parser.push(text[:9]), parser.push(text[9:]), parser.finish()]) == ParsedText(text)
 
 
 def test_an_exception_of_the_reasoning_parser_ends_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = AnswerParser(AnswerFormat(separate_reasoning=True), ParserNames("", "qwen3"), is_thinking=True)
+    parser = parser_of(AnswerFormat(separate_reasoning=True), ParserNames("", "qwen3"), is_thinking=True)
     first = parser.push("why ")
     monkeypatch.setattr(parser._reasoning._parser, "parse_stream_chunk", lambda _: 1 / 0)
     assert joined([first, parser.push("not"), parser.finish()]) == ParsedText("not", "why ")
@@ -243,13 +246,13 @@ def test_without_parsers_text_passes_unchanged() -> None:
 @pytest.mark.parametrize("text", ["[]", "{", '{"type": "function"}', '{"function": {"name": "f", "parameters": 3}}'])
 def test_a_malformed_tool_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        AnswerParser(AnswerFormat((TOOLS[0], text)), ParserNames("qwen"))
+        tools_of(AnswerFormat((TOOLS[0], text)))
     assert refusal.value.field == "format.tools_json[1]"
 
 
 def test_a_forced_function_must_be_one_of_the_tools() -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        AnswerParser(AnswerFormat(TOOLS, ToolChoice.FUNCTION, "other"), ParserNames("qwen"))
+        tools_of(AnswerFormat(TOOLS, ToolChoice.FUNCTION, "other"))
     assert refusal.value.field == "tool_function"
 
 

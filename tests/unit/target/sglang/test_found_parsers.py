@@ -139,7 +139,8 @@ def test_a_completion_without_a_format_thinks_only_if_its_prompt_says_so() -> No
 
 def sent(wanted: AnswerFormat | None, names: ParserNames, **sampling: Any) -> Any:
     request = GenerateRequest(prompt("hi"), Sampling(**sampling), format=wanted)
-    return to_sglang(request, Parsers(names, Characters()))
+    parsers = Parsers(names, Characters())
+    return to_sglang(request, parsers, parsers.prepared(request))
 
 
 def test_an_auto_choice_is_free_unless_a_tool_is_strict() -> None:
@@ -210,7 +211,6 @@ def test_the_tools_of_a_request_are_checked_once(monkeypatch: pytest.MonkeyPatch
         return tools_of(wanted)
 
     monkeypatch.setattr("presift.target.sglang.parsers.tools_of", counted)
-    monkeypatch.setattr("presift.target.sglang.answer_parser.tools_of", counted)
     request = GenerateRequest(prompt("hi"), format=AnswerFormat((tool("a"),), ToolChoice.REQUIRED))
     parsers = Parsers(ParserNames("qwen"), Characters())
     prepared = parsers.prepared(request)
@@ -221,5 +221,6 @@ def test_the_tools_of_a_request_are_checked_once(monkeypatch: pytest.MonkeyPatch
 
 def test_the_grammar_begins_after_the_reasoning() -> None:
     request = GenerateRequest(prompt("<think>"), Sampling(grammar=Grammar(GrammarKind.REGEX, "x")), format=REASONING)
-    assert to_sglang(request, Parsers(ParserNames("", "qwen3"), Characters())).require_reasoning
+    parsers = Parsers(ParserNames("", "qwen3"), Characters())
+    assert to_sglang(request, parsers, parsers.prepared(request)).require_reasoning
     assert not sent(None, ParserNames("", "qwen3")).require_reasoning

@@ -26,6 +26,7 @@ from presift.core.policies import SpecKv
 from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang, token_logprobs
+from presift.target.sglang.parsers import NO_PARSERS, Prepared
 from presift.target.sglang_plugin import custom_params
 
 PLAN = KvPlan(SpecKv(capacity=8, window=3), lookahead_token_ids=(4, 5))
@@ -53,7 +54,7 @@ def request_of(**values: Any) -> GenerateRequest:
 
 
 def read(*messages: dict[str, Any], request: GenerateRequest | None = None) -> list[Event]:
-    reader = AnswerReader(request or request_of())
+    reader = AnswerReader(request or request_of(), NO_PARSERS, Prepared())
     return [event for each in messages for event in reader.events(each)]
 
 
@@ -213,7 +214,7 @@ def test_a_refusal_of_sglangs_own_is_a_defect_of_ours() -> None:
 
 
 def test_nothing_is_delivered_of_an_aborted_answer() -> None:
-    reader = AnswerReader(request_of())
+    reader = AnswerReader(request_of(), NO_PARSERS, Prepared())
     with pytest.raises(TargetUnavailable):
         next(reader.events(message((7, 8), {"type": "abort", "message": "m"})))
 
@@ -229,8 +230,8 @@ def test_the_plan_travels_as_one_text() -> None:
 def test_sglang_takes_the_request() -> None:
     declare_missing()
     tokens = np.array([1, 2, 3], dtype=np.uint32)
-    planned = to_sglang(GenerateRequest(tokens, Sampling(max_new_tokens=5), "salt", PLAN))
-    plain, other = to_sglang(GenerateRequest(tokens)), to_sglang(GenerateRequest(tokens))
+    planned = to_sglang(GenerateRequest(tokens, Sampling(max_new_tokens=5), "salt", PLAN), NO_PARSERS, Prepared())
+    plain, other = (to_sglang(GenerateRequest(tokens), NO_PARSERS, Prepared()) for _ in range(2))
     assert (planned.input_ids, planned.cache_salt, planned.stream) == ([1, 2, 3], "salt", True)
     assert planned.sampling_params["max_new_tokens"] == 5
     assert custom_params.from_text(planned.sampling_params["custom_params"]["presift"]) == PLAN

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from presift.core.generation import FinishReason
 from presift.orchestrator.api.http.answers import Answer, Answers, ReadPrompt
-from presift.orchestrator.api.http.presift_json import answers_presift, decision_presift, explained_presift
+from presift.orchestrator.api.http.presift_json import presift_of_answers, presift_of_decision, presift_of_explanation
 from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import Explanation
 from presift.orchestrator.prompt.token_texts import TokenTexts
@@ -87,11 +87,11 @@ class Completion(ABC):
             chunk = self._object(self.chunk_kind, [])
         else:
             chunk = self._chunk(self._chunk_choice(0, Delta("", ())))
-        return chunk | {"presift": decision_presift(decision)}
+        return chunk | {"presift": presift_of_decision(decision)}
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""
-        presift = explained_presift(explanation, self.view.ignored)
+        presift = presift_of_explanation(explanation, self.view.ignored)
         prompt_tokens = explanation.decision.prompt_tokens
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
         return self._object(self.whole_kind, [], usage=usage, presift=presift)
@@ -172,7 +172,7 @@ class Completion(ABC):
         }
 
     def _presift(self) -> dict[str, Any]:
-        return answers_presift(list(self.answers.reports), self.view.ignored)
+        return presift_of_answers(list(self.answers.reports), self.view.ignored)
 
     def _finish_reason(self, report: Report) -> str:
         return FinishReason.LENGTH if self.view.no_answer else report.usage.finish_reason

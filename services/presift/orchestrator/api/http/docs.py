@@ -118,7 +118,7 @@ ENDPOINTS = (
     DocumentedEndpoint(
         "GET",
         "/health",
-        "200 while requests are taken; 503 at the start, in a drain, and without a reachable target.",
+        "200 while it takes requests; 503 during startup, while draining, or without a reachable target.",
         needs_key=False,
     ),
 )

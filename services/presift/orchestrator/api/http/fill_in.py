@@ -37,7 +37,7 @@ def with_suffix_in_prompt(body: CompletionBody, tokenizer: Tokenizer | None) -> 
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest("suffix", brief(body.suffix), "left out, unless the prompt is a text or a list of texts")
     _check_size(texts, body.suffix)
-    before, between, after = _marks_of(tokenizer)
+    before, between, after = _fim_tokens_of(tokenizer)
     prompts = [f"{before}{text}{between}{body.suffix}{after}" for text in texts]
     options = body.presift.model_copy(update={"route": Route.FULL})
     return body.model_copy(update={"prompt": prompts, "presift": options})
@@ -51,8 +51,8 @@ def _check_size(texts: list[Any], suffix: str) -> None:
         raise InvalidRequest("suffix", f"{characters} characters", limit)
 
 
-def _marks_of(tokenizer: Tokenizer | None) -> tuple[str, str, str]:
-    for marks in _FIM_TOKENS:
-        if tokenizer is not None and all(tokenizer.token_to_id(mark) is not None for mark in marks):
-            return marks
+def _fim_tokens_of(tokenizer: Tokenizer | None) -> tuple[str, str, str]:
+    for tokens in _FIM_TOKENS:
+        if tokenizer is not None and all(tokenizer.token_to_id(token) is not None for token in tokens):
+            return tokens
     raise InvalidRequest("suffix", "given", "left out: the target's tokenizer has no tokens for filling in")

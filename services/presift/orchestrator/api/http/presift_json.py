@@ -33,33 +33,33 @@ def presift_json(message: Message) -> dict[str, Any]:
     return _shorten_enums(message, values)
 
 
-def report_json(report: Report) -> dict[str, Any]:
+def _usage_json(report: Report) -> dict[str, Any]:
     """The usage of one answer. The log probabilities of its prompt are elsewhere in the body."""
     values = presift_json(report_to_wire(report))
     values.pop("prompt_logprobs", None)
     return values
 
 
-def answers_presift(reports: Sequence[Report], ignored: Sequence[str]) -> dict[str, Any]:
-    """The first answer's decision and usage and, if there are several, those of each; and the parameters that had no
-    effect."""
+def presift_of_answers(reports: Sequence[Report], ignored: Sequence[str]) -> dict[str, Any]:
+    """The `presift` object of a reply: the first answer's decision and usage and, if there are several, those of each;
+    and the parameters that were ignored."""
     each = {"answers": [_answer_presift(report) for report in reports]} if len(reports) > 1 else {}
     return _answer_presift(reports[0]) | each | _ignored(ignored)
 
 
-def decision_presift(decision: Decision) -> dict[str, Any]:
-    """Before an answer."""
+def presift_of_decision(decision: Decision) -> dict[str, Any]:
+    """The `presift` object of a stream's first event."""
     return {"decision": presift_json(decision_to_wire(decision))}
 
 
-def explained_presift(explanation: Explanation, ignored: Sequence[str]) -> dict[str, Any]:
-    """In place of an answer."""
+def presift_of_explanation(explanation: Explanation, ignored: Sequence[str]) -> dict[str, Any]:
+    """The `presift` object of a prompt that was only explained."""
     details = presift_json(explanation_to_wire(explanation))
     return {"decision": details.pop("decision"), "explanation": details} | _ignored(ignored)
 
 
 def _answer_presift(report: Report) -> dict[str, Any]:
-    return decision_presift(report.decision) | {"usage": report_json(report)}
+    return presift_of_decision(report.decision) | {"usage": _usage_json(report)}
 
 
 def _ignored(names: Sequence[str]) -> dict[str, Any]:

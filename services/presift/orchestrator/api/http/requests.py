@@ -65,7 +65,7 @@ def requests_from_body(
 
 
 def without_effect(body: Body, template: frozenset[str]) -> Iterator[str]:
-    """The valid parameters that this body gives in vain."""
+    """The valid parameters of this body that have no effect."""
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         yield "stream_options.include_obfuscation"
     if ignores_response_format(body):

@@ -16,7 +16,7 @@ from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, asked_of
-from presift.orchestrator.api.http.presift_json import answers_presift, explained_presift
+from presift.orchestrator.api.http.presift_json import presift_of_answers
 from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import request_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
@@ -26,7 +26,6 @@ from presift.orchestrator.api.http.unsupported import supported_parameters
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.events import Report
-from presift.orchestrator.planning.explain import Explanation
 
 
 class ChatAdapter:
@@ -118,7 +117,4 @@ class SingleAnswer:
         return next(self.answers.reports)
 
     def presift(self) -> dict[str, Any]:
-        return answers_presift([self.report], self.view.ignored)
-
-    def explained_presift(self, explanation: Explanation) -> dict[str, Any]:
-        return explained_presift(explanation, self.view.ignored)
+        return presift_of_answers([self.report], self.view.ignored)

@@ -100,7 +100,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # A chat template writes the special tokens itself; of a text they are part.
 _ADDS_SPECIAL_TOKENS = "add_special_tokens"
-_WHY = "this server does not support it"
+_DEFAULT_REASON = "this server does not support it"
 
 
 def supported_parameters(given: dict[str, Any], known: Container[str], ignored: Ignored) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def supported_parameters(given: dict[str, Any], known: Container[str], ignored: 
     supported = {name: value for name, value in given.items() if value is not None and name not in WITHOUT_EFFECT}
     for name in [name for name in supported if name not in known]:
         if name == _ADDS_SPECIAL_TOKENS:
-            _check_neutral(name, supported.pop(name), ("prompt" in known,))
+            _require_neutral(name, supported.pop(name), ("prompt" in known,))
         elif name in NEUTRAL:
-            _check_neutral(name, supported.pop(name), NEUTRAL[name])
+            _require_neutral(name, supported.pop(name), NEUTRAL[name])
         elif name in NOTED and _is_any(supported[name], NOTED[name]):
             del supported[name]
     for name in [name for name in supported if name in NOTED]:
@@ -124,10 +124,10 @@ def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...
     """Raise InvalidRequest for a parameter that asks for something that this server does not do."""
     for name, values in neutral.items():
         if given.get(name) is not None:
-            _check_neutral(name, given[name], values, why.get(name, _WHY))
+            _require_neutral(name, given[name], values, why.get(name, _DEFAULT_REASON))
 
 
-def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...], why: str = _WHY) -> None:
+def _require_neutral(name: str, value: Any, neutral: tuple[Any, ...], why: str = _DEFAULT_REASON) -> None:
     if not _is_any(value, neutral):
         allowed = " or ".join(str(each) for each in neutral)
         raise InvalidRequest(name, brief(value), "left out" + (f", or {allowed}" if allowed else "") + f": {why}")

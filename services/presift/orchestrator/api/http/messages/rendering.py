@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from presift.core.generation import FinishReason
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
-from presift.orchestrator.api.http.presift_json import decision_presift
+from presift.orchestrator.api.http.presift_json import presift_of_decision, presift_of_explanation
 from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
 from presift.orchestrator.api.http.sse import TypedEvents
 from presift.orchestrator.api.http.translated import SingleAnswer
@@ -74,12 +74,12 @@ class MessageRenderer(SingleAnswer):
         return events if is_delta else [*events, *self._end()]
 
     def decision_chunk(self, decision: Decision) -> dict[str, Any]:
-        return self._start() | {"presift": decision_presift(decision)}
+        return self._start() | {"presift": presift_of_decision(decision)}
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""
         usage = _usage(explanation.decision.prompt_tokens, 0, 0)
-        presift = self.explained_presift(explanation)
+        presift = presift_of_explanation(explanation, self.view.ignored)
         return self._message([], usage, stop_reason="end_turn", stop_sequence=None) | {"presift": presift}
 
     def _start(self) -> dict[str, Any]:

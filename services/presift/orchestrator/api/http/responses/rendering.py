@@ -10,7 +10,7 @@ from typing import Any
 from presift.core.generation import FinishReason
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
-from presift.orchestrator.api.http.presift_json import decision_presift
+from presift.orchestrator.api.http.presift_json import presift_of_decision, presift_of_explanation
 from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
 from presift.orchestrator.api.http.sse import TypedEvents
@@ -67,13 +67,16 @@ class ResponseRenderer(SingleAnswer):
         return begun + events
 
     def decision_chunk(self, decision: Decision) -> dict[str, Any]:
-        presift = {"presift": decision_presift(decision)}
+        presift = {"presift": presift_of_decision(decision)}
         return self._event("response.created", response=self._object(_IN_PROGRESS, ()) | presift)
 
     def explained(self, explanation: Explanation) -> dict[str, Any]:
         """No answer, but what would be kept for one."""
         usage = _usage(explanation.decision.prompt_tokens, 0, 0, 0)
-        return self._object(_COMPLETED, ()) | {"usage": usage, "presift": self.explained_presift(explanation)}
+        return self._object(_COMPLETED, ()) | {
+            "usage": usage,
+            "presift": presift_of_explanation(explanation, self.view.ignored),
+        }
 
     def failed(self, response: ErrorResponse) -> Iterator[dict[str, Any]]:
         """The end of a stream that has failed."""
