@@ -45,7 +45,6 @@ BAD = {
     "a message as text": ({"messages": ["hello"]}, "messages[0]"),
     "an unknown role": ({"messages": user(role="robot")}, "messages[0].role"),
     "a function's message": ({"messages": user(role="function")}, "messages[0].role"),
-    "no content": ({"messages": [*CHAT, {"role": "user"}]}, "messages[1].content"),
     "content of a number": ({"messages": user(content=5)}, "messages[0].content"),
     "a picture": (
         {"messages": user(content=[{"type": "image_url", "image_url": {"url": "x"}}])},

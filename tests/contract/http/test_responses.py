@@ -167,8 +167,8 @@ REFUSED = {
     "a schema without a name": ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
     "too many tokens": ({"max_output_tokens": 0}, "max_output_tokens"),
     "a broken call": (
-        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}], "tools": [ADD]},
-        "input.tool_calls.arguments",
+        {"input": [{"type": "function_call", "call_id": "c", "name": "", "arguments": "{}"}], "tools": [ADD]},
+        "input.tool_calls",
     ),
     "a reference": ({"extra_body": {"presift": {"protected": [{"message": 7}]}}}, "presift.protected[0].message"),
     "usage of no stream": ({"extra_body": {"stream_options": {}}}, "stream_options"),

@@ -34,7 +34,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; the parts are joined as they are. An assistant may have called tools (one JSON object each)
+    """One turn of a chat. An assistant may have called tools (one JSON object each)
     and may have reasoned before; a tool says by `name` and `tool_call_id` what it answers.
 
     Raises InvalidRequest for an unknown role, or for what its role does not have.
@@ -67,13 +67,15 @@ class Chat:
     """A conversation, oldest message first; `tools_json` holds one JSON object per tool.
 
     `template_kwargs_json` is a JSON object of further variables for the chat template, empty for none. With
-    `continue_final_message` the answer continues the last message, which is the assistant's. Raises InvalidRequest.
+    `continue_final_message` the answer continues the last message, which is the assistant's. The parts of a message are
+    joined as they are or, with `parts_are_apart`, as SGLang's server joins them. Raises InvalidRequest.
     """
 
     messages: tuple[Message, ...]
     tools_json: tuple[str, ...] = ()
     template_kwargs_json: str = ""
     continue_final_message: bool = False
+    parts_are_apart: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -119,11 +121,13 @@ class TokenizedPrompt:
     """A prompt as the target would read it: `ids` uint32[n]; `protected` spans in canonical form; no text.
 
     `salt` is the namespace of its tenant: nothing made from this prompt is found by requests with another salt.
+    `warnings` say in words what the chat template did with the messages that the caller may not expect.
     """
 
     ids: NDArray[np.uint32]
     protected: tuple[Span, ...]
     salt: str = field(default="", repr=False)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Report:
 Event = Decision | Delta | Report
 
 
-def warnings_of(request: Request, usage: Usage) -> tuple[str, ...]:
+def length_warnings(request: Request, usage: Usage) -> tuple[str, ...]:
     """What to tell the caller about an answer that ended so."""
     if usage.finish_reason is not FinishReason.LENGTH:
         return ()

@@ -25,7 +25,7 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
-from presift.orchestrator.pipeline.events import Delta, Event, Report, warnings_of
+from presift.orchestrator.pipeline.events import Delta, Event, Report, length_warnings
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
@@ -165,7 +165,8 @@ class Pipeline:
                             parts.guard.offer(plan, sampling, request.answer_format, tokens)
                         if text := detokenizer.finish():
                             yield Delta(text, (), choice=choice)
-                        yield Report(decision, event, ttft_ms, now_ms, choice, warnings_of(request, event))
+                        warnings = plan.tokens.warnings + length_warnings(request, event)
+                        yield Report(decision, event, ttft_ms, now_ms, choice, warnings)
                     else:
                         answer += event.token_ids
                         yield _delta(event, detokenizer, choice)

@@ -14,6 +14,9 @@ from typing import Any
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message
 
+# The one key of the arguments of a call that a model wrote wrongly.
+INVALID_ARGUMENTS = "invalid_arguments"
+
 
 def parse_tools(chat: Chat) -> list[Any]:
     """The tool definitions. Raises InvalidRequest for one that is not a JSON object."""
@@ -33,9 +36,11 @@ def parse_variables(chat: Chat) -> dict[str, Any]:
 
 
 def parse_tool_calls(message: Message) -> list[dict[str, Any]]:
-    """The tool calls, with their arguments as objects, as models write them. Many clients send arguments as a string.
+    """The tool calls, with their arguments as objects, as templates read them. Most clients send arguments as a string.
 
-    Raises InvalidRequest for a call without a name or whose arguments are not a JSON object.
+    What a model wrote that is no JSON object becomes one that holds its text: the call stays in every later turn, and
+    refusing it would end the conversation. Raises InvalidRequest for a call without a name, or with arguments of
+    another type.
     """
     return [_call(text) for text in message.tool_calls_json]
 
@@ -68,13 +73,25 @@ def _call(text: str) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise InvalidRequest(field, "a call without a name", 'an object with "name", or with "function" that has one')
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = _object(f"{field}.arguments", arguments or "{}")
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = {}
+    elif isinstance(arguments, str):
+        arguments = _arguments(arguments)
     if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{field}.arguments", "another JSON value", "a JSON object")
+        raise InvalidRequest(f"{field}.arguments", "another JSON value", "a JSON object, or its text")
     function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError):
+        value = text
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else {INVALID_ARGUMENTS: text}
 
 
 def _object(field: str, text: str) -> dict[str, Any]:

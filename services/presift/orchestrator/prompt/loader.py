@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from jinja2 import TemplateError
@@ -31,7 +32,9 @@ def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
     except (OSError, ValueError) as error:  # its own text is a page long
         raise InvalidRequest("tokenizer", name, "a folder or Hugging Face id with a tokenizer.json") from error
     variables = frozenset() if loaded.chat_template is None else template_variables(loaded)
-    return PromptTokenizer(loaded.backend_tokenizer, _template(loaded, variables), memory_tokens, variables)
+    template = _template(loaded, variables)
+    reads_parts = template is not None and _reads_parts(template)
+    return PromptTokenizer(loaded.backend_tokenizer, template, memory_tokens, variables, reads_parts=reads_parts)
 
 
 def load_bridge(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> VocabularyBridge | None:
@@ -59,7 +62,8 @@ def _template(loaded: Any, known: frozenset[str]) -> ChatTemplate | None:
         messages: list[dict[str, Any]], tools: list[Any] | None, *, variables: dict[str, Any], continues: bool
     ) -> str:
         check_variables(variables, known)
-        try:
+
+        def rendered(tools: list[Any] | None) -> str:
             return str(
                 loaded.apply_chat_template(
                     messages,
@@ -70,7 +74,24 @@ def _template(loaded: Any, known: frozenset[str]) -> ChatTemplate | None:
                     **variables,
                 )
             )
-        except _TEMPLATE_ERRORS as error:  # its text may contain parts of the prompt
+
+        try:
+            return rendered(tools)
+        except _TEMPLATE_ERRORS as error:
+            # As SGLang's server: some templates read definitions without OpenAI's wrapper.
+            if tools and all("function" in tool for tool in tools):
+                with suppress(*_TEMPLATE_ERRORS):
+                    return rendered([tool["function"] for tool in tools])
+            # The error's own text may contain parts of the prompt.
             raise InvalidRequest("prompt.chat", "refused", "a chat that the target's chat template accepts") from error
 
     return render
+
+
+def _reads_parts(template: ChatTemplate) -> bool:
+    """Whether the template reads a content that is a list of parts; others refuse it, or write it as it is."""
+    parts = [{"type": "text", "text": text} for text in ("first part", "second part")]
+    with suppress(InvalidRequest):
+        rendered = template([{"role": "user", "content": parts}], None, variables={}, continues=False)
+        return all(part["text"] in rendered for part in parts) and "'type'" not in rendered and '"type"' not in rendered
+    return False

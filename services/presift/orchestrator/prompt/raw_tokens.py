@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 
 
 def encode(backend: Tokenizer | None, text: str, *, add_special_tokens: bool) -> list[int]:
     """Raises InvalidRequest without a tokenizer."""
-    ids: list[int] = _known(backend, "prompt").encode(text, add_special_tokens=add_special_tokens).ids
+    if add_special_tokens:
+        text = without_first_token(backend, text)
+    ids: list[int] = encoding_of(backend, text, add_special_tokens=add_special_tokens).ids
     return ids
+
+
+def encoding_of(backend: Tokenizer | None, text: str, *, add_special_tokens: bool) -> Encoding:
+    """As `encode`, with offsets."""
+    # Unlike the library's `encode`, this releases the GIL.
+    return _known(backend, "prompt").encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+
+def without_first_token(backend: Tokenizer | None, text: str) -> str:
+    """`text` without the special token that the tokenizer adds in front. A client that has applied the chat template
+    itself sends it, and the prompt would begin with it twice."""
+    sample = encoding_of(backend, "a", add_special_tokens=True)
+    first = sample.tokens[0] if sample.special_tokens_mask[:1] == [1] else ""
+    return text.removeprefix(first) or text
 
 
 def decode(backend: Tokenizer | None, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:

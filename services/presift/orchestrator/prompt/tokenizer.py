@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,10 +19,14 @@ from presift.core.fingerprint import fingerprint
 from presift.core.spans import Span, covered, merge, spans_of
 from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
+from presift.orchestrator.prompt.chat_frame import ChatFrame, Range, find_texts, with_placeholders
 from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools, parse_variables
-from presift.orchestrator.prompt.protection import Range, droppable_ranges, template_messages, with_placeholders
+from presift.orchestrator.prompt.control_tokens import ControlTokens, turns_of
+from presift.orchestrator.prompt.protection import droppable_ranges
+from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
+from presift.orchestrator.prompt.template_messages import template_messages
 
-# Longer prompts take milliseconds and are tokenized in a thread (the Rust tokenizer releases the GIL).
+# Longer prompts take milliseconds and are tokenized in a thread.
 INLINE_CHARACTERS = 8_192
 
 
@@ -39,7 +45,8 @@ class PromptTokenizer:
 
     Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenizing would cost
     more than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times
-    do not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads.
+    do not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads;
+    `reads_parts`: it reads a content that is a list of parts.
     """
 
     def __init__(
@@ -48,10 +55,13 @@ class PromptTokenizer:
         template: ChatTemplate | None,
         memory_tokens: int = 4_000_000,
         template_variables: frozenset[str] = frozenset(),
+        *,
+        reads_parts: bool = False,
     ) -> None:
         self.backend = backend
         self.template_variables = template_variables
         self._template = template
+        self._reads_parts = reads_parts
         # At least 1 each: prompts without tokens must not fill the memory.
         self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
 
@@ -60,25 +70,32 @@ class PromptTokenizer:
         return "" if self.backend is None else fingerprint(self.backend.to_str().encode())
 
     async def tokenize(self, prompt: Prompt, salt: str = "") -> TokenizedPrompt:
-        """Raises InvalidRequest for invalid or unsupported tools, and for text if there is no tokenizer."""
+        """Raises InvalidRequest for invalid or unsupported tools, for messages that the chat template leaves out, and
+        for text if there is no tokenizer."""
         if isinstance(prompt, TokenIds):
             with stage("protect"):
                 return TokenizedPrompt(prompt.ids, _within(prompt), salt)
         with stage("protect"):
-            rendered = self.render(prompt)
-            ranges = self._droppable_ranges(prompt, rendered)
+            rendered = self._rendered(prompt)
         with stage("tokenize"):
-            return await self._tokenized(prompt, rendered, ranges, salt)
+            return await self._tokenized(prompt, rendered, salt)
 
-    async def _tokenized(
-        self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str
-    ) -> TokenizedPrompt:
+    def _rendered(self, prompt: Chat | Text) -> _Rendered:
+        text = self.render(prompt)
+        if isinstance(prompt, Text):
+            return _Rendered(text, (Range(0, len(text)),))
+        check_tools_rendered(prompt, text, self.render)
+        frame = find_texts(prompt, text, self.render)
+        warnings = _warnings(prompt, frame)
+        return _Rendered(text, droppable_ranges(prompt, frame), self._control_texts(prompt, text), warnings)
+
+    async def _tokenized(self, prompt: Chat | Text, rendered: _Rendered, salt: str) -> TokenizedPrompt:
         """From memory, or encoded now."""
-        key = _key(prompt, rendered, ranges, salt)
+        key = _key(prompt, rendered, salt)
         known = self._memory.get(key)
         if known is not None:
             return known
-        tokenized = replace(await self._encode(prompt, rendered, ranges), salt=salt)
+        tokenized = replace(await self._encode(prompt, rendered), salt=salt, warnings=rendered.warnings)
         with suppress(ValueError):  # larger than the memory
             self._memory[key] = tokenized
         return tokenized
@@ -88,37 +105,105 @@ class PromptTokenizer:
         if self.backend is None:
             raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
         if isinstance(prompt, Text):
-            return prompt.text
+            return without_first_token(self.backend, prompt.text)
+        try:
+            return self._with_template(prompt)
+        except InvalidRequest as error:
+            raise self._with_reason(error, prompt) from error.__cause__
+
+    def _with_template(self, chat: Chat) -> str:
+        """Raises InvalidRequest, caused by the template's error if it refuses the chat."""
         if self._template is None:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
         return self._template(
-            template_messages(prompt),
-            parse_tools(prompt) or None,
-            variables=parse_variables(prompt),
-            continues=prompt.continue_final_message,
+            template_messages(chat, reads_parts=self._reads_parts),
+            parse_tools(chat) or None,
+            variables=parse_variables(chat),
+            continues=chat.continue_final_message,
         )
+
+    def _with_reason(self, error: InvalidRequest, chat: Chat) -> InvalidRequest:
+        """With the template's own reason, if that has no text of the caller: the template gives it for the placeholders
+        too."""
+        if error.__cause__ is None:
+            return error
+        try:
+            self._with_template(with_placeholders(chat, frozenset(range(len(chat.messages)))))
+        except InvalidRequest as other:
+            reason = str(error.__cause__)
+            if reason and reason == str(other.__cause__):
+                return InvalidRequest(error.field, error.value, f"{error.limit}, which says: {reason[:200]}")
+        return error
 
     def render_with_offsets(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
         """The rendered prompt, and the characters [start, end) of each token in it."""
-        rendered = self.render(prompt)
-        return rendered, list(_tokens(self.backend, rendered, isinstance(prompt, Text)).offsets)
+        rendered = self._rendered(prompt)
+        return rendered.text, list(self._encoding(prompt, rendered).offsets)
 
-    def _droppable_ranges(self, prompt: Chat | Text, rendered: str) -> tuple[Range, ...]:
-        if isinstance(prompt, Text):
-            return (Range(0, len(rendered)),)
-        frame = with_placeholders(prompt)
-        rendered_frame = self.render(frame)
-        check_tools_rendered(frame, rendered_frame, self.render)
-        return droppable_ranges(prompt, rendered, rendered_frame)
+    @cached_property
+    def _control(self) -> ControlTokens | None:
+        return None if self.backend is None else ControlTokens(self.backend, turns_of(self.render))
 
-    async def _encode(self, prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...]) -> TokenizedPrompt:
-        def encode() -> TokenizedPrompt:
-            encoding = _tokens(self.backend, rendered, isinstance(prompt, Text))
-            return TokenizedPrompt(
-                np.array(encoding.ids, dtype=np.uint32), protected_spans(encoding, ranges, len(rendered))
+    def _control_texts(self, chat: Chat, rendered: str) -> tuple[Range, ...]:
+        """The control tokens in `rendered` that are text of the caller. Raises InvalidRequest if the template reads
+        them."""
+        swapped = chat if self._control is None else self._control.with_stand_ins(chat)
+        if self._control is None or swapped is chat:
+            return ()
+        restored, ranges = self._control.restored(self.render(swapped))
+        if restored != rendered:
+            raise InvalidRequest(
+                "prompt.chat.messages", "text with control tokens", "text without those that the chat template reads"
             )
+        return ranges
 
-        return encode() if len(rendered) <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
+    async def _encode(self, prompt: Chat | Text, rendered: _Rendered) -> TokenizedPrompt:
+        def encode() -> TokenizedPrompt:
+            encoding = self._encoding(prompt, rendered)
+            spans = protected_spans(encoding, rendered.droppable, len(rendered.text))
+            return TokenizedPrompt(np.array(encoding.ids, dtype=np.uint32), spans)
+
+        # The first prompt with control tokens copies the tokenizer, which takes a second.
+        is_quick = len(rendered.text) <= INLINE_CHARACTERS and not rendered.control_texts
+        return encode() if is_quick else await asyncio.to_thread(encode)
+
+    def _encoding(self, prompt: Chat | Text, rendered: _Rendered) -> Encoding:
+        if rendered.control_texts and self._control is not None:
+            return self._control.encode(rendered.text, rendered.control_texts)
+        # A chat template writes the special tokens itself; for plain text the tokenizer adds them.
+        return encoding_of(self.backend, rendered.text, add_special_tokens=isinstance(prompt, Text))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A rendered prompt: its droppable characters, the control tokens that are text, and warnings on its messages."""
+
+    text: str
+    droppable: tuple[Range, ...]
+    control_texts: tuple[Range, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _warnings(chat: Chat, frame: ChatFrame) -> tuple[str, ...]:
+    """What the template did with messages. Raises InvalidRequest for one that it leaves out; of an answer templates may
+    leave out the text, for example beside tool calls."""
+    lost = [at for at in frame.left_out if chat.messages[at].role != "assistant"]
+    if lost:
+        value, limit = f"role {chat.messages[lost[0]].role}", "a message that the chat template shows: it leaves it out"
+        raise InvalidRequest(f"prompt.chat.messages[{lost[0]}]", value, limit)
+    rewritten = [at for at in frame.rewritten if chat.messages[at].role != "system"]
+    warnings = []
+    if rewritten:
+        warnings.append(f"the chat template rewrites {_listed(rewritten)}: nothing of that is dropped")
+    if frame.left_out:
+        warnings.append(f"the chat template leaves out the text of {_listed(frame.left_out)}")
+    return tuple(warnings)
+
+
+def _listed(messages: Sequence[int], most: int = 8) -> str:
+    """The first `most` of them."""
+    more = f" and {len(messages) - most} more" if len(messages) > most else ""
+    return ", ".join(f"messages[{at}]" for at in messages[:most]) + more
 
 
 def protected_spans(encoding: Encoding, ranges: tuple[Range, ...], characters: int) -> tuple[Span, ...]:
@@ -154,19 +239,15 @@ def _first_token_from(encoding: Encoding, character: int, characters: int) -> in
     return len(encoding.ids)
 
 
-def _tokens(backend: Tokenizer | None, rendered: str, add_special_tokens: bool) -> Encoding:
-    if backend is None:
-        raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
-    # A chat template writes the special tokens itself; for plain text the tokenizer adds them.
-    return backend.encode(rendered, add_special_tokens=add_special_tokens)
-
-
 def _within(prompt: TokenIds) -> tuple[Span, ...]:
     covered(prompt.protected, int(prompt.ids.size))
     return merge(prompt.protected)
 
 
-def _key(prompt: Chat | Text, rendered: str, ranges: tuple[Range, ...], salt: str) -> bytes:
-    marks = ",".join(f"{each.start}-{each.end}" for each in ranges)
+def _key(prompt: Chat | Text, rendered: _Rendered, salt: str) -> bytes:
+    marks = "|".join(
+        ",".join(f"{each.start}-{each.end}" for each in ranges)
+        for ranges in (rendered.droppable, rendered.control_texts)
+    )
     # The salt's length comes first, so that salt and prompt cannot be split in another way.
-    return hashlib.sha256(f"{len(salt)}\n{salt}\n{type(prompt).__name__}\n{marks}\n{rendered}".encode()).digest()
+    return hashlib.sha256(f"{len(salt)}\n{salt}\n{type(prompt).__name__}\n{marks}\n{rendered.text}".encode()).digest()

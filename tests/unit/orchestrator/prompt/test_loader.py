@@ -169,3 +169,38 @@ async def test_a_prompt_that_ends_with_the_answer_to_continue(folder, template, 
     free = ~covered(tokenized.protected, int(tokenized.ids.size))
     said = loaded.backend.decode(tokenized.ids[free].tolist())
     assert said == ("First. " if template is TEMPLATE else "First.")
+
+
+def test_a_chat_that_is_refused_has_the_templates_reason(folder):
+    template = (
+        "{% for m in messages %}{% if loop.index0 > 0 and m.role == messages[loop.index0 - 1].role %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    twice = Chat(chat("user", "secret").messages * 2)
+    with pytest.raises(InvalidRequest, match="which says: roles must alternate") as refusal:
+        load_tokenizer(folder(template), 1000).render(twice)
+    assert "secret" not in str(refusal.value)
+
+
+READS_PARTS = "{% for m in messages %}{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endfor %}"
+READS_BOTH = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ part.text | trim }}|{% endfor %}{% endif %}{% endfor %}"
+)
+STRIPS = "{% for m in messages %}<|im_start|>{{ m.content | trim }}{% endfor %}"
+PARTS = Chat((Message("user", (TextPart("one"), TextPart("two"))),), parts_are_apart=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [(READS_PARTS, "[one][two]"), (READS_BOTH, "one|two|"), (TEMPLATE, "one two"), (STRIPS, "<|im_start|>one two")],
+)
+def test_parts_are_given_to_a_template_that_reads_them(folder, template, rendered):
+    assert rendered in load_tokenizer(folder(template), 1000).render(PARTS)
+
+
+def test_a_template_that_reads_definitions_without_openais_wrapper(folder):
+    template = "{% for t in tools %}{{ t.name.upper() }}{% endfor %}{{ messages[0].content }}"
+    tool = '{"type": "function", "function": {"name": "add"}}'
+    rendered = load_tokenizer(folder(template), 1000).render(Chat(chat("user", "hi").messages, (tool,)))
+    assert rendered == "ADDhi"

@@ -7,13 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.orchestrator.domain.request import Chat, Message, TextPart
-from presift.orchestrator.prompt.protection import (
-    QUESTION_CHARACTERS,
-    Range,
-    droppable_ranges,
-    template_messages,
-    with_placeholders,
-)
+from presift.orchestrator.prompt.chat_frame import Range, find_texts, with_placeholders
+from presift.orchestrator.prompt.protection import QUESTION_CHARACTERS, droppable_ranges
+from presift.orchestrator.prompt.template_messages import template_messages
 
 LONG = "long text. " * 200  # longer than a question
 assert len(LONG) > QUESTION_CHARACTERS
@@ -58,8 +54,11 @@ def droppable(template, *messages):
     """The texts that may be dropped."""
     chat = Chat(messages)
     rendered = template(chat)
-    ranges = droppable_ranges(chat, rendered, template(with_placeholders(chat)))
-    return [rendered[each.start : each.end] for each in ranges]
+    return [rendered[each.start : each.end] for each in ranges_of(template, chat)]
+
+
+def ranges_of(template, chat):
+    return droppable_ranges(chat, find_texts(chat, template(chat), template))
 
 
 def test_history_may_be_dropped_system_and_question_may_not():
@@ -133,7 +132,7 @@ def test_template_that_repeats_a_text():
 def test_a_text_that_the_template_contains_too_unprotects_nothing_else(text):
     chat = Chat((say("user", text), say("assistant", text), say("user", "why?")))
     rendered = default_system(chat)
-    ranges = droppable_ranges(chat, rendered, default_system(with_placeholders(chat)))
+    ranges = ranges_of(default_system, chat)
     own = [rendered.index("<|user|>\n") + 9, rendered.index(f"<|assistant|>\n{text}") + 14]
     assert list(ranges) == [Range(start, start + len(text)) for start in own]
 
@@ -196,7 +195,7 @@ MESSAGE = st.builds(
 def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
     chat = Chat(tuple(messages))
     rendered = template(chat)
-    ranges = droppable_ranges(chat, rendered, template(with_placeholders(chat)))
+    ranges = ranges_of(template, chat)
     assert list(ranges) == sorted(ranges)
     assert all(one.end <= other.start for one, other in itertools.pairwise(ranges))
     free = [
@@ -213,7 +212,7 @@ def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
 
 def test_frame_keeps_shape_and_marks():
     chat = Chat((say("system", "s"), say("user", "a", TextPart("b", protected=True), protected=True)), ("{}",))
-    frame = with_placeholders(chat)
+    frame = with_placeholders(chat, frozenset({0, 1}))
     assert [len(message.parts) for message in frame.messages] == [1, 2]
     assert frame.messages[1].protected and frame.messages[1].parts[1].protected and frame.tools_json == ("{}",)
     texts = [part.text for message in frame.messages for part in message.parts]
@@ -298,5 +297,4 @@ def test_an_answer_to_continue_is_kept(documents):
     first = TextPart("first", document=documents)
     chat = Chat((say("user", first), say("user", "why?"), say("assistant", "Because")), continue_final_message=True)
     rendered = plain(chat)
-    ranges = droppable_ranges(chat, rendered, plain(with_placeholders(chat)))
-    assert [rendered[each.start : each.end] for each in ranges] == ["first"]
+    assert [rendered[each.start : each.end] for each in ranges_of(plain, chat)] == ["first"]

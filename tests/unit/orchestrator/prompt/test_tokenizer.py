@@ -1,6 +1,7 @@
 """From prompts to token ids with protected spans, over a real byte-level BPE."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from presift.core.errors import InvalidRequest
 from presift.core.spans import Span, covered
 from presift.orchestrator.domain.request import Chat, Message, Text, TextPart, TokenIds
-from presift.orchestrator.prompt.protection import Range
+from presift.orchestrator.prompt.chat_frame import Range
+from presift.orchestrator.prompt.raw_tokens import encode
 from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer, protected_spans
 
 
@@ -232,3 +234,73 @@ def test_offsets_lie_in_the_rendered_prompt(bpe):
     rendered, offsets = tokenizer.render_with_offsets(prompt)
     assert rendered == tokenizer.render(prompt)
     assert offsets[0] == (0, len("<|im_start|>")) and offsets[-1][1] == len(rendered)
+
+
+async def test_a_text_that_begins_with_the_first_token_begins_with_it_once(framed_bpe):
+    """A client that has applied the chat template itself, as evaluation harnesses do."""
+    tokenizer, first = PromptTokenizer(framed_bpe, None), framed_bpe.token_to_id("<bos>")
+    plain, given = [await tokenizer.tokenize(Text(text)) for text in ("The fox", "<bos>The fox")]
+    assert given.ids.tolist() == plain.ids.tolist() and given.ids[0] == first
+    assert given.protected == plain.protected
+    twice = await tokenizer.tokenize(Text("<bos><bos>The fox"))
+    assert twice.ids.tolist() == [first, *plain.ids.tolist()]  # the caller wrote it twice
+    assert encode(framed_bpe, "<bos>The fox", add_special_tokens=True) == plain.ids.tolist()
+
+
+def without_later_systems(messages, tools, **_):
+    return template([each for at, each in enumerate(messages) if at == 0 or each["role"] != "system"], tools)
+
+
+def without_text_beside_calls(messages, tools, **_):
+    return template([each | {"content": ""} if each.get("tool_calls") else each for each in messages], tools) + "".join(
+        json.dumps(each.get("tool_calls", "")) for each in messages
+    )
+
+
+async def test_a_message_that_the_template_leaves_out_is_refused_by_its_number(bpe):
+    prompt = chat(("system", "one"), ("user", "a"), ("system", "two"), ("user", "b"))
+    with pytest.raises(InvalidRequest, match="leaves it out") as refusal:
+        await PromptTokenizer(bpe, without_later_systems).tokenize(prompt)
+    assert (refusal.value.field, refusal.value.value) == ("prompt.chat.messages[2]", "role system")
+    assert (await PromptTokenizer(bpe, template).tokenize(prompt)).warnings == ()
+
+
+async def test_the_text_of_an_answer_that_the_template_leaves_out_is_a_warning(bpe):
+    called = Message("assistant", (TextPart("I look."),), tool_calls_json=('{"name": "look"}',))
+    prompt = Chat((*chat(("user", "a")).messages, called, *chat(("user", "b")).messages))
+    tokenized = await PromptTokenizer(bpe, without_text_beside_calls).tokenize(prompt)
+    assert tokenized.warnings == ("the chat template leaves out the text of messages[1]",)
+
+
+async def test_a_message_that_the_template_rewrites_is_a_warning(bpe):
+    def shouting(messages, tools, **_):
+        return template([each | {"content": each["content"].replace("fox", "FOX")} for each in messages], tools)
+
+    prompt = chat(("user", "the lazy dog"), ("user", "the quick fox"), ("user", "why?"))
+    tokenized = await PromptTokenizer(bpe, shouting).tokenize(prompt)
+    free = ~covered(tokenized.protected, int(tokenized.ids.size))
+    assert bpe.decode(tokenized.ids[free].tolist()) == "the lazy dog"
+    assert tokenized.warnings == ("the chat template rewrites messages[1]: nothing of that is dropped",)
+
+
+PARTED = Chat((Message("user", (TextPart("a lazy dog"), TextPart("why?"))),))
+
+
+@pytest.mark.parametrize(
+    ("apart", "reads_parts", "content"),
+    [
+        (False, False, "a lazy dogwhy?"),
+        (False, True, "a lazy dogwhy?"),
+        (True, False, "a lazy dog why?"),
+        (True, True, [{"type": "text", "text": "a lazy dog"}, {"type": "text", "text": "why?"}]),
+    ],
+)
+def test_parts_are_joined_as_they_are_or_as_sglangs_server_does(bpe, apart, reads_parts, content):
+    seen = []
+
+    def noting(messages, tools, **_):
+        seen.append(messages[0]["content"])
+        return template([{"role": "user", "content": "x"}], tools)
+
+    PromptTokenizer(bpe, noting, reads_parts=reads_parts).render(replace(PARTED, parts_are_apart=apart))
+    assert seen == [content]

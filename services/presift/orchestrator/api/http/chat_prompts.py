@@ -32,15 +32,13 @@ def chat_prompt(body: ChatBody, template: frozenset[str]) -> Chat:
     protected = _places(body.messages, body.presift.protected, "presift.protected")
     documents = _places(body.messages, body.presift.documents, "presift.documents")
     messages = tuple(_message(message, at, protected, documents) for at, message in enumerate(body.messages))
-    chat = Chat(messages, _tools(body), _variables(body, template), body.continue_final_message)
+    chat = Chat(messages, _tools(body), _variables(body, template), body.continue_final_message, parts_are_apart=True)
     check_limits(chat, CHAT)
     return chat
 
 
 def _message(message: schema.Message, at: int, protected: _Places, documents: _Places) -> Message:
     place = f"messages[{at}]"
-    if message.content is None and message.role != "assistant":
-        raise InvalidRequest(f"{place}.content", "missing", "given: only an assistant's message may omit it")
     parts, reasoning = [], message.reasoning_content or message.reasoning or ""
     for number, part in enumerate(message.content or ()):
         if part.is_reasoning:

@@ -1,0 +1,214 @@
+"""Finds the caller's texts in a rendered chat.
+
+The chat is rendered once more with a placeholder for each text (the frame). Where a placeholder stands, the rendered
+prompt has the text: as it is, stripped, or as a JSON string. Whatever the template adds is found too, as the rest.
+
+A template may rewrite a message in another way, for example cut it at a mark. Then the frame keeps the texts of this
+message, so that the template treats them alike in both; they count as added by the template. Which messages these are
+is found by halving. Templates of reasoning models cut earlier answers at the tags of their reasoning: these tags, and
+the white space around them, always stay in the frame.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, groupby
+
+from presift.core.errors import InvalidRequest
+from presift.orchestrator.domain.request import Chat, Message
+
+# Renderings to find the messages that a template rewrites. The texts of those not yet tried are not looked for.
+MAX_RENDERINGS = 32
+
+# Private-use characters, which mean nothing to chat templates.
+_PLACEHOLDER = "\ue000{}\ue001"
+_PATTERN = re.compile("\ue000(\\d+)\ue001")
+# With the white space around them, which templates strip where they cut. Kimi's and Mistral's are the last two.
+REASONING_TAGS = re.compile(r"(\s*(?:</?(?:think|thinking|thought|seed:think)>|◁/?think▷|\[/?THINK\])\s*)")
+_OUTER_SPACE = re.compile(r"(^\s+|\s+$)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """The characters `start <= i < end` of the rendered prompt."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundText:
+    """Where a text of a message stands: one of its part number `part`, or of its reasoning (None)."""
+
+    message: int
+    part: int | None
+    range: Range
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFrame:
+    """The texts found in a rendered chat, in its order; a template may repeat a text. `rewritten` and `left_out`: the
+    messages that the template rewrites, and those of whose content it shows nothing, ascending."""
+
+    texts: tuple[FoundText, ...]
+    rewritten: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
+
+
+def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> ChatFrame:
+    """Where the texts of `chat` stand in `rendered`, its rendering."""
+    everyone, texts = frozenset(range(len(chat.messages))), _texts(chat)
+    frame = _try(render, with_placeholders(chat, everyone))
+    found, placed = _matched(texts, frame, rendered), everyone
+    if found is None:
+        placed, found = _halved(chat, rendered, render)
+    shown = {int(match[1]) for match in _PATTERN.finditer(frame)}
+    numbers = defaultdict[int, list[int]](list)
+    for number, text in enumerate(texts):
+        if text.is_answer and text.text.strip() and text.message in placed:
+            numbers[text.message].append(number)
+    left_out = tuple(message for message, own in numbers.items() if shown.isdisjoint(own))
+    return ChatFrame(found, tuple(sorted(everyone - placed)), left_out)
+
+
+def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
+    """The chat with each text of these messages replaced by a numbered placeholder. Empty texts stay empty: templates
+    test for that."""
+    numbers = count()
+
+    def framed(pieces: Sequence[str], placed: bool) -> str:
+        # Every other piece stays; the others are numbered, also where they are not replaced.
+        held = ((text, next(numbers)) if at % 2 == 0 else (text, None) for at, text in enumerate(pieces))
+        return "".join(
+            text if number is None or not text or not placed else _PLACEHOLDER.format(number) for text, number in held
+        )
+
+    made = []
+    for at, message in enumerate(chat.messages):
+        *contents, reasoning = (framed(pieces, at in messages) for pieces in _fields(message))
+        parts = tuple(replace(part, text=text) for part, text in zip(message.parts, contents, strict=True))
+        made.append(replace(message, parts=parts, reasoning=reasoning))
+    return replace(chat, messages=tuple(made))
+
+
+def _fields(message: Message) -> list[list[str]]:
+    """Each part's text, and the reasoning, as texts with what stays in the frame between each two."""
+    is_answer = message.role == "assistant"
+    contents = [REASONING_TAGS.split(part.text) if is_answer else [part.text] for part in message.parts]
+    return [*contents, _OUTER_SPACE.split(message.reasoning)]
+
+
+def _halved(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[frozenset[int], tuple[FoundText, ...]]:
+    """The messages that the template does not rewrite, as far as they were tried, and where their texts stand."""
+    placed, found, texts = frozenset[int](), tuple[FoundText, ...](), _texts(chat)
+    untried = deque(_halves(list(range(len(chat.messages)))))
+    for _ in range(MAX_RENDERINGS):
+        if not untried:
+            break
+        some = untried.popleft()
+        wanted = placed | frozenset(some)
+        matched = _matched(texts, _try(render, with_placeholders(chat, wanted)), rendered)
+        if matched is None:
+            untried.extend(_halves(some))
+        else:
+            placed, found = wanted, matched
+    return placed, found
+
+
+def _halves(numbers: list[int]) -> list[list[int]]:
+    middle = len(numbers) // 2
+    return [numbers[:middle], numbers[middle:]] if middle else []
+
+
+def _try(render: Callable[[Chat], str], chat: Chat) -> str:
+    """Empty if the template refuses the placeholders: it looks at the texts."""
+    try:
+        return render(chat)
+    except InvalidRequest:
+        return ""
+
+
+def _matched(texts: Sequence[_Text], frame: str, rendered: str) -> tuple[FoundText, ...] | None:
+    """The texts of `rendered` at the placeholders of `frame`; None if it is not the frame with texts filled in."""
+    head, *pieces = _PATTERN.split(frame)
+    numbers = list(map(int, pieces[::2]))
+    if not rendered.startswith(head) or max(numbers, default=-1) >= len(texts):
+        return None
+    placed = [(texts[number], literal) for number, literal in zip(numbers, pieces[1::2], strict=True)]
+    found, at = list[FoundText](), len(head)
+    for _, together in groupby(placed, lambda each: each[0].message):
+        some = list(together)
+        matched = next(filter(None, (_matched_as(way, some, rendered, at) for way in _WAYS)), None)
+        if matched is None:
+            return None
+        found += matched
+        at = matched[-1].range.end + len(some[-1][1])
+    return tuple(found) if at == len(rendered) else None
+
+
+def _matched_as(way: _Way, placed: list[tuple[_Text, str]], rendered: str, at: int) -> list[FoundText] | None:
+    """The texts of one message, each with what follows it in the frame, written in one way from `at` on."""
+    found = []
+    for text, literal in placed:
+        written = text.written(way)
+        end = at + len(written)
+        if not (rendered.startswith(written, at) and rendered.startswith(literal, end)):
+            return None
+        found.append(FoundText(text.message, text.part, Range(at, end)))
+        at = end + len(literal)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a template writes the texts of a message: without these characters at both ends (None: white space), and as
+    a JSON string."""
+
+    stripped: str | None = ""
+    as_json: bool = False
+
+
+# The likeliest first. Llama 3 writes the results of tools as JSON.
+_WAYS = [_Way(stripped, as_json) for as_json in (False, True) for stripped in ("", None, "\n")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text of a message; `message` and `part` as in FoundText. `is_first`, `is_last`: of its content only white space
+    is before or after it, so that templates strip it. `is_answer`: templates should show it; they may leave out
+    reasoning."""
+
+    message: int
+    part: int | None
+    text: str
+    is_first: bool = False
+    is_last: bool = False
+    is_answer: bool = False
+
+    def written(self, way: _Way) -> str:
+        text = self.text.lstrip(way.stripped) if self.is_first else self.text
+        text = text.rstrip(way.stripped) if self.is_last else text
+        return json.dumps(text, ensure_ascii=False)[1:-1] if way.as_json else text
+
+
+def _texts(chat: Chat) -> list[_Text]:
+    """In the order of their numbers."""
+    found = []
+    for at, message in enumerate(chat.messages):
+        *contents, reasoning = _fields(message)
+        texts = [
+            (part, number, text) for part, pieces in enumerate(contents) for number, text in enumerate(pieces[::2])
+        ]
+        # All but the first text of a part follow a tag.
+        answer = max((place for place, (_, number, _) in enumerate(texts) if number), default=0)
+        filled = [place for place, (_, _, text) in enumerate(texts) if text.strip()] or [len(texts), -1]
+        found += [
+            _Text(at, part, text, place <= filled[0], place >= filled[-1], place >= answer)
+            for place, (part, _, text) in enumerate(texts)
+        ]
+        found += [_Text(at, None, text) for text in reasoning[::2]]
+    return found

@@ -1,0 +1,155 @@
+"""Keeps a caller's text from becoming control tokens, such as `<|im_end|>`, with which a document could forge turns.
+
+Where the caller's strings hold a control token, the chat is rendered once more with a stand-in for each. So the
+characters of these occurrences in the rendered prompt are known. The prompt is then read by a copy of the tokenizer, in
+which the control tokens have other names: those that the template wrote are renamed in the prompt, those of the caller
+are not, and are read as any text. Names have the same length, so that the offsets of tokens stay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from tokenizers import Encoding, Tokenizer
+
+from presift.core.errors import InvalidRequest
+from presift.orchestrator.domain.request import Chat, Message, TextPart
+from presift.orchestrator.prompt.chat_frame import REASONING_TAGS, Range
+
+# Private-use characters, which mean nothing to chat templates and are in no vocabulary.
+_STAND_IN = "\ue002{}\ue003"
+# Some templates write the characters of JSON strings as escapes.
+_STAND_INS = re.compile(r"(?:\ue002|\\ue002)(\d+)(?:\ue003|\\ue003)")
+_FIRST_NAME = 0xF0000
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer: its special tokens, and the added tokens in `turns`, an ordinary chat as the
+    template renders it. Tags of reasoning are none: answers in the history have them."""
+
+    def __init__(self, backend: Tokenizer, turns: str) -> None:
+        self._backend = backend
+        added = backend.get_added_tokens_decoder().values()
+        contents = {token.content for token in added if token.special or token.content in turns}
+        # The longest first, as the tokenizer matches them.
+        self.contents = sorted((each for each in contents if not REASONING_TAGS.fullmatch(each)), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
+        self._numbers = {content: number for number, content in enumerate(self.contents)}
+
+    def with_stand_ins(self, chat: Chat) -> Chat:
+        """The chat with a stand-in for each control token in the caller's strings; `chat` itself if it has none."""
+        swapped = replace(
+            chat,
+            messages=tuple(self._message(each, chat.parts_are_apart) for each in chat.messages),
+            tools_json=tuple(map(self._json, chat.tools_json)),
+            template_kwargs_json=self._json(chat.template_kwargs_json),
+        )
+        return chat if swapped == chat else swapped
+
+    def restored(self, rendered: str) -> tuple[str, tuple[Range, ...]]:
+        """The rendering of a chat with stand-ins: with its control tokens, and where they stand."""
+        pieces, ranges, length = list[str](), list[Range](), 0
+        for at, piece in enumerate(_STAND_INS.split(rendered)):
+            text = self.contents[int(piece)] if at % 2 and int(piece) < len(self.contents) else piece
+            if at % 2:
+                ranges.append(Range(length, length + len(text)))
+            pieces.append(text)
+            length += len(text)
+        return "".join(pieces), tuple(ranges)
+
+    def encode(self, rendered: str, texts: Sequence[Range]) -> Encoding:
+        """The tokens of `rendered`, whose control tokens at `texts` are text. Raises InvalidRequest if the tokenizer
+        cannot read them as text."""
+        if self._renamed is None:
+            name = rendered[texts[0].start : texts[0].end]
+            raise InvalidRequest("prompt.chat.messages", repr(name), "text without control tokens of this tokenizer")
+        starts = {each.start for each in texts}
+        renamed = self._pattern.sub(
+            lambda match: match[0] if match.start() in starts else self._name(match[0]), rendered
+        )
+        return self._renamed.encode_batch([renamed], add_special_tokens=False)[0]
+
+    @cached_property
+    def _renamed(self) -> Tokenizer | None:
+        """The copy of the tokenizer. None if the tokens do not keep their ids, as the model needs their names."""
+        state = json.loads(self._backend.to_str())
+        for token in state["added_tokens"]:
+            if token["content"] in self._numbers:
+                token["content"] = self._name(token["content"])
+        model = state["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {self._name(text): number for text, number in model["vocab"].items()}
+        else:
+            model["vocab"] = [[self._name(text), *rest] for text, *rest in model["vocab"]]
+        if isinstance(model.get("unk_token"), str):
+            model["unk_token"] = self._name(model["unk_token"])
+        try:
+            copy = Tokenizer.from_str(json.dumps(state))
+        except Exception:
+            return None
+        is_same = all(copy.token_to_id(self._name(each)) == self._backend.token_to_id(each) for each in self.contents)
+        return copy if is_same else None
+
+    def _name(self, content: str) -> str:
+        number = self._numbers.get(content)
+        return content if number is None else chr(_FIRST_NAME + number) * len(content)
+
+    def _swapped(self, text: str) -> str:
+        return self._pattern.sub(self._stand_in, text)
+
+    def _stand_in(self, match: re.Match[str]) -> str:
+        return _STAND_IN.format(self._numbers[match[0]])
+
+    def _message(self, message: Message, parts_are_apart: bool) -> Message:
+        parts = message.parts
+        if parts_are_apart or len(parts) < 2:
+            parts = tuple(replace(part, text=self._swapped(part.text)) for part in parts)
+        elif self._pattern.search(message.text):
+            parts = self._swapped_across(message)
+        return replace(
+            message,
+            parts=parts,
+            reasoning=self._swapped(message.reasoning),
+            tool_calls_json=tuple(map(self._json, message.tool_calls_json)),
+            name=self._swapped(message.name),
+            tool_call_id=self._swapped(message.tool_call_id),
+        )
+
+    def _swapped_across(self, message: Message) -> tuple[TextPart, ...]:
+        """Parts are joined: a control token that goes across parts is one too. It moves to the part it begins in."""
+        text, parts, start = message.text, list[TextPart](), 0
+        matches = list(self._pattern.finditer(text))
+        for part in message.parts:
+            end, at, pieces = start + len(part.text), start, list[str]()
+            for match in matches:
+                if start <= match.start() < end:
+                    pieces += [text[at : match.start()], self._stand_in(match)]
+                if match.start() < end and match.end() > start:
+                    at = min(match.end(), end)
+            parts.append(replace(part, text="".join([*pieces, text[at:end]])))
+            start = end
+        return tuple(parts)
+
+    def _json(self, text: str) -> str:
+        """JSON may write the characters of a control token as escapes."""
+        if not self._pattern.search(text) and "\\u" not in text:
+            return text
+        try:
+            plain = json.dumps(json.loads(text), ensure_ascii=False)
+        except (ValueError, RecursionError):  # what is invalid is refused where it is read
+            return text
+        swapped = self._swapped(plain)
+        return text if swapped == plain else swapped
+
+
+def turns_of(render: Callable[[Chat], str]) -> str:
+    """An ordinary chat, rendered; empty if the template refuses it."""
+    turns: Iterable[tuple[str, str]] = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    try:
+        return render(Chat(tuple(Message(role, (TextPart(text),)) for role, text in turns)))
+    except InvalidRequest:
+        return ""
