@@ -158,6 +158,7 @@ class Replica:
 class Info:
     """The models and routes of an orchestrator. `draft` is None while no draft is known. The parsers separate tool
     calls and reasoning from answers, empty if there is none; `grammars`: whether answers can be restricted.
+    `cache_unavailable`: the cache of compressed prompts did not answer the last time.
 
     `policy_file` is None if there is none. `speeds` are the learned costs of the stages, the last observed last.
     """
@@ -173,6 +174,7 @@ class Info:
     tool_call_parser: str = ""
     reasoning_parser: str = ""
     grammars: bool = False
+    cache_unavailable: bool = False
 
 
 Event = Decision | Delta | Usage

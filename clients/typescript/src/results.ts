@@ -152,6 +152,8 @@ export interface Info {
   readonly toolCallParser: string;
   readonly reasoningParser: string;
   readonly grammars: boolean;
+  /** The cache of compressed prompts did not answer the last time. */
+  readonly cacheUnavailable: boolean;
 }
 
 /** One event of the stream; undefined if a newer service sends one that this client does not know. */
@@ -217,6 +219,7 @@ export function infoOf(info: wire.GetInfoResponse): Info {
     toolCallParser: info.toolCallParser,
     reasoningParser: info.reasoningParser,
     grammars: info.grammars,
+    cacheUnavailable: info.cacheUnavailable,
   };
 }
 

@@ -28,6 +28,10 @@ class MemoryStore:
         self._observe = observe
         self._entries: TTLCache[str, bytes] = TTLCache(limits.memory_bytes, limits.ttl_s, clock, _entry_bytes)
 
+    @property
+    def is_available(self) -> bool:
+        return True
+
     async def get(self, digest: str) -> CompressedPrompt | None:
         data = self._entries.get(digest)
         self._observe(Operation.GET, Outcome.MISS if data is None else Outcome.HIT)

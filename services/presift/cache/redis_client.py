@@ -49,6 +49,12 @@ class RedisClient:
         self._pool = _pool(url, limits)
         self._client = Redis.from_pool(self._pool)
         self._breaker = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
+        self._is_available = True
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the server answered the last command; True before the first."""
+        return self._is_available
 
     @property
     def pool(self) -> BlockingConnectionPool:
@@ -73,14 +79,14 @@ class RedisClient:
             async with loop_aware_timeout(timeout_s):
                 reply = await call()
         except ResponseError as error:  # the server refused, but it works
-            self._breaker.record_success()
+            self._record_success()
             _log.debug("cache command refused: %s", type(error).__name__)
             raise CacheUnavailable(Outcome.ERROR, str(error).startswith("WRONGTYPE")) from None
         except Exception as error:  # whatever the client raises for a broken server or network is a miss
             self._record_failure(error, began_s)
             timed_out = isinstance(error, (TimeoutError, RedisTimeoutError))
             raise CacheUnavailable(Outcome.TIMEOUT if timed_out else Outcome.ERROR) from None
-        self._breaker.record_success()
+        self._record_success()
         return reply
 
     async def aclose(self) -> None:
@@ -89,7 +95,12 @@ class RedisClient:
             async with asyncio.timeout(1.0):
                 await self._client.aclose()
 
+    def _record_success(self) -> None:
+        self._is_available = True
+        self._breaker.record_success()
+
     def _record_failure(self, error: Exception, began_s: float) -> None:
+        self._is_available = False
         was_closed = self._breaker.state is BreakerState.CLOSED
         self._breaker.record_failure(began_s)
         opens = was_closed and self._breaker.state is not BreakerState.CLOSED

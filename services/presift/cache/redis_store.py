@@ -16,6 +16,10 @@ class RedisStore:
         self._limits = limits
         self._observe = observe
 
+    @property
+    def is_available(self) -> bool:
+        return self.client.is_available
+
     async def get(self, digest: str) -> CompressedPrompt | None:
         """As Store.get. Returns within `limits.timeout_s`, or twice that if it drops a corrupt value."""
         value: CompressedPrompt | None = None

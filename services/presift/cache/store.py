@@ -83,6 +83,11 @@ class Store(Protocol):
     No method raises for a cache failure; the observer gets the outcome. Only a bug in presift raises.
     """
 
+    @property
+    def is_available(self) -> bool:
+        """Whether the cache answered its last command."""
+        ...
+
     async def get(self, digest: str) -> CompressedPrompt | None:
         """The value, verified to belong to `digest`; None for a miss or any failure."""
         ...

@@ -130,7 +130,17 @@ def wire(edges: Edges, tuning: Tuning) -> App:
         calibration.stop()
     admission = Admission(tuning.queue)
     parts = Parts(
-        edges.quotas, admission, reader, planner, edges.tokenizer, target, models, estimator, guard, calibration
+        edges.quotas,
+        admission,
+        reader,
+        planner,
+        edges.tokenizer,
+        target,
+        models,
+        estimator,
+        guard,
+        calibration,
+        edges.store,
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)

@@ -30,6 +30,8 @@ class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REASON_BUDGET_NOT_MET: _ClassVar[DecisionReason]
     DECISION_REASON_COVERAGE_TOO_LOW: _ClassVar[DecisionReason]
     DECISION_REASON_ROUTE_SWITCHED_OFF: _ClassVar[DecisionReason]
+    DECISION_REASON_DRAFT_CONTEXT_TOO_SMALL: _ClassVar[DecisionReason]
+    DECISION_REASON_ONLY_PROTECTED_KEPT: _ClassVar[DecisionReason]
 
 class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +40,7 @@ class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_OUTCOME_HIT: _ClassVar[CacheOutcome]
     CACHE_OUTCOME_MISS: _ClassVar[CacheOutcome]
     CACHE_OUTCOME_SHARED: _ClassVar[CacheOutcome]
+    CACHE_OUTCOME_UNAVAILABLE: _ClassVar[CacheOutcome]
 DECISION_REASON_UNSPECIFIED: DecisionReason
 DECISION_REASON_REQUESTED: DecisionReason
 DECISION_REASON_BELOW_THRESHOLD: DecisionReason
@@ -54,11 +57,14 @@ DECISION_REASON_CHEAPEST: DecisionReason
 DECISION_REASON_BUDGET_NOT_MET: DecisionReason
 DECISION_REASON_COVERAGE_TOO_LOW: DecisionReason
 DECISION_REASON_ROUTE_SWITCHED_OFF: DecisionReason
+DECISION_REASON_DRAFT_CONTEXT_TOO_SMALL: DecisionReason
+DECISION_REASON_ONLY_PROTECTED_KEPT: DecisionReason
 CACHE_OUTCOME_UNSPECIFIED: CacheOutcome
 CACHE_OUTCOME_NOT_USED: CacheOutcome
 CACHE_OUTCOME_HIT: CacheOutcome
 CACHE_OUTCOME_MISS: CacheOutcome
 CACHE_OUTCOME_SHARED: CacheOutcome
+CACHE_OUTCOME_UNAVAILABLE: CacheOutcome
 
 class Prompt(_message.Message):
     __slots__ = ("text", "chat", "token_ids", "protected_spans")
@@ -369,7 +375,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file", "replicas", "tool_call_parser", "reasoning_parser", "grammars")
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file", "replicas", "tool_call_parser", "reasoning_parser", "grammars", "cache_unavailable")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
@@ -381,6 +387,7 @@ class GetInfoResponse(_message.Message):
     TOOL_CALL_PARSER_FIELD_NUMBER: _ClassVar[int]
     REASONING_PARSER_FIELD_NUMBER: _ClassVar[int]
     GRAMMARS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     draft: _plan_pb2.ModelInfo
     target: _plan_pb2.ModelInfo
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
@@ -392,7 +399,8 @@ class GetInfoResponse(_message.Message):
     tool_call_parser: str
     reasoning_parser: str
     grammars: bool
-    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., tool_call_parser: _Optional[str] = ..., reasoning_parser: _Optional[str] = ..., grammars: _Optional[bool] = ...) -> None: ...
+    cache_unavailable: bool
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., tool_call_parser: _Optional[str] = ..., reasoning_parser: _Optional[str] = ..., grammars: _Optional[bool] = ..., cache_unavailable: _Optional[bool] = ...) -> None: ...
 
 class Replica(_message.Message):
     __slots__ = ("address", "role", "healthy", "breaker", "in_flight", "unused", "name")

@@ -193,7 +193,7 @@ async def test_auto_takes_no_route_whose_draft_cannot_read_the_prompt(open_house
     house = await open_house(routes=ALL_ROUTES, draft=NARROW)
     for budget in ({}, {"max_prompt_tokens": 50}, {"min_coverage": 0.5}):
         answer = await house.ask(LONG, budget=budget)
-        assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE") and house.draft.calls == []
+        assert (answer.route, answer.reason) == ("FULL", "DRAFT_CONTEXT_TOO_SMALL") and house.draft.calls == []
         assert "the draft reads at most 150 tokens, not 200 prompt tokens" in answer.decision.detail
     refusal = await house.refused(LONG, budget={"max_prompt_tokens": 50, "strict": True})
     assert refusal.reason == "BUDGET_EXCEEDED" and "the draft reads at most 150" in refusal.message
@@ -206,7 +206,7 @@ async def test_a_named_route_that_the_draft_refuses_is_answered_in_full_and_logg
     refusal = PromptTooLong("token_ids", "200 tokens with lookahead", "<= 150 (the draft's context)")
     house.draft.faults.append(raises(refusal))
     answer = await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC, budget={"min_coverage": 0.5})
-    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+    assert (answer.route, answer.reason) == ("FULL", "DRAFT_CONTEXT_TOO_SMALL")
     assert "150 (the draft's context)" in answer.decision.detail
     assert sum("answered in full" in line for line in caplog.messages) == 1
 

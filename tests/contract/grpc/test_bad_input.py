@@ -344,7 +344,13 @@ async def test_any_request_to_drop_kv_is_answered_within_its_budget_or_rejected(
         return
     decision, usage = outcome.decision, outcome.usage
     assert decision.kv_tokens == usage.kv_tokens <= decision.kept_tokens <= decision.prompt_tokens
-    assert outcome.reason in ("REQUESTED", "BELOW_THRESHOLD", "WITHIN_BUDGET", "PROTECTED_OVER_BUDGET")
+    assert outcome.reason in (
+        "REQUESTED",
+        "BELOW_THRESHOLD",
+        "WITHIN_BUDGET",
+        "PROTECTED_OVER_BUDGET",
+        "ONLY_PROTECTED_KEPT",
+    )
     if budget.HasField("max_kv_tokens") and (budget.strict or (outcome.route != "FULL" and not decision.continued)):
         assert usage.kv_tokens <= budget.max_kv_tokens
     if budget.strict and budget.HasField("max_prompt_tokens"):

@@ -121,7 +121,10 @@ async def test_ids_of_a_text_are_read_as_that_text(house):
 async def test_the_drafts_own_context_holds(house):
     house.draft.faults.append(raises(PromptTooLong("token_ids", "25 tokens", "<= 20")))
     answer = await house.ask(TEXT)
-    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE") and "25 tokens" in answer.decision.detail
+    assert (answer.route, answer.reason) == (
+        "FULL",
+        "DRAFT_CONTEXT_TOO_SMALL",
+    ) and "25 tokens" in answer.decision.detail
 
 
 async def test_importance_of_another_prompt_is_rejected(house):

@@ -99,6 +99,8 @@ async def test_explain_does_not_blame_the_caller_for_a_bad_mask(house, spoil):
 class OddStore:
     """A store whose value verifies and yet does not fit the prompt: another version's, say."""
 
+    is_available = True
+
     def __init__(self, indices, prompt_tokens):
         mask = token_mask(indices, prompt_tokens)
         self.value = CompressedPrompt(mask, (), 0.5, model_from_wire(model("draft")))
@@ -131,7 +133,7 @@ FAULTS = {
     "internal": (raises(RuntimeError("a defect")), "DRAFT_UNAVAILABLE"),
     "unimplemented": (aborts(grpc.StatusCode.UNIMPLEMENTED), "DRAFT_UNAVAILABLE"),
     "cancelled by itself": (aborts(grpc.StatusCode.CANCELLED), "DRAFT_UNAVAILABLE"),
-    "prompt too long for it": (raises(PromptTooLong("token_ids", 100, "<= 50")), "DRAFT_UNAVAILABLE"),
+    "prompt too long for it": (raises(PromptTooLong("token_ids", 100, "<= 50")), "DRAFT_CONTEXT_TOO_SMALL"),
     "policy unknown to it": (raises(RouteUnsupported("policy", "spec_pc", "none")), "DRAFT_UNAVAILABLE"),
     "overloaded": (raises(Overloaded("queue", 9, 8, 2.0)), "DRAFT_OVERLOADED"),
     "deadline": (aborts(grpc.StatusCode.DEADLINE_EXCEEDED), "DRAFT_TIMEOUT"),
@@ -210,11 +212,12 @@ async def test_rule_2_unknown_fingerprint_is_not_learnt(house):
     assert (await house.ask(LONG)).route == "SPEC_PC"
 
 
-async def test_rule_2_is_an_error_only_where_the_full_prompt_cannot_fit(house):
+async def test_rule_2_is_an_error_only_where_the_full_prompt_cannot_fit(house, caplog):
     house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
     refusal = await house.refused([1] * 450)
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
     assert "450" in refusal.message and house.target.calls == []
+    assert "answered in full" not in caplog.text and "refused: draft_overloaded" in caplog.text
 
 
 async def test_rule_2_strict_wants_no_full_prompt(house):
@@ -261,6 +264,8 @@ async def test_strict_below_the_threshold_is_refused(house):
 class BrokenStore:
     """A failing cache: it accepts every value and finds none."""
 
+    is_available = True
+
     def __init__(self):
         self.asked = []
 
@@ -280,6 +285,16 @@ async def test_rule_6_broken_store_is_a_miss(open_house):
         answer = await house.ask(LONG)
         assert (answer.route, answer.cache) == ("SPEC_PC", "MISS")
     assert len(house.draft.calls) == 2 and len(house.store.asked) == 2
+
+
+async def test_a_cache_that_does_not_answer_is_no_ordinary_miss(open_house):
+    store = BrokenStore()
+    house = await open_house(store=store)
+    for is_available, outcome in ((True, "MISS"), (False, "UNAVAILABLE")):
+        store.is_available = is_available
+        assert (await house.ask(LONG)).cache == outcome
+        info = await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
+        assert info.cache_unavailable is not is_available
 
 
 async def test_rules_5_and_7_salt_separates_tenants(open_house):

@@ -161,7 +161,7 @@ async def test_protected_over_budget(house, route, spans):
 
 async def test_protected_at_the_budget(house):
     for route in (KV, KV_PC):
-        assert (await house.ask(LONG, route=route, spans=[(0, 7), (97, 100)])).reason == "REQUESTED"
+        assert (await house.ask(LONG, route=route, spans=[(0, 7), (97, 100)])).reason == "ONLY_PROTECTED_KEPT"
 
 
 async def test_short_prompts_are_read_in_full(house):
@@ -286,6 +286,8 @@ async def test_a_lookahead_that_ended_early_is_fine(house):
 
 class OddStore:
     """A store whose value verifies and yet breaks a rule of these routes."""
+
+    is_available = True
 
     def __init__(self, indices, ahead):
         mask = token_mask(indices, 100)

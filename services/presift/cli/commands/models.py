@@ -74,6 +74,8 @@ def models_table(local: dict[str, str | None], served: Info | None) -> Table:
         table.add_row("parser of tool calls", served.tool_call_parser or "none")
         table.add_row("parser of reasoning", served.reasoning_parser or "none")
         table.add_row("grammars", "yes" if served.grammars else "no")
+        if served.cache_unavailable:
+            table.add_row("cache", "does not answer: every prompt is scored again")
         for replica in served.replicas:
             table.add_row(f"{replica.role} replica", replica_line(replica))
     return table

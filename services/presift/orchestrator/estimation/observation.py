@@ -31,6 +31,10 @@ class AnswerObservation:
     began: float = inf
 
 
+# The draft scored the prompt for this answer.
+_SCORED = (CacheOutcome.MISS, CacheOutcome.UNAVAILABLE)
+
+
 def learn(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -> None:
     """Record the cost of every stage that this answer shows. `held_tokens` is how much of the prompt was expected to be
     cached at the target."""
@@ -41,7 +45,7 @@ def learn(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -> None:
 
 def _learn_draft(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -> None:
     decision = answer.plan.decision
-    if decision.cache is not CacheOutcome.MISS or decision.draft is None or decision.policy is None:
+    if decision.cache not in _SCORED or decision.draft is None or decision.policy is None:
         return
     draft, target = location_of(decision.draft), location_of(decision.target, answer.usage.replica)
     work, costs = draft_work(decision.policy, decision.prompt_tokens), perf.costs(draft, target)

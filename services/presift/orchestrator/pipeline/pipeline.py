@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from dataclasses import dataclass
 
+from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded
 from presift.core.plan import Route
@@ -55,6 +56,7 @@ class Parts:
     estimator: CostEstimator
     guard: QualityGuard
     calibration: Calibration
+    store: Store
 
 
 class Pipeline:

@@ -61,7 +61,7 @@ class Compressor:
             found, is_shared = await self._flights.run(digest, work)
             link(current, found.prompt.made_in)
         check_prompt(found.prompt, job)
-        return replace(found, cache=CacheOutcome.SHARED) if is_shared and found.cache is CacheOutcome.MISS else found
+        return replace(found, cache=CacheOutcome.SHARED) if is_shared and found.cache is not CacheOutcome.HIT else found
 
     async def explain(self, job: ScoringJob) -> tuple[CompressionResult, NDArray[np.float32] | None]:
         """The draft's answer with its importance, float32[prompt_tokens]. Bypasses the cache, which holds none."""
@@ -92,6 +92,7 @@ class Compressor:
         # A value that verifies but breaks a rule, of another version for instance, is replaced.
         if held is not None and _is_usable(held, job):
             return CompressionResult(held, CacheOutcome.HIT, cache_ms)
+        outcome = CacheOutcome.MISS if self._store.is_available else CacheOutcome.UNAVAILABLE
         missed.set()
         try:
             scored = await self._score(job)
@@ -101,7 +102,7 @@ class Compressor:
                 await self._store.put(digest, scored.prompt)
         finally:
             await self._lock.release(digest)
-        return CompressionResult(scored.prompt, CacheOutcome.MISS, cache_ms, draft_ms, scored.queue_ms)
+        return CompressionResult(scored.prompt, outcome, cache_ms, draft_ms, scored.queue_ms)
 
     async def _look_up(self, digest: str) -> CompressedPrompt | None:
         """The cached value; None if this process must compute it for all."""

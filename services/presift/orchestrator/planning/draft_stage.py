@@ -51,6 +51,7 @@ _REASONS: tuple[tuple[type[PresiftError], Reason], ...] = (
     (MaskRejected, Reason.MASK_REJECTED),
     (Overloaded, Reason.DRAFT_OVERLOADED),
     (DeadlineExceeded, Reason.DRAFT_TIMEOUT),
+    (PromptTooLong, Reason.DRAFT_CONTEXT_TOO_SMALL),
     (PresiftError, Reason.DRAFT_UNAVAILABLE),
 )
 
@@ -157,8 +158,12 @@ class DraftStage:
             self._models.find_draft_again()
         reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
         count("presift.fallbacks", reason=reason.value)
+        try:
+            check_allowed(error, context.inputs)
+        except PresiftError as refusal:
+            log.warning("refused: %s: %s", reason, refusal.message)
+            raise
         log.warning("answered in full: %s: %s", reason, error.message)
-        check_allowed(error, context.inputs)
         return DraftResult(RouteChoice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
 
 

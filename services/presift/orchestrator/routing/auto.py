@@ -124,7 +124,7 @@ def _full_as_only_route(table: list[Candidate], inputs: RoutingInputs) -> RouteC
 def _full_without_draft(why: str, inputs: RoutingInputs) -> RouteChoice:
     """Route full because no draft can read the prompt."""
     try:
-        return full(inputs, Reason.DRAFT_UNAVAILABLE, f"{why}; so full")
+        return full(inputs, Reason.DRAFT_CONTEXT_TOO_SMALL, f"{why}; so full")
     except PromptTooLong as error:
         message = f"{error.message}; it cannot be compressed: {why}"
         raise PromptTooLong(error.field, error.value, error.limit, message, error.sizes) from error

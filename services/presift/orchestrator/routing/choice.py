@@ -37,6 +37,8 @@ class Reason(StrEnum):
     COVERAGE_TOO_LOW = "coverage_too_low"
     KV_POOL_TOO_SMALL = "kv_pool_too_small"
     ROUTE_SWITCHED_OFF = "route_switched_off"
+    DRAFT_CONTEXT_TOO_SMALL = "draft_context_too_small"
+    ONLY_PROTECTED_KEPT = "only_protected_kept"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class CacheOutcome(StrEnum):
     HIT = "hit"
     MISS = "miss"
     SHARED = "shared"  # another request was scoring the same prompt
+    UNAVAILABLE = "unavailable"  # the cache did not answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,4 +77,16 @@ def _choose(inputs: RoutingInputs) -> RouteChoice:
         choice = choose_auto(inputs)
     else:
         choice = ROUTES[inputs.wanted](inputs)
-    return with_forecast(choice, inputs)
+    return with_forecast(_with_what_is_kept(choice, inputs), inputs)
+
+
+def _with_what_is_kept(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
+    """The choice, with a reason of its own if it keeps nothing but what must be kept."""
+    if choice.policy is None:
+        return choice
+    prompt, kv = choice.policy.prompt_stage, choice.policy.kv_stage
+    if (prompt is None or prompt.capacity > inputs.must_keep) and (kv is None or kv.capacity > inputs.must_keep_kv):
+        return choice
+    must = inputs.must_keep if prompt is not None and prompt.capacity <= inputs.must_keep else inputs.must_keep_kv
+    detail = f"{choice.detail}; nothing but the {must} tokens that must be kept"
+    return replace(choice, reason=Reason.ONLY_PROTECTED_KEPT, detail=detail)

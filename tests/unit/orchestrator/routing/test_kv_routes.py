@@ -147,7 +147,10 @@ def test_protected_over_budget(wanted, changes):
     choice = kv(wanted, **changes)
     assert (choice.route, choice.reason) == (Route.FULL, Reason.PROTECTED_OVER_BUDGET)
     at_the_budget = {name: value - 1 for name, value in changes.items()}
-    assert kv(wanted, **at_the_budget).reason is Reason.REQUESTED
+    choice = kv(wanted, **at_the_budget)
+    assert (choice.route, choice.reason) == (wanted, Reason.ONLY_PROTECTED_KEPT)
+    above = {name: value - 2 for name, value in changes.items()}
+    assert kv(wanted, **above).reason is Reason.REQUESTED
 
 
 # 5 of lookahead, 50 of KV and the final token, beside what is read; and two pages.

@@ -70,7 +70,18 @@ def test_the_capacity_leaves_room_for_the_answer():
 @pytest.mark.parametrize("must_keep", [100, 101])
 def test_protected_over_budget(must_keep):
     choice = choose(must_keep=must_keep)
-    assert choice.reason is (Reason.OVER_BUDGET if must_keep == 100 else Reason.PROTECTED_OVER_BUDGET)
+    assert choice.reason is (Reason.ONLY_PROTECTED_KEPT if must_keep == 100 else Reason.PROTECTED_OVER_BUDGET)
+
+
+@pytest.mark.parametrize("wanted", [None, Route.SPEC_PC])
+def test_a_budget_that_keeps_no_other_token_has_a_reason_of_its_own(wanted):
+    choice = choose(budget=Budget(max_prompt_tokens=60), wanted=wanted, must_keep=60)
+    assert (choice.route, choice.reason) == (Route.SPEC_PC, Reason.ONLY_PROTECTED_KEPT)
+    assert choice.detail.endswith("nothing but the 60 tokens that must be kept")
+    assert (
+        choose(budget=Budget(max_prompt_tokens=61), wanted=wanted, must_keep=60).reason
+        is not Reason.ONLY_PROTECTED_KEPT
+    )
 
 
 REFUSED = {

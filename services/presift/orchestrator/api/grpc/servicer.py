@@ -82,6 +82,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             tool_call_parser=target.tool_call_parser,
             reasoning_parser=target.reasoning_parser,
             grammars=target.grammars,
+            cache_unavailable=not self._pipeline.parts.store.is_available,
         )
 
 
