@@ -1,4 +1,7 @@
-"""Finds stop strings in text that arrives in pieces. The result does not depend on where the pieces begin and end."""
+"""Finds stop strings in text that arrives in pieces. The result does not depend on where the pieces begin and end.
+
+The orchestrator's detokenizer cuts answers with it; if the target parses the answer, `target/sglang/messages.py` does.
+"""
 
 from __future__ import annotations
 

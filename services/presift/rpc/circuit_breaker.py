@@ -1,4 +1,8 @@
-"""The circuit breaker of a replica or a cache server: stops calls to a peer that fails, then probes it."""
+"""The circuit breaker of a replica or a cache server: stops calls to a peer that fails, then probes it.
+
+For replicas, `rpc/pool/pool.py` has the numbers and `rpc/pool/replica.py` says which calls count as failures. For the
+cache it is `cache/store.py` and `cache/redis_client.py`.
+"""
 
 from __future__ import annotations
 
