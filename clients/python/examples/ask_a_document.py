@@ -31,4 +31,4 @@ def main(path: str, question: str, address: str = "127.0.0.1:50051") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) in (3, 4) else __doc__)

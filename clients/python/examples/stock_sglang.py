@@ -1,6 +1,6 @@
 """Drop KV in a stock SGLang server, without presift's services: python stock_sglang.py [URL]
 
-The server: `pip install presift` beside SGLang, then `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ...`
+The server: `pip install .` in a clone, beside SGLang, then `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ...`
 (on a plain CPU `python -m presift.target.stock_server ...`). The client only adds one of SGLang's custom parameters.
 """
 

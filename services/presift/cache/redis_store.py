@@ -9,7 +9,8 @@ from presift.core.plan import CompressedPrompt
 
 
 class RedisStore:
-    """A Store over `client`. The server expires values after `limits.ttl_s` and limits its own memory."""
+    """A Store over `client`. The server expires values after `limits.ttl_s` (setting: `cache_ttl_s`) and limits its own
+    memory."""
 
     def __init__(self, client: RedisClient, limits: CacheLimits, observe: CacheObserver = ignore) -> None:
         self.client = client

@@ -33,7 +33,8 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must look like. Whether it is valid, the target's engine knows; `check` finds what cannot be."""
+    """What an answer must look like. Only the target's engine can tell whether it is valid; `check` refuses what cannot
+    be."""
 
     kind: GrammarKind
     text: str

@@ -1,4 +1,7 @@
-"""Finds stop strings in text that arrives in pieces. The result does not depend on where the pieces begin and end."""
+"""Finds stop strings in text that arrives in pieces. The result does not depend on where the pieces begin and end.
+
+The orchestrator's detokenizer cuts answers with it; if the target parses the answer, `target/sglang/messages.py` does.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class StopStrings:
         self.found = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown. The beginning of a stop string is held back until it is known to be none."""
+        """The text that can be shown. What may be the beginning of a stop string is held back."""
         if self.found or not self._stops:
             return "" if self.found else text
         held = self._held + text

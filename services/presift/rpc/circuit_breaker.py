@@ -1,4 +1,8 @@
-"""The circuit breaker of a replica or a cache server: stops calls to a peer that fails, then probes it."""
+"""The circuit breaker of a replica or a cache server: stops calls to a peer that fails, then probes it.
+
+For replicas, `rpc/pool/pool.py` has the numbers and `rpc/pool/replica.py` says which calls count as failures. For the
+cache it is `cache/store.py` and `cache/redis_client.py`.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +74,9 @@ class CircuitBreaker:
             self._report(BreakerState.CLOSED)
 
     def record_failure(self, began_s: float) -> None:
-        """Count the failure of the attempt that began at `began_s`, unless a success came since.
+        """Count the failure of the attempt that began at `began_s`, unless another one has succeeded since then.
 
-        Such an attempt only waited too long in a burst: the peer works.
+        In that case the peer works, and the attempt only waited too long in a burst.
         """
         state = self.state
         if began_s < self._succeeded_s or state is BreakerState.OPEN:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import grpc
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from presift.core.errors import PresiftError
@@ -17,6 +19,15 @@ from presift.rpc.security.service_token import Tokens, fixed_tokens, tokens_from
 from presift.rpc.server.server import ServerOptions
 from presift.telemetry.logs import LogFormat
 from presift.telemetry.tracing import OtlpEndpoint, Telemetry
+
+
+def _check_address(text: str) -> str:
+    if re.fullmatch(r".+:\d{1,5}", text) is None:
+        raise PydanticCustomError("address", "must be HOST:PORT, for example 127.0.0.1:8000")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 
 
 class ServiceSettings(BaseSettings):
@@ -34,7 +45,7 @@ class ServiceSettings(BaseSettings):
         hide_input_in_errors=True,  # the input may be a secret
     )
 
-    listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT; port 0 takes any free port")]
+    listen: Annotated[Address, Field(description="HOST:PORT; port 0 takes any free port")]
     max_message_mib: Annotated[int, Field(ge=1, le=1024, description="largest gRPC message, MiB")] = 64
     max_calls: Annotated[
         int, Field(ge=1, description="maximum concurrent calls of all methods; health checks are still answered")
@@ -62,8 +73,8 @@ class ServiceSettings(BaseSettings):
         Path | None, Field(description="PEM: authority of the OTLP endpoint; public authorities if unset")
     ] = None
     metrics_listen: Annotated[
-        str | None,
-        Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of /metrics for Prometheus, without authentication"),
+        Address | None,
+        Field(description="HOST:PORT of /metrics for Prometheus, without authentication"),
     ] = None
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     log_format: Annotated[LogFormat, Field(description="format of log lines; json includes trace ids")] = LogFormat.TEXT

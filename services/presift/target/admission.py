@@ -78,7 +78,7 @@ class Admission:
         waiting = self._in_flight - self._max_running
         if waiting >= self._max_waiting:
             retry_after_s = self._service_time.retry_after_s(1, self._max_running)
-            raise Overloaded("waiting_requests", waiting, self._max_waiting, retry_after_s)
+            raise Overloaded("waiting_requests", waiting + 1, f"<= {self._max_waiting}", retry_after_s)
         self._in_flight += 1
         entered = time.monotonic()
         try:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from presift.rpc.settings import InnerSettings
+from presift.rpc.settings import Address, InnerSettings
 
 
 class TargetSettings(InnerSettings):
@@ -15,9 +15,9 @@ class TargetSettings(InnerSettings):
 
     model_config = SettingsConfigDict(env_prefix="PRESIFT_TARGET_", cli_prog_name="python -m presift.target")
 
-    listen: Annotated[
-        str, Field(pattern=r"^.+:\d{1,5}$", description="address to listen on, HOST:PORT; port 0 picks a free port")
-    ] = "127.0.0.1:50053"
+    listen: Annotated[Address, Field(description="address to listen on, HOST:PORT; port 0 picks a free port")] = (
+        "127.0.0.1:50053"
+    )
     model: Annotated[str, Field(description="local Hugging Face folder or hub id of the model")]
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="data type of the weights")

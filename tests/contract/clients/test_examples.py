@@ -49,6 +49,13 @@ async def test_ask_a_document(house, tmp_path):
     assert "?yhw" in "\n".join(lines)  # the fake answers with the prompt reversed
 
 
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("a", "b", "c", "d")])
+async def test_ask_a_document_prints_its_usage(arguments):
+    code, lines, errors = await run("ask_a_document.py", *arguments)
+    assert (code, lines) == (1, []) and "python ask_a_document.py FILE QUESTION [ADDRESS]" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Three files; one that matches the pattern mentions owls."""

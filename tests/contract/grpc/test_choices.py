@@ -8,6 +8,7 @@ import pytest
 
 from presift.core.errors import Overloaded
 from presift.orchestrator.admission.admission import QueueLimits
+from presift.orchestrator.pipeline import choices as side_by_side
 from presift.v1 import plan_pb2
 
 from ..fakes.house import ALL_ROUTES, request
@@ -76,6 +77,29 @@ async def test_they_run_side_by_side(house):
     house.target.gate.set()
     kinds = Counter([event.WhichOneof("event") async for event in call])
     assert kinds == {"decision": 1, "delta": 9, "usage": 3}
+
+
+async def test_more_than_a_target_takes_run_in_turn(house, monkeypatch):
+    monkeypatch.setattr(side_by_side, "_AT_ONCE", 2)
+    house.target.pause_after = 1
+    asked = asyncio.create_task(answers(house, [1, 2, 3], 5))
+    await house.settle(lambda: house.target.running == 3)  # the first one, and two
+    await asyncio.sleep(0.05)
+    assert len(house.target.calls) == 3
+    house.target.gate.set()
+    _, ids, usages = await asked
+    assert all(each == [3, 2, 1] for each in ids.values()) and len(usages) == len(house.target.calls) == 5
+
+
+async def test_those_that_wait_for_their_turn_end_with_the_others(house, monkeypatch):
+    monkeypatch.setattr(side_by_side, "_AT_ONCE", 1)
+    house.target.pause_after = 1
+    call = house.stub.Generate(request([1, 2, 3], choices=5))
+    await house.settle(lambda: house.target.running == 2)
+    call.cancel()
+    await house.settle(lambda: house.target.running == 0)
+    await asyncio.sleep(0.05)
+    assert len(house.target.calls) == 2
 
 
 async def test_each_choice_has_a_seed_of_its_own(house):

@@ -71,6 +71,11 @@ async def test_what_is_refused_is_named(door, path, body, param):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
+async def test_a_prompt_beside_messages_is_to_be_left_out(door):
+    refused = (await door.post(REFUSED["both"][1], "/tokenize")).json()["error"]
+    assert refused["message"] == "prompt is given; it must be left out beside messages"
+
+
 async def test_another_model_and_a_long_chat(door):
     assert (await door.post({"model": "other", "prompt": "a"}, "/tokenize")).status_code == 404
     answer = await door.post({"prompt": "a" * 2**20}, "/tokenize")

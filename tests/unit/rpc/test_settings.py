@@ -24,6 +24,15 @@ def secrets(kind):
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
+@pytest.mark.parametrize("address", ["8001", "localhost", "localhost:", ":1", "localhost:123456"])
+def test_an_address_has_a_host_and_a_port(kind, flag, address):
+    with pytest.raises(ValidationError, match="must be HOST:PORT"):
+        settings(kind, f"{flag}={address}")
+    assert settings(kind, f"{flag}=[::1]:0")
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_every_secret_has_a_file(kind, tmp_path):
     path = tmp_path / "secret"
     path.write_text(f"{SECRET}\n")

@@ -36,7 +36,14 @@ def generate(
     json_schema: Annotated[
         Path | None, typer.Option(help="a file with a JSON schema: the answer is a JSON value that it allows")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="number of answers, one after the other on stdout")] = 1,
+    n: Annotated[
+        int,
+        typer.Option(
+            "--n",
+            min=1,
+            help="number of answers, one after the other on stdout; they differ if --temperature is above 0",
+        ),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, decision and usage")] = False,
     tenant: Tenant = None,
     connection: ConnectionFlags,

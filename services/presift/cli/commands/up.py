@@ -1,4 +1,4 @@
-"""`presift up`: run the whole stack on this machine until Ctrl-C or SIGTERM."""
+"""`presift up`: run the whole stack on this machine until Ctrl-C or SIGTERM. `cli/stack` prints what happens then."""
 
 from __future__ import annotations
 

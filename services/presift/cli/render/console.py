@@ -33,7 +33,9 @@ def exit_on_error() -> Iterator[None]:
         fail(f"{error}{_field_and_limit(error)}{_retry_time(error)}")
     except errors.PresiftError as error:
         fail(error.message)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+    except ValueError as error:
         fail(str(error))
 
 

@@ -8,17 +8,18 @@ from typing import Annotated
 from pydantic import BaseModel, Field, SecretStr
 
 from presift.orchestrator.admission.quotas import FailureMode
+from presift.rpc.settings import Address
 
 
 class ListenSettings(BaseModel):
     """Addresses and HTTP API"""
 
-    listen: Annotated[
-        str, Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of the gRPC API; port 0 picks a free port")
-    ] = "127.0.0.1:50051"
+    listen: Annotated[Address, Field(description="HOST:PORT of the gRPC API; port 0 picks a free port")] = (
+        "127.0.0.1:50051"
+    )
     http_listen: Annotated[
-        str | None,
-        Field(pattern=r"^.+:\d{1,5}$", description="HOST:PORT of the OpenAI-compatible HTTP API; off if unset"),
+        Address | None,
+        Field(description="HOST:PORT of the OpenAI-compatible HTTP API; off if unset"),
     ] = None
     http_models: Annotated[
         str,

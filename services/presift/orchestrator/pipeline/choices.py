@@ -12,6 +12,9 @@ from presift.rpc.client.stream_reader import buffered
 
 Put = Callable[[Delta | Report], None]
 
+# So many answers of one request run at once. A target refuses requests beyond its queue, by default 64.
+_AT_ONCE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,6 +53,11 @@ async def _read(answer: Answer, put: Put) -> None:
             put(event)
 
 
+async def _read_in_turn(answer: Answer, put: Put, turn: asyncio.Semaphore) -> None:
+    async with turn:
+        await _read(answer, put)
+
+
 async def _read_all(answers: Sequence[Answer], put: Put, cancel: Callable[[], None]) -> None:
     """Each in a task that is never cancelled (see `stream_reader`): `cancel` ends them."""
     has_begun = asyncio.Event()
@@ -63,7 +71,8 @@ async def _read_all(answers: Sequence[Answer], put: Put, cancel: Callable[[], No
     await has_begun.wait()
     tasks = [first]
     if not _has_failed(first):
-        tasks += [asyncio.create_task(_read(answer, put), name="answer") for answer in answers[1:]]
+        turn = asyncio.Semaphore(_AT_ONCE)
+        tasks += [asyncio.create_task(_read_in_turn(answer, put, turn), name="answer") for answer in answers[1:]]
     ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     if others:
         cancel()

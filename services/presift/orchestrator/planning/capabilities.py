@@ -46,7 +46,7 @@ def _check_tool(request: Request, function: str) -> None:
 
 
 def beyond_routes(request: Request) -> Mapping[Route, InvalidRequest]:
-    """The routes that cannot do what the request asks, each with the refusal for a caller who insists on it."""
+    """The routes that cannot do what the request asks, each with the error for a caller who names it."""
     if not request.sampling.prompt_logprobs:
         return {}
     limit = f"unset unless the route is {Route.FULL} or auto: other routes drop tokens of the prompt"

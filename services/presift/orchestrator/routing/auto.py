@@ -1,4 +1,8 @@
-"""AUTO: the least lossy route within the budget; `full` wherever no route is predicted to be faster. Pure."""
+"""AUTO: the least lossy route within the budget; `full` wherever no route is predicted to be faster. Pure.
+
+The first route of `route_order` within the limits wins, unless another one within them keeps more tokens. If none is
+within them, the nearest wins, or the first of equally near ones. `full` wins against routes that are just as fast.
+"""
 
 from __future__ import annotations
 

@@ -36,6 +36,13 @@ def test_the_time_to_retry_is_printed(capsys, retry_after_s, line):
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+def test_a_file_that_is_missing_is_named(capsys, tmp_path):
+    path = tmp_path / "none.txt"
+    with pytest.raises(typer.Exit), exit_on_error():
+        path.read_text()
+    assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
+
+
 @pytest.mark.parametrize("error", [errors.PresiftError("bad"), ValueError("bad"), OSError("bad")])
 def test_errors_of_this_process_are_printed(capsys, error):
     with pytest.raises(typer.Exit), exit_on_error():

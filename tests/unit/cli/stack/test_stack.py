@@ -285,5 +285,7 @@ def test_a_taken_http_port_is_an_error_before_anything_starts(plan):
     assert f"cannot listen on {address}" in lines[-1] and "choose another port with --http-listen" in lines[-1]
     assert run_until_stopped(plan()(orchestrator_flags=["--http-origins", "*"]), lines.append) == 1
     assert "http_origins is *" in lines[-1]
+    assert run_until_stopped(plan()(http_listen="8001"), lines.append) == 1
+    assert lines[-1] == "error: http_listen: must be HOST:PORT, for example 127.0.0.1:8000"
     assert run_until_stopped(plan()(http_listen="0.0.0.0:0"), lines.append) == 1
     assert "http_listen is 0.0.0.0:0, open to unauthenticated callers" in lines[-1] and plan.started == []

@@ -25,13 +25,13 @@ _TWICE = {
 
 
 def sampling_of(body: Body, max_new_tokens: int) -> Sampling:
-    """`max_new_tokens` counts if the body names no number. Raises InvalidRequest."""
+    """`max_new_tokens` is used if the body sets no length. Raises InvalidRequest."""
     asked = max_new_tokens_of(body)
     twice = {field: _one_of(body, parameter, field) for parameter, field in _TWICE.items()}
     top_k, keep = twice["top_k"], body.presift.sampling.keep_special_tokens
     top_logprobs = _top_logprobs(body)
     return Sampling(
-        # Nothing can generate no token: of 0 the only one is dropped.
+        # An engine generates at least one token. For 0, which needs `echo`, it is not sent.
         max_new_tokens=max_new_tokens if asked is None else max(1, asked),
         temperature=_TEMPERATURE if body.temperature is None else body.temperature,
         top_p=body.top_p,
@@ -54,7 +54,7 @@ def sampling_of(body: Body, max_new_tokens: int) -> Sampling:
 
 
 def max_new_tokens_of(body: Body) -> int | None:
-    """How many tokens the body asks for; None if it names no number. Raises InvalidRequest for two numbers."""
+    """How many tokens the body asks for; None if it sets no length. Raises InvalidRequest for two different ones."""
     if isinstance(body, CompletionBody):
         if body.max_tokens == 0 and not body.echo:
             raise InvalidRequest("max_tokens", 0, ">= 1, or 0 with echo")
@@ -78,7 +78,8 @@ def parameter_names(body: Body) -> ParameterNames:
 
 
 def _one_of(body: Body, parameter: str, field: str) -> Any:
-    """The value of a parameter that has two places."""
+    """The value of a parameter that may stand in the body or under `presift.sampling`. Raises InvalidRequest if they
+    differ."""
     above, below = getattr(body, parameter), getattr(body.presift.sampling, field)
     if below is None or parameter not in body.model_fields_set:
         return above if below is None else below

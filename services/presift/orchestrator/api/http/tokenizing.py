@@ -54,8 +54,9 @@ class TokenEndpoints:
     async def tokenize(self, call: Call) -> None:
         read = await self._adapter.read(call)
         if (read.given.get("messages") is None) == (read.given.get("prompt") is None):
-            value = "missing" if read.given.get("prompt") is None else "given"
-            raise InvalidRequest("prompt", value, "given, or messages instead of it")
+            if read.given.get("prompt") is None:
+                raise InvalidRequest("prompt", "missing", "given, or messages instead of it")
+            raise InvalidRequest("prompt", "given", "left out beside messages")
         if read.given.get("prompt") is None:
             await self._send_chat(call, read)
         else:
