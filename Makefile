@@ -21,6 +21,11 @@ TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 CLIENTS_CI_STAMP := $(CLIENTS)/.installed-ci
+# Load generators and Inspect need other versions again.
+LOAD := .venv-load
+INSPECT := .venv-inspect
+LOAD_STAMP := $(LOAD)/.installed
+INSPECT_STAMP := $(INSPECT)/.installed
 CLIENTS_NODE := tests/clients/node
 CLIENTS_NODE_STAMP := $(CLIENTS_NODE)/node_modules/.package-lock.json
 CLIENTS_CI := $(patsubst %,tests/clients/test_%.py,openai openai_responses langchain pydantic_ai anthropic)
@@ -69,7 +74,7 @@ test-fast: $(STAMP) ## the tests without processes and real models: unit, refere
 
 CLIENTS_PYTEST = @PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients
 
-test-clients: $(STAMP) models $(CLIENTS_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries that applications use, against the HTTP API (two minutes to install, two to run)
+test-clients: $(STAMP) models $(CLIENTS_STAMP) $(LOAD_STAMP) $(INSPECT_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries, load generators and harnesses that people use, against the HTTP API (six minutes to install, six to run)
 	$(CLIENTS_PYTEST) tests/clients
 
 test-clients-ci: $(STAMP) models $(CLIENTS_CI_STAMP) ## of these, OpenAI's, LangChain, Pydantic AI and Anthropic's (a minute in all)
@@ -77,10 +82,12 @@ test-clients-ci: $(STAMP) models $(CLIENTS_CI_STAMP) ## of these, OpenAI's, Lang
 
 $(CLIENTS_STAMP): tests/clients/requirements.lock
 $(CLIENTS_CI_STAMP): tests/clients/ci.lock
-$(CLIENTS_STAMP) $(CLIENTS_CI_STAMP): | $(STAMP)
-	@echo "== installing into $(CLIENTS)"
-	@test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
-	@$(CLIENTS)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $<
+$(LOAD_STAMP): tests/clients/load.lock
+$(INSPECT_STAMP): tests/clients/inspect.lock
+$(CLIENTS_STAMP) $(CLIENTS_CI_STAMP) $(LOAD_STAMP) $(INSPECT_STAMP): | $(STAMP)
+	@echo "== installing into $(@D)"
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	@$(@D)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $<
 	@touch $@
 
 $(CLIENTS_NODE_STAMP): $(CLIENTS_NODE)/package-lock.json
@@ -176,4 +183,4 @@ bench: demo-models ## run the benchmarks (described in tests/bench/README.md)
 	$(BIN)/python tests/bench/cache_roundtrip.py
 
 clean: ## remove .venv and Node's output (models in PRESIFT_HOME stay)
-	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_NODE)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(INSPECT) $(CLIENTS_NODE)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

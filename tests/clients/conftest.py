@@ -14,6 +14,8 @@ os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TR
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("PRESIFT_PYTHON", ROOT / ".venv/bin/python"))
+# The commands in environments of their own.
+LOAD, INSPECT = ROOT / ".venv-load/bin", ROOT / ".venv-inspect/bin"
 SERVICES = str(ROOT / "services")
 _HOME = Path(os.environ.get("PRESIFT_HOME", "~/.cache/presift")).expanduser()
 TOKENIZER = _HOME / "models" / "smollm2-135m-instruct"
