@@ -122,12 +122,14 @@ class TokenizedPrompt:
 
     `salt` is the namespace of its tenant: nothing made from this prompt is found by requests with another salt.
     `warnings` say in words what the chat template did with the messages that the caller may not expect.
+    `protected_kinds` says what the protected tokens of a chat are, in words, with their number, the most first.
     """
 
     ids: NDArray[np.uint32]
     protected: tuple[Span, ...]
     salt: str = field(default="", repr=False)
     warnings: tuple[str, ...] = ()
+    protected_kinds: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

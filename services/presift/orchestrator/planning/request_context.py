@@ -126,6 +126,7 @@ class RequestReader:
             prompt_tokens=prompt_tokens,
             must_keep=kept_tokens,
             must_keep_kv=int(np.count_nonzero(kept_kv)),
+            protected_kinds=tokens.protected_kinds,
             reserved_tokens=reserved_tokens(
                 request.sampling,
                 prompt_tokens,

@@ -9,6 +9,8 @@ This module works on characters; the tokenizer maps them to tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from presift.orchestrator.domain.request import Chat
 from presift.orchestrator.prompt.chat_frame import ChatFrame, FoundText, Range
 
@@ -19,19 +21,33 @@ QUESTION_CHARACTERS = 1024
 
 def droppable_ranges(chat: Chat, frame: ChatFrame) -> tuple[Range, ...]:
     """The characters of the rendered chat that a policy may drop, ascending and not overlapping."""
+    return tuple(text.range for kind, text in _kinds(chat, frame) if not kind)
+
+
+def protected_ranges(chat: Chat, frame: ChatFrame) -> tuple[tuple[str, Range], ...]:
+    """The caller's texts that no policy may drop, each with what it is in words. The rest of the prompt, which the
+    template adds, is protected as well."""
+    return tuple((kind, text.range) for kind, text in _kinds(chat, frame) if kind)
+
+
+def _kinds(chat: Chat, frame: ChatFrame) -> Iterator[tuple[str, FoundText]]:
+    """The texts that are not empty, each with the reason to keep it, empty for none."""
     has_documents, question = chat.has_documents, _question(chat)
 
-    def is_droppable(text: FoundText) -> bool:
+    def kind(text: FoundText) -> str:
         message = chat.messages[text.message]
-        is_continued = chat.continue_final_message and text.message == len(chat.messages) - 1
         part = None if text.part is None else message.parts[text.part]
-        if message.protected or is_continued or (part is not None and part.protected):
-            return False
+        if chat.continue_final_message and text.message == len(chat.messages) - 1:
+            return "the answer to continue"
+        if message.protected or (part is not None and part.protected):
+            return "marked as protected"
         if has_documents:
-            return part is not None and part.document
-        return message.role != "system" and (text.message, text.part) not in question
+            return "" if part is not None and part.document else "not marked as documents"
+        if message.role == "system":
+            return "system messages"
+        return "the question" if (text.message, text.part) in question else ""
 
-    return tuple(text.range for text in frame.texts if text.range.start < text.range.end and is_droppable(text))
+    return ((kind(text), text) for text in frame.texts if text.range.start < text.range.end)
 
 
 def _question(chat: Chat) -> set[tuple[int, int | None]]:

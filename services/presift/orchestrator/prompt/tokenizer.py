@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.prompt.chat_frame import ChatFrame, Range, find_texts, with_placeholders
 from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools, parse_variables
 from presift.orchestrator.prompt.control_tokens import ControlTokens, turns_of
-from presift.orchestrator.prompt.protection import droppable_ranges
+from presift.orchestrator.prompt.protection import droppable_ranges, protected_ranges
 from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
 from presift.orchestrator.prompt.template_messages import template_messages
 
@@ -87,7 +88,13 @@ class PromptTokenizer:
         check_tools_rendered(prompt, text, self.render)
         frame = find_texts(prompt, text, self.render)
         warnings = _warnings(prompt, frame)
-        return _Rendered(text, droppable_ranges(prompt, frame), self._control_texts(prompt, text), warnings)
+        return _Rendered(
+            text,
+            droppable_ranges(prompt, frame),
+            protected_ranges(prompt, frame),
+            self._control_texts(prompt, text),
+            warnings,
+        )
 
     async def _tokenized(self, prompt: Chat | Text, rendered: _Rendered, salt: str) -> TokenizedPrompt:
         """From memory, or encoded now."""
@@ -161,7 +168,8 @@ class PromptTokenizer:
         def encode() -> TokenizedPrompt:
             encoding = self._encoding(prompt, rendered)
             spans = protected_spans(encoding, rendered.droppable, len(rendered.text))
-            return TokenizedPrompt(np.array(encoding.ids, dtype=np.uint32), spans)
+            kinds = _protected_kinds(encoding, rendered, spans)
+            return TokenizedPrompt(np.array(encoding.ids, dtype=np.uint32), spans, protected_kinds=kinds)
 
         # The first prompt with control tokens copies the tokenizer, which takes a second.
         is_quick = len(rendered.text) <= INLINE_CHARACTERS and not rendered.control_texts
@@ -176,10 +184,12 @@ class PromptTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """A rendered prompt: its droppable characters, the control tokens that are text, and warnings on its messages."""
+    """A rendered prompt: its droppable characters, the protected texts with what they are, the control tokens that are
+    text, and warnings on its messages."""
 
     text: str
     droppable: tuple[Range, ...]
+    protected: tuple[tuple[str, Range], ...] = ()
     control_texts: tuple[Range, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -219,6 +229,18 @@ def protected_spans(encoding: Encoding, ranges: tuple[Range, ...], characters: i
             end -= 1
         protected[start:end] = False
     return spans_of(protected)
+
+
+def _protected_kinds(encoding: Encoding, rendered: _Rendered, spans: tuple[Span, ...]) -> tuple[tuple[str, int], ...]:
+    """As TokenizedPrompt.protected_kinds; a token that crosses a border counts on one side."""
+    counts, characters = Counter[str](), len(rendered.text)
+    for kind, each in rendered.protected:
+        first, end = (_first_token_from(encoding, at, characters) for at in (each.start, each.end))
+        counts[kind] += end - first
+    rest = sum(span.end - span.start for span in spans) - counts.total()
+    if rest > 0:
+        counts["tools and template"] = rest
+    return tuple((kind, tokens) for kind, tokens in counts.most_common() if tokens)
 
 
 def _joined(ranges: tuple[Range, ...]) -> list[Range]:

@@ -91,12 +91,12 @@ class RoutingInputs:
     """Everything that the choice of a route depends on, for one request; counts in tokens.
 
     `wanted` is the caller's route, None for AUTO. `must_keep` counts the protected spans and the window of SpecPC,
-    `must_keep_kv` those of SpecKV without the final token. `reserved_tokens` is the room kept for the answer,
-    `least_new_tokens` the shortest answer that the request allows. `unsupported` says why the target does not serve a
-    route. `beyond` are the routes that cannot do what the request asks, each with the refusal for a caller who names
-    it. `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has switched off for this length to
-    the reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if unknown or in another
-    vocabulary. `state` is the snapshot that costs are predicted from.
+    `must_keep_kv` those of SpecKV without the final token; `protected_kinds` as in TokenizedPrompt. `reserved_tokens`
+    is the room kept for the answer, `least_new_tokens` the shortest answer that the request allows. `unsupported` says
+    why the target does not serve a route. `beyond` are the routes that cannot do what the request asks, each with the
+    refusal for a caller who names it. `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has
+    switched off for this length to the reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if
+    unknown or in another vocabulary. `state` is the snapshot that costs are predicted from.
     """
 
     prompt_tokens: int
@@ -113,6 +113,7 @@ class RoutingInputs:
     unsupported: Mapping[Route, str] = field(default_factory=dict)
     off: Mapping[Route, str] = field(default_factory=dict)
     beyond: Mapping[Route, InvalidRequest] = field(default_factory=dict)
+    protected_kinds: tuple[tuple[str, int], ...] = ()
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
     draft_context_tokens: int = 0

@@ -30,6 +30,9 @@ def full(inputs: RoutingInputs, reason: Reason, detail: str) -> RouteChoice:
 def protected_over_budget(inputs: RoutingInputs, needed: int, capacity: int) -> RouteChoice:
     """Route full, because the tokens that must be kept exceed the capacity."""
     detail = f"protected spans and window need {needed} tokens, the budget is {capacity}"
+    if inputs.protected_kinds:
+        kinds = ", ".join(f"{kind} {tokens}" for kind, tokens in inputs.protected_kinds)
+        detail = f"{detail} ({kinds})"
     return full(inputs, Reason.PROTECTED_OVER_BUDGET, detail)
 
 

@@ -304,3 +304,19 @@ def test_parts_are_joined_as_they_are_or_as_sglangs_server_does(bpe, apart, read
 
     PromptTokenizer(bpe, noting, reads_parts=reads_parts).render(replace(PARTED, parts_are_apart=apart))
     assert seen == [content]
+
+
+async def test_what_is_protected_is_told_in_words(bpe):
+    prompt = chat(("system", "You answer."), ("user", "the lazy dog"), ("user", "what?"), tools=['{"name": "dog"}'])
+    tokenized = await PromptTokenizer(bpe, template).tokenize(prompt)
+    kinds = dict(tokenized.protected_kinds)
+    assert set(kinds) == {"system messages", "the question", "tools and template"}
+    assert kinds["system messages"] == len(bpe.encode("You answer.").ids)
+    assert sum(kinds.values()) == np.count_nonzero(covered(tokenized.protected, int(tokenized.ids.size)))
+    marked = Chat(
+        (
+            *prompt.messages[:1],
+            Message("user", (TextPart("a dog", document=True), TextPart(" the fox"))),
+        )
+    )
+    assert dict((await PromptTokenizer(bpe, template).tokenize(marked)).protected_kinds)["not marked as documents"] > 2

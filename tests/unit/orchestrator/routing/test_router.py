@@ -172,3 +172,9 @@ def test_check_fits_says_how_many_tokens_fit():
     with pytest.raises(PromptTooLong, match=r"1991 tokens.*<= 1990"):
         check_fits_shortest_answer(replace(inputs, prompt_tokens=1991))
     check_fits_shortest_answer(replace(inputs, prompt_tokens=1990))
+
+
+def test_a_prompt_of_protected_tokens_says_what_they_are():
+    choice = choose(must_keep=101, protected_kinds=(("system messages", 80), ("the question", 21)))
+    assert choice.reason is Reason.PROTECTED_OVER_BUDGET
+    assert choice.detail.endswith("the budget is 100 (system messages 80, the question 21)")
