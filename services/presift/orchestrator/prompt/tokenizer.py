@@ -267,9 +267,7 @@ def _within(prompt: TokenIds) -> tuple[Span, ...]:
 
 
 def _key(prompt: Chat | Text, rendered: _Rendered, salt: str) -> bytes:
-    marks = "|".join(
-        ",".join(f"{each.start}-{each.end}" for each in ranges)
-        for ranges in (rendered.droppable, rendered.control_texts)
-    )
+    dropped, text = ([(each.start, each.end) for each in some] for some in (rendered.droppable, rendered.control_texts))
+    marks = [dropped, text, [(kind, each.start, each.end) for kind, each in rendered.protected], rendered.warnings]
     # The salt's length comes first, so that salt and prompt cannot be split in another way.
     return hashlib.sha256(f"{len(salt)}\n{salt}\n{type(prompt).__name__}\n{marks}\n{rendered.text}".encode()).digest()
