@@ -1,10 +1,13 @@
 """OrchestratorService on the wire: what is read, what is said about it, and in which order."""
 
+import asyncio
+import time
+
 import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2
 
-from ..fakes.house import CAPACITY, THRESHOLD, WINDOW, byte_tokenizer, wire_prompt
+from ..fakes.house import CAPACITY, THRESHOLD, WINDOW, byte_tokenizer, request, wire_prompt
 from ..fakes.services import keep
 
 LONG = list(range(100, 200))
@@ -35,6 +38,21 @@ async def test_long_prompt_is_compressed_to_what_the_draft_kept(house):
     assert (decision.draft, decision.target) == (house.draft.model, house.target.model)
     assert (answer.usage.prompt_tokens, answer.usage.kept_tokens) == (100, 16)
     assert answer.usage.target_ttft_ms == 7.0
+
+
+async def test_the_time_to_the_first_token_is_what_the_caller_waits(house):
+    """The draft's part included: half a second of a scorer is in it."""
+
+    async def is_slow(context):
+        await asyncio.sleep(0.5)
+
+    house.draft.faults.append(is_slow)
+    began, first_ms, ttft_ms = time.perf_counter(), 0.0, 0.0
+    async for event in house.stub.Generate(request(LONG)):
+        if event.WhichOneof("event") == "delta" and not first_ms:
+            first_ms = (time.perf_counter() - began) * 1000
+        ttft_ms = event.usage.ttft_ms or ttft_ms
+    assert 500 <= ttft_ms <= first_ms
 
 
 async def test_protected_spans_of_token_ids_are_kept(house):

@@ -396,13 +396,29 @@ async def test_history_may_have_all_that_answers_have():
              "content": [{"type": "thinking", "thinking": "so"}, {"type": "refusal", "refusal": "no"}],
              "annotations": [{"type": "url_citation"}], "audio": None, "function_call": None},
             {"role": "assistant", "content": None, "refusal": "I will not"},
+            {"role": "user", "content": None},
+            {"role": "tool", "tool_call_id": "2"},
+            {"role": "system", "content": []},
+            {"role": "assistant", "tool_calls": []},
             {"role": "user", "content": "?"},
         ]
     )  # fmt: skip
     messages = door.request.prompt.messages
     assert [message.role for message in messages][:4] == ["system", "user", "assistant", "tool"]
-    assert [message.text for message in messages] == ["Be brief.", "ab", "", "1", "no", "I will not", "?"]
-    assert [message.reasoning for message in messages] == ["", "", "hm", "", "so", "", ""]
+    assert [message.text for message in messages] == [
+        "Be brief.",
+        "ab",
+        "",
+        "1",
+        "no",
+        "I will not",
+        "",
+        "",
+        "",
+        "",
+        "?",
+    ]
+    assert [message.reasoning for message in messages][:6] == ["", "", "hm", "", "so", ""]
     assert answer.presift["ignored"] == ["messages.name"]
     assert (messages[1].name, messages[3].name, messages[3].tool_call_id) == ("", "add", "1")
 
