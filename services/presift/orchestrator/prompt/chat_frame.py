@@ -165,15 +165,17 @@ def _matched_as(way: _Way, placed: list[tuple[_Text, str]], rendered: str, at: i
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a template writes the texts of a message: without these characters at both ends (None: white space), and as
-    a JSON string."""
+    """How a template writes the texts of a message: without these characters at its start and end (None: white space),
+    and as a JSON string."""
 
-    stripped: str | None = ""
+    start: str | None = ""
+    end: str | None = ""
     as_json: bool = False
 
 
-# The likeliest first. Llama 3 writes the results of tools as JSON.
-_WAYS = [_Way(stripped, as_json) for as_json in (False, True) for stripped in ("", None, "\n")]
+# The likeliest first. Llama 3 writes the results of tools as JSON; Llama 2 strips the first text with the system's.
+_STRIPPED = (("", ""), (None, None), ("\n", "\n"), ("", None), (None, ""), ("\n", ""), ("", "\n"))
+_WAYS = [_Way(start, end, as_json) for as_json in (False, True) for start, end in _STRIPPED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +192,8 @@ class _Text:
     is_answer: bool = False
 
     def written(self, way: _Way) -> str:
-        text = self.text.lstrip(way.stripped) if self.is_first else self.text
-        text = text.rstrip(way.stripped) if self.is_last else text
+        text = self.text.lstrip(way.start) if self.is_first else self.text
+        text = text.rstrip(way.end) if self.is_last else text
         return json.dumps(text, ensure_ascii=False)[1:-1] if way.as_json else text
 
 
