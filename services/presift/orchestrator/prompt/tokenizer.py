@@ -92,7 +92,7 @@ class PromptTokenizer:
             text,
             droppable_ranges(prompt, frame),
             protected_ranges(prompt, frame),
-            self._control_texts(prompt, text),
+            () if self._control is None else self._control.texts_in(prompt, text, self.render),
             warnings,
         )
 
@@ -151,19 +151,6 @@ class PromptTokenizer:
     def _control(self) -> ControlTokens | None:
         return None if self.backend is None else ControlTokens(self.backend, turns_of(self.render))
 
-    def _control_texts(self, chat: Chat, rendered: str) -> tuple[Range, ...]:
-        """The control tokens in `rendered` that are text of the caller. Raises InvalidRequest if the template reads
-        them."""
-        swapped = chat if self._control is None else self._control.with_stand_ins(chat)
-        if self._control is None or swapped is chat:
-            return ()
-        restored, ranges = self._control.restored(self.render(swapped))
-        if restored != rendered:
-            raise InvalidRequest(
-                "prompt.chat.messages", "text with control tokens", "text without those that the chat template reads"
-            )
-        return ranges
-
     async def _encode(self, prompt: Chat | Text, rendered: _Rendered) -> TokenizedPrompt:
         def encode() -> TokenizedPrompt:
             encoding = self._encoding(prompt, rendered)
@@ -179,7 +166,12 @@ class PromptTokenizer:
         if rendered.control_texts and self._control is not None:
             return self._control.encode(rendered.text, rendered.control_texts)
         # A chat template writes the special tokens itself; for plain text the tokenizer adds them.
-        return encoding_of(self.backend, rendered.text, add_special_tokens=isinstance(prompt, Text))
+        if isinstance(prompt, Text) or self._control is None:
+            return encoding_of(self.backend, rendered.text, add_special_tokens=True)
+        encoding = encoding_of(self.backend, rendered.text, add_special_tokens=False)
+        if self._control.are_exact(encoding, rendered.text):
+            return encoding
+        return self._control.encode(rendered.text, ())
 
 
 @dataclass(frozen=True, slots=True)
