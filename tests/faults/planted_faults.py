@@ -1056,8 +1056,8 @@ FAULTS: tuple[Planted, ...] = (
         "An answer that the caller wants continued is kept",
         "the last message may be dropped although the answer continues it",
         f"{ORCHESTRATOR}/prompt/protection.py",
-        " or is_continued or ",
-        " or ",
+        "if chat.continue_final_message and text.message == len(chat.messages) - 1:",
+        "if False:",
         (f"{UNIT}/orchestrator/prompt/test_protection.py::test_an_answer_to_continue_is_kept",),
     ),
     Planted(
