@@ -1001,6 +1001,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/rpc/security/test_file_watcher.py::test_an_unusable_file_is_not_read_at_every_call",),
     ),
     Planted(
+        "prompts_scored_for_free",
+        "A refusal after the draft's work costs the tenant the prompt",
+        "every error returns all tokens",
+        f"{ORCHESTRATOR}/admission/quotas.py",
+        "isinstance(error, _OUR_FAILURES)",
+        "True",
+        (f"{UNIT}/orchestrator/admission/test_quotas.py::test_a_callers_own_error_costs_the_prompt",),
+    ),
+    Planted(
         "a_dead_cache_is_a_miss",
         "A cache that does not answer is no ordinary miss",
         "the decision says miss",
