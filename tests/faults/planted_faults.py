@@ -1046,6 +1046,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/target/test_reasoning.py::test_any_cut_gives_the_calls_after_the_reasoning",),
     ),
     Planted(
+        "call_end_is_cut",
+        "Target: the end of gpt-oss's call reaches its parser in a request with stop strings",
+        "the text of every last token is cut",
+        f"{SGLANG}/parsers.py",
+        "return text if end == _CALL_END and",
+        "return text if False and",
+        (f"{CONTRACT}/target/test_reasoning.py::test_a_call_of_gpt_oss_is_found_in_a_request_with_stop_strings",),
+    ),
+    Planted(
         "forced_call_without_grammar",
         "Target: a forced call that no grammar enforces is refused",
         "the request is sent without a grammar",

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 
-from presift.core.answer import AnswerFormat
+from presift.core.answer import AnswerFormat, ToolChoice
 from presift.core.plan import Route
 from presift.models.torchvision_ops import declare_missing
 from presift.rpc import answer_codec
@@ -45,18 +45,19 @@ TOOLS = tuple(
     json.dumps({"type": "function", "function": {"name": name, "parameters": PARAMETERS}}) for name in ("add", "sum")
 )
 ADD, SUM = ("add", {"a": 1}), ("sum", {"text": "<x> [1]\n"})
+CALL_END = 200012
 STOP, LENGTH = {"type": "stop", "matched": 2}, {"type": "length"}
 Parts = tuple[str, str, list[tuple[str, Any]]]
 
 
 class Characters:
-    """A tokenizer whose tokens are characters."""
+    """A tokenizer whose tokens are characters, but for the one that ends gpt-oss's calls."""
 
     def encode(self, text: str, **_: Any) -> list[int]:
         return [ord(each) for each in text]
 
     def decode(self, ids: Iterable[int], **_: Any) -> str:
-        return "".join(map(chr, ids))
+        return "".join("<|call|>" if each == CALL_END else chr(each) for each in ids)
 
     def convert_tokens_to_ids(self, token: str) -> int:
         return ord(token[0])
@@ -368,3 +369,42 @@ async def test_reasoning_stays_in_the_text_unless_it_is_wanted(name: str, wanted
         found = await target.answers(cuts_of(text), reason, wanted)
     # Without a format the orchestrator makes the text from the tokens.
     assert {answer.parts[:2] for answer in found} == {("", "" if wanted is None else text)}
+
+
+FORCED = {
+    "deepseek-r1": '[{"name": "add", "parameters": {"a": 1}}]',
+    "glm45": '[{"name": "add", "parameters": {"a": 1}}]',
+    "qwen3": QWEN.calls(ADD),
+    # Its grammar begins a call without the beginning of a message.
+    "gpt-oss": _harmony(*ADD).removeprefix("<|start|>assistant"),
+}
+
+
+@pytest.mark.parametrize("name", FORCED)
+async def test_a_forced_call_follows_the_reasoning(name: str) -> None:
+    family = FAMILIES[name]
+    cuts, wanted = cuts_of(f"{family.begin}[Hm]{family.end}{FORCED[name]}"), AnswerFormat(TOOLS, ToolChoice.REQUIRED)
+    async with serving(family) as target:
+        found = await target.answers(cuts, STOP, replace(wanted, separate_reasoning=True))
+    for pieces, answer in zip(cuts, found, strict=True):
+        reasoning, content, calls = answer.parts
+        assert (reasoning.strip(), content.strip(), calls) == ("[Hm]", "", [ADD]), pieces
+        answer.check(pieces, target_pb2.FINISH_REASON_TOOL_CALLS)
+
+
+async def test_a_call_of_gpt_oss_is_found_in_a_request_with_stop_strings() -> None:
+    """Its last token ends the answer, and with stop strings SGLang leaves that token's text to presift."""
+    family = FAMILIES["gpt-oss"]
+    text = f"{family.begin}Hm.{family.end}{family.calls(ADD)}"
+    async with serving(family) as target:
+        reason = {"type": "stop", "matched": CALL_END}
+        found = await target.answers(cuts_of(text), reason, AnswerFormat(TOOLS, separate_reasoning=True), stop=["END"])
+    assert [answer.parts for answer in found] == [("Hm.", "", [ADD])] * len(found)
+
+
+async def test_a_stop_string_ends_the_answer_inside_the_reasoning() -> None:
+    text = "<think>\nIt is EN or END. No.\n</think>\n\n4"
+    async with serving(QWEN) as target:
+        reason = {"type": "stop", "matched": "END"}
+        found = await target.answers(cuts_of(text), reason, AnswerFormat(separate_reasoning=True), stop=["END"])
+    assert {answer.parts[:2] for answer in found} == {("\nIt is EN or ", "")}

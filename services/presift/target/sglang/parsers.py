@@ -22,7 +22,9 @@ from presift.target.sglang.tools import bound_to_schema, choice_of, tools_of
 # A generation prompt that opens or closes the thinking does so in its last few tokens.
 _TAIL_TOKENS = 32
 # SGLang's server leaves special tokens in the text for these, because their parsers read them.
-_READ_SPECIAL_TOKENS = frozenset({"apertus2509", "kimi_k3", "inkling", "muse", "gpt-oss", "gemma4"})
+_READ_SPECIAL_TOKENS = frozenset({"apertus2509", "kimi_k3", "inkling", "muse", "gpt-oss", "gemma4", "mistral"})
+# This end of gpt-oss's turn is part of its format.
+_CALL_END = "<|call|>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,10 +84,10 @@ class Parsers:
         names = {self.names.reasoning} if wanted.separate_reasoning else set()
         return bool(wanted.tools_json) or bool(names & _READ_SPECIAL_TOKENS)
 
-    def text_of(self, token_id: int) -> str:
-        """The text of a special token, as it stands in an answer."""
-        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return text
+    def without_end(self, text: str, token_id: int) -> str:
+        """The end of an answer's text without the token that ended it, if it stands there and no parser reads it."""
+        end: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
+        return text if end == _CALL_END and self.names.tool_calls == "gpt-oss" else text.removesuffix(end)
 
     def constraint(self, request: GenerateRequest, prepared: Prepared) -> dict[str, Any]:
         """SGLang's sampling parameters that make the answer call tools as wanted.
@@ -106,7 +108,11 @@ class Parsers:
         if found is None:
             return {}
         kind, value = found
-        return _as_parameters(kind, _one_call(value) if wanted.single_call and hasattr(value, "structures") else value)
+        if wanted.single_call and hasattr(value, "structures"):
+            value = _one_call(value)
+        elif wanted.forces_call and hasattr(value, "format"):
+            value = _with_a_call(value)
+        return _as_parameters(kind, value)
 
     def _tool_grammar(self, wanted: AnswerFormat, prepared: Prepared) -> tuple[str, Any] | None:
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
@@ -170,6 +176,14 @@ def _one_call(tag: Any) -> dict[str, Any]:
     ends = {"at_least_one": tag.at_least_one, "stop_after_first": True}
     form = {"type": "triggered_tags", "triggers": tag.triggers, "tags": tags, **ends}
     return {"type": "structural_tag", "format": form}
+
+
+def _with_a_call(tag: Any) -> Any:
+    """A structural tag that allows no answer without a call, as SGLang's for gpt-oss does."""
+    form = tag.format.content if tag.format.type == "optional" else tag.format
+    if form.type == "tags_with_separator":
+        form = form.model_copy(update={"at_least_one": True})
+    return tag.model_copy(update={"format": form})
 
 
 NO_PARSERS = Parsers()

@@ -162,6 +162,19 @@ def test_a_forced_choice_has_the_native_grammar_or_that_of_a_json_array() -> Non
         assert (schema["type"], schema["maxItems"]) == ("array", 1)
 
 
+@pytest.mark.parametrize("single", [True, False])
+def test_a_forced_call_of_gpt_oss_is_not_left_out(single: bool) -> None:
+    """The tag of SGLang and xgrammar would allow an answer that ends at once."""
+    wanted = AnswerFormat((tool("a"),), ToolChoice.REQUIRED, single_call=single)
+    form = json.loads(sent(wanted, ParserNames("gpt-oss", "gpt-oss")).sampling_params["structural_tag"])["format"]
+    assert (form["type"], form["at_least_one"], form["stop_after_first"]) == ("tags_with_separator", True, single)
+
+
+@pytest.mark.parametrize(("name", "skipped"), [("mistral", False), ("gpt-oss", False), ("qwen3", True)])
+def test_marks_that_are_special_tokens_stay_in_the_text(name: str, skipped: bool) -> None:
+    assert sent(REASONING, ParserNames("", name)).sampling_params["skip_special_tokens"] is skipped
+
+
 def test_the_arguments_of_a_forced_call_follow_the_schema() -> None:
     """SGLang lets those of a tool that is not `strict` be any JSON value, such as a list."""
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
