@@ -1055,6 +1055,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/target/test_reasoning.py::test_a_call_of_gpt_oss_is_found_in_a_request_with_stop_strings",),
     ),
     Planted(
+        "reasoning_despite_the_variables",
+        "The variables of a chat's template decide whether the target takes its answer for reasoning",
+        "the orchestrator keeps the variables for itself",
+        f"{ORCHESTRATOR}/planning/capabilities.py",
+        'template_kwargs_json="" if chat is None else chat.template_kwargs_json,',
+        'template_kwargs_json="",',
+        (f"{CONTRACT}/grpc/test_answer_parts.py::test_a_reasoning_model_is_told_of_a_chat_and_its_variables",),
+    ),
+    Planted(
         "forced_call_without_grammar",
         "Target: a forced call that no grammar enforces is refused",
         "the request is sent without a grammar",

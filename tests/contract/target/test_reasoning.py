@@ -93,7 +93,7 @@ class ScriptedSglang(SglangEngine):
         super().__init__(SimpleNamespace())  # type: ignore[arg-type] - options are for the start
         self.family = family
         self._manager = self.manager = Manager()
-        self._parsers = Parsers(ParserNames(family.tool_calls, family.reasoning), Characters(), family.thinks)
+        self._parsers = Parsers(ParserNames(family.tool_calls, family.reasoning), Characters(), lambda _: family.thinks)
         has = {"tool_call_parser": family.tool_calls, "reasoning_parser": family.reasoning, "grammars": True}
         self._info = EngineInfo("scripted 1", replace(ECHO_MODEL, vocabulary_size=1 << 21), (Route.FULL,), True, **has)
 
@@ -361,7 +361,7 @@ async def test_text_before_the_opening_mark_keeps_its_place_as_in_sglangs_stream
     assert await parts_of(family, text) == (("\na", "b") if family.is_thinking else ("a", "\nb"))
 
 
-@pytest.mark.parametrize("wanted", [None, AnswerFormat()], ids=["no format", "a format without reasoning"])
+@pytest.mark.parametrize("wanted", [None, AnswerFormat()], ids=["no chat", "a chat"])
 @pytest.mark.parametrize("name", FAMILIES)
 async def test_reasoning_stays_in_the_text_unless_it_is_wanted(name: str, wanted: AnswerFormat | None) -> None:
     text, reason = answers_of(FAMILIES[name])["reasoning and text"]

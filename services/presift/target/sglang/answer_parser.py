@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from presift.core.answer import AnswerFormat, ParsedText, ToolCallDelta
@@ -32,7 +33,7 @@ class AnswerParser:
     """Reads the text of one answer as it is generated.
 
     `is_thinking`: the answer begins with reasoning. `earlier_calls`: the number of calls in the prompt, for the formats
-    that number their calls. `tools`: those of `wanted` as SGLang's values.
+    that number their calls. `tools` and `variables`: those of `wanted` as SGLang's values.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class AnswerParser:
         tokenizer: Any = None,
         *,
         tools: Sequence[Any],
+        variables: Mapping[str, Any] = MappingProxyType({}),
         is_thinking: bool = False,
         earlier_calls: int = 0,
     ) -> None:
@@ -50,7 +52,7 @@ class AnswerParser:
             _call_stream(wanted, tools, names.tool_calls, tokenizer, earlier_calls) if wanted.tools_json else None
         )
         self._reasoning = (
-            _ReasoningStream(names.reasoning, tokenizer, is_thinking, feeds_calls=self._calls is not None)
+            _ReasoningStream(names.reasoning, tokenizer, variables, is_thinking, feeds_calls=self._calls is not None)
             if wanted.separate_reasoning and names.reasoning
             else None
         )
@@ -89,11 +91,17 @@ class _ReasoningStream:
     At the end the whole answer is parsed, and what the streaming parser lost of it is delivered.
     """
 
-    def __init__(self, name: str, tokenizer: Any, is_thinking: bool, *, feeds_calls: bool) -> None:
+    def __init__(
+        self, name: str, tokenizer: Any, variables: Mapping[str, Any], is_thinking: bool, *, feeds_calls: bool
+    ) -> None:
         from sglang.srt.parser.reasoning_parser import ReasoningParser  # noqa: PLC0415 - loaded by now
 
-        options = {"force_reasoning": is_thinking, "tokenizer": tokenizer, "tool_call_parser_active": feeds_calls}
-        self._new_parser: Callable[[], Any] = lambda: ReasoningParser(name, **options)
+        # The variables choose the marks of some models.
+        request: Any = SimpleNamespace(chat_template_kwargs=dict(variables))
+        options = {"tokenizer": tokenizer, "tool_call_parser_active": feeds_calls}
+        self._new_parser: Callable[[], Any] = lambda: ReasoningParser(
+            name, force_reasoning=is_thinking, request=request, **options
+        )
         self._parser = self._new_parser()
         self._text: list[str] = []
         self._reasoning: list[str] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,26 +31,35 @@ _CALL_END = "<|call|>"
 class Prepared:
     """What both the request to SGLang and the reading of its answer need, once for each request.
 
-    `tools`: SGLang's, checked. `is_thinking`: whether the answer begins with reasoning.
+    `tools`: SGLang's, checked. `variables`: those of the chat's template. `is_thinking`: whether the answer begins with
+    reasoning.
     """
 
     tools: Sequence[Any] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
     is_thinking: bool = False
+
+
+def _never(_: Mapping[str, Any]) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parsers:
-    """The parsers of one model. `thinks`: whether it begins an answer with reasoning if the prompt does not say."""
+    """The parsers of one model. `thinks`: whether it begins an answer with reasoning if the prompt does not say, by the
+    variables of the chat's template."""
 
     names: ParserNames = NO_NAMES
     tokenizer: Any = None
-    thinks: bool = False
+    thinks: Callable[[Mapping[str, Any]], bool] = _never
 
     def prepared(self, request: GenerateRequest) -> Prepared:
-        """Raises InvalidRequest for malformed tools."""
+        """Raises InvalidRequest for malformed tools or variables."""
         wanted = request.format
-        tools = tools_of(wanted) if wanted is not None and wanted.tools_json else ()
-        return Prepared(tools, self.is_thinking(wanted, request.token_ids))
+        if wanted is None:
+            return Prepared(is_thinking=self.is_thinking(None, request.token_ids))
+        tools, variables = tools_of(wanted) if wanted.tools_json else (), _variables(wanted.template_kwargs_json)
+        return Prepared(tools, variables, self.is_thinking(variables, request.token_ids))
 
     def answer_parser(self, request: GenerateRequest, prepared: Prepared) -> AnswerParser | None:
         """A parser for the answer; None for an answer without a format."""
@@ -61,12 +70,14 @@ class Parsers:
             self.names,
             self.tokenizer,
             tools=prepared.tools,
+            variables=prepared.variables,
             is_thinking=prepared.is_thinking,
             earlier_calls=self._calls_in(request.token_ids),
         )
 
-    def is_thinking(self, wanted: AnswerFormat | None, token_ids: NDArray[np.uint32]) -> bool:
-        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's habit."""
+    def is_thinking(self, variables: Mapping[str, Any] | None, token_ids: NDArray[np.uint32]) -> bool:
+        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's habit with
+        these variables of a chat. None: the prompt is no chat."""
         if not self.names.reasoning:
             return False
         detector = self._detector()
@@ -75,14 +86,13 @@ class Parsers:
             _, found, after = tail.rpartition(mark)
             if found and not after.strip():
                 return thinks
-        return self.thinks and wanted is not None and wanted.separate_reasoning
+        return variables is not None and self.thinks(variables)
 
     def keeps_special_tokens(self, wanted: AnswerFormat | None) -> bool:
-        """Whether the parsers of this format read special tokens."""
+        """Whether the parsers of this format read special tokens, or a caller may want to."""
         if wanted is None:
             return False
-        names = {self.names.reasoning} if wanted.separate_reasoning else set()
-        return bool(wanted.tools_json) or bool(names & _READ_SPECIAL_TOKENS)
+        return bool(wanted.tools_json) or self.names.reasoning in _READ_SPECIAL_TOKENS
 
     def without_end(self, text: str, token_id: int) -> str:
         """The end of an answer's text without the token that ended it, if it stands there and no parser reads it."""
@@ -154,6 +164,16 @@ class Parsers:
         if self.names.tool_calls != "kimi_k2":
             return 0
         return int(np.count_nonzero(token_ids == self.tokenizer.convert_tokens_to_ids("<|tool_call_begin|>")))
+
+
+def _variables(text: str) -> dict[str, Any]:
+    try:
+        variables = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        variables = None
+    if not isinstance(variables, dict):
+        raise InvalidRequest("format.template_kwargs_json", text[:64], "a JSON object")
+    return variables
 
 
 def _as_parameters(kind: str, value: Any) -> dict[str, Any]:
