@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message, TextPart
@@ -33,21 +33,21 @@ _FIRST_NAME = 0xF0000
 # Other added tokens may be white space or words.
 _MARK = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
 _TAG = re.compile(r"</?\w+>")
+# What callers write to switch something, as GLM's /nothink.
+_SWITCH = re.compile(r"/\w+")
 
 
 class ControlTokens:
     """The control tokens of a tokenizer: its special tokens, and the added marks in `turns`, chats as the template
-    renders them. Tags of reasoning are none: answers in the history have them."""
+    renders them. Tags of reasoning are none, as answers in the history have them, nor are switches of callers."""
 
     def __init__(self, backend: Tokenizer, turns: str) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder().values()
-        contents = {
-            each.content for each in added if each.special or (_MARK.fullmatch(each.content) and each.content in turns)
-        }
+        contents = {each.content for each in added if _is_control(each, turns)}
         self._tags = {each.content for each in added if not each.special and _TAG.fullmatch(each.content)}
         # The longest first, as the tokenizer matches them.
-        self.contents = sorted((each for each in contents if not REASONING_TAGS.fullmatch(each)), key=len, reverse=True)
+        self.contents = sorted(contents, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
         self._numbers = {content: number for number, content in enumerate(self.contents)}
 
@@ -160,6 +160,12 @@ class ControlTokens:
             return text
         swapped = self._swapped(plain)
         return text if swapped == plain else swapped
+
+
+def _is_control(token: AddedToken, turns: str) -> bool:
+    if REASONING_TAGS.fullmatch(token.content) or _SWITCH.fullmatch(token.content):
+        return False
+    return bool(token.special or (_MARK.fullmatch(token.content) and token.content in turns))
 
 
 def _may_have_tags(message: Message, part: TextPart) -> bool:
