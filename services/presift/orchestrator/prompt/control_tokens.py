@@ -4,17 +4,22 @@ Where the caller's strings hold a control token, the chat is rendered once more 
 characters of these occurrences in the rendered prompt are known. The prompt is then read by a copy of the tokenizer, in
 which the control tokens have other names: those that the template wrote are renamed in the prompt, those of the caller
 are not, and are read as any text. Names have the same length, so that the offsets of tokens stay.
+
+Tags such as `<tool_call>` are a case of their own: prompts for tools name them, and expect them to be read as tokens.
+They are text in what others wrote: results and definitions of tools, arguments of calls, and documents.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message, TextPart
@@ -25,18 +30,24 @@ _STAND_IN = "\ue002{}\ue003"
 # Some templates write the characters of JSON strings as escapes.
 _STAND_INS = re.compile(r"(?:\ue002|\\ue002)(\d+)(?:\ue003|\\ue003)")
 _FIRST_NAME = 0xF0000
+# Other added tokens may be white space or words.
+_MARK = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
+_TAG = re.compile(r"</?\w+>")
+# What callers write to switch something, as GLM's /nothink.
+_SWITCH = re.compile(r"/\w+")
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: its special tokens, and the added tokens in `turns`, an ordinary chat as the
-    template renders it. Tags of reasoning are none: answers in the history have them."""
+    """The control tokens of a tokenizer: its special tokens, and the added marks in `turns`, chats as the template
+    renders them. Tags of reasoning are none, as answers in the history have them, nor are switches of callers."""
 
     def __init__(self, backend: Tokenizer, turns: str) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder().values()
-        contents = {token.content for token in added if token.special or token.content in turns}
+        contents = {each.content for each in added if _is_control(each, turns)}
+        self._tags = {each.content for each in added if not each.special and _TAG.fullmatch(each.content)}
         # The longest first, as the tokenizer matches them.
-        self.contents = sorted((each for each in contents if not REASONING_TAGS.fullmatch(each)), key=len, reverse=True)
+        self.contents = sorted(contents, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
         self._numbers = {content: number for number, content in enumerate(self.contents)}
 
@@ -98,22 +109,26 @@ class ControlTokens:
         number = self._numbers.get(content)
         return content if number is None else chr(_FIRST_NAME + number) * len(content)
 
-    def _swapped(self, text: str) -> str:
-        return self._pattern.sub(self._stand_in, text)
+    def _swapped(self, text: str, *, may_have_tags: bool = False) -> str:
+        return self._pattern.sub(lambda match: self._stand_in(match, may_have_tags), text)
 
-    def _stand_in(self, match: re.Match[str]) -> str:
-        return _STAND_IN.format(self._numbers[match[0]])
+    def _stand_in(self, match: re.Match[str], may_have_tags: bool) -> str:
+        is_kept = may_have_tags and match[0] in self._tags
+        return match[0] if is_kept else _STAND_IN.format(self._numbers[match[0]])
 
     def _message(self, message: Message, parts_are_apart: bool) -> Message:
         parts = message.parts
         if parts_are_apart or len(parts) < 2:
-            parts = tuple(replace(part, text=self._swapped(part.text)) for part in parts)
+            parts = tuple(
+                replace(part, text=self._swapped(part.text, may_have_tags=_may_have_tags(message, part)))
+                for part in parts
+            )
         elif self._pattern.search(message.text):
             parts = self._swapped_across(message)
         return replace(
             message,
             parts=parts,
-            reasoning=self._swapped(message.reasoning),
+            reasoning=self._swapped(message.reasoning, may_have_tags=True),
             tool_calls_json=tuple(map(self._json, message.tool_calls_json)),
             name=self._swapped(message.name),
             tool_call_id=self._swapped(message.tool_call_id),
@@ -127,7 +142,8 @@ class ControlTokens:
             end, at, pieces = start + len(part.text), start, list[str]()
             for match in matches:
                 if start <= match.start() < end:
-                    pieces += [text[at : match.start()], self._stand_in(match)]
+                    stand_in = self._stand_in(match, _may_have_tags(message, part))
+                    pieces += [text[at : match.start()], stand_in]
                 if match.start() < end and match.end() > start:
                     at = min(match.end(), end)
             parts.append(replace(part, text="".join([*pieces, text[at:end]])))
@@ -146,10 +162,36 @@ class ControlTokens:
         return text if swapped == plain else swapped
 
 
+def _is_control(token: AddedToken, turns: str) -> bool:
+    if REASONING_TAGS.fullmatch(token.content) or _SWITCH.fullmatch(token.content):
+        return False
+    return bool(token.special or (_MARK.fullmatch(token.content) and token.content in turns))
+
+
+def _may_have_tags(message: Message, part: TextPart) -> bool:
+    return message.role != "tool" and not part.document
+
+
 def turns_of(render: Callable[[Chat], str]) -> str:
-    """An ordinary chat, rendered; empty if the template refuses it."""
-    turns: Iterable[tuple[str, str]] = (("user", "a"), ("assistant", "b"), ("user", "c"))
-    try:
-        return render(Chat(tuple(Message(role, (TextPart(text),)) for role, text in turns)))
-    except InvalidRequest:
-        return ""
+    """Ordinary chats, rendered: those that the template accepts."""
+    rendered = []
+    for messages, tools in ((_TURNS, ()), (_CALLING, ()), (_CALLING, (_TOOL,))):
+        with suppress(InvalidRequest):
+            rendered.append(render(Chat(messages, tools)))
+    return "\n".join(rendered)
+
+
+def _say(role: str, **given: Any) -> Message:
+    return Message(role, (TextPart("a"),), **given)
+
+
+_TOOL = '{"type": "function", "function": {"name": "f", "description": "a", "parameters": {"type": "object"}}}'
+# Mistral's templates accept only ids of nine characters.
+_CALL = '{"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"b": "c"}}}'
+_TURNS = (_say("user"), _say("assistant"), _say("user"))
+_CALLING = (
+    _say("user"),
+    Message("assistant", (), tool_calls_json=(_CALL,)),
+    _say("tool", name="f", tool_call_id="call00001"),
+    *_TURNS[1:],
+)

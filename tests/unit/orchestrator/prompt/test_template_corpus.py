@@ -1,0 +1,312 @@
+"""Chat templates as models have them, times the shapes of messages that clients send.
+
+`templates/outcomes.txt` says what becomes of each. After a change, write it anew with PRESIFT_WRITE_OUTCOMES=1, and
+read the difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jinja2 import TemplateError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from presift.core.errors import InvalidRequest
+from presift.core.spans import covered
+from presift.orchestrator.api.http.chat_prompts import chat_prompt
+from presift.orchestrator.api.http.schema import ChatBody
+from presift.orchestrator.domain.request import Chat
+from presift.orchestrator.prompt.chat_tools import INVALID_ARGUMENTS
+from presift.orchestrator.prompt.loader import load_tokenizer
+from presift.orchestrator.prompt.protection import QUESTION_CHARACTERS
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
+
+from .message_shapes import SHAPES, Body
+
+FOLDER = Path(__file__).parent / "templates"
+TOKENS = json.loads((FOLDER / "tokens.json").read_text(encoding="utf-8"))
+OUTCOMES = FOLDER / "outcomes.txt"
+_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_REASONING = re.compile(r"</?think>|◁/?think▷|\[/?THINK\]")
+
+
+def byte_level(names: dict[str, Any]) -> Tokenizer:
+    """A token per byte, and the control tokens. With the first token, as a plain text has it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: at for at, token in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    strips = names.get("right_stripped", False)
+    special = [AddedToken(each, special=True, normalized=False, rstrip=strips) for each in names["special"]]
+    others = [*names["marks"], *names.get("others", ())]
+    backend.add_special_tokens(special)
+    backend.add_tokens([AddedToken(each, special=False, normalized=False) for each in others])
+    return backend
+
+
+@dataclass(frozen=True)
+class Model:
+    """A template with its tokenizer: as presift loads it, and as transformers does."""
+
+    name: str
+    tokenizer: PromptTokenizer
+    reference: Any
+
+    @property
+    def control(self) -> list[str]:
+        names = TOKENS[self.name]
+        tokens = [*names["special"], *names["marks"]]
+        return [each for each in tokens if not _REASONING.fullmatch(each) and each != "/nothink"]
+
+    def chat(self, body: Body) -> Chat:
+        return chat_prompt(ChatBody.model_validate(body), self.tokenizer.template_variables)
+
+    def tokenized(self, chat: Chat) -> Any:
+        return asyncio.run(self.tokenizer.tokenize(chat))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    @cache
+    def model(name: str) -> Model:
+        folder = tmp_path_factory.mktemp(name)
+        byte_level(TOKENS[name]).save(str(folder / "tokenizer.json"))
+        ends = {f"{each}_token": TOKENS[name][each] for each in ("bos", "eos") if TOKENS[name][each]}
+        template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **ends}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return Model(name, load_tokenizer(str(folder), 100_000), PreTrainedTokenizerFast.from_pretrained(str(folder)))
+
+    return model
+
+
+# -- transformers' own rendering of what the client sent --
+
+
+def rendered_by_transformers(model: Model, body: Body) -> str | None:
+    """None if the template refuses it."""
+    continues = body.get("continue_final_message", False)
+    reads_parts = TOKENS[model.name].get("reads_parts", False)
+    tools = body.get("tools")
+    # Some templates read parts of users' messages only, or definitions without OpenAI's wrapper.
+    for as_parts in (reads_parts, False):
+        messages = [_as_sglang_gives_it(message, as_parts) for message in body["messages"]]
+        for given in (tools, tools and [tool["function"] for tool in tools]):
+            with suppress(*_ERRORS):
+                rendered = model.reference.apply_chat_template(
+                    messages,
+                    tools=given,
+                    tokenize=False,
+                    add_generation_prompt=not continues,
+                    continue_final_message=continues,
+                )
+                return str(rendered)
+    return None
+
+
+def _as_sglang_gives_it(message: dict[str, Any], reads_parts: bool) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, list):
+        texts = [each["text"] for each in content]
+        as_parts = reads_parts and len(texts) > 1
+        content = [{"type": "text", "text": text} for text in texts] if as_parts else " ".join(texts)
+    made = message | {"content": content or ""}
+    if calls := message.get("tool_calls"):
+        made["tool_calls"] = [call | {"function": _with_object(call["function"])} for call in calls]
+    return made
+
+
+def _with_object(function: dict[str, Any]) -> dict[str, Any]:
+    text = function["arguments"]
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError:
+        arguments = {INVALID_ARGUMENTS: text}
+    return function | {"arguments": arguments}
+
+
+# -- what must hold for each --
+
+
+def outcome(model: Model, body: Body) -> str:
+    """What becomes of it, in words; fails if a rule is broken."""
+    expected, chat = rendered_by_transformers(model, body), model.chat(body)
+    try:
+        tokenized = model.tokenized(chat)
+    except InvalidRequest as refusal:
+        assert all(text not in refusal.message for text in _strings(body["messages"]) if len(text) > 10)
+        assert (expected is None) == (refusal.field == "prompt.chat")
+        return f"refused: {refusal.message}"
+    rendered, offsets = model.tokenizer.render_with_offsets(chat)
+    assert rendered == expected
+    ids = tokenized.ids.tolist()
+    read = model.tokenizer.backend.decode(ids, skip_special_tokens=False)
+    assert without_stripped_space(model, read) == without_stripped_space(model, rendered)
+    check_nothing_is_lost(chat, rendered, tokenized.warnings)
+    check_protection(chat, rendered, kept_characters(rendered, offsets, tokenized), tokenized.warnings)
+    check_control_tokens(model, body, ids)
+    return f"warns: {'; '.join(tokenized.warnings)}" if tokenized.warnings else "ok"
+
+
+def without_stripped_space(model: Model, text: str) -> str:
+    """Without what its tokens take up on their right."""
+    stripped = "|".join(map(re.escape, model.control)) if TOKENS[model.name].get("right_stripped") else "(?!)"
+    return re.sub(rf"({stripped})\s+", r"\1", text)
+
+
+def kept_characters(rendered: str, offsets: list[tuple[int, int]], tokenized: Any) -> Any:
+    """bool[characters]: those with a protected token."""
+    kept = np.zeros(len(rendered), dtype=np.bool_)
+    for (start, end), is_kept in zip(offsets, covered(tokenized.protected, len(offsets)), strict=True):
+        kept[start:end] |= is_kept
+    return kept
+
+
+def places(text: str, rendered: str) -> list[tuple[int, int]]:
+    """Where a text stands: as it is, or as a JSON string; without the white space at its ends."""
+    text = text.strip()
+    ways = {text, *(json.dumps(text, ensure_ascii=each)[1:-1] for each in (True, False))}
+    return [match.span() for way in ways for match in re.finditer(re.escape(way), rendered)]
+
+
+def check_nothing_is_lost(chat: Chat, rendered: str, warnings: tuple[str, ...]) -> None:
+    warned = " ".join(warnings)
+    for at, message in enumerate(chat.messages):
+        for text in filter(str.strip, (part.text for part in message.parts)):
+            is_answer = message.role == "assistant"
+            said = _REASONING.split(text)[-1] if is_answer else text
+            assert places(said, rendered) or (is_answer and f"messages[{at}]" in warned), text
+    for at, text in _fixed(chat):
+        assert places(text, rendered) or f"tool calls of messages[{at}]" in warned, text
+
+
+def check_protection(chat: Chat, rendered: str, kept: Any, warnings: tuple[str, ...]) -> None:
+    warned = " ".join(warnings)
+    for at, number, is_droppable in droppable_parts(chat):
+        for start, end in places(chat.messages[at].parts[number].text, rendered):
+            assert is_droppable or kept[start:end].all(), (at, number)
+            assert not is_droppable or not kept[start:end].any() or f"messages[{at}]" in warned, (at, number)
+    for _, text in _fixed(chat):
+        for start, end in places(text, rendered):
+            assert kept[start:end].all(), text
+
+
+def droppable_parts(chat: Chat) -> Iterator[tuple[int, int, bool]]:
+    """(message, part, whether a policy may drop it), of those that are not blank."""
+    last = max((at for at, message in enumerate(chat.messages) if message.role == "user"), default=-1)
+    for at, message in enumerate(chat.messages):
+        is_question = at == last and len(message.text) <= QUESTION_CHARACTERS
+        is_continued = chat.continue_final_message and at == len(chat.messages) - 1
+        for number, part in enumerate(message.parts):
+            may = part.document if chat.has_documents else message.role != "system" and not is_question
+            if part.text.strip() and not _REASONING.search(part.text):
+                yield at, number, may and not is_continued
+
+
+def _fixed(chat: Chat) -> Iterator[tuple[int | None, str]]:
+    """Texts of definitions (None), and of the calls of messages. Kimi's template shows a call's id, not its name."""
+    for function in (json.loads(each)["function"] for each in chat.tools_json):
+        yield from ((None, function[key]) for key in ("name", "description"))
+    for at, message in enumerate(chat.messages):
+        for call in map(json.loads, message.tool_calls_json):
+            arguments = _with_object(call["function"])["arguments"]
+            yield from ((at, text) for text in (*arguments, *arguments.values()))
+            if message.role == "assistant" and chat.tools_json:
+                yield at, call["function"]["name"]
+
+
+def check_control_tokens(model: Model, body: Body, ids: list[int]) -> None:
+    """As many as of a chat without any in the client's texts, and the first token not twice."""
+    harmless = model.tokenized(model.chat(_harmless(body, model.control))).ids.tolist()
+    names = {model.tokenizer.backend.token_to_id(each): each for each in model.control}
+    count, expected = (Counter(names[each] for each in some if each in names) for some in (ids, harmless))
+    assert count == expected
+    first = model.tokenizer.backend.token_to_id(TOKENS[model.name]["bos"] or "none")
+    assert all(pair != (first, first) for pair in pairwise(ids))
+
+
+def _harmless(value: Any, control: list[str]) -> Any:
+    if isinstance(value, str):
+        for each in control:
+            value = value.replace(each, "word")
+        return value
+    if isinstance(value, list):
+        return [_harmless(each, control) for each in value]
+    return {name: _harmless(each, control) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    some = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for each in some for text in _strings(each)]
+
+
+# -- each template with each shape --
+
+
+def shaped(model: Model, shape: str) -> Body:
+    own = [each for each in model.control if not re.fullmatch(r"</?\w+>", each)]
+    return SHAPES[shape](" ".join(model.control), " ".join(own))
+
+
+@cache
+def known_outcomes() -> dict[tuple[str, str], str]:
+    """From the table: (template, shape) to its outcome."""
+    table, _, legend = OUTCOMES.read_text(encoding="utf-8").partition("\n\n")
+    words = dict(line.split("  ", 1) for line in legend.splitlines())
+    head, *rows = table.splitlines()
+    names = head.split()
+    return {
+        (name, row[:24].strip()): words[code]
+        for row in rows
+        for name, code in zip(names, row[24:].split(), strict=True)
+    }
+
+
+def written(outcomes: dict[tuple[str, str], str]) -> str:
+    """The table of all outcomes, with a code for each, then what the codes mean."""
+    codes = {"ok": "ok"}
+    for text in outcomes.values():
+        codes.setdefault(text, f"{text[0].upper()}{len(codes)}")
+    width = {name: len(name) + 2 for name in TOKENS}
+    lines = [" " * 24 + "".join(name.ljust(width[name]) for name in TOKENS)]
+    lines += [
+        shape.ljust(24) + "".join(codes[outcomes[name, shape]].ljust(width[name]) for name in TOKENS)
+        for shape in SHAPES
+    ]
+    legend = [f"{code}  {text}" for text, code in codes.items()]
+    return "\n".join([*map(str.rstrip, lines), "", *legend, ""])
+
+
+@pytest.mark.skipif("PRESIFT_WRITE_OUTCOMES" not in os.environ, reason="writes the table")
+def test_write_outcomes(corpus):
+    OUTCOMES.write_text(
+        written(
+            {(name, shape): outcome(corpus(name), shaped(corpus(name), shape)) for name in TOKENS for shape in SHAPES}
+        ),
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.skipif("PRESIFT_WRITE_OUTCOMES" in os.environ, reason="the table is written")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", TOKENS)
+def test_what_becomes_of_each(corpus, name, shape):
+    model = corpus(name)
+    assert outcome(model, shaped(model, shape)) == known_outcomes()[name, shape]
