@@ -276,6 +276,14 @@ def test_compose_has_the_same_sizes():
         assert variable(role, "threads" if role != "orchestrator" else "max_running") in shared
 
 
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_compose_gives_a_model_the_same_time_to_load(role):
+    compose = yaml.safe_load((sources.ROOT / sources.BASE).read_text())[f"x-{role}"]["healthcheck"]["start_period"]
+    for overlay in MODELS:
+        probe = pod(rendered(overlay), role)["containers"][0]["startupProbe"]
+        assert compose == f"{probe['periodSeconds'] * probe['failureThreshold'] // 60}m"
+
+
 @pytest.fixture
 def mine(tmp_path):
     """A copy of ops/k8s, for an operator's own overlays."""

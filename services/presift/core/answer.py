@@ -21,7 +21,8 @@ class AnswerFormat:
     """What the target separates from an answer's text: the calls of `tools_json` (one definition each) and reasoning.
 
     `function` is the tool that must be called, with FUNCTION. `single_call` allows one call at most; it binds where a
-    grammar applies. Raises InvalidRequest for a forced call without tools, or of no function.
+    grammar applies. `template_kwargs_json` are the variables of the chat's template, which may turn reasoning on or
+    off. Raises InvalidRequest for a forced call without tools, or of no function.
     """
 
     tools_json: tuple[str, ...] = ()
@@ -29,6 +30,7 @@ class AnswerFormat:
     function: str = ""
     single_call: bool = False
     separate_reasoning: bool = False
+    template_kwargs_json: str = ""
 
     def __post_init__(self) -> None:
         if self.forces_call and not self.tools_json:

@@ -25,6 +25,7 @@ MAX_GRAMMAR_CHARACTERS = 1_048_576
 # In all definitions of one request together.
 MAX_TOOLS = 512
 MAX_TOOLS_CHARACTERS = 1_048_576
+MAX_TEMPLATE_KWARGS_CHARACTERS = 65_536
 # The draft generates them one by one, before the target's first token.
 MAX_LOOKAHEAD_TOKENS = 256
 

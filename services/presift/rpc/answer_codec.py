@@ -82,6 +82,7 @@ def format_from_wire(wanted: target_pb2.AnswerFormat) -> AnswerFormat:
         wanted.function,
         wanted.single_call,
         wanted.separate_reasoning,
+        wanted.template_kwargs_json,
     )
 
 
@@ -92,6 +93,7 @@ def format_to_wire(wanted: AnswerFormat) -> target_pb2.AnswerFormat:
         function=wanted.function,
         single_call=wanted.single_call,
         separate_reasoning=wanted.separate_reasoning,
+        template_kwargs_json=wanted.template_kwargs_json,
     )
 
 

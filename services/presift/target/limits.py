@@ -6,6 +6,7 @@ from presift.core.limits import (
     MAX_LOOKAHEAD_TOKENS,
     MAX_PROMPT_TOKENS,
     MAX_SPANS,
+    MAX_TEMPLATE_KWARGS_CHARACTERS,
     MAX_TOOLS,
     MAX_TOOLS_CHARACTERS,
     SAMPLING,
@@ -36,6 +37,12 @@ GENERATE: tuple[Limit, ...] = (
         MAX_TOOLS_CHARACTERS,
         "characters",
         lambda message: sum(map(len, message.format.tools_json)),
+    ),
+    Limit(
+        "format.template_kwargs_json",
+        MAX_TEMPLATE_KWARGS_CHARACTERS,
+        "characters",
+        lambda message: len(message.format.template_kwargs_json),
     ),
     Limit("kv_plan.kv_mask.kept", MAX_KV_MASK_BYTES, "bytes", lambda message: len(message.kv_plan.kv_mask.kept)),
 )

@@ -84,18 +84,20 @@ class Sampling(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_new_tokens: _Optional[int] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., ebnf: _Optional[str] = ..., structural_tag: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., keep_special_tokens: _Optional[bool] = ...) -> None: ...
 
 class AnswerFormat(_message.Message):
-    __slots__ = ("tools_json", "tool_choice", "function", "single_call", "separate_reasoning")
+    __slots__ = ("tools_json", "tool_choice", "function", "single_call", "separate_reasoning", "template_kwargs_json")
     TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     SINGLE_CALL_FIELD_NUMBER: _ClassVar[int]
     SEPARATE_REASONING_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_KWARGS_JSON_FIELD_NUMBER: _ClassVar[int]
     tools_json: _containers.RepeatedScalarFieldContainer[str]
     tool_choice: ToolChoice
     function: str
     single_call: bool
     separate_reasoning: bool
-    def __init__(self, tools_json: _Optional[_Iterable[str]] = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., function: _Optional[str] = ..., single_call: _Optional[bool] = ..., separate_reasoning: _Optional[bool] = ...) -> None: ...
+    template_kwargs_json: str
+    def __init__(self, tools_json: _Optional[_Iterable[str]] = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., function: _Optional[str] = ..., single_call: _Optional[bool] = ..., separate_reasoning: _Optional[bool] = ..., template_kwargs_json: _Optional[str] = ...) -> None: ...
 
 class TargetServiceGenerateRequest(_message.Message):
     __slots__ = ("token_ids", "sampling", "cache_salt", "kv_plan", "format")

@@ -41,10 +41,25 @@ async def test_only_what_the_target_can_separate(open_house, missing):
     assert wanted.separate_reasoning is (missing != "reasoning_parser")
 
 
-@pytest.mark.parametrize("options", [{"raw_text": True}, {"prompt": [1, 2]}, {"prompt": "text"}])
+@pytest.mark.parametrize("options", [{"prompt": [1, 2]}, {"prompt": "text"}])
 async def test_nothing_is_separated(open_house, options):
     house = await open_house(abilities=ABLE)
-    assert not (await asked(house, options.pop("prompt", chat(TOOL)), **options)).HasField("format")
+    assert not (await asked(house, **options)).HasField("format")
+
+
+@pytest.mark.parametrize("raw_text", [True, False])
+async def test_a_reasoning_model_is_told_of_a_chat_and_its_variables(open_house, raw_text):
+    """A grammar begins after the reasoning, also where that stays in the text."""
+    prompt = chat()
+    prompt.chat.template_kwargs_json = '{"enable_thinking": false}'
+    wanted = await asked(await open_house(abilities=ABLE), prompt, raw_text=raw_text)
+    assert wanted.format == target_pb2.AnswerFormat(
+        tool_choice=target_pb2.TOOL_CHOICE_AUTO,
+        separate_reasoning=not raw_text,
+        template_kwargs_json='{"enable_thinking": false}',
+    )
+    unable = await open_house(abilities=ABLE | {"reasoning_parser": ""})
+    assert not (await asked(unable, prompt, raw_text=raw_text)).HasField("format")
 
 
 @pytest.mark.parametrize("forced", [{"tool_choice": REQUIRED}, {"tool_choice": FUNCTION, "tool_function": "add"}])

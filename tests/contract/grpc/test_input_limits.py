@@ -97,6 +97,7 @@ PREFILLS = {
 FORMATS = {
     ("format.tools_json", "tools"): lambda n: answer_format(tools_json=["{}"] * n),
     ("format.tools_json", "characters"): lambda n: answer_format(tools_json=["x" * n]),
+    ("format.template_kwargs_json", "characters"): lambda n: answer_format(template_kwargs_json="x" * n),
 }
 PLANS = {
     ("kv_plan.protected_spans", "spans"): lambda n: kv_plan(protected_spans=spans(n)),

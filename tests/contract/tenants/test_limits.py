@@ -100,6 +100,23 @@ async def test_tokens_that_were_not_generated_are_returned(two_houses):
     )
 
 
+async def test_prompts_cannot_be_scored_for_free(two_houses):
+    """Each refused request has cost a draft pass: the tenant's tokens end."""
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=350))
+    budget = {"strict": True, "min_coverage": 0.99, "max_prompt_tokens": 40}
+    reasons = []
+    for number in range(6):
+        prompt = [token_id + number for token_id in LONG]
+        wanted = request(prompt, max_new_tokens=5, budget=budget, route=plan_pb2.ROUTE_SPEC_PC)
+        call = first.stub.Generate(wanted, metadata=shows(ACME))
+        reasons.append((await refusal_of(_all(call))).reason)
+    assert reasons == ["BUDGET_EXCEEDED"] * 3 + ["OVERLOADED"] * 3 and len(first.draft.calls) == 3
+
+
+async def _all(call):
+    return [event async for event in call]
+
+
 async def test_no_more_is_reserved_than_the_context_holds(two_houses):
     first, _ = await two_houses(TenantLimits(tokens_per_minute=500))
     assert (await ask(first, new_tokens=128_000))[-1].usage.completion_tokens

@@ -24,8 +24,8 @@ Body = dict[str, Any]
 Ask = Callable[[str, str, Body], httpx.Response]
 MODEL = "same"
 CONTEXT_TOKENS = 2048
-# SGLang's name of the parser that reads the template's calls.
-PARSER = "qwen"
+# SGLang's names of the parsers that read the template's calls, and reasoning as the tests' prompts show it.
+PARSER, REASONING = "qwen", "qwen3"
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +49,7 @@ def sglang(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     command = [sys.executable, "-m", "presift.target.stock_server", "--model-path", str(model), "--port", str(port)]
     command += ["--dtype", "float32", "--max-total-tokens", "8192", "--context-length", str(CONTEXT_TOKENS)]
     command += ["--grammar-backend", "xgrammar", "--tool-call-parser", PARSER, "--log-level", "error"]
+    command += ["--reasoning-parser", REASONING]
     command += ["--chunked-prefill-size", "512", "--max-running-requests", "8"]
     # Else it polls without pause: what runs beside it would wait for a core for minutes.
     command += ["--sleep-on-idle"]
@@ -76,6 +77,7 @@ def presift(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
             f"--context-tokens={CONTEXT_TOKENS}",
             "--kv-pool-tokens=8192",
             f"--tool-call-parser={PARSER}",
+            f"--reasoning-parser={REASONING}",
             "--max-running=8",
         ],
     )

@@ -7,8 +7,9 @@ from typing import Any
 Body = dict[str, Any]
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-# `chat_template` of the model under test: ChatML with tools, as Hermes models have them.
-TEMPLATE = """{%- if tools %}<|im_start|>system
+# `chat_template` of the model under test: ChatML with tools, as Hermes models have them. Reasoning is off by default.
+TEMPLATE = """{% if not enable_thinking is defined %}{% set enable_thinking = false %}{% endif %}
+{%- if tools %}<|im_start|>system
 {% if messages[0].role == 'system' %}{{ messages[0].content }}
 
 {% endif %}# Tools
@@ -81,6 +82,14 @@ def _schema(schema: Body, **more: Any) -> Body:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **more}}
 
 
+def _thinking(*, enabled: bool = True, **more: Any) -> tuple[str, Body]:
+    """A model that knows no reasoning repeats that of earlier turns."""
+    turns = [turn for number in (2, 4, 6) for turn in (f"Is {number} even?", "<think>\nEasy.\n</think>\n\nYes.")]
+    return _chat(
+        *turns, "Is 8 even?", **{"max_tokens": 40, "chat_template_kwargs": {"enable_thinking": enabled}} | more
+    )
+
+
 _ASK = "Name the capital of Norway."
 _TOOLS = {"tools": [WEATHER, CLOCK], "max_tokens": 60}
 _NAMED = {"type": "function", "function": {"name": "get_time"}}
@@ -132,6 +141,20 @@ _BASE: dict[str, tuple[str, Body]] = {
         CHAT,
         _chat(_ASK, "The capital of Norway is")[1] | {"continue_final_message": True, "add_generation_prompt": False},
     ),
+    "reasoning": _thinking(),
+    "reasoning in the text": _thinking(separate_reasoning=False),
+    "reasoning turned off": _thinking(enabled=False),
+    "reasoning cut": _thinking(max_tokens=4),
+    "reasoning in one piece": _thinking(stream_reasoning=False),
+    "reasoning, two choices": _thinking(n=2),
+    "reasoning, log probabilities": _thinking(logprobs=True, top_logprobs=2, max_tokens=14),
+    "reasoning, schema": _thinking(response_format=_schema({"enum": ["yes", "no"]})),
+    "reasoning in the text, schema": _thinking(separate_reasoning=False, response_format=_schema({"enum": ["yes"]})),
+    "reasoning turned off, schema": _thinking(enabled=False, response_format=_schema({"enum": ["yes", "no"]})),
+    "reasoning, regex": _thinking(regex="(even|odd)!"),
+    "reasoning, tool required": _thinking(**_TOOLS, tool_choice="required"),
+    "reasoning, tool named": _thinking(**_TOOLS, tool_choice=_NAMED),
+    "reasoning, tools left alone": _thinking(**_TOOLS),
     "text": _text("The capital of Norway is"),
     "text, ids": _text([504, 3575, 282, 23823, 314]),
     "text, two prompts": _text(["The capital of Norway is", "One, two, three,"]),
@@ -155,6 +178,8 @@ _BASE: dict[str, tuple[str, Body]] = {
 _STREAMED = (
     *("chat", "chat, to the end", "chat, stop string", "chat, two choices", "chat, top log probabilities"),
     *("chat, schema", "chat, tool required", "chat, tool named", "chat, tools left alone", "chat, tool results"),
+    *("reasoning", "reasoning in the text", "reasoning cut", "reasoning in one piece", "reasoning, schema"),
+    *("reasoning, tool required", "reasoning, two choices"),
     *("chat, characters beyond ASCII", "text", "text, two prompts", "text, echo", "text, stop"),
 )
 REQUESTS: dict[str, tuple[str, Body]] = _BASE | {

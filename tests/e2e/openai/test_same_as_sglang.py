@@ -52,8 +52,11 @@ def _from_stream(reply: httpx.Response, is_chat: bool) -> Body:
         usage = chunk.get("usage") or usage
         for choice in chunk["choices"]:
             new = _choice(choice, choice.get("delta") or choice, is_chat)
-            old = choices.setdefault(choice["index"], {"text": "", "calls": [], "finish": None, "logprobs": []})
+            old = choices.setdefault(
+                choice["index"], {"text": "", "reasoning": "", "calls": [], "finish": None, "logprobs": []}
+            )
             old["text"] += new["text"]
+            old["reasoning"] += new["reasoning"]
             old["finish"] = new["finish"] or old["finish"]
             old["logprobs"] += new["logprobs"]
             for call in new["calls"]:
@@ -73,8 +76,9 @@ def _choice(choice: Body, content: Body, is_chat: bool) -> Body:
         }
         for number, call in enumerate(content.get("tool_calls") or [])
     ]
-    text = content.get("content" if is_chat else "text") or ""
-    return {"text": text, "calls": calls, "finish": choice["finish_reason"], "logprobs": _logprobs(choice)}
+    text, reasoning = content.get("content" if is_chat else "text") or "", content.get("reasoning_content") or ""
+    parts = {"text": text, "reasoning": reasoning, "calls": calls}
+    return parts | {"finish": choice["finish_reason"], "logprobs": _logprobs(choice)}
 
 
 def _logprobs(choice: Body) -> list[float]:
@@ -92,7 +96,13 @@ def _compared(choices: dict[int, Body], usage: Body) -> Body:
         "choices": {index: {k: v for k, v in choice.items() if k != "logprobs"} for index, choice in choices.items()},
         "logprobs": [each for index in sorted(choices) for each in choices[index]["logprobs"]],
         "usage": {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
+        "reasoning": _reasoning_tokens(usage),
     }
+
+
+def _reasoning_tokens(usage: Body) -> int:
+    """SGLang's server has its own place for them, beside OpenAI's."""
+    return usage.get("reasoning_tokens") or (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
 
 
 def test_the_requests_have_all_shapes() -> None:

@@ -12,13 +12,25 @@ from enum import StrEnum
 from typing import Any
 
 from presift.cache.redis_client import CacheUnavailable
-from presift.core.errors import InvalidRequest, Overloaded, PresiftError
+from presift.core.errors import (
+    DraftUnavailable,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    PresiftError,
+    ShuttingDown,
+    TargetUnavailable,
+)
 from presift.orchestrator.admission.concurrency_limit import ConcurrencyLimit, MemoryConcurrencyLimit
 from presift.orchestrator.admission.token_rate_limit import WINDOW_S, TokenRateLimit
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.telemetry.metrics import count
 
 RETRY_S = 1.0
+
+# After any other error the prompt stays charged: draft and target may have worked for it, and a caller could ask for it
+# again and again.
+_OUR_FAILURES = (DraftUnavailable, TargetUnavailable, Overloaded, ShuttingDown, InternalError)
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +66,11 @@ class Quota:
         """That many new tokens were sent to the caller."""
         self._generated += tokens
 
-    def unused(self, *, has_failed: bool) -> int:
-        """The tokens to return at the end; all of them if the request has failed before its first token."""
+    def unused(self, *, is_our_failure: bool) -> int:
+        """The tokens to return at the end; all of them if the service failed before the first token."""
         if time.monotonic() - self._reserved_at_s > WINDOW_S:
             return 0  # the reservation has left the window
-        used = 0 if has_failed and not self._generated else self._prompt + self._generated
+        used = 0 if is_our_failure and not self._generated else self._prompt + self._generated
         return max(0, self._reserved - used)
 
 
@@ -85,15 +97,15 @@ class Quotas:
     @asynccontextmanager
     async def held(self, tenant: str | None, limits: TenantLimits) -> AsyncIterator[Quota]:
         """The quota of one request, until the block ends. Without limits nothing is counted. Raises Overloaded."""
-        quota, has_failed = Quota(self, tenant or "", limits.tokens_per_minute), False
+        quota, is_our_failure = Quota(self, tenant or "", limits.tokens_per_minute), False
         async with self._concurrency_held(tenant or "", limits.concurrency):
             try:
                 yield quota
-            except PresiftError:
-                has_failed = True
+            except PresiftError as error:
+                is_our_failure = isinstance(error, _OUR_FAILURES)
                 raise
             finally:
-                unused = quota.unused(has_failed=has_failed)
+                unused = quota.unused(is_our_failure=is_our_failure)
                 if unused and limits.tokens_per_minute is not None:
                     await self._finish(self._return(tenant or "", unused, limits.tokens_per_minute))
 

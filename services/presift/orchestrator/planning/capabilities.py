@@ -33,9 +33,15 @@ def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
         raise InvalidRequest("sampling.logit_bias", highest, f"token ids < {size} (the vocabulary)")
     # A forced call needs no parser: its grammar makes JSON.
     tools = wanted.tools_json if is_forced or target.tool_call_parser else ()
-    has_reasoning = wanted.separate_reasoning and bool(target.reasoning_parser)
-    narrowed = replace(wanted, tools_json=tools, separate_reasoning=has_reasoning) if tools or has_reasoning else None
-    return replace(request, answer_format=narrowed)
+    # A reasoning model is told of a chat even if its reasoning stays in the text: a grammar begins after it.
+    chat = request.prompt if target.reasoning_parser and isinstance(request.prompt, Chat) else None
+    narrowed = replace(
+        wanted,
+        tools_json=tools,
+        separate_reasoning=wanted.separate_reasoning and bool(target.reasoning_parser),
+        template_kwargs_json="" if chat is None else chat.template_kwargs_json,
+    )
+    return replace(request, answer_format=narrowed if tools or chat is not None else None)
 
 
 def _check_tool(request: Request, function: str) -> None:

@@ -51,7 +51,8 @@ class FoundText:
 @dataclass(frozen=True, slots=True)
 class ChatFrame:
     """The texts found in a rendered chat, in its order; a template may repeat a text. `rewritten` and `left_out`: the
-    messages that the template rewrites, and those of whose content it shows nothing, ascending."""
+    messages that the template rewrites, and those that it leaves out, ascending. An answer is left out if nothing of it
+    is shown, any other message if one of its parts is not."""
 
     texts: tuple[FoundText, ...]
     rewritten: tuple[int, ...] = ()
@@ -66,12 +67,13 @@ def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> Chat
     if found is None:
         placed, found = _halved(chat, rendered, render)
     shown = {int(match[1]) for match in _PATTERN.finditer(frame)}
-    numbers = defaultdict[int, list[int]](list)
+    numbers = defaultdict[tuple[int, int | None], list[int]](list)
     for number, text in enumerate(texts):
         if text.is_answer and text.text.strip() and text.message in placed:
-            numbers[text.message].append(number)
-    left_out = tuple(message for message, own in numbers.items() if shown.isdisjoint(own))
-    return ChatFrame(found, tuple(sorted(everyone - placed)), left_out)
+            part = None if chat.messages[text.message].role == "assistant" else text.part
+            numbers[text.message, part].append(number)
+    left_out = {message for (message, _), own in numbers.items() if shown.isdisjoint(own)}
+    return ChatFrame(found, tuple(sorted(everyone - placed)), tuple(sorted(left_out)))
 
 
 def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
@@ -187,34 +189,41 @@ def _matched_as(way: _Way, placed: list[tuple[_Text, str]], rendered: str, at: i
 @dataclass(frozen=True, slots=True)
 class _Way:
     """How a template writes the texts of a message: without these characters at its start and end (None: white space),
-    and as a JSON string."""
+    or at those of each part, and as a JSON string."""
 
     start: str | None = ""
     end: str | None = ""
+    of_parts: bool = False
     as_json: bool = False
 
 
-# The likeliest first. Llama 3 writes the results of tools as JSON; Llama 2 strips the first text with the system's.
+# The likeliest first. Llama 3 writes the results of tools as JSON; Llama 2 strips the first text with the system's;
+# Gemma 3 strips parts.
 _STRIPPED = (("", ""), (None, None), ("\n", "\n"), ("", None), (None, ""), ("\n", ""), ("", "\n"))
-_WAYS = [_Way(start, end, as_json) for as_json in (False, True) for start, end in _STRIPPED]
+_PLAIN = [*(_Way(start, end) for start, end in _STRIPPED), _Way(None, None, of_parts=True)]
+_WAYS = [replace(way, as_json=as_json) for as_json in (False, True) for way in _PLAIN]
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
     """A text of a message; `message` and `part` as in FoundText. `is_first`, `is_last`: of its content only white space
-    is before or after it, so that templates strip it. `is_answer`: templates should show it; they may leave out
-    reasoning."""
+    is before or after it, so that templates strip it; `..._of_part`: it begins or ends its part. `is_answer`: templates
+    should show it; they may leave out reasoning."""
 
     message: int
     part: int | None
     text: str
     is_first: bool = False
     is_last: bool = False
+    is_first_of_part: bool = False
+    is_last_of_part: bool = False
     is_answer: bool = False
 
     def written(self, way: _Way) -> str:
-        text = self.text.lstrip(way.start) if self.is_first else self.text
-        text = text.rstrip(way.end) if self.is_last else text
+        is_first = self.is_first_of_part if way.of_parts else self.is_first
+        is_last = self.is_last_of_part if way.of_parts else self.is_last
+        text = self.text.lstrip(way.start) if is_first else self.text
+        text = text.rstrip(way.end) if is_last else text
         return json.dumps(text, ensure_ascii=False)[1:-1] if way.as_json else text
 
 
@@ -224,14 +233,16 @@ def _texts(chat: Chat) -> list[_Text]:
     for at, message in enumerate(chat.messages):
         *contents, reasoning = _fields(message)
         texts = [
-            (part, number, text) for part, pieces in enumerate(contents) for number, text in enumerate(pieces[::2])
+            (part, number, text, number == len(pieces) // 2)
+            for part, pieces in enumerate(contents)
+            for number, text in enumerate(pieces[::2])
         ]
         # All but the first text of a part follow a tag.
-        answer = max((place for place, (_, number, _) in enumerate(texts) if number), default=0)
-        filled = [place for place, (_, _, text) in enumerate(texts) if text.strip()] or [len(texts), -1]
+        answer = max((place for place, (_, number, _, _) in enumerate(texts) if number), default=0)
+        filled = [place for place, (_, _, text, _) in enumerate(texts) if text.strip()] or [len(texts), -1]
         found += [
-            _Text(at, part, text, place <= filled[0], place >= filled[-1], place >= answer)
-            for place, (part, _, text) in enumerate(texts)
+            _Text(at, part, text, place <= filled[0], place >= filled[-1], number == 0, ends_part, place >= answer)
+            for place, (part, number, text, ends_part) in enumerate(texts)
         ]
         found += [_Text(at, None, text) for text in reasoning[::2]]
     return found

@@ -1,14 +1,16 @@
 """Tool definitions, tool calls and further variables of a chat: from JSON to the objects that chat templates read.
 
 A template that does not support tools would silently leave them out of the prompt. So the chat is rendered once more
-without them, and refused if the result is the same.
+without them, and refused if the result is the same; and once more with placeholders for the calls.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -16,6 +18,9 @@ from presift.orchestrator.domain.request import Chat, Message
 
 # The one key of the arguments of a call that a model wrote wrongly.
 INVALID_ARGUMENTS = "invalid_arguments"
+# Private-use characters, which mean nothing to chat templates; nine in all, as Mistral's templates want of an id.
+_PLACEHOLDER = "\ue000{:07}\ue001"
+_PATTERN = re.compile(r"(?:\ue000|\\ue000)(\d{7,})(?:\ue001|\\ue001)")
 
 
 def parse_tools(chat: Chat) -> list[Any]:
@@ -45,15 +50,37 @@ def parse_tool_calls(message: Message) -> list[dict[str, Any]]:
     return [_call(text) for text in message.tool_calls_json]
 
 
-def check_tools_rendered(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> None:
-    """Raise InvalidRequest if `rendered`, the rendering of `chat`, is the same without its tools or tool calls."""
+def check_tools_rendered(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[int, ...]:
+    """The messages of whose calls the template leaves out some. Raises InvalidRequest if it does not support the tools
+    or the tool calls of `chat`, whose rendering is `rendered`."""
     if chat.tools_json and _try(render, replace(chat, tools_json=())) == rendered:
         value, limit = f"{len(chat.tools_json)} given", "unset: the target's chat template does not support tools"
         raise InvalidRequest("prompt.chat.tools_json", value, limit)
-    calls = sum(len(message.tool_calls_json) for message in chat.messages)
-    if calls and _try(render, _without_calls(chat)) == rendered:
-        value, limit = f"{calls} given", "unset: the target's chat template does not support tool calls"
+    messages = [at for at, message in enumerate(chat.messages) for _ in message.tool_calls_json]
+    shown = _shown_calls(chat, render) if messages else set()
+    # Some templates show either the text of an answer or its calls.
+    if not shown and messages and not _shown_calls(_without_texts(chat), render):
+        value, limit = f"{len(messages)} given", "unset: the target's chat template does not support tool calls"
         raise InvalidRequest("prompt.chat.messages.tool_calls_json", value, limit)
+    return tuple(dict.fromkeys(at for number, at in enumerate(messages) if number not in shown))
+
+
+def _shown_calls(chat: Chat, render: Callable[[Chat], str]) -> set[int]:
+    """The numbers of the calls that the template shows: a placeholder stands for name, id and arguments. All, if it
+    refuses placeholders."""
+    numbers, messages = count(), []
+    for message in chat.messages:
+        calls = tuple(_with_placeholder(text, next(numbers)) for text in message.tool_calls_json)
+        messages.append(replace(message, tool_calls_json=calls))
+    rendered = _try(render, replace(chat, messages=tuple(messages)))
+    return set(range(next(numbers))) if rendered is None else {int(each[1]) for each in _PATTERN.finditer(rendered)}
+
+
+def _with_placeholder(text: str, number: int) -> str:
+    placeholder = _PLACEHOLDER.format(number)
+    call = _call(text)
+    function = call.get("function", call) | {"name": placeholder, "arguments": {placeholder: placeholder}}
+    return json.dumps((call | {"function": function} if "function" in call else function) | {"id": placeholder})
 
 
 def _try(render: Callable[[Chat], str], chat: Chat) -> str | None:
@@ -63,8 +90,9 @@ def _try(render: Callable[[Chat], str], chat: Chat) -> str | None:
         return None
 
 
-def _without_calls(chat: Chat) -> Chat:
-    return replace(chat, messages=tuple(replace(message, tool_calls_json=()) for message in chat.messages))
+def _without_texts(chat: Chat) -> Chat:
+    messages = (replace(each, parts=()) if each.tool_calls_json else each for each in chat.messages)
+    return replace(chat, messages=tuple(messages))
 
 
 def _call(text: str) -> dict[str, Any]:

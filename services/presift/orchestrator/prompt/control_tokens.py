@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message, TextPart
@@ -32,21 +32,21 @@ _FIRST_NAME, _FILL = 0xF0000, "\U00100000"
 # Other added tokens may be white space or words.
 _MARK = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
 _TAG = re.compile(r"</?\w+>")
+# What callers write to switch something, as GLM's /nothink.
+_SWITCH = re.compile(r"/\w+")
 
 
 class ControlTokens:
     """The control tokens of a tokenizer: its special tokens, and the added marks in `turns`, chats as the template
-    renders them. Tags of reasoning are none: answers in the history have them."""
+    renders them. Tags of reasoning are none, as answers in the history have them, nor are switches of callers."""
 
     def __init__(self, backend: Tokenizer, turns: str) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder().values()
-        contents = {
-            each.content for each in added if each.special or (_MARK.fullmatch(each.content) and each.content in turns)
-        }
+        contents = {each.content for each in added if _is_control(each, turns)}
         tags = {each.content for each in added if not each.special and _TAG.fullmatch(each.content)}
         # The longest first, as the tokenizer matches them.
-        self.contents = sorted((each for each in contents if not REASONING_TAGS.fullmatch(each)), key=len, reverse=True)
+        self.contents = sorted(contents, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
         self._numbers = {content: number for number, content in enumerate(self.contents)}
         self._stand_ins = StandIns(self.contents, tags)
@@ -128,6 +128,12 @@ class ControlTokens:
         """No name begins with the end of another, so that what stands beside one cannot be read as a part of it."""
         number = self._numbers.get(content)
         return content if number is None else chr(_FIRST_NAME + number) + _FILL * (len(content) - 1)
+
+
+def _is_control(token: AddedToken, turns: str) -> bool:
+    if REASONING_TAGS.fullmatch(token.content) or _SWITCH.fullmatch(token.content):
+        return False
+    return bool(token.special or (_MARK.fullmatch(token.content) and token.content in turns))
 
 
 def turns_of(render: Callable[[Chat], str]) -> str:

@@ -85,9 +85,9 @@ class PromptTokenizer:
         text = self.render(prompt)
         if isinstance(prompt, Text):
             return _Rendered(text, (Range(0, len(text)),))
-        check_tools_rendered(prompt, text, self.render)
+        calls_left_out = check_tools_rendered(prompt, text, self.render)
         frame = find_texts(prompt, text, self.render)
-        warnings = _warnings(prompt, frame)
+        warnings = _warnings(prompt, frame, calls_left_out)
         return _Rendered(
             text,
             droppable_ranges(prompt, frame),
@@ -122,12 +122,17 @@ class PromptTokenizer:
         """Raises InvalidRequest, caused by the template's error if it refuses the chat."""
         if self._template is None:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
-        return self._template(
-            template_messages(chat, reads_parts=self._reads_parts),
-            parse_tools(chat) or None,
-            variables=parse_variables(chat),
-            continues=chat.continue_final_message,
-        )
+        messages = template_messages(chat, reads_parts=self._reads_parts)
+        tools, variables, continues = parse_tools(chat) or None, parse_variables(chat), chat.continue_final_message
+        try:
+            return self._template(messages, tools, variables=variables, continues=continues)
+        except InvalidRequest:
+            # Some templates read parts of users' messages only.
+            joined = template_messages(chat)
+            if joined != messages:
+                with suppress(InvalidRequest):
+                    return self._template(joined, tools, variables=variables, continues=continues)
+            raise
 
     def _with_reason(self, error: InvalidRequest, chat: Chat) -> InvalidRequest:
         """With the template's own reason, if that has no text of the caller: the template gives it for the placeholders
@@ -186,12 +191,14 @@ class _Rendered:
     warnings: tuple[str, ...] = ()
 
 
-def _warnings(chat: Chat, frame: ChatFrame) -> tuple[str, ...]:
+def _warnings(chat: Chat, frame: ChatFrame, calls_left_out: Sequence[int]) -> tuple[str, ...]:
     """What the template did with messages. Raises InvalidRequest for one that it leaves out; of an answer templates may
     leave out the text, for example beside tool calls."""
     lost = [at for at in frame.left_out if chat.messages[at].role != "assistant"]
     if lost:
-        value, limit = f"role {chat.messages[lost[0]].role}", "a message that the chat template shows: it leaves it out"
+        message = chat.messages[lost[0]]
+        way = "it out, or a part of it: send one text" if len(message.parts) > 1 else "it out"
+        value, limit = f"role {message.role}", f"a message that the chat template shows: it leaves {way}"
         raise InvalidRequest(f"prompt.chat.messages[{lost[0]}]", value, limit)
     rewritten = [at for at in frame.rewritten if chat.messages[at].role != "system"]
     warnings = []
@@ -199,6 +206,8 @@ def _warnings(chat: Chat, frame: ChatFrame) -> tuple[str, ...]:
         warnings.append(f"the chat template rewrites {_listed(rewritten)}: nothing of that is dropped")
     if frame.left_out:
         warnings.append(f"the chat template leaves out the text of {_listed(frame.left_out)}")
+    if calls_left_out:
+        warnings.append(f"the chat template leaves out tool calls of {_listed(calls_left_out)}")
     return tuple(warnings)
 
 

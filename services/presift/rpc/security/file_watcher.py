@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -14,6 +16,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Invalid files are read again after so long, in case a write left time and size as they were.
+RETRY_S = 5.0
+
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -21,7 +26,8 @@ class FileWatcher(Generic[T]):
     """The value that `read` makes from the files at `paths`; without paths it never changes. Thread-safe.
 
     `read` raises PresiftError, without secrets, for invalid files. The first read must succeed. After a later failure
-    the previous value stays in use, and the error is logged once.
+    the previous value stays in use, and the error is logged once. Invalid files are read again when they change, and
+    every RETRY_S: reading thousands of keys at each call would stop all calls.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
@@ -29,6 +35,7 @@ class FileWatcher(Generic[T]):
         self._read = read
         self._lock = threading.Lock()
         self._logged = ""
+        self._retry_at = math.inf
         self._signature = self._look()
         self._value = read()
 
@@ -36,20 +43,22 @@ class FileWatcher(Generic[T]):
         """The current value; the same object while nothing changed. Takes a few microseconds: one stat per file."""
         with self._lock:
             signature = self._look()
-            if signature != self._signature:
+            if signature != self._signature or time.monotonic() >= self._retry_at:
                 self._renew(signature)
             return self._value
 
     def _renew(self, signature: Signature) -> None:
         # The signature is older than the read: a write in between is noticed at the next call.
+        self._signature = signature
         try:
             self._value = self._read()
-        except PresiftError as error:  # keep the old signature, so that half-written files are read again
+        except PresiftError as error:
+            self._retry_at = time.monotonic() + RETRY_S
             if error.message != self._logged:
                 self._logged = error.message
                 log.warning("changed files are invalid, the previous ones stay in use: %s", error.message)
             return
-        self._signature, self._logged = signature, ""
+        self._retry_at, self._logged = math.inf, ""
         log.info("reloaded: %s", ", ".join(str(path) for path in self._paths))
 
     def _look(self) -> Signature:

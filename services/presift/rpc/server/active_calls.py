@@ -1,7 +1,8 @@
 """The running calls of a server: limits their number, and waits for them or cancels them when the server drains.
 
-This limit is the last resort: services limit their own queues and give better errors. Health checks are counted apart,
-so that a full server still answers them.
+This limit is the last resort: services limit their own queues and give better errors. Health checks have no limit, and
+watches of health one of their own, so that a full server still answers: otherwise anybody without a key could have it
+restarted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import grpc
 
 from presift.core.errors import Overloaded, ShuttingDown
-from presift.rpc.server.handlers import HEALTH_PREFIX, Continuation, Handler, error_handler
+from presift.rpc.server.handlers import CHECK, HEALTH_PREFIX, Continuation, Handler, error_handler
 
 _RETRY_AFTER_S = 1.0
 
@@ -26,7 +27,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
     def __init__(self, max_calls: int) -> None:
         self._max_calls = max_calls
         self._running: set[asyncio.Task[Any]] = set()
-        self._health: set[asyncio.Task[Any]] = set()
+        self._watches: set[asyncio.Task[Any]] = set()
         self._cancelled: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -41,9 +42,9 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        task, is_health = asyncio.current_task(), handler_call_details.method.startswith(HEALTH_PREFIX)
-        calls = self._health if is_health else self._running
-        if handler is None or task is None:
+        task, method = asyncio.current_task(), handler_call_details.method
+        calls = self._watches if method.startswith(HEALTH_PREFIX) else self._running
+        if handler is None or task is None or method == CHECK:
             return handler
         try:
             self._add(task, calls)
@@ -79,7 +80,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
 
         Call it repeatedly: a call that gRPC accepted before it stopped may start later.
         """
-        fresh = (self._running | self._health) - self._cancelled
+        fresh = (self._running | self._watches) - self._cancelled
         self._cancelled |= fresh
         for task in fresh:
             task.cancel()
@@ -96,7 +97,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         self._update_idle()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        for calls in (self._running, self._health, self._cancelled):
+        for calls in (self._running, self._watches, self._cancelled):
             calls.discard(task)
         self._update_idle()
 

@@ -18,6 +18,7 @@ Deserializer = Callable[[bytes], Any]
 
 # Methods of grpc.health.v1: open to every caller, and counted apart from other calls.
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
+CHECK = f"{HEALTH_PREFIX}Check"
 
 
 def error_handler(error: PresiftError) -> Handler:

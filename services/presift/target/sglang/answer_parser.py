@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from presift.core.answer import AnswerFormat, ParsedText, ToolCallDelta
@@ -32,7 +33,7 @@ class AnswerParser:
     """Reads the text of one answer as it is generated.
 
     `is_thinking`: the answer begins with reasoning. `earlier_calls`: the number of calls in the prompt, for the formats
-    that number their calls. `tools`: those of `wanted` as SGLang's values.
+    that number their calls. `tools` and `variables`: those of `wanted` as SGLang's values.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class AnswerParser:
         tokenizer: Any = None,
         *,
         tools: Sequence[Any],
+        variables: Mapping[str, Any] = MappingProxyType({}),
         is_thinking: bool = False,
         earlier_calls: int = 0,
     ) -> None:
@@ -50,7 +52,7 @@ class AnswerParser:
             _call_stream(wanted, tools, names.tool_calls, tokenizer, earlier_calls) if wanted.tools_json else None
         )
         self._reasoning = (
-            _ReasoningStream(names.reasoning, tokenizer, is_thinking, feeds_calls=self._calls is not None)
+            _ReasoningStream(names.reasoning, tokenizer, variables, is_thinking, feeds_calls=self._calls is not None)
             if wanted.separate_reasoning and names.reasoning
             else None
         )
@@ -84,22 +86,38 @@ class AnswerParser:
 
 
 class _ReasoningStream:
-    """SGLang's parser of reasoning. After an exception all text is content."""
+    """SGLang's parser of reasoning. After an exception all text is content.
 
-    def __init__(self, name: str, tokenizer: Any, is_thinking: bool, *, feeds_calls: bool) -> None:
+    At the end the whole answer is parsed, and what the streaming parser lost of it is delivered.
+    """
+
+    def __init__(
+        self, name: str, tokenizer: Any, variables: Mapping[str, Any], is_thinking: bool, *, feeds_calls: bool
+    ) -> None:
         from sglang.srt.parser.reasoning_parser import ReasoningParser  # noqa: PLC0415 - loaded by now
 
-        self._parser = ReasoningParser(
-            name, force_reasoning=is_thinking, tokenizer=tokenizer, tool_call_parser_active=feeds_calls
+        # The variables choose the marks of some models.
+        request: Any = SimpleNamespace(chat_template_kwargs=dict(variables))
+        options = {"tokenizer": tokenizer, "tool_call_parser_active": feeds_calls}
+        self._new_parser: Callable[[], Any] = lambda: ReasoningParser(
+            name, force_reasoning=is_thinking, request=request, **options
         )
+        self._parser = self._new_parser()
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
         self._has_failed = False
 
     def push(self, piece: str) -> tuple[str, str]:
         """(reasoning, content)."""
+        self._text.append(piece)
         return self._guarded(lambda: self._parser.parse_stream_chunk(piece), piece)
 
     def finish(self) -> tuple[str, str]:
-        return self._guarded(self._parser.parse_stream_end, "")
+        """What was held back, and what was lost."""
+        reasoning, content = self._guarded(self._parser.parse_stream_end, "")
+        lost_reasoning, lost_content = ("", "") if self._has_failed else self._lost()
+        return reasoning + lost_reasoning, content + lost_content
 
     def _guarded(self, parse: Callable[[], tuple[str | None, str | None]], piece: str) -> tuple[str, str]:
         if self._has_failed:
@@ -111,7 +129,26 @@ class _ReasoningStream:
             log.warning("the parser of reasoning failed: %s", type(error).__name__)
             self._has_failed = True
             return "", held + piece
+        self._reasoning.append(reasoning or "")
+        self._content.append(content or "")
         return reasoning or "", content or ""
+
+    def _lost(self) -> tuple[str, str]:
+        """What the whole answer has beyond the delivered one, if they begin alike."""
+        text, parser = "".join(self._text), self._new_parser()
+        try:
+            whole = parser.parse_non_stream(text)
+        except Exception:
+            return "", ""
+        harmony = getattr(parser.detector, "parser", None)
+        if harmony is not None and harmony.strategy is None:
+            # SGLang waits for the first mark. There is none if the prompt has already begun the answer's content.
+            whole = "", text
+        sent = "".join(self._reasoning), "".join(self._content)
+        if not all((new or "").startswith(old) for new, old in zip(whole, sent, strict=True)):
+            return "", ""
+        reasoning, content = ((new or "")[len(old) :] for new, old in zip(whole, sent, strict=True))
+        return reasoning, content
 
 
 def _call_stream(

@@ -40,6 +40,10 @@ class NativeFormat:
         return self._parser.detector
 
     def push(self, piece: str) -> tuple[str, Sequence[Item]]:
+        harmony = getattr(self.detector, "harmony_parser", None)
+        if harmony is not None and harmony.strategy is None and "<|" not in piece:
+            # SGLang's parser delivers the text before the first call twice, and takes "analysis" in it for a mark.
+            return piece, ()
         text, items = self._parser.parse_stream_chunk(piece)
         return text or "", items
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -52,7 +54,9 @@ def find(engine: Any, tool_calls: str) -> Parsers:
     if not name and tool_calls == AUTO:
         name = tool_call_parser_of(tokenizer)
     names = ParserNames(name, manager.config_value("reasoning_parser") or "")
-    return Parsers(names, tokenizer, bool(names.reasoning) and _thinks(names.reasoning, tokenizer, templates))
+    if not names.reasoning:
+        return Parsers(names, tokenizer)
+    return Parsers(names, tokenizer, _thinks(names.reasoning, tokenizer, templates))
 
 
 def tool_call_parser_of(tokenizer: Any) -> str:
@@ -91,14 +95,17 @@ def _reads(name: str, answer: str) -> bool:
         return False
 
 
-def _thinks(name: str, tokenizer: Any, templates: Any) -> bool:
-    """Whether the model begins an answer with reasoning if the request says nothing about it, as SGLang decides."""
+def _thinks(name: str, tokenizer: Any, templates: Any) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether the model begins an answer with reasoning, as SGLang's server decides by the template's variables."""
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
-    config = templates.reasoning_config
-    if templates.force_reasoning or (config is not None and config.always_on):
-        return True
-    if config is not None:
-        return config.special_case is None and bool(config.toggle_param and config.default_enabled)
-    mode = ReasoningParser(name, tokenizer=tokenizer).detector.reasoning_default
-    return mode in ("always", "thinking", "enable_thinking")
+    detector = ReasoningParser(name, tokenizer=tokenizer).detector
+    server = SimpleNamespace(reasoning_parser=name, template_manager=templates, _reasoning_detector=detector)
+
+    def thinks(variables: Mapping[str, Any]) -> bool:
+        effort = variables.get("reasoning_effort")
+        request: Any = SimpleNamespace(chat_template_kwargs=dict(variables), reasoning_effort=effort)
+        return bool(templates.force_reasoning or OpenAIServingChat._get_reasoning_from_request(server, request))
+
+    return thinks

@@ -107,7 +107,7 @@ class AnswerReader:
         matched = reason.get("matched")
         if self._request.sampling.stop and isinstance(matched, int):
             # `no_stop_trim` leaves the text of a stop token, too.
-            text = text.removesuffix(self._parsers.text_of(matched))
+            text = self._parsers.without_end(text, matched)
         return joined([parser.push(self._stop.push(text) + self._stop.finish()), parser.finish()])
 
     def _end(self, reason: dict[str, Any]) -> FinishReason:

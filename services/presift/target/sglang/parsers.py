@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,33 +22,44 @@ from presift.target.sglang.tools import bound_to_schema, choice_of, tools_of
 # A generation prompt that opens or closes the thinking does so in its last few tokens.
 _TAIL_TOKENS = 32
 # SGLang's server leaves special tokens in the text for these, because their parsers read them.
-_READ_SPECIAL_TOKENS = frozenset({"apertus2509", "kimi_k3", "inkling", "muse", "gpt-oss", "gemma4"})
+_READ_SPECIAL_TOKENS = frozenset({"apertus2509", "kimi_k3", "inkling", "muse", "gpt-oss", "gemma4", "mistral"})
+# This end of gpt-oss's turn is part of its format.
+_CALL_END = "<|call|>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """What both the request to SGLang and the reading of its answer need, once for each request.
 
-    `tools`: SGLang's, checked. `is_thinking`: whether the answer begins with reasoning.
+    `tools`: SGLang's, checked. `variables`: those of the chat's template. `is_thinking`: whether the answer begins with
+    reasoning.
     """
 
     tools: Sequence[Any] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
     is_thinking: bool = False
+
+
+def _never(_: Mapping[str, Any]) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parsers:
-    """The parsers of one model. `thinks`: whether it begins an answer with reasoning if the prompt does not say."""
+    """The parsers of one model. `thinks`: whether it begins an answer with reasoning if the prompt does not say, by the
+    variables of the chat's template."""
 
     names: ParserNames = NO_NAMES
     tokenizer: Any = None
-    thinks: bool = False
+    thinks: Callable[[Mapping[str, Any]], bool] = _never
 
     def prepared(self, request: GenerateRequest) -> Prepared:
-        """Raises InvalidRequest for malformed tools."""
+        """Raises InvalidRequest for malformed tools or variables."""
         wanted = request.format
-        tools = tools_of(wanted) if wanted is not None and wanted.tools_json else ()
-        return Prepared(tools, self.is_thinking(wanted, request.token_ids))
+        if wanted is None:
+            return Prepared(is_thinking=self.is_thinking(None, request.token_ids))
+        tools, variables = tools_of(wanted) if wanted.tools_json else (), _variables(wanted.template_kwargs_json)
+        return Prepared(tools, variables, self.is_thinking(variables, request.token_ids))
 
     def answer_parser(self, request: GenerateRequest, prepared: Prepared) -> AnswerParser | None:
         """A parser for the answer; None for an answer without a format."""
@@ -59,12 +70,14 @@ class Parsers:
             self.names,
             self.tokenizer,
             tools=prepared.tools,
+            variables=prepared.variables,
             is_thinking=prepared.is_thinking,
             earlier_calls=self._calls_in(request.token_ids),
         )
 
-    def is_thinking(self, wanted: AnswerFormat | None, token_ids: NDArray[np.uint32]) -> bool:
-        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's habit."""
+    def is_thinking(self, variables: Mapping[str, Any] | None, token_ids: NDArray[np.uint32]) -> bool:
+        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's habit with
+        these variables of a chat. None: the prompt is no chat."""
         if not self.names.reasoning:
             return False
         detector = self._detector()
@@ -73,19 +86,18 @@ class Parsers:
             _, found, after = tail.rpartition(mark)
             if found and not after.strip():
                 return thinks
-        return self.thinks and wanted is not None and wanted.separate_reasoning
+        return variables is not None and self.thinks(variables)
 
     def keeps_special_tokens(self, wanted: AnswerFormat | None) -> bool:
-        """Whether the parsers of this format read special tokens."""
+        """Whether the parsers of this format read special tokens, or a caller may want to."""
         if wanted is None:
             return False
-        names = {self.names.reasoning} if wanted.separate_reasoning else set()
-        return bool(wanted.tools_json) or bool(names & _READ_SPECIAL_TOKENS)
+        return bool(wanted.tools_json) or self.names.reasoning in _READ_SPECIAL_TOKENS
 
-    def text_of(self, token_id: int) -> str:
-        """The text of a special token, as it stands in an answer."""
-        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return text
+    def without_end(self, text: str, token_id: int) -> str:
+        """The end of an answer's text without the token that ended it, if it stands there and no parser reads it."""
+        end: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
+        return text if end == _CALL_END and self.names.tool_calls == "gpt-oss" else text.removesuffix(end)
 
     def constraint(self, request: GenerateRequest, prepared: Prepared) -> dict[str, Any]:
         """SGLang's sampling parameters that make the answer call tools as wanted.
@@ -106,7 +118,11 @@ class Parsers:
         if found is None:
             return {}
         kind, value = found
-        return _as_parameters(kind, _one_call(value) if wanted.single_call and hasattr(value, "structures") else value)
+        if wanted.single_call and hasattr(value, "structures"):
+            value = _one_call(value)
+        elif wanted.forces_call and hasattr(value, "format"):
+            value = _with_a_call(value)
+        return _as_parameters(kind, value)
 
     def _tool_grammar(self, wanted: AnswerFormat, prepared: Prepared) -> tuple[str, Any] | None:
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
@@ -150,6 +166,16 @@ class Parsers:
         return int(np.count_nonzero(token_ids == self.tokenizer.convert_tokens_to_ids("<|tool_call_begin|>")))
 
 
+def _variables(text: str) -> dict[str, Any]:
+    try:
+        variables = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        variables = None
+    if not isinstance(variables, dict):
+        raise InvalidRequest("format.template_kwargs_json", text[:64], "a JSON object")
+    return variables
+
+
 def _as_parameters(kind: str, value: Any) -> dict[str, Any]:
     if kind == "full_assistant_ebnf":
         return {"ebnf": value, "ebnf_full_assistant": True}
@@ -170,6 +196,14 @@ def _one_call(tag: Any) -> dict[str, Any]:
     ends = {"at_least_one": tag.at_least_one, "stop_after_first": True}
     form = {"type": "triggered_tags", "triggers": tag.triggers, "tags": tags, **ends}
     return {"type": "structural_tag", "format": form}
+
+
+def _with_a_call(tag: Any) -> Any:
+    """A structural tag that allows no answer without a call, as SGLang's for gpt-oss does."""
+    form = tag.format.content if tag.format.type == "optional" else tag.format
+    if form.type == "tags_with_separator":
+        form = form.model_copy(update={"at_least_one": True})
+    return tag.model_copy(update={"format": form})
 
 
 NO_PARSERS = Parsers()

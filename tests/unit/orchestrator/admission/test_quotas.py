@@ -6,7 +6,7 @@ import pytest
 
 from presift.cache.redis_client import CacheUnavailable
 from presift.cache.store import Outcome
-from presift.core.errors import InvalidRequest, Overloaded, TargetUnavailable
+from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded, TargetUnavailable
 from presift.orchestrator.admission import quotas as quotas_module
 from presift.orchestrator.admission.concurrency_limit import MemoryConcurrencyLimit
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
@@ -57,7 +57,17 @@ async def test_more_tokens_than_a_minute_allows_are_invalid():
     assert "100" in refused.value.limit and await left(quotas) == 100
 
 
-async def test_an_error_before_the_first_token_costs_nothing():
+async def test_a_callers_own_error_costs_the_prompt():
+    """Otherwise a strict budget that cannot be met would be a way to have prompts scored for free."""
+    quotas = Quotas()
+    with pytest.raises(BudgetExceeded):
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.charge(20, max_new_tokens=70)
+            raise BudgetExceeded("budget.min_coverage", 0.5, ">= 0.9")
+    assert await left(quotas) == 80
+
+
+async def test_a_failure_of_the_service_before_the_first_token_costs_nothing():
     quotas = Quotas()
     for generated, expected in ((0, 100), (5, 75)):
         with pytest.raises(TargetUnavailable):

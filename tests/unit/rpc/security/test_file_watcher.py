@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from presift.core.errors import PresiftError
-from presift.rpc.security.file_watcher import FileWatcher
+from presift.rpc.security.file_watcher import RETRY_S, FileWatcher
 
 
 @pytest.fixture
@@ -56,6 +56,22 @@ def test_an_unusable_file_is_refused_and_logged_once(file, caplog):
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     file.write_text("3")
     assert watched.current() == [3]
+
+
+def test_an_unusable_file_is_not_read_at_every_call(file, monkeypatch):
+    """A typo in a file of thousands of keys must not cost every call seconds."""
+    clock = [0.0]
+    monkeypatch.setattr("presift.rpc.security.file_watcher.time.monotonic", lambda: clock[0])
+    read = number(file)
+    watched = FileWatcher([file], read)
+    file.write_text("x")
+    for _ in range(100):
+        assert watched.current() == [1]
+    assert len(read.reads) == 2
+    clock[0] = RETRY_S
+    assert [watched.current() for _ in range(10)] == [[1]] * 10 and len(read.reads) == 3
+    file.write_text("44")
+    assert watched.current() == [44] and watched.current() == [44] and len(read.reads) == 4
 
 
 def test_a_first_reading_that_fails_is_an_error(file):

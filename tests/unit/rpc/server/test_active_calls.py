@@ -141,6 +141,8 @@ async def test_watches_of_health_are_bounded_too(open_house):
         await watch.read()
     code, _ = await refusal_of(_all(house.health.Watch(health_pb2.HealthCheckRequest())))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # Kubernetes' probe is a check: refused, it would restart the pod.
+    assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
     house.servicer.gate.set()
     assert len(await house.generate()) == 2
 

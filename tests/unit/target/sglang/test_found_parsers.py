@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -88,29 +89,30 @@ def test_a_template_without_calls_has_no_parser(tokenizer: Any) -> None:
     assert [tool_call_parser_of(each) for each in (Other(), Broken())] == ["", ""]
 
 
+TOGGLE = {"effort_kwarg": None, "special_case": None, "toggle_param": "thinking"}
+NO, YES = {"thinking": False}, {"thinking": True}
+EFFORTS = [({}, False), ({"reasoning_effort": "none"}, False), ({"reasoning_effort": "high"}, True)]
+
+
 @pytest.mark.parametrize(
-    ("name", "config", "thinks"),
+    ("name", "config", "cases"),
     [
-        ("qwen3", None, True),
-        ("deepseek-r1", None, True),
-        ("deepseek-v3", None, False),
-        ("qwen3", SimpleNamespace(always_on=True), True),
-        (
-            "qwen3",
-            SimpleNamespace(always_on=False, special_case=None, toggle_param="thinking", default_enabled=False),
-            False,
-        ),
-        (
-            "qwen3",
-            SimpleNamespace(always_on=False, special_case=None, toggle_param="thinking", default_enabled=True),
-            True,
-        ),
-        ("mistral", None, False),
+        ("qwen3", None, [({}, True), ({"enable_thinking": False}, False), ({"enable_thinking": True}, True)]),
+        ("deepseek-r1", None, [({}, True), (NO, True)]),
+        ("deepseek-v3", None, [({}, False), (YES, True)]),
+        ("qwen3", TOGGLE | {"special_case": "always"}, [({}, True), (NO, True)]),
+        ("qwen3", TOGGLE | {"default_enabled": False}, [({}, False), (YES, True)]),
+        ("qwen3", TOGGLE | {"default_enabled": True}, [({}, True), (NO, False)]),
+        ("mistral", None, EFFORTS),
+        ("hunyuan", None, EFFORTS),
     ],
 )
-def test_whether_a_model_thinks_by_default(tokenizer: Any, name: str, config: Any, thinks: bool) -> None:
-    found = find(engine(tokenizer, name, force_reasoning=False, reasoning_config=config), "none")
-    assert found.thinks is thinks
+def test_whether_a_model_thinks_depends_on_the_templates_variables(
+    tokenizer: Any, name: str, config: dict[str, Any] | None, cases: list[tuple[dict[str, Any], bool]]
+) -> None:
+    settings = None if config is None else SimpleNamespace(**config)
+    found = find(engine(tokenizer, name, force_reasoning=False, reasoning_config=settings), "none")
+    assert [(variables, found.thinks(variables)) for variables, _ in cases] == cases
 
 
 @pytest.mark.parametrize("habit", [True, False])
@@ -126,15 +128,22 @@ def test_whether_a_model_thinks_by_default(tokenizer: Any, name: str, config: An
 def test_the_prompts_end_says_whether_the_answer_begins_with_reasoning(
     text: str, thinks: bool | None, habit: bool
 ) -> None:
-    parsers = Parsers(ParserNames("", "qwen3"), Characters(), habit)
-    assert parsers.is_thinking(REASONING, prompt(text)) is (habit if thinks is None else thinks)
-    assert not Parsers(ParserNames(), Characters(), habit).is_thinking(REASONING, prompt(text))
+    parsers = Parsers(ParserNames("", "qwen3"), Characters(), lambda _: habit)
+    assert parsers.is_thinking({}, prompt(text)) is (habit if thinks is None else thinks)
+    assert not Parsers(ParserNames(), Characters(), lambda _: habit).is_thinking({}, prompt(text))
 
 
 def test_a_completion_without_a_format_thinks_only_if_its_prompt_says_so() -> None:
-    parsers = Parsers(ParserNames("", "qwen3"), Characters(), thinks=True)
+    parsers = Parsers(ParserNames("", "qwen3"), Characters(), lambda _: True)
     assert not parsers.is_thinking(None, prompt("once upon a time"))
     assert parsers.is_thinking(None, prompt("<think>"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"'])
+def test_variables_that_are_no_object_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        sent(AnswerFormat(template_kwargs_json=text), ParserNames("", "qwen3"))
+    assert refusal.value.field == "format.template_kwargs_json"
 
 
 def sent(wanted: AnswerFormat | None, names: ParserNames, **sampling: Any) -> Any:
@@ -160,6 +169,19 @@ def test_a_forced_choice_has_the_native_grammar_or_that_of_a_json_array() -> Non
         array = sent(AnswerFormat(tools, ToolChoice.REQUIRED, single_call=True), ParserNames(name)).sampling_params
         schema = json.loads(array["json_schema"])
         assert (schema["type"], schema["maxItems"]) == ("array", 1)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_forced_call_of_gpt_oss_is_not_left_out(single: bool) -> None:
+    """The tag of SGLang and xgrammar would allow an answer that ends at once."""
+    wanted = AnswerFormat((tool("a"),), ToolChoice.REQUIRED, single_call=single)
+    form = json.loads(sent(wanted, ParserNames("gpt-oss", "gpt-oss")).sampling_params["structural_tag"])["format"]
+    assert (form["type"], form["at_least_one"], form["stop_after_first"]) == ("tags_with_separator", True, single)
+
+
+@pytest.mark.parametrize(("name", "skipped"), [("mistral", False), ("gpt-oss", False), ("qwen3", True)])
+def test_marks_that_are_special_tokens_stay_in_the_text(name: str, skipped: bool) -> None:
+    assert sent(REASONING, ParserNames("", name)).sampling_params["skip_special_tokens"] is skipped
 
 
 def test_the_arguments_of_a_forced_call_follow_the_schema() -> None:
@@ -220,7 +242,15 @@ def test_the_tools_of_a_request_are_checked_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_grammar_begins_after_the_reasoning() -> None:
-    request = GenerateRequest(prompt("<think>"), Sampling(grammar=Grammar(GrammarKind.REGEX, "x")), format=REASONING)
-    parsers = Parsers(ParserNames("", "qwen3"), Characters())
-    assert to_sglang(request, parsers, parsers.prepared(request)).require_reasoning
-    assert not sent(None, ParserNames("", "qwen3")).require_reasoning
+    def waits(text: str, wanted: AnswerFormat | None) -> bool:
+        request = GenerateRequest(prompt(text), Sampling(grammar=Grammar(GrammarKind.REGEX, "x")), format=wanted)
+        parsers = Parsers(ParserNames("", "mistral"), Characters(), lambda variables: "reasoning_effort" in variables)
+        return bool(to_sglang(request, parsers, parsers.prepared(request)).require_reasoning)
+
+    effort = AnswerFormat(template_kwargs_json='{"reasoning_effort": "high"}')
+    assert waits("[THINK]", None)
+    # Whether or not the reasoning stays in the text.
+    assert waits("hi", effort)
+    assert waits("hi", replace(effort, separate_reasoning=True))
+    assert not waits("hi", REASONING)
+    assert not waits("hi", None)

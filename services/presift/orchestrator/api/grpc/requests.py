@@ -44,7 +44,7 @@ def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller,
     )
 
 
-def _answer_format(message: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> AnswerFormat | None:
+def _answer_format(message: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> AnswerFormat:
     """What is separated from the answer's text, and whether it must call tools."""
     choice, is_chat = answer_codec.tool_choice_from_wire(message.tool_choice), isinstance(prompt, Chat)
     tools = prompt.tools_json if isinstance(prompt, Chat) else ()
@@ -53,7 +53,7 @@ def _answer_format(message: orchestrator_pb2.GenerateRequest, prompt: Prompt) ->
         return wanted
     if wanted.forces_call:
         raise InvalidRequest("raw_text", True, f"unset with tool_choice {choice}")
-    return None
+    return AnswerFormat()
 
 
 def explain_request_from_wire(
