@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message, TextPart
 from presift.orchestrator.prompt.chat_frame import REASONING_TAGS, Range
-from presift.orchestrator.prompt.stand_ins import Pieces, StandIns
+from presift.orchestrator.prompt.stand_ins import Pieces, StandIns, any_of
 
 # Private-use characters, which are in no vocabulary.
 _FIRST_NAME, _FILL = 0xF0000, "\U00100000"
@@ -47,7 +47,7 @@ class ControlTokens:
         tags = {each.content for each in added if not each.special and _TAG.fullmatch(each.content)}
         # The longest first, as the tokenizer matches them.
         self.contents = sorted(contents, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
+        self._pattern = re.compile(any_of(self.contents))
         self._numbers = {content: number for number, content in enumerate(self.contents)}
         self._stand_ins = StandIns(self.contents, tags)
 
@@ -79,10 +79,10 @@ class ControlTokens:
 
     def are_exact(self, encoding: Encoding, rendered: str) -> bool:
         """Whether each control token was read from its own characters, not from what a normalizer makes it of."""
-        ids = {self._backend.token_to_id(each): each for each in self.contents}
-        for at in np.flatnonzero(np.isin(encoding.ids, list(ids))).tolist():
+        contents, ids = {self._backend.token_to_id(each): each for each in self.contents}, np.array(encoding.ids)
+        for at in np.flatnonzero(np.isin(ids, list(contents))).tolist():
             start, end = encoding.token_to_chars(at) or (0, 0)
-            if ids[encoding.ids[at]] not in rendered[start:end]:
+            if contents[int(ids[at])] not in rendered[start:end]:
                 return False
         return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,18 @@ _STAND_IN = "\ue002{}\ue003"
 _STAND_INS = re.compile(r"(?:\ue002|\\ue002)(\d+)(?:\ue003|\\ue003)")
 # The caller's own ones get a stand-in for their first character.
 _ESCAPED = r"\ue002|\\(?=ue002)"
+
+
+def any_of(texts: Collection[str]) -> str:
+    """A pattern for any of `texts`, the longest that fits. Texts that begin alike share that: a model may have a
+    thousand control tokens, and each `<` in a prompt would be compared with all."""
+    rests = defaultdict[str, list[str]](list)
+    for each in filter(None, texts):
+        rests[each[0]].append(each[1:])
+    made = [f"{re.escape(first)}{any_of(some) if any(some) else ''}" for first, some in rests.items()]
+    if len(made) == 1 and "" not in texts:
+        return made[0]
+    return f"(?:{'|'.join(made)})" + "?" * ("" in texts) if made else "(?!)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,7 @@ class StandIns:
     def __init__(self, contents: Sequence[str], tags: Set[str]) -> None:
         self._contents, self._tags = contents, tags
         self._numbers = {content: number for number, content in enumerate(contents)}
-        self._pattern = re.compile("|".join([_ESCAPED, *map(re.escape, contents)]))
+        self._pattern = re.compile(f"{_ESCAPED}|{any_of(contents)}")
 
     def in_chat(self, chat: Chat, in_texts: Pieces, in_values: Pieces) -> Chat:
         """`in_texts`, `in_values`: the pieces that have stand-ins too, in texts and in tools, calls and variables, at
