@@ -21,8 +21,8 @@ from itertools import count, groupby
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message
 
-# Renderings to find the messages that a template rewrites: so many, and of so many characters in all. The texts of those
-# not yet tried are not looked for.
+# Renderings to find the messages that a template rewrites, and their characters in all. Messages not yet tried by then
+# count as rewritten.
 MAX_RENDERINGS = 32
 MAX_RENDERED_CHARACTERS = 1 << 25
 
@@ -136,8 +136,8 @@ def _filled(chat: Chat) -> list[int]:
 def _halved(
     chat: Chat, rendered: str, render: Callable[[Chat], str]
 ) -> tuple[frozenset[int], tuple[FoundText, ...], str]:
-    """The messages that the template does not rewrite, as far as they were tried; where their texts stand; and the frame
-    for them."""
+    """The messages that the template does not rewrite, as far as they were tried; where their texts stand; and their
+    frame."""
     placed, found, frame, texts = frozenset[int](), tuple[FoundText, ...](), "", _texts(chat)
     filled = _filled(chat)
     untried = deque(_halves(filled) if len(filled) == len(chat.messages) else [filled])
