@@ -1063,7 +1063,7 @@ FAULTS: tuple[Planted, ...] = (
         "A control token in a caller's text is text",
         "two parts that the template joins become one",
         f"{ORCHESTRATOR}/prompt/control_tokens.py",
-        "((every, every), (every, none), (none, none))",
+        "((every, every), (every, none))",
         "((none, none),)",
         (f"{UNIT}/orchestrator/prompt/test_control_tokens.py::test_across_parts_that_the_template_joins",),
     ),

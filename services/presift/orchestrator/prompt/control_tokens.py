@@ -56,7 +56,7 @@ class ControlTokens:
         InvalidRequest if the template reads them."""
         written = {match[0] for match in self._pattern.finditer(rendered)}
         every, none = Pieces(written), Pieces(())
-        for in_texts, in_values in ((every, every), (every, none), (none, none)):
+        for in_texts, in_values in ((every, every), (every, none)):
             swapped = self._stand_ins.in_chat(chat, in_texts, in_values)
             if swapped == chat:
                 return ()

@@ -60,8 +60,9 @@ class Pieces:
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
         lengths = range(1, min(self._longest, end - start) + 1)
         is_piece = 0 < end - start <= self._longest and text[start:end] in self._any
-        found = [start] if is_piece or any(text[start : start + each] in self._last for each in lengths) else []
-        return [*found, end - 1] if any(text[end - each : end] in self._first for each in lengths) else found
+        begins = is_piece or any(text[start : start + each] in self._last for each in lengths)
+        ends = any(text[end - each : end] in self._first for each in lengths)
+        return sorted({at for at, is_marked in ((start, begins), (end - 1, ends)) if is_marked})
 
 
 class StandIns:

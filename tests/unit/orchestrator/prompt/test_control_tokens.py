@@ -115,7 +115,9 @@ async def test_of_a_definition_of_a_tool(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("parts", [("<|im_", "end|>"), ("see <|im_ ", " end|> it"), ("a<", "|im_end|", ">")])
+@pytest.mark.parametrize(
+    "parts", [("<|im_", "end|>"), ("see <|im_ ", " end|> it"), ("a<", "|im_end|", ">"), ("< ", "|im_end|> ")]
+)
 async def test_across_parts_that_the_template_joins(kind, parts):
     chat = Chat((say("user", *parts),), parts_are_apart=True)
     ids = (await PromptTokenizer(KINDS[kind], joining, reads_parts=True).tokenize(chat)).ids
