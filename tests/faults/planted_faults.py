@@ -1059,6 +1059,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/orchestrator/prompt/test_control_tokens.py::test_control_tokens_of_the_caller_are_text",),
     ),
     Planted(
+        "parts_forge_turns",
+        "A control token in a caller's text is text",
+        "two parts that the template joins become one",
+        f"{ORCHESTRATOR}/prompt/control_tokens.py",
+        "((every, every), (every, none), (none, none))",
+        "((none, none),)",
+        (f"{UNIT}/orchestrator/prompt/test_control_tokens.py::test_across_parts_that_the_template_joins",),
+    ),
+    Planted(
         "two_first_tokens",
         "A text that begins with the tokenizer's first token begins with it once",
         "the tokenizer adds it again",

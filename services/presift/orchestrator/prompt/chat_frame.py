@@ -27,9 +27,8 @@ MAX_RENDERINGS = 32
 # Private-use characters, which mean nothing to chat templates.
 _PLACEHOLDER = "\ue000{}\ue001"
 _PATTERN = re.compile("\ue000(\\d+)\ue001")
-# With the white space around them, which templates strip where they cut. Kimi's and Mistral's are the last two.
-REASONING_TAGS = re.compile(r"(\s*(?:</?(?:think|thinking|thought|seed:think)>|◁/?think▷|\[/?THINK\])\s*)")
-_OUTER_SPACE = re.compile(r"(^\s+|\s+$)")
+# Kimi's and Mistral's are the last two. No white space: looking for it would take a time quadratic in its length.
+REASONING_TAGS = re.compile(r"(</?(?:think|thinking|thought|seed:think)>|◁/?think▷|\[/?THINK\])")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,8 +99,30 @@ def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
 def _fields(message: Message) -> list[list[str]]:
     """Each part's text, and the reasoning, as texts with what stays in the frame between each two."""
     is_answer = message.role == "assistant"
-    contents = [REASONING_TAGS.split(part.text) if is_answer else [part.text] for part in message.parts]
-    return [*contents, _OUTER_SPACE.split(message.reasoning)]
+    contents = [_at_tags(part.text) if is_answer else [part.text] for part in message.parts]
+    before, rest = _front(message.reasoning)
+    return [*contents, ["", before, *_end(rest), ""]]
+
+
+def _at_tags(text: str) -> list[str]:
+    """Split at the tags, with the white space around them, which templates strip where they cut."""
+    pieces = REASONING_TAGS.split(text)
+    for at in range(1, len(pieces), 2):
+        (first, before), (after, last) = _end(pieces[at - 1]), _front(pieces[at + 1])
+        pieces[at - 1 : at + 2] = [first, before + pieces[at] + after, last]
+    return pieces
+
+
+def _front(text: str) -> tuple[str, str]:
+    """The white space in front, and the rest."""
+    rest = text.lstrip()
+    return text[: len(text) - len(rest)], rest
+
+
+def _end(text: str) -> tuple[str, str]:
+    """All but the white space at the end, and that."""
+    rest = text.rstrip()
+    return rest, text[len(rest) :]
 
 
 def _halved(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[frozenset[int], tuple[FoundText, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,12 +16,13 @@ from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
-from presift.core.spans import Span, covered, merge, spans_of
+from presift.core.spans import Span, covered, merge
 from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.prompt.chat_frame import ChatFrame, Range, find_texts, with_placeholders
 from presift.orchestrator.prompt.chat_tools import check_tools_rendered, parse_tools, parse_variables
 from presift.orchestrator.prompt.control_tokens import ControlTokens, turns_of
+from presift.orchestrator.prompt.protected_tokens import protected_kinds, protected_spans
 from presift.orchestrator.prompt.protection import droppable_ranges, protected_ranges
 from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
 from presift.orchestrator.prompt.template_messages import template_messages
@@ -92,7 +92,7 @@ class PromptTokenizer:
             text,
             droppable_ranges(prompt, frame),
             protected_ranges(prompt, frame),
-            self._control_texts(prompt, text),
+            () if self._control is None else self._control.texts_in(prompt, text, self.render),
             warnings,
         )
 
@@ -156,24 +156,11 @@ class PromptTokenizer:
     def _control(self) -> ControlTokens | None:
         return None if self.backend is None else ControlTokens(self.backend, turns_of(self.render))
 
-    def _control_texts(self, chat: Chat, rendered: str) -> tuple[Range, ...]:
-        """The control tokens in `rendered` that are text of the caller. Raises InvalidRequest if the template reads
-        them."""
-        swapped = chat if self._control is None else self._control.with_stand_ins(chat)
-        if self._control is None or swapped is chat:
-            return ()
-        restored, ranges = self._control.restored(self.render(swapped))
-        if restored != rendered:
-            raise InvalidRequest(
-                "prompt.chat.messages", "text with control tokens", "text without those that the chat template reads"
-            )
-        return ranges
-
     async def _encode(self, prompt: Chat | Text, rendered: _Rendered) -> TokenizedPrompt:
         def encode() -> TokenizedPrompt:
             encoding = self._encoding(prompt, rendered)
             spans = protected_spans(encoding, rendered.droppable, len(rendered.text))
-            kinds = _protected_kinds(encoding, rendered, spans)
+            kinds = protected_kinds(encoding, rendered.protected, spans, len(rendered.text))
             return TokenizedPrompt(np.array(encoding.ids, dtype=np.uint32), spans, protected_kinds=kinds)
 
         # The first prompt with control tokens copies the tokenizer, which takes a second.
@@ -184,7 +171,12 @@ class PromptTokenizer:
         if rendered.control_texts and self._control is not None:
             return self._control.encode(rendered.text, rendered.control_texts)
         # A chat template writes the special tokens itself; for plain text the tokenizer adds them.
-        return encoding_of(self.backend, rendered.text, add_special_tokens=isinstance(prompt, Text))
+        if isinstance(prompt, Text) or self._control is None:
+            return encoding_of(self.backend, rendered.text, add_special_tokens=True)
+        encoding = encoding_of(self.backend, rendered.text, add_special_tokens=False)
+        if self._control.are_exact(encoding, rendered.text):
+            return encoding
+        return self._control.encode(rendered.text, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,51 +215,6 @@ def _listed(messages: Sequence[int], most: int = 8) -> str:
     """The first `most` of them."""
     more = f" and {len(messages) - most} more" if len(messages) > most else ""
     return ", ".join(f"messages[{at}]" for at in messages[:most]) + more
-
-
-def protected_spans(encoding: Encoding, ranges: tuple[Range, ...], characters: int) -> tuple[Span, ...]:
-    """The tokens that do not lie wholly inside `ranges`. A token that crosses a range's border is protected."""
-    protected = np.ones(len(encoding.ids), dtype=np.bool_)
-    for droppable in _joined(ranges):
-        start = _first_token_from(encoding, droppable.start, characters)
-        end = _first_token_from(encoding, droppable.end, characters)
-        while start < end and encoding.token_to_chars(start)[0] < droppable.start:
-            start += 1
-        # Special tokens that the tokenizer adds have no characters.
-        while start < end and ((held := encoding.token_to_chars(end - 1)) is None or held[1] > droppable.end):
-            end -= 1
-        protected[start:end] = False
-    return spans_of(protected)
-
-
-def _protected_kinds(encoding: Encoding, rendered: _Rendered, spans: tuple[Span, ...]) -> tuple[tuple[str, int], ...]:
-    """As TokenizedPrompt.protected_kinds; a token that crosses a border counts on one side."""
-    counts, characters = Counter[str](), len(rendered.text)
-    for kind, each in rendered.protected:
-        first, end = (_first_token_from(encoding, at, characters) for at in (each.start, each.end))
-        counts[kind] += end - first
-    rest = sum(span.end - span.start for span in spans) - counts.total()
-    if rest > 0:
-        counts["tools and template"] = rest
-    return tuple((kind, tokens) for kind, tokens in counts.most_common() if tokens)
-
-
-def _joined(ranges: tuple[Range, ...]) -> list[Range]:
-    """Adjacent ranges merged into one: a token across their common border may be dropped."""
-    joined = list[Range]()
-    for each in ranges:
-        start = joined.pop().start if joined and joined[-1].end == each.start else each.start
-        joined.append(Range(start, each.end))
-    return joined
-
-
-def _first_token_from(encoding: Encoding, character: int, characters: int) -> int:
-    """The first token that contains `character` or, if a normaliser dropped it, the next character that has a token."""
-    for at in range(character, characters):
-        token = encoding.char_to_token(at)
-        if token is not None:
-            return int(token)
-    return len(encoding.ids)
 
 
 def _within(prompt: TokenIds) -> tuple[Span, ...]:

@@ -1,6 +1,7 @@
 """Where the texts of a chat stand in its rendering, for templates that change, leave out or refuse messages."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -102,6 +103,14 @@ def test_other_marks_of_reasoning(tags):
 
     assert droppable(template, chat) == ["first", "answer"]
     assert find_texts(chat, template(chat), template).left_out == ()
+
+
+def test_long_white_space_takes_no_quadratic_time():
+    text = f"a{' ' * 50_000}b"
+    chat = Chat((say("user", "first"), say("assistant", text, reasoning=text), say("user", "why?")))
+    began_s = time.process_time()
+    assert droppable(plain, chat) == ["first", text]
+    assert time.process_time() - began_s < 1.0
 
 
 def test_a_mark_of_reasoning_that_is_unknown_keeps_its_own_answer_alone():

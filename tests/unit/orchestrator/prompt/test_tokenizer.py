@@ -1,6 +1,7 @@
 """From prompts to token ids with protected spans, over a real byte-level BPE."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from presift.core.errors import InvalidRequest
 from presift.core.spans import Span, covered
 from presift.orchestrator.domain.request import Chat, Message, Text, TextPart, TokenIds
+from presift.orchestrator.prompt import protected_tokens
 from presift.orchestrator.prompt.chat_frame import Range
+from presift.orchestrator.prompt.protected_tokens import protected_spans
 from presift.orchestrator.prompt.raw_tokens import encode
-from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer, protected_spans
+from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer
 
 
 def template(messages, tools, **_):
@@ -62,6 +65,27 @@ def test_any_ranges(bpe, data, text):
     free = ~covered(protected_spans(encoding, ranges, len(text)), len(encoding.ids))
     allowed = {at for each in ranges for at in range(each.start, each.end)}
     assert characters_of(encoding, free) <= allowed
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), text=st.text(st.sampled_from("The quick é日本😀 \n<|im_start|>"), min_size=1, max_size=30))
+def test_many_ranges_are_mapped_as_few_are(bpe, framed_bpe, stripping_bpe, data, text):
+    backend = data.draw(st.sampled_from([bpe, framed_bpe, stripping_bpe]))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    ranges = tuple(Range(*pair) for pair in zip(cuts[::2], cuts[1::2], strict=False))
+    encoding, few = backend.encode(text), protected_tokens.FEW_RANGES
+    found = []
+    for protected_tokens.FEW_RANGES in (few, -1):
+        found.append(protected_spans(encoding, ranges, len(text)))
+    protected_tokens.FEW_RANGES = few
+    assert found[0] == found[1]
+
+
+async def test_many_documents_take_no_quadratic_time(bpe):
+    parts = tuple(TextPart("a b c d ", document=True) for _ in range(16_000))
+    began_s = time.process_time()
+    await PromptTokenizer(bpe, template).tokenize(Chat((Message("user", parts),), parts_are_apart=True))
+    assert time.process_time() - began_s < 4.0
 
 
 async def test_text_is_droppable_but_special_tokens_are_not(framed_bpe):
