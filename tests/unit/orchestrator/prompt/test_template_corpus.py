@@ -216,12 +216,13 @@ def droppable_parts(chat: Chat) -> Iterator[tuple[int, int, bool]]:
     """(message, part, whether a policy may drop it), of those that are not blank."""
     last = max((at for at, message in enumerate(chat.messages) if message.role == "user"), default=-1)
     for at, message in enumerate(chat.messages):
-        is_question = at == last and len(message.text) <= QUESTION_CHARACTERS
+        is_short = len(message.text) <= QUESTION_CHARACTERS
         is_continued = chat.continue_final_message and at == len(chat.messages) - 1
         for number, part in enumerate(message.parts):
+            is_question = at == last and (is_short or 0 < number == len(message.parts) - 1)
             may = part.document if chat.has_documents else message.role != "system" and not is_question
             if part.text.strip() and not _REASONING.search(part.text):
-                yield at, number, may and not is_continued
+                yield at, number, may and not (is_continued or part.protected or message.protected)
 
 
 def _fixed(chat: Chat) -> Iterator[tuple[int | None, str]]:
