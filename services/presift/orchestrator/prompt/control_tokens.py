@@ -47,7 +47,8 @@ class ControlTokens:
         contents = {each.content for each in added if _is_control(each, turns)}
         self._tags = {each.content for each in added if not each.special and _TAG.fullmatch(each.content)}
         # The longest first, as the tokenizer matches them.
-        self.contents = sorted(contents, key=len, reverse=True)
+        # A text may look like a stand-in: so its first character has one too, if only to come back.
+        self.contents = sorted({*contents, _STAND_IN[0]}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
         self._numbers = {content: number for number, content in enumerate(self.contents)}
 
