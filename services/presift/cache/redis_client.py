@@ -53,7 +53,7 @@ class RedisClient:
 
     @property
     def is_available(self) -> bool:
-        """Whether the server answered the last command; True before the first."""
+        """Whether the server carried out the last command; True before the first."""
         return self._is_available
 
     @property
@@ -80,8 +80,10 @@ class RedisClient:
                 reply = await call()
         except ResponseError as error:  # the server refused, but it works
             self._record_success()
+            # One that is full, a replica, or part of a cluster may refuse for long.
+            self._is_available = is_wrong_type = str(error).startswith("WRONGTYPE")
             _log.debug("cache command refused: %s", type(error).__name__)
-            raise CacheUnavailable(Outcome.ERROR, str(error).startswith("WRONGTYPE")) from None
+            raise CacheUnavailable(Outcome.ERROR, is_wrong_type) from None
         except Exception as error:  # whatever the client raises for a broken server or network is a miss
             self._record_failure(error, began_s)
             timed_out = isinstance(error, (TimeoutError, RedisTimeoutError))

@@ -85,7 +85,7 @@ class Store(Protocol):
 
     @property
     def is_available(self) -> bool:
-        """Whether the cache answered its last command."""
+        """Whether the cache carried out its last command."""
         ...
 
     async def get(self, digest: str) -> CompressedPrompt | None:

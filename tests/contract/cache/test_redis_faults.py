@@ -321,11 +321,27 @@ async def test_a_full_server_refuses_and_reads_go_on(admin: Redis, valkey_path: 
         try:
             for n in range(10):
                 await cache.store.put(digest(str(n)), compressed())
+            assert not cache.store.is_available
             assert await cache.get("x") == compressed()  # so many refusals are no reason to rest
+            assert cache.store.is_available
         finally:
             admin.config_set("maxmemory", 256 << 20)
             admin.config_set("maxmemory-policy", "allkeys-lru")
     assert cache.seen[Operation.PUT, Outcome.ERROR] == 10
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("reason", ["MOVED 1 127.0.0.1:1", "READONLY a replica", "LOADING it", "NOPERM no", "OOM full"])
+async def test_a_server_that_refuses_every_command_is_not_available(reason: str) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            writer.write(f"-{reason}\r\n".encode())
+        await asyncio.Event().wait()  # until it is cancelled
+
+    async with listening(refuse) as url, opened(url, PATIENT) as cache:
+        assert await cache.get("x") is None and not cache.store.is_available
+        await cache.store.put(digest("x"), compressed())
+        assert not cache.store.is_available
 
 
 @pytest.mark.asyncio

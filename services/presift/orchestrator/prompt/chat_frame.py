@@ -21,8 +21,10 @@ from itertools import count, groupby
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message
 
-# Renderings to find the messages that a template rewrites. The texts of those not yet tried are not looked for.
+# Renderings to find the messages that a template rewrites, and their characters in all. Messages not yet tried by then
+# count as rewritten.
 MAX_RENDERINGS = 32
+MAX_RENDERED_CHARACTERS = 1 << 25
 
 # Private-use characters, which mean nothing to chat templates.
 _PLACEHOLDER = "\ue000{}\ue001"
@@ -65,7 +67,7 @@ def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> Chat
     frame = _try(render, with_placeholders(chat, everyone))
     found, placed = _matched(texts, frame, rendered), everyone
     if found is None:
-        placed, found = _halved(chat, rendered, render)
+        placed, found, frame = _halved(chat, rendered, render)
     shown = {int(match[1]) for match in _PATTERN.finditer(frame)}
     numbers = defaultdict[tuple[int, int | None], list[int]](list)
     for number, text in enumerate(texts):
@@ -73,7 +75,8 @@ def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> Chat
             part = None if chat.messages[text.message].role == "assistant" else text.part
             numbers[text.message, part].append(number)
     left_out = {message for (message, _), own in numbers.items() if shown.isdisjoint(own)}
-    return ChatFrame(found, tuple(sorted(everyone - placed)), tuple(sorted(left_out)))
+    rewritten = set(_filled(chat)) - placed
+    return ChatFrame(found, tuple(sorted(rewritten)), tuple(sorted(left_out)))
 
 
 def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
@@ -125,21 +128,31 @@ def _end(text: str) -> tuple[str, str]:
     return rest, text[len(rest) :]
 
 
-def _halved(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[frozenset[int], tuple[FoundText, ...]]:
-    """The messages that the template does not rewrite, as far as they were tried, and where their texts stand."""
-    placed, found, texts = frozenset[int](), tuple[FoundText, ...](), _texts(chat)
-    untried = deque(_halves(list(range(len(chat.messages)))))
-    for _ in range(MAX_RENDERINGS):
+def _filled(chat: Chat) -> list[int]:
+    """The messages with a text. Templates test for blank ones, and nothing of them needs to be dropped."""
+    return [at for at, each in enumerate(chat.messages) if f"{each.text}{each.reasoning}".strip()]
+
+
+def _halved(
+    chat: Chat, rendered: str, render: Callable[[Chat], str]
+) -> tuple[frozenset[int], tuple[FoundText, ...], str]:
+    """The messages that the template does not rewrite, as far as they were tried; where their texts stand; and their
+    frame."""
+    placed, found, frame, texts = frozenset[int](), tuple[FoundText, ...](), "", _texts(chat)
+    filled = _filled(chat)
+    untried = deque(_halves(filled) if len(filled) == len(chat.messages) else [filled])
+    for _ in range(min(MAX_RENDERINGS, MAX_RENDERED_CHARACTERS // max(1, len(rendered)))):
         if not untried:
             break
         some = untried.popleft()
         wanted = placed | frozenset(some)
-        matched = _matched(texts, _try(render, with_placeholders(chat, wanted)), rendered)
+        tried = _try(render, with_placeholders(chat, wanted))
+        matched = _matched(texts, tried, rendered)
         if matched is None:
             untried.extend(_halves(some))
         else:
-            placed, found = wanted, matched
-    return placed, found
+            placed, found, frame = wanted, matched, tried
+    return placed, found, frame
 
 
 def _halves(numbers: list[int]) -> list[list[int]]:

@@ -27,8 +27,9 @@ from presift.orchestrator.prompt.protection import droppable_ranges, protected_r
 from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
 from presift.orchestrator.prompt.template_messages import template_messages
 
-# Longer prompts take milliseconds and are tokenized in a thread.
+# Longer prompts take milliseconds and are rendered and tokenized in a thread.
 INLINE_CHARACTERS = 8_192
+_CHARACTERS_PER_STRING = 16
 
 
 class ChatTemplate(Protocol):
@@ -77,7 +78,8 @@ class PromptTokenizer:
             with stage("protect"):
                 return TokenizedPrompt(prompt.ids, _within(prompt), salt)
         with stage("protect"):
-            rendered = self._rendered(prompt)
+            is_quick = _size(prompt) <= INLINE_CHARACTERS
+            rendered = self._rendered(prompt) if is_quick else await asyncio.to_thread(self._rendered, prompt)
         with stage("tokenize"):
             return await self._tokenized(prompt, rendered, salt)
 
@@ -215,6 +217,16 @@ def _listed(messages: Sequence[int], most: int = 8) -> str:
     """The first `most` of them."""
     more = f" and {len(messages) - most} more" if len(messages) > most else ""
     return ", ".join(f"messages[{at}]" for at in messages[:most]) + more
+
+
+def _size(prompt: Chat | Text) -> int:
+    """About as many characters of text take the time that this prompt takes."""
+    if isinstance(prompt, Text):
+        return len(prompt.text)
+    strings = [prompt.template_kwargs_json, *prompt.tools_json]
+    for message in prompt.messages:
+        strings += [message.reasoning, *message.tool_calls_json, *(part.text for part in message.parts)]
+    return sum(map(len, strings)) + _CHARACTERS_PER_STRING * len(strings)
 
 
 def _within(prompt: TokenIds) -> tuple[Span, ...]:

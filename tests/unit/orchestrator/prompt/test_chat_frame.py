@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message, TextPart
-from presift.orchestrator.prompt.chat_frame import MAX_RENDERINGS, find_texts
+from presift.orchestrator.prompt.chat_frame import MAX_RENDERED_CHARACTERS, MAX_RENDERINGS, find_texts
 from presift.orchestrator.prompt.protection import droppable_ranges
 from presift.orchestrator.prompt.template_messages import template_messages
 
@@ -139,6 +140,27 @@ def test_a_template_that_looks_at_the_texts():
 
     chat = Chat((say("user", "Rule one"), say("assistant", "answer"), say("user", "why?")))
     assert droppable(picky, chat) == ["answer"]
+    assert find_texts(chat, picky(chat), picky).left_out == ()
+
+
+def without_blanks(chat):
+    """Leaves out a message that is blank."""
+    return plain(replace(chat, messages=tuple(each for each in chat.messages if each.text.strip())))
+
+
+def test_blank_messages_that_are_left_out_change_nothing_else():
+    turns = [say("user", f"text {at}") for at in range(200)]
+    chat = Chat((*turns[:100], say("assistant", " \n"), *turns[100:], say("tool", "\n"), say("user", "why?")))
+    found = find_texts(chat, without_blanks(chat), without_blanks)
+    assert found.rewritten == found.left_out == ()
+    assert len(droppable_ranges(chat, found)) == 200
+
+
+def test_renderings_of_long_chats_are_fewer():
+    chat = Chat(tuple(say("user", f"{at} {MARK} {'rest ' * 10_000}") for at in range(100)))
+    calls = []
+    find_texts(chat, cutting(chat), lambda each: calls.append(each) or cutting(each))
+    assert len(calls) == MAX_RENDERED_CHARACTERS // len(cutting(chat)) + 1 < MAX_RENDERINGS
 
 
 WORDS = st.text(st.sampled_from(' \n"\\a' + "é"), max_size=6)

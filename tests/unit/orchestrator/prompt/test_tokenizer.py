@@ -1,6 +1,7 @@
 """From prompts to token ids with protected spans, over a real byte-level BPE."""
 
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -161,6 +162,21 @@ async def test_long_text_gives_the_same_tokens_in_a_thread(bpe):
     assert len(text) > INLINE_CHARACTERS
     tokenized = await PromptTokenizer(bpe, None).tokenize(Text(text))
     assert tokenized.ids.tolist() == bpe.encode(text).ids
+
+
+async def test_a_long_chat_is_rendered_in_a_thread(bpe):
+    threads = set()
+
+    def noting(messages, tools, **_):
+        threads.add(threading.current_thread())
+        return template(messages, tools)
+
+    tokenizer = PromptTokenizer(bpe, noting)
+    await tokenizer.tokenize(chat(("user", "fox")))
+    assert threads == {threading.main_thread()}
+    threads.clear()
+    await tokenizer.tokenize(chat(*[("user", "fox")] * 1000))
+    assert threads and threading.main_thread() not in threads
 
 
 async def test_a_repeated_prompt_is_remembered(bpe):
