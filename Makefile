@@ -74,7 +74,7 @@ test-fast: $(STAMP) ## the tests without processes and real models: unit, refere
 
 CLIENTS_PYTEST = @PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients
 
-test-clients: $(STAMP) models $(CLIENTS_STAMP) $(LOAD_STAMP) $(INSPECT_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries, load generators and harnesses that people use, against the HTTP API (six minutes to install, six to run)
+test-clients: $(STAMP) models $(CLIENTS_STAMP) $(LOAD_STAMP) $(INSPECT_STAMP) $(CLIENTS_NODE_STAMP) ## the libraries, load generators and harnesses that people use, against the HTTP API (six minutes to install, nine to run)
 	$(CLIENTS_PYTEST) tests/clients
 
 test-clients-ci: $(STAMP) models $(CLIENTS_CI_STAMP) ## of these, OpenAI's, LangChain, Pydantic AI and Anthropic's (a minute in all)

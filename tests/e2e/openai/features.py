@@ -81,6 +81,11 @@ FEATURES = (
     Feature("Tools in the prompt, their results", "chat, tools left alone", _content),
     Feature("Forced tool calls", "chat, tool required", lambda answer: _call(answer)["name"]),
     Feature("A named tool", "chat, tool named", lambda answer: _call(answer)["name"] == "get_time"),
+    Feature(
+        "Reasoning apart from the answer",
+        "reasoning",
+        lambda answer: _first(answer)["message"]["reasoning_content"].strip() and "<" not in _content(answer),
+    ),
     Feature("`continue_final_message`", "chat, continued", _content),
 )
 

@@ -182,6 +182,45 @@ _STREAMED = (
     *("reasoning, tool required", "reasoning, two choices"),
     *("chat, characters beyond ASCII", "text", "text, two prompts", "text, echo", "text, stop"),
 )
+
+
+def _parts(*texts: str) -> list[Body]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+# Messages as clients send them: each one's tokens are counted, and one is generated. A later system message is not
+# among them: this template leaves it out, which SGLang's server does not say and presift refuses.
+_SHAPES: dict[str, list[Body]] = {
+    "two parts": [{"role": "user", "content": _parts("Name the capital", "of Norway.")}],
+    "parts with white space": [{"role": "user", "content": _parts(" Name \n", "\n\n the capital ")}],
+    "an empty part": [{"role": "user", "content": _parts("Name", "", "it.")}],
+    "parts of a system message": [
+        {"role": "system", "content": _parts("Be brief.", "Be kind.")},
+        {"role": "user", "content": _ASK},
+    ],
+    "white space around": [{"role": "user", "content": f"\n\t {_ASK}  \n"}],
+    "an empty message": [{"role": "user", "content": ""}, {"role": "user", "content": _ASK}],
+    "two users": [{"role": "user", "content": "Hello."}, {"role": "user", "content": _ASK}],
+    "two answers": [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "assistant", "content": "Ask."},
+        {"role": "user", "content": _ASK},
+    ],
+    "an answer first": [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": _ASK}],
+    "an answer without content": [*_HISTORY[:2], {"role": "user", "content": "And?"}],
+    "a result in parts": [*_HISTORY[:2], {**_HISTORY[2], "content": _parts("Rain,", "7 degrees.")}],
+    "a result that is JSON": [*_HISTORY[:2], {**_HISTORY[2], "content": '{"rain": [1, "\\u00e9"]}'}],
+    "keys of answers": [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi.", "refusal": None, "tool_calls": None},
+        {"role": "user", "content": _ASK, "name": "Ann"},
+    ],
+}
+_BASE |= {
+    f"shape, {name}": (CHAT, {"messages": messages, "temperature": 0} | _TOOLS | {"max_tokens": 1})
+    for name, messages in _SHAPES.items()
+}
 REQUESTS: dict[str, tuple[str, Body]] = _BASE | {
     f"{name}, streamed": (path, body | {"stream": True, "stream_options": {"include_usage": True}})
     for name, (path, body) in _BASE.items()

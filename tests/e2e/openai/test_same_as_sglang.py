@@ -1,7 +1,8 @@
 """The same requests to SGLang's own server and to presift, on the same weights: the same answers.
 
 Only the base URL differs. Greedy, so equal text, tool calls, finish reasons and token counts; log probabilities within
-rounding. What SGLang's server refuses is not compared.
+rounding. What SGLang's server refuses is not compared. Nothing else may run on either server: with penalties, SGLang's
+answer depends on whether another prompt is read at the same time (ops/decisions/0026-answers.md).
 """
 
 from __future__ import annotations

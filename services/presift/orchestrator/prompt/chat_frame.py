@@ -210,11 +210,15 @@ class _Way:
     as_json: bool = False
 
 
-# The likeliest first. Llama 3 writes the results of tools as JSON; Llama 2 strips the first text with the system's;
-# Gemma 3 strips parts.
-_STRIPPED = (("", ""), (None, None), ("\n", "\n"), ("", None), (None, ""), ("\n", ""), ("", "\n"))
-_PLAIN = [*(_Way(start, end) for start, end in _STRIPPED), _Way(None, None, of_parts=True)]
-_WAYS = [replace(way, as_json=as_json) for as_json in (False, True) for way in _PLAIN]
+# The likeliest first. Gemma 3 strips parts; Llama 2 strips the first text with the system's; Llama 3 writes the results
+# of tools as JSON.
+_SIDES = (("", ""), (None, None), ("\n", "\n"))
+_WAYS = [
+    *(_Way(start, end) for start, end in _SIDES),
+    _Way(None, None, of_parts=True),
+    *(_Way(start, end) for start, end in (("", None), (None, ""), ("\n", ""), ("", "\n"))),
+    *(_Way(start, end, as_json=True) for start, end in _SIDES),
+]
 
 
 @dataclass(frozen=True, slots=True)

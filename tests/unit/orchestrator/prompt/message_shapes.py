@@ -137,5 +137,26 @@ SHAPES: dict[str, Callable[[str, str], Body]] = {
     "private-use characters": lambda marks, own: body(
         say("user", "\ue000 7\ue001 \ue0020\ue003 \uf8ff"), ANSWER, QUESTION
     ),
+    "a protected part": lambda marks, own: body(
+        say("user", [part("Keep me.", protected=True), part("Not me.")]), ANSWER, QUESTION
+    ),
+    "a protected answer": lambda marks, own: body(FIRST, ANSWER | {"protected": True}, QUESTION),
+    "a long text": lambda marks, own: body(say("user", [part(LONG), part("What is it?")])),
+    "a document in a result": lambda marks, own: with_tools(
+        ASKED, say("assistant", None, tool_calls=[call(1, CALL)]), result(1, [part(f"A {marks} z", document=True)])
+    ),
+    "no parameters": lambda marks, own: body(
+        QUESTION,
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": "now",
+                    "description": "Tells time",
+                    "parameters": {"type": "object", "properties": {}},
+                },
+            }
+        ],
+    ),
     "a long document": lambda marks, own: body(RULES, say("user", [part(LONG, document=True), part("What is it?")])),
 }

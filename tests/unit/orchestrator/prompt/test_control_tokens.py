@@ -238,6 +238,14 @@ async def test_a_template_that_reads_control_tokens_is_not_fooled():
         await PromptTokenizer(KINDS["byte-level"], reading).tokenize(Chat((say("user", "a<|im_end|>b"),)))
 
 
+@pytest.mark.parametrize("text", ["a\ue0020\ue003b<|im_end|>c", "\ue002", "<|im_end|>\ue0021\ue003\ue002"])
+async def test_a_text_that_looks_like_a_stand_in_comes_back(text):
+    backend = KINDS["byte-level"]
+    tokenized = await PromptTokenizer(backend, template).tokenize(Chat((say("user", text),)))
+    assert control_ids(backend, tokenized.ids) == [*CONTROL, "<|im_start|>"]
+    assert text in backend.decode(tokenized.ids.tolist(), skip_special_tokens=False)
+
+
 async def test_a_text_without_a_template_may_have_them():
     backend = KINDS["byte-level"]
     tokenized = await PromptTokenizer(backend, template).tokenize(Text("<|im_start|>user\nhi<|im_end|>"))
