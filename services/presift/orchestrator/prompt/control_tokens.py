@@ -92,7 +92,7 @@ class ControlTokens:
         if self._renamed is None:
             value, limit = "text with control tokens", "text without control tokens of this tokenizer"
             raise InvalidRequest("prompt.chat.messages", value, limit)
-        if any(self._name(each) in rendered for each in self.contents):
+        if re.search(any_of(list(map(self._name, self.contents))), rendered):
             value, limit = "text with control tokens and private-use characters", "text without both"
             raise InvalidRequest("prompt.chat.messages", value, limit)
         starts = {each.start for each in texts}
