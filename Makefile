@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Each worker is a process with tests of its own; 0 runs all tests in one. In the order of the folders, so that the
 # cheap unit tests come last and both workers end together.
 TEST_WORKERS ?= 2
+# Many of the fast tests wait for a deadline.
+FAST_WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 LOCK := ops/locks/cpu.txt
 STAMP := $(VENV)/.installed
@@ -69,7 +71,7 @@ test: $(STAMP) models check ## lint, types, layers, protos, then the tests
 	@$(PYTEST) -m "not pair and not gpu and not faults"
 
 test-fast: $(STAMP) ## the tests without processes and real models: unit, reference, contract (about three minutes on two cores)
-	@$(PYTEST) --hypothesis-profile=fast -m "not pair and not gpu and not faults and not models and not processes" \
+	@$(PYTEST) -n $(FAST_WORKERS) --hypothesis-profile=fast -m "not pair and not gpu and not faults and not models and not processes" \
 		tests/unit tests/reference tests/contract
 
 CLIENTS_PYTEST = @PRESIFT_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients

@@ -22,6 +22,9 @@ from presift.orchestrator.planning.mask_validation import ScoringJob, check_prom
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
+# Fewer in `make test-fast`.
+EXAMPLES = settings().max_examples
+
 DRAFT = ModelInfo("small", "r1", "f2", 2000, 4, 2, 500)
 TARGET = replace(DRAFT, id="large", tokenizer_fingerprint="f1")
 TEXT = "The quick brown fox jumps over the lazy dog; naïve 日本語 😀👍 sleeps on. " * 3
@@ -176,7 +179,7 @@ async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
 ANY = st.text(st.characters(exclude_categories=["Cs"]), min_size=60, max_size=120)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=ANY, name=st.sampled_from(DRAWN), cut=st.integers(0, 40))
 async def test_any_unicode(bpe, unigram, text, name, cut):
     """Of any text the mask holds capacity, window and protected spans, in the target's tokens."""

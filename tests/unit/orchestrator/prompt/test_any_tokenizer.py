@@ -13,6 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from presift.orchestrator.prompt import token_bytes
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 
+# Fewer in `make test-fast`.
+EXAMPLES = settings().max_examples
+
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WORDS = ["a", "▁a", "▁", "▁▁", "日", "é", ".", "▁.", "😀", "b", "�"]
 # 30 bytes of every kind: ASCII, space, first bytes of 2, 3 and 4, continuations, never valid.
@@ -81,7 +84,7 @@ def is_valid_where_it_is_bytes(tokenizer: Tokenizer, ids: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=3 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_tokens_stream_to_what_decode_makes_of_them_all(kind: str, data: st.DataObject) -> None:
     tokenizer = KINDS[kind]

@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 
+# Fewer in `make test-fast`.
+EXAMPLES = settings().max_examples
+
 
 def pushed(bpe, text, stop=(), step=1):
     """The texts of each push, and of finish."""
@@ -74,7 +77,7 @@ def test_without_a_tokenizer_there_is_no_text():
     assert detokenizer.push([1, 2]) == "" and detokenizer.finish() == ""
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=3 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     text=st.text(st.sampled_from("abé😀 "), max_size=20),
     stop=st.lists(st.text(st.sampled_from("abé😀 "), min_size=1, max_size=4), max_size=3),

@@ -38,6 +38,9 @@ from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 
 from .message_shapes import SHAPES, Body
 
+# Fewer in `make test-fast`.
+EXAMPLES = settings().max_examples
+
 FOLDER = Path(__file__).parent / "templates"
 TOKENS = json.loads((FOLDER / "tokens.json").read_text(encoding="utf-8"))
 OUTCOMES = FOLDER / "outcomes.txt"
@@ -354,7 +357,7 @@ def bodies(draw: st.DrawFn, control: list[str]) -> Body:
 
 
 @pytest.mark.parametrize("name", TOKENS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=EXAMPLES // 4)
 @given(st.data())
 def test_any_messages(corpus, name, data):
     """Those that a template accepts keep every rule."""

@@ -19,6 +19,9 @@ from presift.orchestrator.prompt.protected_tokens import protected_spans
 from presift.orchestrator.prompt.raw_tokens import encode
 from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer
 
+# Fewer in `make test-fast`.
+EXAMPLES = settings().max_examples
+
 
 def template(messages, tools, **_):
     head = f"tools: {json.dumps(tools)}\n" if tools else ""
@@ -57,7 +60,7 @@ def test_no_token_that_touches_a_protected_character_is_droppable(bpe, text):
                 assert first < start or last > end
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=2 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), text=st.text(st.sampled_from("The quick é日本😀 \n<|im_start|>"), min_size=1, max_size=30))
 def test_any_ranges(bpe, data, text):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
@@ -129,7 +132,7 @@ TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool
 
 
 @example(turns=[("system", [TextPart("\U0001b600", False, True), TextPart("\U0001f000", False, True)])], text="0")
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=3 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(turns=TURNS, text=ANY.filter(bool))
 async def test_only_documents_are_droppable_in_any_unicode(bpe, turns, text):
     """Exact to the character: a token is droppable if and only if all its characters are in documents."""

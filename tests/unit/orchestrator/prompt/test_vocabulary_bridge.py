@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
+# Fewer in `make test-fast`.
+EXAMPLES = settings().max_examples
+
 TEXT = "<|im_start|>user\nThe quick brown fox, naïve 日本語 😀👍<|im_end|>\n"
 
 
@@ -67,7 +70,7 @@ def test_ids_that_their_text_does_not_encode_to_are_refused(bpe, words):
     assert refusal.value.field == "prompt" and "fox" not in refusal.value.message
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=2 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 def test_any_unicode(bpe, words, unigram, text):
     for draft in (words, unigram):
