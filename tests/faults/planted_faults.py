@@ -1010,6 +1010,17 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/orchestrator/admission/test_quotas.py::test_a_callers_own_error_costs_the_prompt",),
     ),
     Planted(
+        "any_tool_is_a_document",
+        "Definitions of tools are kept, but for the descriptions of those marked as documents",
+        "the descriptions of every tool may be dropped",
+        f"{ORCHESTRATOR}/prompt/chat_tools.py",
+        "        if mark:\n            marked.add(number)",
+        "        marked.add(number)",
+        (
+            f"{UNIT}/orchestrator/prompt/test_tools_as_documents.py::test_the_mark_is_read_and_the_template_does_not_see_it",
+        ),
+    ),
+    Planted(
         "a_dead_cache_is_a_miss",
         "A cache that does not answer is no ordinary miss",
         "the decision says miss",

@@ -68,7 +68,8 @@ class Chat:
 
     `template_kwargs_json` is a JSON object of further variables for the chat template, empty for none. With
     `continue_final_message` the answer continues the last message, which is the assistant's. The parts of a message are
-    joined as they are or, with `parts_are_apart`, as SGLang's server joins them. Raises InvalidRequest.
+    joined as they are or, with `parts_are_apart`, as SGLang's server joins them. `document_tools`: the numbers of the
+    tools whose descriptions may be dropped. Raises InvalidRequest.
     """
 
     messages: tuple[Message, ...]
@@ -76,6 +77,7 @@ class Chat:
     template_kwargs_json: str = ""
     continue_final_message: bool = False
     parts_are_apart: bool = False
+    document_tools: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -87,7 +89,8 @@ class Chat:
     @property
     def has_documents(self) -> bool:
         """Whether the caller marked what may be dropped; all else may not then."""
-        return any(part.document for message in self.messages for part in message.parts)
+        parts = (part for message in self.messages for part in message.parts)
+        return bool(self.document_tools) or any(part.document for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby
+from typing import Any
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message
+from presift.orchestrator.prompt.chat_tools import descriptions, parse_tools, with_descriptions
 
 # Renderings to find the messages that a template rewrites, and their characters in all. Messages not yet tried by then
 # count as rewritten.
@@ -43,7 +45,8 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class FoundText:
-    """Where a text of a message stands: one of its part number `part`, or of its reasoning (None)."""
+    """Where a text of a message stands: one of its part number `part`, or of its reasoning (None). The tools count as
+    further messages; their texts are the descriptions of those that are marked as documents."""
 
     message: int
     part: int | None
@@ -54,7 +57,7 @@ class FoundText:
 class ChatFrame:
     """The texts found in a rendered chat, in its order; a template may repeat a text. `rewritten` and `left_out`: the
     messages that the template rewrites, and those that it leaves out, ascending. An answer is left out if nothing of it
-    is shown, any other message if one of its parts is not."""
+    is shown, any other message if one of its parts is not. Tools count as further messages."""
 
     texts: tuple[FoundText, ...]
     rewritten: tuple[int, ...] = ()
@@ -63,7 +66,7 @@ class ChatFrame:
 
 def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> ChatFrame:
     """Where the texts of `chat` stand in `rendered`, its rendering."""
-    everyone, texts = frozenset(range(len(chat.messages))), _texts(chat)
+    everyone, texts = _everyone(chat), _texts(chat)
     frame = _try(render, with_placeholders(chat, everyone))
     found, placed = _matched(texts, frame, rendered), everyone
     if found is None:
@@ -96,7 +99,24 @@ def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
         *contents, reasoning = (framed(pieces, at in messages) for pieces in _fields(message))
         parts = tuple(replace(part, text=text) for part, text in zip(message.parts, contents, strict=True))
         made.append(replace(message, parts=parts, reasoning=reasoning))
-    return replace(chat, messages=tuple(made))
+    tools = list(chat.tools_json)
+    for at, tool in _marked_tools(chat):
+        placeholders = (framed([text], at in messages) for text in descriptions(tool))
+        tools[at - len(chat.messages)] = json.dumps(with_descriptions(tool, placeholders))
+    return replace(chat, messages=tuple(made), tools_json=tuple(tools))
+
+
+def _everyone(chat: Chat) -> frozenset[int]:
+    """The messages, and the tools that are marked as documents."""
+    return frozenset(range(len(chat.messages))) | {at for at, _ in _marked_tools(chat)}
+
+
+def _marked_tools(chat: Chat) -> list[tuple[int, Any]]:
+    """The tools that are marked as documents, with the numbers that they have as further messages."""
+    if not chat.document_tools:
+        return []
+    tools = parse_tools(chat)
+    return [(len(chat.messages) + number, tools[number]) for number in sorted(chat.document_tools)]
 
 
 def _fields(message: Message) -> list[list[str]]:
@@ -130,7 +150,8 @@ def _end(text: str) -> tuple[str, str]:
 
 def _filled(chat: Chat) -> list[int]:
     """The messages with a text. Templates test for blank ones, and nothing of them needs to be dropped."""
-    return [at for at, each in enumerate(chat.messages) if f"{each.text}{each.reasoning}".strip()]
+    messages = [at for at, each in enumerate(chat.messages) if f"{each.text}{each.reasoning}".strip()]
+    return messages + [at for at, tool in _marked_tools(chat) if any(map(str.strip, descriptions(tool)))]
 
 
 def _halved(
@@ -140,7 +161,7 @@ def _halved(
     frame."""
     placed, found, frame, texts = frozenset[int](), tuple[FoundText, ...](), "", _texts(chat)
     filled = _filled(chat)
-    untried = deque(_halves(filled) if len(filled) == len(chat.messages) else [filled])
+    untried = deque(_halves(filled) if len(filled) == len(_everyone(chat)) else [filled])
     for _ in range(min(MAX_RENDERINGS, MAX_RENDERED_CHARACTERS // max(1, len(rendered)))):
         if not untried:
             break
@@ -262,4 +283,6 @@ def _texts(chat: Chat) -> list[_Text]:
             for place, (part, number, text, ends_part) in enumerate(texts)
         ]
         found += [_Text(at, None, text) for text in reasoning[::2]]
+    for at, tool in _marked_tools(chat):
+        found += [_Text(at, None, text) for text in descriptions(tool)]
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -26,6 +26,48 @@ _PATTERN = re.compile(r"(?:\ue000|\\ue000)(\d{7,})(?:\ue001|\\ue001)")
 def parse_tools(chat: Chat) -> list[Any]:
     """The tool definitions. Raises InvalidRequest for one that is not a JSON object."""
     return [_object(f"prompt.chat.tools_json[{number}]", text) for number, text in enumerate(chat.tools_json)]
+
+
+def without_marks(tools_json: Sequence[str]) -> tuple[tuple[str, ...], frozenset[int]]:
+    """The definitions without the mark `"document": true`, which no template reads, and the numbers of those that had
+    it. Raises InvalidRequest for another value of the mark."""
+    plain, marked = list[str](), set[int]()
+    for number, text in enumerate(tools_json):
+        plain.append(text)
+        if '"document"' not in text:
+            continue
+        tool = _object(f"prompt.chat.tools_json[{number}]", text)
+        mark = tool.pop("document", False)
+        if not isinstance(mark, bool):
+            raise InvalidRequest(f"prompt.chat.tools_json[{number}].document", "another JSON value", "true or false")
+        plain[-1] = json.dumps(tool)
+        if mark:
+            marked.add(number)
+    return tuple(plain), frozenset(marked)
+
+
+def descriptions(value: Any) -> list[str]:
+    """The texts under the key "description" of a definition, of its function and of its parameters."""
+    if isinstance(value, list):
+        return [text for each in value for text in descriptions(each)]
+    if not isinstance(value, dict):
+        return []
+    found = list[str]()
+    for name, of in value.items():
+        found += [of] if name == "description" and isinstance(of, str) else descriptions(of)
+    return found
+
+
+def with_descriptions(value: Any, texts: Iterator[str]) -> Any:
+    """The definition with other texts for its `descriptions`, in their order."""
+    if isinstance(value, list):
+        return [with_descriptions(each, texts) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: next(texts) if name == "description" and isinstance(of, str) else with_descriptions(of, texts)
+        for name, of in value.items()
+    }
 
 
 def tool_names(chat: Chat) -> list[Any]:

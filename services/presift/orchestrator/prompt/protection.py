@@ -35,6 +35,8 @@ def _kinds(chat: Chat, frame: ChatFrame) -> Iterator[tuple[str, FoundText]]:
     has_documents, question = chat.has_documents, _question(chat)
 
     def kind(text: FoundText) -> str:
+        if text.message >= len(chat.messages):
+            return ""  # a description of a tool that is marked as a document
         message = chat.messages[text.message]
         part = None if text.part is None else message.parts[text.part]
         if chat.continue_final_message and text.message == len(chat.messages) - 1:

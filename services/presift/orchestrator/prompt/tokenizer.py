@@ -202,21 +202,23 @@ def _warnings(chat: Chat, frame: ChatFrame, calls_left_out: Sequence[int]) -> tu
         way = "it out, or a part of it: send one text" if len(message.parts) > 1 else "it out"
         value, limit = f"role {message.role}", f"a message that the chat template shows: it leaves {way}"
         raise InvalidRequest(f"prompt.chat.messages[{lost[0]}]", value, limit)
-    rewritten = [at for at in frame.rewritten if chat.messages[at].role != "system"]
+    messages = len(chat.messages)
+    rewritten = [at for at in frame.rewritten if at >= messages or chat.messages[at].role != "system"]
     warnings = []
     if rewritten:
-        warnings.append(f"the chat template rewrites {_listed(rewritten)}: nothing of that is dropped")
+        warnings.append(f"the chat template rewrites {_listed(rewritten, messages)}: nothing of that is dropped")
     if frame.left_out:
-        warnings.append(f"the chat template leaves out the text of {_listed(frame.left_out)}")
+        warnings.append(f"the chat template leaves out the text of {_listed(frame.left_out, messages)}")
     if calls_left_out:
-        warnings.append(f"the chat template leaves out tool calls of {_listed(calls_left_out)}")
+        warnings.append(f"the chat template leaves out tool calls of {_listed(calls_left_out, messages)}")
     return tuple(warnings)
 
 
-def _listed(messages: Sequence[int], most: int = 8) -> str:
-    """The first `most` of them."""
-    more = f" and {len(messages) - most} more" if len(messages) > most else ""
-    return ", ".join(f"messages[{at}]" for at in messages[:most]) + more
+def _listed(places: Sequence[int], messages: int, most: int = 8) -> str:
+    """The first `most` of them; after so many `messages` the tools are counted."""
+    more = f" and {len(places) - most} more" if len(places) > most else ""
+    names = (f"messages[{at}]" if at < messages else f"tools[{at - messages}]" for at in places[:most])
+    return ", ".join(names) + more
 
 
 def _size(prompt: Chat | Text) -> int:

@@ -23,6 +23,7 @@ from presift.orchestrator.domain.request import (
     TextPart,
     TokenIds,
 )
+from presift.orchestrator.prompt.chat_tools import without_marks
 from presift.rpc import answer_codec, codec
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
@@ -105,7 +106,14 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
     if kind == "chat":
         messages = tuple(_message(message) for message in prompt.chat.messages)
         chat = prompt.chat
-        return Chat(messages, tuple(chat.tools_json), chat.template_kwargs_json, chat.continue_final_message)
+        tools, documents = without_marks(chat.tools_json)
+        return Chat(
+            messages,
+            tools,
+            chat.template_kwargs_json,
+            chat.continue_final_message,
+            document_tools=documents,
+        )
     raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
 
 

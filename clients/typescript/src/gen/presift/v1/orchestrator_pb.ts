@@ -106,7 +106,8 @@ export type Chat = Message$1<"presift.v1.Chat"> & {
   messages: Message[];
 
   /**
-   * tools_json has one tool definition each, as JSON in the form that the chat template expects. Always protected. At
+   * tools_json has one tool definition each, as JSON in the form that the chat template expects. Protected, but for the
+   * descriptions of a tool that has "document": true beside its other keys; that mark counts as TextPart.document. At
    * most 512, of 1,048,576 characters together. Rejected (INVALID_REQUEST) if the template does not render tools: they
    * would be lost silently.
    *
