@@ -16,7 +16,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behavior = Callable[..., Any]
 Deserializer = Callable[[bytes], Any]
 
-# Methods of grpc.health.v1: open to every caller, and counted apart from other calls.
+# Methods of grpc.health.v1: open to every caller. Checks are not counted, watches apart from other calls.
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 CHECK = f"{HEALTH_PREFIX}Check"
 

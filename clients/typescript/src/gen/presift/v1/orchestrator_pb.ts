@@ -168,9 +168,9 @@ export type Message = Message$1<"presift.v1.Message"> & {
 
   /**
    * tool_calls_json has one call each that an assistant made: a JSON object with name and arguments, or with both in
-   * its "function" (next to "type" and "id"). Arguments given as a JSON string reach the chat template as an object.
-   * Always protected. At most 512 in a chat, of 1,048,576 characters together with name and tool_call_id. Rejected if
-   * the template does not render calls.
+   * its "function" (next to "type" and "id"). Arguments given as a JSON string reach the chat template as an object; a
+   * string that is no JSON object reaches it as {"invalid_arguments": "..."}. Always protected. At most 512 in a chat,
+   * of 1,048,576 characters together with name and tool_call_id. Rejected if the template does not render calls.
    *
    * @generated from field: repeated string tool_calls_json = 4;
    */
@@ -866,8 +866,9 @@ export type Usage = Message$1<"presift.v1.Usage"> & {
   promptLogprobs: TokenLogprob[];
 
   /**
-   * warnings say in words what the caller may not expect, for example an answer that stopped at the default
-   * max_new_tokens, or where the context has no room for the rest.
+   * warnings say in words what the caller may not expect: an answer that stopped at the default max_new_tokens, or where
+   * the context has no room for the rest; messages that the chat template rewrites, or of which it leaves out text or
+   * calls.
    *
    * @generated from field: repeated string warnings = 17;
    */
