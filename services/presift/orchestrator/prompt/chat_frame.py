@@ -66,11 +66,17 @@ class ChatFrame:
 
 def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> ChatFrame:
     """Where the texts of `chat` stand in `rendered`, its rendering."""
-    everyone, texts = _everyone(chat), _texts(chat)
-    frame = _try(render, with_placeholders(chat, everyone))
-    found, placed = _matched(texts, frame, rendered), everyone
+    texts, placed = _texts(chat), _all_messages(chat)
+    frame = _try(render, with_placeholders(chat, placed))
+    found = _matched(texts, frame, rendered)
     if found is None:
-        placed, found, frame = _halved(chat, rendered, render)
+        placed, found, frame = _found_by_halving(chat, rendered, render)
+    rewritten = set(_filled(chat)) - placed
+    return ChatFrame(found, tuple(sorted(rewritten)), _left_out(chat, texts, placed, frame))
+
+
+def _left_out(chat: Chat, texts: Sequence[_Text], placed: frozenset[int], frame: str) -> tuple[int, ...]:
+    """As ChatFrame.left_out: which of the `placed` messages have no placeholder in `frame`."""
     shown = {int(match[1]) for match in _PATTERN.finditer(frame)}
     numbers = defaultdict[tuple[int, int | None], list[int]](list)
     for number, text in enumerate(texts):
@@ -78,8 +84,7 @@ def find_texts(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> Chat
             part = None if chat.messages[text.message].role == "assistant" else text.part
             numbers[text.message, part].append(number)
     left_out = {message for (message, _), own in numbers.items() if shown.isdisjoint(own)}
-    rewritten = set(_filled(chat)) - placed
-    return ChatFrame(found, tuple(sorted(rewritten)), tuple(sorted(left_out)))
+    return tuple(sorted(left_out))
 
 
 def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
@@ -88,11 +93,13 @@ def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
     numbers = count()
 
     def framed(pieces: Sequence[str], placed: bool) -> str:
-        # Every other piece stays; the others are numbered, also where they are not replaced.
-        held = ((text, next(numbers)) if at % 2 == 0 else (text, None) for at, text in enumerate(pieces))
-        return "".join(
-            text if number is None or not text or not placed else _PLACEHOLDER.format(number) for text, number in held
-        )
+        # Texts at even places are numbered, also where they are not replaced; the others stay.
+        result = list(pieces)
+        for at in range(0, len(pieces), 2):
+            number = next(numbers)
+            if placed and pieces[at]:
+                result[at] = _PLACEHOLDER.format(number)
+        return "".join(result)
 
     made = []
     for at, message in enumerate(chat.messages):
@@ -106,8 +113,8 @@ def with_placeholders(chat: Chat, messages: frozenset[int]) -> Chat:
     return replace(chat, messages=tuple(made), tools_json=tuple(tools))
 
 
-def _everyone(chat: Chat) -> frozenset[int]:
-    """The messages, and the tools that are marked as documents."""
+def _all_messages(chat: Chat) -> frozenset[int]:
+    """The numbers of the messages, and of the tools that are marked as documents."""
     return frozenset(range(len(chat.messages))) | {at for at, _ in _marked_tools(chat)}
 
 
@@ -120,30 +127,32 @@ def _marked_tools(chat: Chat) -> list[tuple[int, Any]]:
 
 
 def _fields(message: Message) -> list[list[str]]:
-    """Each part's text, and the reasoning, as texts with what stays in the frame between each two."""
+    """The text of each part, then the reasoning, each in pieces: texts at even places, and between them what stays in
+    the frame."""
     is_answer = message.role == "assistant"
-    contents = [_at_tags(part.text) if is_answer else [part.text] for part in message.parts]
-    before, rest = _front(message.reasoning)
-    return [*contents, ["", before, *_end(rest), ""]]
+    contents = [_split_at_tags(part.text) if is_answer else [part.text] for part in message.parts]
+    before, rest = _leading_space(message.reasoning)
+    return [*contents, ["", before, *_trailing_space(rest), ""]]
 
 
-def _at_tags(text: str) -> list[str]:
-    """Split at the tags, with the white space around them, which templates strip where they cut."""
+def _split_at_tags(text: str) -> list[str]:
+    """In pieces as `_fields` has them: texts, and tags with the white space around them, which templates strip where
+    they cut."""
     pieces = REASONING_TAGS.split(text)
     for at in range(1, len(pieces), 2):
-        (first, before), (after, last) = _end(pieces[at - 1]), _front(pieces[at + 1])
+        (first, before), (after, last) = _trailing_space(pieces[at - 1]), _leading_space(pieces[at + 1])
         pieces[at - 1 : at + 2] = [first, before + pieces[at] + after, last]
     return pieces
 
 
-def _front(text: str) -> tuple[str, str]:
-    """The white space in front, and the rest."""
+def _leading_space(text: str) -> tuple[str, str]:
+    """The white space at the start, and the rest."""
     rest = text.lstrip()
     return text[: len(text) - len(rest)], rest
 
 
-def _end(text: str) -> tuple[str, str]:
-    """All but the white space at the end, and that."""
+def _trailing_space(text: str) -> tuple[str, str]:
+    """All but the white space at the end, and this white space."""
     rest = text.rstrip()
     return rest, text[len(rest) :]
 
@@ -154,14 +163,14 @@ def _filled(chat: Chat) -> list[int]:
     return messages + [at for at, tool in _marked_tools(chat) if any(map(str.strip, descriptions(tool)))]
 
 
-def _halved(
+def _found_by_halving(
     chat: Chat, rendered: str, render: Callable[[Chat], str]
 ) -> tuple[frozenset[int], tuple[FoundText, ...], str]:
     """The messages that the template does not rewrite, as far as they were tried; where their texts stand; and their
     frame."""
     placed, found, frame, texts = frozenset[int](), tuple[FoundText, ...](), "", _texts(chat)
     filled = _filled(chat)
-    untried = deque(_halves(filled) if len(filled) == len(_everyone(chat)) else [filled])
+    untried = deque(_halves(filled) if len(filled) == len(_all_messages(chat)) else [filled])
     for _ in range(min(MAX_RENDERINGS, MAX_RENDERED_CHARACTERS // max(1, len(rendered)))):
         if not untried:
             break
@@ -275,8 +284,9 @@ def _texts(chat: Chat) -> list[_Text]:
             for part, pieces in enumerate(contents)
             for number, text in enumerate(pieces[::2])
         ]
-        # All but the first text of a part follow a tag.
+        # The answer begins behind the last tag: all but the first text of a part follow one.
         answer = max((place for place, (_, number, _, _) in enumerate(texts) if number), default=0)
+        # Without a filled text all of them are at both ends.
         filled = [place for place, (_, _, text, _) in enumerate(texts) if text.strip()] or [len(texts), -1]
         found += [
             _Text(at, part, text, place <= filled[0], place >= filled[-1], number == 0, ends_part, place >= answer)

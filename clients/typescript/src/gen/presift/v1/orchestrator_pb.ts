@@ -866,9 +866,9 @@ export type Usage = Message$1<"presift.v1.Usage"> & {
   promptLogprobs: TokenLogprob[];
 
   /**
-   * warnings say in words what the caller may not expect: an answer that stopped at the default max_new_tokens, or where
-   * the context has no room for the rest; messages that the chat template rewrites, or of which it leaves out text or
-   * calls.
+   * warnings say in words what the caller may not expect: an answer that stopped at the default max_new_tokens, or
+   * where the context has no room for the rest; messages that the chat template rewrites, or of which it leaves out
+   * text or calls.
    *
    * @generated from field: repeated string warnings = 17;
    */
