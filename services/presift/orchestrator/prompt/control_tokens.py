@@ -37,8 +37,8 @@ _SWITCH = re.compile(r"/\w+")
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: its special tokens, and the added marks in `turns`, chats as the template
-    renders them. Tags of reasoning are none, as answers in the history have them, nor are switches of callers."""
+    """The control tokens of a tokenizer: its special tokens, and the added marks in `turns` (see `turns_of`). Tags of
+    reasoning are not among them, because answers in the history have them, nor are switches of callers."""
 
     def __init__(self, backend: Tokenizer, turns: str) -> None:
         self._backend = backend
@@ -52,10 +52,11 @@ class ControlTokens:
         self._stand_ins = StandIns(self.contents, tags)
 
     def texts_in(self, chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[Range, ...]:
-        """The control tokens in `rendered`, the rendering of `chat`, of which characters are the caller's. Raises
+        """Where `rendered`, the rendering of `chat`, has control tokens with characters of the caller. Raises
         InvalidRequest if the template reads them."""
         written = {match[0] for match in self._pattern.finditer(rendered)}
         every, none = Pieces(written), Pieces(())
+        # Templates may look at values, such as the name of a tool. If one does, pieces in values stay.
         for in_texts, in_values in ((every, every), (every, none)):
             swapped = self._stand_ins.in_chat(chat, in_texts, in_values)
             if swapped == chat:
@@ -63,13 +64,13 @@ class ControlTokens:
             with suppress(InvalidRequest):
                 restored, ranges = self._stand_ins.restored(render(swapped))
                 if restored == rendered:
-                    return self._beside(rendered, ranges)
+                    return self._overlapping(rendered, ranges)
         raise InvalidRequest(
             "prompt.chat.messages", "text with control tokens", "text without those that the chat template reads"
         )
 
-    def _beside(self, rendered: str, ranges: Sequence[Range]) -> tuple[Range, ...]:
-        """The control tokens with characters in `ranges`."""
+    def _overlapping(self, rendered: str, ranges: Sequence[Range]) -> tuple[Range, ...]:
+        """The control tokens in `rendered` with characters in `ranges`, which are ascending."""
         starts, found = [each.start for each in ranges], list[Range]()
         for match in self._pattern.finditer(rendered):
             at = bisect_left(starts, match.end())
@@ -78,7 +79,8 @@ class ControlTokens:
         return tuple(found)
 
     def are_exact(self, encoding: Encoding, rendered: str) -> bool:
-        """Whether each control token was read from its own characters, not from what a normalizer makes it of."""
+        """Whether each control token in `encoding` was read from its own characters, not from others that a normalizer
+        changes to these."""
         contents, ids = {self._backend.token_to_id(each): each for each in self.contents}, np.array(encoding.ids)
         for at in np.flatnonzero(np.isin(ids, list(contents))).tolist():
             start, end = encoding.token_to_chars(at) or (0, 0)
@@ -103,7 +105,7 @@ class ControlTokens:
 
     @cached_property
     def _renamed(self) -> Tokenizer | None:
-        """The copy of the tokenizer. None if the tokens do not keep their ids, as the model needs their names."""
+        """The copy of the tokenizer. None if the renamed tokens do not keep their ids: some models need the names."""
         state = json.loads(self._backend.to_str())
         for token in state["added_tokens"]:
             if token["content"] in self._numbers:
@@ -125,7 +127,8 @@ class ControlTokens:
         return copy if is_same else None
 
     def _name(self, content: str) -> str:
-        """No name begins with the end of another, so that what stands beside one cannot be read as a part of it."""
+        """The name of a control token in the copy; other text stays. No name begins with the end of another, so that
+        what stands beside one cannot be read as a part of it."""
         number = self._numbers.get(content)
         return content if number is None else chr(_FIRST_NAME + number) + _FILL * (len(content) - 1)
 
@@ -137,25 +140,25 @@ def _is_control(token: AddedToken, turns: str) -> bool:
 
 
 def turns_of(render: Callable[[Chat], str]) -> str:
-    """Ordinary chats, rendered: those that the template accepts."""
+    """Short sample chats as the template renders them, without those that it refuses. They show its marks."""
     rendered = []
-    for messages, tools in ((_TURNS, ()), (_CALLING, ()), (_CALLING, (_TOOL,))):
+    for messages, tools in ((_CHAT, ()), (_CHAT_WITH_CALLS, ()), (_CHAT_WITH_CALLS, (_TOOL,))):
         with suppress(InvalidRequest):
             rendered.append(render(Chat(messages, tools)))
     return "\n".join(rendered)
 
 
-def _say(role: str, **given: Any) -> Message:
+def _message(role: str, **given: Any) -> Message:
     return Message(role, (TextPart("a"),), **given)
 
 
 _TOOL = '{"type": "function", "function": {"name": "f", "description": "a", "parameters": {"type": "object"}}}'
 # Mistral's templates accept only ids of nine characters.
 _CALL = '{"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"b": "c"}}}'
-_TURNS = (_say("user"), _say("assistant"), _say("user"))
-_CALLING = (
-    _say("user"),
+_CHAT = (_message("user"), _message("assistant"), _message("user"))
+_CHAT_WITH_CALLS = (
+    _message("user"),
     Message("assistant", (), tool_calls_json=(_CALL,)),
-    _say("tool", name="f", tool_call_id="call00001"),
-    *_TURNS[1:],
+    _message("tool", name="f", tool_call_id="call00001"),
+    *_CHAT[1:],
 )

@@ -38,8 +38,8 @@ def any_of(texts: Collection[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
-    """A stand-in for the characters `start <= i < end` of a text."""
+class _Replacement:
+    """The stand-in `text` for the characters `start <= i < end` of a text."""
 
     start: int
     end: int
@@ -47,7 +47,7 @@ class _Written:
 
 
 class Pieces:
-    """The pieces of `tokens`: with which they begin or end, or any."""
+    """The pieces of `tokens`: their beginnings, their ends, and what is inside."""
 
     def __init__(self, tokens: Collection[str]) -> None:
         self._longest = max(map(len, tokens), default=1) - 1
@@ -56,7 +56,8 @@ class Pieces:
         self._any = "\n".join(tokens)
 
     def at_ends(self, text: str) -> list[int]:
-        """Where a character of a piece is, at the start and at the end of `text`; templates strip white space."""
+        """The positions of the first and the last character of `text`, of each if a piece of a token is there. White
+        space around `text` does not count: templates strip it."""
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
         lengths = range(1, min(self._longest, end - start) + 1)
         is_piece = 0 < end - start <= self._longest and text[start:end] in self._any
@@ -66,7 +67,7 @@ class Pieces:
 
 
 class StandIns:
-    """Stand-ins for `contents`. What may have `tags` keeps those."""
+    """Stand-ins for the control tokens `contents`. Texts that may have `tags` keep those (see `_may_have_tags`)."""
 
     def __init__(self, contents: Sequence[str], tags: Set[str]) -> None:
         self._contents, self._tags = contents, tags
@@ -74,8 +75,8 @@ class StandIns:
         self._pattern = re.compile(f"{_ESCAPED}|{any_of(contents)}")
 
     def in_chat(self, chat: Chat, in_texts: Pieces, in_values: Pieces) -> Chat:
-        """`in_texts`, `in_values`: the pieces that have stand-ins too, in texts and in tools, calls and variables, at
-        which templates may look."""
+        """The chat with stand-ins for the control tokens. Pieces of them have stand-ins too: `in_texts` those in texts,
+        `in_values` those in tools, calls and variables, at which templates may look."""
 
         def swapped(value: Any) -> Any:
             if isinstance(value, str):
@@ -87,22 +88,23 @@ class StandIns:
         return replace(
             chat,
             messages=tuple(self._message(each, chat.parts_are_apart, in_texts, swapped) for each in chat.messages),
-            tools_json=tuple(_json(each, swapped) for each in chat.tools_json),
-            template_kwargs_json=_json(chat.template_kwargs_json, swapped),
+            tools_json=tuple(_swapped_json(each, swapped) for each in chat.tools_json),
+            template_kwargs_json=_swapped_json(chat.template_kwargs_json, swapped),
         )
 
     def restored(self, rendered: str) -> tuple[str, tuple[Range, ...]]:
-        """The rendering of a chat with stand-ins: as without, and where they stood."""
+        """`rendered`, a chat with stand-ins, with what they stand for; and where that is, ascending."""
         pieces, ranges, length = list[str](), list[Range](), 0
         for at, piece in enumerate(_STAND_INS.split(rendered)):
-            text = self._text(int(piece[:8])) if at % 2 else piece
+            # Python refuses to read very long numbers; no stand-in has more than eight digits.
+            text = self._original(int(piece[:8])) if at % 2 else piece
             if at % 2:
                 ranges.append(Range(length, length + len(text)))
             pieces.append(text)
             length += len(text)
         return "".join(pieces), tuple(ranges)
 
-    def _text(self, number: int) -> str:
+    def _original(self, number: int) -> str:
         character = number - len(self._contents)
         return self._contents[number] if character < 0 else chr(min(character, 0x10FFFF))
 
@@ -129,11 +131,13 @@ class StandIns:
         )
 
     def _swapped(self, texts: list[str], pieces: Pieces, may_have_tags: Sequence[bool] = ()) -> list[str]:
-        """Of texts that are joined: a control token that goes across them is one too. It moves to where it begins."""
+        """With stand-ins, for `texts` that the template joins. A control token may go across several: its stand-in is
+        in the text where it begins. `may_have_tags`: for each text, or empty if none may."""
         joined = "".join(texts)
-        found = self._found(joined, pieces)
+        found = self._replacements(joined, pieces)
         if not found:
             return texts
+        # `start`: of the text in `joined`; `at`: what of `joined` is written or replaced already.
         made, start, at, next_ = list[str](), 0, 0, 0
         for number, text in enumerate(texts):
             end, written, has_tags = start + len(text), list[str](), may_have_tags[number : number + 1] == [True]
@@ -146,21 +150,23 @@ class StandIns:
             start, at = end, max(at, end)
         return made
 
-    def _found(self, text: str, pieces: Pieces) -> list[_Written]:
-        found = [_Written(each.start(), each.end(), self._of(each[0])) for each in self._pattern.finditer(text)]
+    def _replacements(self, text: str, pieces: Pieces) -> list[_Replacement]:
+        found = [
+            _Replacement(each.start(), each.end(), self._stand_in(each[0])) for each in self._pattern.finditer(text)
+        ]
         held = [*found[:1], *found[-1:]]
         edges = [at for at in pieces.at_ends(text) if not any(each.start <= at < each.end for each in held)]
         return sorted(
-            [*found, *(_Written(at, at + 1, self._of(text[at])) for at in edges)], key=lambda each: each.start
+            [*found, *(_Replacement(at, at + 1, self._stand_in(text[at])) for at in edges)], key=lambda each: each.start
         )
 
-    def _of(self, text: str) -> str:
+    def _stand_in(self, text: str) -> str:
         number = self._numbers.get(text)
         return _STAND_IN.format(len(self._contents) + ord(text) if number is None else number)
 
 
-def _json(text: str, swapped: Callable[[Any], Any]) -> str:
-    """JSON may write the characters of a control token as escapes."""
+def _swapped_json(text: str, swapped: Callable[[Any], Any]) -> str:
+    """JSON with its strings `swapped`. It is parsed, because it may write a control token's characters as escapes."""
     try:
         value = json.loads(text)
         new = swapped(value)
@@ -170,4 +176,6 @@ def _json(text: str, swapped: Callable[[Any], Any]) -> str:
 
 
 def _may_have_tags(message: Message, part: TextPart) -> bool:
+    """Prompts that describe tools name tags, such as `<tool_call>`, which are tokens there. In documents and results of
+    tools they are text."""
     return message.role != "tool" and not part.document
