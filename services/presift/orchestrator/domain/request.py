@@ -34,8 +34,8 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. An assistant may have called tools (one JSON object each)
-    and may have reasoned before; a tool says by `name` and `tool_call_id` what it answers.
+    """One turn of a chat. An assistant may have called tools (one JSON object each) and may have reasoned before; a
+    tool says by `name` and `tool_call_id` what it answers.
 
     Raises InvalidRequest for an unknown role, or for what its role does not have.
     """
@@ -124,8 +124,8 @@ class TokenizedPrompt:
     """A prompt as the target would read it: `ids` uint32[n]; `protected` spans in canonical form; no text.
 
     `salt` is the namespace of its tenant: nothing made from this prompt is found by requests with another salt.
-    `warnings` say in words what the chat template did with the messages that the caller may not expect.
-    `protected_kinds` says what the protected tokens of a chat are, in words, with their number, the most first.
+    `warnings` say in words what the chat template did with messages that the caller may not expect. `protected_kinds`
+    are what the protected tokens of a chat belong to, in words, with their number, the most first.
     """
 
     ids: NDArray[np.uint32]

@@ -1,7 +1,7 @@
 """Tool definitions, tool calls and further variables of a chat: from JSON to the objects that chat templates read.
 
 A template that does not support tools would silently leave them out of the prompt. So the chat is rendered once more
-without them, and refused if the result is the same; and once more with placeholders for the calls.
+without them, and refused if the result is the same. Placeholders in one more rendering show which calls it leaves out.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def parse_tool_calls(message: Message) -> list[dict[str, Any]]:
 
 
 def check_tools_rendered(chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[int, ...]:
-    """The messages of whose calls the template leaves out some. Raises InvalidRequest if it does not support the tools
-    or the tool calls of `chat`, whose rendering is `rendered`."""
+    """The numbers of the messages with calls that the template leaves out, ascending. Raises InvalidRequest if it does
+    not support the tools or the tool calls of `chat`, whose rendering is `rendered`."""
     if chat.tools_json and _try(render, replace(chat, tools_json=())) == rendered:
         value, limit = f"{len(chat.tools_json)} given", "unset: the target's chat template does not support tools"
         raise InvalidRequest("prompt.chat.tools_json", value, limit)

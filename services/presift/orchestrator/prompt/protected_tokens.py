@@ -1,4 +1,4 @@
-"""Which tokens a policy may not drop, from the characters that it may drop."""
+"""Maps the characters that a policy may drop to tokens; all other tokens are protected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def protected_spans(encoding: Encoding, ranges: tuple[Range, ...], characters: i
 def protected_kinds(
     encoding: Encoding, texts: Sequence[tuple[str, Range]], spans: tuple[Span, ...], characters: int
 ) -> tuple[tuple[str, int], ...]:
-    """As TokenizedPrompt.protected_kinds; a token that crosses a border counts on one side."""
+    """As TokenizedPrompt.protected_kinds: of the tokens in `spans`, those of each kind in `texts`, then the rest. A
+    token that crosses a border counts on one side."""
     counts, ranges = Counter[str](), [each for _, each in texts]
     for (kind, _), start, end in zip(texts, *_first_tokens(encoding, ranges, characters), strict=True):
         counts[kind] += end - start
@@ -53,7 +54,7 @@ def _joined(ranges: tuple[Range, ...]) -> list[Range]:
 
 def _first_tokens(encoding: Encoding, ranges: Sequence[Range], characters: int) -> tuple[list[int], list[int]]:
     """The first token from the start of each range on, and from its end on: that which contains this character or, if a
-    normaliser dropped it, the next one that has a token."""
+    normalizer dropped it, the next one that has a token."""
     starts, ends = [each.start for each in ranges], [each.end for each in ranges]
     if len(ranges) <= FEW_RANGES:
         found = [len(encoding.ids) if at >= characters else encoding.char_to_token(at) for at in (*starts, *ends)]

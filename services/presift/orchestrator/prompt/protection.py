@@ -1,10 +1,11 @@
 """Decides which characters of a rendered chat a policy may drop; all others are protected.
 
-Droppable are the documents that the caller marked or, without any mark, the texts of unprotected messages. Template
-tokens, tool definitions and everything else that the template adds are therefore protected without being recognised.
-So is an answer that the caller wants continued, and a message that the template rewrites (see chat_frame.py).
+Droppable are the documents that the caller marked (parts, and the descriptions of tools) or, without any mark, the
+texts of unprotected messages. Template tokens, other definitions of tools and everything else that the template adds
+are therefore protected without being recognized. So is an answer that the caller wants continued, and a message that
+the template rewrites (see chat_frame.py).
 
-This module works on characters; the tokenizer maps them to tokens.
+This module works on characters; protected_tokens.py maps them to tokens.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def _template_message(message: Message, parts_are_apart: bool, reads_parts: bool
 
 
 def _content(message: Message, parts_are_apart: bool, reads_parts: bool) -> str | list[dict[str, str]]:
-    """Parts that are apart are given to the template, or joined with a space, as SGLang's server does."""
+    """Parts that are apart stay a list if the template reads one; else a space joins them, as in SGLang's server."""
     if not parts_are_apart or len(message.parts) < 2:
         return message.text
     texts = [part.text for part in message.parts]

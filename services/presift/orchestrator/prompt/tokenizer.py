@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
-from presift.core.spans import Span, covered, merge
+from presift.core.spans import Span, check_within, merge
 from presift.orchestrator.domain.request import Chat, Prompt, Text, TokenIds, TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.prompt.chat_frame import ChatFrame, Range, find_texts, with_placeholders
@@ -29,6 +29,7 @@ from presift.orchestrator.prompt.template_messages import template_messages
 
 # Longer prompts take milliseconds and are rendered and tokenized in a thread.
 INLINE_CHARACTERS = 8_192
+# Rendering a string takes about as long as tokenizing so many characters.
 _CHARACTERS_PER_STRING = 16
 
 
@@ -72,11 +73,11 @@ class PromptTokenizer:
         return "" if self.backend is None else fingerprint(self.backend.to_str().encode())
 
     async def tokenize(self, prompt: Prompt, salt: str = "") -> TokenizedPrompt:
-        """Raises InvalidRequest for invalid or unsupported tools, for messages that the chat template leaves out, and
-        for text if there is no tokenizer."""
+        """Raises InvalidRequest for invalid or unsupported tools, for messages that the chat template refuses or leaves
+        out, for control tokens that cannot be read as text, and for text if there is no tokenizer."""
         if isinstance(prompt, TokenIds):
             with stage("protect"):
-                return TokenizedPrompt(prompt.ids, _within(prompt), salt)
+                return TokenizedPrompt(prompt.ids, _protected_ids(prompt), salt)
         with stage("protect"):
             is_quick = _size(prompt) <= INLINE_CHARACTERS
             rendered = self._rendered(prompt) if is_quick else await asyncio.to_thread(self._rendered, prompt)
@@ -110,7 +111,7 @@ class PromptTokenizer:
         return tokenized
 
     def render(self, prompt: Chat | Text) -> str:
-        """The text to tokenize, with the chat template applied."""
+        """The text to tokenize, with the chat template applied. Raises InvalidRequest."""
         if self.backend is None:
             raise InvalidRequest("prompt", "text", "token_ids: the target has no tokenizer")
         if isinstance(prompt, Text):
@@ -129,7 +130,7 @@ class PromptTokenizer:
         try:
             return self._template(messages, tools, variables=variables, continues=continues)
         except InvalidRequest:
-            # Some templates read parts of users' messages only.
+            # Some templates read lists of parts in users' messages only.
             joined = template_messages(chat)
             if joined != messages:
                 with suppress(InvalidRequest):
@@ -137,8 +138,8 @@ class PromptTokenizer:
             raise
 
     def _with_reason(self, error: InvalidRequest, chat: Chat) -> InvalidRequest:
-        """With the template's own reason, if that has no text of the caller: the template gives it for the placeholders
-        too."""
+        """The error with the template's own reason, unless that quotes the caller: then the template gives another one
+        for placeholders."""
         if error.__cause__ is None:
             return error
         try:
@@ -194,8 +195,8 @@ class _Rendered:
 
 
 def _warnings(chat: Chat, frame: ChatFrame, calls_left_out: Sequence[int]) -> tuple[str, ...]:
-    """What the template did with messages. Raises InvalidRequest for one that it leaves out; of an answer templates may
-    leave out the text, for example beside tool calls."""
+    """What the template did with messages that the caller may not expect. Raises InvalidRequest for a message that it
+    leaves out, except for an answer: of that, templates may leave out the text, for example beside tool calls."""
     lost = [at for at in frame.left_out if chat.messages[at].role != "assistant"]
     if lost:
         message = chat.messages[lost[0]]
@@ -215,14 +216,14 @@ def _warnings(chat: Chat, frame: ChatFrame, calls_left_out: Sequence[int]) -> tu
 
 
 def _listed(places: Sequence[int], messages: int, most: int = 8) -> str:
-    """The first `most` of them; after so many `messages` the tools are counted."""
+    """The first `most` of `places` as the caller's fields: those beyond the number of `messages` are tools."""
     more = f" and {len(places) - most} more" if len(places) > most else ""
     names = (f"messages[{at}]" if at < messages else f"tools[{at - messages}]" for at in places[:most])
     return ", ".join(names) + more
 
 
 def _size(prompt: Chat | Text) -> int:
-    """About as many characters of text take the time that this prompt takes."""
+    """The characters of a text that takes about the same time."""
     if isinstance(prompt, Text):
         return len(prompt.text)
     strings = [prompt.template_kwargs_json, *prompt.tools_json]
@@ -231,13 +232,17 @@ def _size(prompt: Chat | Text) -> int:
     return sum(map(len, strings)) + _CHARACTERS_PER_STRING * len(strings)
 
 
-def _within(prompt: TokenIds) -> tuple[Span, ...]:
-    covered(prompt.protected, int(prompt.ids.size))
+def _protected_ids(prompt: TokenIds) -> tuple[Span, ...]:
+    """The protected spans in canonical form. Raises InvalidRequest for one that is not within the prompt."""
+    check_within(prompt.protected, int(prompt.ids.size))
     return merge(prompt.protected)
 
 
 def _key(prompt: Chat | Text, rendered: _Rendered, salt: str) -> bytes:
-    dropped, text = ([(each.start, each.end) for each in some] for some in (rendered.droppable, rendered.control_texts))
-    marks = [dropped, text, [(kind, each.start, each.end) for kind, each in rendered.protected], rendered.warnings]
+    droppable, control_texts = (
+        [(each.start, each.end) for each in ranges] for ranges in (rendered.droppable, rendered.control_texts)
+    )
+    protected = [(kind, each.start, each.end) for kind, each in rendered.protected]
+    marks = [droppable, control_texts, protected, rendered.warnings]
     # The salt's length comes first, so that salt and prompt cannot be split in another way.
     return hashlib.sha256(f"{len(salt)}\n{salt}\n{type(prompt).__name__}\n{marks}\n{rendered.text}".encode()).digest()
