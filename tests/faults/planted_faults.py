@@ -1005,7 +1005,7 @@ FAULTS: tuple[Planted, ...] = (
         "A refusal after the draft's work costs the tenant the prompt",
         "every error returns all tokens",
         f"{ORCHESTRATOR}/admission/quotas.py",
-        "isinstance(error, _OUR_FAILURES)",
+        "isinstance(error, _SERVICE_FAILURES)",
         "True",
         (f"{UNIT}/orchestrator/admission/test_quotas.py::test_a_callers_own_error_costs_the_prompt",),
     ),

@@ -80,8 +80,9 @@ class RedisClient:
                 reply = await call()
         except ResponseError as error:  # the server refused, but it works
             self._record_success()
-            # One that is full, a replica, or part of a cluster may refuse for long.
-            self._is_available = is_wrong_type = str(error).startswith("WRONGTYPE")
+            is_wrong_type = str(error).startswith("WRONGTYPE")
+            # Any other refusal may last: the server is full, a replica, or part of a cluster.
+            self._is_available = is_wrong_type
             _log.debug("cache command refused: %s", type(error).__name__)
             raise CacheUnavailable(Outcome.ERROR, is_wrong_type) from None
         except Exception as error:  # whatever the client raises for a broken server or network is a miss

@@ -28,9 +28,9 @@ from presift.telemetry.metrics import count
 
 RETRY_S = 1.0
 
-# After any other error the prompt stays charged: draft and target may have worked for it, and a caller could ask for it
-# again and again.
-_OUR_FAILURES = (DraftUnavailable, TargetUnavailable, Overloaded, ShuttingDown, InternalError)
+# After any other error the prompt stays charged: draft and target may have worked for it. Else a caller could make them
+# work again and again for nothing.
+_SERVICE_FAILURES = (DraftUnavailable, TargetUnavailable, Overloaded, ShuttingDown, InternalError)
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ class Quota:
         """That many new tokens were sent to the caller."""
         self._generated += tokens
 
-    def unused(self, *, is_our_failure: bool) -> int:
+    def unused(self, *, is_service_failure: bool) -> int:
         """The tokens to return at the end; all of them if the service failed before the first token."""
         if time.monotonic() - self._reserved_at_s > WINDOW_S:
             return 0  # the reservation has left the window
-        used = 0 if is_our_failure and not self._generated else self._prompt + self._generated
+        used = 0 if is_service_failure and not self._generated else self._prompt + self._generated
         return max(0, self._reserved - used)
 
 
@@ -97,15 +97,15 @@ class Quotas:
     @asynccontextmanager
     async def held(self, tenant: str | None, limits: TenantLimits) -> AsyncIterator[Quota]:
         """The quota of one request, until the block ends. Without limits nothing is counted. Raises Overloaded."""
-        quota, is_our_failure = Quota(self, tenant or "", limits.tokens_per_minute), False
+        quota, is_service_failure = Quota(self, tenant or "", limits.tokens_per_minute), False
         async with self._concurrency_held(tenant or "", limits.concurrency):
             try:
                 yield quota
             except PresiftError as error:
-                is_our_failure = isinstance(error, _OUR_FAILURES)
+                is_service_failure = isinstance(error, _SERVICE_FAILURES)
                 raise
             finally:
-                unused = quota.unused(is_our_failure=is_our_failure)
+                unused = quota.unused(is_service_failure=is_service_failure)
                 if unused and limits.tokens_per_minute is not None:
                     await self._finish(self._return(tenant or "", unused, limits.tokens_per_minute))
 

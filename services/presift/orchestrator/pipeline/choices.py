@@ -12,7 +12,8 @@ from presift.rpc.client.stream_reader import buffered
 
 Put = Callable[[Delta | Report], None]
 
-# So many answers of one request run at once. A target refuses requests beyond its queue, by default 64.
+# At most so many answers of a request run at once, beside the first. A target's queue takes 64 by default, and refuses
+# more.
 _AT_ONCE = 64
 
 
@@ -53,8 +54,8 @@ async def _read(answer: Answer, put: Put) -> None:
             put(event)
 
 
-async def _read_in_turn(answer: Answer, put: Put, turn: asyncio.Semaphore) -> None:
-    async with turn:
+async def _read_limited(answer: Answer, put: Put, slots: asyncio.Semaphore) -> None:
+    async with slots:
         await _read(answer, put)
 
 
@@ -71,8 +72,8 @@ async def _read_all(answers: Sequence[Answer], put: Put, cancel: Callable[[], No
     await has_begun.wait()
     tasks = [first]
     if not _has_failed(first):
-        turn = asyncio.Semaphore(_AT_ONCE)
-        tasks += [asyncio.create_task(_read_in_turn(answer, put, turn), name="answer") for answer in answers[1:]]
+        slots = asyncio.Semaphore(_AT_ONCE)
+        tasks += [asyncio.create_task(_read_limited(answer, put, slots), name="answer") for answer in answers[1:]]
     ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     if others:
         cancel()

@@ -33,7 +33,7 @@ def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
         raise InvalidRequest("sampling.logit_bias", highest, f"token ids < {size} (the vocabulary)")
     # A forced call needs no parser: its grammar makes JSON.
     tools = wanted.tools_json if is_forced or target.tool_call_parser else ()
-    # A reasoning model is told of a chat even if its reasoning stays in the text: a grammar begins after it.
+    # The target needs the variables of a chat even if the reasoning stays in the text: a grammar begins after it.
     chat = request.prompt if target.reasoning_parser and isinstance(request.prompt, Chat) else None
     narrowed = replace(
         wanted,

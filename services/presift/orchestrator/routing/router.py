@@ -77,11 +77,11 @@ def _choose(inputs: RoutingInputs) -> RouteChoice:
         choice = choose_auto(inputs)
     else:
         choice = ROUTES[inputs.wanted](inputs)
-    return with_forecast(_with_what_is_kept(choice, inputs), inputs)
+    return with_forecast(_with_reason_if_only_protected(choice, inputs), inputs)
 
 
-def _with_what_is_kept(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
-    """The choice, with a reason of its own if it keeps nothing but what must be kept."""
+def _with_reason_if_only_protected(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
+    """The choice, with ONLY_PROTECTED_KEPT as its reason if a stage has no room beyond the tokens that must be kept."""
     if choice.policy is None:
         return choice
     prompt, kv = choice.policy.prompt_stage, choice.policy.kv_stage

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Invalid files are read again after so long, in case a write left time and size as they were.
+# Unchanged invalid files are read again after so long: a write may leave their time and size as they were.
 RETRY_S = 5.0
 
 Signature = tuple[tuple[int, int, int] | None, ...]

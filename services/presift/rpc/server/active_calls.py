@@ -1,8 +1,8 @@
 """The running calls of a server: limits their number, and waits for them or cancels them when the server drains.
 
 This limit is the last resort: services limit their own queues and give better errors. Health checks have no limit, and
-watches of health one of their own, so that a full server still answers: otherwise anybody without a key could have it
-restarted.
+health watches have one of their own, so that a full server still answers probes. Otherwise a caller without a key could
+make them fail, and Kubernetes would restart the pod.
 """
 
 from __future__ import annotations
