@@ -23,7 +23,7 @@ TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.package-lock.json
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 CLIENTS_CI_STAMP := $(CLIENTS)/.installed-ci
-# Load generators and Inspect need other versions again.
+# Load generators and Inspect need versions of their own.
 LOAD := .venv-load
 INSPECT := .venv-inspect
 LOAD_STAMP := $(LOAD)/.installed
