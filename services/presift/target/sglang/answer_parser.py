@@ -114,7 +114,7 @@ class _ReasoningStream:
         return self._guarded(lambda: self._parser.parse_stream_chunk(piece), piece)
 
     def finish(self) -> tuple[str, str]:
-        """What was held back, and what was lost."""
+        """(reasoning, content) that the streaming parser held back or lost."""
         reasoning, content = self._guarded(self._parser.parse_stream_end, "")
         lost_reasoning, lost_content = ("", "") if self._has_failed else self._lost()
         return reasoning + lost_reasoning, content + lost_content
@@ -134,7 +134,7 @@ class _ReasoningStream:
         return reasoning or "", content or ""
 
     def _lost(self) -> tuple[str, str]:
-        """What the whole answer has beyond the delivered one, if they begin alike."""
+        """(reasoning, content) of the whole answer beyond what was delivered; nothing if they do not begin alike."""
         text, parser = "".join(self._text), self._new_parser()
         try:
             whole = parser.parse_non_stream(text)

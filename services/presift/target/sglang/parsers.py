@@ -76,8 +76,8 @@ class Parsers:
         )
 
     def is_thinking(self, variables: Mapping[str, Any] | None, token_ids: NDArray[np.uint32]) -> bool:
-        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's habit with
-        these variables of a chat. None: the prompt is no chat."""
+        """Whether the answer to a prompt begins with reasoning: the prompt's end says so, else the model's default for
+        these `variables` of the chat's template. None: the prompt is no chat."""
         if not self.names.reasoning:
             return False
         detector = self._detector()
@@ -89,13 +89,14 @@ class Parsers:
         return variables is not None and self.thinks(variables)
 
     def keeps_special_tokens(self, wanted: AnswerFormat | None) -> bool:
-        """Whether the parsers of this format read special tokens, or a caller may want to."""
+        """Whether special tokens stay in the text: for the parsers, or for a caller who parses the text of a reasoning
+        model."""
         if wanted is None:
             return False
         return bool(wanted.tools_json) or self.names.reasoning in _READ_SPECIAL_TOKENS
 
     def without_end(self, text: str, token_id: int) -> str:
-        """The end of an answer's text without the token that ended it, if it stands there and no parser reads it."""
+        """`text`, the end of an answer, without the token that ended it. The token stays if a parser reads it."""
         end: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return text if end == _CALL_END and self.names.tool_calls == "gpt-oss" else text.removesuffix(end)
 
