@@ -90,13 +90,13 @@ class PromptTokenizer:
             return _Rendered(text, (Range(0, len(text)),))
         calls_left_out = check_tools_rendered(prompt, text, self.render)
         frame = find_texts(prompt, text, self.render)
-        warnings = _warnings(prompt, frame, calls_left_out)
+        _check_left_out(prompt, frame)
         return _Rendered(
             text,
             droppable_ranges(prompt, frame),
             protected_ranges(prompt, frame),
             () if self._control is None else self._control.texts_in(prompt, text, self.render),
-            warnings,
+            _warnings(prompt, frame, calls_left_out),
         )
 
     async def _tokenized(self, prompt: Chat | Text, rendered: _Rendered, salt: str) -> TokenizedPrompt:
@@ -194,15 +194,19 @@ class _Rendered:
     warnings: tuple[str, ...] = ()
 
 
-def _warnings(chat: Chat, frame: ChatFrame, calls_left_out: Sequence[int]) -> tuple[str, ...]:
-    """What the template did with messages that the caller may not expect. Raises InvalidRequest for a message that it
-    leaves out, except for an answer: of that, templates may leave out the text, for example beside tool calls."""
+def _check_left_out(chat: Chat, frame: ChatFrame) -> None:
+    """Raises InvalidRequest for a message that the template leaves out, except for an answer: of that, templates may
+    leave out the text, for example beside tool calls."""
     lost = [at for at in frame.left_out if chat.messages[at].role != "assistant"]
     if lost:
         message = chat.messages[lost[0]]
         way = "it out, or a part of it: send one text" if len(message.parts) > 1 else "it out"
         value, limit = f"role {message.role}", f"a message that the chat template shows: it leaves {way}"
         raise InvalidRequest(f"prompt.chat.messages[{lost[0]}]", value, limit)
+
+
+def _warnings(chat: Chat, frame: ChatFrame, calls_left_out: Sequence[int]) -> tuple[str, ...]:
+    """What the template did with messages that the caller may not expect."""
     messages = len(chat.messages)
     rewritten = [at for at in frame.rewritten if at >= messages or chat.messages[at].role != "system"]
     warnings = []
