@@ -1,4 +1,4 @@
-"""Orchestrators on a Redis that lies: every lie is a miss, every answer right."""
+"""Orchestrators on a Redis that lies: no lie is believed, every answer is right."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ async def liar(stack: Stack, request: pytest.FixtureRequest) -> AsyncIterator[Li
 
 
 async def test_a_lie_is_a_miss(stack: Stack, oracle: Oracle, liar: Liar) -> None:
+    """What is no Redis at all, or refuses the command, counts as a cache that does not answer."""
     async with AsyncClient(stack.addresses[0]) as client:
         for number in (0, 1, 0, 1):
             call = await ask(client, oracle, Question(number, "spec_pc", 8.0))
@@ -38,7 +39,7 @@ async def test_a_lie_is_a_miss(stack: Stack, oracle: Oracle, liar: Liar) -> None
             again = await client.generate(
                 token_ids=prompt_of(number), protected_spans=[(0, HEAD_TOKENS)], route="spec_pc", max_new_tokens=1
             )
-            assert (again.decision.route, again.decision.cache) == ("spec_pc", "miss")
+            assert again.decision.route == "spec_pc" and again.decision.cache in ("miss", "unavailable")
     assert liar.asked
 
 
