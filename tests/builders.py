@@ -56,4 +56,4 @@ def request_context(
 ) -> RequestContext:
     """The context of a prompt of these token ids."""
     inputs = routing_inputs(prompt_tokens=int(ids.size))
-    return RequestContext(TokenizedPrompt(ids, protected), target, inputs, tokenize_ms=1.0)
+    return RequestContext(TokenizedPrompt(ids, protected), target, inputs, MODEL, tokenize_ms=1.0)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from retrieval_tasks import Task, is_right
 
@@ -21,7 +20,7 @@ from presift.core.policies import KvSelection, SpecKv, SpecPc
 from presift.core.remapping import remapped
 from presift.core.selection import select
 from presift.core.spans import must_keep
-from presift.draft.attention import RowCapture
+from presift.draft.attention import Observer, RowCapture, scored_heads
 from presift.draft.scorer import Cancel, ScoreResult, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.orchestrator.config.policy_settings import policy_defaults
@@ -51,7 +50,8 @@ class Reader:
 
     def read(self, task: Task, tokens: TokenizedPrompt) -> dict[str, Any]:
         """Everything that the methods take from the draft, ready for JSON."""
-        prompt, kv = (policy_of(policy, self.scorer.info.layers) for policy in (DEFAULTS.spec_pc, _mask_policy(256)))
+        defaults = DEFAULTS.for_draft(self.scorer.info)
+        prompt, kv = defaults.spec_pc, _mask_policy(256, defaults.spec_pc)
         self.scorer.second_policy = kv
         scored = self.scorer.score(ScoreTask(tokens.ids, prompt, LOOKAHEAD_TOKENS), Cancel())
         assert scored.importance is not None and scored.coverage_importance is not None
@@ -88,15 +88,9 @@ def possible(capacities: tuple[int, ...], tokens: TokenizedPrompt) -> list[int]:
     return [capacity for capacity in capacities if capacity >= needed]
 
 
-def _mask_policy(capacity: int) -> SpecPc:
-    kv = SpecKv(capacity=capacity, selection=KvSelection.DRAFT_MASK, mask=DEFAULTS.spec_pc)
+def _mask_policy(capacity: int, scoring: SpecPc) -> SpecPc:
+    kv = SpecKv(capacity=capacity, selection=KvSelection.DRAFT_MASK, mask=scoring)
     return kv.draft_policy
-
-
-def policy_of(policy: SpecPc, layers: int) -> SpecPc:
-    adapted = DEFAULTS.for_draft(policy, layers)
-    assert isinstance(adapted, SpecPc)
-    return adapted
 
 
 def mask_record(importance: tuple[Any, Any], policy: SpecPc, tokens: TokenizedPrompt) -> dict[str, Any]:
@@ -106,33 +100,18 @@ def mask_record(importance: tuple[Any, Any], policy: SpecPc, tokens: TokenizedPr
     return {"coverage": round(coverage(mass, mask.kept), 4), "kept": kept}
 
 
-class _Both:
-    """Two captures of one pass."""
-
-    def __init__(self, first: RowCapture, second: RowCapture) -> None:
-        self.first, self.second = first, second
-
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        self.first.observe(layer, query, key)
-        self.second.observe(layer, query, key)
-
-    def importance(self, layers: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return self.first.importance(layers)
-
-
 class _TwoWindows(TransformersScorer):
     """Scores by two policies in one pass: DRAFT_MASK's window is one row longer, and a second pass costs minutes."""
 
     second_policy: SpecPc
 
-    def _capture(self, task: ScoreTask) -> Any:
-        first = super()._capture(task)
-        assert first is not None
-        self._both = _Both(first, RowCapture(task.prompt_tokens, self.second_policy, self._device))
-        return self._both
+    def score(self, task: ScoreTask, cancel: Cancel, observer: Observer | None = None) -> ScoreResult:
+        heads = scored_heads(self.second_policy, self.info.layers, self._heads)
+        self._second = RowCapture(task.prompt_tokens, self.second_policy, heads, self._device)
+        return super().score(task, cancel, self._second)
 
     def second_importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return self._both.second.importance(self.info.layers)
+        return self._second.importance()
 
 
 class _Foreign:

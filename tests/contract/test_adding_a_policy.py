@@ -39,7 +39,7 @@ POLICY = {
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from presift.core.plan import Route
 from presift.core.policies.fields import at_least
@@ -75,12 +75,6 @@ class Newest(Policy):
     @property
     def scoring_policy(self) -> SpecPc:
         return self.prompt_stage
-
-    def with_start_layer(self, start_layer: int) -> Self:
-        return self
-
-    def canonical(self) -> Self:
-        return self
 ''',
     "services/presift/core/policies/__init__.py": [
         (

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from presift.cli.commands.calibrate_draft import calibrate_draft
 from presift.cli.commands.explain import explain
 from presift.cli.commands.generate import generate
 from presift.cli.commands.keys import keys
@@ -27,6 +28,7 @@ app.command()(explain)
 app.command()(models)
 app.command()(route)
 app.command()(plan)
+app.command()(calibrate_draft)
 app.add_typer(keys, name="keys")
 
 

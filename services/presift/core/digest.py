@@ -19,6 +19,8 @@ from presift.core.policies import Policy
 from presift.core.spans import Span, merge
 
 SCHEMA_VERSION = 1
+# Fields that were added later, with the values at which they change nothing.
+_NEUTRAL = (("adaptive", None), ("heads", "all"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,10 +61,10 @@ def policy_name(policy: Policy) -> str:
 
 
 def policy_values(policy: Policy) -> dict[str, Any]:
-    """Its fields by name, for the canonical form. Omits an unset `adaptive`, so that older digests stay valid."""
+    """Its fields by name, for the canonical form. Omits later fields at their defaults, so that digests stay valid."""
     return _without_unset(asdict(policy))  # type: ignore[call-overload]  # every policy is a dataclass
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     inner = {name: _without_unset(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in inner.items() if (name, value) != ("adaptive", None)}
+    return {name: value for name, value in inner.items() if (name, value) not in _NEUTRAL}

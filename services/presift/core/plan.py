@@ -20,7 +20,11 @@ class Route(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model of a service. `revision` changes whenever the weights may have changed; limits are in tokens."""
+    """The model of a service. `revision` changes whenever the weights may have changed; limits are in tokens.
+
+    `layers` are loaded. `all_layers` is the number in the model's files if a draft loaded only the first ones, else 0.
+    `head_profile` is the digest of a draft's head profile, empty without one.
+    """
 
     id: str
     revision: str
@@ -29,6 +33,13 @@ class ModelInfo:
     layers: int
     kv_heads: int
     vocabulary_size: int
+    head_profile: str = ""
+    all_layers: int = 0
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether the model can generate tokens: a draft without its last layers cannot."""
+        return self.all_layers == 0
 
     def shares_vocabulary(self, other: ModelInfo) -> bool:
         """Whether token ids mean the same to both. Two models without tokenizer compare by vocabulary size."""

@@ -9,11 +9,14 @@ import sys
 from functools import partial
 
 from presift.core.errors import PresiftError
+from presift.draft import head_profile
+from presift.draft.head_profile import HeadProfile
 from presift.draft.request_metrics import gauges_of
 from presift.draft.scorer import Cancel, Scorer
 from presift.draft.servicer import DraftServicer
 from presift.draft.settings import DraftSettings
 from presift.draft.work_queue import WorkQueue
+from presift.models.folder import ModelFolder, resolve
 from presift.rpc.server.run import run
 from presift.rpc.server.server import GrpcServer
 from presift.telemetry.gauges import observed
@@ -76,13 +79,38 @@ def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
 
     from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415
     from presift.draft.warm_up import warm_up  # noqa: PLC0415
-    from presift.models.folder import resolve  # noqa: PLC0415
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    scorer = TransformersScorer(resolve(settings.model), settings.dtype, settings.device, settings.chunk_tokens)
+    folder = resolve(settings.model)
+    profile = head_profile.find(settings.head_profile, folder, settings.head_profiles)
+    if profile is None and settings.calibrate and settings.head_profile == "auto":
+        profile = _calibrated(settings, folder, cancel)
+    scorer = TransformersScorer(
+        folder,
+        settings.dtype,
+        settings.device,
+        settings.chunk_tokens,
+        layers=settings.layer_count,
+        profile=profile,
+    )
     warm_up(scorer, cancel)
     return scorer
+
+
+def _calibrated(settings: DraftSettings, folder: ModelFolder, cancel: Cancel) -> HeadProfile | None:
+    """A new profile of the model, which is kept for the next start; None if no set of heads beats the default."""
+    from presift.draft.calibration import calibrate  # noqa: PLC0415
+    from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415
+
+    log.info("calibrating the draft's heads; this takes minutes, once")
+    scorer = TransformersScorer(folder, settings.dtype, settings.device, settings.chunk_tokens)
+    found = calibrate(scorer, folder, lambda done, total: None, cancel)
+    if found.profile is None:
+        log.info("no set of heads beats the default (recall %.3f)", found.default_recall)
+        return None
+    log.info("head profile written to %s", head_profile.save(found.profile, folder, settings.head_profiles))
+    return found.profile
 
 
 if __name__ == "__main__":

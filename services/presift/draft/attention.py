@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 
 from presift.core.errors import InternalError, InvalidRequest
 from presift.core.importance import window_weights
-from presift.core.policies import Reduction, SpecPc
+from presift.core.policies import Heads, Reduction, SpecPc
+from presift.draft.scorer import check_heads
 
 # "sdpa" in the name makes transformers check that the model supports the stock function.
 IMPLEMENTATION = "presift_sdpa"
-# The keyword argument that carries a capture through the model's forward to the attention function.
-KEYWORD = "presift_capture"
+# The keyword argument that carries observers through the model's forward to the attention function.
+KEYWORD = "presift_observers"
 # Attention is computed in blocks of rows: at most this many float32 values (32 MiB), or one row.
 _BLOCK_VALUES = 2**23
 # Arguments with which a model changes the probabilities in ways that the capture does not compute.
@@ -44,44 +46,75 @@ def register() -> str:
     return IMPLEMENTATION
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredHeads:
+    """`by_layer`: the scored heads of each scored layer, None for all heads of it. `reduction`: see `SpecPc`."""
+
+    by_layer: Mapping[int, Sequence[int] | None]
+    reduction: Reduction
+
+
+class Observer(Protocol):
+    """Sees the queries and keys of each layer's attention."""
+
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+        """query: [1, heads, rows, d], the new rows; key: [1, kv_heads, keys, d], all so far. May raise LayersDone."""
+
+
+class LayersDone(Exception):
+    """Ends a forward call whose remaining layers nobody needs."""
+
+
 class RowCapture:
     """Importance of one prompt of n tokens, summed over the forward calls that read it.
 
     Rows are identified by position, so a chunk may end anywhere in the window. Rows after the prompt are generated
-    tokens.
+    tokens. With `stops`, a forward call ends by LayersDone as soon as the deepest scored layer was observed.
     """
 
-    def __init__(self, prompt_tokens: int, policy: SpecPc, device: torch.device) -> None:
+    def __init__(
+        self, prompt_tokens: int, policy: SpecPc, heads: ScoredHeads, device: torch.device, *, stops: bool = False
+    ) -> None:
         self._n = prompt_tokens
         self._first_row = prompt_tokens - policy.window
-        self._start_layer = policy.start_layer
+        self._heads = heads.by_layer
+        self._last_layer = max(heads.by_layer) if stops else None
         weights = np.append(window_weights(policy.window, policy.weighted_query), np.ones(policy.lookahead_tokens - 1))
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)  # [window + m - 1]
         self._mass = torch.zeros(prompt_tokens, dtype=torch.float32, device=device)
-        self._peak = torch.zeros_like(self._mass) if policy.reduction is Reduction.MAX else None
+        self._peak = torch.zeros_like(self._mass) if heads.reduction is Reduction.MAX else None
         self._rows_seen: Counter[int] = Counter()
 
     def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Add one call of a layer: query [1, heads, rows, d], the new rows; key [1, kv_heads, keys, d], all so far."""
-        keys, rows = key.shape[2], query.shape[2]
-        first = max(self._first_row, keys - rows)
-        if layer < self._start_layer or first >= keys:
-            return
-        self._rows_seen[layer] += keys - first
-        queries = query[0, :, first - keys :].float()
-        transposed = key[0].float().transpose(1, 2)
-        block = max(1, _BLOCK_VALUES // (query.shape[1] * keys))
-        for start in range(0, keys - first, block):
-            self._add(queries[:, start : start + block], transposed, first + start)
+        """Add one call of a layer: query [1, heads, rows, d], the new rows; key [1, kv_heads, keys, d], all so far.
 
-    def importance(self, layers: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        Raises LayersDone if no layer after this one is needed.
+        """
+        if layer in self._heads:
+            self._observe(query, key, layer)
+        if layer == self._last_layer:
+            raise LayersDone
+
+    def importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(importance, coverage_importance), float32[n] each. Raises InternalError if rows of a layer are missing."""
         captured = dict(self._rows_seen)
-        expected = range(self._start_layer, layers)
-        if sorted(captured) != list(expected) or len(set(captured.values())) != 1:
+        if captured.keys() != self._heads.keys() or len(set(captured.values())) != 1:
+            expected = sorted(self._heads)
             raise InternalError(f"captured attention rows per layer: {captured}, expected layers {expected}")
         mass = self._mass.cpu().numpy()
         return (mass if self._peak is None else self._peak.cpu().numpy()), mass
+
+    def _observe(self, query: torch.Tensor, key: torch.Tensor, layer: int) -> None:
+        keys, rows = key.shape[2], query.shape[2]
+        first = max(self._first_row, keys - rows)
+        if first >= keys:
+            return
+        self._rows_seen[layer] += keys - first
+        queries, scored_keys = _only(self._heads[layer], query[0, :, first - keys :], key[0])
+        transposed = scored_keys.float().transpose(1, 2)
+        block = max(1, _BLOCK_VALUES // (queries.shape[0] * keys))
+        for start in range(0, keys - first, block):
+            self._add(queries[:, start : start + block].float(), transposed, first + start)
 
     def _add(self, queries: torch.Tensor, transposed: torch.Tensor, position: int) -> None:
         """queries: float32[heads, rows, d], the first at `position`; transposed: float32[kv_heads, d, keys]."""
@@ -93,6 +126,25 @@ class RowCapture:
         self._mass[:seen] += flat.sum(0)
         if self._peak is not None:
             torch.maximum(self._peak[:seen], flat.amax(0), out=self._peak[:seen])
+
+
+def scored_heads(policy: SpecPc, layers: int, calibrated: ScoredHeads | None) -> ScoredHeads:
+    """The heads that `policy` scores in a model with so many layers; `calibrated` are those of its head profile.
+
+    Raises InvalidRequest if the model has no such layer, RouteUnsupported if it has no head profile.
+    """
+    check_heads(policy, layers, has_profile=calibrated is not None)
+    if policy.heads is Heads.CALIBRATED and calibrated is not None:
+        return calibrated
+    return ScoredHeads(dict.fromkeys(range(policy.start_layer, layers)), policy.reduction)
+
+
+def _only(heads: Sequence[int] | None, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The queries of `heads` and the keys that they share: all, or one copy of the keys for each of a few heads."""
+    if heads is None:
+        return query, key
+    index = torch.tensor(heads, device=query.device)
+    return query[index], key[index // (query.shape[0] // key.shape[0])]
 
 
 def causal_attention(queries: torch.Tensor, transposed: torch.Tensor, position: int) -> torch.Tensor:
@@ -115,12 +167,13 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     *args: Any,
-    presift_capture: RowCapture | None = None,
+    presift_observers: Sequence[Observer] = (),
     **kwargs: Any,
 ) -> Any:
-    if presift_capture is not None:
+    if presift_observers:
         _check_variant(query, kwargs)
-        presift_capture.observe(int(module.layer_idx), query, key)  # type: ignore[arg-type]
+    for observer in presift_observers:
+        observer.observe(int(module.layer_idx), query, key)  # type: ignore[arg-type]
     return stock(module, query, key, *args, **kwargs)
 
 

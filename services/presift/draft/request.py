@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
+from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong, RouteUnsupported
 from presift.core.limits import check_limits
 from presift.core.plan import ModelInfo
 from presift.core.policies import POLICIES, SpecPc
 from presift.core.spans import Span, must_keep
 from presift.draft.demand import Demand, Mask, demand_of
 from presift.draft.limits import MAX_WIDTH_TOKENS, SCORE
-from presift.draft.scorer import ScoreTask, check_layers
+from presift.draft.scorer import ScoreTask, check_heads
 from presift.rpc import codec
 from presift.v1 import draft_pb2
 
@@ -70,6 +70,9 @@ def parse(message: draft_pb2.ScoreRequest, limits: RequestLimits) -> Request:
 
 
 def _check_work(request: Request, limits: RequestLimits) -> None:
+    if request.task.generated_tokens and not limits.model.can_look_ahead:
+        limit = f"0 (the draft has only {limits.model.layers} of {limits.model.all_layers} layers loaded)"
+        raise RouteUnsupported("lookahead_tokens", request.task.generated_tokens, limit)
     _check_at_most("lookahead_tokens", request.lookahead_tokens, limits.max_lookahead_tokens)
     _check_at_most("spec_kv.lookahead_tokens", request.demand.lookahead_tokens, limits.max_lookahead_tokens)
     if request.uses_scoring:
@@ -77,7 +80,7 @@ def _check_work(request: Request, limits: RequestLimits) -> None:
 
 
 def _check_scoring(policy: SpecPc, limits: RequestLimits) -> None:
-    check_layers(policy, limits.model.layers)
+    check_heads(policy, limits.model.layers, has_profile=bool(limits.model.head_profile))
     _check_at_most("spec_pc.kernel", policy.kernel, MAX_WIDTH_TOKENS)
     _check_at_most("spec_pc.neighbors", policy.neighbors, MAX_WIDTH_TOKENS)
     # The last token is only generated and never read, so it costs no forward pass.

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.errors import DeadlineExceeded, InvalidRequest
+from presift.core.errors import DeadlineExceeded, InvalidRequest, RouteUnsupported
 from presift.core.plan import ModelInfo
-from presift.core.policies import SpecPc
+from presift.core.policies import Heads, SpecPc
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 
@@ -97,9 +97,13 @@ class ScoreResult:
     timings: ScoreTimings
 
 
-def check_layers(policy: SpecPc, layers: int) -> None:
-    """Raise InvalidRequest if the policy's start_layer is not one of the draft's `layers`."""
-    if policy.start_layer >= layers:
+def check_heads(policy: SpecPc, layers: int, *, has_profile: bool) -> None:
+    """Raise RouteUnsupported if the policy needs a head profile and the draft has none, InvalidRequest if its
+    start_layer is not one of the draft's `layers`."""
+    if policy.heads is Heads.CALIBRATED:
+        if not has_profile:
+            raise RouteUnsupported("spec_pc.heads", policy.heads, f"{Heads.ALL} (the draft has no head profile)")
+    elif policy.start_layer >= layers:
         raise InvalidRequest("spec_pc.start_layer", policy.start_layer, f"< {layers} (the draft's layers)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,6 +23,26 @@ class DraftSettings(InnerSettings):
     dtype: Annotated[Literal["float32", "bfloat16"], Field(description="data type of weights and activations")] = (
         "bfloat16"
     )
+    layers: Annotated[
+        str | None,
+        Field(
+            pattern=r"^0\.\.\d{1,4}$",
+            description="load only these layers, 0..B; such a draft scores, but generates no lookahead",
+        ),
+    ] = None
+    head_profile: Annotated[
+        str,
+        Field(
+            description="head profile of the model: a file; none; or auto: beside the model, in head_profiles, or one "
+            "that comes with presift"
+        ),
+    ] = "auto"
+    head_profiles: Annotated[
+        Path, Field(description="folder of profiles that `presift calibrate-draft` could not write beside the model")
+    ] = Path.home() / ".cache" / "presift" / "head-profiles"
+    calibrate: Annotated[
+        bool, Field(description="without a head profile, calibrate the model at start (minutes) and keep the profile")
+    ] = False
     device: Annotated[str, Field(description="torch device: cpu, cuda, cuda:1, ...")] = "cpu"
     chunk_tokens: Annotated[
         int, Field(ge=16, description="prompt tokens read per step; a cancelled request stops after the current step")
@@ -31,3 +52,8 @@ class DraftSettings(InnerSettings):
     max_lookahead_tokens: Annotated[
         int, Field(ge=0, description="maximum lookahead tokens generated for one prompt")
     ] = 256
+
+    @property
+    def layer_count(self) -> int | None:
+        """How many layers to load; None for all."""
+        return None if self.layers is None else int(self.layers.removeprefix("0..")) + 1

@@ -7,6 +7,7 @@ generate a token. Weights are safetensors; code comes from transformers alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ import torch
 from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo
 from presift.draft import attention
-from presift.draft.attention import RowCapture
-from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings, check_layers
+from presift.draft.attention import LayersDone, Observer, RowCapture, ScoredHeads, scored_heads
+from presift.draft.head_profile import HeadProfile, check_fits
+from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings
 from presift.draft.supported import check_supported
 from presift.models import torchvision_ops
 from presift.models.folder import ModelFolder
@@ -28,35 +30,50 @@ class TransformersScorer:
     """Loads the model on construction, which takes seconds. Raises InvalidRequest if the model cannot be scored.
 
     `chunk_tokens`: how many tokens are read per step. It bounds memory and the time until a cancelled call stops.
+    `layers`: load only so many first layers; such a draft scores, but generates no tokens. `profile`: the heads that a
+    policy with CALIBRATED heads scores by.
     """
 
     def __init__(
-        self, folder: ModelFolder, dtype: str = "float32", device: str = "cpu", chunk_tokens: int = 512
+        self,
+        folder: ModelFolder,
+        dtype: str = "float32",
+        device: str = "cpu",
+        chunk_tokens: int = 512,
+        *,
+        layers: int | None = None,
+        profile: HeadProfile | None = None,
     ) -> None:
         torchvision_ops.declare_missing()
         # transformers must be imported after declare_missing.
         from transformers import AutoConfig, DynamicCache  # noqa: PLC0415
 
         config = _config(AutoConfig, folder)
-        check_supported(config.get_text_config(decoder=True))
+        text_config = config.get_text_config(decoder=True)
+        check_supported(text_config)
+        loaded = _check_count(layers, text_config.num_hidden_layers)
+        if profile is not None:
+            check_fits(profile, folder, text_config, loaded)
+        self._heads = None if profile is None else ScoredHeads(profile.by_layer, profile.reduction)
+        self._info = _info(folder, dtype, text_config, loaded, profile)
         self._device = torch.device(device)
         self._chunk_tokens = chunk_tokens
-        self._model = _load(folder, dtype, self._device)
+        self._model = _load(folder, dtype, self._device, config, loaded)
         self._body = self._model.base_model
-        self._head = self._model.get_output_embeddings()
+        self._head: Any = self._model.get_output_embeddings() if self._info.can_look_ahead else None
         self._new_cache = DynamicCache
-        self._end_ids = _end_ids(self._model)
-        self._info = _info(folder, dtype, config.get_text_config(decoder=True))
+        self._end_ids = _end_ids(self._model) if self._info.can_look_ahead else frozenset()
 
     @property
     def info(self) -> ModelInfo:
         return self._info
 
-    def score(self, task: ScoreTask, cancel: Cancel) -> ScoreResult:
-        """See `Scorer.score`."""
-        capture = self._capture(task)
+    def score(self, task: ScoreTask, cancel: Cancel, observer: Observer | None = None) -> ScoreResult:
+        """See `Scorer.score`. `observer` sees the queries and keys of every layer."""
+        capture = self._capture(task, stops=observer is None and not task.generated_tokens)
+        observers = [each for each in (capture, observer) if each is not None]
         with torch.inference_mode():
-            reading = _PromptReader(self._body, self._new_cache(config=self._body.config), capture)
+            reading = _PromptReader(self._body, self._new_cache(config=self._body.config), observers)
             started = time.perf_counter()
             with span("prefill", prompt_tokens=task.prompt_tokens):
                 hidden = self._prefill(task, reading, cancel)
@@ -64,18 +81,18 @@ class TransformersScorer:
             with span("lookahead", lookahead_tokens=task.generated_tokens):
                 generated = self._look_ahead(task, reading, hidden, cancel)
             finished = time.perf_counter()
-        importance, mass = capture.importance(self._info.layers) if capture else (None, None)
+        importance, mass = capture.importance() if capture else (None, None)
         timings = ScoreTimings((prefilled - started) * 1e3, (finished - prefilled) * 1e3)
         return ScoreResult(importance, mass, tuple(generated[: task.lookahead_tokens]), timings)
 
-    def _capture(self, task: ScoreTask) -> RowCapture | None:
+    def _capture(self, task: ScoreTask, *, stops: bool) -> RowCapture | None:
         if task.policy is None:
             return None
-        check_layers(task.policy, self._info.layers)
-        return RowCapture(task.prompt_tokens, task.policy, self._device)
+        heads = scored_heads(task.policy, self._info.layers, self._heads)
+        return RowCapture(task.prompt_tokens, task.policy, heads, self._device, stops=stops)
 
-    def _prefill(self, task: ScoreTask, reading: _PromptReader, cancel: Cancel) -> torch.Tensor:
-        """The last position's hidden state, [1, 1, hidden]."""
+    def _prefill(self, task: ScoreTask, reading: _PromptReader, cancel: Cancel) -> torch.Tensor | None:
+        """The last position's hidden state, [1, 1, hidden]; None if not all layers ran."""
         ids = torch.from_numpy(task.token_ids.astype("int64"))[None].to(self._device)
         # Equal chunks, because a short last one would cost nearly as much as a full one.
         for chunk in ids.tensor_split(-(-task.prompt_tokens // self._chunk_tokens), dim=1):
@@ -83,7 +100,9 @@ class TransformersScorer:
             hidden = reading.read(chunk)
         return hidden
 
-    def _look_ahead(self, task: ScoreTask, reading: _PromptReader, hidden: torch.Tensor, cancel: Cancel) -> list[int]:
+    def _look_ahead(
+        self, task: ScoreTask, reading: _PromptReader, hidden: torch.Tensor | None, cancel: Cancel
+    ) -> list[int]:
         """Generate greedy tokens until the task has enough or the model ends its answer. The first
         `scored_lookahead_tokens` are read back and scored.
         """
@@ -102,13 +121,19 @@ class TransformersScorer:
 class _PromptReader:
     """Reads one prompt: the model's body, its KV cache and the capture."""
 
-    def __init__(self, body: torch.nn.Module, cache: Any, capture: RowCapture | None) -> None:
-        self._body, self._cache, self._capture = body, cache, capture
+    def __init__(self, body: torch.nn.Module, cache: Any, observers: Sequence[Observer]) -> None:
+        self._body, self._cache, self._observers = body, cache, observers
 
-    def read(self, ids: torch.Tensor, *, scored: bool = True) -> torch.Tensor:
-        """Read ids, int64[1, tokens], after the tokens read so far. The last hidden state, [1, 1, hidden]."""
-        extra = {attention.KEYWORD: self._capture} if scored and self._capture else {}
-        output = self._body(input_ids=ids, past_key_values=self._cache, use_cache=True, **extra)
+    def read(self, ids: torch.Tensor, *, scored: bool = True) -> torch.Tensor | None:
+        """Read ids, int64[1, tokens], after the tokens read so far. The last hidden state, [1, 1, hidden].
+
+        None if the observer ended the call before the last layer.
+        """
+        extra = {attention.KEYWORD: self._observers} if scored else {}
+        try:
+            output = self._body(input_ids=ids, past_key_values=self._cache, use_cache=True, **extra)
+        except LayersDone:
+            return None
         hidden: torch.Tensor = output.last_hidden_state
         return hidden[:, -1:]
 
@@ -121,11 +146,25 @@ def _config(kind: Any, folder: ModelFolder) -> Any:
         raise InvalidRequest("model", folder.path, limit) from None
 
 
-def _load(folder: ModelFolder, dtype: str, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+def _check_count(layers: int | None, all_layers: int) -> int:
+    """The number of layers to load. Raises InvalidRequest."""
+    if layers is not None and not 1 <= layers <= all_layers:
+        raise InvalidRequest("layers", f"0..{layers - 1}", f"0..{all_layers - 1} at most, the model's layers")
+    return all_layers if layers is None else layers
 
-    model = AutoModelForCausalLM.from_pretrained(
+
+def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, layers: int) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM  # noqa: PLC0415
+
+    text_config, kind = config.get_text_config(decoder=True), AutoModelForCausalLM
+    if layers < text_config.num_hidden_layers:
+        # Without its last layers a model cannot generate, so its output head is not loaded either.
+        kind, text_config.num_hidden_layers = AutoModel, layers
+        if getattr(text_config, "layer_types", None):
+            text_config.layer_types = text_config.layer_types[:layers]
+    model = kind.from_pretrained(
         folder.path,
+        config=config,
         dtype=DTYPES[dtype],
         attn_implementation=attention.register(),
         trust_remote_code=False,
@@ -141,14 +180,18 @@ def _end_ids(model: Any) -> frozenset[int]:
     return frozenset(ids if isinstance(ids, list) else () if ids is None else (ids,))
 
 
-def _info(folder: ModelFolder, dtype: str, config: Any) -> ModelInfo:
+def _info(folder: ModelFolder, dtype: str, config: Any, layers: int, profile: HeadProfile | None) -> ModelInfo:
+    is_whole = layers == config.num_hidden_layers
+    # Masks of different dtypes, layers or heads differ, so they must not be shared by a cache.
+    parts = (folder.revision, dtype, "" if is_whole else f"layers{layers}", f"heads{profile.digest}" if profile else "")
     return ModelInfo(
         id=folder.id,
-        # Rounding changes importance, so cached masks must not be shared between dtypes.
-        revision=f"{folder.revision}-{dtype}",
+        revision="-".join(filter(None, parts)),
         tokenizer_fingerprint=folder.tokenizer_fingerprint,
         context_tokens=config.max_position_embeddings,
-        layers=config.num_hidden_layers,
+        layers=layers,
         kv_heads=config.num_key_value_heads,
         vocabulary_size=config.vocab_size,
+        head_profile="" if profile is None else profile.digest,
+        all_layers=0 if is_whole else config.num_hidden_layers,
     )

@@ -13,15 +13,18 @@ _WINDOW = 8
 
 
 def warm_up(scorer: Scorer, cancel: Cancel) -> None:
-    """Score one prompt in every layer, with lookahead. Raises InternalError if the rows are not probabilities.
+    """Score one prompt in every layer, with lookahead if the model can generate.
+
+    Raises InternalError if the rows are not probabilities.
 
     A model whose attention cannot be captured, or is scaled differently, fails here instead of in a caller's request.
     """
     info = scorer.info
     tokens = min(_PROMPT_TOKENS, info.context_tokens - 2)
+    steps = 2 if info.can_look_ahead else 1
     ids = np.arange(tokens, dtype=np.uint32) % info.vocabulary_size
-    policy = SpecPc(capacity=_WINDOW, window=_WINDOW, start_layer=0, weighted_query=False, lookahead_tokens=2)
-    scored = scorer.score(ScoreTask(ids, policy, lookahead_tokens=2), cancel)
+    policy = SpecPc(capacity=_WINDOW, window=_WINDOW, start_layer=0, weighted_query=False, lookahead_tokens=steps)
+    scored = scorer.score(ScoreTask(ids, policy, lookahead_tokens=steps if info.can_look_ahead else 0), cancel)
     mass = scored.coverage_importance
     if mass is None or not np.isfinite(mass).all() or mass.sum() <= 0.0:
         raise InternalError(f"the model {info.id} cannot be scored: its warm-up prompt got no valid attention values")

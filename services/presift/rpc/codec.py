@@ -17,7 +17,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import POLICIES, Adaptive, KvSelection, Policy, Pool, Reduction, SpecKv, SpecPc
+from presift.core.policies import POLICIES, Adaptive, Heads, KvSelection, Policy, Pool, Reduction, SpecKv, SpecPc
 from presift.core.spans import Span
 from presift.v1 import plan_pb2, target_pb2
 
@@ -31,8 +31,14 @@ _SELECTIONS = {
     plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD: KvSelection.TARGET_LOOKAHEAD,
     plan_pb2.KV_SELECTION_DRAFT_MASK: KvSelection.DRAFT_MASK,
 }
+_HEADS = {plan_pb2.SCORED_HEADS_ALL: Heads.ALL, plan_pb2.SCORED_HEADS_CALIBRATED: Heads.CALIBRATED}
 # Fields of policies that are enums on the wire: name -> wire number -> meaning.
-_ENUMS: dict[str, dict[Any, Any]] = {"pool": _POOLS, "reduction": _REDUCTIONS, "selection": _SELECTIONS}
+_ENUMS: dict[str, dict[Any, Any]] = {
+    "pool": _POOLS,
+    "reduction": _REDUCTIONS,
+    "selection": _SELECTIONS,
+    "heads": _HEADS,
+}
 # Fields of policies that are policies themselves.
 _STAGES: dict[str, type[Policy]] = {"prompt": SpecPc, "kv": SpecKv}
 

@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15presift/v1/plan.proto\x12\npresift.v1\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"0\n\tTokenMask\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x0c\n\x04kept\x18\x02 \x01(\x0c\"O\n\x06KvMask\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x0c\n\x04kept\x18\x04 \x01(\x0c\"N\n\x08\x41\x64\x61ptive\x12\x10\n\x08\x63overage\x18\x01 \x01(\x02\x12\x14\n\x0cmin_capacity\x18\x02 \x01(\r\x12\x11\n\x04step\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_step\"\x80\x03\n\x06SpecPc\x12\x10\n\x08\x63\x61pacity\x18\x01 \x01(\r\x12\x13\n\x06window\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x04pool\x18\x03 \x01(\x0e\x32\x10.presift.v1.Pool\x12\x13\n\x06kernel\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tneighbors\x18\x05 \x01(\rH\x02\x88\x01\x01\x12(\n\treduction\x18\x06 \x01(\x0e\x32\x15.presift.v1.Reduction\x12\x18\n\x0bstart_layer\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x1b\n\x0eweighted_query\x18\x08 \x01(\x08H\x04\x88\x01\x01\x12\x1d\n\x10lookahead_tokens\x18\t \x01(\rH\x05\x88\x01\x01\x12&\n\x08\x61\x64\x61ptive\x18\n \x01(\x0b\x32\x14.presift.v1.AdaptiveB\t\n\x07_windowB\t\n\x07_kernelB\x0c\n\n_neighborsB\x0e\n\x0c_start_layerB\x11\n\x0f_weighted_queryB\x13\n\x11_lookahead_tokens\"\xce\x02\n\x06SpecKv\x12\x10\n\x08\x63\x61pacity\x18\x01 \x01(\r\x12\x13\n\x06window\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x04pool\x18\x03 \x01(\x0e\x32\x10.presift.v1.Pool\x12\x13\n\x06kernel\x18\x04 \x01(\rH\x01\x88\x01\x01\x12(\n\treduction\x18\x05 \x01(\x0e\x32\x15.presift.v1.Reduction\x12\x1d\n\x10lookahead_tokens\x18\x06 \x01(\rH\x02\x88\x01\x01\x12*\n\tselection\x18\x07 \x01(\x0e\x32\x17.presift.v1.KvSelection\x12 \n\x04mask\x18\x08 \x01(\x0b\x32\x12.presift.v1.SpecPc\x12&\n\x08\x61\x64\x61ptive\x18\t \x01(\x0b\x32\x14.presift.v1.AdaptiveB\t\n\x07_windowB\t\n\x07_kernelB\x13\n\x11_lookahead_tokens\"N\n\x08SpecKvPc\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecPc\x12\x1e\n\x02kv\x18\x02 \x01(\x0b\x32\x12.presift.v1.SpecKv\"\x8c\x01\n\x06Policy\x12%\n\x07spec_pc\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecPcH\x00\x12%\n\x07spec_kv\x18\x02 \x01(\x0b\x32\x12.presift.v1.SpecKvH\x00\x12*\n\nspec_kv_pc\x18\x03 \x01(\x0b\x32\x14.presift.v1.SpecKvPcH\x00\x42\x08\n\x06policy\"\x9b\x01\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x0e\n\x06layers\x18\x05 \x01(\r\x12\x10\n\x08kv_heads\x18\x06 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x07 \x01(\r*z\n\x05Route\x12\x15\n\x11ROUTE_UNSPECIFIED\x10\x00\x12\x0e\n\nROUTE_AUTO\x10\x01\x12\x0e\n\nROUTE_FULL\x10\x02\x12\x11\n\rROUTE_SPEC_PC\x10\x03\x12\x11\n\rROUTE_SPEC_KV\x10\x04\x12\x14\n\x10ROUTE_SPEC_KV_PC\x10\x05*H\n\x04Pool\x12\x14\n\x10POOL_UNSPECIFIED\x10\x00\x12\r\n\tPOOL_NONE\x10\x01\x12\x0c\n\x08POOL_MAX\x10\x02\x12\r\n\tPOOL_MEAN\x10\x03*L\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x11\n\rREDUCTION_MAX\x10\x01\x12\x11\n\rREDUCTION_SUM\x10\x02*k\n\x0bKvSelection\x12\x1c\n\x18KV_SELECTION_UNSPECIFIED\x10\x00\x12!\n\x1dKV_SELECTION_TARGET_LOOKAHEAD\x10\x01\x12\x1b\n\x17KV_SELECTION_DRAFT_MASK\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15presift/v1/plan.proto\x12\npresift.v1\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"0\n\tTokenMask\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x0c\n\x04kept\x18\x02 \x01(\x0c\"O\n\x06KvMask\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x0c\n\x04kept\x18\x04 \x01(\x0c\"N\n\x08\x41\x64\x61ptive\x12\x10\n\x08\x63overage\x18\x01 \x01(\x02\x12\x14\n\x0cmin_capacity\x18\x02 \x01(\r\x12\x11\n\x04step\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_step\"\xa8\x03\n\x06SpecPc\x12\x10\n\x08\x63\x61pacity\x18\x01 \x01(\r\x12\x13\n\x06window\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x04pool\x18\x03 \x01(\x0e\x32\x10.presift.v1.Pool\x12\x13\n\x06kernel\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tneighbors\x18\x05 \x01(\rH\x02\x88\x01\x01\x12(\n\treduction\x18\x06 \x01(\x0e\x32\x15.presift.v1.Reduction\x12\x18\n\x0bstart_layer\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x1b\n\x0eweighted_query\x18\x08 \x01(\x08H\x04\x88\x01\x01\x12\x1d\n\x10lookahead_tokens\x18\t \x01(\rH\x05\x88\x01\x01\x12&\n\x08\x61\x64\x61ptive\x18\n \x01(\x0b\x32\x14.presift.v1.Adaptive\x12&\n\x05heads\x18\x0b \x01(\x0e\x32\x17.presift.v1.ScoredHeadsB\t\n\x07_windowB\t\n\x07_kernelB\x0c\n\n_neighborsB\x0e\n\x0c_start_layerB\x11\n\x0f_weighted_queryB\x13\n\x11_lookahead_tokens\"\xce\x02\n\x06SpecKv\x12\x10\n\x08\x63\x61pacity\x18\x01 \x01(\r\x12\x13\n\x06window\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x04pool\x18\x03 \x01(\x0e\x32\x10.presift.v1.Pool\x12\x13\n\x06kernel\x18\x04 \x01(\rH\x01\x88\x01\x01\x12(\n\treduction\x18\x05 \x01(\x0e\x32\x15.presift.v1.Reduction\x12\x1d\n\x10lookahead_tokens\x18\x06 \x01(\rH\x02\x88\x01\x01\x12*\n\tselection\x18\x07 \x01(\x0e\x32\x17.presift.v1.KvSelection\x12 \n\x04mask\x18\x08 \x01(\x0b\x32\x12.presift.v1.SpecPc\x12&\n\x08\x61\x64\x61ptive\x18\t \x01(\x0b\x32\x14.presift.v1.AdaptiveB\t\n\x07_windowB\t\n\x07_kernelB\x13\n\x11_lookahead_tokens\"N\n\x08SpecKvPc\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecPc\x12\x1e\n\x02kv\x18\x02 \x01(\x0b\x32\x12.presift.v1.SpecKv\"\x8c\x01\n\x06Policy\x12%\n\x07spec_pc\x18\x01 \x01(\x0b\x32\x12.presift.v1.SpecPcH\x00\x12%\n\x07spec_kv\x18\x02 \x01(\x0b\x32\x12.presift.v1.SpecKvH\x00\x12*\n\nspec_kv_pc\x18\x03 \x01(\x0b\x32\x14.presift.v1.SpecKvPcH\x00\x42\x08\n\x06policy\"\xc5\x01\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x0e\n\x06layers\x18\x05 \x01(\r\x12\x10\n\x08kv_heads\x18\x06 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x07 \x01(\r\x12\x14\n\x0chead_profile\x18\x08 \x01(\t\x12\x12\n\nall_layers\x18\t \x01(\r*z\n\x05Route\x12\x15\n\x11ROUTE_UNSPECIFIED\x10\x00\x12\x0e\n\nROUTE_AUTO\x10\x01\x12\x0e\n\nROUTE_FULL\x10\x02\x12\x11\n\rROUTE_SPEC_PC\x10\x03\x12\x11\n\rROUTE_SPEC_KV\x10\x04\x12\x14\n\x10ROUTE_SPEC_KV_PC\x10\x05*H\n\x04Pool\x12\x14\n\x10POOL_UNSPECIFIED\x10\x00\x12\r\n\tPOOL_NONE\x10\x01\x12\x0c\n\x08POOL_MAX\x10\x02\x12\r\n\tPOOL_MEAN\x10\x03*L\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x11\n\rREDUCTION_MAX\x10\x01\x12\x11\n\rREDUCTION_SUM\x10\x02*^\n\x0bScoredHeads\x12\x1c\n\x18SCORED_HEADS_UNSPECIFIED\x10\x00\x12\x14\n\x10SCORED_HEADS_ALL\x10\x01\x12\x1b\n\x17SCORED_HEADS_CALIBRATED\x10\x02*k\n\x0bKvSelection\x12\x1c\n\x18KV_SELECTION_UNSPECIFIED\x10\x00\x12!\n\x1dKV_SELECTION_TARGET_LOOKAHEAD\x10\x01\x12\x1b\n\x17KV_SELECTION_DRAFT_MASK\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presift.v1.plan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTE']._serialized_start=1389
-  _globals['_ROUTE']._serialized_end=1511
-  _globals['_POOL']._serialized_start=1513
-  _globals['_POOL']._serialized_end=1585
-  _globals['_REDUCTION']._serialized_start=1587
-  _globals['_REDUCTION']._serialized_end=1663
-  _globals['_KVSELECTION']._serialized_start=1665
-  _globals['_KVSELECTION']._serialized_end=1772
+  _globals['_ROUTE']._serialized_start=1471
+  _globals['_ROUTE']._serialized_end=1593
+  _globals['_POOL']._serialized_start=1595
+  _globals['_POOL']._serialized_end=1667
+  _globals['_REDUCTION']._serialized_start=1669
+  _globals['_REDUCTION']._serialized_end=1745
+  _globals['_SCOREDHEADS']._serialized_start=1747
+  _globals['_SCOREDHEADS']._serialized_end=1841
+  _globals['_KVSELECTION']._serialized_start=1843
+  _globals['_KVSELECTION']._serialized_end=1950
   _globals['_SPAN']._serialized_start=37
   _globals['_SPAN']._serialized_end=71
   _globals['_TOKENMASK']._serialized_start=73
@@ -48,13 +50,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTIVE']._serialized_start=204
   _globals['_ADAPTIVE']._serialized_end=282
   _globals['_SPECPC']._serialized_start=285
-  _globals['_SPECPC']._serialized_end=669
-  _globals['_SPECKV']._serialized_start=672
-  _globals['_SPECKV']._serialized_end=1006
-  _globals['_SPECKVPC']._serialized_start=1008
-  _globals['_SPECKVPC']._serialized_end=1086
-  _globals['_POLICY']._serialized_start=1089
-  _globals['_POLICY']._serialized_end=1229
-  _globals['_MODELINFO']._serialized_start=1232
-  _globals['_MODELINFO']._serialized_end=1387
+  _globals['_SPECPC']._serialized_end=709
+  _globals['_SPECKV']._serialized_start=712
+  _globals['_SPECKV']._serialized_end=1046
+  _globals['_SPECKVPC']._serialized_start=1048
+  _globals['_SPECKVPC']._serialized_end=1126
+  _globals['_POLICY']._serialized_start=1129
+  _globals['_POLICY']._serialized_end=1269
+  _globals['_MODELINFO']._serialized_start=1272
+  _globals['_MODELINFO']._serialized_end=1469
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,12 @@ class Reduction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REDUCTION_MAX: _ClassVar[Reduction]
     REDUCTION_SUM: _ClassVar[Reduction]
 
+class ScoredHeads(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORED_HEADS_UNSPECIFIED: _ClassVar[ScoredHeads]
+    SCORED_HEADS_ALL: _ClassVar[ScoredHeads]
+    SCORED_HEADS_CALIBRATED: _ClassVar[ScoredHeads]
+
 class KvSelection(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     KV_SELECTION_UNSPECIFIED: _ClassVar[KvSelection]
@@ -46,6 +52,9 @@ POOL_MEAN: Pool
 REDUCTION_UNSPECIFIED: Reduction
 REDUCTION_MAX: Reduction
 REDUCTION_SUM: Reduction
+SCORED_HEADS_UNSPECIFIED: ScoredHeads
+SCORED_HEADS_ALL: ScoredHeads
+SCORED_HEADS_CALIBRATED: ScoredHeads
 KV_SELECTION_UNSPECIFIED: KvSelection
 KV_SELECTION_TARGET_LOOKAHEAD: KvSelection
 KV_SELECTION_DRAFT_MASK: KvSelection
@@ -89,7 +98,7 @@ class Adaptive(_message.Message):
     def __init__(self, coverage: _Optional[float] = ..., min_capacity: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class SpecPc(_message.Message):
-    __slots__ = ("capacity", "window", "pool", "kernel", "neighbors", "reduction", "start_layer", "weighted_query", "lookahead_tokens", "adaptive")
+    __slots__ = ("capacity", "window", "pool", "kernel", "neighbors", "reduction", "start_layer", "weighted_query", "lookahead_tokens", "adaptive", "heads")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +109,7 @@ class SpecPc(_message.Message):
     WEIGHTED_QUERY_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     window: int
     pool: Pool
@@ -110,7 +120,8 @@ class SpecPc(_message.Message):
     weighted_query: bool
     lookahead_tokens: int
     adaptive: Adaptive
-    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., neighbors: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., start_layer: _Optional[int] = ..., weighted_query: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ...) -> None: ...
+    heads: ScoredHeads
+    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., neighbors: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., start_layer: _Optional[int] = ..., weighted_query: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ..., heads: _Optional[_Union[ScoredHeads, str]] = ...) -> None: ...
 
 class SpecKv(_message.Message):
     __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection", "mask", "adaptive")
@@ -153,7 +164,7 @@ class Policy(_message.Message):
     def __init__(self, spec_pc: _Optional[_Union[SpecPc, _Mapping]] = ..., spec_kv: _Optional[_Union[SpecKv, _Mapping]] = ..., spec_kv_pc: _Optional[_Union[SpecKvPc, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "revision", "tokenizer_fingerprint", "context_tokens", "layers", "kv_heads", "vocabulary_size")
+    __slots__ = ("id", "revision", "tokenizer_fingerprint", "context_tokens", "layers", "kv_heads", "vocabulary_size", "head_profile", "all_layers")
     ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +172,8 @@ class ModelInfo(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    ALL_LAYERS_FIELD_NUMBER: _ClassVar[int]
     id: str
     revision: str
     tokenizer_fingerprint: str
@@ -168,4 +181,6 @@ class ModelInfo(_message.Message):
     layers: int
     kv_heads: int
     vocabulary_size: int
-    def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., context_tokens: _Optional[int] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., vocabulary_size: _Optional[int] = ...) -> None: ...
+    head_profile: str
+    all_layers: int
+    def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., context_tokens: _Optional[int] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., head_profile: _Optional[str] = ..., all_layers: _Optional[int] = ...) -> None: ...

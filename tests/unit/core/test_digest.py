@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from presift.core import digest as digest_module
 from presift.core.digest import PromptKey, policy_name
 from presift.core.plan import ModelInfo
-from presift.core.policies import POLICIES, Adaptive, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import POLICIES, Adaptive, Heads, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 from presift.core.spans import Span
 
 DRAFT = ModelInfo("draft", "r1", "f1", context_tokens=4096, layers=2, kv_heads=1, vocabulary_size=512)
@@ -37,6 +37,7 @@ OTHER_POLICY = {
     "selection": KvSelection.DRAFT_MASK,
     "mask": SpecPc(capacity=256, kernel=9),
     "adaptive": Adaptive(0.9, 64),
+    "heads": Heads.CALIBRATED,
 }
 
 

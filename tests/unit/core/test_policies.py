@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core.errors import InvalidRequest
-from presift.core.policies import POLICIES, Adaptive, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
+from presift.core.policies import POLICIES, Adaptive, Heads, KvSelection, Pool, Reduction, SpecKv, SpecKvPc, SpecPc
 
 VALID = {
     "spec_pc": SpecPc(capacity=256),
@@ -26,6 +26,7 @@ BAD = [
     ("spec_pc", "lookahead_tokens", 0, ">= 1"),
     ("spec_pc", "pool", "median", "one of none, max, mean"),
     ("spec_pc", "reduction", "mean", "one of max, sum"),
+    ("spec_pc", "heads", "best", "one of all, calibrated"),
     ("spec_kv", "capacity", 0, ">= 1"),
     ("spec_kv", "capacity", 32, "> window (32)"),
     ("spec_kv", "capacity", None, ">= 1"),
@@ -52,6 +53,7 @@ EDGES = [
     ("spec_kv", "kernel", 1),
     ("spec_kv", "lookahead_tokens", 0),
     *(("spec_kv", "selection", member) for member in KvSelection),
+    *(("spec_pc", "heads", member) for member in Heads),
     *((name, "pool", member) for name in ("spec_pc", "spec_kv") for member in Pool),
     *((name, "reduction", member) for name in ("spec_pc", "spec_kv") for member in Reduction),
 ]

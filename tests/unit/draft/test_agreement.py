@@ -23,7 +23,9 @@ from ...builders import routing_inputs
 
 N = 200
 SPANS = (Span(0, 7), Span(150, 160))
-DEFAULTS = Defaults(SpecPc(90, window=8, lookahead_tokens=3), 0, spec_kv=SpecKv(64, window=8), cascade_capacity=120)
+DEFAULTS = Defaults(
+    SpecPc(90, window=8, lookahead_tokens=3, start_layer=2), 0, spec_kv=SpecKv(64, window=8), cascade_capacity=120
+)
 LOOKAHEAD, MASK = KvSelection
 
 
@@ -54,7 +56,7 @@ def test_requests_are_answered_accepted_and_applied(route, selection, coverage, 
     scorer, ids = tiny_scorer("tinyq", 64), prompt(N)
     choice = routed(route, selection, Budget(auto_capacity=AutoCapacity(coverage)), page)
     tokens = TokenizedPrompt(ids, SPANS)
-    policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
+    policy = choice.policy
     asked = draft_pb2.ScoreRequest(
         token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
     )
@@ -79,7 +81,7 @@ def test_min_coverage_makes_the_draft_report_the_coverage_of_a_fixed_capacity(ro
     found = {}
     for least in (None, 0.5):
         choice = routed(route, LOOKAHEAD, Budget(min_coverage=least), page)
-        policy = DEFAULTS.for_draft(choice.policy, scorer.info.layers)
+        policy = choice.policy
         asked = draft_pb2.ScoreRequest(
             token_ids=ids.tolist(), policy=codec.policy_to_wire(policy), protected_spans=codec.spans_to_wire(SPANS)
         )

@@ -25,6 +25,11 @@ def _naive(queries, keys, policy, n):
     return (weighted.amax(0) if policy.reduction is Reduction.MAX else weighted.sum(0)), weighted.sum(0)
 
 
+def _capture(n, policy, layers, calibrated=None, *, stops=False):
+    heads = attention.scored_heads(policy, layers, calibrated)
+    return attention.RowCapture(n, policy, heads, torch.device("cpu"), stops=stops)
+
+
 @pytest.mark.parametrize("reduction", list(Reduction))
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize(("window", "lookahead"), [(1, 1), (5, 1), (5, 4), (40, 3)])
@@ -42,12 +47,12 @@ def test_chunks_of_grouped_heads_give_what_all_rows_at_once_give(reduction, weig
         weighted_query=weighted,
         lookahead_tokens=lookahead,
     )
-    capture = attention.RowCapture(n, policy, torch.device("cpu"))
+    capture = _capture(n, policy, layers)
     ends = [*range(chunk, n, chunk), n, *range(n + 1, total + 1)]
     for start, end in zip([0, *ends], ends, strict=False):
         for layer in range(layers):
             capture.observe(layer, queries[layer, None, :, start:end], keys[layer, None, :, :end])
-    importance, mass = capture.importance(layers)
+    importance, mass = capture.importance()
     expected = _naive(queries, keys.repeat_interleave(group, 1), policy, n)
     np.testing.assert_allclose(importance, expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mass, expected[1], rtol=1e-5, atol=1e-6)
@@ -59,19 +64,20 @@ def test_rows_are_worked_out_in_blocks_with_the_same_result(monkeypatch):
     results = []
     for block_values in (2**23, 4 * 50 * 5, 1):
         monkeypatch.setattr(attention, "_BLOCK_VALUES", block_values)
-        capture = attention.RowCapture(50, policy, torch.device("cpu"))
+        capture = _capture(50, policy, 1)
         capture.observe(0, queries, keys)
-        results.append(capture.importance(1)[0])
+        results.append(capture.importance()[0])
     np.testing.assert_allclose(results[1], results[0], atol=1e-6)
     np.testing.assert_allclose(results[2], results[0], atol=1e-6)
 
 
 def test_a_layer_that_was_not_seen_is_an_error_not_a_zero():
-    capture = attention.RowCapture(8, SpecPc(capacity=4, window=4, start_layer=0), torch.device("cpu"))
+    capture = _capture(8, SpecPc(capacity=4, window=4, start_layer=0), 2)
     capture.observe(0, torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4))
-    assert capture.importance(1)[0].shape == (8,)
     with pytest.raises(InternalError, match="expected layers"):
-        capture.importance(2)
+        capture.importance()
+    capture.observe(1, torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4))
+    assert capture.importance()[0].shape == (8,)
 
 
 @pytest.mark.parametrize(

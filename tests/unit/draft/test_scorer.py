@@ -5,7 +5,7 @@ import pytest
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.policies import SpecPc
-from presift.draft.scorer import Cancel, Cancelled, ScoreTask, check_layers
+from presift.draft.scorer import Cancel, Cancelled, ScoreTask, check_heads
 from presift.rpc.deadline import Deadline
 
 IDS = np.arange(10, dtype=np.uint32)
@@ -36,6 +36,6 @@ def test_cancel_raises_until_the_end():
 
 
 def test_the_last_layer_is_the_last_that_can_be_the_first():
-    check_layers(SpecPc(capacity=64, start_layer=3), 4)
+    check_heads(SpecPc(capacity=64, start_layer=3), 4, has_profile=True)
     with pytest.raises(InvalidRequest, match="must be < 4"):
-        check_layers(SpecPc(capacity=64, start_layer=4), 4)
+        check_heads(SpecPc(capacity=64, start_layer=4), 4, has_profile=True)

@@ -5,7 +5,7 @@ A new policy is a class in a file of its own and a member of POLICIES; services/
 
 from presift.core.plan import Route
 from presift.core.policies.adaptive import Adaptive
-from presift.core.policies.fields import KvSelection, Pool, Reduction
+from presift.core.policies.fields import Heads, KvSelection, Pool, Reduction
 from presift.core.policies.policy import Policy
 from presift.core.policies.spec_kv import SpecKv
 from presift.core.policies.spec_kv_pc import SpecKvPc
@@ -23,6 +23,7 @@ __all__ = [
     "KV_KEEPING_ROUTES",
     "POLICIES",
     "Adaptive",
+    "Heads",
     "KvSelection",
     "Policy",
     "Pool",

@@ -29,6 +29,16 @@ class KvSelection(StrEnum):
     DRAFT_MASK = "draft_mask"
 
 
+class Heads(StrEnum):
+    """Which of the draft's attention heads score tokens.
+
+    ALL: every head from `start_layer` on. CALIBRATED: the heads of the draft's head profile, summed.
+    """
+
+    ALL = "all"
+    CALIBRATED = "calibrated"
+
+
 def at_least(field: str, value: int, least: int) -> None:
     """Raise InvalidRequest if `value` is not an integer or below `least`."""
     if not isinstance(value, int) or value < least:

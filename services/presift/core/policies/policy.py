@@ -66,14 +66,6 @@ class Policy(ABC):
         is_scored = self.mask_policy is not None or self.counting_policy is not None
         return max(self.scoring_policy.lookahead_tokens - 1 if is_scored else 0, self.read_lookahead_tokens)
 
-    @abstractmethod
-    def with_start_layer(self, start_layer: int) -> Self:
-        """The policy scored from this layer of the draft on."""
-
-    @abstractmethod
-    def canonical(self) -> Self:
-        """The policy without draft-dependent fields: equal before and after the draft was asked."""
-
     def with_scoring(self, template: SpecPc) -> Self:
         """The policy with `template` as its scoring policy, if it does not define one itself."""
         return self

@@ -68,12 +68,6 @@ class SpecKv(Policy):
     def lookahead_policy(self) -> SpecKv | None:
         return self if self.selection is KvSelection.TARGET_LOOKAHEAD else None
 
-    def with_start_layer(self, start_layer: int) -> Self:
-        return self if self.mask is None else replace(self, mask=self.mask.with_start_layer(start_layer))
-
-    def canonical(self) -> Self:
-        return self if self.mask is None else replace(self, mask=None)
-
     def with_scoring(self, template: SpecPc) -> Self:
         return replace(self, mask=template)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
@@ -46,12 +46,6 @@ class SpecKvPc(Policy):
     @property
     def lookahead_policy(self) -> SpecKv:
         return self.kv
-
-    def with_start_layer(self, start_layer: int) -> Self:
-        return replace(self, prompt=self.prompt.with_start_layer(start_layer))
-
-    def canonical(self) -> Self:
-        return replace(self, prompt=self.prompt.canonical())
 
     @property
     def counting_policy(self) -> SpecPc | None:

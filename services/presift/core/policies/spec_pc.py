@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.core.policies.adaptive import Adaptive
-from presift.core.policies.fields import Pool, Reduction, at_least, one_of
+from presift.core.policies.fields import Heads, Pool, Reduction, at_least, one_of
 from presift.core.policies.policy import Policy
 
 
@@ -18,7 +18,7 @@ class SpecPc(Policy):
 
     The defaults are not the authors' (window 64, kernel 64, neighbors 64, start_layer 8): those are too coarse below a
     capacity of about 512; ops/decisions/0004 has the orchestrator's defaults. With `adaptive` fewer than `capacity` may
-    be kept. Raises InvalidRequest.
+    be kept. With CALIBRATED heads, `reduction` and `start_layer` are ignored. Raises InvalidRequest.
     """
 
     route: ClassVar[Route] = Route.SPEC_PC
@@ -35,6 +35,7 @@ class SpecPc(Policy):
     weighted_query: bool = True
     lookahead_tokens: int = 1
     adaptive: Adaptive | None = None
+    heads: Heads = Heads.ALL
 
     def __post_init__(self) -> None:
         for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("neighbors", 0), ("start_layer", 0)):
@@ -42,6 +43,7 @@ class SpecPc(Policy):
         at_least("spec_pc.lookahead_tokens", self.lookahead_tokens, 1)
         one_of("spec_pc.pool", self.pool, Pool)
         one_of("spec_pc.reduction", self.reduction, Reduction)
+        one_of("spec_pc.heads", self.heads, Heads)
         if self.capacity < self.window:
             raise InvalidRequest("spec_pc.capacity", self.capacity, f">= window ({self.window})")
         if self.adaptive is not None:
@@ -58,9 +60,3 @@ class SpecPc(Policy):
     @property
     def scoring_policy(self) -> SpecPc:
         return self
-
-    def with_start_layer(self, start_layer: int) -> Self:
-        return replace(self, start_layer=start_layer)
-
-    def canonical(self) -> Self:
-        return self if self.start_layer == 0 else replace(self, start_layer=0)

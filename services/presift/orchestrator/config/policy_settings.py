@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,12 @@ from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import MAX_KERNEL_TOKENS
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
-from presift.core.policies import KvSelection, Pool, Reduction, SpecKv, SpecPc
+from presift.core.policies import Heads, KvSelection, Pool, Reduction, SpecKv, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity
-from presift.orchestrator.routing.choice import ROUTE_ORDER, Defaults
+from presift.orchestrator.routing.choice import ROUTE_ORDER, Defaults, value_or
+
+# The lookahead of drafts that score by all heads.
+_LOOKAHEAD_TOKENS = 8
 
 
 class RouteSettings(BaseModel):
@@ -50,12 +54,22 @@ class PromptPolicySettings(BaseModel):
     pool: Annotated[Pool, Field(description="smoothing of the importance along the prompt")] = Pool.MEAN
     kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 5
     neighbors: Annotated[int, Field(ge=0, description="tokens kept around each peak of importance")] = 16
+    heads: Annotated[
+        Heads,
+        Field(description="calibrated: score by the heads of the draft's head profile, if it has one; all: never do"),
+    ] = Heads.CALIBRATED
     start_layer: Annotated[
-        int | None, Field(ge=0, description="first draft layer used for scoring; the middle layer if unset")
+        int | None,
+        Field(ge=0, description="score by all heads from this draft layer on; from the middle layer if unset"),
     ] = None
     lookahead_tokens: Annotated[
-        int, Field(ge=1, description="1 scores by the prompt only; m adds the queries of m - 1 generated tokens")
-    ] = 8
+        int | None,
+        Field(
+            ge=1,
+            description="1 scores by the prompt only; m adds the queries of m - 1 generated tokens; if unset, 1 with "
+            "calibrated heads, else 8",
+        ),
+    ] = None
 
 
 class KvPolicySettings(BaseModel):
@@ -105,6 +119,7 @@ def policy_defaults(policies: PolicySettings, changes: Mapping[str, Any] | None 
         settings.cascade_capacity,
         _routes(settings.route_order),
         None if settings.auto_coverage is None else AutoCapacity(settings.auto_coverage),
+        _calibrated(settings),
     )
 
 
@@ -115,8 +130,15 @@ def _spec_pc(settings: PromptPolicySettings) -> SpecPc:
         pool=settings.pool,
         kernel=settings.kernel,
         neighbors=settings.neighbors,
-        lookahead_tokens=settings.lookahead_tokens,
+        lookahead_tokens=value_or(settings.lookahead_tokens, _LOOKAHEAD_TOKENS),
     )
+
+
+def _calibrated(settings: PromptPolicySettings) -> SpecPc | None:
+    """The policy for drafts with a head profile; None if they score by all heads too."""
+    if settings.heads is Heads.ALL or settings.start_layer is not None:
+        return None
+    return replace(_spec_pc(settings), heads=Heads.CALIBRATED, lookahead_tokens=value_or(settings.lookahead_tokens, 1))
 
 
 def _spec_kv(settings: KvPolicySettings) -> SpecKv:

@@ -116,12 +116,13 @@ class Calibration:
         return size if draft is None else min(size, draft.vocabulary_size or size)
 
     async def _time_draft(self, ids: NDArray[np.uint32]) -> Timing | None:
-        draft, tokens, template = self._models.draft, int(ids.size), self._defaults.spec_pc
+        draft, tokens = self._models.draft, int(ids.size)
+        template = self._defaults.for_draft(draft).spec_pc
         # The draft does not read a prompt that fits the capacity.
         capacity = max(template.window, tokens // 2)
         if draft is None or capacity >= tokens:
             return None
-        policy = self._defaults.for_draft(replace(template, capacity=capacity), draft.layers)
+        policy = replace(template, capacity=capacity)
         started = time.perf_counter()
         deadline = Deadline.within(self._limit_s)
         scored = await self._draft.score(ids, policy, (), include_importance=False, deadline=deadline)

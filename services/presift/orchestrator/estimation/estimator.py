@@ -157,7 +157,7 @@ class CostEstimator:
         name, forecast = self._prefixes.hashes_of(tokens.ids, tokens.salt).name, choice.forecast
         with ExitStack() as pending:
             if forecast is not None and forecast.draft_work_ms and choice.policy is not None:
-                key = name, choice.policy.canonical()
+                key = name, choice.policy
                 pending.enter_context(self.drafting.working(forecast.draft_work_ms, key))
             if forecast is not None and forecast.prefill_work_ms:
                 pending.enter_context(self.pending_at(replica).working(forecast.prefill_work_ms, name))
@@ -180,13 +180,13 @@ class CostEstimator:
         policy = plan.decision.policy
         if policy is None or plan.decision.cache is CacheOutcome.NOT_USED:
             return
-        hashes, canonical = self._prefixes.hashes_of(plan.tokens.ids, plan.tokens.salt), policy.canonical()
+        hashes = self._prefixes.hashes_of(plan.tokens.ids, plan.tokens.salt)
         blocks: tuple[int, ...] = ()
         if policy.prompt_stage is not None and policy.kv_stage is None:
             blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt))
         known = self._compressed.pop(hashes.name, {})
-        known.pop(canonical, None)  # to the end of the order, as the latest
-        known[canonical] = _Compressed(blocks, self._entry_name(plan))
+        known.pop(policy, None)  # to the end of the order, as the latest
+        known[policy] = _Compressed(blocks, self._entry_name(plan))
         if len(known) > _KEPT_POLICIES:
             del known[next(iter(known))]
         self._compressed[hashes.name] = known
@@ -243,7 +243,7 @@ class CostEstimator:
         """
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
-        return self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy.canonical()
+        return self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy
 
 
 def _least_useful(state: SystemState) -> tuple[int, float]:

@@ -30,7 +30,7 @@ from presift.orchestrator.planning.compressor import CompressionResult, Compress
 from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob
 from presift.orchestrator.planning.prefill import Prefiller
 from presift.orchestrator.planning.request_context import RequestContext
-from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice, RoutingInputs
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
 from presift.orchestrator.routing.decision import CacheOutcome
 from presift.orchestrator.routing.forecast import answer_seconds, with_forecast
 from presift.orchestrator.routing.full_route import check_fits_shortest_answer
@@ -87,7 +87,7 @@ class DraftStage:
         """
         limit = draft_deadline(deadline, context.inputs)
         try:
-            job = self.job(choice, context.tokens, context.target, context.inputs.defaults)
+            job = self._job_of(choice, context)
         except DraftUnavailable as error:
             return self._in_full(error, context)
         if self._prefiller is not None and job.policy.reads_whole_prompt and choice.keep_full_prefix:
@@ -97,8 +97,8 @@ class DraftStage:
     async def explain(self, choice: RouteChoice, context: RequestContext) -> DraftResult:
         """The compressed prompt with its importance, always from the draft. Raises the errors of the draft."""
         defaults = context.inputs.defaults
-        job = self.job(choice, context.tokens, context.target, defaults)
-        shown = replace(job, policy=defaults.for_draft(job.policy.with_scoring(defaults.spec_pc), job.draft.layers))
+        job = self._job_of(choice, context)
+        shown = replace(job, policy=job.policy.with_scoring(defaults.spec_pc))
         try:
             compressed, importance = await self._compressor.explain(shown)
         except DraftChanged:
@@ -106,12 +106,17 @@ class DraftStage:
             raise
         return DraftResult(replace(choice, policy=job.policy), compressed, importance=importance)
 
-    def job(self, choice: RouteChoice, tokens: TokenizedPrompt, target: ModelInfo, defaults: Defaults) -> ScoringJob:
+    def job(self, choice: RouteChoice, tokens: TokenizedPrompt, target: ModelInfo) -> ScoringJob:
         """The request to the draft. Raises DraftUnavailable while no draft is connected."""
         draft = self._models.known_draft()
         if choice.policy is None:
             raise InternalError(f"route {choice.route} has no policy")
-        return ScoringJob(tokens, defaults.for_draft(choice.policy, draft.layers), draft, target)
+        return ScoringJob(tokens, choice.policy, draft, target)
+
+    def _job_of(self, choice: RouteChoice, context: RequestContext) -> ScoringJob:
+        if context.draft is None:  # the policy was not made for the draft that may be connected now
+            raise DraftUnavailable("no draft is connected")
+        return self.job(choice, context.tokens, context.target)
 
     async def _compress_with_prefill(
         self,

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from presift.core.errors import InvalidRequest
-from presift.core.plan import ModelInfo
+from presift.core.plan import ModelInfo, Route
+from presift.core.policies import KvSelection
 from presift.core.spans import must_keep
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
@@ -38,13 +39,14 @@ class Reservation(Protocol):
 class RequestContext:
     """Everything that a plan is made from.
 
-    `inputs` hold one snapshot of costs, at `replica`. Tokenizing took `tokenize_ms`; `arrived` is on
-    `time.perf_counter`.
+    `inputs` hold one snapshot of costs, at `replica`, and the defaults for `draft`, which is None while none is
+    connected. Tokenizing took `tokenize_ms`; `arrived` is on `time.perf_counter`.
     """
 
     tokens: TokenizedPrompt
     target: ModelInfo
     inputs: RoutingInputs
+    draft: ModelInfo | None
     replica: ReplicaRef = ANY_REPLICA
     tokenize_ms: float = 0.0
     arrived: float = 0.0
@@ -93,34 +95,40 @@ class RequestReader:
         target = self._models.known_target()
         states = self._replicas.states(tokens, target.model, (time.perf_counter() - arrived) * 1000)
         own = next(iter(states))
-        inputs = self._inputs(request, tokens, target, states[own])
+        draft = self._models.draft
+        inputs = self._inputs(request, tokens, target, draft, states[own])
         replica = self._replicas.pick(inputs, states)
         if replica != own:
             inputs = replace(inputs, state=states[replica])
         with ExitStack() as reservation:
             reservation.enter_context(self._target.reserve(replica))
-            yield RequestContext(tokens, target.model, inputs, replica, tokenize_ms, arrived), reservation
+            yield RequestContext(tokens, target.model, inputs, draft, replica, tokenize_ms, arrived), reservation
 
     def refreshed(self, context: RequestContext) -> RequestContext:
         """The same context with a new snapshot of costs."""
         tokens, target, replica = context.tokens, context.target, context.replica
         spent_ms = (time.perf_counter() - context.arrived) * 1000
-        draft = self._models.draft
+        draft = context.draft
         state = self._estimator.state(tokens.ids, target, draft, spent_ms, salt=tokens.salt, replica=replica.name)
         inputs = replace(context.inputs, state=state)
-        return RequestContext(tokens, target, inputs, replica, context.tokenize_ms, context.arrived)
+        return RequestContext(tokens, target, inputs, draft, replica, context.tokenize_ms, context.arrived)
 
     def _inputs(
-        self, request: Request, tokens: TokenizedPrompt, target: TargetInfo, state: SystemState
+        self,
+        request: Request,
+        tokens: TokenizedPrompt,
+        target: TargetInfo,
+        draft: ModelInfo | None,
+        state: SystemState,
     ) -> RoutingInputs:
         prompt_tokens = int(tokens.ids.size)
         effective = self._policies.table.lookup(prompt_tokens, target.model.id, request.tenant)
-        defaults = effective.defaults
+        defaults = effective.defaults.for_draft(draft)
         kept = must_keep(tokens.protected, prompt_tokens, defaults.spec_pc.window)
         kept_tokens = int(np.count_nonzero(kept))
         # Of the KV without the final token, which comes on top.
         kept_kv = must_keep(tokens.protected, prompt_tokens, defaults.spec_kv.window + 1)[:-1]
-        draft = self._models.draft
+        missing = routes_without_lookahead(draft, request.kv.selection or defaults.spec_kv.selection)
         shares_ids = draft is not None and draft.shares_vocabulary(target.model)
         return RoutingInputs(
             prompt_tokens=prompt_tokens,
@@ -135,13 +143,13 @@ class RequestReader:
                 is_default=request.has_default_length,
             ),
             context_tokens=target.model.context_tokens,
-            supported=target.supported,
+            supported=target.supported - missing.keys(),
             defaults=defaults,
             wanted=request.route,
             budget=effective.complete_budget(request.budget),
             options=request.kv,
             state=state,
-            unsupported=target.unsupported,
+            unsupported={**target.unsupported, **missing},
             off=self._gate.off(prompt_tokens),
             beyond=beyond_routes(request),
             kv_page_tokens=target.kv_page_tokens,
@@ -149,6 +157,15 @@ class RequestReader:
             least_new_tokens=request.sampling.least_tokens,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,
         )
+
+
+def routes_without_lookahead(draft: ModelInfo | None, selection: KvSelection) -> dict[Route, str]:
+    """The routes that need tokens which `draft` cannot generate, each with the reason."""
+    if draft is None or draft.can_look_ahead:
+        return {}
+    reason = f"the draft has {draft.layers} of {draft.all_layers} layers loaded, so it generates no lookahead"
+    needing = [Route.SPEC_KV_PC] + ([Route.SPEC_KV] if selection is KvSelection.TARGET_LOOKAHEAD else [])
+    return dict.fromkeys(needing, reason)
 
 
 def check_vocabulary(tokens: TokenizedPrompt, target: TargetInfo) -> None:

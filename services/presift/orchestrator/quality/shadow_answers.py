@@ -13,7 +13,7 @@ from presift.orchestrator.planning.draft_stage import DraftStage
 from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_full
 from presift.orchestrator.quality.sampler import Sample
 from presift.orchestrator.routing.agreement import Agreement, agreement
-from presift.orchestrator.routing.choice import Defaults, Reason, RouteChoice
+from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.deadline import NO_DEADLINE
 
@@ -29,14 +29,11 @@ class ShadowAnswers:
         draft_stage: DraftStage,
         compressor: Compressor,
         estimator: CostEstimator,
-        *,
-        defaults: Defaults,
     ) -> None:
         self._target = target
         self._draft_stage = draft_stage
         self._compressor = compressor
         self._estimator = estimator
-        self._defaults = defaults  # only for values that depend on the draft, which no policy file changes
 
     async def compare(self, sample: Sample) -> Agreement:
         """Compares both answers; generates what the caller did not get. Raises what draft and target ports raise."""
@@ -53,7 +50,7 @@ class ShadowAnswers:
         plan, choice = sample.plan, sample.plan.switched_off_choice
         if choice is None:
             return plan
-        job = self._draft_stage.job(choice, plan.tokens, plan.decision.target, self._defaults)
+        job = self._draft_stage.job(choice, plan.tokens, plan.decision.target)
         compressed = await self._compressor.compress(job)
         return replanned_compressed(plan, replace(choice, policy=job.policy), compressed)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from presift.core.errors import InvalidRequest
-from presift.core.plan import Route
+from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Policy, SpecKv, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
 from presift.orchestrator.routing.adaptive_capacity import most_tokens
@@ -65,6 +65,7 @@ class Defaults:
 
     `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` is that of the prompt stage of
     spec_kv_pc. `start_layer` None is the draft's middle layer: the first half attends to form more than to meaning.
+    `calibrated` takes the place of `spec_pc` if the draft has a head profile; None: it does not.
     `route_order` lists the routes that AUTO may choose, the least lossy first. `auto_capacity` says how capacities
     adapt, None if they do not.
     """
@@ -76,14 +77,22 @@ class Defaults:
     cascade_capacity: int = 2048
     route_order: tuple[Route, ...] = ROUTE_ORDER
     auto_capacity: AutoCapacity | None = None
+    calibrated: SpecPc | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.route_order)) < len(self.route_order) or Route.FULL not in self.route_order:
             raise InvalidRequest("route_order", ", ".join(self.route_order), "each route once, full among them")
 
-    def for_draft(self, policy: Policy, draft_layers: int) -> Policy:
-        """The policy as a draft of so many layers scores it."""
-        return policy.with_start_layer(draft_layers // 2 if self.start_layer is None else self.start_layer)
+    def for_draft(self, draft: ModelInfo | None) -> Defaults:
+        """These defaults with the rows and heads that `draft` scores by; unchanged without a draft."""
+        if draft is None:
+            return self
+        if self.calibrated is not None and draft.head_profile:
+            spec_pc = self.calibrated
+        else:
+            start_layer = draft.layers // 2 if self.start_layer is None else self.start_layer
+            spec_pc = replace(self.spec_pc, start_layer=start_layer)
+        return replace(self, spec_pc=spec_pc if draft.can_look_ahead else replace(spec_pc, lookahead_tokens=1))
 
 
 @dataclass(frozen=True, slots=True)

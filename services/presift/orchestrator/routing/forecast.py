@@ -56,8 +56,7 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
         return RouteWork(remaining(prompt_tokens, state.cached_tokens), prompt_tokens, prompt_tokens)
     if choice.continued_tokens is not None and policy.kv_stage is not None:
         return _continued(policy.kv_stage, prompt_tokens, choice.continued_tokens, state)
-    compressed_as = policy.canonical()
-    known = dict(state.compressed).get(compressed_as) if state.compressed else None
+    known = dict(state.compressed).get(policy) if state.compressed else None
     draft = None if known is not None else draft_work(policy, prompt_tokens)
     read_tokens, cached_tokens, prefill = prompt_tokens, state.cached_tokens, None
     if policy.prompt_stage is not None:
@@ -66,7 +65,7 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
         prefill, cached_tokens = remaining(prompt_tokens, cached_tokens), prompt_tokens - 1
     if policy.kv_stage is None:
         return RouteWork(remaining(read_tokens, cached_tokens), read_tokens, read_tokens, draft, prefill)
-    if state.entries and compressed_as in state.entries:  # only the last token is read
+    if state.entries and policy in state.entries:  # only the last token is read
         held = min(policy.kv_stage.capacity + 1, read_tokens)
         return RouteWork(remaining(held, held), read_tokens, held, draft, prefill)
     return _selected(policy.kv_stage, read_tokens, cached_tokens, draft=draft, prefill=prefill)
@@ -84,7 +83,7 @@ def check_draft_reads(choice: RouteChoice, inputs: RoutingInputs) -> None:
     work = draft_work(choice.policy, inputs.prompt_tokens)
     if work.new_tokens + work.steps <= inputs.draft_context_tokens:
         return
-    if choice.policy.canonical() not in dict(inputs.state.compressed):
+    if choice.policy not in dict(inputs.state.compressed):
         needed = f"{work.new_tokens} prompt tokens and {work.steps} of lookahead"
         raise DraftUnavailable(f"the draft reads at most {inputs.draft_context_tokens} tokens, not {needed}")
 
@@ -138,4 +137,4 @@ def _resolves_to(requested: Policy, policy: SpecKv) -> bool:
         return False
     if kv.adaptive is not None:
         kv = replace(kv, capacity=policy.capacity, adaptive=None)
-    return kv == policy.canonical()
+    return replace(kv, mask=None) == replace(policy, mask=None)

@@ -123,9 +123,9 @@ def test_side_by_side_teaches_contention_once_the_draft_is_known(estimator):
 
 def test_a_compressed_prompt_is_known_by_its_policy(estimator):
     estimator.record_compressed(compressed())
-    assert state(estimator).compressed == ((PC.canonical(), 0),)
+    assert state(estimator).compressed == ((PC, 0),)
     estimator.observe(answered(compressed(), replace(USAGE, prompt_tokens=500)))
-    assert state(estimator).compressed == ((PC.canonical(), 448),)
+    assert state(estimator).compressed == ((PC, 448),)
     assert estimator.state(IDS[:1999], TARGET, DRAFT).compressed == ()
     estimator.record_compressed(of(IDS[:100], plan()))  # nothing was compressed
     for number in range(KEPT_PROMPTS):
@@ -258,21 +258,21 @@ def test_an_entry_is_expected_until_it_is_seen_to_be_gone(estimator):
     estimator.record_compressed(answer.plan)
     assert state(estimator).entries == frozenset() and state(estimator).compressed
     estimator.observe(answer)
-    assert state(estimator).entries == {KV.canonical()}
+    assert state(estimator).entries == {KV}
     assert estimator.state(IDS, replace(TARGET, revision="r2"), DRAFT).entries == frozenset()
     assert estimator.state(IDS[:1999], TARGET, DRAFT).entries == frozenset()
-    assert estimator.entries(IDS, TARGET) == {KV.canonical()} and not estimator.entries(IDS[:1999], TARGET)
+    assert estimator.entries(IDS, TARGET) == {KV} and not estimator.entries(IDS[:1999], TARGET)
     assert not estimator.entries(IDS, TARGET, salt="other") and not estimator.entries(IDS, TARGET, replica="b")
     reused = replace(USAGE, kv_tokens=201, cached_tokens=200, reused_entry=True)
     hit = plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1, 2)), cache=CacheOutcome.HIT)
     estimator.observe(answered(hit, reused))
-    assert state(estimator).entries == {KV.canonical()}
+    assert state(estimator).entries == {KV}
     # It scored again: the target holds less than was read in between.
     estimator.observe(answered(replace(plan(), read_ids=IDS + 7)))
     estimator.observe(selected())
     known = state(estimator).entries
     estimator.observe(answered(replace(plan(), read_ids=IDS + 9)))
-    assert known == {KV.canonical()} and state(estimator).entries == frozenset()
+    assert known == {KV} and state(estimator).entries == frozenset()
 
 
 def test_a_reused_entry_does_not_imply_that_the_prompt_was_read():

@@ -93,7 +93,7 @@ def test_the_cheapest_route_breaks_no_limit():
 
 
 def test_a_compressed_prompt_in_the_cache_is_cheaper_than_half_a_warm_prefix():
-    policy = auto().policy.canonical()
+    policy = auto().policy
     state = {"cached_tokens": 880, "compressed": ((policy, 0),)}
     assert auto(cached_tokens=880).route is FULL
     assert auto(**state).route is PC

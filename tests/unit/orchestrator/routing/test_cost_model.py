@@ -67,8 +67,8 @@ def test_cached_tokens_are_not_read_except_the_final_one():
 
 
 def test_a_cached_compressed_prompt_needs_no_draft():
-    known = SystemState(compressed=((PC.canonical(), 64),))
-    assert work(replace(PC, start_layer=3), Route.SPEC_PC, state=known) == RouteWork(TokenWork(36, 64), 100, 100)
+    known = SystemState(compressed=((PC, 64),))
+    assert work(PC, Route.SPEC_PC, state=known) == RouteWork(TokenWork(36, 64), 100, 100)
     assert work(replace(PC, capacity=101), Route.SPEC_PC, state=known).draft is not None
 
 
@@ -77,7 +77,7 @@ def test_the_target_prefills_the_draft_only_if_the_prefix_stays():
     both = work(KV, Route.SPEC_KV, state=state)
     assert (both.prefill, both.target) == (TokenWork(1000), TokenWork(5, 999))
     assert work(KV, Route.SPEC_KV, state=state, keep=False).prefill is None
-    known = SystemState(prefills=True, compressed=((KV.canonical(), 0),))
+    known = SystemState(prefills=True, compressed=((KV, 0),))
     assert work(KV, Route.SPEC_KV, state=known).prefill is None
 
 
@@ -149,10 +149,10 @@ def test_more_cached_tokens_are_never_slower_and_longer_prompts_never_faster(tok
 
 def test_with_a_compressed_entry_only_the_final_token_is_read():
     """The target reads one token after the 49 kept; there is no draft, no selection and no prefill."""
-    known = SystemState(COSTS, compressed=((KV.canonical(), 0),), entries=frozenset({KV.canonical()}), prefills=True)
+    known = SystemState(COSTS, compressed=((KV, 0),), entries=frozenset({KV}), prefills=True)
     assert work(KV, Route.SPEC_KV, state=known) == RouteWork(TokenWork(1, 49), 1000, 50)
     assert known.forecast(work(KV, Route.SPEC_KV, state=known)).ttft_ms == 10
     both = SpecKvPc(replace(PC, capacity=200), KV)
-    held = SystemState(compressed=((both.canonical(), 0),), entries=frozenset({both.canonical()}))
+    held = SystemState(compressed=((both, 0),), entries=frozenset({both}))
     assert work(both, Route.SPEC_KV_PC, state=held) == RouteWork(TokenWork(1, 49), 200, 50)
     assert work(replace(KV, capacity=60), Route.SPEC_KV, state=known).selection is not None

@@ -44,7 +44,7 @@ def test_the_replica_that_answers_soonest(states, budget, best, route):
 
 
 def test_a_compressed_entry_attracts_the_request():
-    policy = among({"a": COLD}, max_kv_tokens=500).choice.policy.canonical()
+    policy = among({"a": COLD}, max_kv_tokens=500).choice.policy
     holds = replace(COLD, compressed=((policy, 0),), entries=frozenset({policy}))
     placed = among({"a": COLD, "b": holds}, max_kv_tokens=500)
     assert (placed.replica, placed.choice.route) == ("b", Route.SPEC_KV) and placed.choice.forecast.ttft_ms == 10

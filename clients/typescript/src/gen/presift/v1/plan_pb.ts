@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file presift/v1/plan.proto.
  */
 export const file_presift_v1_plan: GenFile = /*@__PURE__*/
-  fileDesc("ChVwcmVzaWZ0L3YxL3BsYW4ucHJvdG8SCnByZXNpZnQudjEiIgoEU3BhbhINCgVzdGFydBgBIAEoDRILCgNlbmQYAiABKA0iMAoJVG9rZW5NYXNrEhUKDXByb21wdF90b2tlbnMYASABKA0SDAoEa2VwdBgCIAEoDCJPCgZLdk1hc2sSDgoGbGF5ZXJzGAEgASgNEhAKCGt2X2hlYWRzGAIgASgNEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEa2VwdBgEIAEoDCJOCghBZGFwdGl2ZRIQCghjb3ZlcmFnZRgBIAEoAhIUCgxtaW5fY2FwYWNpdHkYAiABKA0SEQoEc3RlcBgDIAEoDUgAiAEBQgcKBV9zdGVwIoADCgZTcGVjUGMSEAoIY2FwYWNpdHkYASABKA0SEwoGd2luZG93GAIgASgNSACIAQESHgoEcG9vbBgDIAEoDjIQLnByZXNpZnQudjEuUG9vbBITCgZrZXJuZWwYBCABKA1IAYgBARIWCgluZWlnaGJvcnMYBSABKA1IAogBARIoCglyZWR1Y3Rpb24YBiABKA4yFS5wcmVzaWZ0LnYxLlJlZHVjdGlvbhIYCgtzdGFydF9sYXllchgHIAEoDUgDiAEBEhsKDndlaWdodGVkX3F1ZXJ5GAggASgISASIAQESHQoQbG9va2FoZWFkX3Rva2VucxgJIAEoDUgFiAEBEiYKCGFkYXB0aXZlGAogASgLMhQucHJlc2lmdC52MS5BZGFwdGl2ZUIJCgdfd2luZG93QgkKB19rZXJuZWxCDAoKX25laWdoYm9yc0IOCgxfc3RhcnRfbGF5ZXJCEQoPX3dlaWdodGVkX3F1ZXJ5QhMKEV9sb29rYWhlYWRfdG9rZW5zIs4CCgZTcGVjS3YSEAoIY2FwYWNpdHkYASABKA0SEwoGd2luZG93GAIgASgNSACIAQESHgoEcG9vbBgDIAEoDjIQLnByZXNpZnQudjEuUG9vbBITCgZrZXJuZWwYBCABKA1IAYgBARIoCglyZWR1Y3Rpb24YBSABKA4yFS5wcmVzaWZ0LnYxLlJlZHVjdGlvbhIdChBsb29rYWhlYWRfdG9rZW5zGAYgASgNSAKIAQESKgoJc2VsZWN0aW9uGAcgASgOMhcucHJlc2lmdC52MS5LdlNlbGVjdGlvbhIgCgRtYXNrGAggASgLMhIucHJlc2lmdC52MS5TcGVjUGMSJgoIYWRhcHRpdmUYCSABKAsyFC5wcmVzaWZ0LnYxLkFkYXB0aXZlQgkKB193aW5kb3dCCQoHX2tlcm5lbEITChFfbG9va2FoZWFkX3Rva2VucyJOCghTcGVjS3ZQYxIiCgZwcm9tcHQYASABKAsyEi5wcmVzaWZ0LnYxLlNwZWNQYxIeCgJrdhgCIAEoCzISLnByZXNpZnQudjEuU3BlY0t2IowBCgZQb2xpY3kSJQoHc3BlY19wYxgBIAEoCzISLnByZXNpZnQudjEuU3BlY1BjSAASJQoHc3BlY19rdhgCIAEoCzISLnByZXNpZnQudjEuU3BlY0t2SAASKgoKc3BlY19rdl9wYxgDIAEoCzIULnByZXNpZnQudjEuU3BlY0t2UGNIAEIICgZwb2xpY3kimwEKCU1vZGVsSW5mbxIKCgJpZBgBIAEoCRIQCghyZXZpc2lvbhgCIAEoCRIdChV0b2tlbml6ZXJfZmluZ2VycHJpbnQYAyABKAkSFgoOY29udGV4dF90b2tlbnMYBCABKA0SDgoGbGF5ZXJzGAUgASgNEhAKCGt2X2hlYWRzGAYgASgNEhcKD3ZvY2FidWxhcnlfc2l6ZRgHIAEoDSp6CgVSb3V0ZRIVChFST1VURV9VTlNQRUNJRklFRBAAEg4KClJPVVRFX0FVVE8QARIOCgpST1VURV9GVUxMEAISEQoNUk9VVEVfU1BFQ19QQxADEhEKDVJPVVRFX1NQRUNfS1YQBBIUChBST1VURV9TUEVDX0tWX1BDEAUqSAoEUG9vbBIUChBQT09MX1VOU1BFQ0lGSUVEEAASDQoJUE9PTF9OT05FEAESDAoIUE9PTF9NQVgQAhINCglQT09MX01FQU4QAypMCglSZWR1Y3Rpb24SGQoVUkVEVUNUSU9OX1VOU1BFQ0lGSUVEEAASEQoNUkVEVUNUSU9OX01BWBABEhEKDVJFRFVDVElPTl9TVU0QAiprCgtLdlNlbGVjdGlvbhIcChhLVl9TRUxFQ1RJT05fVU5TUEVDSUZJRUQQABIhCh1LVl9TRUxFQ1RJT05fVEFSR0VUX0xPT0tBSEVBRBABEhsKF0tWX1NFTEVDVElPTl9EUkFGVF9NQVNLEAJiBnByb3RvMw");
+  fileDesc("ChVwcmVzaWZ0L3YxL3BsYW4ucHJvdG8SCnByZXNpZnQudjEiIgoEU3BhbhINCgVzdGFydBgBIAEoDRILCgNlbmQYAiABKA0iMAoJVG9rZW5NYXNrEhUKDXByb21wdF90b2tlbnMYASABKA0SDAoEa2VwdBgCIAEoDCJPCgZLdk1hc2sSDgoGbGF5ZXJzGAEgASgNEhAKCGt2X2hlYWRzGAIgASgNEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEa2VwdBgEIAEoDCJOCghBZGFwdGl2ZRIQCghjb3ZlcmFnZRgBIAEoAhIUCgxtaW5fY2FwYWNpdHkYAiABKA0SEQoEc3RlcBgDIAEoDUgAiAEBQgcKBV9zdGVwIqgDCgZTcGVjUGMSEAoIY2FwYWNpdHkYASABKA0SEwoGd2luZG93GAIgASgNSACIAQESHgoEcG9vbBgDIAEoDjIQLnByZXNpZnQudjEuUG9vbBITCgZrZXJuZWwYBCABKA1IAYgBARIWCgluZWlnaGJvcnMYBSABKA1IAogBARIoCglyZWR1Y3Rpb24YBiABKA4yFS5wcmVzaWZ0LnYxLlJlZHVjdGlvbhIYCgtzdGFydF9sYXllchgHIAEoDUgDiAEBEhsKDndlaWdodGVkX3F1ZXJ5GAggASgISASIAQESHQoQbG9va2FoZWFkX3Rva2VucxgJIAEoDUgFiAEBEiYKCGFkYXB0aXZlGAogASgLMhQucHJlc2lmdC52MS5BZGFwdGl2ZRImCgVoZWFkcxgLIAEoDjIXLnByZXNpZnQudjEuU2NvcmVkSGVhZHNCCQoHX3dpbmRvd0IJCgdfa2VybmVsQgwKCl9uZWlnaGJvcnNCDgoMX3N0YXJ0X2xheWVyQhEKD193ZWlnaHRlZF9xdWVyeUITChFfbG9va2FoZWFkX3Rva2VucyLOAgoGU3BlY0t2EhAKCGNhcGFjaXR5GAEgASgNEhMKBndpbmRvdxgCIAEoDUgAiAEBEh4KBHBvb2wYAyABKA4yEC5wcmVzaWZ0LnYxLlBvb2wSEwoGa2VybmVsGAQgASgNSAGIAQESKAoJcmVkdWN0aW9uGAUgASgOMhUucHJlc2lmdC52MS5SZWR1Y3Rpb24SHQoQbG9va2FoZWFkX3Rva2VucxgGIAEoDUgCiAEBEioKCXNlbGVjdGlvbhgHIAEoDjIXLnByZXNpZnQudjEuS3ZTZWxlY3Rpb24SIAoEbWFzaxgIIAEoCzISLnByZXNpZnQudjEuU3BlY1BjEiYKCGFkYXB0aXZlGAkgASgLMhQucHJlc2lmdC52MS5BZGFwdGl2ZUIJCgdfd2luZG93QgkKB19rZXJuZWxCEwoRX2xvb2thaGVhZF90b2tlbnMiTgoIU3BlY0t2UGMSIgoGcHJvbXB0GAEgASgLMhIucHJlc2lmdC52MS5TcGVjUGMSHgoCa3YYAiABKAsyEi5wcmVzaWZ0LnYxLlNwZWNLdiKMAQoGUG9saWN5EiUKB3NwZWNfcGMYASABKAsyEi5wcmVzaWZ0LnYxLlNwZWNQY0gAEiUKB3NwZWNfa3YYAiABKAsyEi5wcmVzaWZ0LnYxLlNwZWNLdkgAEioKCnNwZWNfa3ZfcGMYAyABKAsyFC5wcmVzaWZ0LnYxLlNwZWNLdlBjSABCCAoGcG9saWN5IsUBCglNb2RlbEluZm8SCgoCaWQYASABKAkSEAoIcmV2aXNpb24YAiABKAkSHQoVdG9rZW5pemVyX2ZpbmdlcnByaW50GAMgASgJEhYKDmNvbnRleHRfdG9rZW5zGAQgASgNEg4KBmxheWVycxgFIAEoDRIQCghrdl9oZWFkcxgGIAEoDRIXCg92b2NhYnVsYXJ5X3NpemUYByABKA0SFAoMaGVhZF9wcm9maWxlGAggASgJEhIKCmFsbF9sYXllcnMYCSABKA0qegoFUm91dGUSFQoRUk9VVEVfVU5TUEVDSUZJRUQQABIOCgpST1VURV9BVVRPEAESDgoKUk9VVEVfRlVMTBACEhEKDVJPVVRFX1NQRUNfUEMQAxIRCg1ST1VURV9TUEVDX0tWEAQSFAoQUk9VVEVfU1BFQ19LVl9QQxAFKkgKBFBvb2wSFAoQUE9PTF9VTlNQRUNJRklFRBAAEg0KCVBPT0xfTk9ORRABEgwKCFBPT0xfTUFYEAISDQoJUE9PTF9NRUFOEAMqTAoJUmVkdWN0aW9uEhkKFVJFRFVDVElPTl9VTlNQRUNJRklFRBAAEhEKDVJFRFVDVElPTl9NQVgQARIRCg1SRURVQ1RJT05fU1VNEAIqXgoLU2NvcmVkSGVhZHMSHAoYU0NPUkVEX0hFQURTX1VOU1BFQ0lGSUVEEAASFAoQU0NPUkVEX0hFQURTX0FMTBABEhsKF1NDT1JFRF9IRUFEU19DQUxJQlJBVEVEEAIqawoLS3ZTZWxlY3Rpb24SHAoYS1ZfU0VMRUNUSU9OX1VOU1BFQ0lGSUVEEAASIQodS1ZfU0VMRUNUSU9OX1RBUkdFVF9MT09LQUhFQUQQARIbChdLVl9TRUxFQ1RJT05fRFJBRlRfTUFTSxACYgZwcm90bzM");
 
 /**
  * Span is the half-open range [start, end) of prompt tokens.
@@ -226,6 +226,13 @@ export type SpecPc = Message<"presift.v1.SpecPc"> & {
    * @generated from field: presift.v1.Adaptive adaptive = 10;
    */
   adaptive?: Adaptive | undefined;
+
+  /**
+   * heads says which heads of the draft score. Unspecified means SCORED_HEADS_ALL.
+   *
+   * @generated from field: presift.v1.ScoredHeads heads = 11;
+   */
+  heads: ScoredHeads;
 };
 
 /**
@@ -424,7 +431,7 @@ export type ModelInfo = Message<"presift.v1.ModelInfo"> & {
   contextTokens: number;
 
   /**
-   * layers is the number of layers.
+   * layers is the number of loaded layers.
    *
    * @generated from field: uint32 layers = 5;
    */
@@ -443,6 +450,21 @@ export type ModelInfo = Message<"presift.v1.ModelInfo"> & {
    * @generated from field: uint32 vocabulary_size = 7;
    */
   vocabularySize: number;
+
+  /**
+   * head_profile is the digest of a draft's head profile: which attention heads find what matters. Empty without one.
+   *
+   * @generated from field: string head_profile = 8;
+   */
+  headProfile: string;
+
+  /**
+   * all_layers is the number of layers in the model's files if only the first ones are loaded; else 0. Such a draft
+   * generates no lookahead.
+   *
+   * @generated from field: uint32 all_layers = 9;
+   */
+  allLayers: number;
 };
 
 /**
@@ -583,6 +605,41 @@ export const ReductionSchema: GenEnum<Reduction> = /*@__PURE__*/
   enumDesc(file_presift_v1_plan, 2);
 
 /**
+ * ScoredHeads says which of the draft's attention heads score tokens.
+ *
+ * @generated from enum presift.v1.ScoredHeads
+ */
+export enum ScoredHeads {
+  /**
+   * SCORED_HEADS_UNSPECIFIED means SCORED_HEADS_ALL.
+   *
+   * @generated from enum value: SCORED_HEADS_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * SCORED_HEADS_ALL scores by every head from start_layer on (as in the paper).
+   *
+   * @generated from enum value: SCORED_HEADS_ALL = 1;
+   */
+  ALL = 1,
+
+  /**
+   * SCORED_HEADS_CALIBRATED scores by the sum of the heads in the draft's head profile; start_layer and reduction are
+   * ignored. FAILED_PRECONDITION (ROUTE_UNSUPPORTED) if the draft has none: ModelInfo.head_profile is empty.
+   *
+   * @generated from enum value: SCORED_HEADS_CALIBRATED = 2;
+   */
+  CALIBRATED = 2,
+}
+
+/**
+ * Describes the enum presift.v1.ScoredHeads.
+ */
+export const ScoredHeadsSchema: GenEnum<ScoredHeads> = /*@__PURE__*/
+  enumDesc(file_presift_v1_plan, 3);
+
+/**
  * KvSelection says whose queries select the KV pairs.
  *
  * @generated from enum presift.v1.KvSelection
@@ -614,5 +671,5 @@ export enum KvSelection {
  * Describes the enum presift.v1.KvSelection.
  */
 export const KvSelectionSchema: GenEnum<KvSelection> = /*@__PURE__*/
-  enumDesc(file_presift_v1_plan, 3);
+  enumDesc(file_presift_v1_plan, 4);
 

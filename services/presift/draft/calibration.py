@@ -1,0 +1,249 @@
+"""Calibrates a draft: finds the attention heads that point at what a question asks for, and how few layers they need.
+
+Each synthetic prompt is read once with today's default policy, while every head's attention is recorded. The worth of a
+head is the share of its attention on the planted facts. Sets of the best heads below each depth are then compared on
+held-out prompts, by the share of the answers' tokens that they keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from presift.core.errors import InvalidRequest
+from presift.core.importance import window_weights
+from presift.core.policies import Pool, Reduction, SpecPc
+from presift.core.selection import select
+from presift.draft import calibration_prompts
+from presift.draft.attention import causal_attention
+from presift.draft.calibration_prompts import CalibrationPrompt
+from presift.draft.head_profile import HeadProfile
+from presift.draft.scorer import Cancel, ScoreTask
+from presift.draft.transformers_scorer import TransformersScorer
+from presift.models.folder import ModelFolder
+
+# What the orchestrator sends by default to a draft without a profile.
+DEFAULT_POLICY = SpecPc(capacity=32, window=32, pool=Pool.MEAN, kernel=5, neighbors=16, lookahead_tokens=8)
+# The document's length, and the seeds of the prompts that heads are ranked and sets of heads are compared on.
+_WORDS = 600
+_RANKING_SEEDS, _HELD_OUT_SEEDS = (0, 1), (2, 3, 4)
+# Recall is averaged over these shares of the prompt that are kept.
+_KEPT_SHARES = (1 / 16, 1 / 8, 1 / 4)
+_HEAD_COUNTS = (4, 8, 12, 16, 24, 32)
+# The cheapest set within this distance of the best recall is taken: that far apart, a few dozen prompts decide nothing.
+_TOLERANCE = 0.01
+# The first tokens draw attention whatever they are (arXiv 2309.17453).
+_SINK_TOKENS = 4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The best set of heads and its recall (0..1), and the default's on the same prompts.
+
+    `profile` is None if no set of heads reaches the default's recall.
+    """
+
+    profile: HeadProfile | None
+    recall: float
+    default_recall: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reading:
+    """What one prompt showed: float32[layers, heads, n], summed over the window's rows, and their maximum.
+
+    `facts`, `answers`: positions of tokens. `default`: float32[n], the default policy's importance.
+    """
+
+    summed: NDArray[np.float32]
+    peaks: NDArray[np.float32]
+    facts: list[int]
+    answers: list[int]
+    default: NDArray[np.float32]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.default.size)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadSet:
+    """(layer, head) pairs, the best first, and how their rows become one number."""
+
+    heads: tuple[tuple[int, int], ...]
+    reduction: Reduction
+
+    def importance(self, reading: _Reading) -> NDArray[np.float32]:
+        layers, heads = map(list, zip(*self.heads, strict=True))
+        if self.reduction is Reduction.SUM:
+            total: NDArray[np.float32] = reading.summed[layers, heads].sum(0)
+            return total
+        peak: NDArray[np.float32] = reading.peaks[layers, heads].max(0)
+        return peak
+
+    @property
+    def layers_read(self) -> int:
+        return max(layer for layer, _ in self.heads) + 1
+
+
+def calibrate(scorer: TransformersScorer, folder: ModelFolder, progress: Progress, cancel: Cancel) -> Calibration:
+    """Read the synthetic prompts with `scorer`, which must have all layers and no profile; about 30 times 1,000 tokens.
+
+    `progress` gets the number of prompts that were read, and of all. Raises InvalidRequest if the model has no
+    tokenizer or its context is too short, and what `scorer.score` raises.
+    """
+    tokenizer = _load_tokenizer(folder)
+    kinds, seeds = calibration_prompts.KINDS, (*_RANKING_SEEDS, *_HELD_OUT_SEEDS)
+    plan = [(seed, kind) for seed in seeds for kind in kinds]
+    readings: dict[tuple[int, str], _Reading] = {}
+    for seed, kind in plan:
+        readings[seed, kind] = _read(scorer, tokenizer, calibration_prompts.make(kind, _WORDS, seed), cancel)
+        progress(len(readings), len(plan))
+    ranking = [reading for (seed, _), reading in readings.items() if seed in _RANKING_SEEDS]
+    held_out = [reading for (seed, _), reading in readings.items() if seed in _HELD_OUT_SEEDS]
+    return _choose(_mean_worth(ranking), held_out, folder)
+
+
+def _choose(worth: NDArray[np.float64], held_out: Sequence[_Reading], folder: ModelFolder) -> Calibration:
+    layers, heads = worth.shape
+    default_recall = _recall(held_out, lambda reading: reading.default)
+    scored = [(each, _recall(held_out, each.importance)) for each in _head_sets(worth)]
+    best_recall = max(recall for _, recall in scored)
+    if best_recall < default_recall:
+        return Calibration(None, best_recall, default_recall)
+    least = max(default_recall, best_recall - _TOLERANCE)
+    chosen, recall = min(
+        ((each, found) for each, found in scored if found >= least),
+        key=lambda pair: (pair[0].layers_read, -pair[1], len(pair[0].heads)),
+    )
+    profile = HeadProfile(
+        model=folder.id,
+        model_revision=folder.revision,
+        layers=layers,
+        heads_per_layer=heads,
+        heads=chosen.heads,
+        reduction=chosen.reduction,
+        recall=round(recall, 4),
+        default_recall=round(default_recall, 4),
+        created=datetime.now(UTC).date().isoformat(),
+        presift_version=version("presift"),
+    )
+    return Calibration(profile, recall, default_recall)
+
+
+def _head_sets(worth: NDArray[np.float64]) -> Iterator[_HeadSet]:
+    """The best heads of the first layers, for each depth from a quarter of the model on."""
+    layers, heads = worth.shape
+    for depth in range(max(1, layers // 4), layers + 1):
+        order = np.argsort(-worth[:depth], axis=None, kind="stable")
+        for count in _HEAD_COUNTS:
+            best = tuple((int(index) // heads, int(index) % heads) for index in order[:count])
+            for reduction in Reduction:
+                yield _HeadSet(best, reduction)
+
+
+def _mean_worth(readings: Sequence[_Reading]) -> NDArray[np.float64]:
+    """float64[layers, heads]: the mean share of a head's attention that falls on the planted facts."""
+    window = DEFAULT_POLICY.window
+    shares = []
+    for reading in readings:
+        total = reading.summed[:, :, _SINK_TOKENS:-window].sum(-1, dtype=np.float64)
+        shares.append(reading.summed[:, :, reading.facts].sum(-1, dtype=np.float64) / np.maximum(total, 1e-9))
+    mean: NDArray[np.float64] = np.mean(shares, axis=0)
+    return mean
+
+
+def _recall(readings: Iterable[_Reading], importance_of: Callable[[_Reading], NDArray[np.float32]]) -> float:
+    """The mean share of the answers' tokens that a selection by this importance keeps."""
+    found = []
+    for reading in readings:
+        importance = importance_of(reading)
+        for share in _KEPT_SHARES:
+            capacity = max(DEFAULT_POLICY.window + 1, round(reading.tokens * share))
+            kept = select(importance, replace(DEFAULT_POLICY, capacity=capacity), (), importance).kept
+            found.append(kept[reading.answers].mean())
+    return float(np.mean(found))
+
+
+def _read(scorer: TransformersScorer, tokenizer: Any, prompt: CalibrationPrompt, cancel: Cancel) -> _Reading:
+    text = _rendered(tokenizer, prompt)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = np.array(encoded["input_ids"], dtype=np.uint32), encoded["offset_mapping"]
+    policy = replace(DEFAULT_POLICY, start_layer=scorer.info.layers // 2)
+    task, rows = ScoreTask(ids, policy), _HeadRows(ids.size)
+    if (needed := task.prompt_tokens + task.generated_tokens) > scorer.info.context_tokens:
+        limit = f">= {needed} tokens, as long as the prompts of the calibration"
+        raise InvalidRequest("model's context", scorer.info.context_tokens, limit)
+    scored = scorer.score(task, cancel, rows)
+    assert scored.importance is not None
+    facts = [token for fact in prompt.facts for token in _tokens_of(fact, text.index(fact), offsets)]
+    answers = [token for start, answer in _answers(prompt, text) for token in _tokens_of(answer, start, offsets)]
+    return _Reading(rows.stacked(rows.summed), rows.stacked(rows.peaks), facts, answers, scored.importance)
+
+
+def _answers(prompt: CalibrationPrompt, text: str) -> Iterator[tuple[int, str]]:
+    """Each answer with its place in the text."""
+    for answer in prompt.answers:
+        fact = next(fact for fact in prompt.facts if answer in fact)
+        yield text.index(fact) + fact.index(answer), answer
+
+
+def _tokens_of(piece: str, start: int, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that overlap the characters of `piece`, which starts at `start`."""
+    end = start + len(piece)
+    return [token for token, (first, last) in enumerate(offsets) if last > start and first < end]
+
+
+def _rendered(tokenizer: Any, prompt: CalibrationPrompt) -> str:
+    if tokenizer.chat_template is None:
+        return f"{prompt.document}\n\nQuestion: {prompt.question}\nAnswer:"
+    chat = [{"role": "user", "content": f"{prompt.document}\n\n{prompt.question}"}]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+
+def _load_tokenizer(folder: ModelFolder) -> Any:
+    if not folder.has_tokenizer:
+        raise InvalidRequest("model", folder.path, "a folder with tokenizer.json: the calibration reads text")
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+
+
+class _HeadRows:
+    """Records what each head's rows of the window attend to. Rows of generated tokens are ignored."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._n = prompt_tokens
+        self._first_row = prompt_tokens - DEFAULT_POLICY.window
+        self._weights = torch.from_numpy(window_weights(DEFAULT_POLICY.window, DEFAULT_POLICY.weighted_query))
+        self.summed: dict[int, torch.Tensor] = {}
+        self.peaks: dict[int, torch.Tensor] = {}
+
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+        """See `Observer.observe`."""
+        keys, rows = key.shape[2], query.shape[2]
+        first = max(self._first_row, keys - rows)
+        if first >= keys or keys > self._n:
+            return
+        weights = self._weights[first - self._first_row : keys - self._first_row].to(query.device)
+        attention = causal_attention(query[0, :, first - keys :].float(), key[0].float().transpose(1, 2), first)
+        attention = attention.mul_(weights[:, None])  # [heads, rows, keys]
+        for held, found in ((self.summed, attention.sum(1)), (self.peaks, attention.amax(1))):
+            grown = torch.zeros(query.shape[1], self._n, device=query.device)
+            grown[:, :keys] = found
+            before = held.get(layer, torch.zeros_like(grown))
+            held[layer] = before + grown if held is self.summed else torch.maximum(before, grown)
+
+    def stacked(self, held: dict[int, torch.Tensor]) -> NDArray[np.float32]:
+        """float32[layers, heads, n]."""
+        values: NDArray[np.float32] = torch.stack([held[layer] for layer in sorted(held)]).cpu().numpy()
+        return values
