@@ -15,12 +15,16 @@ from presift_client.wire import name_of, plain
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the orchestrator uses. Models with the same `tokenizer_fingerprint` use the same token ids."""
+    """A model that the orchestrator uses. Models with the same `tokenizer_fingerprint` use the same token ids.
+
+    `head_profile` is the digest of a draft's head profile, empty without one.
+    """
 
     id: str
     revision: str
     context_tokens: int
     tokenizer_fingerprint: str = ""
+    head_profile: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,16 @@ import * as wire from "./gen/presift/v1/orchestrator_pb.js";
 import { KvSelection, type ModelInfo, type Policy, Route } from "./gen/presift/v1/plan_pb.js";
 import { FinishReason } from "./gen/presift/v1/target_pb.js";
 
-/** A model that the orchestrator uses. Models with the same `tokenizerFingerprint` use the same token ids. */
+/**
+ * A model that the orchestrator uses. Models with the same `tokenizerFingerprint` use the same token ids. `headProfile`
+ * is the digest of a draft's head profile, empty without one.
+ */
 export interface Model {
   readonly id: string;
   readonly revision: string;
   readonly contextTokens: number;
   readonly tokenizerFingerprint: string;
+  readonly headProfile: string;
 }
 
 /**
@@ -277,8 +281,8 @@ function qualityOf({ $typeName, $unknown, since, ...quality }: wire.RouteQuality
 
 function modelOf(model: ModelInfo | undefined): Model | undefined {
   if (model === undefined) return undefined;
-  const { id, revision, contextTokens, tokenizerFingerprint } = model;
-  return { id, revision, contextTokens, tokenizerFingerprint };
+  const { id, revision, contextTokens, tokenizerFingerprint, headProfile } = model;
+  return { id, revision, contextTokens, tokenizerFingerprint, headProfile };
 }
 
 // "spec_pc" for Route.SPEC_PC; the number as text if a newer service sends a value that this client lacks.

@@ -34,21 +34,31 @@ class CalibrationPrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Planted:
+    """`decoy` makes another line of the same form, which answers a different question."""
+
     facts: list[str]
-    decoys: list[str]
+    decoy: Callable[[], str]
     question: str
     answers: list[str]
 
 
 def make(kind: str, words: int, seed: int) -> CalibrationPrompt:
-    """The prompt of this kind and seed, of about so many words."""
+    """The prompt of this kind and seed, of about so many words, at most 1,000. Half of them are decoys."""
     rng = random.Random(f"{kind} {seed}")
     planted = _KINDS[kind](rng)
-    pieces = [*planted.facts, *planted.decoys]
-    filler = max(0, words - sum(len(piece.split()) for piece in pieces)) // 16
-    pieces += [_sentence(rng) for _ in range(filler)]
-    rng.shuffle(pieces)
-    return CalibrationPrompt(kind, "\n".join(pieces), planted.question, tuple(planted.facts), tuple(planted.answers))
+    lines = list(planted.facts)
+    _fill(lines, planted.decoy, words // 2)
+    _fill(lines, lambda: _sentence(rng), words)
+    rng.shuffle(lines)
+    return CalibrationPrompt(kind, "\n".join(lines), planted.question, tuple(planted.facts), tuple(planted.answers))
+
+
+def _fill(lines: list[str], new_line: Callable[[], str], words: int) -> None:
+    """Append lines until all have so many words together."""
+    count = sum(len(line.split()) for line in lines)
+    while count < words:
+        lines.append(new_line())
+        count += len(lines[-1].split())
 
 
 def _sentence(rng: random.Random) -> str:
@@ -61,58 +71,108 @@ def _person(rng: random.Random) -> str:
     return f"{rng.choice(_FIRST)} {rng.choice(_LAST)}"
 
 
+def _distinct(make_one: Callable[[], str]) -> Callable[[], str]:
+    """Calls `make_one` until it returns what it has not returned before."""
+    seen = set[str]()
+
+    def new() -> str:
+        while (one := make_one()) in seen:
+            pass
+        seen.add(one)
+        return one
+
+    return new
+
+
 def _direct(rng: random.Random) -> _Planted:
     """The question has the words of the fact."""
-    units = rng.sample(_UNITS, 4)
-    codes = rng.sample(range(1000, 9999), 4)
-    lines = [
-        f"The locker of the {unit} opens with the combination {code}." for unit, code in zip(units, codes, strict=True)
-    ]
+    locker = _distinct(lambda: f"{rng.choice(_TONE)} {rng.choice(_UNITS)} in {rng.choice(_TOWNS)}")
+
+    def line(name: str, code: int) -> str:
+        return f"The locker of the {name} opens with the combination {code}."
+
+    wanted, code = locker(), rng.randrange(1000, 5000)
     return _Planted(
-        lines[:1], lines[1:], f"With which combination does the locker of the {units[0]} open?", [str(codes[0])]
+        [line(wanted, code)],
+        lambda: line(locker(), rng.randrange(5000, 9999)),
+        f"With which combination does the locker of the {wanted} open?",
+        [str(code)],
     )
 
 
 def _reworded(rng: random.Random) -> _Planted:
     """The question shares no content word with the fact but the name."""
-    names = rng.sample([f"{first} {last}" for first in _FIRST for last in _LAST], 4)
-    towns = rng.sample(_TOWNS, 4)
-    lines = [f"{name} was born and grew up in {town}." for name, town in zip(names, towns, strict=True)]
-    return _Planted(lines[:1], lines[1:], f"Which place is the childhood home of {names[0]}?", [towns[0]])
+    person = _distinct(lambda: _person(rng))
+    wanted, town, *others = person(), *rng.sample(_TOWNS, len(_TOWNS))
+    return _Planted(
+        [f"{wanted} was born and grew up in {town}."],
+        lambda: f"{person()} was born and grew up in {rng.choice(others)}.",
+        f"Which place is the childhood home of {wanted}?",
+        [town],
+    )
 
 
 def _record(rng: random.Random) -> _Planted:
     """One of many records with long keys."""
-    keys = [f"{rng.choice('BCDFGHJK')}{rng.randrange(10**6):06d}-{rng.randrange(100):02d}" for _ in range(16)]
-    goods, weights = rng.choices(_GOODS, k=16), rng.sample(range(100, 999), 16)
-    lines = [f"{key} | {good} | {weight} kg" for key, good, weight in zip(keys, goods, weights, strict=True)]
-    return _Planted(lines[:1], lines[1:], f"How heavy is the consignment {keys[0]}?", [f"{weights[0]} kg"])
+    key = _distinct(lambda: f"{rng.choice('BCDFGHJK')}{rng.randrange(10**6):06d}-{rng.randrange(100):02d}")
+
+    def line(name: str, weight: int) -> str:
+        return f"{name} | {rng.choice(_GOODS)} | {weight} kg"
+
+    wanted, weight = key(), rng.randrange(100, 500)
+    return _Planted(
+        [line(wanted, weight)],
+        lambda: line(key(), rng.randrange(500, 999)),
+        f"How heavy is the consignment {wanted}?",
+        [f"{weight} kg"],
+    )
 
 
 def _source_code(rng: random.Random) -> _Planted:
     """A constant that a function returns."""
-    names = rng.sample([f"{verb}_{unit.replace('-', '_')}" for verb in _VERBS for unit in _UNITS], 6)
-    values = rng.sample(range(100, 9999), 6)
-    lines = [f"def {name}_timeout(self):\n    return {value}" for name, value in zip(names, values, strict=True)]
-    return _Planted(lines[:1], lines[1:], f"What does `{names[0]}_timeout` return?", [str(values[0])])
+    name = _distinct(lambda: f"{rng.choice(_VERBS)}_{rng.choice(_GOODS)}_{rng.choice(_TONE)}_timeout")
+
+    def line(function: str, value: int) -> str:
+        return f"def {function}(self):\n    return {value}"
+
+    wanted, value = name(), rng.randrange(100, 5000)
+    return _Planted(
+        [line(wanted, value)],
+        lambda: line(name(), rng.randrange(5000, 9999)),
+        f"What does `{wanted}` return?",
+        [str(value)],
+    )
 
 
 def _several(rng: random.Random) -> _Planted:
     """Three facts make the answer."""
-    town, others = rng.choice(_TOWNS), rng.sample(_GOODS, 6)
-    people = [_person(rng) for _ in range(6)]
-    lines = [f"{who} delivers {good} to {town} every week." for who, good in zip(people[:3], others[:3], strict=True)]
-    elsewhere = [f"{who} keeps {good} at home." for who, good in zip(people[3:], others[3:], strict=True)]
-    return _Planted(lines, elsewhere, f"Which goods are delivered to {town} every week?", others[:3])
+    town, *others = rng.sample(_TOWNS, len(_TOWNS))
+    goods, rest = rng.sample(_GOODS, 3), list(_GOODS)
+    return _Planted(
+        [f"{_person(rng)} delivers {good} to {town} every week." for good in goods],
+        lambda: f"{_person(rng)} delivers {rng.choice(rest)} to {rng.choice(others)} every month.",
+        f"Which goods are delivered to {town} every week?",
+        goods,
+    )
 
 
 def _chained(rng: random.Random) -> _Planted:
     """The second fact is found through the first."""
-    unit, town, who = rng.choice(_UNITS), rng.choice(_TOWNS), _person(rng)
-    code = str(rng.randrange(10_000, 99_999))
-    facts = [f"The {unit} near {town} belongs to {who}.", f"The telephone number of {who} is {code}."]
-    decoys = [f"The telephone number of {_person(rng)} is {rng.randrange(10_000, 99_999)}." for _ in range(4)]
-    return _Planted(facts, decoys, f"What is the telephone number of the owner of the {unit} near {town}?", [who, code])
+    person = _distinct(lambda: _person(rng))
+    owner, number = person(), rng.randrange(10_000, 50_000)
+    (unit, *units), (town, *towns) = rng.sample(_UNITS, len(_UNITS)), rng.sample(_TOWNS, len(_TOWNS))
+
+    def decoy() -> str:
+        if rng.random() < 0.5:
+            return f"The telephone number of {person()} is {rng.randrange(50_000, 99_999)}."
+        return f"The {rng.choice(units)} near {rng.choice(towns)} belongs to {person()}."
+
+    return _Planted(
+        [f"The {unit} near {town} belongs to {owner}.", f"The telephone number of {owner} is {number}."],
+        decoy,
+        f"What is the telephone number of the owner of the {unit} near {town}?",
+        [owner, str(number)],
+    )
 
 
 _KINDS: dict[str, Callable[[random.Random], _Planted]] = {

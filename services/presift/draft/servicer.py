@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable, PresiftError
+from presift.core.plan import ModelInfo, Route
 from presift.draft import request_metrics
 from presift.draft.compress import CompressionResult, compress
 from presift.draft.request import SUPPORTED_ROUTES, RequestLimits, parse
@@ -60,7 +61,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         return draft_pb2.DraftServiceGetInfoResponse(
             model=codec.model_to_wire(self._ready().info),
             max_queue=self._queue.max_queue,
-            supported_routes=[codec.route_to_wire(route) for route in SUPPORTED_ROUTES],
+            supported_routes=[codec.route_to_wire(route) for route in _routes(self._ready().info)],
         )
 
     def _ready(self) -> Scorer:
@@ -88,6 +89,11 @@ def _response(job: JobResult[CompressionResult], scorer: Scorer, include_importa
         kv_capacity=compressed.kv_capacity,
         kv_coverage=compressed.kv_coverage,
     )
+
+
+def _routes(model: ModelInfo) -> tuple[Route, ...]:
+    """The routes whose policies this model can score. The second stage of spec_kv_pc always reads a lookahead."""
+    return tuple(route for route in SUPPORTED_ROUTES if model.can_look_ahead or route is not Route.SPEC_KV_PC)
 
 
 def _values(found: NDArray[np.float32] | None) -> list[float]:

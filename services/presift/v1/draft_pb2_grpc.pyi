@@ -48,6 +48,7 @@ class DraftServiceStub:
       policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
     FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
       capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+      ROUTE_UNSUPPORTED: calibrated heads without a head profile, or a lookahead without the model's last layers.
     RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
     UNAVAILABLE: the service is starting or draining. Retry.
     CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
@@ -78,6 +79,7 @@ class DraftServiceAsyncStub(DraftServiceStub):
       policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
     FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
       capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+      ROUTE_UNSUPPORTED: calibrated heads without a head profile, or a lookahead without the model's last layers.
     RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
     UNAVAILABLE: the service is starting or draining. Retry.
     CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
@@ -111,6 +113,7 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
           policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
         FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
           capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+          ROUTE_UNSUPPORTED: calibrated heads without a head profile, or a lookahead without the model's last layers.
         RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
         UNAVAILABLE: the service is starting or draining. Retry.
         CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.

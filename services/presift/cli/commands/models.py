@@ -71,6 +71,8 @@ def models_table(local: dict[str, str | None], served: Info | None) -> Table:
     if served is not None:
         table.add_row("served as target", served.target.id)
         table.add_row("served as draft", served.draft.id if served.draft else "none")
+        if served.draft:
+            table.add_row("draft scores by", "its calibrated heads" if served.draft.head_profile else "all heads")
         table.add_row("parser of tool calls", served.tool_call_parser or "none")
         table.add_row("parser of reasoning", served.reasoning_parser or "none")
         table.add_row("grammars", "yes" if served.grammars else "no")

@@ -49,6 +49,7 @@ class Deployment:
     """What predictions need to know about draft and target; by default the demo pair on two CPU cores.
 
     `compress_above_tokens` is None if the settings or the policy file decide. `draft_context_tokens` is 0 if unknown.
+    `is_calibrated` says whether the draft has a head profile.
     """
 
     context_tokens: int = _CONTEXT_TOKENS
@@ -57,6 +58,7 @@ class Deployment:
     compress_above_tokens: int | None = None
     target_id: str = ""
     draft_context_tokens: int = 0
+    is_calibrated: bool = True
 
     def overridden(self, context_tokens: int | None, *, has_policy_file: bool) -> Deployment:
         """With another context if one is given, and without the orchestrator's threshold if a policy file is given."""
@@ -153,6 +155,7 @@ def deployment_of(info: Info) -> Deployment:
         compress_above_tokens=info.compress_above_tokens,
         target_id=target.id,
         draft_context_tokens=draft.context_tokens if draft is not None and is_shared else 0,
+        is_calibrated=draft is not None and bool(draft.head_profile),
     )
 
 
@@ -176,6 +179,8 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
     defaults = effective.defaults
     if deployment.compress_above_tokens is not None:
         defaults = replace(defaults, compress_above_tokens=deployment.compress_above_tokens)
+    if deployment.is_calibrated and defaults.calibrated is not None:
+        defaults = replace(defaults, spec_pc=defaults.calibrated)
     must_keep, answer = min(prompt.tokens, defaults.spec_pc.window), Sampling(max_new_tokens=prompt.max_new_tokens)
     return RoutingInputs(
         prompt_tokens=prompt.tokens,

@@ -236,7 +236,8 @@ export type DraftServiceGetInfoResponse = Message<"presift.v1.DraftServiceGetInf
   maxQueue: number;
 
   /**
-   * supported_routes lists the routes whose policies this draft scores.
+   * supported_routes lists the routes whose policies this draft scores. A draft with its first layers only
+   * (ModelInfo.all_layers) serves spec_kv with KV_SELECTION_DRAFT_MASK alone, and not spec_kv_pc.
    *
    * @generated from field: repeated presift.v1.Route supported_routes = 3;
    */
@@ -270,6 +271,7 @@ export const DraftService: GenService<{
    *   policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
    * FAILED_PRECONDITION: protected spans and window exceed the policy's capacity (BUDGET_EXCEEDED); for spec_kv_pc, the
    *   capacity of its prompt stage. The prompt's final token does not count for spec_kv: it is kept in addition.
+   *   ROUTE_UNSUPPORTED: calibrated heads without a head profile, or a lookahead without the model's last layers.
    * RESOURCE_EXHAUSTED: the work queue is full (OVERLOADED, with RetryInfo), or the message exceeds the size limit.
    * UNAVAILABLE: the service is starting or draining. Retry.
    * CANCELLED, DEADLINE_EXCEEDED: the work stops between two prefill chunks.
