@@ -115,23 +115,23 @@ class _TwoWindows(TransformersScorer):
 
 
 class _Foreign:
-    """`scorer` as if it read the ids of `interpreter`'s target: what `cross_vocabulary` does, and the mass besides."""
+    """`scorer` as if it read the ids of `bridge`'s target: what `cross_vocabulary` does, and the mass besides."""
 
-    def __init__(self, scorer: _TwoWindows, interpreter: VocabularyBridge) -> None:
+    def __init__(self, scorer: _TwoWindows, bridge: VocabularyBridge) -> None:
         self._scorer = scorer
-        self._interpreter = interpreter
+        self._bridge = bridge
         self.info = scorer.info
         self.second_policy: SpecPc
 
     def score(self, task: ScoreTask, cancel: Cancel) -> ScoreResult:
         assert task.policy is not None
-        self._reading = self._interpreter.read(task.token_ids)
+        self._reading = self._bridge.translate(task.token_ids)
         self._scorer.second_policy = self._scaled(self.second_policy)
         asked = ScoreTask(self._reading.ids, self._scaled(task.policy), task.lookahead_tokens)
         scored = self._scorer.score(asked, cancel)
         assert scored.importance is not None and scored.coverage_importance is not None
         scores, mass = self._carried((scored.importance, scored.coverage_importance))
-        told = self._interpreter.lookahead(self._reading, scored.lookahead_token_ids, task.lookahead_tokens)
+        told = self._bridge.translate_lookahead(self._reading, scored.lookahead_token_ids, task.lookahead_tokens)
         return replace(scored, importance=scores, coverage_importance=mass, lookahead_token_ids=told)
 
     def second_importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -152,5 +152,5 @@ class _Foreign:
 def load_draft(folder: Any, tokenizer: PromptTokenizer, capacities: tuple[int, ...] = CAPACITIES) -> Reader:
     """A draft, bf16; of another vocabulary than `tokenizer`'s it is read through the text."""
     scorer = _TwoWindows(folder, "bfloat16")
-    interpreter = load_bridge(str(folder.path), tokenizer)
-    return Reader(scorer if interpreter is None else _Foreign(scorer, interpreter), tokenizer, capacities)
+    bridge = load_bridge(str(folder.path), tokenizer)
+    return Reader(scorer if bridge is None else _Foreign(scorer, bridge), tokenizer, capacities)
