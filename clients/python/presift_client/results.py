@@ -35,6 +35,7 @@ class Decision:
     nothing. `kv_capacity` (the result, if it adapts), `kv_selection` and `keep_full_prefix` are None unless KV is
     dropped. `continued`: the selection of an earlier turn was used. `predicted_ttft_ms` counts from arrival at the
     orchestrator; None without a prediction. `cross_vocabulary`: draft and target use different token ids.
+    The draft had kept `draft_cached_tokens` of an earlier prompt.
     """
 
     route: str
@@ -58,6 +59,7 @@ class Decision:
     continued: bool = False
     predicted_ttft_ms: float | None = None
     cross_vocabulary: bool = False
+    draft_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

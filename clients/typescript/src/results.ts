@@ -48,6 +48,8 @@ export interface Decision {
   readonly continued: boolean;
   readonly predictedTtftMs: number | undefined;
   readonly crossVocabulary: boolean;
+  /** Prompt tokens that the draft had kept of an earlier prompt. */
+  readonly draftCachedTokens: number;
 }
 
 /**

@@ -93,6 +93,7 @@ def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
         settings.chunk_tokens,
         layers=settings.layer_count,
         profile=profile,
+        prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
     )
     warm_up(scorer, cancel)
     return scorer

@@ -69,7 +69,8 @@ class RowCapture:
     """Importance of one prompt of n tokens, summed over the forward calls that read it.
 
     Rows are identified by position, so a chunk may end anywhere in the window. Rows after the prompt are generated
-    tokens. With `stops`, a forward call ends by LayersDone as soon as the deepest scored layer was observed.
+    tokens. With `stops`, a forward call ends by LayersDone after
+    the deepest scored layer, `last_layer`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class RowCapture:
         self._n = prompt_tokens
         self._first_row = prompt_tokens - policy.window
         self._heads = heads.by_layer
-        self._last_layer = max(heads.by_layer) if stops else None
+        self.last_layer = max(heads.by_layer) if stops else None
         weights = np.append(window_weights(policy.window, policy.weighted_query), np.ones(policy.lookahead_tokens - 1))
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)  # [window + m - 1]
         self._mass = torch.zeros(prompt_tokens, dtype=torch.float32, device=device)
@@ -92,7 +93,7 @@ class RowCapture:
         """
         if layer in self._heads:
             self._observe(query, key, layer)
-        if layer == self._last_layer:
+        if layer == self.last_layer:
             raise LayersDone
 
     def importance(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

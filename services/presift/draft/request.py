@@ -38,6 +38,7 @@ class Request:
     protected: tuple[Span, ...]
     lookahead_tokens: int
     include_importance: bool
+    salt: str = ""
 
     @property
     def uses_scoring(self) -> bool:
@@ -49,7 +50,7 @@ class Request:
         """The scorer's task. A prompt that fits the capacity is not scored (design, SpecPC step 7)."""
         is_scored = self.uses_scoring and self.token_ids.size > self.demand.scoring.capacity
         lookahead_tokens = max(self.lookahead_tokens, self.demand.lookahead_tokens)
-        return ScoreTask(self.token_ids, self.demand.scoring if is_scored else None, lookahead_tokens)
+        return ScoreTask(self.token_ids, self.demand.scoring if is_scored else None, lookahead_tokens, self.salt)
 
 
 def parse(message: draft_pb2.ScoreRequest, limits: RequestLimits) -> Request:
@@ -61,6 +62,7 @@ def parse(message: draft_pb2.ScoreRequest, limits: RequestLimits) -> Request:
         codec.spans_from_wire(message.protected_spans),
         message.lookahead_tokens,
         message.include_importance,
+        message.cache_salt,
     )
     _check_work(request, limits)
     _check_ids(request.token_ids, limits.model.vocabulary_size)

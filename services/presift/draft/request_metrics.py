@@ -24,5 +24,6 @@ def record_response(response: draft_pb2.ScoreResponse) -> None:
         if stage == "lookahead" and not took_ms:
             continue  # no tokens were generated
         record("presift.draft.stage.duration", took_ms / 1000, stage=stage)
-    count("presift.draft.tokens", response.token_mask.prompt_tokens, kind="read")
+    count("presift.draft.tokens", response.token_mask.prompt_tokens - response.cached_tokens, kind="read")
+    count("presift.draft.tokens", response.cached_tokens, kind="cached")
     count("presift.draft.tokens", len(response.lookahead_token_ids), kind="lookahead")

@@ -47,11 +47,13 @@ class ScoreTask:
 
     `policy` defines which rows of attention are captured; None captures none. The scorer ignores its capacity, pooling
     and neighbors. `lookahead_tokens`: how many tokens to generate.
+    `salt`: prompts with different salts share nothing that was kept of earlier prompts.
     """
 
     token_ids: NDArray[np.uint32]
     policy: SpecPc | None = None
     lookahead_tokens: int = 0
+    salt: str = ""
 
     def __post_init__(self) -> None:
         if self.token_ids.ndim != 1 or self.token_ids.size == 0:
@@ -89,12 +91,14 @@ class ScoreResult:
     importance: float32[n], un-pooled, reduced over rows, heads and layers as the policy says.
     coverage_importance: float32[n], the same rows, summed over rows, heads and layers: the total of `coverage`.
     lookahead_token_ids: at most `lookahead_tokens` greedy tokens, EOS included; fewer only after EOS.
+    cached_tokens: how many tokens of the prompt were not read, because they were kept of an earlier one.
     """
 
     importance: NDArray[np.float32] | None
     coverage_importance: NDArray[np.float32] | None
     lookahead_token_ids: tuple[int, ...]
     timings: ScoreTimings
+    cached_tokens: int = 0
 
 
 def check_heads(policy: SpecPc, layers: int, *, has_profile: bool) -> None:
@@ -115,7 +119,7 @@ class Scorer(Protocol):
         """The model. It does not change."""
 
     def score(self, task: ScoreTask, cancel: Cancel) -> ScoreResult:
-        """Read the prompt once. A pure function of the task: it keeps no state, also when it raises.
+        """Read the prompt once. What is kept of earlier prompts saves time, and does not change the result.
 
         Raises InvalidRequest if the policy needs layers that the model does not have; Cancelled or DeadlineExceeded at
         most one chunk after `cancel` says so.

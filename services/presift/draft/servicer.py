@@ -88,6 +88,7 @@ def _response(job: JobResult[CompressionResult], scorer: Scorer, include_importa
         ),
         kv_capacity=compressed.kv_capacity,
         kv_coverage=compressed.kv_coverage,
+        cached_tokens=scored.cached_tokens,
     )
 
 

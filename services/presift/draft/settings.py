@@ -48,6 +48,10 @@ class DraftSettings(InnerSettings):
         int, Field(ge=16, description="prompt tokens read per step; a cancelled request stops after the current step")
     ] = 512
     threads: Annotated[int | None, Field(ge=1, description="torch threads; all cores if unset")] = None
+    prefix_cache_mib: Annotated[
+        int,
+        Field(ge=0, description="MiB of KV kept of earlier prompts, so that a later turn reads only what is new"),
+    ] = 1024
     max_queue: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64
     max_lookahead_tokens: Annotated[
         int, Field(ge=0, description="maximum lookahead tokens generated for one prompt")

@@ -17,6 +17,7 @@ from presift.core.plan import ModelInfo
 from presift.draft import attention
 from presift.draft.attention import LayersDone, Observer, RowCapture, ScoredHeads, scored_heads
 from presift.draft.head_profile import HeadProfile, check_fits
+from presift.draft.prefix_cache import PrefixCache, ReadPrompt
 from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings
 from presift.draft.supported import check_supported
 from presift.models import torchvision_ops
@@ -31,7 +32,7 @@ class TransformersScorer:
 
     `chunk_tokens`: how many tokens are read per step. It bounds memory and the time until a cancelled call stops.
     `layers`: load only so many first layers; such a draft scores, but generates no tokens. `profile`: the heads that a
-    policy with CALIBRATED heads scores by.
+    policy with CALIBRATED heads scores by. `prefix_cache_bytes`: how much KV of earlier prompts is kept.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TransformersScorer:
         *,
         layers: int | None = None,
         profile: HeadProfile | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         torchvision_ops.declare_missing()
         # transformers must be imported after declare_missing.
@@ -62,6 +64,7 @@ class TransformersScorer:
         self._body = self._model.base_model
         self._head: Any = self._model.get_output_embeddings() if self._info.can_look_ahead else None
         self._new_cache = DynamicCache
+        self._kept = PrefixCache(prefix_cache_bytes)
         self._end_ids = _end_ids(self._model) if self._info.can_look_ahead else frozenset()
 
     @property
@@ -73,17 +76,49 @@ class TransformersScorer:
         capture = self._capture(task, stops=observer is None and not task.generated_tokens)
         observers = [each for each in (capture, observer) if each is not None]
         with torch.inference_mode():
-            reading = _PromptReader(self._body, self._new_cache(config=self._body.config), observers)
             started = time.perf_counter()
+            cache = self._new_cache(config=self._body.config)
+            layers = self._layers_read(capture)
+            cached_tokens = self._restore(task, cache, layers)
+            reading = _PromptReader(self._body, cache, observers)
             with span("prefill", prompt_tokens=task.prompt_tokens):
-                hidden = self._prefill(task, reading, cancel)
+                hidden = self._prefill(task, cached_tokens, reading, cancel)
+            self._keep(task, cache, layers)
             prefilled = time.perf_counter()
             with span("lookahead", lookahead_tokens=task.generated_tokens):
                 generated = self._look_ahead(task, reading, hidden, cancel)
             finished = time.perf_counter()
         importance, mass = capture.importance() if capture else (None, None)
         timings = ScoreTimings((prefilled - started) * 1e3, (finished - prefilled) * 1e3)
-        return ScoreResult(importance, mass, tuple(generated[: task.lookahead_tokens]), timings)
+        return ScoreResult(importance, mass, tuple(generated[: task.lookahead_tokens]), timings, cached_tokens)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of KV that are kept of earlier prompts."""
+        return self._kept.nbytes
+
+    def _layers_read(self, capture: RowCapture | None) -> int:
+        """How many layers get the KV of the prompt."""
+        stops_at = None if capture is None else capture.last_layer
+        return self._info.layers if stops_at is None else stops_at + 1
+
+    def _restore(self, task: ScoreTask, cache: Any, layers: int) -> int:
+        """Put what is known of the prompt's beginning into `cache`; returns its number of tokens.
+
+        The window's rows, and the last token, are always read: their queries are not kept.
+        """
+        if not self._kept.nbytes:
+            return 0
+        known, kv = self._kept.find(task.salt, task.token_ids, layers)
+        tokens = min(known, task.prompt_tokens - (1 if task.policy is None else task.policy.window))
+        for layer, (keys, values) in enumerate(kv if tokens > 0 else ()):
+            cache.update(keys[:, :, :tokens], values[:, :, :tokens], layer)
+        return max(0, tokens)
+
+    def _keep(self, task: ScoreTask, cache: Any, layers: int) -> None:
+        if self._kept.max_bytes:
+            kv = [(layer.keys, layer.values) for layer in cache.layers[:layers]]
+            self._kept.put(ReadPrompt(task.salt, task.token_ids, kv))
 
     def _capture(self, task: ScoreTask, *, stops: bool) -> RowCapture | None:
         if task.policy is None:
@@ -91,11 +126,13 @@ class TransformersScorer:
         heads = scored_heads(task.policy, self._info.layers, self._heads)
         return RowCapture(task.prompt_tokens, task.policy, heads, self._device, stops=stops)
 
-    def _prefill(self, task: ScoreTask, reading: _PromptReader, cancel: Cancel) -> torch.Tensor | None:
-        """The last position's hidden state, [1, 1, hidden]; None if not all layers ran."""
-        ids = torch.from_numpy(task.token_ids.astype("int64"))[None].to(self._device)
+    def _prefill(
+        self, task: ScoreTask, cached_tokens: int, reading: _PromptReader, cancel: Cancel
+    ) -> torch.Tensor | None:
+        """Read the tokens after the cached ones. The last hidden state, [1, 1, hidden]; None if not all layers ran."""
+        ids = torch.from_numpy(task.token_ids[cached_tokens:].astype("int64"))[None].to(self._device)
         # Equal chunks, because a short last one would cost nearly as much as a full one.
-        for chunk in ids.tensor_split(-(-task.prompt_tokens // self._chunk_tokens), dim=1):
+        for chunk in ids.tensor_split(-(-ids.shape[1] // self._chunk_tokens), dim=1):
             cancel.check()
             hidden = reading.read(chunk)
         return hidden

@@ -5,6 +5,7 @@ from __future__ import annotations
 from presift.core.limits import (
     MAX_LOOKAHEAD_TOKENS,
     MAX_PROMPT_TOKENS,
+    MAX_SALT_CHARACTERS,
     MAX_SPANS,
     MAX_TEMPLATE_KWARGS_CHARACTERS,
     MAX_TOOLS,
@@ -13,7 +14,6 @@ from presift.core.limits import (
     Limit,
 )
 
-MAX_SALT_CHARACTERS = 1024
 # In memory a bit of the mask takes a byte.
 MAX_KV_MASK_BYTES = 16_777_216
 

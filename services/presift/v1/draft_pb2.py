@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from presift.v1 import plan_pb2 as presift_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16presift/v1/draft.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\"\xa6\x01\n\x0cScoreRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\"\n\x06policy\x18\x02 \x01(\x0b\x32\x12.presift.v1.Policy\x12)\n\x0fprotected_spans\x18\x03 \x03(\x0b\x32\x10.presift.v1.Span\x12\x18\n\x10lookahead_tokens\x18\x04 \x01(\r\x12\x1a\n\x12include_importance\x18\x05 \x01(\x08\"\xe7\x02\n\rScoreResponse\x12)\n\ntoken_mask\x18\x01 \x01(\x0b\x32\x15.presift.v1.TokenMask\x12#\n\x07kv_mask\x18\x02 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1b\n\x13lookahead_token_ids\x18\x03 \x03(\r\x12\x15\n\x08\x63overage\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nimportance\x18\x05 \x03(\x02\x12$\n\x05model\x18\x06 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12)\n\x07timings\x18\x07 \x01(\x0b\x32\x18.presift.v1.ScoreTimings\x12\x18\n\x0bkv_capacity\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04mass\x18\t \x03(\x02\x12\x18\n\x0bkv_coverage\x18\n \x01(\x02H\x02\x88\x01\x01\x42\x0b\n\t_coverageB\x0e\n\x0c_kv_capacityB\x0e\n\x0c_kv_coverage\"]\n\x0cScoreTimings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x14\n\x0clookahead_ms\x18\x03 \x01(\x01\x12\x11\n\tselect_ms\x18\x04 \x01(\x01\"\x1c\n\x1a\x44raftServiceGetInfoRequest\"\x83\x01\n\x1b\x44raftServiceGetInfoResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\x11\n\tmax_queue\x18\x02 \x01(\r\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route2\xa8\x01\n\x0c\x44raftService\x12<\n\x05Score\x12\x18.presift.v1.ScoreRequest\x1a\x19.presift.v1.ScoreResponse\x12Z\n\x07GetInfo\x12&.presift.v1.DraftServiceGetInfoRequest\x1a\'.presift.v1.DraftServiceGetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16presift/v1/draft.proto\x12\npresift.v1\x1a\x15presift/v1/plan.proto\"\xba\x01\n\x0cScoreRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\"\n\x06policy\x18\x02 \x01(\x0b\x32\x12.presift.v1.Policy\x12)\n\x0fprotected_spans\x18\x03 \x03(\x0b\x32\x10.presift.v1.Span\x12\x18\n\x10lookahead_tokens\x18\x04 \x01(\r\x12\x1a\n\x12include_importance\x18\x05 \x01(\x08\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"\xfe\x02\n\rScoreResponse\x12)\n\ntoken_mask\x18\x01 \x01(\x0b\x32\x15.presift.v1.TokenMask\x12#\n\x07kv_mask\x18\x02 \x01(\x0b\x32\x12.presift.v1.KvMask\x12\x1b\n\x13lookahead_token_ids\x18\x03 \x03(\r\x12\x15\n\x08\x63overage\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nimportance\x18\x05 \x03(\x02\x12$\n\x05model\x18\x06 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12)\n\x07timings\x18\x07 \x01(\x0b\x32\x18.presift.v1.ScoreTimings\x12\x18\n\x0bkv_capacity\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04mass\x18\t \x03(\x02\x12\x18\n\x0bkv_coverage\x18\n \x01(\x02H\x02\x88\x01\x01\x12\x15\n\rcached_tokens\x18\x0b \x01(\rB\x0b\n\t_coverageB\x0e\n\x0c_kv_capacityB\x0e\n\x0c_kv_coverage\"]\n\x0cScoreTimings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x14\n\x0clookahead_ms\x18\x03 \x01(\x01\x12\x11\n\tselect_ms\x18\x04 \x01(\x01\"\x1c\n\x1a\x44raftServiceGetInfoRequest\"\x83\x01\n\x1b\x44raftServiceGetInfoResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.presift.v1.ModelInfo\x12\x11\n\tmax_queue\x18\x02 \x01(\r\x12+\n\x10supported_routes\x18\x03 \x03(\x0e\x32\x11.presift.v1.Route2\xa8\x01\n\x0c\x44raftService\x12<\n\x05Score\x12\x18.presift.v1.ScoreRequest\x1a\x19.presift.v1.ScoreResponse\x12Z\n\x07GetInfo\x12&.presift.v1.DraftServiceGetInfoRequest\x1a\'.presift.v1.DraftServiceGetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,15 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presift.v1.draft_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCOREREQUEST']._serialized_start=62
-  _globals['_SCOREREQUEST']._serialized_end=228
-  _globals['_SCORERESPONSE']._serialized_start=231
-  _globals['_SCORERESPONSE']._serialized_end=590
-  _globals['_SCORETIMINGS']._serialized_start=592
-  _globals['_SCORETIMINGS']._serialized_end=685
-  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_start=687
-  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_end=715
-  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_start=718
-  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_end=849
-  _globals['_DRAFTSERVICE']._serialized_start=852
-  _globals['_DRAFTSERVICE']._serialized_end=1020
+  _globals['_SCOREREQUEST']._serialized_end=248
+  _globals['_SCORERESPONSE']._serialized_start=251
+  _globals['_SCORERESPONSE']._serialized_end=633
+  _globals['_SCORETIMINGS']._serialized_start=635
+  _globals['_SCORETIMINGS']._serialized_end=728
+  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_start=730
+  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_end=758
+  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_start=761
+  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_end=892
+  _globals['_DRAFTSERVICE']._serialized_start=895
+  _globals['_DRAFTSERVICE']._serialized_end=1063
 # @@protoc_insertion_point(module_scope)

@@ -8,21 +8,23 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("token_ids", "policy", "protected_spans", "lookahead_tokens", "include_importance")
+    __slots__ = ("token_ids", "policy", "protected_spans", "lookahead_tokens", "include_importance", "cache_salt")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_SPANS_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     policy: _plan_pb2.Policy
     protected_spans: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Span]
     lookahead_tokens: int
     include_importance: bool
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., protected_spans: _Optional[_Iterable[_Union[_plan_pb2.Span, _Mapping]]] = ..., lookahead_tokens: _Optional[int] = ..., include_importance: _Optional[bool] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., protected_spans: _Optional[_Iterable[_Union[_plan_pb2.Span, _Mapping]]] = ..., lookahead_tokens: _Optional[int] = ..., include_importance: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("token_mask", "kv_mask", "lookahead_token_ids", "coverage", "importance", "model", "timings", "kv_capacity", "mass", "kv_coverage")
+    __slots__ = ("token_mask", "kv_mask", "lookahead_token_ids", "coverage", "importance", "model", "timings", "kv_capacity", "mass", "kv_coverage", "cached_tokens")
     TOKEN_MASK_FIELD_NUMBER: _ClassVar[int]
     KV_MASK_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +35,7 @@ class ScoreResponse(_message.Message):
     KV_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     MASS_FIELD_NUMBER: _ClassVar[int]
     KV_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     token_mask: _plan_pb2.TokenMask
     kv_mask: _plan_pb2.KvMask
     lookahead_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -43,7 +46,8 @@ class ScoreResponse(_message.Message):
     kv_capacity: int
     mass: _containers.RepeatedScalarFieldContainer[float]
     kv_coverage: float
-    def __init__(self, token_mask: _Optional[_Union[_plan_pb2.TokenMask, _Mapping]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., lookahead_token_ids: _Optional[_Iterable[int]] = ..., coverage: _Optional[float] = ..., importance: _Optional[_Iterable[float]] = ..., model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., timings: _Optional[_Union[ScoreTimings, _Mapping]] = ..., kv_capacity: _Optional[int] = ..., mass: _Optional[_Iterable[float]] = ..., kv_coverage: _Optional[float] = ...) -> None: ...
+    cached_tokens: int
+    def __init__(self, token_mask: _Optional[_Union[_plan_pb2.TokenMask, _Mapping]] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., lookahead_token_ids: _Optional[_Iterable[int]] = ..., coverage: _Optional[float] = ..., importance: _Optional[_Iterable[float]] = ..., model: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., timings: _Optional[_Union[ScoreTimings, _Mapping]] = ..., kv_capacity: _Optional[int] = ..., mass: _Optional[_Iterable[float]] = ..., kv_coverage: _Optional[float] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreTimings(_message.Message):
     __slots__ = ("queue_ms", "prefill_ms", "lookahead_ms", "select_ms")

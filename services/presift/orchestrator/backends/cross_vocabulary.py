@@ -60,6 +60,7 @@ class CrossVocabularyDraft:
         *,
         include_importance: bool,
         deadline: Deadline,
+        salt: str = "",
     ) -> Score:
         """As the port; also raises InvalidRequest if the text of the ids does not tokenize to the same ids."""
         stages = _stages(policy, include_importance=include_importance)
@@ -70,6 +71,7 @@ class CrossVocabularyDraft:
             (),  # the mask is selected here
             include_importance=stages.scoring is not None,
             deadline=deadline,
+            salt=salt,
         )
         score = await asyncio.to_thread(self._translate_answer, answer, stages, prompt, protected)
         return score if include_importance else replace(score, importance=None, mass=None)
@@ -85,13 +87,14 @@ class CrossVocabularyDraft:
             lookahead = self._bridge.translate_lookahead(prompt, answer.prompt.lookahead_token_ids, count)
         drafted = answer.prompt
         compressed = CompressedPrompt(mask, lookahead, mask_coverage, drafted.draft, made_in=drafted.made_in)
+        cached_tokens = answer.cached_tokens * len(prompt.target_offsets) // prompt.ids.size
         if scores is None:
-            return Score(compressed, None, None, answer.queue_ms)
+            return Score(compressed, None, None, answer.queue_ms, cached_tokens)
         if stages.count is not None:
             kv = count_kv(scores.importance, scores.mass, mask, stages.count, protected)
             if kv is not None:
                 compressed = replace(compressed, kv_capacity=kv.capacity, kv_coverage=kv.coverage)
-        return Score(compressed, scores.importance, scores.mass, answer.queue_ms)
+        return Score(compressed, scores.importance, scores.mass, answer.queue_ms, cached_tokens)
 
 
 def _stages(policy: Policy, *, include_importance: bool) -> _Stages:

@@ -80,6 +80,7 @@ class DraftClient:
         *,
         include_importance: bool,
         deadline: Deadline,
+        salt: str = "",
     ) -> Score:
         made_in = current_span_ref()
         request = draft_pb2.ScoreRequest(
@@ -87,6 +88,7 @@ class DraftClient:
             policy=codec.policy_to_wire(policy),
             protected_spans=codec.spans_to_wire(protected),
             include_importance=include_importance,
+            cache_salt=salt,
         )
         key = "" if self._pool.is_alone else key_of(token_ids)
         if self._pool.is_alone and not self._pool.only.allows_call:

@@ -31,7 +31,7 @@ def score_from_wire(reply: draft_pb2.ScoreResponse, made_in: SpanRef | None = No
         raise MaskRejected(f"the draft's answer: {error.message}") from error
     tokens = prompt.mask.prompt_tokens
     importance, mass = _values("importance", reply.importance, tokens), _values("mass", reply.mass, tokens)
-    return Score(prompt, importance, mass, reply.timings.queue_ms)
+    return Score(prompt, importance, mass, reply.timings.queue_ms, min(reply.cached_tokens, tokens))
 
 
 def _values(name: str, values: Sequence[float], prompt_tokens: int) -> NDArray[np.float32] | None:

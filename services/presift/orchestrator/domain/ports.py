@@ -33,16 +33,21 @@ class Score:
 
     `importance`: float32[prompt_tokens], only if requested. With it `mass`: float32[prompt_tokens], the attention mass
     that coverage is a share of, None if the draft does not report it. `queue_ms`: time in the draft's queue.
+    `cached_tokens`: how many of the prompt's tokens the draft had kept of an earlier prompt.
     """
 
     prompt: CompressedPrompt
     importance: NDArray[np.float32] | None
     mass: NDArray[np.float32] | None = None
     queue_ms: float = 0.0
+    cached_tokens: int = 0
 
 
 class DraftScorer(Protocol):
-    """Scores prompts. Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest."""
+    """Scores prompts. Those with different salts share nothing that a draft keeps.
+
+    Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest.
+    """
 
     async def score(
         self,
@@ -52,6 +57,7 @@ class DraftScorer(Protocol):
         *,
         include_importance: bool,
         deadline: Deadline,
+        salt: str = "",
     ) -> Score: ...
 
 

@@ -22,14 +22,14 @@ from presift.core.policies import Policy
 from presift.orchestrator.domain.ports import Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.estimation.block_hash import BlockHashes
-from presift.orchestrator.estimation.observation import AnswerObservation, learn
+from presift.orchestrator.estimation.observation import SCORED, AnswerObservation, learn
 from presift.orchestrator.estimation.pending_work import PendingWork, WorkItem
 from presift.orchestrator.estimation.perf_model import LearnedCost, PerfModel, location_of
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.estimation.target_load import TargetLoads
 from presift.orchestrator.routing.choice import RouteChoice
 from presift.orchestrator.routing.cost_model import QueuedWork, RunningAnswer, SystemState, TokenWork
-from presift.orchestrator.routing.decision import CacheOutcome, Plan
+from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 
 KEPT_PROMPTS = 1024
 # A replica that gave none of the last answers is assumed to be gone.
@@ -121,6 +121,7 @@ class CostEstimator:
             costs=self._perf.costs(drafting, reading),
             queued=QueuedWork(self.drafting.wait_ms / max(1, self._draft_width()), target_ms, spent_ms),
             cached_tokens=self._prefixes.expected(reading, hashes),
+            draft_cached_tokens=self._prefixes.expected(drafting, hashes),
             compressed=tuple((policy, expected(reading, found.blocks)) for policy, found in known.items()),
             entries=self._entries(hashes, reading),
             prefills=self._prefills,
@@ -181,6 +182,7 @@ class CostEstimator:
         if policy is None or plan.decision.cache is CacheOutcome.NOT_USED:
             return
         hashes = self._prefixes.hashes_of(plan.tokens.ids, plan.tokens.salt)
+        self._observe_draft(plan.decision, hashes)
         blocks: tuple[int, ...] = ()
         if policy.prompt_stage is not None and policy.kv_stage is None:
             blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt))
@@ -190,6 +192,13 @@ class CostEstimator:
         if len(known) > _KEPT_POLICIES:
             del known[next(iter(known))]
         self._compressed[hashes.name] = known
+
+    def _observe_draft(self, decision: Decision, hashes: BlockHashes) -> None:
+        """Learn what the draft keeps, if it read the prompt for this plan."""
+        if decision.draft is not None and decision.cache in SCORED:
+            drafting, cached_tokens = location_of(decision.draft), decision.draft_cached_tokens
+            self._prefixes.record_cached(drafting, hashes, cached_tokens)
+            self._prefixes.record_read(drafting, hashes, cached_tokens)
 
     def observe(self, answer: AnswerObservation) -> None:
         """Learn from an answer to a caller."""

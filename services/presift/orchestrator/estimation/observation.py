@@ -8,7 +8,7 @@ from math import inf
 from presift.orchestrator.domain.ports import Usage
 from presift.orchestrator.estimation.perf_model import PerfModel, location_of
 from presift.orchestrator.routing.cost_model import TokenWork
-from presift.orchestrator.routing.decision import CacheOutcome, Plan
+from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 from presift.orchestrator.routing.forecast import draft_work, remaining, selection_work
 
 # With fewer steps the time of one is too noisy.
@@ -32,7 +32,7 @@ class AnswerObservation:
 
 
 # The draft scored the prompt for this answer.
-_SCORED = (CacheOutcome.MISS, CacheOutcome.UNAVAILABLE)
+SCORED = (CacheOutcome.MISS, CacheOutcome.UNAVAILABLE)
 
 
 def learn(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -> None:
@@ -45,10 +45,10 @@ def learn(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -> None:
 
 def _learn_draft(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -> None:
     decision = answer.plan.decision
-    if decision.cache not in _SCORED or decision.draft is None or decision.policy is None:
+    if decision.cache not in SCORED or decision.draft is None or decision.policy is None:
         return
     draft, target = location_of(decision.draft), location_of(decision.target, answer.usage.replica)
-    work, costs = draft_work(decision.policy, decision.prompt_tokens), perf.costs(draft, target)
+    work, costs = _draft_work(decision), perf.costs(draft, target)
     if decision.prefill_ms == 0.0 or not costs.draft.observations:
         perf.observe("draft", draft, work, decision.draft_ms - decision.draft_queue_ms)
         return
@@ -57,6 +57,11 @@ def _learn_draft(perf: PerfModel, answer: AnswerObservation, held_tokens: int) -
     target_ms = costs.target.ms(remaining(decision.prompt_tokens, held_tokens))
     took_ms = max(decision.draft_ms, decision.prefill_ms)
     perf.observe_side_by_side(costs.draft.ms(work), target_ms, took_ms)
+
+
+def _draft_work(decision: Decision) -> TokenWork:
+    assert decision.policy is not None
+    return draft_work(decision.policy, decision.prompt_tokens, decision.draft_cached_tokens)
 
 
 def _learn_target(perf: PerfModel, answer: AnswerObservation) -> None:

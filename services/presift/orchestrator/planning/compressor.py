@@ -31,13 +31,14 @@ from presift.telemetry.tracing import link
 @dataclass(frozen=True, slots=True)
 class CompressionResult:
     """A validated compressed prompt, its origin, and milliseconds per stage; `draft_queue_ms`, the wait in the draft's
-    queue, is a part of `draft_ms`."""
+    queue, is a part of `draft_ms`. The draft had kept `draft_cached_tokens` of an earlier prompt."""
 
     prompt: CompressedPrompt
     cache: CacheOutcome
     cache_ms: float
     draft_ms: float = 0.0
     draft_queue_ms: float = 0.0
+    draft_cached_tokens: int = 0
 
 
 class Compressor:
@@ -68,7 +69,9 @@ class Compressor:
         started = time.perf_counter()
         scored = await self._score(job, include_importance=True)
         draft_ms = (time.perf_counter() - started) * 1000
-        result = CompressionResult(scored.prompt, CacheOutcome.NOT_USED, 0.0, draft_ms, scored.queue_ms)
+        result = CompressionResult(
+            scored.prompt, CacheOutcome.NOT_USED, 0.0, draft_ms, scored.queue_ms, scored.cached_tokens
+        )
         return result, scored.importance
 
     def _joining(self, digest: str) -> AbstractContextManager[Span]:
@@ -102,7 +105,7 @@ class Compressor:
                 await self._store.put(digest, scored.prompt)
         finally:
             await self._lock.release(digest)
-        return CompressionResult(scored.prompt, outcome, cache_ms, draft_ms, scored.queue_ms)
+        return CompressionResult(scored.prompt, outcome, cache_ms, draft_ms, scored.queue_ms, scored.cached_tokens)
 
     async def _look_up(self, digest: str) -> CompressedPrompt | None:
         """The cached value; None if this process must compute it for all."""
@@ -124,6 +127,7 @@ class Compressor:
                 job.tokens.protected,
                 include_importance=include_importance,
                 deadline=Deadline.within(self._draft_timeout_s),
+                salt=job.tokens.salt,
             )
         check_draft(scored.prompt.draft, job.draft)
         check_prompt(scored.prompt, job)

@@ -68,6 +68,7 @@ class _Reported:
     cache_ms: float = 0.0
     draft_ms: float = 0.0
     draft_queue_ms: float = 0.0
+    draft_cached_tokens: int = 0
     continued: bool = False
 
 
@@ -179,6 +180,7 @@ def _compressed(
             compressed.cache_ms,
             compressed.draft_ms,
             compressed.draft_queue_ms,
+            compressed.draft_cached_tokens,
         ),
     )
 
@@ -217,6 +219,7 @@ def _plan(
         cache_ms=reported.cache_ms,
         draft_ms=reported.draft_ms,
         draft_queue_ms=reported.draft_queue_ms,
+        draft_cached_tokens=reported.draft_cached_tokens,
         prefill_ms=planned.prefill_ms,
         keep_full_prefix=choice.keep_full_prefix,
         continued=reported.continued,

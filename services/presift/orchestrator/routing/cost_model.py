@@ -152,7 +152,7 @@ class SystemState:
     compressed prompt is cached, with how many of its tokens the target has cached too; `entries` are the policies whose
     compressed entry is expected in the target's cache. `prefills`: the target reads while the draft works.
     `free_kv_tokens` are slots that no running request holds, None if unknown; `answers` are this orchestrator's answers
-    that hold the others.
+    that hold the others. `draft_cached_tokens` of the prompt are expected to be kept by the draft.
     """
 
     costs: StageCosts = field(default_factory=StageCosts)
@@ -163,6 +163,7 @@ class SystemState:
     prefills: bool = False
     free_kv_tokens: int | None = None
     answers: tuple[RunningAnswer, ...] = ()
+    draft_cached_tokens: int = 0
 
     def forecast(self, work: RouteWork, answer_tokens: int = 0) -> Forecast:
         """The predicted cost of this work, with `answer_tokens` to be generated after it."""

@@ -34,7 +34,8 @@ class Decision:
 
     The target reads `kept_tokens` and holds `kv_tokens` while decoding. `keep_full_prefix` is None where no KV is
     dropped. `kv_coverage` is the draft's estimate for the KV that the target selects, None if there is none. `forecast`
-    is the predicted cost. `draft_queue_ms` is a part of `draft_ms`.
+    is the predicted cost. `draft_queue_ms` is a part of `draft_ms`. The draft had kept
+    `draft_cached_tokens` of an earlier prompt, and read the others.
     """
 
     route: Route
@@ -53,6 +54,7 @@ class Decision:
     cache_ms: float = 0.0
     draft_ms: float = 0.0
     draft_queue_ms: float = 0.0
+    draft_cached_tokens: int = 0
     prefill_ms: float = 0.0
     keep_full_prefix: bool | None = None
     continued: bool = False

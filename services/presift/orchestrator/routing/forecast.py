@@ -57,7 +57,7 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
     if choice.continued_tokens is not None and policy.kv_stage is not None:
         return _continued(policy.kv_stage, prompt_tokens, choice.continued_tokens, state)
     known = dict(state.compressed).get(policy) if state.compressed else None
-    draft = None if known is not None else draft_work(policy, prompt_tokens)
+    draft = None if known is not None else draft_work(policy, prompt_tokens, state.draft_cached_tokens)
     read_tokens, cached_tokens, prefill = prompt_tokens, state.cached_tokens, None
     if policy.prompt_stage is not None:
         read_tokens, cached_tokens = policy.prompt_stage.capacity, known or 0
@@ -71,9 +71,11 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
     return _selected(policy.kv_stage, read_tokens, cached_tokens, draft=draft, prefill=prefill)
 
 
-def draft_work(policy: Policy, prompt_tokens: int) -> TokenWork:
-    """The draft's work for a policy: it reads the prompt, and generates the tokens that scoring or selection needs."""
-    return TokenWork(prompt_tokens, steps=policy.draft_steps)
+def draft_work(policy: Policy, prompt_tokens: int, cached_tokens: int = 0) -> TokenWork:
+    """The draft's work for a policy: it reads what it has not kept of the prompt, and generates the tokens that scoring
+    or selection needs."""
+    reading = remaining(prompt_tokens, cached_tokens)
+    return TokenWork(reading.new_tokens, reading.past_tokens, policy.draft_steps)
 
 
 def check_draft_reads(choice: RouteChoice, inputs: RoutingInputs) -> None:

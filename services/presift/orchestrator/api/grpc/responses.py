@@ -64,6 +64,7 @@ def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
         continued=decision.continued,
         predicted_ttft_ms=None if decision.forecast is None else decision.forecast.ttft_ms,
         cross_vocabulary=decision.cross_vocabulary,
+        draft_cached_tokens=decision.draft_cached_tokens,
     )
 
 

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file presift/v1/draft.proto.
  */
 export const file_presift_v1_draft: GenFile = /*@__PURE__*/
-  fileDesc("ChZwcmVzaWZ0L3YxL2RyYWZ0LnByb3RvEgpwcmVzaWZ0LnYxIqYBCgxTY29yZVJlcXVlc3QSEQoJdG9rZW5faWRzGAEgAygNEiIKBnBvbGljeRgCIAEoCzISLnByZXNpZnQudjEuUG9saWN5EikKD3Byb3RlY3RlZF9zcGFucxgDIAMoCzIQLnByZXNpZnQudjEuU3BhbhIYChBsb29rYWhlYWRfdG9rZW5zGAQgASgNEhoKEmluY2x1ZGVfaW1wb3J0YW5jZRgFIAEoCCLnAgoNU2NvcmVSZXNwb25zZRIpCgp0b2tlbl9tYXNrGAEgASgLMhUucHJlc2lmdC52MS5Ub2tlbk1hc2sSIwoHa3ZfbWFzaxgCIAEoCzISLnByZXNpZnQudjEuS3ZNYXNrEhsKE2xvb2thaGVhZF90b2tlbl9pZHMYAyADKA0SFQoIY292ZXJhZ2UYBCABKAJIAIgBARISCgppbXBvcnRhbmNlGAUgAygCEiQKBW1vZGVsGAYgASgLMhUucHJlc2lmdC52MS5Nb2RlbEluZm8SKQoHdGltaW5ncxgHIAEoCzIYLnByZXNpZnQudjEuU2NvcmVUaW1pbmdzEhgKC2t2X2NhcGFjaXR5GAggASgNSAGIAQESDAoEbWFzcxgJIAMoAhIYCgtrdl9jb3ZlcmFnZRgKIAEoAkgCiAEBQgsKCV9jb3ZlcmFnZUIOCgxfa3ZfY2FwYWNpdHlCDgoMX2t2X2NvdmVyYWdlIl0KDFNjb3JlVGltaW5ncxIQCghxdWV1ZV9tcxgBIAEoARISCgpwcmVmaWxsX21zGAIgASgBEhQKDGxvb2thaGVhZF9tcxgDIAEoARIRCglzZWxlY3RfbXMYBCABKAEiHAoaRHJhZnRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QigwEKG0RyYWZ0U2VydmljZUdldEluZm9SZXNwb25zZRIkCgVtb2RlbBgBIAEoCzIVLnByZXNpZnQudjEuTW9kZWxJbmZvEhEKCW1heF9xdWV1ZRgCIAEoDRIrChBzdXBwb3J0ZWRfcm91dGVzGAMgAygOMhEucHJlc2lmdC52MS5Sb3V0ZTKoAQoMRHJhZnRTZXJ2aWNlEjwKBVNjb3JlEhgucHJlc2lmdC52MS5TY29yZVJlcXVlc3QaGS5wcmVzaWZ0LnYxLlNjb3JlUmVzcG9uc2USWgoHR2V0SW5mbxImLnByZXNpZnQudjEuRHJhZnRTZXJ2aWNlR2V0SW5mb1JlcXVlc3QaJy5wcmVzaWZ0LnYxLkRyYWZ0U2VydmljZUdldEluZm9SZXNwb25zZWIGcHJvdG8z", [file_presift_v1_plan]);
+  fileDesc("ChZwcmVzaWZ0L3YxL2RyYWZ0LnByb3RvEgpwcmVzaWZ0LnYxIroBCgxTY29yZVJlcXVlc3QSEQoJdG9rZW5faWRzGAEgAygNEiIKBnBvbGljeRgCIAEoCzISLnByZXNpZnQudjEuUG9saWN5EikKD3Byb3RlY3RlZF9zcGFucxgDIAMoCzIQLnByZXNpZnQudjEuU3BhbhIYChBsb29rYWhlYWRfdG9rZW5zGAQgASgNEhoKEmluY2x1ZGVfaW1wb3J0YW5jZRgFIAEoCBISCgpjYWNoZV9zYWx0GAYgASgJIv4CCg1TY29yZVJlc3BvbnNlEikKCnRva2VuX21hc2sYASABKAsyFS5wcmVzaWZ0LnYxLlRva2VuTWFzaxIjCgdrdl9tYXNrGAIgASgLMhIucHJlc2lmdC52MS5Ldk1hc2sSGwoTbG9va2FoZWFkX3Rva2VuX2lkcxgDIAMoDRIVCghjb3ZlcmFnZRgEIAEoAkgAiAEBEhIKCmltcG9ydGFuY2UYBSADKAISJAoFbW9kZWwYBiABKAsyFS5wcmVzaWZ0LnYxLk1vZGVsSW5mbxIpCgd0aW1pbmdzGAcgASgLMhgucHJlc2lmdC52MS5TY29yZVRpbWluZ3MSGAoLa3ZfY2FwYWNpdHkYCCABKA1IAYgBARIMCgRtYXNzGAkgAygCEhgKC2t2X2NvdmVyYWdlGAogASgCSAKIAQESFQoNY2FjaGVkX3Rva2VucxgLIAEoDUILCglfY292ZXJhZ2VCDgoMX2t2X2NhcGFjaXR5Qg4KDF9rdl9jb3ZlcmFnZSJdCgxTY29yZVRpbWluZ3MSEAoIcXVldWVfbXMYASABKAESEgoKcHJlZmlsbF9tcxgCIAEoARIUCgxsb29rYWhlYWRfbXMYAyABKAESEQoJc2VsZWN0X21zGAQgASgBIhwKGkRyYWZ0U2VydmljZUdldEluZm9SZXF1ZXN0IoMBChtEcmFmdFNlcnZpY2VHZXRJbmZvUmVzcG9uc2USJAoFbW9kZWwYASABKAsyFS5wcmVzaWZ0LnYxLk1vZGVsSW5mbxIRCgltYXhfcXVldWUYAiABKA0SKwoQc3VwcG9ydGVkX3JvdXRlcxgDIAMoDjIRLnByZXNpZnQudjEuUm91dGUyqAEKDERyYWZ0U2VydmljZRI8CgVTY29yZRIYLnByZXNpZnQudjEuU2NvcmVSZXF1ZXN0GhkucHJlc2lmdC52MS5TY29yZVJlc3BvbnNlEloKB0dldEluZm8SJi5wcmVzaWZ0LnYxLkRyYWZ0U2VydmljZUdldEluZm9SZXF1ZXN0GicucHJlc2lmdC52MS5EcmFmdFNlcnZpY2VHZXRJbmZvUmVzcG9uc2ViBnByb3RvMw", [file_presift_v1_plan]);
 
 /**
  * ScoreRequest asks for the mask of one prompt.
@@ -59,6 +59,14 @@ export type ScoreRequest = Message<"presift.v1.ScoreRequest"> & {
    * @generated from field: bool include_importance = 5;
    */
   includeImportance: boolean;
+
+  /**
+   * cache_salt is the namespace of what the draft keeps of earlier prompts: prompts with different salts share nothing.
+   * At most 1,024 characters.
+   *
+   * @generated from field: string cache_salt = 6;
+   */
+  cacheSalt: string;
 };
 
 /**
@@ -149,6 +157,14 @@ export type ScoreResponse = Message<"presift.v1.ScoreResponse"> & {
    * @generated from field: optional float kv_coverage = 10;
    */
   kvCoverage?: number | undefined;
+
+  /**
+   * cached_tokens is how many tokens of the prompt the draft did not read, because it had kept them of an earlier prompt
+   * with the same salt and beginning. They do not change the result.
+   *
+   * @generated from field: uint32 cached_tokens = 11;
+   */
+  cachedTokens: number;
 };
 
 /**
