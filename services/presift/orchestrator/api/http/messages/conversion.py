@@ -165,7 +165,8 @@ def _tool(tool: dict[str, Any], path: str, ignored: Ignored) -> dict[str, Any]:
     each = validate_at(Tool, tool, path, ignored)
     function: dict[str, Any] = {"name": each.name, "description": each.description}
     function |= {"parameters": each.input_schema, "strict": each.strict}
-    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
+    given = {name: value for name, value in function.items() if value is not None}
+    return {"type": "function", "function": given, "document": each.document}
 
 
 def _tool_choice(choice: ToolChoice | None) -> dict[str, Any]:
