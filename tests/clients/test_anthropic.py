@@ -103,3 +103,10 @@ def test_stored_threads_are_refused_as_newer_libraries_expect(create):
     with pytest.raises(anthropic.BadRequestError) as refused:
         create(extra_body={"thread": {"type": "create"}})
     assert refused.value.body["error"]["details"]["error_code"] == "thread_unsupported_request"
+
+
+def test_models(client):
+    models = list(client.models.list(limit=1))
+    assert [model.type for model in models] == ["model"]
+    found = client.models.retrieve(models[0].id)
+    assert found == models[0] and found.display_name == found.id and found.created_at.year > 2000

@@ -42,12 +42,12 @@ def resolve(model: str) -> ModelFolder:
     if local.is_dir():
         local = local.resolve()
         check_folder(local)
-        return ModelFolder(local, local.name, weights_digest(local), _tokenizer_fingerprint(local))
+        return ModelFolder(local, local.name, weights_digest(local), tokenizer_fingerprint(local))
     path = _download(model)
     check_folder(path)
     read_object(path / "config.json")
     # The hub cache names a snapshot's folder by its commit.
-    return ModelFolder(path, model, path.name, _tokenizer_fingerprint(path))
+    return ModelFolder(path, model, path.name, tokenizer_fingerprint(path))
 
 
 def weights_digest(folder: Path) -> str:
@@ -78,7 +78,8 @@ def _add_samples(digest: hashlib._Hash, file: Path) -> None:
             digest.update(stream.read(min(_SAMPLE_BYTES, end - start)))
 
 
-def _tokenizer_fingerprint(folder: Path) -> str:
+def tokenizer_fingerprint(folder: Path) -> str:
+    """As `ModelFolder.tokenizer_fingerprint`. Raises InvalidRequest for a tokenizer without a vocabulary."""
     file = folder / "tokenizer.json"
     return fingerprint(file.read_bytes()) if file.is_file() else ""
 

@@ -30,10 +30,10 @@ async def house(open_house):
 @pytest.mark.parametrize(
     ("coverage", "bounds", "kept", "told"),
     [
-        (0.25, {"max_tokens": 100}, 50, "auto: 50 of at most 100 tokens reach coverage 0.25"),
-        (0.75, {"max_tokens": 100}, 100, "auto: 100 tokens, the maximum, cover 0.500 of the requested 0.75"),
-        (0.25, {"min_tokens": 70, "max_tokens": 100}, 70, "auto: 70 of at most 100 tokens reach coverage 0.25"),
-        (0.001, {"max_tokens": 100}, 16, "auto: 16 of at most 100 tokens reach coverage 0.001"),
+        (0.25, {"max_tokens": 100}, 50, "50 tokens reach coverage 0.25"),
+        (0.75, {"max_tokens": 100}, 100, "100 tokens cover 0.500 of the requested 0.75"),
+        (0.25, {"min_tokens": 70, "max_tokens": 100}, 70, "70 tokens reach coverage 0.25"),
+        (0.001, {"max_tokens": 100}, 16, "16 tokens reach coverage 0.001"),
     ],
 )
 @pytest.mark.parametrize("route", [PC, plan_pb2.ROUTE_UNSPECIFIED])
@@ -41,7 +41,8 @@ async def test_a_prompt_is_as_short_as_the_coverage_allows(house, route, coverag
     answer = await house.ask(LONG, route=route, budget=auto(coverage, **bounds))
     decision = answer.decision
     assert (answer.route, decision.kept_tokens, decision.kv_tokens) == ("SPEC_PC", kept, kept)
-    assert told in decision.detail and decision.coverage == pytest.approx(kept / 200)
+    assert (told if route == PC else "full needs 200 prompt tokens of 100") in decision.detail
+    assert "keeps up to 100 prompt tokens; " in decision.detail and decision.coverage == pytest.approx(kept / 200)
     assert len(house.target.calls[0].token_ids) == kept
 
 
@@ -67,7 +68,7 @@ async def test_kv_is_as_little_as_the_coverage_allows(house, kv, coverage, capac
         assert (answer.route, answer.cache, decision.kept_tokens) == ("SPEC_KV", cache, 200)
         assert decision.kv_tokens == answer.usage.kv_tokens == capacity + 1
         assert sent.policy.capacity == capacity and not sent.policy.HasField("adaptive")
-        assert decision.policy.spec_kv.capacity == 100 and f"auto: {capacity}" in decision.detail
+        assert decision.policy.spec_kv.capacity == 100 and f"; {capacity} KV tokens" in decision.detail
         # Whose queries choose is known to the target only; the draft's mask is measured.
         assert decision.HasField("coverage") == bool(kv)
 
@@ -91,10 +92,10 @@ async def test_both_stages_of_a_cascade_adapt(house):
     decision = answer.decision
     # 50 of 200, then 16, the least, of 50: a quarter would be 13.
     assert (answer.route, decision.kept_tokens, decision.kv_tokens) == ("SPEC_KV_PC", 50, 17)
-    assert answer.usage.kv_tokens == 17 and decision.detail.count("auto: ") == 2
+    assert answer.usage.kv_tokens == 17 and "50 tokens reach coverage 0.25" in decision.detail
     small = await house.ask(LONG, route=KV_PC, budget=auto(0.1, max_tokens=120) | {"max_kv_tokens": 41})
     assert (small.decision.kept_tokens, small.decision.kv_tokens) == (20, 20)
-    assert "all 20 tokens read fit 40 KV tokens" in small.decision.detail
+    assert small.decision.detail == "keeps up to 120 prompt and 41 KV tokens; 20 tokens reach coverage 0.1"
 
 
 async def test_a_later_turn_goes_on_with_the_capacity_that_came_of_it(house):
@@ -108,7 +109,7 @@ async def test_auto_coverage_setting_applies_by_default(open_house):
     defaults = replace(DEFAULTS, auto_capacity=AutoCapacity(0.25))
     house = await open_house(routes=ALL_ROUTES, defaults=defaults)
     answer = await house.ask(LONG, route=PC, budget={"max_prompt_tokens": 100})
-    assert answer.decision.kept_tokens == 50 and "auto: 50" in answer.decision.detail
+    assert answer.decision.kept_tokens == 50 and "50 tokens reach" in answer.decision.detail
 
 
 @pytest.mark.parametrize(
@@ -180,16 +181,16 @@ async def test_without_kv_capacity_from_the_draft_the_maximum_is_used(house):
     house.draft.spoil = old
     answer = await house.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
     assert answer.decision.kv_tokens == answer.usage.kv_tokens == 101
-    assert "the draft did not report how many reach coverage 0.25" in answer.decision.detail
+    assert "the draft did not report how many KV tokens reach coverage 0.25" in answer.decision.detail
 
 
 async def test_explain_comes_to_the_same(house):
-    for route, kept in ((PC, 35), (KV, 140)):
+    for route, kept, told in ((PC, 35, "35 tokens reach"), (KV, 140, "34 KV tokens reach")):
         asked = orchestrator_pb2.ExplainRequest(
             prompt=wire_prompt(LONG[:140]), route=route, budget=orchestrator_pb2.Budget(**auto(0.25, max_tokens=101))
         )
         decision = (await house.stub.Explain(asked)).decision
-        assert (decision.kept_tokens, decision.kv_tokens) == (kept, 35) and "auto: " in decision.detail
+        assert (decision.kept_tokens, decision.kv_tokens) == (kept, 35) and told in decision.detail
 
 
 async def test_the_client_asks_and_is_told(house):

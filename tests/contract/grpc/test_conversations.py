@@ -281,7 +281,7 @@ async def test_auto_continues_a_known_selection(house):
     assert answer.decision.continued and answer.route == "SPEC_KV"
     answer = await house.ask(LATER, kv={"continue_prompt_tokens": 99})
     assert (answer.route, answer.decision.continued) == ("SPEC_PC", False)
-    assert "no selection of the first 99 prompt tokens is known, so this is a new prompt" in answer.decision.detail
+    assert "not continued: no selection of the first 99 prompt tokens is known" in answer.decision.detail
 
 
 @pytest.mark.parametrize("explains", [False, True])
@@ -290,7 +290,7 @@ async def test_an_unknown_beginning_is_reported(house, explains):
     kv = {"continue_prompt_tokens": 99}
     asked = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LATER), route=KV, kv=orchestrator_pb2.KvOptions(**kv))
     answer = (await house.stub.Explain(asked)) if explains else (await house.ask(LATER, route=KV, kv=kv))
-    assert "no selection of the first 99 prompt tokens is known, so this is a new prompt" in answer.decision.detail
+    assert "not continued: no selection of the first 99 prompt tokens is known" in answer.decision.detail
     assert not answer.decision.continued
 
 

@@ -143,7 +143,7 @@ async def test_a_planted_bad_policy_is_switched_off_and_reported(house, telemetr
     assert "route spec_kv is switched off for 128-255 prompt tokens: mean overlap with full 0.000" in caplog.text
     named = await house.ask(LONG, route=KV)
     assert (named.route, named.reason, named.token_ids) == ("FULL", "ROUTE_SWITCHED_OFF", LONG[::-1][:5])
-    assert "spec_kv is switched off for 128-255 prompt tokens" in named.decision.detail
+    assert "spec_kv is switched off for 128-255 tokens" in named.decision.detail
     auto = await house.ask([5, *LONG], budget={"max_kv_tokens": 50})
     assert (auto.route, "spec_kv is switched off" in auto.decision.detail) == ("SPEC_PC", True)
     assert (await house.ask(list(range(1, 101)), route=KV)).route == "SPEC_KV"  # another length

@@ -42,7 +42,7 @@ async def test_what_the_decision_says_about_spec_kv(house):
     decision, usage = answer.decision, answer.usage
     assert (decision.prompt_tokens, decision.kept_tokens, decision.kv_tokens) == (100, 100, KV_CAPACITY + 1)
     assert decision.keep_full_prefix and not decision.continued and not decision.HasField("coverage")
-    assert str(KV_CAPACITY) in decision.detail and decision.draft == house.draft.model
+    assert str(KV_CAPACITY + 1) in decision.detail and decision.draft == house.draft.model
     assert (usage.kv_tokens, usage.reused_entry, usage.score_ms, usage.publish_ms) == (KV_CAPACITY + 1, False, 11, 4)
     assert usage.coverage == 0.75
     again = await house.ask(LONG, route=KV)
@@ -126,7 +126,7 @@ async def test_budgets(house):
     assert (refusal.field, refusal.value) == ("budget.max_prompt_tokens", "100")
     cascade = await house.ask(LONG, route=KV, budget={"max_prompt_tokens": 50})
     assert (cascade.route, cascade.decision.kept_tokens) == ("SPEC_KV_PC", 50)
-    assert "over the budget of 50" in cascade.decision.detail
+    assert "are over max_prompt_tokens 50" in cascade.decision.detail
 
 
 async def test_capacity_is_whole_pages_of_the_target(open_house):

@@ -300,6 +300,20 @@ async def test_models(house, open_door):
     assert [model.id async for model in await anything.client.models.list()] == ["target"]
 
 
+async def test_models_have_anthropics_shape_for_anthropics_clients(house, open_door):
+    door = await open_door(house, aliases="gpt-4o")
+    headers = {"anthropic-version": "2023-06-01"}
+    page = (await door.http.get("/v1/models", headers=headers)).json()
+    models = page.pop("data")
+    assert page == {"has_more": False, "first_id": "target", "last_id": "gpt-4o"}
+    assert [(model["type"], model["id"], model["display_name"]) for model in models] == [
+        ("model", "target", "target"),
+        ("model", "gpt-4o", "gpt-4o"),
+    ]
+    assert models[0]["created_at"].endswith("Z") and models[0]["max_input_tokens"] == 400
+    assert (await door.http.get("/v1/models/gpt-4o", headers=headers)).json() == models[1]
+
+
 async def test_the_blocking_client(door):
     def ask():
         with door.blocking() as client:

@@ -456,6 +456,33 @@ async def test_known_endpoints_that_are_not_there_are_refused_by_name(door, path
         await door.client.embeddings.create(model=MODEL, input="a")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/responses/resp_1", 404),
+        ("GET", "/responses/resp_1/input_items", 404),
+        ("POST", "/v1/responses/resp_1/cancel", 404),
+        ("DELETE", "/v1/responses/resp_1", 404),
+        ("GET", "/v1/chat/completions/chatcmpl-1", 404),
+        ("GET", "/v1/chat/completions", 405),
+    ],
+)
+async def test_stored_answers_are_said_not_to_exist(door, method, path, status):
+    answer = await door.http.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert answer.json()["error"]["message"].startswith("answers are not stored, so none can be listed, retrieved")
+
+
+async def test_openais_client_is_told_that_answers_are_not_stored(door):
+    responses = door.client.responses
+    for ask in (responses.retrieve("resp_1"), responses.cancel("resp_1"), responses.delete("resp_1")):
+        with pytest.raises(openai.NotFoundError, match="answers are not stored"):
+            await ask
+    for method, path in (("PUT", "/v1/chat/completions"), ("POST", "/v1/responses/input_tokens")):
+        unknown = (await door.http.request(method, path)).json()["error"]["message"]
+        assert unknown.startswith("unknown path or method")
+
+
 async def test_no_target_yet(build, open_door):
     door = await open_door(await build())
     for ask in (door.client.models.list(), door.client.completions.create(model=MODEL, prompt="a")):

@@ -179,7 +179,10 @@ async def test_thinking_is_the_templates_matter(door):
         return plain(messages, tools)
 
     refused = await post(door, ASK | enabled)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "thinking")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "thinking.type")
+    assert refused.json()["error"]["message"].startswith(
+        "thinking.type is 'enabled'; it must be left out: the target's"
+    )
     message = await whole(door, thinking={"type": "adaptive"})
     assert message["presift"]["ignored"] == ["thinking"]
     await whole(door, thinking={"type": "disabled"})

@@ -6,12 +6,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 
 from pydantic import ValidationError
 
 from presift.cli.stack.stack import LocalStack, Progress, ServiceFailed, StackOptions
 from presift.core.errors import PresiftError
+from presift.models.folder import tokenizer_fingerprint
 from presift.orchestrator.config.reload import policy_source
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.rpc.security.binding import check_binding
@@ -29,7 +31,10 @@ def run_until_stopped(options: StackOptions, progress: Progress) -> int:
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     try:
-        is_tls = check_settings(options).tls_cert is not None
+        settings = check_settings(options)
+        if not settings.cross_vocabulary:
+            check_vocabularies(options.draft, options.target)
+        is_tls = settings.tls_cert is not None
         check_free(options.listens)
         check_free(options.metrics_listens, "--metrics-from")
         check_free(options.http_listens, "--http-listen")
@@ -65,6 +70,22 @@ def check_settings(options: StackOptions) -> OrchestratorSettings:
     settings.allowed_origins()
     policy_source(settings)
     return settings
+
+
+def check_vocabularies(draft: str, target: str) -> None:
+    """Raise PresiftError if draft and target are folders whose token ids differ.
+
+    The orchestrator would refuse them too, but only after they are loaded. Hub ids, which may not be downloaded yet,
+    and models without any tokenizer are left to it.
+    """
+    folders = [Path(name).expanduser() for name in (draft, target)]
+    if folders[0] == folders[1] or not all(folder.is_dir() for folder in folders):
+        return
+    if len({tokenizer_fingerprint(folder) for folder in folders}) > 1:
+        both = f"draft {folders[0].name} and target {folders[1].name}"
+        raise PresiftError(
+            f"{both} do not share a vocabulary; use a draft of the target's family or --cross-vocabulary"
+        )
 
 
 def check_free(addresses: Iterable[str], flag: str = "--listen") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,9 @@ _MARGIN = 1.5
 # The draft gets at least this share, because only a compressed prompt may be readable in time; and at most that one,
 # whatever is predicted.
 _LEAST_SHARE, _MOST_SHARE = 0.25, 0.75
+
+# The longest error in a decision's detail.
+_DETAIL_CHARACTERS = 100
 
 # The first match counts; every other error is unavailability.
 _REASONS: tuple[tuple[type[PresiftError], Reason], ...] = (
@@ -169,7 +173,12 @@ class DraftStage:
             log.warning("refused: %s: %s", reason, refusal.message)
             raise
         log.warning("answered in full: %s: %s", reason, error.message)
-        return DraftResult(RouteChoice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
+        return DraftResult(RouteChoice(Route.FULL, reason, as_detail(error.message)), None)
+
+
+def as_detail(message: str) -> str:
+    """An error as the detail of a decision. A peer's may be long; the log has all of it."""
+    return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
 def full_after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,14 @@ from presift.orchestrator.planning.draft_stage import DraftResult
 from presift.orchestrator.planning.request_context import RequestContext
 from presift.orchestrator.routing.adaptive_capacity import capacity_text
 from presift.orchestrator.routing.candidates import Candidate
-from presift.orchestrator.routing.choice import RouteChoice
+from presift.orchestrator.routing.choice import RouteChoice, with_clause
 from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 
 
 @dataclass(frozen=True, slots=True)
 class PlanNotes:
-    """What a plan carries in addition to its choice; see `Plan`. `remarks` are appended to the decision's detail."""
+    """What a plan carries in addition to its choice; see `Plan`. the last of `remarks`, if any, is the second
+    clause of the decision's detail."""
 
     remarks: tuple[str, ...] = ()
     switched_off_choice: RouteChoice | None = None
@@ -161,12 +163,12 @@ def _compressed(
 ) -> Plan:
     policy, prompt = choice.policy, compressed.prompt
     assert policy is not None, "the draft is asked only for a policy"
-    is_bridged = not prompt.draft.shares_vocabulary(planned.target)
-    crossed = "drafted in another vocabulary, mapped through the text" if is_bridged else ""
+    is_free = "; " not in choice.detail  # its own second clause, of a limit, says more
+    remarks = (capacity_text(policy, prompt), *notes.remarks) if is_free else notes.remarks
     return _plan(
         planned,
         choice,
-        replace(notes, remarks=(capacity_text(policy, prompt), *notes.remarks, crossed)),
+        replace(notes, remarks=remarks),
         kv_plan=kv_plan_of(choice, prompt, planned.tokens),
         # Without a prompt stage everything is read, whatever the mask says about the KV.
         read=None if policy.prompt_stage is None else prompt.mask.kept,
@@ -205,7 +207,7 @@ def _plan(
     decision = Decision(
         route=choice.route,
         reason=choice.reason,
-        detail="; ".join(filter(None, (choice.detail, *notes.remarks))),
+        detail=reduce(with_clause, notes.remarks, choice.detail),
         prompt_tokens=prompt_tokens,
         kept_tokens=read_tokens,
         kv_tokens=read_tokens if kv_plan is None else kv_plan.held_tokens(read_tokens),

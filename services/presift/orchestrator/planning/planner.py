@@ -75,7 +75,7 @@ class Planner:
             context = self._reader.refreshed(context)
             accepted, choice, coverage_remark = self._accepted(result, context)
             if accepted and result.compressed is not None:
-                notes = self._notes(routed, choice, other, (remark, coverage_remark), explains=explains)
+                notes = self._notes(routed, choice, other, (coverage_remark, remark), explains=explains)
                 plan = compressed_plan(context, result, notes)
                 self._estimator.record_compressed(plan)
                 return plan
@@ -96,16 +96,15 @@ class Planner:
         if wanted is None:
             return None, ""
         check_served(inputs)
-        not_continued = f"did not continue the selection of {wanted} tokens"
         if barred := inputs.barred(Route.SPEC_KV):
-            return None, f"{not_continued}: {Route.SPEC_KV} {barred}"
+            return None, f"not continued: {Route.SPEC_KV} {barred.partition(':')[0]}"
         stored = self._selections.recall(tokens.ids[:wanted], tokens.salt)
         if stored is None:
-            return None, f"no selection of the first {wanted} prompt tokens is known, so this is a new prompt"
+            return None, f"not continued: no selection of the first {wanted} prompt tokens is known"
         if not keeps_protected(stored.kv_plan, tokens.protected, inputs.prompt_tokens):
-            return None, f"{not_continued}: it may have dropped tokens that are protected now"
+            return None, f"not continued: the selection of {wanted} tokens may lack protected ones"
         if not covers(stored_coverages(stored), inputs.budget):
-            return None, f"{not_continued}: it is not known to cover min_coverage"
+            return None, f"not continued: it is not known to cover min_coverage {inputs.budget.min_coverage:g}"
         return stored, ""
 
     def _continued(self, stored: StoredSelection, context: RequestContext) -> Plan:
@@ -130,11 +129,13 @@ class Planner:
         if covers(found, budget):
             return True, choice, ""
         if is_unknown(found, budget) and not budget.strict:
-            return True, choice, f"the coverage is unknown, so min_coverage {budget.min_coverage:g} may not be reached"
+            return True, choice, f"the coverage is unknown, min_coverage is {budget.min_coverage:g}"
+        coverage = lowest(found)
         try:
-            return False, less_lossy(choice, lowest(found), inputs), ""
-        except PromptTooLong as error:
-            return True, choice, f"covers less than min_coverage, but {error.message}"
+            return False, less_lossy(choice, coverage, inputs), ""
+        except PromptTooLong:
+            covered = "an unknown coverage" if coverage is None else f"coverage {coverage:.3f}"
+            return True, choice, f"{covered} is below {budget.min_coverage:g}, but full does not fit the context"
 
     def _notes(
         self,

@@ -67,48 +67,58 @@ def up_to(policy: Policy | None) -> str:
 
 
 def capacity_text(policy: Policy, prompt: CompressedPrompt) -> str:
-    """The adapted capacities in words; empty if none adapts."""
-    return "; ".join(filter(None, (_prompt_capacity_text(policy, prompt), _kv_capacity_text(policy, prompt))))
+    """The outcome of an adapted capacity in words, preferably of one that reaches too little; empty if none adapts."""
+    outcomes = [each for each in (_prompt_outcome(policy, prompt), _kv_outcome(policy, prompt)) if each is not None]
+    return min(outcomes, key=lambda each: each.is_reached).text if outcomes else ""
 
 
-def _prompt_capacity_text(policy: Policy, prompt: CompressedPrompt) -> str:
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a capacity adapted to, and whether it reaches its coverage."""
+
+    is_reached: bool
+    text: str
+
+
+def _prompt_outcome(policy: Policy, prompt: CompressedPrompt) -> _Outcome | None:
     stage = policy.prompt_stage
     if stage is None or stage.adaptive is None:
-        return ""
+        return None
     return _measured(stage.adaptive, prompt.mask.kept_tokens, stage.capacity, prompt.coverage, "tokens")
 
 
-def _kv_capacity_text(policy: Policy, prompt: CompressedPrompt) -> str:
+def _kv_outcome(policy: Policy, prompt: CompressedPrompt) -> _Outcome | None:
     stage = policy.kv_stage
     if stage is None or stage.adaptive is None:
-        return ""
+        return None
     if stage.selection is KvSelection.DRAFT_MASK:
         kept = prompt.mask.kept_tokens - 1
         return _measured(stage.adaptive, kept, stage.capacity, prompt.coverage, "KV tokens")
     return _estimated(stage.adaptive, stage, prompt)
 
 
-def _measured(adaptive: Adaptive, kept: int, most: int, coverage: float | None, what: str) -> str:
+def _measured(adaptive: Adaptive, kept: int, most: int, coverage: float | None, what: str) -> _Outcome:
     if coverage is None or np.float32(coverage) >= np.float32(adaptive.coverage):
-        return f"auto: {kept:,} of at most {most:,} {what} reach coverage {adaptive.coverage:g}"
-    return f"auto: {most:,} {what}, the maximum, cover {coverage:.3f} of the requested {adaptive.coverage:g}"
+        return _Outcome(True, f"{kept} {what} reach coverage {adaptive.coverage:g}")
+    return _Outcome(False, f"{most} {what} cover {coverage:.3f} of the requested {adaptive.coverage:g}")
 
 
-def _estimated(adaptive: Adaptive, policy: SpecKv, prompt: CompressedPrompt) -> str:
-    asked, most, found = f"coverage {adaptive.coverage:g}", policy.capacity, prompt.kv_capacity
+def _estimated(adaptive: Adaptive, policy: SpecKv, prompt: CompressedPrompt) -> _Outcome | None:
+    """The outcome by the draft's estimate; None if nothing is dropped, or nothing was estimated."""
+    asked, most, found = f"{adaptive.coverage:g}", policy.capacity, prompt.kv_capacity
+    estimated = "by the draft's estimate"
     covers = prompt.kv_coverage
     if prompt.mask.kept_tokens - 1 <= most:
-        return f"auto: all {prompt.mask.kept_tokens:,} tokens read fit {most:,} KV tokens"
+        return None
     if is_measured(policy):
-        return "" if covers is None else f"{most:,} KV tokens cover {covers:.3f}, by the draft's estimate"
+        return None if covers is None else _Outcome(True, f"{most} KV tokens cover {covers:.3f} {estimated}")
     if covers is not None and np.float32(covers) < np.float32(adaptive.coverage):
-        short = f"cover {covers:.3f} of the requested {adaptive.coverage:g}"
-        return f"auto: {most:,} KV tokens, the maximum, {short}, by the draft's estimate"
+        return _Outcome(False, f"{most} KV tokens cover {covers:.3f} of the requested {asked} {estimated}")
     if found is None:
-        return f"auto: {most:,} KV tokens, the maximum, because the draft did not report how many reach {asked}"
+        return _Outcome(False, f"the draft did not report how many KV tokens reach coverage {asked}")
     if found == most and covers is None:
-        return f"auto: {most:,} KV tokens, the maximum: fewer do not reach {asked}, by the draft's estimate"
-    return f"auto: {found:,} of at most {most:,} KV tokens reach {asked}, by the draft's estimate"
+        return _Outcome(False, f"fewer than {most} KV tokens do not reach coverage {asked} {estimated}")
+    return _Outcome(True, f"{found} KV tokens reach coverage {asked} {estimated}")
 
 
 def _up(tokens: int, multiple: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from presift.core.errors import PresiftError
+from presift.core.errors import DraftUnavailable, FieldError, PresiftError, PromptTooLong
 from presift.core.plan import Route
 from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
 from presift.orchestrator.routing.cost_model import Forecast
@@ -21,7 +21,7 @@ from presift.orchestrator.routing.spec_pc_route import spec_pc
 _COSTS = {
     "max_prompt_tokens": "{} prompt tokens",
     "max_kv_tokens": "{} KV tokens",
-    "max_ttft_ms": "{} ms (predicted)",
+    "max_ttft_ms": "{} ms",
 }
 
 
@@ -60,6 +60,20 @@ class Candidate:
     def why(self) -> str:
         """Why the route is not possible, or which limits it breaks."""
         return self.why_not or "needs " + ", ".join(self.needs)
+
+    @property
+    def shortfall(self) -> str:
+        """`why` in a few words, for the detail of a decision: of several limits the one that is exceeded most."""
+        if self.over:
+            excess = [value / limit for _, value, limit in self.over]
+            return "needs " + self.needs[excess.index(max(excess))]
+        error = self.error
+        if isinstance(error, PromptTooLong) and error.sizes is not None:
+            room = error.sizes.context_tokens - error.sizes.max_new_tokens
+            return f"needs {error.sizes.prompt_tokens} tokens of {room} (the context less the answer)"
+        if isinstance(error, FieldError):
+            return f"needs {error.field} {str(error.limit).partition(' (')[0]}"
+        return "exceeds the draft's context" if isinstance(error, DraftUnavailable) else self.why_not.partition(":")[0]
 
     def keeps_more(self, other: Candidate) -> bool:
         """Whether it reads and holds no less than the other, and more of one of them, without dropping more KV."""

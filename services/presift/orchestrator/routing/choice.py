@@ -41,13 +41,17 @@ class Reason(StrEnum):
     ONLY_PROTECTED_KEPT = "only_protected_kept"
 
 
+# Their details name the limit that is exceeded most.
+OVER_A_LIMIT = frozenset({Reason.BUDGET_NOT_MET, Reason.PROTECTED_OVER_BUDGET})
+
+
 @dataclass(frozen=True, slots=True)
 class RouteChoice:
     """A route and why it was chosen.
 
-    `detail` is the reason in words. `policy` is None on route full. `keep_full_prefix` says whether the target keeps
-    the KV of the whole prompt in its radix cache; None where no KV is dropped. `forecast` is the predicted cost.
-    `continued_tokens` are the KV tokens that a later turn of a conversation holds while it decodes.
+    `detail` is the reason in one short sentence. `policy` is None on route full. `keep_full_prefix` says whether the
+    target keeps the KV of the whole prompt in its radix cache; None where no KV is dropped. `forecast` is the predicted
+    cost. `continued_tokens` are the KV tokens that a later turn of a conversation holds while it decodes.
     """
 
     route: Route
@@ -172,6 +176,12 @@ class RoutingInputs:
             is_auto = auto is not None and auto.max_tokens == limit
             return f"{limit} ({'auto_capacity.max_tokens' if is_auto else 'the default capacity'})"
         return f"{limit} ({name})" if asked == limit else f"{limit} (nine tenths of {name} {asked})"
+
+
+def with_clause(detail: str, clause: str) -> str:
+    """The detail with this as its second clause, in the place of an earlier one: a detail is one short sentence."""
+    first = detail.partition("; ")[0]
+    return "; ".join(filter(None, (first, clause))) if clause else detail
 
 
 def value_or(value: int | None, default: int) -> int:

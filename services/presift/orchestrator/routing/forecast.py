@@ -7,7 +7,7 @@ from dataclasses import replace
 from presift.core.errors import BudgetExceeded, DraftUnavailable
 from presift.core.plan import Route
 from presift.core.policies import POLICIES, KvSelection, Policy, SpecKv
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
+from presift.orchestrator.routing.choice import OVER_A_LIMIT, Reason, RouteChoice, RoutingInputs, with_clause
 from presift.orchestrator.routing.cost_model import Forecast, RouteWork, SystemState, TokenWork
 
 _FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "")
@@ -28,7 +28,9 @@ def with_forecast(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
     found, limit = choice.forecast or forecast(choice, inputs), inputs.budget.max_ttft_ms
     if limit is None or found.ttft_ms <= limit:
         return choice if choice.forecast is found else replace(choice, forecast=found)
-    late = f"{choice.detail}; {choice.route} is predicted at {found.ttft_ms:.0f} ms, over max_ttft_ms {limit}"
+    late = choice.detail
+    if choice.reason not in OVER_A_LIMIT:
+        late = with_clause(late, f"predicted at {found.ttft_ms:.0f} ms, over max_ttft_ms {limit}")
     if inputs.budget.strict:
         value, allowed = round(found.ttft_ms), f"<= {limit} ms"
         raise BudgetExceeded("budget.max_ttft_ms", value, allowed, f"strict budget not met: {late}")
@@ -86,7 +88,7 @@ def check_draft_reads(choice: RouteChoice, inputs: RoutingInputs) -> None:
     if work.new_tokens + work.steps <= inputs.draft_context_tokens:
         return
     if choice.policy not in dict(inputs.state.compressed):
-        needed = f"{work.new_tokens} prompt tokens and {work.steps} of lookahead"
+        needed = f"{work.new_tokens} prompt tokens" + (f" and {work.steps} of lookahead" if work.steps else "")
         raise DraftUnavailable(f"the draft reads at most {inputs.draft_context_tokens} tokens, not {needed}")
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from presift.core.errors import BudgetExceeded, PromptTooLong
 from presift.core.generation import ContextSizes
 from presift.core.plan import Route
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
+from presift.orchestrator.routing.choice import OVER_A_LIMIT, Reason, RouteChoice, RoutingInputs, with_clause
+
+# So many kinds of protected text are named in a decision's detail.
+_NAMED_KINDS = 2
 
 
 def whole_prompt(inputs: RoutingInputs) -> RouteChoice:
@@ -19,7 +22,8 @@ def full(inputs: RoutingInputs, reason: Reason, detail: str) -> RouteChoice:
     check_fits_shortest_answer(inputs)
     limit = inputs.budget.capacity
     if limit is not None and inputs.prompt_tokens > limit:
-        detail = f"{detail}; over the budget of {limit} tokens"
+        if reason not in OVER_A_LIMIT:
+            detail = with_clause(detail, f"over the budget of {limit} tokens")
         if inputs.budget.strict:
             raise BudgetExceeded(
                 "budget", inputs.prompt_tokens, f"<= {limit} tokens", f"strict budget not met: {detail}"
@@ -29,9 +33,9 @@ def full(inputs: RoutingInputs, reason: Reason, detail: str) -> RouteChoice:
 
 def protected_over_budget(inputs: RoutingInputs, needed: int, capacity: int) -> RouteChoice:
     """Route full, because the tokens that must be kept exceed the capacity."""
-    detail = f"protected spans and window need {needed} tokens, the budget is {capacity}"
+    detail = f"protected spans and window need {needed} of {capacity} tokens"
     if inputs.protected_kinds:
-        kinds = ", ".join(f"{kind} {tokens}" for kind, tokens in inputs.protected_kinds)
+        kinds = ", ".join(f"{kind} {tokens}" for kind, tokens in inputs.protected_kinds[:_NAMED_KINDS])
         detail = f"{detail} ({kinds})"
     return full(inputs, Reason.PROTECTED_OVER_BUDGET, detail)
 

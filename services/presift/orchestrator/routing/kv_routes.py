@@ -16,7 +16,7 @@ from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity
 from presift.orchestrator.routing.adaptive_capacity import Bounds, adaptive_of, measured_at, most_tokens, up_to
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, value_or
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, value_or, with_clause
 from presift.orchestrator.routing.full_route import (
     check_fits_reserved_answer,
     check_fits_shortest_answer,
@@ -32,12 +32,12 @@ def spec_kv(inputs: RoutingInputs) -> RouteChoice:
     tokens, limit = inputs.prompt_tokens, inputs.budget.max_prompt_tokens
     if limit is None or tokens <= limit:
         return _spec_kv(sizing)
-    over = f"spec_kv reads all {tokens} prompt tokens, over the budget of {limit}"
+    over = f"all {tokens} prompt tokens are over max_prompt_tokens {limit}"
     if inputs.budget.strict:
         raise BudgetExceeded("budget.max_prompt_tokens", tokens, f"<= {limit} tokens", f"strict budget not met: {over}")
     # The draft's KV mask is drawn from the whole prompt: it cannot be applied to a compressed one.
     if Route.SPEC_KV_PC in inputs.supported and inputs.options.selection is not KvSelection.DRAFT_MASK:
-        return _spec_kv_pc(sizing, f"{over}, so the prompt is compressed first")
+        return _spec_kv_pc(sizing, over)
     return _spec_kv(sizing, over)
 
 
@@ -58,7 +58,7 @@ def continue_kv(plan: KvPlan, inputs: RoutingInputs) -> RouteChoice:
     }
     for name, (value, limit) in limits.items():
         if limit is not None and value > limit:
-            detail = f"{detail}; over {name} ({value} of {limit})"
+            detail = with_clause(detail, f"over {name} ({value} of {limit})")
             if budget.strict:
                 raise BudgetExceeded(f"budget.{name}", value, f"<= {limit} tokens", f"strict budget not met: {detail}")
     options = inputs.options
@@ -125,7 +125,7 @@ def _sizing(inputs: RoutingInputs) -> _Sizing:
 def _spec_kv(sizing: _Sizing, why: str = "") -> RouteChoice:
     inputs = sizing.inputs
     if inputs.prompt_tokens <= sizing.kv_limit:
-        detail = _joined(why, f"{inputs.prompt_tokens} prompt tokens fit {sizing.kv_limit} KV tokens")
+        detail = with_clause(f"{inputs.prompt_tokens} prompt tokens fit {sizing.kv_limit} KV tokens", why)
         return full(inputs, Reason.WITHIN_BUDGET, detail)
     if inputs.wanted is Route.SPEC_KV:
         check_fits_shortest_answer(inputs)
@@ -135,8 +135,8 @@ def _spec_kv(sizing: _Sizing, why: str = "") -> RouteChoice:
     if inputs.must_keep_kv > policy.capacity:
         return protected_over_budget(inputs, inputs.must_keep_kv, policy.capacity)
     if too_large := _over_the_pool(inputs, inputs.prompt_tokens, policy):
-        return full(inputs, Reason.KV_POOL_TOO_SMALL, _joined(why, too_large))
-    detail = _joined(why, f"keeps {up_to(policy)}{policy.capacity} KV tokens and the final one")
+        return full(inputs, Reason.KV_POOL_TOO_SMALL, too_large)
+    detail = with_clause(f"keeps {up_to(policy)}{policy.capacity + 1} KV tokens", why)
     return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, sizing.keep_full_prefix(Route.SPEC_KV))
 
 
@@ -158,7 +158,7 @@ def _spec_kv_pc(sizing: _Sizing, why: str = "") -> RouteChoice:
     if inputs.prompt_tokens <= min(sizing.kv_limit, inputs.room, value_or(limit, sizing.kv_limit)):
         return _spec_kv(sizing, why)
     if inputs.prompt_tokens <= capacity:
-        return _spec_kv(sizing, _joined(why, f"all {inputs.prompt_tokens} prompt tokens fit {capacity}"))
+        return _spec_kv(sizing, f"all {inputs.prompt_tokens} prompt tokens fit {capacity}")
     return _cascade(sizing, why, prompt_policy(capacity, auto, inputs))
 
 
@@ -168,20 +168,14 @@ def _cascade(sizing: _Sizing, why: str, prompt: SpecPc) -> RouteChoice:
     if inputs.must_keep > capacity:
         return protected_over_budget(inputs, inputs.must_keep, capacity)
     if capacity <= sizing.kv_limit:
-        detail = _joined(
-            why, f"keeps {up_to(prompt)}{capacity} tokens: their KV fits {sizing.kv_limit}, so none is dropped"
-        )
+        fits = f"their KV fits {sizing.kv_limit} tokens"
+        detail = with_clause(f"keeps {up_to(prompt)}{capacity} prompt tokens", why or fits)
         return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, detail, prompt)
     kv = replace(sizing.policy(capacity), mask=None)  # the draft counts by the rows of the first stage
     if inputs.must_keep_kv > kv.capacity:
         return protected_over_budget(inputs, inputs.must_keep_kv, kv.capacity)
     if too_large := _over_the_pool(inputs, capacity, kv):
-        return full(inputs, Reason.KV_POOL_TOO_SMALL, _joined(why, too_large))
-    most = up_to(prompt)
-    detail = f"keeps {most}{capacity} prompt tokens, then {most}{kv.capacity} KV tokens and the final one"
+        return full(inputs, Reason.KV_POOL_TOO_SMALL, too_large)
+    detail = with_clause(f"keeps {up_to(prompt)}{capacity} prompt and {kv.capacity + 1} KV tokens", why)
     keep = sizing.keep_full_prefix(Route.SPEC_KV_PC)
-    return RouteChoice(Route.SPEC_KV_PC, Reason.REQUESTED, _joined(why, detail), SpecKvPc(prompt, kv), keep)
-
-
-def _joined(*details: str) -> str:
-    return "; ".join(filter(None, details))
+    return RouteChoice(Route.SPEC_KV_PC, Reason.REQUESTED, detail, SpecKvPc(prompt, kv), keep)

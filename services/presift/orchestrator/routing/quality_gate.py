@@ -125,7 +125,7 @@ class QualityGate:
         """The routes that are off for prompts of this length, and why in words."""
         band, below = length_band(prompt_tokens), self.thresholds.off_below
         return {
-            breaker.route: f"is switched off for {band} prompt tokens: its answers agreed with full's below {below:g}"
+            breaker.route: f"is switched off for {band} tokens: agreement below {below:g}"
             for breaker in self._breakers.values()
             if breaker.band == band and breaker.is_off
         }

@@ -11,7 +11,7 @@ from presift.core.errors import BudgetExceeded, InvalidRequest, PresiftError, Pr
 from presift.core.plan import Route
 from presift.orchestrator.routing.auto import choose_auto
 from presift.orchestrator.routing.candidates import ROUTES
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, with_clause
 from presift.orchestrator.routing.forecast import with_forecast
 from presift.orchestrator.routing.full_route import check_fits_reserved_answer, full
 
@@ -61,9 +61,11 @@ def _instead_of(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
     why = f"{choice.route} {inputs.off[choice.route]}"
     try:
         check_fits_reserved_answer(inputs)
-        return with_forecast(full(inputs, Reason.ROUTE_SWITCHED_OFF, f"{why}; so full"), inputs)
+        return with_forecast(full(inputs, Reason.ROUTE_SWITCHED_OFF, why), inputs)
     except (PromptTooLong, BudgetExceeded) as error:
-        return replace(choice, detail=f"{choice.detail}; although {why}, because otherwise: {error.message}")
+        lacks = "does not fit the context" if isinstance(error, PromptTooLong) else "exceeds the strict budget"
+        although = f"although {choice.route} is switched off: full {lacks}"
+        return replace(choice, detail=with_clause(choice.detail, although))
 
 
 def _choose(inputs: RoutingInputs) -> RouteChoice:
@@ -88,5 +90,7 @@ def _with_reason_if_only_protected(choice: RouteChoice, inputs: RoutingInputs) -
     if (prompt is None or prompt.capacity > inputs.must_keep) and (kv is None or kv.capacity > inputs.must_keep_kv):
         return choice
     must = inputs.must_keep if prompt is not None and prompt.capacity <= inputs.must_keep else inputs.must_keep_kv
-    detail = f"{choice.detail}; nothing but the {must} tokens that must be kept"
-    return replace(choice, reason=Reason.ONLY_PROTECTED_KEPT, detail=detail)
+    detail = with_clause(choice.detail, f"nothing but the {must} tokens that must be kept")
+    # That a limit is exceeded all the same matters more.
+    reason = choice.reason if choice.reason is Reason.BUDGET_NOT_MET else Reason.ONLY_PROTECTED_KEPT
+    return replace(choice, reason=reason, detail=detail)

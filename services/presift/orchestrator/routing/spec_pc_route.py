@@ -22,7 +22,7 @@ def spec_pc(inputs: RoutingInputs) -> RouteChoice:
     policy = prompt_policy(capacity, auto, inputs)
     if inputs.must_keep > capacity:
         return protected_over_budget(inputs, inputs.must_keep, capacity)
-    return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, f"keeps {up_to(policy)}{capacity} tokens", policy)
+    return RouteChoice(Route.SPEC_PC, Reason.REQUESTED, f"keeps {up_to(policy)}{capacity} prompt tokens", policy)
 
 
 def prompt_policy(capacity: int, auto: AutoCapacity | None, inputs: RoutingInputs) -> SpecPc:

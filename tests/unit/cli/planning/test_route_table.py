@@ -89,9 +89,9 @@ def policy(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "route", "detail"),
     [
-        ([], "spec_pc", "reading 700 and holding 700"),
-        (["--tenant", "unknown"], "spec_pc", "reading 700 and holding 700"),
-        (["--model", "small"], "spec_pc", "reading 600 and holding 600"),
+        ([], "spec_pc", "keeps 700 prompt tokens"),
+        (["--tenant", "unknown"], "spec_pc", "keeps 700 prompt tokens"),
+        (["--model", "small"], "spec_pc", "keeps 600 prompt tokens"),
         (["--model", "small", "--tokens", 10_001], "full", "compressed above 20000"),
         (["--tenant", "acme"], "spec_kv", "of 800"),
         (["--tenant", "acme", "--max-kv-tokens", 900], "spec_kv", "of 900"),
@@ -104,10 +104,11 @@ def test_a_policy_file_applies(run, policy, flags, route, detail):
 
 def test_the_flag_replaces_the_policy_file_of_the_settings(run, policy, tmp_path, monkeypatch):
     monkeypatch.setenv("PRESIFT_ORCHESTRATOR_POLICY_FILE", str(policy))
-    assert "reading 700" in json.loads(run("--tokens", 10_000, "--json").output)["detail"]
+    assert "keeps 700 prompt tokens" in json.loads(run("--tokens", 10_000, "--json").output)["detail"]
     other = tmp_path / "other.yaml"
     other.write_text("capacity: 800")
-    assert "reading 800" in json.loads(run("--tokens", 10_000, "--policy", other, "--json").output)["detail"]
+    found = json.loads(run("--tokens", 10_000, "--policy", other, "--json").output)
+    assert "keeps 800 prompt tokens" in found["detail"]
 
 
 def test_a_strict_budget_of_the_file_and_a_bad_file(run, policy):
@@ -121,7 +122,7 @@ def test_a_strict_budget_of_the_file_and_a_bad_file(run, policy):
 
 def test_an_adaptive_capacity_is_predicted_at_its_maximum(run):
     found = json.loads(run("--tokens", 10_000, "--auto-coverage", 0.9, "--json").output)
-    assert found["route"] == "spec_pc" and "reading up to 1024" in found["detail"]
+    assert found["route"] == "spec_pc" and "keeps up to 1024 prompt tokens" in found["detail"]
     assert run("--tokens", 10_000, "--auto-coverage", 1.5).exit_code == 1
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 
 from presift.cli.stack import stack as stack_module
 from presift.cli.stack.process import ServiceFailed, ServiceProcess
-from presift.cli.stack.run import run_until_stopped
+from presift.cli.stack.run import check_vocabularies, run_until_stopped
 from presift.cli.stack.stack import LocalStack, Observability, StackOptions, log_folder
 
 pytestmark = [pytest.mark.usefixtures("no_children", "fakes"), pytest.mark.processes]
@@ -96,6 +97,39 @@ def test_a_taken_metrics_port_is_an_error_before_anything_starts(plan, signals):
         first_port = taken.getsockname()[1] - 2  # the third service's is taken
         assert run_until_stopped(plan()(observability=Observability(first_port)), lines.append) == 1
     assert any("--metrics-from" in line for line in lines) and plan.started == []
+
+
+def model_folder(path, *tokens):
+    """A folder with the tokenizer of these tokens; without any if there are none."""
+    path.mkdir()
+    if tokens:
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        tokenizer = {"model": {"type": "WordLevel", "vocab": vocabulary}, "added_tokens": []}
+        (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return str(path)
+
+
+@pytest.mark.parametrize("other", [("a", "c"), ()], ids=["other tokens", "no tokenizer"])
+def test_a_draft_with_another_vocabulary_is_refused_before_anything_starts(plan, signals, tmp_path, other):
+    lines, draft, target = [], model_folder(tmp_path / "d", *other), model_folder(tmp_path / "t", "a", "b")
+    assert run_until_stopped(replace(plan()(), draft=draft, target=target), lines.append) == 1
+    said = "error: draft d and target t do not share a vocabulary; use a draft of the target's family or"
+    assert lines == [f"{said} --cross-vocabulary"] and plan.started == []
+
+
+def test_vocabularies_that_fit_or_cannot_be_compared_yet_are_no_error(tmp_path):
+    first, same = (model_folder(tmp_path / name, "a", "b") for name in "12")
+    bare, empty = (model_folder(tmp_path / name) for name in "34")
+    for draft, target in ((first, same), (bare, empty), ("owner/name", first), (first, "owner/name")):
+        check_vocabularies(draft, target)
+
+
+def test_with_cross_vocabulary_any_draft_starts(plan, signals, tmp_path):
+    lines, draft, target = [], model_folder(tmp_path / "d", "a", "c"), model_folder(tmp_path / "t", "a", "b")
+    flags = ["--cross-vocabulary", "--draft-tokenizer", draft]
+    options = plan(target=["--brief"])(orchestrator_flags=flags)
+    assert run_until_stopped(replace(options, draft=draft, target=target), lines.append) == 1
+    assert plan.started and not any("share a vocabulary" in line for line in lines)
 
 
 @pytest.mark.parametrize("broken", ["target", "draft", "orchestrator"])

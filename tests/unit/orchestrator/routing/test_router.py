@@ -177,4 +177,4 @@ def test_check_fits_says_how_many_tokens_fit():
 def test_a_prompt_of_protected_tokens_says_what_they_are():
     choice = choose(must_keep=101, protected_kinds=(("system messages", 80), ("the question", 21)))
     assert choice.reason is Reason.PROTECTED_OVER_BUDGET
-    assert choice.detail.endswith("the budget is 100 (system messages 80, the question 21)")
+    assert choice.detail.endswith("of 100 tokens (system messages 80, the question 21)")

@@ -21,7 +21,7 @@ from presift.orchestrator.api.http.errors import METHOD_NOT_ALLOWED, NOT_FOUND, 
 from presift.orchestrator.api.http.messages.endpoint import MessagesEndpoints
 from presift.orchestrator.api.http.messages.rendering import MessageFormat
 from presift.orchestrator.api.http.models import ServedModels
-from presift.orchestrator.api.http.paths import VERSION, CanonicalPaths, unsupported
+from presift.orchestrator.api.http.paths import VERSION, CanonicalPaths, why_unknown
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER
 from presift.orchestrator.api.http.request_ids import HEADER as REQUEST_ID
 from presift.orchestrator.api.http.request_ids import RequestIds
@@ -139,8 +139,7 @@ class _ErrorSender:
 
     async def __call__(self, request: Request, error: Exception) -> Response:
         is_method = isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED.status
-        missing = unsupported(request.scope["path"])
-        why = "unknown path or method" if missing is None else f"this server has no endpoint for {missing}"
+        why = why_unknown(request.method, request.scope["path"])
         response = error_response(
             HttpError(METHOD_NOT_ALLOWED if is_method else NOT_FOUND, f"{why}; known: {self._known}")
         )

@@ -84,8 +84,8 @@ def error_response(error: PresiftError, names: ParameterNames | None = None) -> 
     param, message = None, message_of(error)
     if isinstance(error, FieldError):
         param = error.field if names is None else names.parameter(error.field)
-        if error.message == FieldError(error.field, error.value, error.limit).message:  # not worded specially
-            message = message_of(FieldError(param, error.value, error.limit))
+        if error.field and message.startswith(f"{error.field} "):
+            message = param + message.removeprefix(error.field)
     if isinstance(error, PromptTooLong):
         message = _context_message(message, error.sizes, is_chat=names is not None and names.prompt == "messages")
     response = _response(TABLE[reason], message, param, {"reason": reason, **details_for(error)})

@@ -45,6 +45,7 @@ class ParameterNames:
             ("sampling.", ""),
             ("choices", "n"),
             ("tool_function", "tool_choice.function.name"),
+            ("format.tools_json", "tools"),
             ("single_tool_call", "parallel_tool_calls"),
             ("raw_text", "separate_reasoning"),
             ("budget", "presift.budget"),

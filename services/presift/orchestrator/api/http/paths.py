@@ -35,6 +35,10 @@ UNSUPPORTED = {
     "vector_stores": "vector stores",
     "videos": "videos",
 }
+# Where OpenAI's clients look for stored answers.
+STORED_AT = (f"/{VERSION}/responses", f"/{VERSION}/chat/completions")
+# Other endpoints below them.
+NOT_STORED = (f"/{VERSION}/responses/compact", f"/{VERSION}/responses/input_tokens")
 
 
 class CanonicalPaths:
@@ -61,7 +65,12 @@ def canonical_path(path: str, names: Iterable[str]) -> str:
     return "/" + "/".join([VERSION, *rest] if is_versioned else rest)
 
 
-def unsupported(path: str) -> str | None:
-    """What the endpoint of a canonical path is for, if it is a known one that this server does not have."""
+def why_unknown(method: str, path: str) -> str:
+    """Why no endpoint answers on a canonical path: OpenAI's clients know more endpoints than this server has."""
+    is_below = any(path.startswith(f"{each}/") for each in STORED_AT) and path not in NOT_STORED
+    if is_below or (method == "GET" and path in STORED_AT):
+        return "answers are not stored, so none can be listed, retrieved, cancelled or deleted"
     _, version, name, *_ = [*path.split("/"), "", ""]
-    return UNSUPPORTED.get(name) if version == VERSION else None
+    if version == VERSION and name in UNSUPPORTED:
+        return f"this server has no endpoint for {UNSUPPORTED[name]}"
+    return "unknown path or method"

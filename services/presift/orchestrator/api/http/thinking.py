@@ -11,6 +11,8 @@ from presift.orchestrator.api.http.schema import ChatBody
 # The names that templates have for it, as SGLang's server sets them.
 _SWITCHES = frozenset({"enable_thinking", "thinking"})
 _EFFORT = "reasoning_effort"
+# Allowed where the template can do nothing about reasoning.
+NO_VARIABLE = "left out: the target's chat template has no variable for reasoning"
 
 
 def thinking_variables(body: ChatBody, template: frozenset[str]) -> dict[str, Any]:
@@ -25,8 +27,7 @@ def thinking_variables(body: ChatBody, template: frozenset[str]) -> dict[str, An
     if effort is not None and _EFFORT in template:
         variables[_EFFORT] = effort
     if is_enabled and not variables:
-        limit = "left out: the target's chat template has no variable for reasoning"
-        raise InvalidRequest(switch, brief(is_enabled if switch != parameter else effort), limit)
+        raise InvalidRequest(switch, brief(is_enabled if switch != parameter else effort), NO_VARIABLE)
     return variables
 
 
@@ -46,6 +47,11 @@ def _switch(body: ChatBody) -> tuple[str, bool | None]:
 def knows_thinking(template: frozenset[str]) -> bool:
     """Whether the template can turn reasoning on and off."""
     return bool(_SWITCHES & template)
+
+
+def can_turn_on(template: frozenset[str], effort: str | None) -> bool:
+    """Whether the template has a variable for reasoning of this effort, None if the caller names none."""
+    return knows_thinking(template) or (effort not in (None, "none") and _EFFORT in template)
 
 
 def knows_effort(body: ChatBody, template: frozenset[str]) -> bool:

@@ -77,6 +77,29 @@ def test_a_message_is_rebuilt_with_the_parameter():
     assert body["presift"]["field"] == "budget.max_prompt_tokens"
 
 
+@pytest.mark.parametrize(
+    ("parameters", "field", "parameter"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "json_schema", "response_format"),
+        ({"presift": {"sampling": {"regex": "("}}}, "regex", "presift.sampling.regex"),
+        ({"guided_regex": "("}, "regex", "guided_regex"),
+        ({"regex": "("}, "regex", "regex"),
+    ],
+)
+def test_a_grammar_that_cannot_be_compiled_has_the_callers_name(parameters, field, parameter):
+    """The target's words begin with its own name of the field."""
+    field = f"sampling.{field}"
+    error = InvalidRequest(field, "refused", "a grammar that can be compiled", f"{field} cannot be compiled: why")
+    body = error_response(error, parameter_names(validate(ChatBody, CHAT | parameters))).body["error"]
+    assert (body["param"], body["message"]) == (parameter, f"{parameter} cannot be compiled: why")
+    assert body["presift"]["field"] == field
+
+
+def test_tools_that_make_no_grammar_are_named():
+    error = InvalidRequest("format.tools_json", "refused", "a grammar", "format.tools_json cannot be compiled: why")
+    assert error_response(error, names("max_tokens")).body["error"]["message"] == "tools cannot be compiled: why"
+
+
 def test_a_message_of_its_own_stays():
     error = BudgetExceeded("budget.max_ttft_ms", 9, 5, "strict budget not met: too late")
     body = error_response(error, names("prompt")).body["error"]

@@ -24,7 +24,7 @@ from presift.orchestrator.api.http.messages.schema import (
     ToolUseBlock,
 )
 from presift.orchestrator.api.http.schema import Ignored
-from presift.orchestrator.api.http.thinking import knows_thinking
+from presift.orchestrator.api.http.thinking import NO_VARIABLE, can_turn_on, knows_thinking
 from presift.orchestrator.api.http.translation import (
     Conversation,
     Origin,
@@ -165,7 +165,8 @@ def _tool(tool: dict[str, Any], path: str, ignored: Ignored) -> dict[str, Any]:
     each = validate_at(Tool, tool, path, ignored)
     function: dict[str, Any] = {"name": each.name, "description": each.description}
     function |= {"parameters": each.input_schema, "strict": each.strict}
-    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
+    given = {name: value for name, value in function.items() if value is not None}
+    return {"type": "function", "function": given, "document": each.document}
 
 
 def _tool_choice(choice: ToolChoice | None) -> dict[str, Any]:
@@ -194,6 +195,8 @@ def _thinking(body: CountBody, ignored: Ignored, template: frozenset[str]) -> bo
     if thinking.type == "adaptive" and not knows_thinking(template):
         ignored["thinking"] = None  # it leaves to the model whether it thinks
         return None
+    if thinking.type == "enabled" and not can_turn_on(template, body.output_config.effort):
+        raise InvalidRequest("thinking.type", brief(thinking.type), NO_VARIABLE)
     return thinking.type != "disabled"
 
 

@@ -95,7 +95,7 @@ class InputMessage(Schema):
 
 
 class Tool(Schema):
-    """A tool of the caller's own."""
+    """A tool of the caller's own; the descriptions of a `document` may be dropped."""
 
     place: ClassVar[str | None] = "tools."
     type: Literal["custom"] = "custom"
@@ -105,6 +105,7 @@ class Tool(Schema):
     strict: bool | None = None
     cache_control: JsonObject | None = None
     eager_input_streaming: bool | None = None
+    document: bool = False
 
 
 class ToolChoice(Schema):

@@ -93,6 +93,8 @@ def _add(conversation: Conversation, item: Any, origin: Origin) -> None:
         _assistant(conversation, origin).setdefault("tool_calls", []).append(call)
     elif isinstance(item, OutputItem):
         parts = _parts(item.output, f"{origin.path}.output")
+        if item.document:
+            parts = [part | {"document": True} for part in parts]
         message = {"role": "tool", "tool_call_id": item.call_id, "content": parts, "protected": item.protected}
         conversation.add(message, _with_parts(origin, parts))
     elif isinstance(item, ReasoningItem) and (text := _reasoning(item, origin.path)):
@@ -152,8 +154,9 @@ def _tool(tool: dict[str, Any], path: str, ignored: Ignored) -> dict[str, Any]:
         limit = "'function': this server has no tools of its own"
         raise InvalidRequest(f"{path}.type", brief(tool.get("type")), limit)
     function = dict(validate_at(FunctionTool, tool, path, ignored))
+    mark = function.pop("document")
     kept = {name: value for name, value in function.items() if value is not None and name != "type"}
-    return {"type": "function", "function": kept}
+    return {"type": "function", "function": kept, "document": mark}
 
 
 def _tool_choice(choice: Any) -> Any:

@@ -97,6 +97,7 @@ class OutputItem(Schema):
     id: str | None = None
     status: str | None = None
     protected: bool = False
+    document: bool = False
 
 
 class ReasoningItem(Schema):
@@ -126,12 +127,15 @@ ITEMS: dict[str, type[Schema]] = {
 
 
 class FunctionTool(Schema):
+    """The descriptions of a `document` may be dropped."""
+
     place: ClassVar[str | None] = "tools."
     type: Literal["function"]
     name: str
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+    document: bool = False
 
 
 class ChosenFunction(Schema):
