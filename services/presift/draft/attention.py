@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from presift.core.errors import InternalError, InvalidRequest
 from presift.core.importance import window_weights
-from presift.core.policies import Heads, Reduction, SpecPc
-from presift.draft.scorer import check_heads
+from presift.core.policies import Heads, SpecPc
+from presift.draft.scorer import HeadReduction, check_heads
 
 # "sdpa" in the name makes transformers check that the model supports the stock function.
 IMPLEMENTATION = "presift_sdpa"
@@ -48,10 +48,10 @@ def register() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ScoredHeads:
-    """`by_layer`: the scored heads of each scored layer, None for all heads of it. `reduction`: see `SpecPc`."""
+    """`by_layer`: the scored heads of each scored layer, None for all heads of it."""
 
     by_layer: Mapping[int, Sequence[int] | None]
-    reduction: Reduction
+    reduction: HeadReduction
 
 
 class Observer(Protocol):
@@ -69,8 +69,7 @@ class RowCapture:
     """Importance of one prompt of n tokens, summed over the forward calls that read it.
 
     Rows are identified by position, so a chunk may end anywhere in the window. Rows after the prompt are generated
-    tokens. With `stops`, a forward call ends by LayersDone after
-    the deepest scored layer, `last_layer`.
+    tokens. With `stops`, a forward call ends by LayersDone after the deepest scored layer, `last_layer`.
     """
 
     def __init__(
@@ -83,7 +82,8 @@ class RowCapture:
         weights = np.append(window_weights(policy.window, policy.weighted_query), np.ones(policy.lookahead_tokens - 1))
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)  # [window + m - 1]
         self._mass = torch.zeros(prompt_tokens, dtype=torch.float32, device=device)
-        self._peak = torch.zeros_like(self._mass) if heads.reduction is Reduction.MAX else None
+        self._peak = torch.zeros_like(self._mass) if heads.reduction is HeadReduction.MAX else None
+        self._head_sums: dict[int, torch.Tensor] | None = {} if heads.reduction is HeadReduction.HEAD_MAX else None
         self._rows_seen: Counter[int] = Counter()
 
     def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
@@ -102,8 +102,10 @@ class RowCapture:
         if captured.keys() != self._heads.keys() or len(set(captured.values())) != 1:
             expected = sorted(self._heads)
             raise InternalError(f"captured attention rows per layer: {captured}, expected layers {expected}")
-        mass = self._mass.cpu().numpy()
-        return (mass if self._peak is None else self._peak.cpu().numpy()), mass
+        mass, peak = self._mass.cpu().numpy(), self._peak
+        if self._head_sums is not None:
+            peak = torch.stack([each.amax(0) for each in self._head_sums.values()]).amax(0)
+        return (mass if peak is None else peak.cpu().numpy()), mass
 
     def _observe(self, query: torch.Tensor, key: torch.Tensor, layer: int) -> None:
         keys, rows = key.shape[2], query.shape[2]
@@ -115,18 +117,26 @@ class RowCapture:
         transposed = scored_keys.float().transpose(1, 2)
         block = max(1, _BLOCK_VALUES // (queries.shape[0] * keys))
         for start in range(0, keys - first, block):
-            self._add(queries[:, start : start + block].float(), transposed, first + start)
+            weighted = self._weighted(queries[:, start : start + block].float(), transposed, first + start)
+            self._add(weighted, layer)
 
-    def _add(self, queries: torch.Tensor, transposed: torch.Tensor, position: int) -> None:
-        """queries: float32[heads, rows, d], the first at `position`; transposed: float32[kv_heads, d, keys]."""
+    def _weighted(self, queries: torch.Tensor, transposed: torch.Tensor, position: int) -> torch.Tensor:
+        """float32[heads, rows, prompt keys]. queries: float32[heads, rows, d], the first at `position`; transposed:
+        float32[kv_heads, d, keys]."""
         row = position - self._first_row
         weights = self._weights[row : row + queries.shape[1]]
         weighted = causal_attention(queries, transposed, position).mul_(weights[:, None])
-        flat = weighted.flatten(0, 1)[:, : self._n]  # generated tokens are rows, not keys
-        seen = flat.shape[1]
-        self._mass[:seen] += flat.sum(0)
+        return weighted[:, :, : self._n]  # generated tokens are rows, not keys
+
+    def _add(self, weighted: torch.Tensor, layer: int) -> None:
+        """weighted: float32[heads, rows, keys]."""
+        seen, sums = weighted.shape[2], weighted.sum(1)
+        self._mass[:seen] += sums.sum(0)
         if self._peak is not None:
-            torch.maximum(self._peak[:seen], flat.amax(0), out=self._peak[:seen])
+            torch.maximum(self._peak[:seen], weighted.amax((0, 1)), out=self._peak[:seen])
+        if self._head_sums is not None:
+            held = self._head_sums.setdefault(layer, torch.zeros(len(sums), self._n, device=sums.device))
+            held[:, :seen] += sums
 
 
 def scored_heads(policy: SpecPc, layers: int, calibrated: ScoredHeads | None) -> ScoredHeads:
@@ -137,7 +147,7 @@ def scored_heads(policy: SpecPc, layers: int, calibrated: ScoredHeads | None) ->
     check_heads(policy, layers, has_profile=calibrated is not None)
     if policy.heads is Heads.CALIBRATED and calibrated is not None:
         return calibrated
-    return ScoredHeads(dict.fromkeys(range(policy.start_layer, layers)), policy.reduction)
+    return ScoredHeads(dict.fromkeys(range(policy.start_layer, layers)), HeadReduction(policy.reduction))
 
 
 def _only(heads: Sequence[int] | None, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

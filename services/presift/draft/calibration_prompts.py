@@ -34,31 +34,35 @@ class CalibrationPrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Planted:
-    """`decoy` makes another line of the same form, which answers a different question."""
+    """`decoy` makes another line of the same form, which answers a different question.
+
+    `decoy_share` of the document is such lines: all of it where documents of that kind have lines of one form.
+    """
 
     facts: list[str]
     decoy: Callable[[], str]
     question: str
     answers: list[str]
+    decoy_share: float = 0.2
 
 
-def make(kind: str, words: int, seed: int) -> CalibrationPrompt:
-    """The prompt of this kind and seed, of about so many words, at most 1,000. Half of them are decoys."""
+def make(kind: str, characters: int, seed: int) -> CalibrationPrompt:
+    """The prompt of this kind and seed, of about so many characters, at most 10,000."""
     rng = random.Random(f"{kind} {seed}")
     planted = _KINDS[kind](rng)
     lines = list(planted.facts)
-    _fill(lines, planted.decoy, words // 2)
-    _fill(lines, lambda: _sentence(rng), words)
+    _fill(lines, planted.decoy, round(characters * planted.decoy_share))
+    _fill(lines, lambda: _sentence(rng), characters)
     rng.shuffle(lines)
     return CalibrationPrompt(kind, "\n".join(lines), planted.question, tuple(planted.facts), tuple(planted.answers))
 
 
-def _fill(lines: list[str], new_line: Callable[[], str], words: int) -> None:
-    """Append lines until all have so many words together."""
-    count = sum(len(line.split()) for line in lines)
-    while count < words:
+def _fill(lines: list[str], new_line: Callable[[], str], characters: int) -> None:
+    """Append lines until all have so many characters together."""
+    count = sum(map(len, lines))
+    while count < characters:
         lines.append(new_line())
-        count += len(lines[-1].split())
+        count += len(lines[-1])
 
 
 def _sentence(rng: random.Random) -> str:
@@ -100,14 +104,23 @@ def _direct(rng: random.Random) -> _Planted:
     )
 
 
+# A fact about a person and a town, and a question that shares no content word with it.
+_REWORDINGS = (
+    ("{who} was born and grew up in {town}.", "Which place is the childhood home of {who}?"),
+    ("{who} earns a living at the school of {town}.", "Where does {who} work?"),
+    ("{who} is going to marry in {town} in June.", "At which location is the wedding of {who}?"),
+    ("The doctor treated {who} for a broken leg in {town}.", "In which village was {who} a patient?"),
+)
+
+
 def _reworded(rng: random.Random) -> _Planted:
     """The question shares no content word with the fact but the name."""
-    person = _distinct(lambda: _person(rng))
+    person, (fact, question) = _distinct(lambda: _person(rng)), rng.choice(_REWORDINGS)
     wanted, town, *others = person(), *rng.sample(_TOWNS, len(_TOWNS))
     return _Planted(
-        [f"{wanted} was born and grew up in {town}."],
-        lambda: f"{person()} was born and grew up in {rng.choice(others)}.",
-        f"Which place is the childhood home of {wanted}?",
+        [fact.format(who=wanted, town=town)],
+        lambda: fact.format(who=person(), town=rng.choice(others)),
+        question.format(who=wanted),
         [town],
     )
 
@@ -125,6 +138,7 @@ def _record(rng: random.Random) -> _Planted:
         lambda: line(key(), rng.randrange(500, 999)),
         f"How heavy is the consignment {wanted}?",
         [f"{weight} kg"],
+        decoy_share=1.0,
     )
 
 
@@ -141,6 +155,7 @@ def _source_code(rng: random.Random) -> _Planted:
         lambda: line(name(), rng.randrange(5000, 9999)),
         f"What does `{wanted}` return?",
         [str(value)],
+        decoy_share=1.0,
     )
 
 

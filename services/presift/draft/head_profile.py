@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from presift.core.errors import InvalidRequest
-from presift.core.policies import Reduction
+from presift.draft.scorer import HeadReduction
 from presift.models.folder import ModelFolder
 
 # Beside the model.
@@ -36,7 +36,7 @@ class HeadProfile(BaseModel):
     layers: int = Field(ge=1)
     heads_per_layer: int = Field(ge=1)
     heads: tuple[tuple[int, int], ...] = Field(min_length=1, strict=False)
-    reduction: Reduction = Field(strict=False)
+    reduction: HeadReduction = Field(strict=False)
     recall: float = Field(ge=0, le=1)
     default_recall: float = Field(ge=0, le=1)
     created: str

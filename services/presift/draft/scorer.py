@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,18 @@ from presift.core.errors import DeadlineExceeded, InvalidRequest, RouteUnsupport
 from presift.core.plan import ModelInfo
 from presift.core.policies import Heads, SpecPc
 from presift.rpc.deadline import NO_DEADLINE, Deadline
+
+
+class HeadReduction(StrEnum):
+    """How the rows of all scored heads become one number per token.
+
+    MAX and SUM are over rows and heads, as `Reduction`. HEAD_MAX sums each head's rows, then takes the best head: a
+    head that looks at a token from many rows counts more than one that does so by chance.
+    """
+
+    MAX = "max"
+    SUM = "sum"
+    HEAD_MAX = "head_max"
 
 
 class Cancelled(Exception):

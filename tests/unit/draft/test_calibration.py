@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from presift.core.errors import InvalidRequest
-from presift.core.policies import Reduction
 from presift.draft import calibration
 from presift.draft.calibration import DEFAULT_POLICY, calibrate
 from presift.draft.calibration_prompts import KINDS, make
 from presift.draft.head_profile import check_fits
-from presift.draft.scorer import Cancel, Cancelled
+from presift.draft.scorer import Cancel, Cancelled, HeadReduction
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.models.folder import resolve
 from presift.orchestrator.config.policy_settings import policy_defaults
@@ -64,10 +63,10 @@ def test_nothing_is_written_where_no_heads_reach_the_default(folder):
 
 
 def test_a_model_is_calibrated_from_its_prompts_to_a_profile_that_fits(folder, monkeypatch):
-    monkeypatch.setattr(calibration, "_WORDS", 150)
+    monkeypatch.setattr(calibration, "_CHARACTERS", 900)
     scorer, seen = TransformersScorer(folder, chunk_tokens=256), []
     found = calibrate(scorer, folder, lambda done, total: seen.append((done, total)), Cancel())
-    assert seen == [(count, 5 * len(KINDS)) for count in range(1, 5 * len(KINDS) + 1)]
+    assert seen == [(count, 3 * len(KINDS)) for count in range(1, 3 * len(KINDS) + 1)]
     assert 0.0 <= found.default_recall <= 1.0
     if found.profile is not None:  # random weights may find nothing
         check_fits(found.profile, folder, scorer._model.config, 4)
@@ -79,7 +78,7 @@ def test_the_worth_of_the_real_rows_is_a_share(folder, monkeypatch):
     for chunk_tokens in (64, 4096):
         scorer = TransformersScorer(folder, chunk_tokens=chunk_tokens)
         tokenizer = calibration._load_tokenizer(folder)
-        found = calibration._read(scorer, tokenizer, make("direct", 60, 0), Cancel())
+        found = calibration._read(scorer, tokenizer, make("direct", 400, 0), Cancel())
         worth = calibration._mean_worth([found])
         assert (worth >= 0).all() and (worth <= 1.0 + 1e-6).all()
         np.testing.assert_allclose(found.peaks[2:].max((0, 1)).shape, found.default.shape)
@@ -88,7 +87,8 @@ def test_the_worth_of_the_real_rows_is_a_share(folder, monkeypatch):
     np.testing.assert_allclose(results[0].peaks, results[1].peaks, atol=1e-5)
 
 
-def test_a_cancelled_calibration_stops(folder):
+def test_a_cancelled_calibration_stops(folder, monkeypatch):
+    monkeypatch.setattr(calibration, "_CHARACTERS", 900)
     cancel = Cancel()
     cancel.cancel()
     with pytest.raises(Cancelled):
@@ -109,9 +109,9 @@ def test_the_default_that_profiles_must_beat_is_what_the_orchestrator_sends():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(8))
 def test_a_prompt_holds_its_facts_once_and_its_answers_in_them(kind, seed):
-    prompt = make(kind, 600, seed)
-    assert make(kind, 600, seed) == prompt
-    assert 450 < len(prompt.document.split()) < 750
+    prompt = make(kind, 5000, seed)
+    assert make(kind, 5000, seed) == prompt
+    assert 5000 <= len(prompt.document) < 5300
     assert all(prompt.document.count(fact) == 1 for fact in prompt.facts)
     assert all(any(answer in fact for fact in prompt.facts) for answer in prompt.answers)
     assert not any(answer in prompt.question for answer in prompt.answers)
@@ -119,5 +119,5 @@ def test_a_prompt_holds_its_facts_once_and_its_answers_in_them(kind, seed):
 
 def test_sets_of_heads_come_in_both_reductions():
     sets = list(calibration._head_sets(np.random.default_rng(0).random((8, 4))))
-    assert {each.reduction for each in sets} == set(Reduction)
+    assert {each.reduction for each in sets} == set(HeadReduction)
     assert max(each.layers_read for each in sets) == 8 and min(each.layers_read for each in sets) <= 2

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from presift.core.errors import InvalidRequest, PresiftError, RouteUnsupported
-from presift.core.policies import Heads, Reduction, SpecPc
+from presift.core.policies import Heads, SpecPc
 from presift.draft import attention, head_profile
 from presift.draft.head_profile import HeadProfile
-from presift.draft.scorer import Cancel, ScoreTask
+from presift.draft.scorer import Cancel, HeadReduction, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.draft.warm_up import warm_up
 from presift.models.folder import resolve
@@ -55,7 +55,7 @@ class AllRows:
         self.rows[layer] = rows * torch.linspace(0, 1, self.window)[:, None]
 
 
-@pytest.mark.parametrize("reduction", list(Reduction))
+@pytest.mark.parametrize("reduction", list(HeadReduction))
 @pytest.mark.parametrize("chunk_tokens", [64, 512])
 def test_the_profiles_heads_and_no_others_score(reduction, chunk_tokens, folder, prompt):
     scorer = TransformersScorer(folder, chunk_tokens=chunk_tokens, profile=profile_of(folder, reduction=reduction))
@@ -64,7 +64,8 @@ def test_the_profiles_heads_and_no_others_score(reduction, chunk_tokens, folder,
     TransformersScorer(folder).score(ScoreTask(prompt(200)), Cancel(), seen)
     rows = torch.stack([seen.rows[layer][head] for layer, head in HEADS])
     np.testing.assert_allclose(scored.coverage_importance, rows.sum((0, 1)), rtol=1e-4, atol=1e-6)
-    expected = rows.sum((0, 1)) if reduction is Reduction.SUM else rows.amax((0, 1))
+    by_reduction = {"sum": rows.sum((0, 1)), "max": rows.amax((0, 1)), "head_max": rows.sum(1).amax(0)}
+    expected = by_reduction[reduction]
     np.testing.assert_allclose(scored.importance, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -32,7 +32,7 @@ def calibrate_draft(
 ) -> None:
     """Find the heads of a draft that point at what a question asks for, and write its head profile.
 
-    Reads 30 synthetic prompts. A draft with a profile runs only the layers that it needs; restart it to use the file.
+    Reads 18 synthetic prompts. A draft with a profile runs only the layers that it needs; restart it to use the file.
     """
     with exit_on_error():
         home = CliSettings().home
