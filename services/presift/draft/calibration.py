@@ -157,8 +157,8 @@ def _head_sets(worth: NDArray[np.float64]) -> Iterator[_HeadSet]:
 
 
 def _mean_worth(readings: Sequence[_Reading]) -> NDArray[np.float64]:
-    """float64[layers, heads], 0..1: the share of a head's attention that falls on the planted facts, against that of the
-    best head of the same prompt: no kind of question counts more because it is easy.
+    """float64[layers, heads], 0..1: a head's share of attention on the planted facts, relative to that of the best head
+    of the same prompt. So no kind of question counts more because it is easy.
     """
     window = DEFAULT_POLICY.window
     worths = []
