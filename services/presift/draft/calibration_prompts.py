@@ -36,7 +36,7 @@ class CalibrationPrompt:
 class _Planted:
     """`decoy` makes another line of the same form, which answers a different question.
 
-    `decoy_share` of the document is such lines: all of it where documents of that kind have lines of one form.
+    `decoy_share` of the document is such lines: more where documents of that kind have many lines of one form.
     """
 
     facts: list[str]
@@ -138,7 +138,7 @@ def _record(rng: random.Random) -> _Planted:
         lambda: line(key(), rng.randrange(500, 999)),
         f"How heavy is the consignment {wanted}?",
         [f"{weight} kg"],
-        decoy_share=1.0,
+        decoy_share=0.4,
     )
 
 
@@ -155,7 +155,7 @@ def _source_code(rng: random.Random) -> _Planted:
         lambda: line(name(), rng.randrange(5000, 9999)),
         f"What does `{wanted}` return?",
         [str(value)],
-        decoy_share=1.0,
+        decoy_share=0.4,
     )
 
 
