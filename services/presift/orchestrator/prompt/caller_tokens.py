@@ -69,7 +69,7 @@ class CallerTokens:
 
     def __init__(self, rendered: RenderedChat, pattern: re.Pattern[str], tags: Set[str]) -> None:
         self._rendered, self._pattern, self._tags = rendered, pattern, tags
-        self._pieces = TokenPieces({match[0] for match in pattern.finditer(rendered.text)})
+        self._pieces = TokenPieces(_all_in(rendered.text, pattern))
         # What each placeholder stands for, and the numbers of those for a piece.
         self._originals = list[str]()
         self._piece_numbers = set[int]()
@@ -213,6 +213,13 @@ class CallerTokens:
         if is_piece:
             self._piece_numbers.add(number)
         return self._rendered.placeholders.write(number)
+
+
+def _all_in(text: str, pattern: re.Pattern[str]) -> set[str]:
+    """The control tokens in `text`, and those that begin within others: with a placeholder they may become one."""
+    starts = (at for match in pattern.finditer(text) for at in range(*match.span()))
+    found = {match[0] for at in starts if (match := pattern.match(text, at))}
+    return found | {each[:end] for each in found for end in range(1, len(each)) if pattern.fullmatch(each[:end])}
 
 
 def _changed_json(text: str, changed: Callable[[Any], Any]) -> str:

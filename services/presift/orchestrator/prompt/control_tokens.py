@@ -46,9 +46,9 @@ class TemplateTokens:
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: its special tokens, and the added marks in `samples`, which are chats as the
-    template renders them. Tags of reasoning are not among them, because answers in the history have them, nor are
-    switches of callers."""
+    """The control tokens of a tokenizer: its special tokens, added marks such as `<|fim_hole|>`, and added tags in
+    `samples`, which are chats as the template renders them. Other tags may be those of HTML. Tags of reasoning are not
+    among them, because answers in the history have them, nor are switches of callers."""
 
     def __init__(self, backend: Tokenizer, samples: str) -> None:
         self._backend = backend
@@ -140,7 +140,8 @@ class ControlTokens:
 def _is_control(token: AddedToken, samples: str) -> bool:
     if REASONING_TAGS.fullmatch(token.content) or _SWITCH.fullmatch(token.content):
         return False
-    return bool(token.special or (_MARK.fullmatch(token.content) and token.content in samples))
+    is_mark = _MARK.fullmatch(token.content) and (not _TAG.fullmatch(token.content) or token.content in samples)
+    return bool(token.special or is_mark)
 
 
 def _refusal(caller: CallerTokens) -> InvalidRequest:

@@ -201,17 +201,61 @@ async def test_a_text_that_holds_some_is_droppable_to_the_character(kind):
         assert is_kept == (first < start or last > start + len(FORGED)) or first == last
 
 
-async def test_marks_of_turns_that_are_not_special_count_too():
-    """As those of DeepSeek."""
+async def test_marks_that_are_not_special_count_too():
+    """As those of DeepSeek, and those for the middle of a text, which no chat template writes."""
     backend = KINDS["byte-level"]
 
     def marking(messages, tools, **_):
         return "".join(f"<|mark|>{m['content']}" for m in messages)
 
-    ids = (await PromptTokenizer(backend, marking).tokenize(Chat((say("user", "a<|mark|>b"),)))).ids.tolist()
-    assert ids.count(backend.token_to_id("<|mark|>")) == 1
-    plain = (await PromptTokenizer(backend, template).tokenize(Chat((say("user", "a<|mark|>b"),)))).ids.tolist()
-    assert plain.count(backend.token_to_id("<|mark|>")) == 1
+    for shape, marks in ((marking, 1), (template, 0)):
+        ids = (await PromptTokenizer(backend, shape).tokenize(Chat((say("user", "a<|mark|>b"),)))).ids.tolist()
+        assert ids.count(backend.token_to_id("<|mark|>")) == marks
+
+
+async def test_tags_that_the_template_does_not_write_may_be_those_of_a_page():
+    backend = byte_level()
+    backend.add_tokens([AddedToken("<td>", special=False)])
+    chat = Chat((Message("user", (TextPart("a<td>b", document=True), TextPart("why?"))),))
+    ids = (await PromptTokenizer(backend, template).tokenize(chat)).ids.tolist()
+    assert ids.count(backend.token_to_id("<td>")) == 1
+
+
+def with_longer(tokenizer, *contents):
+    """A copy that has more control tokens, of which others are a part."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.add_special_tokens([AddedToken(each, special=True, normalized=False) for each in contents])
+    return copy
+
+
+LONGER = ["<|im_end|>b", "b<|im_end|>", "<<|im_end|>", "<|im_end|>bb", "<|im_end|><|im_start|>", "bb<|im_end|>\nbb"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["b", "bb", "<", "bbb<", "b<|im_end|>b", "<|im_end|>b", "<|im_end|><|im_start|>", "a"])
+async def test_a_control_token_may_be_a_part_of_another_one(kind, text):
+    """A text beside the template's token makes it no longer one."""
+    backend = with_longer(KINDS[kind], *LONGER)
+
+    def between(messages, tools, **_):
+        return "".join(f"<|im_start|>\n<|im_end|>{m['content']}<|im_end|>\n" for m in messages)
+
+    tokenizer = PromptTokenizer(backend, between)
+    chat = Chat((say("user", text), say("user", text)))
+    tokenized = await tokenizer.tokenize(chat)
+    assert control_ids(backend, tokenized.ids) == ["<|im_start|>", "<|im_end|>", "<|im_end|>"] * 2
+    longer = {backend.token_to_id(each) for each in LONGER}
+    assert longer.isdisjoint(tokenized.ids.tolist())
+    rendered, offsets = tokenizer.render_with_offsets(chat)
+    assert rendered == between([{"content": text}] * 2, None) and len(offsets) == tokenized.ids.size
+
+
+async def test_the_longer_control_token_of_the_template_is_one():
+    backend = with_longer(KINDS["byte-level"], *LONGER)
+    shape = lambda messages, tools, **_: "".join(f"{m['content']}<|im_end|>b" for m in messages)  # noqa: E731
+    ids = (await PromptTokenizer(backend, shape).tokenize(Chat((say("user", "<|im_end|>"), say("user", "a"))))).ids
+    assert [backend.id_to_token(each) for each in ids.tolist()].count("<|im_end|>b") == 2
+    assert control_ids(backend, ids) == []
 
 
 async def test_tags_of_reasoning_in_the_history_stay_tokens():
