@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from presift.orchestrator.domain.request import Chat, Message, TextPart
@@ -54,15 +54,6 @@ class TokenPieces:
         return sorted({at for at, is_marked in ((start, begins), (end - 1, ends)) if is_marked})
 
 
-@dataclass(frozen=True, slots=True)
-class _Occurrence:
-    """A control token at the characters `start <= i < end` of a text, or a character of a piece of one."""
-
-    start: int
-    end: int
-    is_piece: bool
-
-
 class CallerTokens:
     """The control tokens in strings of the caller, found by `pattern`. `chat` has a placeholder for each, and for
     pieces. Texts that may have `tags` keep those (see `_may_have_tags`)."""
@@ -76,7 +67,7 @@ class CallerTokens:
         self.chat = self._marked(rendered.chat)
 
     @property
-    def with_pieces_in_values(self) -> Chat:
+    def chat_with_pieces_in_values(self) -> Chat:
         """`chat`, where tools, calls, names and variables have pieces as they are: templates may look at them."""
 
         def restored(text: str) -> str:
@@ -105,7 +96,7 @@ class CallerTokens:
             template_kwargs_json=restored(self.chat.template_kwargs_json),
         )
 
-    def by_template(self, chat: Chat) -> tuple[Range, ...] | None:
+    def template_ranges(self, chat: Chat) -> tuple[Range, ...] | None:
         """Where the template wrote control tokens, ascending; `chat` has some of the placeholders. None if it renders
         them in another way than what they stand for."""
         again = self._rendered.render_again(chat)
@@ -121,23 +112,24 @@ class CallerTokens:
             length += len(after)
         return tuple(ranges) if "".join(texts) == self._rendered.text else None
 
-    def one_by_one(self) -> Iterator[tuple[str, str, Chat]]:
-        """For each message and tool with a control token: its field, the token, and the chat with the placeholders of
-        this field alone."""
+    def each_field(self) -> Iterator[tuple[str, str, Chat]]:
+        """For each message and tool with placeholders: its field, its first control token, which is empty if it has
+        only pieces, and the chat with the placeholders of this field alone."""
         chat = self._rendered.chat
         for at, message in enumerate(self.chat.messages):
-            if token := self._first_token(message_strings(message)):
+            if (token := self._first_token(message_strings(message))) is not None:
                 changed = (*chat.messages[:at], message, *chat.messages[at + 1 :])
                 yield f"prompt.chat.messages[{at}]", token, replace(chat, messages=changed)
         for at, tool in enumerate(self.chat.tools_json):
-            if token := self._first_token([tool]):
+            if (token := self._first_token([tool])) is not None:
                 tools = (*chat.tools_json[:at], tool, *chat.tools_json[at + 1 :])
                 yield f"prompt.chat.tools_json[{at}]", token, replace(chat, tools_json=tools)
 
-    def _first_token(self, texts: Iterable[str]) -> str:
-        """The first one with a placeholder in `texts`; empty if there is none."""
-        numbers = self._rendered.placeholders.numbers("".join(texts)) - self._piece_numbers
-        return self._originals[min(numbers)] if numbers else ""
+    def _first_token(self, texts: Iterable[str]) -> str | None:
+        """The first one with a placeholder in `texts`. Empty if they have only pieces; None without placeholders."""
+        numbers = self._rendered.placeholders.numbers("".join(texts))
+        tokens = numbers - self._piece_numbers
+        return self._originals[min(tokens)] if tokens else "" if numbers else None
 
     def _ranges(self, text: str, start: int) -> list[Range]:
         return [Range(start + match.start(), start + match.end()) for match in self._pattern.finditer(text)]
@@ -189,23 +181,23 @@ class CallerTokens:
         made, start, at = list[str](), 0, 0
         for text, has_tags in zip(texts, may_have_tags, strict=True):
             end, written = start + len(text), list[str]()
-            while found and found[0].start < end:
-                each = found.popleft()
-                original = joined[each.start : each.end]
+            while found and found[0][0] < end:
+                first, last, is_piece = found.popleft()
+                original = joined[first:last]
                 if not (has_tags and original in self._tags):
-                    written += [joined[at : each.start], self._placeholder(original, is_piece=each.is_piece)]
-                    at = each.end
+                    written += [joined[at:first], self._placeholder(original, is_piece=is_piece)]
+                    at = last
             made.append("".join([*written, joined[at:end]]))
             start, at = end, max(at, end)
         return made
 
-    def _occurrences(self, text: str) -> deque[_Occurrence]:
-        """Those in `text`, ascending."""
-        found = [_Occurrence(*match.span(), is_piece=False) for match in self._pattern.finditer(text)]
+    def _occurrences(self, text: str) -> deque[tuple[int, int, bool]]:
+        """(start, end, whether it is a piece) of the control tokens in `text` and of the pieces at its ends, ascending.
+        A piece has one character."""
+        found = [(*match.span(), False) for match in self._pattern.finditer(text)]
         outer = [*found[:1], *found[-1:]]
-        edges = [at for at in self._pieces.at_ends(text) if not any(each.start <= at < each.end for each in outer)]
-        found += [_Occurrence(at, at + 1, is_piece=True) for at in edges]
-        return deque(sorted(found, key=lambda each: each.start))
+        edges = [at for at in self._pieces.at_ends(text) if not any(start <= at < end for start, end, _ in outer)]
+        return deque(sorted([*found, *((at, at + 1, True) for at in edges)]))
 
     def _placeholder(self, original: str, *, is_piece: bool) -> str:
         number = len(self._originals)

@@ -61,7 +61,7 @@ class ControlTokens:
         self._numbers = {content: number for number, content in enumerate(self.contents)}
         self._tags = tags
 
-    def by_template(self, rendered: RenderedChat) -> TemplateTokens | None:
+    def template_tokens(self, rendered: RenderedChat) -> TemplateTokens | None:
         """Where the template wrote control tokens; None if `rendered` has no others. Raises InvalidRequest if it reads
         those of the caller."""
         caller = CallerTokens(rendered, self._pattern, self._tags)
@@ -69,12 +69,12 @@ class ControlTokens:
             return None
         # Templates may look at values, such as the name of a tool. If one does, pieces in values stay.
         for with_pieces in (False, True):
-            ranges = caller.by_template(caller.with_pieces_in_values if with_pieces else caller.chat)
+            ranges = caller.template_ranges(caller.chat_with_pieces_in_values if with_pieces else caller.chat)
             if ranges is not None:
                 if ranges == self._ranges(rendered.text):
                     return None
-                field, token, _ = next(caller.one_by_one(), ("prompt.chat.messages", "", rendered.chat))
-                return TemplateTokens(ranges, field, token)
+                found = ((field, token) for field, token, _ in caller.each_field() if token)
+                return TemplateTokens(ranges, *next(found, ("prompt.chat.messages", "")))
         raise _refusal(caller)
 
     def _ranges(self, text: str) -> tuple[Range, ...]:
@@ -146,9 +146,9 @@ def _is_control(token: AddedToken, samples: str) -> bool:
 
 def _refusal(caller: CallerTokens) -> InvalidRequest:
     """Names the first field with a control token that the template reads, and the token."""
-    found = ("prompt.chat", "control tokens")
-    for field, token, alone in islice(caller.one_by_one(), MAX_RENDERINGS):
-        if caller.by_template(alone) is None:
-            found = (field, f"the control token {token}")
+    found = ("prompt.chat.messages", "control tokens")
+    for field, token, alone in islice(caller.each_field(), MAX_RENDERINGS):
+        if caller.template_ranges(alone) is None:
+            found = (field, f"the control token {token}" if token else "a part of a control token")
             break
     return InvalidRequest(found[0], f"text with {found[1]}", "text without one that the chat template reads")

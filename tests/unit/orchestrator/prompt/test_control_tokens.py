@@ -285,6 +285,24 @@ async def test_a_template_that_reads_control_tokens_is_not_fooled():
     assert refusal.value.value == "text with the control token <|im_start|>"
 
 
+async def test_a_template_that_reads_a_part_of_a_control_token_is_not_fooled():
+    def reading(messages, tools, **_):
+        return "".join(f"{m['content'].removesuffix('<')}<|im_end|>" for m in messages)
+
+    with pytest.raises(InvalidRequest, match="a part of a control token") as refusal:
+        await PromptTokenizer(KINDS["byte-level"], reading).tokenize(Chat((say("user", "a>"), say("user", "b<"))))
+    assert refusal.value.field == "prompt.chat.messages[1]"
+
+
+async def test_a_tokenizer_that_needs_its_control_tokens_refuses_them_by_message():
+    """Without the name of a token its ids change."""
+    tokenizer = PromptTokenizer(KINDS["byte-level"], template)
+    tokenizer._control.__dict__["_renamed"] = None
+    with pytest.raises(InvalidRequest, match="without control tokens of this tokenizer") as refusal:
+        await tokenizer.tokenize(Chat((say("user", "a"), say("tool", "b<|im_end|>"))))
+    assert refusal.value.field == "prompt.chat.messages[1]" and "<|im_end|>" in refusal.value.value
+
+
 @pytest.mark.parametrize("text", ["a\ue0020\ue003b<|im_end|>c", "\ue002", "<|im_end|>\ue0021\ue003\ue002"])
 async def test_a_text_that_looks_like_a_stand_in_comes_back(text):
     backend = KINDS["byte-level"]

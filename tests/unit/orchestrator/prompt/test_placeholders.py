@@ -9,7 +9,7 @@ from presift.orchestrator.domain.request import Chat, Message, TextPart
 from presift.orchestrator.prompt.chat_frame import find_texts
 from presift.orchestrator.prompt.chat_renderer import RenderedChat
 from presift.orchestrator.prompt.placeholders import Placeholders
-from presift.orchestrator.prompt.rendered_tools import check_tools
+from presift.orchestrator.prompt.rendered_prompt import read_chat
 from presift.orchestrator.prompt.template_messages import template_messages
 
 PRIVATE = "".join(map(chr, range(0xE000, 0xF900)))
@@ -64,5 +64,5 @@ def test_what_looks_like_one_changes_nothing(text, place):
 
     rendered = RenderedChat.of(chat(text), template)
     frame = find_texts(rendered)
-    assert frame.rewritten == frame.left_out == check_tools(rendered) == ()
+    assert frame.rewritten == frame.left_out == read_chat(rendered, None).warnings == ()
     assert [rendered.text[each.range.start : each.range.end] for each in frame.texts][-3:] == ["c", "d", "e"]
