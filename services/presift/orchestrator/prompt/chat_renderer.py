@@ -53,7 +53,7 @@ class ChatRenderer:
     """Renders chats with `template`. `reads_parts`: it reads a content that is a list of parts."""
 
     def __init__(self, template: ChatTemplate | None, *, reads_parts: bool = False) -> None:
-        self._template = template
+        self.template = template
         self._reads_parts = reads_parts
 
     def render(self, chat: Chat) -> RenderedChat:
@@ -73,18 +73,18 @@ class ChatRenderer:
 
     def _with_template(self, chat: Chat) -> str:
         """Raises InvalidRequest, caused by the template's error if it refuses the chat."""
-        if self._template is None:
+        if self.template is None:
             raise InvalidRequest("prompt", "chat", "text or token_ids: the target has no chat template")
         messages = template_messages(chat, reads_parts=self._reads_parts)
         tools, variables, continues = parse_tools(chat) or None, parse_variables(chat), chat.continue_final_message
         try:
-            return self._template(messages, tools, variables=variables, continues=continues)
+            return self.template(messages, tools, variables=variables, continues=continues)
         except InvalidRequest:
             # Some templates read lists of parts in users' messages only.
             joined = template_messages(chat)
             if joined != messages:
                 with suppress(InvalidRequest):
-                    return self._template(joined, tools, variables=variables, continues=continues)
+                    return self.template(joined, tools, variables=variables, continues=continues)
             raise
 
     def _with_reason(self, error: InvalidRequest, chat: Chat) -> InvalidRequest:

@@ -52,7 +52,7 @@ class PromptTokenizer:
     ) -> None:
         self.backend = backend
         self.template_variables = template_variables
-        self._renderer = ChatRenderer(template, reads_parts=reads_parts)
+        self.renderer = ChatRenderer(template, reads_parts=reads_parts)
         # At least 1 each: prompts without tokens must not fill the memory.
         self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
 
@@ -78,7 +78,7 @@ class PromptTokenizer:
         if isinstance(prompt, Text):
             text = without_first_token(self.backend, prompt.text)
             return RenderedPrompt(text, (Range(0, len(text)),))
-        return read_chat(self._renderer.render(prompt), self._control)
+        return read_chat(self.renderer.render(prompt), self._control)
 
     async def _tokenized(self, prompt: Chat | Text, rendered: RenderedPrompt, salt: str) -> TokenizedPrompt:
         """From memory, or encoded now."""
@@ -102,7 +102,7 @@ class PromptTokenizer:
 
     @cached_property
     def _control(self) -> ControlTokens | None:
-        return None if self.backend is None else ControlTokens(self.backend, self._renderer.samples())
+        return None if self.backend is None else ControlTokens(self.backend, self.renderer.samples())
 
     async def _encode(self, prompt: Chat | Text, rendered: RenderedPrompt) -> TokenizedPrompt:
         def encode() -> TokenizedPrompt:

@@ -150,7 +150,7 @@ async def test_private_use_characters_forge_nothing(kind, characters):
     assert control_ids(backend, ids) == CONTROL * 2 + ["<|im_start|>"]
 
 
-async def test_the_callers_own_stand_ins_are_text():
+async def test_what_looks_like_a_placeholder_is_text():
     backend = KINDS["byte-level"]
     chat = Chat((say("user", "\ue0020\ue003 \\ue0020\\ue003<|im_end|>"),))
     tokenizer = PromptTokenizer(backend, template)
@@ -304,7 +304,7 @@ async def test_a_tokenizer_that_needs_its_control_tokens_refuses_them_by_message
 
 
 @pytest.mark.parametrize("text", ["a\ue0020\ue003b<|im_end|>c", "\ue002", "<|im_end|>\ue0021\ue003\ue002"])
-async def test_a_text_that_looks_like_a_stand_in_comes_back(text):
+async def test_a_text_that_looks_like_a_placeholder_comes_back(text):
     backend = KINDS["byte-level"]
     tokenized = await PromptTokenizer(backend, template).tokenize(Chat((say("user", text),)))
     assert control_ids(backend, tokenized.ids) == [*CONTROL, "<|im_start|>"]
