@@ -70,31 +70,20 @@ class CallerTokens:
     def chat_with_pieces_in_values(self) -> Chat:
         """`chat`, where tools, calls, names and variables have pieces as they are: templates may look at them."""
 
-        def restored(text: str) -> str:
-            return self._rendered.placeholders.replace(
-                text,
-                lambda number: (
-                    self._originals[number]
-                    if number in self._piece_numbers
-                    else self._rendered.placeholders.write(number)
-                ),
-            )
+        placeholders = self._rendered.placeholders
 
-        messages = (
-            replace(
-                each,
-                tool_calls_json=tuple(map(restored, each.tool_calls_json)),
-                name=restored(each.name),
-                tool_call_id=restored(each.tool_call_id),
-            )
-            for each in self.chat.messages
-        )
-        return replace(
-            self.chat,
-            messages=tuple(messages),
-            tools_json=tuple(map(restored, self.chat.tools_json)),
-            template_kwargs_json=restored(self.chat.template_kwargs_json),
-        )
+        def original(number: int) -> str:
+            return self._originals[number] if number in self._piece_numbers else placeholders.write(number)
+
+        def restored(*texts: str) -> tuple[str, ...]:
+            return tuple(placeholders.replace(text, original) for text in texts)
+
+        messages = []
+        for each in self.chat.messages:
+            name, tool_call_id, *calls = restored(each.name, each.tool_call_id, *each.tool_calls_json)
+            messages.append(replace(each, name=name, tool_call_id=tool_call_id, tool_calls_json=tuple(calls)))
+        variables, *tools = restored(self.chat.template_kwargs_json, *self.chat.tools_json)
+        return replace(self.chat, messages=tuple(messages), tools_json=tuple(tools), template_kwargs_json=variables)
 
     def template_ranges(self, chat: Chat) -> tuple[Range, ...] | None:
         """Where the template wrote control tokens, ascending; `chat` has some of the placeholders. None if it renders
