@@ -48,7 +48,7 @@ async def test_a_conversation_with_tools_in_qwens_template(presift_home):
     ("chat", "field"),
     [
         (Chat((said("user", "hi"),), (TOOL,)), "prompt.chat.tools_json"),
-        (Chat(TURNS), "prompt.chat.messages.tool_calls_json"),
+        (Chat(TURNS), "prompt.chat.messages[1].tool_calls_json"),
     ],
 )
 async def test_smollm2_has_no_place_for_tools(presift_home, chat, field):

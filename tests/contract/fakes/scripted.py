@@ -40,7 +40,7 @@ def says(target, *pieces, finish="stop", reasoning_tokens=0):
 
 def shows_calls(house):
     """Give the house a chat template that writes tool calls."""
-    plain = house.tokenizer._template
+    plain = house.tokenizer.renderer.template
 
     def template(messages, tools, *more, **variables):
         return plain(
@@ -50,7 +50,7 @@ def shows_calls(house):
             **variables,
         )
 
-    house.tokenizer._template = template
+    house.tokenizer.renderer.template = template
 
 
 def _calls(message):

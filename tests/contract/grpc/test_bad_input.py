@@ -27,12 +27,12 @@ def turn(role, **given):
     return orchestrator_pb2.Prompt(chat=orchestrator_pb2.Chat(messages=[orchestrator_pb2.Message(role=role, **given)]))
 
 
-CALLS = "prompt.chat.messages.tool_calls_json"
+CALLS = "prompt.chat.messages[0].tool_calls_json"
 BAD = {
     "call without a name": (
         {"prompt": turn("assistant", tool_calls_json=["{}"])},
         INVALID,
-        CALLS,
+        f"{CALLS}[0]",
         "a call without a name",
         "name",
     ),
@@ -53,7 +53,7 @@ BAD = {
     "document that may not be dropped": (
         {"prompt": turn("user", parts=[orchestrator_pb2.TextPart(text="x", document=True, protected=True)])},
         INVALID,
-        "prompt.chat.messages.parts",
+        "prompt.chat.messages[0].parts[0]",
         "document and protected",
         "one of them",
     ),
@@ -61,7 +61,7 @@ BAD = {
     "no token": ({"prompt": []}, INVALID, "prompt.token_ids", "empty", "at least one token"),
     "no text": ({"prompt": ""}, INVALID, "prompt.text", "empty", "at least one character"),
     "no message": ({"prompt": chat()}, INVALID, "prompt.chat.messages", "empty", "at least one message"),
-    "unknown role": ({"prompt": chat("user", "wizard")}, INVALID, "prompt.chat.messages.role", "'wizard'", "system"),
+    "unknown role": ({"prompt": chat("user", "wizard")}, INVALID, "prompt.chat.messages[1].role", "'wizard'", "system"),
     "tool no JSON": ({"prompt": chat("user", tools=["{"])}, INVALID, "prompt.chat.tools_json[0]", "not JSON", "object"),
     "tool no object": (
         {"prompt": chat("user", tools=["{}", "[]"])},

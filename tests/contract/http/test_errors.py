@@ -60,11 +60,11 @@ BAD = {
     "a user's calls": ({"messages": user(tool_calls=[call()])}, "messages[0].tool_calls"),
     "a call without a name": (
         {"messages": [*CHAT, {"role": "assistant", "tool_calls": [call(function={"arguments": "{}"})]}, *CHAT]},
-        "messages.tool_calls",
+        "messages[1].tool_calls[0]",
     ),
     "calls the template cannot write": (
         {"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call()]}, *CHAT]},
-        "messages.tool_calls",
+        "messages[1].tool_calls",
     ),
     "a document that is protected": (
         {"messages": user(content=[{"type": "text", "text": "a", "document": True, "protected": True}])},

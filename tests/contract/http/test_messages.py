@@ -172,7 +172,7 @@ async def test_what_is_asked_reaches_the_target(door):
 
 async def test_thinking_is_the_templates_matter(door):
     enabled = {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
-    seen, plain = [], door.house.tokenizer._template
+    seen, plain = [], door.house.tokenizer.renderer.template
 
     def template(messages, tools, **variables):
         seen.append(variables)
@@ -186,7 +186,7 @@ async def test_thinking_is_the_templates_matter(door):
     message = await whole(door, thinking={"type": "adaptive"})
     assert message["presift"]["ignored"] == ["thinking"]
     await whole(door, thinking={"type": "disabled"})
-    door.house.tokenizer._template = template
+    door.house.tokenizer.renderer.template = template
     door.house.tokenizer.template_variables = frozenset({"enable_thinking"})
     for thinking, is_on in (({"type": "adaptive"}, True), ({"type": "disabled"}, False)):
         await whole(door, thinking=thinking)

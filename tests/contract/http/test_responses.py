@@ -168,7 +168,7 @@ REFUSED = {
     "too many tokens": ({"max_output_tokens": 0}, "max_output_tokens"),
     "a broken call": (
         {"input": [{"type": "function_call", "call_id": "c", "name": "", "arguments": "{}"}], "tools": [ADD]},
-        "input.tool_calls",
+        "input[0].tool_calls[0]",
     ),
     "a reference": ({"extra_body": {"presift": {"protected": [{"message": 7}]}}}, "presift.protected[0].message"),
     "usage of no stream": ({"extra_body": {"stream_options": {}}}, "stream_options"),

@@ -68,7 +68,7 @@ class Chat:
 
     `template_kwargs_json` is a JSON object of further variables for the chat template, empty for none. With
     `continue_final_message` the answer continues the last message, which is the assistant's. The parts of a message are
-    joined as they are or, with `parts_are_apart`, as SGLang's server joins them. `document_tools`: the numbers of the
+    joined as they are or, with `separate_parts`, as SGLang's server joins them. `document_tools`: the numbers of the
     tools whose descriptions may be dropped. Raises InvalidRequest.
     """
 
@@ -76,7 +76,7 @@ class Chat:
     tools_json: tuple[str, ...] = ()
     template_kwargs_json: str = ""
     continue_final_message: bool = False
-    parts_are_apart: bool = False
+    separate_parts: bool = False
     document_tools: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Keeps a caller's text from becoming control tokens, such as `<|im_end|>`, with which a document could forge turns.
 
-Where the caller's strings hold a control token, or a piece of one, the chat is rendered once more with a stand-in for
-each. So the characters of these occurrences in the rendered prompt are known. The prompt is then read by a copy of the
-tokenizer, in which the control tokens have other names: those that the template wrote are renamed in the prompt, those
-of the caller are not, and are read as any text. Names have the same length, so that the offsets of tokens stay.
+caller_tokens.py tells which control tokens of a rendered chat the template wrote. Where there are others, the prompt is
+read by a copy of the tokenizer, in which the control tokens have other names: those that the template wrote are renamed
+in the prompt, all others are not, and are read as any text. Names have the same length, so that the offsets of tokens
+stay.
 
 Tags such as `<tool_call>` are a case of their own: prompts for tools name them, and expect them to be read as tokens.
 They are text in what others wrote: results and definitions of tools, arguments of calls, and documents.
@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import islice
 
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.domain.request import Chat, Message, TextPart
-from presift.orchestrator.prompt.chat_frame import REASONING_TAGS, Range
-from presift.orchestrator.prompt.stand_ins import Pieces, StandIns, any_of
+from presift.orchestrator.prompt.caller_tokens import CallerTokens, any_of
+from presift.orchestrator.prompt.chat_frame import MAX_RENDERINGS, Range
+from presift.orchestrator.prompt.chat_renderer import RenderedChat
+from presift.orchestrator.prompt.chat_texts import REASONING_TAGS
 
 # Private-use characters, which are in no vocabulary.
 _FIRST_NAME, _FILL = 0xF0000, "\U00100000"
@@ -36,47 +35,50 @@ _TAG = re.compile(r"</?\w+>")
 _SWITCH = re.compile(r"/\w+")
 
 
-class ControlTokens:
-    """The control tokens of a tokenizer: its special tokens, and the added marks in `turns` (see `turns_of`). Tags of
-    reasoning are not among them, because answers in the history have them, nor are switches of callers."""
+@dataclass(frozen=True, slots=True)
+class TemplateTokens:
+    """Where the template wrote control tokens, ascending: all others are text. `field` is the first that has such a
+    text, and `token` that control token; it is empty if only a piece of one is there."""
 
-    def __init__(self, backend: Tokenizer, turns: str) -> None:
+    ranges: tuple[Range, ...]
+    field: str
+    token: str
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer: its special tokens, added marks such as `<|fim_hole|>`, and added tags in
+    `samples`, which are chats as the template renders them. Other tags may be those of HTML. Tags of reasoning are not
+    among them, because answers in the history have them, nor are switches of callers."""
+
+    def __init__(self, backend: Tokenizer, samples: str) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder().values()
-        contents = {each.content for each in added if _is_control(each, turns)}
+        contents = {each.content for each in added if _is_control(each, samples)}
         tags = {each.content for each in added if not each.special and _TAG.fullmatch(each.content)}
         # The longest first, as the tokenizer matches them.
         self.contents = sorted(contents, key=len, reverse=True)
         self._pattern = re.compile(any_of(self.contents))
         self._numbers = {content: number for number, content in enumerate(self.contents)}
-        self._stand_ins = StandIns(self.contents, tags)
+        self._tags = tags
 
-    def texts_in(self, chat: Chat, rendered: str, render: Callable[[Chat], str]) -> tuple[Range, ...]:
-        """Where `rendered`, the rendering of `chat`, has control tokens with characters of the caller. Raises
-        InvalidRequest if the template reads them."""
-        written = {match[0] for match in self._pattern.finditer(rendered)}
-        every, none = Pieces(written), Pieces(())
+    def template_tokens(self, rendered: RenderedChat) -> TemplateTokens | None:
+        """Where the template wrote control tokens; None if `rendered` has no others. Raises InvalidRequest if it reads
+        those of the caller."""
+        caller = CallerTokens(rendered, self._pattern, self._tags)
+        if caller.chat == rendered.chat:
+            return None
         # Templates may look at values, such as the name of a tool. If one does, pieces in values stay.
-        for in_texts, in_values in ((every, every), (every, none)):
-            swapped = self._stand_ins.in_chat(chat, in_texts, in_values)
-            if swapped == chat:
-                return ()
-            with suppress(InvalidRequest):
-                restored, ranges = self._stand_ins.restored(render(swapped))
-                if restored == rendered:
-                    return self._overlapping(rendered, ranges)
-        raise InvalidRequest(
-            "prompt.chat.messages", "text with control tokens", "text without those that the chat template reads"
-        )
+        for with_pieces in (False, True):
+            ranges = caller.template_ranges(caller.chat_with_pieces_in_values if with_pieces else caller.chat)
+            if ranges is not None:
+                if ranges == self._ranges(rendered.text):
+                    return None
+                found = ((field, token) for field, token, _ in caller.each_field() if token)
+                return TemplateTokens(ranges, *next(found, ("prompt.chat.messages", "")))
+        raise _refusal(caller)
 
-    def _overlapping(self, rendered: str, ranges: Sequence[Range]) -> tuple[Range, ...]:
-        """The control tokens in `rendered` with characters in `ranges`, which are ascending."""
-        starts, found = [each.start for each in ranges], list[Range]()
-        for match in self._pattern.finditer(rendered):
-            at = bisect_left(starts, match.end())
-            if at and ranges[at - 1].end > match.start():
-                found.append(Range(*match.span()))
-        return tuple(found)
+    def _ranges(self, text: str) -> tuple[Range, ...]:
+        return tuple(Range(*match.span()) for match in self._pattern.finditer(text))
 
     def are_exact(self, encoding: Encoding, rendered: str) -> bool:
         """Whether each control token in `encoding` was read from its own characters, not from others that a normalizer
@@ -88,19 +90,21 @@ class ControlTokens:
                 return False
         return True
 
-    def encode(self, rendered: str, texts: Sequence[Range]) -> Encoding:
-        """The tokens of `rendered`, whose control tokens at `texts` are text. Raises InvalidRequest if the tokenizer
-        cannot read them as text."""
+    def encode(self, rendered: str, tokens: TemplateTokens | None = None) -> Encoding:
+        """The tokens of `rendered`. Control tokens that are not in `tokens` are text; None: all are control tokens.
+        Raises InvalidRequest if the tokenizer cannot read them as text."""
+        field, token = (tokens.field, tokens.token) if tokens else ("prompt.chat.messages", "")
+        value = f"text with {f'the control token {token}' if token else 'control tokens'}"
         if self._renamed is None:
-            value, limit = "text with control tokens", "text without control tokens of this tokenizer"
-            raise InvalidRequest("prompt.chat.messages", value, limit)
+            raise InvalidRequest(field, value, "text without control tokens of this tokenizer")
         if re.search(any_of(list(map(self._name, self.contents))), rendered):
-            value, limit = "text with control tokens and private-use characters", "text without both"
-            raise InvalidRequest("prompt.chat.messages", value, limit)
-        starts = {each.start for each in texts}
-        renamed = self._pattern.sub(
-            lambda match: match[0] if match.start() in starts else self._name(match[0]), rendered
-        )
+            raise InvalidRequest(field, f"{value} and private-use characters", "text without both")
+        ranges = self._ranges(rendered) if tokens is None else tokens.ranges
+        pieces, at = list[str](), 0
+        for each in ranges:
+            pieces += [rendered[at : each.start], self._name(rendered[each.start : each.end])]
+            at = each.end
+        renamed = "".join([*pieces, rendered[at:]])
         return self._renamed.encode_batch([renamed], add_special_tokens=False)[0]
 
     @cached_property
@@ -133,32 +137,18 @@ class ControlTokens:
         return content if number is None else chr(_FIRST_NAME + number) + _FILL * (len(content) - 1)
 
 
-def _is_control(token: AddedToken, turns: str) -> bool:
+def _is_control(token: AddedToken, samples: str) -> bool:
     if REASONING_TAGS.fullmatch(token.content) or _SWITCH.fullmatch(token.content):
         return False
-    return bool(token.special or (_MARK.fullmatch(token.content) and token.content in turns))
+    is_mark = _MARK.fullmatch(token.content) and (not _TAG.fullmatch(token.content) or token.content in samples)
+    return bool(token.special or is_mark)
 
 
-def turns_of(render: Callable[[Chat], str]) -> str:
-    """Short sample chats as the template renders them, without those that it refuses. They show its marks."""
-    rendered = []
-    for messages, tools in ((_CHAT, ()), (_CHAT_WITH_CALLS, ()), (_CHAT_WITH_CALLS, (_TOOL,))):
-        with suppress(InvalidRequest):
-            rendered.append(render(Chat(messages, tools)))
-    return "\n".join(rendered)
-
-
-def _message(role: str, **given: Any) -> Message:
-    return Message(role, (TextPart("a"),), **given)
-
-
-_TOOL = '{"type": "function", "function": {"name": "f", "description": "a", "parameters": {"type": "object"}}}'
-# Mistral's templates accept only ids of nine characters.
-_CALL = '{"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"b": "c"}}}'
-_CHAT = (_message("user"), _message("assistant"), _message("user"))
-_CHAT_WITH_CALLS = (
-    _message("user"),
-    Message("assistant", (), tool_calls_json=(_CALL,)),
-    _message("tool", name="f", tool_call_id="call00001"),
-    *_CHAT[1:],
-)
+def _refusal(caller: CallerTokens) -> InvalidRequest:
+    """Names the first field with a control token that the template reads, and the token."""
+    found = ("prompt.chat.messages", "control tokens")
+    for field, token, alone in islice(caller.each_field(), MAX_RENDERINGS):
+        if caller.template_ranges(alone) is None:
+            found = (field, f"the control token {token}" if token else "a part of a control token")
+            break
+    return InvalidRequest(found[0], f"text with {found[1]}", "text without one that the chat template reads")

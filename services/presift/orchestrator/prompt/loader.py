@@ -8,8 +8,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from presift.core.errors import InvalidRequest
+from presift.orchestrator.prompt.chat_renderer import ChatTemplate
 from presift.orchestrator.prompt.template_variables import check_variables, template_variables
-from presift.orchestrator.prompt.tokenizer import ChatTemplate, PromptTokenizer
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 
 # Errors of a template that does not expect such a chat or such tools, for example a wrong type of value.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.domain.request import Chat, Message, TextPart
 from presift.orchestrator.prompt.chat_frame import MAX_RENDERED_CHARACTERS, MAX_RENDERINGS, find_texts
+from presift.orchestrator.prompt.chat_renderer import RenderedChat
 from presift.orchestrator.prompt.protection import droppable_ranges
 from presift.orchestrator.prompt.template_messages import template_messages
 
@@ -53,13 +54,15 @@ def only_first_system(chat):
 
 def droppable(template, chat):
     rendered = template(chat)
-    return [rendered[each.start : each.end] for each in droppable_ranges(chat, find_texts(chat, rendered, template))]
+    return [
+        rendered[each.start : each.end] for each in droppable_ranges(chat, find_texts(RenderedChat.of(chat, template)))
+    ]
 
 
 def test_a_message_that_the_template_rewrites_is_kept_and_no_other():
     chat = Chat((say("user", "first"), say("assistant", f"a {MARK} b"), say("user", "second"), say("user", "why?")))
     assert droppable(cutting, chat) == ["first", "second"]
-    assert find_texts(chat, cutting(chat), cutting).rewritten == (1,)
+    assert find_texts(RenderedChat.of(chat, cutting)).rewritten == (1,)
 
 
 @pytest.mark.parametrize("rewritten", [{0}, {5, 6}, {0, 99}, {3, 40, 77}])
@@ -67,9 +70,9 @@ def test_messages_that_are_rewritten_are_found_among_many(rewritten):
     texts = [f"{at} {MARK} rest" if at in rewritten else f"text {at}" for at in range(100)]
     chat = Chat((*(say("user", text) for text in texts), say("user", "why?")))
     calls = []
-    found = find_texts(chat, cutting(chat), lambda each: calls.append(each) or cutting(each))
+    found = find_texts(RenderedChat.of(chat, lambda each: calls.append(each) or cutting(each)))
     assert rewritten <= set(found.rewritten)
-    assert len(calls) <= MAX_RENDERINGS + 1
+    assert len(calls) <= MAX_RENDERINGS + 2
     if len(rewritten) == 1:
         assert set(found.rewritten) == rewritten
 
@@ -77,8 +80,8 @@ def test_messages_that_are_rewritten_are_found_among_many(rewritten):
 def test_renderings_are_bounded_if_every_message_is_rewritten():
     chat = Chat(tuple(say("user", f"{at} {MARK} rest") for at in range(500)))
     calls = []
-    found = find_texts(chat, cutting(chat), lambda each: calls.append(each) or cutting(each))
-    assert len(calls) == MAX_RENDERINGS + 1 and droppable_ranges(chat, found) == ()
+    found = find_texts(RenderedChat.of(chat, lambda each: calls.append(each) or cutting(each)))
+    assert len(calls) == MAX_RENDERINGS + 2 and droppable_ranges(chat, found) == ()
 
 
 RESULT = 'He said "no"\n\tC:\\temp é😀'
@@ -103,7 +106,7 @@ def test_other_marks_of_reasoning(tags):
         return turns(chat, lambda message: message["content"].split(last)[-1].strip())
 
     assert droppable(template, chat) == ["first", "answer"]
-    assert find_texts(chat, template(chat), template).left_out == ()
+    assert find_texts(RenderedChat.of(chat, template)).left_out == ()
 
 
 def test_long_white_space_takes_no_quadratic_time():
@@ -121,13 +124,13 @@ def test_a_mark_of_reasoning_that_is_unknown_keeps_its_own_answer_alone():
 
 def test_a_message_that_is_left_out():
     chat = Chat((say("system", "a"), say("user", "b"), say("system", "c"), say("user", "d")))
-    assert find_texts(chat, only_first_system(chat), only_first_system).left_out == (2,)
+    assert find_texts(RenderedChat.of(chat, only_first_system)).left_out == (2,)
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_a_blank_message_is_not_missed(text):
     chat = Chat((say("system", "a"), say("system", text), say("user", "d")))
-    assert find_texts(chat, only_first_system(chat), only_first_system).left_out == ()
+    assert find_texts(RenderedChat.of(chat, only_first_system)).left_out == ()
 
 
 def test_a_template_that_looks_at_the_texts():
@@ -140,7 +143,7 @@ def test_a_template_that_looks_at_the_texts():
 
     chat = Chat((say("user", "Rule one"), say("assistant", "answer"), say("user", "why?")))
     assert droppable(picky, chat) == ["answer"]
-    assert find_texts(chat, picky(chat), picky).left_out == ()
+    assert find_texts(RenderedChat.of(chat, picky)).left_out == ()
 
 
 def without_blanks(chat):
@@ -151,7 +154,7 @@ def without_blanks(chat):
 def test_blank_messages_that_are_left_out_change_nothing_else():
     turns = [say("user", f"text {at}") for at in range(200)]
     chat = Chat((*turns[:100], say("assistant", " \n"), *turns[100:], say("tool", "\n"), say("user", "why?")))
-    found = find_texts(chat, without_blanks(chat), without_blanks)
+    found = find_texts(RenderedChat.of(chat, without_blanks))
     assert found.rewritten == found.left_out == ()
     assert len(droppable_ranges(chat, found)) == 200
 
@@ -159,8 +162,8 @@ def test_blank_messages_that_are_left_out_change_nothing_else():
 def test_renderings_of_long_chats_are_fewer():
     chat = Chat(tuple(say("user", f"{at} {MARK} {'rest ' * 10_000}") for at in range(100)))
     calls = []
-    find_texts(chat, cutting(chat), lambda each: calls.append(each) or cutting(each))
-    assert len(calls) == MAX_RENDERED_CHARACTERS // len(cutting(chat)) + 1 < MAX_RENDERINGS
+    find_texts(RenderedChat.of(chat, lambda each: calls.append(each) or cutting(each)))
+    assert len(calls) == MAX_RENDERED_CHARACTERS // len(cutting(chat)) + 2 < MAX_RENDERINGS
 
 
 WORDS = st.text(st.sampled_from(' \n"\\a' + "é"), max_size=6)
@@ -180,7 +183,7 @@ SOME = st.lists(
 def test_every_text_found_is_that_text(messages, template):
     chat = Chat(tuple(messages))
     rendered = template(chat)
-    found = find_texts(chat, rendered, template)
+    found = find_texts(RenderedChat.of(chat, template))
     assert found.left_out == ()
     for each in found.texts:
         shown, part = rendered[each.range.start : each.range.end], chat.messages[each.message].parts[each.part].text

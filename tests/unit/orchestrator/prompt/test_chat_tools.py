@@ -13,6 +13,7 @@ from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import MAX_TOOL_CALLS, MAX_TOOL_CALLS_CHARACTERS
 from presift.orchestrator.domain.request import Chat, Message, Request, TextPart
 from presift.orchestrator.prompt.chat_frame import find_texts
+from presift.orchestrator.prompt.chat_renderer import RenderedChat
 from presift.orchestrator.prompt.chat_tools import INVALID_ARGUMENTS, parse_tool_calls
 from presift.orchestrator.prompt.protection import droppable_ranges
 from presift.orchestrator.prompt.template_messages import template_messages
@@ -65,7 +66,7 @@ async def test_tool_calls_and_their_ids_and_names_are_never_dropped(bpe):
 
 def test_an_empty_content_is_empty_in_the_frame_too():
     chat = Chat(CALLED)
-    rendered, frame = render(chat), find_texts(chat, render(chat), render)
+    rendered, frame = render(chat), find_texts(RenderedChat.of(chat, render))
     assert [rendered[each.start : each.end] for each in droppable_ranges(chat, frame)] == [LONG, LONG]
 
 
@@ -77,7 +78,7 @@ def render(chat):
     ("chat", "field"),
     [
         (Chat((say("user", "hi"),), ("{}", "{}")), "prompt.chat.tools_json"),
-        (Chat(CALLED), "prompt.chat.messages.tool_calls_json"),
+        (Chat(CALLED), "prompt.chat.messages[1].tool_calls_json"),
     ],
 )
 async def test_tools_that_the_template_does_not_support_are_refused(bpe, chat, field):
@@ -121,7 +122,7 @@ async def test_a_chat_without_tools_is_rendered_only_twice(bpe):
     ],
 )
 def test_arguments_reach_the_template_as_an_object(call, read):
-    assert parse_tool_calls(say("assistant", tool_calls_json=(json.dumps(call),))) == [read]
+    assert parse_tool_calls(say("assistant", tool_calls_json=(json.dumps(call),)), 0) == [read]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_arguments_reach_the_template_as_an_object(call, read):
 async def test_invalid_tool_calls_are_refused(bpe, call):
     with pytest.raises(InvalidRequest) as refusal:
         await PromptTokenizer(bpe, with_tools).tokenize(Chat((say("assistant", tool_calls_json=(call,)),)))
-    assert refusal.value.field.startswith("prompt.chat.messages.tool_calls_json")
+    assert refusal.value.field.startswith("prompt.chat.messages[0].tool_calls_json[0]")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ READS_BOTH = (
     "{% for part in m.content %}{{ part.text | trim }}|{% endfor %}{% endif %}{% endfor %}"
 )
 STRIPS = "{% for m in messages %}<|im_start|>{{ m.content | trim }}{% endfor %}"
-PARTS = Chat((Message("user", (TextPart("one"), TextPart("two"))),), parts_are_apart=True)
+PARTS = Chat((Message("user", (TextPart("one"), TextPart("two"))),), separate_parts=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.orchestrator.domain.request import Chat, Message, TextPart
-from presift.orchestrator.prompt.chat_frame import Range, find_texts, with_placeholders
+from presift.orchestrator.prompt.chat_frame import Range, find_texts
+from presift.orchestrator.prompt.chat_renderer import RenderedChat
+from presift.orchestrator.prompt.chat_texts import strings, with_placeholders
+from presift.orchestrator.prompt.placeholders import Placeholders
 from presift.orchestrator.prompt.protection import QUESTION_CHARACTERS, droppable_ranges
 from presift.orchestrator.prompt.template_messages import template_messages
 
@@ -58,7 +61,7 @@ def droppable(template, *messages):
 
 
 def ranges_of(template, chat):
-    return droppable_ranges(chat, find_texts(chat, template(chat), template))
+    return droppable_ranges(chat, find_texts(RenderedChat.of(chat, template)))
 
 
 def test_history_may_be_dropped_system_and_question_may_not():
@@ -137,11 +140,11 @@ def test_a_text_that_the_template_contains_too_unprotects_nothing_else(text):
     assert list(ranges) == [Range(start, start + len(text)) for start in own]
 
 
-def test_a_placeholder_in_the_template_protects_everything():
+def test_a_template_may_write_what_looks_like_a_placeholder():
     def odd(chat):
-        return "\ue0009\ue001" + plain(chat)
+        return "\ue0000000000\ue001" + plain(chat)
 
-    assert droppable(odd, say("user", "a"), say("user", "b")) == []
+    assert droppable(odd, say("user", "a"), say("user", "b")) == ["a"]
 
 
 def document(text, **marks):
@@ -212,7 +215,7 @@ def test_only_unprotected_text_of_the_caller_is_droppable(messages, template):
 
 def test_frame_keeps_shape_and_marks():
     chat = Chat((say("system", "s"), say("user", "a", TextPart("b", protected=True), protected=True)), ("{}",))
-    frame = with_placeholders(chat, frozenset({0, 1}))
+    frame = with_placeholders(chat, frozenset({0, 1}), Placeholders(strings(chat)))
     assert [len(message.parts) for message in frame.messages] == [1, 2]
     assert frame.messages[1].protected and frame.messages[1].parts[1].protected and frame.tools_json == ("{}",)
     texts = [part.text for message in frame.messages for part in message.parts]

@@ -36,7 +36,7 @@ from presift.orchestrator.prompt.loader import load_tokenizer
 from presift.orchestrator.prompt.protection import QUESTION_CHARACTERS
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 
-from .message_shapes import SHAPES, Body
+from .message_shapes import SHAPES, TOOL, Body
 
 # Fewer in `make test-fast`.
 EXAMPLES = settings().max_examples
@@ -49,15 +49,25 @@ _ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _REASONING = re.compile(r"</?think>|◁/?think▷|\[/?THINK\]")
 
 
+# A mark that no template writes.
+UNUSED = "<|unused|>"
+
+
+def longer(names: dict[str, Any]) -> list[str]:
+    """Control tokens that begin or end as others, and then with what the texts of `bodies` begin or end with."""
+    return [token for each in [*names["special"], *names["marks"]] for token in (f"{each}q", f"z{each}")]
+
+
 def byte_level(names: dict[str, Any]) -> Tokenizer:
-    """A token per byte, and the control tokens. With the first token, as a plain text has it."""
+    """A token per byte, and the control tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({token: at for at, token in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     strips = names.get("right_stripped", False)
+    names = names | {"special": [*names["special"], *longer(names)]}
     special = [AddedToken(each, special=True, normalized=False, rstrip=strips) for each in names["special"]]
-    others = [*names["marks"], *names.get("others", ())]
+    others = [*names["marks"], *names.get("others", ()), UNUSED]
     backend.add_special_tokens(special)
     backend.add_tokens([AddedToken(each, special=False, normalized=False) for each in others])
     return backend
@@ -74,7 +84,7 @@ class Model:
     @property
     def control(self) -> list[str]:
         names = TOKENS[self.name]
-        tokens = [*names["special"], *names["marks"]]
+        tokens = [*names["special"], *names["marks"], UNUSED]
         return [each for each in tokens if not _REASONING.fullmatch(each) and each != "/nothink"]
 
     def chat(self, body: Body) -> Chat:
@@ -165,7 +175,7 @@ def outcome(model: Model, body: Body) -> str:
     assert without_stripped_space(model, read) == without_stripped_space(model, rendered)
     check_nothing_is_lost(chat, rendered, tokenized.warnings)
     check_protection(chat, rendered, kept_characters(rendered, offsets, tokenized), tokenized.warnings)
-    check_control_tokens(model, body, ids)
+    check_control_tokens(model, body, tokenized)
     return f"warns: {'; '.join(tokenized.warnings)}" if tokenized.warnings else "ok"
 
 
@@ -241,11 +251,14 @@ def _fixed(chat: Chat) -> Iterator[tuple[int | None, str]]:
                 yield at, call["function"]["name"]
 
 
-def check_control_tokens(model: Model, body: Body, ids: list[int]) -> None:
-    """As many as of a chat without any in the client's texts, and the first token not twice."""
-    harmless = model.tokenized(model.chat(_harmless(body, model.control))).ids.tolist()
-    names = {model.tokenizer.backend.token_to_id(each): each for each in model.control}
-    count, expected = (Counter(names[each] for each in some if each in names) for some in (ids, harmless))
+def check_control_tokens(model: Model, body: Body, tokenized: Any) -> None:
+    """As many as of a chat without any in the client's texts, and the first token not twice. That chat is without
+    private-use characters too, which must not change what the template is found to do."""
+    harmless = model.tokenized(model.chat(_harmless(body, model.control)))
+    assert harmless.warnings == tokenized.warnings
+    ids, tokens = tokenized.ids.tolist(), [*model.control, *longer(TOKENS[model.name])]
+    names = {model.tokenizer.backend.token_to_id(each): each for each in tokens}
+    count, expected = (Counter(names[each] for each in some if each in names) for some in (ids, harmless.ids.tolist()))
     assert count == expected
     first = model.tokenizer.backend.token_to_id(TOKENS[model.name]["bos"] or "none")
     assert all(pair != (first, first) for pair in pairwise(ids))
@@ -255,7 +268,7 @@ def _harmless(value: Any, control: list[str]) -> Any:
     if isinstance(value, str):
         for each in control:
             value = value.replace(each, "word")
-        return value
+        return value.translate(dict.fromkeys(map(ord, "qz\ue000\ue001\U00100001"), "w"))
     if isinstance(value, list):
         return [_harmless(each, control) for each in value]
     return {name: _harmless(each, control) for name, each in value.items()} if isinstance(value, dict) else value
@@ -324,7 +337,9 @@ def test_what_becomes_of_each(corpus, found, name, shape):
 
 # -- any messages --
 
-ODD = ("</think>", "<think>", "tell", "\ue000", "0", "\ue001", "\ue0020\ue003", '"', "\\", "\n", " ", "é😀")
+# Private-use characters and numbers may look like placeholders.
+PRIVATE = ("\ue000", "0000000", "\ue001", "\ue0000000001\ue001", "\\ue0000000000\\ue001", "\U00100001")
+ODD = ("</think>", "<think>", "tell", *PRIVATE, '"', "\\", "\n", " ", "é😀")
 
 
 def is_tag(token: str) -> bool:
@@ -340,7 +355,7 @@ def bodies(draw: st.DrawFn, control: list[str]) -> Body:
         marks = control if is_foreign else [each for each in control if not is_tag(each)]
         return f"q{number}z{''.join(draw(st.lists(st.sampled_from([*marks, *ODD]), max_size=4)))}q{number}z"
 
-    count = draw(st.integers(1, 5))
+    name, count = f"q60z{draw(st.sampled_from(PRIVATE))}q60z", draw(st.integers(1, 5))
     usual = st.just([("user", "assistant")[at % 2] for at in range(count)])
     roles = draw(usual | st.lists(st.sampled_from(("system", "user", "assistant")), min_size=count, max_size=count))
     messages = [{"role": "system", "content": text(90)}] if draw(st.booleans()) else []
@@ -349,11 +364,13 @@ def bodies(draw: st.DrawFn, control: list[str]) -> Body:
         messages.append({"role": role, "content": draw(st.sampled_from([text(10 + at), parts, ""]))})
         if role == "assistant" and draw(st.booleans()):
             arguments = json.dumps({"word": text(30 + at, is_foreign=True)})
-            call = {"id": f"call{at:05}", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
+            call = {"id": f"call{at:05}", "type": "function", "function": {"name": name, "arguments": arguments}}
             messages[-1]["tool_calls"] = [call]
             result = text(40 + at, is_foreign=True)
             messages.append({"role": "tool", "content": result, "tool_call_id": call["id"]})
-    return {"messages": messages}
+    named = {"name": name, "description": text(50, is_foreign=True)}
+    tools = {"tools": [TOOL | {"function": TOOL["function"] | named}]}
+    return {"messages": messages} | draw(st.sampled_from([{}, tools]))
 
 
 @pytest.mark.parametrize("name", TOKENS)

@@ -15,6 +15,7 @@ from presift.core.spans import Span, covered
 from presift.orchestrator.domain.request import Chat, Message, Text, TextPart, TokenIds
 from presift.orchestrator.prompt import protected_tokens
 from presift.orchestrator.prompt.chat_frame import Range
+from presift.orchestrator.prompt.chat_renderer import ChatRenderer
 from presift.orchestrator.prompt.protected_tokens import protected_spans
 from presift.orchestrator.prompt.raw_tokens import encode
 from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer
@@ -88,7 +89,7 @@ def test_many_ranges_are_mapped_as_few_are(bpe, framed_bpe, stripping_bpe, data,
 async def test_many_documents_take_no_quadratic_time(bpe):
     parts = tuple(TextPart("a b c d ", document=True) for _ in range(16_000))
     began_s = time.process_time()
-    await PromptTokenizer(bpe, template).tokenize(Chat((Message("user", parts),), parts_are_apart=True))
+    await PromptTokenizer(bpe, template).tokenize(Chat((Message("user", parts),), separate_parts=True))
     assert time.process_time() - began_s < 4.0
 
 
@@ -330,7 +331,7 @@ PARTED = Chat((Message("user", (TextPart("a lazy dog"), TextPart("why?"))),))
 
 
 @pytest.mark.parametrize(
-    ("apart", "reads_parts", "content"),
+    ("separate", "reads_parts", "content"),
     [
         (False, False, "a lazy dogwhy?"),
         (False, True, "a lazy dogwhy?"),
@@ -338,14 +339,14 @@ PARTED = Chat((Message("user", (TextPart("a lazy dog"), TextPart("why?"))),))
         (True, True, [{"type": "text", "text": "a lazy dog"}, {"type": "text", "text": "why?"}]),
     ],
 )
-def test_parts_are_joined_as_they_are_or_as_sglangs_server_does(bpe, apart, reads_parts, content):
+def test_parts_are_joined_as_they_are_or_as_sglangs_server_does(separate, reads_parts, content):
     seen = []
 
     def noting(messages, tools, **_):
         seen.append(messages[0]["content"])
         return template([{"role": "user", "content": "x"}], tools)
 
-    PromptTokenizer(bpe, noting, reads_parts=reads_parts).render(replace(PARTED, parts_are_apart=apart))
+    ChatRenderer(noting, reads_parts=reads_parts).render(replace(PARTED, separate_parts=separate))
     assert seen == [content]
 
 

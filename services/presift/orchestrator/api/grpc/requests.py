@@ -23,10 +23,11 @@ from presift.orchestrator.domain.request import (
     TextPart,
     TokenIds,
 )
-from presift.orchestrator.prompt.chat_tools import without_marks
+from presift.orchestrator.prompt.chat_tools import read_document_marks
 from presift.rpc import answer_codec, codec
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
+_MESSAGES = "prompt.chat.messages"
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
 }
@@ -104,9 +105,9 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
     if kind == "text":
         return Text(prompt.text)
     if kind == "chat":
-        messages = tuple(_message(message) for message in prompt.chat.messages)
+        messages = tuple(_message(message, at) for at, message in enumerate(prompt.chat.messages))
         chat = prompt.chat
-        tools, documents = without_marks(chat.tools_json)
+        tools, documents = read_document_marks(chat.tools_json)
         return Chat(
             messages,
             tools,
@@ -117,16 +118,20 @@ def prompt_from_wire(prompt: orchestrator_pb2.Prompt) -> Prompt:
     raise InvalidRequest("prompt", "unset", "one of text, chat, token_ids")
 
 
-def _message(message: orchestrator_pb2.Message) -> Message:
-    parts = tuple(_part(part) for part in message.parts)
+def _message(message: orchestrator_pb2.Message, number: int) -> Message:
+    parts = tuple(_part(part, f"[{number}].parts[{at}]") for at, part in enumerate(message.parts))
     tool_calls = tuple(message.tool_calls_json)
     names = message.name, message.tool_call_id
-    return Message(message.role, parts, message.protected, tool_calls, *names, message.reasoning)
+    try:
+        return Message(message.role, parts, message.protected, tool_calls, *names, message.reasoning)
+    except InvalidRequest as error:  # the domain's message does not know its number
+        field = error.field.replace(_MESSAGES, f"{_MESSAGES}[{number}]", 1)
+        raise InvalidRequest(field, error.value, error.limit) from None
 
 
-def _part(part: orchestrator_pb2.TextPart) -> TextPart:
+def _part(part: orchestrator_pb2.TextPart, place: str) -> TextPart:
     if part.document and part.protected:
-        raise InvalidRequest("prompt.chat.messages.parts", "document and protected", "one of them")
+        raise InvalidRequest(f"{_MESSAGES}{place}", "document and protected", "one of them")
     return TextPart(part.text, part.protected, part.document)
 
 

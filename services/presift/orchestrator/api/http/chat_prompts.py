@@ -15,7 +15,7 @@ from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.api.http.thinking import thinking_variables
 from presift.orchestrator.domain.limits import CHAT, MAX_PARTS
 from presift.orchestrator.domain.request import Chat, Message, TextPart
-from presift.orchestrator.prompt.chat_tools import without_marks
+from presift.orchestrator.prompt.chat_tools import read_document_marks
 
 _ROLES = {"developer": "system"}
 # The parts of a chat that a body refers to: (message, part); part None is all of them.
@@ -33,13 +33,13 @@ def chat_prompt(body: ChatBody, template: frozenset[str]) -> Chat:
     protected = _places(body.messages, body.presift.protected, "presift.protected")
     documents = _places(body.messages, body.presift.documents, "presift.documents")
     messages = tuple(_message(message, at, protected, documents) for at, message in enumerate(body.messages))
-    tools, document_tools = without_marks(_tools(body))
+    tools, document_tools = read_document_marks(_tools(body))
     chat = Chat(
         messages,
         tools,
         _variables(body, template),
         body.continue_final_message,
-        parts_are_apart=True,
+        separate_parts=True,
         document_tools=document_tools,
     )
     check_limits(chat, CHAT)

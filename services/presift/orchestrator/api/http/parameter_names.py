@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+_NUMBERED = re.compile(r"prompt\.chat\.messages(\[\d+\])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +19,12 @@ class ParameterNames:
     sampling: Mapping[str, str] = field(default_factory=dict)
 
     def parameter(self, field: str, message: str = "messages") -> str:
-        """The parameter for a domain field. `message` is the place of the chat message, if it is known:
-        `messages[3]`. Fields that have no other name keep their own."""
+        """The parameter for a domain field. `message` is the place of the chat message, if it is known and `field` has
+        no number: `messages[3]`. Fields that have no other name keep their own."""
         if field.startswith("sampling.") and (known := self.sampling.get(field.removeprefix("sampling."))) is not None:
             return known
+        if (numbered := _NUMBERED.match(field)) is not None:
+            message, field = f"messages{numbered[1]}", f"prompt.chat.messages{field[numbered.end() :]}"
         for prefix, parameter in self._table(message):
             if field.startswith(prefix):
                 return parameter + field.removeprefix(prefix)
