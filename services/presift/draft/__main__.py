@@ -101,11 +101,13 @@ def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
 
 def _calibrated(settings: DraftSettings, folder: ModelFolder, cancel: Cancel) -> HeadProfile | None:
     """A new profile of the model, which is kept for the next start; None if no set of heads beats the default."""
-    from presift.draft.calibration import calibrate  # noqa: PLC0415
+    from presift.draft.calibration import PREFIX_CACHE_BYTES, calibrate  # noqa: PLC0415
     from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415
 
     log.info("calibrating the draft's heads; this takes minutes, once")
-    scorer = TransformersScorer(folder, settings.dtype, settings.device, settings.chunk_tokens)
+    scorer = TransformersScorer(
+        folder, settings.dtype, settings.device, settings.chunk_tokens, prefix_cache_bytes=PREFIX_CACHE_BYTES
+    )
     found = calibrate(scorer, folder, lambda done, total: None, cancel)
     if found.profile is None:
         log.info("no set of heads beats the default (recall %.3f)", found.default_recall)

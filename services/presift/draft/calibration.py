@@ -1,8 +1,8 @@
 """Calibrates a draft: finds the attention heads that point at what a question asks for, and how few layers they need.
 
-Each synthetic prompt is read once with today's default policy, while every head's attention is recorded. The worth of a
-head is the share of its attention on the planted facts. Sets of the best heads below each depth are then compared on
-held-out prompts, by the share of the answers' tokens that they keep.
+A draft reads a synthetic document and many questions about it, each with the default policy, while every head's
+attention is recorded. The worth of a head is its share of attention on the planted facts. Sets of heads below each
+depth are then compared on another document, by the share of the answers' tokens that they keep.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from presift.core.policies import Pool, SpecPc
 from presift.core.selection import select
 from presift.draft import calibration_prompts
 from presift.draft.attention import causal_attention
-from presift.draft.calibration_prompts import CalibrationPrompt
+from presift.draft.calibration_prompts import CalibrationDocument, CalibrationQuestion
 from presift.draft.head_profile import HeadProfile
 from presift.draft.scorer import Cancel, HeadReduction, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
@@ -32,11 +32,15 @@ from presift.models.folder import ModelFolder
 
 # What the orchestrator sends by default to a draft without a profile.
 DEFAULT_POLICY = SpecPc(capacity=32, window=32, pool=Pool.MEAN, kernel=5, neighbors=16, lookahead_tokens=8)
-# The document's length, and the seeds of the prompts that heads are ranked and sets of heads are compared on.
-_CHARACTERS = 5000
-_RANKING_SEEDS, _HELD_OUT_SEEDS = (0,), (1, 2)
+# Long enough that a head must find a fact among thousands of tokens. Questions share their document's KV, so that a
+# dozen of them cost little more than one.
+_CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS = 20_000, 3, 8
+# The documents that heads are ranked and sets of heads are compared on.
+_RANKING_SEED, _HELD_OUT_SEED = 1, 2
+# For the KV of one document.
+PREFIX_CACHE_BYTES = 2**33
 # Recall is averaged over these shares of the prompt that are kept.
-_KEPT_SHARES = (1 / 16, 1 / 8, 1 / 4)
+_KEPT_SHARES = (1 / 24, 1 / 12, 1 / 6)
 _HEAD_COUNTS = (8, 16, 32)
 # The cheapest set within this distance of the best recall is taken: that far apart, a few dozen prompts decide nothing.
 _TOLERANCE = 0.01
@@ -60,13 +64,13 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """What one prompt showed: float32[layers, heads, n], summed over the window's rows, and their maximum.
+    """What one prompt showed: float16[layers, heads, n], summed over the window's rows, and their maximum.
 
     `facts`, `answers`: positions of tokens. `default`: float32[n], the default policy's importance.
     """
 
-    summed: NDArray[np.float32]
-    peaks: NDArray[np.float32]
+    summed: NDArray[np.float16]
+    peaks: NDArray[np.float16]
     facts: list[int]
     answers: list[int]
     default: NDArray[np.float32]
@@ -85,7 +89,8 @@ class _HeadSet:
 
     def importance(self, reading: _Reading) -> NDArray[np.float32]:
         layers, heads = map(list, zip(*self.heads, strict=True))
-        rows = (reading.peaks if self.reduction is HeadReduction.MAX else reading.summed)[layers, heads]
+        recorded = reading.peaks if self.reduction is HeadReduction.MAX else reading.summed
+        rows = recorded[layers, heads].astype(np.float32)
         reduced: NDArray[np.float32] = rows.sum(0) if self.reduction is HeadReduction.SUM else rows.max(0)
         return reduced
 
@@ -95,21 +100,23 @@ class _HeadSet:
 
 
 def calibrate(scorer: TransformersScorer, folder: ModelFolder, progress: Progress, cancel: Cancel) -> Calibration:
-    """Read the synthetic prompts with `scorer`, which must have all layers and no profile; 18 of 1,200 to 2,000 tokens.
+    """Read the synthetic prompts with `scorer`, which must have all layers, no profile, and a prefix cache.
 
-    `progress` gets the number of prompts that were read, and of all. Raises InvalidRequest if the model has no
+    `progress` gets the number of questions that were read, and of all. Raises InvalidRequest if the model has no
     tokenizer or its context is too short, and what `scorer.score` raises.
     """
     tokenizer = _load_tokenizer(folder)
-    kinds, seeds = calibration_prompts.KINDS, (*_RANKING_SEEDS, *_HELD_OUT_SEEDS)
-    plan = [(seed, kind) for seed in seeds for kind in kinds]
-    readings: dict[tuple[int, str], _Reading] = {}
-    for seed, kind in plan:
-        readings[seed, kind] = _read(scorer, tokenizer, calibration_prompts.make(kind, _CHARACTERS, seed), cancel)
-        progress(len(readings), len(plan))
-    ranking = [reading for (seed, _), reading in readings.items() if seed in _RANKING_SEEDS]
-    held_out = [reading for (seed, _), reading in readings.items() if seed in _HELD_OUT_SEEDS]
-    return _choose(_mean_worth(ranking), held_out, folder)
+    documents = [
+        calibration_prompts.make(seed, _CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS)
+        for seed in (_RANKING_SEED, _HELD_OUT_SEED)
+    ]
+    total, readings = sum(len(each.questions) for each in documents), list[_Reading]()
+    for document in documents:
+        for question in document.questions:
+            readings.append(_read(scorer, tokenizer, document, question, cancel))
+            progress(len(readings), total)
+    held_out_from = len(documents[0].questions)
+    return _choose(_mean_worth(readings[:held_out_from]), readings[held_out_from:], folder)
 
 
 def _choose(worth: NDArray[np.float64], held_out: Sequence[_Reading], folder: ModelFolder) -> Calibration:
@@ -182,8 +189,14 @@ def _recall(readings: Iterable[_Reading], importance_of: Callable[[_Reading], ND
     return float(np.mean(found))
 
 
-def _read(scorer: TransformersScorer, tokenizer: Any, prompt: CalibrationPrompt, cancel: Cancel) -> _Reading:
-    text = _rendered(tokenizer, prompt)
+def _read(
+    scorer: TransformersScorer,
+    tokenizer: Any,
+    document: CalibrationDocument,
+    question: CalibrationQuestion,
+    cancel: Cancel,
+) -> _Reading:
+    text = _rendered(tokenizer, document.text, question.text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = np.array(encoded["input_ids"], dtype=np.uint32), encoded["offset_mapping"]
     policy = replace(DEFAULT_POLICY, start_layer=scorer.info.layers // 2)
@@ -193,15 +206,15 @@ def _read(scorer: TransformersScorer, tokenizer: Any, prompt: CalibrationPrompt,
         raise InvalidRequest("model's context", scorer.info.context_tokens, limit)
     scored = scorer.score(task, cancel, rows)
     assert scored.importance is not None
-    facts = [token for fact in prompt.facts for token in _tokens_of(fact, text.index(fact), offsets)]
-    answers = [token for start, answer in _answers(prompt, text) for token in _tokens_of(answer, start, offsets)]
+    facts = [token for fact in question.facts for token in _tokens_of(fact, text.index(fact), offsets)]
+    answers = [token for start, answer in _answers(question, text) for token in _tokens_of(answer, start, offsets)]
     return _Reading(rows.stacked(rows.summed), rows.stacked(rows.peaks), facts, answers, scored.importance)
 
 
-def _answers(prompt: CalibrationPrompt, text: str) -> Iterator[tuple[int, str]]:
+def _answers(question: CalibrationQuestion, text: str) -> Iterator[tuple[int, str]]:
     """Each answer with its place in the text."""
-    for answer in prompt.answers:
-        fact = next(fact for fact in prompt.facts if answer in fact)
+    for answer in question.answers:
+        fact = next(fact for fact in question.facts if answer in fact)
         yield text.index(fact) + fact.index(answer), answer
 
 
@@ -211,10 +224,10 @@ def _tokens_of(piece: str, start: int, offsets: Sequence[tuple[int, int]]) -> li
     return [token for token, (first, last) in enumerate(offsets) if last > start and first < end]
 
 
-def _rendered(tokenizer: Any, prompt: CalibrationPrompt) -> str:
+def _rendered(tokenizer: Any, document: str, question: str) -> str:
     if tokenizer.chat_template is None:
-        return f"{prompt.document}\n\nQuestion: {prompt.question}\nAnswer:"
-    chat = [{"role": "user", "content": f"{prompt.document}\n\n{prompt.question}"}]
+        return f"{document}\n\nQuestion: {question}\nAnswer:"
+    chat = [{"role": "user", "content": f"{document}\n\n{question}"}]
     return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
 
@@ -251,7 +264,7 @@ class _HeadRows:
             before = held.get(layer, torch.zeros_like(grown))
             held[layer] = before + grown if held is self.summed else torch.maximum(before, grown)
 
-    def stacked(self, held: dict[int, torch.Tensor]) -> NDArray[np.float32]:
-        """float32[layers, heads, n]."""
-        values: NDArray[np.float32] = torch.stack([held[layer] for layer in sorted(held)]).cpu().numpy()
+    def stacked(self, held: dict[int, torch.Tensor]) -> NDArray[np.float16]:
+        """float16[layers, heads, n]."""
+        values: NDArray[np.float16] = torch.stack([held[layer] for layer in sorted(held)]).half().cpu().numpy()
         return values

@@ -1,4 +1,4 @@
-"""Synthetic prompts for the calibration: a document of plain sentences that hides facts, and a question about them.
+"""Synthetic prompts for the calibration: a document that hides facts among similar ones, and questions about them.
 
 The wording is used nowhere else: benchmarks that measure a profile must not resemble what it was made from.
 """
@@ -22,47 +22,48 @@ _FIRST, _LAST, _TOWNS, _GOODS, _UNITS, _TONE, _VERBS = (line.split() for line in
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationPrompt:
-    """`facts` are the sentences of `document` that hold the answer; `answers` the words in them that must be kept."""
+class CalibrationQuestion:
+    """`facts` are the lines of the document that hold the answer; `answers` the words in them that must be kept."""
 
     kind: str
-    document: str
-    question: str
+    text: str
     facts: tuple[str, ...]
     answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Planted:
-    """`decoy` makes another line of the same form, which answers a different question.
+class CalibrationDocument:
+    """One text, and the questions that are asked about it."""
 
-    `decoy_share` of the document is such lines: more where documents of that kind have many lines of one form.
-    """
+    text: str
+    questions: tuple[CalibrationQuestion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planted:
+    """`decoy` makes another line of the same form, which answers a different question."""
 
     facts: list[str]
     decoy: Callable[[], str]
     question: str
     answers: list[str]
-    decoy_share: float = 0.2
 
 
-def make(kind: str, characters: int, seed: int) -> CalibrationPrompt:
-    """The prompt of this kind and seed, of about so many characters, at most 10,000."""
-    rng = random.Random(f"{kind} {seed}")
-    planted = _KINDS[kind](rng)
-    lines = list(planted.facts)
-    _fill(lines, planted.decoy, round(characters * planted.decoy_share))
-    _fill(lines, lambda: _sentence(rng), characters)
-    rng.shuffle(lines)
-    return CalibrationPrompt(kind, "\n".join(lines), planted.question, tuple(planted.facts), tuple(planted.answers))
-
-
-def _fill(lines: list[str], new_line: Callable[[], str], characters: int) -> None:
-    """Append lines until all have so many characters together."""
+def make(seed: int, characters: int, questions_per_kind: int, decoys: int) -> CalibrationDocument:
+    """The document of this seed, of at least so many characters. Each question's facts have so many decoys."""
+    rng = random.Random(seed)
+    lines, questions = list[str](), list[CalibrationQuestion]()
+    for kind, plant in _KINDS.items():
+        for _ in range(questions_per_kind):
+            planted = plant(rng)
+            lines += [*planted.facts, *(planted.decoy() for _ in range(decoys))]
+            questions.append(CalibrationQuestion(kind, planted.question, tuple(planted.facts), tuple(planted.answers)))
     count = sum(map(len, lines))
     while count < characters:
-        lines.append(new_line())
+        lines.append(_sentence(rng))
         count += len(lines[-1])
+    rng.shuffle(lines)
+    return CalibrationDocument("\n".join(lines), tuple(questions))
 
 
 def _sentence(rng: random.Random) -> str:
@@ -138,7 +139,6 @@ def _record(rng: random.Random) -> _Planted:
         lambda: line(key(), rng.randrange(500, 999)),
         f"How heavy is the consignment {wanted}?",
         [f"{weight} kg"],
-        decoy_share=0.4,
     )
 
 
@@ -155,7 +155,6 @@ def _source_code(rng: random.Random) -> _Planted:
         lambda: line(name(), rng.randrange(5000, 9999)),
         f"What does `{wanted}` return?",
         [str(value)],
-        decoy_share=0.4,
     )
 
 

@@ -32,7 +32,8 @@ def calibrate_draft(
 ) -> None:
     """Find the heads of a draft that point at what a question asks for, and write its head profile.
 
-    Reads 18 synthetic prompts. A draft with a profile runs only the layers that it needs; restart it to use the file.
+    Reads two synthetic documents and 36 questions about them. A draft with a profile runs only the layers that it
+    needs. Restart the draft to use the file.
     """
     with exit_on_error():
         home = CliSettings().home
@@ -57,11 +58,11 @@ def calibrate_draft(
 
 def _calibrate(folder: ModelFolder, dtype: str, device: str) -> Calibration:
     # Imported here: the other commands need no torch.
-    from presift.draft.calibration import calibrate  # noqa: PLC0415
+    from presift.draft.calibration import PREFIX_CACHE_BYTES, calibrate  # noqa: PLC0415
     from presift.draft.scorer import Cancel  # noqa: PLC0415
     from presift.draft.transformers_scorer import TransformersScorer  # noqa: PLC0415
 
-    scorer = TransformersScorer(folder, dtype, device)
+    scorer = TransformersScorer(folder, dtype, device, prefix_cache_bytes=PREFIX_CACHE_BYTES)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("calibrating", total=None)
         return calibrate(scorer, folder, lambda done, total: bar.update(task, completed=done, total=total), Cancel())
