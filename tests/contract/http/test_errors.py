@@ -124,7 +124,6 @@ BAD = {
     ),
     "two grammars": ({"regex": "a", "ebnf": "b"}, "ebnf"),
     "two grammars of different places": ({"guided_regex": "a", **presift(sampling={"regex": "b"})}, "guided_regex"),
-    "a choice of none": ({"guided_choice": []}, "guided_choice"),
     "a stop that is a regex": ({"stop_regex": "a+"}, "stop_regex"),
     "the stop string in the text": ({"no_stop_trim": True}, "no_stop_trim"),
     "an adapter": ({"lora_path": "x"}, "lora_path"),

@@ -44,7 +44,7 @@ class StructuredOutputs(Schema):
     place: ClassVar[str | None] = "structured_outputs."
     json_: Annotated[JsonDocument | None, Field(alias="json")] = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool = False
     structural_tag: JsonDocument | None = None
@@ -81,7 +81,7 @@ class CommonBody(Schema):
     ebnf: str | None = None
     guided_json: JsonDocument | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
     presift: PresiftOptions = PresiftOptions()

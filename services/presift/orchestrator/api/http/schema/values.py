@@ -67,12 +67,12 @@ JsonObject = dict[str, Any]
 def _as_json_text(document: Any) -> Any:
     if isinstance(document, dict):
         return json.dumps(document)
-    if not isinstance(document, str) or not document:
+    if not isinstance(document, str):
         raise PydanticCustomError("no_document", "an object, or JSON as a string")
     return document
 
 
-# A JSON document: as text, or as the object itself. Its value is the text.
+# A JSON document: as text, or as the object itself. Its value is the text; without any, nothing is asked for.
 JsonDocument = Annotated[str, BeforeValidator(_as_json_text, json_schema_input_type=str | JsonObject)]
 
 
@@ -85,6 +85,8 @@ Logprobs = Annotated[int | None, BeforeValidator(_as_logprobs, json_schema_input
 
 
 def _as_effort(effort: Any) -> Any:
+    if effort == "":
+        return None
     if isinstance(effort, bool) or not isinstance(effort, str | int | float) or len(str(effort)) > 16:
         raise PydanticCustomError("no_effort", "a name such as 'low', or a number")
     return effort
@@ -95,6 +97,9 @@ Effort = Annotated[Any, BeforeValidator(_as_effort, json_schema_input_type=str |
 
 
 def _as_strings(stop: Any) -> Any:
+    """An empty string asks for nothing. In a list it is refused."""
+    if stop == "":
+        return None
     return [stop] if isinstance(stop, str) else stop
 
 
