@@ -11,6 +11,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from presift.orchestrator.api.http.messages.schema import MessagesBody
+from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
 from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT, neutral_values
 from presift.orchestrator.pipeline.events import Delta
@@ -128,3 +130,17 @@ async def test_an_empty_effort_asks_for_nothing_and_an_empty_search_for_one():
     await door.chat(extra_body={"reasoning_effort": "", "verbosity": "medium", "audio": {}, "input_ids": []})
     with pytest.raises(openai.BadRequestError, match="web_search_options"):
         await door.chat(extra_body={"web_search_options": {}})
+
+
+@pytest.mark.parametrize("length", [2**31, 2**32, 2**63 - 1, 10**300, 1e300, "99999999999", 7.0])
+async def test_an_answers_length_is_an_upper_bound(length):
+    """The largest number of a client's language means no limit; at every endpoint."""
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    most = min(int(length), 2**32 - 1)
+    for ask, names in ((door.chat, ("max_tokens", "max_completion_tokens")), (door.text, ("max_tokens",))):
+        for name in names:
+            await ask(extra_body={name: length})
+            assert door.pipeline.requests[-1].sampling.max_new_tokens == most
+    for kind, name in ((ResponsesBody, "max_output_tokens"), (MessagesBody, "max_tokens")):
+        rest = {"input": "a"} if kind is ResponsesBody else {"messages": [{"role": "user", "content": "a"}]}
+        assert getattr(kind.model_validate({"model": "m", **rest, name: length}), name) == most

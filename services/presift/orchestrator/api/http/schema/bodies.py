@@ -22,6 +22,7 @@ from presift.orchestrator.api.http.schema.values import (
     Strings,
     TokenIdList,
     Tokens,
+    TokensOrNone,
     TopK,
     UInt32,
 )
@@ -154,7 +155,7 @@ class CompletionBody(CommonBody):
     prompt: Any
     suffix: str | None = None
     # 0 only with `echo`.
-    max_tokens: UInt32 | None = None
+    max_tokens: TokensOrNone | None = None
     best_of: int | None = None
     echo: bool = False
     logprobs: Logprobs = None

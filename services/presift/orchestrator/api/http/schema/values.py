@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from presift.core.limits import MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 
+_MOST_TOKENS = 2**32 - 1
+
 
 def _as_number(value: Any) -> Any:
     """Protobuf's JSON accepts "0.5" and true as numbers."""
@@ -31,6 +33,12 @@ def _as_integer(value: Any) -> Any:
         except ValueError:
             value = _as_number(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_length(value: Any) -> Any:
+    """The length of an answer, an upper bound: clients send the largest number of their language for no limit."""
+    value = _as_integer(value)
+    return min(value, _MOST_TOKENS) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _as_float32(value: float) -> float:
@@ -55,7 +63,8 @@ def named(prefix: str, members: Mapping[str, Any]) -> BeforeValidator:
 UInt32 = Annotated[int, BeforeValidator(_as_integer), Field(ge=0, lt=2**32)]
 Float32 = Annotated[float, AfterValidator(_as_float32)]
 OptionFloat32 = Annotated[float, BeforeValidator(_as_number), AfterValidator(_as_float32)]
-Tokens = Annotated[int, Field(ge=1, lt=2**32)]
+Tokens = Annotated[int, BeforeValidator(_as_length), Field(ge=1)]
+TokensOrNone = Annotated[int, BeforeValidator(_as_length), Field(ge=0)]
 # -1 is random, as in vLLM and llama.cpp.
 Seed = Annotated[int, Field(ge=-1, lt=2**64)]
 # -1 and 0 are all tokens.
