@@ -24,9 +24,9 @@ CASES.remove(("messages", "max_tokens", None))  # Anthropic's API requires it
 
 @pytest.mark.parametrize(("path", "name", "length"), CASES)
 async def test_a_prompt_that_fits_is_read_in_full(open_house, open_door, path, name, length):
-    defaults = replace(DEFAULTS, compress_above_tokens=CONTEXT // 2, max_new_tokens=1_024)
+    defaults = replace(DEFAULTS, compress_above_tokens=CONTEXT // 2)
     target = model("target", context_tokens=CONTEXT)
-    door = await open_door(await open_house(routes=ALL_ROUTES, target=target, defaults=defaults))
+    door = await open_door(await open_house(routes=ALL_ROUTES, target=target, defaults=defaults), max_new_tokens=1_024)
     rest, names = ENDPOINTS[path][0], {} if length is None else {name: length}
     body = {"model": MODEL, **rest, **names, "presift": {"budget": {"max_prompt_tokens": 3_900}}}
     answer = await door.http.post(f"/v1/{path}", json=body)
