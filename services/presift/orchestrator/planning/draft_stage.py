@@ -163,7 +163,6 @@ class DraftStage:
         except PresiftError as refusal:
             log.warning("refused: %s: %s", reason, refusal.message)
             raise
-        log.warning("answered in full: %s: %s", reason, error.message)
         return DraftResult(RouteChoice(Route.FULL, reason, f"{error.message}; nothing was dropped"), None)
 
 
@@ -172,9 +171,12 @@ def full_after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
     if result.prefill_ms:  # the target has read the whole prompt
         inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
     try:
-        return with_forecast(result.choice, inputs)
+        choice = with_forecast(result.choice, inputs)
     except BudgetExceeded as error:
+        log.warning("refused: %s: %s", result.choice.reason, error.message)
         raise DraftUnavailable(error.message) from error
+    log.warning("answered in full: %s: %s", choice.reason, choice.detail)
+    return choice
 
 
 def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:
