@@ -141,7 +141,7 @@ async def test_32_streams_of_which_every_tenth_is_cut(door: Door) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_target_checks_what_it_is_told(door: Door) -> None:
-    for change, param in (({"temperature": 3}, "temperature"), ({"top_p": 2}, "top_p"), ({"stop": ""}, "stop")):
+    for change, param in (({"temperature": 3}, "temperature"), ({"top_p": 2}, "top_p"), ({"stop": [""]}, "stop")):
         with pytest.raises(openai.BadRequestError) as refused:
             await door.client.completions.create(model=MODEL, prompt=[1, 2, 3], **change)  # type: ignore[call-overload]
         assert refused.value.param == param

@@ -284,6 +284,12 @@ def test_compose_gives_a_model_the_same_time_to_load(role):
         assert compose == f"{probe['periodSeconds'] * probe['failureThreshold'] // 60}m"
 
 
+def test_compose_gives_the_cache_the_same_time_to_start():
+    compose = yaml.safe_load((sources.ROOT / sources.BASE).read_text())["services"]["cache"]["healthcheck"]
+    probe = pod(rendered("overlays/cpu"), "cache")["containers"][0]["startupProbe"]
+    assert compose["start_period"] == f"{probe['periodSeconds'] * probe['failureThreshold']}s"
+
+
 @pytest.fixture
 def mine(tmp_path):
     """A copy of ops/k8s, for an operator's own overlays."""

@@ -74,7 +74,7 @@ async def test_what_is_compressed_already_is_predicted_to_be_sooner(house):
     assert again.decision.predicted_ttft_ms < cold.decision.predicted_ttft_ms
 
 
-async def test_fallback_to_full_is_checked_against_max_ttft(house):
+async def test_fallback_to_full_is_checked_against_max_ttft(house, caplog):
     """By the first speeds the target takes 0.7 s to read 200 tokens, the draft and 16 of them 0.4 s."""
     budget, overloaded = {"max_ttft_ms": 600}, raises(Overloaded("queue", 9, 8, 2.0))
     house.draft.faults.extend([overloaded] * 3)
@@ -88,6 +88,8 @@ async def test_fallback_to_full_is_checked_against_max_ttft(house):
     assert read.reason == "DRAFT_OVERLOADED" and read.decision.predicted_ttft_ms < 300  # it was read meanwhile
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
     assert "over max_ttft_ms 600" in refusal.message and len(house.target.calls) == 3
+    said = [line.partition(":")[0] for line in caplog.messages if "draft_overloaded" in line]
+    assert said == ["answered in full", "answered in full", "refused", "answered in full"]
 
 
 @pytest.mark.parametrize("budget", [{"max_ttft_ms": 1}, {"max_ttft_ms": 1, "max_prompt_tokens": 40}])

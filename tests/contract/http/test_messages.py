@@ -113,6 +113,16 @@ async def test_a_stream_is_the_same_message(door):
     assert events[-2]["presift"]["decision"]["route"] == "full"
 
 
+@pytest.mark.parametrize(
+    "arguments", ['{"a": NaN}', '{"a": -1e999}', '{"a"', "[" * 9_000, "3", '{"a": ' + "9" * 5_000 + "}"]
+)
+async def test_arguments_that_are_no_json_object_leave_none(door, arguments):
+    """A model may write what no client can read: the body is JSON still."""
+    says(door.house.target, call(0, id="c1", name="add", arguments=arguments), finish="tool_calls")
+    content = (await whole(door, tools=[ADD], max_tokens=20))["content"]
+    assert [block["input"] for block in content] == [{}]
+
+
 @pytest.mark.parametrize(("finish", "reason"), [("stop", "end_turn"), ("length", "max_tokens")])
 async def test_why_it_stopped(door, finish, reason):
     says(door.house.target, "ok", finish=finish)

@@ -171,7 +171,7 @@ REFUSED = {
         "input[0].tool_calls[0]",
     ),
     "a reference": ({"extra_body": {"presift": {"protected": [{"message": 7}]}}}, "presift.protected[0].message"),
-    "usage of no stream": ({"extra_body": {"stream_options": {}}}, "stream_options"),
+    "logprobs of the prompt": ({"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
     "logprobs": ({"include": ["message.output_text.logprobs"]}, "include[0]"),
 }
 
@@ -200,6 +200,8 @@ async def test_neutral_values_are_accepted(door):
         service_tier="auto",
         store=True,
         text={"format": {"type": "text"}, "verbosity": "medium"},
+        stream_options={"include_obfuscation": False},
+        extra_body={"response_format": {"type": "text"}, "previous_response_id": "", "stop": ""},
         tool_choice="auto",
         tools=[ADD],
         top_logprobs=0,

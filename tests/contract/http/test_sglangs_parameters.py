@@ -11,8 +11,10 @@ from pathlib import Path
 import openai
 import pytest
 
+from presift.orchestrator.api.http.messages.schema import MessagesBody
+from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
-from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT
+from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT, neutral_values
 from presift.orchestrator.pipeline.events import Delta
 
 from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
@@ -94,9 +96,51 @@ async def test_parameters_that_are_not_carried_out_are_refused_by_name(name):
     for ask, body in ((door.chat, ChatBody), (door.text, CompletionBody)):
         if name in body.model_fields:
             continue
-        for value in NEUTRAL[name]:
+        for value in neutral_values(name, NEUTRAL[name]):
             await ask(extra_body={name: value})
         count = len(door.pipeline.requests)
         with pytest.raises(openai.BadRequestError) as refused:
             await ask(extra_body={name: {"asks": "something"}})
         assert refused.value.param == name and len(door.pipeline.requests) == count
+
+
+EMPTY_AT_BOTH = {
+    **dict.fromkeys(("stop", "json_schema", "regex", "ebnf", "guided_json", "guided_regex", "guided_grammar"), ""),
+    "guided_choice": [],
+    "response_format": {},
+    "structured_outputs": {"choice": [], "json": "", "structural_tag": ""},
+    "stop_token_ids": [],
+    "logit_bias": {},
+    "stream_options": {},
+}
+
+
+@pytest.mark.parametrize("name", sorted(EMPTY_AT_BOTH))
+async def test_what_is_empty_asks_for_nothing(name):
+    """Frameworks send the empty values of their own settings."""
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    for ask in (door.chat, door.text):
+        await ask(extra_body={name: EMPTY_AT_BOTH[name]})
+    assert all(request.sampling.grammar is None and not request.sampling.stop for request in door.pipeline.requests)
+    assert len(door.pipeline.requests) == 2
+
+
+async def test_an_empty_effort_asks_for_nothing_and_an_empty_search_for_one():
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    await door.chat(extra_body={"reasoning_effort": "", "verbosity": "medium", "audio": {}, "input_ids": []})
+    with pytest.raises(openai.BadRequestError, match="web_search_options"):
+        await door.chat(extra_body={"web_search_options": {}})
+
+
+@pytest.mark.parametrize("length", [2**31, 2**32, 2**63 - 1, 10**300, 1e300, "99999999999", 7.0])
+async def test_an_answers_length_is_an_upper_bound(length):
+    """The largest number of a client's language means no limit; at every endpoint."""
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    most = min(int(length), 2**32 - 1)
+    for ask, names in ((door.chat, ("max_tokens", "max_completion_tokens")), (door.text, ("max_tokens",))):
+        for name in names:
+            await ask(extra_body={name: length})
+            assert door.pipeline.requests[-1].sampling.max_new_tokens == most
+    for kind, name in ((ResponsesBody, "max_output_tokens"), (MessagesBody, "max_tokens")):
+        rest = {"input": "a"} if kind is ResponsesBody else {"messages": [{"role": "user", "content": "a"}]}
+        assert getattr(kind.model_validate({"model": "m", **rest, name: length}), name) == most

@@ -172,12 +172,11 @@ class DraftStage:
         except PresiftError as refusal:
             log.warning("refused: %s: %s", reason, refusal.message)
             raise
-        log.warning("answered in full: %s: %s", reason, error.message)
         return DraftResult(RouteChoice(Route.FULL, reason, as_detail(error.message)), None)
 
 
 def as_detail(message: str) -> str:
-    """An error as the detail of a decision. A peer's may be long; the log has all of it."""
+    """An error as the detail of a decision: a peer's may be long."""
     return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
@@ -186,9 +185,12 @@ def full_after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
     if result.prefill_ms:  # the target has read the whole prompt
         inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
     try:
-        return with_forecast(result.choice, inputs)
+        choice = with_forecast(result.choice, inputs)
     except BudgetExceeded as error:
+        log.warning("refused: %s: %s", result.choice.reason, error.message)
         raise DraftUnavailable(error.message) from error
+    log.warning("answered in full: %s: %s", choice.reason, choice.detail)
+    return choice
 
 
 def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:

@@ -24,7 +24,7 @@ from presift.orchestrator.api.http.responses import schema as responses
 from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
 from presift.orchestrator.api.http.tokenizing import DetokenizeBody, TokenizeBody
-from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT
+from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT, neutral_values
 
 _SCHEMAS = "#/components/schemas/"
 # pydantic's names for the bounds of values that a validator of their own reads.
@@ -191,7 +191,13 @@ def _other_parameters(endpoint: DocumentedEndpoint) -> Iterator[tuple[str, dict[
     for name in sorted(endpoint.without_effect):
         yield name, {"description": "accepted, without effect"}
     for name, values in sorted(endpoint.neutral.items()):
-        yield name, {"enum": [*values, None], "description": "not supported: only values that ask for nothing"}
+        yield (
+            name,
+            {
+                "enum": [*neutral_values(name, values), None],
+                "description": "not supported: only values that ask for nothing",
+            },
+        )
 
 
 def _operation(endpoint: DocumentedEndpoint) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _given(body: Body) -> Iterator[tuple[str, Grammar]]:
         yield from _of_vllm("structured_outputs.", outputs.json_, outputs.regex, outputs.choice, outputs.grammar)
         if outputs.json_object:
             yield "structured_outputs.json_object", Grammar(GrammarKind.JSON_SCHEMA, _ANY_OBJECT)
-        if outputs.structural_tag is not None:
+        if outputs.structural_tag:
             yield "structured_outputs.structural_tag", Grammar(GrammarKind.STRUCTURAL_TAG, outputs.structural_tag)
 
 
@@ -75,7 +75,7 @@ def _of_vllm(
         yield f"{prefix}json", Grammar(GrammarKind.JSON_SCHEMA, schema)
     if regex:
         yield f"{prefix}regex", Grammar(GrammarKind.REGEX, regex)
-    if choice is not None:
+    if choice:
         yield f"{prefix}choice", Grammar(GrammarKind.EBNF, "root ::= " + " | ".join(map(_quoted, choice)))
     if ebnf:
         yield f"{prefix}grammar", Grammar(GrammarKind.EBNF, ebnf)
@@ -88,7 +88,7 @@ def _quoted(text: str) -> str:
 
 def _of_format(wanted: dict[str, Any]) -> Grammar | None:
     kind = wanted.get("type")
-    if kind == "text":
+    if not wanted or kind == "text":
         return None
     if kind == "json_object":
         schema = wanted.get("schema")  # Together's and Fireworks' form of json_schema

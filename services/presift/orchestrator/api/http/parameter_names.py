@@ -26,7 +26,7 @@ class ParameterNames:
         if (numbered := _NUMBERED.match(field)) is not None:
             message, field = f"messages{numbered[1]}", f"prompt.chat.messages{field[numbered.end() :]}"
         for prefix, parameter in self._table(message):
-            if field.startswith(prefix):
+            if _is_within(field, prefix):
                 return parameter + field.removeprefix(prefix)
         return field
 
@@ -58,3 +58,8 @@ class ParameterNames:
             ("route", "presift.route"),
             ("span_per_token", "presift.explain.span_per_token"),
         )
+
+
+def _is_within(field: str, prefix: str) -> bool:
+    """Whether the prefix names `field` or a whole of which it is a part: `prompt.text`, but not `prompt_logprobs`."""
+    return field.startswith(prefix) and (prefix.endswith(".") or field[len(prefix) : len(prefix) + 1] in ("", ".", "["))

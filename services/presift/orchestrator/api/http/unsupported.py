@@ -6,7 +6,7 @@ Parameters that are in no table are ignored, and the answer names them.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -26,39 +26,39 @@ NOTED: dict[str, tuple[Any, ...]] = {
     "priority": (0,),
     "spaces_between_special_tokens": (True,),
 }
-# The values that request nothing. A parameter without any is always rejected. What one endpoint carries out is still
-# unsupported at the other.
+# The values that request nothing, besides null and EMPTY. What one endpoint carries out is still unsupported at the
+# other.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     # OpenAI's
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
     "function_call": ("none", "auto"),
-    "functions": ([],),
+    "functions": (),
     "messages": (),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "prompt": (),
-    "suffix": ("",),
+    "suffix": (),
     "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": (),
+    "tools": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
     # SGLang's
     "bootstrap_host": (),
     "bootstrap_port": (),
     "bootstrap_room": (),
-    "cache_salt": ("",),
-    "custom_logit_processor": ("",),
-    "custom_params": ({},),
+    "cache_salt": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
     "data_parallel_rank": (),
     "disagg_prefill_dp_rank": (),
-    "extra_key": ("",),
-    "images_config": ({},),
+    "extra_key": (),
+    "images_config": (),
     "input_ids": (),
-    "lora_path": ("",),
+    "lora_path": (),
     "max_dynamic_patch": (),
     "min_dynamic_patch": (),
     "no_stop_trim": (False,),
@@ -74,30 +74,33 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "routed_experts_start_len": (0,),
     "sampling_logprobs_mode": (),
     "session_id": (),
-    "session_params": ({},),
-    "stop_regex": ("", []),
+    "session_params": (),
+    "stop_regex": (),
     "task": (),
     "use_audio_in_video": (False,),
-    "video_config": ({},),
+    "video_config": (),
     # vLLM's
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "bad_words": (),
     "chat_template": (),
-    "documents": ([],),
+    "documents": (),
     "early_stopping": (False,),
     "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
     "include_stop_str_in_output": (False,),
-    "kv_transfer_params": ({},),
+    "kv_transfer_params": (),
     "length_penalty": (1,),
-    "logits_processors": ([],),
-    "mm_processor_kwargs": ({},),
+    "logits_processors": (),
+    "mm_processor_kwargs": (),
     "prompt_logprobs": (),
     "return_tokens_as_token_ids": (False,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
-    "vllm_xargs": ({},),
+    "vllm_xargs": (),
 }
+EMPTY: tuple[Any, ...] = ("", [], {})
+# OpenAI's clients ask for a search with the defaults by an empty object.
+_ASKS_WHEN_EMPTY = frozenset({"web_search_options"})
 # A chat template writes the special tokens itself; of a text they are part.
 _ADDS_SPECIAL_TOKENS = "add_special_tokens"
 _DEFAULT_REASON = "this server does not support it"
@@ -127,9 +130,15 @@ def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...
             _require_neutral(name, given[name], values, why.get(name, _DEFAULT_REASON))
 
 
-def _require_neutral(name: str, value: Any, neutral: tuple[Any, ...], why: str = _DEFAULT_REASON) -> None:
+def neutral_values(name: str, others: Iterable[Any]) -> tuple[Any, ...]:
+    """What requests nothing, besides null: `others`, and what is empty."""
+    return (*others, *(() if name in _ASKS_WHEN_EMPTY else EMPTY))
+
+
+def _require_neutral(name: str, value: Any, others: tuple[Any, ...], why: str = _DEFAULT_REASON) -> None:
+    neutral = neutral_values(name, others)
     if not _is_any(value, neutral):
-        allowed = " or ".join(str(each) for each in neutral)
+        allowed = " or ".join(str(each) for each in others)
         raise InvalidRequest(name, brief(value), "left out" + (f", or {allowed}" if allowed else "") + f": {why}")
 
 

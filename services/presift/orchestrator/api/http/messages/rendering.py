@@ -164,7 +164,8 @@ def _input(arguments: str) -> dict[str, Any]:
     """The arguments as an object. A model that was cut off, or that makes mistakes, leaves none."""
     try:
         value = json.loads(arguments or "{}")
-    except ValueError:
+        json.dumps(value, allow_nan=False)  # NaN and 1e999 would be a body that is no JSON
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

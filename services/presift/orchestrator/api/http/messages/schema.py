@@ -16,17 +16,17 @@ WITHOUT_EFFECT = frozenset(
     {"anthropic_beta", "anthropic_version", "betas", "cache_control", "diagnostics", "inference_geo", "metadata"}
     | {"service_tier", "speed", "user_profile_id"}
 )
-# The values that request nothing; all others are rejected.
+# The values that request nothing, besides what is empty; all others are rejected.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "container": (),
-    "context_management": ({}, {"edits": []}, {"edits": None}),
+    "context_management": ({"edits": []}, {"edits": None}),
     "logprobs": (False,),
     "max_completion_tokens": (),
-    "mcp_servers": ([],),
+    "mcp_servers": (),
     "n": (1,),
     "parallel_tool_calls": (),
     "reasoning_effort": (),
-    "response_format": (),
+    "response_format": ({"type": "text"},),
     "stop": (),
     "stream_options": (),
     "thread": (),

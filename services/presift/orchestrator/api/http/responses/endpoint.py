@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.reading import ReadBody
@@ -41,7 +40,4 @@ def _body(read: ReadBody) -> ResponsesBody:
     given = read.given
     check_neutral(given, NEUTRAL, WHY)
     elsewhere = {*NEUTRAL, *WITHOUT_EFFECT, *shared_parameters(given, OWN)}
-    body = validate(ResponsesBody, without(given, elsewhere), read.ignored)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options", "given", "left out, unless stream is true")
-    return body
+    return validate(ResponsesBody, without(given, elsewhere), read.ignored)

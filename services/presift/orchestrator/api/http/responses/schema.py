@@ -18,7 +18,7 @@ WITHOUT_EFFECT = frozenset(
     {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier", "store"}
     | {"user"}
 )
-# The values that request nothing; all others are rejected.
+# The values that request nothing, besides what is empty; all others are rejected.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "conversation": (),
@@ -31,7 +31,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "prompt": (),
     "reasoning_effort": (),
-    "response_format": (),
+    "response_format": ({"type": "text"},),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }

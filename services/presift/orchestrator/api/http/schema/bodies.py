@@ -22,6 +22,7 @@ from presift.orchestrator.api.http.schema.values import (
     Strings,
     TokenIdList,
     Tokens,
+    TokensOrNone,
     TopK,
     UInt32,
 )
@@ -44,7 +45,7 @@ class StructuredOutputs(Schema):
     place: ClassVar[str | None] = "structured_outputs."
     json_: Annotated[JsonDocument | None, Field(alias="json")] = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool = False
     structural_tag: JsonDocument | None = None
@@ -81,7 +82,7 @@ class CommonBody(Schema):
     ebnf: str | None = None
     guided_json: JsonDocument | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
     presift: PresiftOptions = PresiftOptions()
@@ -154,7 +155,7 @@ class CompletionBody(CommonBody):
     prompt: Any
     suffix: str | None = None
     # 0 only with `echo`.
-    max_tokens: UInt32 | None = None
+    max_tokens: TokensOrNone | None = None
     best_of: int | None = None
     echo: bool = False
     logprobs: Logprobs = None

@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from presift.core.limits import MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 
+_MOST_TOKENS = 2**32 - 1
+
 
 def _as_number(value: Any) -> Any:
     """Protobuf's JSON accepts "0.5" and true as numbers."""
@@ -31,6 +33,12 @@ def _as_integer(value: Any) -> Any:
         except ValueError:
             value = _as_number(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_length(value: Any) -> Any:
+    """The length of an answer, an upper bound: clients send the largest number of their language for no limit."""
+    value = _as_integer(value)
+    return min(value, _MOST_TOKENS) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _as_float32(value: float) -> float:
@@ -55,7 +63,8 @@ def named(prefix: str, members: Mapping[str, Any]) -> BeforeValidator:
 UInt32 = Annotated[int, BeforeValidator(_as_integer), Field(ge=0, lt=2**32)]
 Float32 = Annotated[float, AfterValidator(_as_float32)]
 OptionFloat32 = Annotated[float, BeforeValidator(_as_number), AfterValidator(_as_float32)]
-Tokens = Annotated[int, Field(ge=1, lt=2**32)]
+Tokens = Annotated[int, BeforeValidator(_as_length), Field(ge=1)]
+TokensOrNone = Annotated[int, BeforeValidator(_as_length), Field(ge=0)]
 # -1 is random, as in vLLM and llama.cpp.
 Seed = Annotated[int, Field(ge=-1, lt=2**64)]
 # -1 and 0 are all tokens.
@@ -67,12 +76,12 @@ JsonObject = dict[str, Any]
 def _as_json_text(document: Any) -> Any:
     if isinstance(document, dict):
         return json.dumps(document)
-    if not isinstance(document, str) or not document:
+    if not isinstance(document, str):
         raise PydanticCustomError("no_document", "an object, or JSON as a string")
     return document
 
 
-# A JSON document: as text, or as the object itself. Its value is the text.
+# A JSON document: as text, or as the object itself. Its value is the text; without any, nothing is asked for.
 JsonDocument = Annotated[str, BeforeValidator(_as_json_text, json_schema_input_type=str | JsonObject)]
 
 
@@ -85,6 +94,8 @@ Logprobs = Annotated[int | None, BeforeValidator(_as_logprobs, json_schema_input
 
 
 def _as_effort(effort: Any) -> Any:
+    if effort == "":
+        return None
     if isinstance(effort, bool) or not isinstance(effort, str | int | float) or len(str(effort)) > 16:
         raise PydanticCustomError("no_effort", "a name such as 'low', or a number")
     return effort
@@ -95,6 +106,9 @@ Effort = Annotated[Any, BeforeValidator(_as_effort, json_schema_input_type=str |
 
 
 def _as_strings(stop: Any) -> Any:
+    """An empty string asks for nothing. In a list it is refused."""
+    if stop == "":
+        return None
     return [stop] if isinstance(stop, str) else stop
 
 
