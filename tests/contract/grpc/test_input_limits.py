@@ -109,6 +109,7 @@ PLANS = {
 SCORES = {
     ("token_ids", "tokens"): lambda n: {"token_ids": [1] * n},
     ("protected_spans", "spans"): lambda n: {"protected_spans": spans(n)},
+    ("cache_salt", "characters"): lambda n: {"cache_salt": "x" * n},
 }
 METHODS = {
     "Generate": (

@@ -6,7 +6,7 @@ import pytest
 from presift.core.errors import InvalidRequest
 from presift.draft import calibration
 from presift.draft.calibration import DEFAULT_POLICY, calibrate
-from presift.draft.calibration_prompts import KINDS, make
+from presift.draft.calibration_prompts import make
 from presift.draft.head_profile import check_fits
 from presift.draft.scorer import Cancel, Cancelled, HeadReduction
 from presift.draft.transformers_scorer import TransformersScorer
@@ -38,6 +38,12 @@ def folder(tiny_model):
     return resolve(str(tiny_model("tinyc")))
 
 
+def small(monkeypatch):
+    """A short calibration: the tokens of the tiny model are bytes."""
+    for name, value in (("_CHARACTERS", 900), ("_QUESTIONS_PER_KIND", 1), ("_DECOYS", 0)):
+        monkeypatch.setattr(calibration, name, value)
+
+
 def chosen(folder, **kwargs):
     ranking, held_out = ([reading(seed, **kwargs) for seed in seeds] for seeds in (range(6), range(6, 12)))
     return calibration._choose(calibration._mean_worth(ranking), held_out, folder)
@@ -45,7 +51,7 @@ def chosen(folder, **kwargs):
 
 def test_the_heads_that_look_at_the_answers_are_chosen_and_few_layers_run(folder):
     found = chosen(folder)
-    assert found.profile.heads[0] == (1, 2)
+    assert (1, 2) in found.profile.heads
     assert found.profile.layers_read == 2  # (5, 0) finds nothing more
     assert found.recall == pytest.approx(1.0) and found.default_recall < 0.6
     assert (found.profile.recall, found.profile.layers, found.profile.heads_per_layer) == (1.0, 8, 4)
@@ -53,7 +59,7 @@ def test_the_heads_that_look_at_the_answers_are_chosen_and_few_layers_run(folder
 
 def test_a_deeper_head_is_taken_where_the_early_ones_find_nothing(folder):
     found = chosen(folder, good_heads=[(6, 3)])
-    assert found.profile.heads[0] == (6, 3) and found.profile.layers_read == 7
+    assert (6, 3) in found.profile.heads and found.profile.layers_read == 7
 
 
 def test_nothing_is_written_where_no_heads_reach_the_default(folder):
@@ -63,10 +69,10 @@ def test_nothing_is_written_where_no_heads_reach_the_default(folder):
 
 
 def test_a_model_is_calibrated_from_its_prompts_to_a_profile_that_fits(folder, monkeypatch):
-    monkeypatch.setattr(calibration, "_CHARACTERS", 900)
-    scorer, seen = TransformersScorer(folder, chunk_tokens=256), []
+    small(monkeypatch)
+    scorer, seen = TransformersScorer(folder, chunk_tokens=256, prefix_cache_bytes=2**26), []
     found = calibrate(scorer, folder, lambda done, total: seen.append((done, total)), Cancel())
-    assert seen == [(count, 3 * len(KINDS)) for count in range(1, 3 * len(KINDS) + 1)]
+    assert seen == [(count, 12) for count in range(1, 13)]
     assert 0.0 <= found.default_recall <= 1.0
     if found.profile is not None:  # random weights may find nothing
         check_fits(found.profile, folder, scorer._model.config, 4)
@@ -78,17 +84,18 @@ def test_the_worth_of_the_real_rows_is_a_share(folder, monkeypatch):
     for chunk_tokens in (64, 4096):
         scorer = TransformersScorer(folder, chunk_tokens=chunk_tokens)
         tokenizer = calibration._load_tokenizer(folder)
-        found = calibration._read(scorer, tokenizer, make("direct", 400, 0), Cancel())
+        document = make(0, 100, 1, 0)
+        found = calibration._read(scorer, tokenizer, document, document.questions[0], Cancel())
         worth = calibration._mean_worth([found])
         assert (worth >= 0).all() and (worth <= 1.0 + 1e-6).all()
         np.testing.assert_allclose(found.peaks[2:].max((0, 1)).shape, found.default.shape)
         results.append(found)
-    np.testing.assert_allclose(results[0].summed, results[1].summed, atol=1e-5)
-    np.testing.assert_allclose(results[0].peaks, results[1].peaks, atol=1e-5)
+    np.testing.assert_allclose(results[0].summed, results[1].summed, atol=1e-3)  # float16
+    np.testing.assert_allclose(results[0].peaks, results[1].peaks, atol=1e-3)
 
 
 def test_a_cancelled_calibration_stops(folder, monkeypatch):
-    monkeypatch.setattr(calibration, "_CHARACTERS", 900)
+    small(monkeypatch)
     cancel = Cancel()
     cancel.cancel()
     with pytest.raises(Cancelled):
@@ -106,15 +113,16 @@ def test_the_default_that_profiles_must_beat_is_what_the_orchestrator_sends():
         assert getattr(DEFAULT_POLICY, name) == getattr(spec_pc, name), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(8))
-def test_a_prompt_holds_its_facts_once_and_its_answers_in_them(kind, seed):
-    prompt = make(kind, 5000, seed)
-    assert make(kind, 5000, seed) == prompt
-    assert 5000 <= len(prompt.document) < 5300
-    assert all(prompt.document.count(fact) == 1 for fact in prompt.facts)
-    assert all(any(answer in fact for fact in prompt.facts) for answer in prompt.answers)
-    assert not any(answer in prompt.question for answer in prompt.answers)
+def test_a_document_holds_its_facts_once_and_its_answers_in_them(seed):
+    document = make(seed, 20_000, 3, 8)
+    assert make(seed, 20_000, 3, 8) == document
+    assert 20_000 <= len(document.text) < 22_000
+    assert len({question.kind for question in document.questions}) == 6 and len(document.questions) == 18
+    for question in document.questions:
+        assert all(document.text.count(fact) == 1 for fact in question.facts)
+        assert all(any(answer in fact for fact in question.facts) for answer in question.answers)
+        assert not any(answer in question.text for answer in question.answers)
 
 
 def test_sets_of_heads_come_in_both_reductions():

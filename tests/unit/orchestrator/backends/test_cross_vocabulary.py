@@ -49,7 +49,7 @@ class Port:
     def __init__(self, importance=None, lookahead=(), mass=None):
         self.importance, self.lookahead, self.mass, self.calls = importance, lookahead, mass, []
 
-    async def score(self, token_ids, policy, protected, *, include_importance, deadline):
+    async def score(self, token_ids, policy, protected, *, include_importance, deadline, salt=""):
         self.calls.append((token_ids, policy, protected, include_importance, deadline))
         size = token_ids.size
         made = np.random.default_rng(0).random(size, dtype=np.float32) if self.importance is None else self.importance
