@@ -48,7 +48,7 @@ class FakeScorer:
         importance = task.token_ids.astype(np.float32) / 1024 if task.policy else None
         last = int(task.token_ids[-1])
         lookahead = tuple(last + step + 1 for step in range(task.lookahead_tokens))
-        return ScoreResult(importance, importance, lookahead, ScoreTimings(2.0, 1.0))
+        return ScoreResult(importance, importance, lookahead, ScoreTimings(2.0, 1.0), len(task.salt))
 
     def _act(self, first, cancel):
         cancel.check()
@@ -439,3 +439,9 @@ async def test_one_trace_runs_from_the_call_to_the_worker_thread(house, monkeypa
     found = {span.name: span for span in spans.get_finished_spans()}
     assert found["select"].parent.span_id == found["score"].context.span_id
     assert found["select"].attributes == {"presift.kept_tokens": 4}
+
+
+async def test_the_kept_tokens_are_counted_for_the_salt(house):
+    asked = request([5, 6, 7, 8, 9, 10])
+    asked.cache_salt = "abc"
+    assert (await house.stub.Score(asked)).cached_tokens == 3

@@ -1,8 +1,10 @@
 """Requests that cannot be served are refused before they wait for the model: with field, value and limit."""
 
+from dataclasses import replace
+
 import pytest
 
-from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong
+from presift.core.errors import BudgetExceeded, InvalidRequest, PromptTooLong, RouteUnsupported
 from presift.core.plan import ModelInfo
 from presift.core.policies import SpecPc
 from presift.core.spans import Span
@@ -190,3 +192,34 @@ def test_spec_kv_is_scored_only_for_a_mask_or_to_be_seen():
     assert parse(mask_message(ids=long), LIMITS).task.policy == drawn
     assert parse(kv_message(ids=fits, importance=True), LIMITS).task.policy is None
     assert parse(mask_message(ids=fits), LIMITS).task.policy is None
+
+
+TRUNCATED = RequestLimits(replace(LIMITS.model, all_layers=6, head_profile="abc"), 16)
+CALIBRATED = {"heads": plan_pb2.SCORED_HEADS_CALIBRATED}
+
+
+@pytest.mark.parametrize(
+    ("asked", "value"),
+    [(message(lookahead=3), "3"), (message(lookahead_tokens=5), "4"), (kv_message(), "4"), (cascade_message(), "4")],
+)
+def test_a_lookahead_from_a_draft_without_its_last_layers_is_refused(asked, value):
+    with pytest.raises(RouteUnsupported, match="only 4 of 6 layers loaded") as refusal:
+        parse(asked, TRUNCATED)
+    assert refusal.value.details["field"] == "lookahead_tokens" and refusal.value.details["value"] == value
+
+
+def test_a_draft_without_its_last_layers_scores():
+    assert parse(message(**CALIBRATED), TRUNCATED).task.policy is not None
+    parse(mask_message(lookahead_tokens=0), TRUNCATED)
+
+
+def test_calibrated_heads_need_a_head_profile_and_no_start_layer():
+    with pytest.raises(RouteUnsupported, match="no head profile"):
+        parse(message(**CALIBRATED), LIMITS)
+    parse(message(start_layer=99, **CALIBRATED), TRUNCATED)
+
+
+def test_the_salt_reaches_the_scorer():
+    asked = message()
+    asked.cache_salt = "tenant"
+    assert parse(asked, LIMITS).task.salt == "tenant"

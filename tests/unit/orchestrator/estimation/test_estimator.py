@@ -336,3 +336,36 @@ def test_an_answer_holds_its_slots_at_its_replica_while_its_work_is_done(estimat
         both = {each: estimator.state(IDS, TARGET, DRAFT, replica=each) for each in "ab"}
         assert [both[name].answers for name in "ab"] == [(), (RunningAnswer(450.0, 77),)]
         assert both["b"].queued.target_ms == 0.0
+
+
+def test_what_the_draft_keeps_is_learned_from_its_answers(estimator):
+    assert state(estimator).draft_cached_tokens == 0
+    estimator.record_compressed(compressed())
+    assert state(estimator).draft_cached_tokens == 1984  # whole blocks
+    assert work_of(RouteChoice(Route.SPEC_PC, Reason.REQUESTED, "", SpecPc(400)), 2000, state(estimator)).draft == (
+        TokenWork(16, 1984)
+    )
+    later = np.append(IDS, np.arange(600, dtype=np.uint32))
+    assert estimator.state(later, TARGET, DRAFT).draft_cached_tokens == 1984
+    assert estimator.state(later, TARGET, DRAFT, salt="other").draft_cached_tokens == 0
+
+
+def test_a_draft_that_has_forgotten_a_prompt_is_not_expected_to_keep_it(estimator):
+    other = IDS[::-1].copy()
+    estimator.record_compressed(of(other, compressed()))
+    estimator.record_compressed(of(IDS, compressed(draft_cached_tokens=0)))
+    assert estimator.state(other, TARGET, DRAFT).draft_cached_tokens == 0
+
+
+def test_a_cached_compressed_prompt_shows_nothing_of_the_draft(estimator):
+    estimator.record_compressed(compressed(cache=CacheOutcome.HIT))
+    assert state(estimator).draft_cached_tokens == 0
+
+
+def test_the_draft_learns_its_speed_from_the_tokens_that_it_read(estimator):
+    for _ in range(20):
+        estimator.observe(answered(compressed(draft_ms=100.0)))
+        estimator.observe(answered(compressed(draft_ms=10.0, draft_cached_tokens=1900)))
+    costs = state(estimator).costs.draft
+    assert costs.ms(TokenWork(2000, 0, 4)) == pytest.approx(100.0, rel=0.3)
+    assert costs.ms(TokenWork(100, 1900, 4)) == pytest.approx(10.0, rel=0.5)
