@@ -83,9 +83,7 @@ def test_a_breaking_change_is_detected(protos, fault):
 
 
 def test_a_new_field_breaks_nothing(protos):
-    plant(
-        protos, "draft.proto", "  bool include_importance = 5;\n", "  bool include_importance = 5;\n  bool more = 6;\n"
-    )
+    plant(protos, "draft.proto", "  string cache_salt = 6;\n", "  string cache_salt = 6;\n  bool more = 7;\n")
     assert buf("breaking", protos, "--against", PROTOS / "released.binpb").returncode == 0
 
 

@@ -351,6 +351,7 @@ def test_what_the_draft_keeps_is_learned_from_its_answers(estimator):
 
 
 def test_a_draft_that_has_forgotten_a_prompt_is_not_expected_to_keep_it(estimator):
+    estimator.record_compressed(compressed())
     other = IDS[::-1].copy()
     estimator.record_compressed(of(other, compressed()))
     estimator.record_compressed(of(IDS, compressed(draft_cached_tokens=0)))
