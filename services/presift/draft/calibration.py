@@ -153,6 +153,7 @@ def _head_sets(worth: NDArray[np.float64]) -> Iterator[_HeadSet]:
     Few heads are precise where their kind of question is asked. All heads of some layers miss the fewest kinds.
     """
     layers, heads = worth.shape
+    seen = set[tuple[tuple[int, int], ...]]()
     for depth in range(max(1, layers // 4), layers + 1):
         order = np.argsort(-worth[:depth], axis=None, kind="stable")
         sets = [[divmod(int(index), heads) for index in order[:count]] for count in _HEAD_COUNTS]
@@ -160,8 +161,11 @@ def _head_sets(worth: NDArray[np.float64]) -> Iterator[_HeadSet]:
             [(layer, head) for layer in range(first, depth) for head in range(heads)]
             for first in (depth // 2, 2 * depth // 3)
         ]
-        for each, reduction in itertools.product(sets, HeadReduction):
-            yield _HeadSet(tuple(each), reduction)
+        # The best heads of a deeper part are often those of a shallower one.
+        new = [each for each in map(tuple, sets) if each not in seen]
+        seen.update(new)
+        for each, reduction in itertools.product(new, HeadReduction):
+            yield _HeadSet(each, reduction)
 
 
 def _mean_worth(readings: Sequence[_Reading]) -> NDArray[np.float64]:
