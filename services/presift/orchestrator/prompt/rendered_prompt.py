@@ -59,6 +59,8 @@ def _check_tools(rendered: RenderedChat) -> tuple[int, ...]:
     # Some templates show either the text of an answer or its calls.
     if not shown and messages and not _shown_calls(rendered, _without_texts(chat)):
         value, limit = f"{len(messages)} given", "unset: the target's chat template does not support tool calls"
+        if chat.continue_final_message and set(messages) == {len(chat.messages) - 1}:
+            limit = "unset in a message to continue: the text ends where the calls would begin"
         raise InvalidRequest(f"prompt.chat.messages[{messages[0]}].tool_calls_json", value, limit)
     return tuple(dict.fromkeys(at for number, at in enumerate(messages) if number not in shown))
 

@@ -171,6 +171,20 @@ async def test_a_prompt_that_ends_with_the_answer_to_continue(folder, template, 
     assert said == ("First. " if template is TEMPLATE else "First.")
 
 
+def test_calls_in_a_message_to_continue_are_refused_for_what_they_are(folder):
+    """A rendering ends with the text of the message that is continued, so calls after it are left out."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls or [] %}"
+        "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    call = '{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}'
+    asked, said = chat("user", "q").messages[0], Message("assistant", (TextPart("so"),), tool_calls_json=(call,))
+    loaded = load_tokenizer(folder(template), 1000)
+    assert '{"id"' not in loaded.render(Chat((asked, said)))
+    with pytest.raises(InvalidRequest, match="unset in a message to continue"):
+        loaded.render(Chat((asked, said), continue_final_message=True))
+
+
 def test_a_chat_that_is_refused_has_the_templates_reason(folder):
     template = (
         "{% for m in messages %}{% if loop.index0 > 0 and m.role == messages[loop.index0 - 1].role %}"

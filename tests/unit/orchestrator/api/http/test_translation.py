@@ -130,6 +130,19 @@ def test_an_assistants_message_at_the_end_is_continued(messages, continues):
     assert from_messages(messages=messages).given.get("continue_final_message") is continues
 
 
+def test_the_default_effort_asks_for_nothing_where_the_template_has_no_reasoning():
+    given = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
+    for effort, template, expected, named in [
+        ("high", frozenset(), None, ["output_config.effort"]),
+        ("high", frozenset({"enable_thinking"}), "high", []),
+        ("low", frozenset(), "low", []),  # refused later, because it asks for something
+        (None, frozenset(), None, []),
+    ]:
+        body, ignored = given | {"output_config": {"effort": effort}}, {}
+        chat = chat_from_messages(validate(MessagesBody, body), body, ignored, template)
+        assert (chat.given.get("reasoning_effort"), list(ignored)) == (expected, named)
+
+
 def test_neutral_values_are_of_their_type():
     check_neutral({"n": 1, "flag": None}, {"n": (1,), "flag": ()}, {})
     for value in (True, 2, "1"):

@@ -62,7 +62,7 @@ def chat_from_messages(
         "tools": [_tool(tool, f"tools[{at}]", ignored) for at, tool in enumerate(body.tools or ())] or None,
         **_tool_choice(body.tool_choice),
         "enable_thinking": _thinking(body, ignored, template),
-        "reasoning_effort": body.output_config.effort,
+        "reasoning_effort": _effort(body, ignored, template),
         "response_format": _response_format(body),
         # Anthropic's models continue an assistant's message at the end.
         "continue_final_message": _continues(conversation),
@@ -198,6 +198,15 @@ def _thinking(body: CountBody, ignored: Ignored, template: frozenset[str]) -> bo
     if thinking.type == "enabled" and not can_turn_on(template, body.output_config.effort):
         raise InvalidRequest("thinking.type", brief(thinking.type), NO_VARIABLE)
     return thinking.type != "disabled"
+
+
+def _effort(body: CountBody, ignored: Ignored, template: frozenset[str]) -> str | None:
+    """The effort, without the API's default where the template can do nothing with it."""
+    effort = body.output_config.effort
+    if effort == "high" and body.thinking is None and not can_turn_on(template, effort):
+        ignored["output_config.effort"] = None
+        return None
+    return effort
 
 
 def _response_format(body: CountBody) -> dict[str, Any] | None:
