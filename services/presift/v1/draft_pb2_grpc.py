@@ -64,7 +64,8 @@ class DraftServiceServicer:
     def Score(self, request, context):
         """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
         (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
-        A retry is always safe: the same request gives the same response.
+        A retry is always safe: the same request gives the same result. Only rounding may differ where the draft has kept a
+        part of the prompt.
 
         INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
         policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.

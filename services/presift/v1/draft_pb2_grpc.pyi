@@ -42,7 +42,8 @@ class DraftServiceStub:
     Score: _grpc.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]
     """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
     (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
-    A retry is always safe: the same request gives the same response.
+    A retry is always safe: the same request gives the same result. Only rounding may differ where the draft has kept a
+    part of the prompt.
 
     INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
       policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
@@ -73,7 +74,8 @@ class DraftServiceAsyncStub(DraftServiceStub):
     Score: _aio.UnaryUnaryMultiCallable[_draft_pb2.ScoreRequest, _draft_pb2.ScoreResponse]  # type: ignore[assignment]
     """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
     (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
-    A retry is always safe: the same request gives the same response.
+    A retry is always safe: the same request gives the same result. Only rounding may differ where the draft has kept a
+    part of the prompt.
 
     INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
       policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.
@@ -107,7 +109,8 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_draft_pb2.ScoreResponse, _abc.Awaitable[_draft_pb2.ScoreResponse]]:
         """Score reads the prompt once and returns what the policy needs from the draft: the mask computed from its attention
         (spec_pc, spec_kv_pc, spec_kv with KV_SELECTION_DRAFT_MASK), the lookahead (spec_kv, spec_kv_pc), or both.
-        A retry is always safe: the same request gives the same response.
+        A retry is always safe: the same request gives the same result. Only rounding may differ where the draft has kept a
+        part of the prompt.
 
         INVALID_ARGUMENT: an empty prompt, a token id outside the vocabulary, a span outside the prompt, or an invalid
           policy (capacity below the window, an even kernel, ...). ErrorInfo has field, value and limit.

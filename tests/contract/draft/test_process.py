@@ -58,13 +58,16 @@ def test_any_folder_is_served_and_drained(start, tiny_model):
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         stub = draft_pb2_grpc.DraftServiceStub(channel)
         reply = stub.Score(draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=POLICY, lookahead_tokens=4))
-        cascade = stub.Score(draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=CASCADE))
+        # With another salt nothing is kept of the first prompt: the results are equal to the last bit.
+        cascade = stub.Score(draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=CASCADE, cache_salt="other"))
+        again = stub.Score(draft_pb2.ScoreRequest(token_ids=range(1, 301), policy=POLICY, lookahead_tokens=4))
     assert reply.token_mask.prompt_tokens == 300
     assert len(reply.lookahead_token_ids) == 4
     assert 0 < reply.coverage < 1
     for same in (reply, cascade):
         same.ClearField("timings")
     assert cascade == reply
+    assert again.cached_tokens > 200 and again.token_mask == reply.token_mask
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     log.seek(0)
