@@ -1,6 +1,7 @@
 """What scoring costs: against the same draft's plain prefill, and in memory as the prompt grows.
 
     python tests/bench/draft_scoring.py time --model DIR [--tokens 4096] [--rounds 5]
+    python tests/bench/draft_scoring.py conversation --model DIR [--tokens 8000]
     python tests/bench/draft_scoring.py memory [--lengths 4096,8192,16384,32768]
 
 `time` interleaves the two, so that whatever else the machine does hits both, and compares medians; processor time is
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
-from presift.core.policies import SpecPc
+from presift.core.policies import Heads, SpecPc
+from presift.draft import head_profile
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import DTYPES, TransformersScorer
 from presift.models import torchvision_ops
@@ -101,6 +104,27 @@ def _compare(seconds: dict[str, list[tuple[float, float]]], options: argparse.Na
     for name, row in rows.items():
         print(f"{name:10}" + "".join(f"{row[kind]:12.3f}{row[kind] / rows['stock'][kind]:10.3f}" for kind in row))
     return {"tokens": options.tokens, "model": Path(options.model).name, "dtype": options.dtype, "seconds": rows}
+
+
+def run_conversation(options: argparse.Namespace) -> dict[str, Any]:
+    """Processor seconds of ten turns that grow to `tokens`, with and without prefix reuse, in readings of the last."""
+    folder = resolve(options.model)
+    profile = head_profile.find("auto", folder, Path("/nonexistent"))
+    ids = np.random.default_rng(0).integers(100, 20_000, options.tokens).astype(np.uint32)
+    policy = SpecPc(capacity=512, heads=Heads.ALL if profile is None else Heads.CALIBRATED)
+    seconds = {}
+    for name, kept_bytes in (("reuse", 2**31), ("no reuse", 0)):
+        scorer = TransformersScorer(
+            folder, options.dtype, chunk_tokens=options.chunk_tokens, profile=profile, prefix_cache_bytes=kept_bytes
+        )
+        scorer.score(ScoreTask(ids[:600][::-1].copy(), policy), Cancel())
+        ends = range(options.tokens // 10, options.tokens + 1, options.tokens // 10)
+        turns = [_timed(partial(scorer.score, ScoreTask(ids[:end], policy), Cancel()))[1] for end in ends]
+        seconds[name] = {"turns": turns, "total": sum(turns)}
+    one = seconds["no reuse"]["turns"][-1]
+    for name, found in seconds.items():
+        print(f"{name:10}{found['total']:10.1f} s{found['total'] / one:8.2f} readings of the last prompt")
+    return {"tokens": options.tokens, "model": Path(options.model).name, "seconds": seconds}
 
 
 def run_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -174,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run, dtype in (
         ("time", run_time, "bfloat16"),
+        ("conversation", run_conversation, "bfloat16"),
         ("memory", run_memory, "float32"),
         ("peak", run_peak, "float32"),
     ):
