@@ -179,8 +179,8 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
     defaults = effective.defaults
     if deployment.compress_above_tokens is not None:
         defaults = replace(defaults, compress_above_tokens=deployment.compress_above_tokens)
-    if deployment.is_calibrated and defaults.calibrated is not None:
-        defaults = replace(defaults, spec_pc=defaults.calibrated)
+    if not deployment.is_calibrated:
+        defaults = replace(defaults, calibrated=None)
     must_keep, answer = min(prompt.tokens, defaults.spec_pc.window), Sampling(max_new_tokens=prompt.max_new_tokens)
     return RoutingInputs(
         prompt_tokens=prompt.tokens,

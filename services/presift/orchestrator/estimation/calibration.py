@@ -117,7 +117,8 @@ class Calibration:
 
     async def _time_draft(self, ids: NDArray[np.uint32]) -> Timing | None:
         draft, tokens = self._models.draft, int(ids.size)
-        template = self._defaults.for_draft(draft).spec_pc
+        defaults = self._defaults.for_draft(draft)
+        template = defaults.scoring(defaults.spec_pc.capacity)
         # The draft does not read a prompt that fits the capacity.
         capacity = max(template.window, tokens // 2)
         if draft is None or capacity >= tokens:

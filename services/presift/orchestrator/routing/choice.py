@@ -15,6 +15,8 @@ from presift.orchestrator.routing.cost_model import Forecast, SystemState
 
 # AUTO considers the routes in this order, the least lossy first.
 ROUTE_ORDER = (Route.FULL, Route.SPEC_KV, Route.SPEC_KV_PC, Route.SPEC_PC)
+# Below this capacity the lookahead finds more than calibrated heads alone (tests/bench/LOG.md).
+LEAST_CALIBRATED = 512
 # A tenth of the caller's time stays in reserve: the median error of predictions is as large (tests/bench/LOG.md).
 _RESERVE = 10
 
@@ -69,7 +71,7 @@ class Defaults:
 
     `spec_pc.capacity` and `spec_kv.capacity` are the default budgets, `cascade_capacity` is that of the prompt stage of
     spec_kv_pc. `start_layer` None is the draft's middle layer: the first half attends to form more than to meaning.
-    `calibrated` takes the place of `spec_pc` if the draft has a head profile; None: it does not.
+    `calibrated` takes the place of `spec_pc` for capacities from LEAST_CALIBRATED on, if the draft has a head profile.
     `route_order` lists the routes that AUTO may choose, the least lossy first. `auto_capacity` says how capacities
     adapt, None if they do not.
     """
@@ -91,12 +93,17 @@ class Defaults:
         """These defaults with the rows and heads that `draft` scores by; unchanged without a draft."""
         if draft is None:
             return self
-        if self.calibrated is not None and draft.head_profile:
-            spec_pc = self.calibrated
-        else:
-            start_layer = draft.layers // 2 if self.start_layer is None else self.start_layer
-            spec_pc = replace(self.spec_pc, start_layer=start_layer)
-        return replace(self, spec_pc=spec_pc if draft.can_look_ahead else replace(spec_pc, lookahead_tokens=1))
+        start_layer = draft.layers // 2 if self.start_layer is None else self.start_layer
+        spec_pc = replace(self.spec_pc, start_layer=start_layer)
+        calibrated = self.calibrated if draft.head_profile else None
+        if not draft.can_look_ahead:
+            spec_pc = replace(calibrated or spec_pc, lookahead_tokens=1)
+            calibrated = None
+        return replace(self, spec_pc=spec_pc, calibrated=calibrated)
+
+    def scoring(self, capacity: int) -> SpecPc:
+        """The template of a policy that keeps so many tokens."""
+        return self.spec_pc if self.calibrated is None or capacity < LEAST_CALIBRATED else self.calibrated
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class _Sizing:
             capacity=capacity,
             selection=self.selection,
             lookahead_tokens=0 if is_mask else wanted,  # with the draft's mask no lookahead is read
-            mask=inputs.defaults.spec_pc if is_mask or adaptive is not None else None,
+            mask=inputs.defaults.scoring(capacity) if is_mask or adaptive is not None else None,
             adaptive=adaptive,
         )
 

@@ -27,7 +27,7 @@ def spec_pc(inputs: RoutingInputs) -> RouteChoice:
 
 def prompt_policy(capacity: int, auto: AutoCapacity | None, inputs: RoutingInputs) -> SpecPc:
     """SpecPC with this capacity, or up to it. Raises InvalidRequest or PromptTooLong if the window does not fit."""
-    template = inputs.defaults.spec_pc
+    template = inputs.defaults.scoring(capacity)
     if capacity < template.window:
         if inputs.room < template.window:
             check_fits_reserved_answer(inputs)

@@ -8,6 +8,7 @@ from presift.core.plan import ModelInfo, Route
 from presift.core.policies import Heads, KvSelection
 from presift.orchestrator.config.policy_settings import PolicySettings, policy_defaults
 from presift.orchestrator.planning.request_context import routes_without_lookahead
+from presift.orchestrator.routing.choice import LEAST_CALIBRATED
 
 PLAIN = ModelInfo("draft", "r", "f", 4096, 24, 2, 1000)
 CALIBRATED = replace(PLAIN, head_profile="abc")
@@ -15,7 +16,7 @@ TRUNCATED = replace(CALIBRATED, layers=17, all_layers=24)
 
 
 def scored_by(draft, **settings):
-    return policy_defaults(PolicySettings(**settings)).for_draft(draft).spec_pc
+    return policy_defaults(PolicySettings(**settings)).for_draft(draft).scoring(LEAST_CALIBRATED)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,14 @@ def test_settings_and_draft_decide_what_scores(draft, settings, heads, start_lay
     policy = scored_by(draft, **settings)
     assert (policy.heads, policy.lookahead_tokens) == (heads, lookahead_tokens)
     assert start_layer is None or policy.start_layer == start_layer
+
+
+def test_small_capacities_are_scored_with_the_lookahead():
+    defaults = policy_defaults(PolicySettings()).for_draft(CALIBRATED)
+    assert [defaults.scoring(capacity).lookahead_tokens for capacity in (32, 511, 512, 4096)] == [8, 8, 1, 1]
+    assert defaults.scoring(511).heads is Heads.ALL and defaults.scoring(511).start_layer == 12
+    truncated = policy_defaults(PolicySettings()).for_draft(TRUNCATED)
+    assert truncated.scoring(64).heads is Heads.CALIBRATED
 
 
 def test_sizes_and_pooling_are_the_same_with_and_without_a_profile():
