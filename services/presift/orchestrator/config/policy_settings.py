@@ -56,7 +56,9 @@ class PromptPolicySettings(BaseModel):
     neighbors: Annotated[int, Field(ge=0, description="tokens kept around each peak of importance")] = 16
     heads: Annotated[
         Heads,
-        Field(description="calibrated: score by the heads of the draft's head profile, if it has one; all: never do"),
+        Field(
+            description="calibrated: the draft's head profile, if any, scores capacities of 512 and more; all: never"
+        ),
     ] = Heads.CALIBRATED
     start_layer: Annotated[
         int | None,
