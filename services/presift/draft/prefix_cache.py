@@ -72,10 +72,6 @@ class PrefixCache:
             self._count += 1
             self._prompts[self._count] = prompt
 
-    def clear(self) -> None:
-        """Free everything."""
-        self._prompts.clear()
-
 
 def common_length(first: NDArray[T], second: NDArray[T]) -> int:
     """How many leading values two arrays, [n] and [m], have in common."""

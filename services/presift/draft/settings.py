@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,11 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from presift.rpc.settings import Address, InnerSettings
+
+
+def _home_profiles() -> Path:
+    # Not Path.home(): it raises in a container whose user has no home.
+    return Path(os.path.expanduser(os.environ.get("PRESIFT_HOME") or "~/.cache/presift")) / "head-profiles"
 
 
 class DraftSettings(InnerSettings):
@@ -38,8 +44,13 @@ class DraftSettings(InnerSettings):
         ),
     ] = "auto"
     head_profiles: Annotated[
-        Path, Field(description="folder of profiles that `presift calibrate-draft` could not write beside the model")
-    ] = Path.home() / ".cache" / "presift" / "head-profiles"
+        Path,
+        Field(
+            default_factory=_home_profiles,
+            description="folder of profiles that `presift calibrate-draft` could not write beside the model; "
+            "PRESIFT_HOME/head-profiles if unset",
+        ),
+    ]
     calibrate: Annotated[
         bool, Field(description="without a head profile, calibrate the model at start (minutes) and keep the profile")
     ] = False

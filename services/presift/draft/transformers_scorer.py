@@ -92,11 +92,6 @@ class TransformersScorer:
         timings = ScoreTimings((prefilled - started) * 1e3, (finished - prefilled) * 1e3)
         return ScoreResult(importance, mass, tuple(generated[: task.lookahead_tokens]), timings, cached_tokens)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of KV that are kept of earlier prompts."""
-        return self._kept.nbytes
-
     def _layers_read(self, capture: RowCapture | None) -> int:
         """How many layers get the KV of the prompt."""
         stops_at = None if capture is None else capture.last_layer

@@ -48,3 +48,13 @@ def test_what_is_missing_or_wrong_is_refused(flags, read):
 def test_there_are_fewer_than_twenty_of_its_own():
     """Those that every service has are in groups of their own: TLS, tokens, telemetry."""
     assert len(DraftSettings.model_fields.keys() - InnerSettings.model_fields.keys()) < 20
+
+
+def test_head_profiles_are_in_presift_home_unless_a_variable_names_their_folder(monkeypatch):
+    def folder():
+        return str(DraftSettings(_cli_parse_args=["--model=m"]).head_profiles)
+
+    monkeypatch.setenv("PRESIFT_HOME", "/somewhere")
+    assert folder() == "/somewhere/head-profiles"
+    monkeypatch.setenv("PRESIFT_DRAFT_HEAD_PROFILES", "/elsewhere")
+    assert folder() == "/elsewhere"

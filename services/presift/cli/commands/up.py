@@ -106,7 +106,6 @@ def up(
         targets=targets,
         orchestrators=orchestrators,
         observability=Observability(metrics_from, otlp_endpoint) if observability or otlp_endpoint else None,
-        draft_flags=["--head-profiles", str(home / "head-profiles")],
         target_flags=service_flags(tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser),
         orchestrator_flags=service_flags(
             http_models=http_models,

@@ -32,7 +32,8 @@ class KvSelection(StrEnum):
 class Heads(StrEnum):
     """Which of the draft's attention heads score tokens.
 
-    ALL: every head from `start_layer` on. CALIBRATED: the heads of the draft's head profile, summed.
+    ALL: every head from `start_layer` on. CALIBRATED: the heads of the draft's head profile, reduced as it
+    says.
     """
 
     ALL = "all"

@@ -625,8 +625,8 @@ export enum ScoredHeads {
   ALL = 1,
 
   /**
-   * SCORED_HEADS_CALIBRATED scores by the sum of the heads in the draft's head profile; start_layer and reduction are
-   * ignored. FAILED_PRECONDITION (ROUTE_UNSUPPORTED) if the draft has none: ModelInfo.head_profile is empty.
+   * SCORED_HEADS_CALIBRATED scores by the heads of the draft's head profile, reduced as it says; start_layer and
+   * reduction are ignored. FAILED_PRECONDITION (ROUTE_UNSUPPORTED) if the draft has none: ModelInfo.head_profile is empty.
    *
    * @generated from enum value: SCORED_HEADS_CALIBRATED = 2;
    */
