@@ -1341,4 +1341,13 @@ FAULTS: tuple[Planted, ...] = (
         "",
         (f"{UNIT}/draft/test_head_profile.py::test_what_does_not_fit_the_model_is_refused_by_name",),
     ),
+    Planted(
+        "conversation_leaves_its_draft",
+        "A conversation goes to the draft that keeps its earlier turns",
+        "what a draft keeps is not counted",
+        f"{ORCHESTRATOR}/backends/draft_choice.py",
+        "int(token_ids.size) - held",
+        "int(token_ids.size)",
+        (f"{CONTRACT}/grpc/test_replicas.py::test_a_conversation_stays_with_the_draft_that_holds_it",),
+    ),
 )

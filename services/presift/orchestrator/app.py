@@ -154,7 +154,10 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     cache_url = settings.resolved_cache_url()
     store = open_store(cache_url, limits, _count_cache)
     usage = open_usage_limits(cache_url, settings.limits_timeout_s, settings.limits_on_trouble)
-    draft = DraftClient(settings.draft_address, message_bytes, peer, hedge_after_s=settings.draft_hedge_after_s)
+    prefixes = PrefixIndex(settings.prefix_memory // BLOCK_TOKENS)
+    draft = DraftClient(
+        settings.draft_address, message_bytes, prefixes, peer, hedge_after_s=settings.draft_hedge_after_s
+    )
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     edges = Edges(
         draft=draft,
@@ -167,7 +170,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         closables=(usage,),
     )
     estimator = CostEstimator(
-        PrefixIndex(settings.prefix_memory // BLOCK_TOKENS),
+        prefixes,
         learns=settings.learn_speeds,
         prefills=settings.prefill_while_drafting,
         draft_width=lambda: draft.width,

@@ -20,6 +20,7 @@ from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.target_client import TargetClient
 from presift.orchestrator.config.reload import fixed_policy
 from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 from presift.orchestrator.quality.sampler import Sampler
@@ -144,7 +145,7 @@ class House:
         self.ports = {"draft": draft_ports[0], "target": target_ports[0]}
         self.draft_ports, self.target_ports = draft_ports, target_ports
         drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
-        self.remote_draft = DraftClient(drafts, 2**20, hedge_after_s=self.options.draft_hedge_after_s)
+        self.remote_draft = DraftClient(drafts, 2**20, PrefixIndex(), hedge_after_s=self.options.draft_hedge_after_s)
         self.remote_target = TargetClient(targets, 2**20)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
         self.address = f"127.0.0.1:{await self._serve(self.server)}"

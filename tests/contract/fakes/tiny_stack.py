@@ -27,6 +27,7 @@ from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.target_client import TargetClient
 from presift.orchestrator.config.reload import fixed_policy
 from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import Defaults
 from presift.rpc.server.server import GrpcServer, ServerOptions
@@ -82,7 +83,7 @@ async def serve_target(opened):
 async def serve_orchestrator(opened, draft, target):
     words = models.WordLevel({f"w{i}": i for i in range(ECHO_MODEL.vocabulary_size)}, unk_token="w0")
     edges = Edges(
-        draft=DraftClient(draft, MESSAGE_BYTES),
+        draft=DraftClient(draft, MESSAGE_BYTES, PrefixIndex()),
         target=TargetClient(target, MESSAGE_BYTES),
         store=MemoryStore(CacheLimits()),
         lock=NoBuildLock(),

@@ -310,6 +310,27 @@ async def test_another_draft_scores_if_one_is_unreachable(open_pool):
     assert {(answer.route, answer.reason) for answer in answers} == {("SPEC_PC", "REQUESTED")}
 
 
+async def test_a_conversation_stays_with_the_draft_that_holds_it(open_pool):
+    house = await open_pool(drafts=3)
+    longest = [0, 0, 0]
+
+    def keeps(number):
+        def spoil(reply, request):
+            reply.cached_tokens, longest[number] = min(longest[number], len(request.token_ids)), len(request.token_ids)
+
+        return spoil
+
+    for number, draft in enumerate(house.drafts):
+        draft.spoil = keeps(number)
+    # Short turns, so that the affinity key changes with each.
+    for talk in range(4):
+        before, longest[:] = answered(house.drafts), [0, 0, 0]
+        for tokens in (200, 300, 450, 600, 800):
+            assert (await house.ask(prompt(talk, tokens), route=SPEC_PC)).route == "SPEC_PC"
+        gained = [now - then for now, then in zip(answered(house.drafts), before, strict=True)]
+        assert sorted(gained) == [0, 0, 5], "every turn at one draft"
+
+
 async def test_without_any_draft_it_is_full(open_pool):
     house = await open_pool()
     for server in house.draft_servers:

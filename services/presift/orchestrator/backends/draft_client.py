@@ -5,6 +5,7 @@ A call that fails because its replica is unreachable or full is sent to another 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,12 +19,12 @@ from presift.core.plan import ModelInfo
 from presift.core.policies import Policy
 from presift.core.spans import Span
 from presift.orchestrator.backends.affinity import key_of
+from presift.orchestrator.backends.draft_choice import DraftChoice, PrefixMemory
 from presift.orchestrator.backends.draft_codec import score_from_wire
 from presift.orchestrator.backends.services import count_pick, draft_error, draft_pool, fetch_draft_info
 from presift.orchestrator.domain.ports import Score
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
-from presift.rpc.pool.balancer import least_loaded
 from presift.rpc.pool.hedging import hedged
 from presift.rpc.pool.replica import Replica, ReplicaStatus
 from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
@@ -36,10 +37,11 @@ if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
     _Draft = Replica[draft_pb2_grpc.DraftServiceAsyncStub, ModelInfo]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _ScoreCall:
-    """One prompt to score; `tried` are the drafts that were called."""
+    """One prompt to score, uint32[n]; `tried` are the drafts that were called."""
 
+    token_ids: NDArray[np.uint32]
     request: draft_pb2.ScoreRequest
     key: str
     deadline: Deadline
@@ -47,15 +49,23 @@ class _ScoreCall:
 
 
 class DraftClient:
-    """The drafts at `address` (see `parse_addresses`). The least loaded one is asked; affinity breaks ties.
+    """The drafts at `address` (see `parse_addresses`). The one that has least to read is asked; affinity breaks ties.
 
-    If it has not answered after `hedge_after_s` seconds, one other is asked too.
+    `memory` holds what each draft has read. If a draft has not answered after `hedge_after_s` seconds, one other is
+    asked too.
     """
 
     def __init__(
-        self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, hedge_after_s: float | None = None
+        self,
+        address: str,
+        max_message_bytes: int,
+        memory: PrefixMemory,
+        peer: Peer = PLAIN,
+        *,
+        hedge_after_s: float | None = None,
     ) -> None:
         self._pool = draft_pool(address, max_message_bytes, peer)
+        self._choice = DraftChoice(memory)
         self._hedge_after_s = hedge_after_s
 
     @property
@@ -95,7 +105,7 @@ class DraftClient:
             # Waiting for a draft that is unreachable or hangs would use up the time for the full prompt.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:
-            call = _ScoreCall(request, key, deadline, AttemptedReplicas())
+            call = _ScoreCall(token_ids, request, key, deadline, AttemptedReplicas())
             return score_from_wire(await self._hedged(call), made_in)
         except grpc.aio.AioRpcError as failure:
             raise draft_error(failure) from failure
@@ -114,16 +124,27 @@ class DraftClient:
 
     async def _scored(self, call: _ScoreCall, attempts: int = ATTEMPTS) -> draft_pb2.ScoreResponse:
         async def attempt() -> draft_pb2.ScoreResponse:
-            replica = least_loaded(self._pool.pick(call.key, call.tried))
-            if not self._pool.is_alone:
-                count_pick("draft", "failover" if call.tried.all else "least_load")
-            left_s = call.deadline.remaining_s
-            with call.tried.attempt(replica), replica.counted(), replica.record_outcome(left_s):
-                return await replica.stub.Score(call.request, timeout=left_s)
+            drafts = self._pool.pick(call.key, call.tried)
+            return await (self._asked(drafts[0], call) if self._pool.is_alone else self._chosen(drafts, call))
 
         # For a single address gRPC itself retries.
         attempts = 1 if self._pool.is_alone else attempts
         return await with_failover(attempt, call.deadline, attempts, has_untried=lambda: self._has_untried(call))
+
+    async def _chosen(self, drafts: Sequence[_Draft], call: _ScoreCall) -> draft_pb2.ScoreResponse:
+        salt = call.request.cache_salt
+        draft, unread = self._choice.best(drafts, call.token_ids, salt)
+        is_kept = unread < call.token_ids.size
+        count_pick("draft", "failover" if call.tried.all else "prefix" if is_kept else "least_load")
+        with self._choice.reading(draft, unread):
+            reply = await self._asked(draft, call)
+        self._choice.record(draft, call.token_ids, salt, reply.cached_tokens)
+        return reply
+
+    async def _asked(self, draft: _Draft, call: _ScoreCall) -> draft_pb2.ScoreResponse:
+        left_s = call.deadline.remaining_s
+        with call.tried.attempt(draft), draft.counted(), draft.record_outcome(left_s):
+            return await draft.stub.Score(call.request, timeout=left_s)
 
     def _has_untried(self, call: _ScoreCall) -> bool:
         return bool(self._pool.usable(call.tried.all))

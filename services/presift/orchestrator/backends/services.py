@@ -163,7 +163,7 @@ def _translated(failure: grpc.aio.AioRpcError, unavailable: type[PresiftError], 
 
 
 def count_pick(role: str, by: str) -> None:
-    """Count a chosen replica: `by` is "least_load" or "failover"."""
+    """Count a chosen replica: `by` is "prefix", "least_load" or "failover"."""
     count("presift.replica.picked", role=role, by=by)
     if by == "failover":
         count("presift.replica.failovers", role=role)
