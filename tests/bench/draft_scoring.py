@@ -2,6 +2,7 @@
 
     python tests/bench/draft_scoring.py time --model DIR [--tokens 4096] [--rounds 5]
     python tests/bench/draft_scoring.py conversation --model DIR [--tokens 8000]
+    python tests/bench/draft_scoring.py reuse [--prompts 2000]
     python tests/bench/draft_scoring.py memory [--lengths 4096,8192,16384,32768]
 
 `time` interleaves the two, so that whatever else the machine does hits both, and compares medians; processor time is
@@ -154,6 +155,25 @@ def run_peak(options: argparse.Namespace) -> dict[str, Any]:
     return {"mib": _peak_mib() - before, "seconds": time.perf_counter() - started}
 
 
+def run_reuse(options: argparse.Namespace) -> dict[str, Any]:
+    """Resident MiB while distinct prompts of 500 tokens fill a prefix cache of 1 GiB many times over."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = resolve(options.model or _random_model(Path(temporary)))
+        scorer = TransformersScorer(folder, options.dtype, prefix_cache_bytes=2**30)
+        start, resident = _resident_mib(), {}
+        for number in range(1, options.prompts + 1):
+            ids = np.random.default_rng(number).integers(100, 500, 500).astype(np.uint32)
+            scorer.score(ScoreTask(ids, SpecPc(capacity=128, start_layer=0), salt=str(number % 3)), Cancel())
+            if number % (options.prompts // 8) == 0:
+                resident[number] = round(_resident_mib() - start, 1)
+                print(f"{number:6} prompts: {resident[number]:8.1f} MiB above the loaded model", flush=True)
+    return {"prompts": options.prompts, "resident_mib": resident}
+
+
+def _resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -200,14 +220,16 @@ def _parser() -> argparse.ArgumentParser:
         ("time", run_time, "bfloat16"),
         ("conversation", run_conversation, "bfloat16"),
         ("memory", run_memory, "float32"),
+        ("reuse", run_reuse, "float32"),
         ("peak", run_peak, "float32"),
     ):
         command = commands.add_parser(name)
-        command.add_argument("--model", required=name != "memory")
+        command.add_argument("--model", required=name not in {"memory", "reuse"})
         command.add_argument("--dtype", default=dtype, choices=sorted(DTYPES))
         command.add_argument("--tokens", type=int, default=4096)
         command.add_argument("--chunk-tokens", type=int, default=512)
         command.add_argument("--rounds", type=int, default=5)
+        command.add_argument("--prompts", type=int, default=2000)
         command.add_argument("--lengths", default="4096,8192,16384,32768")
         command.set_defaults(run=run)
     return parser

@@ -156,6 +156,15 @@ def test_memory_is_bounded_and_flat(new_scorer, prompt):
     assert score(scorer, prompt(N, 11)).cached_tokens and not score(scorer, prompt(N, 0)).cached_tokens
 
 
+def test_a_kept_prompt_is_one_block_of_memory(new_scorer, prompt):
+    scorer = new_scorer()
+    score(scorer, prompt(N))
+    [kept] = scorer._kept._prompts.values()
+    tensors = [each for layer in kept.layers for each in layer]
+    blocks = {each.untyped_storage().data_ptr() for each in tensors}
+    assert len(blocks) == 1 and tensors[0].untyped_storage().nbytes() == kept.nbytes
+
+
 def test_a_prompt_larger_than_the_cache_is_not_kept(new_scorer, prompt):
     scorer = new_scorer(1000)
     score(scorer, prompt(N))
