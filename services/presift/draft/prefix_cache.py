@@ -80,7 +80,7 @@ def _in_one_block(layers: Sequence[LayerKv]) -> list[LayerKv]:
     1.7 times the size of what was kept.
     """
     flat = torch.cat([each.reshape(-1) for layer in layers for each in layer])
-    parts = iter(flat.split([each.numel() for layer in layers for each in layer]))
+    parts = iter(torch.split(flat, [each.numel() for layer in layers for each in layer]))
     return [(next(parts).view(keys.shape), next(parts).view(values.shape)) for keys, values in layers]
 
 
