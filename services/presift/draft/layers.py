@@ -6,7 +6,7 @@ of keys and values. The warm-up finds what a configuration does not show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,17 @@ class Layers:
     full: tuple[int, ...]
     reads_in_chunks: bool = True
     is_only_kv: bool = True
+
+    def limits(self) -> Iterator[str]:
+        """What an operator should know of a draft with these layers."""
+        if len(self.full) < self.count:
+            yield f"only layers with full attention score: {', '.join(map(str, self.full))}"
+        if self.full[-1] < self.count // 2:
+            yield f"no layer of the upper half scores; set spec_pc_start_layer <= {self.full[-1]} (orchestrator)"
+        if not self.is_only_kv:
+            yield "nothing is kept of earlier prompts: prefix_cache_mib has no effect"
+        if not self.reads_in_chunks:
+            yield "a prompt is read in one step: chunk_tokens has no effect, and a cancelled request stops at its end"
 
 
 def layers_of(config: Any, count: int) -> Layers:

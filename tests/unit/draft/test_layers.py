@@ -86,6 +86,22 @@ def test_only_loaded_layers_count():
         layers_of(each, 1)
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (Layers(4, (0, 1, 2, 3)), []),
+        (Layers(4, (1, 3)), ["full attention score: 1, 3"]),
+        (Layers(4, (0, 1)), ["score: 0, 1", "spec_pc_start_layer <= 1"]),
+        (Layers(2, (0, 1), is_only_kv=False), ["prefix_cache_mib has no effect"]),
+        (Layers(2, (0, 1), reads_in_chunks=False, is_only_kv=False), ["prefix_cache_mib", "chunk_tokens"]),
+    ],
+)
+def test_what_an_operator_should_know_is_said(layers, expected):
+    said = list(layers.limits())
+    assert len(said) == len(expected)
+    assert all(part in limit for part, limit in zip(expected, said, strict=True))
+
+
 def test_a_truncated_configuration_has_one_value_for_each_layer_left():
     each = config(layer_types=[SLIDING, FULL, FULL], mlp_layer_types=["dense"] * 3, eos_token_id=[1, 2, 3])
     truncate(each, 2)
