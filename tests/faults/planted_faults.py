@@ -26,6 +26,7 @@ PRESIFT = "services/presift"
 CORE, ORCHESTRATOR, PLUGIN = f"{PRESIFT}/core", f"{PRESIFT}/orchestrator", f"{PRESIFT}/target/sglang_plugin"
 SGLANG = f"{PRESIFT}/target/sglang"
 UNIT, CONTRACT = "tests/unit", "tests/contract"
+FAMILIES = "tests/reference/test_draft_families.py"
 
 FAULTS: tuple[Planted, ...] = (
     Planted(
@@ -1349,5 +1350,77 @@ FAULTS: tuple[Planted, ...] = (
         "int(token_ids.size) - held",
         "int(token_ids.size)",
         (f"{CONTRACT}/grpc/test_replicas.py::test_a_conversation_stays_with_the_draft_that_holds_it",),
+    ),
+    Planted(
+        "attention_scaled_by_a_fixed_rule",
+        "A draft's attention is scaled as its model says",
+        "every layer is scaled by 1/sqrt(d)",
+        f"{PRESIFT}/draft/layer_attention.py",
+        "scaling = 1 / math.sqrt(d) if self.scaling is None else self.scaling",
+        "scaling = 1 / math.sqrt(d)",
+        (f"{FAMILIES}::test_importance_and_lookahead_are_those_of_eager_attention[granite-32-max]",),
+    ),
+    Planted(
+        "soft_caps_are_ignored",
+        "The scores of soft-capped attention are capped",
+        "they are not",
+        f"{PRESIFT}/draft/layer_attention.py",
+        "            scores.div_(self.softcap).tanh_().mul_(self.softcap)\n",
+        "            pass\n",
+        (f"{FAMILIES}::test_importance_and_lookahead_are_those_of_eager_attention[gemma2-32-max]",),
+    ),
+    Planted(
+        "sinks_are_ignored",
+        "Attention sinks take their share of the probabilities",
+        "they take none",
+        f"{PRESIFT}/draft/layer_attention.py",
+        "        if self.sinks is None:\n",
+        "        if True:\n",
+        (f"{FAMILIES}::test_importance_and_lookahead_are_those_of_eager_attention[gpt_oss-32-max]",),
+    ),
+    Planted(
+        "windowed_layers_score",
+        "Only layers with full attention score",
+        "layers with windows and states score too",
+        f"{PRESIFT}/draft/layers.py",
+        "    return kind in _FULL or (",
+        "    return True or (",
+        (f"{FAMILIES}::test_importance_and_lookahead_are_those_of_eager_attention[gemma3-32-max]",),
+    ),
+    Planted(
+        "kept_windows_are_cut",
+        "A kept prompt has the keys of all its tokens in windowed layers too",
+        "windowed layers keep their last window",
+        f"{PRESIFT}/draft/reading_cache.py",
+        "    if keeps_windows:\n",
+        "    if False:\n",
+        (f"{FAMILIES}::test_a_kept_beginning_changes_nothing_and_states_are_not_kept[gemma3-100]",),
+    ),
+    Planted(
+        "states_are_taken_for_kv",
+        "Nothing is kept of a prompt whose model has other states than keys and values",
+        "the states are ignored",
+        f"{PRESIFT}/draft/layers.py",
+        "is_only_kv=is_fixed and not has_state and not shares_kv",
+        "is_only_kv=is_fixed and not shares_kv",
+        (f"{FAMILIES}::test_a_kept_beginning_changes_nothing_and_states_are_not_kept[qwen3_5-100]",),
+    ),
+    Planted(
+        "state_is_lost_between_chunks",
+        "A model whose states start anew with a chunk reads its prompt in one call",
+        "every model reads in chunks",
+        f"{PRESIFT}/draft/layers.py",
+        "reads_in_chunks=is_fixed and (not has_state or config.model_type in _CARRIES_STATE)",
+        "reads_in_chunks=True",
+        (f"{FAMILIES}::test_importance_and_lookahead_are_those_of_eager_attention[bamba-32-max]",),
+    ),
+    Planted(
+        "head_profile_names_a_windowed_layer",
+        "A head profile may name heads of layers with full attention only",
+        "it may name any layer",
+        f"{PRESIFT}/draft/head_profile.py",
+        "sorted(profile.by_layer.keys() - set(layers.full))",
+        "sorted(profile.by_layer.keys() - set(range(layers.count)))",
+        (f"{FAMILIES}::test_heads_of_other_layers_are_refused_by_name[gemma3]",),
     ),
 )

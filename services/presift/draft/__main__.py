@@ -96,6 +96,8 @@ def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
     )
     warm_up(scorer, cancel)
+    for limit in scorer.layers.limits():
+        log.info("%s: %s", scorer.info.id, limit)
     return scorer
 
 

@@ -1,16 +1,18 @@
 """Captures the attention of a few query rows while the model runs, and reduces it at once to one value per key.
 
-transformers can load a model with a registered attention function. This one calls the stock function and passes
-queries and keys to the RowCapture that the caller gave to that forward call. Nothing is patched and no state is kept
-between calls. At most the window's rows of one layer exist at a time: memory grows with window x n, not n x n (arXiv
-2506.08373 section 4.2; design, SpecPC steps 1 to 4).
+transformers can load a model with a registered attention function. This one passes queries and keys to the RowCapture
+of the forward call that runs. Then it computes the layer: with the stock function, or by itself where that
+knows no soft caps or sinks. Nothing is patched and no state is kept between calls. At most the window's rows of one
+layer exist at a time: memory grows with window x n, not n x n (arXiv 2506.08373 section 4.2; design, SpecPC steps 1 to
+4).
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -22,16 +24,14 @@ from numpy.typing import NDArray
 from presift.core.errors import InternalError, InvalidRequest
 from presift.core.importance import window_weights
 from presift.core.policies import Heads, SpecPc
+from presift.draft.layer_attention import LayerAttention
+from presift.draft.layers import Layers
 from presift.draft.scorer import HeadReduction, check_heads
 
-# "sdpa" in the name makes transformers check that the model supports the stock function.
-IMPLEMENTATION = "presift_sdpa"
-# The keyword argument that carries observers through the model's forward to the attention function.
-KEYWORD = "presift_observers"
-# Attention is computed in blocks of rows: at most this many float32 values (32 MiB), or one row.
-_BLOCK_VALUES = 2**23
-# Arguments with which a model changes the probabilities in ways that the capture does not compute.
-_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
+# Without "sdpa" in the name: transformers would refuse models for which its sdpa function is not enough.
+IMPLEMENTATION = "presift"
+# Those of the forward call that runs. Not a keyword argument, because not every model passes those to its attention.
+_observers: ContextVar[Sequence[Observer]] = ContextVar("observers", default=())
 
 
 def register() -> str:
@@ -41,7 +41,7 @@ def register() -> str:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
     from transformers.masking_utils import sdpa_mask  # noqa: PLC0415
 
-    AttentionInterface.register(IMPLEMENTATION, partial(_attend, sdpa_attention_forward))
+    AttentionInterface.register(IMPLEMENTATION, partial(_attend, stock=sdpa_attention_forward))
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     return IMPLEMENTATION
 
@@ -55,14 +55,24 @@ class ScoredHeads:
 
 
 class Observer(Protocol):
-    """Sees the queries and keys of each layer's attention."""
+    """Sees the attention of each layer."""
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        """query: [1, heads, rows, d], the new rows; key: [1, kv_heads, keys, d], all so far. May raise LayersDone."""
+    def observe(self, layer: int, attention: LayerAttention) -> None:
+        """Called before the layer's attention is computed. May raise LayersDone."""
 
 
 class LayersDone(Exception):
     """Ends a forward call whose remaining layers nobody needs."""
+
+
+@contextmanager
+def observed_by(observers: Sequence[Observer]) -> Iterator[None]:
+    """Show `observers` the attention of forward calls in this block."""
+    token = _observers.set(observers)
+    try:
+        yield
+    finally:
+        _observers.reset(token)
 
 
 class RowCapture:
@@ -86,13 +96,10 @@ class RowCapture:
         self._head_sums: dict[int, torch.Tensor] | None = {} if heads.reduction is HeadReduction.HEAD_MAX else None
         self._rows_seen: Counter[int] = Counter()
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Add one call of a layer: query [1, heads, rows, d], the new rows; key [1, kv_heads, keys, d], all so far.
-
-        Raises LayersDone if no layer after this one is needed.
-        """
+    def observe(self, layer: int, attention: LayerAttention) -> None:
+        """Add one call of a layer. Raises LayersDone if no layer after this one is needed."""
         if layer in self._heads:
-            self._observe(query, key, layer)
+            self._observe(attention, layer)
         if layer == self.last_layer:
             raise LayersDone
 
@@ -107,26 +114,16 @@ class RowCapture:
             peak = torch.stack([each.amax(0) for each in self._head_sums.values()]).amax(0)
         return (mass if peak is None else peak.cpu().numpy()), mass
 
-    def _observe(self, query: torch.Tensor, key: torch.Tensor, layer: int) -> None:
-        keys, rows = key.shape[2], query.shape[2]
-        first = max(self._first_row, keys - rows)
-        if first >= keys:
+    def _observe(self, attention: LayerAttention, layer: int) -> None:
+        first = max(self._first_row, attention.keys - attention.rows)
+        if first >= attention.keys:
             return
-        self._rows_seen[layer] += keys - first
-        queries, scored_keys = _only(self._heads[layer], query[0, :, first - keys :], key[0])
-        transposed = scored_keys.float().transpose(1, 2)
-        block = max(1, _BLOCK_VALUES // (queries.shape[0] * keys))
-        for start in range(0, keys - first, block):
-            weighted = self._weighted(queries[:, start : start + block].float(), transposed, first + start)
-            self._add(weighted, layer)
-
-    def _weighted(self, queries: torch.Tensor, transposed: torch.Tensor, position: int) -> torch.Tensor:
-        """float32[heads, rows, prompt keys]. queries: float32[heads, rows, d], the first at `position`; transposed:
-        float32[kv_heads, d, keys]."""
-        row = position - self._first_row
-        weights = self._weights[row : row + queries.shape[1]]
-        weighted = causal_attention(queries, transposed, position).mul_(weights[:, None])
-        return weighted[:, :, : self._n]  # generated tokens are rows, not keys
+        self._rows_seen[layer] += attention.keys - first
+        for position, block in attention.probabilities(first, self._heads[layer]):
+            row = position - self._first_row
+            weights = self._weights[row : row + block.shape[1]]
+            # Generated tokens are rows, not keys.
+            self._add(block.mul_(weights[:, None])[:, :, : self._n], layer)
 
     def _add(self, weighted: torch.Tensor, layer: int) -> None:
         """weighted: float32[heads, rows, keys]."""
@@ -139,59 +136,35 @@ class RowCapture:
             held[:, :seen] += sums
 
 
-def scored_heads(policy: SpecPc, layers: int, calibrated: ScoredHeads | None) -> ScoredHeads:
-    """The heads that `policy` scores in a model with so many layers; `calibrated` are those of its head profile.
+def scored_heads(policy: SpecPc, layers: Layers, calibrated: ScoredHeads | None) -> ScoredHeads:
+    """The heads that `policy` scores in a model with these layers; `calibrated` are those of its head profile.
 
-    Raises InvalidRequest if the model has no such layer, RouteUnsupported if it has no head profile.
+    Raises InvalidRequest if the model has no such layer with full attention, RouteUnsupported if it has no head
+    profile.
     """
-    check_heads(policy, layers, has_profile=calibrated is not None)
+    check_heads(policy, layers.count, has_profile=calibrated is not None)
     if policy.heads is Heads.CALIBRATED and calibrated is not None:
         return calibrated
-    return ScoredHeads(dict.fromkeys(range(policy.start_layer, layers)), HeadReduction(policy.reduction))
-
-
-def _only(heads: Sequence[int] | None, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The queries of `heads` and the keys that they share: all, or one copy of the keys for each of a few heads."""
-    if heads is None:
-        return query, key
-    index = torch.tensor(heads, device=query.device)
-    return query[index], key[index // (query.shape[0] // key.shape[0])]
-
-
-def causal_attention(queries: torch.Tensor, transposed: torch.Tensor, position: int) -> torch.Tensor:
-    """float32[heads, rows, keys]: softmax(q k / sqrt(d)); row r is at `position + r` and sees no later key.
-
-    queries: float32[heads, rows, d]; transposed: float32[kv_heads, d, keys]. Heads that share keys do not copy them.
-    """
-    (heads, rows, d), (kv_heads, _, keys) = queries.shape, transposed.shape
-    grouped = queries.mul(1 / math.sqrt(d)).reshape(kv_heads, -1, d)
-    scores = torch.bmm(grouped, transposed).view(heads, rows, keys)
-    newest = keys - position
-    later = torch.ones(rows, newest, dtype=torch.bool, device=queries.device).triu(1)
-    scores[:, :, position:].masked_fill_(later, -math.inf)
-    return torch.softmax(scores, dim=-1)
+    scored = [layer for layer in layers.full if layer >= policy.start_layer]
+    if not scored:
+        limit = f"<= {layers.full[-1]} (the draft's last layer with full attention)"
+        raise InvalidRequest("spec_pc.start_layer", policy.start_layer, limit)
+    return ScoredHeads(dict.fromkeys(scored), HeadReduction(policy.reduction))
 
 
 def _attend(
-    stock: Callable[..., Any],
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
-    *args: Any,
-    presift_observers: Sequence[Observer] = (),
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    stock: Callable[..., Any],
     **kwargs: Any,
 ) -> Any:
-    if presift_observers:
-        _check_variant(query, kwargs)
-    for observer in presift_observers:
-        observer.observe(int(module.layer_idx), query, key)  # type: ignore[arg-type]
-    return stock(module, query, key, *args, **kwargs)
-
-
-def _check_variant(query: torch.Tensor, kwargs: dict[str, Any]) -> None:
-    for name in _UNSUPPORTED:
-        if kwargs.get(name) is not None:
-            raise InvalidRequest("model", f"attention with {name}", "full causal attention")
-    scaling, plain = kwargs.get("scaling"), 1 / math.sqrt(query.shape[-1])
-    if scaling is not None and not math.isclose(scaling, plain, rel_tol=1e-6):
-        raise InvalidRequest("model", f"attention scaled by {scaling}", f"1/sqrt(head_dim) ({plain})")
+    attention = LayerAttention.of_call(query, key, attention_mask, kwargs)
+    for observer in _observers.get():
+        observer.observe(int(module.layer_idx), attention)  # type: ignore[arg-type]
+    if attention.is_plain:
+        return stock(module, query, key, value, attention_mask, **kwargs)
+    return attention.output(value), None

@@ -23,9 +23,10 @@ from presift.core.importance import window_weights
 from presift.core.policies import Pool, SpecPc
 from presift.core.selection import select
 from presift.draft import calibration_prompts
-from presift.draft.attention import causal_attention
 from presift.draft.calibration_prompts import CalibrationDocument, CalibrationQuestion
 from presift.draft.head_profile import HeadProfile
+from presift.draft.layer_attention import LayerAttention
+from presift.draft.layers import Layers
 from presift.draft.scorer import Cancel, HeadReduction, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.models.folder import ModelFolder
@@ -64,7 +65,8 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """What one prompt showed: float16[layers, heads, n], summed over the window's rows, and their maximum.
+    """What one prompt showed: float16[layers, heads, n], summed over the window's rows, and their maximum; zero where a
+    layer has no full attention.
 
     `facts`, `answers`: positions of tokens. `default`: float32[n], the default policy's importance.
     """
@@ -116,13 +118,14 @@ def calibrate(scorer: TransformersScorer, folder: ModelFolder, progress: Progres
             readings.append(_read(scorer, tokenizer, document, question, cancel))
             progress(len(readings), total)
     held_out_from = len(documents[0].questions)
-    return _choose(_mean_worth(readings[:held_out_from]), readings[held_out_from:], folder)
+    return _choose(_mean_worth(readings[:held_out_from]), readings[held_out_from:], scorer.layers, folder)
 
 
-def _choose(worth: NDArray[np.float64], held_out: Sequence[_Reading], folder: ModelFolder) -> Calibration:
-    layers, heads = worth.shape
+def _choose(
+    worth: NDArray[np.float64], held_out: Sequence[_Reading], layers: Layers, folder: ModelFolder
+) -> Calibration:
     default_recall = _recall(held_out, lambda reading: reading.default)
-    scored = [(each, _recall(held_out, each.importance)) for each in _head_sets(worth)]
+    scored = [(each, _recall(held_out, each.importance)) for each in _head_sets(worth, layers.full)]
     best_recall = max(recall for _, recall in scored)
     if best_recall < default_recall:
         return Calibration(None, best_recall, default_recall)
@@ -135,8 +138,8 @@ def _choose(worth: NDArray[np.float64], held_out: Sequence[_Reading], folder: Mo
     profile = HeadProfile(
         model=folder.id,
         model_revision=folder.revision,
-        layers=layers,
-        heads_per_layer=heads,
+        layers=layers.count,
+        heads_per_layer=worth.shape[1],
         heads=chosen.heads,
         reduction=chosen.reduction,
         recall=round(recall, 4),
@@ -147,22 +150,22 @@ def _choose(worth: NDArray[np.float64], held_out: Sequence[_Reading], folder: Mo
     return Calibration(profile, recall, default_recall)
 
 
-def _head_sets(worth: NDArray[np.float64]) -> Iterator[_HeadSet]:
-    """For each depth from a quarter of the model on: its best heads, and all heads of its upper layers.
+def _head_sets(worth: NDArray[np.float64], full: Sequence[int]) -> Iterator[_HeadSet]:
+    """For each depth from a quarter of the model on: its best heads, and all heads of its upper layers, if they are
+    layers with full attention.
 
     Few heads are precise where their kind of question is asked. All heads of some layers miss the fewest kinds.
     """
     layers, heads = worth.shape
+    order = [divmod(int(index), heads) for index in np.argsort(-worth, axis=None, kind="stable")]
+    ranked = [(layer, head) for layer, head in order if layer in full]
     seen = set[tuple[tuple[int, int], ...]]()
     for depth in range(max(1, layers // 4), layers + 1):
-        order = np.argsort(-worth[:depth], axis=None, kind="stable")
-        sets = [[divmod(int(index), heads) for index in order[:count]] for count in _HEAD_COUNTS]
-        sets += [
-            [(layer, head) for layer in range(first, depth) for head in range(heads)]
-            for first in (depth // 2, 2 * depth // 3)
-        ]
+        below = [(layer, head) for layer, head in ranked if layer < depth]
+        sets = [below[:count] for count in _HEAD_COUNTS]
+        sets += [sorted(pair for pair in below if pair[0] >= first) for first in (depth // 2, 2 * depth // 3)]
         # The best heads of a deeper part are often those of a shallower one.
-        new = [each for each in map(tuple, sets) if each not in seen]
+        new = [each for each in map(tuple, sets) if each and each not in seen]
         seen.update(new)
         for each, reduction in itertools.product(new, HeadReduction):
             yield _HeadSet(each, reduction)
@@ -204,8 +207,8 @@ def _read(
     text = _rendered(tokenizer, document.text, question.text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = np.array(encoded["input_ids"], dtype=np.uint32), encoded["offset_mapping"]
-    policy = replace(DEFAULT_POLICY, start_layer=scorer.info.layers // 2)
-    task, rows = ScoreTask(ids, policy), _HeadRows(ids.size)
+    policy = replace(DEFAULT_POLICY, start_layer=min(scorer.layers.count // 2, scorer.layers.full[-1]))
+    task, rows = ScoreTask(ids, policy), _HeadRows(ids.size, scorer.layers)
     if (needed := task.prompt_tokens + task.generated_tokens) > scorer.info.context_tokens:
         limit = f">= {needed} tokens, as long as the prompts of the calibration"
         raise InvalidRequest("model's context", scorer.info.context_tokens, limit)
@@ -247,29 +250,33 @@ def _load_tokenizer(folder: ModelFolder) -> Any:
 class _HeadRows:
     """Records what each head's rows of the window attend to. Rows of generated tokens are ignored."""
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self._n = prompt_tokens
+    def __init__(self, prompt_tokens: int, layers: Layers) -> None:
+        self._n, self._layers = prompt_tokens, layers
         self._first_row = prompt_tokens - DEFAULT_POLICY.window
         self._weights = torch.from_numpy(window_weights(DEFAULT_POLICY.window, DEFAULT_POLICY.weighted_query))
         self.summed: dict[int, torch.Tensor] = {}
         self.peaks: dict[int, torch.Tensor] = {}
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+    def observe(self, layer: int, attention: LayerAttention) -> None:
         """See `Observer.observe`."""
-        keys, rows = key.shape[2], query.shape[2]
-        first = max(self._first_row, keys - rows)
-        if first >= keys or keys > self._n:
+        keys = attention.keys
+        first = max(self._first_row, keys - attention.rows)
+        if layer not in self._layers.full or first >= keys or keys > self._n:
             return
-        weights = self._weights[first - self._first_row : keys - self._first_row].to(query.device)
-        attention = causal_attention(query[0, :, first - keys :].float(), key[0].float().transpose(1, 2), first)
-        attention = attention.mul_(weights[:, None])  # [heads, rows, keys]
-        for held, found in ((self.summed, attention.sum(1)), (self.peaks, attention.amax(1))):
-            grown = torch.zeros(query.shape[1], self._n, device=query.device)
-            grown[:, :keys] = found
-            before = held.get(layer, torch.zeros_like(grown))
-            held[layer] = before + grown if held is self.summed else torch.maximum(before, grown)
+        for position, rows in attention.probabilities(first):
+            start = position - self._first_row
+            weighted = rows.mul_(self._weights[start : start + rows.shape[1], None].to(rows.device))
+            self._add(self.summed, layer, weighted.sum(1), torch.add)
+            self._add(self.peaks, layer, weighted.amax(1), torch.maximum)
+
+    def _add(self, held: dict[int, torch.Tensor], layer: int, found: torch.Tensor, combine: Callable[..., Any]) -> None:
+        """found: float32[heads, keys]."""
+        grown = torch.nn.functional.pad(found, (0, self._n - found.shape[1]))
+        held[layer] = combine(held[layer], grown) if layer in held else grown
 
     def stacked(self, held: dict[int, torch.Tensor]) -> NDArray[np.float16]:
         """float16[layers, heads, n]."""
-        values: NDArray[np.float16] = torch.stack([held[layer] for layer in sorted(held)]).half().cpu().numpy()
+        nothing = torch.zeros_like(next(iter(held.values())))
+        rows = [held.get(layer, nothing) for layer in range(self._layers.count)]
+        values: NDArray[np.float16] = torch.stack(rows).half().cpu().numpy()
         return values

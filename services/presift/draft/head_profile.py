@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from presift.core.errors import InvalidRequest
+from presift.draft.layers import Layers
 from presift.draft.scorer import HeadReduction
 from presift.models.folder import ModelFolder
 
@@ -115,8 +116,8 @@ def _kept_file(folder: ModelFolder, profiles: Path) -> Path:
     return profiles / f"{folder.revision}.json"
 
 
-def check_fits(profile: HeadProfile, folder: ModelFolder, config: Any, layers: int) -> None:
-    """Raise InvalidRequest unless `profile` belongs to the model of `folder`, of which so many layers are loaded."""
+def check_fits(profile: HeadProfile, folder: ModelFolder, config: Any, layers: Layers) -> None:
+    """Raise InvalidRequest unless `profile` belongs to the model of `folder`, of which these layers are loaded."""
     for name, found, expected in (
         ("model_revision", profile.model_revision, folder.revision),
         ("layers", profile.layers, config.num_hidden_layers),
@@ -128,6 +129,9 @@ def check_fits(profile: HeadProfile, folder: ModelFolder, config: Any, layers: i
         if not (0 <= layer < profile.layers and 0 <= head < profile.heads_per_layer):
             limit = f"layers 0..{profile.layers - 1}, heads 0..{profile.heads_per_layer - 1}"
             raise InvalidRequest("head_profile.heads", f"({layer}, {head})", limit)
-    if profile.layers_read > layers:
-        limit = f"<= {layers}, the loaded layers; load more with --layers 0..{profile.layers_read - 1}"
+    if profile.layers_read > layers.count:
+        limit = f"<= {layers.count}, the loaded layers; load more with --layers 0..{profile.layers_read - 1}"
         raise InvalidRequest("head_profile.heads", f"{profile.layers_read} layers", limit)
+    if other := sorted(profile.by_layer.keys() - set(layers.full)):
+        limit = f"heads of layers with full attention: {', '.join(map(str, layers.full))}"
+        raise InvalidRequest("head_profile.heads", f"heads of layer {other[0]}", limit)

@@ -6,8 +6,10 @@ generate a token. Weights are safetensors; code comes from transformers alone.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +19,9 @@ from presift.core.plan import ModelInfo
 from presift.draft import attention
 from presift.draft.attention import LayersDone, Observer, RowCapture, ScoredHeads, scored_heads
 from presift.draft.head_profile import HeadProfile, check_fits
+from presift.draft.layers import Layers, layers_of, truncate
 from presift.draft.prefix_cache import PrefixCache, ReadPrompt
 from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings
-from presift.draft.supported import check_supported
 from presift.models import torchvision_ops
 from presift.models.folder import ModelFolder
 from presift.telemetry.tracing import span
@@ -32,7 +34,8 @@ class TransformersScorer:
 
     `chunk_tokens`: how many tokens are read per step. It bounds memory and the time until a cancelled call stops.
     `layers`: load only so many first layers; such a draft scores, but generates no tokens. `profile`: the heads that a
-    policy with CALIBRATED heads scores by. `prefix_cache_bytes`: how much KV of earlier prompts is kept.
+    policy with CALIBRATED heads scores by. `prefix_cache_bytes`: how much KV of earlier prompts is kept. Models with
+    other states keep nothing, and some of them read a whole prompt in one step (see `Layers`).
     """
 
     def __init__(
@@ -48,23 +51,24 @@ class TransformersScorer:
     ) -> None:
         torchvision_ops.declare_missing()
         # transformers must be imported after declare_missing.
-        from transformers import AutoConfig, DynamicCache  # noqa: PLC0415
+        from transformers import AutoConfig  # noqa: PLC0415
+
+        from presift.draft.reading_cache import new_cache  # noqa: PLC0415
 
         config = _config(AutoConfig, folder)
         text_config = config.get_text_config(decoder=True)
-        check_supported(text_config)
-        loaded = _check_count(layers, text_config.num_hidden_layers)
+        self.layers = layers_of(text_config, _check_count(layers, text_config.num_hidden_layers))
         if profile is not None:
-            check_fits(profile, folder, text_config, loaded)
+            check_fits(profile, folder, text_config, self.layers)
         self._heads = None if profile is None else ScoredHeads(profile.by_layer, profile.reduction)
-        self._info = _info(folder, dtype, text_config, loaded, profile)
+        self._info = _info(folder, dtype, text_config, self.layers.count, profile)
         self._device = torch.device(device)
-        self._chunk_tokens = chunk_tokens
-        self._model = _load(folder, dtype, self._device, config, loaded)
-        self._body = self._model.base_model
+        self._chunk_tokens = chunk_tokens if self.layers.reads_in_chunks else sys.maxsize
+        self._model = _load(folder, dtype, self._device, config, self.layers)
+        self._body = _body(self._model)
         self._head: Any = self._model.get_output_embeddings() if self._info.can_look_ahead else None
-        self._new_cache = DynamicCache
-        self._kept = PrefixCache(prefix_cache_bytes)
+        self._kept = PrefixCache(prefix_cache_bytes if self.layers.is_only_kv else 0)
+        self._new_cache = partial(new_cache, self._body.config, keeps_windows=self._kept.max_bytes > 0)
         self._end_ids = _end_ids(self._model) if self._info.can_look_ahead else frozenset()
 
     @property
@@ -72,15 +76,15 @@ class TransformersScorer:
         return self._info
 
     def score(self, task: ScoreTask, cancel: Cancel, observer: Observer | None = None) -> ScoreResult:
-        """See `Scorer.score`. `observer` sees the queries and keys of every layer."""
+        """See `Scorer.score`. `observer` sees the attention of every layer."""
         capture = self._capture(task, stops=observer is None and not task.generated_tokens)
         observers = [each for each in (capture, observer) if each is not None]
         with torch.inference_mode():
             started = time.perf_counter()
-            cache = self._new_cache(config=self._body.config)
+            cache = self._new_cache()
             layers = self._layers_read(capture)
             cached_tokens = self._restore(task, cache, layers)
-            reading = _PromptReader(self._body, cache, observers)
+            reading = _PromptReader(self._body, cache, cached_tokens, observers)
             with span("prefill", prompt_tokens=task.prompt_tokens):
                 hidden = self._prefill(task, cached_tokens, reading, cancel)
             self._keep(task, cache, layers)
@@ -118,7 +122,7 @@ class TransformersScorer:
     def _capture(self, task: ScoreTask, *, stops: bool) -> RowCapture | None:
         if task.policy is None:
             return None
-        heads = scored_heads(task.policy, self._info.layers, self._heads)
+        heads = scored_heads(task.policy, self.layers, self._heads)
         return RowCapture(task.prompt_tokens, task.policy, heads, self._device, stops=stops)
 
     def _prefill(
@@ -151,19 +155,22 @@ class TransformersScorer:
 
 
 class _PromptReader:
-    """Reads one prompt: the model's body, its KV cache and the capture."""
+    """Reads one prompt: the model's body, its cache of the first tokens, and the capture."""
 
-    def __init__(self, body: torch.nn.Module, cache: Any, observers: Sequence[Observer]) -> None:
-        self._body, self._cache, self._observers = body, cache, observers
+    def __init__(self, body: torch.nn.Module, cache: Any, tokens_read: int, observers: Sequence[Observer]) -> None:
+        self._body, self._cache, self._tokens_read, self._observers = body, cache, tokens_read, observers
 
     def read(self, ids: torch.Tensor, *, scored: bool = True) -> torch.Tensor | None:
         """Read ids, int64[1, tokens], after the tokens read so far. The last hidden state, [1, 1, hidden].
 
         None if the observer ended the call before the last layer.
         """
-        extra = {attention.KEYWORD: self._observers} if scored else {}
+        first, self._tokens_read = self._tokens_read, self._tokens_read + ids.shape[1]
+        positions = torch.arange(first, self._tokens_read, device=ids.device)[None]
         try:
-            output = self._body(input_ids=ids, past_key_values=self._cache, use_cache=True, **extra)
+            with attention.observed_by(self._observers if scored else ()):
+                # Positions, because Bamba would count from 0 again.
+                output = self._body(input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True)
         except LayersDone:
             return None
         hidden: torch.Tensor = output.last_hidden_state
@@ -185,25 +192,36 @@ def _check_count(layers: int | None, all_layers: int) -> int:
     return all_layers if layers is None else layers
 
 
-def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, layers: int) -> Any:
+def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, layers: Layers) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM  # noqa: PLC0415
 
     text_config, kind = config.get_text_config(decoder=True), AutoModelForCausalLM
-    if layers < text_config.num_hidden_layers:
+    if layers.count < text_config.num_hidden_layers:
         # Without its last layers a model cannot generate, so its output head is not loaded either.
-        kind, text_config.num_hidden_layers = AutoModel, layers
-        if getattr(text_config, "layer_types", None):
-            text_config.layer_types = text_config.layer_types[:layers]
-    model = kind.from_pretrained(
-        folder.path,
-        config=config,
-        dtype=DTYPES[dtype],
-        attn_implementation=attention.register(),
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+        kind = AutoModel
+        truncate(text_config, layers.count)
+    try:
+        model = kind.from_pretrained(
+            folder.path,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention.register(),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except KeyError as error:
+        if error.args != (attention.IMPLEMENTATION,):
+            raise
+        limit = "a model that uses transformers' attention interface"
+        raise InvalidRequest("model", text_config.model_type, limit) from None
     return model.to(device).eval()
+
+
+def _body(model: Any) -> Any:
+    """The model without its output head."""
+    # Llama 4 does not name its body as transformers expects.
+    return getattr(model, "model", model) if model.base_model is model else model.base_model
 
 
 def _end_ids(model: Any) -> frozenset[int]:
@@ -222,7 +240,7 @@ def _info(folder: ModelFolder, dtype: str, config: Any, layers: int, profile: He
         tokenizer_fingerprint=folder.tokenizer_fingerprint,
         context_tokens=config.max_position_embeddings,
         layers=layers,
-        kv_heads=config.num_key_value_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         vocabulary_size=config.vocab_size,
         head_profile="" if profile is None else profile.digest,
         all_layers=0 if is_whole else config.num_hidden_layers,

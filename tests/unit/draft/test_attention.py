@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from presift.core.errors import InternalError, InvalidRequest
+from presift.core.errors import InternalError
 from presift.core.policies import Reduction, SpecPc
-from presift.draft import attention
+from presift.draft import attention, layer_attention
+from presift.draft.layer_attention import LayerAttention
+from presift.draft.layers import Layers
 from presift.draft.scorer import Cancel, ScoreTask
 
 
@@ -26,7 +28,7 @@ def _naive(queries, keys, policy, n):
 
 
 def _capture(n, policy, layers, calibrated=None, *, stops=False):
-    heads = attention.scored_heads(policy, layers, calibrated)
+    heads = attention.scored_heads(policy, Layers(layers, tuple(range(layers))), calibrated)
     return attention.RowCapture(n, policy, heads, torch.device("cpu"), stops=stops)
 
 
@@ -51,7 +53,7 @@ def test_chunks_of_grouped_heads_give_what_all_rows_at_once_give(reduction, weig
     ends = [*range(chunk, n, chunk), n, *range(n + 1, total + 1)]
     for start, end in zip([0, *ends], ends, strict=False):
         for layer in range(layers):
-            capture.observe(layer, queries[layer, None, :, start:end], keys[layer, None, :, :end])
+            capture.observe(layer, LayerAttention(queries[layer, None, :, start:end], keys[layer, None, :, :end]))
     importance, mass = capture.importance()
     expected = _naive(queries, keys.repeat_interleave(group, 1), policy, n)
     np.testing.assert_allclose(importance, expected[0], rtol=1e-5, atol=1e-6)
@@ -63,9 +65,9 @@ def test_rows_are_worked_out_in_blocks_with_the_same_result(monkeypatch):
     policy = SpecPc(capacity=40, window=33, start_layer=0)
     results = []
     for block_values in (2**23, 4 * 50 * 5, 1):
-        monkeypatch.setattr(attention, "_BLOCK_VALUES", block_values)
+        monkeypatch.setattr(layer_attention, "BLOCK_VALUES", block_values)
         capture = _capture(50, policy, 1)
-        capture.observe(0, queries, keys)
+        capture.observe(0, LayerAttention(queries, keys))
         results.append(capture.importance()[0])
     np.testing.assert_allclose(results[1], results[0], atol=1e-6)
     np.testing.assert_allclose(results[2], results[0], atol=1e-6)
@@ -73,20 +75,34 @@ def test_rows_are_worked_out_in_blocks_with_the_same_result(monkeypatch):
 
 def test_a_layer_that_was_not_seen_is_an_error_not_a_zero():
     capture = _capture(8, SpecPc(capacity=4, window=4, start_layer=0), 2)
-    capture.observe(0, torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4))
+    capture.observe(0, LayerAttention(torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4)))
     with pytest.raises(InternalError, match="expected layers"):
         capture.importance()
-    capture.observe(1, torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4))
+    capture.observe(1, LayerAttention(torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4)))
     assert capture.importance()[0].shape == (8,)
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"sliding_window": 4}, {"softcap": 50.0}, {"s_aux": torch.ones(2)}, {"scaling": 1.0}]
-)
-def test_attention_that_is_not_plain_is_refused(kwargs):
-    with pytest.raises(InvalidRequest, match="model is attention"):
-        attention._check_variant(torch.zeros(1, 2, 3, 16), kwargs)
-    attention._check_variant(torch.zeros(1, 2, 3, 16), dict.fromkeys(kwargs))
+def test_the_output_of_capped_scores_with_sinks_is_the_eager_one_in_blocks(monkeypatch):
+    """Of grouped heads, with a mask of the window; rows follow earlier keys."""
+    heads, kv_heads, rows, keys, d = 4, 2, 9, 30, 8
+    query, key, value = (
+        torch.randn(1, count, n, d) for count, n in ((heads, rows), (kv_heads, keys), (kv_heads, keys))
+    )
+    sinks, mask = torch.randn(heads), torch.rand(1, 1, rows, keys) > 0.4
+    scores = 2 * torch.tanh(0.7 * query @ key.repeat_interleave(2, 1).mT / 2)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    column = sinks.view(1, -1, 1, 1).expand(1, heads, rows, 1)
+    expected = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    monkeypatch.setattr(layer_attention, "BLOCK_VALUES", heads * keys * 4)
+    for hidden in (mask, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)):
+        found = LayerAttention(query, key, scaling=0.7, softcap=2.0, sinks=sinks, mask=hidden)
+        for chosen in (None, (3, 1)):
+            blocks = list(found.probabilities(keys - rows + 2, chosen))
+            assert blocks[0][0] == 23
+            got = torch.cat([block for _, block in blocks], 1)
+            torch.testing.assert_close(got, expected[0, list(chosen or range(heads)), 2:])
+        output = expected @ value.repeat_interleave(2, 1)
+        torch.testing.assert_close(found.output(value), output.transpose(1, 2))
 
 
 def test_an_error_inside_a_layer_leaves_nothing_behind(tiny_scorer, prompt):

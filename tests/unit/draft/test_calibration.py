@@ -8,6 +8,7 @@ from presift.draft import calibration
 from presift.draft.calibration import DEFAULT_POLICY, calibrate
 from presift.draft.calibration_prompts import make
 from presift.draft.head_profile import check_fits
+from presift.draft.layers import Layers
 from presift.draft.scorer import Cancel, Cancelled, HeadReduction
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.models.folder import resolve
@@ -16,6 +17,7 @@ from presift.orchestrator.config.settings import OrchestratorSettings
 
 N = 2048
 GOOD = ((1, 2), (5, 0))
+EVERY_LAYER = Layers(8, tuple(range(8)))
 
 
 def reading(seed, *, good_heads=GOOD, default_is_good=False):
@@ -44,9 +46,9 @@ def small(monkeypatch):
         monkeypatch.setattr(calibration, name, value)
 
 
-def chosen(folder, **kwargs):
+def chosen(folder, layers=EVERY_LAYER, **kwargs):
     ranking, held_out = ([reading(seed, **kwargs) for seed in seeds] for seeds in (range(6), range(6, 12)))
-    return calibration._choose(calibration._mean_worth(ranking), held_out, folder)
+    return calibration._choose(calibration._mean_worth(ranking), held_out, layers, folder)
 
 
 def test_the_heads_that_look_at_the_answers_are_chosen_and_few_layers_run(folder):
@@ -62,6 +64,13 @@ def test_a_deeper_head_is_taken_where_the_early_ones_find_nothing(folder):
     assert (6, 3) in found.profile.heads and found.profile.layers_read == 7
 
 
+def test_heads_of_layers_without_full_attention_are_not_ranked(folder):
+    found = chosen(folder, layers=Layers(8, (3, 5, 7)))
+    assert (5, 0) in found.profile.heads
+    assert {layer for layer, _ in found.profile.heads} <= {3, 5, 7}
+    assert found.profile.layers == 8
+
+
 def test_nothing_is_written_where_no_heads_reach_the_default(folder):
     found = chosen(folder, good_heads=(), default_is_good=True)
     assert found.profile is None
@@ -75,7 +84,7 @@ def test_a_model_is_calibrated_from_its_prompts_to_a_profile_that_fits(folder, m
     assert seen == [(count, 12) for count in range(1, 13)]
     assert 0.0 <= found.default_recall <= 1.0
     if found.profile is not None:  # random weights may find nothing
-        check_fits(found.profile, folder, scorer._model.config, 4)
+        check_fits(found.profile, folder, scorer._model.config, scorer.layers)
 
 
 def test_the_worth_of_the_real_rows_is_a_share(folder, monkeypatch):
@@ -126,6 +135,6 @@ def test_a_document_holds_its_facts_once_and_its_answers_in_them(seed):
 
 
 def test_sets_of_heads_come_in_both_reductions():
-    sets = list(calibration._head_sets(np.random.default_rng(0).random((8, 4))))
+    sets = list(calibration._head_sets(np.random.default_rng(0).random((8, 4)), range(8)))
     assert {each.reduction for each in sets} == set(HeadReduction)
     assert max(each.layers_read for each in sets) == 8 and min(each.layers_read for each in sets) <= 2

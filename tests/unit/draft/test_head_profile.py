@@ -9,7 +9,7 @@ import torch
 
 from presift.core.errors import InvalidRequest, PresiftError, RouteUnsupported
 from presift.core.policies import Heads, SpecPc
-from presift.draft import attention, head_profile
+from presift.draft import head_profile
 from presift.draft.head_profile import HeadProfile
 from presift.draft.scorer import Cancel, HeadReduction, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
@@ -47,11 +47,8 @@ class AllRows:
     def __init__(self, window):
         self.window, self.rows = window, {}
 
-    def observe(self, layer, query, key):
-        keys = key.shape[2]
-        rows = attention.causal_attention(
-            query[0, :, -self.window :].float(), key[0].float().transpose(1, 2), keys - self.window
-        )
+    def observe(self, layer, attention):
+        ((_, rows),) = attention.probabilities(attention.keys - self.window)
         self.rows[layer] = rows * torch.linspace(0, 1, self.window)[:, None]
 
 
