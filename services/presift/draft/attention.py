@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from presift.core.errors import InternalError, InvalidRequest
 from presift.core.importance import window_weights
 from presift.core.policies import Heads, SpecPc
+from presift.draft.decode_attention import with_grouped_rows
 from presift.draft.layer_attention import LayerAttention
 from presift.draft.layers import Layers
 from presift.draft.scorer import HeadReduction, check_heads
@@ -41,7 +42,7 @@ def register() -> str:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
     from transformers.masking_utils import sdpa_mask  # noqa: PLC0415
 
-    AttentionInterface.register(IMPLEMENTATION, partial(_attend, stock=sdpa_attention_forward))
+    AttentionInterface.register(IMPLEMENTATION, partial(_attend, stock=with_grouped_rows(sdpa_attention_forward)))
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     return IMPLEMENTATION
 
