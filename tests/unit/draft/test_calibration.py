@@ -6,7 +6,7 @@ import pytest
 from presift.core.errors import InvalidRequest
 from presift.draft import calibration
 from presift.draft.calibration import DEFAULT_POLICY, calibrate
-from presift.draft.calibration_prompts import make
+from presift.draft.calibration_prompts import KINDS, make
 from presift.draft.head_profile import check_fits
 from presift.draft.scorer import Cancel, Cancelled, HeadReduction
 from presift.draft.transformers_scorer import TransformersScorer
@@ -76,6 +76,20 @@ def test_a_model_is_calibrated_from_its_prompts_to_a_profile_that_fits(folder, m
     assert 0.0 <= found.default_recall <= 1.0
     if found.profile is not None:  # random weights may find nothing
         check_fits(found.profile, folder, scorer._model.config, 4)
+
+
+def test_each_kind_of_question_ranks_heads_and_compares_sets(folder, monkeypatch):
+    asked, read = [], calibration._read
+    small(monkeypatch)
+
+    def recorded(scorer, tokenizer, document, question, cancel, *, with_default):
+        asked.append((question.kind, with_default))
+        return read(scorer, tokenizer, document, question, cancel, with_default=with_default)
+
+    monkeypatch.setattr(calibration, "_read", recorded)
+    scorer = TransformersScorer(folder, chunk_tokens=256, prefix_cache_bytes=2**26)
+    calibrate(scorer, folder, lambda *_: None, Cancel())
+    assert sorted(asked) == sorted((kind, default) for kind in KINDS for default in (False, True))
 
 
 def test_the_worth_of_the_real_rows_is_a_share(folder, monkeypatch):
