@@ -1,8 +1,8 @@
 """Calibrates a draft: finds the attention heads that point at what a question asks for, and how few layers they need.
 
-A draft reads a synthetic document and many questions about it, each with the default policy, while every head's
-attention is recorded. The worth of a head is its share of attention on the planted facts. Sets of heads below each
-depth are then compared on another document, by the share of the answers' tokens that they keep.
+A draft reads a synthetic document and many questions about it, while every head's attention is recorded. Half of the
+questions rank the heads: the worth of a head is its share of attention on the planted facts. Sets of heads below each
+depth are then compared with the default policy on the other half, by the share of the answers' tokens that they keep.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ from presift.models.folder import ModelFolder
 DEFAULT_POLICY = SpecPc(capacity=32, window=32, pool=Pool.MEAN, kernel=5, neighbors=16, lookahead_tokens=8)
 # Long enough that a head must find a fact among thousands of tokens. Questions share their document's KV, so that a
 # dozen of them cost little more than one.
-_CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS = 20_000, 3, 8
-# The documents that heads are ranked and sets of heads are compared on.
-_RANKING_SEED, _HELD_OUT_SEED = 1, 2
+_CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS, _SEED = 20_000, 6, 4, 1
 # For the KV of one document.
 PREFIX_CACHE_BYTES = 2**33
 # Recall is averaged over these shares of the prompt that are kept.
@@ -65,14 +63,14 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """What one prompt showed: float16[layers, heads, n], summed over the window's rows, and their maximum; zero where a
+    """What one prompt showed: float32[layers, heads, n], summed over the window's rows, and their maximum; zero where a
     layer has no full attention.
 
     `facts`, `answers`: positions of tokens. `default`: float32[n], the default policy's importance.
     """
 
-    summed: NDArray[np.float16]
-    peaks: NDArray[np.float16]
+    summed: NDArray[np.float32]
+    peaks: NDArray[np.float32]
     facts: list[int]
     answers: list[int]
     default: NDArray[np.float32]
@@ -92,7 +90,7 @@ class _HeadSet:
     def importance(self, reading: _Reading) -> NDArray[np.float32]:
         layers, heads = map(list, zip(*self.heads, strict=True))
         recorded = reading.peaks if self.reduction is HeadReduction.MAX else reading.summed
-        rows = recorded[layers, heads].astype(np.float32)
+        rows = recorded[layers, heads]
         reduced: NDArray[np.float32] = rows.sum(0) if self.reduction is HeadReduction.SUM else rows.max(0)
         return reduced
 
@@ -108,17 +106,18 @@ def calibrate(scorer: TransformersScorer, folder: ModelFolder, progress: Progres
     tokenizer or its context is too short, and what `scorer.score` raises.
     """
     tokenizer = _load_tokenizer(folder)
-    documents = [
-        calibration_prompts.make(seed, _CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS)
-        for seed in (_RANKING_SEED, _HELD_OUT_SEED)
-    ]
-    total, readings = sum(len(each.questions) for each in documents), list[_Reading]()
-    for document in documents:
-        for question in document.questions:
-            readings.append(_read(scorer, tokenizer, document, question, cancel))
-            progress(len(readings), total)
-    held_out_from = len(documents[0].questions)
-    return _choose(_mean_worth(readings[:held_out_from]), readings[held_out_from:], scorer.layers, folder)
+    document = calibration_prompts.make(_SEED, _CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS)
+    done = itertools.count(1)
+
+    def read(question: CalibrationQuestion, *, with_default: bool) -> _Reading:
+        reading = _read(scorer, tokenizer, document, question, cancel, with_default=with_default)
+        progress(next(done), len(document.questions))
+        return reading
+
+    # The questions are in the order of their kinds, so that each kind has its part in both halves.
+    worth = _mean_worth(read(each, with_default=False) for each in document.questions[::2])
+    held_out = [read(each, with_default=True) for each in document.questions[1::2]]
+    return _choose(worth, held_out, scorer.layers, folder)
 
 
 def _choose(
@@ -171,7 +170,7 @@ def _head_sets(worth: NDArray[np.float64], full: Sequence[int]) -> Iterator[_Hea
             yield _HeadSet(each, reduction)
 
 
-def _mean_worth(readings: Sequence[_Reading]) -> NDArray[np.float64]:
+def _mean_worth(readings: Iterable[_Reading]) -> NDArray[np.float64]:
     """float64[layers, heads], 0..1: a head's share of attention on the planted facts, relative to that of the best head
     of the same prompt. So no kind of question counts more because it is easy.
     """
@@ -203,12 +202,19 @@ def _read(
     document: CalibrationDocument,
     question: CalibrationQuestion,
     cancel: Cancel,
+    *,
+    with_default: bool = True,
 ) -> _Reading:
+    """Without `with_default` the default's importance is incomplete, and no lookahead is generated for it."""
     text = _rendered(tokenizer, document.text, question.text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = np.array(encoded["input_ids"], dtype=np.uint32), encoded["offset_mapping"]
-    policy = replace(DEFAULT_POLICY, start_layer=min(scorer.layers.count // 2, scorer.layers.full[-1]))
-    task, rows = ScoreTask(ids, policy), _HeadRows(ids.size, scorer.layers)
+    layers = scorer.layers
+    if with_default:
+        policy = replace(DEFAULT_POLICY, start_layer=min(layers.count // 2, layers.full[-1]))
+    else:
+        policy = replace(DEFAULT_POLICY, start_layer=layers.full[-1], lookahead_tokens=1)
+    task, rows = ScoreTask(ids, policy), _HeadRows(ids.size, layers)
     if (needed := task.prompt_tokens + task.generated_tokens) > scorer.info.context_tokens:
         limit = f">= {needed} tokens, as long as the prompts of the calibration"
         raise InvalidRequest("model's context", scorer.info.context_tokens, limit)
@@ -274,9 +280,9 @@ class _HeadRows:
         grown = torch.nn.functional.pad(found, (0, self._n - found.shape[1]))
         held[layer] = combine(held[layer], grown) if layer in held else grown
 
-    def stacked(self, held: dict[int, torch.Tensor]) -> NDArray[np.float16]:
-        """float16[layers, heads, n]."""
+    def stacked(self, held: dict[int, torch.Tensor]) -> NDArray[np.float32]:
+        """float32[layers, heads, n]."""
         nothing = torch.zeros_like(next(iter(held.values())))
         rows = [held.get(layer, nothing) for layer in range(self._layers.count)]
-        values: NDArray[np.float16] = torch.stack(rows).half().cpu().numpy()
+        values: NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return values

@@ -32,8 +32,8 @@ def calibrate_draft(
 ) -> None:
     """Find the heads of a draft that point at what a question asks for, and write its head profile.
 
-    Reads two synthetic documents and 36 questions about them. A draft with a profile runs only the layers that it
-    needs. Restart the draft to use the file.
+    Reads a synthetic document and 36 questions about it. A draft with a profile runs only the layers that it needs.
+    Restart the draft to use the file.
     """
     with exit_on_error():
         home = CliSettings().home
