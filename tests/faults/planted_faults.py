@@ -155,6 +155,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/cache/test_lease.py::test_500_identical_requests_on_two_orchestrators_cost_one_draft_pass",),
     ),
     Planted(
+        "build_lock_is_not_renewed",
+        "Build lock: a draft pass longer than the lease keeps it",
+        "a lease that is held is not renewed",
+        f"{PRESIFT}/cache/renewal.py",
+        "                    await self._renew(lease)\n",
+        "                    pass\n",
+        (f"{CONTRACT}/cache/test_lease.py::test_a_pass_longer_than_the_lease_keeps_it",),
+    ),
+    Planted(
         "first_tenant_first",
         "Admission is fair: a flood of one tenant does not delay another",
         "the fair queue always serves the first tenant that has a waiting request",
