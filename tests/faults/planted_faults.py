@@ -164,6 +164,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/cache/test_lease.py::test_a_pass_longer_than_the_lease_keeps_it",),
     ),
     Planted(
+        "fields_are_not_counted",
+        "Input: a message with too many fields is refused before it is parsed",
+        "the fields of a gRPC message are not counted",
+        f"{PRESIFT}/rpc/server/error_interceptor.py",
+        "                check_field_count(raw, descriptor)\n",
+        "                pass\n",
+        (f"{UNIT}/rpc/server/test_field_count.py::test_a_server_refuses_them_by_presifts_error",),
+    ),
+    Planted(
         "first_tenant_first",
         "Admission is fair: a flood of one tenant does not delay another",
         "the fair queue always serves the first tenant that has a waiting request",
