@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from presift.cache.build_lock import BuildLock, NoBuildLock
 from presift.cache.memory_store import MemoryStore
-from presift.cache.redis_build_lock import LEASE_S, RedisBuildLock
+from presift.cache.redis_build_lock import WAIT_S, RedisBuildLock
 from presift.cache.redis_client import RedisClient
 from presift.cache.redis_store import RedisStore
 from presift.cache.store import CacheLimits, CacheObserver, Store, ignore
@@ -22,12 +22,12 @@ def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserv
 
 
 def open_build_lock(
-    store: Store, limits: CacheLimits | None = None, observe: CacheObserver = ignore, lease_s: float = LEASE_S
+    store: Store, limits: CacheLimits | None = None, observe: CacheObserver = ignore, wait_s: float = WAIT_S
 ) -> BuildLock:
-    """The build lock of `store`, over the same connections; `lease_s` as in RedisBuildLock."""
+    """The build lock of `store`, over the same connections; `wait_s` as in RedisBuildLock."""
     if not isinstance(store, RedisStore):
         return NoBuildLock()
-    return RedisBuildLock(store.client, limits or CacheLimits(), observe, lease_s)
+    return RedisBuildLock(store.client, limits or CacheLimits(), observe, wait_s)
 
 
 def _memory(url: str, limits: CacheLimits, observe: CacheObserver) -> Store:

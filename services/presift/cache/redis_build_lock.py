@@ -8,10 +8,16 @@ from dataclasses import replace
 
 from presift.cache.redis_client import CacheUnavailable, RedisClient
 from presift.cache.redis_store import RedisStore, redis_key
+from presift.cache.renewal import HeldLeases
 from presift.cache.store import CacheLimits, CacheObserver, Operation, Outcome, ignore
 from presift.core.plan import CompressedPrompt
 
-LEASE_S = 10.0
+# The longest wait for a process that died, and renewed three times within.
+LEASE_S = 3.0
+# The longest wait for a process that lives.
+WAIT_S = 60.0
+# Pauses between two looks at another process's lease: the first, the longest, and how they grow.
+_POLL_S, _LONGEST_POLL_S, _POLL_GROWTH = 0.02, 0.2, 1.5
 
 # SET NX PX, except that a process gets a lease back that it failed to release.
 _CLAIM = """
@@ -20,12 +26,14 @@ if holder and holder ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+# Only one's own: after a release or a take-over it does nothing.
+_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
 class RedisBuildLock:
-    """A BuildLock whose leases last `lease_s` seconds: longer than a draft pass, and the longest wait for a dead
-    process.
+    """A BuildLock whose leases last `lease_s` seconds and are renewed until `release`. The lease of a process that died
+    lapses, and one of those that wait takes it over. Nobody waits longer than `wait_s`: longer than a draft pass.
 
     Each claim reports one outcome: HIT (another process's value), or compute: MISS (got the lease), TIMEOUT (waited in
     vain), ERROR or SKIPPED (Redis failed).
@@ -36,27 +44,27 @@ class RedisBuildLock:
         client: RedisClient,
         limits: CacheLimits,
         observe: CacheObserver = ignore,
+        wait_s: float = WAIT_S,
         lease_s: float = LEASE_S,
-        poll_s: float = 0.02,
     ) -> None:
         self._client = client
         self._limits = limits
         self._observe = observe
-        self._lease_s = lease_s
-        self._poll_s = poll_s
+        self._wait_s = wait_s
+        self._lease_ms = round(lease_s * 1000)
         patient = replace(limits, timeout_s=limits.claim_timeout_s)
         self._values = RedisStore(client, patient)  # not observed: polls are not misses
         self._holder = secrets.token_hex(16)
-        self._held: set[str] = set()
+        self._leases: HeldLeases[str] = HeldLeases(self._renew, lease_s / 3)
 
     @property
     def held(self) -> int:
-        return len(self._held)
+        return len(self._leases)
 
     async def claim(self, digest: str) -> CompressedPrompt | None:
         value: CompressedPrompt | None = None
         try:
-            async with asyncio.timeout(self._lease_s):
+            async with asyncio.timeout(self._wait_s):
                 value = await self._take_or_wait(digest)
             outcome = Outcome.HIT if value else Outcome.MISS
         except CacheUnavailable as trouble:
@@ -67,28 +75,32 @@ class RedisBuildLock:
         return value
 
     async def release(self, digest: str) -> None:
-        self._held.discard(digest)
+        self._leases.discard(digest)
         try:
             await self._run(_RELEASE, digest, timeout_s=self._limits.timeout_s)
         except CacheUnavailable:
             return  # it expires
 
     async def _take_or_wait(self, digest: str) -> CompressedPrompt | None:
+        pause_s = _POLL_S
         while True:
             is_held = await self._claim(digest) == 1
             if is_held:
-                self._held.add(digest)
+                self._leases.add(digest)
             # Read after the claim: its holder may have stored the value and released since the first miss.
             value = await self._values.get(digest)
             if is_held and value:
                 await self.release(digest)
             if is_held or value:
                 return value
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_POLL_S, pause_s * _POLL_GROWTH)
 
     async def _claim(self, digest: str) -> object:
-        lease_ms = round(self._lease_s * 1000)
-        return await self._run(_CLAIM, digest, lease_ms, timeout_s=self._limits.claim_timeout_s)
+        return await self._run(_CLAIM, digest, self._lease_ms, timeout_s=self._limits.claim_timeout_s)
+
+    async def _renew(self, digest: str) -> object:
+        return await self._run(_RENEW, digest, self._lease_ms, timeout_s=self._limits.claim_timeout_s)
 
     async def _run(self, script: str, digest: str, *arguments: int, timeout_s: float) -> object:
         key = f"{redis_key(digest)}:lease"

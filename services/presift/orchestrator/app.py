@@ -163,7 +163,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         draft=draft,
         target=TargetClient(settings.target_address, message_bytes, peer),
         store=store,
-        lock=open_build_lock(store, limits, _count_cache, lease_s=settings.draft_timeout_s),
+        lock=open_build_lock(store, limits, _count_cache, wait_s=settings.draft_timeout_s),
         tokenizer=tokenizer,
         quotas=usage.quotas,
         bridge=load_bridge(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None,

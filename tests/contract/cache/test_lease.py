@@ -66,7 +66,9 @@ class Orchestrator:
 
 
 @contextlib.asynccontextmanager
-async def orchestrator(url: str, limits: CacheLimits = PATIENT, lease_s: float = 5.0) -> AsyncIterator[Orchestrator]:
+async def orchestrator(
+    url: str, limits: CacheLimits = PATIENT, wait_s: float = 5.0, lease_s: float = 3.0
+) -> AsyncIterator[Orchestrator]:
     outcomes: Counter[Outcome] = Counter()
 
     def observe(operation: Operation, outcome: Outcome) -> None:
@@ -75,7 +77,7 @@ async def orchestrator(url: str, limits: CacheLimits = PATIENT, lease_s: float =
 
     link = RedisClient(url, limits)
     try:
-        yield Orchestrator(RedisStore(link, limits), RedisBuildLock(link, limits, observe, lease_s), outcomes)
+        yield Orchestrator(RedisStore(link, limits), RedisBuildLock(link, limits, observe, wait_s, lease_s), outcomes)
     finally:
         await link.aclose()
 
@@ -109,10 +111,16 @@ async def test_a_value_put_between_miss_and_claim_is_found(valkey_url: str, admi
     assert admin.dbsize() == 1  # the lease, taken in vain, was given back
 
 
+async def die(holder: Orchestrator) -> None:
+    """It renews nothing any more."""
+    await holder.lease._leases.aclose()
+
+
 @pytest.mark.asyncio
 async def test_a_dead_holder_is_waited_for_no_longer_than_the_lease(valkey_url: str, admin: Redis) -> None:
     async with orchestrator(valkey_url, lease_s=0.3) as dead, orchestrator(valkey_url) as other:
         assert await dead.lease.claim(DIGEST) is None
+        await die(dead)
         began = asyncio.get_running_loop().time()
         assert await other.lease.claim(DIGEST) is None
         assert 0.2 < asyncio.get_running_loop().time() - began < 1.5
@@ -120,8 +128,42 @@ async def test_a_dead_holder_is_waited_for_no_longer_than_the_lease(valkey_url: 
 
 
 @pytest.mark.asyncio
+async def test_one_of_those_that_wait_takes_over_from_a_dead_holder(valkey_url: str, admin: Redis) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        dead = await stack.enter_async_context(orchestrator(valkey_url, lease_s=0.3))
+        waiting = [await stack.enter_async_context(orchestrator(valkey_url)) for _ in range(4)]
+        assert await dead.lease.claim(DIGEST) is None
+        await die(dead)
+        assert await asyncio.gather(*(each.compress() for each in waiting)) == [VALUE] * 4
+        assert sum(each.draft_passes for each in waiting) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_pass_longer_than_the_lease_keeps_it(valkey_url: str, admin: Redis) -> None:
+    async with orchestrator(valkey_url, lease_s=0.3) as slow, orchestrator(valkey_url) as other:
+        assert await slow.lease.claim(DIGEST) is None
+        waiting = asyncio.create_task(other.lease.claim(DIGEST))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()  # two draft passes would begin here
+        await slow.store.put(DIGEST, VALUE)
+        await slow.lease.release(DIGEST)
+        assert await waiting == VALUE
+    assert admin.dbsize() == 1  # the value; no renewal has brought the lease back
+
+
+@pytest.mark.asyncio
+async def test_who_waits_asks_less_and_less(valkey_url: str, admin: Redis) -> None:
+    async with orchestrator(valkey_url) as holder, orchestrator(valkey_url, wait_s=1.0) as other:
+        assert await holder.lease.claim(DIGEST) is None
+        before = admin.info("commandstats")["cmdstat_eval"]["calls"]
+        assert await other.lease.claim(DIGEST) is None
+        assert admin.info("commandstats")["cmdstat_eval"]["calls"] - before < 16  # 50 at the first pace
+        await holder.lease.release(DIGEST)
+
+
+@pytest.mark.asyncio
 async def test_a_holder_that_is_too_slow_is_not_waited_for(valkey_url: str, admin: Redis) -> None:
-    async with orchestrator(valkey_url, lease_s=600.0) as slow, orchestrator(valkey_url, lease_s=0.2) as other:
+    async with orchestrator(valkey_url) as slow, orchestrator(valkey_url, wait_s=0.2) as other:
         assert await slow.lease.claim(DIGEST) is None
         assert slow.outcomes == {Outcome.MISS: 1}
         assert await other.lease.claim(DIGEST) is None
@@ -186,7 +228,7 @@ async def test_no_lease_lets_everybody_compute() -> None:
 
 async def test_leases_that_are_held_are_counted(valkey_url: str, admin: Redis) -> None:
     link = RedisClient(valkey_url, PATIENT)
-    one, other = (RedisBuildLock(link, PATIENT, lease_s=0.2) for _ in range(2))
+    one, other = (RedisBuildLock(link, PATIENT, wait_s=0.2) for _ in range(2))
     assert await one.claim(DIGEST) is None
     assert (one.held, other.held, NoBuildLock().held) == (1, 0, 0)
     assert await other.claim(DIGEST) is None  # it waited in vain, and computes too

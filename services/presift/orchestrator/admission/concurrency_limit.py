@@ -6,13 +6,11 @@ Redis server's clock counts.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 from collections import defaultdict
-from contextlib import suppress
 from typing import Protocol
 
-from presift.cache.redis_client import CacheUnavailable, RedisClient
+from presift.cache.redis_client import RedisClient
+from presift.cache.renewal import HeldLeases
 
 # Claims unless ARGV[3] other leases are held. A lease that is held already is renewed, even if the limit is 0.
 _CLAIM = """
@@ -79,41 +77,28 @@ class RedisConcurrencyLimit:
         self._redis = redis
         self._timeout_s = timeout_s
         self._ttl_s = ttl_s
-        self._held: dict[str, str] = {}
-        self._renewing: asyncio.Task[None] | None = None
+        self._leases: HeldLeases[tuple[str, str]] = HeldLeases(self._renew, ttl_s / 3)
 
     @property
     def held(self) -> int:
-        return len(self._held)
+        return len(self._leases)
 
     async def claim(self, tenant: str, request_id: str, limit: int) -> bool:
         if not await self._run(tenant, request_id, limit):
             return False
-        self._held[request_id] = tenant
-        if self._renewing is None:
-            # In its own context: it must not continue the trace of this request.
-            self._renewing = asyncio.create_task(self._renew(), name="renew leases", context=contextvars.Context())
+        self._leases.add((tenant, request_id))
         return True
 
     async def release(self, tenant: str, request_id: str) -> None:
-        self._held.pop(request_id, None)
-        if not self._held and self._renewing is not None:
-            self._renewing.cancel()
-            self._renewing = None  # the next claim may come before the task has ended
+        self._leases.discard((tenant, request_id))
         await self._redis.execute("ZREM", _key(tenant), request_id, timeout_s=self._timeout_s)
 
     async def aclose(self) -> None:
         """Stop renewing."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.wait((self._renewing,))
+        await self._leases.aclose()
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self._ttl_s / 3)
-            for request_id, tenant in list(self._held.items()):
-                with suppress(CacheUnavailable):  # the next round may succeed
-                    await self._run(tenant, request_id, _RENEW_ONLY)
+    async def _renew(self, lease: tuple[str, str]) -> None:
+        await self._run(*lease, _RENEW_ONLY)
 
     async def _run(self, tenant: str, request_id: str, limit: int) -> bool:
         arguments = (_key(tenant), request_id, round(self._ttl_s * 1000), limit)

@@ -65,7 +65,7 @@ def open_channel(
     address: str,
     *,
     retryable: Sequence[tuple[str, str]] = (),
-    max_message_bytes: int = 64 * 2**20,
+    max_message_bytes: int = 34 * 2**20,
     health: str = "",
     peer: Peer = PLAIN,
 ) -> grpc.aio.Channel:

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -16,14 +17,21 @@ from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
 from presift.rpc.server.active_calls import ActiveCalls
+from presift.rpc.server.field_count import check_field_count
 from presift.rpc.server.handlers import Behavior, Context, Continuation, Deserializer, Handler, with_behavior
 from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of, message_of
 
 log = logging.getLogger(__name__)
 
 
-class _Malformed:
-    """Replaces a request that is not valid protobuf, so that it gets INVALID_ARGUMENT (gRPC would say INTERNAL)."""
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Replaces a request that is not parsed, so that it gets INVALID_ARGUMENT (gRPC would say INTERNAL)."""
+
+    error: InvalidRequest
+
+
+_MALFORMED = _Refused(InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings"))
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -40,18 +48,24 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return None
         translate = partial(_translate_stream if handler.response_streaming else _translate_unary, self._calls)
         deserialize = handler.request_deserializer
-        return with_behavior(handler, translate, deserialize if handler.request_streaming else _lenient(deserialize))
+        return with_behavior(handler, translate, deserialize if handler.request_streaming else _checked(deserialize))
 
 
-def _lenient(deserialize: Deserializer | None) -> Deserializer | None:
+def _checked(deserialize: Deserializer | None) -> Deserializer | None:
     if deserialize is None:
         return None
+    # FromString is bound to its message's class.
+    descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
 
     def attempt(raw: bytes) -> Any:
         try:
+            if descriptor is not None:
+                check_field_count(raw, descriptor)
             return deserialize(raw)
         except DecodeError:
-            return _Malformed()
+            return _MALFORMED
+        except InvalidRequest as error:
+            return _Refused(error)
 
     return attempt
 
@@ -59,7 +73,7 @@ def _lenient(deserialize: Deserializer | None) -> Deserializer | None:
 def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     async def translated(request: Any, context: Context) -> Any:
         try:
-            _refuse_malformed(request)
+            _check_parsed(request)
             return await behavior(request, context)
         except Exception as error:
             await _abort(error, context)
@@ -73,7 +87,7 @@ def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
 def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     async def translated(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            _refuse_malformed(request)
+            _check_parsed(request)
             responses = behavior(request, context)
             if inspect.isawaitable(responses):  # a method that writes to the context, as grpc_health's Watch does
                 await responses
@@ -90,9 +104,9 @@ def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     return translated
 
 
-def _refuse_malformed(request: Any) -> None:
-    if isinstance(request, _Malformed):
-        raise InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings")
+def _check_parsed(request: Any) -> None:
+    if isinstance(request, _Refused):
+        raise request.error
 
 
 async def abort_if_shutting_down(calls: ActiveCalls, context: Context) -> None:

@@ -41,7 +41,7 @@ class ServerOptions:
     """
 
     listen: str
-    max_message_bytes: int = 64 * 2**20
+    max_message_bytes: int = 34 * 2**20
     drain_s: float = 30.0
     max_calls: int = 4096
     tls: TlsFiles | None = None

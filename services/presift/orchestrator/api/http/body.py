@@ -75,7 +75,7 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
     # A page of another site can send forms and plain text without CORS, but not JSON.
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(UNSUPPORTED_MEDIA, "the body must be JSON: content-type application/json")
-    # 64 MiB of gzip may hold 64 GiB.
+    # 34 MiB of gzip may hold 34 GiB.
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HttpError(UNSUPPORTED_MEDIA, "compressed bodies are not supported: send it without content-encoding")
     length = headers.get("content-length", "0")

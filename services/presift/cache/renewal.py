@@ -1,0 +1,52 @@
+"""Leases of seconds: renewed as long as their holder lives, so that a dead one blocks the others no longer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from presift.cache.redis_client import CacheUnavailable
+
+K = TypeVar("K", bound=Hashable)
+
+
+class HeldLeases(Generic[K]):
+    """The leases that this process holds. Calls `renew` for each of them every `every_s` seconds."""
+
+    def __init__(self, renew: Callable[[K], Awaitable[object]], every_s: float) -> None:
+        self._renew = renew
+        self._every_s = every_s
+        self._held: dict[K, None] = {}
+        self._renewing: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, lease: K) -> None:
+        self._held[lease] = None
+        if self._renewing is None:
+            # In its own context: it must not continue the trace of this request.
+            self._renewing = asyncio.create_task(self._run(), name="renew leases", context=contextvars.Context())
+
+    def discard(self, lease: K) -> None:
+        """The lease is renewed no more."""
+        self._held.pop(lease, None)
+        if not self._held and self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None  # the next claim may come before the task has ended
+
+    async def aclose(self) -> None:
+        """Stop renewing."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait((self._renewing,))
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            for lease in list(self._held):
+                with suppress(CacheUnavailable):  # the next round may succeed
+                    await self._renew(lease)
