@@ -72,6 +72,10 @@ class PrefixCache:
             self._count += 1
             self._prompts[self._count] = replace(prompt, layers=_in_one_block(prompt.layers))
 
+    def clear(self) -> None:
+        """Forget all prompts."""
+        self._prompts.clear()
+
 
 def _in_one_block(layers: Sequence[LayerKv]) -> list[LayerKv]:
     """A copy whose tensors share one block of memory.

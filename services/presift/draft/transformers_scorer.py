@@ -6,6 +6,7 @@ generate a token. Weights are safetensors; code comes from transformers alone.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings
 from presift.models import torchvision_ops
 from presift.models.folder import ModelFolder
 from presift.telemetry.tracing import span
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,6 +80,17 @@ class TransformersScorer:
 
     def score(self, task: ScoreTask, cancel: Cancel, observer: Observer | None = None) -> ScoreResult:
         """See `Scorer.score`. `observer` sees the attention of every layer."""
+        try:
+            return self._score(task, cancel, observer)
+        except torch.OutOfMemoryError:
+            if not self._kept.nbytes:
+                raise
+            log.warning("out of memory with %d tokens; the KV of earlier prompts is dropped", task.prompt_tokens)
+            self._kept.clear()
+        # Outside of the handler, whose traceback keeps the tensors of the first attempt.
+        return self._score(task, cancel, observer)
+
+    def _score(self, task: ScoreTask, cancel: Cancel, observer: Observer | None) -> ScoreResult:
         capture = self._capture(task, stops=observer is None and not task.generated_tokens)
         observers = [each for each in (capture, observer) if each is not None]
         with torch.inference_mode():

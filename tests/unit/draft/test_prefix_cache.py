@@ -171,6 +171,34 @@ def test_a_prompt_larger_than_the_cache_is_not_kept(new_scorer, prompt):
     assert scorer._kept.nbytes == 0
 
 
+def test_without_memory_the_kept_prompts_make_room(new_scorer, prompt, monkeypatch):
+    scorer = new_scorer()
+    right = score(scorer, prompt(N))
+    score(scorer, prompt(N, 1))
+    keep = scorer._keep
+
+    def fails_while_others_are_kept(task, cache, layers):
+        if scorer._kept.nbytes:
+            raise torch.OutOfMemoryError
+        keep(task, cache, layers)
+
+    monkeypatch.setattr(scorer, "_keep", fails_while_others_are_kept)
+    again = score(scorer, prompt(N))
+    assert again.cached_tokens == 0 and len(scorer._kept._prompts) == 1
+    np.testing.assert_array_equal(again.importance, right.importance)
+
+
+def test_a_prompt_too_large_for_the_memory_fails(new_scorer, prompt, monkeypatch):
+    scorer = new_scorer()
+
+    def fails(task, cache, layers):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(scorer, "_keep", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        score(scorer, prompt(N))
+
+
 def test_a_cancelled_prompt_is_not_kept(new_scorer, prompt):
     scorer, cancel = new_scorer(), Cancel()
     cancel.cancel()

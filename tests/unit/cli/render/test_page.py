@@ -131,9 +131,9 @@ def test_a_long_prompt_makes_a_small_page_quickly(explained):
     importance = rng.pareto(1.5, 6000)
     kv = rng.random((28, 2, 6000)) < 0.1
     explanation = explained(["word "] * 6000, kv=kv, importance=(importance / importance.sum()).tolist())
-    started = time.perf_counter()
+    started = time.process_time()
     text = page_of(explanation)
-    assert time.perf_counter() - started < 3 and len(text) < 1_000_000
+    assert time.process_time() - started < 3 and len(text) < 1_000_000
     assert Page(text).text == "word " * 6000
 
 
