@@ -5,6 +5,7 @@ sinks included.
 """
 
 import functools
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from presift.core.errors import InvalidRequest
 from presift.core.importance import window_weights
 from presift.core.policies import Heads, Reduction, SpecPc
+from presift.draft import calibration
 from presift.draft.head_profile import HeadProfile
 from presift.draft.scorer import Cancel, HeadReduction, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
@@ -42,13 +44,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def _saved(name, path):
+def _saved(name, path, **changes):
     torchvision_ops.declare_missing()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, settings = settings_of(name)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings | changes))
     with torch.no_grad():
         for weights in model.parameters():
             # Far from a fresh model's, whose attention is the same everywhere.
@@ -207,6 +209,22 @@ def test_the_first_layers_alone_score_the_same(name, folder, eager):
 def test_heads_of_other_layers_are_refused_by_name(name, folder):
     with pytest.raises(InvalidRequest, match=r"heads of layer 1; it must be heads of layers with full attention: [23]"):
         _scorer(folder(name), profile=_profile(folder(name), name, 1))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
+def test_calibration_records_layers_with_full_attention_only(name, tmp_path, tiny_model, monkeypatch):
+    for setting, value in (("_CHARACTERS", 900), ("_QUESTIONS_PER_KIND", 1), ("_DECOYS", 0)):
+        monkeypatch.setattr(calibration, setting, value)
+    _saved(name, tmp_path, vocab_size=512, max_position_embeddings=4096)
+    for file in tiny_model("tinyc").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    folder, readings = resolve(str(tmp_path)), []
+    choose = calibration._choose
+    monkeypatch.setattr(calibration, "_choose", lambda worth, *rest: choose(readings.append(worth) or worth, *rest))
+    found = calibration.calibrate(_scorer(folder, 256), folder, lambda *_: None, Cancel())
+    assert [layer for layer, worth in enumerate(readings[0]) if worth.any()] == list(FULL_LAYERS[name])
+    if found.profile is not None:  # random weights may find nothing
+        assert set(found.profile.by_layer) <= set(FULL_LAYERS[name])
 
 
 def test_a_start_layer_above_all_full_attention_is_refused(scorer):

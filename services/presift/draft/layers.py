@@ -66,9 +66,12 @@ def layers_of(config: Any, count: int) -> Layers:
     if not full:
         limit = "a model with full attention in at least one of the loaded layers"
         raise InvalidRequest("model", f"{config.model_type} with {_described(config, kinds)}", limit)
+    shares_kv = bool(getattr(config, "num_kv_shared_layers", 0))
+    if shares_kv and count < config.num_hidden_layers:
+        limit = f"0..{config.num_hidden_layers - 1}, because the last layers use keys of earlier ones"
+        raise InvalidRequest("layers", f"0..{count - 1}", limit)
     has_state = not all(kind in _FULL - {"hybrid"} or kind in _WINDOWED for kind in kinds)
     is_fixed = not _has_length_dependent_rope(config)
-    shares_kv = bool(getattr(config, "num_kv_shared_layers", 0))
     return Layers(
         count,
         full,

@@ -102,6 +102,11 @@ def test_what_an_operator_should_know_is_said(layers, expected):
     assert all(part in limit for part, limit in zip(expected, said, strict=True))
 
 
+def test_a_model_whose_last_layers_use_earlier_keys_is_loaded_whole():
+    with pytest.raises(InvalidRequest, match=r"layers is 0\.\.2; it must be 0\.\.3, because the last layers use keys"):
+        layers_of(config(num_kv_shared_layers=2), 3)
+
+
 def test_a_truncated_configuration_has_one_value_for_each_layer_left():
     each = config(layer_types=[SLIDING, FULL, FULL], mlp_layer_types=["dense"] * 3, eos_token_id=[1, 2, 3])
     truncate(each, 2)
