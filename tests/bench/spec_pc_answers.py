@@ -1,6 +1,6 @@
 """The target's answers to prompts compressed by several scorings: what recall is worth in the end.
 
-    python tests/bench/spec_pc_answers.py --draft DIR --target DIR --seeds 30 [--minutes 14] SCORING ...
+    python tests/bench/spec_pc_answers.py SCORING ... --draft DIR --target DIR --seeds 30 [--minutes 14]
 
 The masks come from what `spec_pc_captures` kept, the scorings are written as for `spec_pc_defaults`. Greedy answers of
 the target in SGLang; right is one that has all that was asked for. `full` is the prompt as it is, up to `--full-up-to`

@@ -1,7 +1,7 @@
 """Which scoring spec_pc should use by default: recall of answers, by heads, lookahead, window, pooling and capacity.
 
     python tests/bench/spec_pc_captures.py --draft DIR --tokenizer DIR --seeds 20 30
-    python tests/bench/spec_pc_defaults.py --draft DIR --seeds 20 [--confirm 30] [SCORING ...]
+    python tests/bench/spec_pc_defaults.py [SCORING ...] --draft DIR --seeds 20 [--confirm 30]
 
 Works on what `spec_pc_captures` kept, so that a scoring costs no run of the model. A scoring is written as its heads,
 reduction and what differs from today's default: `12-23:max,look8` (all heads of layers 12 to 23, the default without a
