@@ -32,7 +32,7 @@ from presift.draft.transformers_scorer import TransformersScorer
 from presift.models.folder import ModelFolder
 
 # What the orchestrator sends by default to a draft without a profile.
-DEFAULT_POLICY = SpecPc(capacity=32, window=32, pool=Pool.MEAN, kernel=5, neighbors=16, lookahead_tokens=8)
+DEFAULT_POLICY = SpecPc(capacity=32, window=32, pool=Pool.MEAN, kernel=7, neighbors=16, lookahead_tokens=8)
 # Long enough that a head must find a fact among thousands of tokens. Questions share their document's KV, so that a
 # dozen of them cost little more than one.
 _CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS, _SEED = 20_000, 6, 4, 1

@@ -52,7 +52,7 @@ class PromptPolicySettings(BaseModel):
         int, Field(ge=1, description="last prompt tokens, always kept; their queries score the other tokens")
     ] = 32
     pool: Annotated[Pool, Field(description="smoothing of the importance along the prompt")] = Pool.MEAN
-    kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 5
+    kernel: Annotated[int, Field(ge=1, description="pooling width, tokens")] = 7
     neighbors: Annotated[int, Field(ge=0, description="tokens kept around each peak of importance")] = 16
     heads: Annotated[
         Heads,
