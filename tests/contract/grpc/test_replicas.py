@@ -17,6 +17,7 @@ from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.pipeline.events import Report
 from presift.rpc.circuit_breaker import BreakerState
 from presift.rpc.deadline import NO_DEADLINE
+from presift.rpc.pool import pool as pool_module
 from presift.rpc.pool import replica as replica_module
 from presift.rpc.pool.pool import FAILURES
 from presift.v1 import orchestrator_pb2, plan_pb2
@@ -450,11 +451,17 @@ def no_patience(monkeypatch):
     monkeypatch.setattr(replica_module, "_MIN_WAIT_S", 0.0)
 
 
+@pytest.fixture
+def stays_open(monkeypatch):
+    """An open breaker is open to the end of the test, however slow the machine is."""
+    monkeypatch.setattr(pool_module, "OPEN_S", 3600.0)
+
+
 def breaker(house, port):
     return next(each.breaker for each in house.models.statuses() if each.address == address(port))
 
 
-async def test_the_breaker_opens_for_a_draft_that_hangs(open_pool, no_patience):
+async def test_the_breaker_opens_for_a_draft_that_hangs(open_pool, no_patience, stays_open):
     house = await open_pool()
     house.drafts[0].faults.extend([hangs] * 100)
     for number in range(40):
@@ -465,7 +472,7 @@ async def test_the_breaker_opens_for_a_draft_that_hangs(open_pool, no_patience):
     assert breaker(house, house.draft_ports[1]) == "closed"
 
 
-async def test_the_breaker_opens_for_a_target_whose_callers_all_disconnect(open_pool, no_patience):
+async def test_the_breaker_opens_for_a_target_whose_callers_all_disconnect(open_pool, no_patience, stays_open):
     house = await open_pool()
     house.targets[0].faults.extend([hangs] * 100)
     for number in range(40):
