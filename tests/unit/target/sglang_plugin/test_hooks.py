@@ -365,12 +365,15 @@ def test_an_idle_scheduler_schedules_a_new_scoring_request_at_once(
             plugin.builder.add_missing(request)  # type: ignore[union-attr]
         return SimpleNamespace(batch_to_run="batch" if runs_anything else None, running_batch=changed)
 
-    plugin.around_get_new_batch_prefill(original, scheduler, "running")
-    assert seen == (["running", changed] if is_missing and not runs_anything else ["running"])
+    plugin.around_get_new_batch_prefill(original, scheduler, RUNNING)
+    assert seen == ([RUNNING, changed] if is_missing and not runs_anything else [RUNNING])
 
 
 def running_batch(runs: bool = False) -> Any:
-    return SimpleNamespace(is_empty=lambda: not runs, batch_is_full=True)
+    return SimpleNamespace(is_empty=lambda: not runs, batch_is_full=True, reqs=[])
+
+
+RUNNING = running_batch()
 
 
 STUCK: dict[str, Any] = {"scheduled": False, "runs": False, "chunked": False, "waits": True, "pinned": True}
@@ -397,9 +400,9 @@ def test_pins_are_repinned_if_nothing_can_be_scheduled(plugin: Plugin, name: str
             batch_to_run="batch" if case["scheduled"] or len(seen) == 2 else None, running_batch=running
         )
 
-    plan = plugin.around_get_new_batch_prefill(original, scheduler, "running")
+    plan = plugin.around_get_new_batch_prefill(original, scheduler, RUNNING)
     held = int(case["pinned"])
-    assert seen[0] == ("running", held, True)
+    assert seen[0] == (RUNNING, held, True)
     if name is None:
         assert seen[1:] == [(running, 0, False)]
         assert plan.batch_to_run == "batch"
@@ -557,6 +560,8 @@ def test_a_report_is_attached_once(plugin: Plugin) -> None:
         "publish_ms": 0.0,
         "coverage": 0.5,
         "kv_mask": None,
+        "renewals": 0,
+        "renewals_skipped": 0,
     }
     assert made.customized_info == {"presift": [told]}
     assert untouched.customized_info["presift"][0]["cached_tokens"] == 7
