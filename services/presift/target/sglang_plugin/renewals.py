@@ -68,7 +68,7 @@ class Renewals:
         for renewal in list(self._open.values()):
             self._advance(renewal, running_batch)
         due = [request for request in running_batch.reqs if self._is_due(request)]
-        started = [scoring for request in due if (scoring := self._start(request)) is not None]
+        started = [self._start(request) for request in due]
         self._scheduler.waiting_queue[:0] = started
         return bool(started)
 
@@ -142,24 +142,16 @@ class Renewals:
         owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len
         return generated >= state.next_renewal and owned and not ends
 
-    def _start(self, request: Any) -> Any | None:
-        state, scheduler = _decode_state(request), self._scheduler
+    def _start(self, request: Any) -> Any:
+        """The scoring request of a new renewal."""
+        state = _decode_state(request)
         tokens = all_tokens(request, state)
-        if self._cached_tokens(request, state, tokens) < len(state.prompt) - 1:
-            self._count_skipped(request, state)
-            return None
-        scoring = scoring_request(scheduler, request, selection(state, tokens), is_renewal=True)
+        scoring = scoring_request(self._scheduler, request, selection(state, tokens), is_renewal=True)
+        # A limit on the waiting time counts from now.
         scoring.time_stats.wait_queue_entry_time = 0.0
         scoring.time_stats.set_wait_queue_entry_time()
         self._open[request.rid] = Renewal(request, scoring, len(tokens), request.retraction_count)
         return scoring
-
-    def _cached_tokens(self, request: Any, state: DecodeState, tokens: array[int]) -> int:
-        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams  # noqa: PLC0415
-        from sglang.srt.mem_cache.radix_cache import RadixKey  # noqa: PLC0415
-
-        key = RadixKey(tokens, state.extra_key, cache_salt=request.cache_salt)
-        return len(self._scheduler.tree_cache.match_prefix(MatchPrefixParams(key=key)).device_indices)
 
     def _apply(self, renewal: Renewal, batch: Any) -> None:
         request, slots = renewal.request, renewal.slots
@@ -179,15 +171,16 @@ class Renewals:
         state.record_renewal(
             coverage=scored.selector.coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms
         )
+        # SGLang's requests are part of a reference cycle, so what they hold may stay for long.
+        scored.selector = None
 
     def _skip(self, renewal: Renewal) -> None:
-        self._count_skipped(renewal.request, _decode_state(renewal.request))
-        self._close(renewal)
-
-    def _count_skipped(self, request: Any, state: DecodeState) -> None:
-        state.next_renewal = len(request.output_ids) + _interval(state)
+        """Give a renewal up. The next one is due as if it had been done."""
+        state = _decode_state(renewal.request)
+        state.next_renewal = len(renewal.request.output_ids) + _interval(state)
         if state.report is not None:
             state.report.renewals_skipped += 1
+        self._close(renewal)
 
     def _close(self, renewal: Renewal) -> None:
         """End a renewal that is not put in place."""
