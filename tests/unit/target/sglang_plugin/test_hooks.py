@@ -539,6 +539,83 @@ def answering(state: Any, cached_tokens: int = 0) -> Any:
     return request
 
 
+RENEWING = KvPlan(SpecKv(capacity=KEPT, window=3, renew_every=4, renew_window=3))
+
+
+def test_with_renewal_the_report_comes_again_with_the_last_token(plugin: Plugin) -> None:
+    request = answering(compressed(plan=RENEWING))
+    request.state.record_reuse(KEPT, 0.5)
+    request.finished = lambda: generated == 4
+    for generated in (1, 3, 4):
+        request.output_ids_through_stop = [7] * generated
+        streamed(plugin, request)
+        request.state.report.renewals = generated
+        values = request.customized_info["presift"]
+        # SGLang pairs values and tokens by their place.
+        assert len(values) == generated
+    assert (values[0]["renewals"], values[1:3], values[3]["renewals"]) == (0, [None, None], 3)
+
+
+class Renewals:
+    """Counts what the hooks ask of it."""
+
+    def __init__(self, has_prefix: bool = True, starts: bool = False) -> None:
+        self.prefix, self.starts = has_prefix, starts
+        self.refused: list[Any] = []
+        self.dropped = 0
+
+    def has_prefix(self, request: Any, state: Any) -> bool:
+        return self.prefix
+
+    def refuse(self, request: Any) -> None:
+        self.refused.append(request)
+
+    def step(self, batch: Any) -> bool:
+        return self.starts
+
+    def drop_refused(self) -> None:
+        self.dropped += 1
+
+
+@pytest.mark.parametrize(
+    ("has_prefix", "admits", "answer"),
+    [(True, True, "NO_TOKEN"), (True, False, "NO_TOKEN"), (True, False, "OTHER"), (False, True, "CONTINUE")],
+)
+def test_a_renewal_that_cannot_be_admitted_blocks_nobody(
+    plugin: Plugin, sglang: None, has_prefix: bool, admits: bool, answer: str
+) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    is_refused = not has_prefix or (not admits and answer == "NO_TOKEN")
+    assert plugin.builder is not None
+    plugin.builder.renewals = asked = Renewals(has_prefix)  # type: ignore[assignment]
+    adder, request = Adder(admits), Admitted("s", ScoringState(compressed(), None, is_renewal=True))
+    verdict = AddReqResult[answer]
+
+    def original(adder: Any, request: Any) -> Any:
+        adder.ask(adder, request)
+        return verdict
+
+    result = plugin.around_add_one_req(original, adder, request)
+    assert result is (AddReqResult.CONTINUE if is_refused else verdict)
+    assert asked.refused == ([request] if is_refused else [])
+    assert len(adder.seen) == int(has_prefix)
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_sglang_looks_at_its_queue_when_a_renewal_is_due(plugin: Plugin, starts: bool) -> None:
+    assert plugin.builder is not None
+    plugin.builder.renewals = asked = Renewals(starts=starts)  # type: ignore[assignment]
+    batch, seen = running_batch(runs=True), []
+
+    def original(_: Any, asked_batch: Any) -> Any:
+        seen.append((asked_batch.batch_is_full, asked.dropped))
+        return SimpleNamespace(batch_to_run="batch", running_batch=asked_batch)
+
+    plugin.around_get_new_batch_prefill(original, scheduler_of(plugin), batch)
+    assert (seen, asked.dropped) == ([(not starts, 0)], 1)
+
+
 def test_scoring_requests_stream_no_output(plugin: Plugin) -> None:
     caller, scoring, ordinary = answering(compressed()), answering(ScoringState(compressed(), None)), answering(None)
     assert streamed(plugin, caller, scoring, ordinary) == [caller, ordinary]
