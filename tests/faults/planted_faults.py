@@ -731,6 +731,15 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
+        "renewals_starve",
+        "Plugin: one place among the running requests is kept for renewals",
+        "requests may take every place, so that no renewal finds one",
+        f"{PLUGIN}/renewals.py",
+        "return bool(others) and places <= 1 and",
+        "return bool(others) and places < 1 and",
+        (f"{UNIT}/target/sglang_plugin/test_renewals.py::test_one_place_is_kept_for_renewals",),
+    ),
+    Planted(
         "positions_restart_after_dropped_kv",
         "Plugin: positions go on after the whole prompt",
         "positions of new tokens go on after the kept KV instead of after the prompt",

@@ -141,3 +141,16 @@ async def test_a_later_turn_does_not_find_kv_of_a_renewed_answer(
     assert (end.reused_entry, end.cached_tokens) == (True, CAPACITY + 1)
     assert tokens == anew
     await driver.empty()
+
+
+async def test_all_places_taken_leave_one_for_renewals(start: Any, renewing: Any, prompt: Any) -> None:
+    driver = await start(max_running=3)
+    prompts = [prompt(500 + i, 100 + 10 * i) for i in range(6)]
+    alone = [(await driver.answer(ids, salt="full", max_new_tokens=60))[0] for ids in prompts]
+    answers = await asyncio.gather(
+        *(driver.answer(ids, renewing(len(ids) - 1), salt="b", max_new_tokens=60) for ids in prompts)
+    )
+    assert [tokens for tokens, _ in answers] == alone
+    assert sum(end.renewals for _, end in answers) > 40
+    assert sum(end.renewals_skipped for _, end in answers) == 0
+    await driver.empty()

@@ -117,8 +117,10 @@ class Plugin:
         from sglang.srt.managers.schedule_policy import AddReqResult  # noqa: PLC0415 - in the scheduler alone
 
         state = state_of(request)
-        if self.builder is None or state is None or request.to_finish is not None:
+        if self.builder is None or request.to_finish is not None:
             return original(adder, request, *args, **kwargs)
+        if not isinstance(state, ScoringState) and self.builder.renewals.needs_row(adder, request):
+            return AddReqResult.OTHER
         if isinstance(state, DecodeState) and not state.is_full and len(request.prefix_indices) < state.kept:
             self.builder.add_missing(request)
             return AddReqResult.CONTINUE

@@ -63,14 +63,21 @@ class Renewals:
     def step(self, running_batch: Any) -> bool:
         """Put renewed KV in place and start what is due. `running_batch`: all requests that decode next.
 
-        SGLang calls this between two steps, where it may also retract requests. True if the queue has a new request.
+        SGLang calls this between two steps, where it may also retract requests. True if a renewal waits in its queue.
         """
         for renewal in list(self._open.values()):
             self._advance(renewal, running_batch)
         due = [request for request in running_batch.reqs if self._is_due(request)]
         started = [self._start(request) for request in due]
         self._scheduler.waiting_queue[:0] = started
-        return bool(started)
+        return any(self._is_queued(renewal) for renewal in self._open.values())
+
+    def needs_row(self, adder: Any, request: Any) -> bool:
+        """Whether `request` would take the last place of SGLang's running requests, which renewals need."""
+        running, scheduler = adder.running_batch, self._scheduler
+        others = [*running.reqs, *adder.can_run_list]
+        places = scheduler.get_num_allocatable_reqs(len(running.reqs), running_batch=running) - len(adder.can_run_list)
+        return bool(others) and places <= 1 and any(_renews(each) for each in (*others, request))
 
     def has_prefix(self, scoring: Any, state: ScoringState) -> bool:
         """Whether the radix cache still has the prompt from which `scoring` selects."""
@@ -227,6 +234,11 @@ def _become_compressed(request: Any, state: DecodeState) -> None:
     request.extra_key = state.entry
     # SGLang would only append to it.
     request.full_untruncated_fill_ids = array("q")
+
+
+def _renews(request: Any) -> bool:
+    state = state_of(request)
+    return isinstance(state, DecodeState) and state.next_renewal is not None
 
 
 def _interval(state: DecodeState) -> int:

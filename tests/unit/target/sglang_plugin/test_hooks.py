@@ -274,6 +274,8 @@ def test_scoring_rows_never_come_from_the_cache(plugin: Plugin, state: Any, long
 
 
 class Adder:
+    running_batch: Any = SimpleNamespace(reqs=[])
+
     def __init__(self, admits: bool = True) -> None:
         self.can_run_list: list[Any] = []
         self.admits, self.seen = admits, []  # type: ignore[var-annotated]
@@ -567,6 +569,9 @@ class Renewals:
     def has_prefix(self, request: Any, state: Any) -> bool:
         return self.prefix
 
+    def needs_row(self, adder: Any, request: Any) -> bool:
+        return self.prefix
+
     def refuse(self, request: Any) -> None:
         self.refused.append(request)
 
@@ -600,6 +605,20 @@ def test_a_renewal_that_cannot_be_admitted_blocks_nobody(
     assert result is (AddReqResult.CONTINUE if is_refused else verdict)
     assert asked.refused == ([request] if is_refused else [])
     assert len(adder.seen) == int(has_prefix)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("state", [None, compressed(), PassthroughState(Report(1, 1, 0))])
+def test_a_request_does_not_take_the_place_that_renewals_need(
+    plugin: Plugin, sglang: None, state: Any, is_kept: bool
+) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    assert plugin.builder is not None
+    plugin.builder.renewals = Renewals(is_kept)  # type: ignore[assignment]
+    adder, request = Adder(), Admitted("a", state)
+    request.prefix_indices = [0] * KEPT
+    assert plugin.around_add_one_req(adder.ask, adder, request) == (AddReqResult.OTHER if is_kept else "asked")
 
 
 @pytest.mark.parametrize("starts", [True, False])

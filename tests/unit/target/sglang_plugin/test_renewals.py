@@ -172,6 +172,9 @@ def test_when_a_renewal_is_due(rig: Rig, first: int, others: dict[str, Any], is_
     assert rig.scheduler.waiting_queue[-1] == "other"
     if is_due:
         assert rig.scoring.state.caller.prompt == caller.state.prompt + array("q", [90, 91]) + caller.output_ids
+        assert rig.step(caller) is True
+        assert len(rig.renewals) == 1
+        rig.run(rig.scoring)
         assert rig.step(caller) is False
 
 
@@ -294,3 +297,24 @@ def test_the_place_of_a_request_that_is_between_two_batches_is_kept(rig: Rig) ->
     assert (len(rig.renewals), rig.replaced) == (1, [])
     rig.step(caller)
     assert (len(rig.renewals), len(rig.replaced)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("renew_every", "places", "is_kept"),
+    [
+        (([EVERY], [], 0), 1, True),
+        (([0], [EVERY], 0), 2, True),
+        (([0], [], EVERY), 1, True),
+        (([EVERY], [], 0), 2, False),
+        (([0], [], 0), 1, False),
+        # Alone, a request takes the only place there is.
+        (([], [], EVERY), 1, False),
+    ],
+)
+def test_one_place_is_kept_for_renewals(rig: Rig, renew_every: Any, places: int, is_kept: bool) -> None:
+    """`renew_every` of what runs, of what is admitted in the same step, and of the request that asks."""
+    running, admitted, candidate = renew_every
+    batch = SimpleNamespace(reqs=[Caller(state_of(every=every)) for every in running])
+    adder = SimpleNamespace(running_batch=batch, can_run_list=[Caller(state_of(every=every)) for every in admitted])
+    rig.scheduler.get_num_allocatable_reqs = lambda count, running_batch: places if count == len(batch.reqs) else -1
+    assert rig.renewals.needs_row(adder, Caller(state_of(every=candidate))) is is_kept
