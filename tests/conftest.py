@@ -48,6 +48,8 @@ _SHARED = dict.fromkeys(
         "test_answer_forms",
         "test_keep_all",
         "test_ledger",
+        "test_renewal",
+        "test_renewal_ledger",
         "test_reuse",
         "test_selfcheck",
         "test_target_sglang",

@@ -59,7 +59,7 @@ class Driver:
             while _is_busy(self.engine.load()) or self.engine.running_requests:
                 await asyncio.sleep(0.02)
         state = await self.engine.plugin_state()
-        left = {name: state[name] for name in ("runs", "waiting", "missing", "leases", "leased_tokens")}
+        left = {name: state[name] for name in ("runs", "waiting", "missing", "renewing", "leases", "leased_tokens")}
         assert not any(left.values()), left
         assert state["locked_slots"] == 0
         return state

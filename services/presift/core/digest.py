@@ -21,6 +21,8 @@ from presift.core.spans import Span, merge
 SCHEMA_VERSION = 1
 # Fields that were added later, with the values at which they change nothing.
 _NEUTRAL = (("adaptive", None), ("heads", "all"))
+# Fields that say what the target does while it generates. They change neither a compressed prompt nor the first entry.
+_WHILE_GENERATING = frozenset(("renew_every", "renew_window", "first_full_tokens"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,10 +63,12 @@ def policy_name(policy: Policy) -> str:
 
 
 def policy_values(policy: Policy) -> dict[str, Any]:
-    """Its fields by name, for the canonical form. Omits later fields at their defaults, so that digests stay valid."""
+    """Its fields by name, for the canonical form: without those that change nothing, so that digests stay valid."""
     return _without_unset(asdict(policy))  # type: ignore[call-overload]  # every policy is a dataclass
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     inner = {name: _without_unset(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in inner.items() if (name, value) not in _NEUTRAL}
+    return {
+        name: value for name, value in inner.items() if (name, value) not in _NEUTRAL and name not in _WHILE_GENERATING
+    }

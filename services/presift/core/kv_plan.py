@@ -51,6 +51,17 @@ class KvPlan:
                 f"{len(self.lookahead_token_ids)} tokens",
                 f"<= {self.policy.lookahead_tokens}, the policy's lookahead_tokens",
             )
+        if self.policy.renews:
+            self._check_renewal()
+
+    def _check_renewal(self) -> None:
+        """Renewal selects from the full prefix, by the answer's own tokens, and changes what is kept."""
+        if not self.keep_full_prefix:
+            raise InvalidRequest("kv_plan.keep_full_prefix", "false", "true with renew_every or first_full_tokens")
+        if self.report_kept:
+            raise InvalidRequest("kv_plan.report_kept", "true", "false with renew_every or first_full_tokens")
+        if self.policy.first_full_tokens and (self.lookahead_token_ids or self.kv_mask is not None):
+            raise InvalidRequest("kv_plan", "a lookahead or a mask", "neither with first_full_tokens")
 
     def covered_tokens(self, token_count: int) -> int:
         """How many of a request's `token_count` tokens are the prompt. Raises InvalidRequest if there are fewer."""
@@ -84,11 +95,13 @@ def check_plan(plan: KvPlan, prompt_tokens: int, *, layers: int, kv_heads: int, 
     capacity = plan.capacity_for(page_tokens)
     if prompt_tokens <= capacity:
         return prompt_tokens - 1
+    if plan.policy.renews:
+        renewed = must_keep(plan.protected, prompt_tokens, plan.policy.renew_window + 1)[:-1]
+        _check_fixed(renewed, capacity, "the renew_window included")
     fixed = must_keep_kv(plan, prompt_tokens)
     if plan.kv_mask is not None:
         return _check_mask(plan.kv_mask, fixed, capacity, (layers, kv_heads), page_tokens)
-    if (needed := int(np.count_nonzero(fixed))) > capacity:
-        raise BudgetExceeded("protected_spans", needed, f"<= capacity ({capacity}) tokens, the window included")
+    _check_fixed(fixed, capacity, "the window included")
     return capacity
 
 
@@ -102,6 +115,11 @@ def scoring_slots(read_tokens: int, kept: int, page_tokens: int) -> int:
 def must_keep_kv(plan: KvPlan, prompt_tokens: int) -> NDArray[np.bool_]:
     """bool[prompt_tokens - 1]: protected spans, and the window before the final token (which is read again)."""
     return must_keep(plan.protected, prompt_tokens, plan.policy.window + 1)[:-1]
+
+
+def _check_fixed(fixed: NDArray[np.bool_], capacity: int, what: str) -> None:
+    if (needed := int(np.count_nonzero(fixed))) > capacity:
+        raise BudgetExceeded("protected_spans", needed, f"<= capacity ({capacity}) tokens, {what}")
 
 
 def _check_mask(mask: KvMask, fixed: NDArray[np.bool_], capacity: int, model: tuple[int, int], page_tokens: int) -> int:

@@ -48,7 +48,8 @@ class Finished:
 
     `kv_tokens`: KV tokens of the prompt during decoding. Five fields report on the `kv_plan`: `reused_entry`,
     times in ms, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
-    `reasoning_tokens` are those before the answer, 0 if unknown.
+    `reasoning_tokens` are those before the answer, 0 if unknown. `renewals` and `renewals_skipped`: how often KV was
+    selected anew, and how often that was due and not done.
     """
 
     prompt_tokens: int
@@ -63,6 +64,8 @@ class Finished:
     kv_mask: KvMask | None = None
     reasoning_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    renewals: int = 0
+    renewals_skipped: int = 0
 
 
 Event = AnswerDelta | Finished

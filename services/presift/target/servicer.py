@@ -161,5 +161,7 @@ def _usage(
         load=load,
         replica=replica,
         reasoning_tokens=event.reasoning_tokens,
+        renewals=event.renewals,
+        renewals_skipped=event.renewals_skipped,
         prompt_logprobs=answer_codec.logprobs_to_wire(event.prompt_logprobs),
     )

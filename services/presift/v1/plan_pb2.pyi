@@ -124,7 +124,7 @@ class SpecPc(_message.Message):
     def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., neighbors: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., start_layer: _Optional[int] = ..., weighted_query: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ..., heads: _Optional[_Union[ScoredHeads, str]] = ...) -> None: ...
 
 class SpecKv(_message.Message):
-    __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection", "mask", "adaptive")
+    __slots__ = ("capacity", "window", "pool", "kernel", "reduction", "lookahead_tokens", "selection", "mask", "adaptive", "renew_every", "renew_window", "first_full_tokens")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,9 @@ class SpecKv(_message.Message):
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_EVERY_FIELD_NUMBER: _ClassVar[int]
+    RENEW_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FULL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     window: int
     pool: Pool
@@ -143,7 +146,10 @@ class SpecKv(_message.Message):
     selection: KvSelection
     mask: SpecPc
     adaptive: Adaptive
-    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., lookahead_tokens: _Optional[int] = ..., selection: _Optional[_Union[KvSelection, str]] = ..., mask: _Optional[_Union[SpecPc, _Mapping]] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ...) -> None: ...
+    renew_every: int
+    renew_window: int
+    first_full_tokens: int
+    def __init__(self, capacity: _Optional[int] = ..., window: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., kernel: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., lookahead_tokens: _Optional[int] = ..., selection: _Optional[_Union[KvSelection, str]] = ..., mask: _Optional[_Union[SpecPc, _Mapping]] = ..., adaptive: _Optional[_Union[Adaptive, _Mapping]] = ..., renew_every: _Optional[int] = ..., renew_window: _Optional[int] = ..., first_full_tokens: _Optional[int] = ...) -> None: ...
 
 class SpecKvPc(_message.Message):
     __slots__ = ("prompt", "kv")

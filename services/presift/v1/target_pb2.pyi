@@ -206,7 +206,7 @@ class ToolCallDelta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class TargetUsage(_message.Message):
-    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask", "load", "replica", "reasoning_tokens", "prompt_logprobs")
+    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask", "load", "replica", "reasoning_tokens", "prompt_logprobs", "renewals", "renewals_skipped")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,8 @@ class TargetUsage(_message.Message):
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kv_tokens: int
     cached_tokens: int
@@ -239,7 +241,9 @@ class TargetUsage(_message.Message):
     replica: str
     reasoning_tokens: int
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., load: _Optional[_Union[TargetLoad, _Mapping]] = ..., replica: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+    renewals: int
+    renewals_skipped: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., load: _Optional[_Union[TargetLoad, _Mapping]] = ..., replica: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., renewals: _Optional[int] = ..., renewals_skipped: _Optional[int] = ...) -> None: ...
 
 class TargetLoad(_message.Message):
     __slots__ = ("running", "waiting", "free_kv_tokens")

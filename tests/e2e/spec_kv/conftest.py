@@ -27,3 +27,14 @@ def plan() -> Callable[..., KvPlan]:
         return KvPlan(SpecKv(capacity=capacity, window=window), lookahead_token_ids=lookahead, **others)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def renewing() -> Callable[..., KvPlan]:
+    """A plan of window 16 that renews every `every` tokens by the newest `window`, after `first` on the full KV."""
+
+    def build(capacity: int, every: int = 6, window: int = 12, first: int = 0, **others: Any) -> KvPlan:
+        policy = SpecKv(capacity, window=16, renew_every=every, renew_window=window, first_full_tokens=first)
+        return KvPlan(policy, **others)
+
+    return build

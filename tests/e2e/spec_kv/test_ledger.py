@@ -190,7 +190,7 @@ async def test_a_flush_between_answers_loses_nothing(start: Any, plan: Any, prom
 
 
 @pytest.mark.faults
-async def test_five_hundred_mixed_requests_under_pressure(start: Any, plan: Any, prompt: Any) -> None:
+async def test_five_hundred_mixed_requests_under_pressure(start: Any, plan: Any, renewing: Any, prompt: Any) -> None:
     driver, dice = await start("tinyl", kv_pool_tokens=1500), random.Random(1)
     all_slots = await driver.empty()
     kinds = [(seed, capacity) for seed in range(10) for capacity in (None, 40, 96)]
@@ -202,15 +202,19 @@ async def test_five_hundred_mixed_requests_under_pressure(start: Any, plan: Any,
     }
     right, cancelled = [], []
 
+    def chosen(seed: int, capacity: int | None) -> Any:
+        if capacity:
+            return plan(capacity, keep_full_prefix=dice.random() < 0.5)
+        # With all KV kept, an answer with renewals is that of full, whenever they are done or skipped.
+        renewed = renewing(len(prompts[seed]) - 1, dice.choice((3, 10)), first=dice.choice((0, 7)))
+        return dice.choice((None, renewed))
+
     async def one() -> None:
         seed, capacity = dice.choice(kinds)
-        chosen = plan(capacity, keep_full_prefix=dice.random() < 0.5) if capacity else None
-        count = dice.choice((1, 12, 60))
+        each, count = chosen(seed, capacity), dice.choice((1, 12, 60))
         try:
             async with asyncio.timeout(0.3 if dice.random() < 0.1 else None):
-                tokens, _ = await driver.answer(
-                    prompts[seed], chosen, salt=dice.choice(("", "b")), max_new_tokens=count
-                )
+                tokens, _ = await driver.answer(prompts[seed], each, salt=dice.choice(("", "b")), max_new_tokens=count)
         except TimeoutError:
             cancelled.append(seed)
         else:

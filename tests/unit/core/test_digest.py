@@ -75,8 +75,20 @@ def test_the_digest_changes_with_every_field_of_a_policy(place):
     base, wrap = WRAPS[place]
     # A cascade has one selection only.
     names = {field.name for field in fields(base)} - ({"selection"} if place == "spec_kv_pc.kv" else set())
+    names -= WHILE_GENERATING.keys()
     policies = [base, *(replace(base, **{name: OTHER_POLICY[name]}) for name in names)]
     assert len({replace(KEY, policy=wrap(policy)).digest() for policy in policies}) == len(names) + 1
+
+
+WHILE_GENERATING = {"renew_every": 16, "renew_window": 8, "first_full_tokens": 24}
+
+
+@pytest.mark.parametrize("name", WHILE_GENERATING)
+def test_what_the_target_does_while_it_generates_shares_a_compressed_prompt(name):
+    plain, renewing = (
+        replace(KEY, policy=policy) for policy in (SPEC_KV, replace(SPEC_KV, **{name: WHILE_GENERATING[name]}))
+    )
+    assert plain.digest() == renewing.digest()
 
 
 @pytest.mark.parametrize("other", [Adaptive(0.8, 64), Adaptive(0.9, 65), Adaptive(0.9, 64, 2)])

@@ -228,3 +228,28 @@ def test_a_capacity_that_still_adapts_is_no_plan():
     with pytest.raises(InvalidRequest) as refusal:
         KvPlan(SpecKv(10, window=3, adaptive=Adaptive(0.9, 5)))
     assert refusal.value.field == "kv_plan.policy.adaptive"
+
+
+RENEWING = SpecKv(capacity=8, window=3, renew_every=4, renew_window=6)
+
+
+def test_renewal_needs_the_full_prefix_and_changes_what_is_kept():
+    KvPlan(RENEWING)
+    for field, others in (("keep_full_prefix", {"keep_full_prefix": False}), ("report_kept", {"report_kept": True})):
+        with pytest.raises(InvalidRequest) as refusal:
+            KvPlan(RENEWING, **others)
+        assert refusal.value.field == f"kv_plan.{field}"
+
+
+def test_the_first_tokens_on_the_full_kv_leave_nothing_for_a_lookahead_to_select():
+    policy = SpecKv(capacity=8, window=3, first_full_tokens=4, renew_window=6)
+    KvPlan(policy)
+    with pytest.raises(InvalidRequest, match="first_full_tokens"):
+        KvPlan(policy, lookahead_token_ids=(1,))
+
+
+def test_protected_spans_and_the_window_of_a_renewal_must_fit_too():
+    assert check(KvPlan(RENEWING, (Span(0, 2),))) == 8
+    with pytest.raises(BudgetExceeded, match="renew_window") as refusal:
+        check(KvPlan(RENEWING, (Span(0, 3),)))
+    assert refusal.value.value == 9

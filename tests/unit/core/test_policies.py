@@ -34,6 +34,9 @@ BAD = [
     ("spec_kv", "kernel", 0, ">= 1"),
     ("spec_kv", "kernel", 8, "odd"),
     ("spec_kv", "lookahead_tokens", -1, ">= 0"),
+    ("spec_kv", "renew_every", -1, ">= 0"),
+    ("spec_kv", "renew_window", 0, ">= 1"),
+    ("spec_kv", "first_full_tokens", -1, ">= 0"),
     ("spec_kv", "pool", "median", "one of none, max, mean"),
     ("spec_kv", "reduction", "mean", "one of max, sum"),
     ("spec_kv", "selection", "nobody", "one of target_lookahead, draft_mask"),
@@ -175,3 +178,12 @@ def test_a_capacity_grows_by_steps_up_to_the_most(needed, size):
 def test_the_draft_adapts_by_the_same_steps_with_the_final_token_on_top():
     policy = SpecKv(256, window=8, adaptive=Adaptive(0.9, 64, 16), mask=SpecPc(99, adaptive=Adaptive(0.1, 50)))
     assert policy.draft_policy == SpecPc(257, window=9, adaptive=Adaptive(0.9, 65, 16))
+
+
+@pytest.mark.parametrize("renews", [{"renew_every": 1}, {"first_full_tokens": 1}], ids=str)
+def test_renewal_needs_room_for_its_window(renews):
+    assert not SpecKv(capacity=64, renew_window=64).renews
+    assert SpecKv(capacity=65, renew_window=64, **renews).renews
+    with pytest.raises(InvalidRequest) as refusal:
+        SpecKv(capacity=64, renew_window=64, **renews)
+    assert (refusal.value.field, refusal.value.limit) == ("spec_kv.capacity", "> renew_window (64)")

@@ -12,6 +12,17 @@ from presift.core.policies.fields import KvSelection, Pool, Reduction, at_least,
 from presift.core.policies.policy import Policy
 from presift.core.policies.spec_pc import SpecPc
 
+# The counts, and the least value of each.
+_LEAST = {
+    "capacity": 1,
+    "window": 1,
+    "kernel": 1,
+    "lookahead_tokens": 0,
+    "renew_every": 0,
+    "renew_window": 1,
+    "first_full_tokens": 0,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class SpecKv(Policy):
@@ -20,6 +31,9 @@ class SpecKv(Policy):
     `capacity` <= `window` and even kernels are refused: the authors' code misbehaves there. With DRAFT_MASK the draft
     selects as in `mask` (None: SpecPc's defaults), whose capacity, window and adaptive are ignored. With `adaptive`
     fewer than `capacity` may be kept: as many as the draft's mask would need, with either selection.
+
+    The first `first_full_tokens` of an answer are generated on the full KV. From then on, the target selects anew every
+    `renew_every` tokens (0: never), by the newest `renew_window` tokens.
     """
 
     route: ClassVar[Route] = Route.SPEC_KV
@@ -35,9 +49,12 @@ class SpecKv(Policy):
     selection: KvSelection = KvSelection.TARGET_LOOKAHEAD
     mask: SpecPc | None = None
     adaptive: Adaptive | None = None
+    renew_every: int = 0
+    renew_window: int = 32
+    first_full_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("lookahead_tokens", 0)):
+        for name, least in _LEAST.items():
             at_least(f"spec_kv.{name}", getattr(self, name), least)
         for name, kind in (("pool", Pool), ("reduction", Reduction), ("selection", KvSelection)):
             one_of(f"spec_kv.{name}", getattr(self, name), kind)
@@ -45,8 +62,15 @@ class SpecKv(Policy):
             raise InvalidRequest("spec_kv.kernel", self.kernel, "odd")
         if self.capacity <= self.window:
             raise InvalidRequest("spec_kv.capacity", self.capacity, f"> window ({self.window})")
+        if self.renews and self.capacity <= self.renew_window:
+            raise InvalidRequest("spec_kv.capacity", self.capacity, f"> renew_window ({self.renew_window})")
         if self.adaptive is not None:
             self.adaptive.check_within("spec_kv.adaptive", self.window + 1, self.capacity)
+
+    @property
+    def renews(self) -> bool:
+        """Whether KV is selected while the answer is generated."""
+        return self.renew_every > 0 or self.first_full_tokens > 0
 
     @property
     def prompt_stage(self) -> None:

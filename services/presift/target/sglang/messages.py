@@ -71,7 +71,7 @@ def sampling_arguments(request: GenerateRequest) -> dict[str, Any]:
 
 
 class AnswerReader:
-    """Reads the messages of one answer, in order. The plugin's report comes only with the first token."""
+    """Reads the messages of one answer, in order. The plugin's report comes first, and may come again."""
 
     def __init__(self, request: GenerateRequest, parsers: Parsers, prepared: Prepared) -> None:
         self._request, self._parsers = request, parsers
@@ -86,7 +86,7 @@ class AnswerReader:
         """
         meta, token_ids = answer["meta_info"], answer["output_ids"]
         # Requests without a report have None if another request of the batch has one.
-        self._report = next(filter(None, meta.get(custom_params.KEY) or ()), self._report)
+        self._report = next(filter(None, reversed(meta.get(custom_params.KEY) or ())), self._report)
         reason = meta["finish_reason"]
         if reason and reason["type"] == "abort":
             raise aborted(reason, self._request)

@@ -16,6 +16,7 @@ from typing import Any
 from presift.core.masks import KvMask
 from presift.target.sglang_plugin.custom_params import mask_to_values
 from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, EntryPins, publish
+from presift.target.sglang_plugin.renewals import Renewals
 from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 
@@ -47,6 +48,7 @@ class EntryBuilder:
         self._scheduler = scheduler
         self.builds: dict[BuildKey, EntryBuild] = {}
         self.pins = EntryPins(scheduler.tree_cache, int(scheduler.max_total_num_tokens * PINNED_SHARE))
+        self.renewals = Renewals(scheduler)
         self._missing: list[Any] = []
         self._coverage: OrderedDict[str, float | None] = OrderedDict()
 
@@ -60,6 +62,7 @@ class EntryBuilder:
             "runs": len(self.builds),
             "waiting": sum(len(build.waiting) for build in self.builds.values()),
             "missing": len(self._missing),
+            "renewing": len(self.renewals),
             "leases": len(self.pins),
             "leased_tokens": self.pins.tokens,
             "free_slots": self._scheduler.token_to_kv_pool_allocator.available_size(),
@@ -78,7 +81,13 @@ class EntryBuilder:
         self.pins.release(request.rid)
         if state.report is None:
             cached = len(request.prefix_indices)
-            state.record_reuse(cached, self._coverage.get(state.entry))
+            if state.is_full:
+                state.record_full(cached)
+            else:
+                state.record_reuse(cached, self._coverage.get(state.entry))
+        elif state.plan.policy.renews and not state.is_full and request.retraction_count:
+            # It goes on with the first entry, so it needs the renewal that it lost.
+            state.next_renewal = len(request.output_ids) + 1
 
     def start_missing(self) -> bool:
         """Start builds for the missing entries. True if the queue has a new or changed request."""
@@ -106,6 +115,9 @@ class EntryBuilder:
 
     def finish_scoring(self, request: Any, state: ScoringState) -> None:
         """Publish the entry of a scoring request that has just read its prompt, and pin it for the callers."""
+        if state.is_renewal:
+            self.renewals.finish_scoring(request, state)
+            return
         state.is_finished = True
         build = self.builds.get(_key(state.caller))
         if build is None or build.scoring is not request:

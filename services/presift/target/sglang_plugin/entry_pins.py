@@ -85,6 +85,12 @@ def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
 
     Returns None if the pool has no room. The KV of `request` does not change.
     """
+    slots = copy_selected(scheduler, request, state)
+    return None if slots is None else _insert(scheduler.tree_cache, state.caller, slots, request.cache_salt)
+
+
+def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Tensor | None:
+    """Copy the KV that a scoring request selected to new slots, int64[C]. None if the pool has no room."""
     caller, tree = state.caller, scheduler.tree_cache
     slots = _allocate(tree, caller.kept)
     if slots is None:
@@ -101,7 +107,7 @@ def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
     except BaseException:
         tree.token_to_kv_pool_allocator.free(slots)
         raise
-    return _insert(tree, caller, slots, request.cache_salt)
+    return slots
 
 
 def _allocate(tree: Any, tokens: int) -> torch.Tensor | None:

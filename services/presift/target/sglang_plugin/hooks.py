@@ -12,7 +12,7 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
-from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
+from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
 
@@ -67,7 +67,11 @@ class Plugin:
         if self.builder is None:
             return original(scheduler, running_batch)
         self.builder.clean_up()
+        if self.builder.renewals.step(running_batch):
+            # A renewal needs less room than what made SGLang stop looking at its queue.
+            running_batch.batch_is_full = False
         plan = original(scheduler, running_batch)
+        self.builder.renewals.drop_refused()
         if self.builder.start_missing() and plan.batch_to_run is None:
             # An idle scheduler would sleep although its queue has just got a request.
             plan = original(scheduler, plan.running_batch)
@@ -113,18 +117,35 @@ class Plugin:
         from sglang.srt.managers.schedule_policy import AddReqResult  # noqa: PLC0415 - in the scheduler alone
 
         state = state_of(request)
-        if self.builder is None or state is None or request.to_finish is not None:
+        if self.builder is None or request.to_finish is not None:
             return original(adder, request, *args, **kwargs)
-        if isinstance(state, DecodeState) and len(request.prefix_indices) < state.kept:
+        if not isinstance(state, ScoringState) and self.builder.renewals.needs_row(adder, request):
+            return AddReqResult.OTHER
+        if isinstance(state, DecodeState) and not state.is_full and len(request.prefix_indices) < state.kept:
             self.builder.add_missing(request)
             return AddReqResult.CONTINUE
         if isinstance(state, ScoringState):
-            return _admit_scoring(original, adder, request, state, *args, **kwargs)
+            admit = self._admit_renewal if state.is_renewal else _admit_scoring
+            return admit(original, adder, request, state, *args, **kwargs)
         result = original(adder, request, *args, **kwargs)
         if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix
             self.builder.on_admitted(request, state)
         return result
+
+    def _admit_renewal(
+        self, original: Any, adder: Any, request: Any, state: ScoringState, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Admit the scoring request of a renewal, or skip it: what waits behind it must not wait for it."""
+        from sglang.srt.managers.schedule_policy import AddReqResult  # noqa: PLC0415 - in the scheduler alone
+
+        assert self.builder is not None
+        if self.builder.renewals.has_prefix(request, state):
+            result = _admit_scoring(original, adder, request, state, *args, **kwargs)
+            if request in adder.can_run_list or result is not AddReqResult.NO_TOKEN:
+                return result
+        self.builder.renewals.refuse(request)
+        return AddReqResult.CONTINUE
 
     def around_add_chunked_req(self, original: Any, adder: Any, request: Any) -> Any:
         state = state_of(request)
@@ -239,12 +260,20 @@ def _plan(state: DecodeState | ScoringState) -> KvPlan:
 
 
 def _attach_report(request: Any, state: Any) -> None:
-    if (
-        not isinstance(state, DecodeState | PassthroughState)
-        or state.report is None
-        or request.customized_info is not None
-    ):
+    """Send the report with the first token; with the last one again, if it may have changed."""
+    if not isinstance(state, DecodeState | PassthroughState) or state.report is None:
         return
-    if isinstance(state, PassthroughState):
-        state.report.cached_tokens = request.cached_tokens
-    request.customized_info = {KEY: [{name: getattr(state.report, name) for name in state.report.__slots__}]}
+    if request.customized_info is None:
+        if isinstance(state, PassthroughState):
+            state.report.cached_tokens = request.cached_tokens
+        request.customized_info = {KEY: [_values(state.report)]}
+    if isinstance(state, DecodeState) and state.plan.policy.renews:
+        # SGLang pairs values and tokens, so those between need values too.
+        values = request.customized_info[KEY]
+        values.extend([None] * (len(request.output_ids_through_stop) - len(values)))
+        if request.finished():
+            values[-1] = _values(state.report)
+
+
+def _values(report: Report) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in report.__slots__}

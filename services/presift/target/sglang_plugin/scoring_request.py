@@ -14,15 +14,15 @@ from presift.target.sglang_plugin.kv_selector import KvSelector
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
 
 
-def scoring_request(scheduler: Any, request: Any, state: DecodeState) -> Any:
-    """An SGLang Req that reads the prompt and the lookahead of `request`, in the caller's ordinary namespace."""
+def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool = False) -> Any:
+    """An SGLang Req that reads the prompt and the lookahead of `state`, in the ordinary namespace of `request`."""
     from sglang.srt.managers.schedule_batch import Req  # noqa: PLC0415 - in the scheduler alone
     from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
 
     # max_new_tokens 0 is SGLang's "prefill only".
     sampling = SamplingParams(max_new_tokens=0, temperature=0.0)
     sampling.normalize(None)
-    sampling.custom_params = {KEY: ScoringState(state, selector_of(scheduler, state))}
+    sampling.custom_params = {KEY: ScoringState(state, selector_of(scheduler, state), is_renewal)}
     scoring = Req(
         f"presift-{uuid.uuid4().hex}",
         "",

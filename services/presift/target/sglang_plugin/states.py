@@ -32,6 +32,8 @@ class Report:
     publish_ms: float = 0.0
     coverage: float | None = None
     kv_mask: dict[str, Any] | None = None
+    renewals: int = 0
+    renewals_skipped: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +42,9 @@ class DecodeState:
 
     `kept` is C, the KV pairs per layer and head. `entry` is the entry's namespace in the radix tree. Its key there is
     `prompt[:C]`, which only names the entry: the KV may belong to other prompt tokens.
+
+    While `is_full`, the request still decodes on the full KV. `next_renewal`: from how many generated tokens on its KV
+    is selected anew; None for never.
     """
 
     plan: KvPlan
@@ -51,10 +56,14 @@ class DecodeState:
     suffix_tokens: int
     report: Report | None = None
     attempts: int = 0
+    is_full: bool = False
+    next_renewal: int | None = None
 
     @property
     def shift(self) -> int:
         """How many KV pairs were dropped before the final prompt token: positions minus KV length."""
+        if self.is_full:
+            return 0
         return len(self.prompt) - 1 - self.kept
 
     @property
@@ -70,17 +79,38 @@ class DecodeState:
         """Report that the entry was built for this request; `others` as in Report."""
         self.report = self._report(cached_tokens, **others)
 
+    def record_full(self, cached_tokens: int) -> None:
+        """Report that the answer begins on the full KV."""
+        self.report = self._report(cached_tokens)
+
+    def record_renewal(self, *, coverage: float | None, score_ms: float, publish_ms: float) -> None:
+        """Report that KV was selected anew."""
+        assert self.report is not None
+        self.report.renewals += 1
+        self.report.kv_tokens = self.held_tokens
+        self.report.coverage = coverage
+        self.report.score_ms += score_ms
+        self.report.publish_ms += publish_ms
+
+    @property
+    def held_tokens(self) -> int:
+        """The KV tokens of prompt and suffix that the request holds."""
+        return len(self.prompt) - self.shift + self.suffix_tokens
+
     def _report(self, cached_tokens: int, **others: Any) -> Report:
-        suffix, held = self.suffix_tokens, self.kept + 1 + self.suffix_tokens
-        return Report(len(self.prompt) + suffix, held, cached_tokens, **others)
+        return Report(len(self.prompt) + self.suffix_tokens, self.held_tokens, cached_tokens, **others)
 
 
 @dataclass(slots=True, eq=False)
 class ScoringState:
-    """The plugin's own request that reads prompt and lookahead to select KV. `selector` None: the plan has a mask."""
+    """The plugin's own request that reads prompt and lookahead to select KV. `selector` None: the plan has a mask.
+
+    For a renewal, `caller` describes what is selected and not the caller's own request, whose state is another.
+    """
 
     caller: DecodeState
     selector: KvSelector | None
+    is_renewal: bool = False
     # Whether the entry was built or cannot be built.
     is_finished: bool = False
 

@@ -36,6 +36,10 @@ def rewrite_request(scheduler: Any, received: Any, unsupported: str | None) -> N
     entry = entry_name(plan, prompt, kept, (received.extra_key, received.cache_salt))
     state = DecodeState(plan, prompt, kept, entry, received.extra_key, len(suffix))
     sampling.custom_params[KEY] = state
+    state.next_renewal = plan.policy.renew_every or None
+    if plan.policy.first_full_tokens and len(tokens) + sampling.max_new_tokens < scheduler.max_req_len:
+        state.is_full, state.next_renewal = True, plan.policy.first_full_tokens
+        return
     received.input_ids = state.pseudo_key + prompt[-1:] + suffix
     received.extra_key = entry
 
@@ -78,6 +82,8 @@ def _check_plan(scheduler: Any, plan: KvPlan, tokens: int, prompt_tokens: int, m
     """How many KV pairs per layer and head the plan keeps. SGLang's own checks see the entry, not the prompt."""
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     kv_heads = pool.get_key_buffer(pool.start_layer).shape[1]
+    if plan.policy.renews and scheduler.page_size > 1:
+        raise RouteUnsupported("renew_every", plan.policy.renew_every, "0", "renewal needs KV pages of one token")
     kept = check_plan(
         plan,
         prompt_tokens,

@@ -75,6 +75,7 @@ class Scheduler:
     _pending_chunked_abort_req: Any = None
     page_size: int = 1
     schedule_low_priority_values_first: bool = False
+    get_num_allocatable_reqs: Any = lambda running_count, running_batch: 100
     token_to_kv_pool_allocator: Any = field(default_factory=lambda: SimpleNamespace(available_size=lambda: 3))
 
 

@@ -274,6 +274,8 @@ def test_scoring_rows_never_come_from_the_cache(plugin: Plugin, state: Any, long
 
 
 class Adder:
+    running_batch: Any = SimpleNamespace(reqs=[])
+
     def __init__(self, admits: bool = True) -> None:
         self.can_run_list: list[Any] = []
         self.admits, self.seen = admits, []  # type: ignore[var-annotated]
@@ -365,12 +367,15 @@ def test_an_idle_scheduler_schedules_a_new_scoring_request_at_once(
             plugin.builder.add_missing(request)  # type: ignore[union-attr]
         return SimpleNamespace(batch_to_run="batch" if runs_anything else None, running_batch=changed)
 
-    plugin.around_get_new_batch_prefill(original, scheduler, "running")
-    assert seen == (["running", changed] if is_missing and not runs_anything else ["running"])
+    plugin.around_get_new_batch_prefill(original, scheduler, RUNNING)
+    assert seen == ([RUNNING, changed] if is_missing and not runs_anything else [RUNNING])
 
 
 def running_batch(runs: bool = False) -> Any:
-    return SimpleNamespace(is_empty=lambda: not runs, batch_is_full=True)
+    return SimpleNamespace(is_empty=lambda: not runs, batch_is_full=True, reqs=[])
+
+
+RUNNING = running_batch()
 
 
 STUCK: dict[str, Any] = {"scheduled": False, "runs": False, "chunked": False, "waits": True, "pinned": True}
@@ -397,9 +402,9 @@ def test_pins_are_repinned_if_nothing_can_be_scheduled(plugin: Plugin, name: str
             batch_to_run="batch" if case["scheduled"] or len(seen) == 2 else None, running_batch=running
         )
 
-    plan = plugin.around_get_new_batch_prefill(original, scheduler, "running")
+    plan = plugin.around_get_new_batch_prefill(original, scheduler, RUNNING)
     held = int(case["pinned"])
-    assert seen[0] == ("running", held, True)
+    assert seen[0] == (RUNNING, held, True)
     if name is None:
         assert seen[1:] == [(running, 0, False)]
         assert plan.batch_to_run == "batch"
@@ -536,6 +541,100 @@ def answering(state: Any, cached_tokens: int = 0) -> Any:
     return request
 
 
+RENEWING = KvPlan(SpecKv(capacity=KEPT, window=3, renew_every=4, renew_window=3))
+
+
+def test_with_renewal_the_report_comes_again_with_the_last_token(plugin: Plugin) -> None:
+    request = answering(compressed(plan=RENEWING))
+    request.state.record_reuse(KEPT, 0.5)
+    request.finished = lambda: generated == 4
+    for generated in (1, 3, 4):
+        request.output_ids_through_stop = [7] * generated
+        streamed(plugin, request)
+        request.state.report.renewals = generated
+        values = request.customized_info["presift"]
+        # SGLang pairs values and tokens by their place.
+        assert len(values) == generated
+    assert (values[0]["renewals"], values[1:3], values[3]["renewals"]) == (0, [None, None], 3)
+
+
+class Renewals:
+    """Counts what the hooks ask of it."""
+
+    def __init__(self, has_prefix: bool = True, starts: bool = False) -> None:
+        self.prefix, self.starts = has_prefix, starts
+        self.refused: list[Any] = []
+        self.dropped = 0
+
+    def has_prefix(self, request: Any, state: Any) -> bool:
+        return self.prefix
+
+    def needs_row(self, adder: Any, request: Any) -> bool:
+        return self.prefix
+
+    def refuse(self, request: Any) -> None:
+        self.refused.append(request)
+
+    def step(self, batch: Any) -> bool:
+        return self.starts
+
+    def drop_refused(self) -> None:
+        self.dropped += 1
+
+
+@pytest.mark.parametrize(
+    ("has_prefix", "admits", "answer"),
+    [(True, True, "NO_TOKEN"), (True, False, "NO_TOKEN"), (True, False, "OTHER"), (False, True, "CONTINUE")],
+)
+def test_a_renewal_that_cannot_be_admitted_blocks_nobody(
+    plugin: Plugin, sglang: None, has_prefix: bool, admits: bool, answer: str
+) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    is_refused = not has_prefix or (not admits and answer == "NO_TOKEN")
+    assert plugin.builder is not None
+    plugin.builder.renewals = asked = Renewals(has_prefix)  # type: ignore[assignment]
+    adder, request = Adder(admits), Admitted("s", ScoringState(compressed(), None, is_renewal=True))
+    verdict = AddReqResult[answer]
+
+    def original(adder: Any, request: Any) -> Any:
+        adder.ask(adder, request)
+        return verdict
+
+    result = plugin.around_add_one_req(original, adder, request)
+    assert result is (AddReqResult.CONTINUE if is_refused else verdict)
+    assert asked.refused == ([request] if is_refused else [])
+    assert len(adder.seen) == int(has_prefix)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("state", [None, compressed(), PassthroughState(Report(1, 1, 0))])
+def test_a_request_does_not_take_the_place_that_renewals_need(
+    plugin: Plugin, sglang: None, state: Any, is_kept: bool
+) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    assert plugin.builder is not None
+    plugin.builder.renewals = Renewals(is_kept)  # type: ignore[assignment]
+    adder, request = Adder(), Admitted("a", state)
+    request.prefix_indices = [0] * KEPT
+    assert plugin.around_add_one_req(adder.ask, adder, request) == (AddReqResult.OTHER if is_kept else "asked")
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_sglang_looks_at_its_queue_when_a_renewal_is_due(plugin: Plugin, starts: bool) -> None:
+    assert plugin.builder is not None
+    plugin.builder.renewals = asked = Renewals(starts=starts)  # type: ignore[assignment]
+    batch, seen = running_batch(runs=True), []
+
+    def original(_: Any, asked_batch: Any) -> Any:
+        seen.append((asked_batch.batch_is_full, asked.dropped))
+        return SimpleNamespace(batch_to_run="batch", running_batch=asked_batch)
+
+    plugin.around_get_new_batch_prefill(original, scheduler_of(plugin), batch)
+    assert (seen, asked.dropped) == ([(not starts, 0)], 1)
+
+
 def test_scoring_requests_stream_no_output(plugin: Plugin) -> None:
     caller, scoring, ordinary = answering(compressed()), answering(ScoringState(compressed(), None)), answering(None)
     assert streamed(plugin, caller, scoring, ordinary) == [caller, ordinary]
@@ -557,6 +656,8 @@ def test_a_report_is_attached_once(plugin: Plugin) -> None:
         "publish_ms": 0.0,
         "coverage": 0.5,
         "kv_mask": None,
+        "renewals": 0,
+        "renewals_skipped": 0,
     }
     assert made.customized_info == {"presift": [told]}
     assert untouched.customized_info["presift"][0]["cached_tokens"] == 7

@@ -271,3 +271,32 @@ def test_a_presift_error_stays_unchanged() -> None:
     error = BudgetExceeded("f", 1, 2)
     assert validation.as_presift_error(error) is error
     assert type(validation.as_presift_error(KeyError("x"))) is InternalError
+
+
+RENEWING = {"capacity": 8, "window": 3, "renew_every": 6, "renew_window": 4}
+
+
+def test_an_answer_that_begins_on_the_full_kv_is_an_ordinary_request_at_first() -> None:
+    request = received({**RENEWING, "first_full_tokens": 5}, extra_key="theirs")
+    validation.rewrite_request(scheduler(), request, None)
+    state = request.sampling_params.custom_params[KEY]
+    assert (state.is_full, state.next_renewal, state.shift, state.kept) == (True, 5, 0, 8)
+    assert (request.input_ids, request.extra_key) == (array("q", range(20)), "theirs")
+
+
+@pytest.mark.parametrize(("longest", "is_full"), [(31, True), (30, False)])
+def test_where_the_full_kv_does_not_fit_the_answer_begins_compressed(longest: int, is_full: bool) -> None:
+    # SGLang would shorten the answer: 20 tokens of prompt, 10 of answer.
+    request = received({**RENEWING, "first_full_tokens": 5})
+    validation.rewrite_request(scheduler(max_req_len=longest), request, None)
+    state = request.sampling_params.custom_params[KEY]
+    assert (state.is_full, state.next_renewal, len(request.input_ids)) == ((True, 5, 20) if is_full else (False, 6, 9))
+
+
+def test_renewal_needs_pages_of_one_token() -> None:
+    assert "pages of one token" in refusal_of(RouteUnsupported, received(RENEWING), scheduler(page_size=4)).message
+
+
+def test_protected_spans_leave_room_for_the_window_of_a_renewal() -> None:
+    refusal_of(BudgetExceeded, received({**RENEWING, "protected": [[0, 5]]}))
+    validation.rewrite_request(scheduler(), received({**RENEWING, "protected": [[0, 4]]}), None)

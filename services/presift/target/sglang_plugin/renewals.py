@@ -1,0 +1,255 @@
+"""Renewals: while a request generates, its KV is selected anew, by its newest tokens, from the full prefix.
+
+A request of the plugin's own (ScoringState) reads the prompt and what was generated, most of it from the radix cache,
+and selects. The selected KV is copied to new slots, which replace the caller's in place (`kv_row.py`): the caller never
+leaves the running batch. What does not succeed is skipped and counted, and tried again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from presift.core.kv_plan import KvPlan
+from presift.core.policies import KvSelection
+from presift.core.spans import Span
+from presift.target.sglang_plugin.entry_pins import copy_selected
+from presift.target.sglang_plugin.kv_row import replace_head
+from presift.target.sglang_plugin.scoring_request import scoring_request
+from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
+
+# A renewal takes some steps. For fewer tokens than these it is not begun.
+_LEAST_REMAINING = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Renewal:
+    """One renewal under way: `request` is the caller's, `scoring` the plugin's.
+
+    `tokens` is how many tokens of the caller `scoring` reads. `slots` are the new KV slots, once they are filled.
+    """
+
+    request: Any
+    scoring: Any
+    tokens: int
+    retractions: int
+    slots: torch.Tensor | None = None
+    publish_ms: float = 0.0
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the caller ended or was retracted."""
+        return bool(self.request.finished()) or self.request.retraction_count != self.retractions
+
+
+class Renewals:
+    """The renewals under way in one scheduler, by the caller's request id. None when idle."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._open: dict[str, Renewal] = {}
+        self._refused: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def step(self, running_batch: Any) -> bool:
+        """Put renewed KV in place and start what is due. `running_batch`: all requests that decode next.
+
+        SGLang calls this between two steps, where it may also retract requests. True if a renewal waits in its queue.
+        """
+        for renewal in list(self._open.values()):
+            self._advance(renewal, running_batch)
+        due = [request for request in running_batch.reqs if self._is_due(request)]
+        started = [self._start(request) for request in due]
+        self._scheduler.waiting_queue[:0] = started
+        return any(self._is_queued(renewal) for renewal in self._open.values())
+
+    def needs_row(self, adder: Any, request: Any) -> bool:
+        """Whether `request` would take the last place of SGLang's running requests, which renewals need."""
+        running, scheduler = adder.running_batch, self._scheduler
+        others = [*running.reqs, *adder.can_run_list]
+        places = scheduler.get_num_allocatable_reqs(len(running.reqs), running_batch=running) - len(adder.can_run_list)
+        return bool(others) and places <= 1 and any(_renews(each) for each in (*others, request))
+
+    def has_prefix(self, scoring: Any, state: ScoringState) -> bool:
+        """Whether the radix cache still has the prompt from which `scoring` selects."""
+        renewal, selector = self._of(scoring), state.selector
+        if renewal is None or selector is None:
+            return False
+        return len(scoring.prefix_indices) >= min(_prompt_tokens(renewal) - 1, selector.first_row)
+
+    def refuse(self, scoring: Any) -> None:
+        """Skip the renewal of `scoring`, which SGLang cannot admit now. Takes effect in `drop_refused`."""
+        self._refused.append(scoring)
+
+    def drop_refused(self) -> None:
+        """Take refused requests out of the queue."""
+        refused, self._refused = self._refused, []
+        for scoring in refused:
+            if (renewal := self._of(scoring)) is not None:
+                self._skip(renewal)
+
+    def finish_scoring(self, scoring: Any, state: ScoringState) -> None:
+        """Copy the KV that `scoring` selected to new slots, for its caller."""
+        state.is_finished = True
+        renewal = self._of(scoring)
+        if renewal is None or renewal.is_orphaned:
+            return
+        started = time.perf_counter()
+        try:
+            is_complete = state.selector is not None and state.selector.is_complete
+            renewal.slots = copy_selected(self._scheduler, scoring, state) if is_complete else None
+        except Exception:
+            # The answer can go on without a renewal; an exception here would end the scheduler.
+            log.exception("presift: renewing KV failed")
+        renewal.publish_ms = (time.perf_counter() - started) * 1e3
+        if renewal.slots is None:
+            self._skip(renewal)
+
+    def _of(self, scoring: Any) -> Renewal | None:
+        return next((each for each in self._open.values() if each.scoring is scoring), None)
+
+    def _advance(self, renewal: Renewal, batch: Any) -> None:
+        if renewal.is_orphaned:
+            self._close(renewal)
+        elif renewal.slots is not None:
+            self._apply(renewal, batch)
+        elif not self._is_alive(renewal) or self._is_late(renewal):
+            self._skip(renewal)
+
+    def _is_alive(self, renewal: Renewal) -> bool:
+        """Whether the plugin's request still waits or runs. SGLang may have aborted it."""
+        return renewal.scoring.kv.holds_kv or self._is_queued(renewal)
+
+    def _is_queued(self, renewal: Renewal) -> bool:
+        return any(each is renewal.scoring for each in self._scheduler.waiting_queue)
+
+    def _is_late(self, renewal: Renewal) -> bool:
+        """Whether the next renewal is due before this one could start."""
+        state = _decode_state(renewal.request)
+        waited = len(renewal.request.output_ids) + len(state.prompt) + state.suffix_tokens - renewal.tokens
+        return waited >= _interval(state) and self._is_queued(renewal)
+
+    def _is_due(self, request: Any) -> bool:
+        state = state_of(request)
+        if not isinstance(state, DecodeState) or state.next_renewal is None or request.rid in self._open:
+            return False
+        generated = len(request.output_ids)
+        remaining = request.sampling_params.max_new_tokens - generated
+        ends = request.finished() or request.to_finish is not None or remaining < _LEAST_REMAINING
+        # What the tree holds of the request's row stays until a token was generated behind it.
+        owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len
+        return generated >= state.next_renewal and owned and not ends
+
+    def _start(self, request: Any) -> Any:
+        """The scoring request of a new renewal."""
+        state = _decode_state(request)
+        tokens = all_tokens(request, state)
+        scoring = scoring_request(self._scheduler, request, selection(state, tokens), is_renewal=True)
+        # A limit on the waiting time counts from now.
+        scoring.time_stats.wait_queue_entry_time = 0.0
+        scoring.time_stats.set_wait_queue_entry_time()
+        self._open[request.rid] = Renewal(request, scoring, len(tokens), request.retraction_count)
+        return scoring
+
+    def _apply(self, renewal: Renewal, batch: Any) -> None:
+        request, slots = renewal.request, renewal.slots
+        index = next((index for index, each in enumerate(batch.reqs) if each is request), None)
+        if index is None or slots is None:
+            # Between two batches; it is in place one step later.
+            return
+        state, scored = _decode_state(request), state_of(renewal.scoring)
+        assert isinstance(scored, ScoringState)
+        assert scored.selector is not None
+        replace_head(self._scheduler, batch, index, renewal.tokens - 1 - state.shift, slots)
+        if state.is_full:
+            _become_compressed(request, state)
+        every = state.plan.policy.renew_every
+        state.next_renewal = renewal.tokens - len(state.prompt) - state.suffix_tokens + every if every else None
+        del self._open[request.rid]
+        state.record_renewal(
+            coverage=scored.selector.coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms
+        )
+        # SGLang's requests are part of a reference cycle, so what they hold may stay for long.
+        scored.selector = None
+
+    def _skip(self, renewal: Renewal) -> None:
+        """Give a renewal up. The next one is due as if it had been done."""
+        state = _decode_state(renewal.request)
+        state.next_renewal = len(renewal.request.output_ids) + _interval(state)
+        if state.report is not None:
+            state.report.renewals_skipped += 1
+        self._close(renewal)
+
+    def _close(self, renewal: Renewal) -> None:
+        """End a renewal that is not put in place."""
+        del self._open[renewal.request.rid]
+        scheduler, scoring = self._scheduler, renewal.scoring
+        if renewal.slots is not None:
+            scheduler.token_to_kv_pool_allocator.free(renewal.slots)
+        elif self._is_queued(renewal):
+            scheduler.waiting_queue.remove(scoring)
+        elif scheduler.chunked_req is scoring:
+            scheduler._pending_chunked_abort_req = scoring
+        # Otherwise its last chunk is running: it then ends, and `finish_scoring` finds no renewal.
+
+
+def all_tokens(request: Any, state: DecodeState) -> array[int]:
+    """The tokens of a caller: prompt, suffix and what was generated."""
+    suffix = request.origin_input_ids[len(request.origin_input_ids) - state.suffix_tokens :]
+    tokens: array[int] = state.prompt + suffix + request.output_ids
+    return tokens
+
+
+def selection(state: DecodeState, tokens: array[int]) -> DecodeState:
+    """What a renewal selects from `tokens`: as much of the prompt as before, and all that follows it."""
+    prompt_tokens, policy = len(state.prompt), state.plan.policy
+    kept = state.kept + len(tokens) - prompt_tokens
+    policy = replace(
+        policy,
+        capacity=kept,
+        window=policy.renew_window,
+        lookahead_tokens=0,
+        selection=KvSelection.TARGET_LOOKAHEAD,
+        renew_every=0,
+        first_full_tokens=0,
+    )
+    protected = (*state.plan.protected, Span(prompt_tokens - 1, len(tokens) - 1))
+    return DecodeState(KvPlan(policy, protected), tokens, kept, "", state.extra_key, 0)
+
+
+def _become_compressed(request: Any, state: DecodeState) -> None:
+    """From now on the request is one that decodes on the entry, as if it had begun so."""
+    suffix = request.origin_input_ids[len(state.prompt) :]
+    state.is_full = False
+    request.origin_input_ids = state.pseudo_key + state.prompt[-1:] + suffix
+    request.extra_key = state.entry
+    # SGLang would only append to it.
+    request.full_untruncated_fill_ids = array("q")
+
+
+def _renews(request: Any) -> bool:
+    state = state_of(request)
+    return isinstance(state, DecodeState) and state.next_renewal is not None
+
+
+def _interval(state: DecodeState) -> int:
+    return state.plan.policy.renew_every or state.plan.policy.renew_window
+
+
+def _prompt_tokens(renewal: Renewal) -> int:
+    return len(_decode_state(renewal.request).prompt)
+
+
+def _decode_state(request: Any) -> DecodeState:
+    state = state_of(request)
+    assert isinstance(state, DecodeState)
+    return state
