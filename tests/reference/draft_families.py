@@ -158,7 +158,7 @@ REFUSED = {
         "gptj; it must be a model that uses transformers' attention interface",
     ),
     "mamba": ("mamba", {}, r"mamba with layers 0\.\.3 mamba"),
-    "olmo_hybrid": ("olmo_hybrid", _LINEAR_ONE_IN_FOUR | _DELTA_NET, "attention can be captured"),
+    "olmo_hybrid": ("olmo_hybrid", _LINEAR_ONE_IN_FOUR | _DELTA_NET, "can score its warm-up prompt"),
 }
 
 
