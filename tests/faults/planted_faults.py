@@ -203,6 +203,24 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/rpc/server/test_active_calls.py::test_one_connection_does_not_take_all_places",),
     ),
     Planted(
+        "deadly_prompt_goes_round",
+        "Failover: a prompt kills two replicas at most",
+        "a prompt with which replicas died is sent to the next one",
+        f"{PRESIFT}/rpc/pool/retry.py",
+        "        self._quarantine.check(self._suspect)\n",
+        "",
+        (f"{CONTRACT}/grpc/test_deadly_prompt.py::test_two_replicas_die_and_no_more",),
+    ),
+    Planted(
+        "retries_without_budget",
+        "Failover: a full service is not asked three times as much",
+        "refused requests are sent again without a budget",
+        f"{PRESIFT}/rpc/pool/retry.py",
+        "has_untried() and budget.take()",
+        "has_untried()",
+        (f"{UNIT}/rpc/pool/test_retry.py::test_a_full_service_is_asked_a_fifth_more_and_not_three_times_as_much",),
+    ),
+    Planted(
         "first_tenant_first",
         "Admission is fair: a flood of one tenant does not delay another",
         "the fair queue always serves the first tenant that has a waiting request",
@@ -330,7 +348,8 @@ FAULTS: tuple[Planted, ...] = (
         "a stream that fails after its first token is requested again, from the start",
         f"{ORCHESTRATOR}/backends/target_client.py",
         "raise target_error(failure, delivered) from failure",
-        "async for more in TargetCall(self._pool, self._request, self._deadline, self._replica).events():\n"
+        "again = TargetCall(self._pool, self._request, self._deadline, self._replica, self._tried)\n"
+        "            async for more in again.events():\n"
         "                yield more\n"
         "            return",
         (f"{CONTRACT}/grpc/test_replicas.py::test_after_the_first_token_it_fails_and_says_how_many_had_come",),
