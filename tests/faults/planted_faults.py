@@ -174,6 +174,54 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/rpc/server/test_field_count.py::test_a_server_refuses_them_by_presifts_error",),
     ),
     Planted(
+        "message_is_waited_for",
+        "Calls: one whose message does not come ends by itself",
+        "the time limit for the message of a gRPC call is left out",
+        f"{PRESIFT}/rpc/server/request_reader.py",
+        "async with asyncio.timeout(MESSAGE_S):",
+        "async with asyncio.timeout(None):",
+        (f"{UNIT}/rpc/server/test_active_calls.py::test_a_call_without_its_message_ends_by_itself",),
+    ),
+    Planted(
+        "one_tenant_takes_all_calls",
+        "Calls: a tenant has a share of max_calls",
+        "the share of a tenant is not checked",
+        f"{PRESIFT}/rpc/server/active_calls.py",
+        "if held >= share:",
+        "if False:",
+        (
+            f"{CONTRACT}/tenants/test_limits.py::test_a_tenant_holds_a_share_of_the_calls",
+            f"{CONTRACT}/http/test_callers.py::test_a_tenant_holds_a_share_of_the_calls",
+        ),
+    ),
+    Planted(
+        "one_connection_takes_all_calls",
+        "Calls: a connection has a share of max_calls",
+        "the streams of a connection are not limited",
+        f"{PRESIFT}/rpc/server/server.py",
+        '                ("grpc.max_concurrent_streams", share_of(options.max_calls)),\n',
+        "",
+        (f"{UNIT}/rpc/server/test_active_calls.py::test_one_connection_does_not_take_all_places",),
+    ),
+    Planted(
+        "deadly_prompt_goes_round",
+        "Failover: a prompt kills two replicas at most",
+        "a prompt with which replicas died is sent to the next one",
+        f"{PRESIFT}/rpc/pool/retry.py",
+        "        self._quarantine.check(self._suspect)\n",
+        "",
+        (f"{CONTRACT}/grpc/test_deadly_prompt.py::test_two_replicas_die_and_no_more",),
+    ),
+    Planted(
+        "retries_without_budget",
+        "Failover: a full service is not asked three times as much",
+        "refused requests are sent again without a budget",
+        f"{PRESIFT}/rpc/pool/retry.py",
+        "has_untried() and budget.take()",
+        "has_untried()",
+        (f"{UNIT}/rpc/pool/test_retry.py::test_a_full_service_is_asked_a_fifth_more_and_not_three_times_as_much",),
+    ),
+    Planted(
         "first_tenant_first",
         "Admission is fair: a flood of one tenant does not delay another",
         "the fair queue always serves the first tenant that has a waiting request",
@@ -301,7 +349,8 @@ FAULTS: tuple[Planted, ...] = (
         "a stream that fails after its first token is requested again, from the start",
         f"{ORCHESTRATOR}/backends/target_client.py",
         "raise target_error(failure, delivered) from failure",
-        "async for more in TargetCall(self._pool, self._request, self._deadline, self._replica).events():\n"
+        "again = TargetCall(self._pool, self._request, self._deadline, self._replica, self._tried)\n"
+        "            async for more in again.events():\n"
         "                yield more\n"
         "            return",
         (f"{CONTRACT}/grpc/test_replicas.py::test_after_the_first_token_it_fails_and_says_how_many_had_come",),

@@ -16,6 +16,7 @@ from presift.orchestrator.app import App, build_app
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource, policy_source, reload_on_sighup
 from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.domain.caller import proven_tenant
 from presift.rpc.server.run import run
 from presift.rpc.server.server import GrpcServer
 from presift.telemetry.gauges import observed
@@ -49,7 +50,9 @@ async def _serve(
 ) -> bool:
     name = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     auth_interceptors = [] if authenticator is None else [AuthInterceptor(authenticator)]
-    server = GrpcServer(settings.server_options(), [name], auth_interceptors=auth_interceptors)
+    server = GrpcServer(
+        settings.server_options(), [name], auth_interceptors=auth_interceptors, tenant_of_call=proven_tenant
+    )
     servicer = OrchestratorServicer(
         app.pipeline, app.models, policies, explains=settings.explain, salt=settings.secret("tenant_salt")
     )

@@ -48,7 +48,12 @@ class ServiceSettings(BaseSettings):
     listen: Annotated[Address, Field(description="HOST:PORT; port 0 takes any free port")]
     max_message_mib: Annotated[int, Field(ge=1, le=1024, description="largest gRPC message, MiB")] = 34
     max_calls: Annotated[
-        int, Field(ge=1, description="maximum concurrent calls of all methods; health checks are still answered")
+        int,
+        Field(
+            ge=1,
+            description="maximum concurrent calls of all methods, a quarter of them for a tenant or a connection; "
+            "health checks are still answered",
+        ),
     ] = 4096
     drain_s: Annotated[float, Field(ge=0, description="seconds that running calls get to finish after SIGTERM")] = 30.0
     tls_cert: Annotated[Path | None, Field(description="PEM: certificate and its chain; reloaded when it changes")] = (

@@ -19,6 +19,7 @@ from presift.orchestrator.app import Edges, Tuning, wire
 from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.target_client import TargetClient
 from presift.orchestrator.config.reload import fixed_policy
+from presift.orchestrator.domain.caller import proven_tenant
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
@@ -135,6 +136,7 @@ class House:
             ServerOptions(LOCAL, options.message_bytes, options.drain_s),
             ["presift.v1.OrchestratorService"],
             auth_interceptors=options.auth_interceptors,
+            tenant_of_call=proven_tenant,
         )
 
     async def start(self):

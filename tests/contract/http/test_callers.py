@@ -70,6 +70,23 @@ async def test_without_a_valid_credential_nothing_is_reached(keyed, headers, tel
     assert (await keyed.http.get("/health")).status_code == 200
 
 
+async def test_a_tenant_holds_a_share_of_the_calls(keyed):
+    calls, ended = keyed.house.server.calls, asyncio.Event()
+
+    async def hold():
+        calls.enter("acme")
+        await ended.wait()
+
+    held = [asyncio.create_task(hold()) for _ in range(8)]
+    calls._max_calls = 32
+    await asyncio.sleep(0)
+    refused = await keyed.http.post("/v1/completions", json=ASKED, headers=dict(shows(ACME)))
+    assert (refused.status_code, refused.json()["error"]["presift"]["field"]) == (429, "calls of the tenant")
+    assert (await keyed.http.post("/v1/completions", json=ASKED, headers=dict(shows(OTHER)))).status_code == 200
+    ended.set()
+    await asyncio.gather(*held)
+
+
 async def test_two_keys_are_rejected(keyed):
     headers = [("authorization", f"Bearer {ACME}"), ("authorization", f"Bearer {OTHER}")]
     assert (await keyed.http.get("/v1/models", headers=headers)).status_code == 401

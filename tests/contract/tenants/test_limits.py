@@ -282,3 +282,24 @@ async def test_limits_follow_the_file(open_house, counts):
 
 def keys_of(key, limits):
     return Keys((KeyEntry("k", "t", digest_of(key)),), {"t": limits})
+
+
+async def test_a_tenant_holds_a_share_of_the_calls(open_house):
+    house = await open_house(auth_interceptors=(AuthInterceptor(door()),))
+    house.server.calls._max_calls = 40
+
+    async def silence():
+        await asyncio.Event().wait()
+        yield b""
+
+    method = "/presift.v1.OrchestratorService/Generate"
+    held = [house.channel.stream_stream(method)(silence(), metadata=shows(ACME)) for _ in range(10)]
+    await house.settle(lambda: house.server.calls.running == 10)
+    refused = await refusal_of(ask(house))
+    assert (refused.code, refused.field, refused.limit) == ("RESOURCE_EXHAUSTED", "calls of the tenant", "< 10")
+    await ask(house, OTHER)
+    held[0].cancel()
+    await house.settle(lambda: house.server.calls.running == 9)
+    await ask(house)
+    for call in held:
+        call.cancel()

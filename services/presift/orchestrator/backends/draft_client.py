@@ -26,6 +26,7 @@ from presift.orchestrator.domain.ports import Score
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.hedging import hedged
+from presift.rpc.pool.quarantine import Quarantine, digest_of
 from presift.rpc.pool.replica import Replica, ReplicaStatus
 from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
 from presift.rpc.security.peer import PLAIN, Peer
@@ -67,6 +68,7 @@ class DraftClient:
         self._pool = draft_pool(address, max_message_bytes, peer)
         self._choice = DraftChoice(memory)
         self._hedge_after_s = hedge_after_s
+        self._quarantine = Quarantine()
 
     @property
     def width(self) -> int:
@@ -105,8 +107,10 @@ class DraftClient:
             # Waiting for a draft that is unreachable or hangs would use up the time for the full prompt.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:
-            call = _ScoreCall(token_ids, request, key, deadline, AttemptedReplicas())
-            return score_from_wire(await self._hedged(call), made_in)
+            tried: AttemptedReplicas[_Draft] = AttemptedReplicas(self._quarantine, digest_of(token_ids))
+            reply = await self._hedged(_ScoreCall(token_ids, request, key, deadline, tried))
+            tried.record_answer()
+            return score_from_wire(reply, made_in)
         except grpc.aio.AioRpcError as failure:
             raise draft_error(failure) from failure
 
@@ -129,7 +133,13 @@ class DraftClient:
 
         # For a single address gRPC itself retries.
         attempts = 1 if self._pool.is_alone else attempts
-        return await with_failover(attempt, call.deadline, attempts, has_untried=lambda: self._has_untried(call))
+        return await with_failover(
+            attempt,
+            call.deadline,
+            attempts,
+            has_untried=lambda: self._has_untried(call),
+            budget=self._pool.retry_budget,
+        )
 
     async def _chosen(self, drafts: Sequence[_Draft], call: _ScoreCall) -> draft_pb2.ScoreResponse:
         salt = call.request.cache_salt

@@ -29,6 +29,7 @@ from presift.rpc import answer_codec, codec
 from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.balancer import least_loaded, within_bound
+from presift.rpc.pool.quarantine import Quarantine, digest_of
 from presift.rpc.pool.replica import Replica, ReplicaStatus
 from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
 from presift.rpc.security.peer import PLAIN, Peer
@@ -47,6 +48,7 @@ class TargetClient:
 
     def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
         self._pool = target_pool(address, max_message_bytes, peer)
+        self._quarantine = Quarantine()
 
     def statuses(self) -> list[ReplicaStatus]:
         """The status of every replica."""
@@ -85,22 +87,26 @@ class TargetClient:
             kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
             format=None if answer_format is None else answer_codec.format_to_wire(answer_format),
         )
-        return TargetCall(self._pool, request, deadline, replica)
+        return TargetCall(self._pool, request, deadline, replica, self._attempts(token_ids))
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
         `reserve`)."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
         named = self._pool.named(replica.name)
+        tried = self._attempts(token_ids)
         try:
-            asked = named or picked(self._pool, replica, AttemptedReplicas())
-            with nullcontext() if named else asked.counted(), asked.record_outcome(None):
+            asked = named or picked(self._pool, replica, tried)
+            with nullcontext() if named else asked.counted(), tried.attempt(asked), asked.record_outcome(None):
                 await asked.stub.Prefill(request)
         except grpc.aio.AioRpcError as failure:
             raise target_error(failure) from failure
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+
+    def _attempts(self, token_ids: NDArray[np.uint32]) -> AttemptedReplicas[_Target]:
+        return AttemptedReplicas(self._quarantine, digest_of(token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +128,13 @@ class TargetCall:
         request: target_pb2.TargetServiceGenerateRequest,
         deadline: Deadline,
         replica: ReplicaRef,
+        tried: AttemptedReplicas[_Target],
     ) -> None:
         self._pool = pool
         self._request = request
         self._deadline = deadline
         self._replica = replica
-        self._tried: AttemptedReplicas[_Target] = AttemptedReplicas()
+        self._tried = tried
         self._is_cancelled = False
         self._call: Any = None
 
@@ -152,12 +159,15 @@ class TargetCall:
                     opened.replica.record_message()
                     has_ended = event.HasField("usage")
                     if has_ended:
+                        self._tried.record_answer()
                         yield self._usage(event.usage, opened.replica)
                     else:
                         delivered += len(event.delta.token_ids)
                         yield answer_codec.delta_from_wire(event.delta)
                     event = await anext(opened.events, None)
         except grpc.aio.AioRpcError as failure:
+            if delivered:  # before, the attempt has recorded it
+                self._tried.record_failure(failure)
             raise target_error(failure, delivered) from failure
         if not has_ended:
             details = {"delivered_tokens": str(delivered)} if delivered else {}
@@ -182,7 +192,13 @@ class TargetCall:
                 return _Opened(first, events, replica, held.pop_all())
 
         attempts = 1 if self._pool.is_alone else ATTEMPTS
-        return await with_failover(attempt, deadline, attempts, has_untried=lambda: bool(self._pool.usable(tried.all)))
+        return await with_failover(
+            attempt,
+            deadline,
+            attempts,
+            has_untried=lambda: bool(self._pool.usable(tried.all)),
+            budget=self._pool.retry_budget,
+        )
 
     def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:
         found = usage_from_wire(usage)

@@ -58,6 +58,12 @@ def current_caller() -> Caller | None:
     return _CURRENT.get()
 
 
+def proven_tenant() -> str | None:
+    """The tenant of the authenticated caller of the current task."""
+    caller = current_caller()
+    return None if caller is None else caller.tenant
+
+
 def set_current_caller(caller: Caller) -> None:
     """Set the caller of the current task."""
     _CURRENT.set(caller)

@@ -18,7 +18,7 @@ from presift.rpc.pool.balancer import ReplicaRing, in_order
 from presift.rpc.pool.health import watch
 from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
-from presift.rpc.pool.retry import AttemptedReplicas
+from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget
 from presift.rpc.pool.service import Service
 from presift.telemetry.metrics import count
 
@@ -41,6 +41,7 @@ class ReplicaPool(Generic[S, I]):
         self._removed: list[Replica[S, I]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ring = ReplicaRing(())
+        self.retry_budget = RetryBudget()
         self._reference: I | None = None
         self._changed = asyncio.Event()
         if isinstance(where, StaticAddresses):

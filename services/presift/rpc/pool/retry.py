@@ -11,34 +11,70 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from presift.core.errors import Overloaded
 from presift.rpc.deadline import Deadline
+from presift.rpc.pool.quarantine import Quarantine
 from presift.rpc.status import error_of
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 ATTEMPTS = 3
-# With these codes the replica did no work: it is unreachable or it stops. A full replica is called at most
-# once per request.
+_SHARE, _BURST = 0.2, 10.0
+# With these codes the replica did no work (it is unreachable or it stops), or it died: see quarantine.py. A full
+# replica is called at most once per request.
 _RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class AttemptedReplicas(Generic[R]):
     """The replicas that were called for one request, and those among them that were full."""
 
-    def __init__(self) -> None:
+    def __init__(self, quarantine: Quarantine | None = None, suspect: bytes = b"") -> None:
+        """`suspect` is the digest of the request in `quarantine`."""
         self.all: list[R] = []
         self.full: list[R] = []
+        self._quarantine = Quarantine() if quarantine is None else quarantine
+        self._suspect = suspect
 
     @contextmanager
     def attempt(self, replica: R) -> Iterator[None]:
-        """Record that the block calls `replica`, and whether it was full."""
+        """Record that the block calls `replica`, and whether it was full or died.
+
+        Raises InternalError if too many replicas died with this request.
+        """
+        self._quarantine.check(self._suspect)
         self.all.append(replica)
         try:
             yield
         except grpc.aio.AioRpcError as failure:
             if _is_full(failure):
                 self.full.append(replica)
+            self.record_failure(failure)
             raise
+
+    def record_failure(self, failure: grpc.aio.AioRpcError) -> None:
+        """Record whether the replica died. `attempt` does it for its block."""
+        self._quarantine.record_failure(self._suspect, failure)
+
+    def record_answer(self) -> None:
+        """The request was answered completely."""
+        self._quarantine.record_answer(self._suspect)
+
+
+class RetryBudget:
+    """Of the requests that a replica refused because it is full, so many are sent to another one: a fifth of all
+    requests, and `_BURST` at once. Otherwise a full service would be asked three times as much."""
+
+    def __init__(self) -> None:
+        self._left = _BURST
+
+    def record_request(self) -> None:
+        self._left = min(_BURST, self._left + _SHARE)
+
+    def take(self) -> bool:
+        """Whether one more may be sent again."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 def _is_full(failure: grpc.aio.AioRpcError) -> bool:
@@ -52,18 +88,21 @@ async def with_failover(
     attempts: int = ATTEMPTS,
     *,
     has_untried: Callable[[], bool],
+    budget: RetryBudget,
 ) -> T:
     """The result of `call`, repeated after failures that another replica may not have, until `deadline`.
 
-    After a replica was full, it is repeated only while `has_untried` says that some replica was not called yet.
+    After a replica was full, it is repeated only while `has_untried` says that some replica was not called yet, and
+    within the budget.
     Raises what the last attempt raised.
     """
 
     def is_retryable(error: BaseException) -> bool:
         if not isinstance(error, grpc.aio.AioRpcError) or deadline.remaining_s == 0.0:
             return False
-        return error.code() in _RETRYABLE or (_is_full(error) and has_untried())
+        return error.code() in _RETRYABLE or (_is_full(error) and has_untried() and budget.take())
 
+    budget.record_request()
     async for attempt in AsyncRetrying(
         retry=retry_if_exception(is_retryable),
         stop=stop_after_attempt(attempts),

@@ -8,6 +8,8 @@ make them fail, and Kubernetes would restart the pod.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -18,14 +20,23 @@ from presift.rpc.server.handlers import CHECK, HEALTH_PREFIX, Continuation, Hand
 _RETRY_AFTER_S = 1.0
 
 
+def share_of(max_calls: int) -> int:
+    """The most calls of one tenant, and of one gRPC connection: a quarter, so that nobody closes the door alone."""
+    return max(8, max_calls // 4)
+
+
 class ActiveCalls(grpc.aio.ServerInterceptor):
     """Must be the last interceptor. A call counts from the arrival of its headers.
 
     Calls over HTTP are counted too, by `enter`.
     """
 
-    def __init__(self, max_calls: int) -> None:
+    def __init__(self, max_calls: int, tenant_of_call: Callable[[], str | None] = lambda: None) -> None:
+        """`tenant_of_call`: the proven tenant of the current task, if any."""
         self._max_calls = max_calls
+        self._tenant_of_call = tenant_of_call
+        self._tenants: dict[asyncio.Task[Any], str] = {}
+        self._by_tenant: Counter[str] = Counter()
         self._running: set[asyncio.Task[Any]] = set()
         self._watches: set[asyncio.Task[Any]] = set()
         self._cancelled: set[asyncio.Task[Any]] = set()
@@ -47,13 +58,13 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         if handler is None or task is None or method == CHECK:
             return handler
         try:
-            self._add(task, calls)
+            self._add(task, calls, self._tenant_of_call())
         except Overloaded as error:
             return error_handler(error)
         return handler
 
-    def enter(self) -> None:
-        """Count the current task as a call until it ends: for calls over HTTP.
+    def enter(self, tenant: str | None = None) -> None:
+        """Count the current task as a call of a proven tenant, if any, until it ends: for calls over HTTP.
 
         Raises Overloaded, and ShuttingDown while the server drains.
         """
@@ -61,7 +72,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         if self._is_closed:
             raise ShuttingDown("the service is shutting down and accepts no new call")
         if task is not None:
-            self._add(task, self._running)
+            self._add(task, self._running, tenant)
 
     def close(self) -> None:
         """Refuse new calls in `enter`. gRPC refuses its own calls when it stops."""
@@ -89,14 +100,28 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         """The error for the caller of the current call, if `cancel_all` cancelled it."""
         return ShuttingDown("the service is shutting down") if asyncio.current_task() in self._cancelled else None
 
-    def _add(self, task: asyncio.Task[Any], calls: set[asyncio.Task[Any]]) -> None:
+    def _add(self, task: asyncio.Task[Any], calls: set[asyncio.Task[Any]], tenant: str | None) -> None:
         if len(calls) >= self._max_calls:
             raise Overloaded("calls", len(calls), f"< {self._max_calls}", _RETRY_AFTER_S)
+        if tenant is not None and calls is self._running:
+            self._add_to_tenant(task, tenant)
         calls.add(task)
         task.add_done_callback(self._ended)
         self._update_idle()
 
+    def _add_to_tenant(self, task: asyncio.Task[Any], tenant: str) -> None:
+        share, held = share_of(self._max_calls), self._by_tenant[tenant]
+        if held >= share:
+            raise Overloaded("calls of the tenant", held, f"< {share}", _RETRY_AFTER_S)
+        self._by_tenant[tenant] += 1
+        self._tenants[task] = tenant
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
+        tenant = self._tenants.pop(task, None)
+        if tenant is not None:
+            self._by_tenant[tenant] -= 1
+            if not self._by_tenant[tenant]:
+                del self._by_tenant[tenant]
         for calls in (self._running, self._watches, self._cancelled):
             calls.discard(task)
         self._update_idle()

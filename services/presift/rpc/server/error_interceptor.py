@@ -76,7 +76,7 @@ def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
             _check_parsed(request)
             return await behavior(request, context)
         except Exception as error:
-            await _abort(error, context)
+            await abort_with(error, context)
         except asyncio.CancelledError:
             await abort_if_shutting_down(calls, context)
             raise
@@ -96,7 +96,7 @@ def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
                 async for response in stream:
                     yield response
         except Exception as error:
-            await _abort(error, context)
+            await abort_with(error, context)
         except asyncio.CancelledError:
             await abort_if_shutting_down(calls, context)
             raise
@@ -113,10 +113,11 @@ async def abort_if_shutting_down(calls: ActiveCalls, context: Context) -> None:
     """Send ShuttingDown if the shutdown of the server cancelled the current call."""
     error = calls.shutdown_error()
     if error is not None:
-        await _abort(error, context)
+        await abort_with(error, context)
 
 
-async def _abort(error: Exception, context: Context) -> NoReturn:
+async def abort_with(error: Exception, context: Context) -> NoReturn:
+    """Send the error as the status of the call."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, PresiftError):

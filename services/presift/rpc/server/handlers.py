@@ -41,5 +41,13 @@ def with_behavior(handler: Any, change: Callable[[Behavior], Behavior], deserial
     return cast("Handler", make(change(getattr(handler, kind)), deserialize, handler.response_serializer))
 
 
+def with_request_stream(handler: Any, change: Callable[[Behavior], Behavior]) -> Handler:
+    """`handler`, of a method with one request, as one whose changed behavior gets a stream of requests."""
+    response = _cardinality(handler.response_streaming)
+    make = getattr(grpc, f"stream_{response}_rpc_method_handler")
+    behavior = change(getattr(handler, f"unary_{response}"))
+    return cast("Handler", make(behavior, handler.request_deserializer, handler.response_serializer))
+
+
 def _cardinality(is_streaming: bool) -> str:
     return "stream" if is_streaming else "unary"

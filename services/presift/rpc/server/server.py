@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,9 @@ from presift.core.errors import PresiftError
 from presift.rpc.limits import HARDENED
 from presift.rpc.security.binding import check_binding, is_loopback
 from presift.rpc.security.certificates import TlsFiles, server_credentials
-from presift.rpc.server.active_calls import ActiveCalls
+from presift.rpc.server.active_calls import ActiveCalls, share_of
 from presift.rpc.server.error_interceptor import ErrorInterceptor
+from presift.rpc.server.request_reader import RequestReader
 from presift.rpc.server.stream_writer import StreamWriter
 from presift.telemetry.gauges import gauge, observed
 
@@ -66,15 +67,17 @@ class GrpcServer:
         service_names: Sequence[str],
         health_names: Sequence[str] = (),
         auth_interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        tenant_of_call: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`health_names` are further names in grpc.health.v1, for parts of a service. `auth_interceptors` refuse calls
-        by raising presift's errors.
+        by raising presift's errors. `tenant_of_call`: the proven tenant of the current task, if any.
         """
         self.options = options
         self._has_auth = bool(auth_interceptors) or (options.tls is not None and options.tls.ca is not None)
-        self.calls = ActiveCalls(options.max_calls)
+        self.calls = ActiveCalls(options.max_calls, tenant_of_call)
         self.grpc = grpc.aio.server(
             interceptors=[
+                RequestReader(self.calls),
                 StreamWriter(self.calls),
                 _traced(),
                 ErrorInterceptor(self.calls),
@@ -84,6 +87,7 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
+                ("grpc.max_concurrent_streams", share_of(options.max_calls)),
                 # Two servers must not share a port unnoticed.
                 ("grpc.so_reuseport", 0),
                 # Less than the keepalive time of presift's clients: gRPC disconnects a client that pings more often.

@@ -7,7 +7,7 @@ import pytest
 
 from presift.core.errors import DraftUnavailable, Overloaded
 from presift.rpc.deadline import NO_DEADLINE, Deadline
-from presift.rpc.pool.retry import AttemptedReplicas, with_failover
+from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget, with_failover
 from presift.rpc.status import DETAILS_KEY, details_of
 
 
@@ -15,8 +15,10 @@ def failing(code, *trailers):
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers))
 
 
-def asked(call, deadline, *attempts, has_untried=True):
-    return with_failover(call, deadline, *attempts, has_untried=lambda: has_untried)
+def asked(call, deadline, *attempts, has_untried=True, budget=None):
+    return with_failover(
+        call, deadline, *attempts, has_untried=lambda: has_untried, budget=RetryBudget() if budget is None else budget
+    )
 
 
 class Calls:
@@ -60,6 +62,19 @@ async def test_a_full_replica_is_not_asked_again():
         await asked(calls, NO_DEADLINE, has_untried=False)
     assert calls.count == 1
     assert await asked(Calls(AWAY, "here"), NO_DEADLINE, has_untried=False) == "here"
+
+
+async def test_a_full_service_is_asked_a_fifth_more_and_not_three_times_as_much():
+    budget, calls = RetryBudget(), Calls(*[FULL] * 1000)
+    for _ in range(200):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asked(calls, NO_DEADLINE, budget=budget)
+    assert 235 <= calls.count <= 251
+    calls = Calls(*[AWAY] * 1000)  # a replica that is away is not asked, so this costs nobody anything
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asked(calls, NO_DEADLINE, 2, budget=budget)
+    assert calls.count == 40
 
 
 def test_who_says_that_it_is_full():

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from presift.core.errors import Overloaded, ShuttingDown
+from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded, ShuttingDown
+from presift.rpc.server import request_reader
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.v1 import target_pb2, target_pb2_grpc
@@ -50,7 +51,8 @@ class House:
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
 
     async def start(self):
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{await self.server.start()}")
+        self.address = f"127.0.0.1:{await self.server.start()}"
+        self.channel = grpc.aio.insecure_channel(self.address)
         self.stub = target_pb2_grpc.TargetServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
         return self
@@ -132,6 +134,64 @@ async def test_what_is_refused_is_not_parsed(open_house):
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
     house.servicer.gate.set()
     await running
+
+
+async def silence():
+    """Headers alone: the message does not come."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+def headers_alone(house, method="Generate"):
+    kind = house.channel.stream_stream if method == "Generate" else house.channel.stream_unary
+    call = kind(f"/{NAME}/{method}")(silence())
+    return asyncio.create_task(_all(call) if method == "Generate" else _one(call))
+
+
+@pytest.mark.parametrize("method", ["Generate", "Prefill"])
+async def test_a_call_without_its_message_ends_by_itself(open_house, monkeypatch, method):
+    monkeypatch.setattr(request_reader, "MESSAGE_S", 0.2)
+    house = await open_house(max_calls=1)
+    async with asyncio.timeout(10):
+        code, error = await refusal_of(headers_alone(house, method))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED and isinstance(error, DeadlineExceeded)
+    await settle(lambda: house.server.calls.running == 0)
+    house.servicer.gate.set()
+    assert len(await house.generate()) == 2
+
+
+async def test_a_call_that_ends_without_a_message_is_malformed(open_house):
+    house = await open_house()
+
+    async def nothing():
+        return
+        yield b""
+
+    code, error = await refusal_of(_one(house.channel.stream_unary(f"/{NAME}/Prefill")(nothing())))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and isinstance(error, InvalidRequest)
+
+
+async def test_a_drain_ends_a_call_without_its_message(open_house):
+    house = await open_house(drain_s=0.1)
+    waiting = headers_alone(house)
+    await settle(lambda: house.server.calls.running == 1)
+    async with asyncio.timeout(10):
+        _, (code, error) = await asyncio.gather(house.server.drain(), refusal_of(waiting))
+    assert code is grpc.StatusCode.UNAVAILABLE and isinstance(error, ShuttingDown)
+
+
+async def test_one_connection_does_not_take_all_places(open_house):
+    house = await open_house(max_calls=40)
+    waiting = [headers_alone(house) for _ in range(40)]
+    await settle(lambda: house.server.calls.running == 10)
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(house.address, own_connection) as other:
+        house.servicer.gate.set()
+        assert len(await _all(target_pb2_grpc.TargetServiceStub(other).Generate(GENERATE))) == 2
+    assert house.server.calls.running == 10
+    for call in waiting:
+        call.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_watches_of_health_are_bounded_too(open_house):

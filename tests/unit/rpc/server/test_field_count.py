@@ -33,22 +33,29 @@ def chat(content):
 
 # Two bytes each on the wire, in 24 MiB; unknown fields and scalars too, which only take time
 MANY = {
-    "messages": chat(b"\x0a\x00" * 12 * MIB),
-    "parts": chat(delimited(1, b"\x12\x00" * 12 * MIB)),
-    "tools": chat(b"\x12\x00" * 12 * MIB),
-    "spans": delimited(1, b"\x22\x00" * 12 * MIB),
-    "stop strings": delimited(2, b"\x32\x00" * 12 * MIB),
-    "prompts": b"\x0a\x00" * 12 * MIB,
-    "unknown": b"\x78\x00" * 12 * MIB,
+    "messages": lambda: chat(b"\x0a\x00" * 12 * MIB),
+    "parts": lambda: chat(delimited(1, b"\x12\x00" * 12 * MIB)),
+    "tools": lambda: chat(b"\x12\x00" * 12 * MIB),
+    "spans": lambda: delimited(1, b"\x22\x00" * 12 * MIB),
+    "stop strings": lambda: delimited(2, b"\x32\x00" * 12 * MIB),
+    "prompts": lambda: b"\x0a\x00" * 12 * MIB,
+    "unknown": lambda: b"\x78\x00" * 12 * MIB,
 }
 
 
-@pytest.mark.parametrize("raw", MANY.values(), ids=MANY)
-def test_too_many_are_refused_in_little_time(raw):
-    began = time.process_time()
+def refused_in_s(raw):
+    """Processor time of this thread."""
+    began = time.thread_time()
     with pytest.raises(InvalidRequest, match=f"{MAX_FIELDS} fields"):
         check_field_count(raw, GENERATE)
-    assert time.process_time() - began < 0.3  # about 40 ms; parsed, more than a second
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("made", MANY.values(), ids=MANY)
+def test_too_many_are_refused_in_little_time(made):
+    raw = made()
+    # About 40 ms; counted to the end, eight seconds. The best of three: a garbage collection may fall into one.
+    assert min(refused_in_s(raw) for _ in range(3)) < 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""A request that kills its replica must not kill the others: after two deaths it is refused for some minutes."""
+
+from __future__ import annotations
+
+import hashlib
+from time import monotonic
+
+import grpc
+import numpy as np
+from cachetools import TTLCache
+from numpy.typing import NDArray
+
+from presift.core.errors import InternalError
+from presift.rpc.status import error_of
+
+# Deaths in a row, without a complete answer between them.
+MAX_DEATHS = 2
+QUARANTINE_S = 300.0
+_MAX_SUSPECTS = 4096
+# How gRPC words the loss of a connection on which the request had been sent. It says otherwise where it could not
+# connect, and a replica that shuts down sends an error of presift.
+_BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
+
+
+class Quarantine:
+    """Counts, by prompt, the replicas whose connections broke while they worked on it."""
+
+    def __init__(self) -> None:
+        self._deaths: TTLCache[bytes, int] = TTLCache(_MAX_SUSPECTS, QUARANTINE_S, monotonic)
+
+    def check(self, suspect: bytes) -> None:
+        """Raise InternalError, which is not retried, if too many replicas died with this prompt."""
+        if self._deaths.get(suspect, 0) >= MAX_DEATHS:
+            raise InternalError(
+                f"the connection to {MAX_DEATHS} replicas broke while they worked on this prompt; "
+                f"it is refused for {QUARANTINE_S:g} s"
+            )
+
+    def record_failure(self, suspect: bytes, failure: grpc.aio.AioRpcError) -> None:
+        """Count the failure if the replica died."""
+        if has_died(failure):
+            self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
+
+    def record_answer(self, suspect: bytes) -> None:
+        """The prompt was answered completely: it is no suspect any more."""
+        self._deaths.pop(suspect, None)
+
+
+def digest_of(token_ids: NDArray[np.uint32]) -> bytes:
+    """What a prompt is remembered by."""
+    return hashlib.blake2b(token_ids.tobytes(), digest_size=16).digest()
+
+
+def has_died(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether the connection broke after the request had been sent."""
+    details = failure.details() or ""
+    return (
+        failure.code() is grpc.StatusCode.UNAVAILABLE
+        and error_of(failure) is None
+        and any(words in details for words in _BROKEN)
+    )

@@ -1,0 +1,59 @@
+"""Reads the request of a call within a time limit: a call without its message must not hold a place for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import grpc
+
+from presift.core.errors import DeadlineExceeded, InvalidRequest, PresiftError
+from presift.rpc.server.active_calls import ActiveCalls
+from presift.rpc.server.error_interceptor import abort_if_shutting_down, abort_with
+from presift.rpc.server.handlers import Behavior, Context, Continuation, Handler, with_request_stream
+
+# Seconds from the headers of a call to the end of its message.
+MESSAGE_S = 30.0
+
+
+class RequestReader(grpc.aio.ServerInterceptor):
+    """Must be the first interceptor. gRPC itself waits for a message without limit, and cancelled while it waits it
+    sends no status; so every method gets a stream of requests, of which this reads one."""
+
+    def __init__(self, calls: ActiveCalls) -> None:
+        self._calls = calls
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        changed: Any = handler
+        if handler is None or changed.request_streaming:
+            return handler
+        return with_request_stream(handler, self._reading)
+
+    def _reading(self, behavior: Behavior) -> Behavior:
+        async def read_and_call(requests: Any, context: Context) -> Any:
+            try:
+                request = await _read(context)
+            except PresiftError as error:
+                await abort_with(error, context)
+            except asyncio.CancelledError:
+                await abort_if_shutting_down(self._calls, context)
+                raise
+            answer = behavior(request, context)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return read_and_call
+
+
+async def _read(context: Any) -> Any:
+    try:
+        async with asyncio.timeout(MESSAGE_S):
+            request = await context.read()
+    except TimeoutError:
+        raise DeadlineExceeded(f"the request's message did not arrive within {MESSAGE_S:g} s") from None
+    if request is grpc.aio.EOF:
+        raise InvalidRequest("request", "missing", "one message")
+    return request
