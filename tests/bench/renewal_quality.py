@@ -33,6 +33,7 @@ TEXTS = int(os.environ.get("TEXTS", "4"))
 TOKENS = 2200
 LOOKAHEAD = 24
 ANSWER_TOKENS = 120
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "orange", "purple", "silver")
 TOWNS = ("Lyon", "Porto", "Ghent", "Turku", "Graz", "Bergen", "Riga", "Trieste", "Split", "Cork", "Basel", "Vigo")
 GOODS = ("rotors", "valves", "gaskets", "spindles", "brackets", "nozzles", "flanges", "bearings", "washers", "bolts")
 FILLER = (
@@ -56,8 +57,10 @@ def text_of(seed: int, count: Any) -> tuple[str, list[str]]:
     """A text of about TOKENS tokens, and the six numbers that are planted in it, in order."""
     dice = random.Random(f"renewal {seed}")
     numbers = [str(number) for number in dice.sample(range(1000, 9999), 6)]
-    towns = dice.sample(TOWNS, 6)
-    facts = [f"Delivery to {town}: order number {number}." for town, number in zip(towns, numbers, strict=True)]
+    colours = dice.sample(COLOURS, 6)
+    facts = [
+        f"Note: the code of the {colour} crate is {number}." for colour, number in zip(colours, numbers, strict=True)
+    ]
     lines: list[str] = []
     while count("\n".join(lines)) < TOKENS:
         lines += [dice.choice(FILLER).format(a=dice.choice(GOODS), t=dice.choice(TOWNS)) for _ in range(8)]
@@ -67,7 +70,7 @@ def text_of(seed: int, count: Any) -> tuple[str, list[str]]:
 
 
 def prompt_of(tokenizer: Any, text: str) -> list[int]:
-    question = "List all six deliveries of the text in order, one a line, each with its town and its order number."
+    question = "List all six crates of the notes in the text, in order, one a line, each with its colour and its code."
     messages = [{"role": "user", "content": f"{text}\n\n{question}"}]
     return list(tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)))
 
