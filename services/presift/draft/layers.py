@@ -46,7 +46,7 @@ class Layers:
         if len(self.full) < self.count:
             yield f"only layers with full attention score: {', '.join(map(str, self.full))}"
         if self.full[-1] < self.count // 2:
-            yield f"no layer of the upper half scores; set spec_pc_start_layer <= {self.full[-1]} (orchestrator)"
+            yield f"no layer of the upper half scores; set the orchestrator's --start-layer <= {self.full[-1]}"
         if not self.is_only_kv:
             yield "nothing is kept of earlier prompts: prefix_cache_mib has no effect"
         if not self.reads_in_chunks:
