@@ -18,8 +18,8 @@ from presift.rpc.status import error_of
 MAX_DEATHS = 2
 QUARANTINE_S = 300.0
 _MAX_SUSPECTS = 4096
-# How gRPC words the loss of a connection on which the request had been sent. It says otherwise where it could not
-# connect, and a replica that shuts down sends an error of presift.
+# gRPC's words for the loss of a connection on which the request had been sent. They differ if it could not connect, and
+# a replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
 
 
@@ -62,7 +62,7 @@ class Quarantine:
 
 
 def digest_of(token_ids: NDArray[np.uint32]) -> bytes:
-    """What a prompt is remembered by."""
+    """The key of a prompt in the quarantine."""
     return hashlib.blake2b(token_ids.tobytes(), digest_size=16).digest()
 
 
