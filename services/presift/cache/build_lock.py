@@ -22,7 +22,7 @@ class BuildLock(Protocol):
         ...
 
     async def claim(self, digest: str) -> CompressedPrompt | None:
-        """Another process's value, waited for while that process lives, but not for ever; None: compute it."""
+        """Another process's value, waited for while that process lives, for a limited time. None: compute it."""
         ...
 
     async def release(self, digest: str) -> None:

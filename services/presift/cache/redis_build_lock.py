@@ -12,7 +12,7 @@ from presift.cache.renewal import HeldLeases
 from presift.cache.store import CacheLimits, CacheObserver, Operation, Outcome, ignore
 from presift.core.plan import CompressedPrompt
 
-# The longest wait for a process that died, and renewed three times within.
+# The longest wait for a process that died. Leases are renewed three times in this time.
 LEASE_S = 3.0
 # The longest wait for a process that lives.
 WAIT_S = 60.0
@@ -26,14 +26,15 @@ if holder and holder ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
-# Only one's own: after a release or a take-over it does nothing.
+# Renews only a lease of this process: it does nothing after a release, or if another process took the lease over.
 _RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
 class RedisBuildLock:
     """A BuildLock whose leases last `lease_s` seconds and are renewed until `release`. The lease of a process that died
-    lapses, and one of those that wait takes it over. Nobody waits longer than `wait_s`: longer than a draft pass.
+    expires, and one of the waiting processes takes it over. None waits longer than `wait_s`, which should exceed the
+    time of a draft pass.
 
     Each claim reports one outcome: HIT (another process's value), or compute: MISS (got the lease), TIMEOUT (waited in
     vain), ERROR or SKIPPED (Redis failed).

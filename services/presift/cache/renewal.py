@@ -1,4 +1,4 @@
-"""Leases of seconds: renewed as long as their holder lives, so that a dead one blocks the others no longer."""
+"""Short leases, renewed while their holder lives, so that a holder that dies blocks the others for seconds only."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class HeldLeases(Generic[K]):
             self._renewing = asyncio.create_task(self._run(), name="renew leases", context=contextvars.Context())
 
     def discard(self, lease: K) -> None:
-        """The lease is renewed no more."""
+        """Stop renewing a lease."""
         self._held.pop(lease, None)
         if not self._held and self._renewing is not None:
             self._renewing.cancel()
             self._renewing = None  # the next claim may come before the task has ended
 
     async def aclose(self) -> None:
-        """Stop renewing."""
+        """Stop renewing all leases."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.wait((self._renewing,))

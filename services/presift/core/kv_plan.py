@@ -95,14 +95,16 @@ def check_plan(plan: KvPlan, prompt_tokens: int, *, layers: int, kv_heads: int, 
     capacity = plan.capacity_for(page_tokens)
     if prompt_tokens <= capacity:
         return prompt_tokens - 1
+    fixed = must_keep_kv(plan, prompt_tokens)
+    if plan.kv_mask is None:
+        kept = capacity
+        _check_fixed(fixed, kept, "the window included")
+    else:
+        kept = _check_mask(plan.kv_mask, fixed, capacity, (layers, kv_heads), page_tokens)
     if plan.policy.renews:
         renewed = must_keep(plan.protected, prompt_tokens, plan.policy.renew_window + 1)[:-1]
-        _check_fixed(renewed, capacity, "the renew_window included")
-    fixed = must_keep_kv(plan, prompt_tokens)
-    if plan.kv_mask is not None:
-        return _check_mask(plan.kv_mask, fixed, capacity, (layers, kv_heads), page_tokens)
-    _check_fixed(fixed, capacity, "the window included")
-    return capacity
+        _check_fixed(renewed, kept, "the renew_window included")
+    return kept
 
 
 def scoring_slots(read_tokens: int, kept: int, page_tokens: int) -> int:

@@ -1,10 +1,9 @@
 """Captures the attention of a few query rows while the model runs, and reduces it at once to one value per key.
 
 transformers can load a model with a registered attention function. This one passes queries and keys to the RowCapture
-of the forward call that runs. Then it computes the layer: with the stock function, or by itself where that
-knows no soft caps or sinks. Nothing is patched and no state is kept between calls. At most the window's rows of one
-layer exist at a time: memory grows with window x n, not n x n (arXiv 2506.08373 section 4.2; design, SpecPC steps 1 to
-4).
+of the forward call that runs. Then it computes the layer with transformers' sdpa function or, for soft caps and sinks,
+with its own code. Nothing is patched and no state is kept between calls. At most the window's rows of one layer exist
+at a time: memory grows with window x n, not n x n (arXiv 2506.08373 section 4.2; design, SpecPC steps 1 to 4).
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ from presift.models.folder import ModelFolder
 
 # What the orchestrator sends by default to a draft without a profile.
 DEFAULT_POLICY = SpecPc(capacity=32, window=32, pool=Pool.MEAN, kernel=7, neighbors=16, lookahead_tokens=8)
-# Long enough that a head must find a fact among thousands of tokens. Questions share their document's KV, so that a
-# dozen of them cost little more than one.
+# Long enough that a head must find a fact among thousands of tokens. Questions share their document's KV, so that many
+# of them cost little more than one.
 _CHARACTERS, _QUESTIONS_PER_KIND, _DECOYS, _SEED = 20_000, 6, 4, 1
 # For the KV of one document.
 PREFIX_CACHE_BYTES = 2**33

@@ -22,7 +22,7 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[Any], Any]], ...] = (
 _FULL = frozenset({"full_attention", "attention", "hybrid"})
 # And the setting that says how many tokens such a layer sees.
 _WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-# Their states in transformers go on with the next chunk. Others start anew, unless a chunk is a single token.
+# Models whose states continue with the next chunk in transformers. Others start anew, unless a chunk is one token.
 _CARRIES_STATE = frozenset({"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"})
 # Rotations that depend on the length of the whole prompt.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
@@ -33,7 +33,7 @@ class Layers:
     """`count`: the loaded layers. `full`: those that attend to all earlier tokens, in order; at least one.
 
     `reads_in_chunks`: False if the model must read a whole prompt in one call. `is_only_kv`: whether keys and values
-    are all that is kept of a prompt, so that a later prompt can go on from any token of it.
+    are all that is kept of a prompt, so that a later prompt can continue from any token of it.
     """
 
     count: int
@@ -46,7 +46,7 @@ class Layers:
         if len(self.full) < self.count:
             yield f"only layers with full attention score: {', '.join(map(str, self.full))}"
         if self.full[-1] < self.count // 2:
-            yield f"no layer of the upper half scores; set spec_pc_start_layer <= {self.full[-1]} (orchestrator)"
+            yield f"no layer of the upper half scores; set the orchestrator's --start-layer <= {self.full[-1]}"
         if not self.is_only_kv:
             yield "nothing is kept of earlier prompts: prefix_cache_mib has no effect"
         if not self.reads_in_chunks:

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 class WholeWindowLayer(DynamicLayer):  # type: ignore[misc]
     """A windowed layer that keeps the keys of all tokens, and shows the model those that its window can reach.
 
-    transformers' own forgets the others, so that another prompt could not go on from an earlier token.
+    transformers' own layer forgets the others, so that another prompt could not continue from an earlier token.
     """
 
     is_sliding = True

@@ -129,9 +129,14 @@ class TransformersScorer:
         return max(0, tokens)
 
     def _keep(self, task: ScoreTask, cache: Any, layers: int) -> None:
-        if self._kept.max_bytes:
-            kv = [(layer.keys, layer.values) for layer in cache.layers[:layers]]
+        if not self._kept.max_bytes:
+            return
+        kv = [(layer.keys, layer.values) for layer in cache.layers[:layers]]
+        try:
             self._kept.put(ReadPrompt(task.salt, task.token_ids, kv))
+        except torch.OutOfMemoryError:
+            log.warning("out of memory: the KV of %d tokens and of earlier prompts is not kept", task.prompt_tokens)
+            self._kept.clear()
 
     def _capture(self, task: ScoreTask, *, stops: bool) -> RowCapture | None:
         if task.policy is None:

@@ -46,7 +46,7 @@ class ServiceSettings(BaseSettings):
     )
 
     listen: Annotated[Address, Field(description="HOST:PORT; port 0 takes any free port")]
-    max_message_mib: Annotated[int, Field(ge=1, le=1024, description="largest gRPC message, MiB")] = 34
+    max_message_mib: Annotated[int, Field(ge=1, le=1024, description="largest gRPC message and HTTP body, MiB")] = 34
     max_calls: Annotated[
         int,
         Field(

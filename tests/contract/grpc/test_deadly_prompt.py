@@ -13,6 +13,7 @@ from presift.core.generation import Sampling
 from presift.core.policies import SpecPc
 from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.target_client import TargetClient
+from presift.orchestrator.domain.ports import ReplicaRef
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.quarantine import has_died
@@ -129,6 +130,28 @@ async def test_a_death_amid_the_answer_counts(fleet):
             await anext(events)
     with pytest.raises(InternalError, match="this prompt"):
         await answer(fleet, DEADLY)
+
+
+async def test_equal_prompts_that_die_together_at_one_replica_count_once(fleet):
+    """`n` answers, for example: one replica dies, and the next one answers them all."""
+    for target in fleet.targets:
+        target.faults.survives, target.pause_after = True, 1
+    replica = ReplicaRef(fleet.client._pool.usable()[0].name, "")
+    together = [
+        fleet.client.generate(DEADLY, Sampling(max_new_tokens=2), "", Deadline.within(20.0), replica=replica).events()
+        for _ in range(3)
+    ]
+    for events in together:
+        await anext(events)
+    busy = [target for target in fleet.targets if target.running]
+    assert len(busy) == 1
+    busy[0].faults.cut()
+    for events in together:
+        with pytest.raises(TargetUnavailable):
+            await anext(events)
+    for target in fleet.targets:
+        target.pause_after = None
+    assert await answer(fleet, DEADLY)
 
 
 async def test_an_answer_clears_the_suspicion(fleet):

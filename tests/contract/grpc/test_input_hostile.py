@@ -201,7 +201,7 @@ async def test_an_explanation_of_too_many_spans_is_rejected(house, monkeypatch):
     assert (refusal.value, refusal.limit) == ("100 spans", "at most 99")
     asked.span_per_token = False
     assert len((await house.stub.Explain(asked)).spans) < 99
-    assert MAX_EXPLAINED_SPANS * 64 < 64 * 2**20  # what the message limit is by default
+    assert MAX_EXPLAINED_SPANS * 64 < 34 * 2**20  # what the message limit is by default
 
 
 async def test_a_text_of_too_many_tokens_is_rejected(house, monkeypatch):

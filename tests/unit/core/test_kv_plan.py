@@ -253,3 +253,12 @@ def test_protected_spans_and_the_window_of_a_renewal_must_fit_too():
     with pytest.raises(BudgetExceeded, match="renew_window") as refusal:
         check(KvPlan(RENEWING, (Span(0, 3),)))
     assert refusal.value.value == 9
+
+
+def test_a_draft_mask_must_hold_the_window_of_a_renewal():
+    def renewing(tokens):
+        return masked(flags(tokens=tokens), renew_every=4, renew_window=6)
+
+    assert check(renewing((0, 1, 2, 16, 17, 18, 19))) == 6
+    with pytest.raises(BudgetExceeded, match="renew_window"):
+        check(renewing((0, 1, 16, 17, 18, 19)))

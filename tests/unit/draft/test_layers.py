@@ -91,7 +91,7 @@ def test_only_loaded_layers_count():
     [
         (Layers(4, (0, 1, 2, 3)), []),
         (Layers(4, (1, 3)), ["full attention score: 1, 3"]),
-        (Layers(4, (0, 1)), ["score: 0, 1", "spec_pc_start_layer <= 1"]),
+        (Layers(4, (0, 1)), ["score: 0, 1", "--start-layer <= 1"]),
         (Layers(2, (0, 1), is_only_kv=False), ["prefix_cache_mib has no effect"]),
         (Layers(2, (0, 1), reads_in_chunks=False, is_only_kv=False), ["prefix_cache_mib", "chunk_tokens"]),
     ],

@@ -188,6 +188,19 @@ def test_without_memory_the_kept_prompts_make_room(new_scorer, prompt, monkeypat
     np.testing.assert_array_equal(again.importance, right.importance)
 
 
+def test_without_memory_for_a_copy_a_prompt_is_scored_and_not_kept(new_scorer, prompt, monkeypatch):
+    scorer = new_scorer()
+    right = score(scorer, prompt(N))
+
+    def fails(layers):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("presift.draft.prefix_cache._in_one_block", fails)
+    again = score(scorer, prompt(N))
+    assert again.cached_tokens and scorer._kept.nbytes == 0
+    np.testing.assert_allclose(again.importance, right.importance, atol=1e-5)
+
+
 def test_a_prompt_too_large_for_the_memory_fails(new_scorer, prompt, monkeypatch):
     scorer = new_scorer()
 

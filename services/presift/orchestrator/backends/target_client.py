@@ -166,8 +166,7 @@ class TargetCall:
                         yield answer_codec.delta_from_wire(event.delta)
                     event = await anext(opened.events, None)
         except grpc.aio.AioRpcError as failure:
-            if delivered:  # before, the attempt has recorded it
-                self._tried.record_failure(failure)
+            self._tried.record_failure(failure)  # counts once if the attempt has recorded it
             raise target_error(failure, delivered) from failure
         if not has_ended:
             details = {"delivered_tokens": str(delivered)} if delivered else {}

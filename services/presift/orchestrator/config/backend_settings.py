@@ -80,7 +80,7 @@ class EstimationSettings(BaseModel):
     ] = True
     calibration_limit_s: Annotated[float, Field(gt=0, description="maximum seconds of calibration")] = 20.0
     prefix_memory: Annotated[
-        int, Field(ge=0, description="prompt tokens in the target's cache that the prefix index tracks")
+        int, Field(ge=0, description="prompt tokens that the prefix index tracks for each target and draft")
     ] = 4_194_304
 
 

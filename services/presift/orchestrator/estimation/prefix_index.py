@@ -1,4 +1,4 @@
-"""Prefix index: estimates how much of a prompt each target holds in its radix cache.
+"""Prefix index: estimates how much of a prompt each target holds in its radix cache, and each draft in its own.
 
 Prompts are stored as block hashes, never as tokens. Targets do not report how long they hold a prompt. Each is assumed
 to hold everything that it has read, until an answer shows that it has evicted something newer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from time import monotonic
 
 import grpc
@@ -17,37 +18,51 @@ from presift.rpc.status import error_of
 MAX_DEATHS = 2
 QUARANTINE_S = 300.0
 _MAX_SUSPECTS = 4096
-# How gRPC words the loss of a connection on which the request had been sent. It says otherwise where it could not
-# connect, and a replica that shuts down sends an error of presift.
+# gRPC's words for the loss of a connection on which the request had been sent. They differ if it could not connect, and
+# a replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
+
+
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """`time` is that of time.monotonic."""
+
+    replica: object
+    time: float
 
 
 class Quarantine:
     """Counts, by prompt, the replicas whose connections broke while they worked on it."""
 
     def __init__(self) -> None:
-        self._deaths: TTLCache[bytes, int] = TTLCache(_MAX_SUSPECTS, QUARANTINE_S, monotonic)
+        self._deaths: TTLCache[bytes, tuple[_Death, ...]] = TTLCache(_MAX_SUSPECTS, QUARANTINE_S, monotonic)
 
     def check(self, suspect: bytes) -> None:
         """Raise InternalError, which is not retried, if too many replicas died with this prompt."""
-        if self._deaths.get(suspect, 0) >= MAX_DEATHS:
+        if len(self._deaths.get(suspect, ())) >= MAX_DEATHS:
             raise InternalError(
                 f"the connection to {MAX_DEATHS} replicas broke while they worked on this prompt; "
                 f"it is refused for {QUARANTINE_S:g} s"
             )
 
-    def record_failure(self, suspect: bytes, failure: grpc.aio.AioRpcError) -> None:
-        """Count the failure if the replica died."""
-        if has_died(failure):
-            self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
+    def record_failure(self, suspect: bytes, replica: object, began: float, failure: grpc.aio.AioRpcError) -> None:
+        """Count the failure of a call that `began` (time.monotonic) if the replica died.
+
+        Equal prompts that ran together at one replica see the same death, which counts once.
+        """
+        if not has_died(failure):
+            return
+        deaths = self._deaths.get(suspect, ())
+        if not any(each.replica is replica and each.time >= began for each in deaths):
+            self._deaths[suspect] = (*deaths, _Death(replica, monotonic()))
 
     def record_answer(self, suspect: bytes) -> None:
-        """The prompt was answered completely: it is no suspect any more."""
+        """The prompt was answered completely, so it is no longer a suspect."""
         self._deaths.pop(suspect, None)
 
 
 def digest_of(token_ids: NDArray[np.uint32]) -> bytes:
-    """What a prompt is remembered by."""
+    """The key of a prompt in the quarantine."""
     return hashlib.blake2b(token_ids.tobytes(), digest_size=16).digest()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Generic, TypeVar
 
 import grpc
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_incrementing
+from tenacity import AsyncRetrying, RetryCallState, wait_incrementing
 
 from presift.core.errors import Overloaded
 from presift.rpc.deadline import Deadline
@@ -33,6 +34,7 @@ class AttemptedReplicas(Generic[R]):
         self.full: list[R] = []
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self._suspect = suspect
+        self._began = 0.0
 
     @contextmanager
     def attempt(self, replica: R) -> Iterator[None]:
@@ -42,17 +44,18 @@ class AttemptedReplicas(Generic[R]):
         """
         self._quarantine.check(self._suspect)
         self.all.append(replica)
+        began = self._began = monotonic()
         try:
             yield
         except grpc.aio.AioRpcError as failure:
             if _is_full(failure):
                 self.full.append(replica)
-            self.record_failure(failure)
+            self._quarantine.record_failure(self._suspect, replica, began, failure)
             raise
 
     def record_failure(self, failure: grpc.aio.AioRpcError) -> None:
-        """Record whether the replica died. `attempt` does it for its block."""
-        self._quarantine.record_failure(self._suspect, failure)
+        """Record whether the replica that was called last died after `attempt`'s block."""
+        self._quarantine.record_failure(self._suspect, self.all[-1], self._began, failure)
 
     def record_answer(self) -> None:
         """The request was answered completely."""
@@ -60,8 +63,8 @@ class AttemptedReplicas(Generic[R]):
 
 
 class RetryBudget:
-    """Of the requests that a replica refused because it is full, so many are sent to another one: a fifth of all
-    requests, and `_BURST` at once. Otherwise a full service would be asked three times as much."""
+    """Limits how many requests that a full replica refused are sent to another one: a fifth of all requests, and
+    `_BURST` at once. Otherwise a full service would be asked three times as much."""
 
     def __init__(self) -> None:
         self._left = _BURST
@@ -97,17 +100,18 @@ async def with_failover(
     Raises what the last attempt raised.
     """
 
-    def is_retryable(error: BaseException) -> bool:
-        if not isinstance(error, grpc.aio.AioRpcError) or deadline.remaining_s == 0.0:
+    def is_repeated(state: RetryCallState) -> bool:
+        error = None if state.outcome is None else state.outcome.exception()
+        if state.attempt_number >= attempts or deadline.remaining_s == 0.0:
+            return False
+        if not isinstance(error, grpc.aio.AioRpcError):
             return False
         return error.code() in _RETRYABLE or (_is_full(error) and has_untried() and budget.take())
 
     budget.record_request()
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception(is_retryable),
-        stop=stop_after_attempt(attempts),
+        retry=is_repeated,  # not by `stop`: the last attempt must take nothing from the budget
         wait=wait_incrementing(start=0.0, increment=0.05),
-        reraise=True,
     ):
         with attempt:
             return await call()

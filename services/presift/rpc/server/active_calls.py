@@ -21,7 +21,7 @@ _RETRY_AFTER_S = 1.0
 
 
 def share_of(max_calls: int) -> int:
-    """The most calls of one tenant, and of one gRPC connection: a quarter, so that nobody closes the door alone."""
+    """The most calls of one tenant, and of one gRPC connection: a quarter, so that none can use up all calls."""
     return max(8, max_calls // 4)
 
 

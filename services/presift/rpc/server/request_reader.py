@@ -1,4 +1,4 @@
-"""Reads the request of a call within a time limit: a call without its message must not hold a place for ever."""
+"""Reads the request of a call within a time limit: a call whose message never arrives must not count for ever."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MESSAGE_S = 30.0
 
 
 class RequestReader(grpc.aio.ServerInterceptor):
-    """Must be the first interceptor. gRPC itself waits for a message without limit, and cancelled while it waits it
-    sends no status; so every method gets a stream of requests, of which this reads one."""
+    """Must be the first interceptor. gRPC itself waits for a message without limit, and sends no status if it is
+    cancelled meanwhile. So every method gets a stream of requests, of which this reads one."""
 
     def __init__(self, calls: ActiveCalls) -> None:
         self._calls = calls

@@ -19,7 +19,7 @@ from presift.rpc.server.handlers import Behavior, Context, Continuation, Handler
 
 
 class StreamWriter(grpc.aio.ServerInterceptor):
-    """Only RequestReader may stand before it: others could not iterate over the responses any more."""
+    """Only RequestReader may stand before it: others could no longer iterate over the responses."""
 
     def __init__(self, calls: ActiveCalls) -> None:
         self._calls = calls

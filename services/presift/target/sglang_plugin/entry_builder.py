@@ -86,7 +86,7 @@ class EntryBuilder:
             else:
                 state.record_reuse(cached, self._coverage.get(state.entry))
         elif state.plan.policy.renews and not state.is_full and request.retraction_count:
-            # It goes on with the first entry, so it needs the renewal that it lost.
+            # It continues on the first entry, so it needs the renewal that it lost.
             state.next_renewal = len(request.output_ids) + 1
 
     def start_missing(self) -> bool:

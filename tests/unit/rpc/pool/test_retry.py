@@ -77,6 +77,14 @@ async def test_a_full_service_is_asked_a_fifth_more_and_not_three_times_as_much(
     assert calls.count == 40
 
 
+async def test_the_last_attempt_takes_nothing_from_the_budget():
+    budget = RetryBudget()
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asked(Calls(FULL), NO_DEADLINE, 1, budget=budget)
+    assert await asked(Calls(FULL, "here"), NO_DEADLINE, budget=budget) == "here"
+
+
 def test_who_says_that_it_is_full():
     tried = AttemptedReplicas()
     for replica, failure in (("away", AWAY), ("full", FULL), ("grpc", failing(grpc.StatusCode.RESOURCE_EXHAUSTED))):
