@@ -13,6 +13,7 @@ from presift.core.generation import Sampling
 from presift.core.policies import SpecPc
 from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.target_client import TargetClient
+from presift.orchestrator.domain.ports import ReplicaRef
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.quarantine import has_died
@@ -131,6 +132,26 @@ async def test_a_death_amid_the_answer_counts(fleet):
         await answer(fleet, DEADLY)
 
 
+async def test_a_replica_that_dies_with_many_calls_of_one_prompt_died_once(fleet):
+    calls = []
+    for target in fleet.targets:
+        target.faults.survives, target.pause_after = True, 1
+    named = ReplicaRef(fleet.client.statuses()[0].name)
+    for _ in range(3):
+        call = fleet.client.generate(HARMLESS, Sampling(max_new_tokens=2), "", Deadline.within(20.0), replica=named)
+        calls.append(call.events())
+        await anext(calls[-1])
+    busy = next(target for target in fleet.targets if target.running)
+    assert busy.running == 3
+    busy.faults.cut()
+    for events in calls:
+        with pytest.raises(TargetUnavailable):
+            await anext(events)
+    for target in fleet.targets:
+        target.gate.set()
+    assert await answer(fleet, HARMLESS)
+
+
 async def test_an_answer_clears_the_suspicion(fleet):
     quarantine = fleet.client._quarantine
     for target in fleet.targets:
@@ -157,3 +178,20 @@ async def test_only_a_connection_that_broke_is_a_death():
                 await nobody.unary_unary("/s/Refuse")(b"")
             found.append(has_died(failure.value))
     assert found == [False, True, False]
+
+
+@pytest.mark.parametrize("received_bytes", [0, 24])
+async def test_a_proxy_that_has_no_replica_is_no_death(received_bytes):
+    """It accepts a connection and closes it, before or after the client's preface."""
+
+    async def close(reader, writer):
+        await reader.read(received_bytes)
+        writer.close()
+
+    proxy = await asyncio.start_server(close, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    async with proxy, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await channel.unary_unary("/s/Refuse")(b"")
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not has_died(failure.value)

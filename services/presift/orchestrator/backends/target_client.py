@@ -150,7 +150,7 @@ class TargetCall:
 
     async def events(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
         """New pieces as they arrive, then exactly one Usage. To be read in a task that is never cancelled."""
-        has_ended, delivered = False, 0
+        has_ended, delivered, opened = False, 0, None
         try:
             opened = await self._opened()
             with opened.held:
@@ -166,8 +166,8 @@ class TargetCall:
                         yield answer_codec.delta_from_wire(event.delta)
                     event = await anext(opened.events, None)
         except grpc.aio.AioRpcError as failure:
-            if delivered:  # before, the attempt has recorded it
-                self._tried.record_failure(failure)
+            if opened is not None:  # before, the attempt has recorded it
+                self._tried.record_failure(failure, opened.replica)
             raise target_error(failure, delivered) from failure
         if not has_ended:
             details = {"delivered_tokens": str(delivered)} if delivered else {}

@@ -17,29 +17,38 @@ from presift.rpc.status import error_of
 MAX_DEATHS = 2
 QUARANTINE_S = 300.0
 _MAX_SUSPECTS = 4096
-# How gRPC words the loss of a connection on which the request had been sent. It says otherwise where it could not
-# connect, and a replica that shuts down sends an error of presift.
+# How gRPC words the loss of a connection. A replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
+# How it words that none was made, for example because a proxy without a replica closed it: no request was sent.
+_NOT_CONNECTED = "failed to connect"
 
 
 class Quarantine:
-    """Counts, by prompt, the replicas whose connections broke while they worked on it."""
+    """Counts, by prompt, the replicas whose connections broke while they worked on it.
+
+    A replica that dies with several requests for one prompt died once.
+    """
 
     def __init__(self) -> None:
-        self._deaths: TTLCache[bytes, int] = TTLCache(_MAX_SUSPECTS, QUARANTINE_S, monotonic)
+        # The deaths of a suspect: which replica died, and when.
+        self._deaths: TTLCache[bytes, tuple[tuple[object, float], ...]] = TTLCache(
+            _MAX_SUSPECTS, QUARANTINE_S, monotonic
+        )
 
     def check(self, suspect: bytes) -> None:
         """Raise InternalError, which is not retried, if too many replicas died with this prompt."""
-        if self._deaths.get(suspect, 0) >= MAX_DEATHS:
+        if len(self._deaths.get(suspect, ())) >= MAX_DEATHS:
             raise InternalError(
                 f"the connection to {MAX_DEATHS} replicas broke while they worked on this prompt; "
                 f"it is refused for {QUARANTINE_S:g} s"
             )
 
-    def record_failure(self, suspect: bytes, failure: grpc.aio.AioRpcError) -> None:
-        """Count the failure if the replica died."""
-        if has_died(failure):
-            self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
+    def record_failure(self, suspect: bytes, failure: grpc.aio.AioRpcError, replica: object, began_s: float) -> None:
+        """Count the failure of a call that began at `began_s`, by the monotonic clock, if `replica` died."""
+        deaths = self._deaths.get(suspect, ())
+        is_counted = any(dead is replica and died_s >= began_s for dead, died_s in deaths)
+        if has_died(failure) and not is_counted:
+            self._deaths[suspect] = (*deaths, (replica, monotonic()))
 
     def record_answer(self, suspect: bytes) -> None:
         """The prompt was answered completely: it is no suspect any more."""
@@ -57,5 +66,6 @@ def has_died(failure: grpc.aio.AioRpcError) -> bool:
     return (
         failure.code() is grpc.StatusCode.UNAVAILABLE
         and error_of(failure) is None
+        and not details.startswith(_NOT_CONNECTED)
         and any(words in details for words in _BROKEN)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Generic, TypeVar
 
 import grpc
@@ -33,6 +34,7 @@ class AttemptedReplicas(Generic[R]):
         self.full: list[R] = []
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self._suspect = suspect
+        self._began_s: dict[R, float] = {}  # the last call of each
 
     @contextmanager
     def attempt(self, replica: R) -> Iterator[None]:
@@ -42,17 +44,18 @@ class AttemptedReplicas(Generic[R]):
         """
         self._quarantine.check(self._suspect)
         self.all.append(replica)
+        self._began_s[replica] = monotonic()
         try:
             yield
         except grpc.aio.AioRpcError as failure:
             if _is_full(failure):
                 self.full.append(replica)
-            self.record_failure(failure)
+            self.record_failure(failure, replica)
             raise
 
-    def record_failure(self, failure: grpc.aio.AioRpcError) -> None:
-        """Record whether the replica died. `attempt` does it for its block."""
-        self._quarantine.record_failure(self._suspect, failure)
+    def record_failure(self, failure: grpc.aio.AioRpcError, replica: R) -> None:
+        """Record whether a replica that was called died. `attempt` does it for its block."""
+        self._quarantine.record_failure(self._suspect, failure, replica, self._began_s[replica])
 
     def record_answer(self) -> None:
         """The request was answered completely."""
