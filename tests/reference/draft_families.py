@@ -151,6 +151,7 @@ REFUSED = {
         {"sliding_window": WINDOW},
         r"mistral with layers 0\.\.3 sliding_attention \(24 tokens\)",
     ),
+    "bert": ("bert", {}, "BertSelfAttention; it must be a causal decoder"),
     "bloom": ("bloom", {"n_layer": 4, "n_head": 4}, r"expected layers \[0, 1, 2, 3\]"),
     "gptj": (
         "gptj",

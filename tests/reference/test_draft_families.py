@@ -5,6 +5,7 @@ sinks included.
 """
 
 import functools
+import json
 import shutil
 from dataclasses import replace
 
@@ -237,6 +238,26 @@ def test_bfloat16_is_close_to_float32(name, folder, scorer):
     exact = scorer(name, CHUNK).score(ScoreTask(PROMPT, POLICY), Cancel()).importance
     rough = TransformersScorer(folder(name), "bfloat16").score(ScoreTask(PROMPT, POLICY), Cancel()).importance
     assert np.corrcoef(exact, rough)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"max_position_embeddings": "512"}, "a configuration that transformers accepts"),
+        ({"num_hidden_layers": 3}, "a configuration that transformers accepts"),
+        ({"dtype": "float3"}, "a configuration that transformers accepts"),
+        ({"vocab_size": 64}, "a model that transformers can load"),
+        ({"num_key_value_heads": 0}, "a model that transformers can load"),
+        ({"attention_bias": True}, "a model whose files contain all its weights"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "a model that transformers can load"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_without_a_traceback(changes, reason, tmp_path):
+    config = _saved("cohere2", tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(InvalidRequest, match=reason) as refusal:
+        TransformersScorer(resolve(str(tmp_path)))
+    assert refusal.value.field == "model"
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -162,6 +162,8 @@ def _attend(
     stock: Callable[..., Any],
     **kwargs: Any,
 ) -> Any:
+    if not getattr(module, "is_causal", True):  # BERT's, whose configuration does not show it
+        raise InvalidRequest("model", type(module).__name__, "a causal decoder")
     attention = LayerAttention.of_call(query, key, attention_mask, kwargs)
     for observer in _observers.get():
         observer.observe(int(module.layer_idx), attention)  # type: ignore[arg-type]

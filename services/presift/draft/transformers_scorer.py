@@ -202,6 +202,8 @@ def _config(kind: Any, folder: ModelFolder) -> Any:
     except (KeyError, ValueError) as error:  # it needs its own code, or its model_type is unknown
         limit = f"a model that transformers supports without custom code ({type(error).__name__})"
         raise InvalidRequest("model", folder.path, limit) from None
+    except Exception as error:  # a field has a wrong type, or contradicts another
+        raise InvalidRequest("model", folder.path, f"a configuration that transformers accepts ({error})") from error
 
 
 def _check_count(layers: int | None, all_layers: int) -> int:
@@ -220,7 +222,7 @@ def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, la
         kind = AutoModel
         truncate(text_config, layers.count)
     try:
-        model = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             folder.path,
             config=config,
             dtype=DTYPES[dtype],
@@ -228,13 +230,22 @@ def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, la
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except KeyError as error:
-        if error.args != (attention.IMPLEMENTATION,):
-            raise
-        limit = "a model that uses transformers' attention interface"
-        raise InvalidRequest("model", text_config.model_type, limit) from None
+    except Exception as error:
+        raise InvalidRequest("model", text_config.model_type, _loadable(error)) from error
+    if report["missing_keys"]:  # transformers fills them with random numbers
+        limit = f"a model whose files contain all its weights (missing: {min(report['missing_keys'])})"
+        raise InvalidRequest("model", text_config.model_type, limit)
     return model.to(device).eval()
+
+
+def _loadable(error: Exception) -> str:
+    """What a model must be that transformers loads, which failed with `error`."""
+    if isinstance(error, KeyError) and error.args == (attention.IMPLEMENTATION,):
+        return "a model that uses transformers' attention interface"
+    text = str(error).partition(". ")[0]  # further sentences may list all models
+    return f"a model that transformers can load ({type(error).__name__}: {text})"
 
 
 def _body(model: Any) -> Any:

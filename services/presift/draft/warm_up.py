@@ -24,7 +24,7 @@ def warm_up(scorer: Scorer, cancel: Cancel) -> None:
     policy = SpecPc(capacity=_WINDOW, window=_WINDOW, start_layer=0, weighted_query=False, lookahead_tokens=steps)
     try:
         mass = scorer.score(ScoreTask(ids, policy, steps if info.can_look_ahead else 0), cancel).coverage_importance
-    except (InternalError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (InternalError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # Code of a model family that this draft was not written for.
         raise InvalidRequest("model", info.id, f"a model that can score its warm-up prompt ({error})") from error
     if mass is None or not np.isfinite(mass).all() or mass.sum() <= 0.0:

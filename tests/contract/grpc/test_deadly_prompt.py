@@ -180,3 +180,20 @@ async def test_only_a_connection_that_broke_is_a_death():
                 await nobody.unary_unary("/s/Refuse")(b"")
             found.append(has_died(failure.value))
     assert found == [False, True, False]
+
+
+@pytest.mark.parametrize("received_bytes", [0, 24])
+async def test_a_proxy_that_has_no_replica_is_no_death(received_bytes):
+    """It accepts a connection and closes it, before or after the client's preface."""
+
+    async def close(reader, writer):
+        await reader.read(received_bytes)
+        writer.close()
+
+    proxy = await asyncio.start_server(close, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    async with proxy, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await channel.unary_unary("/s/Refuse")(b"")
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not has_died(failure.value)

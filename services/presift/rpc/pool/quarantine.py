@@ -21,6 +21,8 @@ _MAX_SUSPECTS = 4096
 # gRPC's words for the loss of a connection on which the request had been sent. They differ if it could not connect, and
 # a replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
+# How it words that none was made, for example because a proxy without a replica closed it: no request was sent.
+_NOT_CONNECTED = "failed to connect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,10 @@ class _Death:
 
 
 class Quarantine:
-    """Counts, by prompt, the replicas whose connections broke while they worked on it."""
+    """Counts, by prompt, the replicas whose connections broke while they worked on it.
+
+    A replica that dies with several requests for one prompt died once.
+    """
 
     def __init__(self) -> None:
         self._deaths: TTLCache[bytes, tuple[_Death, ...]] = TTLCache(_MAX_SUSPECTS, QUARANTINE_S, monotonic)
@@ -72,5 +77,6 @@ def has_died(failure: grpc.aio.AioRpcError) -> bool:
     return (
         failure.code() is grpc.StatusCode.UNAVAILABLE
         and error_of(failure) is None
+        and not details.startswith(_NOT_CONNECTED)
         and any(words in details for words in _BROKEN)
     )
