@@ -153,6 +153,7 @@ REFUSED = {
     ),
     "bert": ("bert", {}, "BertSelfAttention; it must be a causal decoder"),
     "bloom": ("bloom", {"n_layer": 4, "n_head": 4}, r"expected layers \[0, 1, 2, 3\]"),
+    "doge": ("doge", {}, "DogeAttention; it must be a causal decoder"),
     "gptj": (
         "gptj",
         {"n_embd": 32, "n_head": 4, "n_layer": 4, "rotary_dim": 8, "n_positions": 512},

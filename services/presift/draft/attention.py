@@ -162,9 +162,12 @@ def _attend(
     stock: Callable[..., Any],
     **kwargs: Any,
 ) -> Any:
-    if not getattr(module, "is_causal", True):  # BERT's, whose configuration does not show it
-        raise InvalidRequest("model", type(module).__name__, "a causal decoder")
     attention = LayerAttention.of_call(query, key, attention_mask, kwargs)
+    # Configurations do not show it: BERT's layers, and Doge's, which mask by themselves and rely on a mask given.
+    # Looked at in the first chunk alone, where most models have no mask: the look waits for the device.
+    is_first = attention.rows == attention.keys
+    if not getattr(module, "is_causal", True) or (is_first and attention.sees_later_tokens):
+        raise InvalidRequest("model", type(module).__name__, "a causal decoder")
     for observer in _observers.get():
         observer.observe(int(module.layer_idx), attention)  # type: ignore[arg-type]
     if attention.is_plain:

@@ -53,6 +53,15 @@ class LayerAttention:
         """Whether scaled dot-product attention computes it."""
         return self.softcap is None and self.sinks is None
 
+    @property
+    def sees_later_tokens(self) -> bool:
+        """Whether the first of several rows sees the last key, by the mask."""
+        if self.mask is None or self.rows < 2:
+            return False
+        corner = self.mask[0, :, 0, -1]
+        visible = corner if corner.dtype == torch.bool else corner > torch.finfo(corner.dtype).min / 2
+        return bool(visible.any())
+
     def probabilities(self, first: int, heads: Sequence[int] | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """Blocks of the rows from position `first` on: the block's position, and float32[heads, rows, keys].
 
