@@ -18,10 +18,9 @@ from presift.rpc.status import error_of
 MAX_DEATHS = 2
 QUARANTINE_S = 300.0
 _MAX_SUSPECTS = 4096
-# gRPC's words for the loss of a connection on which the request had been sent. They differ if it could not connect, and
-# a replica that shuts down sends an error of presift.
+# gRPC's words for the loss of a connection. A replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
-# How it words that none was made, for example because a proxy without a replica closed it: no request was sent.
+# Its words if none was made, for example because a proxy without a replica closed it: no request was sent.
 _NOT_CONNECTED = "failed to connect"
 
 
