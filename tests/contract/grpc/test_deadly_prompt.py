@@ -12,6 +12,7 @@ from presift.core.errors import InternalError, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.policies import SpecPc
 from presift.orchestrator.backends.draft_client import DraftClient
+from presift.orchestrator.backends.services import draft_service
 from presift.orchestrator.backends.target_client import TargetClient
 from presift.orchestrator.domain.ports import ReplicaRef
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
@@ -182,18 +183,21 @@ async def test_only_a_connection_that_broke_is_a_death():
     assert found == [False, True, False]
 
 
+@pytest.mark.parametrize("is_alone", [None, True, False])
 @pytest.mark.parametrize("received_bytes", [0, 24])
-async def test_a_proxy_that_has_no_replica_is_no_death(received_bytes):
-    """It accepts a connection and closes it, before or after the client's preface."""
+async def test_a_proxy_that_has_no_replica_is_no_death(received_bytes, is_alone):
+    """It accepts a connection and closes it, before or after the client's preface. gRPC's words for it depend on the
+    channel: one with gRPC's defaults (None), or one of a pool of one or of several addresses."""
 
     async def close(reader, writer):
         await reader.read(received_bytes)
         writer.close()
 
     proxy = await asyncio.start_server(close, "127.0.0.1", 0)
-    port = proxy.sockets[0].getsockname()[1]
-    async with proxy, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    plain = grpc.aio.insecure_channel(address)
+    async with proxy, plain if is_alone is None else draft_service(2**20).connect(address, is_alone)[0] as channel:
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await channel.unary_unary("/s/Refuse")(b"")
+            await channel.unary_unary("/s/Refuse")(b"", timeout=10.0)
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not has_died(failure.value)

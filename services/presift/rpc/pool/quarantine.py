@@ -20,8 +20,9 @@ QUARANTINE_S = 300.0
 _MAX_SUSPECTS = 4096
 # gRPC's words for the loss of a connection. A replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
-# Its words if none was made, for example because a proxy without a replica closed it: no request was sent.
-_NOT_CONNECTED = "failed to connect"
+# A part of its words if no connection could be made, for example because a proxy without a replica closes it: "failed
+# to connect to all addresses; last error: ... Socket closed", or "connections to all backends failing; last error: ...".
+_NOT_CONNECTED = "last error:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,6 @@ def has_died(failure: grpc.aio.AioRpcError) -> bool:
     return (
         failure.code() is grpc.StatusCode.UNAVAILABLE
         and error_of(failure) is None
-        and not details.startswith(_NOT_CONNECTED)
+        and _NOT_CONNECTED not in details
         and any(words in details for words in _BROKEN)
     )
