@@ -20,8 +20,8 @@ QUARANTINE_S = 300.0
 _MAX_SUSPECTS = 4096
 # gRPC's words for the loss of a connection. A replica that shuts down sends an error of presift.
 _BROKEN = ("Socket closed", "Connection reset", "Broken pipe")
-# A part of its words if no connection could be made, for example because a proxy without a replica closes it: "failed
-# to connect to all addresses; last error: ... Socket closed", or "connections to all backends failing; last error: ...".
+# A part of its words if no connection could be made, for example because a proxy without a replica closes it. The
+# beginning depends on the channel, the end may be "Socket closed" here too.
 _NOT_CONNECTED = "last error:"
 
 
