@@ -42,12 +42,18 @@ class Caller:
     limits: TenantLimits = TenantLimits()
     authenticated: bool = False
 
+    @property
+    def proven_tenant(self) -> str | None:
+        """The tenant if it is proven, else None."""
+        return self.tenant if self.authenticated else None
+
     def salt(self, deployment_salt: str) -> str:
         """The namespace of everything that is cached for this caller: derived from the tenant if it is proven,
         otherwise the deployment's. No caller can choose or learn another tenant's namespace."""
-        if not self.authenticated or self.tenant is None:
+        tenant = self.proven_tenant
+        if tenant is None:
             return deployment_salt
-        return hmac.new(deployment_salt.encode(), self.tenant.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(deployment_salt.encode(), tenant.encode(), hashlib.sha256).hexdigest()
 
 
 _CURRENT: ContextVar[Caller | None] = ContextVar("presift_caller", default=None)
@@ -59,9 +65,9 @@ def current_caller() -> Caller | None:
 
 
 def proven_tenant() -> str | None:
-    """The tenant of the authenticated caller of the current task."""
+    """The tenant of the authenticated caller of the current task; None if authentication is off."""
     caller = current_caller()
-    return None if caller is None else caller.tenant
+    return None if caller is None else caller.proven_tenant
 
 
 def set_current_caller(caller: Caller) -> None:

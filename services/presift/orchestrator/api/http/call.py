@@ -73,7 +73,7 @@ class Access:
             )
         pairs = _credentials(headers)
         caller = Caller(tenant_from_metadata(pairs)) if self.authenticator is None else self.authenticator.admit(pairs)
-        self.calls.enter(caller.tenant if caller.authenticated else None)
+        self.calls.enter(caller.proven_tenant)
         return caller
 
     def _allows_page(self, headers: Headers) -> bool:

@@ -332,7 +332,7 @@ export type SpecKv = Message<"presift.v1.SpecKv"> & {
 
   /**
    * first_full_tokens is the number of tokens that are generated on the full KV, before the first selection. An answer
-   * that is not longer is that of ROUTE_FULL. Needs no lookahead.
+   * that is not longer is that of ROUTE_FULL. Refused together with a lookahead or a mask.
    *
    * @generated from field: optional uint32 first_full_tokens = 12;
    */
