@@ -30,7 +30,7 @@ from presift.core.remapping import remapped
 from presift.core.selection import select
 from presift.draft import head_profile
 from presift.draft.scorer import Cancel, ScoreTask
-from presift.draft.transformers_scorer import TransformersScorer
+from presift.draft.transformers_scorer import DTYPES, TransformersScorer
 from presift.models.folder import resolve
 from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.settings import OrchestratorSettings
@@ -57,16 +57,16 @@ class Row:
 
 def main() -> int:
     options = _parser().parse_args()
-    rows = [row for draft in options.draft for row in _read(draft, options)]
+    rows = [row for draft in options.draft for dtype in options.dtypes for row in _read(draft, dtype, options)]
     _print(rows)
     print(json.dumps({"bench": "draft_recall", "load_average": os.getloadavg()[0], **_summary(rows)}))
     return 0
 
 
-def _read(draft: str, options: argparse.Namespace) -> list[Row]:
+def _read(draft: str, dtype: str, options: argparse.Namespace) -> list[Row]:
     folder, tokenizer = resolve(draft), load_tokenizer(options.tokenizer, 1 << 20)
     profile = head_profile.find("auto", folder, Path("/nonexistent"))
-    scorer = TransformersScorer(folder, "bfloat16", profile=profile)
+    scorer = TransformersScorer(folder, dtype, profile=profile)
     bridge = load_bridge(draft, tokenizer)
     upper = replace(DEFAULTS, calibrated=None).for_draft(scorer.info).spec_pc
     methods = {"default": upper}
@@ -81,7 +81,7 @@ def _read(draft: str, options: argparse.Namespace) -> list[Row]:
                 task = recall_tasks.make(kind, tokens, seed, lambda text: len(tokenizer.backend.encode(text)))
                 for name, policy in methods.items():
                     row = _score(scorer, tokenizer, bridge, task, policy)
-                    rows.append(replace(row, prompt=f"{kind}-{tokens}-{seed}", method=f"{folder.id} {name}"))
+                    rows.append(replace(row, prompt=f"{kind}-{tokens}-{seed}", method=f"{folder.id} {dtype} {name}"))
                 print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -173,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", required=True, help="folder of the target, whose tokens are counted")
     parser.add_argument("--kinds", nargs="+", choices=recall_tasks.KINDS, default=recall_tasks.KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(10,))
+    parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "int8"), default=("bfloat16",))
     parser.add_argument("--no-lookahead", action="store_true", help="score by all heads without lookahead too")
     return parser
 

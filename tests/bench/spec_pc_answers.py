@@ -69,6 +69,7 @@ class Asker:
     folder: Any
     tokenizer: Any
     answers: Answers
+    dtype: str
     engine: SglangEngine | None = None
 
     async def ask(self, captured: Captured, kept_by: dict[tuple[str, int], Any]) -> None:
@@ -93,7 +94,8 @@ class Asker:
 
     async def _answer(self, ids: Any) -> str:
         if self.engine is None:
-            self.engine = SglangEngine(SglangOptions(self.folder, kv_pool_tokens=20_000, prefill_chunk_tokens=512))
+            options = SglangOptions(self.folder, dtype=self.dtype, kv_pool_tokens=20_000, prefill_chunk_tokens=512)
+            self.engine = SglangEngine(options)
             await self.engine.start()
         found = list[int]()
         async for event in self.engine.generate(GenerateRequest(ids, _SAMPLING)):
@@ -124,7 +126,7 @@ async def run(options: argparse.Namespace, answers: Answers) -> int:
     folder, until = resolve(options.draft), time.monotonic() + 60 * options.minutes
     profile = head_profile.find("auto", folder, Path("/nonexistent"))
     ranking = Ranking(() if profile is None else profile.heads, None)
-    asker = Asker(resolve(options.target), load_tokenizer(options.target, 1 << 20), answers)
+    asker = Asker(resolve(options.target), load_tokenizer(options.target, 1 << 20), answers, options.dtype)
     try:
         for captured in load(options.cache, folder.path.name):
             if captured.seed not in options.seeds:
@@ -171,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, help="folder of the target")
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--capacities", nargs="+", type=int, default=CAPACITIES)
+    parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--full-up-to", type=int, default=0, help="ask the whole prompt too, if it is no longer")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--minutes", type=float, default=600, help="start no prompt after so long (status 75)")

@@ -28,7 +28,7 @@ from retrieval_tasks import SYSTEM
 
 from presift.core.importance import window_weights
 from presift.core.spans import Span
-from presift.draft.attention import causal_attention
+from presift.draft.layer_attention import LayerAttention
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.models.folder import resolve
@@ -120,24 +120,23 @@ class HeadRows:
         self._first = prompt_tokens - max(each.size for each in self._windows.values())
         self._held: dict[str, dict[int, torch.Tensor]] = {name: {} for name in STATISTICS}
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+    def observe(self, layer: int, attention: LayerAttention) -> None:
         """See `Observer.observe`."""
-        keys, rows = key.shape[2], query.shape[2]
+        keys, rows = attention.keys, attention.rows
         first = max(self._first, keys - rows)
         if first >= keys:
             return
-        attention = causal_attention(query[0, :, first - keys :].float(), key[0].float().transpose(1, 2), first)
-        attention = attention[:, :, : self._n]
+        probabilities = torch.cat([block for _, block in attention.probabilities(first)], dim=1)[:, :, : self._n]
         if keys > self._n:
             for name, tokens in LOOKAHEADS.items():
                 if keys - self._n < tokens:
-                    self._add(name, layer, attention)
+                    self._add(name, layer, probabilities)
             return
         for name, weights in self._windows.items():
             start = max(first, self._n - weights.size)
             if start < keys:
                 part = torch.from_numpy(weights[start - self._n + weights.size :][: keys - start])
-                self._add(name, layer, attention[:, start - first :] * part[:, None])
+                self._add(name, layer, probabilities[:, start - first :] * part[:, None])
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """float32[layers, heads, prompt tokens] by statistic."""
@@ -188,7 +187,7 @@ def main() -> int:
     todo = [each for each in names(options.seeds) if not (into / f"{'-'.join(map(str, each))}.npz").exists()]
     if not todo:
         return 0
-    scorer, bridge = TransformersScorer(folder, "bfloat16"), load_bridge(options.draft, tokenizer)
+    scorer, bridge = TransformersScorer(folder, options.dtype), load_bridge(options.draft, tokenizer)
     for name in todo:
         if time.monotonic() > until:
             return 75  # come again
@@ -208,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--draft", required=True, help="folder of the draft")
     parser.add_argument("--tokenizer", required=True, help="folder of the target, whose tokens are counted")
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, default=CACHE, help="about 60 MB a prompt with the 0.5B")
     parser.add_argument("--minutes", type=float, default=600, help="start no prompt after so long (status 75)")
     return parser

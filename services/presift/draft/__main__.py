@@ -69,7 +69,7 @@ async def _get_ready(
         servicer.use(done.result)
         await server.set_serving(True)
         host = settings.listen.rpartition(":")[0]
-        print(f"presift draft ready on {host}:{port}: {done.result.info.id}, {settings.dtype}", flush=True)
+        print(f"presift draft ready on {host}:{port}: {done.result.info.id}, {settings.loaded_dtype}", flush=True)
 
 
 def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
@@ -88,7 +88,7 @@ def load(settings: DraftSettings, cancel: Cancel) -> Scorer:
         profile = _calibrated(settings, folder, cancel)
     scorer = TransformersScorer(
         folder,
-        settings.dtype,
+        settings.loaded_dtype,
         settings.device,
         settings.chunk_tokens,
         layers=settings.layer_count,
@@ -108,7 +108,7 @@ def _calibrated(settings: DraftSettings, folder: ModelFolder, cancel: Cancel) ->
 
     log.info("calibrating the draft's heads; this takes minutes, once")
     scorer = TransformersScorer(
-        folder, settings.dtype, settings.device, settings.chunk_tokens, prefix_cache_bytes=PREFIX_CACHE_BYTES
+        folder, settings.loaded_dtype, settings.device, settings.chunk_tokens, prefix_cache_bytes=PREFIX_CACHE_BYTES
     )
     found = calibrate(scorer, folder, lambda done, total: None, cancel)
     if found.profile is None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from presift.models.dtype import fastest_dtype
 from presift.rpc.settings import Address, InnerSettings
 
 
@@ -26,9 +27,13 @@ class DraftSettings(InnerSettings):
         "127.0.0.1:50052"
     )
     model: Annotated[str, Field(description="local Hugging Face folder or hub id of the model")]
-    dtype: Annotated[Literal["float32", "bfloat16"], Field(description="data type of weights and activations")] = (
-        "bfloat16"
-    )
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None,
+        Field(
+            description="data type of weights and activations; int8 is for linear layers, on a CPU with VNNI; "
+            "if unset, int8 on such a CPU, else bfloat16, or float32 on a CPU without instructions for bfloat16"
+        ),
+    ] = None
     layers: Annotated[
         str | None,
         Field(
@@ -67,6 +72,11 @@ class DraftSettings(InnerSettings):
     max_lookahead_tokens: Annotated[
         int, Field(ge=0, description="maximum lookahead tokens generated for one prompt")
     ] = 256
+
+    @property
+    def loaded_dtype(self) -> str:
+        """`dtype`, or the device's fastest."""
+        return self.dtype or fastest_dtype(self.device)
 
     @property
     def layer_count(self) -> int | None:

@@ -17,13 +17,14 @@ import torch
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo
-from presift.draft import attention
+from presift.draft import attention, int8_linear
 from presift.draft.attention import LayersDone, Observer, RowCapture, ScoredHeads, scored_heads
 from presift.draft.head_profile import HeadProfile, check_fits
 from presift.draft.layers import Layers, layers_of, truncate
 from presift.draft.prefix_cache import PrefixCache, ReadPrompt
 from presift.draft.scorer import Cancel, ScoreResult, ScoreTask, ScoreTimings
 from presift.models import torchvision_ops
+from presift.models.dtype import computes_int8, native_dtype
 from presift.models.folder import ModelFolder
 from presift.telemetry.tracing import span
 
@@ -35,6 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TransformersScorer:
     """Loads the model on construction, which takes seconds. Raises InvalidRequest if the model cannot be scored.
 
+    `dtype`: one of DTYPES, or int8 for the linear layers and the device's native type for the rest; on a CPU only.
     `chunk_tokens`: how many tokens are read per step. It bounds memory and the time until a cancelled call stops.
     `layers`: load only so many first layers; such a draft scores, but generates no tokens. `profile`: the heads that a
     policy with CALIBRATED heads scores by. `prefix_cache_bytes`: how much KV of earlier prompts is kept. Models with
@@ -52,6 +54,8 @@ class TransformersScorer:
         profile: HeadProfile | None = None,
         prefix_cache_bytes: int = 0,
     ) -> None:
+        if dtype == "int8" and not computes_int8(device):
+            raise InvalidRequest("dtype", dtype, f"float32 or bfloat16 (int8 needs a CPU with VNNI, not {device})")
         torchvision_ops.declare_missing()
         # transformers must be imported after declare_missing.
         from transformers import AutoConfig  # noqa: PLC0415
@@ -69,6 +73,8 @@ class TransformersScorer:
         self._chunk_tokens = chunk_tokens if self.layers.reads_in_chunks else sys.maxsize
         self._model = _load(folder, dtype, self._device, config, self.layers)
         self._body = _body(self._model)
+        if dtype == "int8":
+            int8_linear.convert(self._body)
         self._head: Any = self._model.get_output_embeddings() if self._info.can_look_ahead else None
         self._kept = PrefixCache(prefix_cache_bytes if self.layers.is_only_kv else 0)
         self._new_cache = partial(new_cache, self._body.config, keeps_windows=self._kept.max_bytes > 0)
@@ -225,7 +231,7 @@ def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, la
         model, report = kind.from_pretrained(
             folder.path,
             config=config,
-            dtype=DTYPES[dtype],
+            dtype=DTYPES[native_dtype(device.type) if dtype == "int8" else dtype],
             attn_implementation=attention.register(),
             trust_remote_code=False,
             use_safetensors=True,

@@ -20,8 +20,12 @@ class TargetSettings(InnerSettings):
     )
     model: Annotated[str, Field(description="local Hugging Face folder or hub id of the model")]
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Field(description="data type of the weights")
-    ] = "bfloat16"
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        Field(
+            description="data type of weights and KV; auto: that of the model's files; if unset, bfloat16, or float32 "
+            "on a CPU without instructions for bfloat16"
+        ),
+    ] = None
     device: Annotated[str, Field(description="torch device type: cpu, cuda, ...")] = "cpu"
     context_tokens: Annotated[
         int | None, Field(ge=8, description="maximum tokens of prompt plus answer; the model's if unset")

@@ -8,9 +8,11 @@ import torch
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.policies import Reduction, SpecPc
+from presift.draft import int8_linear
 from presift.draft.scorer import Cancel, Cancelled, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.draft.warm_up import warm_up
+from presift.models.dtype import computes_int8
 from presift.models.folder import resolve
 from presift.rpc.deadline import Deadline
 
@@ -138,6 +140,27 @@ def test_bfloat16_is_close_to_float32(tiny_scorer, prompt):
     )
     assert rough.dtype == np.float32
     assert np.corrcoef(exact, rough)[0, 1] > 0.9
+
+
+@pytest.mark.skipif(not computes_int8("cpu"), reason="the processor has no instructions for int8")
+def test_int8_is_close_to_float32_and_alike_in_all_chunks(tiny_scorer, prompt, monkeypatch):
+    monkeypatch.setattr(int8_linear, "LEAST_OUTPUTS", 1)
+    exact, rough, other = (
+        tiny_scorer("tinyl", chunk_tokens, dtype).score(ScoreTask(prompt(200), POLICY), Cancel()).importance
+        for dtype, chunk_tokens in (("float32", 64), ("int8", 64), ("int8", 200))
+    )
+    assert np.corrcoef(exact, rough)[0, 1] > 0.95
+    assert not np.array_equal(exact, rough)
+    np.testing.assert_allclose(rough, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_is_refused_where_it_would_be_wrong_or_slow(tiny_model, monkeypatch, device):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": device != "cpu"})
+    with pytest.raises(InvalidRequest) as refusal:
+        TransformersScorer(resolve(str(tiny_model("tinyl"))), "int8", device)
+    assert (refusal.value.field, refusal.value.value) == ("dtype", "int8")
+    assert device in str(refusal.value.limit)
 
 
 def test_the_model_is_described(tiny_scorer):

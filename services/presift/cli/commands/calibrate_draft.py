@@ -15,6 +15,7 @@ from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.settings import CliSettings
 from presift.core.errors import PresiftError
 from presift.draft import head_profile
+from presift.models.dtype import fastest_dtype
 from presift.models.folder import ModelFolder, resolve
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def calibrate_draft(
     output: Annotated[
         Path | None, typer.Option(help="file for the profile; beside the model (else in PRESIFT_HOME) if unset")
     ] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="data type of the draft")] = "bfloat16",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None,
+        typer.Option(help="data type of the draft; as the draft service chooses if unset"),
+    ] = None,
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Find the heads of a draft that point at what a question asks for, and write its head profile.
@@ -41,7 +45,7 @@ def calibrate_draft(
             raise PresiftError("calibrate-draft runs the model: install the extra draft where presift came from")
         check_model("--model", model, home)
         folder = resolve(resolve_model(model, home, print_stderr))
-        found = _calibrate(folder, dtype, device)
+        found = _calibrate(folder, dtype or fastest_dtype(device), device)
         if found.profile is None:
             print(f"no set of heads beats the default: recall {found.recall:.3f} against {found.default_recall:.3f}")
             return
