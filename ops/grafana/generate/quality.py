@@ -98,6 +98,10 @@ def _coverage() -> list[Panel]:
         gauges("Coverage by kind", "mask: of the draft's token mask; kv: of the KV pairs that the target selected.", SHARE,
                Query(_mean("presift_coverage", "sum by (presift_route, presift_of) ", _RANGE), "{{presift_route}} {{presift_of}}"),
                most=1.0, base=RED, worry=((0.7, YELLOW), (0.85, GREEN))),
+        lines("Renewals of KV", "Times that targets selected KV anew while an answer was generated. skipped: the prompt's KV had been "
+              "evicted or the pool was full, so the answer continued on older KV. Many of these: add KV slots.", PER_SECOND,
+              Query(f"sum by (presift_outcome) (rate(presift_target_kv_renewals_total{_RATE}))", "{{presift_outcome}}"),
+              Query("vector(0)", "none"), stacked=True, width=24, height=6, soft_most=0.1),
     ]  # fmt: skip
 
 

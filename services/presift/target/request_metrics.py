@@ -128,6 +128,9 @@ def _record_answer(measure: RequestMetrics, finished: Finished, ended_ms: float,
         record("gen_ai.server.time_per_output_token", each_s, genai_operation="text_completion", model=model)
     record_read(finished)
     count("presift.target.tokens", finished.completion_tokens, kind="generated")
+    count("presift.target.lookahead.accepted", finished.accepted_tokens)
+    count("presift.target.kv.renewals", finished.renewals, outcome="done")
+    count("presift.target.kv.renewals", finished.renewals_skipped, outcome="skipped")
 
 
 def _record_failure(measure: RequestMetrics, ended_ms: float, model: str, failure: str) -> None:

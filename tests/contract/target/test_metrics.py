@@ -138,6 +138,22 @@ async def test_tokens_are_counted_as_they_were_got(start, telemetry):
     assert told()[0] == before[0] + 10
 
 
+async def test_renewals_and_accepted_tokens_are_counted(start, telemetry, monkeypatch):
+    house, names = await start(), ("done", "skipped")
+    read = house.engine._read
+    reported = {"renewals": 3, "renewals_skipped": 2, "accepted_tokens": 5}
+    monkeypatch.setattr(house.engine, "_read", lambda *arguments: read(*arguments) | reported)
+
+    def told():
+        renewals = [telemetry.total("presift.target.kv.renewals", outcome=name) for name in names]
+        return [*renewals, telemetry.total("presift.target.lookahead.accepted")]
+
+    before = told()
+    usage = await house.ask(kv=True)
+    assert [now - old for now, old in zip(told(), before, strict=True)] == [3, 2, 5]
+    assert (usage.renewals, usage.renewals_skipped, usage.accepted_tokens) == (3, 2, 5)
+
+
 async def test_a_disconnect_is_recorded_as_a_disconnect(start, telemetry):
     house = await start(token_delay_s=0.01)
     before = [telemetry.total(DURATION, error="CANCELLED"), telemetry.total("presift.target.aborted")]
