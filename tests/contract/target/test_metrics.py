@@ -101,6 +101,14 @@ def test_selecting_kv_takes_its_time_before_the_first_token():
     ]
 
 
+def test_renewals_take_no_time_before_the_first_token():
+    measure = RequestMetrics()
+    measure.is_admitted = True
+    measure.ttft_ms = 100.0
+    measure.finished = Finished(20, 0, 3, FinishReason.LENGTH, 9, score_ms=90.0, publish_ms=60.0, renewals=5)
+    assert measure.stages(250.0) == [("prefill", 0.0, 100.0), ("decode", 100.0, 250.0)]
+
+
 def test_what_an_engine_says_too_much_does_not_begin_before_the_request():
     measure = RequestMetrics()
     measure.is_admitted = True
