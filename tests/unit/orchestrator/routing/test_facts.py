@@ -146,17 +146,19 @@ def test_an_answer_has_all_facts_of_its_own(text):
     assert count.found == count.total
 
 
-@pytest.mark.parametrize(
-    "piece", ['"', '"a', "'a ", "“ab ", "a.", "_a", "1,", "7 ", "箱", "- A\n", " \t", "A1.b2 ", "-"]
-)
+def seconds_for(text):
+    """Of processor time to compare a text with itself, the best of three."""
+    taken = []
+    for _ in range(3):
+        started = time.process_time()
+        count_facts(text, text)
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+@pytest.mark.parametrize("piece", ['"', '"a', "'a ", "“ab ", "a.", "_a", "1,", "7 ", "箱", "- A\n", "A1.b2 ", "A{}.b "])
 def test_a_hostile_answer_takes_linear_time(piece):
-    """With quadratic time 100,000 characters would take minutes; they take a tenth of a second."""
-    text, started = piece * (100_000 // len(piece)), time.process_time()
-    count_facts(text, text)
-    assert time.process_time() - started < 5
-
-
-def test_many_facts_take_linear_time():
-    text, started = " ".join(f"A{number}.b{number}" for number in range(20_000)), time.process_time()
-    assert count_facts(text, text) == FactCount(20_000, 20_000)
-    assert time.process_time() - started < 5
+    """Eight times the text takes about eight times as long; with quadratic time, 64 times."""
+    texts = ["".join(piece.format(number) for number in range(count)) for count in (1_000, 8_000)]
+    short_s, long_s = map(seconds_for, texts)
+    assert long_s < 30 * max(short_s, 1e-3)
