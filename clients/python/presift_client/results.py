@@ -70,6 +70,11 @@ class Usage:
     `kv_tokens` is what the prompt actually held. If KV was dropped: `reused_entry` says whether the target had the
     compressed entry, `score_ms` and `publish_ms` are the times to select and to copy the KV, and `coverage` is the
     share of the scoring queries' attention on kept KV.
+
+    `renewals` counts how often KV was selected anew while the answer was generated, and `renewals_skipped` how often
+    that was due and not done; `coverage` is then the last one and `coverage_min` the lowest. `accepted_tokens` began
+    the answer without being decoded: the target confirmed the draft's lookahead. `kv_tokens_peak` and `kv_tokens_mean`
+    count prompt and answer over the decode steps; 0 unless KV was dropped.
     """
 
     prompt_tokens: int
@@ -89,6 +94,12 @@ class Usage:
     reasoning_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     warnings: tuple[str, ...] = ()
+    renewals: int = 0
+    renewals_skipped: int = 0
+    accepted_tokens: int = 0
+    kv_tokens_peak: int = 0
+    kv_tokens_mean: float = 0.0
+    coverage_min: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +140,11 @@ class PolicyFile:
 class RouteQuality:
     """How well a route's answers agree with those of `full`, for prompts of `min_tokens` to `max_tokens`.
 
-    `mean_overlap` and `exact_share` are 0..1; `mean_first_divergence` is a token index, over the answers that were not
-    identical. All three are None without samples. `since` is when the route was last switched off or on, in UTC.
+    `mean_agreement`, 0..1, decides whether the route is switched off. Its parts are `mean_overlap`, the share of tokens
+    that both answers have in the same order, and `mean_fact_share`, the share of the facts of full's answer (numbers,
+    identifiers, names, quoted strings) that the route's answer has too; None if no answer had facts. `exact_share` is
+    0..1; `mean_first_divergence` is a token index, over the answers that were not identical. All are None without
+    samples. `since` is when the route was last switched off or on, in UTC.
     """
 
     route: str
@@ -142,6 +156,8 @@ class RouteQuality:
     mean_first_divergence: float | None
     switched_off: bool
     since: datetime | None
+    mean_agreement: float | None = None
+    mean_fact_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,10 @@ export interface Decision {
  *
  * `kvTokens` is what the prompt actually held. If KV was dropped: `reusedEntry` says whether the target had the
  * compressed entry, `scoreMs` and `publishMs` are the times to select and to copy the KV, and `coverage` is the share
- * of the scoring queries' attention on kept KV.
+ * of the scoring queries' attention on kept KV. `renewals` counts how often KV was selected anew while the answer was
+ * generated, and `renewalsSkipped` how often that was due and not done; `coverage` is then the last one and
+ * `coverageMin` the lowest. `acceptedTokens` began the answer without being decoded: the target confirmed the draft's
+ * lookahead. `kvTokensPeak` and `kvTokensMean` count prompt and answer over the decode steps; 0 unless KV was dropped.
  */
 export interface Usage {
   readonly kind: "usage";
@@ -79,6 +82,12 @@ export interface Usage {
   readonly reasoningTokens: number;
   readonly promptLogprobs: readonly TokenLogprob[];
   readonly warnings: readonly string[];
+  readonly renewals: number;
+  readonly renewalsSkipped: number;
+  readonly acceptedTokens: number;
+  readonly kvTokensPeak: number;
+  readonly kvTokensMean: number;
+  readonly coverageMin: number | undefined;
 }
 
 /** One event of a stream: first a decision, then deltas, then a usage for each answer. */
@@ -131,13 +140,21 @@ export interface Replica {
   readonly name: string;
 }
 
-/** How well a route's answers agree with those of `full`, for prompts of `minTokens` to `maxTokens`. */
+/**
+ * How well a route's answers agree with those of `full`, for prompts of `minTokens` to `maxTokens`.
+ *
+ * `meanAgreement`, 0..1, decides whether the route is switched off. Its parts are `meanOverlap`, the share of tokens
+ * that both answers have in the same order, and `meanFactShare`, the share of the facts (numbers, identifiers, names,
+ * quoted strings) of full's answer that the route's answer has too; undefined if no answer had facts.
+ */
 export interface RouteQuality {
   readonly route: string;
   readonly minTokens: number;
   readonly maxTokens: number;
   readonly samples: number;
+  readonly meanAgreement: number | undefined;
   readonly meanOverlap: number | undefined;
+  readonly meanFactShare: number | undefined;
   readonly exactShare: number | undefined;
   readonly meanFirstDivergence: number | undefined;
   readonly switchedOff: boolean;
@@ -253,6 +270,7 @@ function usageOf({ $typeName, $unknown, ...usage }: wire.Usage): Usage {
     kind: "usage",
     finishReason: nameOf(FinishReason, usage.finishReason),
     coverage: usage.coverage,
+    coverageMin: usage.coverageMin,
     promptLogprobs: logprobsOf(usage.promptLogprobs),
   };
 }
@@ -275,10 +293,11 @@ function spanOf(span: wire.ExplainedSpan): ExplainedSpan {
 }
 
 function qualityOf({ $typeName, $unknown, since, ...quality }: wire.RouteQuality): RouteQuality {
-  const { meanOverlap, exactShare, meanFirstDivergence } = quality;
+  const { meanAgreement, meanOverlap, meanFactShare, exactShare, meanFirstDivergence } = quality;
   const route = nameOf(Route, quality.route);
   const when = since === undefined ? undefined : timestampDate(since);
-  return { ...quality, route, meanOverlap, exactShare, meanFirstDivergence, since: when };
+  const means = { meanAgreement, meanOverlap, meanFactShare, exactShare, meanFirstDivergence };
+  return { ...quality, route, ...means, since: when };
 }
 
 function modelOf(model: ModelInfo | undefined): Model | undefined {

@@ -261,7 +261,7 @@ class TextDelta(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., choice: _Optional[int] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[_target_pb2.ToolCallDelta, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[_target_pb2.TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "choice", "reasoning_tokens", "prompt_logprobs", "warnings")
+    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "choice", "reasoning_tokens", "prompt_logprobs", "warnings", "renewals", "renewals_skipped", "accepted_tokens", "kv_tokens_peak", "kv_tokens_mean", "coverage_min")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -279,6 +279,12 @@ class Usage(_message.Message):
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_PEAK_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_MEAN_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_MIN_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kept_tokens: int
     kv_tokens: int
@@ -296,7 +302,13 @@ class Usage(_message.Message):
     reasoning_tokens: int
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_target_pb2.TokenLogprob]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., choice: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_target_pb2.TokenLogprob, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    renewals: int
+    renewals_skipped: int
+    accepted_tokens: int
+    kv_tokens_peak: int
+    kv_tokens_mean: float
+    coverage_min: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., choice: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_target_pb2.TokenLogprob, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., renewals: _Optional[int] = ..., renewals_skipped: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., kv_tokens_peak: _Optional[int] = ..., kv_tokens_mean: _Optional[float] = ..., coverage_min: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("prompt", "budget", "route", "kv", "include_kv_mask", "span_per_token", "max_new_tokens")
@@ -431,7 +443,7 @@ class PolicyFile(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class RouteQuality(_message.Message):
-    __slots__ = ("route", "min_tokens", "max_tokens", "samples", "mean_overlap", "exact_share", "mean_first_divergence", "switched_off", "since")
+    __slots__ = ("route", "min_tokens", "max_tokens", "samples", "mean_overlap", "exact_share", "mean_first_divergence", "switched_off", "since", "mean_agreement", "mean_fact_share")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -441,6 +453,8 @@ class RouteQuality(_message.Message):
     MEAN_FIRST_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
     SWITCHED_OFF_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FACT_SHARE_FIELD_NUMBER: _ClassVar[int]
     route: _plan_pb2.Route
     min_tokens: int
     max_tokens: int
@@ -450,7 +464,9 @@ class RouteQuality(_message.Message):
     mean_first_divergence: float
     switched_off: bool
     since: _timestamp_pb2.Timestamp
-    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    mean_agreement: float
+    mean_fact_share: float
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., mean_agreement: _Optional[float] = ..., mean_fact_share: _Optional[float] = ...) -> None: ...
 
 class StageSpeed(_message.Message):
     __slots__ = ("stage", "model", "replica", "call_ms", "token_ms", "megapair_ms", "step_ms", "observations", "contention")
