@@ -18,6 +18,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.spans import merge
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class Report:
     kv_mask: dict[str, Any] | None = None
     renewals: int = 0
     renewals_skipped: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +79,8 @@ class DecodeState:
 
     def record_build(self, cached_tokens: int, **others: Any) -> None:
         """Report that the entry was built for this request; `others` as in Report."""
-        self.report = self._report(cached_tokens, **others)
+        accepted = 0 if self.report is None else self.report.accepted_tokens
+        self.report = self._report(cached_tokens, accepted_tokens=accepted, **others)
 
     def record_full(self, cached_tokens: int) -> None:
         """Report that the answer begins on the full KV."""
@@ -106,6 +109,7 @@ class ScoringState:
     """The plugin's own request that reads prompt and lookahead to select KV. `selector` None: the plan has a mask.
 
     For a renewal, `caller` describes what is selected and not the caller's own request, whose state is another.
+    `lookahead` None: there is none to verify.
     """
 
     caller: DecodeState
@@ -113,6 +117,13 @@ class ScoringState:
     is_renewal: bool = False
     # Whether the entry was built or cannot be built.
     is_finished: bool = False
+    lookahead: VerifiedLookahead | None = None
+
+    def reset(self) -> None:
+        """Start over, because the prompt is read again."""
+        for each in (self.selector, self.lookahead):
+            if each is not None:
+                each.reset()
 
 
 @dataclass(slots=True, eq=False)

@@ -13,6 +13,7 @@ from presift.core.policies import SpecKv  # noqa: E402 - the plugin needs torch
 from presift.target.sglang_plugin.attention import ForwardPass  # noqa: E402
 from presift.target.sglang_plugin.kv_selector import KvSelector  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
+from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, compressed  # noqa: E402
 
@@ -185,3 +186,35 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
     assert len(calls) == 2
     assert not add.__self__.is_complete
     assert whole.state.selector.is_complete
+
+
+def predicted(run: ForwardPass, prefix: int, length: int, request: Row, fails: bool = False) -> None:
+    """One pass over positions `prefix` to `prefix + length` of `request`, behind another's 3 rows; after position i,
+    token 100 + i is the most likely.
+    """
+    run.begin(forward([0], "extend"), batch(Row("a"), request, prefixes=[5, prefix], lengths=[3, length]), Machine())
+    states = torch.tensor([0.0] * 3 + [100.0 + i for i in range(prefix, prefix + length)])[:, None]
+
+    def logits(block: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if fails:
+            raise RuntimeError("out of memory")
+        return torch.nn.functional.one_hot(block[:, 0].long(), 200)
+
+    run.on_logits(SimpleNamespace(_get_logits=logits), states, None, None)
+
+
+@pytest.mark.parametrize("cuts", [[22], [19, 22], [20, 22], [19, 20, 21, 22], [21, 22]], ids=str)
+def test_the_rows_that_predict_the_lookahead_are_found_in_any_chunks(cuts: list[int]) -> None:
+    request, run = scoring(), ForwardPass()
+    request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS - 1, (119, 120))
+    for first, end in zip([0, *cuts[:-1]], cuts, strict=True):
+        predicted(run, first, end - first, request)
+        assert run.has_lookahead_rows == (first < 21 and end > 19)
+    assert request.state.lookahead.accepted() == (119, 120)
+
+
+def test_a_lookahead_that_cannot_be_verified_does_not_end_the_pass() -> None:
+    request = scoring()
+    request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS - 1, (119, 120))
+    predicted(ForwardPass(), 0, 22, request, fails=True)
+    assert request.state.lookahead.accepted() == ()

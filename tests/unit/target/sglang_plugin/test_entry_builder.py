@@ -43,6 +43,7 @@ class Rig:
         self.published: list[Any] = []
         monkeypatch.setattr(entry_builder, "scoring_request", self._scoring)
         monkeypatch.setattr(entry_builder, "publish", self._publish)
+        monkeypatch.setattr(entry_builder, "accept", self._accept)
 
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
@@ -50,6 +51,10 @@ class Rig:
         seen: Any = SimpleNamespace(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
         scored = ScoringState(state, None if given else seen)
         return Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
+
+    def _accept(self, request: Request, tokens: tuple[int, ...]) -> int:
+        request.output_ids += tokens[: request.accepts]
+        return len(request.output_ids)
 
     def _publish(self, scheduler: Any, request: Request, state: ScoringState) -> Any:
         assert scheduler is self.scheduler and state is request.state
@@ -406,6 +411,51 @@ def test_coverage_is_forgotten_with_the_tree_and_beyond_a_limit(rig: Rig, monkey
     assert [coverage(entry) for entry in ("one", "two", "three")] == [0.5, None, 0.5]
     rig.builder.on_tree_reset()
     assert coverage("one") is None
+
+
+def begin(rig: Rig, request: Request) -> bool:
+    """SGLang finds the entry of `request`, then admits it."""
+    rig.queue.append(request)
+    request.prefix_indices = [0] * KEPT
+    begun = rig.builder.begin_answer(request, request.state)
+    rig.admit(request)
+    return begun
+
+
+def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) -> None:
+    first, again, no_more, later = caller("a"), caller("b"), caller("c"), caller("d", suffix_tokens=2)
+    full, running = caller("e"), caller("f")
+    first.state.next_renewal, full.state.is_full, running.output_ids = 1, True, [9]
+    no_more.accepts = 0
+    rig.queue.append(first)
+    rig.miss(first)
+    scoring = rig.scoring()
+    scoring.state.lookahead = SimpleNamespace(accepted=lambda: (50, 51))
+    rig.run(scoring)
+    rig.finish(scoring)
+    rig.queue.clear()
+
+    assert [begin(rig, request) for request in (first, again, no_more)] == [True, True, False]
+    assert [request.output_ids for request in (first, again, no_more)] == [[50, 51], [50, 51], []]
+    assert [request.state.report.accepted_tokens for request in (first, again, no_more)] == [2, 2, 0]
+    assert [request.state.report.reused_entry for request in (first, again, no_more)] == [False, True, True]
+    assert [begin(rig, request) for request in (later, full, running)] == [False] * 3
+    assert rig.scheduler.streamed == rig.scheduler.reasoned == [first, again]
+    # Until a token was decoded, SGLang may insert the row into its tree.
+    assert first.state.next_renewal == 3
+    rig.builder.on_tree_reset()
+    assert not begin(rig, caller("g"))
+
+
+def test_accepted_tokens_are_streamed_once(rig: Rig) -> None:
+    request = caller("a")
+    request.state.record_reuse(KEPT, None)
+    request.state.report.accepted_tokens, request.output_ids = 2, [50, 51]
+    rig.queue.extend([request, request])
+    rig.admit(request)
+    request.send_token_offset, request.retraction_count = 2, 1
+    rig.admit(request)
+    assert rig.scheduler.streamed == [request]
 
 
 def test_a_tree_reset_unlocks_nothing(rig: Rig) -> None:

@@ -327,6 +327,32 @@ def test_an_admitted_request_releases_its_pin(plugin: Plugin, sglang: None, admi
     assert request.skip_radix_cache_insert is (admits and not keep)
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_the_prefix_is_matched_again_behind_accepted_tokens(plugin: Plugin, sglang: None, begins: bool) -> None:
+    assert plugin.builder is not None
+    adder, request = Adder(), Admitted("a", compressed(), prefix_indices=[0] * KEPT)
+    matched: list[Any] = []
+    request.init_next_round_input = matched.append  # type: ignore[attr-defined]
+    plugin.builder.begin_answer = lambda *_: begins  # type: ignore[method-assign]
+    adder.tree_cache = "tree"  # type: ignore[attr-defined]
+    assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
+    assert matched == ["tree"] * begins
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_logits_of_a_lookahead_are_seen(plugin: Plugin, named: bool) -> None:
+    seen: list[Any] = []
+    plugin._pass._predicting = [object()]  # type: ignore[list-item]
+    plugin._pass.on_logits = lambda *given: seen.append(given)  # type: ignore[method-assign]
+    names = ("input_ids", "hidden_states", "lm_head", "logits_metadata")
+    args, kwargs = ((), dict(zip(names, "abcd", strict=True))) if named else ("abcd", {})
+    assert plugin.around_logits_forward(lambda *_, **__: "logits", "processor", *args, **kwargs) == "logits"
+    assert seen == [("processor", "b", "c", "d")]
+    plugin._pass._predicting = []
+    plugin.around_logits_forward(lambda *_, **__: "logits", "processor", *args, **kwargs)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("admits", [True, False])
 def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_a_reset_selector(
     plugin: Plugin, sglang: None, admits: bool
@@ -658,6 +684,7 @@ def test_a_report_is_attached_once(plugin: Plugin) -> None:
         "kv_mask": None,
         "renewals": 0,
         "renewals_skipped": 0,
+        "accepted_tokens": 0,
     }
     assert made.customized_info == {"presift": [told]}
     assert untouched.customized_info["presift"][0]["cached_tokens"] == 7
