@@ -1,5 +1,5 @@
-"""What the plugin does in a forward pass: it shifts positions past dropped KV, captures the scoring queries, and notes
-which tokens the target finds most likely after the lookahead's.
+"""What the plugin does in a forward pass: it shifts positions past dropped KV, captures the scoring queries, notes
+which tokens the target finds most likely after the lookahead's, and counts the KV that decode steps hold.
 
 SGLang copies its forward batch, so state cannot be stored on it. It is noted here when the batch is made and read when
 attention runs, in the same thread, one pass at a time.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from presift.target.sglang_plugin.kv_selector import KvSelector
-from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
+from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead, most_likely
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ class ForwardPass:
         shifts = [state.shift if isinstance(state, DecodeState) else 0 for state in states]
         if any(shifts):
             forward.positions = forward.positions + _per_token(shifts, forward, batch)
+        if forward.forward_mode.is_decode_or_idle():
+            _count_steps(states, batch)
         if forward.forward_mode.is_extend():
             self._rows = _rows(states, batch, runner.req_to_token_pool.req_to_token)
             self._predicting = _predicting(states, batch)
@@ -99,6 +101,12 @@ class ForwardPass:
         taken = queries[rows.start : rows.end].view(rows.end - rows.start, layer.tp_q_head_num, layer.qk_head_dim)
         keys = self._pool.get_key_buffer(layer.layer_id)
         rows.selector.add(layer.layer_id, taken, rows.first, keys, layer.scaling, slots=rows.slots)
+
+
+def _count_steps(states: list[Any], batch: Any) -> None:
+    for state, kv_tokens in zip(states, batch.seq_lens_cpu.tolist(), strict=False):
+        if isinstance(state, DecodeState | PassthroughState) and state.report is not None:
+            state.report.count_step(kv_tokens)
 
 
 def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:

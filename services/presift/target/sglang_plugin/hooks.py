@@ -12,7 +12,7 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
-from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of
+from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
 
@@ -272,20 +272,17 @@ def _plan(state: DecodeState | ScoringState) -> KvPlan:
 
 
 def _attach_report(request: Any, state: Any) -> None:
-    """Send the report with the first token; with the last one again, if it may have changed."""
+    """Send the report with the first token, and with the last one again: counts have changed."""
     if not isinstance(state, DecodeState | PassthroughState) or state.report is None:
         return
     if request.customized_info is None:
         if isinstance(state, PassthroughState):
             state.report.cached_tokens = request.cached_tokens
-        request.customized_info = {KEY: [_values(state.report)]}
-    if isinstance(state, DecodeState) and state.plan.policy.renews:
-        # SGLang pairs values and tokens, so those between need values too.
-        values = request.customized_info[KEY]
-        values.extend([None] * (len(request.output_ids_through_stop) - len(values)))
-        if request.finished():
-            values[-1] = _values(state.report)
-
-
-def _values(report: Report) -> dict[str, Any]:
-    return {name: getattr(report, name) for name in report.__slots__}
+        request.customized_info = {KEY: [state.report.values()]}
+    # SGLang pairs values and tokens, so those between need values too.
+    values = request.customized_info[KEY]
+    values.extend([None] * (len(request.output_ids_through_stop) - len(values)))
+    if request.finished():
+        # The mask is large, and was sent with the first token.
+        unsent = None if len(values) > 1 else state.report.kv_mask
+        values[-1] = state.report.values() | {"kv_mask": unsent}

@@ -58,7 +58,13 @@ def forward(positions: list[int] | None, mode: str) -> Any:
 def batch(*requests: Any, prefixes: list[int] | None = None, lengths: list[int] | None = None) -> Any:
     for place, request in enumerate(requests):
         request.place = place
-    return SimpleNamespace(reqs=requests, prefix_lens=prefixes or [], extend_lens=lengths or [])
+    lengths = lengths or []
+    return SimpleNamespace(
+        reqs=requests,
+        prefix_lens=prefixes or [],
+        extend_lens=lengths,
+        seq_lens_cpu=torch.arange(10, 10 + len(requests)),
+    )
 
 
 def scoring(layers: int = 1) -> Row:
@@ -186,6 +192,24 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
     assert len(calls) == 2
     assert not add.__self__.is_complete
     assert whole.state.selector.is_complete
+
+
+def test_decode_steps_count_the_kv_of_prompt_and_answer() -> None:
+    run, made, untouched = ForwardPass(), Row("a", compressed()), Row("b", PassthroughState(Report(1, 1, 0)))
+    made.state.record_reuse(KEPT, None)
+    # Not admitted yet, so nothing is reported of it.
+    waiting = Row("c", compressed())
+    for lengths in ([9, 5, 7], [10, 6, 8], [12, 7, 9]):
+        step = batch(made, untouched, waiting, Row("d"))
+        # Beam search adds rows.
+        step.seq_lens_cpu = torch.tensor([*lengths, 50, 60])
+        run.begin(forward([0] * 5, "decode"), step, Machine())
+    run.begin(forward([0] * 4, "extend"), batch(made, untouched, prefixes=[8, 1], lengths=[1, 3]), Machine())
+
+    values = made.state.report.values()
+    assert (values["kv_tokens_peak"], values["kv_tokens_mean"]) == (12, pytest.approx(31 / 3))
+    assert untouched.state.report.values()["kv_tokens_peak"] == 7
+    assert waiting.state.report is None
 
 
 def predicted(run: ForwardPass, prefix: int, length: int, request: Row, fails: bool = False) -> None:
