@@ -89,6 +89,9 @@ class DecodeState:
     attempts: int = 0
     is_full: bool = False
     next_renewal: int | None = None
+    # The coverage of the last renewal, and whether renewals come sooner because it had fallen.
+    renewed_coverage: float | None = None
+    is_hurried: bool = False
 
     @property
     def shift(self) -> int:
@@ -144,7 +147,10 @@ class DecodeState:
         return len(self.prompt) - self.shift + self.suffix_tokens
 
     def _report(self, cached_tokens: int, **others: Any) -> Report:
-        return Report(len(self.prompt) + self.suffix_tokens, self.held_tokens, cached_tokens, **others)
+        # Without room for the full KV, the first compression comes at once.
+        skipped = int(self.plan.policy.first_full_tokens > 0 and not self.is_full)
+        read = len(self.prompt) + self.suffix_tokens
+        return Report(read, self.held_tokens, cached_tokens, renewals_skipped=skipped, **others)
 
 
 @dataclass(slots=True, eq=False)
