@@ -764,7 +764,8 @@ export type TargetUsage = Message<"presift.v1.TargetUsage"> & {
   renewals: number;
 
   /**
-   * renewals_skipped is how often that was due and not done, because the prefix was evicted or the KV pool was full.
+   * renewals_skipped is how often that was due and not done, because the prefix was evicted or the KV pool was full. It
+   * also counts first_full_tokens that would not fit the KV pool: the answer then began on the compressed KV.
    *
    * @generated from field: uint32 renewals_skipped = 18;
    */
