@@ -20,8 +20,10 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     from sglang.srt.managers.schedule_batch import Req  # noqa: PLC0415 - in the scheduler alone
     from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
 
-    # max_new_tokens 0 is SGLang's "prefill only".
-    sampling = SamplingParams(max_new_tokens=0, temperature=0.0)
+    # max_new_tokens 0 is SGLang's "prefill only". It samples nothing, but SGLang merges it into the caller's batch, and
+    # draws other tokens for the same seeds once a batch has a top_k.
+    same = {name: getattr(request.sampling_params, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    sampling = SamplingParams(max_new_tokens=0, **same)
     sampling.normalize(None)
     lookahead = state.plan.lookahead_token_ids
     verified = VerifiedLookahead(len(state.prompt) - 1, lookahead) if lookahead else None

@@ -624,12 +624,15 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
         eos_token_ids={1}, vocab_size=512, priority=3, cache_salt="salt", http_worker_ipc=None, state=state
     )
     asked.time_stats = SimpleNamespace(wait_queue_entry_time=123.5)
+    sampling = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
+    asked.sampling_params = SimpleNamespace(**sampling)
     scheduler = SimpleNamespace(tokenizer=object(), model_config=SimpleNamespace(num_hidden_layers=4))
     scoring = scoring_request.scoring_request(scheduler, asked, state)
     assert scoring.origin_input_ids == array("q", [*range(PROMPT_TOKENS), 50, 51])
     assert (scoring.extra_key, scoring.cache_salt, scoring.priority) == ("extra", "salt", 3)
-    assert (scoring.sampling_params.max_new_tokens, scoring.sampling_params.temperature) == (0, 1.0)
-    assert scoring.sampling_params.top_k == 1
+    # As the caller, so that its batch samples as before.
+    assert {name: getattr(scoring.sampling_params, name) for name in sampling} == sampling
+    assert scoring.sampling_params.max_new_tokens == 0
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
     assert scoring.time_stats.wait_queue_entry_time == 123.5
     assert scoring.rid.startswith("presift-")
@@ -642,6 +645,8 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
         KEPT,
     )
     assert (own.selector.layers, own.selector.first_row, own.selector.end_row) == (4, 16, 22)
+    assert own.lookahead is not None
+    assert (own.lookahead.first_row, own.lookahead.tokens) == (PROMPT_TOKENS - 1, (50, 51))
     assert own.selector.protected.nonzero().flatten().tolist() == [2, 3]
 
 
