@@ -28,7 +28,7 @@ def main(url: str = "http://127.0.0.1:30000") -> int:
         answer = generate(url, prompt, chosen)
         held = answer["meta_info"]["prompt_tokens"]  # with a plan, what the prompt holds while decoding
         print(f"{name}: {answer['output_ids']}, {held} KV tokens held, {answer['meta_info']['cached_tokens']} cached")
-        for report in filter(None, answer["meta_info"].get("presift", [])):
+        for report in answer["meta_info"].get("presift", [])[-1:]:
             coverage, reused = report["coverage"], report["reused_entry"]
             print(f"  of {report['prompt_tokens']} prompt tokens; coverage {coverage:.2f}, reused entry: {reused}")
     return 0

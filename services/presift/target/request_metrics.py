@@ -121,7 +121,9 @@ def gauges_of(load: Callable[[], EngineLoad | None]) -> tuple[Gauge, ...]:
 
 
 def _record_answer(measure: RequestMetrics, finished: Finished, ended_ms: float, model: str) -> None:
-    ttft_s, total_s, steps = (measure.ttft_ms or 0.0) / 1000, ended_ms / 1000, finished.completion_tokens - 1
+    ttft_s, total_s = (measure.ttft_ms or 0.0) / 1000, ended_ms / 1000
+    # Accepted lookahead tokens come at once, before the first step.
+    steps = finished.completion_tokens - max(1, finished.accepted_tokens)
     for stage, began_ms, stopped_ms in measure.stages(ended_ms):
         _span(measure, (stage, began_ms, stopped_ms))
         record("presift.target.stage.duration", (stopped_ms - began_ms) / 1000, stage=stage)

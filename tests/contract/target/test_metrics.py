@@ -8,10 +8,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from presift.core.generation import EngineLoad, FinishReason
 from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.target import request_metrics
 from presift.target.admission import Admission
 from presift.target.engine import Finished
 from presift.target.request_metrics import RequestMetrics, gauges_of
-from presift.target.servicer import TargetServicer
+from presift.target.servicer import TargetServicer, _usage
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc
 
 from ...echo_engine import ECHO_KV_TOKENS, EchoEngine
@@ -115,6 +116,31 @@ def test_what_an_engine_says_too_much_does_not_begin_before_the_request():
     measure.ttft_ms = 10.0
     measure.finished = Finished(20, 0, 3, FinishReason.LENGTH, 9, score_ms=30.0, publish_ms=20.0)
     assert all(0.0 <= began <= ended for _, began, ended in measure.stages(12.0))
+
+
+@pytest.mark.parametrize(("accepted", "each_s"), [(0, 0.1), (1, 0.1), (5, 0.18)])
+def test_accepted_tokens_take_no_step(monkeypatch, accepted, each_s):
+    recorded = {}
+    monkeypatch.setattr(request_metrics, "record", lambda name, value, **_: recorded.update({name: value}))
+    monkeypatch.setattr(RequestMetrics, "now_ms", lambda _: 1000.0)
+    with request_metrics.request_metrics("m") as measure:
+        measure.ttft_ms = 100.0
+        measure.finished = Finished(20, 0, 10, FinishReason.LENGTH, 9, accepted_tokens=accepted)
+    assert recorded["gen_ai.server.time_per_output_token"] == pytest.approx(each_s)
+
+
+def test_what_the_engine_reports_of_kv_is_in_the_usage():
+    reported = {
+        "renewals": 3,
+        "renewals_skipped": 2,
+        "accepted_tokens": 5,
+        "kv_tokens_peak": 80,
+        "kv_tokens_mean": 70.5,
+        "coverage": 0.75,
+        "coverage_min": 0.5,
+    }
+    usage = _usage(Finished(20, 0, 10, FinishReason.LENGTH, 9, **reported), RequestMetrics(), "", None)
+    assert {name: getattr(usage, name) for name in reported} == reported
 
 
 async def test_an_entry_that_is_found_was_not_selected_again(start, telemetry):

@@ -66,6 +66,22 @@ async def test_an_answer_within_the_first_tokens_is_that_of_full(start: Any, ren
     await driver.empty()
 
 
+async def test_the_kv_held_is_reported(start: Any, renewing: Any, plan: Any, prompt: Any) -> None:
+    driver, ids = await start(), prompt(209, 300)
+    cases = ((plan(CAPACITY), 65), (renewing(CAPACITY), 65), (plan(400), 300))
+    for chosen, held in cases:
+        _, end = await driver.answer(ids, chosen, max_new_tokens=41)
+        # SGLang runs one step more than the answer needs.
+        assert end.kv_tokens_peak == pytest.approx(held + 40, abs=1)
+        assert end.kv_tokens_mean == pytest.approx(held + 20.5, abs=1)
+    _, end = await driver.answer(ids, renewing(CAPACITY, 0, first=20), max_new_tokens=41)
+    assert 320 <= end.kv_tokens_peak <= 330
+    assert 65 + 30 < end.kv_tokens_mean < 0.7 * end.kv_tokens_peak
+    _, end = await driver.answer(ids, max_new_tokens=41)
+    assert (end.kv_tokens_peak, end.kv_tokens_mean) == (0, 0)
+    await driver.empty()
+
+
 async def test_what_a_renewal_selects_is_what_a_new_request_would(start: Any, renewing: Any, prompt: Any) -> None:
     driver, ids, begun = await start(), prompt(202, 300), 20
     spans = (Span(30, 40),)

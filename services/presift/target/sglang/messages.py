@@ -86,7 +86,10 @@ class AnswerReader:
         """
         meta, token_ids = answer["meta_info"], answer["output_ids"]
         # Requests without a report have None if another request of the batch has one.
-        self._report = next(filter(None, reversed(meta.get(custom_params.KEY) or ())), self._report)
+        for report in filter(None, meta.get(custom_params.KEY) or ()):
+            # Only the first one has the mask.
+            kept = (self._report or report)["kv_mask"]
+            self._report = report | {"kv_mask": kept}
         reason = meta["finish_reason"]
         if reason and reason["type"] == "abort":
             raise aborted(reason, self._request)

@@ -19,10 +19,11 @@ from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, EntryPins, pub
 from presift.target.sglang_plugin.renewals import Renewals
 from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
+from presift.target.sglang_plugin.verified_lookahead import accept
 
 # How often building an entry may fail for lack of room, or the entry be evicted before use, before the request fails.
 MAX_ATTEMPTS = 8
-# For how many entries coverage is remembered: a reply that reuses an entry reports it.
+# How many entries are remembered: requests that reuse them report the coverage, and begin with the accepted tokens.
 _REMEMBERED = 4096
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,14 @@ class EntryBuild:
     waiting: list[Any] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class BuiltEntry:
+    """What is known of an entry that was built: its coverage, and the beginning of a greedy answer."""
+
+    coverage: float | None
+    accepted: tuple[int, ...] = ()
+
+
 class EntryBuilder:
     """The plugin's state in one scheduler: `builds` under way and `pins` by request id. Both are empty when idle."""
 
@@ -50,7 +59,7 @@ class EntryBuilder:
         self.pins = EntryPins(scheduler.tree_cache, int(scheduler.max_total_num_tokens * PINNED_SHARE))
         self.renewals = Renewals(scheduler)
         self._missing: list[Any] = []
-        self._coverage: OrderedDict[str, float | None] = OrderedDict()
+        self._built: OrderedDict[str, BuiltEntry] = OrderedDict()
 
     def counts(self) -> dict[str, int]:
         """Counts of the plugin's state (all 0 when idle), of the pool's KV slots, and the page size.
@@ -76,6 +85,26 @@ class EntryBuilder:
         """Note a request that cannot be admitted because its entry is not in the tree."""
         self._missing.append(request)
 
+    def begin_answer(self, request: Any, state: DecodeState) -> bool:
+        """Begin the answer of a request that has found its entry with the lookahead's accepted tokens, if they are its
+        own and it has generated none. True if it did.
+        """
+        entry = self._built.get(state.entry)
+        if entry is None or state.is_full or state.suffix_tokens or request.output_ids:
+            return False
+        accepted = accept(request, entry.accepted)
+        if not accepted:
+            return False
+        self._scheduler.batch_result_processor._maybe_update_reasoning_tokens(request, list(request.output_ids))
+        if state.report is None:
+            state.record_reuse(len(request.prefix_indices), entry.coverage)
+        assert state.report is not None
+        state.report.accepted_tokens = accepted
+        if state.next_renewal is not None:
+            # Not before a token was decoded: until then SGLang may still insert the row into its tree.
+            state.next_renewal = max(state.next_renewal, accepted + 1)
+        return True
+
     def on_admitted(self, request: Any, state: DecodeState) -> None:
         """Release the pin of an admitted request: SGLang locks the entry from now on."""
         self.pins.release(request.rid)
@@ -84,10 +113,14 @@ class EntryBuilder:
             if state.is_full:
                 state.record_full(cached)
             else:
-                state.record_reuse(cached, self._coverage.get(state.entry))
+                entry = self._built.get(state.entry)
+                state.record_reuse(cached, None if entry is None else entry.coverage)
         elif state.plan.policy.renews and not state.is_full and request.retraction_count:
             # It continues on the first entry, so it needs the renewal that it lost.
             state.next_renewal = len(request.output_ids) + 1
+        if state.report is not None and state.report.accepted_tokens and not request.send_token_offset:
+            # Before the first step, which generates the token behind them.
+            self._scheduler.output_streamer.stream_output([request], False)
 
     def start_missing(self) -> bool:
         """Start builds for the missing entries. True if the queue has a new or changed request."""
@@ -151,7 +184,7 @@ class EntryBuilder:
     def on_tree_reset(self) -> None:
         """Forget all entries, because the tree was emptied."""
         self.pins.clear()
-        self._coverage.clear()
+        self._built.clear()
 
     def _start(self, request: Any) -> bool:
         queue, state = self._scheduler.waiting_queue, state_of(request)
@@ -185,7 +218,8 @@ class EntryBuilder:
         assert isinstance(state, ScoringState)
         selector, cached = state.selector, min(build.scoring.cached_tokens, len(state.caller.prompt))
         coverage, score_ms = (None, 0.0) if selector is None else (selector.coverage, selector.ms)
-        self._remember_coverage(state.caller.entry, coverage)
+        accepted = () if state.lookahead is None else state.lookahead.accepted()
+        self._remember(state.caller.entry, BuiltEntry(coverage, accepted))
         waiting = [(request, state_of(request)) for request in build.waiting]
         # Copied from the device, so only if a caller asked for it.
         is_wanted = any(isinstance(each, DecodeState) and each.plan.report_kept for _, each in waiting)
@@ -197,11 +231,11 @@ class EntryBuilder:
             self.pins.pin(request.rid, node, each.kept)
         self._requeue(build)
 
-    def _remember_coverage(self, entry: str, coverage: float | None) -> None:
-        self._coverage[entry] = coverage
-        self._coverage.move_to_end(entry)
-        while len(self._coverage) > _REMEMBERED:
-            self._coverage.popitem(last=False)
+    def _remember(self, name: str, entry: BuiltEntry) -> None:
+        self._built[name] = entry
+        self._built.move_to_end(name)
+        while len(self._built) > _REMEMBERED:
+            self._built.popitem(last=False)
 
     def _fail(self, build: EntryBuild, status: int, message: str) -> None:
         for request in build.waiting:

@@ -12,7 +12,7 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
-from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of
+from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
 
@@ -39,6 +39,7 @@ class Plugin:
             f"{srt}managers.schedule_policy.PrefillAdder.add_chunked_req": self.around_add_chunked_req,
             f"{srt}model_executor.forward_batch_info.ForwardBatch.init_new": self.around_init_new,
             f"{srt}layers.attention.base_attn_backend.AttentionBackend.forward": self.around_forward,
+            f"{srt}layers.logits_processor.LogitsProcessor.forward": self.around_logits_forward,
             f"{srt}managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
             ".process_batch_result_prefill": self.around_process_batch_result_prefill,
             f"{srt}managers.scheduler_components.output_streamer.SchedulerOutputStreamer"
@@ -127,6 +128,9 @@ class Plugin:
         if isinstance(state, ScoringState):
             admit = self._admit_renewal if state.is_renewal else _admit_scoring
             return admit(original, adder, request, state, *args, **kwargs)
+        if isinstance(state, DecodeState) and self.builder.begin_answer(request, state):
+            # Its cached prefix may be longer now.
+            request.init_next_round_input(adder.tree_cache)
         result = original(adder, request, *args, **kwargs)
         if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix
@@ -165,6 +169,14 @@ class Plugin:
             return result
         arguments_by_name = dict(zip(("q", "k", "v", "layer"), args, strict=False)) | kwargs
         self._pass.on_attention(arguments_by_name["q"], arguments_by_name["layer"])
+        return result
+
+    def around_logits_forward(self, original: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(processor, *args, **kwargs)
+        if self._pass.has_lookahead_rows:
+            names = ("input_ids", "hidden_states", "lm_head", "logits_metadata")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            self._pass.on_logits(processor, *(given[name] for name in names[1:]))
         return result
 
     def around_process_batch_result_prefill(self, original: Any, processor: Any, batch: Any, result: Any) -> Any:
@@ -235,8 +247,8 @@ def _closes_over(function: Any, hook: Callable[..., Any]) -> bool:
 def _admit_scoring(original: Any, adder: Any, request: Any, state: ScoringState, *args: Any, **kwargs: Any) -> Any:
     with _counting_entry_tokens(request, state):
         result = original(adder, request, *args, **kwargs)
-    if request in adder.can_run_list and state.selector is not None:
-        state.selector.reset()
+    if request in adder.can_run_list:
+        state.reset()
     return result
 
 
@@ -260,20 +272,17 @@ def _plan(state: DecodeState | ScoringState) -> KvPlan:
 
 
 def _attach_report(request: Any, state: Any) -> None:
-    """Send the report with the first token; with the last one again, if it may have changed."""
+    """Send the report with the first token, and with the last one again: counts have changed."""
     if not isinstance(state, DecodeState | PassthroughState) or state.report is None:
         return
     if request.customized_info is None:
         if isinstance(state, PassthroughState):
             state.report.cached_tokens = request.cached_tokens
-        request.customized_info = {KEY: [_values(state.report)]}
-    if isinstance(state, DecodeState) and state.plan.policy.renews:
-        # SGLang pairs values and tokens, so those between need values too.
-        values = request.customized_info[KEY]
-        values.extend([None] * (len(request.output_ids_through_stop) - len(values)))
-        if request.finished():
-            values[-1] = _values(state.report)
-
-
-def _values(report: Report) -> dict[str, Any]:
-    return {name: getattr(report, name) for name in report.__slots__}
+        request.customized_info = {KEY: [state.report.values()]}
+    # SGLang pairs values and tokens, so those between need values too.
+    values = request.customized_info[KEY]
+    values.extend([None] * (len(request.output_ids_through_stop) - len(values)))
+    if request.finished():
+        # The mask is large, and was sent with the first token.
+        unsent = None if len(values) > 1 else state.report.kv_mask
+        values[-1] = state.report.values() | {"kv_mask": unsent}

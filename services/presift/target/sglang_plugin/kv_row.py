@@ -13,16 +13,20 @@ from typing import Any
 import torch
 
 
+def can_replace_head(request: Any, head: int) -> bool:
+    """Whether the first `head` slots of a request's row include those of the tree, and none is reserved for later."""
+    kv = request.kv
+    return bool(kv.cache_protected_len <= head <= kv.kv_committed_len == kv.kv_allocated_len)
+
+
 def replace_head(scheduler: Any, batch: Any, index: int, head: int, slots: torch.Tensor) -> None:
     """Let `slots` take the place of the first `head` KV slots of request `index` of `batch`, which are freed.
 
     From then on the request owns all its slots, and its KV is no longer what its tokens name, so that SGLang must not
-    insert it into the radix tree.
+    insert it into the radix tree. Only if `can_replace_head`.
     """
     request, tree, pool = batch.reqs[index], scheduler.tree_cache, scheduler.req_to_token_pool
     kv, row = request.kv, pool.req_to_token[request.kv.req_pool_idx]
-    if not kv.cache_protected_len <= head <= kv.kv_committed_len == kv.kv_allocated_len:
-        raise AssertionError(f"{head} of {kv.kv_committed_len} slots to replace, {kv.cache_protected_len} in the tree")
     replaced = torch.cat([slots.to(row.dtype), row[head : kv.kv_committed_len]])
     tree.free_kv_row(kv, [(kv.cache_protected_len, head)])
     _unlock(tree, request)

@@ -19,12 +19,17 @@ from presift.core.kv_plan import KvPlan
 from presift.core.policies import KvSelection
 from presift.core.spans import Span
 from presift.target.sglang_plugin.entry_pins import copy_selected
-from presift.target.sglang_plugin.kv_row import replace_head
+from presift.target.sglang_plugin.kv_row import can_replace_head, replace_head
 from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 
 # A renewal takes some steps. For fewer tokens than these it is not begun.
 _LEAST_REMAINING = 4
+# A fall of coverage from one renewal to the next by more than this shortens the interval: the answer attends to more
+# places of the prompt than fit, so that a selection is outdated sooner.
+_COVERAGE_FALL = 0.02
+# A shortened interval has at least this many tokens: each renewal costs about as much as a step on the full KV.
+_LEAST_INTERVAL = 4
 
 log = logging.getLogger(__name__)
 
@@ -169,15 +174,21 @@ class Renewals:
         state, scored = _decode_state(request), state_of(renewal.scoring)
         assert isinstance(scored, ScoringState)
         assert scored.selector is not None
-        replace_head(self._scheduler, batch, index, renewal.tokens - 1 - state.shift, slots)
+        head = renewal.tokens - 1 - state.shift
+        if not can_replace_head(request, head):
+            # It would lose slots of the tree. The answer can go on without a renewal.
+            log.error("presift: a renewal does not fit its request's KV: %d slots to replace", head)
+            self._skip(renewal)
+            return
+        replace_head(self._scheduler, batch, index, head, slots)
         if state.is_full:
             _become_compressed(request, state)
-        every = state.plan.policy.renew_every
-        state.next_renewal = renewal.tokens - len(state.prompt) - state.suffix_tokens + every if every else None
+        coverage = scored.selector.coverage
+        _follow_coverage(state, coverage)
+        generated = renewal.tokens - len(state.prompt) - state.suffix_tokens
+        state.next_renewal = generated + _interval(state) if state.plan.policy.renew_every else None
         del self._open[request.rid]
-        state.record_renewal(
-            coverage=scored.selector.coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms
-        )
+        state.record_renewal(coverage=coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms)
         # SGLang's requests are part of a reference cycle, so what they hold may stay for long.
         scored.selector = None
 
@@ -241,8 +252,18 @@ def _renews(request: Any) -> bool:
     return isinstance(state, DecodeState) and state.next_renewal is not None
 
 
+def _follow_coverage(state: DecodeState, coverage: float | None) -> None:
+    """Renew twice as often after coverage has fallen, until it rises again."""
+    before, state.renewed_coverage = state.renewed_coverage, coverage
+    if before is not None and coverage is not None:
+        change = coverage - before
+        state.is_hurried = change < -_COVERAGE_FALL or (state.is_hurried and change <= 0)
+
+
 def _interval(state: DecodeState) -> int:
-    return state.plan.policy.renew_every or state.plan.policy.renew_window
+    """How many tokens lie between two renewals."""
+    every = state.plan.policy.renew_every or state.plan.policy.renew_window
+    return min(every, max(every // 2, _LEAST_INTERVAL)) if state.is_hurried else every
 
 
 def _prompt_tokens(renewal: Renewal) -> int:

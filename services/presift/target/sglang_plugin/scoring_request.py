@@ -12,6 +12,7 @@ from presift.core.kv_plan import must_keep_kv
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
+from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead
 
 
 def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool = False) -> Any:
@@ -19,14 +20,19 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     from sglang.srt.managers.schedule_batch import Req  # noqa: PLC0415 - in the scheduler alone
     from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
 
-    # max_new_tokens 0 is SGLang's "prefill only".
-    sampling = SamplingParams(max_new_tokens=0, temperature=0.0)
+    # max_new_tokens 0 is SGLang's "prefill only". It samples nothing, but SGLang merges it into the caller's batch, and
+    # draws other tokens for the same seeds once a batch has a top_k.
+    same = {name: getattr(request.sampling_params, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    sampling = SamplingParams(max_new_tokens=0, **same)
     sampling.normalize(None)
-    sampling.custom_params = {KEY: ScoringState(state, selector_of(scheduler, state), is_renewal)}
+    lookahead = state.plan.lookahead_token_ids
+    verified = VerifiedLookahead(len(state.prompt) - 1, lookahead) if lookahead else None
+    scored = ScoringState(state, selector_of(scheduler, state), is_renewal, lookahead=verified)
+    sampling.custom_params = {KEY: scored}
     scoring = Req(
         f"presift-{uuid.uuid4().hex}",
         "",
-        state.prompt + array("q", state.plan.lookahead_token_ids),
+        state.prompt + array("q", lookahead),
         sampling,
         eos_token_ids=request.eos_token_ids,
         vocab_size=request.vocab_size,

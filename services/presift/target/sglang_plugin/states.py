@@ -18,11 +18,16 @@ from presift.core.kv_plan import KvPlan
 from presift.core.spans import merge
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead
 
 
 @dataclass(slots=True)
 class Report:
-    """What was applied to a request, reported in `meta_info`. Counts in tokens, times in ms."""
+    """What was applied to a request, reported in `meta_info`. Counts in tokens, times in ms.
+
+    `coverage` is that of the last selection, `coverage_min` the lowest. `kv_tokens_peak` and `kv_tokens_mean` are the
+    KV tokens of prompt and answer in the request's row, over its decode steps.
+    """
 
     prompt_tokens: int
     kv_tokens: int
@@ -34,6 +39,32 @@ class Report:
     kv_mask: dict[str, Any] | None = None
     renewals: int = 0
     renewals_skipped: int = 0
+    accepted_tokens: int = 0
+    kv_tokens_peak: int = 0
+    kv_tokens_mean: float = 0.0
+    coverage_min: float | None = None
+    _steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.add_coverage(self.coverage)
+
+    def add_coverage(self, coverage: float | None) -> None:
+        """Note the coverage of a new selection; None if nothing was scored."""
+        self.coverage = coverage
+        known = [each for each in (coverage, self.coverage_min) if each is not None]
+        self.coverage_min = min(known, default=None)
+
+    def count_step(self, kv_tokens: int) -> None:
+        """Count a decode step for which the row holds `kv_tokens`."""
+        self._steps += 1
+        self.kv_tokens_peak = max(self.kv_tokens_peak, kv_tokens)
+        self.kv_tokens_mean += (kv_tokens - self.kv_tokens_mean) / self._steps
+
+    def values(self) -> dict[str, Any]:
+        """The report by name of field. Without a decode step, the prompt's KV is all that was held."""
+        values = {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+        held = {} if self._steps else {"kv_tokens_peak": self.kv_tokens, "kv_tokens_mean": float(self.kv_tokens)}
+        return values | held
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +89,9 @@ class DecodeState:
     attempts: int = 0
     is_full: bool = False
     next_renewal: int | None = None
+    # The coverage of the last renewal, and whether renewals come sooner because it had fallen.
+    renewed_coverage: float | None = None
+    is_hurried: bool = False
 
     @property
     def shift(self) -> int:
@@ -75,9 +109,24 @@ class DecodeState:
         """Report that the entry was in the tree."""
         self.report = self._report(cached_tokens, reused_entry=True, coverage=coverage)
 
-    def record_build(self, cached_tokens: int, **others: Any) -> None:
-        """Report that the entry was built for this request; `others` as in Report."""
-        self.report = self._report(cached_tokens, **others)
+    def record_build(
+        self,
+        cached_tokens: int,
+        *,
+        score_ms: float = 0.0,
+        publish_ms: float = 0.0,
+        coverage: float | None = None,
+        kv_mask: dict[str, Any] | None = None,
+    ) -> None:
+        """Report that the entry was built for this request; the arguments as in Report."""
+        if self.report is None:
+            self.report = self._report(cached_tokens)
+        # Otherwise the entry was evicted after the answer had begun. What happened until then stays reported.
+        report = self.report
+        report.cached_tokens, report.reused_entry, report.kv_mask = cached_tokens, False, kv_mask
+        report.score_ms += score_ms
+        report.publish_ms += publish_ms
+        report.add_coverage(coverage)
 
     def record_full(self, cached_tokens: int) -> None:
         """Report that the answer begins on the full KV."""
@@ -88,7 +137,7 @@ class DecodeState:
         assert self.report is not None
         self.report.renewals += 1
         self.report.kv_tokens = self.held_tokens
-        self.report.coverage = coverage
+        self.report.add_coverage(coverage)
         self.report.score_ms += score_ms
         self.report.publish_ms += publish_ms
 
@@ -98,7 +147,10 @@ class DecodeState:
         return len(self.prompt) - self.shift + self.suffix_tokens
 
     def _report(self, cached_tokens: int, **others: Any) -> Report:
-        return Report(len(self.prompt) + self.suffix_tokens, self.held_tokens, cached_tokens, **others)
+        # Without room for the full KV, the first compression comes at once.
+        skipped = int(self.plan.policy.first_full_tokens > 0 and not self.is_full)
+        read = len(self.prompt) + self.suffix_tokens
+        return Report(read, self.held_tokens, cached_tokens, renewals_skipped=skipped, **others)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +158,7 @@ class ScoringState:
     """The plugin's own request that reads prompt and lookahead to select KV. `selector` None: the plan has a mask.
 
     For a renewal, `caller` describes what is selected and not the caller's own request, whose state is another.
+    `lookahead` None: there is none to verify.
     """
 
     caller: DecodeState
@@ -113,6 +166,13 @@ class ScoringState:
     is_renewal: bool = False
     # Whether the entry was built or cannot be built.
     is_finished: bool = False
+    lookahead: VerifiedLookahead | None = None
+
+    def reset(self) -> None:
+        """Start over, because the prompt is read again."""
+        for each in (self.selector, self.lookahead):
+            if each is not None:
+                each.reset()
 
 
 @dataclass(slots=True, eq=False)

@@ -83,7 +83,8 @@ def _check_plan(scheduler: Any, plan: KvPlan, tokens: int, prompt_tokens: int, m
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     kv_heads = pool.get_key_buffer(pool.start_layer).shape[1]
     if plan.policy.renews and scheduler.page_size > 1:
-        raise RouteUnsupported("renew_every", plan.policy.renew_every, "0", "renewal needs KV pages of one token")
+        name = "renew_every" if plan.policy.renew_every else "first_full_tokens"
+        raise RouteUnsupported(name, getattr(plan.policy, name), "0", "renewal needs KV pages of one token")
     kept = check_plan(
         plan,
         prompt_tokens,

@@ -163,6 +163,13 @@ def test_a_reported_mask_is_read() -> None:
     assert finished.kv_mask == MASK
 
 
+def test_the_last_report_counts_and_the_first_has_the_mask() -> None:
+    first = REPORT | {"kv_mask": custom_params.mask_to_values(MASK), "renewals": 0}
+    *_, finished = read(message((7,), presift=[first]), message((2,), STOP, presift=[None, REPORT | {"renewals": 3}]))
+    assert isinstance(finished, Finished)
+    assert (finished.kv_mask, finished.renewals) == (MASK, 3)
+
+
 def test_answers_are_apart() -> None:
     assert read(message((7,), presift=[REPORT]))
     assert read(message((2,), STOP)) == [Finished(9, 8, 2, FinishReason.STOP, kv_tokens=9)]

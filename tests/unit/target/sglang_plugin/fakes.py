@@ -50,6 +50,10 @@ class Request:
     abort: tuple[str, int, str] | None = None
     skip_radix_cache_insert: bool = False
     priority: int | None = None
+    output_ids: list[int] = field(default_factory=list)
+    send_token_offset: int = 0
+    retraction_count: int = 0
+    accepts: int = 100
 
     @property
     def kv(self) -> Any:
@@ -77,6 +81,16 @@ class Scheduler:
     schedule_low_priority_values_first: bool = False
     get_num_allocatable_reqs: Any = lambda running_count, running_batch: 100
     token_to_kv_pool_allocator: Any = field(default_factory=lambda: SimpleNamespace(available_size=lambda: 3))
+    streamed: list[Any] = field(default_factory=list)
+    reasoned: list[Any] = field(default_factory=list)
+
+    @property
+    def output_streamer(self) -> Any:
+        return SimpleNamespace(stream_output=lambda requests, return_logprob: self.streamed.extend(requests))
+
+    @property
+    def batch_result_processor(self) -> Any:
+        return SimpleNamespace(_maybe_update_reasoning_tokens=lambda request, tokens: self.reasoned.append(request))
 
 
 def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: int = 0) -> DecodeState:

@@ -13,6 +13,7 @@ from presift.core.policies import SpecKv  # noqa: E402 - the plugin needs torch
 from presift.target.sglang_plugin.attention import ForwardPass  # noqa: E402
 from presift.target.sglang_plugin.kv_selector import KvSelector  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
+from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, compressed  # noqa: E402
 
@@ -57,7 +58,13 @@ def forward(positions: list[int] | None, mode: str) -> Any:
 def batch(*requests: Any, prefixes: list[int] | None = None, lengths: list[int] | None = None) -> Any:
     for place, request in enumerate(requests):
         request.place = place
-    return SimpleNamespace(reqs=requests, prefix_lens=prefixes or [], extend_lens=lengths or [])
+    lengths = lengths or []
+    return SimpleNamespace(
+        reqs=requests,
+        prefix_lens=prefixes or [],
+        extend_lens=lengths,
+        seq_lens_cpu=torch.arange(10, 10 + len(requests)),
+    )
 
 
 def scoring(layers: int = 1) -> Row:
@@ -185,3 +192,53 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
     assert len(calls) == 2
     assert not add.__self__.is_complete
     assert whole.state.selector.is_complete
+
+
+def test_decode_steps_count_the_kv_of_prompt_and_answer() -> None:
+    run, made, untouched = ForwardPass(), Row("a", compressed()), Row("b", PassthroughState(Report(1, 1, 0)))
+    made.state.record_reuse(KEPT, None)
+    # Not admitted yet, so nothing is reported of it.
+    waiting = Row("c", compressed())
+    for lengths in ([9, 5, 7], [10, 6, 8], [12, 7, 9]):
+        step = batch(made, untouched, waiting, Row("d"))
+        # Beam search adds rows.
+        step.seq_lens_cpu = torch.tensor([*lengths, 50, 60])
+        run.begin(forward([0] * 5, "decode"), step, Machine())
+    run.begin(forward([0] * 4, "extend"), batch(made, untouched, prefixes=[8, 1], lengths=[1, 3]), Machine())
+
+    values = made.state.report.values()
+    assert (values["kv_tokens_peak"], values["kv_tokens_mean"]) == (12, pytest.approx(31 / 3))
+    assert untouched.state.report.values()["kv_tokens_peak"] == 7
+    assert waiting.state.report is None
+
+
+def predicted(run: ForwardPass, prefix: int, length: int, request: Row, fails: bool = False) -> None:
+    """One pass over positions `prefix` to `prefix + length` of `request`, behind another's 3 rows; after position i,
+    token 100 + i is the most likely.
+    """
+    run.begin(forward([0], "extend"), batch(Row("a"), request, prefixes=[5, prefix], lengths=[3, length]), Machine())
+    states = torch.tensor([0.0] * 3 + [100.0 + i for i in range(prefix, prefix + length)])[:, None]
+
+    def logits(block: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if fails:
+            raise RuntimeError("out of memory")
+        return torch.nn.functional.one_hot(block[:, 0].long(), 200)
+
+    run.on_logits(SimpleNamespace(_get_logits=logits), states, None, None)
+
+
+@pytest.mark.parametrize("cuts", [[22], [19, 22], [20, 22], [19, 20, 21, 22], [21, 22]], ids=str)
+def test_the_rows_that_predict_the_lookahead_are_found_in_any_chunks(cuts: list[int]) -> None:
+    request, run = scoring(), ForwardPass()
+    request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS - 1, (119, 120))
+    for first, end in zip([0, *cuts[:-1]], cuts, strict=True):
+        predicted(run, first, end - first, request)
+        assert run.has_lookahead_rows == (first < 21 and end > 19)
+    assert request.state.lookahead.accepted() == (119, 120)
+
+
+def test_a_lookahead_that_cannot_be_verified_does_not_end_the_pass() -> None:
+    request = scoring()
+    request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS - 1, (119, 120))
+    predicted(ForwardPass(), 0, 22, request, fails=True)
+    assert request.state.lookahead.accepted() == ()

@@ -43,6 +43,7 @@ class Rig:
         self.published: list[Any] = []
         monkeypatch.setattr(entry_builder, "scoring_request", self._scoring)
         monkeypatch.setattr(entry_builder, "publish", self._publish)
+        monkeypatch.setattr(entry_builder, "accept", self._accept)
 
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
@@ -50,6 +51,10 @@ class Rig:
         seen: Any = SimpleNamespace(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
         scored = ScoringState(state, None if given else seen)
         return Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
+
+    def _accept(self, request: Request, tokens: tuple[int, ...]) -> int:
+        request.output_ids += tokens[: request.accepts]
+        return len(request.output_ids)
 
     def _publish(self, scheduler: Any, request: Request, state: ScoringState) -> Any:
         assert scheduler is self.scheduler and state is request.state
@@ -408,6 +413,51 @@ def test_coverage_is_forgotten_with_the_tree_and_beyond_a_limit(rig: Rig, monkey
     assert coverage("one") is None
 
 
+def begin(rig: Rig, request: Request) -> bool:
+    """SGLang finds the entry of `request`, then admits it."""
+    rig.queue.append(request)
+    request.prefix_indices = [0] * KEPT
+    begun = rig.builder.begin_answer(request, request.state)
+    rig.admit(request)
+    return begun
+
+
+def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) -> None:
+    first, again, no_more, later = caller("a"), caller("b"), caller("c"), caller("d", suffix_tokens=2)
+    full, running = caller("e"), caller("f")
+    first.state.next_renewal, full.state.is_full, running.output_ids = 1, True, [9]
+    no_more.accepts = 0
+    rig.queue.append(first)
+    rig.miss(first)
+    scoring = rig.scoring()
+    scoring.state.lookahead = SimpleNamespace(accepted=lambda: (50, 51))
+    rig.run(scoring)
+    rig.finish(scoring)
+    rig.queue.clear()
+
+    assert [begin(rig, request) for request in (first, again, no_more)] == [True, True, False]
+    assert [request.output_ids for request in (first, again, no_more)] == [[50, 51], [50, 51], []]
+    assert [request.state.report.accepted_tokens for request in (first, again, no_more)] == [2, 2, 0]
+    assert [request.state.report.reused_entry for request in (first, again, no_more)] == [False, True, True]
+    assert [begin(rig, request) for request in (later, full, running)] == [False] * 3
+    assert rig.scheduler.streamed == rig.scheduler.reasoned == [first, again]
+    # Until a token was decoded, SGLang may insert the row into its tree.
+    assert first.state.next_renewal == 3
+    rig.builder.on_tree_reset()
+    assert not begin(rig, caller("g"))
+
+
+def test_accepted_tokens_are_streamed_once(rig: Rig) -> None:
+    request = caller("a")
+    request.state.record_reuse(KEPT, None)
+    request.state.report.accepted_tokens, request.output_ids = 2, [50, 51]
+    rig.queue.extend([request, request])
+    rig.admit(request)
+    request.send_token_offset, request.retraction_count = 2, 1
+    rig.admit(request)
+    assert rig.scheduler.streamed == [request]
+
+
 def test_a_tree_reset_unlocks_nothing(rig: Rig) -> None:
     request = caller("a")
     rig.queue.append(request)
@@ -574,12 +624,15 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
         eos_token_ids={1}, vocab_size=512, priority=3, cache_salt="salt", http_worker_ipc=None, state=state
     )
     asked.time_stats = SimpleNamespace(wait_queue_entry_time=123.5)
+    sampling = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
+    asked.sampling_params = SimpleNamespace(**sampling)
     scheduler = SimpleNamespace(tokenizer=object(), model_config=SimpleNamespace(num_hidden_layers=4))
     scoring = scoring_request.scoring_request(scheduler, asked, state)
     assert scoring.origin_input_ids == array("q", [*range(PROMPT_TOKENS), 50, 51])
     assert (scoring.extra_key, scoring.cache_salt, scoring.priority) == ("extra", "salt", 3)
-    assert (scoring.sampling_params.max_new_tokens, scoring.sampling_params.temperature) == (0, 1.0)
-    assert scoring.sampling_params.top_k == 1
+    # As the caller, so that its batch samples as before.
+    assert {name: getattr(scoring.sampling_params, name) for name in sampling} == sampling
+    assert scoring.sampling_params.max_new_tokens == 0
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
     assert scoring.time_stats.wait_queue_entry_time == 123.5
     assert scoring.rid.startswith("presift-")
@@ -592,6 +645,8 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
         KEPT,
     )
     assert (own.selector.layers, own.selector.first_row, own.selector.end_row) == (4, 16, 22)
+    assert own.lookahead is not None
+    assert (own.lookahead.first_row, own.lookahead.tokens) == (PROMPT_TOKENS - 1, (50, 51))
     assert own.selector.protected.nonzero().flatten().tolist() == [2, 3]
 
 

@@ -327,6 +327,32 @@ def test_an_admitted_request_releases_its_pin(plugin: Plugin, sglang: None, admi
     assert request.skip_radix_cache_insert is (admits and not keep)
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_the_prefix_is_matched_again_behind_accepted_tokens(plugin: Plugin, sglang: None, begins: bool) -> None:
+    assert plugin.builder is not None
+    adder, request = Adder(), Admitted("a", compressed(), prefix_indices=[0] * KEPT)
+    matched: list[Any] = []
+    request.init_next_round_input = matched.append  # type: ignore[attr-defined]
+    plugin.builder.begin_answer = lambda *_: begins  # type: ignore[method-assign]
+    adder.tree_cache = "tree"  # type: ignore[attr-defined]
+    assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
+    assert matched == ["tree"] * begins
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_logits_of_a_lookahead_are_seen(plugin: Plugin, named: bool) -> None:
+    seen: list[Any] = []
+    plugin._pass._predicting = [object()]  # type: ignore[list-item]
+    plugin._pass.on_logits = lambda *given: seen.append(given)  # type: ignore[method-assign]
+    names = ("input_ids", "hidden_states", "lm_head", "logits_metadata")
+    args, kwargs = ((), dict(zip(names, "abcd", strict=True))) if named else ("abcd", {})
+    assert plugin.around_logits_forward(lambda *_, **__: "logits", "processor", *args, **kwargs) == "logits"
+    assert seen == [("processor", "b", "c", "d")]
+    plugin._pass._predicting = []
+    plugin.around_logits_forward(lambda *_, **__: "logits", "processor", *args, **kwargs)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("admits", [True, False])
 def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_a_reset_selector(
     plugin: Plugin, sglang: None, admits: bool
@@ -538,15 +564,15 @@ def streamed(plugin: Plugin, *requests: Any) -> list[Any]:
 def answering(state: Any, cached_tokens: int = 0) -> Any:
     request: Any = Request("a", state, cached_tokens=cached_tokens)
     request.customized_info = None
+    request.output_ids_through_stop = [7]
+    request.finished = lambda: False
     return request
 
 
-RENEWING = KvPlan(SpecKv(capacity=KEPT, window=3, renew_every=4, renew_window=3))
-
-
-def test_with_renewal_the_report_comes_again_with_the_last_token(plugin: Plugin) -> None:
-    request = answering(compressed(plan=RENEWING))
-    request.state.record_reuse(KEPT, 0.5)
+@pytest.mark.parametrize("state", [compressed(), PassthroughState(Report(1, 1, 0))])
+def test_the_report_comes_again_with_the_last_token(plugin: Plugin, state: Any) -> None:
+    request = answering(state)
+    state.report = Report(1, 1, 0, kv_mask={"shape": [1]})
     request.finished = lambda: generated == 4
     for generated in (1, 3, 4):
         request.output_ids_through_stop = [7] * generated
@@ -556,6 +582,15 @@ def test_with_renewal_the_report_comes_again_with_the_last_token(plugin: Plugin)
         # SGLang pairs values and tokens by their place.
         assert len(values) == generated
     assert (values[0]["renewals"], values[1:3], values[3]["renewals"]) == (0, [None, None], 3)
+    # It is large.
+    assert (values[0]["kv_mask"], values[3]["kv_mask"]) == ({"shape": [1]}, None)
+
+
+def test_an_answer_of_one_token_reports_everything(plugin: Plugin) -> None:
+    request = answering(compressed())
+    request.state.report, request.finished = Report(1, 1, 0, kv_mask={"shape": [1]}), lambda: True
+    streamed(plugin, request)
+    assert request.customized_info["presift"] == [request.state.report.values()]
 
 
 class Renewals:
@@ -658,6 +693,10 @@ def test_a_report_is_attached_once(plugin: Plugin) -> None:
         "kv_mask": None,
         "renewals": 0,
         "renewals_skipped": 0,
+        "accepted_tokens": 0,
+        "kv_tokens_peak": KEPT + 1,
+        "kv_tokens_mean": KEPT + 1.0,
+        "coverage_min": 0.5,
     }
     assert made.customized_info == {"presift": [told]}
     assert untouched.customized_info["presift"][0]["cached_tokens"] == 7

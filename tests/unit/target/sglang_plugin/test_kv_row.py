@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from presift.models.torchvision_ops import declare_missing  # noqa: E402 - the plugin needs torch
-from presift.target.sglang_plugin.kv_row import replace_head  # noqa: E402
+from presift.target.sglang_plugin.kv_row import can_replace_head, replace_head  # noqa: E402
 
 LENGTHS = ("seq_lens", "seq_lens_cpu", "orig_seq_lens")
 
@@ -82,9 +82,10 @@ def test_a_whole_row() -> None:
     assert (rig.rows[1, 0].item(), rig.request.kv.kv_committed_len, rig.freed) == (100, 1, list(range(34, 40)))
 
 
-@pytest.mark.parametrize("head", [3, 11])
-def test_no_slot_of_the_tree_may_stay_in_the_tail(head: int) -> None:
-    rig = Rig()
-    with pytest.raises(AssertionError, match="in the tree"):
-        rig.replace(head, [100])
-    assert (rig.freed, rig.unlocked) == ([], [])
+@pytest.mark.parametrize(("head", "can"), [(3, False), (4, True), (10, True), (11, False)])
+def test_no_slot_of_the_tree_may_stay_in_the_tail(head: int, can: bool) -> None:
+    request = Rig().request
+    assert can_replace_head(request, head) is can
+    # SGLang reserved slots for later steps.
+    request.kv.kv_allocated_len = 11
+    assert not can_replace_head(request, head)

@@ -93,7 +93,7 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.freed: list[Any] = []
         self.replaced: list[tuple[int, int]] = []
-        self.has_room = True
+        self.has_room = self.fits = True
         allocator = SimpleNamespace(free=self.freed.append)
         self.scheduler: Any = SimpleNamespace(
             waiting_queue=["other"],
@@ -103,6 +103,7 @@ class Rig:
         )
         self.renewals = Renewals(self.scheduler)
         monkeypatch.setattr(renewals, "scoring_request", self._scoring)
+        monkeypatch.setattr(renewals, "can_replace_head", lambda _request, _head: self.fits)
         monkeypatch.setattr(renewals, "copy_selected", lambda *_: SLOTS if self.has_room else None)
         monkeypatch.setattr(
             renewals, "replace_head", lambda _s, _b, index, head, _slots: self.replaced.append((index, head))
@@ -215,6 +216,34 @@ def test_without_renew_every_the_first_compression_is_the_only_one(rig: Rig) -> 
     assert (rig.replaced != [], caller.state.next_renewal) == (True, None)
 
 
+@pytest.mark.parametrize(
+    ("every", "coverages", "intervals"),
+    [
+        # Sooner after a fall, as before after a rise; as it was where coverage hardly changes.
+        (12, [0.9, 0.8, 0.8, 0.79, 0.85, 0.84, 0.7], [12, 6, 6, 6, 12, 12, 6]),
+        # The first selection was made by other tokens than a renewal, so it is not compared.
+        (12, [0.1, 0.2], [12, 12]),
+        (6, [0.9, 0.8], [6, 4]),
+        (3, [0.9, 0.8], [3, 3]),
+        (12, [0.9, None, 0.5, 0.4], [12, 12, 12, 6]),
+    ],
+    ids=str,
+)
+def test_falling_coverage_renews_sooner(rig: Rig, every: int, coverages: list[Any], intervals: list[int]) -> None:
+    caller = Caller(state_of(every=every), generated=every)
+    for coverage, interval in zip(coverages, intervals, strict=True):
+        rig.step(caller)
+        rig.run(scoring := rig.scoring)
+        scoring.state.selector.coverage = coverage
+        rig.finish(scoring)
+        rig.step(caller)
+        assert caller.state.next_renewal == caller.generated + interval
+        caller.generated += interval
+    assert caller.state.report is not None
+    known = [each for each in coverages if each is not None]
+    assert (caller.state.report.coverage, caller.state.report.coverage_min) == (coverages[-1], min(known))
+
+
 @pytest.mark.parametrize("how", ["ended", "retracted"])
 @pytest.mark.parametrize("when", ["queued", "chunked", "running", "published"])
 def test_a_caller_that_goes_leaves_nothing(rig: Rig, how: str, when: str) -> None:
@@ -247,7 +276,7 @@ def test_a_request_that_is_back_after_retraction_does_not_get_kv_of_before(rig: 
     assert (rig.replaced, len(rig.freed)) == ([], 1)
 
 
-@pytest.mark.parametrize("why", ["refused", "aborted", "late", "no room", "incomplete"])
+@pytest.mark.parametrize("why", ["refused", "aborted", "late", "no room", "incomplete", "unfit"])
 def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: str) -> None:
     caller = Caller(state_of(), generated=6)
     rig.step(caller)
@@ -266,10 +295,12 @@ def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: s
     else:
         rig.run(scoring)
         rig.has_room, scoring.state.selector.is_complete = why != "no room", why != "incomplete"
+        rig.fits = why != "unfit"
         rig.finish(scoring)
     rig.step(caller)
 
-    assert (len(rig.renewals), rig.replaced, rig.freed) == (0, [], [])
+    assert (len(rig.renewals), rig.replaced) == (0, [])
+    assert [each is SLOTS for each in rig.freed] == [True] * (why == "unfit")
     assert rig.scheduler.waiting_queue == ["other"]
     assert caller.state.next_renewal == caller.generated + EVERY
     assert caller.state.report is not None

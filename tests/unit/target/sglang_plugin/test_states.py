@@ -100,7 +100,38 @@ def test_what_was_applied_is_reported() -> None:
     state.record_reuse(8, 0.5)
     assert state.report == Report(24, 13, 8, reused_entry=True, coverage=0.5)
     state.record_build(6, score_ms=1.0, publish_ms=2.0, coverage=0.25, kv_mask=None)
-    assert state.report == Report(24, 13, 6, False, 1.0, 2.0, 0.25, None)
+    assert state.report == Report(24, 13, 6, False, 1.0, 2.0, 0.25, None, coverage_min=0.25)
+
+
+def test_what_happened_before_an_entry_was_built_again_stays_reported() -> None:
+    state = compressed()
+    state.record_build(6, score_ms=1.0, publish_ms=2.0, coverage=0.5)
+    state.report.count_step(9)
+    state.report.accepted_tokens = state.report.renewals_skipped = 3
+    state.record_renewal(coverage=0.25, score_ms=1.0, publish_ms=1.0)
+    state.record_build(7, score_ms=1.0, publish_ms=1.0, coverage=0.5)
+
+    values = state.report.values()
+    assert (values["renewals"], values["renewals_skipped"], values["accepted_tokens"]) == (1, 3, 3)
+    assert (values["score_ms"], values["publish_ms"], values["cached_tokens"]) == (3.0, 4.0, 7)
+    assert (values["coverage"], values["coverage_min"], values["kv_tokens_peak"]) == (0.5, 0.25, 9)
+
+
+def test_the_lowest_coverage_is_remembered() -> None:
+    report = Report(20, 9, 0)
+    assert report.coverage_min is None
+    for coverage, lowest in ((None, None), (0.5, 0.5), (0.75, 0.5), (0.25, 0.25), (None, 0.25)):
+        report.add_coverage(coverage)
+        assert (report.coverage, report.coverage_min) == (coverage, lowest)
+
+
+def test_the_kv_that_decode_steps_hold_is_counted() -> None:
+    report = Report(20, 9, 0)
+    assert (report.values()["kv_tokens_peak"], report.values()["kv_tokens_mean"]) == (9, 9.0)
+    for kv_tokens in (30, 10, 20):
+        report.count_step(kv_tokens)
+    assert (report.values()["kv_tokens_peak"], report.values()["kv_tokens_mean"]) == (30, pytest.approx(20))
+    assert not any(name.startswith("_") for name in report.values())
 
 
 @pytest.mark.parametrize("state", [compressed(), ScoringState(compressed(), None), PassthroughState(Report(1, 1, 0))])

@@ -291,10 +291,18 @@ def test_where_the_full_kv_does_not_fit_the_answer_begins_compressed(longest: in
     validation.rewrite_request(scheduler(max_req_len=longest), request, None)
     state = request.sampling_params.custom_params[KEY]
     assert (state.is_full, state.next_renewal, len(request.input_ids)) == ((True, 5, 20) if is_full else (False, 6, 9))
+    # The reply says that the full KV was due and was not used.
+    record = state.record_full if is_full else state.record_reuse
+    record(*(0,) if is_full else (0, None))
+    assert state.report is not None
+    assert state.report.renewals_skipped == int(not is_full)
 
 
-def test_renewal_needs_pages_of_one_token() -> None:
-    assert "pages of one token" in refusal_of(RouteUnsupported, received(RENEWING), scheduler(page_size=4)).message
+@pytest.mark.parametrize("name", ["renew_every", "first_full_tokens"])
+def test_renewal_needs_pages_of_one_token(name: str) -> None:
+    plan = {"capacity": 8, "window": 3, "renew_window": 4, name: 6}
+    error = refusal_of(RouteUnsupported, received(plan), scheduler(page_size=4))
+    assert (error.field, "pages of one token" in error.message) == (name, True)
 
 
 def test_protected_spans_leave_room_for_the_window_of_a_renewal() -> None:

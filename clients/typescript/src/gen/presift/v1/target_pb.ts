@@ -764,7 +764,8 @@ export type TargetUsage = Message<"presift.v1.TargetUsage"> & {
   renewals: number;
 
   /**
-   * renewals_skipped is how often that was due and not done, because the prefix was evicted or the KV pool was full.
+   * renewals_skipped is how often that was due and not done, because the prefix was evicted or the KV pool was full. It
+   * also counts first_full_tokens that would not fit the KV pool: the answer then began on the compressed KV.
    *
    * @generated from field: uint32 renewals_skipped = 18;
    */
@@ -779,15 +780,15 @@ export type TargetUsage = Message<"presift.v1.TargetUsage"> & {
   acceptedTokens: number;
 
   /**
-   * kv_tokens_peak is the largest number of KV tokens that the request held in a decode step: of prompt and answer.
-   * 0 without a kv_plan.
+   * kv_tokens_peak is the largest number of KV tokens that the request held in a decode step: of prompt and answer,
+   * without those that a renewal copies before it takes effect. kv_tokens if no step ran; 0 without a kv_plan.
    *
    * @generated from field: uint32 kv_tokens_peak = 20;
    */
   kvTokensPeak: number;
 
   /**
-   * kv_tokens_mean is the mean over the decode steps of what kv_tokens_peak is the largest of. 0 without a kv_plan.
+   * kv_tokens_mean is the mean over the decode steps of what kv_tokens_peak is the largest of.
    *
    * @generated from field: double kv_tokens_mean = 21;
    */

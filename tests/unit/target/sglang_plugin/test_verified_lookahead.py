@@ -1,0 +1,139 @@
+"""Which tokens of a lookahead the target chose too, and which of them a request may begin its answer with."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from presift.target.sglang_plugin.verified_lookahead import (  # noqa: E402 - the plugin needs torch
+    VerifiedLookahead,
+    accept,
+    most_likely,
+)
+
+FIRST, TOKENS = 9, (5, 6, 7, 8)
+PLAIN: dict[str, Any] = {
+    "top_k": 1,
+    "logit_bias": None,
+    "min_new_tokens": 0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "json_schema": None,
+    "regex": None,
+    "ebnf": None,
+    "structural_tag": None,
+}
+
+
+@dataclass(eq=False)
+class Request:
+    """A request of SGLang's that ends at the token `stop` or after `most` tokens."""
+
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stop: int = -1
+    most: int = 100
+    return_logprob: bool = False
+    output_ids: array[int] = field(default_factory=lambda: array("q"))
+    finished_reason: Any = None
+    finished_len: int | None = None
+
+    @property
+    def sampling_params(self) -> Any:
+        return SimpleNamespace(**PLAIN | self.sampling)
+
+    def update_finish_state(self) -> None:
+        if self.output_ids[-1] == self.stop or len(self.output_ids) >= self.most:
+            self.finished_reason, self.finished_len = "ended", len(self.output_ids)
+
+    def finished(self) -> bool:
+        return self.finished_reason is not None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accepted"),
+    [([5, 6, 7, 8], 4), ([5, 6, 7, 0], 3), ([5, 0, 7, 8], 1), ([0, 6, 7, 8], 0)],
+)
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_the_longest_common_beginning_is_accepted(chosen: list[int], accepted: int, cut: int) -> None:
+    """Also if chunks split the rows."""
+    lookahead = VerifiedLookahead(FIRST, TOKENS)
+    for start in range(0, 4, cut):
+        lookahead.add(FIRST + start, torch.tensor(chosen[start : start + cut]))
+    assert lookahead.end_row == FIRST + 4
+    assert lookahead.accepted() == TOKENS[:accepted]
+
+
+def test_nothing_is_accepted_from_a_missing_row_on() -> None:
+    lookahead = VerifiedLookahead(FIRST, TOKENS)
+    assert lookahead.accepted() == ()
+    lookahead.add(FIRST + 2, torch.tensor([7, 8]))
+    assert lookahead.accepted() == ()
+    lookahead.add(FIRST, torch.tensor([5]))
+    assert lookahead.accepted() == (5,)
+    lookahead.reset()
+    assert lookahead.accepted() == ()
+
+
+def test_the_logits_are_sglangs_own() -> None:
+    weights = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    states = torch.randn(70, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[int] = []
+
+    def logits(block: torch.Tensor, head: Any, metadata: str, use_logits_buffer: bool) -> torch.Tensor:
+        assert (metadata, use_logits_buffer) == ("metadata", False)
+        seen.append(len(block))
+        return block @ head
+
+    found = most_likely(SimpleNamespace(_get_logits=logits), states, weights, "metadata")
+    assert torch.equal(found, (states @ weights).argmax(-1))
+    assert max(seen) <= 32
+
+
+@pytest.mark.parametrize(
+    ("request_", "count"),
+    [
+        (Request(), 4),
+        (Request(stop=7), 2),
+        (Request(stop=5), 0),
+        (Request(most=4), 3),
+        (Request(most=1), 0),
+        (Request(most=5), 4),
+    ],
+    ids=str,
+)
+def test_the_token_that_ends_the_answer_is_left_to_sglang(request_: Request, count: int) -> None:
+    assert accept(request_, TOKENS) == count
+    assert request_.output_ids == array("q", TOKENS[:count])
+    assert (request_.finished_reason, request_.finished_len) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"top_k": 2},
+        {"logit_bias": {"3": 1.0}},
+        {"min_new_tokens": 1},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": -0.1},
+        {"repetition_penalty": 1.1},
+        {"json_schema": "{}"},
+        {"regex": "a"},
+        {"ebnf": "a"},
+        {"structural_tag": "{}"},
+    ],
+    ids=str,
+)
+def test_only_plain_greedy_answers_begin_so(sampling: dict[str, Any]) -> None:
+    request = Request(sampling)
+    assert (accept(request, TOKENS), len(request.output_ids)) == (0, 0)
+
+
+def test_answers_with_log_probabilities_do_not() -> None:
+    assert accept(Request(return_logprob=True), TOKENS) == 0
