@@ -10,7 +10,7 @@ from presift.orchestrator.domain.ports import Target, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.draft_stage import DraftStage
-from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_full
+from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_undrafted
 from presift.orchestrator.quality.sampler import Sample
 from presift.orchestrator.routing.agreement import Agreement, agreement
 from presift.orchestrator.routing.choice import Reason, RouteChoice
@@ -42,7 +42,7 @@ class ShadowAnswers:
             compressed = await self._answer(await self._compressed_plan(sample), sample)
         full = sample.answer_by(Route.FULL)
         if full is None:
-            full = await self._answer(replanned_full(sample.plan, _IN_FULL), sample)
+            full = await self._answer(replanned_undrafted(sample.plan, _IN_FULL), sample)
         return agreement(compressed, full)
 
     async def _compressed_plan(self, sample: Sample) -> Plan:
@@ -50,6 +50,8 @@ class ShadowAnswers:
         plan, choice = sample.plan, sample.plan.switched_off_choice
         if choice is None:
             return plan
+        if choice.policy is not None and not choice.policy.needs_draft:
+            return replanned_undrafted(plan, choice)
         job = self._draft_stage.job(choice, plan.tokens, plan.decision.target)
         compressed = await self._compressor.compress(job)
         return replanned_compressed(plan, replace(choice, policy=job.policy), compressed)
