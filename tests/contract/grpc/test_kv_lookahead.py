@@ -19,6 +19,8 @@ from ..fakes.services import lookahead, model, raises
 LONG = list(range(100, 200))
 LATER = [*LONG, *range(300, 320)]
 KV, KV_PC, AUTO = plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC, plan_pb2.ROUTE_AUTO
+MASK = plan_pb2.KV_SELECTION_DRAFT_MASK
+BY_DRAFT, BY_TARGET = orchestrator_pb2.KV_LOOKAHEAD_DRAFT, orchestrator_pb2.KV_LOOKAHEAD_TARGET
 FIRST = 2
 
 
@@ -98,6 +100,57 @@ async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, tel
     assert telemetry.total("presift.fallbacks") == counted
     house.draft.faults.append(raises(error))
     assert (await house.ask(LONG, route=KV_PC)).route == "FULL"
+
+
+async def test_options_override_the_settings(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    kv = {"lookahead": BY_TARGET, "first_full_tokens": 5, "renew_every": 4, "renew_window": 2}
+    answer = await house.ask(LONG, route=KV, kv=kv)
+    policy = house.target.calls[0].kv_plan.policy
+    assert (policy.first_full_tokens, policy.renew_every, policy.renew_window) == (5, 4, 2)
+    assert (house.draft.calls, answer.decision.lookahead) == ([], BY_TARGET)
+
+
+async def test_the_decision_says_who_made_the_lookahead(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    for route in (KV, KV_PC):
+        assert (await house.ask(LONG, route=route)).decision.lookahead == BY_DRAFT
+        assert (await house.ask(LONG, route=route, kv={"lookahead": BY_TARGET})).decision.lookahead == BY_TARGET
+    without = {"mask": (KV, {"selection": MASK}), "window": (KV, {"lookahead_tokens": 0}), "no KV": (AUTO, {})}
+    for route, kv in without.values():
+        assert not (await house.ask(LONG, route=route, kv=kv)).decision.HasField("lookahead")
+
+
+@pytest.mark.parametrize(
+    ("kv", "field", "value"),
+    [
+        ({"lookahead": orchestrator_pb2.KV_LOOKAHEAD_TARGET}, "kv.lookahead", "target"),
+        ({"renew_every": 3}, "kv.renew_every", "3"),
+        ({"first_full_tokens": 3}, "kv.first_full_tokens", "3"),
+    ],
+)
+async def test_pages_of_several_tokens_allow_no_renewal(settled, kv, field, value):
+    house = await settled(renew_every=3, kv_page_tokens=2)
+    refusal = await house.refused(LONG, route=KV, kv=kv)
+    assert (refusal.reason, refusal.field, refusal.value) == ("INVALID_REQUEST", field, value)
+    assert "pages have 2 tokens" in refusal.limit
+    await house.ask(LONG, route=KV)  # what the settings ask gives way
+    policy = house.target.calls[0].kv_plan.policy
+    assert (policy.lookahead_tokens, policy.first_full_tokens, policy.renew_every) == (LOOKAHEAD, 0, 0)
+
+
+async def test_the_kv_mask_of_a_selection_that_changes(settled):
+    drafted, own = await settled(KvLookahead.DRAFT, renew_every=3), await settled()
+    request = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV, include_kv_mask=True)
+    first = await drafted.stub.Explain(request)
+    assert first.decision.policy.spec_kv.renew_every == 3 and first.HasField("kv_mask")
+    assert drafted.target.calls[0].kv_plan.policy.renew_every == 0
+    nothing = await own.stub.Explain(request)
+    assert not nothing.HasField("kv_mask") and own.target.calls == []
+    for kv in ({"renew_every": 3}, {"first_full_tokens": 3}, {"lookahead": BY_TARGET}):
+        request.kv.CopyFrom(orchestrator_pb2.KvOptions(**kv))
+        refusal = await refusal_of(drafted.stub.Explain(request))
+        assert (refusal.reason, refusal.field) == ("INVALID_REQUEST", "include_kv_mask")
 
 
 async def test_explain_asks_no_draft_and_names_its_errors(settled):

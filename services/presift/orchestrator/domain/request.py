@@ -284,6 +284,14 @@ class KvOptions:
                 limit = f"unset with {self._asked}: only a draft estimates coverage"
                 raise InvalidRequest(f"budget.{name}", shown, limit)
 
+    def check_pages(self, page_tokens: int) -> None:
+        """Raise InvalidRequest if the caller asks to select KV while the answer is generated, and the target's KV pages
+        have several tokens."""
+        if self.renews and page_tokens > 1:
+            name, value = self._asked.split()
+            instead = KvLookahead.DRAFT if name == "kv.lookahead" else "0" if name == "kv.renew_every" else "unset"
+            raise InvalidRequest(name, value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one")
+
     def check_continues(self, prompt_tokens: int) -> None:
         """Raise InvalidRequest unless `continue_prompt_tokens` is shorter than the prompt and positive."""
         wanted = self.continue_prompt_tokens
