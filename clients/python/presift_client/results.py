@@ -75,6 +75,11 @@ class Usage:
     `kv_tokens` is what the prompt actually held. If KV was dropped: `reused_entry` says whether the target had the
     compressed entry, `score_ms` and `publish_ms` are the times to select and to copy the KV, and `coverage` is the
     share of the scoring queries' attention on kept KV.
+
+    `renewals` counts how often KV was selected anew while the answer was generated, and `renewals_skipped` how often
+    that was due and not done; `coverage` is then the last one and `coverage_min` the lowest. `accepted_tokens` began
+    the answer without being decoded: the target confirmed the draft's lookahead. `kv_tokens_peak` and `kv_tokens_mean`
+    count prompt and answer over the decode steps; 0 unless KV was dropped.
     """
 
     prompt_tokens: int
@@ -94,6 +99,12 @@ class Usage:
     reasoning_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     warnings: tuple[str, ...] = ()
+    renewals: int = 0
+    renewals_skipped: int = 0
+    accepted_tokens: int = 0
+    kv_tokens_peak: int = 0
+    kv_tokens_mean: float = 0.0
+    coverage_min: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,10 @@ export interface Decision {
  *
  * `kvTokens` is what the prompt actually held. If KV was dropped: `reusedEntry` says whether the target had the
  * compressed entry, `scoreMs` and `publishMs` are the times to select and to copy the KV, and `coverage` is the share
- * of the scoring queries' attention on kept KV.
+ * of the scoring queries' attention on kept KV. `renewals` counts how often KV was selected anew while the answer was
+ * generated, and `renewalsSkipped` how often that was due and not done; `coverage` is then the last one and
+ * `coverageMin` the lowest. `acceptedTokens` began the answer without being decoded: the target confirmed the draft's
+ * lookahead. `kvTokensPeak` and `kvTokensMean` count prompt and answer over the decode steps; 0 unless KV was dropped.
  */
 export interface Usage {
   readonly kind: "usage";
@@ -84,6 +87,12 @@ export interface Usage {
   readonly reasoningTokens: number;
   readonly promptLogprobs: readonly TokenLogprob[];
   readonly warnings: readonly string[];
+  readonly renewals: number;
+  readonly renewalsSkipped: number;
+  readonly acceptedTokens: number;
+  readonly kvTokensPeak: number;
+  readonly kvTokensMean: number;
+  readonly coverageMin: number | undefined;
 }
 
 /** One event of a stream: first a decision, then deltas, then a usage for each answer. */
@@ -262,6 +271,7 @@ function usageOf({ $typeName, $unknown, ...usage }: wire.Usage): Usage {
     kind: "usage",
     finishReason: nameOf(FinishReason, usage.finishReason),
     coverage: usage.coverage,
+    coverageMin: usage.coverageMin,
     promptLogprobs: logprobsOf(usage.promptLogprobs),
   };
 }

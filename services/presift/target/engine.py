@@ -49,7 +49,9 @@ class Finished:
     `kv_tokens`: KV tokens of the prompt during decoding. Five fields report on the `kv_plan`: `reused_entry`,
     times in ms, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
     `reasoning_tokens` are those before the answer, 0 if unknown. `renewals` and `renewals_skipped`: how often KV was
-    selected anew, and how often that was due and not done.
+    selected anew, and how often that was due and not done; `coverage` is then the last one, `coverage_min` the lowest.
+    `accepted_tokens`: how many lookahead tokens began the answer. `kv_tokens_peak` and `kv_tokens_mean`: KV tokens of
+    prompt and answer over the decode steps, 0 without a plan.
     """
 
     prompt_tokens: int
@@ -66,6 +68,10 @@ class Finished:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     renewals: int = 0
     renewals_skipped: int = 0
+    accepted_tokens: int = 0
+    kv_tokens_peak: int = 0
+    kv_tokens_mean: float = 0.0
+    coverage_min: float | None = None
 
 
 Event = AnswerDelta | Finished

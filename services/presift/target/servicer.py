@@ -163,5 +163,9 @@ def _usage(
         reasoning_tokens=event.reasoning_tokens,
         renewals=event.renewals,
         renewals_skipped=event.renewals_skipped,
+        accepted_tokens=event.accepted_tokens,
+        kv_tokens_peak=event.kv_tokens_peak,
+        kv_tokens_mean=event.kv_tokens_mean,
+        coverage_min=event.coverage_min,
         prompt_logprobs=answer_codec.logprobs_to_wire(event.prompt_logprobs),
     )

@@ -282,7 +282,7 @@ class TextDelta(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., choice: _Optional[int] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[_target_pb2.ToolCallDelta, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[_target_pb2.TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "choice", "reasoning_tokens", "prompt_logprobs", "warnings")
+    __slots__ = ("prompt_tokens", "kept_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "target_ttft_ms", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "choice", "reasoning_tokens", "prompt_logprobs", "warnings", "renewals", "renewals_skipped", "accepted_tokens", "kv_tokens_peak", "kv_tokens_mean", "coverage_min")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +300,12 @@ class Usage(_message.Message):
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_PEAK_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_MEAN_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_MIN_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kept_tokens: int
     kv_tokens: int
@@ -317,7 +323,13 @@ class Usage(_message.Message):
     reasoning_tokens: int
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_target_pb2.TokenLogprob]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., choice: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_target_pb2.TokenLogprob, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    renewals: int
+    renewals_skipped: int
+    accepted_tokens: int
+    kv_tokens_peak: int
+    kv_tokens_mean: float
+    coverage_min: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[_target_pb2.FinishReason, str]] = ..., target_ttft_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., choice: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_target_pb2.TokenLogprob, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., renewals: _Optional[int] = ..., renewals_skipped: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., kv_tokens_peak: _Optional[int] = ..., kv_tokens_mean: _Optional[float] = ..., coverage_min: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("prompt", "budget", "route", "kv", "include_kv_mask", "span_per_token", "max_new_tokens")

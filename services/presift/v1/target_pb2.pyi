@@ -206,7 +206,7 @@ class ToolCallDelta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class TargetUsage(_message.Message):
-    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask", "load", "replica", "reasoning_tokens", "prompt_logprobs", "renewals", "renewals_skipped")
+    __slots__ = ("prompt_tokens", "kv_tokens", "cached_tokens", "completion_tokens", "finish_reason", "ttft_ms", "total_ms", "reused_entry", "score_ms", "publish_ms", "coverage", "kv_mask", "load", "replica", "reasoning_tokens", "prompt_logprobs", "renewals", "renewals_skipped", "accepted_tokens", "kv_tokens_peak", "kv_tokens_mean", "coverage_min")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,10 @@ class TargetUsage(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     RENEWALS_FIELD_NUMBER: _ClassVar[int]
     RENEWALS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_PEAK_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_MEAN_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_MIN_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     kv_tokens: int
     cached_tokens: int
@@ -243,7 +247,11 @@ class TargetUsage(_message.Message):
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     renewals: int
     renewals_skipped: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., load: _Optional[_Union[TargetLoad, _Mapping]] = ..., replica: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., renewals: _Optional[int] = ..., renewals_skipped: _Optional[int] = ...) -> None: ...
+    accepted_tokens: int
+    kv_tokens_peak: int
+    kv_tokens_mean: float
+    coverage_min: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., reused_entry: _Optional[bool] = ..., score_ms: _Optional[float] = ..., publish_ms: _Optional[float] = ..., coverage: _Optional[float] = ..., kv_mask: _Optional[_Union[_plan_pb2.KvMask, _Mapping]] = ..., load: _Optional[_Union[TargetLoad, _Mapping]] = ..., replica: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., renewals: _Optional[int] = ..., renewals_skipped: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., kv_tokens_peak: _Optional[int] = ..., kv_tokens_mean: _Optional[float] = ..., coverage_min: _Optional[float] = ...) -> None: ...
 
 class TargetLoad(_message.Message):
     __slots__ = ("running", "waiting", "free_kv_tokens")

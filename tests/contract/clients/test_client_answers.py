@@ -143,6 +143,21 @@ async def test_every_option_of_renewal_arrives(open_house):
         await client.aclose()
 
 
+async def test_a_client_sees_renewals_and_those_that_were_skipped(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+
+    def report(usage):
+        usage.renewals, usage.renewals_skipped, usage.accepted_tokens = 3, 2, 1
+        usage.kv_tokens_peak, usage.kv_tokens_mean, usage.coverage_min = 70, 55.5, 0.25
+
+    house.target.spoil = report
+    for client in (Asynchronous(house.address), Blocking(house.address)):
+        usage = (await client.generate(token_ids=LONG, route="spec_kv", max_new_tokens=2)).usage
+        assert (usage.renewals, usage.renewals_skipped, usage.accepted_tokens) == (3, 2, 1)
+        assert (usage.kv_tokens_peak, usage.kv_tokens_mean, usage.coverage_min) == (70, 55.5, 0.25)
+        await client.aclose()
+
+
 async def test_a_mask_and_a_cascade(open_house):
     house = await open_house(routes=ALL_ROUTES)
     client = Asynchronous(house.address)

@@ -96,6 +96,13 @@ def test_usage_with_dropped_kv():
     assert event_of(USAGE).coverage is None
 
 
+def test_usage_with_renewals():
+    message = orchestrator_pb2.Usage(renewals=3, renewals_skipped=2, accepted_tokens=1, coverage_min=0.0)
+    usage = event_of(orchestrator_pb2.GenerateResponse(usage=message))
+    assert (usage.renewals, usage.renewals_skipped, usage.accepted_tokens, usage.coverage_min) == (3, 2, 1, 0.0)
+    assert event_of(USAGE).coverage_min is None
+
+
 def test_gather():
     answer = gather(map(event_of, [DECISION, delta("a", 1), delta("", 2), delta("bc", 3, 4), USAGE]))
     assert (answer.text, answer.token_ids) == ("abc", (1, 2, 3, 4))

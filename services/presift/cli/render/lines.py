@@ -21,7 +21,7 @@ def usage_line(usage: Usage) -> str:
         f"[first token after {usage.ttft_ms:.0f} ms ({usage.target_ttft_ms:.0f} ms in the target), "
         f"{usage.completion_tokens} tokens in {usage.total_ms:.0f} ms, finish reason {usage.finish_reason}; "
         f"{usage.kv_tokens} KV tokens held for {usage.prompt_tokens} prompt tokens, "
-        f"{usage.cached_tokens} of them cached{_kv_selection(usage)}]"
+        f"{usage.cached_tokens} of them cached{_kv_selection(usage)}{_renewals(usage)}{_accepted(usage)}]"
         f"{''.join(f' [warning: {warning}]' for warning in usage.warnings)}"
     )
 
@@ -81,3 +81,18 @@ def _kv_selection(usage: Usage) -> str:
     else:
         selection = ""
     return selection if usage.coverage is None else f"{selection}, coverage {usage.coverage:.2f}"
+
+
+def _renewals(usage: Usage) -> str:
+    """How often the KV was selected anew, and what was held meanwhile, if that was due at all."""
+    if not usage.renewals and not usage.renewals_skipped:
+        return ""
+    skipped = f" ({usage.renewals_skipped} skipped)" if usage.renewals_skipped else ""
+    lowest = "" if usage.coverage_min is None else f", lowest coverage {usage.coverage_min:.2f}"
+    held = f", {usage.kv_tokens_mean:.0f} KV tokens on average with the answer" if usage.kv_tokens_mean else ""
+    return f", {usage.renewals} renewals{skipped}{lowest}{held}"
+
+
+def _accepted(usage: Usage) -> str:
+    """How many tokens of the draft's lookahead began the answer."""
+    return f", {usage.accepted_tokens} tokens accepted from the lookahead" if usage.accepted_tokens else ""

@@ -48,6 +48,12 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         load=_load(usage.load) if usage.HasField("load") else None,
         reasoning_tokens=usage.reasoning_tokens,
         prompt_logprobs=answer_codec.logprobs_from_wire(usage.prompt_logprobs),
+        renewals=usage.renewals,
+        renewals_skipped=usage.renewals_skipped,
+        accepted_tokens=usage.accepted_tokens,
+        kv_tokens_peak=usage.kv_tokens_peak,
+        kv_tokens_mean=usage.kv_tokens_mean,
+        coverage_min=usage.coverage_min if usage.HasField("coverage_min") else None,
     )
 
 

@@ -75,7 +75,10 @@ class Usage:
 
     `replica` names the process that answered. The five fields before it concern routes that drop KV: whether the
     compressed entry was found, the time to select and to copy, the share of the scoring queries' attention on the kept
-    pairs (None if nothing was scored), and the kept pairs, if requested and selected in this call.
+    pairs (None if nothing was scored), and the kept pairs, if requested and selected in this call. So do the last six,
+    as in TargetUsage: how often KV was selected anew, and was due to be but was not; the lookahead tokens that began
+    the answer; the KV tokens of prompt and answer over the decode steps, the most and the mean (0 without a KV plan);
+    and the lowest coverage of all selections.
     """
 
     prompt_tokens: int
@@ -93,6 +96,12 @@ class Usage:
     load: EngineLoad | None = None
     reasoning_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    renewals: int = 0
+    renewals_skipped: int = 0
+    accepted_tokens: int = 0
+    kv_tokens_peak: int = 0
+    kv_tokens_mean: float = 0.0
+    coverage_min: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

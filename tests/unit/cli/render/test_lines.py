@@ -75,6 +75,18 @@ def test_usage_line_of_a_route_that_drops_kv():
     assert "compressed entry reused" in reused and "scored" not in reused
 
 
+def test_usage_line_with_renewals():
+    line = usage_line(replace(USAGE, renewals=4, coverage_min=0.625, kv_tokens_mean=300.4))
+    assert "4 renewals, lowest coverage 0.62, 300 KV tokens on average" in line and "skipped" not in line
+    assert "0 renewals (2 skipped)" in usage_line(replace(USAGE, renewals_skipped=2))
+    assert "renewals" not in usage_line(replace(USAGE, kv_tokens_mean=300.4, coverage_min=0.5))
+
+
+def test_usage_line_with_accepted_tokens():
+    assert "5 tokens accepted from the lookahead" in usage_line(replace(USAGE, accepted_tokens=5))
+    assert "accepted" not in usage_line(USAGE)
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

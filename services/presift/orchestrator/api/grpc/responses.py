@@ -93,6 +93,12 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
         reasoning_tokens=usage.reasoning_tokens,
         prompt_logprobs=answer_codec.logprobs_to_wire(usage.prompt_logprobs),
         warnings=report.warnings,
+        renewals=usage.renewals,
+        renewals_skipped=usage.renewals_skipped,
+        accepted_tokens=usage.accepted_tokens,
+        kv_tokens_peak=usage.kv_tokens_peak,
+        kv_tokens_mean=usage.kv_tokens_mean,
+        coverage_min=usage.coverage_min,
     )
 
 
