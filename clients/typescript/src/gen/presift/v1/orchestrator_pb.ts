@@ -1139,7 +1139,7 @@ export type RouteForecast = Message$1<"presift.v1.RouteForecast"> & {
   targetMs?: number | undefined;
 
   /**
-   * step_ms is the predicted time of one decode step.
+   * step_ms is the predicted time of one decode step, with its share of the renewals.
    *
    * @generated from field: optional double step_ms = 5;
    */
