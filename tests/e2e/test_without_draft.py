@@ -29,7 +29,7 @@ def prompt(seed: int, lines: int = 12) -> str:
 @pytest.fixture(scope="module")
 def client(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     logs, model = tmp_path_factory.mktemp("logs"), str(presift_home / "models" / "smollm2-135m-instruct")
-    (nobody,) = free_ports(1)
+    nobody = free_ports(1)
     target = ServiceProcess(
         "target",
         "presift.target",

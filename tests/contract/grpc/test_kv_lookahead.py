@@ -74,11 +74,13 @@ async def test_the_drafts_lookahead_needs_the_draft(settled):
 
 
 async def test_a_draft_that_stops_is_noticed(settled):
-    house = await settled(KvLookahead.AUTO)
-    assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
+    house = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
+    assert (await house.ask(LONG, route=KV)).decision.lookahead == BY_DRAFT
     await house.draft_server.grpc.stop(0)
-    answer = await house.ask(LONG, route=KV)
-    assert (answer.route, answer.decision.policy.spec_kv.first_full_tokens) == ("SPEC_KV", FIRST)
+    await house.settle(lambda: not house.models.has_draft_now)
+    answer = await house.ask(LATER, route=KV)
+    assert (answer.route, answer.decision.lookahead) == ("SPEC_KV", BY_TARGET)
+    assert answer.decision.detail == f"keeps {KV_CAPACITY + 1} KV tokens"  # it was not asked
 
 
 FAULTS = {
