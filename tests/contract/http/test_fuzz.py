@@ -14,7 +14,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
 PRESIFT = {
     "route": "spec_pc",
     "budget": {"max_prompt_tokens": 40, "strict": False, "auto_capacity": {"coverage": 0.5, "min_tokens": 2}},
-    "kv": {"selection": "draft_mask", "lookahead_tokens": 3, "keep_full_prefix": True, "lookahead": "auto"},
+    "kv": {"selection": "draft_mask", "lookahead_tokens": 3, "keep_full_prefix": True},
     "sampling": {"top_k": 3, "stop_token_ids": [1, 2], "ignore_eos": True},
     "protected": [{"message": 0, "part": 0}],
     "documents": [{"message": -1}],
