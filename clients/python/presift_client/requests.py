@@ -24,9 +24,11 @@ class PromptOptions(TypedDict, total=False):
     it is taken, or full). `auto_coverage` (0..1) takes the smallest capacity that reaches it, between `auto_min_tokens`
     and `auto_max_tokens`. `deadline_s` is in seconds.
 
-    KV, on routes that drop KV: `kv_selection` is "target_lookahead" or "draft_mask". `continue_prompt_tokens` is the
-    `prompt_tokens` of an earlier decision whose prompt this one begins with (on "auto" too). If that selection is no
-    longer known, the prompt is treated as a new one, and the decision's detail says so.
+    KV, on routes that drop KV: `kv_selection` is "target_lookahead" or "draft_mask". `kv_lookahead` is who makes the
+    lookahead: "draft", "target" (the answer itself, whose first `first_full_tokens` are generated on the full KV) or
+    "auto". Every `renew_every` tokens (0: never) the target selects anew, by the newest `renew_window` tokens.
+    `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision whose prompt this one begins with (on "auto"
+    too). If that selection is no longer known, the prompt is treated as a new one, and the decision's detail says so.
     """
 
     messages: Sequence[ChatMessage]
@@ -49,6 +51,10 @@ class PromptOptions(TypedDict, total=False):
     keep_full_prefix: bool
     kv_lookahead_tokens: int
     continue_prompt_tokens: int
+    kv_lookahead: str
+    renew_every: int
+    renew_window: int
+    first_full_tokens: int
     deadline_s: float | None
 
 
@@ -105,8 +111,8 @@ class ExplainOptions(PromptOptions, total=False):
 def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.GenerateRequest:
     """Raises TypeError for an unknown option and InvalidRequest for text that is not valid Unicode.
 
-    Raises ValueError for an unknown route or selection, bounds without auto_coverage, several grammars, a malformed
-    message, or not exactly one prompt.
+    Raises ValueError for an unknown route, selection or lookahead, bounds without auto_coverage, several grammars, a
+    malformed message, or not exactly one prompt.
     """
     _check_known(options, Options)
     return orchestrator_pb2.GenerateRequest(
@@ -195,11 +201,17 @@ def _route(options: PromptOptions) -> plan_pb2.Route:
     return cast(plan_pb2.Route, number_of("route", options.get("route", "auto"), plan_pb2.Route.DESCRIPTOR))
 
 
+_RENEWAL = ("renew_every", "renew_window", "first_full_tokens")
+
+
 def _kv_options(options: PromptOptions) -> orchestrator_pb2.KvOptions | None:
-    names = {"keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens"}
+    names = {"keep_full_prefix", "kv_lookahead_tokens", "continue_prompt_tokens", *_RENEWAL}
     values: dict[str, Any] = {name.removeprefix("kv_"): options[name] for name in names & options.keys()}  # type: ignore[literal-required]
     if "kv_selection" in options:
         values["selection"] = number_of("kv_selection", options["kv_selection"], plan_pb2.KvSelection.DESCRIPTOR)
+    if "kv_lookahead" in options:
+        enum = orchestrator_pb2.KvLookahead.DESCRIPTOR
+        values["lookahead"] = number_of("kv_lookahead", options["kv_lookahead"], enum)
     return orchestrator_pb2.KvOptions(**values) if values else None
 
 

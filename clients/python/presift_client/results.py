@@ -32,10 +32,11 @@ class Decision:
     """What was applied and why. Counts in tokens, times in milliseconds.
 
     `kept_tokens` is what the target reads, `kv_tokens` what it will hold. `coverage` is 0..1; None if the draft dropped
-    nothing. `kv_capacity` (the result, if it adapts), `kv_selection` and `keep_full_prefix` are None unless KV is
-    dropped. `continued`: the selection of an earlier turn was used. `predicted_ttft_ms` counts from arrival at the
-    orchestrator; None without a prediction. `cross_vocabulary`: draft and target use different token ids.
-    The draft had kept `draft_cached_tokens` of an earlier prompt.
+    nothing. `kv_capacity` (the result, if it adapts), `kv_selection`, `keep_full_prefix`, `renew_every`, `renew_window`
+    and `first_full_tokens` are None unless KV is dropped. `kv_lookahead` is who made the lookahead, "draft" or
+    "target"; None without one. `continued`: the selection of an earlier turn was used. `predicted_ttft_ms` counts from
+    arrival at the orchestrator; None without a prediction. `cross_vocabulary`: draft and target use different token
+    ids. The draft had kept `draft_cached_tokens` of an earlier prompt.
     """
 
     route: str
@@ -60,6 +61,10 @@ class Decision:
     predicted_ttft_ms: float | None = None
     cross_vocabulary: bool = False
     draft_cached_tokens: int = 0
+    kv_lookahead: str | None = None
+    renew_every: int | None = None
+    renew_window: int | None = None
+    first_full_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +261,15 @@ def decision_of(decision: orchestrator_pb2.Decision) -> Decision:
         target=_model(decision.target),
         kv_capacity=None if kv is None else _capacity(kv, decision.kv_tokens),
         kv_selection=None if kv is None else name_of(plan_pb2.KvSelection.DESCRIPTOR, kv.selection),
+        kv_lookahead=_lookahead(decision) if decision.HasField("lookahead") else None,
+        renew_every=None if kv is None else kv.renew_every,
+        renew_window=None if kv is None else kv.renew_window,
+        first_full_tokens=None if kv is None else kv.first_full_tokens,
     )
+
+
+def _lookahead(decision: orchestrator_pb2.Decision) -> str:
+    return name_of(orchestrator_pb2.KvLookahead.DESCRIPTOR, decision.lookahead)
 
 
 def info_of(info: orchestrator_pb2.GetInfoResponse) -> Info:

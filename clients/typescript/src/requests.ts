@@ -6,6 +6,7 @@ import {
   ExplainRequestSchema,
   type GenerateRequest,
   GenerateRequestSchema,
+  KvLookahead,
   type Prompt,
   PromptSchema,
 } from "./gen/presift/v1/orchestrator_pb.js";
@@ -28,8 +29,10 @@ export type RouteName = Exclude<Lowercase<keyof typeof Route>, "unspecified">;
  * coverage of the draft's mask or, if the target selects KV, with the draft's estimate). `autoCoverage` (0..1) takes
  * the smallest capacity that reaches it, between `autoMinTokens` and `autoMaxTokens`.
  *
- * KV, on routes that drop KV: `continuePromptTokens` is the `promptTokens` of an earlier decision whose prompt this
- * one begins with (on "auto" too). `deadlineMs` is for the whole call; `signal` cancels it at every service.
+ * KV, on routes that drop KV: `kvLookahead` is who makes the lookahead: "draft", "target" (the answer itself, whose
+ * first `firstFullTokens` are generated on the full KV) or "auto". Every `renewEvery` tokens (0: never) the target
+ * selects anew, by the newest `renewWindow` tokens. `continuePromptTokens` is the `promptTokens` of an earlier decision
+ * whose prompt this one begins with (on "auto" too). `deadlineMs` is for the whole call; `signal` cancels it at every service.
  */
 export interface PromptOptions {
   readonly prompt?: string;
@@ -53,6 +56,10 @@ export interface PromptOptions {
   readonly keepFullPrefix?: boolean;
   readonly kvLookaheadTokens?: number;
   readonly continuePromptTokens?: number;
+  readonly kvLookahead?: "draft" | "target" | "auto";
+  readonly renewEvery?: number;
+  readonly renewWindow?: number;
+  readonly firstFullTokens?: number;
   readonly maxNewTokens?: number;
   readonly deadlineMs?: number;
   readonly signal?: AbortSignal;
@@ -123,6 +130,10 @@ const PROMPT_OPTIONS: Record<keyof Required<PromptOptions>, true> = {
   keepFullPrefix: true,
   kvLookaheadTokens: true,
   continuePromptTokens: true,
+  kvLookahead: true,
+  renewEvery: true,
+  renewWindow: true,
+  firstFullTokens: true,
   maxNewTokens: true,
   deadlineMs: true,
   signal: true,
@@ -162,9 +173,10 @@ const ROUTES = Object.fromEntries(
   ),
 ) as Record<RouteName, Route>;
 const SELECTIONS = { target_lookahead: KvSelection.TARGET_LOOKAHEAD, draft_mask: KvSelection.DRAFT_MASK };
+const LOOKAHEADS = { draft: KvLookahead.DRAFT, target: KvLookahead.TARGET, auto: KvLookahead.AUTO };
 
 /**
- * Throws TypeError for an unknown option, route or selection, bounds without autoCoverage, several grammars, a malformed
+ * Throws TypeError for an unknown option, route, selection or lookahead, bounds without autoCoverage, several grammars, a malformed
  * message, or not exactly one prompt; InvalidRequest for text that is not valid Unicode.
  */
 export function generateRequest(options: Options): GenerateRequest {
@@ -271,9 +283,15 @@ function kvOf({
   keepFullPrefix,
   kvLookaheadTokens: lookaheadTokens,
   continuePromptTokens,
+  kvLookahead,
+  renewEvery,
+  renewWindow,
+  firstFullTokens,
 }: PromptOptions) {
   const selection = kvSelection === undefined ? undefined : enumValue("kvSelection", kvSelection, SELECTIONS);
-  return { selection, keepFullPrefix, lookaheadTokens, continuePromptTokens };
+  const lookahead = kvLookahead === undefined ? undefined : enumValue("kvLookahead", kvLookahead, LOOKAHEADS);
+  const renewal = { lookahead, renewEvery, renewWindow, firstFullTokens };
+  return { selection, keepFullPrefix, lookaheadTokens, continuePromptTokens, ...renewal };
 }
 
 function enumValue<Value>(option: string, name: string, known: Readonly<Record<string, Value>>): Value {

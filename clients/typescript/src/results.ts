@@ -3,7 +3,7 @@ import { timestampDate } from "@bufbuild/protobuf/wkt";
 
 import { type Delta, type TokenLogprob, type ToolCall, deltaOf, logprobsOf, wholeCalls } from "./answers.js";
 import * as wire from "./gen/presift/v1/orchestrator_pb.js";
-import { KvSelection, type ModelInfo, type Policy, Route } from "./gen/presift/v1/plan_pb.js";
+import { KvSelection, type ModelInfo, type Policy, Route, type SpecKv } from "./gen/presift/v1/plan_pb.js";
 import { FinishReason } from "./gen/presift/v1/target_pb.js";
 
 /**
@@ -22,8 +22,9 @@ export interface Model {
  * What was applied and why. Counts in tokens, times in milliseconds.
  *
  * `keptTokens` is what the target reads, `kvTokens` what it will hold. `coverage` is 0..1, undefined if the draft
- * dropped nothing. `kvSelection` and `keepFullPrefix` are undefined unless KV is dropped. `continued`: the selection of
- * an earlier turn was used. `predictedTtftMs` counts from arrival at the orchestrator. `crossVocabulary`: draft and
+ * dropped nothing. `kvSelection`, `keepFullPrefix`, `renewEvery`, `renewWindow` and `firstFullTokens` are undefined unless
+ * KV is dropped. `kvLookahead` is who made the lookahead, "draft" or "target"; undefined without one. `continued`: the
+ * selection of an earlier turn was used. `predictedTtftMs` counts from arrival at the orchestrator. `crossVocabulary`: draft and
  * target use different token ids.
  */
 export interface Decision {
@@ -50,6 +51,10 @@ export interface Decision {
   readonly crossVocabulary: boolean;
   /** Prompt tokens that the draft had kept of an earlier prompt. */
   readonly draftCachedTokens: number;
+  readonly kvLookahead: string | undefined;
+  readonly renewEvery: number | undefined;
+  readonly renewWindow: number | undefined;
+  readonly firstFullTokens: number | undefined;
 }
 
 /**
@@ -247,8 +252,8 @@ export function infoOf(info: wire.GetInfoResponse): Info {
 }
 
 function decisionOf(decision: wire.Decision): Decision {
-  const { $typeName, $unknown, policy, draft, target, ...rest } = decision;
-  const selection = selectionOf(policy);
+  const { $typeName, $unknown, policy, draft, target, lookahead, ...rest } = decision;
+  const kv = specKvOf(policy);
   return {
     ...rest,
     kind: "decision",
@@ -258,9 +263,13 @@ function decisionOf(decision: wire.Decision): Decision {
     draft: modelOf(draft),
     target: modelOf(target),
     coverage: decision.coverage,
-    kvSelection: selection === undefined ? undefined : nameOf(KvSelection, selection),
+    kvSelection: kv === undefined ? undefined : nameOf(KvSelection, kv.selection),
     keepFullPrefix: decision.keepFullPrefix,
     predictedTtftMs: decision.predictedTtftMs,
+    kvLookahead: lookahead === undefined ? undefined : nameOf(wire.KvLookahead, lookahead),
+    renewEvery: kv?.renewEvery,
+    renewWindow: kv?.renewWindow,
+    firstFullTokens: kv?.firstFullTokens,
   };
 }
 
@@ -275,9 +284,9 @@ function usageOf({ $typeName, $unknown, ...usage }: wire.Usage): Usage {
   };
 }
 
-function selectionOf(policy: Policy | undefined): KvSelection | undefined {
-  if (policy?.policy.case === "specKvPc") return policy.policy.value.kv?.selection;
-  return policy?.policy.case === "specKv" ? policy.policy.value.selection : undefined;
+function specKvOf(policy: Policy | undefined): SpecKv | undefined {
+  if (policy?.policy.case === "specKvPc") return policy.policy.value.kv;
+  return policy?.policy.case === "specKv" ? policy.policy.value : undefined;
 }
 
 function spanOf(span: wire.ExplainedSpan): ExplainedSpan {

@@ -76,6 +76,17 @@ class RequestFlags(BudgetFlags):
     kv_lookahead_tokens: Annotated[
         int | None, typer.Option(help="tokens that the draft generates for the KV selection")
     ] = None
+    kv_lookahead: Annotated[
+        str | None,
+        typer.Option(help="who makes the lookahead: draft, target (the answer begins on the full KV) or auto"),
+    ] = None
+    first_full_tokens: Annotated[
+        int | None, typer.Option(help="tokens generated on the full KV before the target's own selection")
+    ] = None
+    renew_every: Annotated[
+        int | None, typer.Option(help="generated tokens after which KV is selected anew; 0: never")
+    ] = None
+    renew_window: Annotated[int | None, typer.Option(help="newest tokens whose queries select KV anew")] = None
     continue_prompt_tokens: Annotated[
         int | None, typer.Option(help="prompt tokens of the earlier turn whose KV selection is reused (spec_kv, auto)")
     ] = None

@@ -12,6 +12,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class KvLookahead(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KV_LOOKAHEAD_UNSPECIFIED: _ClassVar[KvLookahead]
+    KV_LOOKAHEAD_DRAFT: _ClassVar[KvLookahead]
+    KV_LOOKAHEAD_TARGET: _ClassVar[KvLookahead]
+    KV_LOOKAHEAD_AUTO: _ClassVar[KvLookahead]
+
 class DecisionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DECISION_REASON_UNSPECIFIED: _ClassVar[DecisionReason]
@@ -41,6 +48,10 @@ class CacheOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_OUTCOME_MISS: _ClassVar[CacheOutcome]
     CACHE_OUTCOME_SHARED: _ClassVar[CacheOutcome]
     CACHE_OUTCOME_UNAVAILABLE: _ClassVar[CacheOutcome]
+KV_LOOKAHEAD_UNSPECIFIED: KvLookahead
+KV_LOOKAHEAD_DRAFT: KvLookahead
+KV_LOOKAHEAD_TARGET: KvLookahead
+KV_LOOKAHEAD_AUTO: KvLookahead
 DECISION_REASON_UNSPECIFIED: DecisionReason
 DECISION_REASON_REQUESTED: DecisionReason
 DECISION_REASON_BELOW_THRESHOLD: DecisionReason
@@ -177,16 +188,24 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_target_pb2.Sampling, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., route: _Optional[_Union[_plan_pb2.Route, str]] = ..., kv: _Optional[_Union[KvOptions, _Mapping]] = ..., choices: _Optional[int] = ..., tool_choice: _Optional[_Union[_target_pb2.ToolChoice, str]] = ..., tool_function: _Optional[str] = ..., single_tool_call: _Optional[bool] = ..., raw_text: _Optional[bool] = ...) -> None: ...
 
 class KvOptions(_message.Message):
-    __slots__ = ("selection", "keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
+    __slots__ = ("selection", "keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens", "lookahead", "renew_every", "renew_window", "first_full_tokens")
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     KEEP_FULL_PREFIX_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    RENEW_EVERY_FIELD_NUMBER: _ClassVar[int]
+    RENEW_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FULL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     selection: _plan_pb2.KvSelection
     keep_full_prefix: bool
     lookahead_tokens: int
     continue_prompt_tokens: int
-    def __init__(self, selection: _Optional[_Union[_plan_pb2.KvSelection, str]] = ..., keep_full_prefix: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., continue_prompt_tokens: _Optional[int] = ...) -> None: ...
+    lookahead: KvLookahead
+    renew_every: int
+    renew_window: int
+    first_full_tokens: int
+    def __init__(self, selection: _Optional[_Union[_plan_pb2.KvSelection, str]] = ..., keep_full_prefix: _Optional[bool] = ..., lookahead_tokens: _Optional[int] = ..., continue_prompt_tokens: _Optional[int] = ..., lookahead: _Optional[_Union[KvLookahead, str]] = ..., renew_every: _Optional[int] = ..., renew_window: _Optional[int] = ..., first_full_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("decision", "delta", "usage")
@@ -199,7 +218,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., delta: _Optional[_Union[TextDelta, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued", "predicted_ttft_ms", "cross_vocabulary", "draft_cached_tokens")
+    __slots__ = ("route", "reason", "detail", "prompt_tokens", "kept_tokens", "kv_tokens", "protected_tokens", "coverage", "cache", "draft", "target", "policy", "tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "keep_full_prefix", "continued", "predicted_ttft_ms", "cross_vocabulary", "draft_cached_tokens", "lookahead")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +240,7 @@ class Decision(_message.Message):
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     CROSS_VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     DRAFT_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
     route: _plan_pb2.Route
     reason: DecisionReason
     detail: str
@@ -242,7 +262,8 @@ class Decision(_message.Message):
     predicted_ttft_ms: float
     cross_vocabulary: bool
     draft_cached_tokens: int
-    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ..., predicted_ttft_ms: _Optional[float] = ..., cross_vocabulary: _Optional[bool] = ..., draft_cached_tokens: _Optional[int] = ...) -> None: ...
+    lookahead: KvLookahead
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., reason: _Optional[_Union[DecisionReason, str]] = ..., detail: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., protected_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., cache: _Optional[_Union[CacheOutcome, str]] = ..., draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., policy: _Optional[_Union[_plan_pb2.Policy, _Mapping]] = ..., tokenize_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., keep_full_prefix: _Optional[bool] = ..., continued: _Optional[bool] = ..., predicted_ttft_ms: _Optional[float] = ..., cross_vocabulary: _Optional[bool] = ..., draft_cached_tokens: _Optional[int] = ..., lookahead: _Optional[_Union[KvLookahead, str]] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("text", "token_ids", "choice", "reasoning", "tool_calls", "logprobs")

@@ -103,8 +103,8 @@ class OrchestratorServiceServicer:
 
     def Explain(self, request, context):
         """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
-        safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
-        the target also reads the prompt and generates one token, which is not returned.
+        safe. If the route needs the draft, it is asked for importance and the cache is bypassed; else there is none. With
+        include_kv_mask the target also reads the prompt and generates one token, which is not returned.
 
         Status codes as for Generate, with two differences:
         UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.

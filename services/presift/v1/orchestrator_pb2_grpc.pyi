@@ -63,8 +63,8 @@ class OrchestratorServiceStub:
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]
     """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
-    safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
-    the target also reads the prompt and generates one token, which is not returned.
+    safe. If the route needs the draft, it is asked for importance and the cache is bypassed; else there is none. With
+    include_kv_mask the target also reads the prompt and generates one token, which is not returned.
 
     Status codes as for Generate, with two differences:
     UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.
@@ -111,8 +111,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """
     Explain: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ExplainRequest, _orchestrator_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
-    safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
-    the target also reads the prompt and generates one token, which is not returned.
+    safe. If the route needs the draft, it is asked for importance and the cache is bypassed; else there is none. With
+    include_kv_mask the target also reads the prompt and generates one token, which is not returned.
 
     Status codes as for Generate, with two differences:
     UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.
@@ -168,8 +168,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ExplainResponse, _abc.Awaitable[_orchestrator_pb2.ExplainResponse]]:
         """Explain makes the same decision (for max_new_tokens) without generating, and says what would be kept. A retry is
-        safe. If the route compresses, the draft is asked for importance and the cache is bypassed. With include_kv_mask
-        the target also reads the prompt and generates one token, which is not returned.
+        safe. If the route needs the draft, it is asked for importance and the cache is bypassed; else there is none. With
+        include_kv_mask the target also reads the prompt and generates one token, which is not returned.
 
         Status codes as for Generate, with two differences:
         UNAVAILABLE: DRAFT_UNAVAILABLE is always an error here.

@@ -132,6 +132,17 @@ async def test_every_kv_option_arrives_and_every_result_comes_back(open_house):
         await client.aclose()
 
 
+async def test_every_option_of_renewal_arrives(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    for client in (Asynchronous(house.address), Blocking(house.address)):
+        options = {"kv_lookahead": "target", "first_full_tokens": 4, "renew_every": 3, "renew_window": 2}
+        decision = (await client.generate(token_ids=LONG, route="spec_kv", **options)).decision
+        policy = house.target.calls[-1].kv_plan.policy
+        assert (policy.first_full_tokens, policy.renew_every, policy.renew_window) == (4, 3, 2)
+        assert {name: getattr(decision, name) for name in options} == options and decision.draft is None
+        await client.aclose()
+
+
 async def test_a_client_sees_renewals_and_those_that_were_skipped(open_house):
     house = await open_house(routes=ALL_ROUTES)
 

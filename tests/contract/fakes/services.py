@@ -221,8 +221,12 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
         identity.CopyFrom(plan)
         for field in ("keep_full_prefix", "prompt_tokens", "report_kept"):
             identity.ClearField(field)
+        for field in ("renew_every", "renew_window"):
+            identity.policy.ClearField(field)
         entry = request.cache_salt, tuple(request.token_ids[:covered]), identity.SerializeToString()
         usage = target_pb2.TargetUsage(kv_tokens=capacity + 1 + tokens - covered, coverage=0.75)
+        if plan.policy.first_full_tokens:
+            return usage
         if entry in self.entries:
             return target_pb2.TargetUsage(kv_tokens=usage.kv_tokens, cached_tokens=capacity, reused_entry=True)
         self.entries.add(entry)
@@ -281,6 +285,7 @@ def check_plan(request, routes, page_tokens):
         "protected_spans": all(i < covered for i in spans),
         "capacity": covered - 1 <= policy.capacity or len({*spans, *window} - {covered - 1}) <= policy.capacity,
         "lookahead_token_ids": all(token_id < VOCABULARY for token_id in plan.lookahead_token_ids),
+        "renew_every": page_tokens == 1 or not (policy.renew_every or policy.first_full_tokens),
         "kv_mask": plan.HasField("kv_mask") == (policy.selection == plan_pb2.KV_SELECTION_DRAFT_MASK),
     }
     if plan.HasField("kv_mask"):

@@ -298,6 +298,10 @@ KV = st.builds(
     keep_full_prefix=st.none() | st.booleans(),
     lookahead_tokens=st.none() | st.integers(0, 8) | st.just(257),
     continue_prompt_tokens=st.none() | st.none() | st.integers(40, 120),
+    lookahead=st.integers(0, 3),
+    renew_every=st.none() | st.integers(0, 4),
+    renew_window=st.none() | st.integers(1, 40),
+    first_full_tokens=st.none() | st.none() | st.integers(1, 4),
 )
 KV_PROMPT = st.integers(30, 130).flatmap(
     lambda size: st.builds(
@@ -315,9 +319,9 @@ KV_BUDGET = st.builds(
 )
 
 
-@pytest.fixture
-async def kv_house(open_house):
-    return await open_house(routes=ALL_ROUTES, kv_page_tokens=4)
+@pytest.fixture(params=[4, 1], ids="pages of {}".format)
+async def kv_house(open_house, request):
+    return await open_house(routes=ALL_ROUTES, kv_page_tokens=request.param)
 
 
 @settings(

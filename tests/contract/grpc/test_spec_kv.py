@@ -17,6 +17,7 @@ from ..fakes.services import CONTEXT, VOCABULARY, bits, keep, lookahead, model, 
 LONG = list(range(100, 200))
 KV, KV_PC = plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC
 TARGET, MASK = plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD, plan_pb2.KV_SELECTION_DRAFT_MASK
+BY_DRAFT, BY_TARGET = orchestrator_pb2.KV_LOOKAHEAD_DRAFT, orchestrator_pb2.KV_LOOKAHEAD_TARGET
 
 
 @pytest.fixture
@@ -184,6 +185,22 @@ REFUSED = {
     "unknown selection": ({"route": KV, "kv": {"selection": 9}}, "kv.selection", "9"),
     "mask on spec_kv_pc": ({"route": KV_PC, "kv": {"selection": MASK}}, "kv.selection", "draft_mask"),
     "lookahead": ({"route": KV, "kv": {"lookahead_tokens": 257}}, "kv.lookahead_tokens", "257"),
+    "unknown lookahead": ({"route": KV, "kv": {"lookahead": 9}}, "kv.lookahead", "9"),
+    "no first tokens": ({"route": KV, "kv": {"first_full_tokens": 0}}, "kv.first_full_tokens", "0"),
+    "no window": ({"route": KV, "kv": {"renew_window": 0}}, "kv.renew_window", "0"),
+    "first tokens by the draft": ({"kv": {"first_full_tokens": 4, "lookahead": BY_DRAFT}}, "kv.lookahead", "draft"),
+    "first tokens with a mask": ({"kv": {"first_full_tokens": 4, "selection": MASK}}, "kv.selection", "draft_mask"),
+    "both lookaheads": ({"kv": {"lookahead": BY_TARGET, "lookahead_tokens": 3}}, "kv.lookahead_tokens", "3"),
+    "renewal without the prefix": (
+        {"kv": {"renew_every": 4, "keep_full_prefix": False}},
+        "kv.keep_full_prefix",
+        "false",
+    ),
+    "coverage without a draft": (
+        {"kv": {"lookahead": BY_TARGET}, "budget": {"min_coverage": 0.5}},
+        "budget.min_coverage",
+        "0.5",
+    ),
     "window": ({"route": KV, "budget": {"max_kv_tokens": KV_WINDOW + 1}}, "budget.max_kv_tokens", str(KV_WINDOW + 1)),
     "continue nothing": ({"route": KV, "kv": {"continue_prompt_tokens": 0}}, "kv.continue_prompt_tokens", "0"),
     "continue all": ({"route": KV, "kv": {"continue_prompt_tokens": 100}}, "kv.continue_prompt_tokens", "100"),

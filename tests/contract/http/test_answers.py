@@ -117,6 +117,8 @@ OPTIONS = {
     "a budget": {"budget": {"max_prompt_tokens": 20}},
     "a threshold": {"budget": {"compress_above_tokens": 300}},
     "kv": {"route": "spec_kv", "kv": {"selection": "draft_mask"}, "budget": {"max_kv_tokens": 12}},
+    "renewal": {"route": "spec_kv", "kv": {"lookahead": "target", "renew_every": 3, "renew_window": 2}},
+    "first tokens": {"route": "spec_kv_pc", "kv": {"first_full_tokens": 2, "keep_full_prefix": True}},
     "a coverage": {"budget": {"auto_capacity": {"coverage": 0.1, "min_tokens": 5}}, "route": "spec_pc"},
     "spans": {"protected_spans": [{"start": 3, "end": 9}], "route": "spec_pc"},
 }
@@ -151,8 +153,10 @@ async def test_decisions_are_the_same_as_over_grpc(open_house, open_door, option
 
 
 def as_grpc(options):
-    named = {"selection": "KV_SELECTION_DRAFT_MASK"}
-    kv = ParseDict({name: named[name] for name in options.get("kv", {})}, orchestrator_pb2.KvOptions())
+    named = {"selection": "KV_SELECTION_DRAFT_MASK", "lookahead": "KV_LOOKAHEAD_TARGET"}
+    kv = ParseDict(
+        {name: named.get(name, value) for name, value in options.get("kv", {}).items()}, orchestrator_pb2.KvOptions()
+    )
     route = options.get("route", "unspecified").upper().removeprefix("ROUTE_")
     return {
         "route": plan_pb2.Route.Value(f"ROUTE_{route}"),

@@ -160,6 +160,23 @@ BAD = {
     "an unknown kv": (presift(kv={"x": 1}), "presift.kv.x"),
     "an unknown selection": (presift(kv={"selection": "best"}), "presift.kv.selection"),
     "a lookahead too long": (presift(kv={"lookahead_tokens": 1000}), "presift.kv.lookahead_tokens"),
+    "an unknown lookahead": (presift(kv={"lookahead": "both"}), "presift.kv.lookahead"),
+    "no first tokens": (presift(kv={"first_full_tokens": 0}), "presift.kv.first_full_tokens"),
+    "no window": (presift(kv={"renew_window": 0}), "presift.kv.renew_window"),
+    "renewal below 0": (presift(kv={"renew_every": -1}), "presift.kv.renew_every"),
+    "renewal without the prefix": (
+        presift(kv={"renew_every": 4, "keep_full_prefix": False}),
+        "presift.kv.keep_full_prefix",
+    ),
+    "both lookaheads": (presift(kv={"lookahead": "target", "lookahead_tokens": 3}), "presift.kv.lookahead_tokens"),
+    "coverage without a draft": (
+        presift(kv={"first_full_tokens": 4}, budget={"min_coverage": 0.5}),
+        "presift.budget.min_coverage",
+    ),
+    "the KV mask of a selection that changes": (
+        presift(kv={"renew_every": 4}, explain={"include_kv_mask": True}),
+        "presift.explain.include_kv_mask",
+    ),
     "OpenAI's own as an option": (presift(sampling={"temperature": 1}), "presift.sampling.temperature"),
     "spans of a chat": (presift(protected_spans=[{"start": 0, "end": 1}]), "presift.protected_spans"),
     "an unknown key of a span": (presift(protected_spans=[{"from": 0}]), "presift.protected_spans[0].from"),

@@ -41,6 +41,7 @@ def sent(monkeypatch):
 
 def test_kv_options_are_sent(run, sent):
     kv = ["--kv-selection", "draft_mask", "--no-keep-full-prefix", "--kv-lookahead-tokens", "0"]
+    kv += ["--kv-lookahead", "auto", "--first-full-tokens", "8", "--renew-every", "12", "--renew-window", "4"]
     result = run("generate", "hi", "--route", "spec_kv", "--max-kv-tokens", 257, *kv, "--continue-prompt-tokens", 9)
     assert result.exit_code == 0
     wanted = {
@@ -50,6 +51,10 @@ def test_kv_options_are_sent(run, sent):
         "keep_full_prefix": False,
         "kv_lookahead_tokens": 0,
         "continue_prompt_tokens": 9,
+        "kv_lookahead": "auto",
+        "first_full_tokens": 8,
+        "renew_every": 12,
+        "renew_window": 4,
     }
     assert wanted.items() <= sent[0].items()
     assert run("generate", "hi", "--keep-full-prefix").exit_code == 0 and sent[1]["keep_full_prefix"] is True

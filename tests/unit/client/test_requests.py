@@ -99,6 +99,10 @@ def test_kv_options():
             "keep_full_prefix": False,
             "kv_lookahead_tokens": 0,
             "continue_prompt_tokens": 7,
+            "kv_lookahead": "auto",
+            "renew_every": 0,
+            "renew_window": 4,
+            "first_full_tokens": 5,
         },
     )
     assert request.kv == orchestrator_pb2.KvOptions(
@@ -106,8 +110,13 @@ def test_kv_options():
         keep_full_prefix=False,
         lookahead_tokens=0,
         continue_prompt_tokens=7,
+        lookahead=orchestrator_pb2.KV_LOOKAHEAD_AUTO,
+        renew_every=0,
+        renew_window=4,
+        first_full_tokens=5,
     )
-    assert request.kv.HasField("keep_full_prefix") and request.kv.HasField("lookahead_tokens")
+    for name in ("keep_full_prefix", "lookahead_tokens", "renew_every"):
+        assert request.kv.HasField(name)
 
 
 @pytest.mark.parametrize("name", ["", "DRAFT_MASK", "unspecified"])
@@ -116,9 +125,19 @@ def test_unknown_selections_are_refused_listing_the_known_ones(name):
         generate_request("x", {"kv_selection": name})
 
 
+@pytest.mark.parametrize("name", ["", "TARGET", "unspecified"])
+def test_unknown_lookaheads_are_refused_listing_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"kv_lookahead .*draft, target, auto"):
+        generate_request("x", {"kv_lookahead": name})
+
+
 def test_every_field_of_the_contract_can_be_set():
     options = set(Options.__annotations__)
-    kv = {"selection": "kv_selection", "lookahead_tokens": "kv_lookahead_tokens"}
+    kv = {
+        "selection": "kv_selection",
+        "lookahead_tokens": "kv_lookahead_tokens",
+        "lookahead": "kv_lookahead",
+    }
     assert {kv.get(field.name, field.name) for field in orchestrator_pb2.KvOptions.DESCRIPTOR.fields} <= options
     auto = {f"auto_{field.name}" for field in orchestrator_pb2.AutoCapacity.DESCRIPTOR.fields}
     for message in (orchestrator_pb2.Budget, target_pb2.Sampling):

@@ -71,6 +71,18 @@ def test_the_policy_that_dropped_kv(policy, capacity, selection):
     assert (decision.keep_full_prefix, decision.continued, decision.prefill_ms) == (None, False, 3.0)
 
 
+def test_what_is_selected_while_generating():
+    kv = plan_pb2.SpecKv(capacity=256, renew_every=12, renew_window=32, first_full_tokens=16)
+    by = orchestrator_pb2.KV_LOOKAHEAD_TARGET
+    for policy in ({"spec_kv": kv}, {"spec_kv_pc": plan_pb2.SpecKvPc(kv=kv)}):
+        message = orchestrator_pb2.Decision(policy=plan_pb2.Policy(**policy), lookahead=by)
+        decision = event_of(orchestrator_pb2.GenerateResponse(decision=message))
+        assert (decision.kv_lookahead, decision.renew_every) == ("target", 12)
+        assert (decision.renew_window, decision.first_full_tokens) == (32, 16)
+    plain = event_of(DECISION)
+    assert plain.kv_lookahead is plain.renew_every is plain.renew_window is plain.first_full_tokens is None
+
+
 def test_keep_full_prefix_false_differs_from_unset():
     message = orchestrator_pb2.Decision(keep_full_prefix=False, continued=True)
     decision = event_of(orchestrator_pb2.GenerateResponse(decision=message))

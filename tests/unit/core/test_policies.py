@@ -187,3 +187,26 @@ def test_renewal_needs_room_for_its_window(renews):
     with pytest.raises(InvalidRequest) as refusal:
         SpecKv(capacity=64, renew_window=64, **renews)
     assert (refusal.value.field, refusal.value.limit) == ("spec_kv.capacity", "> renew_window (64)")
+
+
+@pytest.mark.parametrize(
+    ("policy", "needs_draft"),
+    [
+        (SpecPc(256), True),
+        (SpecKv(256), True),
+        (SpecKv(256, lookahead_tokens=0), False),
+        (SpecKv(256, lookahead_tokens=0, first_full_tokens=16, renew_every=12), False),
+        (SpecKv(256, lookahead_tokens=0, adaptive=Adaptive(0.9, 64)), True),
+        (SpecKv(256, lookahead_tokens=0, selection=KvSelection.DRAFT_MASK), True),
+        (SpecKvPc(SpecPc(2048), SpecKv(256, lookahead_tokens=0)), True),
+    ],
+)
+def test_who_needs_a_draft(policy, needs_draft):
+    assert policy.needs_draft is needs_draft
+
+
+def test_an_entry_does_not_depend_on_what_follows_it():
+    renewing = SpecKv(256, renew_every=12, renew_window=9, first_full_tokens=16)
+    both = SpecKvPc(SpecPc(2048), renewing)
+    assert renewing.entry_policy == SpecKv(256).entry_policy == SpecKv(256)
+    assert both.entry_policy == SpecKvPc(SpecPc(2048), SpecKv(256)) and SpecPc(256).entry_policy == SpecPc(256)

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import type { Chat } from "../../src/gen/presift/v1/orchestrator_pb.js";
+import { type Chat, KvLookahead } from "../../src/gen/presift/v1/orchestrator_pb.js";
 import { KvSelection, Route } from "../../src/gen/presift/v1/plan_pb.js";
 import { ToolChoice } from "../../src/gen/presift/v1/target_pb.js";
 import { InvalidRequest } from "../../src/index.js";
@@ -37,6 +37,10 @@ test("every option arrives", () => {
     keepFullPrefix: false,
     kvLookaheadTokens: 0,
     continuePromptTokens: 7,
+    kvLookahead: "auto",
+    renewEvery: 12,
+    renewWindow: 4,
+    firstFullTokens: 5,
     maxNewTokens: 9,
     temperature: 0.5,
     topP: 0.25,
@@ -80,7 +84,9 @@ test("every option arrives", () => {
   );
   const { $typeName: kvType, ...kv } = request.kv!;
   const selection = KvSelection.DRAFT_MASK;
-  assert.deepEqual(kv, { selection, keepFullPrefix: false, lookaheadTokens: 0, continuePromptTokens: 7 }, kvType);
+  const renewal = { lookahead: KvLookahead.AUTO, renewEvery: 12, renewWindow: 4, firstFullTokens: 5 };
+  const selected = { selection, keepFullPrefix: false, lookaheadTokens: 0, continuePromptTokens: 7 };
+  assert.deepEqual(kv, { ...selected, ...renewal }, kvType);
   const { $typeName: samplingType, ...sampling } = request.sampling!;
   const chosen = { maxNewTokens: 9, temperature: 0.5, topP: 0.25, topK: 4, seed: 2n ** 63n };
   const penalties = { presencePenalty: 0.5, frequencyPenalty: -0.5, repetitionPenalty: 1.5, logitBias: { 7: -2 } };
@@ -130,6 +136,7 @@ const refused: Record<string, [object, RegExp]> = {
   "an unknown route": [{ prompt: "a", route: "spec" }, /route is "spec"; it must be one of auto, full/],
   "a route that every object has": [{ prompt: "a", route: "toString" }, /route is "toString"/],
   "an unknown selection": [{ prompt: "a", kvSelection: "both" }, /kvSelection is "both"/],
+  "an unknown lookahead": [{ prompt: "a", kvLookahead: "both" }, /kvLookahead is "both"/],
   "bounds without coverage": [{ prompt: "a", autoMaxTokens: 5 }, /require autoCoverage/],
   "tools without messages": [
     { prompt: "a", tools: [{}] },

@@ -49,7 +49,7 @@ class Deployment:
     """What predictions need to know about draft and target; by default the demo pair on two CPU cores.
 
     `compress_above_tokens` is None if the settings or the policy file decide. `draft_context_tokens` is 0 if unknown.
-    `is_calibrated` says whether the draft has a head profile.
+    `is_calibrated` says whether the draft has a head profile, `has_draft` whether there is one.
     """
 
     context_tokens: int = _CONTEXT_TOKENS
@@ -59,6 +59,7 @@ class Deployment:
     target_id: str = ""
     draft_context_tokens: int = 0
     is_calibrated: bool = True
+    has_draft: bool = True
 
     def overridden(self, context_tokens: int | None, *, has_policy_file: bool) -> Deployment:
         """With another context if one is given, and without the orchestrator's threshold if a policy file is given."""
@@ -156,6 +157,7 @@ def deployment_of(info: Info) -> Deployment:
         target_id=target.id,
         draft_context_tokens=draft.context_tokens if draft is not None and is_shared else 0,
         is_calibrated=draft is not None and bool(draft.head_profile),
+        has_draft=draft is not None,
     )
 
 
@@ -197,6 +199,7 @@ def _inputs(effective: EffectiveDefaults, budget: Budget, prompt: Prompt, deploy
             prefills=_settings().prefill_while_drafting,
         ),
         draft_context_tokens=deployment.draft_context_tokens,
+        draft_looks_ahead=deployment.has_draft,
     )
 
 

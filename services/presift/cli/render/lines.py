@@ -48,6 +48,16 @@ def replica_line(replica: Replica) -> str:
     return f"{replica.address} {health}{breaker}, {replica.in_flight} in flight{unused}"
 
 
+def renewal_parts(decision: Decision) -> list[str]:
+    """Who made the lookahead, and how KV is selected while the answer is generated."""
+    parts = [] if decision.kv_lookahead is None else [f"lookahead by the {decision.kv_lookahead}"]
+    if decision.first_full_tokens:
+        parts.append(f"first {decision.first_full_tokens} tokens on the full KV")
+    if decision.renew_every:
+        parts.append(f"renewed every {decision.renew_every} tokens by the newest {decision.renew_window}")
+    return parts
+
+
 def _kv_plan(decision: Decision) -> str:
     """The planned KV, on routes that drop KV."""
     if decision.kv_capacity is None:
@@ -55,6 +65,7 @@ def _kv_plan(decision: Decision) -> str:
     parts = [
         f"{decision.kv_tokens} KV tokens (capacity {decision.kv_capacity}, selected by {decision.kv_selection})",
         "full prefix kept" if decision.keep_full_prefix else "full prefix freed",
+        *renewal_parts(decision),
     ]
     if decision.prefill_ms:
         parts.append(f"prefill {decision.prefill_ms:.0f} ms in parallel with {decision.draft_ms:.0f} ms of drafting")

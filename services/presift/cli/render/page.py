@@ -10,6 +10,7 @@ import jinja2
 
 from presift.cli.render import forecasts, strips
 from presift.cli.render.heat import HEAT_LEVELS, HOLD_LEVELS, pieces, printable
+from presift.cli.render.lines import renewal_parts
 from presift_client import Decision, Explanation, KvMask, Model
 
 # A screen has no pixels for more.
@@ -69,7 +70,7 @@ def facts(explanation: Explanation) -> list[Fact]:
         "coverage (draft)": _share(decision.coverage),
         "coverage (target)": _share(explanation.target_coverage),
         "KV tokens per head": "" if decision.kv_capacity is None else f"{decision.kv_capacity:,}",
-        "KV selected by": decision.kv_selection,
+        "KV selected by": ", ".join(filter(None, (decision.kv_selection, *renewal_parts(decision)))),
         "draft": _model(decision.draft),
         "target": _model(decision.target),
         "times": _times(decision),

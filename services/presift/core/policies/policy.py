@@ -41,6 +41,17 @@ class Policy(ABC):
         """Which rows of the draft's attention make a token's importance."""
 
     @property
+    def needs_draft(self) -> bool:
+        """Whether a draft must read the prompt before the target can generate."""
+        return True
+
+    @property
+    def entry_policy(self) -> Self:
+        """The policy without what the target does while it generates: all that a compressed prompt and the first
+        compressed entry depend on."""
+        return self
+
+    @property
     def mask_policy(self) -> SpecPc | None:
         """How the draft selects tokens for its mask; None: the mask keeps every token."""
         return self.prompt_stage

@@ -22,6 +22,7 @@ _LEAST = {
     "renew_window": 1,
     "first_full_tokens": 0,
 }
+_RENEW_WINDOW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class SpecKv(Policy):
     fewer than `capacity` may be kept: as many as the draft's mask would need, with either selection.
 
     The first `first_full_tokens` of an answer are generated on the full KV. From then on, the target selects anew every
-    `renew_every` tokens (0: never), by the newest `renew_window` tokens.
+    `renew_every` tokens (0: never), by the newest `renew_window` tokens. With `first_full_tokens`, TARGET_LOOKAHEAD and
+    no `lookahead_tokens`, the answer's own beginning is the lookahead, and no draft is needed.
     """
 
     route: ClassVar[Route] = Route.SPEC_KV
@@ -50,7 +52,7 @@ class SpecKv(Policy):
     mask: SpecPc | None = None
     adaptive: Adaptive | None = None
     renew_every: int = 0
-    renew_window: int = 32
+    renew_window: int = _RENEW_WINDOW
     first_full_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +73,16 @@ class SpecKv(Policy):
     def renews(self) -> bool:
         """Whether KV is selected while the answer is generated."""
         return self.renew_every > 0 or self.first_full_tokens > 0
+
+    @property
+    def needs_draft(self) -> bool:
+        """Not if the target selects by its own tokens alone: those of the prompt's window, or of the answer."""
+        by_target = self.selection is KvSelection.TARGET_LOOKAHEAD
+        return not by_target or self.lookahead_tokens > 0 or self.adaptive is not None
+
+    @property
+    def entry_policy(self) -> Self:
+        return replace(self, renew_every=0, renew_window=_RENEW_WINDOW, first_full_tokens=0)
 
     @property
     def prompt_stage(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
@@ -30,6 +30,10 @@ class SpecKvPc(Policy):
     def __post_init__(self) -> None:
         if self.kv.selection is not KvSelection.TARGET_LOOKAHEAD:
             raise InvalidRequest("spec_kv_pc.kv.selection", self.kv.selection, KvSelection.TARGET_LOOKAHEAD.value)
+
+    @property
+    def entry_policy(self) -> Self:
+        return replace(self, kv=self.kv.entry_policy)
 
     @property
     def prompt_stage(self) -> SpecPc:

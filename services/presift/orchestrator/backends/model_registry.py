@@ -52,12 +52,12 @@ class ModelRegistry:
         except VocabularyMismatch:
             raise
         except PresiftError as error:
-            log.warning("starting without a draft (every request is answered in full): %s", error.message)
+            log.warning("starting without a draft (requests that need one are answered in full): %s", error.message)
             self.find_draft_again()
         return self.target
 
     def find_draft_again(self) -> None:
-        """Forget the draft and look for it in the background; requests are answered in full meanwhile."""
+        """Forget the draft and look for it in the background; requests that need one are answered in full meanwhile."""
         self.draft = None
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._find_draft(), name="find draft")
@@ -70,6 +70,11 @@ class ModelRegistry:
     def has_target_now(self) -> bool:
         """Whether some target is connected and serves."""
         return any(each.is_healthy and not each.unused for each in self._target.statuses())
+
+    @property
+    def has_draft_now(self) -> bool:
+        """Whether a draft is known, and some replica of it may be called."""
+        return self.draft is not None and any(each.is_usable for each in self._draft.statuses())
 
     async def aclose(self) -> None:
         """Stop looking for a draft."""

@@ -1,7 +1,7 @@
 """The keys of a policy file with their types and ranges. `policy_file` checks how values fit together.
 
-Most keys are orchestrator settings with the same name, type and range. Windows, pools and kernels are not keys: they
-are the same for all requests.
+Most keys are orchestrator settings with the same name, type and range. The windows that score a prompt, pools and
+kernels are not keys: they are the same for all requests.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ KEYS = (
     "kv_capacity",
     "kv_selection",
     "kv_lookahead_tokens",
+    "kv_lookahead",
+    "kv_first_full_tokens",
+    "kv_renew_every",
+    "kv_renew_window",
     "cascade_capacity",
     "auto_coverage",
     "route_order",

@@ -14,7 +14,7 @@ from presift.core.kv_plan import MAX_KERNEL_TOKENS
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
 from presift.core.policies import Heads, KvSelection, Pool, Reduction, SpecKv, SpecPc
-from presift.orchestrator.domain.request import AutoCapacity
+from presift.orchestrator.domain.request import AutoCapacity, KvLookahead
 from presift.orchestrator.routing.choice import ROUTE_ORDER, Defaults, value_or
 
 # The lookahead of drafts that score by all heads.
@@ -88,6 +88,23 @@ class KvPolicySettings(BaseModel):
         int,
         Field(ge=0, le=MAX_LOOKAHEAD_TOKENS, description="tokens that the draft generates for the target's selection"),
     ] = 24
+    kv_lookahead: Annotated[
+        KvLookahead,
+        Field(
+            description="who generates the tokens for the target's selection: draft; target: the answer begins on the "
+            "full KV, and spec_kv needs no draft; auto: the target where no draft can or where it is sooner"
+        ),
+    ] = KvLookahead.DRAFT
+    kv_first_full_tokens: Annotated[
+        int,
+        Field(ge=1, description="tokens generated on the full KV before the selection, with the target's lookahead"),
+    ] = 16
+    kv_renew_every: Annotated[
+        int, Field(ge=0, description="select KV anew after so many generated tokens; 0: select once")
+    ] = 0
+    kv_renew_window: Annotated[
+        int, Field(ge=1, description="newest tokens whose queries select KV anew, at most what the capacity leaves")
+    ] = 32
     kv_window: Annotated[int, Field(ge=1, description="last prompt tokens whose KV is always kept")] = 32
     kv_pool: Annotated[Pool, Field(description="smoothing of the KV importance along the prompt")] = Pool.MAX
     kv_kernel: Annotated[
@@ -122,6 +139,10 @@ def policy_defaults(policies: PolicySettings, changes: Mapping[str, Any] | None 
         _routes(settings.route_order),
         None if settings.auto_coverage is None else AutoCapacity(settings.auto_coverage),
         _calibrated(settings),
+        settings.kv_lookahead,
+        settings.kv_first_full_tokens,
+        settings.kv_renew_every,
+        settings.kv_renew_window,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,21 +203,94 @@ class Budget:
         return min(self.max_prompt_tokens, self.max_kv_tokens)
 
 
+class KvLookahead(StrEnum):
+    """Who generates the tokens by which the target selects KV.
+
+    DRAFT: the draft, before the answer begins. TARGET: the answer itself, whose first tokens are generated on the full
+    KV; no draft is needed. AUTO: the target where no draft can do it or where the answer then begins sooner, else the
+    draft.
+    """
+
+    DRAFT = "draft"
+    TARGET = "target"
+    AUTO = "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class KvOptions:
-    """How KV is dropped on the routes that drop it; None means the orchestrator's default. Raises InvalidRequest.
+    """How KV is dropped on the routes that drop it; None means the orchestrator's default. Raises InvalidRequest, also
+    for options that contradict each other.
 
     `continue_prompt_tokens` reuses the selection that was made for that many first tokens of the prompt.
+    `first_full_tokens`, of the target's lookahead, asks for that lookahead. The target selects anew every `renew_every`
+    generated tokens (0: never), by the newest `renew_window` tokens.
     """
 
     selection: KvSelection | None = None
     keep_full_prefix: bool | None = None
     lookahead_tokens: int | None = None
     continue_prompt_tokens: int | None = None
+    lookahead: KvLookahead | None = None
+    renew_every: int | None = None
+    renew_window: int | None = None
+    first_full_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.lookahead_tokens is not None and not 0 <= self.lookahead_tokens <= MAX_LOOKAHEAD_TOKENS:
             raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0..{MAX_LOOKAHEAD_TOKENS}")
+        for name, least in (("renew_every", 0), ("renew_window", 1), ("first_full_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidRequest(f"kv.{name}", value, f">= {least}")
+        if self.asks_target_lookahead:
+            self._check_needs_no_draft(self._asked)
+        if self.keep_full_prefix is False and self.renews:
+            raise InvalidRequest("kv.keep_full_prefix", "false", f"true or unset with {self._asked}")
+
+    @property
+    def asks_target_lookahead(self) -> bool:
+        """Whether the caller asks for the target's lookahead."""
+        return self.lookahead is KvLookahead.TARGET or self.first_full_tokens is not None
+
+    @property
+    def renews(self) -> bool:
+        """Whether the caller asks to select KV while the answer is generated."""
+        return self.asks_target_lookahead or bool(self.renew_every)
+
+    @property
+    def _asked(self) -> str:
+        """The option by which the caller asks to select KV while the answer is generated, with its value."""
+        if self.lookahead is KvLookahead.TARGET:
+            return f"kv.lookahead {self.lookahead}"
+        name = "renew_every" if self.first_full_tokens is None else "first_full_tokens"
+        return f"kv.{name} {getattr(self, name)}"
+
+    def _check_needs_no_draft(self, asked: str) -> None:
+        if self.lookahead is KvLookahead.DRAFT:
+            limit = f"{KvLookahead.TARGET}, {KvLookahead.AUTO} or unset with {asked}"
+            raise InvalidRequest("kv.lookahead", self.lookahead, limit)
+        if self.selection is KvSelection.DRAFT_MASK:
+            limit = f"{KvSelection.TARGET_LOOKAHEAD} or unset with {asked}"
+            raise InvalidRequest("kv.selection", self.selection, limit)
+        if self.lookahead_tokens:
+            raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0 or unset with {asked}")
+
+    def check_budget(self, budget: Budget) -> None:
+        """Raise InvalidRequest for a budget that only a draft can keep, if the caller asks to do without one."""
+        for name in ("min_coverage", "auto_capacity") if self.asks_target_lookahead else ():
+            value = getattr(budget, name)
+            if value is not None:
+                shown = value.coverage if isinstance(value, AutoCapacity) else value
+                limit = f"unset with {self._asked}: only a draft estimates coverage"
+                raise InvalidRequest(f"budget.{name}", shown, limit)
+
+    def check_pages(self, page_tokens: int) -> None:
+        """Raise InvalidRequest if the caller asks to select KV while the answer is generated, and the target's KV pages
+        have several tokens."""
+        if self.renews and page_tokens > 1:
+            name, value = self._asked.split()
+            instead = KvLookahead.DRAFT if name == "kv.lookahead" else "0" if name == "kv.renew_every" else "unset"
+            raise InvalidRequest(name, value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one")
 
     def check_continues(self, prompt_tokens: int) -> None:
         """Raise InvalidRequest unless `continue_prompt_tokens` is shorter than the prompt and positive."""
@@ -255,6 +329,7 @@ class Request:
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
+        self.kv.check_budget(self.budget)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)

@@ -158,7 +158,7 @@ class CostEstimator:
         name, forecast = self._prefixes.hashes_of(tokens.ids, tokens.salt).name, choice.forecast
         with ExitStack() as pending:
             if forecast is not None and forecast.draft_work_ms and choice.policy is not None:
-                key = name, choice.policy
+                key = name, choice.policy.entry_policy
                 pending.enter_context(self.drafting.working(forecast.draft_work_ms, key))
             if forecast is not None and forecast.prefill_work_ms:
                 pending.enter_context(self.pending_at(replica).working(forecast.prefill_work_ms, name))
@@ -187,6 +187,7 @@ class CostEstimator:
         if policy.prompt_stage is not None and policy.kv_stage is None:
             blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt))
         known = self._compressed.pop(hashes.name, {})
+        policy = policy.entry_policy
         known.pop(policy, None)  # to the end of the order, as the latest
         known[policy] = _Compressed(blocks, self._entry_name(plan))
         if len(known) > _KEPT_POLICIES:
@@ -248,11 +249,14 @@ class CostEstimator:
     def _entry_name(self, plan: Plan) -> Hashable:
         """The name of the compressed entry that the target makes or finds; None, which is never cached, without one.
 
-        A later turn continues the entry of an earlier prompt, which is not known here.
+        A later turn continues the entry of an earlier prompt, which is not known here. An answer that begins on the
+        full KV makes none.
         """
         if plan.kv_plan is None or plan.decision.continued or plan.decision.policy is None:
             return None
-        return self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy
+        if plan.kv_plan.policy.first_full_tokens:
+            return None
+        return self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy.entry_policy
 
 
 def _least_useful(state: SystemState) -> tuple[int, float]:

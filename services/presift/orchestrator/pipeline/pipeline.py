@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
-from presift.core.errors import DeadlineExceeded
+from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quotas
@@ -175,9 +175,12 @@ class Pipeline:
 
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
-        falling back to the full prompt."""
+        falling back to the full prompt, and InvalidRequest for a KV mask of a selection that changes."""
         parts, arrived = self.parts, time.perf_counter()
         parts.calibration.stop()
+        if detail.kv_mask and request.kv.renews:
+            limit = "unset if kv asks to select KV while the answer is generated"
+            raise InvalidRequest("include_kv_mask", "true", limit)
         request = self._possible(request)
         try:
             async with (

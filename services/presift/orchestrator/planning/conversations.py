@@ -15,11 +15,11 @@ from presift.orchestrator.planning.salted_key import salted_key
 
 @dataclass(frozen=True, slots=True)
 class StoredSelection:
-    """A KV plan that was applied, with its `prompt_tokens` set; its draft; and its coverage: that of the draft's mask,
-    or the draft's estimate if the target selected."""
+    """A KV plan that was applied, with its `prompt_tokens` set; its draft, if it had one; and its coverage: that of the
+    draft's mask, or the draft's estimate if the target selected."""
 
     kv_plan: KvPlan
-    draft: ModelInfo
+    draft: ModelInfo | None
     coverage: float | None
     kv_coverage: float | None = None
 

@@ -1,6 +1,7 @@
 """The draft's part of one request; the target may read the prompt meanwhile, which hides the draft's time.
 
-If the draft fails and the full prompt fits, the target reads it; the request does not fail.
+If the draft fails and the full prompt fits, the target reads it; the request does not fail. Where the target may look
+ahead itself, the route stays.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from presift.orchestrator.planning.compressor import CompressionResult, Compress
 from presift.orchestrator.planning.mask_validation import DraftChanged, ScoringJob
 from presift.orchestrator.planning.prefill import Prefiller
 from presift.orchestrator.planning.request_context import RequestContext
-from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs
+from presift.orchestrator.routing.choice import Reason, RouteChoice, RoutingInputs, with_clause
 from presift.orchestrator.routing.decision import CacheOutcome
 from presift.orchestrator.routing.forecast import answer_seconds, with_forecast
 from presift.orchestrator.routing.full_route import check_fits_shortest_answer
+from presift.orchestrator.routing.kv_routes import without_draft
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.metrics import count
 
@@ -64,7 +66,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """The choice after the draft stage: with a compressed prompt, or route full without one.
+    """The choice after the draft stage: with a compressed prompt, or one that needs no draft.
 
     `importance`: float32[prompt_tokens], only for explanations.
     """
@@ -93,7 +95,7 @@ class DraftStage:
         try:
             job = self._job_of(choice, context)
         except DraftUnavailable as error:
-            return self._in_full(error, context)
+            return self._without_draft(error, choice, context)
         if self._prefiller is not None and job.policy.reads_whole_prompt and choice.keep_full_prefix:
             return await self._compress_with_prefill(job, choice, context, limit, self._prefiller)
         return await self._compress(job, choice, context, limit, None)
@@ -154,17 +156,24 @@ class DraftStage:
                 compressed = await self._compressor.compress(job, missed)
         except TimeoutError:
             late = DeadlineExceeded(f"no mask within {limit_s:.1f} s, the draft's share of the request's time")
-            return self._in_full(late, context)
+            return self._without_draft(late, choice, context)
         except PresiftError as error:
-            return self._in_full(error, context)
+            return self._without_draft(error, choice, context)
         drafted = RouteChoice(
             choice.route, choice.reason, choice.detail, job.policy, choice.keep_full_prefix, choice.forecast
         )
         return DraftResult(drafted, compressed)
 
-    def _in_full(self, error: PresiftError, context: RequestContext) -> DraftResult:
+    def _without_draft(self, error: PresiftError, choice: RouteChoice, context: RequestContext) -> DraftResult:
+        """The same route with the target's lookahead if that is allowed, else the full prompt."""
         if isinstance(error, DraftChanged):
             self._models.find_draft_again()
+        instead = without_draft(choice, context.inputs)
+        if instead is not None:
+            return DraftResult(replace(instead, detail=with_clause(choice.detail, as_detail(error.message))), None)
+        return self._in_full(error, context)
+
+    def _in_full(self, error: PresiftError, context: RequestContext) -> DraftResult:
         reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
         count("presift.fallbacks", reason=reason.value)
         try:
@@ -180,7 +189,7 @@ def as_detail(message: str) -> str:
     return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
-def full_after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
+def choice_without_result(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
     """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
     if result.prefill_ms:  # the target has read the whole prompt
         inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
@@ -189,7 +198,8 @@ def full_after_draft(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
     except BudgetExceeded as error:
         log.warning("refused: %s: %s", result.choice.reason, error.message)
         raise DraftUnavailable(error.message) from error
-    log.warning("answered in full: %s: %s", choice.reason, choice.detail)
+    how = "in full" if choice.policy is None else "with the target's lookahead"
+    log.warning("answered %s: %s: %s", how, choice.reason, choice.detail)
     return choice
 
 

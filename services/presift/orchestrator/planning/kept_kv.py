@@ -41,10 +41,11 @@ class KeptKvReader:
         self._target = target
 
     async def read(self, plan: Plan, deadline: Deadline) -> KeptKv | None:
-        """None if the plan drops no KV or the target does not report it. Raises the target port's errors."""
-        if plan.kv_plan is None:
+        """The first selection; None if the plan drops no KV before the answer begins, or the target does not report it.
+        Raises the target port's errors."""
+        if plan.kv_plan is None or plan.kv_plan.policy.first_full_tokens:
             return None
-        kv_plan = replace(plan.kv_plan, report_kept=True)
+        kv_plan = replace(plan.kv_plan, policy=plan.kv_plan.policy.entry_policy, report_kept=True)
         usage = await self._generate(plan, kv_plan, plan.tokens.salt, deadline)
         # The draft's mask is applied unchanged; any other selection is reported only by the call that makes it.
         mask = usage.kv_mask or kv_plan.kv_mask

@@ -77,11 +77,11 @@ class _Reported:
 _NOTHING_REPORTED = _Reported()
 
 
-def full_plan(
+def undrafted_plan(
     context: RequestContext, choice: RouteChoice, notes: PlanNotes = NO_NOTES, prefill_ms: float = 0.0
 ) -> Plan:
-    """The plan that reads the whole prompt and keeps all KV."""
-    return _plan(_Prompt.of(context, prefill_ms), choice, notes)
+    """The plan that reads the whole prompt, without a draft: it keeps all KV, or the target selects by itself."""
+    return _undrafted(_Prompt.of(context, prefill_ms), choice, notes)
 
 
 def compressed_plan(context: RequestContext, result: DraftResult, notes: PlanNotes = NO_NOTES) -> Plan:
@@ -95,7 +95,8 @@ def continued_plan(
     context: RequestContext, choice: RouteChoice, stored: StoredSelection, notes: PlanNotes = NO_NOTES
 ) -> Plan:
     """The plan of a later turn: the selection of the earlier turn, and every token since."""
-    kv_plan = replace(stored.kv_plan, keep_full_prefix=bool(choice.keep_full_prefix))
+    assert choice.policy is not None and choice.policy.kv_stage is not None, "only dropped KV is continued"
+    kv_plan = replace(stored.kv_plan, policy=choice.policy.kv_stage, keep_full_prefix=bool(choice.keep_full_prefix))
     kept = np.ones(context.inputs.prompt_tokens, dtype=np.bool_)
     if kv_plan.kv_mask is not None:
         kept[: kv_plan.prompt_tokens] = kv_plan.kv_mask.kept[0, 0]
@@ -103,9 +104,9 @@ def continued_plan(
     return _plan(_Prompt.of(context), choice, notes, kv_plan=kv_plan, kept=kept, reported=reported)
 
 
-def replanned_full(plan: Plan, choice: RouteChoice) -> Plan:
-    """The plan of the same request in full, for the quality guard."""
-    return _plan(_Prompt.again(plan), choice, NO_NOTES)
+def replanned_undrafted(plan: Plan, choice: RouteChoice) -> Plan:
+    """The plan of the same request in full, or under a choice without a draft, for the quality guard."""
+    return _undrafted(_Prompt.again(plan), choice, NO_NOTES)
 
 
 def replanned_compressed(plan: Plan, choice: RouteChoice, compressed: CompressionResult) -> Plan:
@@ -114,9 +115,12 @@ def replanned_compressed(plan: Plan, choice: RouteChoice, compressed: Compressio
 
 
 def stored_selection(plan: Plan) -> StoredSelection | None:
-    """What a later turn needs to continue this plan; None if its prompt was compressed or read in full."""
+    """What a later turn needs to continue this plan; None if its prompt was compressed or read in full, or if its
+    answer began on the full KV, which leaves no entry."""
     decision, kv_plan = plan.decision, plan.kv_plan
-    if kv_plan is None or decision.draft is None or decision.policy is None or decision.policy.prompt_stage is not None:
+    if kv_plan is None or decision.policy is None or decision.policy.prompt_stage is not None:
+        return None
+    if kv_plan.policy.first_full_tokens:
         return None
     covers = kv_plan.prompt_tokens or decision.prompt_tokens
     return StoredSelection(
@@ -152,6 +156,14 @@ def resolved_kv(policy: SpecKv, prompt: CompressedPrompt) -> SpecKv:
         return replace(policy, capacity=prompt.mask.kept_tokens - 1, adaptive=None)
     # The draft counted by the mask; the target does not need it.
     return replace(policy, capacity=prompt.kv_capacity or policy.capacity, adaptive=None, mask=None)
+
+
+def _undrafted(planned: _Prompt, choice: RouteChoice, notes: PlanNotes) -> Plan:
+    kv_plan, policy = None, choice.policy
+    if policy is not None:
+        assert policy.kv_stage is not None and not policy.needs_draft, "no draft has selected"
+        kv_plan = KvPlan(policy.kv_stage, planned.tokens.protected, keep_full_prefix=bool(choice.keep_full_prefix))
+    return _plan(planned, choice, notes, kv_plan=kv_plan)
 
 
 def _compressed(

@@ -11,15 +11,15 @@ from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.conversations import SelectionStore, StoredSelection
 from presift.orchestrator.planning.coverage import compressed_coverages, covers, is_unknown, lowest, stored_coverages
-from presift.orchestrator.planning.draft_stage import DraftResult, DraftStage, full_after_draft
+from presift.orchestrator.planning.draft_stage import DraftResult, DraftStage, choice_without_result
 from presift.orchestrator.planning.mask_validation import keeps_protected
 from presift.orchestrator.planning.plan_builder import (
     PlanNotes,
     compressed_plan,
     continued_plan,
     drops_kv,
-    full_plan,
     stored_selection,
+    undrafted_plan,
 )
 from presift.orchestrator.planning.request_context import RequestContext, RequestReader
 from presift.orchestrator.routing.auto import less_lossy
@@ -66,7 +66,7 @@ class Planner:
         with stage("route"):
             choice = choose(context.inputs)
         other = switched_off_choice(choice, context.inputs)
-        while choice.policy is not None:
+        while choice.policy is not None and choice.policy.needs_draft:
             if explains:
                 result = await self._draft_stage.explain(choice, context)
             else:
@@ -82,7 +82,7 @@ class Planner:
             if accepted:
                 prefill_ms = result.prefill_ms
         notes = self._notes(routed, choice, other, (remark,), explains=explains)
-        return full_plan(context, choice, notes, prefill_ms)
+        return undrafted_plan(context, choice, notes, prefill_ms)
 
     def remember(self, plan: Plan) -> None:
         """Record that the target answers under this plan, so that a later turn may continue its selection."""
@@ -123,7 +123,7 @@ class Planner:
         """
         inputs, budget, choice, compressed = context.inputs, context.inputs.budget, result.choice, result.compressed
         if compressed is None or choice.policy is None:
-            return True, full_after_draft(result, inputs), ""
+            return True, choice_without_result(result, inputs), ""
         keeps = drops_kv(choice.policy, compressed.prompt)
         found = compressed_coverages(choice.policy, compressed, drops_kv=keeps)
         if covers(found, budget):

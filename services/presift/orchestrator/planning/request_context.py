@@ -18,7 +18,7 @@ from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.limits import check_tokens
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, Target, TargetInfo
-from presift.orchestrator.domain.request import Request, TokenizedPrompt
+from presift.orchestrator.domain.request import KvLookahead, Request, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.answer_length import reserved_tokens
 from presift.orchestrator.planning.capabilities import beyond_routes
@@ -128,9 +128,8 @@ class RequestReader:
         kept_tokens = int(np.count_nonzero(kept))
         # Of the KV without the final token, which comes on top.
         kept_kv = must_keep(tokens.protected, prompt_tokens, defaults.spec_kv.window + 1)[:-1]
-        missing = routes_without_lookahead(draft, request.kv.selection or defaults.spec_kv.selection)
         shares_ids = draft is not None and draft.shares_vocabulary(target.model)
-        return RoutingInputs(
+        inputs = RoutingInputs(
             prompt_tokens=prompt_tokens,
             must_keep=kept_tokens,
             must_keep_kv=int(np.count_nonzero(kept_kv)),
@@ -143,20 +142,26 @@ class RequestReader:
                 is_default=request.has_default_length,
             ),
             context_tokens=target.model.context_tokens,
-            supported=target.supported - missing.keys(),
+            supported=target.supported,
             defaults=defaults,
             wanted=request.route,
             budget=effective.complete_budget(request.budget),
             options=request.kv,
             state=state,
-            unsupported={**target.unsupported, **missing},
+            unsupported=target.unsupported,
             off=self._gate.off(prompt_tokens),
             beyond=beyond_routes(request),
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,
             least_new_tokens=request.sampling.least_tokens,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,
+            draft_looks_ahead=draft is not None and draft.can_look_ahead and self._models.has_draft_now,
         )
+        if inputs.lookahead is not KvLookahead.DRAFT:
+            return inputs
+        missing = routes_without_lookahead(draft, inputs.selection)
+        unsupported = {**inputs.unsupported, **missing}
+        return replace(inputs, supported=inputs.supported - missing.keys(), unsupported=unsupported)
 
 
 def routes_without_lookahead(draft: ModelInfo | None, selection: KvSelection) -> dict[Route, str]:

@@ -11,7 +11,7 @@ from presift.orchestrator.domain.ports import Target, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.draft_stage import DraftStage
-from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_full
+from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_undrafted
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.sampler import Sample
@@ -51,7 +51,7 @@ class ShadowAnswers:
             compressed = await self._answer(await self._compressed_plan(sample), sample)
         full = sample.answer_by(Route.FULL)
         if full is None:
-            full = await self._answer(replanned_full(sample.plan, _IN_FULL), sample)
+            full = await self._answer(replanned_undrafted(sample.plan, _IN_FULL), sample)
         is_cut = len(full) >= sample.sampling.max_new_tokens
         return agreement(compressed, full, count_facts(self._text(compressed), self._text(full), is_cut=is_cut))
 
@@ -64,6 +64,8 @@ class ShadowAnswers:
         plan, choice = sample.plan, sample.plan.switched_off_choice
         if choice is None:
             return plan
+        if choice.policy is not None and not choice.policy.needs_draft:
+            return replanned_undrafted(plan, choice)
         job = self._draft_stage.job(choice, plan.tokens, plan.decision.target)
         compressed = await self._compressor.compress(job)
         return replanned_compressed(plan, replace(choice, policy=job.policy), compressed)

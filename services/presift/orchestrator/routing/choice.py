@@ -8,8 +8,8 @@ from enum import StrEnum
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import Policy, SpecKv, SpecPc
-from presift.orchestrator.domain.request import AutoCapacity, Budget, KvOptions
+from presift.core.policies import KvSelection, Policy, SpecKv, SpecPc
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvLookahead, KvOptions
 from presift.orchestrator.routing.adaptive_capacity import most_tokens
 from presift.orchestrator.routing.cost_model import Forecast, SystemState
 
@@ -73,7 +73,8 @@ class Defaults:
     spec_kv_pc. `start_layer` None is the draft's middle layer: the first half attends to form more than to meaning.
     `calibrated` takes the place of `spec_pc` for capacities from LEAST_CALIBRATED on, if the draft has a head profile.
     `route_order` lists the routes that AUTO may choose, the least lossy first. `auto_capacity` says how capacities
-    adapt, None if they do not.
+    adapt, None if they do not. `lookahead`, `first_full_tokens` (of the target's lookahead), `renew_every` and
+    `renew_window` apply to both routes that drop KV.
     """
 
     spec_pc: SpecPc
@@ -84,6 +85,10 @@ class Defaults:
     route_order: tuple[Route, ...] = ROUTE_ORDER
     auto_capacity: AutoCapacity | None = None
     calibrated: SpecPc | None = None
+    lookahead: KvLookahead = KvLookahead.DRAFT
+    first_full_tokens: int = 16
+    renew_every: int = 0
+    renew_window: int = 32
 
     def __post_init__(self) -> None:
         if len(set(self.route_order)) < len(self.route_order) or Route.FULL not in self.route_order:
@@ -116,7 +121,8 @@ class RoutingInputs:
     why the target does not serve a route. `beyond` are the routes that cannot do what the request asks, each with the
     refusal for a caller who names it. `kv_pool_tokens` 0 is unknown. `off` maps the routes that the quality guard has
     switched off for this length to the reason. `draft_context_tokens` is the longest prompt that the draft reads, 0 if
-    unknown or in another vocabulary. `state` is the snapshot that costs are predicted from.
+    unknown or in another vocabulary. `draft_looks_ahead`: whether a draft is connected that can generate a lookahead.
+    `state` is the snapshot that costs are predicted from.
     """
 
     prompt_tokens: int
@@ -137,11 +143,38 @@ class RoutingInputs:
     kv_page_tokens: int = 1
     kv_pool_tokens: int = 0
     draft_context_tokens: int = 0
+    draft_looks_ahead: bool = True
     least_new_tokens: int = 1
 
     def barred(self, route: Route) -> str:
         """Why this request may not have the route, in words; empty if it may."""
         return f"does not support {self.beyond[route].field}" if route in self.beyond else self.off.get(route, "")
+
+    @property
+    def selection(self) -> KvSelection:
+        """Whose queries select KV on spec_kv. What the caller asks of the target's lookahead overrides the default."""
+        default = self.defaults.spec_kv.selection
+        if self.options.asks_target_lookahead:
+            default = KvSelection.TARGET_LOOKAHEAD
+        return self.options.selection or default
+
+    @property
+    def renews(self) -> bool:
+        """Whether KV may be selected while the answer is generated. That needs the whole prompt in the target's cache,
+        and KV pages of one token."""
+        return self.kv_page_tokens == 1 and self.options.keep_full_prefix is not False
+
+    @property
+    def lookahead(self) -> KvLookahead:
+        """Who makes the lookahead; AUTO if either may. It is the draft's wherever something else is asked of the
+        draft."""
+        if not self.renews or self.auto_capacity is not None or self.budget.min_coverage is not None:
+            return KvLookahead.DRAFT
+        if self.options.asks_target_lookahead:
+            return KvLookahead.TARGET
+        if self.options.lookahead_tokens or self.selection is KvSelection.DRAFT_MASK:
+            return KvLookahead.DRAFT
+        return self.options.lookahead or self.defaults.lookahead
 
     @property
     def room(self) -> int:

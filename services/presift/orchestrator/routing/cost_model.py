@@ -78,6 +78,10 @@ class StageCosts:
     decoding: CostCurve = DECODING_SEED
     contention: float = 0.0
 
+    def renewal_ms(self, rows: TokenWork) -> float:
+        """Milliseconds to read these tokens and to select KV by them."""
+        return self.target.ms(rows) + self.selection.ms(rows)
+
     @property
     def is_observed(self) -> bool:
         """Whether draft and target were both observed."""
@@ -102,6 +106,15 @@ class RunningAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewalWork:
+    """The target selects KV while it generates, each time by the tokens of `rows` after the whole prefix: after `every`
+    tokens, or once in an answer if that is 0."""
+
+    rows: TokenWork
+    every: int
+
+
+@dataclass(frozen=True, slots=True)
 class RouteWork:
     """The work that a route makes of one prompt; None for a stage that has no part in it.
 
@@ -115,17 +128,20 @@ class RouteWork:
     draft: TokenWork | None = None
     prefill: TokenWork | None = None
     selection: TokenWork | None = None
+    renewal: RenewalWork | None = None
 
     @property
     def slots(self) -> int:
-        """KV slots that the target needs before the answer: for all tokens read, and for the compressed entry."""
+        """KV slots that the target needs besides the answer's: for all tokens read, and for what is selected of
+        them."""
         read_tokens = self.target.past_tokens + self.target.new_tokens
-        return read_tokens if self.selection is None else read_tokens + self.kv_tokens
+        return read_tokens if self.selection is None and self.renewal is None else read_tokens + self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Predicted milliseconds and tokens. `ttft_ms` contains all the others except `step_ms`, that of a decode step.
+    """Predicted milliseconds and tokens. `ttft_ms` contains all the others except `step_ms`, that of a decode step with
+    its share of the renewals.
 
     `least_ms` is `ttft_ms` without draft and selection as long as they were never observed. `draft_ms` and `target_ms`
     include waiting; `draft_work_ms`, `prefill_work_ms` (read while the draft works) and `target_work_ms` (done after
@@ -187,10 +203,16 @@ class SystemState:
             draft_work_ms=draft_work_ms,
             prefill_work_ms=prefill_work_ms,
             target_work_ms=after_ms,
-            step_ms=costs.decoding.ms(TokenWork(work.kv_tokens)),
+            step_ms=costs.decoding.ms(TokenWork(work.kv_tokens)) + self._renewal_step_ms(work.renewal, answer_tokens),
             read_tokens=work.read_tokens,
             kv_tokens=work.kv_tokens,
         )
+
+    def _renewal_step_ms(self, renewal: RenewalWork | None, answer_tokens: int) -> float:
+        """The share of the renewals in each decode step: the target reads the rows, then selects."""
+        if renewal is None:
+            return 0.0
+        return self.costs.renewal_ms(renewal.rows) / (renewal.every or max(1, answer_tokens))
 
     def kv_wait_ms(self, needed_tokens: int) -> float:
         """Milliseconds until running answers have freed the KV slots that are missing for `needed_tokens`.

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from presift.core.kv_plan import KvPlan
 from presift.core.plan import ModelInfo, Route
-from presift.core.policies import Policy
+from presift.core.policies import KvSelection, Policy
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef
-from presift.orchestrator.domain.request import TokenizedPrompt
+from presift.orchestrator.domain.request import KvLookahead, TokenizedPrompt
 from presift.orchestrator.routing.candidates import Candidate
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import Forecast
@@ -60,6 +60,16 @@ class Decision:
     continued: bool = False
     forecast: Forecast | None = None
     kv_coverage: float | None = None
+
+    @property
+    def lookahead(self) -> KvLookahead | None:
+        """Who made the lookahead by which the target selects KV, DRAFT or TARGET; None if there is none."""
+        kv = None if self.policy is None else self.policy.kv_stage
+        if kv is None or kv.selection is KvSelection.DRAFT_MASK:
+            return None
+        if kv.first_full_tokens:
+            return KvLookahead.TARGET
+        return KvLookahead.DRAFT if kv.lookahead_tokens else None
 
     @property
     def cross_vocabulary(self) -> bool:

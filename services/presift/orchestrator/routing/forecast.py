@@ -8,7 +8,7 @@ from presift.core.errors import BudgetExceeded, DraftUnavailable
 from presift.core.plan import Route
 from presift.core.policies import POLICIES, KvSelection, Policy, SpecKv
 from presift.orchestrator.routing.choice import OVER_A_LIMIT, Reason, RouteChoice, RoutingInputs, with_clause
-from presift.orchestrator.routing.cost_model import Forecast, RouteWork, SystemState, TokenWork
+from presift.orchestrator.routing.cost_model import Forecast, RenewalWork, RouteWork, SystemState, TokenWork
 
 _FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "")
 
@@ -58,8 +58,9 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
         return RouteWork(remaining(prompt_tokens, state.cached_tokens), prompt_tokens, prompt_tokens)
     if choice.continued_tokens is not None and policy.kv_stage is not None:
         return _continued(policy.kv_stage, prompt_tokens, choice.continued_tokens, state)
-    known = dict(state.compressed).get(policy) if state.compressed else None
-    draft = None if known is not None else draft_work(policy, prompt_tokens, state.draft_cached_tokens)
+    known = dict(state.compressed).get(policy.entry_policy) if state.compressed else None
+    is_drafted = policy.needs_draft and known is None
+    draft = draft_work(policy, prompt_tokens, state.draft_cached_tokens) if is_drafted else None
     read_tokens, cached_tokens, prefill = prompt_tokens, state.cached_tokens, None
     if policy.prompt_stage is not None:
         read_tokens, cached_tokens = policy.prompt_stage.capacity, known or 0
@@ -67,10 +68,13 @@ def work_of(choice: RouteChoice, prompt_tokens: int, state: SystemState) -> Rout
         prefill, cached_tokens = remaining(prompt_tokens, cached_tokens), prompt_tokens - 1
     if policy.kv_stage is None:
         return RouteWork(remaining(read_tokens, cached_tokens), read_tokens, read_tokens, draft, prefill)
-    if state.entries and policy in state.entries:  # only the last token is read
-        held = min(policy.kv_stage.capacity + 1, read_tokens)
-        return RouteWork(remaining(held, held), read_tokens, held, draft, prefill)
-    return _selected(policy.kv_stage, read_tokens, cached_tokens, draft=draft, prefill=prefill)
+    kv = policy.kv_stage
+    held, renewal = min(kv.capacity + 1, read_tokens), renewal_work(kv, read_tokens)
+    if kv.first_full_tokens:
+        return RouteWork(remaining(read_tokens, cached_tokens), read_tokens, held, draft, prefill, renewal=renewal)
+    if state.entries and policy.entry_policy in state.entries:  # only the last token is read
+        return RouteWork(remaining(held, held), read_tokens, held, draft, prefill, renewal=renewal)
+    return _selected(kv, read_tokens, cached_tokens, held, draft=draft, prefill=prefill)
 
 
 def draft_work(policy: Policy, prompt_tokens: int, cached_tokens: int = 0) -> TokenWork:
@@ -82,12 +86,12 @@ def draft_work(policy: Policy, prompt_tokens: int, cached_tokens: int = 0) -> To
 
 def check_draft_reads(choice: RouteChoice, inputs: RoutingInputs) -> None:
     """Raise DraftUnavailable if the draft cannot read this prompt, unless its compressed prompt is known to exist."""
-    if choice.policy is None or not inputs.draft_context_tokens:
+    if choice.policy is None or not choice.policy.needs_draft or not inputs.draft_context_tokens:
         return
     work = draft_work(choice.policy, inputs.prompt_tokens)
     if work.new_tokens + work.steps <= inputs.draft_context_tokens:
         return
-    if choice.policy not in dict(inputs.state.compressed):
+    if choice.policy.entry_policy not in dict(inputs.state.compressed):
         needed = f"{work.new_tokens} prompt tokens" + (f" and {work.steps} of lookahead" if work.steps else "")
         raise DraftUnavailable(f"the draft reads at most {inputs.draft_context_tokens} tokens, not {needed}")
 
@@ -98,6 +102,13 @@ def selection_work(policy: SpecKv, read_tokens: int) -> TokenWork | None:
     if policy.selection is KvSelection.DRAFT_MASK:
         return None
     return TokenWork(policy.window + policy.lookahead_tokens, read_tokens)
+
+
+def renewal_work(policy: SpecKv, read_tokens: int) -> RenewalWork | None:
+    """The target's work of selecting KV while it generates; None if it does not."""
+    if not policy.renews:
+        return None
+    return RenewalWork(TokenWork(policy.renew_window, read_tokens), policy.renew_every)
 
 
 def reads_all(route: Route) -> bool:
@@ -115,22 +126,23 @@ def _selected(
     policy: SpecKv,
     read_tokens: int,
     cached_tokens: int,
-    held: int | None = None,
+    held: int,
     *,
     draft: TokenWork | None = None,
     prefill: TokenWork | None = None,
 ) -> RouteWork:
-    """Reading prompt and lookahead, then selecting KV. `held` KV tokens remain, None for the policy's capacity."""
+    """Reading prompt and lookahead, then selecting KV. `held` KV tokens remain."""
     reading = remaining(read_tokens + policy.lookahead_tokens, cached_tokens)
-    held = min(policy.capacity + 1, read_tokens) if held is None else held
-    return RouteWork(reading, read_tokens, held, draft, prefill, selection_work(policy, read_tokens))
+    selection, renewal = selection_work(policy, read_tokens), renewal_work(policy, read_tokens)
+    return RouteWork(reading, read_tokens, held, draft, prefill, selection, renewal)
 
 
 def _continued(policy: SpecKv, prompt_tokens: int, held: int, state: SystemState) -> RouteWork:
     """A later turn needs no draft. It reads the tokens since the selection, or all that is not cached if the entry is
     gone."""
     if any(_resolves_to(requested, policy) for requested in state.entries):
-        return RouteWork(remaining(held, policy.capacity), prompt_tokens, held)
+        renewal = renewal_work(policy, prompt_tokens)
+        return RouteWork(remaining(held, policy.capacity), prompt_tokens, held, renewal=renewal)
     return _selected(policy, prompt_tokens, state.cached_tokens, held)
 
 
@@ -141,4 +153,4 @@ def _resolves_to(requested: Policy, policy: SpecKv) -> bool:
         return False
     if kv.adaptive is not None:
         kv = replace(kv, capacity=policy.capacity, adaptive=None)
-    return replace(kv, mask=None) == replace(policy, mask=None)
+    return replace(kv, mask=None) == replace(policy.entry_policy, mask=None)

@@ -15,7 +15,7 @@ from presift.orchestrator.config.policy_schema import KEYS, BudgetMapping
 from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.reload import PolicySource, policy_source
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.domain.request import AutoCapacity, Budget
+from presift.orchestrator.domain.request import AutoCapacity, Budget, KvLookahead
 from presift.orchestrator.routing.choice import Defaults
 
 EXAMPLE = Path(__file__).parents[4] / "ops" / "policy.example.yaml"
@@ -59,6 +59,10 @@ lookahead_tokens: 3
 kv_capacity: 98
 kv_selection: draft_mask
 kv_lookahead_tokens: 0
+kv_lookahead: target
+kv_first_full_tokens: 94
+kv_renew_every: 93
+kv_renew_window: 92
 cascade_capacity: 97
 auto_coverage: 0.5
 route_order: spec_pc, full
@@ -70,6 +74,8 @@ budget: {max_prompt_tokens: 96, max_kv_tokens: 95, max_ttft_ms: 94, min_coverage
     assert (found.spec_pc.capacity, found.spec_pc.lookahead_tokens, found.spec_pc.pool) == (99, 3, plain.spec_pc.pool)
     assert (found.spec_kv.capacity, found.spec_kv.selection) == (98, KvSelection.DRAFT_MASK)
     assert (found.spec_kv.lookahead_tokens, found.spec_kv.window) == (0, 16)
+    assert (found.lookahead, found.first_full_tokens) == (KvLookahead.TARGET, 94)
+    assert (found.renew_every, found.renew_window) == (93, 92)
     assert found.route_order == (Route.SPEC_PC, Route.FULL) and found.auto_capacity == AutoCapacity(0.5)
     assert terms.budget == Budget(96, 95, True, None, 94, 1.0)
 
@@ -101,6 +107,9 @@ FAULTS = {
     "route": ("route_order: full,warp\n", 1, "route_order: must be of full, spec_pc, spec_kv, spec_kv_pc"),
     "order without full": ("route_order: spec_pc\n", 1, "route_order: must be each route once, full among them"),
     "selection": ("kv_selection: mine\n", 1, "kv_selection: Input should be 'target_lookahead' or 'draft_mask'"),
+    "lookahead": ("kv_lookahead: mine\n", 1, "kv_lookahead: Input should be 'draft', 'target' or 'auto'"),
+    "no first tokens": ("kv_first_full_tokens: 0\n", 1, "Input should be greater than or equal to 1 (it is 0)"),
+    "renewal": ("kv_renew_every: -1\n", 1, "Input should be greater than or equal to 0 (it is -1)"),
     "budget of nothing": ("budget: {max_ttft_ms: 0}\n", 1, "budget.max_ttft_ms: must be >= 1 (it is 0)"),
     "budget below the window": ("budget: {max_prompt_tokens: 31}\n", 1, "budget.max_prompt_tokens: must be >= 32"),
     "KV budget below the windows": ("budget: {max_kv_tokens: 31}\n", 1, "budget.max_kv_tokens: must be >= 32"),

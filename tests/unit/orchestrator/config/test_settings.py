@@ -12,7 +12,7 @@ from presift.core.policies import KvSelection, Pool, Reduction, SpecKv
 from presift.orchestrator.app import quality_thresholds
 from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.domain.request import AutoCapacity
+from presift.orchestrator.domain.request import AutoCapacity, KvLookahead
 from presift.orchestrator.routing.choice import ROUTE_ORDER
 from presift.orchestrator.routing.quality_gate import Thresholds
 
@@ -34,6 +34,24 @@ def test_defaults_of_dropping_kv(read):
     assert defaults.spec_kv.lookahead_tokens == 24 and defaults.cascade_capacity == 2048
     assert defaults.spec_kv.selection is KvSelection.TARGET_LOOKAHEAD
     assert read().prefill_while_drafting and read().turn_memory == 1024
+
+
+def test_what_is_selected_while_generating(read):
+    names = ("lookahead", "first_full_tokens", "renew_every", "renew_window")
+    defaults = policy_defaults(read())
+    assert [getattr(defaults, name) for name in names] == [KvLookahead.DRAFT, 16, 0, 32]
+    flags = (
+        "--kv-lookahead",
+        "auto",
+        "--kv-first-full-tokens",
+        "8",
+        "--kv-renew-every",
+        "12",
+        "--kv-renew-window",
+        "9",
+    )
+    defaults = policy_defaults(read(*flags))
+    assert [getattr(defaults, name) for name in names] == [KvLookahead.AUTO, 8, 12, 9]
 
 
 def test_flags_and_variables(read, monkeypatch):
@@ -70,7 +88,18 @@ def test_an_invalid_policy_is_refused(read, flags):
         policy_defaults(read(*flags))
 
 
-@pytest.mark.parametrize("flags", [("--kv-lookahead-tokens", "257"), ("--kv-kernel", "1027"), ("--turn-memory", "-1")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--kv-lookahead-tokens", "257"),
+        ("--kv-kernel", "1027"),
+        ("--turn-memory", "-1"),
+        ("--kv-lookahead", "both"),
+        ("--kv-first-full-tokens", "0"),
+        ("--kv-renew-every", "-1"),
+        ("--kv-renew-window", "0"),
+    ],
+)
 def test_a_value_out_of_range_is_refused(read, flags):
     with pytest.raises((ValidationError, SystemExit)):
         read(*flags)

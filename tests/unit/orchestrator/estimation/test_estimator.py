@@ -253,6 +253,58 @@ def selected(usage=USAGE, **changes):
     return answered(plan(Route.SPEC_KV, 2000, KV, KvPlan(KV, (), (1, 2)), **given), usage)
 
 
+def renewed(renewals, policy, usage=USAGE, **reported):
+    """An answer of 21 tokens in 1,000 ms that selected KV while it was generated."""
+    usage = replace(usage, kv_tokens=201, renewals=renewals, **reported)
+    return answered(plan(Route.SPEC_KV, 2000, policy, KvPlan(policy, ())), usage)
+
+
+def test_an_answer_that_began_on_the_full_kv_teaches_what_full_teaches(estimator):
+    policy = SpecKv(200, lookahead_tokens=0, first_full_tokens=4)
+    answer = renewed(1, policy, score_ms=40.0, publish_ms=10.0, kv_tokens_mean=500.5)
+    estimator.record_compressed(answer.plan)
+    estimator.observe(answer)
+    costs = state(estimator).costs
+    assert costs.target.ms(TokenWork(2000)) == pytest.approx(300, rel=0.02)
+    assert costs.selection.ms(TokenWork(32, 2000)) == pytest.approx(50, rel=0.02)
+    reading_ms = costs.target.ms(TokenWork(32, 2000))
+    assert costs.decoding.ms(TokenWork(490)) == pytest.approx((1000 - 50 - reading_ms) / 20, rel=0.02)
+    assert state(estimator).entries == frozenset() and state(estimator).compressed == ()
+    assert state(estimator).cached_tokens == 1984
+
+
+def test_renewals_share_the_time_of_all_selections(estimator):
+    policy = replace(KV, renew_every=6)
+    estimator.observe(renewed(3, policy, score_ms=180.0, publish_ms=20.0))
+    costs = state(estimator).costs
+    assert costs.target.ms(TokenWork(2000)) == pytest.approx(250, rel=0.02)
+    assert costs.selection.ms(TokenWork(32, 2000)) == pytest.approx(50, rel=0.2)
+    reading_ms = costs.target.ms(TokenWork(32, 2000))
+    assert costs.decoding.ms(TokenWork(201)) == pytest.approx((1000 - 3 * (50 + reading_ms)) / 20, rel=0.02)
+    reused = renewed(4, policy, score_ms=180.0, publish_ms=20.0, reused_entry=True)
+    estimator.observe(reused)
+    assert state(estimator).costs.target == costs.target
+
+
+def test_decoding_is_not_learned_from_an_answer_that_mostly_renewed(estimator):
+    before = state(estimator).costs.decoding
+    estimator.observe(renewed(20, replace(KV, renew_every=1), score_ms=900.0))
+    assert state(estimator).costs.decoding == before and state(estimator).costs.selection.observations == 2
+
+
+def test_accepted_tokens_are_no_decode_steps(estimator):
+    estimator.observe(renewed(0, KV, accepted_tokens=10))
+    assert state(estimator).costs.decoding.ms(TokenWork(201)) == pytest.approx(100, rel=0.02)
+
+
+def test_an_entry_is_the_same_whatever_renews(estimator):
+    renewing = replace(KV, renew_every=6, renew_window=9)
+    made = plan(Route.SPEC_KV, 2000, renewing, KvPlan(renewing, (), (1, 2)), cache=CacheOutcome.MISS)
+    estimator.record_compressed(made)
+    estimator.observe(answered(made, replace(USAGE, kv_tokens=201, score_ms=40.0, publish_ms=10.0)))
+    assert state(estimator).entries == {KV} and dict(state(estimator).compressed).keys() == {KV}
+
+
 def test_an_entry_is_expected_until_it_is_seen_to_be_gone(estimator):
     answer = selected()
     estimator.record_compressed(answer.plan)

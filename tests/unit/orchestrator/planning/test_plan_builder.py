@@ -17,9 +17,9 @@ from presift.orchestrator.planning.draft_stage import DraftResult
 from presift.orchestrator.planning.plan_builder import (
     compressed_plan,
     continued_plan,
-    full_plan,
     kv_plan_of,
     stored_selection,
+    undrafted_plan,
 )
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import CacheOutcome
@@ -87,7 +87,7 @@ def test_a_second_stage_that_drops_nothing_has_no_plan(capacity, drops):
 
 def test_spec_pc_and_full_have_no_kv_plan():
     assert kv_plan_of(choice(Route.SPEC_PC, SpecPc(14, window=4)), prompt(KEPT), TOKENS) is None
-    assert full_plan(CONTEXT, choice(Route.FULL, None, None)).kv_plan is None
+    assert undrafted_plan(CONTEXT, choice(Route.FULL, None, None)).kv_plan is None
 
 
 def test_adjacent_moved_spans_are_merged():
@@ -138,4 +138,4 @@ def test_only_spec_kv_has_later_turns():
     cascade = SpecKvPc(SpecPc(14, window=4), SpecKv(9, window=3))
     for chosen in (choice(Route.SPEC_KV_PC, cascade), choice(Route.SPEC_PC, SpecPc(14, window=4))):
         assert stored_selection(compressed(chosen, prompt(KEPT))) is None
-    assert stored_selection(full_plan(CONTEXT, choice(Route.FULL, None, None))) is None
+    assert stored_selection(undrafted_plan(CONTEXT, choice(Route.FULL, None, None))) is None

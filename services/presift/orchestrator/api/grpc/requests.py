@@ -15,6 +15,7 @@ from presift.orchestrator.domain.request import (
     AutoCapacity,
     Budget,
     Chat,
+    KvLookahead,
     KvOptions,
     Message,
     Prompt,
@@ -31,6 +32,10 @@ _MESSAGES = "prompt.chat.messages"
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
 }
+_LOOKAHEADS: dict[int, KvLookahead] = {
+    orchestrator_pb2.KvLookahead.Value(f"KV_LOOKAHEAD_{each.name}"): each for each in KvLookahead
+}
+_KV_NUMBERS = ("lookahead_tokens", "continue_prompt_tokens", "renew_every", "renew_window", "first_full_tokens")
 
 
 def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller, deployment_salt: str) -> Request:
@@ -153,8 +158,10 @@ def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
 
 
 def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:
-    values = codec.set_fields(options, "keep_full_prefix", "lookahead_tokens", "continue_prompt_tokens")
-    return KvOptions(selection=selection_from_wire(options.selection), **values)
+    values = codec.set_fields(options, "keep_full_prefix", *_KV_NUMBERS)
+    return KvOptions(
+        selection=selection_from_wire(options.selection), lookahead=lookahead_from_wire(options.lookahead), **values
+    )
 
 
 def selection_from_wire(selection: int) -> KvSelection | None:
@@ -164,3 +171,13 @@ def selection_from_wire(selection: int) -> KvSelection | None:
     if selection not in _SELECTIONS:
         raise InvalidRequest("kv.selection", selection, f"one of {', '.join(plan_pb2.KvSelection.keys()[1:])}")
     return _SELECTIONS[selection]
+
+
+def lookahead_from_wire(lookahead: int) -> KvLookahead | None:
+    """None for UNSPECIFIED."""
+    if lookahead == orchestrator_pb2.KV_LOOKAHEAD_UNSPECIFIED:
+        return None
+    if lookahead not in _LOOKAHEADS:
+        known = ", ".join(orchestrator_pb2.KvLookahead.keys()[1:])
+        raise InvalidRequest("kv.lookahead", lookahead, f"one of {known}")
+    return _LOOKAHEADS[lookahead]

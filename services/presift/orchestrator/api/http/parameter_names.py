@@ -57,6 +57,7 @@ class ParameterNames:
             ("kv.", "presift.kv."),
             ("route", "presift.route"),
             ("span_per_token", "presift.explain.span_per_token"),
+            ("include_kv_mask", "presift.explain.include_kv_mask"),
         )
 
 

@@ -12,6 +12,7 @@ from presift.core.policies import KvSelection
 from presift.orchestrator.api.http.schema.base import Schema
 from presift.orchestrator.api.http.schema.values import JsonDocument, OptionFloat32, TokenIdList, UInt32, named
 from presift.orchestrator.domain.limits import MAX_PARTS
+from presift.orchestrator.domain.request import KvLookahead
 
 # Seconds: a day. Clocks and timers accept more, but not without bound.
 MAX_TIMEOUT_S = 86_400
@@ -54,6 +55,10 @@ class KvOptions(Schema):
     keep_full_prefix: bool | None = None
     lookahead_tokens: UInt32 | None = None
     continue_prompt_tokens: UInt32 | None = None
+    lookahead: Annotated[KvLookahead | None, named("KV_LOOKAHEAD_", {each.value: each for each in KvLookahead})] = None
+    renew_every: UInt32 | None = None
+    renew_window: UInt32 | None = None
+    first_full_tokens: UInt32 | None = None
 
 
 class SamplingOptions(Schema):

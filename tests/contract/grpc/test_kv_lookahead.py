@@ -1,0 +1,239 @@
+"""KV that the target selects while it generates: with a draft that is not asked, that fails, or that is not there."""
+
+from dataclasses import replace
+
+import pytest
+
+from presift.cache.memory_store import MemoryStore
+from presift.cache.store import CacheLimits
+from presift.core.errors import InternalError, Overloaded, PromptTooLong
+from presift.orchestrator.domain.request import KvLookahead
+from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.quality.sampler import Sampler
+from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
+from presift.v1 import orchestrator_pb2, plan_pb2
+
+from ..fakes.house import ALL_ROUTES, CASCADE, DEFAULTS, KV_CAPACITY, KV_WINDOW, LOOKAHEAD, refusal_of, wire_prompt
+from ..fakes.services import lookahead, model, raises
+
+LONG = list(range(100, 200))
+LATER = [*LONG, *range(300, 320)]
+KV, KV_PC, AUTO = plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC, plan_pb2.ROUTE_AUTO
+MASK = plan_pb2.KV_SELECTION_DRAFT_MASK
+BY_DRAFT, BY_TARGET = orchestrator_pb2.KV_LOOKAHEAD_DRAFT, orchestrator_pb2.KV_LOOKAHEAD_TARGET
+FIRST = 2
+
+
+class FreeOfCharge(CostEstimator):
+    """Predicts that everything takes no time, so that auto stays with the draft."""
+
+    def state(self, *arguments, **named):
+        return replace(super().state(*arguments, **named), costs=StageCosts(*[CostCurve(0.0, 0.0, 0.0)] * 3))
+
+
+@pytest.fixture
+def settled(open_house):
+    def opened(by=KvLookahead.TARGET, renew_every=0, **options):
+        defaults = replace(DEFAULTS, lookahead=by, first_full_tokens=FIRST, renew_every=renew_every)
+        return open_house(routes=ALL_ROUTES, defaults=defaults, **options)
+
+    return opened
+
+
+async def test_the_draft_is_not_asked(settled):
+    house = await settled(renew_every=3)
+    answer = await house.ask(LONG, route=KV, spans=[(50, 52)])
+    assert (answer.route, answer.reason, answer.cache) == ("SPEC_KV", "REQUESTED", "NOT_USED")
+    assert house.draft.calls == house.target.prefills == []
+    (call,) = house.target.calls
+    plan, policy = call.kv_plan, call.kv_plan.policy
+    assert list(call.token_ids) == LONG and not plan.lookahead_token_ids and not plan.HasField("kv_mask")
+    assert (policy.capacity, policy.window, policy.lookahead_tokens) == (KV_CAPACITY, KV_WINDOW, 0)
+    assert (policy.first_full_tokens, policy.renew_every, policy.renew_window) == (FIRST, 3, KV_CAPACITY - 2)
+    assert [(span.start, span.end) for span in plan.protected_spans] == [(50, 52)] and plan.keep_full_prefix
+    decision = answer.decision
+    assert decision.policy.spec_kv == policy and not decision.HasField("draft")
+    assert (decision.kept_tokens, decision.kv_tokens, decision.draft_ms) == (100, KV_CAPACITY + 1, 0)
+
+
+@pytest.mark.parametrize("by", [KvLookahead.TARGET, KvLookahead.AUTO])
+async def test_no_draft_is_needed(settled, by):
+    house = await settled(by, draft_up=False)
+    assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
+    limited = await house.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1, "strict": True})
+    assert (limited.route, limited.reason) == ("SPEC_KV", "OVER_BUDGET")
+    for route in (KV_PC, plan_pb2.ROUTE_SPEC_PC):
+        answer = await house.ask(LONG, route=route)
+        assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+
+
+async def test_the_drafts_lookahead_needs_the_draft(settled):
+    house = await settled(KvLookahead.DRAFT, draft_up=False)
+    answer = await house.ask(LONG, route=KV)
+    assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+
+
+async def test_a_draft_that_stops_is_noticed(settled):
+    house = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
+    assert (await house.ask(LONG, route=KV)).decision.lookahead == BY_DRAFT
+    await house.draft_server.grpc.stop(0)
+    await house.settle(lambda: not house.models.has_draft_now)
+    answer = await house.ask(LATER, route=KV)
+    assert (answer.route, answer.decision.lookahead) == ("SPEC_KV", BY_TARGET)
+    assert answer.decision.detail == f"keeps {KV_CAPACITY + 1} KV tokens"  # it was not asked
+
+
+FAULTS = {
+    "overloaded": Overloaded("queue", 9, 8, 2.0),
+    "too long": PromptTooLong("prompt", 100, "<= 99"),
+    "broken": InternalError("broken"),
+}
+
+
+@pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)
+async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, telemetry, error):
+    house, counted = await settled(KvLookahead.AUTO, estimator=FreeOfCharge()), telemetry.total("presift.fallbacks")
+    house.draft.faults.append(raises(error))
+    answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1, "strict": True})
+    assert (answer.route, answer.reason, len(house.draft.calls)) == ("SPEC_KV", "REQUESTED", 1)
+    assert answer.decision.policy.spec_kv.first_full_tokens == FIRST and not answer.decision.HasField("draft")
+    assert answer.decision.detail.startswith(f"keeps {KV_CAPACITY + 1} KV tokens; ")
+    assert "answered with the target's lookahead: requested" in caplog.text
+    assert telemetry.total("presift.fallbacks") == counted
+    house.draft.faults.append(raises(error))
+    assert (await house.ask(LONG, route=KV_PC)).route == "FULL"
+
+
+async def test_options_override_the_settings(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    kv = {"lookahead": BY_TARGET, "first_full_tokens": 5, "renew_every": 4, "renew_window": 2}
+    answer = await house.ask(LONG, route=KV, kv=kv)
+    policy = house.target.calls[0].kv_plan.policy
+    assert (policy.first_full_tokens, policy.renew_every, policy.renew_window) == (5, 4, 2)
+    assert (house.draft.calls, answer.decision.lookahead) == ([], BY_TARGET)
+
+
+async def test_the_decision_says_who_made_the_lookahead(open_house):
+    house = await open_house(routes=ALL_ROUTES)
+    for route in (KV, KV_PC):
+        assert (await house.ask(LONG, route=route)).decision.lookahead == BY_DRAFT
+        assert (await house.ask(LONG, route=route, kv={"lookahead": BY_TARGET})).decision.lookahead == BY_TARGET
+    without = {"mask": (KV, {"selection": MASK}), "window": (KV, {"lookahead_tokens": 0}), "no KV": (AUTO, {})}
+    for route, kv in without.values():
+        assert not (await house.ask(LONG, route=route, kv=kv)).decision.HasField("lookahead")
+
+
+@pytest.mark.parametrize(
+    ("kv", "field", "value"),
+    [
+        ({"lookahead": orchestrator_pb2.KV_LOOKAHEAD_TARGET}, "kv.lookahead", "target"),
+        ({"renew_every": 3}, "kv.renew_every", "3"),
+        ({"first_full_tokens": 3}, "kv.first_full_tokens", "3"),
+    ],
+)
+async def test_pages_of_several_tokens_allow_no_renewal(settled, kv, field, value):
+    house = await settled(renew_every=3, kv_page_tokens=2)
+    refusal = await house.refused(LONG, route=KV, kv=kv)
+    assert (refusal.reason, refusal.field, refusal.value) == ("INVALID_REQUEST", field, value)
+    assert "pages have 2 tokens" in refusal.limit
+    await house.ask(LONG, route=KV)  # what the settings ask gives way
+    policy = house.target.calls[0].kv_plan.policy
+    assert (policy.lookahead_tokens, policy.first_full_tokens, policy.renew_every) == (LOOKAHEAD, 0, 0)
+
+
+async def test_the_kv_mask_of_a_selection_that_changes(settled):
+    drafted, own = await settled(KvLookahead.DRAFT, renew_every=3), await settled()
+    request = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV, include_kv_mask=True)
+    first = await drafted.stub.Explain(request)
+    assert first.decision.policy.spec_kv.renew_every == 3 and first.HasField("kv_mask")
+    assert drafted.target.calls[0].kv_plan.policy.renew_every == 0
+    nothing = await own.stub.Explain(request)
+    assert not nothing.HasField("kv_mask") and own.target.calls == []
+    for kv in ({"renew_every": 3}, {"first_full_tokens": 3}, {"lookahead": BY_TARGET}):
+        request.kv.CopyFrom(orchestrator_pb2.KvOptions(**kv))
+        refusal = await refusal_of(drafted.stub.Explain(request))
+        assert (refusal.reason, refusal.field) == ("INVALID_REQUEST", "include_kv_mask")
+
+
+async def test_explain_asks_no_draft_and_names_its_errors(settled):
+    house = await settled(draft_up=False)
+    request = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV)
+    explained = await house.stub.Explain(request)
+    assert explained.decision.policy.spec_kv.first_full_tokens == FIRST and len(explained.routes) == 4
+    assert [(span.kept, span.importance) for span in explained.spans] == [(True, 0.0)]
+    refusal = await refusal_of(
+        house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV_PC))
+    )
+    assert refusal.reason == "DRAFT_UNAVAILABLE"
+
+
+async def test_the_cascade_asks_the_draft_for_the_prompt_alone(settled):
+    house = await settled(renew_every=3)
+    answer = await house.ask(LONG, route=KV_PC)
+    assert (answer.route, answer.cache, answer.decision.kept_tokens) == ("SPEC_KV_PC", "MISS", CASCADE)
+    (call,) = house.target.calls
+    assert house.draft.calls[0].policy.spec_kv_pc.kv.lookahead_tokens == 0
+    assert call.kv_plan.policy.first_full_tokens == FIRST and call.kv_plan.keep_full_prefix
+    assert not call.kv_plan.lookahead_token_ids and answer.decision.keep_full_prefix
+
+
+async def test_renewal_with_the_drafts_lookahead(settled):
+    house = await settled(KvLookahead.DRAFT, renew_every=3)
+    answer = await house.ask(LONG, route=KV)
+    plan = house.target.calls[0].kv_plan
+    assert list(plan.lookahead_token_ids) == lookahead(LOOKAHEAD)
+    assert (plan.policy.renew_every, plan.policy.first_full_tokens) == (3, 0)
+    assert answer.decision.policy.spec_kv == plan.policy
+
+
+async def test_what_renews_shares_compressed_prompts(settled, open_house):
+    store = MemoryStore(CacheLimits())
+    first = await settled(KvLookahead.DRAFT, store=store)
+    assert (await first.ask(LONG, route=KV)).cache == "MISS"
+    second = await settled(KvLookahead.DRAFT, renew_every=3, store=store)
+    assert (await second.ask(LONG, route=KV)).cache == "HIT"
+
+
+async def test_a_later_turn_continues_what_renews_from_its_first_entry(settled):
+    house = await settled(KvLookahead.DRAFT, renew_every=3)
+    await house.ask(LONG, route=KV)
+    answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    assert answer.decision.continued and answer.usage.reused_entry
+    assert house.target.calls[1].kv_plan.policy == house.target.calls[0].kv_plan.policy
+    freed = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100, "keep_full_prefix": False})
+    assert freed.decision.continued and house.target.calls[2].kv_plan.policy.renew_every == 0
+
+
+async def test_an_answer_that_began_on_the_full_kv_leaves_nothing_to_continue(settled):
+    house = await settled()
+    await house.ask(LONG, route=KV)
+    answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    assert not answer.decision.continued and answer.route == "SPEC_KV"
+    assert answer.decision.detail.endswith("not continued: no selection of the first 100 prompt tokens is known")
+
+
+async def test_a_window_alone_needs_no_draft_and_may_be_continued(settled):
+    house = await settled(KvLookahead.DRAFT, draft_up=False)
+    first = await house.ask(LONG, route=KV, kv={"lookahead_tokens": 0})
+    assert (first.route, house.target.calls[0].kv_plan.policy.first_full_tokens) == ("SPEC_KV", 0)
+    answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    assert answer.decision.continued and not answer.decision.HasField("draft") and answer.usage.reused_entry
+
+
+async def test_a_draft_without_its_last_layers_leaves_the_lookahead_to_the_target(settled):
+    part = model("draft", layers=2, all_layers=4)
+    for by in (KvLookahead.TARGET, KvLookahead.AUTO):
+        house = await settled(by, draft=part)
+        assert [(await house.ask(LONG, route=route)).route for route in (KV, KV_PC)] == ["SPEC_KV", "SPEC_KV_PC"]
+        assert house.target.calls[1].kv_plan.policy.first_full_tokens == FIRST
+    house = await settled(KvLookahead.DRAFT, draft=part)
+    assert (await house.refused(LONG, route=KV)).reason == "ROUTE_UNSUPPORTED"
+
+
+async def test_the_guard_compares_without_a_draft(settled):
+    house = await settled(draft_up=False, sampler=Sampler(1.0))
+    await house.ask(LONG, route=KV)
+    await house.settle(house.guard.qualities)
+    (quality,) = house.guard.qualities()
+    assert (quality.route, quality.samples, quality.exact_share) == ("spec_kv", 1, 1.0)
+    assert [call.HasField("kv_plan") for call in house.target.calls] == [True, False]
