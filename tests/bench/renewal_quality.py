@@ -153,17 +153,18 @@ async def _answer(bench: Bench, engine: SglangEngine, group: list[Asked]) -> boo
         started = time.monotonic()
         await _ask(engine, group[start].ids, Method.of(FULL), [], 1)
         read_s = time.monotonic() - started
-        said = await asyncio.gather(
-            *(_ask(engine, asked.ids, method, bench.lookahead(asked), ANSWER_TOKENS) for asked, method in wave)
-        )
-        for (asked, method), answer in zip(wave, said, strict=True):
-            bench.answers.put(_row(bench, asked, method, answer))
+        await asyncio.gather(*(_keep(bench, engine, asked, method) for asked, method in wave))
         print(f"{read_s:.0f} s to read, {time.monotonic() - started - read_s:.0f} s to answer:", flush=True)
         for asked in group[start : start + at_once]:
             rows = [bench.answers.found[asked.name, method.name] for method in bench.methods]
             stated = ", ".join(f"{row['method']} {len(row['stated'])}" for row in rows)
             print(f"  {asked.name} {asked.question.kind}: {stated} of {rows[0]['facts']} facts", flush=True)
     return True
+
+
+async def _keep(bench: Bench, engine: SglangEngine, asked: Asked, method: Method) -> None:
+    answer = await _ask(engine, asked.ids, method, bench.lookahead(asked), ANSWER_TOKENS)
+    bench.answers.put(_row(bench, asked, method, answer))
 
 
 @dataclass(slots=True)
