@@ -1,11 +1,11 @@
-"""What one decode step costs at a long prompt: route full against spec_kv, on the real SGLang engine.
+"""What one decode step costs at a long prompt: full, spec_kv, and spec_kv with renewal, on the real SGLang engine.
 
-    python tests/bench/decode_step.py [--prompts 4096,16384] [--batches 1,4] [--capacity 256] [--rounds 3]
+    python tests/bench/decode_step.py [--prompts 8192,16384] [--batches 1,4] [--capacity 256] [--renew-every 12]
 
 One engine, a model of random weights with real proportions (8 layers, 16 heads, 4 KV heads of 64). Every prompt is read
-once before anything is measured, and both routes then start from cached KV, so only decoding differs; rounds alternate
-between the two. A step is the time per token of one answer while the whole batch decodes: the median over rounds, each
-of some 60 steps. Prints a table and one JSON line.
+once before anything is measured, and all start from cached KV, so only decoding differs; rounds alternate between them.
+A step is the time per token of one answer while the whole batch decodes, renewals included: the median over rounds,
+each of some 60 steps. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ STEPS = 32
 def main() -> int:
     options = _parser().parse_args()
     rows = asyncio.run(_alone(options))
-    print(f"{'prompt':>8}{'batch':>7}{'full ms':>10}{'spec_kv ms':>12}{'of full':>9}{'KV held':>16}")
+    print(f"{'prompt':>8}{'batch':>7}  {'':10}{'ms':>8}{'of full':>9}{'KV held':>9}  renewals, skipped")
     for row in rows:
-        held = f"{row['full']['kv_tokens']} / {row['spec_kv']['kv_tokens']}"
-        full, compressed = row["full"]["ms"], row["spec_kv"]["ms"]
-        print(f"{row['tokens']:8}{row['batch']:7}{full:10.1f}{compressed:12.1f}{compressed / full:9.2f}{held:>16}")
+        for name in _plans(options):
+            found = row[name]
+            print(f"{row['tokens']:8}{row['batch']:7}  {name:10}{found['ms']:8.1f}", end="")
+            print(f"{found['ms'] / row['full']['ms']:9.2f}{found['kv_tokens']:9}  {found['renewals']}")
     print(json.dumps({"bench": "decode_step", **vars(options), **machine(), "rows": rows}))
     return 0
 
@@ -82,14 +83,23 @@ async def _read(engine: SglangEngine, texts: list[np.ndarray], kv_plan: KvPlan) 
         )
 
 
+def _plans(options: argparse.Namespace) -> dict[str, KvPlan | None]:
+    compressed = plan(options.capacity, keep_full_prefix=True)
+    renewed = plan(options.capacity, keep_full_prefix=True, renew_every=options.renew_every)
+    return {"full": None, "spec_kv": compressed, "renewal": renewed}
+
+
 async def _routes(engine: SglangEngine, texts: list[np.ndarray], options: argparse.Namespace) -> dict[str, Any]:
-    plans = {"full": None, "spec_kv": plan(options.capacity, keep_full_prefix=True)}
-    found: dict[str, Any] = {name: {"steps": []} for name in plans}
+    plans = _plans(options)
+    found: dict[str, Any] = {name: {"steps": [], "renewals": [0, 0]} for name in plans}
     for _ in range(options.rounds):
         for name, kv_plan in plans.items():
             answers = await asyncio.gather(*(ask(engine, text, STEPS * 2, kv_plan) for text in texts))
             found[name]["steps"].append(_step(answers))
-            found[name]["kv_tokens"] = answers[0].finished.kv_tokens if answers[0].finished else None
+            ends = [answer.finished for answer in answers if answer.finished]
+            found[name]["kv_tokens"] = ends[0].kv_tokens
+            for place, count in enumerate((sum(e.renewals for e in ends), sum(e.renewals_skipped for e in ends))):
+                found[name]["renewals"][place] += count
     for row in found.values():
         steps = row.pop("steps")
         row.update(ms=statistics.median(steps) * 1e3, best_ms=min(steps) * 1e3, worst_ms=max(steps) * 1e3)
@@ -109,9 +119,10 @@ def _numbers(text: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", default="4096,16384")
+    parser.add_argument("--prompts", default="8192,16384")
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--capacity", type=int, default=256)
+    parser.add_argument("--renew-every", type=int, default=12, help="tokens between renewals")
     parser.add_argument("--chunk-tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     return parser

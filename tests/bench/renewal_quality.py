@@ -1,152 +1,269 @@
-"""Quality of renewal on answers that need many places of the prompt: six planted facts, "list all of them in order".
+"""How much of what `full` says is said with KV dropping, with and without renewal, on the questions of `answer_tasks`.
 
-One engine, the target alone: `full` first, then KV dropping as without renewal, with renewal, and with the first tokens
-on the full KV. The lookahead of the draft is generated beforehand, greedily. Rows go to a JSONL file as they come, and
-those that are there are skipped.
+    python tests/bench/renewal_quality.py [answers | table] --target DIR --draft DIR [--minutes 4] [--methods NAME ...]
 
-    PYTHONPATH=services python -u tests/bench/renewal_quality.py TARGET DRAFT results.jsonl
+One SGLang engine. A document is read once, then all methods (`renewal_methods`) answer questions at once, greedily.
+The draft's lookaheads are generated before and kept in a file. Every answer goes to a JSONL file as it comes, and a
+rerun goes on where it stopped; status 75: there is more to do. `table` needs no model. Status 1: a floor is missed.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
-import random
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
+from answer_tasks import KINDS, Document, Question, documents
+from real_engine import running
+from renewal_methods import EVERY, FEW, FULL, LOOKAHEAD_TOKENS, Method
+from renewal_table import floors, table
 
 from presift.core.generation import Sampling
-from presift.core.kv_plan import KvPlan
-from presift.core.policies import SpecKv
 from presift.models.folder import resolve
 from presift.target.engine import Finished, GenerateRequest
-from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 
-TEXTS = int(os.environ.get("TEXTS", "4"))
-TOKENS = 2200
-LOOKAHEAD = 24
-ANSWER_TOKENS = 120
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "orange", "purple", "silver")
-TOWNS = ("Lyon", "Porto", "Ghent", "Turku", "Graz", "Bergen", "Riga", "Trieste", "Split", "Cork", "Basel", "Vigo")
-GOODS = ("rotors", "valves", "gaskets", "spindles", "brackets", "nozzles", "flanges", "bearings", "washers", "bolts")
-FILLER = (
-    "The {a} arrived after the rain and nobody in {t} had expected it.",
-    "In {t} the old workshop was painted, and the {a} were moved to the cellar.",
-    "A letter about the {a} was read aloud at the meeting, and then it was filed.",
-    "Some said that {t} had changed; others only counted the {a} and went home.",
-    "The road to {t} was closed for a week because of the snow.",
-)
-METHODS: dict[str, dict[str, int] | None] = {
-    "full": None,
-    "today 512": {"capacity": 512},
-    "renewal 512": {"capacity": 512, "renew_every": 12, "first_full_tokens": 16},
-    "today 256": {"capacity": 256},
-    "renewal 256": {"capacity": 256, "renew_every": 12, "first_full_tokens": 16},
-    "renewal 512, begun with the lookahead": {"capacity": 512, "renew_every": 12},
-}
+RESULTS = Path(__file__).parent / "results"
+ANSWER_TOKENS = 256
+# So many answers are generated together: a step is bound by reading the weights, up to about here.
+AT_ONCE = 16
+_COME_AGAIN = 75
+# In a full pool, renewals are skipped, and each reads the prompt again beside the request. A row of SGLang's batch is
+# taken by every answer and by every renewal.
+_ENGINE = {"kv_pool_tokens": 60_000, "max_running": 48, "prefill_chunk_tokens": 4096, "threads": 2}
 
 
-def text_of(seed: int, count: Any) -> tuple[str, list[str]]:
-    """A text of about TOKENS tokens, and the six numbers that are planted in it, in order."""
-    dice = random.Random(f"renewal {seed}")
-    numbers = [str(number) for number in dice.sample(range(1000, 9999), 6)]
-    colours = dice.sample(COLOURS, 6)
-    facts = [
-        f"Note: the code of the {colour} crate is {number}." for colour, number in zip(colours, numbers, strict=True)
+@dataclass(slots=True)
+class Rows:
+    """JSON objects in a file, by their values of `key`."""
+
+    file: Path
+    key: tuple[str, ...]
+    found: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+            self._add(json.loads(line))
+
+    def put(self, row: dict[str, Any]) -> None:
+        self._add(row)
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.found[tuple(row[name] for name in self.key)] = row
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with its name and its prompt as token ids, uint32[tokens]."""
+
+    name: str
+    document: Document
+    question: Question
+    ids: np.ndarray
+
+
+@dataclass(slots=True)
+class Bench:
+    """The questions that were chosen, and what is known about them."""
+
+    options: argparse.Namespace
+    tokenizer: Any
+    asked: list[Asked]
+    lookaheads: Rows
+    answers: Rows
+    until_s: float
+
+    @property
+    def methods(self) -> list[Method]:
+        """Those that were chosen. `full` is one of them: the others are compared with it."""
+        return [Method.of(name) for name in dict.fromkeys((FULL, *self.options.methods))]
+
+    def missing(self, asked: Asked) -> list[Method]:
+        return [method for method in self.methods if (asked.name, method.name) not in self.answers.found]
+
+    def lookahead(self, asked: Asked) -> list[int]:
+        """The draft's first tokens; empty if no method has needed them."""
+        found: list[int] = self.lookaheads.found.get((asked.name,), {}).get("ids", [])
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self.until_s
+
+
+async def run(bench: Bench) -> int:
+    """Generate what is missing. The status of the process."""
+    undrafted = [
+        asked
+        for asked in bench.asked
+        if (asked.name,) not in bench.lookaheads.found
+        and any(method.lookahead_tokens for method in bench.missing(asked))
     ]
-    lines: list[str] = []
-    while count("\n".join(lines)) < TOKENS:
-        lines += [dice.choice(FILLER).format(a=dice.choice(GOODS), t=dice.choice(TOWNS)) for _ in range(8)]
-    for place, fact in enumerate(facts):
-        lines.insert(int((place + 0.5) * len(lines) / len(facts)), fact)
-    return "\n".join(lines), numbers
+    for folder, todo, step in (
+        (bench.options.draft, undrafted, _look_ahead),
+        (bench.options.target, [asked for asked in bench.asked if bench.missing(asked)], _answer),
+    ):
+        if not todo:
+            continue
+        async with running(resolve(folder), **_ENGINE) as engine:
+            print(f"{folder}: {len(todo)} questions", flush=True)
+            for group in _by_document(todo):
+                if not await step(bench, engine, group):
+                    return _COME_AGAIN
+    return 0
 
 
-def prompt_of(tokenizer: Any, text: str) -> list[int]:
-    question = "List all six crates of the notes in the text, in order, one a line, each with its colour and its code."
-    messages = [{"role": "user", "content": f"{text}\n\n{question}"}]
-    return list(tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)))
+def _by_document(asked: list[Asked]) -> Iterator[list[Asked]]:
+    for document in dict.fromkeys(each.document for each in asked):
+        yield [each for each in asked if each.document is document]
 
 
-async def answer(
-    engine: Any, ids: list[int], plan: KvPlan | None, salt: str, tokens: int
-) -> tuple[list[int], Finished]:
-    request = GenerateRequest(np.array(ids, dtype=np.uint32), Sampling(max_new_tokens=tokens), salt, plan)
-    given: list[int] = []
+async def _look_ahead(bench: Bench, engine: SglangEngine, group: list[Asked]) -> bool:
+    """The draft's first tokens, for all questions about one document at once. False if the time is over."""
+    if bench.is_over:
+        return False
+    await _ask(engine, group[0].ids, Method.of(FULL), [], 1)
+    said = await asyncio.gather(*(_ask(engine, each.ids, Method.of(FULL), [], LOOKAHEAD_TOKENS) for each in group))
+    for each, answer in zip(group, said, strict=True):
+        bench.lookaheads.put({"question": each.name, "ids": answer.tokens})
+    print(f"{group[0].document.form} {group[0].document.tokens}: {len(group)} lookaheads", flush=True)
+    return True
+
+
+async def _answer(bench: Bench, engine: SglangEngine, group: list[Asked]) -> bool:
+    """The answers of all methods to the questions about one document, some at once. False if the time is over."""
+    at_once = max(1, AT_ONCE // len(bench.methods))
+    for start in range(0, len(group), at_once):
+        if bench.is_over:
+            return False
+        wave = [(asked, method) for asked in group[start : start + at_once] for method in bench.missing(asked)]
+        started = time.monotonic()
+        await _ask(engine, group[start].ids, Method.of(FULL), [], 1)
+        read_s = time.monotonic() - started
+        await asyncio.gather(*(_keep(bench, engine, asked, method) for asked, method in wave))
+        print(f"{read_s:.0f} s to read, {time.monotonic() - started - read_s:.0f} s to answer:", flush=True)
+        for asked in group[start : start + at_once]:
+            rows = [bench.answers.found[asked.name, method.name] for method in bench.methods]
+            stated = ", ".join(f"{row['method']} {len(row['stated'])}" for row in rows)
+            print(f"  {asked.name} {asked.question.kind}: {stated} of {rows[0]['facts']} facts", flush=True)
+    return True
+
+
+async def _keep(bench: Bench, engine: SglangEngine, asked: Asked, method: Method) -> None:
+    answer = await _ask(engine, asked.ids, method, bench.lookahead(asked), ANSWER_TOKENS)
+    bench.answers.put(_row(bench, asked, method, answer))
+
+
+@dataclass(slots=True)
+class _Said:
+    tokens: list[int]
+    times_s: list[float]
+    end: Finished
+
+
+async def _ask(engine: SglangEngine, ids: np.ndarray, method: Method, lookahead: list[int], tokens: int) -> _Said:
+    """One greedy answer, with the seconds since it was asked for at each token."""
+    request = GenerateRequest(ids, Sampling(max_new_tokens=tokens), kv_plan=method.plan(lookahead))
+    given, times, started = list[int](), list[float](), time.monotonic()
     async with aclosing(engine.generate(request)) as events:
         async for event in events:
             if isinstance(event, Finished):
-                return given, event
-            given.extend(event.token_ids)
+                return _Said(given, times, event)
+            given += event.token_ids
+            times += [time.monotonic() - started] * len(event.token_ids)
     raise AssertionError("the stream has no end")
 
 
-async def started(folder: str) -> SglangEngine:
-    options = SglangOptions(
-        resolve(folder), dtype="bfloat16", kv_pool_tokens=8192, prefill_chunk_tokens=4096, threads=2
-    )
-    engine = SglangEngine(options)
-    await engine.start()
-    return engine
+def _row(bench: Bench, asked: Asked, method: Method, answer: _Said) -> dict[str, Any]:
+    """One line of the results. The times are those of an engine that serves all methods at once."""
+    text, times, end = bench.tokenizer.decode(answer.tokens), answer.times_s, answer.end
+    first = method.first_full_tokens
+    held = [asked.ids.size if place < first else end.kv_tokens for place in range(len(answer.tokens))]
+    return {
+        "question": asked.name,
+        "kind": asked.question.kind,
+        "tokens": asked.document.tokens,
+        "method": method.name,
+        "prompt": int(asked.ids.size),
+        "facts": len(asked.question.facts),
+        "stated": asked.question.stated(text),
+        "answer": len(answer.tokens),
+        "held": end.kv_tokens,
+        "mean_held": round(sum(held) / max(1, len(held))),
+        "renewals": end.renewals,
+        "skipped": end.renewals_skipped,
+        "coverage": end.coverage and round(end.coverage, 3),
+        "first_ms": round(times[0] * 1e3) if times else None,
+        "token_ms": round((times[-1] - times[0]) / (len(times) - 1) * 1e3) if len(times) > 1 else None,
+        "said": text,
+    }
 
 
-def plan_of(method: dict[str, int] | None, lookahead: list[int]) -> KvPlan | None:
-    if method is None:
-        return None
-    policy = SpecKv(**method, renew_window=32)
-    return KvPlan(policy, lookahead_token_ids=() if policy.first_full_tokens else tuple(lookahead[:LOOKAHEAD]))
+def chosen(options: argparse.Namespace, tokenizer: Any) -> list[Asked]:
+    """The questions that the options select, those about one document together."""
+
+    def prompt(document: Document, question: Question) -> np.ndarray:
+        chat = [{"role": "user", "content": document.prompt(question)}]
+        return np.array(tokenizer.encode(tokenizer.apply_chat_template(chat, **_TEMPLATE)), dtype=np.uint32)
+
+    found = [
+        Asked(document.name(question), document, question, prompt(document, question))
+        for document in documents(lambda text: len(tokenizer.encode(text)))
+        if document.tokens in options.tokens
+        for question in document.questions
+        if question.kind in options.kinds
+    ]
+    return found[: options.limit]
 
 
-async def lookaheads(folder: str, prompts: list[list[int]], path: Path) -> list[list[int]]:
-    if path.exists():
-        return json.loads(path.read_text())
-    engine = await started(folder)
-    found = [(await answer(engine, ids, None, "", LOOKAHEAD))[0] for ids in prompts]
-    await engine.stop()
-    path.write_text(json.dumps(found))
-    return found
+_TEMPLATE = {"tokenize": False, "add_generation_prompt": True}
 
 
-async def main(target: str, draft: str, results: Path) -> None:
-    from transformers import AutoTokenizer
+def main() -> int:
+    options = _parser().parse_args()
+    answers = Rows(options.results, ("question", "method"))
+    status = 0
+    if options.what == "answers":
+        from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    texts = [text_of(seed, lambda text: len(tokenizer.encode(text))) for seed in range(TEXTS)]
-    prompts = [prompt_of(tokenizer, text) for text, _ in texts]
-    guesses = await lookaheads(draft, prompts, results.with_suffix(".lookahead.json"))
-    done = {(row["text"], row["method"]) for row in map(json.loads, results.open())} if results.exists() else set()
-    engine = await started(target)
-    for number, (_, numbers) in enumerate(texts):
-        for name, method in METHODS.items():
-            if (number, name) in done:
-                continue
-            begun = time.monotonic()
-            tokens, end = await answer(engine, prompts[number], plan_of(method, guesses[number]), "", ANSWER_TOKENS)
-            text = tokenizer.decode(tokens)
-            row = {
-                "text": number,
-                "method": name,
-                "found": sum(each in text for each in numbers),
-                "prompt": len(prompts[number]),
-                "answer": len(tokens),
-                "held": end.kv_tokens,
-                "renewals": [end.renewals, end.renewals_skipped],
-                "coverage": end.coverage,
-                "seconds": round(time.monotonic() - begun, 1),
-                "said": text,
-            }
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print({key: value for key, value in row.items() if key != "said"}, flush=True)
-    await engine.stop()
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.target)
+        until_s = time.monotonic() + 60 * options.minutes
+        lookaheads = Rows(options.results.with_suffix(".lookaheads.jsonl"), ("question",))
+        bench = Bench(options, tokenizer, chosen(options, tokenizer), lookaheads, answers, until_s)
+        status = asyncio.run(run(bench))
+    rows = [row for row in answers.found.values() if row["kind"] in options.kinds and row["tokens"] in options.tokens]
+    print(table(rows))
+    missed = floors(rows)
+    print("\n".join(missed))
+    return status or int(bool(missed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("answers", "table"), default="answers")
+    parser.add_argument("--target", help="folder of the target")
+    parser.add_argument("--draft", help="folder of the draft")
+    parser.add_argument("--results", type=Path, default=RESULTS / "renewal_quality.jsonl")
+    parser.add_argument("--methods", nargs="+", default=FEW, help=f"default: {' '.join(FEW)}; all: {' '.join(EVERY)}")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--tokens", nargs="+", type=int, default=(2000, 6000, 12000), help="lengths of documents")
+    parser.add_argument("--limit", type=int, help="the first so many of the questions")
+    parser.add_argument("--minutes", type=float, default=600, help="start no question after so long (status 75)")
+    return parser
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    sys.exit(main())
