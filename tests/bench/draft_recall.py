@@ -31,6 +31,7 @@ from presift.core.selection import select
 from presift.draft import head_profile
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import DTYPES, TransformersScorer
+from presift.models.dtype import native_dtype
 from presift.models.folder import resolve
 from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.settings import OrchestratorSettings
@@ -173,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", required=True, help="folder of the target, whose tokens are counted")
     parser.add_argument("--kinds", nargs="+", choices=recall_tasks.KINDS, default=recall_tasks.KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(10,))
-    parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "int8"), default=("bfloat16",))
+    parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "int8"), default=(native_dtype("cpu"),))
     parser.add_argument("--no-lookahead", action="store_true", help="score by all heads without lookahead too")
     return parser
 

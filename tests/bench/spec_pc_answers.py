@@ -69,7 +69,6 @@ class Asker:
     folder: Any
     tokenizer: Any
     answers: Answers
-    dtype: str
     engine: SglangEngine | None = None
 
     async def ask(self, captured: Captured, kept_by: dict[tuple[str, int], Any]) -> None:
@@ -94,8 +93,7 @@ class Asker:
 
     async def _answer(self, ids: Any) -> str:
         if self.engine is None:
-            options = SglangOptions(self.folder, dtype=self.dtype, kv_pool_tokens=20_000, prefill_chunk_tokens=512)
-            self.engine = SglangEngine(options)
+            self.engine = SglangEngine(SglangOptions(self.folder, kv_pool_tokens=20_000, prefill_chunk_tokens=512))
             await self.engine.start()
         found = list[int]()
         async for event in self.engine.generate(GenerateRequest(ids, _SAMPLING)):
@@ -126,7 +124,7 @@ async def run(options: argparse.Namespace, answers: Answers) -> int:
     folder, until = resolve(options.draft), time.monotonic() + 60 * options.minutes
     profile = head_profile.find("auto", folder, Path("/nonexistent"))
     ranking = Ranking(() if profile is None else profile.heads, None)
-    asker = Asker(resolve(options.target), load_tokenizer(options.target, 1 << 20), answers, options.dtype)
+    asker = Asker(resolve(options.target), load_tokenizer(options.target, 1 << 20), answers)
     try:
         for captured in load(options.cache, folder.path.name):
             if captured.seed not in options.seeds:
@@ -173,7 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, help="folder of the target")
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--capacities", nargs="+", type=int, default=CAPACITIES)
-    parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--full-up-to", type=int, default=0, help="ask the whole prompt too, if it is no longer")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--minutes", type=float, default=600, help="start no prompt after so long (status 75)")

@@ -31,6 +31,7 @@ from presift.core.spans import Span
 from presift.draft.layer_attention import LayerAttention
 from presift.draft.scorer import Cancel, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
+from presift.models.dtype import native_dtype
 from presift.models.folder import resolve
 from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.settings import OrchestratorSettings
@@ -207,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--draft", required=True, help="folder of the draft")
     parser.add_argument("--tokenizer", required=True, help="folder of the target, whose tokens are counted")
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default=native_dtype("cpu"))
     parser.add_argument("--cache", type=Path, default=CACHE, help="about 60 MB a prompt with the 0.5B")
     parser.add_argument("--minutes", type=float, default=600, help="start no prompt after so long (status 75)")
     return parser

@@ -33,7 +33,7 @@ from presift.models.folder import resolve
 from presift.target.engine import Finished, GenerateRequest
 
 CAPACITY, LOOKAHEAD, ANSWER_TOKENS = 256, 24, 48
-OPTIONS = {"dtype": "bfloat16", "kv_pool_tokens": 16_384, "prefill_chunk_tokens": 4096, "threads": 2}
+OPTIONS = {"kv_pool_tokens": 16_384, "prefill_chunk_tokens": 4096, "threads": 2}
 PROMPT_TOKENS = 700
 CALLERS: dict[str, dict[str, Any]] = {"verified": {}, "decoded": {"logit_bias": {0: 0.0}}}
 GOODS = ("rotors", "valves", "gaskets", "spindles", "brackets", "nozzles", "flanges", "bearings", "washers", "bolts")

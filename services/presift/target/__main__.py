@@ -12,7 +12,6 @@ import numpy as np
 from presift.core.errors import PresiftError
 from presift.core.generation import Sampling
 from presift.core.plan import Route
-from presift.models.dtype import native_dtype
 from presift.models.folder import resolve
 from presift.rpc.server.run import run
 from presift.rpc.server.server import GrpcServer
@@ -93,7 +92,7 @@ def engine_options(settings: TargetSettings) -> SglangOptions:
     """The engine options of `settings`. Raises InvalidRequest if the model does not exist."""
     return SglangOptions(
         folder=resolve(settings.model),
-        dtype=settings.dtype or native_dtype(settings.device),
+        dtype=settings.dtype,
         device=settings.device,
         context_tokens=settings.context_tokens,
         kv_pool_tokens=settings.kv_pool_tokens,

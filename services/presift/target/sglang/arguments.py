@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from presift.core.errors import InvalidRequest
+from presift.models.dtype import native_dtype
 from presift.models.folder import ModelFolder
 from presift.target import sglang_plugin
 
@@ -23,7 +24,7 @@ class SglangOptions:
     """How to run a model. None: chosen by the device or the model."""
 
     folder: ModelFolder
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     device: str = "cpu"
     context_tokens: int | None = None
     kv_pool_tokens: int | None = None
@@ -46,7 +47,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
     """Keyword arguments of `sglang.Engine`."""
     arguments = {
         "model_path": str(options.folder.path),
-        "dtype": options.dtype,
+        "dtype": options.dtype or native_dtype(options.device),
         "device": options.device,
         "context_length": options.context_tokens,
         "max_total_tokens": options.kv_pool_tokens,
