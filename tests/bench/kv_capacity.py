@@ -5,7 +5,8 @@
 All in the same engine, one after the other, on a tiny model of random weights: what fits into the pool does not depend
 on the model. Two counts must agree about the most that decode at once: answers that have begun and not ended, as the
 caller sees them, and what SGLang's scheduler says is running. Prints a table and one JSON line; fails below 8 times
-with or without renewal. A renewal needs the prompt in the pool: most are skipped where the prompts do not fit together.
+with or without renewal. The scheduler also counts the requests that renew. A renewal needs the prompt in the pool, so
+that most are skipped where the prompts do not fit together.
 """
 
 from __future__ import annotations
