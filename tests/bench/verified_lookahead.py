@@ -3,9 +3,9 @@
 One engine, the target. Each prompt is read once before, as when the draft works meanwhile. Then the same lookahead is
 sent twice, in alternating order: by a plain greedy caller, which begins with the accepted tokens, and by one with a
 logit bias of 0, which may not. The lookahead is the target's own answer, and that of a draft. Prints a table and one
-JSON line.
+JSON line. Without TARGET it is a model of random weights with real proportions, which has no draft.
 
-    PYTHONPATH=services:tests/bench python -u tests/bench/verified_lookahead.py TARGET [--draft DRAFT] [--prompts 4]
+    PYTHONPATH=services:tests/bench python -u tests/bench/verified_lookahead.py [TARGET] [--draft DRAFT] [--prompts 4]
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
-from real_engine import machine, running
+from decode_step import SIZES
+from real_engine import machine, prompts, random_folder, running
 from transformers import AutoTokenizer
 
 from presift.core.answer import AnswerDelta
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
-from presift.models.folder import resolve
+from presift.models.folder import ModelFolder, resolve
 from presift.target.engine import Finished, GenerateRequest
 
 CAPACITY, LOOKAHEAD, ANSWER_TOKENS = 256, 24, 48
@@ -71,16 +72,18 @@ async def answer(
     raise AssertionError("the stream has no end")
 
 
-async def lookaheads(folder: str, prompts: list[list[int]]) -> list[list[int]]:
+async def lookaheads(folder: str, texts: list[list[int]]) -> list[list[int]]:
     async with running(resolve(folder), **OPTIONS) as engine:
-        return [(await answer(engine, ids, max_new_tokens=LOOKAHEAD))[0] for ids in prompts]
+        return [(await answer(engine, ids, max_new_tokens=LOOKAHEAD))[0] for ids in texts]
 
 
-async def measure(target: str, prompts: list[list[int]], drafted: list[Any]) -> list[dict[str, Any]]:
+async def measure(
+    target: ModelFolder, texts: list[list[int]], drafted: list[Any], **sampling: Any
+) -> list[dict[str, Any]]:
     rows = []
-    async with running(resolve(target), **OPTIONS) as engine:
-        for number, (ids, draft) in enumerate(zip(prompts, drafted, strict=True)):
-            own, _ = await answer(engine, ids)
+    async with running(target, **OPTIONS) as engine:
+        for number, (ids, draft) in enumerate(zip(texts, drafted, strict=True)):
+            own, _ = await answer(engine, ids, **sampling)
             for source, lookahead in {"target": own[:LOOKAHEAD], "draft": draft}.items():
                 if lookahead is None:
                     continue
@@ -88,7 +91,7 @@ async def measure(target: str, prompts: list[list[int]], drafted: list[Any]) -> 
                 for place, name in enumerate(list(CALLERS)[:: 1 if number % 2 else -1]):
                     # Another capacity, so that the second does not find the entry of the first.
                     plan = KvPlan(SpecKv(CAPACITY - place), lookahead_token_ids=tuple(lookahead))
-                    found[name] = await answer(engine, ids, plan, **CALLERS[name])
+                    found[name] = await answer(engine, ids, plan, **sampling, **CALLERS[name])
                 tokens, cost = found["verified"]
                 is_full = tokens[: cost["accepted"]] == own[: cost["accepted"]]
                 rows.append({"lookahead": source, "tokens": len(ids), "begins_as_full": is_full})
@@ -100,10 +103,16 @@ async def measure(target: str, prompts: list[list[int]], drafted: list[Any]) -> 
 
 def main() -> int:
     options = _parser().parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.target)
-    prompts = [prompt_of(tokenizer, seed) for seed in range(options.prompts)]
-    drafted = asyncio.run(lookaheads(options.draft, prompts)) if options.draft else [None] * len(prompts)
-    rows = asyncio.run(measure(options.target, prompts, drafted))
+    if options.target is None:
+        keeper, folder = random_folder(**SIZES)
+        texts = [text.tolist() for text in prompts(options.prompts, PROMPT_TOKENS, SIZES["vocab_size"])]
+        with keeper:
+            rows = asyncio.run(measure(folder, texts, [None] * len(texts), ignore_eos=True))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(options.target)
+        texts = [prompt_of(tokenizer, seed) for seed in range(options.prompts)]
+        drafted = asyncio.run(lookaheads(options.draft, texts)) if options.draft else [None] * len(texts)
+        rows = asyncio.run(measure(resolve(options.target), texts, drafted))
     print(f"{'lookahead':10}{'caller':10}{'accepted':>9}{'TTFT ms':>9}{'steps':>7}{'answer ms':>11}")
     for source in sorted({row["lookahead"] for row in rows}):
         for name in CALLERS:
@@ -119,7 +128,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target")
+    parser.add_argument("target", nargs="?")
     parser.add_argument("--draft")
     parser.add_argument("--prompts", type=int, default=4)
     return parser
