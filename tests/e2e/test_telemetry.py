@@ -35,6 +35,7 @@ NOT_HERE = {
     "presift.limits.refused": "no tenant has limits here",
     "presift.limits.trouble": "the Redis of tenants' limits must be away",
     "presift.admission.refused": "more must wait than may",
+    "presift.guard.facts": "answers must have numbers or names, and four tokens may have none",
     "presift.guard.switched": "a route must be worse than any is here",
     "presift.replica.picked": "there must be several replicas",
     "presift.replica.failovers": "a replica must be lost",

@@ -145,8 +145,11 @@ class PolicyFile:
 class RouteQuality:
     """How well a route's answers agree with those of `full`, for prompts of `min_tokens` to `max_tokens`.
 
-    `mean_overlap` and `exact_share` are 0..1; `mean_first_divergence` is a token index, over the answers that were not
-    identical. All three are None without samples. `since` is when the route was last switched off or on, in UTC.
+    `mean_agreement`, 0..1, decides whether the route is switched off. Its parts are `mean_overlap`, the share of tokens
+    that both answers have in the same order, and `mean_fact_share`, the share of the facts of full's answer (numbers,
+    identifiers, names, quoted strings) that the route's answer has too; None if no answer had facts. `exact_share` is
+    0..1; `mean_first_divergence` is a token index, over the answers that were not identical. All are None without
+    samples. `since` is when the route was last switched off or on, in UTC.
     """
 
     route: str
@@ -158,6 +161,8 @@ class RouteQuality:
     mean_first_divergence: float | None
     switched_off: bool
     since: datetime | None
+    mean_agreement: float | None = None
+    mean_fact_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

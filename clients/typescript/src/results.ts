@@ -145,13 +145,21 @@ export interface Replica {
   readonly name: string;
 }
 
-/** How well a route's answers agree with those of `full`, for prompts of `minTokens` to `maxTokens`. */
+/**
+ * How well a route's answers agree with those of `full`, for prompts of `minTokens` to `maxTokens`.
+ *
+ * `meanAgreement`, 0..1, decides whether the route is switched off. Its parts are `meanOverlap`, the share of tokens
+ * that both answers have in the same order, and `meanFactShare`, the share of the facts (numbers, identifiers, names,
+ * quoted strings) of full's answer that the route's answer has too; undefined if no answer had facts.
+ */
 export interface RouteQuality {
   readonly route: string;
   readonly minTokens: number;
   readonly maxTokens: number;
   readonly samples: number;
+  readonly meanAgreement: number | undefined;
   readonly meanOverlap: number | undefined;
+  readonly meanFactShare: number | undefined;
   readonly exactShare: number | undefined;
   readonly meanFirstDivergence: number | undefined;
   readonly switchedOff: boolean;
@@ -294,10 +302,11 @@ function spanOf(span: wire.ExplainedSpan): ExplainedSpan {
 }
 
 function qualityOf({ $typeName, $unknown, since, ...quality }: wire.RouteQuality): RouteQuality {
-  const { meanOverlap, exactShare, meanFirstDivergence } = quality;
+  const { meanAgreement, meanOverlap, meanFactShare, exactShare, meanFirstDivergence } = quality;
   const route = nameOf(Route, quality.route);
   const when = since === undefined ? undefined : timestampDate(since);
-  return { ...quality, route, meanOverlap, exactShare, meanFirstDivergence, since: when };
+  const means = { meanAgreement, meanOverlap, meanFactShare, exactShare, meanFirstDivergence };
+  return { ...quality, route, ...means, since: when };
 }
 
 function modelOf(model: ModelInfo | undefined): Model | undefined {

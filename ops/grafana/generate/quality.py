@@ -24,7 +24,7 @@ ABOUT = "How far compressed answers agree with full's, how much attention is kep
 
 _RATE = "[$__rate_interval]"
 _RANGE = "[$__range]"
-_OVERLAP = "presift_guard_overlap"
+_AGREEMENT, _OVERLAP, _FACTS = "presift_guard_agreement", "presift_guard_overlap", "presift_guard_facts"
 _GOOD = (
     (0.45, YELLOW),
     (0.65, GREEN),
@@ -48,8 +48,8 @@ def _totals() -> list[Panel]:
     trouble = f"(sum(increase(presift_fallbacks_total{_RANGE})) or vector(0))"
     compressed = f'(sum(increase(presift_requests_total{{presift_route!="full"}}{_RANGE})) or vector(0))'
     return [
-        number("Agreement", "Mean overlap of compressed answers with full's; 1 means identical. Below 0.45 the guard switches a route "
-               "off.", SHARE, Query(_mean(_OVERLAP, "sum", _RANGE)), base=RED, worry=_GOOD, decimals=0),
+        number("Agreement", "Mean agreement of compressed answers with full's, in facts and wording; 1 means identical. Below 0.45 the "
+               "guard switches a route off.", SHARE, Query(_mean(_AGREEMENT, "sum", _RANGE)), base=RED, worry=_GOOD, decimals=0),
         number("Identical answers", "Share of the compared answers that equal full's word for word.", SHARE,
                Query(f"(sum(increase(presift_guard_exact_total{_RANGE})) or vector(0)) / sum(increase({compared}{_RANGE}))"),
                decimals=0),
@@ -68,10 +68,10 @@ def _totals() -> list[Panel]:
 def _agreement() -> list[Panel]:
     by = "sum by (presift_route, presift_band) "
     return [
-        lines("Agreement by route", "Mean overlap with full's answer, over the past hour.", SHARE,
-              Query("presift:guard_overlap:mean_rate1h", "{{presift_route}}"), most=1.0, line_at=0.45),
+        lines("Agreement by route", "Mean agreement with full's answer, over the past hour.", SHARE,
+              Query("presift:guard_agreement:mean_rate1h", "{{presift_route}}"), most=1.0, line_at=0.45),
         gauges("Agreement by route and length", "In the time shown. Red: below 0.45, where the guard switches the route off.",
-               SHARE, Query(_mean(_OVERLAP, by, _RANGE), "{{presift_route}} {{presift_band}}"), most=1.0, base=RED, worry=_GOOD),
+               SHARE, Query(_mean(_AGREEMENT, by, _RANGE), "{{presift_route}} {{presift_band}}"), most=1.0, base=RED, worry=_GOOD),
         gauges("First difference from full", "Median position (in tokens) of the first difference, in answers that differ.", TOKENS,
                Query(f"histogram_quantile(0.5, sum by (le, presift_route) (rate(presift_guard_first_divergence_bucket{_RANGE})))",
                      "{{presift_route}}")),
@@ -85,6 +85,11 @@ def _agreement() -> list[Panel]:
               Query("max by (presift_route, presift_band) (presift_guard_off)", "{{presift_route}} {{presift_band}}"),
               Query("sum by (presift_to) (increase(presift_guard_switched_total[5m]))", "switched {{presift_to}}"),
               steps=True, most=1.5),
+        lines("Facts and wording", "The two parts of the agreement. facts: numbers, identifiers, names and quoted strings of full's answer "
+              "that the route's answer has too; wording: tokens in the same order. Falling facts are a loss; falling wording alone is "
+              "another way to say the same.", SHARE,
+              Query(_mean(_FACTS, "sum by (presift_route) ", _RATE), "{{presift_route}} facts"),
+              Query(_mean(_OVERLAP, "sum by (presift_route) ", _RATE), "{{presift_route}} wording"), most=1.0, width=24, height=6),
     ]  # fmt: skip
 
 
@@ -98,6 +103,10 @@ def _coverage() -> list[Panel]:
         gauges("Coverage by kind", "mask: of the draft's token mask; kv: of the KV pairs that the target selected.", SHARE,
                Query(_mean("presift_coverage", "sum by (presift_route, presift_of) ", _RANGE), "{{presift_route}} {{presift_of}}"),
                most=1.0, base=RED, worry=((0.7, YELLOW), (0.85, GREEN))),
+        lines("Renewals of KV", "Times that targets selected KV anew while an answer was generated. skipped: the prompt's KV had been "
+              "evicted or the pool was full, so the answer continued on older KV. Many of these: add KV slots.", PER_SECOND,
+              Query(f"sum by (presift_outcome) (rate(presift_target_kv_renewals_total{_RATE}))", "{{presift_outcome}}"),
+              Query("vector(0)", "none"), stacked=True, width=24, height=6, soft_most=0.1),
     ]  # fmt: skip
 
 

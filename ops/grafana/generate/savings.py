@@ -73,8 +73,10 @@ def _tokens() -> list[Panel]:
               TOKENS_PER_SECOND, Query(f"sum by (presift_fate) (rate({_KV}{_RATE}))", "{{presift_fate}}"), stacked=True),
         lines("KV not held, by route", "The share of a route's prompt tokens whose KV is not held.", SHARE,
               Query(share, "{{presift_route}}"), most=1.0),
-        lines("Work of the targets", "Tokens that targets prefilled, found in their prefix cache, and generated.",
-              TOKENS_PER_SECOND, Query(f"sum by (presift_kind) (rate(presift_target_tokens_total{_RATE}))", "{{presift_kind}}")),
+        lines("Work of the targets", "Tokens that targets prefilled, found in their prefix cache, and generated; accepted: generated "
+              "tokens that were not decoded, because the draft's lookahead was right.",
+              TOKENS_PER_SECOND, Query(f"sum by (presift_kind) (rate(presift_target_tokens_total{_RATE}))", "{{presift_kind}}"),
+              Query(f"sum(rate(presift_target_lookahead_accepted_total{_RATE})) or vector(0)", "accepted")),
         lines("Cost: work of the drafts", "Tokens that drafts read and generated for these savings.", TOKENS_PER_SECOND,
               Query(f"sum by (presift_kind) (rate(presift_draft_tokens_total{_RATE}))", "{{presift_kind}}")),
         gauges("Length of prompts", "Mean prompt length by route, in the time shown: longer prompts save more.", TOKENS,

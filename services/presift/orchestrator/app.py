@@ -122,7 +122,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     planner = Planner(
         reader, draft_stage=draft_stage, estimator=estimator, policies=tuning.policies, selections=selections
     )
-    shadows = ShadowAnswers(target, draft_stage, compressor, estimator)
+    shadows = ShadowAnswers(edges.tokenizer, target, draft_stage, compressor, estimator)
     guard = QualityGuard(shadows.compare, tuning.sampler, gate)
     limit_s = tuning.calibration_limit_s
     calibration = Calibration(draft, target, models, tuning.defaults, estimator, limit_s=limit_s)

@@ -50,13 +50,17 @@ class RequestMetrics:
         return self._arrival_ns + round(ms * 1e6)
 
     def stages(self, ended_ms: float) -> list[_Stage]:
-        """The stages of the request, the last one until `ended_ms`; none if it was refused."""
+        """The stages of the request, the last one until `ended_ms`; none if it was refused.
+
+        With renewals, the engine reports the time of all selections together. Those before the first token are then
+        part of prefill, and the others of decode.
+        """
         if not self.is_admitted:
             return []
         if self.ttft_ms is None:
             return [("prefill", 0.0, ended_ms)]
         score_ms = publish_ms = 0.0
-        if self.finished is not None:
+        if self.finished is not None and not self.finished.renewals:
             score_ms, publish_ms = self.finished.score_ms, self.finished.publish_ms
         scored_ms = max(0.0, self.ttft_ms - publish_ms)
         read_ms = max(0.0, scored_ms - score_ms)
@@ -128,6 +132,9 @@ def _record_answer(measure: RequestMetrics, finished: Finished, ended_ms: float,
         record("gen_ai.server.time_per_output_token", each_s, genai_operation="text_completion", model=model)
     record_read(finished)
     count("presift.target.tokens", finished.completion_tokens, kind="generated")
+    count("presift.target.lookahead.accepted", finished.accepted_tokens)
+    count("presift.target.kv.renewals", finished.renewals, outcome="done")
+    count("presift.target.kv.renewals", finished.renewals_skipped, outcome="skipped")
 
 
 def _record_failure(measure: RequestMetrics, ended_ms: float, model: str, failure: str) -> None:

@@ -464,7 +464,7 @@ class PolicyFile(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class RouteQuality(_message.Message):
-    __slots__ = ("route", "min_tokens", "max_tokens", "samples", "mean_overlap", "exact_share", "mean_first_divergence", "switched_off", "since")
+    __slots__ = ("route", "min_tokens", "max_tokens", "samples", "mean_overlap", "exact_share", "mean_first_divergence", "switched_off", "since", "mean_agreement", "mean_fact_share")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -474,6 +474,8 @@ class RouteQuality(_message.Message):
     MEAN_FIRST_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
     SWITCHED_OFF_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FACT_SHARE_FIELD_NUMBER: _ClassVar[int]
     route: _plan_pb2.Route
     min_tokens: int
     max_tokens: int
@@ -483,7 +485,9 @@ class RouteQuality(_message.Message):
     mean_first_divergence: float
     switched_off: bool
     since: _timestamp_pb2.Timestamp
-    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    mean_agreement: float
+    mean_fact_share: float
+    def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., mean_agreement: _Optional[float] = ..., mean_fact_share: _Optional[float] = ...) -> None: ...
 
 class StageSpeed(_message.Message):
     __slots__ = ("stage", "model", "replica", "call_ms", "token_ms", "megapair_ms", "step_ms", "observations", "contention")

@@ -70,6 +70,32 @@ async def test_of_a_long_answer_the_beginning_is_compared(open_house):
     assert quality.overlap == 1.0 and house.target.calls[-1].sampling.max_new_tokens == 4
 
 
+async def test_facts_count_in_any_order(house, telemetry):
+    """The house's tokens are bytes."""
+    texts = {True: "Crates: b12 red, a7 blue.", False: "Crates: a7 blue, b12 red."}
+    house.target.answer = lambda request: tokens_of(house, texts[request.HasField("kv_plan")])
+    counted = telemetry.total("presift.guard.facts", route="spec_kv")
+    await house.ask(LONG, route=KV, max_new_tokens=60)
+    quality = await compared(house, 1)
+    assert quality.overlap < 0.8 and quality.fact_share == 1.0
+    assert quality.agreement == pytest.approx((quality.overlap + 2) / 3)
+    assert telemetry.total("presift.guard.facts", route="spec_kv") == counted + 1
+    texts[True] = "Crates: a7 blue, b13 red, c14 grey."  # of full's two, one
+    await house.ask([5, *LONG], route=KV, max_new_tokens=60)
+    assert (await compared(house, 2)).fact_share == 0.75
+
+
+async def test_a_fact_that_the_limit_cuts_is_not_compared(house):
+    texts = {True: "a7 and no more", False: "a7 and b12 are"}
+    house.target.answer = lambda request: tokens_of(house, texts[request.HasField("kv_plan")])
+    await house.ask(LONG, route=KV, max_new_tokens=9)
+    assert (await compared(house, 1)).fact_share == 1.0
+
+
+def tokens_of(house, text):
+    return house.tokenizer.backend.encode(text).ids
+
+
 async def test_where_the_caller_sampled_both_ways_are_answered_greedily(house):
     await house.ask(LONG, route=KV, sampling={"temperature": 0.8, "seed": 3})
     await compared(house, 1)
@@ -130,7 +156,8 @@ async def test_the_share_is_what_was_set(open_house):
 
 async def test_a_planted_bad_policy_is_switched_off_and_reported(house, telemetry, caplog):
     band = {"route": "spec_kv", "band": "128-255"}
-    names = {"samples": {"outcome": "compared"}, "overlap": {}, "exact": {}, "first_divergence": {}, "switched": {}}
+    names = {"samples": {"outcome": "compared"}, "switched": {}}
+    names |= {name: {} for name in ("agreement", "overlap", "exact", "first_divergence")}
 
     def totals():
         return {name: telemetry.total(f"presift.guard.{name}", **band, **more) for name, more in names.items()}
@@ -139,8 +166,9 @@ async def test_a_planted_bad_policy_is_switched_off_and_reported(house, telemetr
     await trip(house)
     await house.settle(lambda: totals()["samples"] == before["samples"] + 3)  # counted last
     moved = {name: total - before[name] for name, total in totals().items()}
-    assert moved == {"samples": 3, "overlap": 3, "exact": 0, "first_divergence": 3, "switched": 1}
-    assert "route spec_kv is switched off for 128-255 prompt tokens: mean overlap with full 0.000" in caplog.text
+    expected = {"samples": 3, "agreement": 3, "overlap": 3, "exact": 0, "first_divergence": 3, "switched": 1}
+    assert moved == expected
+    assert "route spec_kv is switched off for 128-255 prompt tokens: mean agreement with full 0.000" in caplog.text
     named = await house.ask(LONG, route=KV)
     assert (named.route, named.reason, named.token_ids) == ("FULL", "ROUTE_SWITCHED_OFF", LONG[::-1][:5])
     assert "spec_kv is switched off for 128-255 tokens" in named.decision.detail
@@ -327,6 +355,8 @@ async def test_info_reports_the_quality(house, client):
         await told.aclose()
     off, on = (kv, pc) if kv.route == "spec_kv" else (pc, kv)
     assert (off.switched_off, off.samples, off.mean_overlap, off.exact_share) == (True, 0, None, None)
+    assert (off.mean_agreement, off.mean_fact_share) == (None, None)
+    assert (on.mean_agreement, on.mean_fact_share) == (0.0, None)
     assert (off.min_tokens, off.max_tokens) == (128, 255) and off.since is not None and off.since.tzinfo is not None
     assert (on.route, on.switched_off, on.samples, on.mean_overlap, on.since) == ("spec_pc", False, 1, 0.0, None)
     assert on.mean_first_divergence == 0.0

@@ -38,6 +38,17 @@ async def test_of_a_single_token_there_is_no_time_between_tokens(house, telemetr
     assert await grown(telemetry, house, house.ask(LONG, max_new_tokens=1), name) == [0]
 
 
+async def test_accepted_tokens_take_no_time_between_tokens(house, telemetry):
+    name = "gen_ai.server.time_per_output_token"
+    for accepted, steps in ((4, 1), (5, 0)):
+
+        def report(usage, accepted=accepted):
+            usage.accepted_tokens = accepted
+
+        house.target.spoil = report
+        assert await grown(telemetry, house, house.ask(LONG, max_new_tokens=5), name) == [steps]
+
+
 async def test_ttft_is_recorded_relative_to_the_full_forecast(house, telemetry):
     name = "presift.forecast.against_full"
     assert await grown(telemetry, house, house.ask(LONG), name, route="spec_pc") == [1]

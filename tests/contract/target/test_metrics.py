@@ -101,6 +101,14 @@ def test_selecting_kv_takes_its_time_before_the_first_token():
     ]
 
 
+def test_renewals_take_no_time_before_the_first_token():
+    measure = RequestMetrics()
+    measure.is_admitted = True
+    measure.ttft_ms = 100.0
+    measure.finished = Finished(20, 0, 3, FinishReason.LENGTH, 9, score_ms=90.0, publish_ms=60.0, renewals=5)
+    assert measure.stages(250.0) == [("prefill", 0.0, 100.0), ("decode", 100.0, 250.0)]
+
+
 def test_what_an_engine_says_too_much_does_not_begin_before_the_request():
     measure = RequestMetrics()
     measure.is_admitted = True
@@ -136,6 +144,22 @@ async def test_tokens_are_counted_as_they_were_got(start, telemetry):
     before = told()
     await house.stub.Prefill(target_pb2.PrefillRequest(token_ids=range(50, 60)))
     assert told()[0] == before[0] + 10
+
+
+async def test_renewals_and_accepted_tokens_are_counted(start, telemetry, monkeypatch):
+    house, names = await start(), ("done", "skipped")
+    read = house.engine._read
+    reported = {"renewals": 3, "renewals_skipped": 2, "accepted_tokens": 5}
+    monkeypatch.setattr(house.engine, "_read", lambda *arguments: read(*arguments) | reported)
+
+    def told():
+        renewals = [telemetry.total("presift.target.kv.renewals", outcome=name) for name in names]
+        return [*renewals, telemetry.total("presift.target.lookahead.accepted")]
+
+    before = told()
+    usage = await house.ask(kv=True)
+    assert [now - old for now, old in zip(told(), before, strict=True)] == [3, 2, 5]
+    assert (usage.renewals, usage.renewals_skipped, usage.accepted_tokens) == (3, 2, 5)
 
 
 async def test_a_disconnect_is_recorded_as_a_disconnect(start, telemetry):

@@ -91,15 +91,15 @@ class QualitySettings(BaseModel):
         float,
         Field(ge=0, le=1, description="share of compressed requests that are also answered in full, in the background"),
     ] = 0.01
-    guard_max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="tokens of both answers to compare")] = 64
+    guard_max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="tokens of both answers to compare")] = 256
     guard_switches: Annotated[
         bool, Field(description="switch off routes whose answers differ too much; otherwise only measure")
     ] = True
     guard_off_below: Annotated[
-        float, Field(ge=0, lt=1, description="mean overlap with the full answers below which a route is switched off")
+        float, Field(ge=0, lt=1, description="mean agreement with the full answers below which a route is switched off")
     ] = 0.45
     guard_on_above: Annotated[
-        float, Field(ge=0, lt=1, description="mean overlap above which a route is switched on again")
+        float, Field(ge=0, lt=1, description="mean agreement above which a route is switched on again")
     ] = 0.65
     guard_least_samples: Annotated[int, Field(ge=1, description="minimum samples before a route is switched")] = 20
     guard_window: Annotated[int, Field(ge=1, description="latest samples per route and length band to average")] = 50

@@ -59,7 +59,9 @@ class RequestMetrics:
         call.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
         if self._plan is not None:  # the target read presift.kept_tokens of these
             call.set_attribute("gen_ai.usage.input_tokens", self._plan.decision.prompt_tokens)
-            record_times(self._plan, self.operation, (ttft_ms, total_ms, usage.completion_tokens))
+            # Accepted lookahead tokens come at once, before the first step.
+            steps = usage.completion_tokens - max(1, usage.accepted_tokens)
+            record_times(self._plan, self.operation, (ttft_ms, total_ms, steps))
             record_usage(self._plan.decision, self.operation, usage)
 
     def record_end(self, failure: str) -> None:
@@ -104,12 +106,12 @@ def record_decision(decision: Decision) -> None:
 
 
 def record_times(plan: Plan, operation: str, times: tuple[float, float, int]) -> None:
-    """Record the times of an answer: milliseconds to its first token and to its end, and its number of tokens."""
-    (ttft_ms, total_ms, completion_tokens), decision = times, plan.decision
+    """Record the times of an answer: milliseconds to its first token and to its end, and its number of decode steps."""
+    (ttft_ms, total_ms, steps), decision = times, plan.decision
     words = {"genai_operation": operation, "model": decision.target.id, "route": decision.route.value}
     record("gen_ai.server.time_to_first_token", ttft_ms / 1000, **words, cache=decision.cache.value)
-    if completion_tokens > 1:
-        each_s = (total_ms - ttft_ms) / 1000 / (completion_tokens - 1)
+    if steps > 0:
+        each_s = (total_ms - ttft_ms) / 1000 / steps
         record("gen_ai.server.time_per_output_token", each_s, **words)
     route = decision.route.value
     if decision.forecast is not None and decision.forecast.ttft_ms > 0:

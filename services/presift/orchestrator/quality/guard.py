@@ -58,8 +58,8 @@ def _record_switch(quality: Quality) -> None:
     to = "off" if quality.is_off else "on"
     count("presift.guard.switched", route=quality.route.value, band=str(quality.band), to=to)
     log.warning(
-        "route %s is switched %s for %s prompt tokens: mean overlap with full %.3f over %d samples",
-        quality.route, to, quality.band, quality.overlap, quality.samples,
+        "route %s is switched %s for %s prompt tokens: mean agreement with full %.3f over %d samples",
+        quality.route, to, quality.band, quality.agreement, quality.samples,
     )  # fmt: skip
 
 
@@ -69,7 +69,10 @@ def _count_outcome(sample: Sample, outcome: ShadowOutcome) -> None:
 
 def _record_agreement(sample: Sample, agreement: Agreement) -> None:
     route, band = sample.route.value, str(sample.band)
+    record("presift.guard.agreement", agreement.degree, route=route, band=band)
     record("presift.guard.overlap", agreement.overlap, route=route, band=band)
+    if agreement.fact_share is not None:
+        record("presift.guard.facts", agreement.fact_share, route=route, band=band)
     if agreement.first_divergence is None:
         count("presift.guard.exact", route=route, band=band)
     else:

@@ -18,8 +18,9 @@ from presift.orchestrator.routing.quality_gate import LengthBand, length_band
 class Sample:
     """A request that was answered.
 
-    `sampling` applies to both answers: greedy and short; so does `answer_format`, which may force a tool call.
-    `answer`: the first token ids of the caller's answer, or None if that was not greedy, so that it cannot be compared.
+    `sampling` applies to both answers: greedy, and no longer than what is compared. So does `answer_format`, which may
+    force a tool call. `answer`: the first token ids of the caller's answer, or None if that was not greedy, so that it
+    cannot be compared.
     """
 
     plan: Plan
@@ -47,7 +48,7 @@ class Sampler:
     """Samples a `share` of the requests, 0..1, and at most `max_new_tokens` of each answer. Raises InvalidRequest."""
 
     share: float = 0.01
-    max_new_tokens: int = 64
+    max_new_tokens: int = 256
     random: Random = field(default_factory=Random)
 
     def __post_init__(self) -> None:

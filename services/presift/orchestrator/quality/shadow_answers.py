@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -11,25 +12,33 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.draft_stage import DraftStage
 from presift.orchestrator.planning.plan_builder import replanned_compressed, replanned_undrafted
+from presift.orchestrator.prompt.detokenizer import Detokenizer
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.sampler import Sample
 from presift.orchestrator.routing.agreement import Agreement, agreement
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.decision import Plan
+from presift.orchestrator.routing.facts import count_facts
 from presift.rpc.deadline import NO_DEADLINE
 
 _IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "requested by the quality guard")
 
 
 class ShadowAnswers:
-    """Uses the caller's salt, so that shadows and requests of one tenant share caches, and tenants do not."""
+    """Uses the caller's salt, so that shadows and requests of one tenant share caches, and tenants do not.
+
+    Without a tokenizer, answers have no text and no facts: then only their tokens are compared.
+    """
 
     def __init__(
         self,
+        tokenizer: PromptTokenizer,
         target: Target,
         draft_stage: DraftStage,
         compressor: Compressor,
         estimator: CostEstimator,
     ) -> None:
+        self._tokenizer = tokenizer
         self._target = target
         self._draft_stage = draft_stage
         self._compressor = compressor
@@ -43,7 +52,12 @@ class ShadowAnswers:
         full = sample.answer_by(Route.FULL)
         if full is None:
             full = await self._answer(replanned_undrafted(sample.plan, _IN_FULL), sample)
-        return agreement(compressed, full)
+        is_cut = len(full) >= sample.sampling.max_new_tokens
+        return agreement(compressed, full, count_facts(self._text(compressed), self._text(full), is_cut=is_cut))
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        detokenizer = Detokenizer(self._tokenizer.backend)
+        return detokenizer.push(token_ids) + detokenizer.finish()
 
     async def _compressed_plan(self, sample: Sample) -> Plan:
         """The caller's plan, or the one that the quality gate prevented."""

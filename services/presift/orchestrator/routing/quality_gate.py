@@ -17,7 +17,10 @@ from presift.orchestrator.routing.agreement import Agreement
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """When a route is switched: overlaps 0..1, counts of samples. `acts` False: only measure. Raises InvalidRequest."""
+    """When a route is switched: mean agreements 0..1, counts of samples. `acts` False: only measure.
+
+    Raises InvalidRequest.
+    """
 
     off_below: float = 0.45
     on_above: float = 0.65
@@ -56,13 +59,16 @@ def length_band(prompt_tokens: int) -> LengthBand:
 class Quality:
     """The quality of a route in a length band: means over the window, None without samples.
 
-    `since`: when the route was last switched off or on, None if never.
+    `agreement` is the mean degree of agreement, which switches the route; `overlap` and `fact_share` are its parts, the
+    latter of the samples with facts. `since`: when the route was last switched off or on, None if never.
     """
 
     route: Route
     band: LengthBand
     samples: int
+    agreement: float | None
     overlap: float | None
+    fact_share: float | None
     exact_share: float | None
     first_divergence: float | None
     is_off: bool
@@ -82,20 +88,27 @@ class RouteBreaker:
     @property
     def quality(self) -> Quality:
         """The current quality."""
-        overlap = _mean([each.overlap for each in self.samples])
-        exact_share = _mean([float(each.is_exact) for each in self.samples])
-        diverged = _mean([each.first_divergence for each in self.samples if each.first_divergence is not None])
+        diverged = [each.first_divergence for each in self.samples if each.first_divergence is not None]
         return Quality(
-            self.route, self.band, len(self.samples), overlap, exact_share, diverged, self.is_off, self.since
+            self.route,
+            self.band,
+            len(self.samples),
+            agreement=_mean([each.degree for each in self.samples]),
+            overlap=_mean([each.overlap for each in self.samples]),
+            fact_share=_mean([each.fact_share for each in self.samples if each.fact_share is not None]),
+            exact_share=_mean([float(each.is_exact) for each in self.samples]),
+            first_divergence=_mean(diverged),
+            is_off=self.is_off,
+            since=self.since,
         )
 
     def add(self, sample: Agreement, thresholds: Thresholds) -> bool:
         """Add a sample; True if the route must now be switched. Without `thresholds.acts` it never must."""
         self.samples.append(sample)
-        overlap = self.quality.overlap
-        if overlap is None or not thresholds.acts or len(self.samples) < thresholds.least_samples:
+        agreement = self.quality.agreement
+        if agreement is None or not thresholds.acts or len(self.samples) < thresholds.least_samples:
             return False
-        return overlap > thresholds.on_above if self.is_off else overlap < thresholds.off_below
+        return agreement > thresholds.on_above if self.is_off else agreement < thresholds.off_below
 
     def move(self, now: datetime) -> None:
         self.is_off, self.since = not self.is_off, now

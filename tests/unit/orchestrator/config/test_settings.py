@@ -106,7 +106,7 @@ def test_a_value_out_of_range_is_refused(read, flags):
 
 
 def test_the_quality_guard(read):
-    assert (read().guard_share, read().guard_max_new_tokens, quality_thresholds(read())) == (0.01, 64, Thresholds())
+    assert (read().guard_share, read().guard_max_new_tokens, quality_thresholds(read())) == (0.01, 256, Thresholds())
     flags = ("--guard-share", "0", "--no-guard-switches", "--guard-window", "30", "--guard-off-below", "0.2")
     settings = read(*flags, "--guard-on-above", "0.3", "--guard-least-samples", "5", "--guard-max-new-tokens", "8")
     assert quality_thresholds(settings) == Thresholds(0.2, 0.3, 5, 30, acts=False)

@@ -130,6 +130,8 @@ def quality_to_wire(quality: Quality) -> orchestrator_pb2.RouteQuality:
         mean_first_divergence=quality.first_divergence,
         switched_off=quality.is_off,
         since=quality.since,
+        mean_agreement=quality.agreement,
+        mean_fact_share=quality.fact_share,
     )
 
 
