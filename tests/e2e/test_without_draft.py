@@ -1,11 +1,13 @@
-"""spec_kv with no draft service: SmolLM2 on SGLang as the target, and an orchestrator whose draft is not there."""
+"""spec_kv with no draft service: a tiny random model on SGLang, and an orchestrator whose draft is not there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from presift.cli.stack.process import ServiceProcess
@@ -13,31 +15,29 @@ from presift_client import Client, Generation
 
 from .ports import free_ports
 
-pytestmark = [pytest.mark.models, pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")]
+pytestmark = pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
 
 START_S = 300
 CAPACITY, FIRST = 64, 16
-LINE = "Locker {} holds the {} of {}; it was last opened on day {}.\n"
-NAMES = ("Amira", "Bodo", "Chen", "Dana", "Elif", "Farid")
+SMALL = ("--dtype", "float32", "--kv-pool-tokens", "6000", "--context-tokens", "1024")
 
 
-def prompt(seed: int, lines: int = 12) -> str:
-    written = (LINE.format(seed * 100 + at, ("key", "map", "coat")[at % 3], NAMES[at % 6], at) for at in range(lines))
-    return "".join(written) + "List the lockers in order, with what each holds.\n1."
+def prompt(seed: int, tokens: int = 300) -> list[int]:
+    return np.random.default_rng(seed).integers(1, 250, tokens).tolist()
 
 
 @pytest.fixture(scope="module")
-def client(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    logs, model = tmp_path_factory.mktemp("logs"), str(presift_home / "models" / "smollm2-135m-instruct")
+def client(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    logs, model = tmp_path_factory.mktemp("logs"), str(tiny_model("tinyq"))
     nobody = free_ports(1)
     target = ServiceProcess(
         "target",
         "presift.target",
-        ["--model", model, "--listen", "127.0.0.1:0", "--dtype", "float32", "--kv-pool-tokens", "6000"],
+        ["--model", model, "--listen", "127.0.0.1:0", *SMALL],
         logs / "target.log",
         {},
     )
-    flags = ["--listen", "127.0.0.1:0", "--draft-address", f"127.0.0.1:{nobody}", "--tokenizer", model]
+    flags = ["--listen", "127.0.0.1:0", "--draft-address", f"127.0.0.1:{nobody}"]
     flags += ["--compress-above-tokens", "0", "--kv-capacity", str(CAPACITY), "--kv-lookahead", "target"]
     flags += ["--no-calibrate", "--guard-share", "0"]
     orchestrator = None
@@ -53,8 +53,9 @@ def client(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 service.stop(60)
 
 
-def ask(client: Client, text: str, route: str, tokens: int, **options: object) -> Generation:
-    return client.generate(text, route=route, max_new_tokens=tokens, temperature=0.0, deadline_s=100, **options)  # type: ignore[arg-type]
+def ask(client: Client, ids: list[int], route: str, tokens: int, **options: Any) -> Generation:
+    sampling = {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
+    return client.generate(token_ids=ids, route=route, deadline_s=100, **sampling, **options)
 
 
 def test_answers_that_fit_the_first_tokens_are_those_of_full(client: Client) -> None:
@@ -68,10 +69,10 @@ def test_answers_that_fit_the_first_tokens_are_those_of_full(client: Client) -> 
 
 
 def test_longer_answers_begin_like_full_and_drop_kv(client: Client) -> None:
-    text = prompt(7, lines=20)
-    full = ask(client, text, "full", 60, ignore_eos=True)
-    once = ask(client, text, "spec_kv", 60, ignore_eos=True)
-    renewed = ask(client, text, "spec_kv", 60, ignore_eos=True, renew_every=12, renew_window=16)
+    ids = prompt(7, 600)
+    full = ask(client, ids, "full", 60)
+    once = ask(client, ids, "spec_kv", 60)
+    renewed = ask(client, ids, "spec_kv", 60, renew_every=12, renew_window=16)
     for dropping in (once, renewed):
         assert dropping.token_ids[:FIRST] == full.token_ids[:FIRST]
         assert dropping.usage.kv_tokens == CAPACITY + 1 == dropping.decision.kv_tokens
@@ -89,6 +90,6 @@ def test_auto_drops_kv_within_a_limit_and_other_routes_are_answered_in_full(clie
 
 def test_a_later_turn_finds_nothing_to_continue(client: Client) -> None:
     first = ask(client, prompt(10), "spec_kv", 20)
-    later = prompt(10) + first.text + "\nAnd who?"
+    later = [*prompt(10), *first.token_ids, 7]
     answer = ask(client, later, "spec_kv", 4, continue_prompt_tokens=first.decision.prompt_tokens)
     assert not answer.decision.continued and "not continued" in answer.decision.detail
