@@ -70,7 +70,7 @@ FAULTS: tuple[Planted, ...] = (
         "A draft that fails or is away ends in the full context, not in an error",
         "an error of the draft is raised instead of answering in full",
         f"{ORCHESTRATOR}/planning/draft_stage.py",
-        "        except PresiftError as error:\n            return self._in_full(error, context)",
+        "        except PresiftError as error:\n            return self._without_draft(error, choice, context)",
         "        except PresiftError:\n            raise",
         (f"{CONTRACT}/grpc/test_safety.py::test_rule_2_a_failing_draft_ends_in_the_full_context",),
     ),
