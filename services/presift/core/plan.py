@@ -37,6 +37,11 @@ class ModelInfo:
     all_layers: int = 0
 
     @property
+    def short_revision(self) -> str:
+        """For people: each part (the weights; a draft's data type, layers and heads) cut to 12 characters."""
+        return "-".join(part[:12] for part in self.revision.split("-"))
+
+    @property
     def can_look_ahead(self) -> bool:
         """Whether the model can generate tokens: a draft without its last layers cannot."""
         return self.all_layers == 0

@@ -1,4 +1,4 @@
-"""Linear layers in int8, for processors: two to five times the speed of bfloat16 or float32.
+"""Linear layers in int8, for processors: about three times the speed of float32.
 
 Weights have one scale per output, computed at the start; inputs have one scale per token, computed in each call. Sums
 are exact int32. As in LLM.int8() (arXiv 2208.07339) without its outliers, and in ZeroQuant (arXiv 2206.01861).

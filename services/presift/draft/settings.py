@@ -31,7 +31,7 @@ class DraftSettings(InnerSettings):
         Literal["float32", "bfloat16", "int8"] | None,
         Field(
             description="data type of weights and activations; int8 is for linear layers, on a CPU with VNNI; "
-            "if unset, int8 on such a CPU, else bfloat16, or float32 on a CPU without instructions for bfloat16"
+            "if unset, bfloat16, or on a CPU without instructions for it int8, or float32 without VNNI"
         ),
     ] = None
     layers: Annotated[

@@ -68,13 +68,17 @@ class TransformersScorer:
         if profile is not None:
             check_fits(profile, folder, text_config, self.layers)
         self._heads = None if profile is None else ScoredHeads(profile.by_layer, profile.reduction)
-        self._info = _info(folder, dtype, text_config, self.layers.count, profile)
+        computed = f"int8-{native_dtype(device)}" if dtype == "int8" else dtype
+        self._info = _info(folder, computed, text_config, self.layers.count, profile)
         self._device = torch.device(device)
         self._chunk_tokens = chunk_tokens if self.layers.reads_in_chunks else sys.maxsize
         self._model = _load(folder, dtype, self._device, config, self.layers)
         self._body = _body(self._model)
         if dtype == "int8":
             int8_linear.convert(self._body)
+            if native_dtype(device) == "float32":
+                # Not before: the linear layers would take four times the memory.
+                self._model.float()
         self._head: Any = self._model.get_output_embeddings() if self._info.can_look_ahead else None
         self._kept = PrefixCache(prefix_cache_bytes if self.layers.is_only_kv else 0)
         self._new_cache = partial(new_cache, self._body.config, keeps_windows=self._kept.max_bytes > 0)
@@ -231,7 +235,7 @@ def _load(folder: ModelFolder, dtype: str, device: torch.device, config: Any, la
         model, report = kind.from_pretrained(
             folder.path,
             config=config,
-            dtype=DTYPES[native_dtype(device.type) if dtype == "int8" else dtype],
+            dtype=DTYPES["bfloat16" if dtype == "int8" else dtype],
             attn_implementation=attention.register(),
             trust_remote_code=False,
             use_safetensors=True,

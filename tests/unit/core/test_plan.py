@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -68,3 +69,10 @@ def test_ids_that_no_span_has_are_refused(trace_id, span_id, field):
     with pytest.raises(InvalidRequest) as refusal:
         SpanRef(trace_id, span_id)
     assert refusal.value.field == field
+
+
+def test_a_short_revision_shows_what_two_drafts_of_the_same_weights_differ_in():
+    dtypes = "int8-float32", "bfloat16"
+    one, other = (replace(DRAFT, revision=f"{'a' * 64}-{dtype}-heads{'b' * 64}") for dtype in dtypes)
+    assert one.short_revision == "aaaaaaaaaaaa-int8-float32-headsbbbbbbb"
+    assert other.short_revision == "aaaaaaaaaaaa-bfloat16-headsbbbbbbb"

@@ -12,7 +12,7 @@ from presift.draft import int8_linear
 from presift.draft.scorer import Cancel, Cancelled, ScoreTask
 from presift.draft.transformers_scorer import TransformersScorer
 from presift.draft.warm_up import warm_up
-from presift.models.dtype import computes_int8
+from presift.models.dtype import computes_int8, native_dtype
 from presift.models.folder import resolve
 from presift.rpc.deadline import Deadline
 
@@ -150,6 +150,8 @@ def test_int8_is_close_to_float32_and_alike_in_all_chunks(tiny_scorer, prompt, m
         for dtype, chunk_tokens in (("float32", 64), ("int8", 64), ("int8", 200))
     )
     assert np.corrcoef(exact, rough)[0, 1] > 0.95
+    revision = tiny_scorer("tinyl", 64, "int8").info.revision
+    assert revision.partition("-")[2] == f"int8-{native_dtype('cpu')}"
     assert not np.array_equal(exact, rough)
     np.testing.assert_allclose(rough, other, atol=1e-5)
 

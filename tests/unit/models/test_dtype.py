@@ -23,8 +23,8 @@ def processor(monkeypatch):
         ((), "float32", "float32"),
         (("avx2",), "float32", "float32"),
         (("avx512_vnni",), "float32", "int8"),
-        (("avx512_vnni", "avx512_bf16"), "bfloat16", "int8"),
-        (("amx_int8", "amx_bf16"), "bfloat16", "int8"),
+        (("avx512_vnni", "avx512_bf16"), "bfloat16", "bfloat16"),
+        (("amx_int8", "amx_bf16"), "bfloat16", "bfloat16"),
         (("bf16", "i8mm"), "bfloat16", "bfloat16"),  # ARM
     ],
 )

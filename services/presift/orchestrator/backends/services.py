@@ -114,7 +114,7 @@ def model_differs(first: ModelInfo, other: ModelInfo) -> str:
     if first == other:
         return ""
     if (first.id, first.revision) != (other.id, other.revision):
-        return f"it runs {other.id} at {other.revision[:12]}, the first {first.id} at {first.revision[:12]}"
+        return f"it runs {other.id} at {other.short_revision}, the first {first.id} at {first.short_revision}"
     if first.tokenizer_fingerprint != other.tokenizer_fingerprint:
         return "it has another tokenizer than the first"
     return f"its model has another shape than the first: context {other.context_tokens}, not {first.context_tokens}"

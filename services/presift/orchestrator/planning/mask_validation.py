@@ -33,7 +33,7 @@ class ScoringJob:
 def check_draft(replied: ModelInfo, known: ModelInfo) -> None:
     """Raise DraftChanged unless the answer came from the draft that the cache key names."""
     if replied != known:
-        raise DraftChanged(f"the draft is now {replied.id} at {replied.revision[:12]}, not {known.revision[:12]}")
+        raise DraftChanged(f"the draft is now {replied.id} at {replied.short_revision}, not {known.short_revision}")
 
 
 def check_prompt(prompt: CompressedPrompt, job: ScoringJob) -> None:
