@@ -156,6 +156,15 @@ def test_int8_is_close_to_float32_and_alike_in_all_chunks(tiny_scorer, prompt, m
     np.testing.assert_allclose(rough, other, atol=1e-5)
 
 
+@pytest.mark.skipif(not computes_int8("cpu"), reason="the processor has no instructions for int8")
+def test_int8_leaves_embeddings_and_the_output_head(tiny_model, monkeypatch):
+    monkeypatch.setattr(int8_linear, "LEAST_OUTPUTS", 1)
+    scorer = TransformersScorer(resolve(str(tiny_model("tinyq"))), "int8")
+    assert type(scorer._head) is torch.nn.Linear
+    assert {each.dtype for each in scorer._model.parameters()} == {getattr(torch, native_dtype("cpu"))}
+    assert any(isinstance(each, int8_linear.Int8Linear) for each in scorer._body.modules())
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_int8_is_refused_where_it_would_be_wrong_or_slow(tiny_model, monkeypatch, device):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": device != "cpu"})
