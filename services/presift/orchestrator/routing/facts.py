@@ -3,6 +3,7 @@
 A fact is a tuple of words, so that `cache_ttl` and `cache ttl`, `512MB` and `512 MB`, `1,234` and `1234` are the same.
 A word is a run of letters or of digits; in scripts without spaces, each character is one. Case does not matter. Not
 facts: the numbers of list items, and capitalised words that begin a sentence or that the answer also has in lower case.
+But the word that begins a list item is one, because lists of names are more common there than sentences.
 The time is linear in the length of both texts.
 """
 
