@@ -60,11 +60,25 @@ async def test_the_draft_is_not_asked(settled):
 async def test_no_draft_is_needed(settled, by):
     house = await settled(by, draft_up=False)
     assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
-    limited = await house.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1, "strict": True})
+    limited = await house.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1})
     assert (limited.route, limited.reason) == ("SPEC_KV", "OVER_BUDGET")
     for route in (KV_PC, plan_pb2.ROUTE_SPEC_PC):
         answer = await house.ask(LONG, route=route)
         assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("by", [KvLookahead.TARGET, KvLookahead.AUTO])
+async def test_a_strict_kv_limit_needs_the_draft(settled, by):
+    strict = {"max_kv_tokens": KV_CAPACITY + 1, "strict": True}
+    house = await settled(by)
+    assert (await house.ask(LONG, route=KV, budget=strict)).decision.lookahead == BY_DRAFT
+    house.draft.faults.append(raises(InternalError("broken")))
+    assert (await house.refused(LATER, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
+    house = await settled(by, draft_up=False)
+    assert (await house.refused(LONG, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
+    assert house.target.calls == []
+    refusal = await house.refused(LONG, route=KV, budget=strict, kv={"lookahead": BY_TARGET})
+    assert (refusal.reason, refusal.field) == ("INVALID_REQUEST", "budget.max_kv_tokens")
 
 
 async def test_the_drafts_lookahead_needs_the_draft(settled):
@@ -94,7 +108,7 @@ FAULTS = {
 async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, telemetry, error):
     house, counted = await settled(KvLookahead.AUTO, estimator=FreeOfCharge()), telemetry.total("presift.fallbacks")
     house.draft.faults.append(raises(error))
-    answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1, "strict": True})
+    answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1})
     assert (answer.route, answer.reason, len(house.draft.calls)) == ("SPEC_KV", "REQUESTED", 1)
     assert answer.decision.policy.spec_kv.first_full_tokens == FIRST and not answer.decision.HasField("draft")
     assert answer.decision.detail.startswith(f"keeps {KV_CAPACITY + 1} KV tokens; ")

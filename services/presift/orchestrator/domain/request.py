@@ -196,6 +196,11 @@ class Budget:
         return self.capacity is not None or self.max_ttft_ms is not None
 
     @property
+    def has_strict_kv_limit(self) -> bool:
+        """Whether the prompt must never hold more KV than the limit while decoding."""
+        return self.strict and self.max_kv_tokens is not None
+
+    @property
     def capacity(self) -> int | None:
         """The tighter of the two limits: on routes full and spec_pc, each prompt token read holds one KV token."""
         if self.max_prompt_tokens is None or self.max_kv_tokens is None:
@@ -276,8 +281,14 @@ class KvOptions:
             raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0 or unset with {asked}")
 
     def check_budget(self, budget: Budget) -> None:
-        """Raise InvalidRequest for a budget that only a draft can keep, if the caller asks to do without one."""
-        for name in ("min_coverage", "auto_capacity") if self.asks_target_lookahead else ():
+        """Raise InvalidRequest for a budget that only the draft's lookahead can keep, if the caller asks for the
+        target's."""
+        if not self.asks_target_lookahead:
+            return
+        if budget.has_strict_kv_limit:
+            limit = f"unset or not strict with {self._asked}: the answer begins on the full KV"
+            raise InvalidRequest("budget.max_kv_tokens", budget.max_kv_tokens, limit)
+        for name in ("min_coverage", "auto_capacity"):
             value = getattr(budget, name)
             if value is not None:
                 shown = value.coverage if isinstance(value, AutoCapacity) else value

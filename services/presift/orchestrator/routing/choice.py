@@ -167,8 +167,10 @@ class RoutingInputs:
     @property
     def lookahead(self) -> KvLookahead:
         """Who makes the lookahead; AUTO if either may. It is the draft's wherever something else is asked of the
-        draft."""
+        draft, and where the answer may not begin on the full KV."""
         if not self.renews or self.auto_capacity is not None or self.budget.min_coverage is not None:
+            return KvLookahead.DRAFT
+        if self.budget.has_strict_kv_limit:
             return KvLookahead.DRAFT
         if self.options.asks_target_lookahead:
             return KvLookahead.TARGET

@@ -63,6 +63,7 @@ NEEDING_A_DRAFT = {
     "adaptive": {"auto_capacity": AutoCapacity(0.9)},
     "the prefix is not kept": {"keep_full_prefix": False},
     "pages": {"kv_page_tokens": 2},
+    "a strict limit": {"max_kv_tokens": 51, "strict": True},
 }
 
 
@@ -168,6 +169,7 @@ def test_what_a_failed_draft_leaves():
         routing_inputs(),
         routing_inputs(by_auto, min_coverage=0.5),
         routing_inputs(by_auto, kv_page_tokens=2),
+        routing_inputs(by_auto, max_kv_tokens=51, strict=True),
     ):
         assert without_draft(choice, inputs) is None
     assert without_draft(kv(DRAFT, wanted=KV_PC), by_auto) is None
@@ -202,6 +204,17 @@ def test_a_coverage_is_refused_where_no_draft_is_asked(asked, budget):
         Request(**request, kv=KvOptions(**asked))
     assert refusal.value.field == f"budget.{next(iter(budget))}" and "0.5" in refusal.value.message
     Request(**request, kv=KvOptions(lookahead=AUTO, renew_every=4))
+
+
+@pytest.mark.parametrize("asked", [{"lookahead": TARGET}, {"first_full_tokens": 4}], ids=str)
+def test_a_strict_kv_limit_is_refused_where_the_answer_begins_on_the_full_kv(asked):
+    with pytest.raises(InvalidRequest) as refusal:
+        Request(Text("why?"), budget=Budget(max_kv_tokens=51, strict=True), kv=KvOptions(**asked))
+    (option, value), limit = next(iter(asked.items())), refusal.value.details["limit"]
+    assert (refusal.value.field, refusal.value.details["value"]) == ("budget.max_kv_tokens", "51")
+    assert limit == f"unset or not strict with kv.{option} {value}: the answer begins on the full KV"
+    for budget in (Budget(max_kv_tokens=51), Budget(max_prompt_tokens=51, strict=True)):
+        Request(Text("why?"), budget=budget, kv=KvOptions(**asked))
 
 
 def test_options_that_go_together():
