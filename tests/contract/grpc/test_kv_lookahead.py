@@ -244,6 +244,19 @@ async def test_a_draft_without_its_last_layers_leaves_the_lookahead_to_the_targe
     assert (await house.refused(LONG, route=KV)).reason == "ROUTE_UNSUPPORTED"
 
 
+async def test_a_draft_without_its_last_layers_serves_a_window_alone(open_house, settled):
+    part = model("draft", layers=2, all_layers=4)
+    window = replace(DEFAULTS, spec_kv=replace(DEFAULTS.spec_kv, lookahead_tokens=0))
+    by_request = await settled(KvLookahead.DRAFT, draft=part)
+    by_setting = await open_house(routes=ALL_ROUTES, defaults=window, draft=part)
+    for house, kv in ((by_request, {"lookahead_tokens": 0}), (by_setting, {})):
+        answers = [await house.ask(LONG, route=route, kv=kv) for route in (KV, KV_PC)]
+        assert [(answer.route, answer.cache) for answer in answers] == [("SPEC_KV", "NOT_USED"), ("SPEC_KV_PC", "MISS")]
+        assert len(house.draft.calls) == 1 and not house.target.calls[1].kv_plan.lookahead_token_ids
+    refusal = await by_setting.refused(LONG, route=KV, kv={"lookahead_tokens": 1})
+    assert refusal.reason == "ROUTE_UNSUPPORTED"
+
+
 async def test_the_guard_compares_without_a_draft(settled):
     house = await settled(draft_up=False, sampler=Sampler(1.0))
     await house.ask(LONG, route=KV)

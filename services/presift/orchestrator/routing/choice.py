@@ -179,6 +179,11 @@ class RoutingInputs:
         return self.options.lookahead or self.defaults.lookahead
 
     @property
+    def lookahead_tokens(self) -> int:
+        """How many tokens the draft's lookahead has, if it fits the target's context."""
+        return value_or(self.options.lookahead_tokens, self.defaults.spec_kv.lookahead_tokens)
+
+    @property
     def room(self) -> int:
         """The longest prompt that leaves room for the answer in the target's context."""
         return self.context_tokens - self.reserved_tokens

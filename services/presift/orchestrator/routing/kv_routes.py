@@ -155,7 +155,7 @@ class _Sizing:
         if self.lookahead is KvLookahead.TARGET:
             return 0
         space = max(0, self.inputs.context_tokens - read_tokens - 2)
-        return min(value_or(self.inputs.options.lookahead_tokens, self.inputs.defaults.spec_kv.lookahead_tokens), space)
+        return min(self.inputs.lookahead_tokens, space)
 
     def _renewal(self, capacity: int) -> dict[str, Any]:
         """The fields of SpecKv that select KV while the answer is generated, none if nothing does. Of `capacity` KV
