@@ -174,7 +174,7 @@ class RoutingInputs:
             return KvLookahead.DRAFT
         if self.options.asks_target_lookahead:
             return KvLookahead.TARGET
-        if self.options.lookahead_tokens or self.selection is KvSelection.DRAFT_MASK:
+        if self.options.lookahead_tokens is not None or self.selection is KvSelection.DRAFT_MASK:
             return KvLookahead.DRAFT
         return self.options.lookahead or self.defaults.lookahead
 

@@ -83,6 +83,13 @@ def test_the_caller_may_ask_for_the_targets_lookahead(asked):
     assert kv(TARGET, **asked, lookahead_tokens=0).policy == BY_TARGET
 
 
+@pytest.mark.parametrize("lookahead", [TARGET, AUTO])
+def test_the_caller_may_ask_for_the_window_alone(lookahead):
+    window = replace(BY_DRAFT, lookahead_tokens=0)
+    assert kv(lookahead, lookahead_tokens=0).policy == window
+    assert kv(lookahead, lookahead=AUTO, lookahead_tokens=0).policy == window and not window.needs_draft
+
+
 def test_the_caller_may_ask_for_the_drafts_lookahead():
     assert kv(TARGET, lookahead=DRAFT).policy == BY_DRAFT
 

@@ -467,7 +467,8 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
   keepFullPrefix?: boolean | undefined;
 
   /**
-   * lookahead_tokens is the number of tokens that the draft generates to guide the selection, 0..256.
+   * lookahead_tokens is the number of tokens that the draft generates to guide the selection, 0..256. 0 selects by the
+   * prompt's window alone, unless KV_LOOKAHEAD_TARGET is set too; on spec_kv no draft is then needed.
    *
    * @generated from field: optional uint32 lookahead_tokens = 3;
    */
