@@ -150,6 +150,10 @@ async def test_pages_of_several_tokens_allow_no_renewal(settled, kv, field, valu
     refusal = await house.refused(LONG, route=KV, kv=kv)
     assert (refusal.reason, refusal.field, refusal.value) == ("INVALID_REQUEST", field, value)
     assert "pages have 2 tokens" in refusal.limit
+    assert (await house.refused(LONG, route=AUTO, kv=kv)).field == field
+    for route in (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC):
+        assert (await house.ask(LONG, route=route, kv=kv)).reason == "REQUESTED"
+    house.target.calls.clear()
     await house.ask(LONG, route=KV)  # what the settings ask gives way
     policy = house.target.calls[0].kv_plan.policy
     assert (policy.lookahead_tokens, policy.first_full_tokens, policy.renew_every) == (LOOKAHEAD, 0, 0)

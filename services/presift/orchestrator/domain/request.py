@@ -13,7 +13,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
-from presift.core.policies import POLICIES, KvSelection
+from presift.core.policies import KV_DROPPING_ROUTES, POLICIES, KvSelection
 from presift.core.spans import Span
 from presift.orchestrator.domain.caller import TenantLimits
 
@@ -340,10 +340,16 @@ class Request:
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
-        self.kv.check_budget(self.budget)
+        if self.may_drop_kv:
+            self.kv.check_budget(self.budget)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
+
+    @property
+    def may_drop_kv(self) -> bool:
+        """Whether KV options can take effect: the route drops KV, or AUTO may choose one that does."""
+        return self.route is None or self.route in KV_DROPPING_ROUTES
 
     def _compresses_first(self) -> bool:
         """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""

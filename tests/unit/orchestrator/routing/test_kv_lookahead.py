@@ -211,6 +211,11 @@ def test_a_coverage_is_refused_where_no_draft_is_asked(asked, budget):
         Request(**request, kv=KvOptions(**asked))
     assert refusal.value.field == f"budget.{next(iter(budget))}" and "0.5" in refusal.value.message
     Request(**request, kv=KvOptions(lookahead=AUTO, renew_every=4))
+    for route in (KV, KV_PC):
+        with pytest.raises(InvalidRequest):
+            Request(**request, kv=KvOptions(**asked), route=route)
+    for route in (Route.FULL, Route.SPEC_PC):
+        Request(**request, kv=KvOptions(**asked), route=route)
 
 
 @pytest.mark.parametrize("asked", [{"lookahead": TARGET}, {"first_full_tokens": 4}], ids=str)

@@ -445,7 +445,8 @@ export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
 
 /**
  * KvOptions is how KV is dropped. Unset fields take the orchestrator's defaults. A default gives way to what the request
- * sets; fields of the request that contradict each other are rejected (INVALID_REQUEST).
+ * sets; fields of the request that contradict each other are rejected (INVALID_REQUEST). On routes that keep all KV they
+ * have no effect, and the budget and the target do not reject them.
  *
  * @generated from message presift.v1.KvOptions
  */
