@@ -248,7 +248,7 @@ class KvOptions:
             if value is not None and value < least:
                 raise InvalidRequest(f"kv.{name}", value, f">= {least}")
         if self.asks_target_lookahead:
-            self._check_needs_no_draft(self._asked)
+            self._check_target_lookahead(self._asked)
         if self.keep_full_prefix is False and self.renews:
             raise InvalidRequest("kv.keep_full_prefix", "false", f"true or unset with {self._asked}")
 
@@ -270,7 +270,9 @@ class KvOptions:
         name = "renew_every" if self.first_full_tokens is None else "first_full_tokens"
         return f"kv.{name} {getattr(self, name)}"
 
-    def _check_needs_no_draft(self, asked: str) -> None:
+    def _check_target_lookahead(self, asked: str) -> None:
+        if self.continue_prompt_tokens is not None:  # the selection of an earlier turn needs no lookahead
+            raise InvalidRequest("kv.continue_prompt_tokens", self.continue_prompt_tokens, f"unset with {asked}")
         if self.lookahead is KvLookahead.DRAFT:
             limit = f"{KvLookahead.TARGET}, {KvLookahead.AUTO} or unset with {asked}"
             raise InvalidRequest("kv.lookahead", self.lookahead, limit)

@@ -6,8 +6,10 @@ import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import KvPlan
+from presift.core.masks import KvMask
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
+from presift.core.spans import Span
 from presift.orchestrator.domain.request import AutoCapacity, Budget, KvLookahead, KvOptions, Request, Text
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import (
@@ -22,7 +24,7 @@ from presift.orchestrator.routing.forecast import work_of
 from presift.orchestrator.routing.kv_routes import continue_kv, without_draft
 from presift.orchestrator.routing.router import choose
 
-from ....builders import COSTS, DEFAULTS, KV, KV_PC, routing_inputs
+from ....builders import COSTS, DEFAULTS, KV, KV_PC, routing_inputs, token_mask
 
 DRAFT, TARGET, AUTO = KvLookahead
 BY_TARGET = SpecKv(50, window=8, lookahead_tokens=0, renew_window=32, first_full_tokens=16)
@@ -188,6 +190,11 @@ CONTRADICTIONS = {
     "mask": ({"lookahead": TARGET, "selection": KvSelection.DRAFT_MASK}, "kv.selection"),
     "mask and first tokens": ({"first_full_tokens": 4, "selection": KvSelection.DRAFT_MASK}, "kv.selection"),
     "lookahead tokens": ({"lookahead": TARGET, "lookahead_tokens": 1}, "kv.lookahead_tokens"),
+    "later turn": ({"lookahead": TARGET, "continue_prompt_tokens": 9}, "kv.continue_prompt_tokens"),
+    "later turn and first tokens": (
+        {"first_full_tokens": 4, "continue_prompt_tokens": 9},
+        "kv.continue_prompt_tokens",
+    ),
     "prefix": ({"lookahead": TARGET, "keep_full_prefix": False}, "kv.keep_full_prefix"),
     "prefix and renewal": ({"renew_every": 1, "keep_full_prefix": False}, "kv.keep_full_prefix"),
     "first tokens": ({"first_full_tokens": 0}, "kv.first_full_tokens"),
@@ -236,6 +243,12 @@ def test_options_that_go_together():
 
 
 RENEWING = KvPlan(replace(BY_DRAFT, renew_every=12), prompt_tokens=900)
+PROTECTING = replace(RENEWING, protected=(Span(0, 12),))
+MASKED = KvPlan(
+    replace(BY_DRAFT, selection=KvSelection.DRAFT_MASK),
+    kv_mask=KvMask.uniform(token_mask([*range(11), *range(891, 900)], 900)),
+    prompt_tokens=900,
+)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +256,11 @@ RENEWING = KvPlan(replace(BY_DRAFT, renew_every=12), prompt_tokens=900)
     [
         (RENEWING, {}, 12, 32, True),
         (RENEWING, {"renew_every": 3}, 3, 32, True),
+        (RENEWING, {"renew_window": 20}, 12, 20, True),
+        (RENEWING, {"renew_window": 99}, 12, 49, True),
+        (PROTECTING, {"renew_window": 99}, 12, 38, True),
+        (MASKED, {"renew_every": 3, "renew_window": 99}, 3, 19, True),
+        (KvPlan(BY_DRAFT, prompt_tokens=900), {"renew_every": 3, "renew_window": 20}, 3, 20, True),
         (RENEWING, {"renew_every": 0}, 0, 32, True),
         (RENEWING, {"keep_full_prefix": False}, 0, 32, False),
         (RENEWING, {"kv_page_tokens": 2}, 0, 32, True),
@@ -253,7 +271,7 @@ RENEWING = KvPlan(replace(BY_DRAFT, renew_every=12), prompt_tokens=900)
 def test_a_later_turn_renews_as_the_first_unless_it_asks_otherwise(plan, options, every, window, keep):
     choice = continue_kv(plan, routing_inputs(**options))
     assert (choice.policy.renew_every, choice.policy.renew_window, choice.keep_full_prefix) == (every, window, keep)
-    assert choice.policy.entry_policy == BY_DRAFT
+    assert choice.policy.entry_policy == plan.policy.entry_policy
 
 
 # A draft of 1 ms a token, a target of 10, selecting 1 a million pairs, a step of 2 and half a ms for each token held.

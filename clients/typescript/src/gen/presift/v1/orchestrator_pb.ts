@@ -479,7 +479,7 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
    * continue_prompt_tokens makes this a later turn on an earlier selection: it is the prompt_tokens of an earlier
    * decision whose prompt this prompt begins with. The rest of the prompt is read in full; what was dropped stays
    * dropped. If the earlier selection is no longer known, the prompt is treated as a new one and Decision.detail says
-   * why. Only with route spec_kv or AUTO.
+   * why. Only with route spec_kv or AUTO, and not together with KV_LOOKAHEAD_TARGET or first_full_tokens.
    *
    * @generated from field: optional uint32 continue_prompt_tokens = 4;
    */
