@@ -263,12 +263,18 @@ class KvOptions:
         return self.asks_target_lookahead or bool(self.renew_every)
 
     @property
-    def _asked(self) -> str:
-        """The option by which the caller asks to select KV while the answer is generated, with its value."""
+    def _asking(self) -> tuple[str, str | int]:
+        """The option by which the caller asks to select KV while the answer is generated, and its value."""
         if self.lookahead is KvLookahead.TARGET:
-            return f"kv.lookahead {self.lookahead}"
+            return "lookahead", self.lookahead.value
         name = "renew_every" if self.first_full_tokens is None else "first_full_tokens"
-        return f"kv.{name} {getattr(self, name)}"
+        return name, getattr(self, name)
+
+    @property
+    def _asked(self) -> str:
+        """The same in the words of an error."""
+        name, value = self._asking
+        return f"kv.{name} {value}"
 
     def _check_target_lookahead(self, asked: str) -> None:
         if self.continue_prompt_tokens is not None:  # the selection of an earlier turn needs no lookahead
@@ -301,9 +307,11 @@ class KvOptions:
         """Raise InvalidRequest if the caller asks to select KV while the answer is generated, and the target's KV pages
         have several tokens."""
         if self.renews and page_tokens > 1:
-            name, value = self._asked.split()
-            instead = KvLookahead.DRAFT if name == "kv.lookahead" else "0" if name == "kv.renew_every" else "unset"
-            raise InvalidRequest(name, value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one")
+            name, value = self._asking
+            instead = {"lookahead": KvLookahead.DRAFT, "renew_every": "0", "first_full_tokens": "unset"}[name]
+            raise InvalidRequest(
+                f"kv.{name}", value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one"
+            )
 
     def check_continues(self, prompt_tokens: int) -> None:
         """Raise InvalidRequest unless `continue_prompt_tokens` is shorter than the prompt and positive."""

@@ -191,7 +191,7 @@ def as_detail(message: str) -> str:
     return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
-def choice_without_result(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
+def resolve_undrafted(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
     """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
     if result.prefill_ms:  # the target has read the whole prompt
         inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))

@@ -35,7 +35,7 @@ from presift.orchestrator.routing.spec_pc_route import prompt_policy
 
 def spec_kv(inputs: RoutingInputs) -> RouteChoice:
     """The route for a request that names spec_kv. Raises as `router.choose`."""
-    return _by_lookahead(inputs, _whole_or_cascade)
+    return _by_lookahead(inputs, _spec_kv_or_cascade)
 
 
 def spec_kv_pc(inputs: RoutingInputs) -> RouteChoice:
@@ -73,7 +73,7 @@ def _by_lookahead(inputs: RoutingInputs, sized: Callable[[_Sizing], RouteChoice]
     return by_target if is_sooner else by_draft
 
 
-def _whole_or_cascade(sizing: _Sizing) -> RouteChoice:
+def _spec_kv_or_cascade(sizing: _Sizing) -> RouteChoice:
     inputs = sizing.inputs
     tokens, limit = inputs.prompt_tokens, inputs.budget.max_prompt_tokens
     if limit is None or tokens <= limit:
