@@ -81,7 +81,7 @@ def test_longer_answers_begin_like_full_and_drop_kv(client: Client) -> None:
 
 
 def test_auto_drops_kv_within_a_limit_and_other_routes_are_answered_in_full(client: Client) -> None:
-    limited = ask(client, prompt(8), "auto", 20, max_kv_tokens=CAPACITY + 1, strict=True)
+    limited = ask(client, prompt(8), "auto", 20, max_kv_tokens=CAPACITY + 1)
     assert (limited.decision.route, limited.decision.reason) == ("spec_kv", "over_budget")
     for route in ("spec_pc", "spec_kv_pc"):
         answer = ask(client, prompt(9), route, 4, max_prompt_tokens=100)

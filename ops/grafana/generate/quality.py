@@ -57,7 +57,7 @@ def _totals() -> list[Panel]:
                Query(f"sum(increase({compared}{_RANGE}))"), decimals=0, sparkline=False),
         number("Coverage", "Mean share of the attention on the kept tokens.", SHARE,
                Query(_mean("presift_coverage", "sum", _RANGE)), base=RED, worry=((0.7, YELLOW), (0.85, GREEN)), decimals=0),
-        number("Fallbacks", "Share of the prompts to compress that were processed in full because of a failure: no loss of quality, but more cost.", SHARE,
+        number("Fallbacks", "Share of the prompts to compress that were processed without the draft because of a failure: no loss of quality, but more cost.", SHARE,
                Query(f"{trouble} / ({compressed} + {trouble})"), base=GREEN, worry=((0.02, YELLOW), (0.1, RED)), decimals=1),
         number("Routes off now", "Pairs of route and prompt length that the guard has switched off.", NUMBER,
                Query("sum(max by (presift_route, presift_band) (presift_guard_off)) or vector(0)"),
@@ -112,7 +112,7 @@ def _coverage() -> list[Panel]:
 
 def _fallbacks() -> list[Panel]:
     return [
-        lines("Processed in full because of a failure", "By reason: the draft is slow, unreachable, overloaded or another model, "
+        lines("Processed without the draft because of a failure", "By reason: the draft is slow, unreachable, overloaded or another model, "
               "or its mask was refused.", PER_SECOND,
               Query(f"sum(rate(presift_fallbacks_total{_RATE})) or vector(0)", "all"),
               Query(f"sum by (presift_reason) (rate(presift_fallbacks_total{_RATE}))", "{{presift_reason}}"), width=12, soft_most=0.1),

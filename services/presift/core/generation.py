@@ -144,6 +144,12 @@ class EngineLoad:
     held_kv_tokens: int = 0
 
 
+def decode_steps(completion_tokens: int, accepted_tokens: int) -> int:
+    """The steps between an answer's first and last token. Accepted lookahead tokens come at once, before the first
+    step; without any, the first token does."""
+    return completion_tokens - max(1, accepted_tokens)
+
+
 def _require(holds: bool, name: str, value: Any, limit: str) -> None:
     if not holds:
         raise InvalidRequest(f"sampling.{name}", value, limit)

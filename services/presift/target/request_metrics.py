@@ -14,7 +14,7 @@ from opentelemetry import trace
 from opentelemetry.context import get_current
 
 from presift.core.errors import PresiftError
-from presift.core.generation import EngineLoad
+from presift.core.generation import EngineLoad, decode_steps
 from presift.rpc.status import code_and_reason
 from presift.target.engine import Finished
 from presift.telemetry.gauges import Gauge, gauge
@@ -122,8 +122,7 @@ def gauges_of(load: Callable[[], EngineLoad | None]) -> tuple[Gauge, ...]:
 
 def _record_answer(measure: RequestMetrics, finished: Finished, ended_ms: float, model: str) -> None:
     ttft_s, total_s = (measure.ttft_ms or 0.0) / 1000, ended_ms / 1000
-    # Accepted lookahead tokens come at once, before the first step.
-    steps = finished.completion_tokens - max(1, finished.accepted_tokens)
+    steps = decode_steps(finished.completion_tokens, finished.accepted_tokens)
     for stage, began_ms, stopped_ms in measure.stages(ended_ms):
         _span(measure, (stage, began_ms, stopped_ms))
         record("presift.target.stage.duration", (stopped_ms - began_ms) / 1000, stage=stage)

@@ -60,11 +60,25 @@ async def test_the_draft_is_not_asked(settled):
 async def test_no_draft_is_needed(settled, by):
     house = await settled(by, draft_up=False)
     assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
-    limited = await house.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1, "strict": True})
+    limited = await house.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1})
     assert (limited.route, limited.reason) == ("SPEC_KV", "OVER_BUDGET")
     for route in (KV_PC, plan_pb2.ROUTE_SPEC_PC):
         answer = await house.ask(LONG, route=route)
         assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("by", [KvLookahead.TARGET, KvLookahead.AUTO])
+async def test_a_strict_kv_limit_needs_the_draft(settled, by):
+    strict = {"max_kv_tokens": KV_CAPACITY + 1, "strict": True}
+    house = await settled(by)
+    assert (await house.ask(LONG, route=KV, budget=strict)).decision.lookahead == BY_DRAFT
+    house.draft.faults.append(raises(InternalError("broken")))
+    assert (await house.refused(LATER, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
+    house = await settled(by, draft_up=False)
+    assert (await house.refused(LONG, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
+    assert house.target.calls == []
+    refusal = await house.refused(LONG, route=KV, budget=strict, kv={"lookahead": BY_TARGET})
+    assert (refusal.reason, refusal.field) == ("INVALID_REQUEST", "budget.max_kv_tokens")
 
 
 async def test_the_drafts_lookahead_needs_the_draft(settled):
@@ -84,22 +98,23 @@ async def test_a_draft_that_stops_is_noticed(settled):
 
 
 FAULTS = {
-    "overloaded": Overloaded("queue", 9, 8, 2.0),
-    "too long": PromptTooLong("prompt", 100, "<= 99"),
-    "broken": InternalError("broken"),
+    "overloaded": (Overloaded("queue", 9, 8, 2.0), "draft_overloaded"),
+    "too long": (PromptTooLong("prompt", 100, "<= 99"), "draft_context_too_small"),
+    "broken": (InternalError("broken"), "draft_unavailable"),
 }
 
 
-@pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)
-async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, telemetry, error):
-    house, counted = await settled(KvLookahead.AUTO, estimator=FreeOfCharge()), telemetry.total("presift.fallbacks")
+@pytest.mark.parametrize(("error", "reason"), FAULTS.values(), ids=FAULTS)
+async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, telemetry, error, reason):
+    house = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
+    counted = telemetry.total("presift.fallbacks", reason=reason)
     house.draft.faults.append(raises(error))
-    answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1, "strict": True})
+    answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1})
     assert (answer.route, answer.reason, len(house.draft.calls)) == ("SPEC_KV", "REQUESTED", 1)
     assert answer.decision.policy.spec_kv.first_full_tokens == FIRST and not answer.decision.HasField("draft")
     assert answer.decision.detail.startswith(f"keeps {KV_CAPACITY + 1} KV tokens; ")
     assert "answered with the target's lookahead: requested" in caplog.text
-    assert telemetry.total("presift.fallbacks") == counted
+    assert telemetry.total("presift.fallbacks", reason=reason) == counted + 1
     house.draft.faults.append(raises(error))
     assert (await house.ask(LONG, route=KV_PC)).route == "FULL"
 
@@ -136,6 +151,10 @@ async def test_pages_of_several_tokens_allow_no_renewal(settled, kv, field, valu
     refusal = await house.refused(LONG, route=KV, kv=kv)
     assert (refusal.reason, refusal.field, refusal.value) == ("INVALID_REQUEST", field, value)
     assert "pages have 2 tokens" in refusal.limit
+    assert (await house.refused(LONG, route=AUTO, kv=kv)).field == field
+    for route in (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC):
+        assert (await house.ask(LONG, route=route, kv=kv)).reason == "REQUESTED"
+    house.target.calls.clear()
     await house.ask(LONG, route=KV)  # what the settings ask gives way
     policy = house.target.calls[0].kv_plan.policy
     assert (policy.lookahead_tokens, policy.first_full_tokens, policy.renew_every) == (LOOKAHEAD, 0, 0)
@@ -228,6 +247,19 @@ async def test_a_draft_without_its_last_layers_leaves_the_lookahead_to_the_targe
         assert house.target.calls[1].kv_plan.policy.first_full_tokens == FIRST
     house = await settled(KvLookahead.DRAFT, draft=part)
     assert (await house.refused(LONG, route=KV)).reason == "ROUTE_UNSUPPORTED"
+
+
+async def test_a_draft_without_its_last_layers_serves_a_window_alone(open_house, settled):
+    part = model("draft", layers=2, all_layers=4)
+    window = replace(DEFAULTS, spec_kv=replace(DEFAULTS.spec_kv, lookahead_tokens=0))
+    by_request = await settled(KvLookahead.DRAFT, draft=part)
+    by_setting = await open_house(routes=ALL_ROUTES, defaults=window, draft=part)
+    for house, kv in ((by_request, {"lookahead_tokens": 0}), (by_setting, {})):
+        answers = [await house.ask(LONG, route=route, kv=kv) for route in (KV, KV_PC)]
+        assert [(answer.route, answer.cache) for answer in answers] == [("SPEC_KV", "NOT_USED"), ("SPEC_KV_PC", "MISS")]
+        assert len(house.draft.calls) == 1 and not house.target.calls[1].kv_plan.lookahead_token_ids
+    refusal = await by_setting.refused(LONG, route=KV, kv={"lookahead_tokens": 1})
+    assert refusal.reason == "ROUTE_UNSUPPORTED"
 
 
 async def test_the_guard_compares_without_a_draft(settled):

@@ -127,8 +127,11 @@ class PolicySettings(RouteSettings, PromptPolicySettings, KvPolicySettings):
 def policy_defaults(policies: PolicySettings, changes: Mapping[str, Any] | None = None) -> Defaults:
     """The defaults, with the settings named in `changes` replaced; their values must have the settings' types.
 
-    Raises InvalidRequest for settings that contradict each other.
+    Raises InvalidRequest for settings that contradict each other. In a policy file any keys go together, because its
+    parts are combined for each request: there the target's lookahead gives way.
     """
+    if changes is None:
+        _check_lookahead(policies)
     settings = policies.model_copy(update=changes)
     return Defaults(
         _spec_pc(settings),
@@ -144,6 +147,20 @@ def policy_defaults(policies: PolicySettings, changes: Mapping[str, Any] | None 
         settings.kv_renew_every,
         settings.kv_renew_window,
     )
+
+
+def _check_lookahead(settings: PolicySettings) -> None:
+    """Raises InvalidRequest if the target's lookahead could never be made."""
+    if settings.kv_lookahead is not KvLookahead.TARGET:
+        return
+    if settings.kv_selection is KvSelection.DRAFT_MASK:
+        _refuse_target_lookahead(f"kv_selection {settings.kv_selection}")
+    if settings.auto_coverage is not None:
+        _refuse_target_lookahead(f"auto_coverage {settings.auto_coverage:g}")
+
+
+def _refuse_target_lookahead(other: str) -> None:
+    raise InvalidRequest("kv_lookahead", KvLookahead.TARGET, f"{KvLookahead.DRAFT} or {KvLookahead.AUTO} with {other}")
 
 
 def _spec_pc(settings: PromptPolicySettings) -> SpecPc:

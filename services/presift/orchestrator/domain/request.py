@@ -13,7 +13,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS
 from presift.core.plan import Route
-from presift.core.policies import POLICIES, KvSelection
+from presift.core.policies import KV_DROPPING_ROUTES, POLICIES, KvSelection
 from presift.core.spans import Span
 from presift.orchestrator.domain.caller import TenantLimits
 
@@ -196,6 +196,11 @@ class Budget:
         return self.capacity is not None or self.max_ttft_ms is not None
 
     @property
+    def has_strict_kv_limit(self) -> bool:
+        """Whether the prompt must never hold more KV than the limit while decoding."""
+        return self.strict and self.max_kv_tokens is not None
+
+    @property
     def capacity(self) -> int | None:
         """The tighter of the two limits: on routes full and spec_pc, each prompt token read holds one KV token."""
         if self.max_prompt_tokens is None or self.max_kv_tokens is None:
@@ -243,7 +248,7 @@ class KvOptions:
             if value is not None and value < least:
                 raise InvalidRequest(f"kv.{name}", value, f">= {least}")
         if self.asks_target_lookahead:
-            self._check_needs_no_draft(self._asked)
+            self._check_target_lookahead(self._asked)
         if self.keep_full_prefix is False and self.renews:
             raise InvalidRequest("kv.keep_full_prefix", "false", f"true or unset with {self._asked}")
 
@@ -258,14 +263,22 @@ class KvOptions:
         return self.asks_target_lookahead or bool(self.renew_every)
 
     @property
-    def _asked(self) -> str:
-        """The option by which the caller asks to select KV while the answer is generated, with its value."""
+    def _asking(self) -> tuple[str, str | int]:
+        """The option by which the caller asks to select KV while the answer is generated, and its value."""
         if self.lookahead is KvLookahead.TARGET:
-            return f"kv.lookahead {self.lookahead}"
+            return "lookahead", self.lookahead.value
         name = "renew_every" if self.first_full_tokens is None else "first_full_tokens"
-        return f"kv.{name} {getattr(self, name)}"
+        return name, getattr(self, name)
 
-    def _check_needs_no_draft(self, asked: str) -> None:
+    @property
+    def _asked(self) -> str:
+        """The same in the words of an error."""
+        name, value = self._asking
+        return f"kv.{name} {value}"
+
+    def _check_target_lookahead(self, asked: str) -> None:
+        if self.continue_prompt_tokens is not None:  # the selection of an earlier turn needs no lookahead
+            raise InvalidRequest("kv.continue_prompt_tokens", self.continue_prompt_tokens, f"unset with {asked}")
         if self.lookahead is KvLookahead.DRAFT:
             limit = f"{KvLookahead.TARGET}, {KvLookahead.AUTO} or unset with {asked}"
             raise InvalidRequest("kv.lookahead", self.lookahead, limit)
@@ -276,8 +289,14 @@ class KvOptions:
             raise InvalidRequest("kv.lookahead_tokens", self.lookahead_tokens, f"0 or unset with {asked}")
 
     def check_budget(self, budget: Budget) -> None:
-        """Raise InvalidRequest for a budget that only a draft can keep, if the caller asks to do without one."""
-        for name in ("min_coverage", "auto_capacity") if self.asks_target_lookahead else ():
+        """Raise InvalidRequest for a budget that only the draft's lookahead can keep, if the caller asks for the
+        target's."""
+        if not self.asks_target_lookahead:
+            return
+        if budget.has_strict_kv_limit:
+            limit = f"unset or not strict with {self._asked}: the answer begins on the full KV"
+            raise InvalidRequest("budget.max_kv_tokens", budget.max_kv_tokens, limit)
+        for name in ("min_coverage", "auto_capacity"):
             value = getattr(budget, name)
             if value is not None:
                 shown = value.coverage if isinstance(value, AutoCapacity) else value
@@ -288,9 +307,11 @@ class KvOptions:
         """Raise InvalidRequest if the caller asks to select KV while the answer is generated, and the target's KV pages
         have several tokens."""
         if self.renews and page_tokens > 1:
-            name, value = self._asked.split()
-            instead = KvLookahead.DRAFT if name == "kv.lookahead" else "0" if name == "kv.renew_every" else "unset"
-            raise InvalidRequest(name, value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one")
+            name, value = self._asking
+            instead = {"lookahead": KvLookahead.DRAFT, "renew_every": "0", "first_full_tokens": "unset"}[name]
+            raise InvalidRequest(
+                f"kv.{name}", value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one"
+            )
 
     def check_continues(self, prompt_tokens: int) -> None:
         """Raise InvalidRequest unless `continue_prompt_tokens` is shorter than the prompt and positive."""
@@ -329,10 +350,16 @@ class Request:
         if self.kv.selection is KvSelection.DRAFT_MASK and self._compresses_first():
             limit = f"{KvSelection.TARGET_LOOKAHEAD} on route {self.route}"
             raise InvalidRequest("kv.selection", self.kv.selection, limit)
-        self.kv.check_budget(self.budget)
+        if self.may_drop_kv:
+            self.kv.check_budget(self.budget)
         if self.kv.continue_prompt_tokens is not None and self.route not in (None, Route.SPEC_KV):
             limit = f"unset unless the route is {Route.SPEC_KV} or auto"
             raise InvalidRequest("kv.continue_prompt_tokens", self.kv.continue_prompt_tokens, limit)
+
+    @property
+    def may_drop_kv(self) -> bool:
+        """Whether KV options can take effect: the route drops KV, or AUTO may choose one that does."""
+        return self.route is None or self.route in KV_DROPPING_ROUTES
 
     def _compresses_first(self) -> bool:
         """Whether the named route drops KV of a compressed prompt, which the draft's mask does not fit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from presift.core.generation import decode_steps
 from presift.orchestrator.domain.ports import Usage
 from presift.orchestrator.estimation.perf_model import PerfModel, location_of
 from presift.orchestrator.routing.cost_model import TokenWork
@@ -108,7 +109,8 @@ def _learn_renewals(perf: PerfModel, answer: AnswerObservation) -> None:
 
 
 def _learn_decoding(perf: PerfModel, answer: AnswerObservation) -> None:
-    usage, steps = answer.usage, answer.usage.completion_tokens - 1 - answer.usage.accepted_tokens
+    usage = answer.usage
+    steps = decode_steps(usage.completion_tokens, usage.accepted_tokens)
     if steps < _LEAST_STEPS:
         return
     target, rows = location_of(answer.plan.decision.target, usage.replica), _renewal(answer)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from opentelemetry import trace
 
 from presift.core.errors import PresiftError
+from presift.core.generation import decode_steps
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import Usage
 from presift.orchestrator.domain.request import Chat, Request
@@ -59,8 +60,7 @@ class RequestMetrics:
         call.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
         if self._plan is not None:  # the target read presift.kept_tokens of these
             call.set_attribute("gen_ai.usage.input_tokens", self._plan.decision.prompt_tokens)
-            # Accepted lookahead tokens come at once, before the first step.
-            steps = usage.completion_tokens - max(1, usage.accepted_tokens)
+            steps = decode_steps(usage.completion_tokens, usage.accepted_tokens)
             record_times(self._plan, self.operation, (ttft_ms, total_ms, steps))
             record_usage(self._plan.decision, self.operation, usage)
 

@@ -168,20 +168,22 @@ class DraftStage:
         """The same route with the target's lookahead if that is allowed, else the full prompt."""
         if isinstance(error, DraftChanged):
             self._models.find_draft_again()
+        reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
+        count("presift.fallbacks", reason=reason.value)
         instead = without_draft(choice, context.inputs)
         if instead is not None:
             return DraftResult(replace(instead, detail=with_clause(choice.detail, as_detail(error.message))), None)
-        return self._in_full(error, context)
+        return _in_full(error, reason, context)
 
-    def _in_full(self, error: PresiftError, context: RequestContext) -> DraftResult:
-        reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
-        count("presift.fallbacks", reason=reason.value)
-        try:
-            check_allowed(error, context.inputs)
-        except PresiftError as refusal:
-            log.warning("refused: %s: %s", reason, refusal.message)
-            raise
-        return DraftResult(RouteChoice(Route.FULL, reason, as_detail(error.message)), None)
+
+def _in_full(error: PresiftError, reason: Reason, context: RequestContext) -> DraftResult:
+    """The full prompt. Raises as `check_allowed` if it is not allowed."""
+    try:
+        check_allowed(error, context.inputs)
+    except PresiftError as refusal:
+        log.warning("refused: %s: %s", reason, refusal.message)
+        raise
+    return DraftResult(RouteChoice(Route.FULL, reason, as_detail(error.message)), None)
 
 
 def as_detail(message: str) -> str:
@@ -189,7 +191,7 @@ def as_detail(message: str) -> str:
     return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
-def choice_without_result(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
+def resolve_undrafted(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
     """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
     if result.prefill_ms:  # the target has read the whole prompt
         inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))

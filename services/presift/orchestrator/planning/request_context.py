@@ -157,7 +157,7 @@ class RequestReader:
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,
             draft_looks_ahead=draft is not None and draft.can_look_ahead and self._models.has_draft_now,
         )
-        if inputs.lookahead is not KvLookahead.DRAFT:
+        if inputs.lookahead is not KvLookahead.DRAFT or inputs.lookahead_tokens == 0:
             return inputs
         missing = routes_without_lookahead(draft, inputs.selection)
         unsupported = {**inputs.unsupported, **missing}

@@ -167,14 +167,21 @@ class RoutingInputs:
     @property
     def lookahead(self) -> KvLookahead:
         """Who makes the lookahead; AUTO if either may. It is the draft's wherever something else is asked of the
-        draft."""
+        draft, and where the answer may not begin on the full KV."""
         if not self.renews or self.auto_capacity is not None or self.budget.min_coverage is not None:
+            return KvLookahead.DRAFT
+        if self.budget.has_strict_kv_limit:
             return KvLookahead.DRAFT
         if self.options.asks_target_lookahead:
             return KvLookahead.TARGET
-        if self.options.lookahead_tokens or self.selection is KvSelection.DRAFT_MASK:
+        if self.options.lookahead_tokens is not None or self.selection is KvSelection.DRAFT_MASK:
             return KvLookahead.DRAFT
         return self.options.lookahead or self.defaults.lookahead
+
+    @property
+    def lookahead_tokens(self) -> int:
+        """How many tokens the draft's lookahead has, if it fits the target's context."""
+        return value_or(self.options.lookahead_tokens, self.defaults.spec_kv.lookahead_tokens)
 
     @property
     def room(self) -> int:

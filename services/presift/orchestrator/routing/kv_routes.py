@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from presift.core.errors import BudgetExceeded, DraftUnavailable, InvalidRequest
-from presift.core.kv_plan import KvPlan, scoring_slots
+from presift.core.kv_plan import KvPlan, must_keep_kv, scoring_slots
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity, KvLookahead
@@ -33,7 +35,7 @@ from presift.orchestrator.routing.spec_pc_route import prompt_policy
 
 def spec_kv(inputs: RoutingInputs) -> RouteChoice:
     """The route for a request that names spec_kv. Raises as `router.choose`."""
-    return _by_lookahead(inputs, _whole_or_cascade)
+    return _by_lookahead(inputs, _spec_kv_or_cascade)
 
 
 def spec_kv_pc(inputs: RoutingInputs) -> RouteChoice:
@@ -71,7 +73,7 @@ def _by_lookahead(inputs: RoutingInputs, sized: Callable[[_Sizing], RouteChoice]
     return by_target if is_sooner else by_draft
 
 
-def _whole_or_cascade(sizing: _Sizing) -> RouteChoice:
+def _spec_kv_or_cascade(sizing: _Sizing) -> RouteChoice:
     inputs = sizing.inputs
     tokens, limit = inputs.prompt_tokens, inputs.budget.max_prompt_tokens
     if limit is None or tokens <= limit:
@@ -103,15 +105,27 @@ def continue_kv(plan: KvPlan, inputs: RoutingInputs) -> RouteChoice:
     options = inputs.options
     every = plan.policy.renew_every if options.renew_every is None else options.renew_every
     keep = (plan.keep_full_prefix or every > 0) if options.keep_full_prefix is None else options.keep_full_prefix
-    policy = _renewed(plan.policy, every if keep and inputs.renews else 0)
+    policy = _renewed(plan, every if keep and inputs.renews else 0, options.renew_window)
     return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, keep, continued_tokens=held)
 
 
-def _renewed(policy: SpecKv, every: int) -> SpecKv:
-    """The policy of an earlier turn with another `renew_every`. Its own window is known to fit what it keeps."""
-    if every == 0 or policy.renews:
-        return replace(policy, renew_every=every)
-    return replace(policy, renew_every=every, renew_window=policy.window)
+def _renewed(plan: KvPlan, every: int, asked_window: int | None) -> SpecKv:
+    """The policy of an earlier turn with another `renew_every`, and with the caller's window if one is asked for. The
+    earlier turn's own window is known to fit what it keeps."""
+    policy = plan.policy
+    if every == 0:
+        return replace(policy, renew_every=0)
+    window = policy.renew_window if policy.renews else policy.window
+    if asked_window is not None:
+        kept = policy.capacity if plan.kv_mask is None else int(np.count_nonzero(plan.kv_mask.kept[0, 0, :-1]))
+        spare = kept - int(np.count_nonzero(must_keep_kv(plan, plan.prompt_tokens)))
+        window = _bounded_window(asked_window, policy.capacity, policy.window + spare)
+    return replace(policy, renew_every=every, renew_window=window)
+
+
+def _bounded_window(wanted: int, capacity: int, room: int) -> int:
+    """The window of renewals, shortened to the `room` beside protected tokens and to less than the capacity."""
+    return min(wanted, capacity - 1, room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +169,7 @@ class _Sizing:
         if self.lookahead is KvLookahead.TARGET:
             return 0
         space = max(0, self.inputs.context_tokens - read_tokens - 2)
-        return min(value_or(self.inputs.options.lookahead_tokens, self.inputs.defaults.spec_kv.lookahead_tokens), space)
+        return min(self.inputs.lookahead_tokens, space)
 
     def _renewal(self, capacity: int) -> dict[str, Any]:
         """The fields of SpecKv that select KV while the answer is generated, none if nothing does. Of `capacity` KV
@@ -165,11 +179,11 @@ class _Sizing:
         is_target = self.lookahead is KvLookahead.TARGET
         if not every and not is_target:
             return {}
-        window = defaults.spec_kv.window
+        wanted, window = value_or(options.renew_window, defaults.renew_window), defaults.spec_kv.window
         room = max(window, capacity - inputs.must_keep_kv + window)
         return {
             "renew_every": every,
-            "renew_window": min(value_or(options.renew_window, defaults.renew_window), capacity - 1, room),
+            "renew_window": _bounded_window(wanted, capacity, room),
             "first_full_tokens": value_or(options.first_full_tokens, defaults.first_full_tokens) if is_target else 0,
         }
 

@@ -82,6 +82,18 @@ def test_an_invalid_route_order_is_refused(read, order):
         policy_defaults(read("--route-order", order))
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(("--auto-coverage", "0.9"), "auto_coverage 0.9"), (("--kv-selection", "draft_mask"), "kv_selection draft_mask")],
+)
+def test_the_targets_lookahead_is_refused_with_what_only_the_draft_can_do(read, flags, named):
+    with pytest.raises(InvalidRequest, match=f"kv_lookahead.*draft or auto with {named}"):
+        policy_defaults(read("--kv-lookahead", "target", *flags))
+    for lookahead in ("draft", "auto"):
+        assert policy_defaults(read("--kv-lookahead", lookahead, *flags)).lookahead == lookahead
+    assert policy_defaults(read(*flags), {"kv_lookahead": KvLookahead.TARGET}).lookahead is KvLookahead.TARGET
+
+
 @pytest.mark.parametrize("flags", [("--kv-kernel", "6"), ("--kv-capacity", "32")])
 def test_an_invalid_policy_is_refused(read, flags):
     with pytest.raises(InvalidRequest):

@@ -292,9 +292,10 @@ def test_decoding_is_not_learned_from_an_answer_that_mostly_renewed(estimator):
     assert state(estimator).costs.decoding == before and state(estimator).costs.selection.observations == 2
 
 
-def test_accepted_tokens_are_no_decode_steps(estimator):
-    estimator.observe(renewed(0, KV, accepted_tokens=10))
-    assert state(estimator).costs.decoding.ms(TokenWork(201)) == pytest.approx(100, rel=0.02)
+@pytest.mark.parametrize(("accepted", "steps"), [(0, 20), (1, 20), (10, 11), (17, 4)])
+def test_accepted_tokens_are_no_decode_steps(estimator, accepted, steps):
+    estimator.observe(renewed(0, KV, accepted_tokens=accepted))
+    assert state(estimator).costs.decoding.ms(TokenWork(201)) == pytest.approx(1000 / steps, rel=0.02)
 
 
 def test_an_entry_is_the_same_whatever_renews(estimator):

@@ -6,8 +6,10 @@ import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.core.kv_plan import KvPlan
+from presift.core.masks import KvMask
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
+from presift.core.spans import Span
 from presift.orchestrator.domain.request import AutoCapacity, Budget, KvLookahead, KvOptions, Request, Text
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import (
@@ -22,7 +24,7 @@ from presift.orchestrator.routing.forecast import work_of
 from presift.orchestrator.routing.kv_routes import continue_kv, without_draft
 from presift.orchestrator.routing.router import choose
 
-from ....builders import COSTS, DEFAULTS, KV, KV_PC, routing_inputs
+from ....builders import COSTS, DEFAULTS, KV, KV_PC, routing_inputs, token_mask
 
 DRAFT, TARGET, AUTO = KvLookahead
 BY_TARGET = SpecKv(50, window=8, lookahead_tokens=0, renew_window=32, first_full_tokens=16)
@@ -63,6 +65,7 @@ NEEDING_A_DRAFT = {
     "adaptive": {"auto_capacity": AutoCapacity(0.9)},
     "the prefix is not kept": {"keep_full_prefix": False},
     "pages": {"kv_page_tokens": 2},
+    "a strict limit": {"max_kv_tokens": 51, "strict": True},
 }
 
 
@@ -80,6 +83,13 @@ def test_the_caller_may_ask_for_the_targets_lookahead(asked):
     for settings in ({}, mask):
         assert kv(DRAFT, settings=settings, **asked).policy == BY_TARGET
     assert kv(TARGET, **asked, lookahead_tokens=0).policy == BY_TARGET
+
+
+@pytest.mark.parametrize("lookahead", [TARGET, AUTO])
+def test_the_caller_may_ask_for_the_window_alone(lookahead):
+    window = replace(BY_DRAFT, lookahead_tokens=0)
+    assert kv(lookahead, lookahead_tokens=0).policy == window
+    assert kv(lookahead, lookahead=AUTO, lookahead_tokens=0).policy == window and not window.needs_draft
 
 
 def test_the_caller_may_ask_for_the_drafts_lookahead():
@@ -168,6 +178,7 @@ def test_what_a_failed_draft_leaves():
         routing_inputs(),
         routing_inputs(by_auto, min_coverage=0.5),
         routing_inputs(by_auto, kv_page_tokens=2),
+        routing_inputs(by_auto, max_kv_tokens=51, strict=True),
     ):
         assert without_draft(choice, inputs) is None
     assert without_draft(kv(DRAFT, wanted=KV_PC), by_auto) is None
@@ -179,6 +190,11 @@ CONTRADICTIONS = {
     "mask": ({"lookahead": TARGET, "selection": KvSelection.DRAFT_MASK}, "kv.selection"),
     "mask and first tokens": ({"first_full_tokens": 4, "selection": KvSelection.DRAFT_MASK}, "kv.selection"),
     "lookahead tokens": ({"lookahead": TARGET, "lookahead_tokens": 1}, "kv.lookahead_tokens"),
+    "later turn": ({"lookahead": TARGET, "continue_prompt_tokens": 9}, "kv.continue_prompt_tokens"),
+    "later turn and first tokens": (
+        {"first_full_tokens": 4, "continue_prompt_tokens": 9},
+        "kv.continue_prompt_tokens",
+    ),
     "prefix": ({"lookahead": TARGET, "keep_full_prefix": False}, "kv.keep_full_prefix"),
     "prefix and renewal": ({"renew_every": 1, "keep_full_prefix": False}, "kv.keep_full_prefix"),
     "first tokens": ({"first_full_tokens": 0}, "kv.first_full_tokens"),
@@ -202,6 +218,22 @@ def test_a_coverage_is_refused_where_no_draft_is_asked(asked, budget):
         Request(**request, kv=KvOptions(**asked))
     assert refusal.value.field == f"budget.{next(iter(budget))}" and "0.5" in refusal.value.message
     Request(**request, kv=KvOptions(lookahead=AUTO, renew_every=4))
+    for route in (KV, KV_PC):
+        with pytest.raises(InvalidRequest):
+            Request(**request, kv=KvOptions(**asked), route=route)
+    for route in (Route.FULL, Route.SPEC_PC):
+        Request(**request, kv=KvOptions(**asked), route=route)
+
+
+@pytest.mark.parametrize("asked", [{"lookahead": TARGET}, {"first_full_tokens": 4}], ids=str)
+def test_a_strict_kv_limit_is_refused_where_the_answer_begins_on_the_full_kv(asked):
+    with pytest.raises(InvalidRequest) as refusal:
+        Request(Text("why?"), budget=Budget(max_kv_tokens=51, strict=True), kv=KvOptions(**asked))
+    (option, value), limit = next(iter(asked.items())), refusal.value.details["limit"]
+    assert (refusal.value.field, refusal.value.details["value"]) == ("budget.max_kv_tokens", "51")
+    assert limit == f"unset or not strict with kv.{option} {value}: the answer begins on the full KV"
+    for budget in (Budget(max_kv_tokens=51), Budget(max_prompt_tokens=51, strict=True)):
+        Request(Text("why?"), budget=budget, kv=KvOptions(**asked))
 
 
 def test_options_that_go_together():
@@ -211,6 +243,12 @@ def test_options_that_go_together():
 
 
 RENEWING = KvPlan(replace(BY_DRAFT, renew_every=12), prompt_tokens=900)
+PROTECTING = replace(RENEWING, protected=(Span(0, 12),))
+MASKED = KvPlan(
+    replace(BY_DRAFT, selection=KvSelection.DRAFT_MASK),
+    kv_mask=KvMask.uniform(token_mask([*range(11), *range(891, 900)], 900)),
+    prompt_tokens=900,
+)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +256,11 @@ RENEWING = KvPlan(replace(BY_DRAFT, renew_every=12), prompt_tokens=900)
     [
         (RENEWING, {}, 12, 32, True),
         (RENEWING, {"renew_every": 3}, 3, 32, True),
+        (RENEWING, {"renew_window": 20}, 12, 20, True),
+        (RENEWING, {"renew_window": 99}, 12, 49, True),
+        (PROTECTING, {"renew_window": 99}, 12, 38, True),
+        (MASKED, {"renew_every": 3, "renew_window": 99}, 3, 19, True),
+        (KvPlan(BY_DRAFT, prompt_tokens=900), {"renew_every": 3, "renew_window": 20}, 3, 20, True),
         (RENEWING, {"renew_every": 0}, 0, 32, True),
         (RENEWING, {"keep_full_prefix": False}, 0, 32, False),
         (RENEWING, {"kv_page_tokens": 2}, 0, 32, True),
@@ -228,7 +271,7 @@ RENEWING = KvPlan(replace(BY_DRAFT, renew_every=12), prompt_tokens=900)
 def test_a_later_turn_renews_as_the_first_unless_it_asks_otherwise(plan, options, every, window, keep):
     choice = continue_kv(plan, routing_inputs(**options))
     assert (choice.policy.renew_every, choice.policy.renew_window, choice.keep_full_prefix) == (every, window, keep)
-    assert choice.policy.entry_policy == BY_DRAFT
+    assert choice.policy.entry_policy == plan.policy.entry_policy
 
 
 # A draft of 1 ms a token, a target of 10, selecting 1 a million pairs, a step of 2 and half a ms for each token held.

@@ -257,6 +257,7 @@ export type Budget = Message$1<"presift.v1.Budget"> & {
 
   /**
    * max_kv_tokens is the number of KV tokens that the prompt may hold in the target while decoding, > 0.
+   * With the target's lookahead (KvLookahead), it applies after the first tokens of the answer.
    *
    * @generated from field: optional uint32 max_kv_tokens = 2;
    */
@@ -264,7 +265,8 @@ export type Budget = Message$1<"presift.v1.Budget"> & {
 
   /**
    * strict makes a budget that cannot be met an error; otherwise the nearest route is taken. It has no effect without a
-   * limit. False does not override strict in a policy file.
+   * limit. With max_kv_tokens, the lookahead is the draft's: the target's would begin on the full KV. False does not
+   * override strict in a policy file.
    *
    * @generated from field: bool strict = 3;
    */
@@ -443,7 +445,8 @@ export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
 
 /**
  * KvOptions is how KV is dropped. Unset fields take the orchestrator's defaults. A default gives way to what the request
- * sets; fields of the request that contradict each other are rejected (INVALID_REQUEST).
+ * sets; fields of the request that contradict each other are rejected (INVALID_REQUEST). On routes that keep all KV they
+ * have no effect, and the budget and the target do not reject them.
  *
  * @generated from message presift.v1.KvOptions
  */
@@ -465,7 +468,8 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
   keepFullPrefix?: boolean | undefined;
 
   /**
-   * lookahead_tokens is the number of tokens that the draft generates to guide the selection, 0..256.
+   * lookahead_tokens is the number of tokens that the draft generates to guide the selection, 0..256. 0 selects by the
+   * prompt's window alone, unless KV_LOOKAHEAD_TARGET is set too; on spec_kv no draft is then needed.
    *
    * @generated from field: optional uint32 lookahead_tokens = 3;
    */
@@ -475,7 +479,7 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
    * continue_prompt_tokens makes this a later turn on an earlier selection: it is the prompt_tokens of an earlier
    * decision whose prompt this prompt begins with. The rest of the prompt is read in full; what was dropped stays
    * dropped. If the earlier selection is no longer known, the prompt is treated as a new one and Decision.detail says
-   * why. Only with route spec_kv or AUTO.
+   * why. Only with route spec_kv or AUTO, and not together with KV_LOOKAHEAD_TARGET or first_full_tokens.
    *
    * @generated from field: optional uint32 continue_prompt_tokens = 4;
    */
@@ -484,8 +488,8 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
   /**
    * lookahead says who makes the lookahead. KV_LOOKAHEAD_TARGET is rejected together with KV_SELECTION_DRAFT_MASK,
    * lookahead_tokens > 0, keep_full_prefix = false, Budget.min_coverage or Budget.auto_capacity, which need the draft or
-   * free what the target selects from. Where one of these is a default, or the target's KV pages have several tokens,
-   * the draft makes the lookahead.
+   * free what the target selects from, and with a strict Budget.max_kv_tokens. Where one of these is a default, or the
+   * target's KV pages have several tokens, the draft makes the lookahead.
    *
    * @generated from field: presift.v1.KvLookahead lookahead = 5;
    */
@@ -1626,7 +1630,8 @@ export const StageSpeedSchema: GenMessage<StageSpeed> = /*@__PURE__*/
   messageDesc(file_presift_v1_orchestrator, 22);
 
 /**
- * KvLookahead says who generates the tokens by which the target selects KV pairs.
+ * KvLookahead says who generates the tokens by which the target selects KV pairs: always the draft, with a strict
+ * Budget.max_kv_tokens.
  *
  * @generated from enum presift.v1.KvLookahead
  */
