@@ -194,11 +194,12 @@ def kept_characters(rendered: str, offsets: list[tuple[int, int]], tokenized: An
 
 
 def places(text: str, rendered: str) -> list[tuple[int, int]]:
-    """Where a text stands: as it is, or as a JSON string; without the white space at its ends."""
+    """Where a text stands: as it is, as a JSON string, or with its quotes escaped; without white space at its ends."""
     text = text.strip()
     if not text:
         return [(0, 0)]
     ways = {text, *(json.dumps(text, ensure_ascii=each)[1:-1] for each in (True, False))}
+    ways.add(text.replace('"', '\\"'))  # as Hermes 3 writes it
     return [match.span() for way in ways for match in re.finditer(re.escape(way), rendered)]
 
 
