@@ -30,6 +30,8 @@ from .ports import free_ports
 
 VOCABULARY = 512
 POOL_TOKENS = 8192
+# Engines of one worker. Each has two processes, of 1 to 2 GiB together; CI has two workers and 24 GiB.
+MOST_ENGINES = 3
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 
@@ -101,16 +103,22 @@ def policy_of() -> Callable[[dict[str, Any], int], SpecKv]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def start(tiny_model: Callable[[str], Path]) -> AsyncIterator[Callable[..., Any]]:
-    """(model, **options) -> a Driver of a started engine; the same arguments share one. All are stopped at the end."""
+    """(model, **options) -> a Driver of a started engine; the same arguments share one. All are stopped at the end, and
+    before another starts the one that was not used for longest, if there are MOST_ENGINES.
+    """
     running: dict[tuple[Any, ...], Driver] = {}
+    last_used: dict[tuple[Any, ...], int] = {}
 
     async def get(name: str = "tinyq", **options: Any) -> Driver:
         chosen = {"kv_pool_tokens": POOL_TOKENS, "prefill_chunk_tokens": 128, "threads": 1} | options
         key = (name, *sorted(chosen.items()))
         if key not in running:
+            if len(running) == MOST_ENGINES:
+                await running.pop(min(running, key=last_used.__getitem__)).engine.stop()
             engine = SglangEngine(SglangOptions(resolve(str(tiny_model(name))), dtype="float32", **chosen))
             running[key] = Driver(engine)
             await engine.start()
+        last_used[key] = max(last_used.values(), default=0) + 1
         return running[key]
 
     yield get
