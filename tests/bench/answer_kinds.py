@@ -106,8 +106,8 @@ _TWELVE: tuple[_Form, ...] = (
             "In {word} Street the council replaced {number} lamps.",
             "The council replaced {number} lamps in {word} Street.",
         ),
-        "In twelve streets the council replaced lamps. List all twelve streets in the order of the text, one a line,"
-        " each with the number of lamps.",
+        "In twelve streets the council replaced lamps. List all twelve in the order of the text, one a line: the name"
+        " of the street, a colon, and the number of lamps.",
     ),
     (
         _PROPERTIES,
@@ -115,8 +115,8 @@ _TWELVE: tuple[_Form, ...] = (
             "The {word} went into the store of properties under the inventory number {number}.",
             "Under the inventory number {number} the {word} went into the store of properties.",
         ),
-        "Twelve objects went into the store of properties. List all twelve in the order of the text, one a line, each"
-        " with its inventory number.",
+        "Twelve objects went into the store of properties. List all twelve in the order of the text, one a line: the"
+        " object, a colon, and its inventory number.",
     ),
     (
         _LAKES,
@@ -124,8 +124,8 @@ _TWELVE: tuple[_Form, ...] = (
             "From Lake {word} the team took {number} jars of water.",
             "The team took {number} jars of water from Lake {word}.",
         ),
-        "The team took jars of water from twelve lakes. List all twelve lakes in the order of the text, one a line,"
-        " each with its number of jars.",
+        "The team took jars of water from twelve lakes. List all twelve in the order of the text, one a line: the name"
+        " of the lake, a colon, and the number of jars.",
     ),
 )
 _COUNTED: tuple[_Form, ...] = (
