@@ -21,7 +21,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from presift.cache.redis_url import connection_options
+from presift.cache.redis_url import RedisAddress, read_redis_url
+from presift.cache.sentinel import Primary, PrimaryConnection, PrimarySslConnection
 from presift.cache.store import CacheLimits, Outcome
 from presift.cache.timeout import loop_aware_timeout
 from presift.cache.trouble import QUIET_S, Trouble
@@ -51,7 +52,8 @@ class CacheUnavailable(Exception):
 
 
 class RedisClient:
-    """Commands to the server at `url` (redis://, rediss:// or unix://). Connects at the first command.
+    """Commands to the server at `url` (redis://, rediss:// or unix://), or to the primary that Sentinels name
+    (redis+sentinel://, rediss+sentinel://). Connects at the first command.
 
     TLS files and client certificates are query parameters: `?ssl_ca_certs=/path&ssl_certfile=...&ssl_keyfile=...`.
     Changes of state are logged once, at `log_level`: refusals, no answer, and the end of both.
@@ -59,7 +61,9 @@ class RedisClient:
     """
 
     def __init__(self, url: str, limits: CacheLimits, log_level: int = logging.WARNING) -> None:
-        self._pool = _pool(url, limits)
+        address = read_redis_url(url)
+        self._primary = Primary(address) if address.sentinels else None
+        self._pool = _pool(address, self._primary, limits)
         self._client = Redis.from_pool(self._pool)
         self._breaker = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
         self._trouble = Trouble()
@@ -128,10 +132,14 @@ class RedisClient:
         )
 
     async def aclose(self) -> None:
-        """Close every connection, for at most a second."""
+        """Close every connection, for at most a second or two."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(1.0):
                 await self._client.aclose()
+        if self._primary is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(1.0):
+                    await self._primary.aclose()
 
     async def _reconnect(self, timeout_s: float) -> None:
         """Close the connections, so that the next command looks the server's name up; at most every `rest_s`."""
@@ -156,7 +164,7 @@ class RedisClient:
         self._breaker.record_failure(began_s)
         is_new = self._breaker.state is not BreakerState.CLOSED and self._trouble.failed(code)
         level = self._log_level if is_new else logging.DEBUG
-        _log.log(level, "the cache server does not answer: %s", code or type(error).__name__)
+        _log.log(level, "the cache server does not answer: %s", code or type(error.__cause__ or error).__name__)
 
 
 def _error_code(error: Exception) -> str:
@@ -173,8 +181,8 @@ def _error_code(error: Exception) -> str:
     return "ERR" if isinstance(error, ResponseError) else ""
 
 
-def _pool(url: str, limits: CacheLimits) -> BlockingConnectionPool:
-    options = connection_options(url) | {
+def _pool(address: RedisAddress, primary: Primary | None, limits: CacheLimits) -> BlockingConnectionPool:
+    options = address.options | {
         "max_connections": limits.max_connections,
         # `attempt` has the timeout. With its own timeouts redis-py sends under asyncio.wait_for, which before Python
         # 3.12 swallows a cancellation during the send: a timeout or a cancelled caller would be ignored for seconds.
@@ -186,4 +194,7 @@ def _pool(url: str, limits: CacheLimits) -> BlockingConnectionPool:
         "driver_info": None,  # no CLIENT SETINFO either
         "decode_responses": False,
     }
+    if primary is not None:
+        is_tls = "connection_class" in address.options
+        options |= {"primary": primary, "connection_class": PrimarySslConnection if is_tls else PrimaryConnection}
     return BlockingConnectionPool(**options)

@@ -19,7 +19,7 @@ _NOT_A_CLUSTER = "one with cluster_enabled off: presift does not support Redis C
 # By mode or code: what the server must be instead.
 _REQUIRED = {
     "cluster": _NOT_A_CLUSTER,
-    "sentinel": "a Redis or Valkey server, not a Sentinel",
+    "sentinel": "redis+sentinel://HOST[:PORT],.../SERVICE, to use the server that this Sentinel watches",
     "NOPERM": "one whose user has the rights in ops/security.md",
     "NOAUTH": "one that accepts the URL's user and password",
     "WRONGPASS": "one that accepts the URL's user and password",

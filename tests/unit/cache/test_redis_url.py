@@ -1,8 +1,9 @@
 """URLs: what a client would ignore is refused, and no part of a URL is quoted."""
 
 import pytest
+from redis.asyncio.connection import SSLConnection
 
-from presift.cache.redis_url import connection_options
+from presift.cache.redis_url import read_redis_url
 from presift.core.errors import InvalidRequest
 
 
@@ -19,7 +20,22 @@ from presift.core.errors import InvalidRequest
     ],
 )
 def test_a_url_names_a_server(url, expected):
-    assert connection_options(url).items() >= expected.items()
+    address = read_redis_url(url)
+    assert address.options.items() >= expected.items() and not address.sentinels
+
+
+def test_sentinels_name_the_server():
+    address = read_redis_url("redis+sentinel://app:p%40w@one,two:26380,[::1]/main/3?sentinel_password=s%2Fp&db=4")
+    assert address.sentinels == (("one", 26379), ("two", 26380), ("::1", 26379)) and address.service == "main"
+    assert address.options == {"username": "app", "password": "p@w", "db": 4}
+    assert address.sentinel_options == {"ssl": False, "password": "s/p"}
+    assert "p@w" not in repr(address) and "s/p" not in repr(address)
+
+
+def test_tls_is_for_sentinels_and_server():
+    address = read_redis_url("rediss+sentinel://one/main/3?ssl_ca_certs=/ca.pem&sentinel_username=watcher")
+    assert address.options == {"db": 3, "ssl_ca_certs": "/ca.pem", "connection_class": SSLConnection}
+    assert address.sentinel_options == {"ssl": True, "ssl_ca_certs": "/ca.pem", "username": "watcher"}
 
 
 @pytest.mark.parametrize(
@@ -33,8 +49,8 @@ def test_a_url_names_a_server(url, expected):
         ("redis://:secret@/0", "without a host", "HOST"),
         ("rediss://:secret@:6379/0", "without a host", "HOST"),
         ("redis:cache", "without a host", "HOST"),
-        ("redis://one:26379,two:26379/0", "a list of hosts", "one host"),
-        ("redis://app:sec,ret@one,two", "a list of hosts", "Sentinel"),
+        ("redis://one:26379,two:26379/0", "a list of hosts", "redis+sentinel://"),
+        ("redis://app:sec,ret@one,two", "a list of hosts", "Cluster is not supported"),
         ("redis://:sec@ret@cache", "more than one @", "%40"),
         ("redis://cache/secret", "no database number", "[/NUMBER]"),
         ("redis://cache/-1", "no database number", "[/NUMBER]"),
@@ -45,13 +61,22 @@ def test_a_url_names_a_server(url, expected):
         ("redis://cache:secret", "unreadable", "PORT"),
         ("redis://cache:123456", "unreadable", "PORT"),
         ("redis://cache?db=secret", "unreadable", "NUMBER"),
+        ("redis+sentinel://one,two", "no service", "/SERVICE"),
+        ("redis+sentinel://one,two/", "no service", "/SERVICE"),
+        ("redis+sentinel://one/my main", "no service", "/SERVICE"),
+        ("redis+sentinel://one/main/secret", "no service", "/NUMBER"),
+        ("redis+sentinel:///main", "without a host", "HOST"),
+        ("redis+sentinel://one,,two/main", "without a host", "HOST"),
+        ("redis+sentinel://:sec@ret@one/main", "more than one @", "%40"),
+        ("redis+sentinel://one:secret/main", "unreadable", "PORT"),
+        ("redis+cluster://one,two", "a list of hosts", "Cluster is not supported"),
         ("unix://run/valkey.sock", "without an absolute path", "unix:///PATH"),
         ("unix://:secret@", "without an absolute path", "unix:///PATH"),
     ],
 )
 def test_any_other_is_refused_with_the_fix(url, value, fix):
     with pytest.raises(InvalidRequest) as refused:
-        connection_options(url)
+        read_redis_url(url)
     error = refused.value
     assert error.field == "cache_url" and value in error.value and fix in error.limit
     shown = f"{error!r} {error} {error.details} {error.__cause__}"
