@@ -156,6 +156,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/cache/test_redis_faults.py::test_after_a_failover_the_new_primary_is_found",),
     ),
     Planted(
+        "a_hanging_sentinel_hides_the_others",
+        "A Sentinel that hangs is passed over, though a look-up waits for less than one Sentinel's timeout",
+        "the Sentinels are asked within the command's own timeout",
+        f"{PRESIFT}/cache/sentinel.py",
+        "return await asyncio.shield(self._asking)",
+        "return await self._asking",
+        (f"{CONTRACT}/cache/test_sentinel.py::test_a_sentinel_that_hangs_is_passed_over_though_a_look_up_is_shorter",),
+    ),
+    Planted(
         "limits_start_without_rights",
         "Where tenants have limits, an orchestrator does not start with a Redis that refuses to count",
         "a refusal at start is only logged",

@@ -7,6 +7,7 @@ in use, and a Sentinel that hangs would use up each command's timeout, so that t
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any
 
 from redis.asyncio.connection import Connection, SSLConnection
@@ -42,8 +43,10 @@ class Primary:
         passed over then, and the one that answered is asked first from then on.
         """
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._sentinel.discover_master(self._service), name="ask the Sentinels")
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            asking = self._sentinel.discover_master(self._service)
+            # In its own context: it must not continue the trace of this request.
+            self._asking = asyncio.create_task(asking, name="ask the Sentinels", context=contextvars.Context())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may have no caller
         return await asyncio.shield(self._asking)
 
     async def aclose(self) -> None:
