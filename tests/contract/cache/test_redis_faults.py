@@ -22,8 +22,9 @@ from presift.cache import codec
 from presift.cache.codec import decode, encode
 from presift.cache.embedded import embedded_cache
 from presift.cache.factory import open_store
-from presift.cache.redis_store import redis_key
+from presift.cache.redis_store import RedisStore, redis_key
 from presift.cache.store import CacheLimits, Operation, Outcome, Store
+from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 
@@ -360,7 +361,10 @@ async def test_a_full_server_refuses_and_reads_go_on(admin: Redis, valkey_path: 
 async def test_a_refusal_is_logged_once_with_its_code(
     admin: Redis, valkey_path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    now = [0.0]
     async with opened(f"unix://{valkey_path}", PATIENT) as cache:
+        assert isinstance(cache.store, RedisStore)
+        cache.store.client._trouble = Trouble(lambda: now[0])
         admin.config_set("maxmemory-policy", "noeviction")
         admin.config_set("maxmemory", 1)
         try:
@@ -370,7 +374,13 @@ async def test_a_refusal_is_logged_once_with_its_code(
         finally:
             admin.config_set("maxmemory", 256 << 20)
             admin.config_set("maxmemory-policy", "allkeys-lru")
-    assert [each.getMessage() for each in caplog.records] == ["the cache server refuses commands: OOM"]
+        now[0] += QUIET_S
+        for _ in range(3):
+            await cache.store.put(digest("x"), compressed())
+    assert [each.getMessage() for each in caplog.records] == [
+        "the cache server refuses commands: OOM",
+        "the cache server works again: no failure for 60 s",
+    ]
 
 
 @pytest.mark.asyncio
