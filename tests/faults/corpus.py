@@ -118,6 +118,7 @@ ORCHESTRATOR: list[tuple[str, Message]] = [
     *(ask(prompt=IDS, route=route, budget=BUDGET, kv=KV) for route in _ROUTES),
     *(ask(prompt=prompt, budget=budget) for prompt in (IDS, TEXT, CHAT) for budget in (BUDGET, ADAPTING, STRICT)),
     ask(prompt=IDS, sampling=SAMPLING),
+    ask(prompt=IDS, migrate=True),
     ask(prompt=IDS, route=plan_pb2.ROUTE_SPEC_KV, kv=TURN, budget=BUDGET),
     *(
         (

@@ -267,7 +267,10 @@ FAULTS: tuple[Planted, ...] = (
         f"{PRESIFT}/rpc/pool/retry.py",
         "        self._quarantine.check(self._suspect)\n",
         "",
-        (f"{CONTRACT}/grpc/test_deadly_prompt.py::test_two_replicas_die_and_no_more",),
+        (
+            f"{CONTRACT}/grpc/test_deadly_prompt.py::test_two_replicas_die_and_no_more",
+            f"{CONTRACT}/grpc/test_migration.py::test_a_prompt_with_which_two_targets_were_lost_is_not_continued",
+        ),
     ),
     Planted(
         "retries_without_budget",
@@ -405,12 +408,57 @@ FAULTS: tuple[Planted, ...] = (
         "A failed stream is not retried after the first token",
         "a stream that fails after its first token is requested again, from the start",
         f"{ORCHESTRATOR}/backends/target_client.py",
-        "raise target_error(failure, delivered) from failure",
+        "raise target_error(failure, len(self._answer)) from failure",
         "again = TargetCall(self._pool, self._request, self._deadline, self._replica, self._tried)\n"
-        "            async for more in again.events():\n"
-        "                yield more\n"
-        "            return",
+        "                    async for more in again.events():\n"
+        "                        yield more\n"
+        "                    return",
         (f"{CONTRACT}/grpc/test_replicas.py::test_after_the_first_token_it_fails_and_says_how_many_had_come",),
+    ),
+    Planted(
+        "migrates_without_leave",
+        "Another target continues an answer only where the caller allowed it",
+        "every answer that can be continued is",
+        f"{ORCHESTRATOR}/pipeline/pipeline.py",
+        "migrates = request.migrate and can_migrate(",
+        "migrates = can_migrate(",
+        (f"{CONTRACT}/grpc/test_migration.py::test_else_it_fails_and_says_how_many_had_come",),
+    ),
+    Planted(
+        "migrates_again_and_again",
+        "An answer is continued once",
+        "an answer is continued as often as its target is lost",
+        f"{ORCHESTRATOR}/backends/target_client.py",
+        " or self._lost or not answer",
+        " or not answer",
+        (f"{CONTRACT}/grpc/test_migration.py::test_it_is_continued_once",),
+    ),
+    Planted(
+        "migration_forgets_the_answer",
+        "A continued answer is that of an undisturbed target",
+        "the second target reads the prompt without the answer so far",
+        f"{ORCHESTRATOR}/planning/migration.py",
+        "np.concatenate([read_ids, np.array(answer, dtype=np.uint32)])",
+        "read_ids",
+        (f"{CONTRACT}/grpc/test_migration.py::test_the_whole_answer_is_that_of_an_undisturbed_target",),
+    ),
+    Planted(
+        "migration_in_a_stop_string",
+        "A stop string that began before the break ends the answer",
+        "an answer is continued where a stop string may have begun",
+        f"{ORCHESTRATOR}/pipeline/pipeline.py",
+        "        if self.detokenizer.may_be_stopping:\n            return None\n",
+        "",
+        (f"{CONTRACT}/grpc/test_migration.py::test_a_stop_string_is_not_split",),
+    ),
+    Planted(
+        "migration_counts_the_answer_twice",
+        "The usage of a continued answer counts prompt and answer as they are",
+        "the second target's usage is passed on as it is",
+        f"{ORCHESTRATOR}/backends/target_client.py",
+        "            found = _of_whole_answer(found, migrated_at)\n",
+        "            found = replace(found, migrated=True)\n",
+        (f"{CONTRACT}/grpc/test_migration.py::test_the_whole_answer_is_that_of_an_undisturbed_target",),
     ),
     Planted(
         "open_breaker_is_ignored",

@@ -65,7 +65,8 @@ class Options(PromptOptions, total=False):
     `regex`, `ebnf` or `structural_tag` restricts the answer: give one of them at most. `tool_choice` is "auto",
     "required", "none" (the model sees the tools, but calls and reasoning stay in the text), or the name of a tool that
     must be called. `top_logprobs` asks for the log probability of each token and of that many others, `prompt_logprobs`
-    for those of the prompt too (route full). `raw_text` leaves reasoning and tool calls in the text.
+    for those of the prompt too (route full). `raw_text` leaves reasoning and tool calls in the text. `migrate` lets
+    another target continue the answer if its target is lost (GenerateRequest.migrate in orchestrator.proto says when).
     """
 
     max_new_tokens: int
@@ -93,6 +94,7 @@ class Options(PromptOptions, total=False):
     tool_choice: str
     parallel_tool_calls: bool
     raw_text: bool
+    migrate: bool
 
 
 class ExplainOptions(PromptOptions, total=False):
@@ -123,6 +125,7 @@ def generate_request(prompt: str | None, options: Options) -> orchestrator_pb2.G
         sampling=_sampling(options),
         choices=options.get("choices"),
         single_tool_call=options.get("parallel_tool_calls") is False,
+        migrate=options.get("migrate", False),
         **_tool_choice(options),
     )
 

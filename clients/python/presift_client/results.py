@@ -79,7 +79,8 @@ class Usage:
     `renewals` counts how often KV was selected anew while the answer was generated, and `renewals_skipped` how often
     that was due and not done; `coverage` is then the last one and `coverage_min` the lowest. `accepted_tokens` began
     the answer without being decoded: the target confirmed the draft's lookahead. `kv_tokens_peak` and `kv_tokens_mean`
-    count prompt and answer over the decode steps; 0 unless KV was dropped.
+    count prompt and answer over the decode steps; 0 unless KV was dropped. `migrated` says whether a second target
+    continued the answer, because the first one was lost (option `migrate`).
     """
 
     prompt_tokens: int
@@ -105,6 +106,7 @@ class Usage:
     kv_tokens_peak: int = 0
     kv_tokens_mean: float = 0.0
     coverage_min: float | None = None
+    migrated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

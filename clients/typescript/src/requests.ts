@@ -72,7 +72,8 @@ export interface PromptOptions {
  * `ebnf` or `structuralTag` restricts the answer: give one of them at most. `toolChoice` is "auto", "required", "none"
  * (the model sees the tools, but calls and reasoning stay in the text), or the name of a tool that must be called.
  * `topLogprobs` asks for the log probability of each token and of that many others, `promptLogprobs` for those of the
- * prompt too (route full). `rawText` leaves reasoning and tool calls in the text.
+ * prompt too (route full). `rawText` leaves reasoning and tool calls in the text. `migrate` lets another target continue
+ * the answer if its target is lost (GenerateRequest.migrate in orchestrator.proto says when).
  */
 export interface Options extends PromptOptions {
   readonly temperature?: number;
@@ -99,6 +100,7 @@ export interface Options extends PromptOptions {
   readonly toolChoice?: string;
   readonly parallelToolCalls?: boolean;
   readonly rawText?: boolean;
+  readonly migrate?: boolean;
 }
 
 /** Options of `explain`. Nothing is generated: the context check and the predictions assume `maxNewTokens`. */
@@ -164,6 +166,7 @@ const OPTIONS: Record<keyof Required<Options>, true> = {
   toolChoice: true,
   parallelToolCalls: true,
   rawText: true,
+  migrate: true,
 };
 const EXPLAIN_OPTIONS: Record<keyof Required<ExplainOptions>, true> = { ...PROMPT_OPTIONS, spanPerToken: true };
 const ROUTES = Object.fromEntries(
@@ -205,6 +208,7 @@ export function generateRequest(options: Options): GenerateRequest {
     },
     choices: options.choices,
     singleToolCall: options.parallelToolCalls === false,
+    migrate: options.migrate ?? false,
     ...toolChoiceOf(options),
   });
 }

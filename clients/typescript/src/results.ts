@@ -67,6 +67,7 @@ export interface Decision {
  * generated, and `renewalsSkipped` how often that was due and not done; `coverage` is then the last one and
  * `coverageMin` the lowest. `acceptedTokens` began the answer without being decoded: the target confirmed the draft's
  * lookahead. `kvTokensPeak` and `kvTokensMean` count prompt and answer over the decode steps; 0 unless KV was dropped.
+ * `migrated` says whether a second target continued the answer, because the first one was lost (option `migrate`).
  */
 export interface Usage {
   readonly kind: "usage";
@@ -93,6 +94,7 @@ export interface Usage {
   readonly kvTokensPeak: number;
   readonly kvTokensMean: number;
   readonly coverageMin: number | undefined;
+  readonly migrated: boolean;
 }
 
 /** One event of a stream: first a decision, then deltas, then a usage for each answer. */
@@ -280,6 +282,7 @@ function usageOf({ $typeName, $unknown, ...usage }: wire.Usage): Usage {
     finishReason: nameOf(FinishReason, usage.finishReason),
     coverage: usage.coverage,
     coverageMin: usage.coverageMin,
+    migrated: usage.migrated,
     promptLogprobs: logprobsOf(usage.promptLogprobs),
   };
 }

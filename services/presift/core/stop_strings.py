@@ -21,6 +21,11 @@ class StopStrings:
         self._held = ""
         self.found = False
 
+    @property
+    def may_have_begun(self) -> bool:
+        """Whether the text so far has a stop string, or ends with the beginning of one."""
+        return self.found or bool(self._held)
+
     def push(self, text: str) -> str:
         """The text that can be shown. What may be the beginning of a stop string is held back."""
         if self.found or not self._stops:

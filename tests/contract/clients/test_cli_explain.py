@@ -150,4 +150,4 @@ def test_explain_has_all_flags_of_generate_but_those_of_the_answer():
         command: {option for each in typer.main.get_command(app).commands[command].params for option in each.opts}
         for command in ("generate", "explain")
     }
-    assert flags["generate"] - flags["explain"] == {"--temperature", "--json-schema", "--n"}
+    assert flags["generate"] - flags["explain"] == {"--temperature", "--json-schema", "--n", "--migrate"}

@@ -340,6 +340,14 @@ async def test_extensions_at_the_top_mean_what_they_mean_to_sglang_and_vllm():
         assert door.request.sampling.top_k is None and not door.request.sampling.keep_special_tokens
 
 
+@pytest.mark.parametrize(("options", "migrates"), [({}, False), ({"migrate": True}, True), ({"migrate": False}, False)])
+async def test_migrate_reaches_the_request(options, migrates):
+    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    for ask in (door.chat, door.text):
+        await ask(extra_body={"presift": options})
+        assert door.request.migrate is migrates
+
+
 THINKING = {
     "on": ({"enable_thinking": True}, {"enable_thinking"}, {"enable_thinking": True}),
     "off": ({"enable_thinking": False}, {"thinking"}, {"thinking": False}),

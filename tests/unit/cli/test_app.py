@@ -60,6 +60,11 @@ def test_kv_options_are_sent(run, sent):
     assert run("generate", "hi", "--keep-full-prefix").exit_code == 0 and sent[1]["keep_full_prefix"] is True
 
 
+def test_migrate_is_sent_where_it_is_given(run, sent):
+    assert run("generate", "hi", "--migrate").exit_code == run("generate", "hi").exit_code == 0
+    assert sent[0]["migrate"] is True and "migrate" not in sent[1]
+
+
 def test_limits_are_sent(run, sent):
     assert run("generate", "hi", "--max-ttft-ms", 900, "--min-coverage", 0.5, "--auto-coverage", 0.75).exit_code == 0
     assert {"max_ttft_ms": 900, "min_coverage": 0.5, "auto_coverage": 0.75}.items() <= sent[0].items()

@@ -186,11 +186,13 @@ def test_two_grammars_are_refused():
         ({"parallel_tool_calls": False}, {"single_tool_call": True}),
         ({"parallel_tool_calls": True}, {}),
         ({"choices": 3, "raw_text": True}, {"choices": 3, "raw_text": True}),
+        ({"migrate": True}, {"migrate": True}),
+        ({"migrate": False}, {}),
     ],
 )
 def test_choices_and_tool_choice(given, sent):
     request = generate_request("x", given)
-    names = ("tool_choice", "tool_function", "single_tool_call", "raw_text", "choices")
+    names = ("tool_choice", "tool_function", "single_tool_call", "raw_text", "choices", "migrate")
     assert {name: getattr(request, name) for name in names if getattr(request, name)} == sent
 
 

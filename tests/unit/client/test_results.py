@@ -103,6 +103,12 @@ def test_usage_with_renewals():
     assert event_of(USAGE).coverage_min is None
 
 
+def test_usage_of_a_migrated_answer():
+    message = orchestrator_pb2.Usage(migrated=True)
+    assert event_of(orchestrator_pb2.GenerateResponse(usage=message)).migrated
+    assert not event_of(USAGE).migrated
+
+
 def test_gather():
     answer = gather(map(event_of, [DECISION, delta("a", 1), delta("", 2), delta("bc", 3, 4), USAGE]))
     assert (answer.text, answer.token_ids) == ("abc", (1, 2, 3, 4))

@@ -39,3 +39,11 @@ def test_only_the_beginning_of_a_stop_string_is_held_back() -> None:
     scanner = StopStrings(("xyz",))
     assert [scanner.push(each) for each in ("ax", "y", "b", "xyz", "more")] == ["a", "", "xyb", "", ""]
     assert scanner.found
+
+
+def test_it_tells_whether_a_stop_string_may_have_begun() -> None:
+    scanner, told = StopStrings(("xyz",)), []
+    for piece in ("ax", "y", "b", "xyz", "more"):
+        scanner.push(piece)
+        told.append(scanner.may_have_begun)
+    assert told == [True, True, False, True, True]

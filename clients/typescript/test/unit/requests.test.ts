@@ -61,6 +61,7 @@ test("every option arrives", () => {
     keepSpecialTokens: true,
     choices: 2,
     rawText: true,
+    migrate: true,
   });
   assert.deepEqual(request.prompt?.prompt.value, { $typeName: "presift.v1.TokenIds", ids: [1, 2, 3] });
   assert.deepEqual(
@@ -98,7 +99,7 @@ test("every option arrives", () => {
     keepSpecialTokens: true,
   };
   assert.deepEqual(sampling, { ...chosen, minP: 0.25, ...penalties, ...ends, ...form }, samplingType);
-  assert.deepEqual([request.choices, request.rawText, request.singleToolCall], [2, true, false]);
+  assert.deepEqual([request.choices, request.rawText, request.singleToolCall, request.migrate], [2, true, false, true]);
 });
 
 test("tools and variables of the template arrive", () => {

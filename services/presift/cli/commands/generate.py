@@ -44,6 +44,9 @@ def generate(
             help="number of answers, one after the other on stdout; they differ if --temperature is above 0",
         ),
     ] = 1,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="let another target continue the answer if its target is lost")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, decision and usage")] = False,
     tenant: Tenant = None,
     connection: ConnectionFlags,
@@ -55,6 +58,7 @@ def generate(
             {"route": route, "temperature": temperature}
             | ({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
             | ({} if deadline_s is None else {"deadline_s": deadline_s})
+            | ({"migrate": True} if migrate else {})
             | budget_options(request_flags)
             | prompt_options(prompt_flags)
             | form_options(json_schema, n),

@@ -21,7 +21,8 @@ def usage_line(usage: Usage) -> str:
         f"[first token after {usage.ttft_ms:.0f} ms ({usage.target_ttft_ms:.0f} ms in the target), "
         f"{usage.completion_tokens} tokens in {usage.total_ms:.0f} ms, finish reason {usage.finish_reason}; "
         f"{usage.kv_tokens} KV tokens held for {usage.prompt_tokens} prompt tokens, "
-        f"{usage.cached_tokens} of them cached{_kv_selection(usage)}{_renewals(usage)}{_accepted(usage)}]"
+        f"{usage.cached_tokens} of them cached{_kv_selection(usage)}{_renewals(usage)}{_accepted(usage)}"
+        f"{', continued by a second target' if usage.migrated else ''}]"
         f"{''.join(f' [warning: {warning}]' for warning in usage.warnings)}"
     )
 

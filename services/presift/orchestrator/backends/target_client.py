@@ -1,14 +1,15 @@
 """The target service over gRPC, one replica or many: the `Target` port.
 
 A call that fails because its replica is unreachable or full is sent to another one, at most twice, while time is left
-and before its first token.
+and before its first token. After it, another replica continues the answer if the caller says how (`Remainder`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.answer import AnswerDelta, AnswerFormat
-from presift.core.errors import TargetUnavailable
+from presift.core.errors import PresiftError, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
 from presift.orchestrator.backends.target_codec import usage_from_wire
-from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, TargetInfo, Usage
+from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc import answer_codec, codec
 from presift.rpc.client.stream_reader import read_ahead
@@ -31,8 +32,9 @@ from presift.rpc.deadline import Deadline
 from presift.rpc.pool.balancer import least_loaded, within_bound
 from presift.rpc.pool.quarantine import Quarantine, digest_of
 from presift.rpc.pool.replica import Replica, ReplicaStatus
-from presift.rpc.pool.retry import ATTEMPTS, AttemptedReplicas, with_failover
+from presift.rpc.pool.retry import ATTEMPTS, RETRYABLE, AttemptedReplicas, with_failover
 from presift.rpc.security.peer import PLAIN, Peer
+from presift.telemetry.metrics import count
 from presift.v1 import target_pb2, target_pb2_grpc
 
 if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
@@ -40,6 +42,8 @@ if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
 
     _Target = Replica[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
     _Pool = ReplicaPool[target_pb2_grpc.TargetServiceAsyncStub, TargetInfo]
+
+log = logging.getLogger(__name__)
 
 
 class TargetClient:
@@ -79,6 +83,7 @@ class TargetClient:
         *,
         replica: ReplicaRef = ANY_REPLICA,
         answer_format: AnswerFormat | None = None,
+        remainder: RemainderOf | None = None,
     ) -> TargetCall:
         request = target_pb2.TargetServiceGenerateRequest(
             token_ids=token_ids.tolist(),
@@ -87,7 +92,7 @@ class TargetClient:
             kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
             format=None if answer_format is None else answer_codec.format_to_wire(answer_format),
         )
-        return TargetCall(self._pool, request, deadline, replica, self._attempts(token_ids))
+        return TargetCall(self._pool, request, deadline, replica, self._attempts(token_ids), remainder=remainder)
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
@@ -129,12 +134,19 @@ class TargetCall:
         deadline: Deadline,
         replica: ReplicaRef,
         tried: AttemptedReplicas[_Target],
+        *,
+        remainder: RemainderOf | None = None,
     ) -> None:
         self._pool = pool
         self._request = request
         self._deadline = deadline
         self._replica = replica
         self._tried = tried
+        self._remainder = remainder
+        self._answer = list[int]()
+        self._has_ended = False
+        # The address of the replica that began the answer, if another one continues it.
+        self._lost = ""
         self._is_cancelled = False
         self._call: Any = None
 
@@ -150,27 +162,59 @@ class TargetCall:
 
     async def events(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
         """New pieces as they arrive, then exactly one Usage. To be read in a task that is never cancelled."""
-        has_ended, delivered = False, 0
-        try:
-            opened = await self._opened()
-            with opened.held:
-                event = opened.first
-                while event is not None:
-                    opened.replica.record_message()
-                    has_ended = event.HasField("usage")
-                    if has_ended:
-                        self._tried.record_answer()
-                        yield self._usage(event.usage, opened.replica)
-                    else:
-                        delivered += len(event.delta.token_ids)
-                        yield answer_codec.delta_from_wire(event.delta)
-                    event = await anext(opened.events, None)
-        except grpc.aio.AioRpcError as failure:
-            self._tried.record_failure(failure)  # counts once if the attempt has recorded it
-            raise target_error(failure, delivered) from failure
-        if not has_ended:
-            details = {"delivered_tokens": str(delivered)} if delivered else {}
-            raise TargetUnavailable("the target's stream ended early", **details)
+        while not self._has_ended:
+            try:
+                async with aclosing(self._part()) as part:
+                    async for event in part:
+                        yield event
+            except grpc.aio.AioRpcError as failure:
+                self._tried.record_failure(failure)  # counts once if the attempt has recorded it
+                if self._has_ended or not self._migrate(failure):
+                    raise target_error(failure, len(self._answer)) from failure
+            except PresiftError as error:
+                if self._answer:
+                    error.details = {**error.details, "delivered_tokens": str(len(self._answer))}
+                raise
+
+    async def _part(self) -> AsyncGenerator[AnswerDelta | Usage, None]:
+        """What one replica says: all of the answer, or all that is left of it."""
+        opened = await self._opened()
+        with opened.held:
+            if self._lost:
+                record_migration(self._lost, opened.replica.address, len(self._answer))
+            migrated_at, event = len(self._answer), opened.first
+            while event is not None:
+                opened.replica.record_message()
+                self._has_ended = event.HasField("usage")
+                if self._has_ended:
+                    self._tried.record_answer()
+                    yield self._usage(event.usage, opened.replica, migrated_at)
+                else:
+                    self._answer += event.delta.token_ids
+                    yield answer_codec.delta_from_wire(event.delta)
+                event = await anext(opened.events, None)
+        if not self._has_ended:
+            raise TargetUnavailable("the target's stream ended early")
+
+    def _migrate(self, failure: grpc.aio.AioRpcError) -> bool:
+        """Ask for the rest of the answer from now on, if another replica may continue it. (The quarantine refuses the
+        call of a prompt with which two were lost.)"""
+        tried, answer = self._tried, self._answer
+        if self._remainder is None or self._lost or not answer or failure.code() not in RETRYABLE:
+            return False
+        if len(tried.all) >= ATTEMPTS or not self._pool.usable(tried.all):
+            return False
+        rest = self._remainder(answer)
+        if rest is None or not self._pool.retry_budget.take():
+            return False
+        self._lost = tried.all[-1].address
+        self._request = target_pb2.TargetServiceGenerateRequest(
+            token_ids=rest.token_ids.tolist(),
+            sampling=answer_codec.sampling_to_wire(rest.sampling),
+            cache_salt=self._request.cache_salt,
+            kv_plan=None if rest.kv_plan is None else codec.kv_plan_to_wire(rest.kv_plan),
+        )
+        return True
 
     async def _opened(self) -> _Opened:
         deadline, tried = self._deadline, self._tried
@@ -190,7 +234,7 @@ class TargetCall:
                     first = await anext(events, None)
                 return _Opened(first, events, replica, held.pop_all())
 
-        attempts = 1 if self._pool.is_alone else ATTEMPTS
+        attempts = 1 if self._pool.is_alone else ATTEMPTS - len(tried.all)
         return await with_failover(
             attempt,
             deadline,
@@ -199,9 +243,31 @@ class TargetCall:
             budget=self._pool.retry_budget,
         )
 
-    def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:
+    def _usage(self, usage: target_pb2.TargetUsage, replica: _Target, migrated_at: int) -> Usage:
         found = usage_from_wire(usage)
+        if migrated_at:
+            found = _of_whole_answer(found, migrated_at)
         return found if self._pool.is_alone or found.replica else replace(found, replica=replica.name)
+
+
+def _of_whole_answer(usage: Usage, migrated_at: int) -> Usage:
+    """The usage of a target that read the answer's first `migrated_at` tokens as a part of its prompt."""
+    prompt_tokens = usage.prompt_tokens - migrated_at
+    return replace(
+        usage,
+        prompt_tokens=prompt_tokens,
+        kv_tokens=usage.kv_tokens - migrated_at,
+        cached_tokens=min(usage.cached_tokens, prompt_tokens),
+        completion_tokens=usage.completion_tokens + migrated_at,
+        prompt_logprobs=usage.prompt_logprobs[:prompt_tokens],
+        migrated=True,
+    )
+
+
+def record_migration(lost: str, address: str, tokens: int) -> None:
+    """Count and log that the target at `address` continues an answer, of which the one at `lost` sent `tokens`."""
+    count("presift.replica.migrations")
+    log.warning("target %s was lost after %d tokens of an answer; %s continues it", lost, tokens, address)
 
 
 def picked(pool: _Pool, wanted: ReplicaRef, tried: AttemptedReplicas[_Target]) -> _Target:

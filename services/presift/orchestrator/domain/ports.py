@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -78,7 +78,8 @@ class Usage:
     pairs (None if nothing was scored), and the kept pairs, if requested and selected in this call. So do the last six,
     as in TargetUsage: how often KV was selected anew, and was due to be but was not; the lookahead tokens that began
     the answer; the KV tokens of prompt and answer over the decode steps, the most and the mean (0 without a KV plan);
-    and the lowest coverage of all selections.
+    and the lowest coverage of all selections. `migrated`: a second target continued the answer; the counts are those of
+    the whole answer, the rest is what the second target reported.
     """
 
     prompt_tokens: int
@@ -102,6 +103,7 @@ class Usage:
     kv_tokens_peak: int = 0
     kv_tokens_mean: float = 0.0
     coverage_min: float | None = None
+    migrated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,19 @@ class ReplicaRef:
 
 
 ANY_REPLICA = ReplicaRef()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Remainder:
+    """The request for the rest of an answer: `token_ids` uint32[tokens] are the prompt and the answer so far."""
+
+    token_ids: NDArray[np.uint32]
+    sampling: Sampling
+    kv_plan: KvPlan | None
+
+
+# From the tokens of an answer so far; None if the answer cannot be continued.
+RemainderOf = Callable[[Sequence[int]], Remainder | None]
 
 
 class AnswerCall(Protocol):
@@ -177,8 +192,12 @@ class Target(Protocol):
         *,
         replica: ReplicaRef = ANY_REPLICA,
         answer_format: AnswerFormat | None = None,
+        remainder: RemainderOf | None = None,
     ) -> AnswerCall:
-        """A call that begins when its events are read. With an `answer_format` the deltas have their text."""
+        """A call that begins when its events are read. With an `answer_format` the deltas have their text.
+
+        With `remainder`, another replica continues the answer, once, if its replica is lost after the first token.
+        """
         ...
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:

@@ -326,6 +326,7 @@ class Request:
     cache entries; `limits` are those of the tenant. `choices` answers are generated. `answer_format` is what is
     separated from the answer's text, None for nothing. `has_default_length`: the caller did not set
     `sampling.max_new_tokens`. `uncut_max_new_tokens` is that number before the context cut it, None if it was not cut.
+    `migrate` lets another target continue an answer whose target is lost.
 
     Raises InvalidRequest for sampling values out of their range, and for KV options that the route cannot have.
     """
@@ -342,6 +343,7 @@ class Request:
     answer_format: AnswerFormat | None = None
     has_default_length: bool = False
     uncut_max_new_tokens: int | None = None
+    migrate: bool = False
 
     def __post_init__(self) -> None:
         self.sampling.check()

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from dataclasses import dataclass
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded, InvalidRequest
+from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.domain.ports import Target, TargetInfo, Usage
+from presift.orchestrator.domain.ports import Remainder, Target, TargetInfo, Usage
 from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
@@ -32,6 +33,7 @@ from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
+from presift.orchestrator.planning.migration import can_migrate, remainder_of
 from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.request_context import RequestReader, Reservation
 from presift.orchestrator.prompt.detokenizer import Detokenizer
@@ -119,31 +121,33 @@ class Pipeline:
         slowly does not keep it."""
         metrics.record_target_call()
 
-        def answer(choice: int) -> Answer:
+        def answer(number: int) -> Answer:
+            choice = _Choice.of(number, plan, request, self.parts.tokenizer)
             call = self.parts.target.generate(
                 plan.read_ids,
-                sampling_of(request.sampling, choice),
+                choice.sampling,
                 plan.tokens.salt,
                 deadline,
                 plan.kv_plan,
                 replica=plan.replica,
                 answer_format=request.answer_format,
+                remainder=choice.remainder if choice.migrates else None,
             )
             return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
 
-        return side_by_side([answer(choice) for choice in range(request.choices)], until_last)
+        return side_by_side([answer(number) for number in range(request.choices)], until_last)
 
     async def _decoded(
         self,
         plan: Plan,
         request: Request,
-        choice: int,
+        choice: _Choice,
         metrics: RequestMetrics,
         events: AsyncGenerator[AnswerDelta | Usage, None],
     ) -> AsyncGenerator[Delta | Report, None]:
-        """One choice. Only the first one is learned from: the others find the prompt in the target's cache."""
-        parts, decision, sampling = self.parts, plan.decision, request.sampling
-        detokenizer = Detokenizer(parts.tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
+        """One choice. Only the first one is learned from: the others find the prompt in the target's cache. Nothing is
+        learned from an answer of two targets."""
+        parts, decision, sampling, detokenizer = self.parts, plan.decision, choice.sampling, choice.detokenizer
         ttft_ms, answer, began = 0.0, list[int](), parts.estimator.now
         # Not made current: the context of an async generator is that of its consumer.
         span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
@@ -157,8 +161,8 @@ class Pipeline:
                         reading.done()
                         parts.planner.remember(plan)
                     if isinstance(event, Usage):
-                        metrics.record_answer(event, ttft_ms, now_ms, is_first=choice == 0)
-                        if choice == 0:
+                        metrics.record_answer(event, ttft_ms, now_ms, is_first=choice.number == 0)
+                        if choice.number == 0 and not event.migrated:
                             tokens = tuple(answer)
                             observed = AnswerObservation(
                                 plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
@@ -166,12 +170,12 @@ class Pipeline:
                             parts.estimator.observe(observed)
                             parts.guard.offer(plan, sampling, request.answer_format, tokens)
                         if text := detokenizer.finish():
-                            yield Delta(text, (), choice=choice)
+                            yield Delta(text, (), choice=choice.number)
                         warnings = plan.tokens.warnings + length_warnings(request, event)
-                        yield Report(decision, event, ttft_ms, now_ms, choice, warnings)
+                        yield Report(decision, event, ttft_ms, now_ms, choice.number, warnings)
                     else:
                         answer += event.token_ids
-                        yield _delta(event, detokenizer, choice)
+                        yield _delta(event, detokenizer, choice.number)
 
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
@@ -220,6 +224,31 @@ class Pipeline:
     def stage_costs(self) -> list[LearnedCost]:
         """The learned costs of all stages."""
         return self.parts.estimator.learned()
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Answer `number` of a request. `migrates`: another target may continue it."""
+
+    number: int
+    plan: Plan
+    sampling: Sampling
+    detokenizer: Detokenizer
+    migrates: bool
+
+    @classmethod
+    def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> _Choice:
+        sampling = sampling_of(request.sampling, number)
+        detokenizer = Detokenizer(tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
+        migrates = request.migrate and can_migrate(sampling, plan.kv_plan, request.answer_format)
+        return cls(number, plan, sampling, detokenizer, migrates)
+
+    def remainder(self, answer: Sequence[int]) -> Remainder | None:
+        """What to ask another target after the tokens of `answer`, all of which were decoded."""
+        # It would not find a stop string that begins in its prompt.
+        if self.detokenizer.may_be_stopping:
+            return None
+        return remainder_of(self.plan.read_ids, self.sampling, self.plan.kv_plan, answer)
 
 
 @contextmanager

@@ -24,9 +24,17 @@ class Detokenizer:
     """
 
     def __init__(self, backend: Tokenizer | None, stop: Sequence[str] = (), *, keeps_special: bool = False) -> None:
+        self._has_stops = bool(stop)
         self._stops = StopStrings(stop)
         self._decoder = None if backend is None else _decoder(backend)
         self._skipped = frozenset() if backend is None or keeps_special else special_ids(backend)
+
+    @property
+    def may_be_stopping(self) -> bool:
+        """Whether a stop string may have begun in the tokens so far, also with a part of a character."""
+        if not self._has_stops:
+            return False
+        return self._decoder is None or self._decoder.is_partial or self._stops.may_have_begun
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that can be shown after `token_ids`."""
@@ -48,6 +56,11 @@ class _Decoder(Protocol):
         """The new whole characters."""
         ...
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether the tokens end inside a character."""
+        ...
+
     def rest(self) -> str:
         """What is left at the end: an incomplete character is U+FFFD."""
         ...
@@ -62,6 +75,10 @@ class _ByteLevel:
 
     def text(self, token_id: int) -> str:
         return self._utf8.decode(bytes_of(self._backend.id_to_token(token_id) or ""))
+
+    @property
+    def is_partial(self) -> bool:
+        return bool(self._utf8.getstate()[0])
 
     def rest(self) -> str:
         return self._utf8.decode(b"", True)
@@ -87,6 +104,10 @@ class _Pieces:
         if not before and not self._decode([token_id]):
             return ""  # a space at the beginning of the answer
         return self._utf8.decode(bytes.fromhex(byte[1]))
+
+    @property
+    def is_partial(self) -> bool:
+        return bool(self._utf8.getstate()[0])
 
     def rest(self) -> str:
         rest = self._utf8.decode(b"", True)

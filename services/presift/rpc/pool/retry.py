@@ -22,7 +22,7 @@ ATTEMPTS = 3
 _SHARE, _BURST = 0.2, 10.0
 # With these codes the replica did no work (it is unreachable or it stops), or it died: see quarantine.py. A full
 # replica is called at most once per request.
-_RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class AttemptedReplicas(Generic[R]):
@@ -63,8 +63,9 @@ class AttemptedReplicas(Generic[R]):
 
 
 class RetryBudget:
-    """Limits how many requests that a full replica refused are sent to another one: a fifth of all requests, and
-    `_BURST` at once. Otherwise a full service would be asked three times as much."""
+    """Limits how many requests that a full replica refused, and how many answers that a lost replica began, are sent to
+    another one: a fifth of all requests, and `_BURST` at once. Otherwise a full service would be asked three times as
+    much."""
 
     def __init__(self) -> None:
         self._left = _BURST
@@ -106,7 +107,7 @@ async def with_failover(
             return False
         if not isinstance(error, grpc.aio.AioRpcError):
             return False
-        return error.code() in _RETRYABLE or (_is_full(error) and has_untried() and budget.take())
+        return error.code() in RETRYABLE or (_is_full(error) and has_untried() and budget.take())
 
     budget.record_request()
     async for attempt in AsyncRetrying(

@@ -87,6 +87,11 @@ def test_usage_line_with_accepted_tokens():
     assert "accepted" not in usage_line(USAGE)
 
 
+def test_usage_line_of_a_migrated_answer():
+    assert "continued by a second target]" in usage_line(replace(USAGE, migrated=True))
+    assert "second target" not in usage_line(USAGE)
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

@@ -62,6 +62,28 @@ def test_a_possible_stop_string_is_held_back_and_released(bpe):
     assert detokenizer.finish() == "x"
 
 
+def test_it_tells_whether_a_stop_string_may_have_begun(bpe):
+    told = []
+    detokenizer = Detokenizer(bpe, ["x𝄞"])
+    for token_id in bpe.encode("axbx𝄞c", add_special_tokens=False).ids:
+        detokenizer.push([token_id])
+        told.append(detokenizer.may_be_stopping)
+    # a, x, b, x, the four tokens of the clef, c
+    assert told == [False, True, False, True, True, True, True, True, True]
+
+
+@pytest.mark.parametrize(("stop", "may"), [(["x"], True), ([], False)])
+def test_a_part_of_a_character_may_begin_a_stop_string(bpe, stop, may):
+    detokenizer = Detokenizer(bpe, stop)
+    detokenizer.push(bpe.encode("𝄞", add_special_tokens=False).ids[:2])
+    assert detokenizer.may_be_stopping is may
+
+
+@pytest.mark.parametrize(("stop", "may"), [(["x"], True), ([], False)])
+def test_without_a_tokenizer_any_text_may_begin_a_stop_string(stop, may):
+    assert Detokenizer(None, stop).may_be_stopping is may
+
+
 def test_nothing_is_emitted_after_a_stop_string(bpe):
     detokenizer = Detokenizer(bpe, ["x"])
     assert detokenizer.push(bpe.encode("axb").ids) == "a"

@@ -48,6 +48,7 @@ def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller,
         choices=message.choices if message.HasField("choices") else 1,
         answer_format=_answer_format(message, wanted.prompt),
         has_default_length=not message.sampling.HasField("max_new_tokens"),
+        migrate=message.migrate,
     )
 
 

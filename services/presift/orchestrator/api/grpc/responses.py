@@ -99,6 +99,7 @@ def report_to_wire(report: Report) -> orchestrator_pb2.Usage:
         kv_tokens_peak=usage.kv_tokens_peak,
         kv_tokens_mean=usage.kv_tokens_mean,
         coverage_min=usage.coverage_min,
+        migrated=usage.migrated,
     )
 
 

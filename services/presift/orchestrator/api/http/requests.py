@@ -58,6 +58,7 @@ def requests_from_body(
         "choices": _choices(body),
         "answer_format": answer_format,
         "has_default_length": max_new_tokens_of(body) is None,
+        "migrate": options.migrate,
     }
     requests = tuple(Request(prompt=prompt, **values) for prompt in prompts)
     check_limits(requests[0], SAMPLING)

@@ -109,4 +109,5 @@ class PresiftOptions(Schema):
         ExplainOptions | None, BeforeValidator(_as_explain, json_schema_input_type=bool | ExplainOptions | None)
     ] = None
     token_ids: bool = False
+    migrate: bool = False
     timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None

@@ -1,0 +1,381 @@
+"""A target is lost in mid-answer: another one continues the answer where the caller allowed it and where it can."""
+
+import asyncio
+import logging
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from presift.rpc.status import error_of
+from presift.v1 import plan_pb2, target_pb2
+
+from ...faults.proxy import FaultProxy
+from ..fakes.house import ALL_ROUTES, House, Options, request
+from ..fakes.services import aborts, raises
+
+FULL, SPEC_PC, SPEC_KV = plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV
+LONG = list(range(100, 200))
+TOKENS, BREAK = 9, 4
+SEEDED = {"temperature": 0.5, "seed": 7}
+
+
+def generated(asked):
+    """As a model does: each token follows from those before it, from their number, and from the seed if one is set."""
+    ids, seed = list(asked.token_ids), asked.sampling.seed
+    for _ in range(asked.sampling.max_new_tokens):
+        ids.append((sum(ids[-7:]) * 31 + len(ids) * 17 + seed) % 256)
+    return ids[len(asked.token_ids) :]
+
+
+def with_logprob(asked, token_id):
+    delta = target_pb2.TokenDelta(token_ids=[token_id])
+    if asked.sampling.HasField("top_logprobs"):
+        delta.logprobs.add(token_id=token_id, logprob=-token_id)
+    return delta
+
+
+class ProxiedHouse(House):
+    """Each target is behind a proxy, whose connections can be cut."""
+
+    async def _serve(self, server):
+        port = await super()._serve(server)
+        if server not in self.target_servers:
+            return port
+        proxy = FaultProxy(f"127.0.0.1:{port}")
+        await proxy.start()
+        self._exit.push_async_callback(proxy.aclose)
+        self.proxies = [*getattr(self, "proxies", []), proxy]
+        return proxy.port
+
+
+@pytest.fixture
+async def open_proxied():
+    houses = []
+
+    async def open_proxied(targets=3, **options):
+        house = ProxiedHouse(Options(targets=targets, routes=ALL_ROUTES, **options))
+        houses.append(house)
+        await house.start()
+        await house.connect()
+        for number, target in enumerate(house.targets):
+            target.replica, target.answer, target.delta = f"process {number}", generated, with_logprob
+        if targets > 1:
+            await house.settle(lambda: len(house.remote_target._pool.usable()) == targets)
+        return house
+
+    yield open_proxied
+    for house in houses:
+        await house.stop()
+
+
+@pytest.fixture
+async def house(open_proxied):
+    return await open_proxied()
+
+
+def busy(house):
+    return next(number for number, target in enumerate(house.targets) if target.running)
+
+
+async def cut(house):
+    house.proxies[busy(house)].cut()
+
+
+class Breaks:
+    """Loses the busy target once so many tokens of an answer have come, the next one after so many more, and so on."""
+
+    def __init__(self, house, breaks, lose):
+        self.house, self.lose, self.left, self.due = house, lose, list(breaks), 0
+        for target in house.targets:
+            target.pause_after = breaks[0] if breaks else None
+        self._aim()
+
+    def _aim(self):
+        self.due += self.left[0] if self.left else 10**6
+
+    async def reached(self, tokens):
+        if tokens != self.due:
+            return
+        del self.left[0]
+        lost = busy(self.house)
+        for number, target in enumerate(self.house.targets):
+            if number != lost:
+                target.pause_after = self.left[0] if self.left else None
+        self._aim()
+        await self.lose(self.house)
+
+
+async def ask(house, *, breaks=(BREAK,), lose=cut, prompt=LONG, migrate=True, **options):
+    """The answer, or the error, and what the targets were asked."""
+    for target in house.targets:
+        target.calls.clear()
+    plan = Breaks(house, breaks, lose)
+    found = SimpleNamespace(text="", token_ids=[], logprobs=[], usages=[], error=None)
+    try:
+        async for event in house.stub.Generate(request(prompt, max_new_tokens=TOKENS, migrate=migrate, **options)):
+            if event.HasField("usage"):
+                found.usages.append(event.usage)
+            found.text += event.delta.text
+            found.token_ids += event.delta.token_ids
+            found.logprobs += [each.token_id for each in event.delta.logprobs]
+            await plan.reached(len(found.token_ids))
+    except grpc.aio.AioRpcError as error:
+        found.error = error
+    found.asked = sorted((call for each in house.targets for call in each.calls), key=lambda call: len(call.token_ids))
+    return found
+
+
+async def stop_server(house):
+    await house.target_servers[busy(house)].grpc.stop(0)
+
+
+CASES = {
+    "greedy": {"route": FULL},
+    "seeded": {"route": FULL, "sampling": SEEDED},
+    "log probabilities": {"route": FULL, "sampling": {"top_logprobs": 0}},
+    "a short answer is not allowed": {"route": FULL, "sampling": {"min_new_tokens": 6}},
+    "neutral penalties": {"route": FULL, "sampling": {"presence_penalty": 0.0, "repetition_penalty": 1.0}},
+    "a stop string that has not begun": {"route": FULL, "sampling": {"stop": ["never said"]}},
+    "a compressed prompt": {"route": SPEC_PC, "sampling": SEEDED},
+    "KV is dropped": {"route": SPEC_KV},
+    "KV is dropped by the draft's mask": {"route": SPEC_KV, "kv": {"selection": plan_pb2.KV_SELECTION_DRAFT_MASK}},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+async def test_the_whole_answer_is_that_of_an_undisturbed_target(house, case):
+    quiet = await ask(house, breaks=(), migrate=False, **case)
+    told = await ask(house, **case)
+    assert (told.error, quiet.error) == (None, None) and len(told.token_ids) == TOKENS
+    assert (told.text, told.token_ids, told.logprobs) == (quiet.text, quiet.token_ids, quiet.logprobs)
+    [usage], [calm] = told.usages, quiet.usages
+    assert usage.migrated and not calm.migrated
+    names = ("prompt_tokens", "kept_tokens", "kv_tokens", "completion_tokens", "finish_reason")
+    assert [getattr(usage, name) for name in names] == [getattr(calm, name) for name in names]
+    assert usage.cached_tokens <= usage.kept_tokens
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+async def test_the_second_target_reads_the_prompt_and_the_answer_so_far(open_proxied, case):
+    told = await ask(await open_proxied(salt="a salt"), **case)
+    first, second = told.asked
+    assert list(second.token_ids) == [*first.token_ids, *told.token_ids[:BREAK]]
+    assert second.cache_salt == first.cache_salt != ""
+    assert second.sampling.max_new_tokens == TOKENS - BREAK
+    assert second.sampling.min_new_tokens == max(0, first.sampling.min_new_tokens - BREAK)
+    assert second.HasField("kv_plan") == first.HasField("kv_plan")
+    if first.HasField("kv_plan"):
+        assert second.kv_plan.prompt_tokens == len(first.token_ids)
+        second.kv_plan.prompt_tokens = first.kv_plan.prompt_tokens
+        assert second.kv_plan == first.kv_plan
+
+
+async def test_what_the_second_target_reports_of_the_answer_so_far_is_not_of_the_prompt(house):
+    def report(usage):
+        usage.cached_tokens = usage.prompt_tokens - 1
+        usage.prompt_logprobs.extend(target_pb2.TokenLogprob(token_id=each) for each in range(usage.prompt_tokens))
+
+    for target in house.targets:
+        target.spoil = report
+    [usage] = (await ask(house, route=FULL, sampling={"top_logprobs": 0, "prompt_logprobs": True})).usages
+    assert usage.migrated and usage.cached_tokens == len(LONG)
+    assert [each.token_id for each in usage.prompt_logprobs] == list(range(len(LONG)))
+
+
+async def test_a_later_turn_keeps_its_plan(house):
+    kv = {"continue_prompt_tokens": 100}
+    assert (await ask(house, breaks=(), route=SPEC_KV)).error is None
+    told = await ask(house, prompt=[*LONG, 3, 4], route=SPEC_KV, kv=kv)
+    assert told.error is None and [call.kv_plan.prompt_tokens for call in told.asked] == [100, 100]
+
+
+async def test_a_target_that_shuts_down_is_lost_too(house):
+    told = await ask(house, lose=stop_server, route=FULL)
+    assert told.error is None and told.usages[0].migrated
+
+
+async def test_it_is_counted_and_logged(house, telemetry, caplog):
+    before = telemetry.total("presift.replica.migrations")
+    with caplog.at_level(logging.WARNING, "presift.orchestrator.backends.target_client"):
+        await ask(house, route=FULL)
+    assert telemetry.total("presift.replica.migrations") == before + 1
+    [line] = [record.getMessage() for record in caplog.records if "continues" in record.getMessage()]
+    assert f"after {BREAK} tokens" in line and sum(proxy.address in line for proxy in house.proxies) == 2
+
+
+async def test_nothing_is_learned_from_it(house, monkeypatch):
+    learned = []
+    monkeypatch.setattr(house.estimator, "observe", learned.append)
+    await ask(house, route=FULL)
+    assert not learned
+    await ask(house, breaks=(), route=FULL)
+    assert len(learned) == 1
+
+
+async def test_each_of_several_answers_is_continued(house):
+    def deltas_of(events, number):
+        deltas = [event.delta for event in events if event.HasField("delta") and event.delta.choice == number]
+        return [token_id for delta in deltas for token_id in delta.token_ids]
+
+    asked = request(LONG, max_new_tokens=TOKENS, route=FULL, sampling=SEEDED, choices=2, migrate=True)
+    quiet = [event async for event in house.stub.Generate(asked)]
+    for target in house.targets:
+        target.pause_after = BREAK
+    told, running = [], house.stub.Generate(asked)
+    async for event in running:
+        told.append(event)
+        if [len(deltas_of(told, number)) for number in (0, 1)] == [BREAK, BREAK]:
+            lost = busy(house)
+            for number, target in enumerate(house.targets):
+                target.pause_after = BREAK if number == lost else None
+            house.proxies[lost].cut()
+    assert [deltas_of(told, number) for number in (0, 1)] == [deltas_of(quiet, number) for number in (0, 1)]
+    assert [event.usage.migrated for event in told if event.HasField("usage")] == [True, True]
+
+
+NOT_CONTINUED = {
+    "not allowed": {"migrate": False},
+    "sampling without a seed": {"sampling": {"temperature": 0.5}},
+    "presence": {"sampling": {"presence_penalty": 0.5}},
+    "frequency": {"sampling": {"frequency_penalty": -0.5}},
+    "repetition": {"sampling": {"repetition_penalty": 1.5}},
+    "a grammar": {"sampling": {"regex": "a+"}},
+    "nothing is left": {"breaks": (TOKENS,)},
+    "a seed where KV is dropped": {"route": SPEC_KV, "sampling": SEEDED},
+    "KV is selected anew": {"route": SPEC_KV, "kv": {"renew_every": 4}},
+    "the answer selects": {"route": SPEC_KV, "kv": {"first_full_tokens": 4}},
+}
+
+
+def delivered(told):
+    """How many tokens the error says had come."""
+    return int(error_of(told.error).details.get("delivered_tokens", 0))
+
+
+@pytest.mark.parametrize("case", NOT_CONTINUED.values(), ids=NOT_CONTINUED)
+async def test_else_it_fails_and_says_how_many_had_come(open_proxied, case):
+    house = await open_proxied(abilities={"grammars": True})
+    told = await ask(house, **{"route": FULL} | case)
+    assert told.error.code() is grpc.StatusCode.UNAVAILABLE
+    assert delivered(told) == len(told.token_ids) == case.get("breaks", (BREAK,))[0]
+    assert len(told.asked) == 1
+
+
+async def test_a_format_that_the_target_parses_is_not_continued(open_proxied):
+    house = await open_proxied(abilities={"reasoning_parser": "echo"})
+    for target in house.targets:
+        target.delta = lambda asked, token_id: target_pb2.TokenDelta(
+            token_ids=[token_id], parsed=target_pb2.ParsedText(content="a")
+        )
+    told = await ask(house, prompt=[("user", "hi")], route=FULL)
+    assert delivered(told) == BREAK and len(told.asked) == 1
+
+
+@pytest.mark.parametrize(("said", "continues"), [(b"a+b-xxxxx", True), (b"abc+xxxxx", False)])
+async def test_a_stop_string_is_not_split(house, said, continues):
+    """The stop string is "+-": a target that reads "+" as a part of its prompt would not find it."""
+    ids = house.tokenizer.backend.encode(said.decode(), add_special_tokens=False).ids
+    for target in house.targets:
+        target.answer = lambda asked: (LONG + ids)[len(asked.token_ids) :]
+    told = await ask(house, route=FULL, sampling={"stop": ["+-"]})
+    assert (told.error is None) is continues and len(told.asked) == 1 + continues
+    if continues:
+        assert told.text == said.decode()
+    else:
+        assert delivered(told) == BREAK
+
+
+@pytest.mark.parametrize("lose", [cut, stop_server])
+async def test_it_is_continued_once(house, lose):
+    told = await ask(house, breaks=(BREAK, 2), lose=lose, route=FULL)
+    assert told.error.code() is grpc.StatusCode.UNAVAILABLE
+    assert delivered(told) == len(told.token_ids) == BREAK + 2
+    assert len(told.asked) == 2
+
+
+async def test_a_prompt_with_which_two_targets_were_lost_is_not_continued(house):
+    assert (await ask(house, route=FULL, migrate=False)).error
+    told = await ask(house, route=FULL)
+    assert told.error.code() is grpc.StatusCode.INTERNAL and "this prompt" in told.error.details()
+    assert delivered(told) == BREAK and len(told.asked) == 1
+    refused = await ask(house, route=FULL)
+    assert refused.error.code() is grpc.StatusCode.INTERNAL and not refused.asked
+    assert (await ask(house, prompt=LONG[:50], route=FULL)).usages[0].migrated
+
+
+async def test_the_retry_budget_counts(house):
+    house.remote_target._pool.retry_budget._left = 0.0
+    told = await ask(house, route=FULL)
+    assert delivered(told) == BREAK and len(told.asked) == 1
+
+
+async def test_an_error_of_the_target_is_not_continued(house):
+    for target in house.targets:
+        target.die_after = BREAK
+    told = await ask(house, breaks=(), route=FULL)
+    assert delivered(told) == BREAK and len(told.asked) == 1
+
+
+async def test_without_another_target_it_fails(open_proxied):
+    told = await ask(await open_proxied(targets=1), route=FULL)
+    assert told.error.code() is grpc.StatusCode.UNAVAILABLE
+    assert delivered(told) == BREAK and len(told.asked) == 1
+
+
+def fail_next(targets, *faults):
+    """The next calls of these targets have these faults."""
+    waiting = list(faults)
+
+    async def next_fault(context):
+        if waiting:
+            await waiting.pop(0)(context)
+
+    for target in targets:
+        target.faults.append(next_fault)
+
+
+@pytest.mark.parametrize(
+    ("faults", "calls", "continues"),
+    [
+        ([aborts(grpc.StatusCode.UNAVAILABLE)], 3, True),
+        ([aborts(grpc.StatusCode.UNAVAILABLE)] * 2, 3, False),
+        ([raises(RuntimeError("poison"))], 2, False),
+    ],
+    ids=["one is unreachable", "all are unreachable", "one fails"],
+)
+async def test_an_answer_has_three_calls_at_most(open_proxied, faults, calls, continues):
+    async def lose(house):
+        lost = busy(house)
+        fail_next([each for number, each in enumerate(house.targets) if number != lost], *faults)
+        await cut(house)
+
+    told = await ask(await open_proxied(targets=4), lose=lose, route=FULL)
+    assert (told.error is None) is continues and len(told.asked) == calls
+    if not continues:
+        assert delivered(told) == BREAK
+
+
+async def test_calls_before_the_answer_count_too(open_proxied):
+    house = await open_proxied(targets=4)
+    fail_next(house.targets, *[aborts(grpc.StatusCode.UNAVAILABLE)] * 2)
+    told = await ask(house, route=FULL)
+    assert delivered(told) == BREAK and len(told.asked) == 3
+
+
+async def test_a_caller_who_leaves_ends_the_second_target_too(house):
+    for target in house.targets:
+        target.pause_after = BREAK
+    call = house.stub.Generate(request(LONG, max_new_tokens=TOKENS, route=FULL, migrate=True))
+    count = 0
+    async for event in call:
+        count += len(event.delta.token_ids)
+        if count == BREAK:
+            first = busy(house)
+            await cut(house)
+            break
+    await house.settle(lambda: any(each.running for each in house.targets if each is not house.targets[first]))
+    call.cancel()
+    await house.settle(lambda: not any(each.running for each in house.targets))
+    await asyncio.sleep(0)
+    assert sum(each.cancelled for each in house.targets) == 2
