@@ -12,6 +12,7 @@ from presift.v1 import plan_pb2, target_pb2
 
 from ...faults.proxy import FaultProxy
 from ..fakes.house import ALL_ROUTES, House, Options, request
+from ..fakes.openai_door import MODEL
 from ..fakes.services import aborts, raises
 
 FULL, SPEC_PC, SPEC_KV = plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV
@@ -26,6 +27,12 @@ def generated(asked):
     for _ in range(asked.sampling.max_new_tokens):
         ids.append((sum(ids[-7:]) * 31 + len(ids) * 17 + seed) % 256)
     return ids[len(asked.token_ids) :]
+
+
+def request_of(prompt):
+    return target_pb2.TargetServiceGenerateRequest(
+        token_ids=prompt, sampling=target_pb2.Sampling(max_new_tokens=TOKENS)
+    )
 
 
 def with_logprob(asked, token_id):
@@ -202,6 +209,26 @@ async def test_it_is_counted_and_logged(house, telemetry, caplog):
     assert telemetry.total("presift.replica.migrations") == before + 1
     [line] = [record.getMessage() for record in caplog.records if "continues" in record.getMessage()]
     assert f"after {BREAK} tokens" in line and sum(proxy.address in line for proxy in house.proxies) == 2
+
+
+async def test_over_http_too(house, open_door):
+    door = await open_door(house)
+    for target in house.targets:
+        target.pause_after = BREAK
+    options = {"route": "full", "migrate": True, "token_ids": True}
+    stream = await door.client.completions.create(
+        model=MODEL, prompt=LONG, max_tokens=TOKENS, temperature=0, stream=True, extra_body={"presift": options}
+    )
+    token_ids, usages = [], []
+    async for chunk in stream:
+        token_ids += [each for choice in chunk.choices for each in choice.token_ids or ()]
+        if len(token_ids) == BREAK:
+            lost = busy(house)
+            for number, target in enumerate(house.targets):
+                target.pause_after = BREAK if number == lost else None
+            house.proxies[lost].cut()
+        usages += [extra["usage"] for extra in [chunk.model_extra.get("presift") or {}] if "usage" in extra]
+    assert token_ids == generated(request_of(LONG)) and [usage["migrated"] for usage in usages] == [True]
 
 
 async def test_nothing_is_learned_from_it(house, monkeypatch):
