@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
 from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
+from presift.telemetry.log_writer import LogWriter
 from presift.telemetry.request_id import request_id
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_STDERR = 2
 _FIELDS = ("time", "level", "logger", "message", "exc_info")
+
+
+def _ignore() -> None:
+    return None
 
 
 class LogFormat(StrEnum):
@@ -38,9 +44,9 @@ class _OneLine(JsonFormatter):
         return logged | _trace() | ({"request_id": current} if current else {})
 
 
-def set_up(level: str, look: LogFormat) -> None:
-    """Log to stderr at `level` and above."""
-    handler = logging.StreamHandler(sys.stderr)
+def set_up(level: str, look: LogFormat, on_drop: Callable[[], None] = _ignore) -> None:
+    """Log to stderr at `level` and above. If stderr is not read, lines are dropped: `on_drop` is called for each."""
+    handler = LogWriter(_STDERR, on_drop)
     handler.setFormatter(_OneLine() if look is LogFormat.JSON else logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler])
 

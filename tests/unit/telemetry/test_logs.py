@@ -11,13 +11,14 @@ from presift.telemetry.logs import LogFormat, set_up
 
 
 @pytest.fixture
-def lines(capsys):
+def lines(capfd):
     """look -> the lines that were written since, by a root logger of this test's own."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
 
     def written():
-        return capsys.readouterr().err.splitlines()
+        root.handlers[0].flush()
+        return capfd.readouterr().err.splitlines()
 
     def lines(look):
         root.handlers = []  # pytest's own
