@@ -99,6 +99,7 @@ class Options:
     limits: QueueLimits = LIMITS
     lease: object = None
     drain_s: float = 5.0
+    lame_duck_s: float = 0.0
     drafts: int = 1
     targets: int = 1
     draft_hedge_after_s: float | None = None
@@ -133,7 +134,7 @@ class House:
         for target, server in zip(self.targets, self.target_servers, strict=True):
             target_pb2_grpc.add_TargetServiceServicer_to_server(target, server.grpc)
         self.server = GrpcServer(
-            ServerOptions(LOCAL, options.message_bytes, options.drain_s),
+            ServerOptions(LOCAL, options.message_bytes, options.drain_s, lame_duck_s=options.lame_duck_s),
             ["presift.v1.OrchestratorService"],
             auth_interceptors=options.auth_interceptors,
             tenant_of_call=proven_tenant,

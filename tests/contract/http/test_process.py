@@ -50,7 +50,7 @@ async def url_of(process):
 
 
 async def test_it_answers_and_drains(start):
-    process = await start("--http-listen=127.0.0.1:0", "--drain-s=20")
+    process = await start("--http-listen=127.0.0.1:0", "--drain-s=20", "--lame-duck-s=0")
     url = f"http://{await url_of(process)}"
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.completions.create(
@@ -69,7 +69,7 @@ async def test_it_answers_and_drains(start):
 
 
 async def test_a_request_that_outlasts_the_drain_gets_an_error(start):
-    process = await start("--http-listen=127.0.0.1:0", "--drain-s=0.2")
+    process = await start("--http-listen=127.0.0.1:0", "--drain-s=0.2", "--lame-duck-s=0")
     url = f"http://{await url_of(process)}"
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.completions.create(

@@ -48,6 +48,32 @@ class ListenSettings(BaseModel):
     http_docs: Annotated[
         bool, Field(description="serve /docs and /openapi.json, which describe the HTTP API, without a key")
     ] = True
+    lame_duck_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=600,
+            description="seconds after SIGTERM in which new calls are still answered, over HTTP with `Connection: close`,"
+            " before drain_s begins",
+        ),
+    ] = 5.0
+    max_connection_age_s: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="seconds after which a gRPC caller must reconnect, and so may meet another orchestrator; gRPC"
+            " varies them by a tenth",
+        ),
+    ] = 300.0
+    max_connection_age_grace_s: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="seconds that calls of such an old connection get to finish; as long as they take if unset",
+        ),
+    ] = None
     explain: Annotated[
         bool, Field(description="serve Explain, which shows which parts of a prompt presift would keep")
     ] = True

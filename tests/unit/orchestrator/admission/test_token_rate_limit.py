@@ -1,4 +1,4 @@
-"""A tenant's tokens within a minute, counted in this process: a sliding window, whatever happens to the host's clock."""
+"""A tenant's tokens within a minute, counted in this process: a sliding window, by the monotonic clock."""
 
 import time
 
