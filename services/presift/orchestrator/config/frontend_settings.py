@@ -53,8 +53,8 @@ class ListenSettings(BaseModel):
         Field(
             ge=0,
             le=600,
-            description="seconds after SIGTERM in which new calls are still answered, over HTTP with `Connection: close`,"
-            " before drain_s begins",
+            description="seconds after SIGTERM in which new calls are still answered, over HTTP with"
+            " `Connection: close`; then drain_s begins",
         ),
     ] = 5.0
     max_connection_age_s: Annotated[

@@ -16,6 +16,7 @@ from presift.core.errors import PresiftError
 from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool.balancer import ReplicaRing, in_order
 from presift.rpc.pool.health import watch
+from presift.rpc.pool.heartbeat import keep_in_use
 from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
 from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget
@@ -40,6 +41,7 @@ class ReplicaPool(Generic[S, I]):
         self._replicas: dict[str, Replica[S, I]] = {}
         self._removed: list[Replica[S, I]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._heartbeats: dict[Replica[S, I], asyncio.Task[None]] = {}
         self._ring = ReplicaRing(())
         self.retry_budget = RetryBudget()
         self._reference: I | None = None
@@ -55,6 +57,7 @@ class ReplicaPool(Generic[S, I]):
     @property
     def only(self) -> Replica[S, I]:
         """The replica of the single address."""
+        self._watch()
         return next(iter(self._replicas.values()))
 
     async def info(self) -> I:
@@ -108,7 +111,7 @@ class ReplicaPool(Generic[S, I]):
 
     async def aclose(self) -> None:
         """Stop watching, and close all channels."""
-        await _cancel(self._tasks.values())
+        await _cancel((*self._tasks.values(), *self._heartbeats.values()))
         for replica in (*self._replicas.values(), *self._removed):
             await replica.channel.close()
 
@@ -116,14 +119,19 @@ class ReplicaPool(Generic[S, I]):
         return self._service.unavailable(f"none of {len(self._replicas)} {self._service.role} replicas is usable")
 
     def _watch(self) -> None:
-        if self.is_alone or self._tasks:
+        if self._heartbeats or self._tasks:
             return
-        self._tasks[""] = _start(self._resolve(), f"find {self._service.role} replicas")
+        if not self.is_alone:
+            self._tasks[""] = _start(self._resolve(), f"find {self._service.role} replicas")
         for address in self._replicas:
             self._watch_one(address)
 
     def _watch_one(self, address: str) -> None:
-        watching = watch(self._replicas[address], self._service, self._compare)
+        replica = self._replicas[address]
+        self._heartbeats[replica] = _start(keep_in_use(replica.channel), f"heartbeat {address}")
+        if self.is_alone:
+            return
+        watching = watch(replica, self._service, self._compare)
         self._tasks[address] = _start(watching, f"watch {self._service.role} {address}")
 
     async def _resolve(self) -> None:
@@ -167,6 +175,8 @@ class ReplicaPool(Generic[S, I]):
         """Close removed replicas that have no requests in flight."""
         for replica in [each for each in self._removed if each.in_flight == 0]:
             self._removed.remove(replica)
+            if replica in self._heartbeats:
+                self._heartbeats.pop(replica).cancel()
             await replica.channel.close()
 
     def _compare(self) -> None:

@@ -99,8 +99,10 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", share_of(options.max_calls)),
                 # Two servers must not share a port unnoticed.
                 ("grpc.so_reuseport", 0),
-                # Less than the keepalive time of presift's clients: gRPC disconnects a client that pings more often.
-                ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+                # gRPC disconnects a client that pings more often, by default than every 5 minutes, and one that pings
+                # without a call. Most libraries let clients ping every 10 s; presift's do every 5 s.
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+                ("grpc.keepalive_permit_without_calls", 1),
                 # A caller that is frozen, or gone without closing its connection, must not hold a slot for ever.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
