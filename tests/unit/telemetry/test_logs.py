@@ -38,6 +38,14 @@ def test_text_is_as_it_was(lines):
     assert line.endswith(" WARNING presift.x late by 3 s")
 
 
+def test_a_text_with_control_characters_forges_no_line(lines):
+    written = lines(LogFormat.TEXT)
+    forged = "bad\n2026-01-01 00:00:00,000 INFO presift.x paid\r\x1b[2K\x85\u2028äöü"
+    logging.getLogger("presift.x").warning("refused: %s", forged)
+    (line,) = written()
+    assert line.endswith(r"refused: bad\n2026-01-01 00:00:00,000 INFO presift.x paid\r\x1b[2K\x85\u2028äöü")
+
+
 def test_json_says_whose_trace_it_is(lines):
     written = lines(LogFormat.JSON)
     with TracerProvider().get_tracer("test").start_as_current_span("call") as span:

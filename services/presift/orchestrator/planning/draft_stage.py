@@ -204,8 +204,9 @@ class DraftStage:
 
 
 def as_detail(message: str) -> str:
-    """An error as the detail of a decision: a peer's may be long."""
-    return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
+    """An error as the detail of a decision: a peer's may be long, and have control characters."""
+    printable = "".join(character if character.isprintable() else " " for character in message)
+    return shorten("; ".join(printable.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
 def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:

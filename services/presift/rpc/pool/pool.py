@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic
@@ -25,6 +25,7 @@ from presift.telemetry.metrics import count
 
 RESOLVE_EVERY_S = 5.0
 _INFO_TIMEOUT_S = 5.0
+_RESTART_S = 1.0
 # A replica's circuit breaker opens after so many failures in a row, for so many seconds.
 FAILURES, OPEN_S = 5, 5.0
 
@@ -122,16 +123,16 @@ class ReplicaPool(Generic[S, I]):
         if self._heartbeats or self._tasks:
             return
         if not self.is_alone:
-            self._tasks[""] = _start(self._resolve(), f"find {self._service.role} replicas")
+            self._tasks[""] = _start(self._resolve, f"find {self._service.role} replicas")
         for address in self._replicas:
             self._watch_one(address)
 
     def _watch_one(self, address: str) -> None:
         replica = self._replicas[address]
-        self._heartbeats[replica] = _start(keep_in_use(replica.channel), f"heartbeat {address}")
+        self._heartbeats[replica] = _start(partial(keep_in_use, replica.channel), f"heartbeat {address}")
         if self.is_alone:
             return
-        watching = watch(replica, self._service, self._compare)
+        watching = partial(watch, replica, self._service, self._compare)
         self._tasks[address] = _start(watching, f"watch {self._service.role} {address}")
 
     async def _resolve(self) -> None:
@@ -195,9 +196,19 @@ class ReplicaPool(Generic[S, I]):
         self._changed.set()
 
 
-def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+def _start(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
     """Start a task in an empty context: it outlives the request that started it, and must not keep its trace."""
-    return asyncio.create_task(work, name=name, context=Context())
+    return asyncio.create_task(_restarted(work, name), name=name, context=Context())
+
+
+async def _restarted(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """A defect must not end the work in silence: the pool would keep what it knew last."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("%s failed; it starts again", name)
+            await asyncio.sleep(_RESTART_S)
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -157,6 +157,17 @@ class GrpcServer:
         self._failed = self._failed or failed
         self._stop.set()
 
+    def supervise(self, task: asyncio.Task[None]) -> None:
+        """Make `run_until_stopped` drain, and return False, if `task` raises: the service would go on without it."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                if not isinstance(error, PresiftError):
+                    log.error("%s failed", task.get_name(), exc_info=error)
+                self.request_stop(failed=True)
+
+        task.add_done_callback(ended)
+
     async def run_until_stopped(self) -> bool:
         """Wait for SIGTERM, SIGINT or `request_stop`, then drain. True unless something failed."""
         loop = asyncio.get_running_loop()

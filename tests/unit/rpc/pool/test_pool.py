@@ -295,6 +295,19 @@ async def test_a_removed_replica_is_kept_in_use_until_its_last_call_ends(build, 
     assert len(fleet._heartbeats) == 1
 
 
+async def test_a_watch_that_fails_is_logged_and_starts_again(build, channels, monkeypatch, caplog):
+    monkeypatch.setattr(fleet_module, "_RESTART_S", 0.01)
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    channels["a:1"].wait_for_state_change = Mock(side_effect=RuntimeError("defect"))
+    channels["a:1"].move(AWAY)
+    await settle(lambda: "watch draft a:1 failed; it starts again" in caplog.text)
+    del channels["a:1"].wait_for_state_change
+    channels["a:1"].model = "other"
+    channels["a:1"].move(READY)
+    await settle(lambda: [each.address for each in fleet.usable()] == ["b:1"] and fleet._replicas["a:1"].unused)
+
+
 async def test_nothing_is_left_of_a_closed_one(build, channels):
     fleet = build(StaticAddresses(("a:1", "b:1")))
     await settle(lambda: len(fleet.usable()) == 2)

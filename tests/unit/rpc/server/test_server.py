@@ -203,6 +203,19 @@ async def test_a_caller_of_an_old_connection_reconnects_and_loses_nothing():
     assert 3 <= len(peers) <= 6
 
 
+async def fails(error):
+    raise error
+
+
+@pytest.mark.parametrize(("error", "is_logged"), [(RuntimeError("defect"), True), (PresiftError("no target"), False)])
+async def test_a_service_stops_if_what_it_needs_fails(house, caplog, error, is_logged):
+    task = asyncio.create_task(fails(error), name="follow the target")
+    house.server.supervise(task)
+    async with asyncio.timeout(10):
+        assert not await house.server.run_until_stopped()
+    assert ("follow the target failed" in caplog.text) is is_logged
+
+
 @pytest.mark.parametrize("failed", [False, True])
 async def test_request_stop_drains(house, failed):
     house.server.request_stop(failed=failed)
