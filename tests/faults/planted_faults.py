@@ -1746,4 +1746,43 @@ FAULTS: tuple[Planted, ...] = (
         "            return\n",
         (f"{UNIT}/rpc/pool/test_pool.py::test_a_watch_that_fails_is_logged_and_starts_again",),
     ),
+    Planted(
+        "a_silent_answer_lasts",
+        "An answer ends whose target sends nothing more",
+        "it lasts until its deadline",
+        f"{ORCHESTRATOR}/backends/target_client.py",
+        "                if self._idle_s is not None:\n",
+        "                if False:\n",
+        (f"{CONTRACT}/grpc/test_silence.py::test_an_answer_that_stands_still_ends_and_the_breaker_learns_of_it",),
+    ),
+    Planted(
+        "silence_is_no_failure",
+        "The circuit breaker of a target that hangs in the middle of answers opens",
+        "it is not told",
+        f"{ORCHESTRATOR}/backends/target_client.py",
+        "        self._replica.record_silence(self._idle_s)\n",
+        "",
+        (f"{CONTRACT}/grpc/test_silence.py::test_an_answer_that_stands_still_ends_and_the_breaker_learns_of_it",),
+    ),
+    Planted(
+        "a_stuck_request_blames_its_target",
+        "A request that stands still while others go on is no failure of its target",
+        "it is one",
+        f"{PRESIFT}/rpc/pool/replica.py",
+        "if monotonic() - self._last_message_s >= idle_s / 2:",
+        "if True:",
+        (
+            f"{CONTRACT}/grpc/test_silence.py"
+            "::test_one_that_stands_still_while_others_go_on_is_no_failure_of_the_target",
+        ),
+    ),
+    Planted(
+        "a_request_without_deadline_lasts",
+        "A request without a deadline ends",
+        "it may last for ever",
+        f"{ORCHESTRATOR}/pipeline/pipeline.py",
+        "parts, deadline = self.parts, deadline.at_most(self._max_request_s)",
+        "parts = self.parts",
+        (f"{CONTRACT}/grpc/test_silence.py::test_a_request_without_a_deadline_ends",),
+    ),
 )
