@@ -26,7 +26,9 @@ async def test_an_answer_that_stands_still_ends_and_the_breaker_learns_of_it(ope
     house = await open_house(target_idle_s=0.3)
     house.target.pause_after = 2
     asked = [house.refused([1, 2, 3, number], route=FULL, max_new_tokens=4) for number in range(FAILURES)]
-    for refusal in await asyncio.gather(*asked):
+    async with asyncio.timeout(30):
+        refusals = await asyncio.gather(*asked)
+    for refusal in refusals:
         assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")
         assert "the target sent nothing for 0.3 s" in refusal.message
     await is_over(house)
@@ -67,6 +69,7 @@ async def test_a_request_without_a_deadline_ends(open_house, has_begun):
         house.target.pause_after = 2
     else:
         house.target.faults.append(hangs)
-    refusal = await house.refused([1, 2, 3], route=FULL, max_new_tokens=4)
+    async with asyncio.timeout(30):
+        refusal = await house.refused([1, 2, 3], route=FULL, max_new_tokens=4)
     assert (refusal.code, refusal.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
     await is_over(house)
