@@ -1,6 +1,7 @@
 """`python -m presift.orchestrator --http-listen`: a real process with both APIs, in front of a real target service."""
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -64,6 +65,25 @@ async def test_it_answers_and_drains(start):
         assert tokens == ([5, 6, 7] * 34)[:100]
         with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):
             await client.models.list()
+    async with asyncio.timeout(30):
+        assert await process.wait() == 0
+
+
+async def test_keep_alive_clients_lose_no_request_at_a_shutdown(start):
+    process = await start("--http-listen=127.0.0.1:0", "--lame-duck-s=2")
+    clients = [http.client.HTTPConnection(await url_of(process), timeout=20)]
+    clients += [http.client.HTTPConnection(clients[0].host, clients[0].port, timeout=20) for _ in range(11)]
+
+    def ask(client):
+        client.request("GET", "/v1/models")
+        response = client.getresponse()
+        response.read()
+        return response.status, response.getheader("connection")
+
+    assert {await asyncio.to_thread(ask, client) for client in clients} == {(200, None)}
+    process.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    assert {await asyncio.to_thread(ask, client) for client in clients} == {(200, "close")}
     async with asyncio.timeout(30):
         assert await process.wait() == 0
 
