@@ -6,6 +6,7 @@ memory storage lives by the wall clock: when the host's clock is set, quotas wou
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,9 @@ from presift.cache.redis_client import RedisClient
 T = TypeVar("T")
 
 WINDOW_S = 60.0
+
+_PREFIX = "presift:rate"
+_MOVE = "redis.call('set', KEYS[1], 0, 'PX', 1000) return redis.call('rename', KEYS[1], KEYS[2])"
 
 
 class TokenRateLimit:
@@ -42,6 +46,10 @@ class TokenRateLimit:
         """Return unused tokens within the window in which they were taken."""
         await self._counts.give_back(tenant, tokens, limit)
 
+    async def check(self, timeout_s: float) -> None:
+        """Take and return tokens of a tenant that does not exist. Raises CacheUnavailable."""
+        await self._counts.check(timeout_s)
+
 
 class _MemoryCounts:
     """The tokens of the current minute count in full; those of the one before by the share of it in the window."""
@@ -62,6 +70,9 @@ class _MemoryCounts:
     async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
         self._used(tenant)  # begins the current minute
         self._current[tenant] -= tokens
+
+    async def check(self, timeout_s: float) -> None:
+        return None
 
     def _used(self, tenant: str) -> int:
         minute, since_s = divmod(self._clock(), WINDOW_S)
@@ -91,6 +102,15 @@ class _RedisCounts:
         item = RateLimitItemPerMinute(limit)
         await self._run(lambda: self._limiter.hit(item, tenant, cost=-tokens))
 
+    async def check(self, timeout_s: float) -> None:
+        checked, tenant = _RedisCounts(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
+        for _ in range(2):  # the second time nothing is left, and the library's other script runs
+            await checked.take(tenant, 1, 1)
+        await checked.give_back(tenant, 1, 1)
+        # What the library's script does only when a minute has passed.
+        keys = (f"{{{_PREFIX}:{tenant}}}", f"{{{_PREFIX}:{tenant}}}/-1")
+        await self._redis.execute("EVAL", _MOVE, 2, *keys, timeout_s=timeout_s)
+
     async def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         return await self._redis.attempt(call, self._timeout_s)
 
@@ -98,4 +118,4 @@ class _RedisCounts:
 def _storage(redis: RedisClient) -> RedisStorage:
     # The URL only selects the client library; the address is the pool's.
     pool: dict[str, object] = {"connection_pool": redis.pool}
-    return RedisStorage("async+redis://", implementation="redispy", key_prefix="presift:rate", **pool)  # type: ignore[arg-type]
+    return RedisStorage("async+redis://", implementation="redispy", key_prefix=_PREFIX, **pool)  # type: ignore[arg-type]
