@@ -84,6 +84,7 @@ class Tuning:
     sampler: Sampler = field(default_factory=Sampler)
     thresholds: Thresholds = field(default_factory=Thresholds)
     draft_timeout_s: float = 60.0
+    max_request_s: float | None = None
     prefills: bool = True
     kept_selections: int = 1024
     calibration_limit_s: float = 20.0
@@ -144,7 +145,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)
-    return App(Pipeline(parts), models, calibration, closables, gauges)
+    return App(Pipeline(parts, tuning.max_request_s), models, calibration, closables, gauges)
 
 
 def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
@@ -161,7 +162,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
     edges = Edges(
         draft=draft,
-        target=TargetClient(settings.target_address, message_bytes, peer),
+        target=TargetClient(settings.target_address, message_bytes, peer, idle_s=settings.target_idle_s),
         store=store,
         lock=open_build_lock(store, _count_cache, wait_s=settings.draft_timeout_s),
         tokenizer=tokenizer,
@@ -183,6 +184,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         sampler=Sampler(settings.guard_share, settings.guard_max_new_tokens),
         thresholds=quality_thresholds(settings),
         draft_timeout_s=settings.draft_timeout_s,
+        max_request_s=settings.max_request_s,
         prefills=settings.prefill_while_drafting,
         kept_selections=settings.turn_memory,
         calibration_limit_s=settings.calibration_limit_s,

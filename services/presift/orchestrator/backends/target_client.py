@@ -7,7 +7,8 @@ and before its first token.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -44,9 +45,15 @@ if TYPE_CHECKING:  # these stubs' types exist for the type checker alone
 
 class TargetClient:
     """The targets at `address` (see `parse_addresses`). The caller names the replica; else the least loaded
-    one is asked."""
+    one is asked.
 
-    def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
+    An answer that has begun ends with TargetUnavailable if nothing more comes for `idle_s` seconds; None: never.
+    """
+
+    def __init__(
+        self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, idle_s: float | None = None
+    ) -> None:
+        self._idle_s = idle_s
         self._pool = target_pool(address, max_message_bytes, peer)
         self._quarantine = Quarantine()
 
@@ -87,7 +94,8 @@ class TargetClient:
             kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
             format=None if answer_format is None else answer_codec.format_to_wire(answer_format),
         )
-        return TargetCall(self._pool, request, deadline, replica, self._attempts(token_ids))
+        limits = _Limits(deadline, self._idle_s)
+        return TargetCall(self._pool, request, limits, replica, self._attempts(token_ids))
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
@@ -110,6 +118,14 @@ class TargetClient:
 
 
 @dataclass(frozen=True, slots=True)
+class _Limits:
+    """The times of a call: its deadline, and how long it may be silent once its answer has begun."""
+
+    deadline: Deadline
+    idle_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Opened:
     """A stream whose first event has arrived. Closing `held` ends it."""
 
@@ -119,6 +135,54 @@ class _Opened:
     held: ExitStack
 
 
+class _Watched:
+    """The events of a stream; raises TimeoutError if one is waited for longer than `idle_s`.
+
+    The reader is not cancelled but the stream, see `rpc/client/stream_reader.py`. One timer a call, not one an event.
+    """
+
+    def __init__(
+        self,
+        events: AsyncIterator[target_pb2.TargetServiceGenerateResponse],
+        replica: _Target,
+        cancel: Callable[[], object],
+        idle_s: float,
+    ) -> None:
+        self._events = events
+        self._replica = replica
+        self._cancel = cancel
+        self._idle_s = idle_s
+        self._has_fired = False
+        self._since_s: float | None = None
+        self._timer = asyncio.get_running_loop().call_later(idle_s, self._check)
+
+    def __aiter__(self) -> _Watched:
+        return self
+
+    async def __anext__(self) -> target_pb2.TargetServiceGenerateResponse:
+        self._since_s = time.monotonic()
+        try:
+            return await anext(self._events)
+        except asyncio.CancelledError:
+            if self._has_fired:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._since_s = None
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        left_s = self._idle_s if self._since_s is None else self._since_s + self._idle_s - time.monotonic()
+        if left_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._check)
+            return
+        self._has_fired = True
+        self._replica.record_silence(self._idle_s)
+        self._cancel()
+
+
 class TargetCall:
     """One Generate call."""
 
@@ -126,13 +190,13 @@ class TargetCall:
         self,
         pool: _Pool,
         request: target_pb2.TargetServiceGenerateRequest,
-        deadline: Deadline,
+        limits: _Limits,
         replica: ReplicaRef,
         tried: AttemptedReplicas[_Target],
     ) -> None:
         self._pool = pool
         self._request = request
-        self._deadline = deadline
+        self._deadline, self._idle_s = limits.deadline, limits.idle_s
         self._replica = replica
         self._tried = tried
         self._is_cancelled = False
@@ -168,9 +232,10 @@ class TargetCall:
         except grpc.aio.AioRpcError as failure:
             self._tried.record_failure(failure)  # counts once if the attempt has recorded it
             raise target_error(failure, delivered) from failure
+        except TimeoutError:
+            raise _broken_off(f"the target sent nothing for {self._idle_s:g} s", delivered) from None
         if not has_ended:
-            details = {"delivered_tokens": str(delivered)} if delivered else {}
-            raise TargetUnavailable("the target's stream ended early", **details)
+            raise _broken_off("the target's stream ended early", delivered)
 
     async def _opened(self) -> _Opened:
         deadline, tried = self._deadline, self._tried
@@ -188,6 +253,9 @@ class TargetCall:
                 events = aiter(stream)
                 with tried.attempt(replica), replica.record_outcome(left_s):
                     first = await anext(events, None)
+                if self._idle_s is not None:
+                    events = watched = _Watched(events, replica, stream.cancel, self._idle_s)
+                    held.callback(watched.stop)
                 return _Opened(first, events, replica, held.pop_all())
 
         attempts = 1 if self._pool.is_alone else ATTEMPTS
@@ -202,6 +270,11 @@ class TargetCall:
     def _usage(self, usage: target_pb2.TargetUsage, replica: _Target) -> Usage:
         found = usage_from_wire(usage)
         return found if self._pool.is_alone or found.replica else replace(found, replica=replica.name)
+
+
+def _broken_off(why: str, delivered: int) -> TargetUnavailable:
+    details = {"delivered_tokens": str(delivered)} if delivered else {}
+    return TargetUnavailable(why, **details)
 
 
 def picked(pool: _Pool, wanted: ReplicaRef, tried: AttemptedReplicas[_Target]) -> _Target:

@@ -22,6 +22,14 @@ class ModelServiceSettings(BaseModel):
     draft_hedge_after_s: Annotated[
         float | None, Field(gt=0, description="seconds before a second draft replica is asked as well; off if unset")
     ] = None
+    target_idle_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="seconds after which an answer is ended whose target sends nothing more; counts as a failure of"
+            " the target if it sends nothing to others either",
+        ),
+    ] = 120.0
     peer_ca: Annotated[
         Path | None,
         Field(description="PEM: CA of draft and target; enables TLS to them; reloaded when the file changes"),

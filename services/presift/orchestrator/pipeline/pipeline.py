@@ -60,10 +60,14 @@ class Parts:
 
 
 class Pipeline:
-    """Runs requests: the steps of services/README.md, from admission to the last token."""
+    """Runs requests: the steps of services/README.md, from admission to the last token.
 
-    def __init__(self, parts: Parts) -> None:
+    A request ends after `max_request_s`, whatever its deadline; None: only by its deadline.
+    """
+
+    def __init__(self, parts: Parts, max_request_s: float | None = None) -> None:
         self.parts = parts
+        self._max_request_s = max_request_s
         self._kept_kv = KeptKvReader(parts.target)
 
     async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
@@ -72,7 +76,7 @@ class Pipeline:
         Raises what `Planner.plan` raises, the errors of the target port, DeadlineExceeded, Overloaded, also for a
         tenant over its limits, and InvalidRequest for what the target cannot do.
         """
-        parts = self.parts
+        parts, deadline = self.parts, deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
             request = self._possible(request)
@@ -176,7 +180,7 @@ class Pipeline:
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
         falling back to the full prompt, and InvalidRequest for a KV mask of a selection that changes."""
-        parts, arrived = self.parts, time.perf_counter()
+        parts, arrived, deadline = self.parts, time.perf_counter(), deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         if detail.kv_mask and request.kv.renews:
             limit = "unset if kv asks to select KV while the answer is generated"

@@ -185,6 +185,7 @@ def test_a_later_clause_replaces_the_second():
 
 def test_an_error_of_a_peer_is_cut():
     check(as_detail("UNAVAILABLE: failed to connect to 10.0.0.7:50052; last error: refused; errors: " + "x" * 999))
+    assert as_detail("bad\nline\x1b[2K\x85") == "bad line [2K"
     assert as_detail("the draft failed repeatedly; try again") == "the draft failed repeatedly; try again"
 
 
