@@ -30,14 +30,16 @@ from presift.orchestrator.prompt.rendered_prompt import RenderedPrompt, read_cha
 INLINE_CHARACTERS = 8_192
 # Rendering a string takes about as long as tokenizing so many characters.
 _CHARACTERS_PER_STRING = 16
+# Memory of a remembered prompt without its parts, and of a span with its numbers (measured, rounded up).
+_PROMPT_BYTES, _SPAN_BYTES = 1024, 128
 
 
 class PromptTokenizer:
     """Tokenizes prompts. Without a tokenizer (`backend` None), accepts only prompts of token ids.
 
-    Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenizing would cost
-    more than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times
-    do not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads;
+    Remembers the tokens of recent prompts in up to `memory_bytes`: for a repeated prompt, tokenizing would cost more
+    than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times do
+    not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads;
     `reads_parts`: it reads a content that is a list of parts.
     """
 
@@ -45,7 +47,7 @@ class PromptTokenizer:
         self,
         backend: Tokenizer | None,
         template: ChatTemplate | None,
-        memory_tokens: int = 4_000_000,
+        memory_bytes: int = 32 * 2**20,
         template_variables: frozenset[str] = frozenset(),
         *,
         reads_parts: bool = False,
@@ -53,8 +55,7 @@ class PromptTokenizer:
         self.backend = backend
         self.template_variables = template_variables
         self.renderer = ChatRenderer(template, reads_parts=reads_parts)
-        # At least 1 each: prompts without tokens must not fill the memory.
-        self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
+        self._memory = LRUCache[bytes, TokenizedPrompt](memory_bytes, getsizeof=_memory_bytes)
 
     def fingerprint(self) -> str:
         """Comparable with ModelInfo's; empty without a tokenizer."""
@@ -125,6 +126,11 @@ class PromptTokenizer:
         if self._control.are_exact(encoding, rendered.text):
             return encoding
         return self._control.encode(rendered.text)
+
+
+def _memory_bytes(prompt: TokenizedPrompt) -> int:
+    texts = [*prompt.warnings, prompt.salt, *(kind for kind, _ in prompt.protected_kinds)]
+    return _PROMPT_BYTES + prompt.ids.nbytes + _SPAN_BYTES * len(prompt.protected) + 4 * sum(map(len, texts))
 
 
 def _size(prompt: Chat | Text) -> int:
