@@ -178,7 +178,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         policies,
         policy_defaults(settings),
         estimator,
-        queue=QueueLimits(settings.max_running, settings.max_waiting, settings.max_waiting_mib * 2**20),
+        queue=QueueLimits(settings.max_running, settings.max_waiting, settings.max_requests_mib * 2**20),
         sampler=Sampler(settings.guard_share, settings.guard_max_new_tokens),
         thresholds=quality_thresholds(settings),
         draft_timeout_s=settings.draft_timeout_s,

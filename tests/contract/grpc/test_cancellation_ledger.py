@@ -102,7 +102,7 @@ STAGES = {
 def nothing_is_left(house):
     """Everything of the orchestrator that a request may hold."""
     estimator, admission = house.estimator, house.admission
-    held = (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants)
+    held = (admission.running, admission.waiting, admission.running_bytes, admission.waiting_bytes)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
     queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers()))
     callers = len(house.guard.idle_gate._waiting_callers)

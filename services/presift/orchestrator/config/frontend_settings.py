@@ -103,6 +103,6 @@ class AdmissionSettings(BaseModel):
         ),
     ] = 64
     max_waiting: Annotated[int, Field(ge=0, description="maximum queued requests; tenants take turns")] = 1024
-    max_waiting_mib: Annotated[
-        int, Field(ge=1, description="maximum memory of queued requests, MiB; further requests are refused")
-    ] = 256
+    max_requests_mib: Annotated[
+        int, Field(ge=1, description="maximum memory of running and queued requests, MiB; further requests are refused")
+    ] = 512

@@ -213,13 +213,18 @@ async def test_memory_is_bounded(bpe):
     assert await tokenizer.tokenize(Text(texts[0])) is not first
 
 
+def with_many_spans(number):
+    words = f"The {number} {'quick brown fox ' * 500}".split()
+    parts = [TextPart(f" {word}", protected=at % 2 == 0) for at, word in enumerate(words)]
+    return Chat((Message("user", tuple(parts)), Message("user", (TextPart("fox"),))))
+
+
 async def test_memory_counts_spans(bpe):
     tokenizer = PromptTokenizer(bpe, template, memory_bytes=1_000_000)
     with held_bytes() as held:
         for number in range(20):
-            parts = [TextPart("fox ", protected=at % 2 == 0) for at in range(2000)]
-            parts[0] = TextPart(f"The {number} ", protected=True)
-            await tokenizer.tokenize(Chat((Message("user", tuple(parts)), Message("user", (TextPart("brown"),)))))
+            await tokenizer.tokenize(with_many_spans(number))
+    assert all(len(each.protected) > 500 for each in tokenizer._memory.values())
     assert 500_000 < held() <= 1_000_000
 
 
