@@ -25,6 +25,7 @@ from presift.orchestrator.prompt.control_tokens import ControlTokens
 from presift.orchestrator.prompt.protected_tokens import protected_kinds, protected_spans
 from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
 from presift.orchestrator.prompt.rendered_prompt import RenderedPrompt, read_chat
+from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit, byte_count, check_length
 
 # Longer prompts take milliseconds and are rendered and tokenized in a thread.
 INLINE_CHARACTERS = 8_192
@@ -55,6 +56,7 @@ class PromptTokenizer:
         self.backend = backend
         self.template_variables = template_variables
         self.renderer = ChatRenderer(template, reads_parts=reads_parts)
+        self._limit = TokenizingLimit()
         self._memory = LRUCache[bytes, TokenizedPrompt](memory_bytes, getsizeof=_memory_bytes)
 
     def fingerprint(self) -> str:
@@ -106,7 +108,10 @@ class PromptTokenizer:
         return None if self.backend is None else ControlTokens(self.backend, self.renderer.samples())
 
     async def _encode(self, prompt: Chat | Text, rendered: RenderedPrompt) -> TokenizedPrompt:
+        size = byte_count(rendered.text)
+
         def encode() -> TokenizedPrompt:
+            check_length(self.backend, rendered.text, size)
             encoding = self._encoding(prompt, rendered)
             spans = protected_spans(encoding, rendered.droppable, len(rendered.text))
             kinds = protected_kinds(encoding, rendered.protected, spans, len(rendered.text))
@@ -114,7 +119,9 @@ class PromptTokenizer:
 
         # The first prompt with control tokens copies the tokenizer, which takes a second.
         is_quick = len(rendered.text) <= INLINE_CHARACTERS and rendered.template_tokens is None
-        return encode() if is_quick else await asyncio.to_thread(encode)
+        if is_quick:
+            return encode()
+        return await self._limit.run(encode, size)
 
     def _encoding(self, prompt: Chat | Text, rendered: RenderedPrompt) -> Encoding:
         if rendered.template_tokens is not None and self._control is not None:
