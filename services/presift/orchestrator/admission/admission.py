@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from presift.core.fair_queue import FairQueue
 from presift.core.service_time import ServiceTime
-from presift.orchestrator.admission.fair_queue import FairQueue
 from presift.orchestrator.admission.request_cost import RequestCost
 from presift.rpc.deadline import Deadline
 from presift.telemetry.metrics import count, record
