@@ -14,6 +14,7 @@ from presift.orchestrator.estimation.estimator import COMPRESSED_BYTES
 from presift.orchestrator.estimation.prefix_index import HASHES_BYTES, PrefixIndex
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES
+from presift.orchestrator.routing.quality_gate import MAX_OWN
 
 from .sources import K8S, ROOT
 
@@ -41,6 +42,7 @@ def bounds():
         "hashes of prompts": HASHES_BYTES,
         "compressed prompts that are known": COMPRESSED_BYTES,
         "selections of earlier turns": default("turn_memory_mib") * MIB,
+        "switches of tenants": MAX_OWN * 16 * 1024,
         "cache memory://": CacheLimits().memory_bytes,
         "running and waiting requests": default("max_requests_mib") * MIB,
         "text that is being tokenized, short and long": 2 * max(AT_ONCE_BYTES, MAX_PROMPT_TOKENS) * ENCODING_BYTES,
