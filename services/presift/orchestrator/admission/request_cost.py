@@ -20,16 +20,21 @@ _REQUEST_BYTES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """`tokens` to read and to generate, >= 1; `held_bytes` of memory while it is queued or runs, without its answer."""
+    """`tokens` to read and to generate, >= 1, of them `prompt_tokens` to read.
+
+    `held_bytes` of memory while it is queued or runs, without its answer.
+    """
 
     tokens: int
     held_bytes: int
+    prompt_tokens: int = 0
 
 
 def request_cost(request: Request) -> RequestCost:
     """An estimate; for memory a generous one."""
     tokens, held_bytes = _prompt(request.prompt)
-    return RequestCost(max(1, tokens + request.choices * request.sampling.max_new_tokens), _REQUEST_BYTES + held_bytes)
+    new_tokens = request.choices * request.sampling.max_new_tokens
+    return RequestCost(max(1, tokens + new_tokens), _REQUEST_BYTES + held_bytes, tokens)
 
 
 def _prompt(prompt: Prompt) -> tuple[int, int]:

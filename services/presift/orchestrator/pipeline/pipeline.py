@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 
 from presift.cache.store import Store
@@ -16,7 +16,7 @@ from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
-from presift.orchestrator.admission.quotas import Quotas
+from presift.orchestrator.admission.quotas import Quota, Quotas
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Target, TargetInfo, Usage
@@ -78,11 +78,11 @@ class Pipeline:
             request = self._possible(request)
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
+                self._admitted(request, quota, deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 request = self._cut_for_full(request, int(tokens.ids.size))
-                await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
+                await quota.charge(tokens.ids.size, max_new_tokens=_new_tokens(request))
                 with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
                     plan = await parts.planner.plan(context, deadline)
                     request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
@@ -95,6 +95,18 @@ class Pipeline:
                             if isinstance(event, Delta):
                                 quota.record_generated(len(event.token_ids))
                             yield event
+
+    @asynccontextmanager
+    async def _admitted(
+        self, request: Request, quota: Quota, deadline: Deadline, *, answers: bool = True
+    ) -> AsyncIterator[Slot]:
+        """A slot for a request whose tenant's quota is not used up: its prompt is not tokenized before."""
+        cost = request_cost(request)
+        new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens)) if answers else 0
+        is_exact = isinstance(request.prompt, TokenIds)
+        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
+        async with self.parts.admission.slot(request.tenant or "", cost, deadline) as slot:
+            yield slot
 
     def _possible(self, request: Request) -> Request:
         """The request as far as the target can do it. Admission and quotas count no more tokens than the context."""
@@ -186,7 +198,7 @@ class Pipeline:
             async with (
                 deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.slot(request.tenant or "", request_cost(request), deadline),
+                self._admitted(request, quota, deadline, answers=False),
             ):
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
@@ -220,6 +232,11 @@ class Pipeline:
     def stage_costs(self) -> list[LearnedCost]:
         """The learned costs of all stages."""
         return self.parts.estimator.learned()
+
+
+def _new_tokens(request: Request) -> int:
+    """The most tokens that all choices together may generate."""
+    return request.choices * request.sampling.max_new_tokens
 
 
 @contextmanager
