@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
@@ -214,7 +215,9 @@ class Pipeline:
         prompt, text, offsets = request.prompt, "", None
         # In threads: a span for each of 50,000 tokens takes a quarter of a second.
         if not isinstance(prompt, TokenIds):
-            text, offsets = await asyncio.to_thread(self.parts.tokenizer.render_with_offsets, prompt)
+            tokenizer = self.parts.tokenizer
+            work = partial(tokenizer.render_with_offsets, prompt)
+            text, offsets = await tokenizer.limit.run(work, int(plan.tokens.ids.size))
         spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
 

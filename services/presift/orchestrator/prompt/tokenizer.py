@@ -56,7 +56,7 @@ class PromptTokenizer:
         self.backend = backend
         self.template_variables = template_variables
         self.renderer = ChatRenderer(template, reads_parts=reads_parts)
-        self._limit = TokenizingLimit()
+        self.limit = TokenizingLimit()
         self._memory = LRUCache[bytes, TokenizedPrompt](memory_bytes, getsizeof=_memory_bytes)
 
     def fingerprint(self) -> str:
@@ -121,7 +121,7 @@ class PromptTokenizer:
         is_quick = len(rendered.text) <= INLINE_CHARACTERS and rendered.template_tokens is None
         if is_quick:
             return encode()
-        return await self._limit.run(encode, size)
+        return await self.limit.run(encode, size)
 
     def _encoding(self, prompt: Chat | Text, rendered: RenderedPrompt) -> Encoding:
         if rendered.template_tokens is not None and self._control is not None:
