@@ -1086,8 +1086,8 @@ FAULTS: tuple[Planted, ...] = (
         "A tenant's tokens are reserved for every choice",
         "several choices reserve the tokens of one",
         f"{ORCHESTRATOR}/pipeline/pipeline.py",
-        "max_new_tokens=request.choices * request.sampling.max_new_tokens",
-        "max_new_tokens=request.sampling.max_new_tokens",
+        "return request.choices * request.sampling.max_new_tokens",
+        "return request.sampling.max_new_tokens",
         (f"{CONTRACT}/tenants/test_limits.py::test_every_choice_is_reserved_for",),
     ),
     Planted(
