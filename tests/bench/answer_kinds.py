@@ -24,13 +24,13 @@ Orvo Tarnel Bescu Ilmar Quessa Dravik Fenwel Huldo Jastra Kelvo Lumiq Mortha Nes
 ---
 Aurora Borealis Cobalt Dolomite Ember Falcon Granite Horizon Indigo
 ---
-January February March April June July August September October November December
+baker tailor cobbler barber glazier locksmith upholsterer watchmaker mason saddler cooper
 ---
 Chile Kenya Norway Japan Canada Egypt Portugal Vietnam Iceland Peru Morocco
 ---
 lynx badger ibex wolverine marmot chamois hare weasel porcupine otter
 """
-_PEOPLE, _SHIPS, _TREES, _PROPERTIES, _LAKES, _STATIONS, _MONTHS, _COUNTRIES, _ANIMALS = (
+_PEOPLE, _SHIPS, _TREES, _PROPERTIES, _LAKES, _STATIONS, _TRADES, _COUNTRIES, _ANIMALS = (
     words.split() for words in _WORDS.split("---")
 )
 
@@ -77,8 +77,8 @@ _SIX: tuple[_Form, ...] = (
             "The {word} tied up at the long pier with {number} barrels of oil on board.",
             "With {number} barrels of oil on board, the {word} tied up at the long pier.",
         ),
-        "Six ships tied up at the long pier with barrels of oil. List all six in the order of the text, one ship a"
-        " line, each with its number of barrels.",
+        "Six ships tied up at the long pier with barrels of oil on board. List all six in the order of the text, one a"
+        " line: the name of the ship, a colon, and the number of barrels.",
     ),
     (
         _PEOPLE,
@@ -86,8 +86,8 @@ _SIX: tuple[_Form, ...] = (
             "For the repair of the roof, the patron {word} gave {number} crowns.",
             "The patron {word} gave {number} crowns for the repair of the roof.",
         ),
-        "Six patrons gave crowns for the repair of the roof. List all six in the order of the text, one patron a line,"
-        " each with the number of crowns.",
+        "Six patrons gave crowns for the repair of the roof. List all six in the order of the text, one a line:"
+        " the name of the patron, a colon, and the number of crowns.",
     ),
     (
         _STATIONS,
@@ -95,8 +95,8 @@ _SIX: tuple[_Form, ...] = (
             "At station {word} the drill reached water after {number} centimetres.",
             "After {number} centimetres the drill reached water at station {word}.",
         ),
-        "At six stations the drill reached water. List all six in the order of the text, one station a line, each with"
-        " the depth in centimetres.",
+        "At six stations the drill reached water. List all six in the order of the text, one a line: the name of the"
+        " station, a colon, and the number of centimetres.",
     ),
 )
 _TWELVE: tuple[_Form, ...] = (
@@ -106,8 +106,8 @@ _TWELVE: tuple[_Form, ...] = (
             "In {word} Street the council replaced {number} lamps.",
             "The council replaced {number} lamps in {word} Street.",
         ),
-        "In twelve streets the council replaced lamps. List all twelve streets in the order of the text, one a line,"
-        " each with the number of lamps.",
+        "In twelve streets the council replaced lamps. List all twelve in the order of the text, one a line: the name"
+        " of the street, a colon, and the number of lamps.",
     ),
     (
         _PROPERTIES,
@@ -115,8 +115,8 @@ _TWELVE: tuple[_Form, ...] = (
             "The {word} went into the store of properties under the inventory number {number}.",
             "Under the inventory number {number} the {word} went into the store of properties.",
         ),
-        "Twelve objects went into the store of properties. List all twelve in the order of the text, one a line, each"
-        " with its inventory number.",
+        "Twelve objects went into the store of properties. List all twelve in the order of the text, one a line: the"
+        " object, a colon, and its inventory number.",
     ),
     (
         _LAKES,
@@ -124,19 +124,19 @@ _TWELVE: tuple[_Form, ...] = (
             "From Lake {word} the team took {number} jars of water.",
             "The team took {number} jars of water from Lake {word}.",
         ),
-        "The team took jars of water from twelve lakes. List all twelve lakes in the order of the text, one a line,"
-        " each with its number of jars.",
+        "The team took jars of water from twelve lakes. List all twelve in the order of the text, one a line: the name"
+        " of the lake, a colon, and the number of jars.",
     ),
 )
 _COUNTED: tuple[_Form, ...] = (
     (
-        _MONTHS,
+        _TRADES,
         (
-            "In {word} the power failed in the whole harbour.",
-            "The power failed in the whole harbour once in {word}.",
+            "The harbour master fined a {word} for fishing in the basin.",
+            "For fishing in the basin, a {word} was fined by the harbour master.",
         ),
-        "How many times did the power fail in the whole harbour? List the months, one a line, and end with the line"
-        ' "Total:" and the number of times.',
+        "People of which trades were fined for fishing in the basin, and how many were they? First list their trades,"
+        ' one a line. Then write a last line with "Total:" and their number.',
     ),
     (
         _COUNTRIES,
@@ -144,8 +144,8 @@ _COUNTED: tuple[_Form, ...] = (
             "A guest from {word} complained about the draught in the stalls.",
             "There was a complaint about the draught in the stalls by a guest from {word}.",
         ),
-        "How many guests complained about the draught in the stalls? List their countries, one a line, and end with"
-        ' the line "Total:" and the number of guests.',
+        "From which countries did guests complain about the draught in the stalls, and how many were they? First list"
+        ' the countries, one a line. Then write a last line with "Total:" and their number.',
     ),
     (
         _ANIMALS,
@@ -153,8 +153,8 @@ _COUNTED: tuple[_Form, ...] = (
             "The night camera at the gorge took a picture of a {word}.",
             "A {word} walked past the night camera at the gorge.",
         ),
-        "How many animals did the night camera at the gorge see? List the animals, one a line, and end with the line"
-        ' "Total:" and their number.',
+        "Which animals did the night camera at the gorge see, and how many were they? First list the animals, one a"
+        ' line. Then write a last line with "Total:" and their number.',
     ),
 )
 
@@ -264,7 +264,9 @@ _STORIES = (
             "Because of the flood, {n} residents slept in the school.",
             "The damage of the flood was put at {n} thousand crowns by {p}.",
         ),
-        "Summarise the story of the flood in six short sentences. Keep all names and numbers.",
+        "Write a short report on the flood: who saw it first, and how many centimetres; who had sacks of sand laid"
+        " out, and how many; how many cellars it filled; who lent pumps, and how many; how many residents slept in the"
+        " school; who put a figure on the damage, and how many thousand crowns.",
     ),
     (
         (
@@ -275,7 +277,10 @@ _STORIES = (
             "The theft was solved when {p} found the pages in a trunk with {n} old posters.",
             "Since the theft the score has been insured for {n} thousand crowns.",
         ),
-        "Summarise the story of the theft in six short sentences. Keep all names and numbers.",
+        "Write a short report on the theft of the score: who discovered it, and how many pages were gone; who had"
+        " locked a cabinet, and its number; how many members of the house were questioned; who offered a reward, and"
+        " how many crowns; who found the pages, and with how many old posters; for how many thousand crowns the score"
+        " has been insured since.",
     ),
     (
         (
@@ -286,7 +291,9 @@ _STORIES = (
             "The avalanche buried {n} tins of food.",
             "After the avalanche, {p} ordered {n} signal rockets.",
         ),
-        "Summarise the story of the avalanche in six short sentences. Keep all names and numbers.",
+        "Write a short report on the avalanche: who announced it, and after how many millimetres of snow; how many"
+        " metres above the tents it came to rest; who lost cable, and how many metres; who led the porters, and to what"
+        " hut; how many tins of food were buried; who ordered signal rockets, and how many.",
     ),
 )
 
@@ -351,8 +358,8 @@ _CALLED = (
 CALLS = tuple(
     (
         f"{called}({first}, {argument}={{number}})",
-        f"Which functions of this module call {called}, and with which {argument}? List all of them in the order of the"
-        " module, one a line: the function's name and the number.",
+        f"This module calls `{called}` five times. List all five calls in the order of the module, one a line, as they"
+        f" are written, like `{called}({first}, {argument}=12)`.",
     )
     for called, first, argument in _CALLED
 )

@@ -109,7 +109,7 @@ def _code(dice: random.Random, tokens: int, seed: int, count: Count) -> Document
     for call, question in CALLS:
         sites = [(next(functions), names.number()) for _ in range(_SITES)]
         stories.append([answer_filler.function(dice, name, call.format(number=number)) for name, number in sites])
-        asked.append((CALL_SITES, Asked(stories[-1], question, [("_".join(name), number) for name, number in sites])))
+        asked.append((CALL_SITES, Asked(stories[-1], question, [(number,) for _, number in sites])))
     length = sum(count(f"{piece}\n\n\n") for story in stories for piece in story)
     filling = list[str]()
     while length < tokens:

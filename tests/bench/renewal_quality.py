@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from answer_tasks import KINDS, Document, Question, documents
 from real_engine import running
-from renewal_methods import EVERY, FEW, FULL, LOOKAHEAD_TOKENS, Method
+from renewal_methods import EVERY, FEW, FULL, Method
 from renewal_table import floors, table
 
 from presift.core.generation import Sampling
@@ -36,8 +36,8 @@ from presift.target.sglang.engine import SglangEngine
 
 RESULTS = Path(__file__).parent / "results"
 ANSWER_TOKENS = 256
-# So many answers are generated together: a step is bound by reading the weights, up to about here.
-AT_ONCE = 16
+# So many answers are generated together: each step reads the weights once for all of them.
+AT_ONCE = 35
 _COME_AGAIN = 75
 # In a full pool, renewals are skipped, and each reads the prompt again beside the request. A row of SGLang's batch is
 # taken by every answer and by every renewal.
@@ -85,6 +85,8 @@ class Bench:
     lookaheads: Rows
     answers: Rows
     until_s: float
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    answering: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
     def methods(self) -> list[Method]:
@@ -99,6 +101,11 @@ class Bench:
         found: list[int] = self.lookaheads.found.get((asked.name,), {}).get("ids", [])
         return found
 
+    def lookahead_is_missing(self, asked: Asked) -> bool:
+        """Whether a method needs more of the draft's tokens than were generated."""
+        generated: int = self.lookaheads.found.get((asked.name,), {}).get("generated", 0)
+        return generated < max(method.lookahead_tokens for method in self.missing(asked) or [Method.of(FULL)])
+
     @property
     def is_over(self) -> bool:
         return time.monotonic() > self.until_s
@@ -106,12 +113,7 @@ class Bench:
 
 async def run(bench: Bench) -> int:
     """Generate what is missing. The status of the process."""
-    undrafted = [
-        asked
-        for asked in bench.asked
-        if (asked.name,) not in bench.lookaheads.found
-        and any(method.lookahead_tokens for method in bench.missing(asked))
-    ]
+    undrafted = [asked for asked in bench.asked if bench.lookahead_is_missing(asked)]
     for folder, todo, step in (
         (bench.options.draft, undrafted, _look_ahead),
         (bench.options.target, [asked for asked in bench.asked if bench.missing(asked)], _answer),
@@ -121,8 +123,11 @@ async def run(bench: Bench) -> int:
         async with running(resolve(folder), **_ENGINE) as engine:
             print(f"{folder}: {len(todo)} questions", flush=True)
             for group in _by_document(todo):
-                if not await step(bench, engine, group):
-                    return _COME_AGAIN
+                if not (is_whole := await step(bench, engine, group)):
+                    break
+            await asyncio.gather(*bench.answering)
+        if not is_whole:
+            return _COME_AGAIN
     return 0
 
 
@@ -135,36 +140,36 @@ async def _look_ahead(bench: Bench, engine: SglangEngine, group: list[Asked]) ->
     """The draft's first tokens, for all questions about one document at once. False if the time is over."""
     if bench.is_over:
         return False
+    tokens = max(method.lookahead_tokens for method in bench.methods)
     await _ask(engine, group[0].ids, Method.of(FULL), [], 1)
-    said = await asyncio.gather(*(_ask(engine, each.ids, Method.of(FULL), [], LOOKAHEAD_TOKENS) for each in group))
+    said = await asyncio.gather(*(_ask(engine, each.ids, Method.of(FULL), [], tokens) for each in group))
     for each, answer in zip(group, said, strict=True):
-        bench.lookaheads.put({"question": each.name, "ids": answer.tokens})
+        bench.lookaheads.put({"question": each.name, "generated": tokens, "ids": answer.tokens})
     print(f"{group[0].document.form} {group[0].document.tokens}: {len(group)} lookaheads", flush=True)
     return True
 
 
 async def _answer(bench: Bench, engine: SglangEngine, group: list[Asked]) -> bool:
-    """The answers of all methods to the questions about one document, some at once. False if the time is over."""
-    at_once = max(1, AT_ONCE // len(bench.methods))
-    for start in range(0, len(group), at_once):
-        if bench.is_over:
-            return False
-        wave = [(asked, method) for asked in group[start : start + at_once] for method in bench.missing(asked)]
-        started = time.monotonic()
-        await _ask(engine, group[start].ids, Method.of(FULL), [], 1)
-        read_s = time.monotonic() - started
-        await asyncio.gather(*(_keep(bench, engine, asked, method) for asked, method in wave))
-        print(f"{read_s:.0f} s to read, {time.monotonic() - started - read_s:.0f} s to answer:", flush=True)
-        for asked in group[start : start + at_once]:
-            rows = [bench.answers.found[asked.name, method.name] for method in bench.methods]
-            stated = ", ".join(f"{row['method']} {len(row['stated'])}" for row in rows)
-            print(f"  {asked.name} {asked.question.kind}: {stated} of {rows[0]['facts']} facts", flush=True)
+    """Start the answers of all methods to the questions about one document, once it is read. False if the time is
+    over."""
+    if bench.is_over:
+        return False
+    await _ask(engine, group[0].ids, Method.of(FULL), [], 1)
+    for asked in group:
+        for method in bench.missing(asked):
+            await bench.places.acquire()
+            bench.answering.append(asyncio.create_task(_keep(bench, engine, asked, method)))
     return True
 
 
 async def _keep(bench: Bench, engine: SglangEngine, asked: Asked, method: Method) -> None:
-    answer = await _ask(engine, asked.ids, method, bench.lookahead(asked), ANSWER_TOKENS)
-    bench.answers.put(_row(bench, asked, method, answer))
+    try:
+        answer = await _ask(engine, asked.ids, method, bench.lookahead(asked), ANSWER_TOKENS)
+    finally:
+        bench.places.release()
+    row = _row(bench, asked, method, answer)
+    bench.answers.put(row)
+    print(f"{asked.name} {asked.question.kind}, {method.name}: {len(row['stated'])} of {row['facts']}", flush=True)
 
 
 @dataclass(slots=True)

@@ -102,7 +102,7 @@ def _time() -> list[Panel]:
 
 def _caches() -> list[Panel]:
     return [
-        lines("Cache of compressed prompts", "Lookups by outcome. corrupt, timeout, error and skipped count as a miss.", PER_SECOND,
+        lines("Cache of compressed prompts", "Lookups by outcome. corrupt, other_version, timeout, error and skipped count as a miss.", PER_SECOND,
               Query(f'sum by (presift_outcome) (rate(presift_cache_operations_total{{presift_operation="get"}}{_RATE}))',
                     "{{presift_outcome}}"), stacked=True),
         lines("Writes and claims", "put stores a mask; claim keeps two orchestrators from scoring the same prompt.", PER_SECOND,

@@ -1,10 +1,13 @@
 """A compressed prompt as a few hundred bytes: a protobuf message in a zstd frame, safe to read from an untrusted store.
 
 value = magic "PSC" | version u8 | tag 16 bytes | one zstd frame of a CachedPrompt (value.proto)
-tag   = BLAKE2b-128 over the frame, keyed with the digest: a value under another key does not verify
+tag   = BLAKE2b-128 over all that follows, keyed with HMAC-SHA256(deployment's salt, digest)
 
-The tag finds damage and mix-ups. It is no signature: whoever can write to the store and knows a digest can forge a
-value. So sizes are checked and memory is bounded even if the tag verifies.
+So a value under another key does not verify, and nobody who can write to the store but lacks the salt can make one that
+does. Without a salt the tag finds only damage and mix-ups. Sizes are checked and memory is bounded even if it verifies.
+
+Orchestrators of several versions share a store. What a later version adds (fields, bytes after the frame) is skipped.
+A value that this version cannot read is no corrupt one: only bytes without the magic, or with a wrong tag, are.
 """
 
 from __future__ import annotations
@@ -22,60 +25,69 @@ from presift.core.plan import CompressedPrompt, SpanRef
 from presift.rpc.codec import model_from_wire, model_to_wire, token_mask_from_wire, token_mask_to_wire
 
 # Part of the key: an orchestrator of another version misses, and does not drop the value as corrupt.
-VERSION = 2
+VERSION = 3
 # The largest mask has 128 KiB.
 MAX_MESSAGE_BYTES = 1 << 20
 
-_MAGIC = b"PSC" + bytes([VERSION])
+NAME = b"PSC"
+_MAGIC = NAME + bytes([VERSION])
 _TAG_BYTES = 16
 _HEAD_BYTES = len(_MAGIC) + _TAG_BYTES
 
 
 class CorruptValue(Exception):
-    """The bytes are not a value of this digest and version. Never leaves this package."""
+    """The bytes are no value of this digest. Never leaves this package."""
+
+
+class OtherVersion(Exception):
+    """A value that another version of presift may be able to read. Never leaves this package."""
 
 
 class ValueTooLarge(Exception):
     """The value is larger than the store accepts. Never leaves this package."""
 
 
-def encode(digest: str, value: CompressedPrompt, max_bytes: int) -> bytes:
-    """The value as bytes bound to `digest` (hex). Raises ValueTooLarge if it takes more than `max_bytes`."""
+def encode(digest: str, value: CompressedPrompt, max_bytes: int, salt: str = "") -> bytes:
+    """The value as bytes bound to `digest` (hex) and `salt`. Raises ValueTooLarge if it takes more than `max_bytes`."""
     if value.mask.prompt_tokens > MAX_PROMPT_TOKENS or len(value.lookahead_token_ids) > MAX_LOOKAHEAD_TOKENS:
         raise ValueTooLarge
     message = _to_message(value).SerializeToString()
     frame = zstandard.compress(message)
-    data = _MAGIC + _tag(digest, frame) + frame
+    data = _MAGIC + _tag(digest, frame, salt) + frame
     if len(data) > max_bytes or len(message) > MAX_MESSAGE_BYTES:
         raise ValueTooLarge
     return data
 
 
-def decode(digest: str, data: bytes) -> CompressedPrompt:
-    """The value that `encode` made for `digest`. Takes a few MAX_MESSAGE_BYTES of memory at most, whatever `data` is.
+def decode(digest: str, data: bytes, salt: str = "") -> CompressedPrompt:
+    """The value that `encode` made for `digest` and `salt`. Takes a few MAX_MESSAGE_BYTES of memory at most, whatever
+    `data` is.
 
-    Raises CorruptValue for anything else.
+    Raises CorruptValue for bytes without the magic or with a wrong tag, OtherVersion for others that it cannot read.
     """
     magic, tag, frame = data[: len(_MAGIC)], data[len(_MAGIC) : _HEAD_BYTES], data[_HEAD_BYTES:]
-    if magic != _MAGIC or not hmac.compare_digest(tag, _tag(digest, frame)):
+    if magic.startswith(NAME) and len(magic) == len(_MAGIC) and magic != _MAGIC:
+        raise OtherVersion
+    if magic != _MAGIC or not hmac.compare_digest(tag, _tag(digest, frame, salt)):
         raise CorruptValue
     try:
         return _from_message(CachedPrompt.FromString(_unpack(frame)))
     except (DecodeError, zstandard.ZstdError, InvalidRequest) as error:
-        raise CorruptValue from error
+        raise OtherVersion from error
 
 
-def _tag(digest: str, frame: bytes) -> bytes:
-    return hashlib.blake2b(frame, digest_size=_TAG_BYTES, key=bytes.fromhex(digest), person=_MAGIC).digest()
+def _tag(digest: str, frame: bytes, salt: str) -> bytes:
+    key = hmac.digest(salt.encode(), bytes.fromhex(digest), "sha256")
+    return hashlib.blake2b(frame, digest_size=_TAG_BYTES, key=key, person=_MAGIC).digest()
 
 
 def _unpack(frame: bytes) -> bytes:
     # The frame's own claim decides how much memory is allocated, so it is checked first; -1 means no claim.
     claimed_bytes = zstandard.frame_content_size(frame)
     if not 0 < claimed_bytes <= MAX_MESSAGE_BYTES:
-        raise CorruptValue
+        raise OtherVersion
     reader = zstandard.ZstdDecompressor(max_window_size=MAX_MESSAGE_BYTES)
-    return reader.decompress(frame, max_output_size=claimed_bytes, allow_extra_data=False)
+    return reader.decompress(frame, max_output_size=claimed_bytes, allow_extra_data=True)
 
 
 def _to_message(value: CompressedPrompt) -> CachedPrompt:
@@ -93,11 +105,11 @@ def _to_message(value: CompressedPrompt) -> CachedPrompt:
 
 
 def _from_message(message: CachedPrompt) -> CompressedPrompt:
-    """Raises InvalidRequest or CorruptValue for a message that `_to_message` cannot have made."""
+    """Raises InvalidRequest or OtherVersion for a message that `_to_message` cannot have made."""
     if message.token_mask.prompt_tokens > MAX_PROMPT_TOKENS or len(message.lookahead_token_ids) > MAX_LOOKAHEAD_TOKENS:
-        raise CorruptValue
+        raise OtherVersion
     if not message.HasField("draft"):
-        raise CorruptValue
+        raise OtherVersion
     has_span = message.trace_id or message.span_id
     return CompressedPrompt(
         mask=token_mask_from_wire(message.token_mask),

@@ -1,46 +1,35 @@
-"""Opens the store of a URL: memory://, redis://, rediss:// or unix://."""
+"""Opens the store of a URL: memory://, or that of a Redis server."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from presift.cache.build_lock import BuildLock, NoBuildLock
 from presift.cache.memory_store import MemoryStore
 from presift.cache.redis_build_lock import WAIT_S, RedisBuildLock
 from presift.cache.redis_client import RedisClient
 from presift.cache.redis_store import RedisStore
+from presift.cache.redis_url import SENTINEL_SCHEMES
 from presift.cache.store import CacheLimits, CacheObserver, Store, ignore
 from presift.core.errors import InvalidRequest
 
+_SCHEMES = ("memory", "redis", "rediss", "unix", *SENTINEL_SCHEMES)
 
-def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserver = ignore) -> Store:
-    """The store at `url`, not yet connected. Raises InvalidRequest, without the URL: it may contain a password."""
+
+def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserver = ignore, salt: str = "") -> Store:
+    """The store at `url`, not yet connected; a server's values are authenticated with `salt`.
+
+    Raises InvalidRequest, without the URL: it may contain a password.
+    """
     scheme = url.partition("://")[0].lower()
-    if scheme not in _STORES:
-        raise InvalidRequest("cache_url", "an unknown scheme", f"one of {', '.join(_STORES)}")
-    return _STORES[scheme](url, limits or CacheLimits(), observe)
+    if scheme not in _SCHEMES:
+        raise InvalidRequest("cache_url", "an unknown scheme", f"one of {', '.join(_SCHEMES)}")
+    limits = limits or CacheLimits()
+    if scheme == "memory":
+        return MemoryStore(limits, observe)
+    return RedisStore(RedisClient(url, limits), limits, observe, salt)
 
 
-def open_build_lock(
-    store: Store, limits: CacheLimits | None = None, observe: CacheObserver = ignore, wait_s: float = WAIT_S
-) -> BuildLock:
+def open_build_lock(store: Store, observe: CacheObserver = ignore, wait_s: float = WAIT_S) -> BuildLock:
     """The build lock of `store`, over the same connections; `wait_s` as in RedisBuildLock."""
     if not isinstance(store, RedisStore):
         return NoBuildLock()
-    return RedisBuildLock(store.client, limits or CacheLimits(), observe, wait_s)
-
-
-def _memory(url: str, limits: CacheLimits, observe: CacheObserver) -> Store:
-    return MemoryStore(limits, observe)
-
-
-def _redis(url: str, limits: CacheLimits, observe: CacheObserver) -> Store:
-    return RedisStore(RedisClient(url, limits), limits, observe)
-
-
-_STORES: dict[str, Callable[[str, CacheLimits, CacheObserver], Store]] = {
-    "memory": _memory,
-    "redis": _redis,
-    "rediss": _redis,
-    "unix": _redis,
-}
+    return RedisBuildLock(store, observe, wait_s)

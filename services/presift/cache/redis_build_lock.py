@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import replace
 
-from presift.cache.redis_client import CacheUnavailable, RedisClient
+from presift.cache.redis_client import CacheUnavailable
 from presift.cache.redis_store import RedisStore, redis_key
 from presift.cache.renewal import HeldLeases
-from presift.cache.store import CacheLimits, CacheObserver, Operation, Outcome, ignore
+from presift.cache.store import CacheObserver, Operation, Outcome, ignore
 from presift.core.plan import CompressedPrompt
 
 # The longest wait for a process that died. Leases are renewed three times in this time.
@@ -32,9 +31,9 @@ _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del
 
 
 class RedisBuildLock:
-    """A BuildLock whose leases last `lease_s` seconds and are renewed until `release`. The lease of a process that died
-    expires, and one of the waiting processes takes it over. None waits longer than `wait_s`, which should exceed the
-    time of a draft pass.
+    """The BuildLock of `store`. Its leases last `lease_s` seconds and are renewed until `release`. The lease of a
+    process that died expires, and one of the waiting processes takes it over. None waits longer than `wait_s`, which
+    should exceed the time of a draft pass.
 
     Each claim reports one outcome: HIT (another process's value), or compute: MISS (got the lease), TIMEOUT (waited in
     vain), ERROR or SKIPPED (Redis failed).
@@ -42,19 +41,17 @@ class RedisBuildLock:
 
     def __init__(
         self,
-        client: RedisClient,
-        limits: CacheLimits,
+        store: RedisStore,
         observe: CacheObserver = ignore,
         wait_s: float = WAIT_S,
         lease_s: float = LEASE_S,
     ) -> None:
-        self._client = client
-        self._limits = limits
+        self._client = store.client
+        self._limits = store.limits
         self._observe = observe
         self._wait_s = wait_s
         self._lease_ms = round(lease_s * 1000)
-        patient = replace(limits, timeout_s=limits.claim_timeout_s)
-        self._values = RedisStore(client, patient)  # not observed: polls are not misses
+        self._values = store.patient()  # not observed: polls are not misses
         self._holder = secrets.token_hex(16)
         self._leases: HeldLeases[str] = HeldLeases(self._renew, lease_s / 3)
 
@@ -81,6 +78,12 @@ class RedisBuildLock:
             await self._run(_RELEASE, digest, timeout_s=self._limits.timeout_s)
         except CacheUnavailable:
             return  # it expires
+
+    async def check(self, timeout_s: float) -> None:
+        """Run each script on a key that nothing uses. Raises CacheUnavailable."""
+        digest = secrets.token_hex(32)
+        for script, arguments in ((_CLAIM, (1000,)), (_RENEW, (1000,)), (_RELEASE, ())):
+            await self._run(script, digest, *arguments, timeout_s=timeout_s)
 
     async def _take_or_wait(self, digest: str) -> CompressedPrompt | None:
         pause_s = _POLL_S

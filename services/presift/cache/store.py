@@ -31,7 +31,8 @@ class Outcome(StrEnum):
     MISS = "miss"
     STORED = "stored"
     TOO_LARGE = "too_large"  # larger than `max_value_bytes`
-    CORRUPT = "corrupt"  # the stored value does not verify and was dropped
+    CORRUPT = "corrupt"  # the stored bytes do not verify and were dropped
+    OTHER_VERSION = "other_version"  # presift's, but this version cannot read it; it was left alone
     TIMEOUT = "timeout"
     ERROR = "error"
     SKIPPED = "skipped"  # not tried: the circuit breaker is open

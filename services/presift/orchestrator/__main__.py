@@ -17,6 +17,7 @@ from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource, policy_source, reload_on_sighup
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.caller import proven_tenant
+from presift.orchestrator.redis_check import check_redis
 from presift.rpc.server.run import run
 from presift.rpc.server.server import GrpcServer
 from presift.telemetry.gauges import observed
@@ -40,6 +41,8 @@ async def serve(settings: OrchestratorSettings) -> bool:
     async with reload_on_sighup(*files):
         app = build_app(settings, policies)
         try:
+            has_limits = authenticator is not None and authenticator.sets_limits
+            await check_redis(settings.resolved_cache_url(), has_limits=has_limits)
             return await _serve(settings, app, policies, authenticator)
         finally:
             await app.aclose()

@@ -151,7 +151,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     message_bytes, peer = settings.max_message_mib * 2**20, model_service_peer(settings)
     limits = CacheLimits(ttl_s=settings.cache_ttl_s, timeout_s=settings.cache_timeout_s)
     cache_url = settings.resolved_cache_url()
-    store = open_store(cache_url, limits, _count_cache)
+    store = open_store(cache_url, limits, _count_cache, settings.secret("tenant_salt"))
     usage = open_usage_limits(cache_url, settings.limits_timeout_s, settings.limits_on_trouble)
     prefixes = PrefixIndex(settings.prefix_memory_mib * 2**20)
     draft = DraftClient(
@@ -162,7 +162,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         draft=draft,
         target=TargetClient(settings.target_address, message_bytes, peer),
         store=store,
-        lock=open_build_lock(store, limits, _count_cache, wait_s=settings.draft_timeout_s),
+        lock=open_build_lock(store, _count_cache, wait_s=settings.draft_timeout_s),
         tokenizer=tokenizer,
         quotas=usage.quotas,
         bridge=load_bridge(settings.draft_tokenizer, tokenizer) if settings.cross_vocabulary else None,

@@ -77,7 +77,8 @@ async def orchestrator(
 
     link = RedisClient(url, limits)
     try:
-        yield Orchestrator(RedisStore(link, limits), RedisBuildLock(link, limits, observe, wait_s, lease_s), outcomes)
+        store = RedisStore(link, limits)
+        yield Orchestrator(store, RedisBuildLock(store, observe, wait_s, lease_s), outcomes)
     finally:
         await link.aclose()
 
@@ -228,7 +229,7 @@ async def test_no_lease_lets_everybody_compute() -> None:
 
 async def test_leases_that_are_held_are_counted(valkey_url: str, admin: Redis) -> None:
     link = RedisClient(valkey_url, PATIENT)
-    one, other = (RedisBuildLock(link, PATIENT, wait_s=0.2) for _ in range(2))
+    one, other = (RedisBuildLock(RedisStore(link, PATIENT), wait_s=0.2) for _ in range(2))
     assert await one.claim(DIGEST) is None
     assert (one.held, other.held, NoBuildLock().held) == (1, 0, 0)
     assert await other.claim(DIGEST) is None  # it waited in vain, and computes too

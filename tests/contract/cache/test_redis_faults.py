@@ -22,8 +22,9 @@ from presift.cache import codec
 from presift.cache.codec import decode, encode
 from presift.cache.embedded import embedded_cache
 from presift.cache.factory import open_store
-from presift.cache.redis_store import redis_key
+from presift.cache.redis_store import RedisStore, redis_key
 from presift.cache.store import CacheLimits, Operation, Outcome, Store
+from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 
@@ -266,17 +267,30 @@ async def test_a_server_that_restarts_costs_at_most_misses(caplog: pytest.LogCap
 
 def _garbage() -> dict[str, bytes]:
     good = encode(digest("x"), compressed(), 1 << 20)
-    bomb = zstandard.compress(bytes(64 << 20))
     return {
         "text": b"hello",
         "one byte": b"\x00",
         "truncated": good[:-1],
         "longer": good + b"\x00",
         "of another key": encode(digest("y"), compressed(), 1 << 20),
-        "of another version": b"PSC\x01" + good[4:],
-        "zstd bomb": codec._MAGIC + codec._tag(digest("x"), bomb) + bomb,
+        "of another salt": encode(digest("x"), compressed(), 1 << 20, "a forger's"),
         "huge": bytes(64 << 20),
     }
+
+
+def _of_other_versions() -> dict[str, bytes]:
+    good, bomb = encode(digest("x"), compressed(), 1 << 20), zstandard.compress(bytes(64 << 20))
+    return {
+        "older": b"PSC\x01" + good[4:],
+        "later": b"PSC\x04" + bytes(40),
+        "later, and larger than any of this version": good + bytes(2 << 20),
+        "a message that this version refuses": _sealed(zstandard.compress(b"\x7a\x03new")),
+        "a larger message": _sealed(bomb),
+    }
+
+
+def _sealed(frame: bytes) -> bytes:
+    return codec._MAGIC + codec._tag(digest("x"), frame, "") + frame
 
 
 @pytest.mark.asyncio
@@ -292,16 +306,29 @@ async def test_garbage_is_a_miss_and_is_dropped(kind: str, admin: Redis, valkey_
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("kind", _of_other_versions())
+async def test_a_value_of_another_version_is_a_miss_and_is_left_alone(
+    kind: str, admin: Redis, valkey_path: str
+) -> None:
+    stored = _of_other_versions()[kind]
+    admin.set(redis_key(digest("x")), stored)
+    async with opened(f"unix://{valkey_path}", PATIENT) as cache:
+        assert await cache.get("x") is None
+        assert cache.seen == {(Operation.GET, Outcome.OTHER_VERSION): 1}
+        assert admin.get(redis_key(digest("x"))) == stored
+
+
+@pytest.mark.asyncio
 async def test_every_flipped_byte_is_a_miss_and_is_dropped(admin: Redis, valkey_path: str) -> None:
     good = encode(digest("x"), compressed(), 1 << 20)
     async with opened(f"unix://{valkey_path}", PATIENT) as cache:
-        for position in range(len(good)):
+        for position in (each for each in range(len(good)) if each != 3):  # that is the version
             damaged = bytearray(good)
             damaged[position] ^= 0xFF
             admin.set(redis_key(digest("x")), bytes(damaged))
             assert await cache.get("x") is None
             assert admin.dbsize() == 0
-    assert cache.seen == {(Operation.GET, Outcome.CORRUPT): len(good)}
+    assert cache.seen == {(Operation.GET, Outcome.CORRUPT): len(good) - 1}
 
 
 @pytest.mark.asyncio
@@ -328,6 +355,76 @@ async def test_a_full_server_refuses_and_reads_go_on(admin: Redis, valkey_path: 
             admin.config_set("maxmemory", 256 << 20)
             admin.config_set("maxmemory-policy", "allkeys-lru")
     assert cache.seen[Operation.PUT, Outcome.ERROR] == 10
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_is_logged_once_with_its_code(
+    admin: Redis, valkey_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    async with opened(f"unix://{valkey_path}", PATIENT) as cache:
+        assert isinstance(cache.store, RedisStore)
+        cache.store.client._trouble = Trouble(lambda: now[0])
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", 1)
+        try:
+            for n in range(10):  # reads succeed meanwhile: that is no change of state
+                await cache.store.put(digest(str(n)), compressed())
+                await cache.get("x")
+        finally:
+            admin.config_set("maxmemory", 256 << 20)
+            admin.config_set("maxmemory-policy", "allkeys-lru")
+        now[0] += QUIET_S
+        for _ in range(3):
+            await cache.store.put(digest("x"), compressed())
+    assert [each.getMessage() for each in caplog.records] == [
+        "the cache server refuses commands: OOM",
+        "the cache server works again: no failure for 60 s",
+    ]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stale", ["READONLY", "LOADING", "MASTERDOWN"])
+async def test_after_a_failover_the_new_primary_is_found(stale: str, admin: Redis, valkey_path: str) -> None:
+    """The connection to the old one is good, so only its answers can tell."""
+    moved = False
+    lookups: list[bool] = []
+    to_new = Proxy(valkey_path)
+
+    async def name(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lookups.append(moved)
+        if moved:
+            return await to_new.serve(reader, writer)
+        while await reader.read(1 << 16):
+            writer.write(f"-{stale} not the primary\r\n".encode())
+
+    async with listening(name) as url, opened(url, replace(PATIENT, rest_s=0.05)) as cache:
+        await cache.store.put(digest("x"), compressed())
+        assert cache.seen == {(Operation.PUT, Outcome.ERROR): 1}
+        moved = True
+        async with asyncio.timeout(5.0):
+            while not cache.seen[Operation.PUT, Outcome.STORED]:
+                await cache.store.put(digest("x"), compressed())
+                await asyncio.sleep(0.02)
+        assert await cache.get("x") == compressed()
+    assert lookups[-1]
+
+
+@pytest.mark.asyncio
+async def test_a_lasting_replica_costs_few_connections() -> None:
+    connections = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while await reader.read(1 << 16):
+            writer.write(b"-READONLY a replica\r\n")
+        await asyncio.Event().wait()  # until it is cancelled
+
+    async with listening(refuse) as url, opened(url, replace(PATIENT, rest_s=60.0)) as cache:
+        for n in range(30):
+            await cache.store.put(digest(str(n)), compressed())
+    assert cache.seen == {(Operation.PUT, Outcome.ERROR): 30} and connections <= 2
 
 
 @pytest.mark.asyncio
@@ -381,7 +478,7 @@ async def test_a_wrong_password_is_a_miss_and_no_password_is_shown(
     finally:
         with Redis(unix_socket_path=valkey_path, password="the right one") as client:
             client.config_set("requirepass", "")
-    assert "AuthenticationError" in caplog.text
+    assert "WRONGPASS" in caplog.text and "NOAUTH" in caplog.text
     assert PASSWORD not in caplog.text + shown
 
 
@@ -439,7 +536,7 @@ async def test_no_cancellation_is_lost_whenever_it_comes(admin: Redis, valkey_pa
 async def test_what_is_stored_has_a_time_to_live_and_a_versioned_key(admin: Redis, valkey_path: str) -> None:
     async with opened(f"unix://{valkey_path}", replace(PATIENT, ttl_s=100.0)) as cache:
         await cache.store.put(digest("x"), compressed())
-    key = f"presift:v2:{digest('x')}"
+    key = f"presift:v3:{digest('x')}"
     assert admin.keys() == [key.encode()]
     assert 90 < int(admin.ttl(key)) <= 100
     stored = admin.get(key)

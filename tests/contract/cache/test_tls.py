@@ -58,9 +58,14 @@ def authority(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def port(valkey_path: str, authority: Path) -> AsyncIterator[int]:
+def context(authority: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority, authority.with_name("key.pem"))
+    return context
+
+
+@pytest.fixture
+async def port(valkey_path: str, context: ssl.SSLContext) -> AsyncIterator[int]:
     tasks: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,6 +86,24 @@ async def port(valkey_path: str, authority: Path) -> AsyncIterator[int]:
     yield server.sockets[0].getsockname()[1]
     server.close()
     await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
+
+
+@pytest.fixture
+async def sentinel_port(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Of a Sentinel that names the server at `port`. The real one has no TLS here."""
+    state = {"name": "main", "ip": "127.0.0.1", "port": str(port), "flags": "master", "num-other-sentinels": "0"}
+    parts = [part for pair in state.items() for part in pair]
+    answer = f"*1\r\n*{len(parts)}\r\n" + "".join(f"${len(part)}\r\n{part}\r\n" for part in parts)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(65_536):
+                writer.write(answer.encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
 
 
 async def round_trip(url: str) -> tuple[CompressedPrompt | None, Counter[Outcome]]:
@@ -116,3 +139,13 @@ async def test_without_trust_there_is_no_cache(url: str, port: int, authority: P
     value, outcomes = await round_trip(url.format(port=port, authority=authority))
     assert value is None and outcomes.total() == 2
     assert not outcomes.keys() & {Outcome.HIT, Outcome.STORED, Outcome.MISS}
+
+
+@pytest.mark.asyncio
+async def test_sentinels_and_their_server_are_reached_by_tls(sentinel_port: int, authority: Path) -> None:
+    hosts = f"localhost:{sentinel_port}"
+    value, outcomes = await round_trip(f"rediss+sentinel://{hosts}/main?ssl_ca_certs={authority}")
+    assert value == VALUE and outcomes == {Outcome.STORED: 1, Outcome.HIT: 1}
+    for url in (f"rediss+sentinel://{hosts}/main", f"redis+sentinel://{hosts}/main"):  # no trust, no TLS
+        value, outcomes = await round_trip(url)
+        assert value is None and outcomes == {Outcome.ERROR: 2}

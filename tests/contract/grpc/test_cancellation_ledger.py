@@ -157,7 +157,8 @@ async def test_a_lease(open_house, valkey, ending):
     admin.flushall()
     limits = CacheLimits(timeout_s=5.0, put_timeout_s=5.0)
     link = RedisClient(url, limits)
-    house = await open_house(drain_s=BRIEF_S, store=RedisStore(link, limits), lease=RedisBuildLock(link, limits))
+    store = RedisStore(link, limits)
+    house = await open_house(drain_s=BRIEF_S, store=store, lease=RedisBuildLock(store))
     await house.ask([9])
     stage = STAGES["generate: the draft scores"]
     is_at_the_draft = at_the_draft(house)

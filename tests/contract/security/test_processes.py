@@ -8,7 +8,9 @@ import sys
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from redis import Redis
 
+from presift.cache.embedded import embedded_cache
 from presift.core.errors import InvalidRequest
 from presift.rpc.security.caller_interceptor import CallerInterceptor
 from presift.rpc.security.certificates import TlsFiles
@@ -215,6 +217,17 @@ async def test_a_target_is_only_for_those_with_its_token(monkeypatch, capsys):
         assert (await stub.Generate(request, metadata=(bearer(TOKEN),)).read()).delta.token_ids == [1]
     os.kill(os.getpid(), signal.SIGTERM)
     assert await serving
+
+
+async def test_limits_that_redis_would_not_count_are_no_limits(start, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("tenants:\n  acme: {concurrency: 2}\n")
+    with embedded_cache() as cache, Redis.from_url(cache.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", f">{TOKEN}", "~*", "+@all", "-@scripting")
+        url = f"unix://app:{TOKEN}@{cache.url.removeprefix('unix://')}"
+        code, written = await ended(await start("orchestrator", f"--cache-url={url}", f"--api-keys-file={keys}"))
+    assert code == 1 and "refuses the cache's scripts (NOPERM)" in written
+    assert "Traceback" not in written and TOKEN not in written
 
 
 @pytest.mark.parametrize("service", ["draft", "orchestrator"])

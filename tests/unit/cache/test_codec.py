@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from presift.cache import codec
-from presift.cache.codec import MAX_MESSAGE_BYTES, CorruptValue, ValueTooLarge, decode, encode
+from presift.cache.codec import MAX_MESSAGE_BYTES, CorruptValue, OtherVersion, ValueTooLarge, decode, encode
 from presift.cache.value_pb2 import CachedPrompt
 from presift.core.limits import MAX_LOOKAHEAD_TOKENS, MAX_PROMPT_TOKENS
 from presift.core.masks import TokenMask
@@ -28,6 +28,7 @@ MODEL = ModelInfo("Qwen/Qwen2.5-0.5B", "a1b2c3d4" * 5, "sha256:" + "9f" * 32, 32
 DIGEST = hashlib.sha256(b"a prompt").hexdigest()
 OTHER_DIGEST = hashlib.sha256(b"another prompt").hexdigest()
 ROOMY = 1 << 20
+VERSION_BYTE = 3
 
 uint32s = st.integers(0, 2**32 - 1)
 models = st.builds(ModelInfo, st.text(), st.text(), st.text(), uint32s, uint32s, uint32s, uint32s)
@@ -58,8 +59,8 @@ def clustered(prompt_tokens: int, kept_tokens: int, seed: int = 0) -> Compressed
 
 
 def sealed(frame: bytes) -> bytes:
-    """`frame` with a tag that verifies: what a forger with write access could store."""
-    return codec._MAGIC + codec._tag(DIGEST, frame) + frame
+    """`frame` with a tag that verifies without a salt: what a later version, or a forger, could store."""
+    return codec._MAGIC + codec._tag(DIGEST, frame, "") + frame
 
 
 def message(**changes: object) -> bytes:
@@ -97,7 +98,7 @@ def test_no_single_flipped_bit_is_accepted() -> None:
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(CorruptValue):
+        with pytest.raises(OtherVersion if bit // 8 == VERSION_BYTE else CorruptValue):
             decode(DIGEST, bytes(damaged))
 
 
@@ -147,7 +148,6 @@ def test_the_helpers_of_this_test_make_a_valid_value() -> None:
         b"",
         b"\x00",
         message(),  # not a zstd frame
-        forged() + b"\x00",
         zstandard.compress(b""),
         zstandard.compress(message()[:-1]),
         zstandard.compress(message() + b"\x00"),
@@ -172,8 +172,8 @@ def test_the_helpers_of_this_test_make_a_valid_value() -> None:
         zstandard.compress(message(draft=None) + b"\x22\x03\x0a\x01\xff"),  # a model id that is not UTF-8
     ],
 )
-def test_a_forged_value_is_refused(frame: bytes) -> None:
-    with pytest.raises(CorruptValue):
+def test_a_sealed_value_that_cannot_be_read_is_of_another_version(frame: bytes) -> None:
+    with pytest.raises(OtherVersion):
         decode(DIGEST, sealed(frame))
 
 
@@ -192,7 +192,7 @@ def _bombs() -> dict[str, bytes]:
 def test_a_bomb_costs_no_memory() -> None:
     for name, frame in _bombs().items():
         tracemalloc.start()
-        with pytest.raises(CorruptValue):
+        with pytest.raises(OtherVersion):
             decode(DIGEST, sealed(frame))
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -202,7 +202,7 @@ def test_a_bomb_costs_no_memory() -> None:
 def test_a_message_of_many_small_fields_costs_little_memory() -> None:
     ids = forged(lookahead_token_ids=[0] * (MAX_MESSAGE_BYTES - 100))
     tracemalloc.start()
-    with pytest.raises(CorruptValue):
+    with pytest.raises(OtherVersion):
         decode(DIGEST, sealed(ids))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -210,8 +210,8 @@ def test_a_message_of_many_small_fields_costs_little_memory() -> None:
 
 
 @given(st.binary(max_size=300), st.booleans())
-def test_hostile_bytes_with_a_valid_tag_are_a_value_or_corrupt(rest: bytes, is_packed: bool) -> None:
-    with contextlib.suppress(CorruptValue):
+def test_hostile_bytes_with_a_valid_tag_are_a_value_or_refused(rest: bytes, is_packed: bool) -> None:
+    with contextlib.suppress(OtherVersion):
         frame = zstandard.compress(rest) if is_packed else rest
         assert isinstance(decode(DIGEST, sealed(frame)), CompressedPrompt)
 
@@ -230,26 +230,59 @@ messages = st.fixed_dictionaries(
 
 
 @given(messages, st.binary(max_size=20))
-def test_hostile_messages_are_a_value_or_corrupt(fields: dict[str, object], rest: bytes) -> None:
-    with contextlib.suppress(CorruptValue):
+def test_hostile_messages_are_a_value_or_refused(fields: dict[str, object], rest: bytes) -> None:
+    with contextlib.suppress(OtherVersion):
         assert isinstance(decode(DIGEST, sealed(zstandard.compress(message(**fields) + rest))), CompressedPrompt)
 
 
-def test_a_stored_value_of_version_2_is_still_read() -> None:
+def test_a_stored_value_of_version_3_is_still_read() -> None:
     """Raise codec.VERSION if this fails: deployed caches hold such values."""
     value = CompressedPrompt(token_mask([0, 2, 9], 10), (7, 4_000_000_000), 0.5, MODEL, 2, 0.25, SPAN)
-    decoded = decode(DIGEST, bytes.fromhex(GOLDEN))
+    decoded = decode(DIGEST, bytes.fromhex(GOLDEN), SALT)
     assert decoded == value and decoded.made_in == SPAN
 
 
-def test_a_stored_value_of_version_1_is_refused() -> None:
-    """Its key had another prefix, so it is not even found; under this version's key it does not verify."""
-    with pytest.raises(CorruptValue):
-        decode(DIGEST, bytes.fromhex(GOLDEN_1))
+@pytest.mark.parametrize("version", [1, 2, 4, 255])
+def test_a_value_of_another_version_is_not_corrupt(version: int) -> None:
+    """Neither an older one (GOLDEN_1, GOLDEN_2 were stored by such versions) nor a later one of any form."""
+    stored = {1: bytes.fromhex(GOLDEN_1), 2: bytes.fromhex(GOLDEN_2)}.get(version, b"PSC" + bytes([version]) + b"x" * 9)
+    with pytest.raises(OtherVersion):
+        decode(DIGEST, stored)
+
+
+# Fields that this version does not know, as a later one could write them: number 15 and 100, of several wire types.
+LATER_FIELDS = [b"\x78\x01", b"\x7a\x03new", b"\xa2\x06\x02\x08\x01", b"\x79" + bytes(8), b"\x7d" + bytes(4)]
+
+
+@pytest.mark.parametrize("field", LATER_FIELDS)
+def test_what_a_later_version_adds_is_skipped(field: bytes) -> None:
+    read = decode(DIGEST, sealed(forged()))
+    model = WireModel(id="m").SerializeToString() + field
+    nested = message(draft=None) + b"\x22" + bytes([len(model)]) + model  # in the draft's message
+    for later in (message() + field, field + message(), nested):
+        assert decode(DIGEST, sealed(zstandard.compress(later))) == read
+    assert decode(DIGEST, sealed(forged() + field)) == read  # bytes after the frame
+
+
+@given(values, st.text(), st.text())
+def test_only_who_has_the_salt_can_make_a_value(value: CompressedPrompt, salt: str, other_salt: str) -> None:
+    data = encode(DIGEST, value, ROOMY, salt)
+    assert decode(DIGEST, data, salt) == value
+    if salt.rstrip("\x00") != other_salt.rstrip("\x00"):  # an HMAC pads its key with zeros
+        with pytest.raises(CorruptValue):
+            decode(DIGEST, data, other_salt)
+        with pytest.raises(CorruptValue):
+            decode(OTHER_DIGEST, data, salt)
 
 
 SPAN = SpanRef("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+SALT = "the deployment's salt"
 GOLDEN = (
+    "50534303823ac14ea15083ef7d73155027c8abcd28b52ffd20d5dd0300a4060a06080a1202050212060780d0acf30e1900e03f22"
+    "92010a115177656e2f322e352d302e3542122861316232633364341a477368613235363a396620808002281830023880a3092802"
+    "310000d03f3a100af7651916cd43dd8448eb211c80319c4208b7ad6b716920333105002113d4e5a469052d0aa3046007"
+)
+GOLDEN_2 = (
     "505343024accfd67badf86a94d4fa4596af6fdca28b52ffd20d5dd0300a4060a06080a1202050212060780d0acf30e1900e03f22"
     "92010a115177656e2f322e352d302e3542122861316232633364341a477368613235363a396620808002281830023880a3092802"
     "310000d03f3a100af7651916cd43dd8448eb211c80319c4208b7ad6b716920333105002113d4e5a469052d0aa3046007"

@@ -38,6 +38,11 @@ async def test_orchestrators_that_share_a_cache_share_a_build_lock(built, url, l
     assert type(edges.lock) is lock
 
 
+async def test_cached_values_are_authenticated_with_the_salt(built):
+    edges, _ = built(cache_url="redis://127.0.0.1:1", tenant_salt="xylophone")
+    assert edges.store._salt == edges.lock._values._salt == "xylophone"
+
+
 async def test_limits_of_the_queue_and_thresholds_are_the_settings(built):
     _, tuning = built(max_running=3, max_waiting=5, max_requests_mib=7, guard_off_below=0.125, guard_least_samples=9)
     queue, thresholds = tuning.queue, tuning.thresholds

@@ -110,7 +110,9 @@ def test_the_authority_of_the_cache_goes_into_its_url():
     assert with_query.resolved_cache_url() == "rediss://:p@host/1?timeout=1&ssl_ca_certs=%2Fa+b%2Fca.pem"
     without = settings(OrchestratorSettings, "--cache-url=rediss://host", *given)
     assert without.resolved_cache_url() == "rediss://host?ssl_ca_certs=%2Fa+b%2Fca.pem"
-    with pytest.raises(PresiftError, match="cache_ca needs a rediss:// cache_url"):
+    sentinels = settings(OrchestratorSettings, "--cache-url=rediss+sentinel://one,two/main", *given)
+    assert sentinels.resolved_cache_url() == "rediss+sentinel://one,two/main?ssl_ca_certs=%2Fa+b%2Fca.pem"
+    with pytest.raises(PresiftError, match="cache_ca needs a rediss:// or rediss\\+sentinel:// cache_url"):
         settings(OrchestratorSettings, *given).resolved_cache_url()
 
 

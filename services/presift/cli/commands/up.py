@@ -43,7 +43,10 @@ def up(
     ] = None,
     cache_url: Annotated[
         str | None,
-        typer.Option(help="redis:// or rediss:// URL; starts a local Valkey if unset", envvar="PRESIFT_CACHE_URL"),
+        typer.Option(
+            help="redis://, rediss:// or redis+sentinel:// URL; starts a local Valkey if unset",
+            envvar="PRESIFT_CACHE_URL",
+        ),
     ] = None,
     policy_file: Annotated[
         Path | None, typer.Option(help="the orchestrator's policy file: defaults by prompt length, target and tenant")

@@ -6,6 +6,7 @@ Redis server's clock counts.
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from typing import Protocol
 
@@ -92,6 +93,12 @@ class RedisConcurrencyLimit:
     async def release(self, tenant: str, request_id: str) -> None:
         self._leases.discard((tenant, request_id))
         await self._redis.execute("ZREM", _key(tenant), request_id, timeout_s=self._timeout_s)
+
+    async def check(self, timeout_s: float) -> None:
+        """Claim and release for a tenant that does not exist. Raises CacheUnavailable."""
+        key, request_id = _key(f"check:{secrets.token_hex(16)}"), secrets.token_hex(8)
+        await self._redis.execute("EVAL", _CLAIM, 1, key, request_id, 1000, 1, timeout_s=timeout_s)
+        await self._redis.execute("ZREM", key, request_id, timeout_s=timeout_s)
 
     async def aclose(self) -> None:
         """Stop renewing."""

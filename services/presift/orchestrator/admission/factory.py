@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from presift.cache.redis_client import RedisClient
@@ -29,6 +30,7 @@ def open_usage_limits(url: str, timeout_s: float, on_failure: FailureMode) -> Us
     if url.partition("://")[0].lower() == "memory":
         return UsageLimits(Quotas(on_failure=on_failure))
     # Its own connections and its own circuit breaker: a slow cache must not make usage unavailable.
-    redis = RedisClient(url, CacheLimits())
+    # Its failures are logged by the quotas, with what they mean for callers.
+    redis = RedisClient(url, CacheLimits(), logging.DEBUG)
     quotas = Quotas(TokenRateLimit(redis, timeout_s), RedisConcurrencyLimit(redis, timeout_s), on_failure)
     return UsageLimits(quotas, redis)

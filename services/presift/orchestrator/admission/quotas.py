@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from presift.cache.redis_client import CacheUnavailable
+from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.errors import (
     DraftUnavailable,
     InternalError,
@@ -108,7 +109,7 @@ class Quotas:
         self._concurrency = MemoryConcurrencyLimit() if concurrency is None else concurrency
         self._on_failure = on_failure
         self._releases: set[asyncio.Task[None]] = set()
-        self._is_failing = False
+        self._trouble = Trouble()
 
     @property
     def running(self) -> int:
@@ -134,8 +135,8 @@ class Quotas:
         """Whether the tokens were reserved; they are not while usage is unavailable. Raises Overloaded."""
         try:
             left = await self._rate.take(tenant, tokens, limit)
-        except CacheUnavailable:
-            self._record_failure("tokens_per_minute", limit)
+        except CacheUnavailable as error:
+            self._record_failure(error.code, "tokens_per_minute", limit)
             return False
         self._record_success()
         if left is None:
@@ -181,8 +182,8 @@ class Quotas:
     async def _claim(self, tenant: str, request_id: str, limit: int) -> None:
         try:
             is_claimed = await self._concurrency.claim(tenant, request_id, limit)
-        except CacheUnavailable:
-            self._record_failure("concurrency", limit)
+        except CacheUnavailable as error:
+            self._record_failure(error.code, "concurrency", limit)
             return
         self._record_success()
         if not is_claimed:
@@ -198,22 +199,20 @@ class Quotas:
         with suppress(CacheUnavailable):  # the lease expires
             await self._concurrency.release(tenant, request_id)
 
-    def _record_failure(self, field: str, limit: int) -> None:
+    def _record_failure(self, code: str, field: str, limit: int) -> None:
         count("presift.limits.trouble", limit=field)
-        if not self._is_failing:
-            self._is_failing = True
+        if self._trouble.failed(code):
             is_open = self._on_failure is FailureMode.OPEN
             effect = "tenant limits are not enforced" if is_open else "requests of tenants with limits are rejected"
-            log.warning("the cache server does not answer: %s", effect)
+            log.warning("%s: %s", f"Redis refuses to count usage ({code})" if code else "Redis does not answer", effect)
         if self._on_failure is FailureMode.CLOSED:
             usage = "concurrency" if field == "concurrency" else "token"
             text = f"{usage} usage is unavailable (limits fail closed); retry later"
             raise Overloaded(field, "unknown", limit, RETRY_S, text)
 
     def _record_success(self) -> None:
-        if self._is_failing:
-            self._is_failing = False
-            log.warning("the cache server answers again: tenant limits are enforced")
+        if self._trouble.succeeded():
+            log.warning("Redis has counted all usage for %.0f s: tenant limits are enforced", QUIET_S)
 
     async def _finish(self, release: Coroutine[Any, Any, None]) -> None:
         """Run it to its end, even if this request is cancelled meanwhile."""

@@ -39,7 +39,11 @@ class CacheSettings(BaseModel):
     """Cache of compressed prompts"""
 
     cache_url: Annotated[
-        SecretStr, Field(description="memory://, redis://, rediss:// or unix://; Redis 6 or later, or Valkey")
+        SecretStr,
+        Field(
+            description="memory://, redis://, rediss://, unix:// or redis+sentinel://HOST,HOST/SERVICE;"
+            " Redis 6 or later, or Valkey, no cluster"
+        ),
     ] = SecretStr("memory://")
     cache_url_file: Annotated[
         Path | None, Field(description="file with the cache URL, for a URL that holds a password")

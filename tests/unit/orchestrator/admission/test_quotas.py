@@ -6,9 +6,9 @@ import pytest
 
 from presift.cache.redis_client import CacheUnavailable
 from presift.cache.store import Outcome
+from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded, TargetUnavailable
 from presift.orchestrator.admission import quotas as quotas_module
-from presift.orchestrator.admission.concurrency_limit import MemoryConcurrencyLimit
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
 from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
 from presift.orchestrator.domain.caller import TenantLimits
@@ -197,10 +197,14 @@ async def test_concurrent_requests_are_limited():
 
 
 class UnavailableRedis(TokenRateLimit):
-    """A Redis that does not answer."""
+    """A Redis that does not answer, or refuses with `code`."""
+
+    def __init__(self, code=""):
+        super().__init__()
+        self.code = code
 
     async def take(self, *arguments):
-        raise CacheUnavailable(Outcome.TIMEOUT)
+        raise CacheUnavailable(Outcome.ERROR if self.code else Outcome.TIMEOUT, self.code)
 
     give_back = claim = release = take
 
@@ -208,19 +212,29 @@ class UnavailableRedis(TokenRateLimit):
         pass
 
 
-async def test_a_failure_is_logged_once_and_so_is_its_end(caplog):
-    quotas = Quotas(UnavailableRedis(), MemoryConcurrencyLimit(), FailureMode.OPEN)
-    for _ in range(3):
-        async with quotas.held("acme", TenantLimits(100, None)) as quota:
-            await quota.charge(20, max_new_tokens=70)
-    quotas._rate = TokenRateLimit()
-    for _ in range(2):
-        async with quotas.held("acme", TenantLimits(1000, None)) as quota:
-            await quota.charge(20, max_new_tokens=70)
+@pytest.mark.parametrize(
+    ("code", "reason"), [("", "Redis does not answer"), ("NOPERM", "Redis refuses to count usage (NOPERM)")]
+)
+async def test_a_failure_is_logged_once_and_so_is_its_end(caplog, code, reason):
+    quotas, now = Quotas(on_failure=FailureMode.OPEN), [0.0]
+    quotas._trouble = Trouble(lambda: now[0])
+    working, failing = quotas._rate, UnavailableRedis(code)
+
+    async def requests():
+        for rate in (failing, working, failing, working, working):  # it comes and goes: still one state
+            quotas._rate = rate
+            async with quotas.held("acme", TenantLimits(1000, None)) as quota:
+                await quota.charge(20, max_new_tokens=70)
+
+    await requests()
+    now[0] += QUIET_S
+    quotas._rate = working
+    async with quotas.held("acme", TenantLimits(1000, None)) as quota:
+        await quota.charge(20, max_new_tokens=70)
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert warnings == [
-        "the cache server does not answer: tenant limits are not enforced",
-        "the cache server answers again: tenant limits are enforced",
+        f"{reason}: tenant limits are not enforced",
+        "Redis has counted all usage for 60 s: tenant limits are enforced",
     ]
 
 

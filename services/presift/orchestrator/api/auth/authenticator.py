@@ -31,6 +31,12 @@ class Authenticator:
         self._tokens = tokens
         self._default_limits = TenantLimits() if default_limits is None else default_limits
 
+    @property
+    def sets_limits(self) -> bool:
+        """Whether any tenant has limits now; a changed file may add some."""
+        every = (self._default_limits, *self._keys.current().limits.values())
+        return any(limits != TenantLimits() for limits in every)
+
     def admit(self, metadata: Metadata) -> Caller:
         """The caller; counts rejections.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.jwt_tokens import TokenRules, TokenVerifier, load_key_set
@@ -9,6 +11,8 @@ from presift.orchestrator.api.auth.key_file import Keys, load_keys
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.rpc.security.file_watcher import FileWatcher
+
+log = logging.getLogger(__name__)
 
 
 def build_authenticator(settings: OrchestratorSettings) -> Authenticator | None:
@@ -21,6 +25,11 @@ def build_authenticator(settings: OrchestratorSettings) -> Authenticator | None:
             names = "tenant_tokens_per_minute or tenant_concurrency"
             raise InvalidRequest(names, "set", "unset without api_keys_file or jwks_file")
         return None
+    if not settings.secret("tenant_salt"):
+        log.warning(
+            "tenant_salt is not set: whoever can write to the cache can forge compressed prompts,"
+            " and a tenant's name gives its namespace; set it, or tenant_salt_file, to one secret on every orchestrator"
+        )
     keys = FileWatcher((), Keys) if keys_path is None else FileWatcher([keys_path], lambda: load_keys(keys_path))
     return Authenticator(keys, tokens, default_limits)
 

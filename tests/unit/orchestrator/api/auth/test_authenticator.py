@@ -116,5 +116,24 @@ def test_invalid_settings_are_rejected(values):
         build_authenticator(settings(**values))
 
 
+def test_it_knows_whether_any_tenant_has_limits(file):
+    assert build_authenticator(settings(api_keys_file=file)).sets_limits
+    file.write_text(text(acme=KEY).partition("tenants:")[0])
+    assert not build_authenticator(settings(api_keys_file=file)).sets_limits
+    assert build_authenticator(settings(api_keys_file=file, tenant_concurrency=5)).sets_limits
+
+
+def test_keys_without_a_salt_are_warned_of(file, tmp_path, caplog):
+    salt = tmp_path / "salt"
+    salt.write_text("xylophone")
+    for values in ({"tenant_salt": SecretStr("xylophone")}, {"tenant_salt_file": salt}):
+        build_authenticator(settings(api_keys_file=file, **values))
+    build_authenticator(settings())
+    assert not caplog.records
+    build_authenticator(settings(api_keys_file=file))
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING" and "tenant_salt is not set" in warning.getMessage()
+
+
 def test_the_salt_is_not_in_the_repr():
     assert "xylophone" not in repr(settings(tenant_salt=SecretStr("xylophone")))
