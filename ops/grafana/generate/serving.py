@@ -108,7 +108,7 @@ def _door() -> list[Panel]:
               Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
               Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
               Query("vector(0)", "none"), width=12, soft_most=1.0),
-        lines("Waiting memory", "Memory of queued requests; the limit is max_waiting_mib.", BYTES,
+        lines("Waiting memory", "Memory of queued requests; max_requests_mib bounds it.", BYTES,
               Query("sum(presift_admission_waiting_bytes)", "waiting"), width=6, soft_most=2.0**20),
         lines("Tenants and leases", "Tenants with queued requests; leases on prompts being scored and on tenants' calls.",
               NUMBER, Query("sum(presift_admission_waiting_tenants)", "tenants waiting"),

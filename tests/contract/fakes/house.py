@@ -88,7 +88,7 @@ class Options:
     kv_page_tokens: int = 0
     kv_pool_tokens: int = 0
     prefills: bool = True
-    turns: int = 8
+    turn_memory_bytes: int = 8 * 2**20
     defaults: Defaults = DEFAULTS
     terms: object = None
     estimator: object = None
@@ -184,7 +184,7 @@ class House:
             draft_timeout_s=options.draft_timeout_s,
             max_request_s=options.max_request_s,
             prefills=options.prefills,
-            kept_selections=options.turns,
+            selection_memory_bytes=options.turn_memory_bytes,
             calibration_limit_s=options.calibration_limit_s,
             checks_tokenizer=False,
             retry_s=0.01,

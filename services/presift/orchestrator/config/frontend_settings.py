@@ -133,6 +133,6 @@ class AdmissionSettings(BaseModel):
         Field(ge=1, description="seconds after which a request ends whose deadline is later, or that has none"),
     ] = 3600.0
     max_waiting: Annotated[int, Field(ge=0, description="maximum queued requests; tenants take turns")] = 1024
-    max_waiting_mib: Annotated[
-        int, Field(ge=1, description="maximum memory of queued requests, MiB; further requests are refused")
-    ] = 256
+    max_requests_mib: Annotated[
+        int, Field(ge=1, description="maximum memory of running and queued requests, MiB; further requests are refused")
+    ] = 512

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
-from presift.orchestrator.admission.quotas import Quotas
+from presift.orchestrator.admission.quotas import Quota, Quotas
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Target, TargetInfo, Usage
@@ -82,11 +83,11 @@ class Pipeline:
             request = self._possible(request)
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
+                self._admitted(request, quota, deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 request = self._cut_for_full(request, int(tokens.ids.size))
-                await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
+                await quota.charge(tokens.ids.size, max_new_tokens=_new_tokens(request))
                 with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
                     plan = await parts.planner.plan(context, deadline)
                     request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
@@ -99,6 +100,18 @@ class Pipeline:
                             if isinstance(event, Delta):
                                 quota.record_generated(len(event.token_ids))
                             yield event
+
+    @asynccontextmanager
+    async def _admitted(
+        self, request: Request, quota: Quota, deadline: Deadline, *, answers: bool = True
+    ) -> AsyncIterator[Slot]:
+        """A slot for a request whose tenant's quota is not used up: its prompt is not tokenized before."""
+        cost = request_cost(request)
+        new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens)) if answers else 0
+        is_exact = isinstance(request.prompt, TokenIds)
+        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
+        async with self.parts.admission.slot(request.tenant or "", cost, deadline) as slot:
+            yield slot
 
     def _possible(self, request: Request) -> Request:
         """The request as far as the target can do it. Admission and quotas count no more tokens than the context."""
@@ -190,7 +203,7 @@ class Pipeline:
             async with (
                 deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.slot(request.tenant or "", request_cost(request), deadline),
+                self._admitted(request, quota, deadline, answers=False),
             ):
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
@@ -206,7 +219,9 @@ class Pipeline:
         prompt, text, offsets = request.prompt, "", None
         # In threads: a span for each of 50,000 tokens takes a quarter of a second.
         if not isinstance(prompt, TokenIds):
-            text, offsets = await asyncio.to_thread(self.parts.tokenizer.render_with_offsets, prompt)
+            tokenizer = self.parts.tokenizer
+            work = partial(tokenizer.render_with_offsets, prompt)
+            text, offsets = await tokenizer.limit.run(work, int(plan.tokens.ids.size))
         spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
 
@@ -224,6 +239,11 @@ class Pipeline:
     def stage_costs(self) -> list[LearnedCost]:
         """The learned costs of all stages."""
         return self.parts.estimator.learned()
+
+
+def _new_tokens(request: Request) -> int:
+    """The most tokens that all choices together may generate."""
+    return request.choices * request.sampling.max_new_tokens
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def test_the_detail_of_a_later_turn(changes, text):
 def test_the_text_of_a_route_that_the_quality_gate_switched_off():
     gate = QualityGate(Thresholds(off_below=0.45))
     band = length_band(1000)
-    gate._breakers[PC, band] = RouteBreaker(PC, band, [], is_off=True)
+    gate._shared[PC, band] = RouteBreaker(PC, band, is_off=True)
     assert gate.off(1000) == {PC: OFF}
 
 
