@@ -24,7 +24,7 @@ Orvo Tarnel Bescu Ilmar Quessa Dravik Fenwel Huldo Jastra Kelvo Lumiq Mortha Nes
 ---
 Aurora Borealis Cobalt Dolomite Ember Falcon Granite Horizon Indigo
 ---
-baker tailor cobbler barber glazier locksmith upholsterer watchmaker mason saddler cooper
+plumber tailor cobbler barber glazier locksmith upholsterer watchmaker mason saddler cooper
 ---
 Chile Kenya Norway Japan Canada Egypt Portugal Vietnam Iceland Peru Morocco
 ---

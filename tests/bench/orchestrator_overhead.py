@@ -131,15 +131,15 @@ def run() -> list[dict[str, Any]]:
         port = fakes.stdout.readline().decode().strip()
         with tempfile.TemporaryDirectory() as folder, embedded_cache() as cache:
             for memory, kinds in (
-                (4_000_000, {"token ids": "token ids", "chat": "chat, seen before"}),
-                (1, {"chat": "chat, tokenised anew"}),
+                (32, {"token ids": "token ids", "chat": "chat, seen before"}),
+                (0, {"chat": "chat, tokenised anew"}),
             ):
                 flags = [
                     "--listen",
                     "127.0.0.1:0",
                     "--draft-address",
                     f"127.0.0.1:{port}",
-                    "--token-memory",
+                    "--token-memory-mib",
                     str(memory),
                 ]
                 flags += ["--target-address", f"127.0.0.1:{port}", "--tokenizer", str(TOKENIZER)]

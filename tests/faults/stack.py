@@ -41,7 +41,7 @@ _POLICY = {
     "cascade-capacity": CASCADE,
 }
 # What is remembered is so small that a soak is not long enough to see it grow.
-_PATIENCE = {"draft-timeout-s": 4, "prefix-memory": 65_536, "turn-memory": 64}
+_PATIENCE = {"draft-timeout-s": 4, "prefix-memory-mib": 1, "turn-memory-mib": 1}
 _FLAGS = [f"--{name}={value}" for name, value in (_POLICY | _PATIENCE).items()]
 
 

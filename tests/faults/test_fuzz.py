@@ -60,9 +60,9 @@ FLAGS = {
     "cascade-capacity": 96,
     "guard-share": 0,
     # What is remembered is bounded, and full soon.
-    "token-memory": 20_000,
-    "prefix-memory": 20_000,
-    "turn-memory": 32,
+    "token-memory-mib": 1,
+    "prefix-memory-mib": 1,
+    "turn-memory-mib": 1,
     "cache-ttl-s": 3,
 }
 

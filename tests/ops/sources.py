@@ -33,6 +33,10 @@ SETTINGS = {"draft": DraftSettings, "target": TargetSettings, "orchestrator": Or
 ROLES = tuple(SETTINGS)
 PORTS = {role: int(each.model_fields["listen"].default.rpartition(":")[2]) for role, each in SETTINGS.items()}
 DRAIN_S = {role: float(each.model_fields["drain_s"].default) for role, each in SETTINGS.items()}
+LAME_DUCK_S = {
+    role: float(each.model_fields["lame_duck_s"].default) if "lame_duck_s" in each.model_fields else 0.0
+    for role, each in SETTINGS.items()
+}
 # Both are off by default, so no setting has these ports; containers use them by convention.
 HTTP_PORT, METRICS_PORT, CACHE_PORT = 8000, 9464, 6379
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -44,6 +48,12 @@ Object = dict[str, Any]
 def variable(role: str, setting: str) -> str:
     """The environment variable of a setting: PRESIFT_DRAFT_LISTEN."""
     return f"PRESIFT_{role}_{setting}".upper()
+
+
+def stop_s(role: str, environment: Mapping[str, Any]) -> float:
+    """Seconds from SIGTERM until running calls are cancelled."""
+    defaults = {"drain_s": DRAIN_S[role], "lame_duck_s": LAME_DUCK_S[role]}
+    return sum(float(environment.get(variable(role, name), value)) for name, value in defaults.items())
 
 
 def expected(role: str, metrics: bool) -> dict[str, str | None]:

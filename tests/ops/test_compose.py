@@ -9,7 +9,7 @@ import re
 import pytest
 
 from . import sources
-from .sources import BASE, DRAIN_S, HTTP_PORT, OBSERVABILITY, PORTS, PROJECT, ROLES, ROOT, STACKS, TLS, config, variable
+from .sources import BASE, HTTP_PORT, OBSERVABILITY, PORTS, PROJECT, ROLES, ROOT, STACKS, TLS, config, variable
 
 TWINS = {"draft-gpu": "draft", "target-gpu": "target"}
 PRESIFT = {role: role for role in ROLES} | TWINS
@@ -28,9 +28,9 @@ def addressing(services, files):
             yield f"{name}: healthcheck is {test}"
         if (variable(role, "TLS_CERT") in service["environment"]) != has_tls:
             yield f"{name}: TLS_CERT"
-        drain_s = float(service["environment"].get(variable(role, "DRAIN_S"), DRAIN_S[role]))
-        if float(service["stop_grace_period"].removesuffix("s")) <= drain_s:
-            yield f"{name}: has {service['stop_grace_period']} to stop and drains for {drain_s} s"
+        stop_s = sources.stop_s(role, service["environment"])
+        if float(service["stop_grace_period"].removesuffix("s")) <= stop_s:
+            yield f"{name}: has {service['stop_grace_period']} to stop and drains for {stop_s} s"
         if (service["environment"].get(variable(role, "DEVICE")) == "cuda") != (name in TWINS):
             yield f"{name}: runs on the wrong device"
         if name != role and service["networks"]["inner"]["aliases"] != [role]:

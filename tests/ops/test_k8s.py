@@ -108,7 +108,7 @@ def settings(objects):
                 yield f"{role}: {name} is {value}, where nothing is mounted"
         # The port stays open until other pods have seen that this one is leaving.
         sleep_s = get(inside, "lifecycle preStop sleep seconds") or 0
-        needed = sleep_s + float(known[variable(role, "drain_s")]) + 5
+        needed = sleep_s + sources.stop_s(role, known) + 5
         if sleep_s < 5 or pod(objects, role)["terminationGracePeriodSeconds"] < needed:
             yield f"{role}: sleeps {sleep_s} s and needs {needed} s to stop"
 

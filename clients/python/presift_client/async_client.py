@@ -37,7 +37,7 @@ class AsyncClient:
         max_message_bytes: int = 64 * 2**20,
     ) -> None:
         self._metadata = metadata_of(tenant, api_key)
-        options = channel_options(max_message_bytes, tls)
+        options = channel_options(address, max_message_bytes, tls)
         self._channel = (
             grpc.aio.insecure_channel(address, options)
             if tls is None

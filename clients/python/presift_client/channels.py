@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ def metadata_of(tenant: str | None, api_key: str | None = None) -> tuple[tuple[s
     return metadata
 
 
-def channel_options(max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple[str, str | int]]:
-    """The gRPC options of a channel."""
+def channel_options(address: str, max_message_bytes: int, tls: TlsOptions | None = None) -> list[tuple[str, str | int]]:
+    """The gRPC options of a channel to `address`."""
     config = {"methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": _RETRY}]}
     name = [("grpc.ssl_target_name_override", tls.name_override)] if tls and tls.name_override else []
     return [
@@ -76,5 +77,16 @@ def channel_options(max_message_bytes: int, tls: TlsOptions | None = None) -> li
         ("grpc.http2.ping_timeout_ms", 6_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # `http_proxy` in the environment cannot mean this machine.
+        *([("grpc.enable_http_proxy", 0)] if is_loopback(address) else []),
         *name,
     ]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT, or a gRPC name of it such as `dns:///HOST:PORT`, is on this machine."""
+    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

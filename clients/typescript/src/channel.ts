@@ -58,8 +58,10 @@ export function metadataOf(tenant: string | undefined, apiKey: string | undefine
   return metadata;
 }
 
-/** The gRPC options of a channel. */
-export function channelOptions(maxMessageBytes: number, tls: TlsOptions | undefined): ChannelOptions {
+const LOOPBACK = /^(?:.*\/)?(?:localhost|127(?:\.\d+){3}|\[::1\]):\d+$/;
+
+/** The gRPC options of a channel to `address`. */
+export function channelOptions(address: string, maxMessageBytes: number, tls: TlsOptions | undefined): ChannelOptions {
   const config = { methodConfig: [{ name: [{ service: OrchestratorService.typeName }], retryPolicy: RETRY }] };
   return {
     "grpc.service_config": JSON.stringify(config),
@@ -72,6 +74,8 @@ export function channelOptions(maxMessageBytes: number, tls: TlsOptions | undefi
     "grpc.keepalive_time_ms": 5_000,
     "grpc.keepalive_timeout_ms": 3_000,
     "grpc.max_reconnect_backoff_ms": 2_000,
+    // `http_proxy` in the environment cannot mean this machine.
+    ...(LOOPBACK.test(address) ? { "grpc.enable_http_proxy": 0 } : {}),
     ...(tls?.nameOverride === undefined ? {} : { "grpc.ssl_target_name_override": tls.nameOverride }),
   };
 }

@@ -40,7 +40,7 @@ export class Client {
 
   constructor(address = "127.0.0.1:50051", options: ClientOptions = {}) {
     const { tls, apiKey, tenant, maxMessageBytes = 64 * 2 ** 20 } = options;
-    const channel = channelOptions(maxMessageBytes, tls);
+    const channel = channelOptions(address, maxMessageBytes, tls);
     this.#connection = {
       metadata: metadataOf(tenant, apiKey),
       client: new grpc.Client(address, credentialsOf(tls), channel),

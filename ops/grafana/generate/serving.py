@@ -108,7 +108,7 @@ def _door() -> list[Panel]:
               Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
               Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
               Query("vector(0)", "none"), width=12, soft_most=1.0),
-        lines("Waiting memory", "Memory of queued requests; the limit is max_waiting_mib.", BYTES,
+        lines("Waiting memory", "Memory of queued requests; max_requests_mib bounds it.", BYTES,
               Query("sum(presift_admission_waiting_bytes)", "waiting"), width=6, soft_most=2.0**20),
         lines("Tenants and leases", "Tenants with queued requests; leases on prompts being scored and on tenants' calls.",
               NUMBER, Query("sum(presift_admission_waiting_tenants)", "tenants waiting"),
@@ -126,4 +126,8 @@ def _processes() -> list[Panel]:
               Query(f'rate(process_cpu_seconds_total{{job=~"presift-.+"}}{_RATE})', name)),
         lines("Open files", "Open sockets and files as a share of the limit. A steady rise is a leak.", SHARE,
               Query('process_open_fds{job=~"presift-.+"} / process_max_fds{job=~"presift-.+"}', name)),
+        lines("Longest stall of the event loop", "Within a minute: all calls of the process stood still for so long. Alert above 0.5 s, "
+              "in each of 5 minutes (red line).", SECONDS, Query("presift_loop_stall_seconds", name), line_at=0.5),
+        lines("Log lines dropped", "What reads the process's log is slower than it writes.", PER_SECOND,
+              Query(f"rate(presift_log_dropped_total{_RATE})", name), soft_most=1.0),
     ]  # fmt: skip

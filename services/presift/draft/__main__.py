@@ -44,7 +44,8 @@ async def serve(settings: DraftSettings) -> bool:
     server = GrpcServer(settings.server_options(), [_SERVICE], auth_interceptors=settings.auth_interceptors())
     draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
-    getting_ready = asyncio.create_task(_get_ready(settings, queue, servicer, server, port))
+    getting_ready = asyncio.create_task(_get_ready(settings, queue, servicer, server, port), name="load the model")
+    server.supervise(getting_ready)
     try:
         with observed(*gauges_of(queue)):
             return await server.run_until_stopped()
@@ -61,9 +62,6 @@ async def _get_ready(
             done = await queue.run(partial(load, settings))
     except PresiftError as error:
         log.error("%s", error)
-        server.request_stop(failed=True)
-    except Exception:
-        log.exception("loading the model failed")
         server.request_stop(failed=True)
     else:
         servicer.use(done.result)

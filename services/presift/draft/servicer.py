@@ -47,7 +47,10 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             scorer = self._ready()
             with span("score"):
                 parsed = parse(request, RequestLimits(scorer.info, self._max_lookahead_tokens))
-                job = await self._queue.run(partial(compress, scorer, parsed), deadline)
+                tokens = int(parsed.token_ids.size)
+                job = await self._queue.run(
+                    partial(compress, scorer, parsed), deadline, tenant=parsed.salt, work_tokens=tokens
+                )
         except PresiftError as error:
             metrics.count("presift.draft.refused", reason=code_and_reason(error)[1])
             raise

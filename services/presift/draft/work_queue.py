@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from presift.core.errors import DeadlineExceeded, DraftUnavailable, Overloaded
+from presift.core.fair_queue import FairQueue
 from presift.core.service_time import ServiceTime
 from presift.draft.scorer import Cancel, Cancelled
 from presift.rpc.deadline import NO_DEADLINE, Deadline
@@ -31,13 +32,24 @@ class JobResult(Generic[T]):
     queue_ms: float
 
 
+class _Waiter:
+    """A queued job. `admitted` is done when the worker is free for it, and fails when the job is evicted."""
+
+    def __init__(self, tenant: str, work_tokens: int) -> None:
+        self.tenant = tenant
+        self.work_tokens = work_tokens
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
 class WorkQueue:
-    """First in, first out. At most `max_queue` jobs wait in addition to the running one; with 0 no job waits."""
+    """Fair between tenants; first in, first out within one. At most `max_queue` jobs wait in addition to the running
+    one; with 0 no job waits."""
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="presift-draft")
-        self._worker_free = asyncio.Lock()
+        self._queue: FairQueue[_Waiter] = FairQueue()
+        self._admitted: _Waiter | None = None
         self._in_flight = 0
         self._service_time = ServiceTime()
         self._running: Cancel | None = None
@@ -48,21 +60,24 @@ class WorkQueue:
         """Waiting and running jobs."""
         return self._in_flight
 
-    async def run(self, job: Callable[[Cancel], T], deadline: Deadline = NO_DEADLINE) -> JobResult[T]:
-        """Run `job` on the worker thread, in the caller's trace context, after the jobs before it.
+    async def run(
+        self, job: Callable[[Cancel], T], deadline: Deadline = NO_DEADLINE, *, tenant: str = "", work_tokens: int = 1
+    ) -> JobResult[T]:
+        """Run `job` on the worker thread, in the caller's trace context. Its tenant is charged `work_tokens` (>= 1).
 
         If the caller is cancelled or the deadline passes, a waiting job leaves the queue and a running job is asked
-        to stop. Raises DeadlineExceeded, Overloaded if the queue is full, DraftUnavailable after
-        `close`, and what `job` raises.
+        to stop. Raises DeadlineExceeded, DraftUnavailable after `close`, and what `job` raises. Raises Overloaded if
+        the queue is full: immediately, or later when evicted in favour of a tenant with less queued.
         """
-        self._refuse_if_full()
-        entered = time.monotonic()
-        cancel = Cancel(deadline)
+        if self._is_closed:
+            raise DraftUnavailable("the draft is shutting down")
+        waiter, entered, cancel = _Waiter(tenant, work_tokens), time.monotonic(), Cancel(deadline)
+        self._enter(waiter)
         with self._counted():
             with span("queue"):
-                await self._wait_for_worker(deadline)
+                await self._wait(waiter, deadline)
             queue_ms = (time.monotonic() - entered) * 1e3
-            return JobResult(await self._work(job, cancel), queue_ms)
+            return JobResult(await self._work(job, cancel, waiter), queue_ms)
 
     def close(self) -> None:
         """Refuse new jobs, stop the running job and wait until it has stopped."""
@@ -71,13 +86,31 @@ class WorkQueue:
             self._running.cancel()
         self._worker.shutdown(wait=True)
 
-    def _refuse_if_full(self) -> None:
-        if self._is_closed:
-            raise DraftUnavailable("the draft is shutting down")
-        if self._in_flight > self.max_queue:
-            waiting = self._in_flight - 1
-            retry_after_s = self._service_time.retry_after_s(self._in_flight)
-            raise Overloaded("queue", waiting, f"<= {self.max_queue} waiting", retry_after_s)
+    def _enter(self, waiter: _Waiter) -> None:
+        if self._admitted is not None and len(self._queue) >= self.max_queue:
+            self._evict_for(waiter)
+        self._queue.push(waiter)
+        self._admit_next()
+
+    def _evict_for(self, waiter: _Waiter) -> None:
+        """Evict the newest job of the tenant with the most jobs. Raises Overloaded if that is the waiter's."""
+        waiting, retry_after_s = len(self._queue), self._service_time.retry_after_s(len(self._queue) + 1)
+        overloaded = Overloaded("queue", waiting, f"<= {self.max_queue} waiting", retry_after_s)
+        last = self._queue.last_of_largest(_one) if waiting else None
+        if last is None or self._queue.share(last.tenant, _one) <= self._queue.share(waiter.tenant, _one) + 1:
+            raise overloaded
+        self._queue.remove(last)
+        last.admitted.set_exception(overloaded)
+
+    def _admit_next(self) -> None:
+        if self._admitted is None and len(self._queue):
+            self._admitted = self._queue.pop()
+            self._admitted.admitted.set_result(None)
+
+    def _release(self, waiter: _Waiter) -> None:
+        self._queue.finish(waiter)
+        self._admitted = None
+        self._admit_next()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -87,23 +120,40 @@ class WorkQueue:
         finally:
             self._in_flight -= 1
 
-    async def _wait_for_worker(self, deadline: Deadline) -> None:
+    async def _wait(self, waiter: _Waiter, deadline: Deadline) -> None:
         try:
             async with asyncio.timeout(deadline.remaining_s):
-                await self._worker_free.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded("deadline exceeded while waiting in the draft's queue") from None
+                # Shielded: a future that is cancelled with its task would still be in the queue when it is popped.
+                await asyncio.shield(waiter.admitted)
+        except BaseException as error:
+            self._withdraw(waiter)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded("deadline exceeded while waiting in the draft's queue") from None
+            raise
 
-    async def _work(self, job: Callable[[Cancel], T], cancel: Cancel) -> T:
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """The job ends before it runs, possibly just after it was admitted."""
+        if not waiter.admitted.done():
+            self._queue.remove(waiter)
+        elif waiter.admitted.exception() is None:
+            self._release(waiter)
+
+    async def _work(self, job: Callable[[Cancel], T], cancel: Cancel, waiter: _Waiter) -> T:
         """Run the job and free the worker when the thread is done, even if the caller was cancelled before."""
         context = contextvars.copy_context()
         try:
             future = asyncio.get_running_loop().run_in_executor(self._worker, context.run, self._timed, job, cancel)
         except RuntimeError:
-            self._worker_free.release()
+            self._release(waiter)
             raise DraftUnavailable("the draft is shutting down") from None
         self._running = cancel
-        future.add_done_callback(self._finished)
+
+        def finished(done: asyncio.Future[T]) -> None:
+            self._release(waiter)
+            if not done.cancelled():
+                done.exception()  # marks it as retrieved: a cancelled caller does not await it
+
+        future.add_done_callback(finished)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -119,7 +169,6 @@ class WorkQueue:
         self._service_time.observe(time.monotonic() - started)
         return result
 
-    def _finished(self, future: asyncio.Future[T]) -> None:
-        self._worker_free.release()
-        if not future.cancelled():
-            future.exception()  # marks it as retrieved: a cancelled caller does not await it
+
+def _one(_: _Waiter) -> int:
+    return 1

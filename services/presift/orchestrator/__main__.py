@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sys
 
-from presift.core.errors import PresiftError
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.factory import build_authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
@@ -65,7 +64,8 @@ async def _serve(
         print(f"presift orchestrator takes HTTP on {await http.start()}", flush=True)
         server.listeners.append(http)
     port = await server.start()
-    becoming_ready = asyncio.create_task(_become_ready(settings, app, server, port))
+    becoming_ready = asyncio.create_task(_become_ready(settings, app, server, port), name="follow the target")
+    server.supervise(becoming_ready)
     try:
         with observed(*app.gauges):
             stopped = await server.run_until_stopped()
@@ -77,11 +77,7 @@ async def _serve(
 
 
 async def _become_ready(settings: OrchestratorSettings, app: App, server: GrpcServer, port: int) -> None:
-    try:
-        target = await app.models.connect()
-    except PresiftError:
-        server.request_stop(failed=True)
-        raise
+    target = await app.models.connect()
     await server.set_serving(True)
     host = settings.listen.rpartition(":")[0]
     print(f"presift orchestrator ready on {host}:{port}: {target.model.id}", flush=True)

@@ -24,7 +24,6 @@ from presift.orchestrator.config.backend_settings import QualitySettings
 from presift.orchestrator.config.policy_settings import policy_defaults
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
@@ -84,8 +83,9 @@ class Tuning:
     sampler: Sampler = field(default_factory=Sampler)
     thresholds: Thresholds = field(default_factory=Thresholds)
     draft_timeout_s: float = 60.0
+    max_request_s: float | None = None
     prefills: bool = True
-    kept_selections: int = 1024
+    selection_memory_bytes: int = 64 * 2**20
     calibration_limit_s: float = 20.0
     calibrates: bool = True
     checks_tokenizer: bool = True
@@ -118,7 +118,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     gate = QualityGate(tuning.thresholds)
     reader = RequestReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, target=target)
     prefiller = Prefiller(target) if tuning.prefills else None
-    draft_stage, selections = DraftStage(models, compressor, prefiller), SelectionStore(tuning.kept_selections)
+    draft_stage, selections = DraftStage(models, compressor, prefiller), SelectionStore(tuning.selection_memory_bytes)
     planner = Planner(
         reader, draft_stage=draft_stage, estimator=estimator, policies=tuning.policies, selections=selections
     )
@@ -144,7 +144,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)
-    return App(Pipeline(parts), models, calibration, closables, gauges)
+    return App(Pipeline(parts, tuning.max_request_s), models, calibration, closables, gauges)
 
 
 def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
@@ -154,14 +154,14 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     cache_url = settings.resolved_cache_url()
     store = open_store(cache_url, limits, _count_cache, settings.secret("tenant_salt"))
     usage = open_usage_limits(cache_url, settings.limits_timeout_s, settings.limits_on_trouble)
-    prefixes = PrefixIndex(settings.prefix_memory // BLOCK_TOKENS)
+    prefixes = PrefixIndex(settings.prefix_memory_mib * 2**20)
     draft = DraftClient(
         settings.draft_address, message_bytes, prefixes, peer, hedge_after_s=settings.draft_hedge_after_s
     )
-    tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory)
+    tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory_mib * 2**20)
     edges = Edges(
         draft=draft,
-        target=TargetClient(settings.target_address, message_bytes, peer),
+        target=TargetClient(settings.target_address, message_bytes, peer, idle_s=settings.target_idle_s),
         store=store,
         lock=open_build_lock(store, _count_cache, wait_s=settings.draft_timeout_s),
         tokenizer=tokenizer,
@@ -179,12 +179,13 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         policies,
         policy_defaults(settings),
         estimator,
-        queue=QueueLimits(settings.max_running, settings.max_waiting, settings.max_waiting_mib * 2**20),
+        queue=QueueLimits(settings.max_running, settings.max_waiting, settings.max_requests_mib * 2**20),
         sampler=Sampler(settings.guard_share, settings.guard_max_new_tokens),
         thresholds=quality_thresholds(settings),
         draft_timeout_s=settings.draft_timeout_s,
+        max_request_s=settings.max_request_s,
         prefills=settings.prefill_while_drafting,
-        kept_selections=settings.turn_memory,
+        selection_memory_bytes=settings.turn_memory_mib * 2**20,
         calibration_limit_s=settings.calibration_limit_s,
         calibrates=settings.calibrate and settings.learn_speeds,
     )

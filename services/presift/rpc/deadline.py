@@ -23,6 +23,13 @@ class Deadline:
         """The deadline that many seconds from now; None is no deadline."""
         return cls(None if left_s is None else time.monotonic() + left_s)
 
+    def at_most(self, left_s: float | None) -> Deadline:
+        """This deadline, or the one that many seconds from now if that is sooner; None changes nothing."""
+        other = Deadline.within(left_s)
+        if self.at_s is None or other.at_s is None:
+            return other if self.at_s is None else self
+        return min(self, other, key=lambda deadline: deadline.at_s or 0.0)
+
     def check(self) -> None:
         """Raise DeadlineExceeded if the deadline has passed, so that no further stage starts."""
         if self.remaining_s == 0.0:

@@ -40,11 +40,12 @@ def health_status(options: argparse.Namespace) -> int:
 
 
 def _channel(options: argparse.Namespace) -> grpc.Channel:
+    direct = [("grpc.enable_http_proxy", 0)]
     if options.ca is None:
-        return grpc.insecure_channel(options.address)
+        return grpc.insecure_channel(options.address, direct)
     ca, cert, key = (None if file is None else file.read_bytes() for file in (options.ca, options.cert, options.key))
     names = [("grpc.ssl_target_name_override", options.name)] if options.name else []
-    return grpc.secure_channel(options.address, grpc.ssl_channel_credentials(ca, key, cert), names)
+    return grpc.secure_channel(options.address, grpc.ssl_channel_credentials(ca, key, cert), [*direct, *names])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from contextlib import suppress
 
 import numpy as np
 
@@ -46,14 +45,14 @@ async def serve(settings: TargetSettings) -> bool:
     server = GrpcServer(settings.server_options(), [_SERVICE], health_names, settings.auth_interceptors())
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
     port = await server.start()
-    running = asyncio.create_task(_run(settings, engine, servicer, server, port))
+    running = asyncio.create_task(_run(settings, engine, servicer, server, port), name="run the engine")
+    server.supervise(running)
     try:
         with observed(*servicer.gauges()):
             return await server.run_until_stopped()
     finally:
         running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+        await asyncio.wait((running,))
         await engine.stop()
         processes.stop_resource_tracker()
 

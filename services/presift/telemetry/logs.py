@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
-import sys
+import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
 from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
+from presift.telemetry.log_writer import LogWriter
 from presift.telemetry.request_id import request_id
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_STDERR = 2
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FIELDS = ("time", "level", "logger", "message", "exc_info")
+
+
+def _ignore() -> None:
+    return None
 
 
 class LogFormat(StrEnum):
@@ -21,6 +29,13 @@ class LogFormat(StrEnum):
 
     TEXT = "text"
     JSON = "json"
+
+
+class _Text(logging.Formatter):
+    """Of a message control characters are escaped: a text of another service could otherwise forge a line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
 
 
 class _OneLine(JsonFormatter):
@@ -38,10 +53,10 @@ class _OneLine(JsonFormatter):
         return logged | _trace() | ({"request_id": current} if current else {})
 
 
-def set_up(level: str, look: LogFormat) -> None:
-    """Log to stderr at `level` and above."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine() if look is LogFormat.JSON else logging.Formatter(_TEXT))
+def set_up(level: str, look: LogFormat, on_drop: Callable[[], None] = _ignore) -> None:
+    """Log to stderr at `level` and above. If stderr is not read, lines are dropped: `on_drop` is called for each."""
+    handler = LogWriter(_STDERR, on_drop)
+    handler.setFormatter(_OneLine() if look is LogFormat.JSON else _Text(_TEXT))
     logging.basicConfig(level=level, handlers=[handler])
 
 

@@ -445,3 +445,22 @@ async def test_the_kept_tokens_are_counted_for_the_salt(house):
     asked = request([5, 6, 7, 8, 9, 10])
     asked.cache_salt = "abc"
     assert (await house.stub.Score(asked)).cached_tokens == 3
+
+
+async def test_64_new_prompts_of_a_tenant_neither_refuse_nor_starve_anothers(house):
+    slow = request([FakeScorer.SLOW, *range(20)])
+    flooding = [house.stub.Score(slow)]
+    await house.settle(lambda: house.queue.in_flight == 1)
+    flood = request([*range(30)])
+    flood.cache_salt = "flood"
+    flooding += [house.stub.Score(flood) for _ in range(64)]
+    await house.settle(lambda: house.queue.in_flight == 65)
+    other = request([*range(30)])
+    other.cache_salt = "other"
+    answer = asyncio.ensure_future(house.stub.Score(other))
+    await house.settle(lambda: any(call.done() for call in flooding))
+    refused = [call for call in flooding if call.done()]
+    assert [await call.code() for call in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED] and not answer.done()
+    house.scorer.gate.set()
+    await answer
+    await house.settle(lambda: house.queue.in_flight == 0)

@@ -79,6 +79,8 @@ class Options:
     draft_up: bool = True
     routes: tuple = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC)
     draft_timeout_s: float = 20.0
+    target_idle_s: float | None = None
+    max_request_s: float | None = None
     salt: str = ""
     store: object = None
     message_bytes: int = 2**20
@@ -86,7 +88,7 @@ class Options:
     kv_page_tokens: int = 0
     kv_pool_tokens: int = 0
     prefills: bool = True
-    turns: int = 8
+    turn_memory_bytes: int = 8 * 2**20
     defaults: Defaults = DEFAULTS
     terms: object = None
     estimator: object = None
@@ -99,6 +101,7 @@ class Options:
     limits: QueueLimits = LIMITS
     lease: object = None
     drain_s: float = 5.0
+    lame_duck_s: float = 0.0
     drafts: int = 1
     targets: int = 1
     draft_hedge_after_s: float | None = None
@@ -133,7 +136,7 @@ class House:
         for target, server in zip(self.targets, self.target_servers, strict=True):
             target_pb2_grpc.add_TargetServiceServicer_to_server(target, server.grpc)
         self.server = GrpcServer(
-            ServerOptions(LOCAL, options.message_bytes, options.drain_s),
+            ServerOptions(LOCAL, options.message_bytes, options.drain_s, lame_duck_s=options.lame_duck_s),
             ["presift.v1.OrchestratorService"],
             auth_interceptors=options.auth_interceptors,
             tenant_of_call=proven_tenant,
@@ -148,7 +151,7 @@ class House:
         self.draft_ports, self.target_ports = draft_ports, target_ports
         drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
         self.remote_draft = DraftClient(drafts, 2**20, PrefixIndex(), hedge_after_s=self.options.draft_hedge_after_s)
-        self.remote_target = TargetClient(targets, 2**20)
+        self.remote_target = TargetClient(targets, 2**20, idle_s=self.options.target_idle_s)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
         self.address = f"127.0.0.1:{await self._serve(self.server)}"
         self.channel = await self._exit.enter_async_context(grpc.aio.insecure_channel(self.address))
@@ -179,8 +182,9 @@ class House:
             sampler=options.sampler,
             thresholds=options.thresholds,
             draft_timeout_s=options.draft_timeout_s,
+            max_request_s=options.max_request_s,
             prefills=options.prefills,
-            kept_selections=options.turns,
+            selection_memory_bytes=options.turn_memory_bytes,
             calibration_limit_s=options.calibration_limit_s,
             checks_tokenizer=False,
             retry_s=0.01,

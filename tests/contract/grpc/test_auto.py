@@ -89,7 +89,7 @@ async def test_fallback_to_full_is_checked_against_max_ttft(house, caplog):
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
     assert "over max_ttft_ms 600" in refusal.message and len(house.target.calls) == 3
     said = [line.partition(":")[0] for line in caplog.messages if "draft_overloaded" in line]
-    assert said == ["answered in full", "answered in full", "refused", "answered in full"]
+    assert said == ["answered in full", "refused"]  # of a kind once, not for each request
 
 
 @pytest.mark.parametrize("budget", [{"max_ttft_ms": 1}, {"max_ttft_ms": 1, "max_prompt_tokens": 40}])

@@ -102,7 +102,7 @@ STAGES = {
 def nothing_is_left(house):
     """Everything of the orchestrator that a request may hold."""
     estimator, admission = house.estimator, house.admission
-    held = (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants)
+    held = (admission.running, admission.waiting, admission.running_bytes, admission.waiting_bytes)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
     queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers()))
     callers = len(house.guard.idle_gate._waiting_callers)
@@ -233,7 +233,7 @@ async def test_the_drafts_running_one(draft, ending):
     await draft.channel.channel_ready()
     before = tasks()
     await ending(score(), draft, lambda: scorer.begun == 1)
-    await draft.settle(lambda: queue.in_flight == 0 and not queue._worker_free.locked() and not tasks() - before)
+    await draft.settle(lambda: queue.in_flight == 0 and queue._admitted is None and not tasks() - before)
     await draft.settle(lambda: draft.server.calls.running == 0)
     assert (scorer.begun, scorer.cancelled) == (1, 1)
 
@@ -247,7 +247,7 @@ async def test_the_drafts_waiting_one(draft, ending):
     await draft.settle(lambda: queue.in_flight == (0 if ending is ENDINGS["shutdown"] else 1))
     assert scorer.begun == 1
     running.cancel()
-    await draft.settle(lambda: queue.in_flight == 0 and not queue._worker_free.locked())
+    await draft.settle(lambda: queue.in_flight == 0 and queue._admitted is None)
     assert (scorer.begun, scorer.cancelled) == (1, 1)
 
 

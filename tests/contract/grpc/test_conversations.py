@@ -6,6 +6,7 @@ import pytest
 
 from presift.core.errors import TargetUnavailable
 from presift.core.plan import Route
+from presift.orchestrator.planning.conversations import SELECTION_BYTES
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES, KV_CAPACITY, request, wire_prompt
@@ -214,7 +215,7 @@ async def test_a_selection_can_be_continued_after_a_cancelled_answer(house):
 
 
 async def test_the_memory_is_bounded(open_house):
-    house = await open_house(routes=ALL_ROUTES, turns=2)
+    house = await open_house(routes=ALL_ROUTES, turn_memory_bytes=2 * SELECTION_BYTES + 1024)
     for token_id in (1, 2, 3):
         await house.ask([token_id, *LONG], route=KV)
     for token_id, is_known in ((1, False), (3, True)):

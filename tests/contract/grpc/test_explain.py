@@ -142,6 +142,18 @@ async def test_the_rendered_text_comes_with_it(house):
     assert (await explained(house, route=PC)).text == ""
 
 
+async def test_the_text_counts_as_text_that_is_tokenized_again(house, monkeypatch):
+    sizes, run = [], house.tokenizer.limit.run
+
+    def counted(work, size):
+        sizes.append(size)
+        return run(work, size)
+
+    monkeypatch.setattr(house.tokenizer.limit, "run", counted)
+    told = await explained(house, "the quick brown fox " * 8)
+    assert sizes == [told.decision.prompt_tokens]
+
+
 async def test_a_span_of_every_token(house):
     told = await explained(house, "z" * 40, per_token=True, route=PC)
     assert [(span.tokens.start, span.tokens.end) for span in told.spans] == [(i, i + 1) for i in range(40)]

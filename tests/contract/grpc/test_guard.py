@@ -168,7 +168,10 @@ async def test_a_planted_bad_policy_is_switched_off_and_reported(house, telemetr
     moved = {name: total - before[name] for name, total in totals().items()}
     expected = {"samples": 3, "agreement": 3, "overlap": 3, "exact": 0, "first_divergence": 3, "switched": 1}
     assert moved == expected
-    assert "route spec_kv is switched off for 128-255 prompt tokens: mean agreement with full 0.000" in caplog.text
+    assert (
+        "route spec_kv is switched off for 128-255 prompt tokens of one tenant: mean agreement with full 0.000"
+        in caplog.text
+    )
     named = await house.ask(LONG, route=KV)
     assert (named.route, named.reason, named.token_ids) == ("FULL", "ROUTE_SWITCHED_OFF", LONG[::-1][:5])
     assert "spec_kv is switched off for 128-255 tokens" in named.decision.detail

@@ -190,7 +190,7 @@ async def orchestrator(build):
 @pytest.mark.processes
 async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     limit_mib = 96
-    house, process, channel = await orchestrator("--max-running=1", f"--max-waiting-mib={limit_mib}")
+    house, process, channel = await orchestrator("--max-running=1", f"--max-requests-mib={limit_mib}")
     stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
     house.target.pause_after = 1
     running = asyncio.create_task(_answer(stub.Generate(request([1, 2, 3]))))
@@ -217,7 +217,7 @@ async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     await house.settle(is_settled)
     grown_mib = (peak - before) / MIB
     refusals = [Refusal.of(call.exception()) for call in calls if call.done()]
-    assert {(each.code, each.field) for each in refusals} == {("RESOURCE_EXHAUSTED", "waiting_bytes")}
+    assert {(each.code, each.field) for each in refusals} == {("RESOURCE_EXHAUSTED", "request_bytes")}
     assert all(each.retry_after_s > 0 for each in refusals)
     # 1,000 that wait hold 800 MiB (measured). On top of the limit comes what is just being received.
     assert grown_mib < limit_mib + 250, grown_mib

@@ -1,6 +1,7 @@
 """`python -m presift.orchestrator --http-listen`: a real process with both APIs, in front of a real target service."""
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -50,7 +51,7 @@ async def url_of(process):
 
 
 async def test_it_answers_and_drains(start):
-    process = await start("--http-listen=127.0.0.1:0", "--drain-s=20")
+    process = await start("--http-listen=127.0.0.1:0", "--drain-s=20", "--lame-duck-s=0")
     url = f"http://{await url_of(process)}"
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.completions.create(
@@ -68,8 +69,27 @@ async def test_it_answers_and_drains(start):
         assert await process.wait() == 0
 
 
+async def test_keep_alive_clients_lose_no_request_at_a_shutdown(start):
+    process = await start("--http-listen=127.0.0.1:0", "--lame-duck-s=2")
+    clients = [http.client.HTTPConnection(await url_of(process), timeout=20)]
+    clients += [http.client.HTTPConnection(clients[0].host, clients[0].port, timeout=20) for _ in range(11)]
+
+    def ask(client):
+        client.request("GET", "/v1/models")
+        response = client.getresponse()
+        response.read()
+        return response.status, response.getheader("connection")
+
+    assert {await asyncio.to_thread(ask, client) for client in clients} == {(200, None)}
+    process.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    assert {await asyncio.to_thread(ask, client) for client in clients} == {(200, "close")}
+    async with asyncio.timeout(30):
+        assert await process.wait() == 0
+
+
 async def test_a_request_that_outlasts_the_drain_gets_an_error(start):
-    process = await start("--http-listen=127.0.0.1:0", "--drain-s=0.2")
+    process = await start("--http-listen=127.0.0.1:0", "--drain-s=0.2", "--lame-duck-s=0")
     url = f"http://{await url_of(process)}"
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.completions.create(

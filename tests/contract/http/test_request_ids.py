@@ -63,7 +63,7 @@ async def test_openais_client_knows_it(door):
     assert answer._request_id == "mine-1"
 
 
-async def test_it_is_in_the_span_and_in_log_lines(door, telemetry, capsys, monkeypatch):
+async def test_it_is_in_the_span_and_in_log_lines(door, telemetry, capfd, monkeypatch):
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     set_up("INFO", LogFormat.JSON)
@@ -79,7 +79,8 @@ async def test_it_is_in_the_span_and_in_log_lines(door, telemetry, capsys, monke
     (span,) = [each for each in telemetry.spans if each.name == "POST /v1/chat/completions"]
     assert span.attributes["presift.request_id"] == "mine-2"
     logging.getLogger("presift.x").warning("outside")
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    root.handlers[0].flush()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert {line["message"]: line.get("request_id") for line in lines if line["logger"] != "httpx"} == {
         "within": "mine-2",
         "unexpected ValueError": "mine-2",

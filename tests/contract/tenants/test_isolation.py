@@ -13,6 +13,7 @@ from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request, TokenIds
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.quality.sampler import Sampler
+from presift.orchestrator.routing.quality_gate import Thresholds
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.doors import ACME, ACME_TOO, OTHER, door, shows
@@ -141,6 +142,16 @@ async def test_the_quality_guard_answers_in_the_tenants_namespace(open_house):
         await house.settle(lambda n=compared: sum(each.samples for each in house.guard.qualities()) == n)
     salts = [call.cache_salt for call in house.target.calls]
     assert salts == [SALTS["acme"]] * 2 + [SALTS["other"]] * 2
+
+
+async def test_a_route_that_is_off_for_one_tenant_serves_the_other(open_house):
+    house = await open_house(**options(sampler=Sampler(1.0), thresholds=Thresholds(least_samples=3, window=6)))
+    house.target.answer = lambda asked: [7] * 50 if asked.HasField("kv_plan") else asked.token_ids[::-1]
+    for first in range(3):
+        await ask(house, ACME, [first, *LONG], route=KV)
+        await house.settle(lambda n=first: [each.samples for each in house.guard.qualities()] in ([n + 1], [0]))
+    answers = [await ask(house, key, route=KV) for key in (ACME, OTHER)]
+    assert [answer.route for answer in answers] == ["FULL", "SPEC_KV"]
 
 
 async def test_what_was_tokenised_is_remembered_for_its_tenant_alone(house):

@@ -303,3 +303,20 @@ async def test_a_tenant_holds_a_share_of_the_calls(open_house):
     await ask(house)
     for call in held:
         call.cancel()
+
+
+async def test_over_the_quota_no_prompt_is_tokenized(two_houses, monkeypatch):
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=250))
+    await ask(first)
+    await ask(first)
+    encoded = []
+    monkeypatch.setattr(first.tokenizer, "_read", lambda *arguments: encoded.append(arguments))
+    generate = first.stub.Generate(request("word " * 200), metadata=shows(ACME))
+    explained = first.stub.Explain(explain_of("word " * 200), metadata=shows(ACME))
+    for refused in (await refusal_of(_all(generate)), await refusal_of(explained)):
+        assert (refused.code, refused.field) == ("RESOURCE_EXHAUSTED", "tokens_per_minute")
+    assert encoded == [] and first.admission.running == 0
+
+
+async def _all(call):
+    return [event async for event in call]

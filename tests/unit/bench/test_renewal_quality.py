@@ -77,7 +77,7 @@ async def test_every_question_is_answered_by_every_method(engines, tmp_path):
 
 
 async def test_a_document_is_read_before_the_methods_ask(engines, tmp_path):
-    await run(bench(tmp_path))
+    await run(bench(tmp_path, limit=2))
     first, second = engines["target"].asked[:2]
     assert first.kv_plan is None
     assert (first.sampling.max_new_tokens, second.sampling.max_new_tokens) == (1, renewal_quality.ANSWER_TOKENS)

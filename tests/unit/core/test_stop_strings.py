@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from presift.core.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from presift.core.stop_strings import StopStrings
 
 CUTS = st.lists(st.integers(0, 100), max_size=6)
@@ -47,3 +49,20 @@ def test_it_tells_whether_a_stop_string_may_have_begun() -> None:
         scanner.push(piece)
         told.append(scanner.may_have_begun)
     assert told == [True, True, False, True, True]
+
+
+def cost_s(size: int) -> float:
+    """The shortest of three times that a text takes whose every character may begin each stop string of that size."""
+    stops = ["a" * (size - 1) + chr(ord("b") + number) for number in range(MAX_STOP_STRINGS)]
+    times = []
+    for _ in range(3):
+        scanner, began_s = StopStrings(stops), time.perf_counter()
+        for _ in range(500):
+            scanner.push("aaaa")
+        times.append(time.perf_counter() - began_s)
+    return min(times)
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_stop_strings() -> None:
+    """A search of the whole held text costs 64 times as much."""
+    assert cost_s(MAX_STOP_CHARACTERS) < 8 * cost_s(MAX_STOP_CHARACTERS // 64)

@@ -73,6 +73,46 @@ async def test_a_full_queue_refuses_with_a_time_to_retry(queue):
     assert (await queue.run(lambda _: 7)).result == 7
 
 
+async def test_a_flood_neither_refuses_nor_delays_another_tenant():
+    queue = WorkQueue(max_queue=64)
+    gate, holder = await _occupied(queue)
+    order = []
+
+    def job(tenant):
+        return asyncio.create_task(queue.run(lambda _: order.append(tenant), tenant=tenant, work_tokens=1000))
+
+    flood = [job("flood") for _ in range(64)]
+    await asyncio.sleep(0)
+    others = [job("one"), job("another"), job("one")]
+    await asyncio.sleep(0.01)
+    evicted = [each for each in flood if each.done()]
+    assert evicted == flood[-3:] and not any(each.done() for each in others)
+    for each in evicted:
+        with pytest.raises(Overloaded) as refusal:
+            await each
+        assert refusal.value.field == "queue" and refusal.value.retry_after_s > 0
+    with pytest.raises(Overloaded):  # the flood's own next job evicts none
+        await queue.run(lambda _: None, tenant="flood")
+    gate.open.set()
+    await asyncio.gather(holder, *flood[:-3], *others)
+    assert order.index("one") < 3 and order.index("another") < 3 and queue.in_flight == 0
+    queue.close()
+
+
+async def test_large_prompts_of_a_tenant_take_no_more_turns_than_small_ones_of_another():
+    queue, order = WorkQueue(max_queue=64), []
+    gate, holder = await _occupied(queue)
+    tasks = [
+        asyncio.create_task(queue.run(lambda _, name=name: order.append(name), tenant=name, work_tokens=tokens))
+        for name, tokens in [("large", 9000)] * 5 + [("small", 1000)] * 20
+    ]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.gather(holder, *tasks)
+    assert order[:20].count("large") <= 3
+    queue.close()
+
+
 async def test_no_job_waits_if_the_limit_is_zero():
     queue = WorkQueue(max_queue=0)
     gate, holder = await _occupied(queue)

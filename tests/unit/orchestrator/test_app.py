@@ -44,7 +44,7 @@ async def test_cached_values_are_authenticated_with_the_salt(built):
 
 
 async def test_limits_of_the_queue_and_thresholds_are_the_settings(built):
-    _, tuning = built(max_running=3, max_waiting=5, max_waiting_mib=7, guard_off_below=0.125, guard_least_samples=9)
+    _, tuning = built(max_running=3, max_waiting=5, max_requests_mib=7, guard_off_below=0.125, guard_least_samples=9)
     queue, thresholds = tuning.queue, tuning.thresholds
-    assert (queue.max_running, queue.max_waiting, queue.max_waiting_bytes) == (3, 5, 7 * 2**20)
+    assert (queue.max_running, queue.max_waiting, queue.max_bytes) == (3, 5, 7 * 2**20)
     assert (thresholds.off_below, thresholds.least_samples) == (0.125, 9)

@@ -25,6 +25,15 @@ def test_the_time_left_shrinks_until_the_deadline_is_exceeded():
 
 
 @pytest.mark.parametrize(
+    ("own_s", "most_s", "left_s"),
+    [(None, None, None), (5.0, None, 5.0), (None, 9.0, 9.0), (5.0, 9.0, 5.0), (9.0, 5.0, 5.0)],
+)
+def test_a_limit_shortens_a_deadline_and_never_extends_it(own_s, most_s, left_s):
+    found = Deadline.within(own_s).at_most(most_s).remaining_s
+    assert found == left_s if left_s is None else left_s - 1 < found <= left_s
+
+
+@pytest.mark.parametrize(
     ("target_s", "share_s"),
     [
         (None, 50.0),  # unknown: half

@@ -11,13 +11,14 @@ from presift.telemetry.logs import LogFormat, set_up
 
 
 @pytest.fixture
-def lines(capsys):
+def lines(capfd):
     """look -> the lines that were written since, by a root logger of this test's own."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
 
     def written():
-        return capsys.readouterr().err.splitlines()
+        root.handlers[0].flush()
+        return capfd.readouterr().err.splitlines()
 
     def lines(look):
         root.handlers = []  # pytest's own
@@ -35,6 +36,14 @@ def test_text_is_as_it_was(lines):
     logging.getLogger("presift.x").debug("not told")
     (line,) = written()
     assert line.endswith(" WARNING presift.x late by 3 s")
+
+
+def test_a_text_with_control_characters_forges_no_line(lines):
+    written = lines(LogFormat.TEXT)
+    forged = "bad\n2026-01-01 00:00:00,000 INFO presift.x paid\r\x1b[2K\x85\u2028äöü"
+    logging.getLogger("presift.x").warning("refused: %s", forged)
+    (line,) = written()
+    assert line.endswith(r"refused: bad\n2026-01-01 00:00:00,000 INFO presift.x paid\r\x1b[2K\x85\u2028äöü")
 
 
 def test_json_says_whose_trace_it_is(lines):

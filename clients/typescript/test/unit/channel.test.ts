@@ -30,8 +30,17 @@ test("cert needs key, and the error names a missing file", () => {
 });
 
 test("the retry buffer holds the largest message", () => {
-  const options = channelOptions(1000, { nameOverride: "presift" });
+  const options = channelOptions("127.0.0.1:1", 1000, { nameOverride: "presift" });
   assert.equal(options["grpc.per_rpc_retry_buffer_size"], 1000);
   assert.equal(options["grpc.ssl_target_name_override"], "presift");
   assert.match(String(options["grpc.service_config"]), /"service":"presift\.v1\.OrchestratorService"/);
+});
+
+test("the environment's proxy is not used for this machine", () => {
+  for (const address of ["127.0.0.1:1", "localhost:1", "[::1]:1", "dns:///localhost:1"]) {
+    assert.equal(channelOptions(address, 1, undefined)["grpc.enable_http_proxy"], 0);
+  }
+  for (const address of ["10.0.0.1:1", "localhost.example.com:1", "presift.example.com:443"]) {
+    assert.equal(channelOptions(address, 1, undefined)["grpc.enable_http_proxy"], undefined);
+  }
 });

@@ -162,6 +162,7 @@ class LocalStack:
             *("--draft-address", ",".join(addresses["draft"])),
             *("--target-address", ",".join(addresses["target"])),
             *("--draft-timeout-s", str(options.draft_timeout_s)),
+            *("--lame-duck-s", "0"),  # no load balancer must notice the end first
             *self._tokenizer_flag(),
             *options.orchestrator_flags,
         ]

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from presift.core.fair_queue import FairQueue
 from presift.core.service_time import ServiceTime
-from presift.orchestrator.admission.fair_queue import FairQueue
 from presift.orchestrator.admission.request_cost import RequestCost
 from presift.rpc.deadline import Deadline
 from presift.telemetry.metrics import count, record
@@ -22,11 +22,11 @@ from presift.telemetry.metrics import count, record
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Requests that run, requests that wait, and the bytes that the waiting ones hold. Raises InvalidRequest."""
+    """Requests that run, requests that wait, and the bytes that all of them hold. Raises InvalidRequest."""
 
     max_running: int = 64
     max_waiting: int = 1024
-    max_waiting_bytes: int = 256 * 2**20
+    max_bytes: int = 512 * 2**20
 
     def __post_init__(self) -> None:
         if self.max_running < 1:
@@ -65,7 +65,7 @@ class Admission:
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._service_time = ServiceTime()
         self.running = 0
-        self.waiting_bytes = 0
+        self.running_bytes = self.waiting_bytes = 0
 
     @property
     def waiting(self) -> int:
@@ -101,8 +101,7 @@ class Admission:
             slot.close()
 
     def _enter(self, waiter: _Waiter) -> None:
-        if self.running >= self._limits.max_running:
-            self._make_room(waiter)
+        self._make_room(waiter)
         self._push(waiter)
         self._admit_next()
 
@@ -133,6 +132,7 @@ class Admission:
 
     def _end(self, waiter: _Waiter, started: float | None) -> None:
         self.running -= 1
+        self.running_bytes -= waiter.held_bytes
         self._queue.finish(waiter)
         if started is not None:
             self._service_time.observe(self._clock() - started)
@@ -143,14 +143,17 @@ class Admission:
             waiter = self._queue.pop()
             self.waiting_bytes -= waiter.held_bytes
             self.running += 1
+            self.running_bytes += waiter.held_bytes
             waiter.admitted.set_result(None)
 
     def _make_room(self, waiter: _Waiter) -> None:
         """Evict the newest waiters of tenants with more queued until this one fits. Raises Overloaded if it cannot."""
         limits, evicted = self._limits, list[tuple[_Waiter, Overloaded]]()
         try:
-            self._evict("waiting_requests", waiter, lambda _: 1, limits.max_waiting, evicted)
-            self._evict("waiting_bytes", waiter, lambda each: each.held_bytes, limits.max_waiting_bytes, evicted)
+            if self.running >= limits.max_running:
+                self._evict("waiting_requests", waiter, lambda _: 1, limits.max_waiting, evicted)
+            if self.running:  # a request that is larger than the limit may run alone
+                self._evict("request_bytes", waiter, lambda each: each.held_bytes, limits.max_bytes, evicted)
         except Overloaded as error:
             _count(error)
             for each, _ in reversed(evicted):  # in vain: each was the newest of its tenant, and is again
@@ -178,7 +181,7 @@ class Admission:
             evicted.append((last, self._overloaded(field, held + needed, limit)))
 
     def _held(self, field: str) -> int:
-        return self.waiting if field == "waiting_requests" else self.waiting_bytes
+        return self.waiting if field == "waiting_requests" else self.running_bytes + self.waiting_bytes
 
     def _overloaded(self, field: str, would_be: int, limit: int) -> Overloaded:
         # Slots come free at the rate at which running requests end.

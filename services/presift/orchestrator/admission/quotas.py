@@ -53,19 +53,40 @@ class Quota:
         self._reserved = self._prompt = self._generated = 0
         self._reserved_at_s = 0.0
 
+    async def estimate(self, prompt_tokens: int, *, max_new_tokens: int, is_exact: bool = False) -> None:
+        """Reserve what the request will use, before its prompt is tokenized. Raises as `charge` does.
+
+        Unless it `is_exact`, the number may be too high: it cannot tell that no minute allows the request.
+        """
+        if self._limit is not None:
+            tokens = self._allowed(prompt_tokens + max_new_tokens) if is_exact else prompt_tokens + max_new_tokens
+            await self._reserve(min(tokens, self._limit), self._limit)
+
     async def charge(self, prompt_tokens: int, *, max_new_tokens: int) -> None:
         """Reserve the most that the request can use. Raises Overloaded, and InvalidRequest if no minute allows it."""
-        limit, tokens = self._limit, prompt_tokens + max_new_tokens
-        if limit is None:
-            return
-        if tokens > limit:
-            raise InvalidRequest("tokens_per_minute", tokens, f"<= {limit}, prompt and max_new_tokens together")
-        if await self._quotas.reserve(self._tenant, tokens, limit):
-            self._reserved, self._prompt, self._reserved_at_s = tokens, prompt_tokens, time.monotonic()
+        if self._limit is not None:
+            self._prompt = prompt_tokens
+            await self._reserve(self._allowed(prompt_tokens + max_new_tokens), self._limit)
 
     def record_generated(self, tokens: int) -> None:
         """That many new tokens were sent to the caller."""
         self._generated += tokens
+
+    def _allowed(self, tokens: int) -> int:
+        if self._limit is not None and tokens > self._limit:
+            limit = f"<= {self._limit}, prompt and max_new_tokens together"
+            raise InvalidRequest("tokens_per_minute", tokens, limit)
+        return tokens
+
+    async def _reserve(self, tokens: int, limit: int) -> None:
+        """Reserve `tokens` in all, with what is reserved already."""
+        if time.monotonic() - self._reserved_at_s > WINDOW_S:
+            self._reserved = 0
+        more = tokens - self._reserved
+        if more > 0 and await self._quotas.reserve_or_return(self._tenant, more, limit):
+            if not self._reserved:
+                self._reserved_at_s = time.monotonic()
+            self._reserved = tokens
 
     def unused(self, *, is_service_failure: bool) -> int:
         """The tokens to return at the end; all of them if the service failed before the first token."""
@@ -125,6 +146,20 @@ class Quotas:
         # At a steady pace a second returns as many tokens as the limit allows in one.
         retry_s = min(WINDOW_S, max(RETRY_S, WINDOW_S * (tokens - left) / limit))
         raise Overloaded("tokens_per_minute", tokens, limit, retry_s, text)
+
+    async def reserve_or_return(self, tenant: str, tokens: int, limit: int) -> bool:
+        """As `reserve`. If this request is cancelled meanwhile, tokens that were reserved are returned."""
+        reserving = asyncio.create_task(self.reserve(tenant, tokens, limit))
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            await self._finish(self._undo(reserving, tenant, tokens, limit))
+            raise
+
+    async def _undo(self, reserving: asyncio.Task[bool], tenant: str, tokens: int, limit: int) -> None:
+        with suppress(Overloaded):
+            if await reserving:
+                await self._return(tenant, tokens, limit)
 
     async def aclose(self) -> None:
         """Wait until everything is released."""

@@ -1,38 +1,50 @@
-"""The cost of a request, estimated before tokenization: tokens for fair queueing, bytes for the queue's memory."""
+"""The cost of a request, estimated before tokenization: tokens for fair queueing, and the bytes that it holds."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
+from presift.core.limits import MAX_PROMPT_TOKENS
 from presift.orchestrator.domain.request import Chat, Prompt, Request, Text, TokenIds
 
 # English and code have about this many characters per token; fair queueing needs no more than an estimate.
 _CHARACTERS_PER_TOKEN = 4
-# A waiting request holds what gRPC received, the message parsed from it, and the domain's values.
-_BYTES_PER_TOKEN_ID = 16
-_COPIES_OF_TEXT = 3
+# A token's id where it is received, tokenized, planned and sent, with its flags in masks.
+_BYTES_PER_TOKEN = 32
+# A text is held as it was received and as it was parsed, and as Python's string: in the request, rendered, and once
+# more while it is rendered. One character beyond Latin-1 makes all of a string's characters two or four bytes wide.
+_COPIES_OF_TEXT, _COPIES_OF_STRING = 2, 3
 _REQUEST_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """`tokens` to read and to generate, >= 1; `held_bytes` of memory while it is queued."""
+    """`tokens` to read and to generate, >= 1, of them `prompt_tokens` to read.
+
+    `held_bytes` of memory while it is queued or runs, without its answer.
+    """
 
     tokens: int
     held_bytes: int
+    prompt_tokens: int = 0
 
 
 def request_cost(request: Request) -> RequestCost:
     """An estimate; for memory a generous one."""
     tokens, held_bytes = _prompt(request.prompt)
-    return RequestCost(max(1, tokens + request.choices * request.sampling.max_new_tokens), _REQUEST_BYTES + held_bytes)
+    new_tokens = request.choices * request.sampling.max_new_tokens
+    return RequestCost(max(1, tokens + new_tokens), _REQUEST_BYTES + held_bytes, tokens)
 
 
 def _prompt(prompt: Prompt) -> tuple[int, int]:
     if isinstance(prompt, TokenIds):
-        return int(prompt.ids.size), _BYTES_PER_TOKEN_ID * int(prompt.ids.size)
-    size = sum(len(text.encode(errors="surrogatepass")) for text in _texts(prompt))
-    return size // _CHARACTERS_PER_TOKEN, _COPIES_OF_TEXT * size
+        return int(prompt.ids.size), _BYTES_PER_TOKEN * int(prompt.ids.size)
+    texts = _texts(prompt)
+    size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    tokens, strings = size // _CHARACTERS_PER_TOKEN, sum(map(sys.getsizeof, texts))
+    held_bytes = _COPIES_OF_TEXT * size + _COPIES_OF_STRING * strings
+    return tokens, held_bytes + _BYTES_PER_TOKEN * min(tokens, MAX_PROMPT_TOKENS)
 
 
 def _texts(prompt: Chat | Text) -> list[str]:

@@ -1,16 +1,20 @@
 """Counts the tokens that a tenant has used within a minute, in this process or in a Redis that orchestrators share.
 
-The `limits` library counts, with a sliding window of two counters: one tenant costs two small keys.
+Both use a sliding window of two counters. In Redis the `limits` library counts: one tenant costs two small keys. Its
+memory storage lives by the wall clock: when the host's clock is set, quotas would be lost, or last for hours.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from math import floor
 from typing import TypeVar
 
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from presift.cache.redis_client import RedisClient
@@ -24,15 +28,67 @@ _MOVE = "redis.call('set', KEYS[1], 0, 'PX', 1000) return redis.call('rename', K
 
 
 class TokenRateLimit:
-    """Without `redis` it counts in this process. Raises CacheUnavailable if Redis does not answer in `timeout_s`."""
+    """Without `redis` it counts in this process, by `clock` (monotonic, in seconds).
 
-    def __init__(self, redis: RedisClient | None = None, timeout_s: float = 0.25) -> None:
-        self._redis = redis
-        self._timeout_s = timeout_s
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage() if redis is None else _storage(redis))
+    Raises CacheUnavailable if Redis does not answer in `timeout_s`.
+    """
+
+    def __init__(
+        self, redis: RedisClient | None = None, timeout_s: float = 0.25, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._counts = _MemoryCounts(clock) if redis is None else _RedisCounts(redis, timeout_s)
 
     async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
         """Take tokens: None if they were taken, else how many are left. `limit`: tokens per minute."""
+        return await self._counts.take(tenant, tokens, limit)
+
+    async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
+        """Return unused tokens within the window in which they were taken."""
+        await self._counts.give_back(tenant, tokens, limit)
+
+    async def check(self, timeout_s: float) -> None:
+        """Take and return tokens of a tenant that does not exist. Raises CacheUnavailable."""
+        await self._counts.check(timeout_s)
+
+
+class _MemoryCounts:
+    """The tokens of the current minute count in full; those of the one before by the share of it in the window."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._minute = 0.0
+        self._before: Counter[str] = Counter()
+        self._current: Counter[str] = Counter()
+
+    async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
+        used = self._used(tenant)
+        if used + tokens > limit:
+            return max(0, limit - used)
+        self._current[tenant] += tokens
+        return None
+
+    async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
+        self._used(tenant)  # begins the current minute
+        self._current[tenant] -= tokens
+
+    async def check(self, timeout_s: float) -> None:
+        return None
+
+    def _used(self, tenant: str) -> int:
+        minute, since_s = divmod(self._clock(), WINDOW_S)
+        if minute != self._minute:
+            self._before = self._current if minute == self._minute + 1 else Counter()
+            self._current, self._minute = Counter(), minute
+        return floor(self._before[tenant] * (1 - since_s / WINDOW_S) + self._current[tenant])
+
+
+class _RedisCounts:
+    def __init__(self, redis: RedisClient, timeout_s: float) -> None:
+        self._redis = redis
+        self._timeout_s = timeout_s
+        self._limiter = SlidingWindowCounterRateLimiter(_storage(redis))
+
+    async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
         item = RateLimitItemPerMinute(limit)
 
         async def hit() -> int | None:
@@ -43,15 +99,11 @@ class TokenRateLimit:
         return await self._run(hit)
 
     async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
-        """Return unused tokens within the window in which they were taken."""
         item = RateLimitItemPerMinute(limit)
         await self._run(lambda: self._limiter.hit(item, tenant, cost=-tokens))
 
     async def check(self, timeout_s: float) -> None:
-        """Take and return tokens of a tenant that does not exist. Raises CacheUnavailable."""
-        if self._redis is None:
-            return
-        checked, tenant = TokenRateLimit(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
+        checked, tenant = _RedisCounts(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
         for _ in range(2):  # the second time nothing is left, and the library's other script runs
             await checked.take(tenant, 1, 1)
         await checked.give_back(tenant, 1, 1)
@@ -60,7 +112,7 @@ class TokenRateLimit:
         await self._redis.execute("EVAL", _MOVE, 2, *keys, timeout_s=timeout_s)
 
     async def _run(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await call() if self._redis is None else await self._redis.attempt(call, self._timeout_s)
+        return await self._redis.attempt(call, self._timeout_s)
 
 
 def _storage(redis: RedisClient) -> RedisStorage:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from presift.core.errors import InvalidRequest
 from presift.core.plan import CompressedPrompt, SpanRef
+from presift.orchestrator.backends.measured import milliseconds
 from presift.orchestrator.domain.ports import MaskRejected, Score
 from presift.rpc import codec
 from presift.v1 import draft_pb2
@@ -31,7 +32,7 @@ def score_from_wire(reply: draft_pb2.ScoreResponse, made_in: SpanRef | None = No
         raise MaskRejected(f"the draft's answer: {error.message}") from error
     tokens = prompt.mask.prompt_tokens
     importance, mass = _values("importance", reply.importance, tokens), _values("mass", reply.mass, tokens)
-    return Score(prompt, importance, mass, reply.timings.queue_ms, min(reply.cached_tokens, tokens))
+    return Score(prompt, importance, mass, milliseconds(reply.timings.queue_ms), min(reply.cached_tokens, tokens))
 
 
 def _values(name: str, values: Sequence[float], prompt_tokens: int) -> NDArray[np.float32] | None:

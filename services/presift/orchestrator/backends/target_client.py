@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -48,9 +49,15 @@ log = logging.getLogger(__name__)
 
 class TargetClient:
     """The targets at `address` (see `parse_addresses`). The caller names the replica; else the least loaded
-    one is asked."""
+    one is asked.
 
-    def __init__(self, address: str, max_message_bytes: int, peer: Peer = PLAIN) -> None:
+    An answer that has begun ends with TargetUnavailable if nothing more comes for `idle_s` seconds; None: never.
+    """
+
+    def __init__(
+        self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, idle_s: float | None = None
+    ) -> None:
+        self._idle_s = idle_s
         self._pool = target_pool(address, max_message_bytes, peer)
         self._quarantine = Quarantine()
 
@@ -92,7 +99,8 @@ class TargetClient:
             kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
             format=None if answer_format is None else answer_codec.format_to_wire(answer_format),
         )
-        return TargetCall(self._pool, request, deadline, replica, self._attempts(token_ids), remainder=remainder)
+        limits = _Limits(deadline, self._idle_s)
+        return TargetCall(self._pool, request, limits, replica, self._attempts(token_ids), remainder=remainder)
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
@@ -115,6 +123,14 @@ class TargetClient:
 
 
 @dataclass(frozen=True, slots=True)
+class _Limits:
+    """The times of a call: its deadline, and how long it may be silent once its answer has begun."""
+
+    deadline: Deadline
+    idle_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Opened:
     """A stream whose first event has arrived. Closing `held` ends it."""
 
@@ -124,6 +140,54 @@ class _Opened:
     held: ExitStack
 
 
+class _Watched:
+    """The events of a stream; raises TimeoutError if one is waited for longer than `idle_s`.
+
+    The reader is not cancelled but the stream, see `rpc/client/stream_reader.py`. One timer a call, not one an event.
+    """
+
+    def __init__(
+        self,
+        events: AsyncIterator[target_pb2.TargetServiceGenerateResponse],
+        replica: _Target,
+        cancel: Callable[[], object],
+        idle_s: float,
+    ) -> None:
+        self._events = events
+        self._replica = replica
+        self._cancel = cancel
+        self._idle_s = idle_s
+        self._has_fired = False
+        self._since_s: float | None = None
+        self._timer = asyncio.get_running_loop().call_later(idle_s, self._check)
+
+    def __aiter__(self) -> _Watched:
+        return self
+
+    async def __anext__(self) -> target_pb2.TargetServiceGenerateResponse:
+        self._since_s = time.monotonic()
+        try:
+            return await anext(self._events)
+        except asyncio.CancelledError:
+            if self._has_fired:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._since_s = None
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        left_s = self._idle_s if self._since_s is None else self._since_s + self._idle_s - time.monotonic()
+        if left_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._check)
+            return
+        self._has_fired = True
+        self._replica.record_silence(self._idle_s)
+        self._cancel()
+
+
 class TargetCall:
     """One Generate call."""
 
@@ -131,7 +195,7 @@ class TargetCall:
         self,
         pool: _Pool,
         request: target_pb2.TargetServiceGenerateRequest,
-        deadline: Deadline,
+        limits: _Limits,
         replica: ReplicaRef,
         tried: AttemptedReplicas[_Target],
         *,
@@ -139,7 +203,7 @@ class TargetCall:
     ) -> None:
         self._pool = pool
         self._request = request
-        self._deadline = deadline
+        self._deadline, self._idle_s = limits.deadline, limits.idle_s
         self._replica = replica
         self._tried = tried
         self._remainder = remainder
@@ -171,6 +235,8 @@ class TargetCall:
                 self._tried.record_failure(failure)  # counts once if the attempt has recorded it
                 if self._has_ended or not self._migrate(failure):
                     raise target_error(failure, len(self._answer)) from failure
+            except TimeoutError:
+                raise _broken_off(f"the target sent nothing for {self._idle_s:g} s", len(self._answer)) from None
             except PresiftError as error:
                 if self._answer:
                     error.details = {**error.details, "delivered_tokens": str(len(self._answer))}
@@ -232,6 +298,9 @@ class TargetCall:
                 events = aiter(stream)
                 with tried.attempt(replica), replica.record_outcome(left_s):
                     first = await anext(events, None)
+                if self._idle_s is not None:
+                    events = watched = _Watched(events, replica, stream.cancel, self._idle_s)
+                    held.callback(watched.stop)
                 return _Opened(first, events, replica, held.pop_all())
 
         attempts = 1 if self._pool.is_alone else ATTEMPTS - len(tried.all)
@@ -268,6 +337,11 @@ def record_migration(lost: str, address: str, tokens: int) -> None:
     """Count and log that the target at `address` continues an answer, of which the one at `lost` sent `tokens`."""
     count("presift.replica.migrations")
     log.warning("target %s was lost after %d tokens of an answer; %s continues it", lost, tokens, address)
+
+
+def _broken_off(why: str, delivered: int) -> TargetUnavailable:
+    details = {"delivered_tokens": str(delivered)} if delivered else {}
+    return TargetUnavailable(why, **details)
 
 
 def picked(pool: _Pool, wanted: ReplicaRef, tried: AttemptedReplicas[_Target]) -> _Target:

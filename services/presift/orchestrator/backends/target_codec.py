@@ -6,6 +6,7 @@ from presift.core.errors import InvalidRequest, TargetUnavailable
 from presift.core.generation import EngineLoad
 from presift.core.masks import KvMask
 from presift.core.plan import Route
+from presift.orchestrator.backends.measured import milliseconds, share, tokens
 from presift.orchestrator.domain.ports import TargetInfo, Usage
 from presift.rpc import answer_codec, codec
 from presift.v1 import target_pb2
@@ -31,18 +32,19 @@ def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]
 
 
 def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
-    """An unknown finish reason becomes STOP. Raises TargetUnavailable for an invalid KV mask."""
+    """An unknown finish reason becomes STOP. Numbers out of range are dropped, see `measured`. Raises TargetUnavailable
+    for an invalid KV mask."""
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         kv_tokens=usage.kv_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
         finish_reason=answer_codec.finish_from_wire(usage.finish_reason),
-        ttft_ms=usage.ttft_ms,
+        ttft_ms=milliseconds(usage.ttft_ms),
         reused_entry=usage.reused_entry,
-        score_ms=usage.score_ms,
-        publish_ms=usage.publish_ms,
-        coverage=usage.coverage if usage.HasField("coverage") else None,
+        score_ms=milliseconds(usage.score_ms),
+        publish_ms=milliseconds(usage.publish_ms),
+        coverage=share(usage.coverage) if usage.HasField("coverage") else None,
         kv_mask=_kv_mask(usage) if usage.HasField("kv_mask") else None,
         replica=usage.replica,
         load=_load(usage.load) if usage.HasField("load") else None,
@@ -52,8 +54,8 @@ def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
         renewals_skipped=usage.renewals_skipped,
         accepted_tokens=usage.accepted_tokens,
         kv_tokens_peak=usage.kv_tokens_peak,
-        kv_tokens_mean=usage.kv_tokens_mean,
-        coverage_min=usage.coverage_min if usage.HasField("coverage_min") else None,
+        kv_tokens_mean=tokens(usage.kv_tokens_mean, usage.kv_tokens_peak),
+        coverage_min=share(usage.coverage_min) if usage.HasField("coverage_min") else None,
     )
 
 

@@ -22,6 +22,14 @@ class ModelServiceSettings(BaseModel):
     draft_hedge_after_s: Annotated[
         float | None, Field(gt=0, description="seconds before a second draft replica is asked as well; off if unset")
     ] = None
+    target_idle_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="seconds after which an answer is ended whose target sends nothing more; counts as a failure of"
+            " the target if it sends nothing to others either",
+        ),
+    ] = 120.0
     peer_ca: Annotated[
         Path | None,
         Field(description="PEM: CA of draft and target; enables TLS to them; reloaded when the file changes"),
@@ -68,9 +76,12 @@ class TokenizerSettings(BaseModel):
     draft_tokenizer: Annotated[
         str | None, Field(description="folder or Hugging Face id of the draft's tokenizer; for --cross-vocabulary")
     ] = None
-    token_memory: Annotated[
-        int, Field(ge=0, description="token ids of recent prompts to keep in memory, 4 bytes each")
-    ] = 4_000_000
+    token_memory_mib: Annotated[
+        int,
+        Field(
+            ge=0, description="MiB of memory for the token ids of recent prompts, so that they are not tokenized again"
+        ),
+    ] = 32
 
 
 class EstimationSettings(BaseModel):
@@ -83,9 +94,14 @@ class EstimationSettings(BaseModel):
         bool, Field(description="time a few synthetic prompts after the start, until the first request arrives")
     ] = True
     calibration_limit_s: Annotated[float, Field(gt=0, description="maximum seconds of calibration")] = 20.0
-    prefix_memory: Annotated[
-        int, Field(ge=0, description="prompt tokens that the prefix index tracks for each target and draft")
-    ] = 4_194_304
+    prefix_memory_mib: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="MiB of memory for the prefix index, which tracks the prompts that all targets and drafts have"
+            " read; 1 MiB is 262,144 tokens",
+        ),
+    ] = 128
 
 
 class QualitySettings(BaseModel):

@@ -48,6 +48,32 @@ class ListenSettings(BaseModel):
     http_docs: Annotated[
         bool, Field(description="serve /docs and /openapi.json, which describe the HTTP API, without a key")
     ] = True
+    lame_duck_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=600,
+            description="seconds after SIGTERM in which new calls are still answered, over HTTP with"
+            " `Connection: close`; then drain_s begins",
+        ),
+    ] = 5.0
+    max_connection_age_s: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="seconds after which a gRPC caller must reconnect, and so may meet another orchestrator; gRPC"
+            " varies them by a tenth",
+        ),
+    ] = 300.0
+    max_connection_age_grace_s: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="seconds that calls of such an old connection get to finish; as long as they take if unset",
+        ),
+    ] = None
     explain: Annotated[
         bool, Field(description="serve Explain, which shows which parts of a prompt presift would keep")
     ] = True
@@ -102,7 +128,11 @@ class AdmissionSettings(BaseModel):
             " (divide the targets' capacity by the number of orchestrators)",
         ),
     ] = 64
+    max_request_s: Annotated[
+        float,
+        Field(ge=1, description="seconds after which a request ends whose deadline is later, or that has none"),
+    ] = 3600.0
     max_waiting: Annotated[int, Field(ge=0, description="maximum queued requests; tenants take turns")] = 1024
-    max_waiting_mib: Annotated[
-        int, Field(ge=1, description="maximum memory of queued requests, MiB; further requests are refused")
-    ] = 256
+    max_requests_mib: Annotated[
+        int, Field(ge=1, description="maximum memory of running and queued requests, MiB; further requests are refused")
+    ] = 512

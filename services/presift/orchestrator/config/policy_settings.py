@@ -117,7 +117,9 @@ class KvPolicySettings(BaseModel):
         bool,
         Field(description="start the target's prefill while the draft works; no gain if both share a device"),
     ] = True
-    turn_memory: Annotated[int, Field(ge=0, description="KV selections remembered for later turns")] = 1024
+    turn_memory_mib: Annotated[
+        int, Field(ge=0, description="MiB of memory for KV selections that later turns continue")
+    ] = 64
 
 
 class PolicySettings(RouteSettings, PromptPolicySettings, KvPolicySettings):

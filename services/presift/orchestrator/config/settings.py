@@ -5,6 +5,7 @@ Each part is a class. A function that needs settings takes the part that it read
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import urlencode
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -25,6 +26,7 @@ from presift.orchestrator.config.frontend_settings import (
     QuotaSettings,
 )
 from presift.orchestrator.config.policy_settings import PolicySettings
+from presift.rpc.server.server import ServerOptions
 from presift.rpc.settings import ServiceSettings
 
 
@@ -67,6 +69,14 @@ class OrchestratorSettings(
     def knows_callers(self) -> bool:
         """Whether callers must authenticate."""
         return self.tls_client_ca is not None or self.api_keys_file is not None or self.jwks_file is not None
+
+    def server_options(self) -> ServerOptions:
+        return replace(
+            super().server_options(),
+            lame_duck_s=self.lame_duck_s,
+            max_connection_age_s=self.max_connection_age_s,
+            max_connection_age_grace_s=self.max_connection_age_grace_s,
+        )
 
     def allowed_origins(self) -> tuple[str, ...]:
         """`http_origins` as browsers write them. Raises InvalidRequest for `*` where anyone may call."""

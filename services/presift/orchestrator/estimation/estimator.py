@@ -7,9 +7,10 @@ through timings and through the load that targets report.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 
@@ -31,7 +32,10 @@ from presift.orchestrator.routing.choice import RouteChoice
 from presift.orchestrator.routing.cost_model import QueuedWork, RunningAnswer, SystemState, TokenWork
 from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 
-KEPT_PROMPTS = 1024
+# Bytes of the compressed prompts that are known.
+COMPRESSED_BYTES = 16 * 2**20
+# Of one prompt under one policy, without its blocks: the policy, the objects and their places (measured, rounded up).
+_COMPRESSED_PROMPT_BYTES = 2048
 # A replica that gave none of the last answers is assumed to be gone.
 _LAST_ANSWERS = 32
 # Policies per prompt: a caller who varies the budget must not fill the memory.
@@ -42,8 +46,12 @@ _KEPT_POLICIES = 8
 class _Compressed:
     """A compressed prompt that exists: the block hashes of its tokens, and the name of its KV entry, if it has one."""
 
-    blocks: tuple[int, ...]
-    entry: Hashable
+    blocks: array[int]
+    entry: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return _COMPRESSED_PROMPT_BYTES + len(self.blocks) * self.blocks.itemsize
 
 
 class CostEstimator:
@@ -63,7 +71,7 @@ class CostEstimator:
         self._learns = learns
         self._prefills = prefills
         self._perf = PerfModel()
-        self._compressed: LRUCache[int, dict[Policy, _Compressed]] = LRUCache(KEPT_PROMPTS)
+        self._compressed: LRUCache[int, dict[Policy, _Compressed]] = LRUCache(COMPRESSED_BYTES, _compressed_bytes)
         self._last_replicas: dict[str, deque[str]] = {}
         self._draft_width = draft_width
         self.drafting, self.reading = PendingWork(), PendingWork()
@@ -132,7 +140,9 @@ class CostEstimator:
     def _entries(self, hashes: BlockHashes, reading: str) -> frozenset[Policy]:
         known = self._compressed.get(hashes.name, {})
         return frozenset(
-            policy for policy, found in known.items() if self._prefixes.expected_of(reading, (found.entry,))
+            policy
+            for policy, found in known.items()
+            if found.entry is not None and self._prefixes.expected_of(reading, (found.entry,))
         )
 
     def _locations(self, target: ModelInfo, replica: str) -> list[str]:
@@ -183,16 +193,17 @@ class CostEstimator:
             return
         hashes = self._prefixes.hashes_of(plan.tokens.ids, plan.tokens.salt)
         self._observe_draft(plan.decision, hashes)
-        blocks: tuple[int, ...] = ()
+        blocks = array("q")
         if policy.prompt_stage is not None and policy.kv_stage is None:
-            blocks = tuple(self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt))
+            blocks.extend(self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt))
         known = self._compressed.pop(hashes.name, {})
         policy = policy.entry_policy
         known.pop(policy, None)  # to the end of the order, as the latest
         known[policy] = _Compressed(blocks, self._entry_name(plan))
         if len(known) > _KEPT_POLICIES:
             del known[next(iter(known))]
-        self._compressed[hashes.name] = known
+        with suppress(ValueError):  # larger than the memory
+            self._compressed[hashes.name] = known
 
     def _observe_draft(self, decision: Decision, hashes: BlockHashes) -> None:
         """Learn what the draft keeps, if it read the prompt for this plan."""
@@ -246,7 +257,7 @@ class CostEstimator:
         if usage.reused_entry or usage.publish_ms > 0.0:
             self._prefixes.record_entry_use(location, name, 0 if usage.reused_entry else usage.kv_tokens)
 
-    def _entry_name(self, plan: Plan) -> Hashable:
+    def _entry_name(self, plan: Plan) -> int | None:
         """The name of the compressed entry that the target makes or finds; None, which is never cached, without one.
 
         A later turn continues the entry of an earlier prompt, which is not known here. An answer that begins on the
@@ -256,7 +267,11 @@ class CostEstimator:
             return None
         if plan.kv_plan.policy.first_full_tokens:
             return None
-        return self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy.entry_policy
+        return hash((self._prefixes.hashes_of(plan.read_ids, plan.tokens.salt).name, plan.decision.policy.entry_policy))
+
+
+def _compressed_bytes(known: dict[Policy, _Compressed]) -> int:
+    return sum(each.nbytes for each in known.values())
 
 
 def _least_useful(state: SystemState) -> tuple[int, float]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from presift.core.plan import ModelInfo
+from presift.orchestrator.backends.measured import milliseconds
 from presift.orchestrator.routing.cost_model import (
     DECODING_SEED,
     DRAFT_SEED,
@@ -70,8 +71,8 @@ class LearnedCurve:
         self.curve = seed
 
     def observe(self, work: TokenWork, took_ms: float) -> None:
-        """Add one timing in milliseconds; times that are not positive are ignored."""
-        if took_ms > 0.0:
+        """Add one timing in milliseconds; times that no clock can have measured are ignored."""
+        if milliseconds(took_ms):
             self._observed.append((work.features, took_ms))
             self.curve = self._fitted()
 

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
-from cachetools import FIFOCache
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS, PAGE_BLOCKS, BlockHashes
 
-# Prompts whose hashes are kept: one request needs those of its prompt several times.
-KEPT_HASHES = 32
+# Memory of a block in a full index: its hash and its place in the table (measured, rounded up).
+BLOCK_BYTES = 256
+# Bytes of the hashes that are kept, with their prompts: one request needs those of its prompt several times. Those of
+# the longest prompt take 7 MiB.
+HASHES_BYTES = 32 * 2**20
+# Of one prompt: the entry, and for each block the hash and its place in two tables (measured, rounded up).
+_PROMPT_BYTES, _HASH_BYTES = 1024, 192
 # After an eviction was seen, the estimate of what the target holds shrinks to this share of the evicted block's age.
 _SHRINK = 0.9
 
@@ -27,23 +33,31 @@ _SHRINK = 0.9
 @dataclass(slots=True)
 class _TargetCache:
     """What one target has read. `blocks` maps a block to the tokens that the target had read by then, and to the number
-    of the record. `holds_tokens` is the estimate: of the tokens read last, so many are still cached."""
+    of the record, the oldest record first. `holds_tokens` is the estimate: of the tokens read last, so many are still
+    cached."""
 
-    blocks: OrderedDict[Hashable, tuple[int, int]] = field(default_factory=OrderedDict)
+    blocks: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     read_tokens: int = 0
     holds_tokens: float = inf
 
-    def age(self, block: Hashable) -> float:
+    @property
+    def oldest(self) -> float:
+        """The number of the oldest record of which a block is left; inf without blocks."""
+        return next((record for _, record in self.blocks.values()), inf)
+
+    def age(self, block: int) -> float:
         """Tokens read since this block was read; inf if it never was."""
         known = self.blocks.get(block)
         return inf if known is None else self.read_tokens - known[0]
 
-    def touch(self, block: Hashable, now: int) -> None:
-        """Record that the target has just read the block."""
-        self.blocks[block] = self.read_tokens, now
-        self.blocks.move_to_end(block)
+    def touch(self, blocks: Iterable[int], now: int) -> None:
+        """Record that the target has just read the blocks."""
+        record = self.read_tokens, now  # one value for all blocks saves 100 bytes of each
+        for block in blocks:
+            self.blocks[block] = record
+            self.blocks.move_to_end(block)
 
-    def record_missing(self, block: Hashable, began: float) -> bool:
+    def record_missing(self, block: int, began: float) -> bool:
         """Shrink the estimate, because a block that should be cached is not. False if this shows nothing: the block was
         read after `began`, or was not expected to be cached."""
         age = self.age(block)
@@ -52,32 +66,33 @@ class _TargetCache:
         self.holds_tokens = age * _SHRINK - 1  # below 0: it holds nothing
         return True
 
-    def has(self, block: Hashable) -> bool:
+    def has(self, block: int) -> bool:
         """Whether the target is expected to hold the block."""
         return self.age(block) <= self.holds_tokens and block in self.blocks
 
 
 class PrefixIndex:
-    """Keeps at most `blocks` blocks of `BLOCK_TOKENS` tokens for each of at most `targets` targets.
+    """Keeps at most `memory_bytes` of blocks, of all targets and drafts together: those read least recently go first.
 
     `now` is the number of records so far.
     """
 
-    def __init__(self, blocks: int = 65_536, targets: int = 64) -> None:
-        self._blocks = blocks
-        self._targets = targets
-        # Not an LRUCache: looking a target or a block up must not make it newer.
-        self._caches: OrderedDict[str, _TargetCache] = OrderedDict()
+    def __init__(self, memory_bytes: int = 128 * 2**20) -> None:
+        self._max_blocks = memory_bytes // BLOCK_BYTES
+        self._caches: dict[str, _TargetCache] = {}
         self.now = 0
-        self._hashes: FIFOCache[tuple[int, str], tuple[NDArray[np.uint32], BlockHashes]] = FIFOCache(KEPT_HASHES)
+        self._hashes: LRUCache[tuple[int, str], tuple[NDArray[np.uint32], BlockHashes]]
+        self._hashes = LRUCache(HASHES_BYTES, lambda kept: _prompt_bytes(kept[1]))
 
     def hashes_of(self, token_ids: NDArray[np.uint32], salt: str = "") -> BlockHashes:
         """The block hashes of a prompt, uint32[tokens]; another salt gives other hashes. The array must not change: it
         is recognised by its identity."""
         key = id(token_ids), salt
         known = self._hashes.get(key)
-        if known is None:  # the stored reference keeps Python from reusing the identity
-            known = self._hashes[key] = token_ids, BlockHashes(token_ids, salt.encode())
+        if known is None:
+            known = token_ids, BlockHashes(token_ids, salt.encode())
+            with suppress(ValueError):  # larger than the memory
+                self._hashes[key] = known  # the stored reference keeps Python from reusing the identity
         return known[1]
 
     def expected(self, target: str, hashes: BlockHashes) -> int:
@@ -90,7 +105,7 @@ class PrefixIndex:
         rest = _leading(cache, min(PAGE_BLOCKS, hashes.blocks - first), lambda index: hashes.block(first + index))
         return (first + rest) * BLOCK_TOKENS
 
-    def expected_of(self, target: str, blocks: Sequence[Hashable]) -> int:
+    def expected_of(self, target: str, blocks: Sequence[int]) -> int:
         """The same for a sequence of blocks."""
         cache = self._caches.get(target)
         return 0 if cache is None else _leading(cache, len(blocks), blocks.__getitem__) * BLOCK_TOKENS
@@ -113,7 +128,7 @@ class PrefixIndex:
             elif (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0) and cache.record_missing(block, began):
                 return
 
-    def record_entry_lookup(self, target: str, name: Hashable, *, was_found: bool, began: float = inf) -> None:
+    def record_entry_lookup(self, target: str, name: int, *, was_found: bool, began: float = inf) -> None:
         """Record whether the target had a compressed entry. Call before `record_entry_use`."""
         cache = self._caches.get(target)
         age = inf if cache is None else cache.age(name)
@@ -124,40 +139,52 @@ class PrefixIndex:
         else:
             cache.record_missing(name, began)
 
-    def record_entry_use(self, target: str, name: Hashable, new_tokens: int) -> None:
+    def record_entry_use(self, target: str, name: int, new_tokens: int) -> None:
         """Record that the target used a compressed entry, for which it wrote `new_tokens`. `expected_of` finds it."""
-        cache = self._cache_of(target)
-        cache.read_tokens += new_tokens
-        self.now += 1
-        cache.touch(name, self.now)
-        self._evict(cache)
+        self._record(target, (name,), new_tokens)
 
     def record_read(self, target: str, hashes: BlockHashes, cached_tokens: int = 0) -> None:
         """Record that the target has read this prompt; all but `cached_tokens` were new to it."""
-        cache = self._cache_of(target)
-        cache.read_tokens += max(0, hashes.tokens - cached_tokens)
-        self.now += 1
-        # Backwards, so that the end of a prompt is evicted first: without its beginning it has no use.
-        for index in reversed(range(min(hashes.blocks, self._blocks))):
-            pages, within = divmod(index + 1, PAGE_BLOCKS)
-            if within == 0:
-                cache.touch(hashes.page(pages), self.now)
-            cache.touch(hashes.block(index), self.now)
-        self._evict(cache)
+        self._record(target, _backwards(hashes, self._max_blocks), max(0, hashes.tokens - cached_tokens))
 
-    def _cache_of(self, target: str) -> _TargetCache:
+    def _record(self, target: str, blocks: Iterable[int], new_tokens: int) -> None:
         cache = self._caches.setdefault(target, _TargetCache())
-        self._caches.move_to_end(target)
-        while len(self._caches) > self._targets:
-            self._caches.popitem(last=False)
-        return cache
+        cache.read_tokens += new_tokens
+        self.now += 1
+        cache.touch(blocks, self.now)
+        if not cache.blocks:  # a prompt shorter than a block
+            del self._caches[target]
+        self._evict()
 
-    def _evict(self, cache: _TargetCache) -> None:
-        while len(cache.blocks) > self._blocks:
-            cache.blocks.popitem(last=False)
+    def _evict(self) -> None:
+        """Drop the oldest records, and the targets of which nothing is left."""
+        excess = sum(len(each.blocks) for each in self._caches.values()) - self._max_blocks
+        while excess > 0:
+            target, cache = min(self._caches.items(), key=lambda named: named[1].oldest)
+            record = cache.oldest
+            while excess > 0 and cache.oldest == record < inf:
+                cache.blocks.popitem(last=False)
+                excess -= 1
+            if not cache.blocks:
+                del self._caches[target]
 
 
-def _leading(cache: _TargetCache, count: int, block: Callable[[int], Hashable]) -> int:
+def _backwards(hashes: BlockHashes, max_blocks: int) -> Iterator[int]:
+    """The first `max_blocks` blocks of a prompt and its pages, from the end, so that the end is evicted first: without
+    the beginning it has no use."""
+    for index in reversed(range(min(hashes.blocks, max_blocks))):
+        pages, within = divmod(index + 1, PAGE_BLOCKS)
+        if within == 0:
+            yield hashes.page(pages)
+        yield hashes.block(index)
+
+
+def _prompt_bytes(hashes: BlockHashes) -> int:
+    """Once all hashes are computed, with the prompt's array."""
+    return _PROMPT_BYTES + 4 * hashes.tokens + _HASH_BYTES * hashes.blocks
+
+
+def _leading(cache: _TargetCache, count: int, block: Callable[[int], int]) -> int:
     """How many of `count` blocks, from the first on, are held.
 
     A target that read a block has read all before it, and the first blocks are evicted last: those that are held lie in

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
@@ -17,7 +18,7 @@ from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
-from presift.orchestrator.admission.quotas import Quotas
+from presift.orchestrator.admission.quotas import Quota, Quotas
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Remainder, Target, TargetInfo, Usage
@@ -62,10 +63,14 @@ class Parts:
 
 
 class Pipeline:
-    """Runs requests: the steps of services/README.md, from admission to the last token."""
+    """Runs requests: the steps of services/README.md, from admission to the last token.
 
-    def __init__(self, parts: Parts) -> None:
+    A request ends after `max_request_s`, whatever its deadline; None: only by its deadline.
+    """
+
+    def __init__(self, parts: Parts, max_request_s: float | None = None) -> None:
         self.parts = parts
+        self._max_request_s = max_request_s
         self._kept_kv = KeptKvReader(parts.target)
 
     async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
@@ -74,17 +79,17 @@ class Pipeline:
         Raises what `Planner.plan` raises, the errors of the target port, DeadlineExceeded, Overloaded, also for a
         tenant over its limits, and InvalidRequest for what the target cannot do.
         """
-        parts = self.parts
+        parts, deadline = self.parts, deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
             request = self._possible(request)
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.slot(request.tenant or "", request_cost(request), deadline) as slot,
+                self._admitted(request, quota, deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 request = self._cut_for_full(request, int(tokens.ids.size))
-                await quota.charge(tokens.ids.size, max_new_tokens=request.choices * request.sampling.max_new_tokens)
+                await quota.charge(tokens.ids.size, max_new_tokens=_new_tokens(request))
                 with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
                     plan = await parts.planner.plan(context, deadline)
                     request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
@@ -97,6 +102,18 @@ class Pipeline:
                             if isinstance(event, Delta):
                                 quota.record_generated(len(event.token_ids))
                             yield event
+
+    @asynccontextmanager
+    async def _admitted(
+        self, request: Request, quota: Quota, deadline: Deadline, *, answers: bool = True
+    ) -> AsyncIterator[Slot]:
+        """A slot for a request whose tenant's quota is not used up: its prompt is not tokenized before."""
+        cost = request_cost(request)
+        new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens)) if answers else 0
+        is_exact = isinstance(request.prompt, TokenIds)
+        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
+        async with self.parts.admission.slot(request.tenant or "", cost, deadline) as slot:
+            yield slot
 
     def _possible(self, request: Request) -> Request:
         """The request as far as the target can do it. Admission and quotas count no more tokens than the context."""
@@ -180,7 +197,7 @@ class Pipeline:
     async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
         """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
         falling back to the full prompt, and InvalidRequest for a KV mask of a selection that changes."""
-        parts, arrived = self.parts, time.perf_counter()
+        parts, arrived, deadline = self.parts, time.perf_counter(), deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         if detail.kv_mask and request.kv.renews:
             limit = "unset if kv asks to select KV while the answer is generated"
@@ -190,7 +207,7 @@ class Pipeline:
             async with (
                 deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.admission.slot(request.tenant or "", request_cost(request), deadline),
+                self._admitted(request, quota, deadline, answers=False),
             ):
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
@@ -206,7 +223,9 @@ class Pipeline:
         prompt, text, offsets = request.prompt, "", None
         # In threads: a span for each of 50,000 tokens takes a quarter of a second.
         if not isinstance(prompt, TokenIds):
-            text, offsets = await asyncio.to_thread(self.parts.tokenizer.render_with_offsets, prompt)
+            tokenizer = self.parts.tokenizer
+            work = partial(tokenizer.render_with_offsets, prompt)
+            text, offsets = await tokenizer.limit.run(work, int(plan.tokens.ids.size))
         spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
 
@@ -249,6 +268,11 @@ class _Choice:
         if self.detokenizer.may_be_stopping:
             return None
         return remainder_of(self.plan.read_ids, self.sampling, self.plan.kv_plan, answer)
+
+
+def _new_tokens(request: Request) -> int:
+    """The most tokens that all choices together may generate."""
+    return request.choices * request.sampling.max_new_tokens
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from presift.orchestrator.routing.full_route import check_fits_shortest_answer
 from presift.orchestrator.routing.kv_routes import without_draft
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.metrics import count
+from presift.telemetry.repeated_warnings import RepeatedWarnings
 
 # The draft's share of the time that is left, as long as the target's speed is unknown.
 UNKNOWN_SHARE = 0.5
@@ -84,6 +85,7 @@ class DraftStage:
         self._models = models
         self._compressor = compressor
         self._prefiller = prefiller
+        self._warnings = RepeatedWarnings(log)
 
     async def run(self, choice: RouteChoice, context: RequestContext, deadline: Deadline) -> DraftResult:
         """Compress the prompt by the choice's policy, within the draft's share of the time until the deadline.
@@ -111,6 +113,19 @@ class DraftStage:
             self._models.find_draft_again()
             raise
         return DraftResult(replace(choice, policy=job.policy), compressed, importance=importance)
+
+    def resolve_undrafted(self, result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
+        """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
+        if result.prefill_ms:  # the target has read the whole prompt
+            inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
+        try:
+            choice = with_forecast(result.choice, inputs)
+        except BudgetExceeded as error:
+            self._warn("refused", result.choice.reason, error.message)
+            raise DraftUnavailable(error.message) from error
+        how = "in full" if choice.policy is None else "with the target's lookahead"
+        self._warn(f"answered {how}", choice.reason, choice.detail)
+        return choice
 
     def job(self, choice: RouteChoice, tokens: TokenizedPrompt, target: ModelInfo) -> ScoringJob:
         """The request to the draft. Raises DraftUnavailable while no draft is connected."""
@@ -173,36 +188,25 @@ class DraftStage:
         instead = without_draft(choice, context.inputs)
         if instead is not None:
             return DraftResult(replace(instead, detail=with_clause(choice.detail, as_detail(error.message))), None)
-        return _in_full(error, reason, context)
+        return self._in_full(error, reason, context)
 
+    def _in_full(self, error: PresiftError, reason: Reason, context: RequestContext) -> DraftResult:
+        """The full prompt. Raises as `check_allowed` if it is not allowed."""
+        try:
+            check_allowed(error, context.inputs)
+        except PresiftError as refusal:
+            self._warn("refused", reason, refusal.message)
+            raise
+        return DraftResult(RouteChoice(Route.FULL, reason, as_detail(error.message)), None)
 
-def _in_full(error: PresiftError, reason: Reason, context: RequestContext) -> DraftResult:
-    """The full prompt. Raises as `check_allowed` if it is not allowed."""
-    try:
-        check_allowed(error, context.inputs)
-    except PresiftError as refusal:
-        log.warning("refused: %s: %s", reason, refusal.message)
-        raise
-    return DraftResult(RouteChoice(Route.FULL, reason, as_detail(error.message)), None)
+    def _warn(self, what: str, reason: Reason, detail: str) -> None:
+        self._warnings.warn(f"{what}: {reason}", f"{what}: {reason}: {detail}")
 
 
 def as_detail(message: str) -> str:
-    """An error as the detail of a decision: a peer's may be long."""
-    return shorten("; ".join(message.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
-
-
-def resolve_undrafted(result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
-    """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
-    if result.prefill_ms:  # the target has read the whole prompt
-        inputs = replace(inputs, state=replace(inputs.state, cached_tokens=inputs.prompt_tokens))
-    try:
-        choice = with_forecast(result.choice, inputs)
-    except BudgetExceeded as error:
-        log.warning("refused: %s: %s", result.choice.reason, error.message)
-        raise DraftUnavailable(error.message) from error
-    how = "in full" if choice.policy is None else "with the target's lookahead"
-    log.warning("answered %s: %s: %s", how, choice.reason, choice.detail)
-    return choice
+    """An error as the detail of a decision: a peer's may be long, and have control characters."""
+    printable = "".join(character if character.isprintable() else " " for character in message)
+    return shorten("; ".join(printable.split("; ")[:2]), _DETAIL_CHARACTERS, placeholder=" ...")
 
 
 def check_allowed(error: PresiftError, inputs: RoutingInputs) -> None:

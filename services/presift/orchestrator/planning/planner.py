@@ -11,7 +11,7 @@ from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.conversations import SelectionStore, StoredSelection
 from presift.orchestrator.planning.coverage import compressed_coverages, covers, is_unknown, lowest, stored_coverages
-from presift.orchestrator.planning.draft_stage import DraftResult, DraftStage, resolve_undrafted
+from presift.orchestrator.planning.draft_stage import DraftResult, DraftStage
 from presift.orchestrator.planning.mask_validation import keeps_protected
 from presift.orchestrator.planning.plan_builder import (
     PlanNotes,
@@ -123,7 +123,7 @@ class Planner:
         """
         inputs, budget, choice, compressed = context.inputs, context.inputs.budget, result.choice, result.compressed
         if compressed is None or choice.policy is None:
-            return True, resolve_undrafted(result, inputs), ""
+            return True, self._draft_stage.resolve_undrafted(result, inputs), ""
         keeps = drops_kv(choice.policy, compressed.prompt)
         found = compressed_coverages(choice.policy, compressed, drops_kv=keeps)
         if covers(found, budget):

@@ -16,6 +16,7 @@ from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.planning.salted_key import salted_key
 from presift.telemetry.metrics import count
+from presift.telemetry.repeated_warnings import RepeatedWarnings
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Prefiller:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._flights: SingleFlight[None] = SingleFlight()
+        self._warnings = RepeatedWarnings(log)
 
     async def read(self, tokens: TokenizedPrompt, replica: ReplicaRef = ANY_REPLICA) -> float:
         """Milliseconds until the target had read the prompt; 0 if it failed."""
@@ -35,7 +37,7 @@ class Prefiller:
         except Exception as error:  # of any kind: Generate reads the prompt, or raises the reason
             count("presift.prefill.failures")
             reason = error.message if isinstance(error, PresiftError) else type(error).__name__
-            log.warning("prefill failed: %s", reason)
+            self._warnings.warn("prefill", f"prefill failed: {reason}")
             return 0.0
         return (time.perf_counter() - started) * 1000
 

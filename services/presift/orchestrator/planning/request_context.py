@@ -149,7 +149,7 @@ class RequestReader:
             options=request.kv,
             state=state,
             unsupported=target.unsupported,
-            off=self._gate.off(prompt_tokens),
+            off=self._gate.off(prompt_tokens, tokens.salt),
             beyond=beyond_routes(request),
             kv_page_tokens=target.kv_page_tokens,
             kv_pool_tokens=target.kv_pool_tokens,

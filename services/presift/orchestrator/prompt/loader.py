@@ -17,13 +17,13 @@ from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
-def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
+def load_tokenizer(name: str | None, memory_bytes: int) -> PromptTokenizer:
     """The tokenizer of a folder or Hugging Face id; None accepts only token ids. Never runs code from the model.
 
-    `memory_tokens`: see PromptTokenizer. Raises InvalidRequest if there is no tokenizer.
+    `memory_bytes`: see PromptTokenizer. Raises InvalidRequest if there is no tokenizer.
     """
     if name is None:
-        return PromptTokenizer(None, None, memory_tokens)
+        return PromptTokenizer(None, None, memory_bytes)
     # Imported here: the import takes seconds, which `--help` must not wait for.
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
@@ -35,7 +35,7 @@ def load_tokenizer(name: str | None, memory_tokens: int) -> PromptTokenizer:
     variables = frozenset() if loaded.chat_template is None else template_variables(loaded)
     template = _template(loaded, variables)
     reads_parts = template is not None and _reads_parts(template)
-    return PromptTokenizer(loaded.backend_tokenizer, template, memory_tokens, variables, reads_parts=reads_parts)
+    return PromptTokenizer(loaded.backend_tokenizer, template, memory_bytes, variables, reads_parts=reads_parts)
 
 
 def load_bridge(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> VocabularyBridge | None:
@@ -49,7 +49,7 @@ def load_bridge(draft_tokenizer: str | None, tokenizer: PromptTokenizer) -> Voca
     ):
         if not is_set:
             raise InvalidRequest(name, "unset", "a folder or Hugging Face id, which cross_vocabulary needs")
-    draft = load_tokenizer(draft_tokenizer, memory_tokens=0)
+    draft = load_tokenizer(draft_tokenizer, memory_bytes=0)
     if tokenizer.backend is None or draft.backend is None or draft.fingerprint() == tokenizer.fingerprint():
         return None
     return VocabularyBridge(tokenizer.backend, draft.backend)

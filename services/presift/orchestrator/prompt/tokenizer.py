@@ -25,19 +25,22 @@ from presift.orchestrator.prompt.control_tokens import ControlTokens
 from presift.orchestrator.prompt.protected_tokens import protected_kinds, protected_spans
 from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
 from presift.orchestrator.prompt.rendered_prompt import RenderedPrompt, read_chat
+from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit, byte_count, check_length
 
 # Longer prompts take milliseconds and are rendered and tokenized in a thread.
 INLINE_CHARACTERS = 8_192
 # Rendering a string takes about as long as tokenizing so many characters.
 _CHARACTERS_PER_STRING = 16
+# Memory of a remembered prompt without its parts, and of a span with its numbers (measured, rounded up).
+_PROMPT_BYTES, _SPAN_BYTES = 1024, 128
 
 
 class PromptTokenizer:
     """Tokenizes prompts. Without a tokenizer (`backend` None), accepts only prompts of token ids.
 
-    Remembers the tokens of recent prompts, up to `memory_tokens` in total: for a repeated prompt, tokenizing would cost
-    more than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times
-    do not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads;
+    Remembers the tokens of recent prompts in up to `memory_bytes`: for a repeated prompt, tokenizing would cost more
+    than the rest of the orchestrator's work. Keys are SHA-256 hashes that include the salt, so that response times do
+    not reveal other tenants' prompts. No text is stored. `template_variables` are those that the template reads;
     `reads_parts`: it reads a content that is a list of parts.
     """
 
@@ -45,7 +48,7 @@ class PromptTokenizer:
         self,
         backend: Tokenizer | None,
         template: ChatTemplate | None,
-        memory_tokens: int = 4_000_000,
+        memory_bytes: int = 32 * 2**20,
         template_variables: frozenset[str] = frozenset(),
         *,
         reads_parts: bool = False,
@@ -53,8 +56,8 @@ class PromptTokenizer:
         self.backend = backend
         self.template_variables = template_variables
         self.renderer = ChatRenderer(template, reads_parts=reads_parts)
-        # At least 1 each: prompts without tokens must not fill the memory.
-        self._memory = LRUCache[bytes, TokenizedPrompt](memory_tokens, getsizeof=lambda each: max(1, each.ids.size))
+        self.limit = TokenizingLimit()
+        self._memory = LRUCache[bytes, TokenizedPrompt](memory_bytes, getsizeof=_memory_bytes)
 
     def fingerprint(self) -> str:
         """Comparable with ModelInfo's; empty without a tokenizer."""
@@ -105,7 +108,10 @@ class PromptTokenizer:
         return None if self.backend is None else ControlTokens(self.backend, self.renderer.samples())
 
     async def _encode(self, prompt: Chat | Text, rendered: RenderedPrompt) -> TokenizedPrompt:
+        size = byte_count(rendered.text)
+
         def encode() -> TokenizedPrompt:
+            check_length(self.backend, rendered.text, size)
             encoding = self._encoding(prompt, rendered)
             spans = protected_spans(encoding, rendered.droppable, len(rendered.text))
             kinds = protected_kinds(encoding, rendered.protected, spans, len(rendered.text))
@@ -113,7 +119,9 @@ class PromptTokenizer:
 
         # The first prompt with control tokens copies the tokenizer, which takes a second.
         is_quick = len(rendered.text) <= INLINE_CHARACTERS and rendered.template_tokens is None
-        return encode() if is_quick else await asyncio.to_thread(encode)
+        if is_quick:
+            return encode()
+        return await self.limit.run(encode, size)
 
     def _encoding(self, prompt: Chat | Text, rendered: RenderedPrompt) -> Encoding:
         if rendered.template_tokens is not None and self._control is not None:
@@ -125,6 +133,11 @@ class PromptTokenizer:
         if self._control.are_exact(encoding, rendered.text):
             return encoding
         return self._control.encode(rendered.text)
+
+
+def _memory_bytes(prompt: TokenizedPrompt) -> int:
+    texts = [*prompt.warnings, prompt.salt, *(kind for kind, _ in prompt.protected_kinds)]
+    return _PROMPT_BYTES + prompt.ids.nbytes + _SPAN_BYTES * len(prompt.protected) + 4 * sum(map(len, texts))
 
 
 def _size(prompt: Chat | Text) -> int:

@@ -49,7 +49,9 @@ class QualityGuard:
         with span("shadow"):
             agreement = await self._compare(sample)
         _record_agreement(sample, agreement)
-        switched = self._gate.add(sample.route, sample.band, agreement, datetime.now(UTC))
+        switched = self._gate.add(
+            sample.route, sample.band, agreement, datetime.now(UTC), tenant=sample.plan.tokens.salt
+        )
         if switched is not None:
             _record_switch(switched)
 
@@ -57,9 +59,10 @@ class QualityGuard:
 def _record_switch(quality: Quality) -> None:
     to = "off" if quality.is_off else "on"
     count("presift.guard.switched", route=quality.route.value, band=str(quality.band), to=to)
+    whom = "one tenant" if quality.is_of_tenant else "all tenants"
     log.warning(
-        "route %s is switched %s for %s prompt tokens: mean agreement with full %.3f over %d samples",
-        quality.route, to, quality.band, quality.agreement, quality.samples,
+        "route %s is switched %s for %s prompt tokens of %s: mean agreement with full %.3f over %d samples",
+        quality.route, to, quality.band, whom, quality.agreement, quality.samples,
     )  # fmt: skip
 
 

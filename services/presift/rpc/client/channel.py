@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
 
 from presift.rpc.client.reloading_channel import ReloadingChannel
 from presift.rpc.limits import HARDENED
 from presift.rpc.security.certificates import TlsPems, channel_credentials
 from presift.rpc.security.peer import PLAIN, Peer
+
+# When a connection on which nothing was read is pinged, and for how long the reply may take.
+KEEPALIVE_MS, REPLY_MS = 5_000, 3_000
 
 
 def service_config(retryable: Sequence[tuple[str, str]], health: str = "") -> str:
@@ -74,7 +77,8 @@ def open_channel(
     `health` is a service whose grpc.health.v1 status becomes part of the channel's state; empty for none.
     Raises PresiftError for unusable certificates. If the files change later, new calls use the new certificates.
     """
-    interceptors = [*aio_client_interceptors(), *peer.interceptors(), CancelOnCallerCancel()]
+    traced = aio_client_interceptors(filter_=filters.negate(filters.health_check()))
+    interceptors = [*traced, *peer.interceptors(), CancelOnCallerCancel()]
     options = [*_options(service_config(retryable, health), max_message_bytes), *peer.options()]
     if peer.tls is None:
         return grpc.aio.insecure_channel(address, interceptors=interceptors, options=options)
@@ -91,9 +95,10 @@ def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", max_message_bytes),
         # gRPC retries only calls that fit its retry buffer, by default 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
-        # Detects a dead connection (half-open TCP) within 8 s, also during a long wait.
-        ("grpc.keepalive_time_ms", 5_000),
-        ("grpc.keepalive_timeout_ms", 3_000),
+        # Detects a dead connection (half-open TCP) within 8 s, also during a long wait. Of a pool, `heartbeat.py` sees
+        # to it that pings are rare.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", REPLY_MS),
         # For gRPC's own pings (bandwidth estimates): it sends no keepalive while one is open, by default for a minute.
         ("grpc.http2.ping_timeout_ms", 6_000),
         ("grpc.http2.max_pings_without_data", 0),
@@ -101,6 +106,8 @@ def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Do not share a connection with an earlier channel to this address: that server may be stopping.
         ("grpc.use_local_subchannel_pool", 1),
+        # `http_proxy` in the environment is for the outside world.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.service_config", config),
         *HARDENED,
     ]

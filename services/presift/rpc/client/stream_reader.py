@@ -21,7 +21,7 @@ Join = Callable[[Sequence[T]], Iterable[T]]
 # Gives every piece to the function that it is called with.
 Write = Callable[[Callable[[T], None]], Awaitable[None]]
 
-# Above this number waiting pieces are joined, so that they take no more memory than their content.
+# Above this number waiting pieces are joined, so that they take little more memory than their content.
 MAX_PIECES = 64
 
 
@@ -31,13 +31,17 @@ class _Buffer(Generic[T]):
         self._pieces: deque[T] = deque()
         self._ready = asyncio.Event()
         self._has_ended = False
-        self._most = MAX_PIECES
+        # The last pieces that are not joined yet. Joined ones are not joined again: the cost is linear.
+        self._fresh, self._most = 0, MAX_PIECES
 
     def put(self, piece: T) -> None:
         self._pieces.append(piece)
-        if self._join is not None and len(self._pieces) > self._most:
-            self._pieces = deque(self._join(self._pieces))
-            self._most = max(MAX_PIECES, 2 * len(self._pieces))  # several streams cannot become one piece
+        self._fresh += 1
+        if self._join is not None and self._fresh > self._most:
+            fresh = [self._pieces.pop() for _ in range(self._fresh)]
+            joined = list(self._join(fresh[::-1]))
+            self._pieces.extend(joined)
+            self._fresh, self._most = 0, max(MAX_PIECES, 16 * len(joined))  # several streams cannot become one piece
         self._ready.set()
 
     def end(self) -> None:
@@ -49,7 +53,11 @@ class _Buffer(Generic[T]):
         while not self._pieces and not self._has_ended:
             self._ready.clear()
             await self._ready.wait()
-        return self._pieces.popleft() if self._pieces else None
+        if not self._pieces:
+            return None
+        piece = self._pieces.popleft()
+        self._fresh = min(self._fresh, len(self._pieces))
+        return piece
 
 
 def read_ahead(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic
@@ -16,6 +16,7 @@ from presift.core.errors import PresiftError
 from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool.balancer import ReplicaRing, in_order
 from presift.rpc.pool.health import watch
+from presift.rpc.pool.heartbeat import keep_in_use
 from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
 from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget
@@ -24,6 +25,7 @@ from presift.telemetry.metrics import count
 
 RESOLVE_EVERY_S = 5.0
 _INFO_TIMEOUT_S = 5.0
+_RESTART_S = 1.0
 # A replica's circuit breaker opens after so many failures in a row, for so many seconds.
 FAILURES, OPEN_S = 5, 5.0
 
@@ -40,6 +42,7 @@ class ReplicaPool(Generic[S, I]):
         self._replicas: dict[str, Replica[S, I]] = {}
         self._removed: list[Replica[S, I]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._heartbeats: dict[Replica[S, I], asyncio.Task[None]] = {}
         self._ring = ReplicaRing(())
         self.retry_budget = RetryBudget()
         self._reference: I | None = None
@@ -55,6 +58,7 @@ class ReplicaPool(Generic[S, I]):
     @property
     def only(self) -> Replica[S, I]:
         """The replica of the single address."""
+        self._watch()
         return next(iter(self._replicas.values()))
 
     async def info(self) -> I:
@@ -108,7 +112,7 @@ class ReplicaPool(Generic[S, I]):
 
     async def aclose(self) -> None:
         """Stop watching, and close all channels."""
-        await _cancel(self._tasks.values())
+        await _cancel((*self._tasks.values(), *self._heartbeats.values()))
         for replica in (*self._replicas.values(), *self._removed):
             await replica.channel.close()
 
@@ -116,14 +120,19 @@ class ReplicaPool(Generic[S, I]):
         return self._service.unavailable(f"none of {len(self._replicas)} {self._service.role} replicas is usable")
 
     def _watch(self) -> None:
-        if self.is_alone or self._tasks:
+        if self._heartbeats or self._tasks:
             return
-        self._tasks[""] = _start(self._resolve(), f"find {self._service.role} replicas")
+        if not self.is_alone:
+            self._tasks[""] = _start(self._resolve, f"find {self._service.role} replicas")
         for address in self._replicas:
             self._watch_one(address)
 
     def _watch_one(self, address: str) -> None:
-        watching = watch(self._replicas[address], self._service, self._compare)
+        replica = self._replicas[address]
+        self._heartbeats[replica] = _start(partial(keep_in_use, replica.channel), f"heartbeat {address}")
+        if self.is_alone:
+            return
+        watching = partial(watch, replica, self._service, self._compare)
         self._tasks[address] = _start(watching, f"watch {self._service.role} {address}")
 
     async def _resolve(self) -> None:
@@ -167,6 +176,8 @@ class ReplicaPool(Generic[S, I]):
         """Close removed replicas that have no requests in flight."""
         for replica in [each for each in self._removed if each.in_flight == 0]:
             self._removed.remove(replica)
+            if replica in self._heartbeats:
+                self._heartbeats.pop(replica).cancel()
             await replica.channel.close()
 
     def _compare(self) -> None:
@@ -185,9 +196,19 @@ class ReplicaPool(Generic[S, I]):
         self._changed.set()
 
 
-def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+def _start(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
     """Start a task in an empty context: it outlives the request that started it, and must not keep its trace."""
-    return asyncio.create_task(work, name=name, context=Context())
+    return asyncio.create_task(_restarted(work, name), name=name, context=Context())
+
+
+async def _restarted(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """A defect must not end the work in silence: the pool would keep what it knew last."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("%s failed; it starts again", name)
+            await asyncio.sleep(_RESTART_S)
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

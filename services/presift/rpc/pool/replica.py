@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Replica(Generic[S, I]):
         self.unused = ""
         self.was_tried = False
         self._messages = 0
+        self._last_message_s = -math.inf
 
     @property
     def name(self) -> str:
@@ -93,6 +95,15 @@ class Replica(Generic[S, I]):
     def record_message(self) -> None:
         """Record that it sent a message of any call, so it does not hang."""
         self._messages += 1
+        self._last_message_s = monotonic()
+
+    def record_silence(self, idle_s: float) -> None:
+        """Report a call to the circuit breaker that waited for a message for `idle_s` seconds.
+
+        It is no failure of the replica if that sent something, of any call, in the later half of this time.
+        """
+        if monotonic() - self._last_message_s >= idle_s / 2:
+            self.breaker.record_failure(monotonic())
 
     @contextmanager
     def record_outcome(self, timeout_s: float | None) -> Iterator[None]:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from presift.core.errors import PresiftError
 from presift.rpc.settings import ServiceSettings
 from presift.telemetry import logs, tracing
+from presift.telemetry.loop_stalls import observed_loop
+from presift.telemetry.metrics import count
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -18,10 +20,15 @@ log = logging.getLogger(__name__)
 
 def run(service: str, settings: S, serve: Callable[[S], Coroutine[Any, Any, bool]]) -> int:
     """0 if `serve` returns True (a clean drain); else 1. PresiftError is logged."""
-    logs.set_up(settings.log_level, settings.log_format)
+    logs.set_up(settings.log_level, settings.log_format, lambda: count("presift.log.dropped"))
     try:
         with tracing.exported(service, settings.telemetry()):
-            return 0 if asyncio.run(serve(settings)) else 1
+            return 0 if asyncio.run(_measured(serve(settings))) else 1
     except PresiftError as error:
         log.error("%s", error)
         return 1
+
+
+async def _measured(serving: Coroutine[Any, Any, bool]) -> bool:
+    async with observed_loop():
+        return await serving

@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 class ServerOptions:
     """`listen` is HOST:PORT (port 0: any free port). `drain_s` is the time that running calls get to finish.
 
-    `max_calls` limits concurrent calls of all methods. `tls` None is plain text; with a `ca`, callers need a
+    `lame_duck_s` is the time before that in which new calls are answered. `max_connection_age_s` is the age at which a
+    connection is drained, None for never; its running calls then get `max_connection_age_grace_s`, None for all they
+    need. `max_calls` limits concurrent calls of all methods. `tls` None is plain text; with a `ca`, callers need a
     certificate of that authority. `insecure` lets the server listen beyond this machine without authentication.
     """
 
@@ -48,10 +50,17 @@ class ServerOptions:
     tls: TlsFiles | None = None
     reflection: bool = True
     insecure: bool = False
+    lame_duck_s: float = 0.0
+    max_connection_age_s: float | None = None
+    max_connection_age_grace_s: float | None = None
 
 
 class Listener(Protocol):
     """Another listener of the same service, such as HTTP. Its calls count as the server's (`ActiveCalls.enter`)."""
+
+    def announce_stop(self) -> None:
+        """Answer new calls, and tell their callers to use another connection for the next one."""
+        ...
 
     async def stop(self, within_s: float) -> None:
         """Refuse new calls, and return when no call is left, after `within_s` seconds at the latest."""
@@ -90,11 +99,14 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", share_of(options.max_calls)),
                 # Two servers must not share a port unnoticed.
                 ("grpc.so_reuseport", 0),
-                # Less than the keepalive time of presift's clients: gRPC disconnects a client that pings more often.
-                ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+                # gRPC disconnects a client that pings more often, by default than every 5 minutes, and one that pings
+                # without a call. Most libraries let clients ping every 10 s; presift's do every 5 s.
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+                ("grpc.keepalive_permit_without_calls", 1),
                 # A caller that is frozen, or gone without closing its connection, must not hold a slot for ever.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                *_connection_age(options),
                 *HARDENED,
             ],
         )
@@ -102,7 +114,7 @@ class GrpcServer:
         self._names = ("", *service_names, *health_names)
         self.listeners: list[Listener] = []
         self._stop = asyncio.Event()
-        self._failed = self.is_serving = False
+        self._failed = self.is_serving = self._is_draining = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if options.reflection:
             named = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -134,7 +146,7 @@ class GrpcServer:
 
     async def set_serving(self, serving: bool, except_for: Collection[str] = ()) -> None:
         """Set grpc.health.v1 of the server and of all its names; those in `except_for` stay NOT_SERVING."""
-        self.is_serving = serving and "" not in except_for
+        self.is_serving = serving and "" not in except_for and not self._is_draining
         for name in self._names:
             serves = serving and name not in except_for
             status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -144,6 +156,17 @@ class GrpcServer:
         """Make `run_until_stopped` drain, and return False if `failed`."""
         self._failed = self._failed or failed
         self._stop.set()
+
+    def supervise(self, task: asyncio.Task[None]) -> None:
+        """Make `run_until_stopped` drain, and return False, if `task` raises: the service would go on without it."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                if not isinstance(error, PresiftError):
+                    log.error("%s failed", task.get_name(), exc_info=error)
+                self.request_stop(failed=True)
+
+        task.add_done_callback(ended)
 
     async def run_until_stopped(self) -> bool:
         """Wait for SIGTERM, SIGINT or `request_stop`, then drain. True unless something failed."""
@@ -159,9 +182,15 @@ class GrpcServer:
         return not self._failed
 
     async def drain(self) -> None:
-        """Set NOT_SERVING, refuse new calls, let running calls finish for `drain_s` seconds, then cancel them."""
-        self.is_serving = False
+        """Set NOT_SERVING, after `lame_duck_s` refuse new calls, let running ones finish for `drain_s` seconds, then
+        cancel them."""
+        lame_duck_s = self.options.lame_duck_s if self.is_serving else 0.0  # else nobody calls it any more
+        self.is_serving, self._is_draining = False, True
         await self._health.enter_graceful_shutdown()
+        # Callers that reuse a connection would find it closed: HTTP clients and gateways do not repeat a POST.
+        for listener in self.listeners:
+            listener.announce_stop()
+        await asyncio.sleep(lame_duck_s)
         self.calls.close()
         # gRPC itself ends calls that the cancellation does not reach, because their caller does not read. The other
         # listeners do the same.
@@ -172,6 +201,11 @@ class GrpcServer:
             self.calls.cancel_all()
             await asyncio.wait((stopping,), timeout=0.1)
         await stopping
+
+
+def _connection_age(options: ServerOptions) -> list[tuple[str, int]]:
+    ages = {"": options.max_connection_age_s, "_grace": options.max_connection_age_grace_s}
+    return [(f"grpc.max_connection_age{part}_ms", round(age * 1000)) for part, age in ages.items() if age is not None]
 
 
 def _traced() -> grpc.aio.ServerInterceptor:

@@ -44,7 +44,8 @@ async def come(admission, *tenants, **options):
 
 
 def empty(admission):
-    return (admission.running, admission.waiting, admission.waiting_bytes, admission._queue.tenants) == (0, 0, 0, 0)
+    held = (admission.running, admission.waiting, admission.running_bytes, admission.waiting_bytes)
+    return (*held, admission._queue.tenants) == (0, 0, 0, 0, 0)
 
 
 async def test_requests_run_up_to_the_limit_and_the_others_wait():
@@ -83,17 +84,41 @@ async def test_too_many_are_rejected_with_a_retry_time():
 
 
 async def test_too_many_bytes_are_rejected():
-    admission = Admission(QueueLimits(1, 100, max_waiting_bytes=2500))
+    admission = Admission(QueueLimits(1, 100, max_bytes=3500))
     callers = await come(admission, *"aaaa")
     with pytest.raises(Overloaded) as refusal:
         await callers[3].task
-    assert (refusal.value.field, refusal.value.value, refusal.value.limit) == ("waiting_bytes", 3000, "<= 2500")
-    (huge,) = await come(admission, "b", cost=RequestCost(1, 3000))
+    assert (refusal.value.field, refusal.value.value, refusal.value.limit) == ("request_bytes", 4000, "<= 3500")
+    (huge,) = await come(admission, "b", cost=RequestCost(1, 4000))
     with pytest.raises(Overloaded):
         await huge.task
     assert admission.waiting == 2, "a request that can never fit evicts none"
     for caller in callers[:3]:
         await caller.leave()
+    assert empty(admission)
+
+
+async def test_running_requests_count_too():
+    admission = Admission(QueueLimits(10, 10, max_bytes=2500))
+    first, second, third = await come(admission, *"abc")
+    with pytest.raises(Overloaded) as refusal:
+        await third.task
+    assert (admission.running, refusal.value.field) == (2, "request_bytes")
+    await first.leave()
+    (fourth,) = await come(admission, "d")
+    assert fourth.slot is not None
+    for caller in (second, fourth):
+        await caller.leave()
+    assert empty(admission)
+
+
+async def test_a_request_larger_than_the_limit_runs_alone():
+    admission = Admission(QueueLimits(10, 10, max_bytes=500))
+    first, second = await come(admission, *"ab")
+    assert first.slot is not None
+    with pytest.raises(Overloaded):
+        await second.task
+    await first.leave()
     assert empty(admission)
 
 
@@ -106,9 +131,7 @@ async def test_with_a_queue_of_zero_none_waits():
     assert empty(admission)
 
 
-@pytest.mark.parametrize(
-    "limits", [QueueLimits(1, 10), QueueLimits(1, 100, max_waiting_bytes=10_000)], ids=["number", "bytes"]
-)
+@pytest.mark.parametrize("limits", [QueueLimits(1, 10), QueueLimits(1, 100, max_bytes=11_000)], ids=["number", "bytes"])
 async def test_a_flood_is_evicted_in_favour_of_another_tenant(limits):
     admission = Admission(limits)
     flood = await come(admission, *["flood"] * 11)
@@ -205,14 +228,14 @@ async def test_a_slot_comes_free_just_as_the_next_waiter_is_cancelled(leaves):
 async def test_none_is_evicted_for_a_request_that_is_rejected_anyway(monkeypatch):
     counted = []
     monkeypatch.setattr(module, "count", lambda name, **attributes: counted.append(attributes))
-    admission = Admission(QueueLimits(1, 2, 3000))
+    admission = Admission(QueueLimits(1, 2, 4000))
     running, *waiting = await come(admission, *"abb")
     with pytest.raises(Overloaded) as refused:
         async with admission.slot("c", RequestCost(tokens=100, held_bytes=2500), NO_DEADLINE):
             raise RuntimeError
-    assert refused.value.details["field"] == "waiting_bytes"
+    assert refused.value.details["field"] == "request_bytes"
     assert admission.waiting == 2 and admission.waiting_bytes == 2000
-    assert counted == [{"field": "waiting_bytes"}]
+    assert counted == [{"field": "request_bytes"}]
     for each in (running, *waiting):
         await each.leave()
     assert empty(admission)
@@ -228,7 +251,8 @@ async def test_no_slot_is_lost_under_load():
         if rng.random() < 0.4:
             rng.choice(callers)._gone.set()
         await asyncio.sleep(0)
-        assert admission.running <= 3 and admission.waiting <= 20 and admission.waiting_bytes <= 15_000
+        assert admission.running <= 3 and admission.waiting <= 20
+        assert admission.running_bytes + admission.waiting_bytes <= 15_000
     for caller in callers:
         caller._gone.set()
     await asyncio.gather(*(caller.task for caller in callers), return_exceptions=True)

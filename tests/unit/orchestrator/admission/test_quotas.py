@@ -103,6 +103,84 @@ async def test_nothing_is_returned_after_the_window(monkeypatch):
     assert await left(quotas) == 10
 
 
+async def test_over_the_limit_a_prompt_is_refused_by_its_estimate():
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as first:
+        await first.estimate(30, max_new_tokens=40)
+        with pytest.raises(Overloaded) as refused:
+            async with quotas.held("acme", LIMITS) as second:
+                await second.estimate(31, max_new_tokens=0)
+        assert (refused.value.field, refused.value.value) == ("tokens_per_minute", 31)
+        await first.charge(40, max_new_tokens=40)  # the estimate was too low
+        assert await left(quotas) == 20
+        first.record_generated(5)
+    assert await left(quotas) == 55
+
+
+async def test_an_estimate_that_is_too_high_refuses_nothing_for_good():
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as quota:
+        await quota.estimate(500, max_new_tokens=40)
+        await quota.charge(30, max_new_tokens=20)
+    assert await left(quotas) == 70
+
+
+async def test_a_prompt_that_was_tokenized_and_is_more_than_a_minute_allows_costs_its_estimate():
+    quotas = Quotas()
+    with pytest.raises(InvalidRequest):
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.estimate(30, max_new_tokens=10)
+            await quota.charge(500, max_new_tokens=10)
+    assert await left(quotas) == 60
+
+
+async def test_an_exact_number_that_no_minute_allows_is_invalid_at_once_and_costs_nothing():
+    quotas = Quotas()
+    with pytest.raises(InvalidRequest):
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.estimate(50, max_new_tokens=51, is_exact=True)
+    assert await left(quotas) == 100
+
+
+async def test_an_estimate_that_waited_longer_than_the_window_is_charged_again(monkeypatch):
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as quota:
+        await quota.estimate(20, max_new_tokens=20)
+        monkeypatch.setattr(quotas_module, "WINDOW_S", -1.0)
+        await quota.charge(20, max_new_tokens=20)
+    assert await left(quotas) == 20
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_who_leaves_while_tokens_are_taken_loses_none(taken):
+    """As with Redis: the tokens are taken before the answer arrives."""
+    quotas, sent, answered = Quotas(), asyncio.Event(), asyncio.Event()
+    take = quotas._rate.take
+
+    async def slow(*arguments):
+        found = await take(*arguments)
+        sent.set()
+        await answered.wait()
+        return found
+
+    async def call():
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.charge(70, max_new_tokens=0)
+
+    if not taken:
+        await take("acme", 60, 100)
+    quotas._rate.take = slow
+    task = asyncio.create_task(call())
+    await sent.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    answered.set()
+    await asyncio.wait((task,))
+    await quotas.aclose()
+    quotas._rate.take = take
+    assert task.cancelled() and await left(quotas) == (100 if taken else 40)
+
+
 async def test_concurrent_requests_are_limited():
     quotas, limits = Quotas(), TenantLimits(concurrency=2)
     async with quotas.held("acme", limits), quotas.held("acme", limits), quotas.held("other", limits):

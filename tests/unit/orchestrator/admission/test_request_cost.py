@@ -44,4 +44,9 @@ def test_a_lone_surrogate_counts_too():
 
 def test_memory_grows_with_the_prompt():
     small, large = (request_cost(Request(Text("x" * size))).held_bytes for size in (1, 1_000_000))
-    assert small > 0 and large - small >= 2_000_000
+    assert small > 0 and large - small >= 5_000_000
+
+
+def test_one_wide_character_widens_the_whole_text():
+    narrow, wide = (request_cost(Request(Text("x" * 1_000_000 + last))) for last in ("x", "\U0001f600"))
+    assert wide.held_bytes - narrow.held_bytes >= 9_000_000

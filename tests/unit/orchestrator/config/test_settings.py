@@ -33,7 +33,7 @@ def test_defaults_of_dropping_kv(read):
     assert defaults.spec_kv == SpecKv(512, window=32, pool=Pool.MAX, kernel=7, reduction=Reduction.MAX)
     assert defaults.spec_kv.lookahead_tokens == 24 and defaults.cascade_capacity == 2048
     assert defaults.spec_kv.selection is KvSelection.TARGET_LOOKAHEAD
-    assert read().prefill_while_drafting and read().turn_memory == 1024
+    assert read().prefill_while_drafting and read().turn_memory_mib == 64
 
 
 def test_what_is_selected_while_generating(read):
@@ -69,9 +69,9 @@ def test_cross_vocabulary_is_off_by_default(read):
 
 def test_settings_of_routing_and_estimates(read):
     assert policy_defaults(read()).route_order == ROUTE_ORDER == tuple(read().route_order.split(","))
-    settings = read("--route-order", "full, spec_pc", "--no-learn-speeds", "--prefix-memory", "6400")
+    settings = read("--route-order", "full, spec_pc", "--no-learn-speeds", "--prefix-memory-mib", "64")
     assert policy_defaults(settings).route_order == (Route.FULL, Route.SPEC_PC)
-    assert not settings.learn_speeds and settings.prefix_memory == 6400
+    assert not settings.learn_speeds and settings.prefix_memory_mib == 64
     assert read().calibrate and not read("--no-calibrate").calibrate
     assert read("--calibration-limit-s", "3").calibration_limit_s == 3
 
@@ -105,7 +105,7 @@ def test_an_invalid_policy_is_refused(read, flags):
     [
         ("--kv-lookahead-tokens", "257"),
         ("--kv-kernel", "1027"),
-        ("--turn-memory", "-1"),
+        ("--turn-memory-mib", "-1"),
         ("--kv-lookahead", "both"),
         ("--kv-first-full-tokens", "0"),
         ("--kv-renew-every", "-1"),

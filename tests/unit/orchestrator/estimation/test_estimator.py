@@ -12,14 +12,18 @@ from presift.core.plan import ModelInfo, Route
 from presift.core.policies import SpecKv, SpecPc
 from presift.orchestrator.domain.ports import ReplicaRef, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
-from presift.orchestrator.estimation.estimator import KEPT_PROMPTS, CostEstimator
+from presift.orchestrator.estimation import estimator as module
+from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.pending_work import PendingWork
+from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.estimation.target_load import TargetLoads
 from presift.orchestrator.routing.choice import Reason, RouteChoice
 from presift.orchestrator.routing.cost_model import DRAFT_SEED, CostCurve, RunningAnswer, TokenWork
 from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 from presift.orchestrator.routing.forecast import work_of
+
+from ....held_bytes import held_bytes
 
 TARGET, DRAFT = (ModelInfo(name, "r1", "f", 32_768, 4, 2, 1000) for name in ("target", "draft"))
 IDS = np.arange(2000, dtype=np.uint32) % 1000
@@ -128,8 +132,20 @@ def test_a_compressed_prompt_is_known_by_its_policy(estimator):
     assert state(estimator).compressed == ((PC, 448),)
     assert estimator.state(IDS[:1999], TARGET, DRAFT).compressed == ()
     estimator.record_compressed(of(IDS[:100], plan()))  # nothing was compressed
-    for number in range(KEPT_PROMPTS):
-        estimator.record_compressed(of(IDS[: number + 1], compressed()))
+
+
+@pytest.mark.parametrize("read", [64, 2000])
+def test_compressed_prompts_are_bounded_in_bytes(monkeypatch, read):
+    monkeypatch.setattr(module, "COMPRESSED_BYTES", 1_000_000)
+    estimator = CostEstimator()
+    estimator.record_compressed(compressed())
+    with held_bytes() as held:
+        for number in range(600):
+            policy = SpecPc(500 + number % 10, lookahead_tokens=5)
+            made = plan(Route.SPEC_PC, read, policy, cache=CacheOutcome.MISS, draft_ms=90.0)
+            estimator.record_compressed(of(IDS[: number + 1], made))
+        estimator._prefixes = PrefixIndex()  # blocks and hashes have memories of their own
+    assert len(estimator._compressed) > 100 and held() <= 1_000_000
     assert state(estimator).compressed == ()
 
 

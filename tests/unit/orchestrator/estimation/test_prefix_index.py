@@ -1,14 +1,14 @@
 """What a target's radix cache is expected to hold."""
 
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS
-from presift.orchestrator.estimation.prefix_index import KEPT_HASHES, PrefixIndex
+from presift.orchestrator.estimation.block_hash import BLOCK_TOKENS, BlockHashes
+from presift.orchestrator.estimation.prefix_index import BLOCK_BYTES, HASHES_BYTES, PrefixIndex
+
+from ....held_bytes import held_bytes
 
 
 def ids(count, start=0):
@@ -86,11 +86,11 @@ def test_two_that_read_the_same_at_once_say_nothing_against_the_target():
 
 def test_an_entry_that_came_meanwhile_is_not_missed():
     prefixes, began = PrefixIndex(), 0
-    prefixes.record_entry_use("t", "entry", 10)
-    prefixes.record_entry_lookup("t", "entry", was_found=False, began=began)
-    assert prefixes.expected_of("t", ("entry",)) > 0
-    prefixes.record_entry_lookup("t", "entry", was_found=False, began=prefixes.now)
-    assert prefixes.expected_of("t", ("entry",)) == 0
+    prefixes.record_entry_use("t", 7, 10)
+    prefixes.record_entry_lookup("t", 7, was_found=False, began=began)
+    assert prefixes.expected_of("t", (7,)) > 0
+    prefixes.record_entry_lookup("t", 7, was_found=False, began=prefixes.now)
+    assert prefixes.expected_of("t", (7,)) == 0
 
 
 def test_a_target_that_holds_nothing_is_not_believed_again():
@@ -110,21 +110,57 @@ def test_the_last_block_may_be_missing(cached):
 
 
 def test_memory_is_bounded_and_beginnings_stay_longest():
-    prefixes = PrefixIndex(blocks=10)
+    prefixes = PrefixIndex(10 * BLOCK_BYTES)
     read(prefixes, ids(100 * BLOCK_TOKENS))
     assert expected(prefixes, ids(100 * BLOCK_TOKENS)) == 10 * BLOCK_TOKENS
     read(prefixes, ids(5 * BLOCK_TOKENS, start=50_000))
     assert expected(prefixes, ids(100 * BLOCK_TOKENS)) == 5 * BLOCK_TOKENS
     for number in range(200):
         read(prefixes, ids(64 * 20, start=number), target=f"t{number}")
-    caches = prefixes._caches
-    assert len(caches) == 64 and all(len(each.blocks) <= 10 for each in caches.values())
-    assert sys.getsizeof(caches) < 20_000
+    assert list(prefixes._caches) == ["t199"] and len(prefixes._caches["t199"].blocks) == 10
+
+
+@pytest.mark.parametrize("targets", [1, 7, 100])
+def test_targets_and_drafts_share_one_budget_of_bytes(targets):
+    prefixes, prompts = PrefixIndex(2 * 2**20), [ids(64_000, start=number) for number in range(20)]
+    for prompt in prompts:
+        prefixes.hashes_of(prompt).name  # noqa: B018 - kept in a memory of their own
+    with held_bytes() as held:
+        for number in range(400):
+            prefixes.record_read(f"t{number % targets}", BlockHashes(prompts[number % 20], b"%d" % (number % 40)))
+    blocks = sum(len(each.blocks) for each in prefixes._caches.values())
+    assert blocks == 2 * 2**20 // BLOCK_BYTES and held() <= 2 * 2**20
+
+
+def test_the_prompt_read_longest_ago_by_any_target_is_evicted_first():
+    prefixes = PrefixIndex(30 * BLOCK_BYTES)
+    read(prefixes, ids(640), target="busy")
+    read(prefixes, ids(640, start=5000), target="quiet")
+    read(prefixes, ids(640, start=6000), target="busy")
+    read(prefixes, ids(320, start=7000), target="busy")
+    assert [expected(prefixes, ids(640), "busy"), expected(prefixes, ids(640, 5000), "quiet")] == [320, 640]
+    read(prefixes, ids(640, start=8000), target="busy")
+    assert expected(prefixes, ids(640, 5000), "quiet") == 320
+    read(prefixes, ids(30 * 64, start=9000), target="busy")
+    assert list(prefixes._caches) == ["busy"]
+
+
+def test_a_prompt_shorter_than_a_block_leaves_nothing():
+    prefixes = PrefixIndex()
+    for number in range(9):
+        read(prefixes, ids(10), target=f"t{number}")
+    assert not prefixes._caches
+
+
+def test_an_index_without_memory_expects_nothing():
+    prefixes = PrefixIndex(0)
+    read(prefixes, ids(1000))
+    assert expected(prefixes, ids(1000)) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400), st.floats(0, 1)), max_size=12), st.integers(1, 400))
 def test_never_more_than_was_read_nor_than_the_prompt(history, tokens):
-    prefixes, longest = PrefixIndex(blocks=32), 0
+    prefixes, longest = PrefixIndex(32 * BLOCK_BYTES), 0
     for start, count, share in history:
         read(prefixes, ids(count, start * 1000), cached=int(share * count))
         longest = max(longest, count if start == 0 else 0)
@@ -140,6 +176,15 @@ def test_block_hashes_are_computed_once_per_array():
         != prefixes.hashes_of(tokens[:-1]).name
     )
     assert prefixes.hashes_of(tokens).name != prefixes.hashes_of(tokens, "b").name
-    arrays = [ids(10, start) for start in range(KEPT_HASHES + 1)]
-    chains = [prefixes.hashes_of(each) for each in arrays]
-    assert prefixes.hashes_of(arrays[-1]) is chains[-1] and len(prefixes._hashes) == KEPT_HASHES
+
+
+def test_hashes_are_bounded_in_bytes():
+    prefixes = PrefixIndex()
+    with held_bytes() as held:
+        for start in range(60):
+            hashes = prefixes.hashes_of(ids(200_000, start))
+            assert len(list(hashes)) == 3125
+    assert prefixes._hashes and held() <= HASHES_BYTES
+    for start in range(200_000):
+        prefixes.hashes_of(ids(1, start))
+    assert len(prefixes._hashes) < HASHES_BYTES // 1000

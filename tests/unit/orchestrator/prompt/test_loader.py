@@ -151,7 +151,7 @@ def test_variables_are_a_json_object(folder, variables):
 
 
 async def test_variables_are_part_of_what_is_remembered(folder):
-    loaded = load_tokenizer(folder(THINKING), 1000)
+    loaded = load_tokenizer(folder(THINKING), 100_000)
     on, off = [await loaded.tokenize(with_variables(json.dumps({"enable_thinking": each}))) for each in (True, False)]
     assert on.ids.tolist() != off.ids.tolist()
     assert await loaded.tokenize(with_variables('{"enable_thinking":true}')) is on

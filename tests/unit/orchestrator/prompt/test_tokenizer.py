@@ -20,6 +20,8 @@ from presift.orchestrator.prompt.protected_tokens import protected_spans
 from presift.orchestrator.prompt.raw_tokens import encode
 from presift.orchestrator.prompt.tokenizer import INLINE_CHARACTERS, PromptTokenizer
 
+from ....held_bytes import held_bytes
+
 # Fewer in `make test-fast`.
 EXAMPLES = settings().max_examples
 
@@ -201,26 +203,44 @@ async def test_tenants_do_not_share_the_memory(bpe):
 
 
 async def test_memory_is_bounded(bpe):
-    tokenizer = PromptTokenizer(bpe, None, memory_tokens=30)
-    texts = [f"The quick brown fox {number}" for number in range(8)]
+    tokenizer = PromptTokenizer(bpe, None, memory_bytes=100_000)
+    texts = [f"The quick brown fox {number}" for number in range(500)]
     first = await tokenizer.tokenize(Text(texts[0]))
-    for text in texts[1:]:
-        await tokenizer.tokenize(Text(text))
-    assert 0 < sum(each.ids.size for each in tokenizer._memory.values()) <= 30
+    with held_bytes() as held:
+        for text in texts[1:]:
+            await tokenizer.tokenize(Text(text))
+    assert 50_000 < held() <= 100_000
     assert await tokenizer.tokenize(Text(texts[0])) is not first
 
 
+def with_many_spans(number):
+    words = f"The {number} {'quick brown fox ' * 500}".split()
+    parts = [TextPart(f" {word}", protected=at % 2 == 0) for at, word in enumerate(words)]
+    return Chat((Message("user", tuple(parts)), Message("user", (TextPart("fox"),))))
+
+
+async def test_memory_counts_spans(bpe):
+    tokenizer = PromptTokenizer(bpe, template, memory_bytes=3_000_000)
+    await tokenizer.tokenize(with_many_spans(99))  # makes what the tokenizer keeps for all prompts
+    tokenizer._memory.clear()
+    with held_bytes() as held:
+        for number in range(40):
+            await tokenizer.tokenize(with_many_spans(number))
+    assert all(len(each.protected) > 500 for each in tokenizer._memory.values())
+    assert 2_000_000 < held() <= 3_000_000
+
+
 async def test_a_prompt_larger_than_the_memory_is_not_remembered(bpe):
-    tokenizer = PromptTokenizer(bpe, None, memory_tokens=3)
+    tokenizer = PromptTokenizer(bpe, None, memory_bytes=1000)
     await tokenizer.tokenize(Text("The quick brown fox"))
     assert not tokenizer._memory
 
 
 async def test_prompts_without_tokens_do_not_fill_the_memory(stripping_bpe):
-    tokenizer = PromptTokenizer(stripping_bpe, None, memory_tokens=3)
+    tokenizer = PromptTokenizer(stripping_bpe, None, memory_bytes=5000)
     for spaces in range(1, 9):
         await tokenizer.tokenize(Text(" " * spaces))
-    assert len(tokenizer._memory) == 3
+    assert len(tokenizer._memory) == 4
 
 
 async def test_memory_distinguishes_protected_parts(bpe):

@@ -173,7 +173,7 @@ def test_the_detail_of_a_later_turn(changes, text):
 def test_the_text_of_a_route_that_the_quality_gate_switched_off():
     gate = QualityGate(Thresholds(off_below=0.45))
     band = length_band(1000)
-    gate._breakers[PC, band] = RouteBreaker(PC, band, [], is_off=True)
+    gate._shared[PC, band] = RouteBreaker(PC, band, is_off=True)
     assert gate.off(1000) == {PC: OFF}
 
 
@@ -185,6 +185,7 @@ def test_a_later_clause_replaces_the_second():
 
 def test_an_error_of_a_peer_is_cut():
     check(as_detail("UNAVAILABLE: failed to connect to 10.0.0.7:50052; last error: refused; errors: " + "x" * 999))
+    assert as_detail("bad\nline\x1b[2K\x85") == "bad line [2K"
     assert as_detail("the draft failed repeatedly; try again") == "the draft failed repeatedly; try again"
 
 

@@ -13,7 +13,7 @@ from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.routing.agreement import Agreement, agreement
 from presift.orchestrator.routing.facts import FactCount, count_facts
-from presift.orchestrator.routing.quality_gate import LengthBand, QualityGate, Thresholds, length_band
+from presift.orchestrator.routing.quality_gate import MAX_OWN, LengthBand, QualityGate, Thresholds, length_band
 
 MEASURED = Path(__file__).parents[3] / "bench" / "results" / "spec_kv_quality.json"
 PC, KV = Route.SPEC_PC, Route.SPEC_KV
@@ -51,6 +51,64 @@ def test_a_route_is_off_in_its_band_alone():
     fed(switches, [BAD] * 4)
     fed(switches, [GOOD] * 4, route=KV)
     assert list(switches.off(8191)) == [PC] and switches.off(8192) == switches.off(4095) == {}
+
+
+def of(switches, tenant, samples, now=NOW):
+    return [switches.add(PC, BAND, each, now, tenant=tenant) for each in samples]
+
+
+def test_one_tenant_switches_a_route_off_for_itself_alone():
+    switches = QualityGate()
+    of(switches, "honest", [GOOD] * 3)
+    moved = [each for each in of(switches, "adversary", [BAD] * 500) if each is not None]
+    assert [(each.is_off, each.is_of_tenant) for each in moved] == [(True, True)]
+    assert list(switches.off(5000, "adversary")) == [PC] and switches.off(5000, "honest") == {}
+    assert switches.off(5000, "stranger") == {} == switches.off(5000)
+    (quality,) = switches.qualities()
+    assert quality.is_off and quality.samples == 53
+
+
+def test_a_quarter_of_the_samples_is_not_enough_for_all():
+    switches = QualityGate()
+    for number in range(3):
+        of(switches, f"honest {number}", [Agreement(0.65, 3)] * 30)
+        of(switches, "adversary", [Agreement(0.0, 0)] * 30)
+    assert switches.off(5000, "honest 1") == {}
+
+
+def test_bad_answers_of_many_tenants_switch_a_route_off_for_all():
+    """None of them has samples enough for a switch of its own."""
+    switches = QualityGate()
+    moved = [each for number in range(10) for each in of(switches, f"t{number}", [BAD] * 2) if each is not None]
+    assert [(each.is_off, each.is_of_tenant, each.samples) for each in moved] == [(True, False, 20)]
+    assert list(switches.off(5000, "stranger")) == [PC]
+    for number in range(10):
+        of(switches, f"t{number}", [GOOD] * 2)
+    assert switches.off(5000, "stranger") == {}
+
+
+def test_one_tenant_cannot_keep_a_route_off_for_all():
+    switches = QualityGate()
+    for number in range(10):
+        of(switches, f"t{number}", [BAD] * 2)
+    for number in range(10):
+        of(switches, "adversary", [BAD] * 50)
+        of(switches, f"t{number}", [GOOD] * 4)
+    assert switches.off(5000, "t1") == {}
+
+
+@pytest.mark.parametrize(("least", "window"), [(1, 3), (1, 8), (4, 4), (7, 8)])
+def test_one_tenant_moves_nothing_for_all_with_any_thresholds(least, window):
+    switches = QualityGate(Thresholds(least_samples=least, window=window))
+    of(switches, "adversary", [BAD] * 50)
+    assert switches.off(5000, "other") == {} != switches.off(5000, "adversary")
+
+
+def test_the_breakers_of_tenants_are_bounded():
+    switches = QualityGate()
+    for number in range(MAX_OWN + 9):
+        of(switches, f"t{number}", [GOOD])
+    assert len(switches._own) == MAX_OWN
 
 
 def test_measuring_alone_switches_nothing():

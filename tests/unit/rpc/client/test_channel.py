@@ -6,6 +6,7 @@ import json
 import grpc
 import pytest
 
+from presift.rpc import probe
 from presift.rpc.client.channel import open_channel, service_config
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.v1 import draft_pb2, draft_pb2_grpc
@@ -82,4 +83,40 @@ async def test_a_long_prompt_is_sent_again():
     await draft_pb2_grpc.DraftServiceStub(channel).Score(draft_pb2.ScoreRequest(token_ids=[150_000] * 300_000))
     assert servicer.running == 2
     await channel.close()
+    await server.grpc.stop(0)
+
+
+@pytest.fixture
+async def port():
+    servicer, server = Flaky(), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+    servicer.running = 1  # the next call is answered
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    yield await server.start()
+    await server.grpc.stop(0)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "https_proxy", "grpc_proxy"])
+async def test_a_proxy_of_the_environment_is_not_used(port, monkeypatch, name):
+    for each in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        await draft_pb2_grpc.DraftServiceStub(channel).Score(draft_pb2.ScoreRequest(), timeout=10)
+    assert await asyncio.to_thread(probe.main, [f"127.0.0.1:{port}", "--service=liveness"]) == 0
+
+
+EAGER = [("grpc.keepalive_time_ms", 1_100), ("grpc.keepalive_permit_without_calls", 1)]
+
+
+async def test_a_client_may_ping_every_second_with_and_without_a_call():
+    servicer, server = Waiting(), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    address = f"127.0.0.1:{await server.start()}"
+    options = [*EAGER, ("grpc.http2.max_pings_without_data", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options) as idle, grpc.aio.insecure_channel(address, options) as busy:
+        await idle.channel_ready()
+        call = draft_pb2_grpc.DraftServiceStub(busy).Score(draft_pb2.ScoreRequest())
+        await asyncio.sleep(6)
+        assert not call.done() and idle.get_state() is grpc.ChannelConnectivity.READY
+        call.cancel()
     await server.grpc.stop(0)

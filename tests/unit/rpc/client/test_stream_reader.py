@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from presift.rpc.client.stream_reader import MAX_PIECES, read_ahead
+from presift.rpc.client.stream_reader import MAX_PIECES, buffered, read_ahead
 
 
 def together(pieces):
@@ -66,7 +66,7 @@ async def test_a_consumer_that_keeps_up_gets_each_piece(join):
     assert (call.closed, call.cancels) == (1, 0)
 
 
-@pytest.mark.parametrize(("join", "most"), [(None, 5000), (together, MAX_PIECES + 2)])
+@pytest.mark.parametrize(("join", "most"), [(None, 5000), (together, 5000 // MAX_PIECES + MAX_PIECES)])
 async def test_a_slow_consumer_gets_everything_in_few_pieces_if_they_can_be_joined(join, most):
     call, found = Call(5000), []
     async with aclosing(call.read_ahead(join)) as pieces:
@@ -76,6 +76,44 @@ async def test_a_slow_consumer_gets_everything_in_few_pieces_if_they_can_be_join
         found += [piece async for piece in pieces]
     assert len(found) <= most and together(found) == [list(range(5000))]
     assert call.cancels == 0
+
+
+async def test_a_piece_that_waits_is_joined_once():
+    """Joined again with all that came before, 100,000 tokens of a stalled caller took a second of the event loop."""
+    joined = []
+
+    def join(pieces):
+        joined.extend(pieces)
+        return together(pieces)
+
+    call = Call(5000)
+    async with aclosing(call.read_ahead(join)) as pieces:
+        await anext(pieces)
+        await call.until(lambda call: call.closed)
+        rest = [piece async for piece in pieces]
+    assert all(len(piece) == 1 for piece in joined) and len(joined) <= 5000
+    assert together(rest) == [list(range(1, 5000))]
+
+
+@pytest.mark.parametrize("streams", [1, 16, 128])
+async def test_pieces_of_several_streams_become_few_too(streams):
+    """Each piece is (stream, numbers): a join makes one for each stream."""
+
+    def join(pieces):
+        found = {}
+        for stream, numbers in pieces:
+            found[stream] = found.get(stream, []) + numbers
+        return list(found.items())
+
+    async def write(put):
+        for number in range(20_000):
+            put((number % streams, [number]))
+
+    found = [piece async for piece in buffered(write, lambda: None, join)]
+    assert len(found) < 20_000 / 8
+    for stream in range(streams):
+        numbers = [number for each, numbers in found if each == stream for number in numbers]
+        assert numbers == list(range(stream, 20_000, streams))
 
 
 @pytest.mark.parametrize("join", [None, together])

@@ -10,6 +10,7 @@ import pytest
 
 from presift.core.errors import DraftUnavailable
 from presift.rpc.circuit_breaker import BreakerState
+from presift.rpc.pool import heartbeat
 from presift.rpc.pool import pool as fleet_module
 from presift.rpc.pool.pool import ReplicaPool
 from presift.rpc.pool.replica import ReplicaInfo
@@ -25,7 +26,7 @@ class Channel:
 
     def __init__(self):
         self.state, self.closed, self.model = READY, False, "m"
-        self._moved, self.moves = asyncio.Event(), 0
+        self._moved, self.moves, self.checks = asyncio.Event(), 0, 0
 
     def get_state(self, try_to_connect=False):
         return self.state
@@ -39,6 +40,15 @@ class Channel:
     def move(self, state):
         self.state, self.moves = state, self.moves + 1
         self._moved.set()
+
+    def unary_unary(self, method, **options):
+        async def check(request, timeout):
+            assert method == "/grpc.health.v1.Health/Check" and not self.closed
+            self.checks += 1
+
+        return check
+
+    unary_stream = unary_unary  # health.v1's stub makes all methods
 
     async def close(self):
         self.closed = True
@@ -261,9 +271,46 @@ async def test_a_single_address_is_not_watched(build, channels):
     assert [each.is_healthy for each in fleet.statuses()] == [False]
 
 
+@pytest.mark.parametrize("where", [("a:1",), ("a:1", "b:1")])
+async def test_every_connection_is_kept_in_use_until_it_is_closed(build, channels, monkeypatch, where):
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.001)
+    fleet = build(StaticAddresses(where))
+    fleet.usable()
+    await settle(lambda: all(channel.checks > 2 for channel in channels.values()))
+    await fleet.aclose()
+    assert all(channel.closed for channel in channels.values())
+
+
+async def test_a_removed_replica_is_kept_in_use_until_its_last_call_ends(build, dns, channels, monkeypatch):
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.001)
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: len(fleet.usable()) == 2)
+    leaving = next(each for each in fleet.usable() if each.address == "a:1")
+    with leaving.counted():
+        dns.append(("b:1",))
+        await settle(lambda: addresses(fleet) == ["b:1"])
+        checks = channels["a:1"].checks
+        await settle(lambda: channels["a:1"].checks > checks + 2)
+    await settle(lambda: channels["a:1"].closed)
+    assert len(fleet._heartbeats) == 1
+
+
+async def test_a_watch_that_fails_is_logged_and_starts_again(build, channels, monkeypatch, caplog):
+    monkeypatch.setattr(fleet_module, "_RESTART_S", 0.01)
+    fleet = build(StaticAddresses(("a:1", "b:1")))
+    await settle(lambda: len(fleet.usable()) == 2)
+    channels["a:1"].wait_for_state_change = Mock(side_effect=RuntimeError("defect"))
+    channels["a:1"].move(AWAY)
+    await settle(lambda: "watch draft a:1 failed; it starts again" in caplog.text)
+    del channels["a:1"].wait_for_state_change
+    channels["a:1"].model = "other"
+    channels["a:1"].move(READY)
+    await settle(lambda: [each.address for each in fleet.usable()] == ["b:1"] and fleet._replicas["a:1"].unused)
+
+
 async def test_nothing_is_left_of_a_closed_one(build, channels):
     fleet = build(StaticAddresses(("a:1", "b:1")))
     await settle(lambda: len(fleet.usable()) == 2)
     await fleet.aclose()
-    assert not [task for task in asyncio.all_tasks() if "draft" in task.get_name()]
+    assert not [task for task in asyncio.all_tasks() if "draft" in task.get_name() or "heart" in task.get_name()]
     assert all(channel.closed for channel in channels.values())

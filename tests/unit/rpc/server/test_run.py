@@ -11,7 +11,7 @@ from presift.rpc.server import run
 
 @pytest.fixture
 def settings(monkeypatch):
-    monkeypatch.setattr(run.logs, "set_up", lambda level, look: None)
+    monkeypatch.setattr(run.logs, "set_up", lambda level, look, on_drop: None)
     return DraftSettings(_cli_parse_args=["--model=m"])
 
 

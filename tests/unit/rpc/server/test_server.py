@@ -31,9 +31,9 @@ class Slow(target_pb2_grpc.TargetServiceServicer):
 
 
 class House:
-    async def start(self, drain_s=10.0):
+    async def start(self, drain_s=10.0, **options):
         self.servicer = Slow()
-        self.server = GrpcServer(ServerOptions("127.0.0.1:0", drain_s=drain_s), [NAME], [PART, OTHER_PART])
+        self.server = GrpcServer(ServerOptions("127.0.0.1:0", drain_s=drain_s, **options), [NAME], [PART, OTHER_PART])
         target_pb2_grpc.add_TargetServiceServicer_to_server(self.servicer, self.server.grpc)
         self.port = await self.server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
@@ -154,6 +154,66 @@ async def test_drain_ends(house):
         await call.read()
         raise AssertionError("the stream went on")
     await impatient.channel.close()
+
+
+async def test_a_lame_duck_is_not_serving_and_answers():
+    lame = await House().start(lame_duck_s=0.5)
+    await lame.server.set_serving(True)
+    draining = asyncio.create_task(lame.server.drain())
+    while await lame.status() != NOT_SERVING:
+        await asyncio.sleep(0.002)
+    await lame.server.set_serving(True)  # by a service that does not know of the shutdown
+    lame.servicer.gate.set()
+    assert [each.delta.token_ids async for each in lame.target.Generate(target_pb2.TargetServiceGenerateRequest())]
+    assert not draining.done() and not lame.server.is_serving and await lame.status() == NOT_SERVING
+    await draining
+    await lame.channel.close()
+
+
+async def test_a_service_that_was_not_serving_drains_at_once():
+    """For example one that fails at its start: nobody calls it."""
+    idle = await House().start(lame_duck_s=60)
+    async with asyncio.timeout(10):
+        await idle.server.drain()
+    await idle.channel.close()
+
+
+async def test_a_caller_of_an_old_connection_reconnects_and_loses_nothing():
+    peers = set()
+
+    class Peers(Slow):
+        async def GetInfo(self, request, context):
+            peers.add(context.peer())
+            return target_pb2.TargetServiceGetInfoResponse()
+
+    server = GrpcServer(ServerOptions("127.0.0.1:0", max_connection_age_s=1), [NAME])
+    servicer = Peers()
+    target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel:
+        stub = target_pb2_grpc.TargetServiceStub(channel)
+        long = stub.Generate(target_pb2.TargetServiceGenerateRequest())
+        assert (await long.read()).delta.token_ids == [1]
+        until_s = asyncio.get_running_loop().time() + 3
+        while asyncio.get_running_loop().time() < until_s:
+            await stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
+            await asyncio.sleep(0.01)
+        servicer.gate.set()
+        assert (await long.read()).delta.token_ids == [2] and await long.code() is grpc.StatusCode.OK
+    await server.grpc.stop(0)
+    assert 3 <= len(peers) <= 6
+
+
+async def fails(error):
+    raise error
+
+
+@pytest.mark.parametrize(("error", "is_logged"), [(RuntimeError("defect"), True), (PresiftError("no target"), False)])
+async def test_a_service_stops_if_what_it_needs_fails(house, caplog, error, is_logged):
+    task = asyncio.create_task(fails(error), name="follow the target")
+    house.server.supervise(task)
+    async with asyncio.timeout(10):
+        assert not await house.server.run_until_stopped()
+    assert ("follow the target failed" in caplog.text) is is_logged
 
 
 @pytest.mark.parametrize("failed", [False, True])

@@ -1,15 +1,17 @@
-"""Connections: sockets that detect dead clients, and a time limit for a request's headers."""
+"""Connections: sockets that detect dead clients, a time limit for a request's headers, one end of each request."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.http.call import ABORT
+from presift.rpc.limits import MAX_METADATA_BYTES
 
 # As for gRPC: pings after 30 s; a client that misses three of them is disconnected.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -18,12 +20,32 @@ _UNREAD_MS = 120_000
 _LAST_PORT = 65_535
 
 
+class _StrictConnection(h11.Connection):
+    """Refuses a request with Content-Length and Transfer-Encoding (400), and one of HTTP/1.0 with the latter.
+
+    h11 ignores the length. A proxy in front that follows it would take the rest of the body for another request, or the
+    other way round (request smuggling; RFC 9112, sections 6.1 and 6.3).
+    """
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("two ends of a request")
+        return event
+
+
 class HeaderTimeoutProtocol(H11Protocol):
     """HTTP/1.1 whose idle time runs from a connection's beginning and until a request's headers are complete.
 
     uvicorn's own idle time begins with the first response and ends with the next byte, so slow headers would keep a
     connection forever.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _StrictConnection(h11.SERVER, MAX_METADATA_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

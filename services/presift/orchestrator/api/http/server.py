@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from presift.core.errors import PresiftError
 from presift.orchestrator.api.http.connections import HeaderTimeoutProtocol, bound_socket
-from presift.rpc.limits import MAX_METADATA_BYTES
 from presift.rpc.security.binding import check_binding, is_loopback
 from presift.rpc.security.certificates import TlsFiles, server_context
 
@@ -46,6 +45,22 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _LastResponses:
+    """The application; once `are_last`, each response says `Connection: close`, and uvicorn closes after it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.are_last = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_close(message: Message) -> None:
+            if self.are_last and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_close)
+
+
 class HttpServer:
     """Serves `app` from `start` to `stop`."""
 
@@ -54,8 +69,9 @@ class HttpServer:
         check_binding(options.listen, options.knows_callers, options.insecure, SETTING)
         context = None if options.tls is None else server_context(options.tls)
         self._options = options
+        self._responses = _LastResponses(app)
         config = uvicorn.Config(
-            app,
+            self._responses,
             http=HeaderTimeoutProtocol,
             ws="none",
             lifespan="off",
@@ -66,7 +82,6 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=_IDLE_S,
-            h11_max_incomplete_event_size=MAX_METADATA_BYTES,
             ssl_context_factory=None if context is None else lambda config, default: context,
         )
         self._server = _Server(config)
@@ -86,6 +101,10 @@ class HttpServer:
                 self._serving.result()
                 raise PresiftError(f"cannot serve HTTP on {listen}")
         return address
+
+    def announce_stop(self) -> None:
+        """Answer further requests with `Connection: close`."""
+        self._responses.are_last = True
 
     async def stop(self, within_s: float) -> None:
         """Accept no more connections, and return when all are closed; after `within_s` they are aborted."""

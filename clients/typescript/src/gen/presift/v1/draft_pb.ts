@@ -62,7 +62,8 @@ export type ScoreRequest = Message<"presift.v1.ScoreRequest"> & {
 
   /**
    * cache_salt is the namespace of what the draft keeps of earlier prompts: prompts with different salts share nothing.
-   * At most 1,024 characters.
+   * The draft's queue is fair between salts: if it is full, the newest request of the salt with the most gives way to
+   * that of another. The orchestrator sends a keyed digest of the tenant. At most 1,024 characters.
    *
    * @generated from field: string cache_salt = 6;
    */

@@ -180,7 +180,7 @@ export enum ErrorReason {
   VOCABULARY_MISMATCH = 8,
 
   /**
-   * ERROR_REASON_DEADLINE_EXCEEDED: the caller's deadline passed.
+   * ERROR_REASON_DEADLINE_EXCEEDED: the caller's deadline passed, or the longest time that the service gives a request.
    *
    * @generated from enum value: ERROR_REASON_DEADLINE_EXCEEDED = 9;
    */

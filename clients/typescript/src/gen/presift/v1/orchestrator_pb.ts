@@ -1509,7 +1509,7 @@ export type RouteQuality = Message$1<"presift.v1.RouteQuality"> & {
   maxTokens: number;
 
   /**
-   * samples is the number of answers compared. It restarts at 0 when the route is switched off or on.
+   * samples is the number of answers compared. Those of a tenant restart at 0 when the route is switched for it.
    *
    * @generated from field: uint32 samples = 4;
    */
@@ -1537,7 +1537,7 @@ export type RouteQuality = Message$1<"presift.v1.RouteQuality"> & {
   meanFirstDivergence?: number | undefined;
 
   /**
-   * switched_off: the route is not taken for prompts of this length.
+   * switched_off: the route is not taken for prompts of this length, of one tenant at least.
    *
    * @generated from field: bool switched_off = 8;
    */

@@ -2,12 +2,14 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996). Each tenant has a virtual time up to which it was served, and
 the tenant with the least is next. A new tenant starts at the virtual time of the last one served: a thousand requests
-of one tenant delay another's only request for as long as the first of them takes, not all of them.
+of one tenant delay another's only request for as long as the first of them takes, not all of them. A tenant without
+requests keeps its virtual time until nothing is queued or served: else a large request, sent whenever the one before
+has ended, would be next each time.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -22,6 +24,9 @@ class Waiter(Protocol):
 
 T = TypeVar("T", bound=Waiter)
 
+# Tenants without requests whose virtual times are kept: callers who may claim any tenant must not fill the memory.
+MAX_IDLE = 4096
+
 
 @dataclass(slots=True)
 class _TenantQueue(Generic[T]):
@@ -33,10 +38,11 @@ class _TenantQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """First come, first served within a tenant. A tenant without requests is forgotten, with its virtual time."""
+    """First come, first served within a tenant."""
 
     def __init__(self) -> None:
         self._queues: dict[str, _TenantQueue[T]] = {}
+        self._idle_times: OrderedDict[str, int] = OrderedDict()
         self._time = 0
         self._length = 0
 
@@ -55,7 +61,9 @@ class FairQueue(Generic[T]):
 
     def push(self, waiter: T) -> None:
         """Append it to its tenant's queue."""
-        self._queues.setdefault(waiter.tenant, _TenantQueue()).waiting.append(waiter)
+        if waiter.tenant not in self._queues:
+            self._queues[waiter.tenant] = _TenantQueue(time=self._idle_times.pop(waiter.tenant, 0))
+        self._queues[waiter.tenant].waiting.append(waiter)
         self._length += 1
 
     def pop(self) -> T:
@@ -74,12 +82,12 @@ class FairQueue(Generic[T]):
         """Take it out of the queue. Raises ValueError if it is not in it."""
         self._queues[waiter.tenant].waiting.remove(waiter)
         self._length -= 1
-        self._forget_if_idle(waiter.tenant)
+        self._drop_if_idle(waiter.tenant)
 
     def finish(self, waiter: T) -> None:
         """A popped one has ended."""
         self._queues[waiter.tenant].served -= 1
-        self._forget_if_idle(waiter.tenant)
+        self._drop_if_idle(waiter.tenant)
 
     def share(self, tenant: str, measure: Callable[[T], int]) -> int:
         """The sum of `measure` over a tenant's waiters."""
@@ -94,7 +102,14 @@ class FairQueue(Generic[T]):
     def _start(self, queue: _TenantQueue[T]) -> int:
         return max(self._time, queue.time)
 
-    def _forget_if_idle(self, tenant: str) -> None:
+    def _drop_if_idle(self, tenant: str) -> None:
         queue = self._queues[tenant]
-        if not queue.waiting and not queue.served:
-            del self._queues[tenant]
+        if queue.waiting or queue.served:
+            return
+        del self._queues[tenant]
+        if not self._queues:
+            self._idle_times.clear()
+        elif queue.time > self._time:
+            self._idle_times[tenant] = queue.time
+            if len(self._idle_times) > MAX_IDLE:
+                self._idle_times.popitem(last=False)

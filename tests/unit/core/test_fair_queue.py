@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.orchestrator.admission.fair_queue import FairQueue
+from presift.core.fair_queue import MAX_IDLE, FairQueue
 
 
 @dataclass(eq=False)
@@ -64,6 +64,31 @@ def test_an_idle_tenant_saves_nothing_up():
     for _ in range(20):
         queue.push(Waiter("idle"))
     assert sorted(each.tenant for each in (queue.pop() for _ in range(10))) == ["busy"] * 5 + ["idle"] * 5
+
+
+def test_a_large_request_is_not_next_each_time_the_one_before_has_ended():
+    """One place: a tenant that sends its next request when the last has ended has no request between the two."""
+    queue, served = filled(*(Waiter("short", 1000) for _ in range(2000))), {"long": 0, "short": 0}
+    queue.push(Waiter("long", 100_000))
+    for _ in range(1000):
+        waiter = queue.pop()
+        served[waiter.tenant] += waiter.work_tokens
+        queue.finish(waiter)
+        if waiter.tenant == "long":
+            queue.push(Waiter("long", 100_000))
+    assert served["long"] <= served["short"] + 200_000
+
+
+def test_virtual_times_of_idle_tenants_are_bounded_and_end_with_the_work():
+    queue = filled(Waiter("busy", 1), Waiter("busy", 1))
+    busy = queue.pop()
+    for number in range(MAX_IDLE + 10):
+        queue.push(Waiter(f"t{number}"))
+        queue.finish(queue.pop())
+    assert len(queue._idle_times) == MAX_IDLE and queue.tenants == 1
+    queue.finish(busy)
+    order(queue)
+    assert not queue._idle_times and queue.tenants == 0
 
 
 def test_tenants_without_a_request_are_forgotten():

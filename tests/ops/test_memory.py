@@ -1,0 +1,85 @@
+"""The orchestrator's bounds, added up at default settings, fit the memory limits of .env and ops/k8s."""
+
+import inspect
+
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from presift.cache.store import CacheLimits
+from presift.core.limits import MAX_PROMPT_TOKENS
+from presift.orchestrator.app import Tuning
+from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.estimation.estimator import COMPRESSED_BYTES
+from presift.orchestrator.estimation.prefix_index import HASHES_BYTES, PrefixIndex
+from presift.orchestrator.prompt.tokenizer import PromptTokenizer
+from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES
+from presift.orchestrator.routing.quality_gate import MAX_OWN
+
+from .sources import K8S, ROOT
+
+MIB = 2**20
+# Of the process that has answered nothing: 109 MiB measured without a tokenizer; with one of 150,000 tokens and its
+# copy (`ControlTokens`) it stays below this.
+PROCESS_BYTES = 256 * MIB
+# A call that waits in the queue, without its prompt: 37 KiB measured, over gRPC.
+CALL_BYTES = 40 * 1024
+# Not a bound but room: gRPC limits the number and the size of messages that are being received, not their sum. Nor is
+# the sum of answers limited that slow readers have not yet taken.
+RECEIVED_AND_SENT_MESSAGES = 16
+
+
+def default(name):
+    return OrchestratorSettings.model_fields[name].default
+
+
+def bounds():
+    """What the parts may hold, in bytes, at default settings."""
+    return {
+        "process": PROCESS_BYTES,
+        "tokens of recent prompts": default("token_memory_mib") * MIB,
+        "prefix index": default("prefix_memory_mib") * MIB,
+        "hashes of prompts": HASHES_BYTES,
+        "compressed prompts that are known": COMPRESSED_BYTES,
+        "selections of earlier turns": default("turn_memory_mib") * MIB,
+        "switches of tenants": MAX_OWN * 16 * 1024,
+        "cache memory://": CacheLimits().memory_bytes,
+        "running and waiting requests": default("max_requests_mib") * MIB,
+        "text that is being tokenized, short and long": 2 * max(AT_ONCE_BYTES, MAX_PROMPT_TOKENS) * ENCODING_BYTES,
+        "calls": default("max_calls") * CALL_BYTES,
+        "messages": RECEIVED_AND_SENT_MESSAGES * default("max_message_mib") * MIB,
+    }
+
+
+def limits():
+    """The memory limits of an orchestrator, in bytes: where -> limit."""
+    (deployment,) = (
+        each
+        for each in yaml.safe_load_all((K8S / "base" / "orchestrator.yaml").read_text())
+        if each["kind"] == "Deployment"
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    found = {
+        ".env": dotenv_values(ROOT / ".env")["ORCHESTRATOR_MEMORY"],
+        "ops/k8s": container["resources"]["limits"]["memory"],
+    }
+    units = {"m": MIB, "g": 2**30, "Mi": MIB, "Gi": 2**30}
+    return {
+        where: int(text.rstrip("gmMGi")) * units[text.lstrip("0123456789")] for where, text in found.items() if text
+    }
+
+
+@pytest.mark.parametrize("where", [".env", "ops/k8s"])
+def test_all_bounds_together_fit_the_memory_limit(where):
+    needed, limit = sum(bounds().values()), limits()[where]
+    assert needed <= limit, f"{where}: {needed / MIB:.0f} of {limit / MIB:.0f} MiB: {bounds()}"
+
+
+def test_the_parts_have_the_defaults_of_the_settings():
+    """So that what tests and tools build by hand is bounded as the service is."""
+    memory = inspect.signature(PromptTokenizer).parameters["memory_bytes"].default
+    prefixes = inspect.signature(PrefixIndex).parameters["memory_bytes"].default
+    queue = Tuning.__dataclass_fields__["queue"].default_factory()
+    assert memory == default("token_memory_mib") * MIB and prefixes == default("prefix_memory_mib") * MIB
+    assert queue.max_bytes == default("max_requests_mib") * MIB
+    assert Tuning.__dataclass_fields__["selection_memory_bytes"].default == default("turn_memory_mib") * MIB
