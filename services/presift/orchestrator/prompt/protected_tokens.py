@@ -20,9 +20,9 @@ def protected_spans(encoding: Encoding, ranges: tuple[Range, ...], characters: i
     protected, joined = np.ones(len(encoding.ids), dtype=np.bool_), _joined(ranges)
     for droppable, first, last in zip(joined, *_first_tokens(encoding, joined, characters), strict=True):
         start, end = first, last
-        while start < end and encoding.token_to_chars(start)[0] < droppable.start:
-            start += 1
         # Special tokens that the tokenizer adds have no characters.
+        while start < end and ((held := encoding.token_to_chars(start)) is None or held[0] < droppable.start):
+            start += 1
         while start < end and ((held := encoding.token_to_chars(end - 1)) is None or held[1] > droppable.end):
             end -= 1
         protected[start:end] = False

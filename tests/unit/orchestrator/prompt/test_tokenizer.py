@@ -88,6 +88,16 @@ def test_many_ranges_are_mapped_as_few_are(bpe, framed_bpe, stripping_bpe, data,
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("few", [32, -1])
+def test_added_tokens_after_a_range_are_protected(monkeypatch, bpe, framed_bpe, stripping_bpe, few):
+    monkeypatch.setattr(protected_tokens, "FEW_RANGES", few)
+    text = "<<<<<em"
+    for backend in (bpe, framed_bpe, stripping_bpe):
+        encoding = backend.encode(text)
+        free = ~covered(protected_spans(encoding, (Range(0, 1), Range(6, 7)), len(text)), len(encoding.ids))
+        assert characters_of(encoding, free) <= {0, 6}
+
+
 async def test_many_documents_take_no_quadratic_time(bpe):
     parts = tuple(TextPart("a b c d ", document=True) for _ in range(16_000))
     began_s = time.process_time()
