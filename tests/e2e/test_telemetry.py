@@ -28,6 +28,7 @@ SENTENCE = "The " + SECRET + " of lighthouse number {} was cleaned on day {} and
 
 # What fifty good and bad requests to one replica of each cannot show, and why.
 NOT_HERE = {
+    "presift.log.dropped": "who reads the log must stop",
     "presift.prefill.failures": "the target must fail while the draft works",
     "presift.fallbacks": "the draft must fail",
     "presift.callers.refused": "nobody has to say who calls here",
@@ -39,6 +40,7 @@ NOT_HERE = {
     "presift.guard.switched": "a route must be worse than any is here",
     "presift.replica.picked": "there must be several replicas",
     "presift.replica.failovers": "a replica must be lost",
+    "presift.replica.migrations": "a replica must be lost amid an answer",
     "presift.replica.breaker": "a replica must fail again and again",
     "presift.replica.hedges": "a second draft must be asked",
     "presift.draft.refused": "the orchestrator must ask for what no draft does",

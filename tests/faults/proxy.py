@@ -14,15 +14,20 @@ from dataclasses import dataclass, field
 
 _CHUNK_BYTES, _PIECE_S = 65_536, 0.05
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_FRAME_HEAD_BYTES, _HEADERS_FRAME = 9, 1
+_FRAME_HEAD_BYTES, _DATA_FRAME = 9, 0
+# The frame of a gRPC message without fields, such as that of a health check.
+_EMPTY_MESSAGE_BYTES = 5
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER that ends a connection with RST instead of FIN
 
 
 @dataclass(eq=False)
 class CallCounter:
-    """Counts the HEADERS frames that a client sends: each begins one call (HTTP/2, RFC 9113 section 4.1)."""
+    """Counts the streams on which a client sends data (HTTP/2, RFC 9113 section 4.1): each is one call.
 
-    calls: int = 0
+    Calls with an empty message do not count: they ask whether a service is there.
+    """
+
+    _streams: set[bytes] = field(default_factory=set)
     _buffer: bytearray = field(default_factory=bytearray)
     _skip_bytes: int = len(_PREFACE)
 
@@ -31,8 +36,15 @@ class CallCounter:
         self._buffer += data
         while len(self._buffer) >= self._skip_bytes + _FRAME_HEAD_BYTES:
             del self._buffer[: self._skip_bytes]
-            self._skip_bytes = _FRAME_HEAD_BYTES + int.from_bytes(self._buffer[:3])
-            self.calls += self._buffer[3] == _HEADERS_FRAME
+            length = int.from_bytes(self._buffer[:3])
+            self._skip_bytes = _FRAME_HEAD_BYTES + length
+            if self._buffer[3] == _DATA_FRAME and length > _EMPTY_MESSAGE_BYTES:
+                self._streams.add(bytes(self._buffer[5:9]))
+
+    @property
+    def calls(self) -> int:
+        """Calls that were begun on this connection."""
+        return len(self._streams)
 
 
 @dataclass(eq=False)
@@ -85,7 +97,7 @@ class FaultProxy:
 
     @property
     def calls(self) -> int:
-        """HTTP/2 calls that were begun through this proxy, ever."""
+        """Calls that were begun through this proxy, ever, without those with an empty message."""
         return self._ended_calls + sum(link.counter.calls for link in self._links)
 
     async def start(self) -> None:

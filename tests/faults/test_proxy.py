@@ -137,10 +137,13 @@ async def test_before_a_unix_socket(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_calls_are_counted_whatever_the_chunks(step: int) -> None:
-    def frame(kind: int, size: int) -> bytes:
-        return size.to_bytes(3) + bytes([kind, 0, 0, 0, 0, 1]) + bytes(size)
+    def frame(kind: int, size: int, stream: int = 0) -> bytes:
+        return size.to_bytes(3) + bytes([kind, 0, 0, 0, 0, stream]) + bytes(size)
 
-    sent = _PREFACE + frame(4, 12) + frame(1, 30) + frame(0, 500) + frame(6, 8) + frame(1, 9) + frame(0, 0)
+    first = frame(1, 30, 1) + frame(0, 500, 1) + frame(0, 500, 1)
+    health = frame(1, 9, 3) + frame(0, 5, 3) + frame(0, 0, 3)
+    second = frame(1, 9, 5) + frame(0, 6, 5)
+    sent = _PREFACE + frame(4, 12) + first + frame(6, 8) + health + second
     counter = CallCounter()
     for start in range(0, len(sent), step):
         counter.hear(sent[start : start + step])
@@ -157,7 +160,8 @@ async def test_calls_of_grpc_are_counted(proxy: FaultProxy) -> None:
     proxy.upstream = f"127.0.0.1:{await server.start()}"
     async with grpc.aio.insecure_channel(proxy.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        await asyncio.gather(*(health.Check(health_pb2.HealthCheckRequest()) for _ in range(7)))
+        check = health_pb2.HealthCheckRequest
+        await asyncio.gather(*(health.Check(check(service="liveness")) for _ in range(7)), health.Check(check()))
         assert proxy.calls == 7
     await server.grpc.stop(0)
 
