@@ -1888,4 +1888,13 @@ FAULTS: tuple[Planted, ...] = (
         "parts = self.parts",
         (f"{CONTRACT}/grpc/test_silence.py::test_a_request_without_a_deadline_ends",),
     ),
+    Planted(
+        "a_rebound_page_is_answered",
+        "A page whose host name was made to resolve to this machine gets no answer without a key",
+        "the Host header is not checked",
+        f"{ORCHESTRATOR}/api/http/call.py",
+        "        if self.hosts is not None:\n",
+        "        if False:\n",
+        (f"{CONTRACT}/http/test_settings.py::test_a_rebound_page_is_refused_everywhere",),
+    ),
 )

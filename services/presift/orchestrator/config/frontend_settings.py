@@ -36,6 +36,14 @@ class ListenSettings(BaseModel):
             " (CORS); `*`: any, where keys or tokens are required; none by default",
         ),
     ] = ""
+    http_hosts: Annotated[
+        str,
+        Field(
+            pattern=r"^([A-Za-z0-9._-]+\s*(,\s*|$))*$",
+            description="comma-separated host names, without a port, by which callers may reach the HTTP API where it"
+            " has neither TLS nor keys or tokens, besides IP addresses, localhost and that of http_listen",
+        ),
+    ] = ""
     http_keepalive_comment_s: Annotated[
         float | None,
         Field(
