@@ -325,8 +325,8 @@ FAULTS: tuple[Planted, ...] = (
         "An unknown or revoked API key is refused",
         "an unknown API key counts as the first key of the file",
         f"{ORCHESTRATOR}/api/auth/authenticator.py",
-        "        if entry is not None:\n            return entry.tenant",
-        "        if keys.entries:\n            return (entry or keys.entries[0]).tenant",
+        "        entry = entry_of(credential, keys.entries)\n",
+        "        entry = entry_of(credential, keys.entries) or next(iter(keys.entries), None)\n",
         (f"{UNIT}/orchestrator/api/auth/test_authenticator.py::test_invalid_credentials_are_rejected",),
     ),
     Planted(
@@ -1887,6 +1887,15 @@ FAULTS: tuple[Planted, ...] = (
         "parts, deadline = self.parts, deadline.at_most(self._max_request_s)",
         "parts = self.parts",
         (f"{CONTRACT}/grpc/test_silence.py::test_a_request_without_a_deadline_ends",),
+    ),
+    Planted(
+        "every_key_shows_the_whole_service",
+        "Only an administrator's key shows replicas, learned speeds and the guard's results",
+        "every key does",
+        f"{ORCHESTRATOR}/domain/caller.py",
+        "    return caller is None or caller.is_admin\n",
+        "    return True\n",
+        (f"{CONTRACT}/tenants/test_authentication.py::test_only_an_administrator_sees_replicas_speeds_and_quality",),
     ),
     Planted(
         "a_rebound_page_is_answered",

@@ -73,6 +73,15 @@ def test_a_key_is_added_to_the_existing_ones(folder, capsys):
     ).tenant == "acme"
 
 
+def test_an_admin_key_is_added_and_listed(folder, capsys):
+    run(folder, "make")
+    assert run(folder, "add", "ops", "--admin") == 0
+    assert [each.is_admin for each in load_keys(folder / keys.KEYS).entries] == [False, True]
+    capsys.readouterr()
+    run(folder, "list")
+    assert ": tenant ops, admin\n" in capsys.readouterr().out
+
+
 def test_limits_of_tenants_stay_when_a_key_is_added(folder):
     run(folder, "make")
     text = (folder / keys.KEYS).read_text().replace("tenants: {}", "tenants: {acme: {concurrency: 8}}")

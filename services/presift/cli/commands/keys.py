@@ -24,6 +24,9 @@ def new(
     *,
     tenant: Annotated[str, typer.Option(help="the tenant that the key belongs to: 1-64 of A-Z a-z 0-9 . _ -")],
     name: Annotated[str | None, typer.Option(help="a name to find and revoke the key by; generated if unset")] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="the key also shows replicas, speeds and the quality of routes")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a new API key and its entry for --api-keys-file. The key is stored nowhere and is shown only once."""
@@ -32,9 +35,9 @@ def new(
     from presift.orchestrator.domain.request import TENANT_PATTERN  # noqa: PLC0415
 
     key = new_key()
-    entry = new_entry(key, tenant, name)
+    entry = new_entry(key, tenant, name, admin=admin)
     for field in ("tenant", "name"):
-        if re.fullmatch(TENANT_PATTERN, entry[field]) is None:
+        if re.fullmatch(TENANT_PATTERN, str(entry[field])) is None:
             fail(f"--{field} must be 1-64 of A-Z a-z 0-9 . _ -")
     if as_json:
         print(json.dumps({"key": key, "entry": entry}))

@@ -100,6 +100,14 @@ class CallerSettings(BaseModel):
     jwt_issuer: Annotated[str, Field(description="required `iss` of tokens")] = ""
     jwt_audience: Annotated[str, Field(description="required `aud` of tokens")] = ""
     jwt_tenant_claim: Annotated[str, Field(min_length=1, description="token claim that holds the tenant")] = "tenant"
+    jwt_admin_claim: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="token claim that is true for administrators, who see replicas, speeds and routes' quality"
+            " (GetInfo); no token is an administrator's if unset",
+        ),
+    ] = None
     tenant_salt: Annotated[
         SecretStr, Field(description="secret that separates the cache entries of installations sharing a cache")
     ] = SecretStr("")

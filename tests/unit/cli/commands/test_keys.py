@@ -34,6 +34,13 @@ def test_the_longest_tenant_gets_a_name():
     assert json.loads(run("--tenant", "a" * 64, "--json").stdout)["entry"]["name"]
 
 
+def test_an_admin_key_is_one_for_the_orchestrator_too():
+    for flags, is_admin in (((), False), (("--admin",), True)):
+        printed = json.loads(run("--tenant", "acme", *flags, "--json").stdout)
+        (entry,) = read_keys(json.dumps({"keys": [printed["entry"]]}).encode(), "keys.json").entries
+        assert entry.is_admin is is_admin
+
+
 @pytest.mark.parametrize("wrong", [("--tenant", "a/b"), ("--tenant", ""), ("--tenant", "a", "--name", "b c")])
 def test_a_bad_name_is_an_error(wrong):
     result = run(*wrong)

@@ -13,11 +13,13 @@ PREFIX = "psk_"
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """An issued key: the name to find and revoke it by, its tenant, and the 64 hex digits of its SHA-256."""
+    """An issued key: the name to find and revoke it by, its tenant, and the 64 hex digits of its SHA-256. `is_admin`:
+    its callers may see the state of the whole service."""
 
     name: str
     tenant: str
     sha256: str
+    is_admin: bool = False
 
 
 def new_key() -> str:
@@ -25,10 +27,11 @@ def new_key() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
-def new_entry(key: str, tenant: str, name: str | None = None) -> dict[str, str]:
+def new_entry(key: str, tenant: str, name: str | None = None, *, admin: bool = False) -> dict[str, str | bool]:
     """The entry of a new key for the key file. Its default name begins with the tenant's."""
     digest = digest_of(key)
-    return {"name": name or f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
+    entry = {"name": name or f"{tenant[:55]}-{digest[:8]}", "tenant": tenant, "sha256": digest}
+    return entry | ({"admin": True} if admin else {})
 
 
 def digest_of(key: str) -> str:

@@ -25,11 +25,21 @@ LEEWAY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """What a token must contain: its issuer, its audience, and the claim that names the tenant."""
+    """What a token must contain: its issuer, its audience, and the claim that names the tenant. A token whose
+    `admin_claim` is true is an administrator's; if that is unset, none is."""
 
     issuer: str
     audience: str
     tenant_claim: str = "tenant"
+    admin_claim: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a token proves."""
+
+    tenant: str
+    is_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +86,8 @@ class TokenVerifier:
         self._keys = keys
         self._rules = rules
 
-    def tenant_of(self, token: str) -> str:
-        """The tenant that the token proves. Raises Unauthenticated, which names the problem and quotes nothing."""
+    def verify(self, token: str) -> Identity:
+        """The identity that the token proves. Raises Unauthenticated, which names the problem and quotes nothing."""
         try:
             key = self._keys.current().key_for(jwt.get_unverified_header(token).get("kid"))
             if key is None:
@@ -90,7 +100,8 @@ class TokenVerifier:
         tenant = claims.get(self._rules.tenant_claim)
         if not isinstance(tenant, str) or re.fullmatch(TENANT_PATTERN, tenant) is None:
             raise Unauthenticated("the token names no tenant, or an invalid one")
-        return tenant
+        admin = self._rules.admin_claim
+        return Identity(tenant, is_admin=admin is not None and claims.get(admin) is True)
 
     def reload(self) -> None:
         """Check whether the file has changed."""

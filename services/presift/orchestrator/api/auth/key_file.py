@@ -2,6 +2,7 @@
 
 keys:
   - {name: acme-ci, tenant: acme, sha256: 9f86d0...}
+  - {name: operator, tenant: ops, sha256: 2c624a..., admin: true}
 tenants:
   acme: {tokens_per_minute: 200000, concurrency: 8}
 """
@@ -35,6 +36,7 @@ class KeySection(_Section):
     name: Annotated[str, Field(pattern=TENANT_PATTERN)]
     tenant: Tenant
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    admin: Annotated[bool, Strict()] = False
 
 
 class TenantSection(_Section):
@@ -76,18 +78,19 @@ def read_keys(raw: bytes, name: str) -> Keys:
     duplicates = [key for key, count in Counter(each.name for each in file.keys).items() if count > 1]
     if duplicates:
         raise _refused(name, 1, f"keys.name {duplicates[0]}", "given once")
-    entries = tuple(KeyEntry(each.name, each.tenant, each.sha256) for each in file.keys)
+    entries = tuple(KeyEntry(each.name, each.tenant, each.sha256, each.admin) for each in file.keys)
     limits = {tenant: TenantLimits(each.tokens_per_minute, each.concurrency) for tenant, each in file.tenants.items()}
     return Keys(entries, limits)
 
 
-_NAMES = {"keys", "tenants", "name", "tenant", "sha256", "tokens_per_minute", "concurrency"}
+_NAMES = {"keys", "tenants", "name", "tenant", "sha256", "admin", "tokens_per_minute", "concurrency"}
 _LIMITS = {
     "extra_forbidden": "left out: there is no such key",
     "missing": "given",
     "string_pattern_mismatch": "a name of 1-64 of A-Z a-z 0-9 . _ -, or 64 lower-case hex digits",
     "greater_than_equal": ">= 1",
     "int_type": "an integer",
+    "bool_type": "true or false",
 }
 
 
