@@ -2,8 +2,8 @@
 
     make            create what is missing: the service token, the tenants' salt, and a first API key
     show            print the first API key, which callers need
-    add TENANT [--admin]        print another key; it is not stored and cannot be shown again. An admin key also
-                                shows replicas, speeds and the quality of routes (`presift models`)
+    add TENANT [--admin] [--expires DATE]       print another key; it is not stored and cannot be shown again. An
+                    admin key also shows replicas, speeds and the quality of routes (`presift models`)
     list            names of keys with their tenants, and tenants with their limits
     revoke NAME     remove the key of that name
     limit TENANT [--tokens-per-minute N] [--concurrency N]      set its limits; without numbers: the defaults
@@ -20,6 +20,7 @@ import json
 import os
 import secrets
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def add(options: argparse.Namespace) -> None:
     """Raises PresiftError for an invalid tenant name."""
     keys, tenants = _read(options.folder)
     key = new_key()
-    _replace(options.folder, [*keys, new_entry(key, options.tenant, admin=options.admin)], tenants)
+    entry = new_entry(key, options.tenant, admin=options.admin, expires=options.expires)
+    _replace(options.folder, [*keys, entry], tenants)
     print(key)
 
 
@@ -76,7 +78,8 @@ def list_(options: argparse.Namespace) -> None:
     """Print names and limits, no secrets."""
     keys, tenants = _read(options.folder)
     for each in keys:
-        print(f"key {each['name']}: tenant {each['tenant']}{', admin' if each.get('admin') else ''}")
+        end = f", until {each['expires']}" if "expires" in each else ""
+        print(f"key {each['name']}: tenant {each['tenant']}{', admin' if each.get('admin') else ''}{end}")
     for tenant, limits in tenants.items():
         print(f"tenant {tenant}: {', '.join(f'{name} {value}' for name, value in limits.items())}")
 
@@ -119,8 +122,8 @@ def _replace(folder: Path, keys: list[Entry], tenants: dict[str, dict[str, int]]
 
 
 def _text(keys: list[Entry], tenants: dict[str, dict[str, int]]) -> str:
-    # JSON is valid YAML and leaves no room for misinterpretation.
-    lines = ["keys:" if keys else "keys: []", *(f"  - {json.dumps(each)}" for each in keys)]
+    # JSON is valid YAML and leaves no room for misinterpretation. Dates become text, which is read as a date too.
+    lines = ["keys:" if keys else "keys: []", *(f"  - {json.dumps(each, default=str)}" for each in keys)]
     return "\n".join([*lines, f"tenants: {json.dumps(tenants)}", ""])
 
 
@@ -150,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("add", "limit"):
         parsers[name].add_argument("tenant", help="1-64 of A-Z a-z 0-9 . _ -")
     parsers["add"].add_argument("--admin", action="store_true", help="the key shows the state of the whole service")
+    parsers["add"].add_argument(
+        "--expires", type=date.fromisoformat, metavar="DATE", help="the last day (UTC) of the key; no end if unset"
+    )
     parsers["revoke"].add_argument("name", help="name of a key (see `list`)")
     for flag in ("--tokens-per-minute", "--concurrency"):
         parsers["limit"].add_argument(flag, type=int, help="1 or more; the default limit if unset")

@@ -108,6 +108,15 @@ class CallerSettings(BaseModel):
             " (GetInfo); no token is an administrator's if unset",
         ),
     ] = None
+    jwt_max_lifetime_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            allow_inf_nan=False,
+            description="longest lifetime of tokens, seconds from `iat` (now, if there is none) to `exp`; others are"
+            " refused",
+        ),
+    ] = 86_400.0
     tenant_salt: Annotated[
         SecretStr, Field(description="secret that separates the cache entries of installations sharing a cache")
     ] = SecretStr("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
 from presift.orchestrator.api.auth.api_keys import PREFIX, entry_of
@@ -69,6 +70,9 @@ class Authenticator:
     def _identity(self, credential: str, keys: Keys) -> Identity:
         entry = entry_of(credential, keys.entries)
         if entry is not None:
+            # A date of the calendar, so the wall clock: it must hold across restarts and on every orchestrator.
+            if entry.expires is not None and datetime.now(UTC).date() > entry.expires:
+                raise Unauthenticated(f"the API key expired on {entry.expires}; create a new one")
             return Identity(entry.tenant, entry.is_admin)
         if self._tokens is None or credential.startswith(PREFIX):
             raise Unauthenticated("unknown or revoked API key")

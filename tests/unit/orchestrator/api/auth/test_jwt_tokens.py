@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from presift.core.errors import InvalidRequest, PresiftError, Unauthenticated
+from presift.orchestrator.api.auth.factory import build_authenticator
 from presift.orchestrator.api.auth.jwt_tokens import (
     LEEWAY_S,
     Identity,
@@ -21,6 +22,7 @@ from presift.orchestrator.api.auth.jwt_tokens import (
     load_key_set,
     read_key_set,
 )
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.rpc.security.file_watcher import FileWatcher
 
 RULES = TokenRules("https://issuer", "presift")
@@ -127,6 +129,51 @@ def test_any_other_is_rejected_and_not_quoted(keys, verifier, make):
 
 def test_clocks_may_differ_a_little(keys, verifier):
     assert verifier.verify(token(keys, exp=int(time.time() - LEEWAY_S / 2))) == Identity("acme")
+
+
+DAY_S = 86_400
+CENTURY_S = 100 * 365 * DAY_S
+
+
+@pytest.mark.parametrize(
+    ("age_s", "rest_s", "is_accepted"),
+    [
+        (0, DAY_S, True),
+        (DAY_S - 60, 60, True),
+        (None, DAY_S, True),  # without `iat` its life begins now
+        (0, DAY_S + 2 * LEEWAY_S, False),
+        (29 * DAY_S, DAY_S, False),  # its last day
+        (None, DAY_S + 2 * LEEWAY_S, False),
+        (0, CENTURY_S, False),
+        (None, 10**400, False),
+        (-LEEWAY_S / 2, DAY_S + LEEWAY_S / 2, True),  # issued by a clock that is ahead
+    ],
+)
+def test_a_tokens_life_has_an_upper_bound(keys, verifier, age_s, rest_s, is_accepted):
+    now = int(time.time())
+    made = token(keys, iat=None if age_s is None else int(now - age_s), exp=now + int(rest_s))
+    if is_accepted:
+        assert verifier.verify(made) == Identity("acme")
+        return
+    with pytest.raises(Unauthenticated, match=r"lifetime is more than 86400 s .jwt_max_lifetime_s"):
+        verifier.verify(made)
+
+
+def test_the_longest_life_is_a_setting(keys, verifier):
+    month = TokenVerifier(verifier._keys, replace(RULES, max_lifetime_s=30 * DAY_S))
+    made = token(keys, exp=int(time.time()) + 29 * DAY_S)
+    assert month.verify(made) == Identity("acme")
+
+
+def test_the_settings_reach_the_rules(keys, tmp_path):
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [jwk(keys["rsa"], "rsa")]}))
+    flags = ["--jwks-file", str(file), "--jwt-issuer", RULES.issuer, "--jwt-audience", RULES.audience]
+    flags += ["--jwt-admin-claim", "ops", "--jwt-max-lifetime-s", "600"]
+    keeper = build_authenticator(OrchestratorSettings(_cli_parse_args=flags))
+    assert keeper.admit([("authorization", f"Bearer {token(keys, ops=True)}")]).is_admin
+    with pytest.raises(Unauthenticated, match="more than 600 s"):
+        keeper.admit([("authorization", f"Bearer {token(keys, exp=int(time.time()) + 700)}")])
 
 
 def test_one_key_needs_no_name(keys):
