@@ -2,7 +2,8 @@
 
     make            create what is missing: the service token, the tenants' salt, and a first API key
     show            print the first API key, which callers need
-    add TENANT      print another key; it is not stored and cannot be shown again
+    add TENANT [--admin] [--expires DATE]       print another key; it is not stored and cannot be shown again. An
+                    admin key also shows replicas, speeds and the quality of routes (`presift models`)
     list            names of keys with their tenants, and tenants with their limits
     revoke NAME     remove the key of that name
     limit TENANT [--tokens-per-minute N] [--concurrency N]      set its limits; without numbers: the defaults
@@ -19,7 +20,9 @@ import json
 import os
 import secrets
 import sys
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,6 +32,8 @@ from presift.orchestrator.api.auth.key_file import load_keys, read_keys
 
 TOKEN, SALT, KEYS, CALLER = "inner/service-token", "door/tenant-salt", "door/api-keys.yaml", "caller/api-key"
 _FIRST = "first"
+
+Entry = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +69,8 @@ def add(options: argparse.Namespace) -> None:
     """Raises PresiftError for an invalid tenant name."""
     keys, tenants = _read(options.folder)
     key = new_key()
-    _replace(options.folder, [*keys, new_entry(key, options.tenant)], tenants)
+    entry = new_entry(key, options.tenant, admin=options.admin, expires=options.expires)
+    _replace(options.folder, [*keys, entry], tenants)
     print(key)
 
 
@@ -72,7 +78,8 @@ def list_(options: argparse.Namespace) -> None:
     """Print names and limits, no secrets."""
     keys, tenants = _read(options.folder)
     for each in keys:
-        print(f"key {each['name']}: tenant {each['tenant']}")
+        end = f", until {each['expires']}" if "expires" in each else ""
+        print(f"key {each['name']}: tenant {each['tenant']}{', admin' if each.get('admin') else ''}{end}")
     for tenant, limits in tenants.items():
         print(f"tenant {tenant}: {', '.join(f'{name} {value}' for name, value in limits.items())}")
 
@@ -100,23 +107,23 @@ def limit(options: argparse.Namespace) -> None:
     print(f"{options.tenant}: {json.dumps(given) if given else 'default limits'}")
 
 
-def _read(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, int]]]:
+def _read(folder: Path) -> tuple[list[Entry], dict[str, dict[str, int]]]:
     """Keys, and limits by tenant. Raises PresiftError for an invalid file."""
     load_keys(folder / KEYS)
     document = yaml.safe_load((folder / KEYS).read_text()) or {}
     return document.get("keys", []), document.get("tenants", {})
 
 
-def _replace(folder: Path, keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> None:
+def _replace(folder: Path, keys: list[Entry], tenants: dict[str, dict[str, int]]) -> None:
     """Raises PresiftError, and keeps the old file, if the orchestrator would refuse the new one."""
     text = _text(keys, tenants)
     read_keys(text.encode(), (folder / KEYS).name)
     _write(folder / KEYS, text)
 
 
-def _text(keys: list[dict[str, str]], tenants: dict[str, dict[str, int]]) -> str:
-    # JSON is valid YAML and leaves no room for misinterpretation.
-    lines = ["keys:" if keys else "keys: []", *(f"  - {json.dumps(each)}" for each in keys)]
+def _text(keys: list[Entry], tenants: dict[str, dict[str, int]]) -> str:
+    # JSON is valid YAML and leaves no room for misinterpretation. Dates become text, which is read as a date too.
+    lines = ["keys:" if keys else "keys: []", *(f"  - {json.dumps(each, default=str)}" for each in keys)]
     return "\n".join([*lines, f"tenants: {json.dumps(tenants)}", ""])
 
 
@@ -145,6 +152,10 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name].set_defaults(run=run)
     for name in ("add", "limit"):
         parsers[name].add_argument("tenant", help="1-64 of A-Z a-z 0-9 . _ -")
+    parsers["add"].add_argument("--admin", action="store_true", help="the key shows the state of the whole service")
+    parsers["add"].add_argument(
+        "--expires", type=date.fromisoformat, metavar="DATE", help="the last day (UTC) of the key; no end if unset"
+    )
     parsers["revoke"].add_argument("name", help="name of a key (see `list`)")
     for flag in ("--tokens-per-minute", "--concurrency"):
         parsers["limit"].add_argument(flag, type=int, help="1 or more; the default limit if unset")

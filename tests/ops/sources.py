@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -84,6 +85,16 @@ def environment_faults(role: str, environment: Mapping[str, str], metrics: bool 
         settings(_cli_parse_args=[], **given)
     except ValidationError as error:
         yield from (f"{role}: {each['loc'][0]}: {each['msg']}" for each in error.errors(include_input=False))
+
+
+def is_own_image(image: str) -> bool:
+    """Whether presift builds it, whatever the registry."""
+    return image.rpartition("/")[2].startswith("presift-")
+
+
+def has_digest(image: str) -> bool:
+    """Whether its content is named, which no one can change, and not a tag alone."""
+    return re.search(r"@sha256:[0-9a-f]{64}$", image) is not None
 
 
 def tool(name: str) -> str:

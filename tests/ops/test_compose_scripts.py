@@ -73,6 +73,27 @@ def test_a_key_is_added_to_the_existing_ones(folder, capsys):
     ).tenant == "acme"
 
 
+def test_an_admin_key_is_added_and_listed(folder, capsys):
+    run(folder, "make")
+    assert run(folder, "add", "ops", "--admin") == 0
+    assert [each.is_admin for each in load_keys(folder / keys.KEYS).entries] == [False, True]
+    capsys.readouterr()
+    run(folder, "list")
+    assert ": tenant ops, admin\n" in capsys.readouterr().out
+
+
+def test_a_key_with_an_end_is_added_and_listed(folder, capsys):
+    run(folder, "make")
+    assert run(folder, "add", "acme", "--expires", "2027-06-30") == 0
+    path = folder / keys.KEYS
+    path.write_text(path.read_text().replace('"2027-06-30"', "2027-06-30"))  # as written by hand
+    capsys.readouterr()
+    run(folder, "list")
+    assert ": tenant acme, until 2027-06-30\n" in capsys.readouterr().out
+    assert run(folder, "add", "other") == 0
+    assert [str(each.expires) for each in load_keys(path).entries] == ["None", "2027-06-30", "None"]
+
+
 def test_limits_of_tenants_stay_when_a_key_is_added(folder):
     run(folder, "make")
     text = (folder / keys.KEYS).read_text().replace("tenants: {}", "tenants: {acme: {concurrency: 8}}")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from .sources import HTTP_PORT, METRICS_PORT, OPS, PORTS, PROJECT, ROOT, env_file, tool
+from .sources import HTTP_PORT, METRICS_PORT, OPS, PORTS, PROJECT, ROOT, env_file, has_digest, is_own_image, tool
 
 DOCKERFILE = OPS / "docker" / "Dockerfile"
 IMAGES = ("models", "orchestrator", "draft", "target")
@@ -34,8 +34,64 @@ def version_faults(text, env):
         yield "the base image is not pinned"
     if env["PRESIFT_VERSION"] != PROJECT["version"]:
         yield f"PRESIFT_VERSION is {env['PRESIFT_VERSION']}"
-    if f"sglang=={env['SGLANG_IMAGE'].rpartition(':v')[2]}" not in PROJECT["optional-dependencies"]["target"]:
+    sglang = env["SGLANG_IMAGE"].partition("@")[0].rpartition(":v")[2]
+    if f"sglang=={sglang}" not in PROJECT["optional-dependencies"]["target"]:
         yield f"SGLANG_IMAGE is {env['SGLANG_IMAGE']}"
+
+
+# No registry or repository at hand names the digest of SGLang's tag.
+WITHOUT_DIGEST = {"SGLANG_IMAGE"}
+IMAGE_LINE = re.compile(r"^\s*(?:- )?image: *[\"']?([^\s\"'#]+)", re.MULTILINE)
+
+
+def digest_faults(env, texts):
+    """Images of others, in variables of .env or in manifests, that a registry could replace: they have no digest."""
+    named = {name: value for name, value in env.items() if name.endswith("_IMAGE")}
+    for name, image in named.items():
+        if has_digest(image) is (name in WITHOUT_DIGEST):
+            yield f"{name} is {image}"
+    for place, text in texts.items():
+        for image in IMAGE_LINE.findall(text):
+            variable = re.fullmatch(r"\$\{(\w+)\}", image)
+            is_pinned = variable[1] in named if variable else has_digest(image)
+            if not is_pinned and not is_own_image(image):
+                yield f"{place}: {image}"
+
+
+def manifests():
+    """The text of each compose file and each file of ops/k8s, by path."""
+    files = [ROOT / "compose.yaml", *OPS.glob("compose*.yaml"), *(OPS / "k8s").rglob("*.yaml")]
+    return {str(each.relative_to(ROOT)): each.read_text() for each in files}
+
+
+def test_every_image_of_others_has_a_digest():
+    """As the files are written, so that this is checked without compose and kubectl too."""
+    texts = manifests()
+    assert sum(len(IMAGE_LINE.findall(text)) for text in texts.values()) > 15
+    assert list(digest_faults(env_file(), texts)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "was", "becomes"),
+    [
+        ("ops/k8s/base/cache.yaml", "@sha256:", "#"),
+        ("ops/k8s/base/draft.yaml", "image: presift-draft", "image: other/draft:1.0"),
+        ("compose.yaml", "image: ${VALKEY_IMAGE}", "image: valkey/valkey:9.1.0-alpine"),
+        ("ops/compose.observability.yaml", "${TEMPO_IMAGE}", "${TEMPO}"),
+    ],
+)
+def test_an_image_without_a_digest_is_found(path, was, becomes):
+    texts = manifests()
+    assert was in texts[path]
+    assert len(list(digest_faults(env_file(), {path: texts[path].replace(was, becomes)}))) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in env_file() if name.endswith("_IMAGE")])
+def test_a_variable_without_a_digest_is_found(name):
+    """And one that no longer lacks it, so that the list of exceptions does not outlive its reason."""
+    env = env_file()
+    wrong = env[name].partition("@")[0] + ("@sha256:" + "0" * 64 if name in WITHOUT_DIGEST else "")
+    assert list(digest_faults(env | {name: wrong}, {})) == [f"{name} is {wrong}"]
 
 
 def faults(text, env):

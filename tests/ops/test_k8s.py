@@ -114,7 +114,8 @@ def settings(objects):
 
 
 def resources(objects):
-    """Every container has requests and a limit of memory, and a tag."""
+    """Every container has requests and a limit of memory, and an image with a tag; presift's are built by whoever runs
+    them, all others have a digest."""
     for name, each in by_name(of_kind(objects, "Deployment", "Job")).items():
         for inside in containers(each):
             for path in ("requests cpu", "requests memory", "limits memory"):
@@ -122,6 +123,8 @@ def resources(objects):
                     yield f"{name}: {inside['name']} has no {path}"
             if inside["image"].rpartition("/")[2].partition(":")[2] in ("", "latest"):
                 yield f"{name}: image {inside['image']}"
+            if not sources.is_own_image(inside["image"]) and not sources.has_digest(inside["image"]):
+                yield f"{name}: image {inside['image']} has no digest"
 
 
 def references(objects):
@@ -156,8 +159,8 @@ def scaling(objects):
 AFFINITY = "affinity podAffinity requiredDuringSchedulingIgnoredDuringExecution 0"
 ALL_ROLES = "draft target orchestrator"
 ALLOWED = {
-    ("in", "orchestrator", "anyone", "grpc"),
-    ("in", "orchestrator", "anyone", "http"),
+    ("in", "orchestrator", "the cluster", "grpc"),
+    ("in", "orchestrator", "the cluster", "http"),
     ("in", "draft", "orchestrator", "grpc"),
     ("in", "target", "orchestrator", "grpc"),
     ("in", "cache", "orchestrator", "redis"),
@@ -182,12 +185,13 @@ def network(objects):
 
 
 def _peer(peer):
-    """A namespace, a range of addresses, or components. Raises for what no policy here uses, such as both at once."""
+    """A namespace, the cluster, a range of addresses, or components. Raises for what no policy here uses, such as both
+    at once."""
     if not peer:
         return "anyone"
     ((kind, value),) = peer.items()
     if kind == "namespaceSelector":
-        return value["matchLabels"]["kubernetes.io/metadata.name"]
+        return value["matchLabels"]["kubernetes.io/metadata.name"] if value else "the cluster"
     return value["cidr"] if kind == "ipBlock" else _selected(value)
 
 
@@ -382,6 +386,8 @@ PLANTED = [
     (settings, "Deployment/draft POD containers 0 lifecycle", None),
     (resources, "Deployment/draft POD containers 0 resources limits memory", None),
     (resources, "Deployment/orchestrator POD containers 0 image", "presift-orchestrator"),
+    (resources, "Deployment/cache POD containers 0 image", "valkey/valkey:9.1.0-alpine"),
+    (resources, "Deployment/cache POD containers 0 image", "valkey/valkey:9.1.0-alpine@sha256:a35428eb"),
     (references, "Deployment/draft POD volumes 1 secret secretName", "token"),
     (references, "Deployment/cache POD volumes 0 configMap name", "cache"),
     (references, "Deployment/draft POD volumes 0 persistentVolumeClaim claimName", "model"),
@@ -394,6 +400,8 @@ PLANTED = [
     (network, "NetworkPolicy/cache spec ingress", [{}]),
     (network, "NetworkPolicy/draft spec ingress 0 from", None),
     (network, "NetworkPolicy/metrics spec ingress", []),
+    (network, "NetworkPolicy/orchestrator spec ingress 0 from", None),
+    (network, "NetworkPolicy/orchestrator spec ingress 0 from", [{"ipBlock": {"cidr": "0.0.0.0/0"}}]),
     (network, "NetworkPolicy/orchestrator spec egress 0", {"ports": [{"port": 443}]}),
     (network, "NetworkPolicy/names spec egress 0 ports 0 port", 443),
 ]

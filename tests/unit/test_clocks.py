@@ -5,9 +5,11 @@ from pathlib import Path
 
 SERVICES = Path(__file__).parents[2] / "services" / "presift"
 
-# Files that read the wall clock, for dates that users or traces see.
+# Files that read the wall clock, for dates that users or traces see, and for those on which keys and tokens end.
 DATES = {
     "draft/calibration.py",
+    "orchestrator/api/auth/authenticator.py",
+    "orchestrator/api/auth/jwt_tokens.py",
     "orchestrator/api/http/completions.py",
     "orchestrator/api/http/models.py",
     "orchestrator/api/http/responses/rendering.py",

@@ -190,6 +190,7 @@ class Info:
     `cache_unavailable`: the cache of compressed prompts did not answer the last time.
 
     `policy_file` is None if there is none. `speeds` are the learned costs of the stages, the last observed last.
+    `restricted`: the key or token is no administrator's, so `speeds`, `route_quality` and `replicas` are empty.
     """
 
     draft: Model | None
@@ -204,6 +205,7 @@ class Info:
     reasoning_parser: str = ""
     grammars: bool = False
     cache_unavailable: bool = False
+    restricted: bool = False
 
 
 Event = Decision | Delta | Usage

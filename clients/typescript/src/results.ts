@@ -184,6 +184,8 @@ export interface Info {
   readonly grammars: boolean;
   /** The cache of compressed prompts did not answer the last time. */
   readonly cacheUnavailable: boolean;
+  /** The key or token is no administrator's: routeQuality and replicas are empty. */
+  readonly restricted: boolean;
 }
 
 /** One event of the stream; undefined if a newer service sends one that this client does not know. */
@@ -250,6 +252,7 @@ export function infoOf(info: wire.GetInfoResponse): Info {
     reasoningParser: info.reasoningParser,
     grammars: info.grammars,
     cacheUnavailable: info.cacheUnavailable,
+    restricted: info.restricted,
   };
 }
 

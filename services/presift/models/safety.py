@@ -1,4 +1,4 @@
-"""Checks a model folder: no pickled files, no links that leave it, well-formed JSON and safetensors headers.
+"""Checks a model folder: no pickled files, no paths that leave it, well-formed JSON and safetensors headers.
 
 Code in a folder (`*.py`, named by `auto_map`) is never run: models are loaded with trust_remote_code=False, which
 refuses a model that needs its own code.
@@ -7,7 +7,9 @@ refuses a model that needs its own code.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -19,12 +21,15 @@ MAX_HEADER_BYTES = 100_000_000
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InvalidRequest, with the file's name, if the folder has a pickled file or a link that leaves it."""
-    for file in sorted(folder.iterdir()):
+    """Raise InvalidRequest, with the file's name, if `folder` has at any depth a pickled file, a link that leaves it,
+    or an index of weights (`*.index.json`) with a path that does."""
+    for file in sorted(_contents(folder)):
         if file.suffix.lower() in _PICKLED:
             raise InvalidRequest("model", file, "safetensors, not a pickled file: remove it from the folder")
         if file.is_symlink() and not _is_inside(file.resolve(), folder):
             raise InvalidRequest("model", file, "a file inside the model folder, not a link out of it")
+        if file.name.endswith(".index.json"):
+            _check_index(file)
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -54,6 +59,26 @@ def tensor_offsets(file: Path) -> tuple[bytes, list[tuple[int, int]]]:
     if any(not 8 + header_bytes <= start <= end <= size for start, end in offsets):
         raise InvalidRequest("model", file, "safetensors with all tensors inside the file")
     return header, offsets
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """All files and folders in `folder`, at any depth; links are not followed, because they are checked themselves."""
+
+    def refuse(error: OSError) -> None:
+        raise InvalidRequest("model", error.filename, f"a readable folder ({type(error).__name__})") from None
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in (*folders, *files))
+
+
+def _check_index(file: Path) -> None:
+    """An index says which file has each tensor; who loads the model joins its paths to the folder's."""
+    weight_map = read_object(file).get("weight_map", {})
+    if not isinstance(weight_map, dict):
+        raise InvalidRequest("model", file, "an index with an object as `weight_map`")
+    for path in weight_map.values():
+        if not isinstance(path, str) or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+            raise InvalidRequest("model", file, "an index whose `weight_map` has paths inside the model folder only")
 
 
 def _is_inside(file: Path, folder: Path) -> bool:

@@ -12,11 +12,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from presift.core.errors import Unauthenticated
 from presift.orchestrator.api.auth.api_keys import new_key
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
+from presift.orchestrator.api.grpc import servicer
 from presift.orchestrator.config.overrides import Override, OverrideLevel, OverrideRules, OverrideTable
 from presift.orchestrator.config.reload import PolicySource
+from presift.orchestrator.pipeline.pipeline import Pipeline
+from presift.orchestrator.quality.guard import QualityGuard
 from presift.v1 import orchestrator_pb2
 
-from ..fakes.doors import ACME, ACME_TOO, OTHER, door, shows
+from ..fakes.doors import ACME, ACME_TOO, ADMIN, OTHER, door, shows
 from ..fakes.house import DEFAULTS, refusal_of, request, wire_prompt
 
 LONG = list(range(100, 200))
@@ -25,7 +28,7 @@ LONG = list(range(100, 200))
 class NoTokens:
     """Rejects every token, as the real verifier does."""
 
-    def tenant_of(self, token):
+    def verify(self, token):
         raise Unauthenticated("invalid token")
 
 
@@ -104,6 +107,32 @@ async def test_the_keys_tenant_has_its_defaults(open_house):
         event = await house.stub.Generate(request(LONG), metadata=shows(key)).read()
         routes[name] = event.decision.route
     assert routes["acme"] == routes["acme too"] != routes["other"]
+
+
+async def test_only_an_administrator_sees_replicas_speeds_and_quality(house, monkeypatch):
+    """Addresses, breakers and requests in flight are of all tenants, and so is what has been learned."""
+    monkeypatch.setattr(Pipeline, "stage_costs", lambda self: ["target"])
+    monkeypatch.setattr(servicer, "speed_to_wire", lambda stage: orchestrator_pb2.StageSpeed(stage=stage))
+    monkeypatch.setattr(QualityGuard, "qualities", lambda self: [32])
+    monkeypatch.setattr(servicer, "quality_to_wire", lambda samples: orchestrator_pb2.RouteQuality(samples=samples))
+    asked = orchestrator_pb2.GetInfoRequest()
+    own = await house.stub.GetInfo(asked, metadata=shows(ACME))
+    whole = await house.stub.GetInfo(asked, metadata=shows(ADMIN))
+    assert own.restricted and not whole.restricted
+    assert {each.role for each in whole.replicas} == {"draft", "target"}
+    assert [each.stage for each in whole.speeds] == ["target"] and whole.route_quality[0].samples == 32
+    for field in ("replicas", "speeds", "route_quality"):
+        assert not getattr(own, field)
+        whole.ClearField(field)
+    # A caller still learns what it needs: models, routes and limits.
+    own.ClearField("restricted")
+    assert own == whole and own.target.id and own.draft.id and own.supported_routes and own.compress_above_tokens
+
+
+async def test_without_authentication_everyone_sees_the_whole(open_house):
+    plain = await open_house()
+    info = await plain.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
+    assert not info.restricted and info.replicas
 
 
 async def test_concurrent_callers_do_not_mix(house):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from presift.cli.app import app
 from presift.cli.stack.stack import Observability
-from presift_client import TlsOptions
+from presift_client import Info, Model, TlsOptions
 
 NO_SERVER = ["--address", "127.0.0.1:1"]
 
@@ -184,6 +184,13 @@ def test_models_as_json(run):
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
     assert printed["served"] is None and printed["local"] and set(printed["local"].values()) == {None}
+
+
+def test_models_says_that_replicas_need_an_admin_key(run, monkeypatch):
+    info = Info(None, Model("m", "r", 32_768), ("full",), 4096, restricted=True)
+    monkeypatch.setattr("presift.cli.commands.models.served_models", lambda client: info)
+    result = run("models", *NO_SERVER)
+    assert result.exit_code == 0 and "admin key" in " ".join(result.stdout.split())
 
 
 @pytest.fixture

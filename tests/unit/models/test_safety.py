@@ -1,6 +1,7 @@
 """Folders that may not be loaded are refused by name, and nothing that lies in one is ever run."""
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -69,6 +70,74 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name):
     (folder / name).rename(outside) if (folder / name).exists() else outside.write_text("{}")
     (folder / name).symlink_to(outside)
     with pytest.raises(InvalidRequest, match="not a link out of it"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("place", ["original", "onnx/fp16", ".hidden"])
+def test_folders_in_the_folder_are_checked_too(folder, tmp_path, canary, place):
+    inner = folder / place
+    inner.mkdir(parents=True)
+    resolve(str(folder))
+    (inner / "consolidated.00.pth").write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(InvalidRequest, match=r"consolidated\.00\.pth"):
+        resolve(str(folder))
+    (inner / "consolidated.00.pth").unlink()
+    (inner / "weights.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(InvalidRequest, match=r"weights\.json.*not a link out of it"):
+        resolve(str(folder))
+
+
+def test_a_linked_folder_is_refused_if_it_is_elsewhere(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "here").mkdir()
+    (folder / "around").symlink_to("here")
+    (folder / "here" / "again").symlink_to("..")  # a cycle
+    resolve(str(folder))
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidRequest, match="not a link out of it"):
+        resolve(str(folder))
+
+
+def test_a_folder_that_cannot_be_read_is_refused(folder, monkeypatch):
+    """Not passed over; root may read any, so the system's refusal is made up."""
+    closed = folder / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path) == os.fspath(closed):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InvalidRequest, match=r"closed.*a readable folder \(PermissionError\)"):
+        check_folder(folder)
+
+
+def write_index(folder, weight_map, name="model.safetensors.index.json"):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "parts/model-1.safetensors", "./model.safetensors", "a..b"])
+def test_an_index_of_files_in_the_folder_is_taken(folder, path):
+    write_index(folder, {"a": "model.safetensors", "b": path})
+    resolve(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "inner/other.index.json"])
+@pytest.mark.parametrize("path", ["../model.safetensors", "parts/../../m", "/etc/passwd", "..", 5, None, ["m"]])
+def test_an_index_that_names_files_elsewhere_is_refused(folder, name, path):
+    write_index(folder, {"a": "model.safetensors", "b": path}, name)
+    with pytest.raises(InvalidRequest, match=r"index\.json.*weight_map"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": ["../m"]}'])
+def test_an_index_that_is_none_is_refused(folder, text):
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InvalidRequest, match=r"index\.json"):
         resolve(str(folder))
 
 

@@ -78,6 +78,8 @@ def models_table(local: dict[str, str | None], served: Info | None) -> Table:
         table.add_row("grammars", "yes" if served.grammars else "no")
         if served.cache_unavailable:
             table.add_row("cache", "does not answer: every prompt is scored again")
+        if served.restricted:
+            table.add_row("replicas", "shown only to an admin key: set PRESIFT_API_KEY or --api-key-file to one")
         for replica in served.replicas:
             table.add_row(f"{replica.role} replica", replica_line(replica))
     return table

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from presift.cli.connection import ConnectionFlags, connect
 from presift.cli.flags import AsJson, RouteName, TokenLimitFlags, with_flags
-from presift.cli.render.console import exit_on_error
+from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.settings import CliSettings
 
 
@@ -75,7 +75,11 @@ def plan(
         speeds = None
         if connection.address is not None:
             with connect(connection, settings) as client:
-                speeds = route_table.deployment_of(client.info()).speeds
+                info = client.info()
+            if (warning := route_table.restricted_warning(info)) is None:
+                speeds = route_table.deployment_of(info).speeds
+            else:
+                print_stderr(warning)
         inputs = planner.PlanInputs(
             workload=workload.Workload(rate, workload.mix_of(mix), answer_tokens, cache_hits),
             draft=planner.model_on_device("draft", draft, draft_device or device, settings.home),

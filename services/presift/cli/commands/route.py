@@ -61,8 +61,9 @@ def route(
             with connect(connection, CliSettings()) as client:
                 info = client.info()
             deployment = route_table.deployment_of(info)
-            if (warning := route_table.policy_file_warning(info, policy)) is not None:
-                print_stderr(warning)
+            for warning in (route_table.policy_file_warning(info, policy), route_table.restricted_warning(info)):
+                if warning is not None:
+                    print_stderr(warning)
         deployment = deployment.overridden(context, has_policy_file=policy is not None)
         defaults = route_table.defaults_for(tokens, policy, model or deployment.target_id, tenant)
         prediction = route_table.predict(defaults, budget, prompt, deployment)

@@ -144,6 +144,16 @@ def policy_file_warning(info: Info, policy_file: Path | None) -> str | None:
     )
 
 
+def restricted_warning(info: Info) -> str | None:
+    """A warning if the orchestrator shows its learned speeds to administrators only, and this caller is none."""
+    if not info.restricted:
+        return None
+    return (
+        "warning: the orchestrator shows its learned speeds only to an admin key, so these are built-in guesses; set "
+        "PRESIFT_API_KEY or --api-key-file to one"
+    )
+
+
 def deployment_of(info: Info) -> Deployment:
     """The models of a running orchestrator, and the speeds that it has learned."""
     draft, target = info.draft, info.target

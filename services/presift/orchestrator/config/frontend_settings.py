@@ -36,6 +36,14 @@ class ListenSettings(BaseModel):
             " (CORS); `*`: any, where keys or tokens are required; none by default",
         ),
     ] = ""
+    http_hosts: Annotated[
+        str,
+        Field(
+            pattern=r"^([A-Za-z0-9._-]+\s*(,\s*|$))*$",
+            description="comma-separated host names, without a port, by which callers may reach the HTTP API where it"
+            " has neither TLS nor keys or tokens, besides IP addresses, localhost and that of http_listen",
+        ),
+    ] = ""
     http_keepalive_comment_s: Annotated[
         float | None,
         Field(
@@ -92,6 +100,23 @@ class CallerSettings(BaseModel):
     jwt_issuer: Annotated[str, Field(description="required `iss` of tokens")] = ""
     jwt_audience: Annotated[str, Field(description="required `aud` of tokens")] = ""
     jwt_tenant_claim: Annotated[str, Field(min_length=1, description="token claim that holds the tenant")] = "tenant"
+    jwt_admin_claim: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="token claim that is true for administrators, who see replicas, speeds and routes' quality"
+            " (GetInfo); no token is an administrator's if unset",
+        ),
+    ] = None
+    jwt_max_lifetime_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            allow_inf_nan=False,
+            description="longest lifetime of tokens, seconds from `iat` (now, if there is none) to `exp`; others are"
+            " refused",
+        ),
+    ] = 86_400.0
     tenant_salt: Annotated[
         SecretStr, Field(description="secret that separates the cache entries of installations sharing a cache")
     ] = SecretStr("")

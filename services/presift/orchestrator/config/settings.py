@@ -88,6 +88,10 @@ class OrchestratorSettings(
             raise InvalidRequest("http_origins", "*", limit)
         return origins
 
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """`http_hosts` as browsers write them."""
+        return tuple(host.strip().lower() for host in self.http_hosts.split(",") if host.strip())
+
     def resolved_cache_url(self) -> str:
         """The cache's URL with its CA; may hold a password. Raises PresiftError, whose text never quotes the URL."""
         url = self.secret("cache_url")

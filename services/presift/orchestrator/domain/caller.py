@@ -36,11 +36,15 @@ class TenantLimits:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`tenant` is proven if `authenticated`; otherwise it is what the caller claims, None if it names no tenant."""
+    """`tenant` is proven if `authenticated`; otherwise it is what the caller claims, None if it names no tenant.
+
+    `is_admin`: the key or token shows the state of the whole service, not the tenant's alone.
+    """
 
     tenant: str | None = None
     limits: TenantLimits = TenantLimits()
     authenticated: bool = False
+    is_admin: bool = False
 
     @property
     def proven_tenant(self) -> str | None:
@@ -62,6 +66,13 @@ _CURRENT: ContextVar[Caller | None] = ContextVar("presift_caller", default=None)
 def current_caller() -> Caller | None:
     """The authenticated caller of the current task; None if authentication is off."""
     return _CURRENT.get()
+
+
+def sees_whole_service() -> bool:
+    """Whether the caller of the current task may see other tenants' effects on the service: an administrator, and
+    everyone if authentication is off."""
+    caller = current_caller()
+    return caller is None or caller.is_admin
 
 
 def proven_tenant() -> str | None:

@@ -1,6 +1,7 @@
 """`presift keys new`: the orchestrator accepts the printed key and entry."""
 
 import json
+from datetime import date
 
 import pytest
 from typer.testing import CliRunner
@@ -32,6 +33,20 @@ def test_json_is_one_object():
 
 def test_the_longest_tenant_gets_a_name():
     assert json.loads(run("--tenant", "a" * 64, "--json").stdout)["entry"]["name"]
+
+
+def test_an_admin_key_is_one_for_the_orchestrator_too():
+    for flags, is_admin in (((), False), (("--admin",), True)):
+        printed = json.loads(run("--tenant", "acme", *flags, "--json").stdout)
+        (entry,) = read_keys(json.dumps({"keys": [printed["entry"]]}).encode(), "keys.json").entries
+        assert entry.is_admin is is_admin
+
+
+def test_a_key_may_have_an_end():
+    printed = json.loads(run("--tenant", "acme", "--expires", "2027-06-30", "--json").stdout)
+    (entry,) = read_keys(json.dumps({"keys": [printed["entry"]]}).encode(), "keys.json").entries
+    assert entry.expires == date(2027, 6, 30)
+    assert run("--tenant", "acme", "--expires", "2027-06-31").exit_code != 0
 
 
 @pytest.mark.parametrize("wrong", [("--tenant", "a/b"), ("--tenant", ""), ("--tenant", "a", "--name", "b c")])

@@ -107,7 +107,10 @@ def test_bad_input_is_refused_with_field_value_and_limit(run, flags, message):
 
 
 class Orchestrator:
-    """A client whose orchestrator has learned the speeds of two stages."""
+    """A client whose orchestrator has learned the speeds of two stages, which it may keep to itself."""
+
+    def __init__(self, *, restricted=False):
+        self.restricted = restricted
 
     def __enter__(self):
         return self
@@ -129,6 +132,8 @@ class Orchestrator:
             StageSpeed(stage=stage, model=f"{name}@1", token_ms=0.01, **known)
             for stage, name in (("draft", "d"), ("target", "t"))
         )
+        if self.restricted:
+            return Info(draft, target, ("full",), compress_above_tokens=4096, restricted=True)
         return Info(draft, target, ("full",), compress_above_tokens=4096, speeds=speeds)
 
 
@@ -143,3 +148,10 @@ def test_speeds_learnt_by_an_orchestrator_are_used(run, monkeypatch):
         "learned by the orchestrator" in result.output
         and "time to read 2,000 tokens: draft 0.02 s, target 0.02 s" in result.output
     )
+
+
+def test_speeds_that_only_an_admin_key_shows_are_warned_about(run, monkeypatch):
+    monkeypatch.setattr("presift.cli.commands.plan.connect", lambda flags, settings: Orchestrator(restricted=True))
+    result = run("--rate", 1, "--mix", "2000", "--address", "there:1")
+    assert result.exit_code == 0 and "only to an admin key" in result.stderr
+    assert result.stdout == run("--rate", 1, "--mix", "2000").stdout

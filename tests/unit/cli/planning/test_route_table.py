@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,12 @@ def test_a_policy_file_of_the_orchestrator_is_warned_about(run, served, policy, 
     assert run(*asked).stderr == ""
     served(info())
     assert run(*asked).stderr == ""
+
+
+def test_speeds_that_only_an_administrator_sees_are_warned_about(run, served):
+    served(replace(info(), restricted=True))
+    result = run("--tokens", 10_000, "--address", "there:1", "--json")
+    assert result.exit_code == 0 and "learned speeds only to an admin key" in result.stderr
 
 
 def test_a_tenant_needs_a_policy_file(run, served, policy, monkeypatch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from presift.core.errors import PermissionDenied, PresiftError, Unauthenticated
 from presift.orchestrator.api.auth.api_keys import PREFIX, entry_of
 from presift.orchestrator.api.auth.claimed_tenant import TENANT_KEY, tenant_from_metadata
-from presift.orchestrator.api.auth.jwt_tokens import TokenVerifier
+from presift.orchestrator.api.auth.jwt_tokens import Identity, TokenVerifier
 from presift.orchestrator.api.auth.key_file import Keys
 from presift.orchestrator.domain.caller import Caller, TenantLimits
 from presift.rpc.security.file_watcher import FileWatcher
@@ -55,23 +56,27 @@ class Authenticator:
         if credential is None:
             raise Unauthenticated(f"no API key or token: send metadata `{AUTHORIZATION}: Bearer ...` exactly once")
         keys = self._keys.current()
-        tenant = self._tenant(credential, keys)
+        identity = self._identity(credential, keys)
+        tenant = identity.tenant
         if tenant_from_metadata(pairs) not in (None, tenant):
             raise PermissionDenied(f"{TENANT_KEY} names a tenant other than that of the API key or token")
         limits = keys.limits.get(tenant, TenantLimits()).or_default(self._default_limits)
-        return Caller(tenant, limits, authenticated=True)
+        return Caller(tenant, limits, authenticated=True, is_admin=identity.is_admin)
 
     async def reload(self) -> None:
         """Check now whether the files have changed. Invalid files are logged, and the old contents stay in force."""
         await asyncio.to_thread(self._reload)
 
-    def _tenant(self, credential: str, keys: Keys) -> str:
+    def _identity(self, credential: str, keys: Keys) -> Identity:
         entry = entry_of(credential, keys.entries)
         if entry is not None:
-            return entry.tenant
+            # A date of the calendar, so the wall clock: it must hold across restarts and on every orchestrator.
+            if entry.expires is not None and datetime.now(UTC).date() > entry.expires:
+                raise Unauthenticated(f"the API key expired on {entry.expires}; create a new one")
+            return Identity(entry.tenant, entry.is_admin)
         if self._tokens is None or credential.startswith(PREFIX):
             raise Unauthenticated("unknown or revoked API key")
-        return self._tokens.tenant_of(credential)
+        return self._tokens.verify(credential)
 
     def _reload(self) -> None:
         self._keys.current()

@@ -43,5 +43,11 @@ def _token_verifier(settings: OrchestratorSettings) -> TokenVerifier | None:
             raise InvalidRequest(name, "set" if is_set else "unset", limit)
     if path is None:
         return None
-    rules = TokenRules(settings.jwt_issuer, settings.jwt_audience, settings.jwt_tenant_claim)
+    rules = TokenRules(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_tenant_claim,
+        settings.jwt_admin_claim,
+        settings.jwt_max_lifetime_s,
+    )
     return TokenVerifier(FileWatcher([path], lambda: load_key_set(path)), rules)

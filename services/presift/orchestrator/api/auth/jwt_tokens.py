@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,23 @@ LEEWAY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """What a token must contain: its issuer, its audience, and the claim that names the tenant."""
+    """What a token must contain: its issuer, its audience, and the claim that names the tenant. A token whose
+    `admin_claim` is true is an administrator's; if that is unset, none is. From its beginning (`iat`, now if it has
+    none) to its end (`exp`) a token has at most `max_lifetime_s` seconds."""
 
     issuer: str
     audience: str
     tenant_claim: str = "tenant"
+    admin_claim: str | None = None
+    max_lifetime_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a token proves."""
+
+    tenant: str
+    is_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +89,8 @@ class TokenVerifier:
         self._keys = keys
         self._rules = rules
 
-    def tenant_of(self, token: str) -> str:
-        """The tenant that the token proves. Raises Unauthenticated, which names the problem and quotes nothing."""
+    def verify(self, token: str) -> Identity:
+        """The identity that the token proves. Raises Unauthenticated, which names the problem and quotes nothing."""
         try:
             key = self._keys.current().key_for(jwt.get_unverified_header(token).get("kid"))
             if key is None:
@@ -87,14 +100,23 @@ class TokenVerifier:
             raise Unauthenticated("the token has expired") from None
         except jwt.PyJWTError as error:  # its text may quote the token
             raise Unauthenticated(f"invalid token ({type(error).__name__})") from None
+        self._check_lifetime(claims)
         tenant = claims.get(self._rules.tenant_claim)
         if not isinstance(tenant, str) or re.fullmatch(TENANT_PATTERN, tenant) is None:
             raise Unauthenticated("the token names no tenant, or an invalid one")
-        return tenant
+        admin = self._rules.admin_claim
+        return Identity(tenant, is_admin=admin is not None and claims.get(admin) is True)
 
     def reload(self) -> None:
         """Check whether the file has changed."""
         self._keys.current()
+
+    def _check_lifetime(self, claims: Mapping[str, Any]) -> None:
+        """Raise Unauthenticated for a token that is accepted for too long: nothing else ends it before its time."""
+        now, longest_s = int(time.time()), self._rules.max_lifetime_s
+        begin = min(now, int(claims.get("iat", now)))
+        if int(claims["exp"]) - begin > longest_s + LEEWAY_S:
+            raise Unauthenticated(f"the token's lifetime is more than {longest_s:g} s (jwt_max_lifetime_s)")
 
     def _verified(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
         # The key's own algorithm, never the one that the token requests.

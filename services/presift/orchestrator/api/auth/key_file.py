@@ -2,19 +2,24 @@
 
 keys:
   - {name: acme-ci, tenant: acme, sha256: 9f86d0...}
+  - {name: operator, tenant: ops, sha256: 2c624a..., admin: true, expires: 2027-06-30}
 tenants:
   acme: {tokens_per_minute: 200000, concurrency: 8}
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.api_keys import KeyEntry
@@ -27,6 +32,16 @@ Tenant = Annotated[str, Field(pattern=TENANT_PATTERN)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 
 
+def _day(value: object) -> date:
+    """A date of YAML, or the same as text, as JSON has it."""
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+        with suppress(ValueError):
+            return date.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    raise PydanticCustomError("day", "must be a date")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -35,6 +50,8 @@ class KeySection(_Section):
     name: Annotated[str, Field(pattern=TENANT_PATTERN)]
     tenant: Tenant
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    admin: Annotated[bool, Strict()] = False
+    expires: Annotated[date | None, BeforeValidator(_day)] = None
 
 
 class TenantSection(_Section):
@@ -68,7 +85,7 @@ def read_keys(raw: bytes, name: str) -> Keys:
     except UnicodeDecodeError:
         raise _refused(name, 1, "the file", "UTF-8") from None
     except InvalidYaml as error:  # its text may quote the file
-        raise _refused(name, error.line, "the file", "YAML or JSON, no key given twice") from None
+        raise _refused(name, error.line, "the file", "YAML or JSON, no key given twice, no impossible date") from None
     except ValidationError as error:
         first = min(error.errors(include_url=False, include_input=False), key=lambda each: document.line(each["loc"]))
         place = ".".join(str(each) for each in first["loc"][:3] if not isinstance(each, str) or each in _NAMES)
@@ -76,18 +93,20 @@ def read_keys(raw: bytes, name: str) -> Keys:
     duplicates = [key for key, count in Counter(each.name for each in file.keys).items() if count > 1]
     if duplicates:
         raise _refused(name, 1, f"keys.name {duplicates[0]}", "given once")
-    entries = tuple(KeyEntry(each.name, each.tenant, each.sha256) for each in file.keys)
+    entries = tuple(KeyEntry(each.name, each.tenant, each.sha256, each.admin, each.expires) for each in file.keys)
     limits = {tenant: TenantLimits(each.tokens_per_minute, each.concurrency) for tenant, each in file.tenants.items()}
     return Keys(entries, limits)
 
 
-_NAMES = {"keys", "tenants", "name", "tenant", "sha256", "tokens_per_minute", "concurrency"}
+_NAMES = {"keys", "tenants", "name", "tenant", "sha256", "admin", "expires", "tokens_per_minute", "concurrency"}
 _LIMITS = {
     "extra_forbidden": "left out: there is no such key",
     "missing": "given",
     "string_pattern_mismatch": "a name of 1-64 of A-Z a-z 0-9 . _ -, or 64 lower-case hex digits",
     "greater_than_equal": ">= 1",
     "int_type": "an integer",
+    "bool_type": "true or false",
+    "day": "a date, such as 2027-06-30",
 }
 
 

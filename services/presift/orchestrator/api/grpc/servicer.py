@@ -19,7 +19,7 @@ from presift.orchestrator.api.grpc.responses import (
 )
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
-from presift.orchestrator.domain.caller import Caller, current_caller
+from presift.orchestrator.domain.caller import Caller, current_caller, sees_whole_service
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.rpc import codec
@@ -70,20 +70,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.GetInfoResponse:
         target = self._pipeline.target_info()
         draft = self._models.draft
-        return orchestrator_pb2.GetInfoResponse(
+        info = orchestrator_pb2.GetInfoResponse(
             draft=None if draft is None else codec.model_to_wire(draft),
             target=codec.model_to_wire(target.model),
             supported_routes=sorted(codec.route_to_wire(route) for route in target.supported),
             compress_above_tokens=self._policies.table.compress_above_tokens(target.model.id),
             policy_file=policy_file_to_wire(self._policies.file),
-            route_quality=[quality_to_wire(each) for each in self._pipeline.parts.guard.qualities()],
-            speeds=[speed_to_wire(speed) for speed in self._pipeline.stage_costs()],
-            replicas=[replica_to_wire(each) for each in self._models.statuses()],
             tool_call_parser=target.tool_call_parser,
             reasoning_parser=target.reasoning_parser,
             grammars=target.grammars,
             cache_unavailable=not self._pipeline.parts.store.is_available,
+            restricted=not sees_whole_service(),
         )
+        if not info.restricted:
+            info.route_quality.extend(quality_to_wire(each) for each in self._pipeline.parts.guard.qualities())
+            info.speeds.extend(speed_to_wire(speed) for speed in self._pipeline.stage_costs())
+            info.replicas.extend(replica_to_wire(each) for each in self._models.statuses())
+        return info
 
 
 def _caller(context: Context) -> Caller:

@@ -18,6 +18,7 @@ from presift.orchestrator.api.http.call import UNKNOWN_ROUTE, Access, CallHandle
 from presift.orchestrator.api.http.docs import DocsPages
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, EndpointOptions
 from presift.orchestrator.api.http.errors import METHOD_NOT_ALLOWED, NOT_FOUND, HttpError, error_response
+from presift.orchestrator.api.http.hosts import AllowedHosts
 from presift.orchestrator.api.http.messages.endpoint import MessagesEndpoints
 from presift.orchestrator.api.http.messages.rendering import MessageFormat
 from presift.orchestrator.api.http.models import ServedModels
@@ -59,7 +60,9 @@ def open_http(
     )
     models = ServedModels(pipeline.target_info, settings.http_models)
     completions = CompletionEndpoints(pipeline, models, endpoint_options)
-    access = Access(authenticator, server.calls, frozenset(settings.allowed_origins()))
+    # With TLS a browser compares the page's name with the certificate's, so a rebound name gets no connection.
+    hosts = AllowedHosts.of(settings.http_listen, settings.allowed_hosts()) if options.tls is None else None
+    access = Access(authenticator, server.calls, frozenset(settings.allowed_origins()), hosts)
     app_options = AppOptions(settings.http_keepalive_comment_s, settings.http_docs)
     app = application(access, completions, models, lambda: server.is_serving, app_options)
     return HttpServer(

@@ -18,6 +18,7 @@ from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.errors import ClientDisconnected
+from presift.orchestrator.api.http.hosts import AllowedHosts
 from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat
 from presift.orchestrator.domain.caller import Caller
 from presift.rpc.security.service_token import AUTHORIZATION
@@ -56,28 +57,31 @@ Endpoint = Callable[[Call], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may call. Without an `authenticator` everyone may, also pages of `origins` (`*`: any). `calls` counts gRPC's
-    calls too."""
+    """Who may call. Without an `authenticator` everyone may, also pages of `origins` (`*`: any), by a name of `hosts`
+    (None: by any). `calls` counts gRPC's calls too."""
 
     authenticator: Authenticator | None
     calls: ActiveCalls
     origins: frozenset[str] = frozenset()
+    hosts: AllowedHosts | None = None
 
     def admit(self, headers: Headers) -> Caller:
         """Authenticate before anything of the request is read, as gRPC does. Raises PresiftError."""
-        if self.authenticator is None and not self._allows_page(headers):
-            # Without keys a page that was opened on this machine could act for its owner. A page whose host name was
-            # made to resolve to this machine (DNS rebinding) would not even need CORS.
-            raise PermissionDenied(
-                "requests from web pages need an API key or a token, unless the page's origin is in http_origins"
-            )
+        if self.authenticator is None:
+            self._check_page(headers)
         pairs = _credentials(headers)
         caller = Caller(tenant_from_metadata(pairs)) if self.authenticator is None else self.authenticator.admit(pairs)
         self.calls.enter(caller.proven_tenant)
         return caller
 
-    def _allows_page(self, headers: Headers) -> bool:
-        return "*" in self.origins or self.origins.issuperset(headers.getlist("origin"))
+    def _check_page(self, headers: Headers) -> None:
+        """Without keys a page that was opened on this machine could act for its owner. Raises PermissionDenied."""
+        if "*" not in self.origins and not self.origins.issuperset(headers.getlist("origin")):
+            raise PermissionDenied(
+                "requests from web pages need an API key or a token, unless the page's origin is in http_origins"
+            )
+        if self.hosts is not None:
+            self.hosts.check(headers)
 
 
 def _credentials(headers: Headers) -> list[tuple[str, str]]:

@@ -1,11 +1,13 @@
 """Authentication against files that change."""
 
 import asyncio
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from pydantic import SecretStr
 
 from presift.core.errors import InvalidRequest, PermissionDenied, PresiftError, Unauthenticated
+from presift.orchestrator.api.auth import authenticator as authenticator_module
 from presift.orchestrator.api.auth.api_keys import digest_of, new_key
 from presift.orchestrator.api.auth.factory import build_authenticator
 from presift.orchestrator.config.settings import OrchestratorSettings
@@ -43,6 +45,48 @@ def shows(key, *more):
 def test_a_key_proves_its_tenant_and_its_limits(authenticator):
     assert authenticator.admit(shows(KEY)) == Caller("acme", TenantLimits(700, 2), True)
     assert authenticator.admit(shows(OTHER)) == Caller("other", TenantLimits(700, 5), True)
+
+
+@pytest.mark.parametrize(("days", "is_accepted"), [(1, True), (0, True), (-1, False), (-400, False)])
+def test_a_key_is_accepted_through_its_last_day(tmp_path, monkeypatch, days, is_accepted):
+    today = date(2027, 6, 30)
+    monkeypatch.setattr(authenticator_module, "datetime", Clock(datetime(2027, 6, 30, 23, 59, tzinfo=UTC)))
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"{entry_line(KEY)}, expires: {today + timedelta(days)}}}")
+    keeper = build_authenticator(settings(api_keys_file=path))
+    if is_accepted:
+        assert keeper.admit(shows(KEY)).tenant == "acme"
+        return
+    with pytest.raises(Unauthenticated, match=f"expired on {today + timedelta(days)}"):
+        keeper.admit(shows(KEY))
+
+
+def test_a_key_ends_without_a_change_of_its_file(tmp_path, monkeypatch):
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"{entry_line(KEY)}, expires: 2027-06-30}}")
+    keeper = build_authenticator(settings(api_keys_file=path))
+    clock = Clock(datetime(2027, 6, 30, tzinfo=UTC))
+    monkeypatch.setattr(authenticator_module, "datetime", clock)
+    assert keeper.admit(shows(KEY)).tenant == "acme"
+    clock.time = datetime(2027, 7, 1, tzinfo=UTC)
+    with pytest.raises(Unauthenticated, match="expired"):
+        keeper.admit(shows(KEY))
+
+
+class Clock:
+    """What the module reads the date from."""
+
+    def __init__(self, time):
+        self.time = time
+
+    def now(self, zone):
+        assert zone is UTC
+        return self.time
+
+
+def entry_line(key):
+    """A key file whose one entry is still open."""
+    return f"keys:\n- {{name: a, tenant: acme, sha256: {digest_of(key)}"
 
 
 def test_a_tenant_may_name_itself_and_no_other(authenticator):

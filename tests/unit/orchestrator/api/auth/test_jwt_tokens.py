@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import time
+from dataclasses import replace
 
 import jwt
 import pytest
@@ -12,7 +13,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from presift.core.errors import InvalidRequest, PresiftError, Unauthenticated
-from presift.orchestrator.api.auth.jwt_tokens import LEEWAY_S, TokenRules, TokenVerifier, load_key_set, read_key_set
+from presift.orchestrator.api.auth.factory import build_authenticator
+from presift.orchestrator.api.auth.jwt_tokens import (
+    LEEWAY_S,
+    Identity,
+    TokenRules,
+    TokenVerifier,
+    load_key_set,
+    read_key_set,
+)
+from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.rpc.security.file_watcher import FileWatcher
 
 RULES = TokenRules("https://issuer", "presift")
@@ -59,7 +69,7 @@ def token(keys, name="rsa", algorithm="RS256", kid="rsa", **changes):
 
 @pytest.mark.parametrize(("name", "algorithm"), [("rsa", "RS256"), ("ec", "ES256"), ("ed", "EdDSA")])
 def test_a_good_token_proves_its_tenant(keys, verifier, name, algorithm):
-    assert verifier.tenant_of(token(keys, name, algorithm, name)) == "acme"
+    assert verifier.verify(token(keys, name, algorithm, name)) == Identity("acme")
 
 
 def unsigned(header, body):
@@ -111,29 +121,83 @@ BAD = {
 def test_any_other_is_rejected_and_not_quoted(keys, verifier, make):
     bad = make(keys)
     with pytest.raises(Unauthenticated) as refused:
-        verifier.tenant_of(bad)
+        verifier.verify(bad)
     said = str(refused.value)
     assert all(part not in said for part in bad.split(".") if len(part) > 3), said
     assert refused.value.__cause__ is None
 
 
 def test_clocks_may_differ_a_little(keys, verifier):
-    assert verifier.tenant_of(token(keys, exp=int(time.time() - LEEWAY_S / 2))) == "acme"
+    assert verifier.verify(token(keys, exp=int(time.time() - LEEWAY_S / 2))) == Identity("acme")
+
+
+DAY_S = 86_400
+CENTURY_S = 100 * 365 * DAY_S
+
+
+@pytest.mark.parametrize(
+    ("age_s", "rest_s", "is_accepted"),
+    [
+        (0, DAY_S, True),
+        (DAY_S - 60, 60, True),
+        (None, DAY_S, True),  # without `iat` its life begins now
+        (0, DAY_S + 2 * LEEWAY_S, False),
+        (29 * DAY_S, DAY_S, False),  # its last day
+        (None, DAY_S + 2 * LEEWAY_S, False),
+        (0, CENTURY_S, False),
+        (None, 10**400, False),
+        (-LEEWAY_S / 2, DAY_S + LEEWAY_S / 2, True),  # issued by a clock that is ahead
+    ],
+)
+def test_a_tokens_life_has_an_upper_bound(keys, verifier, age_s, rest_s, is_accepted):
+    now = int(time.time())
+    made = token(keys, iat=None if age_s is None else int(now - age_s), exp=now + int(rest_s))
+    if is_accepted:
+        assert verifier.verify(made) == Identity("acme")
+        return
+    with pytest.raises(Unauthenticated, match=r"lifetime is more than 86400 s .jwt_max_lifetime_s"):
+        verifier.verify(made)
+
+
+def test_the_longest_life_is_a_setting(keys, verifier):
+    month = TokenVerifier(verifier._keys, replace(RULES, max_lifetime_s=30 * DAY_S))
+    made = token(keys, exp=int(time.time()) + 29 * DAY_S)
+    assert month.verify(made) == Identity("acme")
+
+
+def test_the_settings_reach_the_rules(keys, tmp_path):
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [jwk(keys["rsa"], "rsa")]}))
+    flags = ["--jwks-file", str(file), "--jwt-issuer", RULES.issuer, "--jwt-audience", RULES.audience]
+    flags += ["--jwt-admin-claim", "ops", "--jwt-max-lifetime-s", "600"]
+    keeper = build_authenticator(OrchestratorSettings(_cli_parse_args=flags))
+    assert keeper.admit([("authorization", f"Bearer {token(keys, ops=True)}")]).is_admin
+    with pytest.raises(Unauthenticated, match="more than 600 s"):
+        keeper.admit([("authorization", f"Bearer {token(keys, exp=int(time.time()) + 700)}")])
 
 
 def test_one_key_needs_no_name(keys):
     public = jwk(keys["rsa"], "rsa")
     del public["kid"]
     found = read_key_set(json.dumps({"keys": [public]}).encode(), "jwks.json")
-    assert TokenVerifier(FileWatcher((), lambda: found), RULES).tenant_of(token(keys, kid=None)) == "acme"
+    assert TokenVerifier(FileWatcher((), lambda: found), RULES).verify(token(keys, kid=None)) == Identity("acme")
 
 
 def test_the_claim_is_a_setting(keys, verifier):
     rules = TokenRules(RULES.issuer, RULES.audience, "org")
     named = TokenVerifier(verifier._keys, rules)
-    assert named.tenant_of(token(keys, org="acme", tenant=None)) == "acme"
+    assert named.verify(token(keys, org="acme", tenant=None)) == Identity("acme")
     with pytest.raises(Unauthenticated):
-        named.tenant_of(token(keys))
+        named.verify(token(keys))
+
+
+@pytest.mark.parametrize("claim", [True, False, None, 1, "true", [True]])
+def test_an_administrators_claim_is_true_and_named(keys, verifier, claim):
+    """Under any other name, or as any other value, it proves nothing."""
+    named = TokenVerifier(verifier._keys, replace(RULES, admin_claim="presift_admin"))
+    assert named.verify(token(keys, presift_admin=claim)) == Identity("acme", is_admin=claim is True)
+    assert not named.verify(token(keys, admin=True)).is_admin
+    assert not verifier.verify(token(keys, admin=True, presift_admin=True)).is_admin
 
 
 SECRET = {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA", "kid": "s", "alg": "HS256"}
@@ -170,12 +234,12 @@ def test_a_changed_file_is_reloaded(keys, tmp_path):
     file = tmp_path / "jwks.json"
     file.write_text(json.dumps({"keys": [jwk(keys["rsa"], "rsa")]}))
     verifier = TokenVerifier(FileWatcher([file], lambda: load_key_set(file)), RULES)
-    assert verifier.tenant_of(token(keys)) == "acme"
+    assert verifier.verify(token(keys)) == Identity("acme")
     file.write_text(json.dumps({"keys": [jwk(keys["other"], "rsa2")]}))
-    assert verifier.tenant_of(token(keys, "other", kid="rsa2")) == "acme"
+    assert verifier.verify(token(keys, "other", kid="rsa2")) == Identity("acme")
     with pytest.raises(Unauthenticated):
-        verifier.tenant_of(token(keys))
+        verifier.verify(token(keys))
     file.write_text("{half")
-    assert verifier.tenant_of(token(keys, "other", kid="rsa2")) == "acme"
+    assert verifier.verify(token(keys, "other", kid="rsa2")) == Identity("acme")
     with pytest.raises(PresiftError):
         load_key_set(file)

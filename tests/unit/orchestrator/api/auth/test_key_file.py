@@ -2,6 +2,7 @@
 
 import hmac
 import json
+from datetime import date
 
 import pytest
 
@@ -63,6 +64,17 @@ def test_yaml_and_json_are_the_same():
     assert read_keys(b"", "empty").entries == ()
 
 
+def test_a_key_is_an_administrators_only_if_the_file_says_so():
+    text = f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, admin: true}}\n- {{name: b, tenant: b, sha256: {DIGEST}}}"
+    assert [each.is_admin for each in read_keys(text.encode(), "keys.yaml").entries] == [True, False]
+
+
+def test_an_end_is_a_date_in_yaml_and_in_json():
+    for written in ("2027-06-30", '"2027-06-30"'):
+        text = f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, expires: {written}}}"
+        assert read_keys(text.encode(), "keys.yaml").entries[0].expires == date(2027, 6, 30)
+
+
 SECRET = "psk_written-in-by-mistake"
 BAD = {
     "a key where its digest belongs": (f"keys:\n- {{name: a, tenant: b, sha256: {SECRET}}}", 2),
@@ -74,6 +86,13 @@ BAD = {
     "a limit of nothing": ("tenants:\n  acme: {concurrency: 0}", 2),
     "a limit in words": (f"tenants:\n  acme:\n    tokens_per_minute: {SECRET}", 3),
     "a limit that is true": ("tenants:\n  acme: {concurrency: true}", 2),
+    "an administrator in words": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, admin: {SECRET}}}", 2),
+    "an administrator by a number": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, admin: 1}}", 2),
+    "an end in words": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, expires: {SECRET}}}", 2),
+    "an end by a number": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, expires: 20270630}}", 2),
+    "an end with a time": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, expires: 2027-06-30T00:00:00Z}}", 2),
+    "an impossible date": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, expires: 2027-06-31}}", 2),
+    "an impossible date as text": (f"keys:\n- {{name: a, tenant: b, sha256: {DIGEST}, expires: '2027-06-31'}}", 2),
     "not YAML": (f"keys: [\n{SECRET}: : :", 2),
     "not a mapping": (SECRET, 1),
     "twins": (f"keys: []\n{SECRET}: 1\n{SECRET}: 1", 3),
