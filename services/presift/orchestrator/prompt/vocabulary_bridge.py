@@ -57,7 +57,8 @@ class VocabularyBridge:
     def translate(self, token_ids: NDArray[np.uint32]) -> BridgedPrompt:
         """The prompt `token_ids`, uint32[n] of the target. Raises InvalidRequest unless its text encodes to them."""
         ids = token_ids.tolist()
-        text = self._target.decode(ids, skip_special_tokens=False)
+        # Unlike `decode`, this releases the GIL.
+        text = self._target.decode_batch([ids], skip_special_tokens=False)[0]
         target = encoding_of(self._target, text, add_special_tokens=False)
         if target.ids != ids:
             limit = "token ids that encode their own text, because the draft has another vocabulary"
