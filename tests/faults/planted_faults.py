@@ -244,8 +244,8 @@ FAULTS: tuple[Planted, ...] = (
         "Calls: a tenant has a share of max_calls",
         "the share of a tenant is not checked",
         f"{PRESIFT}/rpc/server/active_calls.py",
-        "if held >= share:",
-        "if False:",
+        "self._tenants.add(task, tenant)",
+        "pass",
         (
             f"{CONTRACT}/tenants/test_limits.py::test_a_tenant_holds_a_share_of_the_calls",
             f"{CONTRACT}/http/test_callers.py::test_a_tenant_holds_a_share_of_the_calls",
