@@ -112,11 +112,12 @@ def _answers() -> list[Panel]:
               PER_SECOND, Query(f"sum by (presift_role, presift_by) (rate(presift_replica_picked_total{_RATE}))",
                                 "{{presift_role}}: {{presift_by}}"),
               Query("vector(0)", "none"), stacked=True, soft_most=0.1),
-        lines("Failures of replicas", "Failovers, continued answers, changes of circuit breakers, hedged calls to drafts, and answers that targets did "
+        lines("Failures of replicas", "Failovers, continued answers, changes of the kind of replica that is used and of circuit breakers, hedged calls to drafts, and answers that targets did "
               "not finish: disconnected clients, deadlines, interrupted comparisons of the guard, errors.",
               PER_SECOND,
               Query(f"sum by (presift_role) (rate(presift_replica_failovers_total{_RATE}))", "failover: {{presift_role}}"),
               Query(f"sum(rate(presift_replica_migrations_total{_RATE}))", "answers continued by another target"),
+              Query(f"sum by (presift_role) (rate(presift_replica_switches_total{_RATE}))", "another kind used: {{presift_role}}"),
               Query(f"sum by (presift_role, presift_to) (rate(presift_replica_breaker_total{_RATE}))",
                     "breaker: {{presift_role}} {{presift_to}}"),
               Query(f"sum by (presift_outcome) (rate(presift_replica_hedges_total{_RATE}))", "hedge {{presift_outcome}}"),

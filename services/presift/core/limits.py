@@ -29,6 +29,8 @@ MAX_TOOLS_CHARACTERS = 1_048_576
 MAX_TEMPLATE_KWARGS_CHARACTERS = 65_536
 # The draft generates them one by one, before the target's first token.
 MAX_LOOKAHEAD_TOKENS = 256
+# In memory a bit of a KV mask takes a byte.
+MAX_KV_MASK_BYTES = 16_777_216
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _unpack(bits: bytes, shape: tuple[int, ...], field: str) -> NDArray[np.bool_
     if len(bits) != rows * row_bytes:
         raise InvalidRequest(field, f"{len(bits)} bytes", f"{rows * row_bytes} bytes")
     packed = np.frombuffer(bits, dtype=np.uint8).reshape(rows, row_bytes)
-    flags = np.unpackbits(packed, axis=1, bitorder="little").astype(np.bool_)
+    flags = np.unpackbits(packed, axis=1, bitorder="little").view(np.bool_)
     if flags[:, width:].any():
         raise InvalidRequest(field, "set bits past the prompt", "zero padding")
     return flags[:, :width].reshape(shape)

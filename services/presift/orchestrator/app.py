@@ -113,6 +113,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     fingerprint = edges.tokenizer.fingerprint() if tuning.checks_tokenizer else ""
     draft_fingerprint = "" if bridge is None else bridge.draft_fingerprint
     models = ModelRegistry(draft, target, fingerprint, draft_fingerprint, retry_s=tuning.retry_s)
+    target.on_switch(models.replace_target)
     scorer = draft if bridge is None else CrossVocabularyDraft(draft, bridge)
     compressor = Compressor(scorer, edges.store, edges.lock, draft_timeout_s=tuning.draft_timeout_s)
     gate = QualityGate(tuning.thresholds)
@@ -161,7 +162,9 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
     tokenizer = load_tokenizer(settings.tokenizer, settings.token_memory_mib * 2**20)
     edges = Edges(
         draft=draft,
-        target=TargetClient(settings.target_address, message_bytes, peer, idle_s=settings.target_idle_s),
+        target=TargetClient(
+            settings.target_address, message_bytes, peer, idle_s=settings.target_idle_s, model=settings.target_model
+        ),
         store=store,
         lock=open_build_lock(store, _count_cache, wait_s=settings.draft_timeout_s),
         tokenizer=tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from presift.core.limits import (
+    MAX_KV_MASK_BYTES,
     MAX_LOOKAHEAD_TOKENS,
     MAX_PROMPT_TOKENS,
     MAX_SALT_CHARACTERS,
@@ -13,9 +14,6 @@ from presift.core.limits import (
     SAMPLING,
     Limit,
 )
-
-# In memory a bit of the mask takes a byte.
-MAX_KV_MASK_BYTES = 16_777_216
 
 PREFILL: tuple[Limit, ...] = (
     Limit("token_ids", MAX_PROMPT_TOKENS, "tokens", lambda message: len(message.token_ids)),

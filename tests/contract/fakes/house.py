@@ -80,6 +80,7 @@ class Options:
     routes: tuple = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC)
     draft_timeout_s: float = 20.0
     target_idle_s: float | None = None
+    target_model: str = ""
     max_request_s: float | None = None
     salt: str = ""
     store: object = None
@@ -151,7 +152,8 @@ class House:
         self.draft_ports, self.target_ports = draft_ports, target_ports
         drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
         self.remote_draft = DraftClient(drafts, 2**20, PrefixIndex(), hedge_after_s=self.options.draft_hedge_after_s)
-        self.remote_target = TargetClient(targets, 2**20, idle_s=self.options.target_idle_s)
+        idle_s, named = self.options.target_idle_s, self.options.target_model
+        self.remote_target = TargetClient(targets, 2**20, idle_s=idle_s, model=named)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
         self.address = f"127.0.0.1:{await self._serve(self.server)}"
         self.channel = await self._exit.enter_async_context(grpc.aio.insecure_channel(self.address))

@@ -1,9 +1,14 @@
 """Explain with the target's part: which KV pairs are kept, told in positions of the prompt."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from presift.core.errors import Overloaded
+from presift.core.masks import KvMask
+from presift.orchestrator.backends import target_codec
+from presift.orchestrator.planning import kept_kv as kept_kv_module
 from presift.rpc.codec import kv_mask_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
 
@@ -127,6 +132,37 @@ async def test_a_bad_mask_is_the_targets_fault(house, spoiled):
     house.target.spoil = spoil
     refusal = await refusal_of(explained(house, route=KV))
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")
+
+
+async def test_a_mask_that_is_too_large_is_refused_before_it_is_unpacked(house, monkeypatch):
+    kept = kept_kv(100, KV_CAPACITY, KV_WINDOW)
+    size = kept.shape[0] * kept.shape[1] * 13
+    monkeypatch.setattr(target_codec, "MAX_KV_MASK_BYTES", size)
+    await explained(house, route=KV)
+    monkeypatch.setattr(target_codec, "MAX_KV_MASK_BYTES", size - 1)
+    monkeypatch.setattr(KvMask, "from_bits", None)
+    refusal = await refusal_of(explained(house, route=KV))
+    assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "include_kv_mask")
+    assert (refusal.value, refusal.limit) == (f"a mask of {size} bytes", f"at most {size - 1} bytes")
+
+
+async def test_a_mask_is_unpacked_once_and_in_a_thread(house, monkeypatch):
+    unpacked, placed = [], []
+    from_bits, in_prompt = KvMask.from_bits, kept_kv_module.in_prompt
+
+    def unpack(*args):
+        unpacked.append(threading.current_thread())
+        return from_bits(*args)
+
+    def place(*args):
+        placed.append(threading.current_thread())
+        return in_prompt(*args)
+
+    monkeypatch.setattr(KvMask, "from_bits", unpack)
+    monkeypatch.setattr(kept_kv_module, "in_prompt", place)
+    assert (await explained(house, route=KV)).HasField("kv_mask")
+    assert len(unpacked) == len(placed) == 1
+    assert threading.main_thread() not in (*unpacked, *placed)
 
 
 async def test_what_the_target_refuses_reaches_the_caller(house):

@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from presift.core.errors import Overloaded
+from presift.core.errors import Overloaded, TargetUnavailable
+from presift.core.plan import Route
 from presift.orchestrator.api.grpc.requests import request_from_wire
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.domain.caller import Caller
@@ -20,6 +21,7 @@ from presift.rpc.deadline import NO_DEADLINE
 from presift.rpc.pool import pool as pool_module
 from presift.rpc.pool import replica as replica_module
 from presift.rpc.pool.pool import FAILURES
+from presift.rpc.pool.reference import MINORITY_S
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.house import ALL_ROUTES, Options, request
@@ -51,7 +53,7 @@ def open_pool(build):
 
 def strangers(house):
     pools = (house.remote_draft._pool, house.remote_target._pool)
-    return [each for pool in pools for each in pool._replicas.values() if each.known is None]
+    return [each for pool in pools if not pool.is_alone for each in pool._replicas.values() if each.known is None]
 
 
 def answered(fakes):
@@ -403,7 +405,7 @@ async def test_a_replica_with_another_model_is_not_used_and_shown(build):
     house = await build(targets=2, drafts=2)
     house.targets[1].model = model("target", revision="r2")
     house.drafts[1].model = model("draft", tokenizer_fingerprint="f2", vocabulary_size=77)
-    # Whoever introduces itself first is the measure.
+    # Of one each, the one that is known when all were tried is the reference.
     for server in (house.target_servers[1], house.draft_servers[1]):
         await server.set_serving(False)
     await house.connect()
@@ -415,9 +417,120 @@ async def test_a_replica_with_another_model_is_not_used_and_shown(build):
     assert answered(house.targets) == [8, 0] and answered(house.drafts) == [8, 0]
     unused = [each.unused for each in (await replicas(house)).values() if each.unused]
     assert unused == [
-        "it has another tokenizer than the first",
-        "it runs target at r2, the first target at r1",
+        "it has another tokenizer than those that are used",
+        "it runs target at r2, not target at r1",
     ]
+
+
+@pytest.fixture
+def open_canary(build, monkeypatch):
+    """options -> a connected house of three targets whose first, with what `differs` says, was met before the others;
+    and the times of its clock."""
+
+    async def open_canary(differs, **options):
+        house = await build(targets=3, **options)
+        times, pool = [0.0], house.remote_target._pool
+        pool._reference._clock, pool._resolve_every_s = (lambda: times[-1]), 0.01
+        differs(house.targets[0])
+        for number, target in enumerate(house.targets):
+            target.replica = f"process {number}"
+        for server in house.target_servers[1:]:
+            await server.set_serving(False)
+        await house.connect()
+        for server in house.target_servers[1:]:
+            await server.set_serving(True)
+        await house.settle(lambda: not strangers(house))
+        return house, times
+
+    return open_canary
+
+
+def newer(target):
+    target.model = model("target", revision="r2")
+
+
+def without_spec_kv(target):
+    target.routes = ALL_ROUTES[:2]
+
+
+async def test_the_first_target_decides_for_a_minute_only(open_canary, telemetry, caplog):
+    house, times = await open_canary(newer)
+    before = telemetry.total("presift.replica.switches")
+    canary = house.targets[0]
+    canary.pause_after = 1
+    began = asyncio.create_task(house.ask(prompt(1), route=FULL, max_new_tokens=4))
+    await house.settle(lambda: canary.running)
+    times.append(MINORITY_S)
+    await house.settle(lambda: house.models.target.model.revision == "r1")
+    for number in range(8):
+        assert (await house.ask(prompt(number), route=FULL)).decision.target.revision == "r1"
+    canary.gate.set()
+    answer = await began
+    assert answer.decision.target.revision == "r2" and len(answer.token_ids) == 4
+    assert answered(house.targets)[0] == 1 and sum(answered(house.targets)) == 9
+    assert telemetry.total("presift.replica.switches") == before + 1
+    assert caplog.text.count("because most are of it: it runs target at r1, not target at r2") == 1
+    info = await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
+    assert info.target.revision == "r1"
+    assert [each.unused for each in info.replicas if each.unused] == ["it runs target at r2, not target at r1"]
+
+
+async def test_what_was_planned_for_a_target_is_answered_by_one_like_it(open_canary):
+    house, times = await open_canary(newer)
+    house.draft.gate.clear()
+    began = asyncio.create_task(house.ask(prompt(1), route=SPEC_PC))
+    await house.settle(lambda: house.draft.calls)
+    times.append(MINORITY_S)
+    await house.settle(lambda: house.models.target.model.revision == "r1")
+    house.draft.gate.set()
+    assert (await began).decision.target.revision == "r2" and answered(house.targets) == [1, 0, 0]
+
+
+async def test_a_failed_self_check_of_the_first_target_switches_no_route_off(open_canary):
+    house, times = await open_canary(without_spec_kv, routes=ALL_ROUTES)
+    assert (await house.refused(prompt(1), route=SPEC_KV)).reason == "ROUTE_UNSUPPORTED"
+    times.append(MINORITY_S)
+    await house.settle(lambda: Route.SPEC_KV in house.models.target.supported)
+    for number in range(6):
+        assert (await house.ask(prompt(number), route=SPEC_KV)).route == "SPEC_KV"
+    assert not house.targets[0].calls
+
+
+async def test_no_target_of_another_vocabulary_takes_over(open_canary):
+    """This orchestrator tokenizes for one vocabulary alone."""
+
+    def other(target):
+        target.model = model("target", tokenizer_fingerprint="f2")
+
+    house, times = await open_canary(other, draft=model("draft", tokenizer_fingerprint="f2"))
+    times.append(MINORITY_S)
+    await asyncio.sleep(0.1)
+    times.append(2 * MINORITY_S)
+    await asyncio.sleep(0.1)
+    assert (await house.ask(prompt(1), route=FULL)).decision.target.tokenizer_fingerprint == "f2"
+
+
+@pytest.mark.parametrize("named", ["target@r2", "target@r"])
+async def test_the_target_that_is_named_is_used(build, named):
+    house = await build(targets=3, target_model=named)
+    newer(house.targets[2])
+    if named == "target@r2":
+        await house.connect()
+        await house.settle(lambda: not strangers(house))
+        assert (await house.ask(prompt(1), route=FULL)).decision.target.revision == "r2"
+        unused = [each.unused for each in (await replicas(house)).values() if each.unused]
+        assert unused == ["it runs target at r1, but target_model is target@r2"] * 2
+    else:  # the beginning of both revisions: most decide
+        await house.connect()
+        assert house.models.target.model.revision == "r1"
+
+
+async def test_a_single_target_of_another_name_is_refused(build):
+    house = await build(target_model="target@r2")
+    with pytest.raises(TargetUnavailable, match="it runs target at r1, but target_model is target@r2"):
+        await house.remote_target.info()
+    newer(house.target)
+    assert (await house.remote_target.info()).model.revision == "r2"
 
 
 async def test_another_model_takes_over_when_the_first_drafts_are_gone(open_pool):

@@ -78,7 +78,7 @@ async def test_a_tenant_holds_a_share_of_the_calls(keyed):
         await ended.wait()
 
     held = [asyncio.create_task(hold()) for _ in range(8)]
-    calls._max_calls = 32
+    calls._tenants._limit = 8
     await asyncio.sleep(0)
     refused = await keyed.http.post("/v1/completions", json=ASKED, headers=dict(shows(ACME)))
     assert (refused.status_code, refused.json()["error"]["presift"]["field"]) == (429, "calls of the tenant")

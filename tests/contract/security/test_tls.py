@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives import serialization
 
 from presift.core.errors import PresiftError, TargetUnavailable
 from presift.orchestrator.backends.services import target_pool
+from presift.rpc.client import channel as channel_module
 from presift.rpc.client.channel import open_channel
+from presift.rpc.security import file_watcher
 from presift.rpc.security.certificates import TlsFiles
 from presift.rpc.security.peer import Peer
 from presift.rpc.server.server import GrpcServer, ServerOptions
@@ -225,8 +227,23 @@ async def test_an_authority_that_is_replaced_shuts_its_callers_out(serve, author
     assert served.servicer.came_in == 1
 
 
-async def test_a_callers_new_certificate_is_used_and_its_running_stream_goes_on(serve, authority, stranger):
+async def test_a_channels_state_is_read_without_looking_at_its_files(authority, monkeypatch):
+    """A pool reads the state of every channel for each request."""
+    looks, look = [], file_watcher._signature
+    monkeypatch.setattr(file_watcher, "_signature", lambda path: looks.append(path) or look(path))
+    channel = open_channel("127.0.0.1:1", peer=Peer(authority.pair("orchestrator").files()))
+    looks.clear()
+    for _ in range(100):
+        channel.get_state()
+    await channel.close()
+    assert len(looks) <= 3  # if a second has passed
+
+
+async def test_a_callers_new_certificate_is_used_and_its_running_stream_goes_on(
+    serve, authority, stranger, monkeypatch
+):
     """The server forgets the old authority: only what is really new gets in."""
+    monkeypatch.setattr(channel_module, "_LOOK_EVERY_S", 0.0)
     pair, caller = authority.pair(HOST, into="served"), authority.pair("orchestrator", into="caller")
     served = await serve(pair)
     stub = served.stub(Peer(caller.files()))

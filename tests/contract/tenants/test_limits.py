@@ -286,7 +286,7 @@ def keys_of(key, limits):
 
 async def test_a_tenant_holds_a_share_of_the_calls(open_house):
     house = await open_house(auth_interceptors=(AuthInterceptor(door()),))
-    house.server.calls._max_calls = 40
+    house.server.calls._tenants._limit = 10
 
     async def silence():
         await asyncio.Event().wait()

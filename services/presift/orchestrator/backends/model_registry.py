@@ -56,6 +56,11 @@ class ModelRegistry:
             self.find_draft_again()
         return self.target
 
+    def replace_target(self, target: TargetInfo) -> None:
+        """New requests are planned for this target, which reads the same token ids. No effect before `connect`."""
+        if self.target is not None:
+            self.target = target
+
     def find_draft_again(self) -> None:
         """Forget the draft and look for it in the background; requests that need one are answered in full meanwhile."""
         self.draft = None

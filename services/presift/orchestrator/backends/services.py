@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,6 +12,7 @@ from presift.core.errors import (
     DeadlineExceeded,
     DraftUnavailable,
     InternalError,
+    InvalidRequest,
     PermissionDenied,
     PresiftError,
     ShuttingDown,
@@ -50,10 +51,10 @@ def draft_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> Draf
     return ReplicaPool(where, draft_service(max_message_bytes, _peer_at(where, peer)))
 
 
-def target_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN) -> TargetPool:
-    """`address` is parsed by `parse_addresses`. Raises InvalidRequest."""
+def target_pool(address: str, max_message_bytes: int, peer: Peer = PLAIN, model: str = "") -> TargetPool:
+    """`address` is parsed by `parse_addresses`, `model` by `other_target`. Raises InvalidRequest."""
     where = parse_addresses("target_address", address)
-    return ReplicaPool(where, target_service(max_message_bytes, _peer_at(where, peer)))
+    return ReplicaPool(where, target_service(max_message_bytes, _peer_at(where, peer), model))
 
 
 def _peer_at(where: Addresses, peer: Peer) -> Peer:
@@ -62,7 +63,7 @@ def _peer_at(where: Addresses, peer: Peer) -> Peer:
 
 
 def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:
-    """Another model takes over when no draft runs the first one any more; cache keys name the draft."""
+    """Another model takes over at once when no draft runs the one used so far; cache keys name the draft."""
 
     def connect(address: str, is_alone: bool) -> tuple[grpc.aio.Channel, Any]:
         channel = _channel(address, _DRAFT, ("Score",), max_message_bytes, peer, is_alone=is_alone)
@@ -71,14 +72,23 @@ def draft_service(max_message_bytes: int, peer: Peer = PLAIN) -> Drafts:
     return Service("draft", DraftUnavailable, connect, fetch_draft_info, model_differs, is_pinned=False)
 
 
-def target_service(max_message_bytes: int, peer: Peer = PLAIN) -> Targets:
-    """The first target's model is pinned: all estimates and promises are about it."""
+def target_service(max_message_bytes: int, peer: Peer = PLAIN, model: str = "") -> Targets:
+    """The model is pinned: all estimates and promises are about it. `model` is parsed by `other_target`."""
 
     def connect(address: str, is_alone: bool) -> tuple[grpc.aio.Channel, Any]:
         channel = _channel(address, _TARGET, ("Generate", "Prefill"), max_message_bytes, peer, is_alone=is_alone)
         return channel, target_pb2_grpc.TargetServiceStub(channel)
 
-    return Service("target", TargetUnavailable, connect, fetch_target_info, target_differs, is_pinned=True)
+    return Service(
+        "target",
+        TargetUnavailable,
+        connect,
+        fetch_target_info,
+        target_differs,
+        is_pinned=True,
+        can_replace=_has_same_ids,
+        refusal=other_target(model),
+    )
 
 
 def _channel(
@@ -109,25 +119,47 @@ async def fetch_target_info(stub: target_pb2_grpc.TargetServiceAsyncStub) -> Rep
     return ReplicaInfo(reply.replica, info_from_wire(reply))
 
 
-def model_differs(first: ModelInfo, other: ModelInfo) -> str:
-    """Why `other` is not the same model; empty if it is."""
-    if first == other:
+def model_differs(used: ModelInfo, other: ModelInfo) -> str:
+    """Why `other` is not the model that is used; empty if it is."""
+    if used == other:
         return ""
-    if (first.id, first.revision) != (other.id, other.revision):
-        return f"it runs {other.id} at {other.short_revision}, the first {first.id} at {first.short_revision}"
-    if first.tokenizer_fingerprint != other.tokenizer_fingerprint:
-        return "it has another tokenizer than the first"
-    return f"its model has another shape than the first: context {other.context_tokens}, not {first.context_tokens}"
+    if (used.id, used.revision) != (other.id, other.revision):
+        return f"it runs {other.id} at {other.short_revision}, not {used.id} at {used.short_revision}"
+    if used.tokenizer_fingerprint != other.tokenizer_fingerprint:
+        return "it has another tokenizer than those that are used"
+    return f"its model has another shape: context {other.context_tokens}, not {used.context_tokens}"
 
 
-def target_differs(first: TargetInfo, other: TargetInfo) -> str:
-    """Why `other` cannot replace `first`; empty if it can."""
-    missing = first.supported - other.supported
+def target_differs(used: TargetInfo, other: TargetInfo) -> str:
+    """Why `other` cannot stand in for the targets that are used; empty if it can."""
+    missing = used.supported - other.supported
     if missing:
         return f"it does not serve {', '.join(sorted(missing))}"
-    if first.kv_page_tokens != other.kv_page_tokens:
-        return f"its KV pages have {other.kv_page_tokens} tokens, the first's {first.kv_page_tokens}"
-    return model_differs(first.model, other.model)
+    if used.kv_page_tokens != other.kv_page_tokens:
+        return f"its KV pages have {other.kv_page_tokens} tokens, not {used.kv_page_tokens}"
+    return model_differs(used.model, other.model)
+
+
+def other_target(model: str) -> Callable[[TargetInfo], str]:
+    """Says why a target does not run `model`: ID or ID@REVISION, where REVISION may be cut; any if empty.
+
+    Raises InvalidRequest.
+    """
+    model_id, at, revision = model.rpartition("@") if "@" in model else (model, "", "")
+    if (model and not model_id) or (at and not revision):
+        raise InvalidRequest("target_model", model, "ID or ID@REVISION")
+
+    def refusal(info: TargetInfo) -> str:
+        if not model or (info.model.id == model_id and info.model.revision.startswith(revision)):
+            return ""
+        return f"it runs {info.model.id} at {info.model.short_revision}, but target_model is {model}"
+
+    return refusal
+
+
+def _has_same_ids(used: TargetInfo, other: TargetInfo) -> bool:
+    """Whether prompts that were tokenized for one can be read by the other: this orchestrator has one tokenizer."""
+    return used.model.shares_vocabulary(other.model) and used.model.vocabulary_size == other.model.vocabulary_size
 
 
 def draft_error(failure: grpc.aio.AioRpcError) -> PresiftError:

@@ -23,7 +23,13 @@ from presift.core.errors import PresiftError, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
-from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
+from presift.orchestrator.backends.services import (
+    count_pick,
+    fetch_target_info,
+    other_target,
+    target_error,
+    target_pool,
+)
 from presift.orchestrator.backends.target_codec import usage_from_wire
 from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
@@ -52,13 +58,21 @@ class TargetClient:
     one is asked.
 
     An answer that has begun ends with TargetUnavailable if nothing more comes for `idle_s` seconds; None: never.
+    Only targets that run `model` are used (see `other_target`); if it is empty, those of the model that most run.
     """
 
     def __init__(
-        self, address: str, max_message_bytes: int, peer: Peer = PLAIN, *, idle_s: float | None = None
+        self,
+        address: str,
+        max_message_bytes: int,
+        peer: Peer = PLAIN,
+        *,
+        idle_s: float | None = None,
+        model: str = "",
     ) -> None:
         self._idle_s = idle_s
-        self._pool = target_pool(address, max_message_bytes, peer)
+        self._refusal = other_target(model)
+        self._pool = target_pool(address, max_message_bytes, peer, model)
         self._quarantine = Quarantine()
 
     def statuses(self) -> list[ReplicaStatus]:
@@ -66,18 +80,26 @@ class TargetClient:
         return self._pool.statuses()
 
     async def info(self) -> TargetInfo:
-        if self._pool.is_alone:
-            return (await fetch_target_info(self._pool.only.stub)).info
-        return await self._pool.info()
+        if not self._pool.is_alone:
+            return await self._pool.info()
+        info = (await fetch_target_info(self._pool.only.stub)).info
+        if refusal := self._refusal(info):
+            raise TargetUnavailable(f"the target is not used: {refusal}")
+        return info
+
+    def on_switch(self, call: Callable[[TargetInfo], None]) -> None:
+        """`call` gets the info of the targets that are used from now on, whenever they are of another kind."""
+        self._pool.on_switch(call)
 
     def replicas(self, tokens: TokenizedPrompt) -> Sequence[ReplicaRef]:
         if self._pool.is_alone or not self._pool.usable():
             return ()
         key = affinity_key(tokens)
-        return [ReplicaRef(each.name, key) for each in within_bound(self._pool.pick(key))]
+        target = self._pool.reference
+        return [ReplicaRef(each.name, key, target) for each in within_bound(self._pool.pick(key))]
 
     def reserve(self, replica: ReplicaRef) -> AbstractContextManager[None]:
-        found = self._pool.named(replica.name)
+        found = self._pool.named(replica.name, replica.target)
         return nullcontext() if found is None else found.counted()
 
     def generate(
@@ -106,7 +128,7 @@ class TargetClient:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
         `reserve`)."""
         request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
-        named = self._pool.named(replica.name)
+        named = self._pool.named(replica.name, replica.target)
         tried = self._attempts(token_ids)
         try:
             asked = named or picked(self._pool, replica, tried)
@@ -254,7 +276,7 @@ class TargetCall:
                 self._has_ended = event.HasField("usage")
                 if self._has_ended:
                     self._tried.record_answer()
-                    yield self._usage(event.usage, opened.replica, migrated_at)
+                    yield await self._usage(event.usage, opened.replica, migrated_at)
                 else:
                     self._answer += event.delta.token_ids
                     yield answer_codec.delta_from_wire(event.delta)
@@ -268,7 +290,7 @@ class TargetCall:
         tried, answer = self._tried, self._answer
         if self._remainder is None or self._lost or not answer or failure.code() not in RETRYABLE:
             return False
-        if len(tried.all) >= ATTEMPTS or not self._pool.usable(tried.all):
+        if len(tried.all) >= ATTEMPTS or not self._pool.usable(tried.all, self._replica.target):
             return False
         rest = self._remainder(answer)
         if rest is None or not self._pool.retry_budget.take():
@@ -308,12 +330,14 @@ class TargetCall:
             attempt,
             deadline,
             attempts,
-            has_untried=lambda: bool(self._pool.usable(tried.all)),
+            has_untried=lambda: bool(self._pool.usable(tried.all, self._replica.target)),
             budget=self._pool.retry_budget,
         )
 
-    def _usage(self, usage: target_pb2.TargetUsage, replica: _Target, migrated_at: int) -> Usage:
-        found = usage_from_wire(usage)
+    async def _usage(self, usage: target_pb2.TargetUsage, replica: _Target, migrated_at: int) -> Usage:
+        # A KV mask of 16 MiB takes 128 MiB and a second.
+        in_thread = usage.HasField("kv_mask")
+        found = await asyncio.to_thread(usage_from_wire, usage) if in_thread else usage_from_wire(usage)
         if migrated_at:
             found = _of_whole_answer(found, migrated_at)
         return found if self._pool.is_alone or found.replica else replace(found, replica=replica.name)
@@ -346,10 +370,10 @@ def _broken_off(why: str, delivered: int) -> TargetUnavailable:
 
 def picked(pool: _Pool, wanted: ReplicaRef, tried: AttemptedReplicas[_Target]) -> _Target:
     """The wanted replica at the first attempt; else the next by affinity, or the least loaded one."""
-    named = None if tried.all else pool.named(wanted.name)
+    named = None if tried.all else pool.named(wanted.name, wanted.target)
     if named is not None:
         return named
-    found = pool.pick(wanted.key, tried)
+    found = pool.pick(wanted.key, tried, wanted.target)
     if pool.is_alone:
         return found[0]
     count_pick("target", "failover" if tried.all else "least_load")

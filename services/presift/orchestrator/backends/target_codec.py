@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from presift.core.errors import InvalidRequest, TargetUnavailable
 from presift.core.generation import EngineLoad
+from presift.core.limits import MAX_KV_MASK_BYTES
 from presift.core.masks import KvMask
 from presift.core.plan import Route
 from presift.orchestrator.backends.measured import milliseconds, share, tokens
@@ -33,7 +34,7 @@ def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]
 
 def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
     """An unknown finish reason becomes STOP. Numbers out of range are dropped, see `measured`. Raises TargetUnavailable
-    for an invalid KV mask."""
+    for an invalid KV mask, and InvalidRequest for one that is too large. A mask takes long: use a thread for it."""
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         kv_tokens=usage.kv_tokens,
@@ -64,6 +65,9 @@ def _load(load: target_pb2.TargetLoad) -> EngineLoad:
 
 
 def _kv_mask(usage: target_pb2.TargetUsage) -> KvMask:
+    size = len(usage.kv_mask.kept)
+    if size > MAX_KV_MASK_BYTES:  # as large as a prompt times its layers and heads, and a caller asked for it
+        raise InvalidRequest("include_kv_mask", f"a mask of {size} bytes", f"at most {MAX_KV_MASK_BYTES} bytes")
     try:
         return codec.kv_mask_from_wire(usage.kv_mask)
     except InvalidRequest as error:  # the target's fault, not the caller's

@@ -16,6 +16,13 @@ class ModelServiceSettings(BaseModel):
         Field(description="HOST:PORT, a comma-separated list, or dns:///HOST:PORT with one replica per DNS record"),
     ] = "127.0.0.1:50052"
     target_address: Annotated[str, Field(description="same forms as --draft-address")] = "127.0.0.1:50053"
+    target_model: Annotated[
+        str,
+        Field(
+            description="ID or ID@REVISION of the target; replicas that run another model are not used; if unset, those"
+            " of the model that most replicas run are used"
+        ),
+    ] = ""
     draft_timeout_s: Annotated[
         float, Field(gt=0, description="seconds to wait for the draft before the target reads the whole prompt")
     ] = 60.0

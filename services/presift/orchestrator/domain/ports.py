@@ -125,10 +125,12 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRef:
-    """A replica by its name, empty for any, and the affinity key that chooses another one if it fails."""
+    """A replica by its name, empty for any, and the affinity key that chooses another one if it fails: one like
+    `target`, for which the request was planned. None: any that is used."""
 
     name: str = ""
     key: str = ""
+    target: TargetInfo | None = field(default=None, compare=False)
 
 
 ANY_REPLICA = ReplicaRef()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -52,7 +53,9 @@ class KeptKvReader:
         if mask is None and usage.reused_entry:
             usage = await self._generate_afresh(plan, kv_plan, deadline)
             mask = usage.kv_mask
-        return None if mask is None else KeptKv(in_prompt(mask, kv_plan, plan), usage.coverage)
+        if mask is None:
+            return None
+        return KeptKv(await asyncio.to_thread(in_prompt, mask, kv_plan, plan), usage.coverage)
 
     async def _generate_afresh(self, plan: Plan, kv_plan: KvPlan, deadline: Deadline) -> Usage:
         """In a namespace of its own, which no later call uses; only its compressed entry stays in the cache."""
@@ -79,6 +82,8 @@ def in_prompt(mask: KvMask, kv_plan: KvPlan, plan: Plan) -> KvMask:
     layers, kv_heads, masked = mask.kept.shape
     if masked != covered:
         raise TargetUnavailable(f"the target's answer: a KV mask of {masked} tokens where it read {covered}")
+    if covered == plan.kept_mask.size:
+        return mask
     read = np.ones((layers, kv_heads, read_tokens), dtype=np.bool_)
     read[:, :, :covered] = mask.kept
     if read_tokens == plan.kept_mask.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from presift.core.errors import PromptTooLong
-from presift.core.plan import Route
+from presift.core.plan import ModelInfo, Route
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.estimation.estimator import CostEstimator
@@ -88,7 +88,7 @@ class Planner:
         """Record that the target answers under this plan, so that a later turn may continue its selection."""
         selection = stored_selection(plan)
         if selection is not None:
-            self._selections.remember(plan.read_ids, selection, plan.tokens.salt)
+            self._selections.remember(plan.read_ids, selection, _namespace(plan.tokens.salt, plan.decision.target))
 
     def _stored_selection(self, context: RequestContext) -> tuple[StoredSelection | None, str]:
         """The earlier selection to continue; or why there is none, in words, empty for a new prompt."""
@@ -98,7 +98,7 @@ class Planner:
         check_served(inputs)
         if barred := inputs.barred(Route.SPEC_KV):
             return None, f"not continued: {Route.SPEC_KV} {barred.partition(':')[0]}"
-        stored = self._selections.recall(tokens.ids[:wanted], tokens.salt)
+        stored = self._selections.recall(tokens.ids[:wanted], _namespace(tokens.salt, context.target))
         if stored is None:
             return None, f"not continued: no selection of the first {wanted} prompt tokens is known"
         if not keeps_protected(stored.kv_plan, tokens.protected, inputs.prompt_tokens):
@@ -164,3 +164,8 @@ class Planner:
         inputs = context.inputs
         everyone = self._policies.table.lookup(inputs.prompt_tokens, context.target.id)
         return everyone.keeps_more_than(choice.policy, inputs.kv_page_tokens)
+
+
+def _namespace(salt: str, target: ModelInfo) -> str:
+    """The salt of a selection: no other target continues it, which may have other layers and heads."""
+    return f"{len(salt)}\n{salt}{target.id}\n{target.revision}"

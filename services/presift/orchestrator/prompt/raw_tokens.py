@@ -38,7 +38,8 @@ def decode(backend: Tokenizer | None, token_ids: Sequence[int], *, skip_special_
     # The size is asked for last: it takes some 30 ms for a large vocabulary.
     if known.id_to_token(highest) is None and highest >= (size := known.get_vocab_size(with_added_tokens=True)):
         raise InvalidRequest("tokens", highest, f"< {size} (the tokenizer's)")
-    text: str = known.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+    # Unlike `decode`, this releases the GIL.
+    text: str = known.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0]
     return text
 
 

@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
+from presift.orchestrator.prompt.raw_tokens import encode, encoding_of
 
 # Prompt tokens decoded before the lookahead: some decoders strip the beginning of a text.
 _CONTEXT_TOKENS = 8
@@ -56,12 +57,13 @@ class VocabularyBridge:
     def translate(self, token_ids: NDArray[np.uint32]) -> BridgedPrompt:
         """The prompt `token_ids`, uint32[n] of the target. Raises InvalidRequest unless its text encodes to them."""
         ids = token_ids.tolist()
-        text = self._target.decode(ids, skip_special_tokens=False)
-        target = self._target.encode(text, add_special_tokens=False)
+        # Unlike `decode`, this releases the GIL.
+        text = self._target.decode_batch([ids], skip_special_tokens=False)[0]
+        target = encoding_of(self._target, text, add_special_tokens=False)
         if target.ids != ids:
             limit = "token ids that encode their own text, because the draft has another vocabulary"
             raise InvalidRequest("prompt", "token ids that do not match their text", limit)
-        draft = self._draft.encode(text)
+        draft = encoding_of(self._draft, text, add_special_tokens=True)
         end = _before_closing_tokens(draft)
         return BridgedPrompt(np.array(draft.ids[:end], dtype=np.uint32), _offsets(draft)[:end], _offsets(target))
 
@@ -75,8 +77,7 @@ class VocabularyBridge:
         known = [number for number in draft_ids if number not in self._unknown_to_target]
         start = self._draft.decode(before, skip_special_tokens=False)
         text = self._draft.decode([*before, *known], skip_special_tokens=False).removeprefix(start)
-        encoding = self._target.encode(text.rstrip("\ufffd"), add_special_tokens=False)
-        return tuple(encoding.ids[:count])
+        return tuple(encode(self._target, text.rstrip("\ufffd"), add_special_tokens=False)[:count])
 
 
 def _before_closing_tokens(encoding: Encoding) -> int:

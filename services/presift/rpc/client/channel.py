@@ -15,6 +15,8 @@ from presift.rpc.limits import HARDENED
 from presift.rpc.security.certificates import TlsPems, channel_credentials
 from presift.rpc.security.peer import PLAIN, Peer
 
+# Certificates are looked at so often at most: a pool reads the state of every channel for each request.
+_LOOK_EVERY_S = 1.0
 # When a connection on which nothing was read is pinged, and for how long the reply may take.
 KEEPALIVE_MS, REPLY_MS = 5_000, 3_000
 
@@ -86,7 +88,7 @@ def open_channel(
     def open_one(pems: TlsPems) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(address, channel_credentials(pems), options, interceptors=interceptors)
 
-    return ReloadingChannel(peer.tls.watched(), open_one)
+    return ReloadingChannel(peer.tls.watched(_LOOK_EVERY_S), open_one)
 
 
 def _options(config: str, max_message_bytes: int) -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import Context
 from functools import partial
@@ -17,6 +18,7 @@ from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool.balancer import ReplicaRing, in_order
 from presift.rpc.pool.health import watch
 from presift.rpc.pool.heartbeat import keep_in_use
+from presift.rpc.pool.reference import Reference
 from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
 from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget
@@ -33,9 +35,15 @@ log = logging.getLogger(__name__)
 
 
 class ReplicaPool(Generic[S, I]):
-    """Does not connect before it is first used."""
+    """Does not connect before it is first used. `clock` is monotonic, in seconds."""
 
-    def __init__(self, where: Addresses, service: Service[S, I], resolve_every_s: float = RESOLVE_EVERY_S) -> None:
+    def __init__(
+        self,
+        where: Addresses,
+        service: Service[S, I],
+        resolve_every_s: float = RESOLVE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._where = where
         self._service = service
         self._resolve_every_s = resolve_every_s
@@ -45,7 +53,8 @@ class ReplicaPool(Generic[S, I]):
         self._heartbeats: dict[Replica[S, I], asyncio.Task[None]] = {}
         self._ring = ReplicaRing(())
         self.retry_budget = RetryBudget()
-        self._reference: I | None = None
+        self._reference = Reference(service, clock)
+        self._on_switch: Callable[[I], None] | None = None
         self._changed = asyncio.Event()
         if isinstance(where, StaticAddresses):
             self._set_addresses(where.addresses)
@@ -61,47 +70,73 @@ class ReplicaPool(Generic[S, I]):
         self._watch()
         return next(iter(self._replicas.values()))
 
+    @property
+    def reference(self) -> I | None:
+        """The info that all used replicas agree on; None until it is chosen, and for a single address."""
+        return self._reference.info
+
+    def on_switch(self, call: Callable[[I], None]) -> None:
+        """`call` gets the new reference whenever it replaces another."""
+        self._on_switch = call
+
     async def info(self) -> I:
-        """The info that all used replicas agree on. Raises `unavailable` if none answers within a few seconds."""
+        """The reference. Waits a few seconds until all replicas are known, so that most of them choose it.
+
+        Raises `unavailable` if none of them can be used then.
+        """
         self._watch()
         try:
             async with asyncio.timeout(_INFO_TIMEOUT_S):
-                while self._reference is None or not self.usable():
+                while self.reference is None or not self.usable():
                     if self._replicas and all(each.was_tried for each in self._replicas.values()):
                         break
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             pass
-        if self._reference is None or not self.usable():
+        if self.reference is None:
+            self._compare(is_late=True)
+        if self.reference is None or not self.usable():
             raise self._unavailable()
-        return self._reference
+        return self.reference
 
-    def usable(self, without: Collection[Replica[S, I]] = ()) -> list[Replica[S, I]]:
+    def usable(self, without: Collection[Replica[S, I]] = (), like: I | None = None) -> list[Replica[S, I]]:
         """The replicas that may be called now, except `without`. If all breakers are open: all healthy ones, because
-        refusing every call would gain nothing."""
-        found = [each for each in self._healthy() if each not in without]
+        refusing every call would gain nothing. `like` is the reference of a call that began before it was replaced."""
+        found = [each for each in self._healthy(like) if each not in without]
         return found if self.is_alone else [each for each in found if each.allows_call] or found
 
-    def _healthy(self) -> list[Replica[S, I]]:
+    def _healthy(self, like: I | None) -> list[Replica[S, I]]:
         self._watch()
-        return [each for each in self._replicas.values() if self.is_alone or each.is_usable]
+        if self.is_alone:
+            return list(self._replicas.values())
+        if like is None or like is self.reference:
+            return [each for each in self._replicas.values() if each.is_usable]
+        return [each for each in self._replicas.values() if self._is_like(like, each) and each.is_healthy]
 
-    def pick(self, key: str, tried: AttemptedReplicas[Replica[S, I]] | None = None) -> list[Replica[S, I]]:
+    def _is_like(self, like: I, replica: Replica[S, I]) -> bool:
+        return replica.known is not None and not self._service.difference(like, replica.known.info)
+
+    def pick(
+        self, key: str, tried: AttemptedReplicas[Replica[S, I]] | None = None, like: I | None = None
+    ) -> list[Replica[S, I]]:
         """The usable replicas in the key's order. Tried ones only if there is no other, and never one that was full.
 
         Raises `unavailable` if none is left.
         """
-        found = self.usable() if tried is None else self.usable(tried.all) or self.usable(tried.full)
+        if tried is None:
+            found = self.usable((), like)
+        else:
+            found = self.usable(tried.all, like) or self.usable(tried.full, like)
         if not found:
             raise self._unavailable()
         return found if len(found) == 1 else in_order(found, self._ring.order(key))
 
-    def named(self, name: str) -> Replica[S, I] | None:
+    def named(self, name: str, like: I | None = None) -> Replica[S, I] | None:
         """The replica of that name, if it is usable. It may be half open: `pick` gave its name out, and the call that
         was routed by it is the probe."""
-        found = next((each for each in self._healthy() if each.name == name), None) if name else None
-        if found is None or found.breaker.state is not BreakerState.OPEN or found in self.usable():
+        found = next((each for each in self._healthy(like) if each.name == name), None) if name else None
+        if found is None or found.breaker.state is not BreakerState.OPEN or found in self.usable((), like):
             return found
         return None
 
@@ -123,7 +158,7 @@ class ReplicaPool(Generic[S, I]):
         if self._heartbeats or self._tasks:
             return
         if not self.is_alone:
-            self._tasks[""] = _start(self._resolve, f"find {self._service.role} replicas")
+            self._tasks[""] = _start(self._follow, f"find {self._service.role} replicas")
         for address in self._replicas:
             self._watch_one(address)
 
@@ -135,17 +170,26 @@ class ReplicaPool(Generic[S, I]):
         watching = partial(watch, replica, self._service, self._compare)
         self._tasks[address] = _start(watching, f"watch {self._service.role} {address}")
 
-    async def _resolve(self) -> None:
+    async def _follow(self) -> None:
+        """Look up the addresses, and review the reference: the replicas may differ for long without a change."""
         trouble = ""
-        while isinstance(self._where, DnsName):
-            try:
-                self._set_addresses(await resolve(self._where))
-                await self._close_removed()
-                trouble = ""
-            except Exception as error:  # keep the addresses: a name server that fails must not remove replicas
-                if trouble != (trouble := f"{type(error).__name__}: {error}"):
-                    log.warning("%s: cannot resolve %s: %s", self._service.role, self._where.host, trouble)
+        while True:
+            if isinstance(self._where, DnsName):
+                trouble = await self._resolve(self._where, trouble)
+            self._compare()
             await asyncio.sleep(self._resolve_every_s)
+
+    async def _resolve(self, where: DnsName, logged: str) -> str:
+        """Returns what is wrong, which is logged unless it was `logged`."""
+        try:
+            self._set_addresses(await resolve(where))
+            await self._close_removed()
+        except Exception as error:  # keep the addresses: a name server that fails must not remove replicas
+            trouble = f"{type(error).__name__}: {error}"
+            if trouble != logged:
+                log.warning("%s: cannot resolve %s: %s", self._service.role, where.host, trouble)
+            return trouble
+        return ""
 
     def _set_addresses(self, addresses: Iterable[str]) -> None:
         """Add and remove replicas so that these are their addresses."""
@@ -180,20 +224,32 @@ class ReplicaPool(Generic[S, I]):
                 self._heartbeats.pop(replica).cancel()
             await replica.channel.close()
 
-    def _compare(self) -> None:
-        """Compare all known replicas with the reference. It changes if it is not pinned and no replica matches it."""
-        known = [(each, each.known.info) for each in self._replicas.values() if each.known is not None]
-        if self._reference is not None and not self._service.is_pinned:
-            has_match = any(not self._service.difference(self._reference, info) for _, info in known)
-            self._reference = self._reference if has_match or not known else None
+    def _compare(self, *, is_late: bool = False) -> None:
+        """Choose or review the reference, and compare all known replicas with it. It is chosen once all replicas were
+        tried, or if `is_late`."""
+        by_address = [self._replicas[address] for address in sorted(self._replicas)]
+        known = [(each, each.known.info) for each in by_address if each.known is not None]
+        allowed = [info for _, info in known if not self._service.refusal(info)]
+        if is_late or all(each.was_tried for each in by_address):
+            self._reference.choose(allowed)
+        difference = self._reference.review(allowed)
         for each, info in known:
-            if self._reference is None:
-                self._reference = info
-            unused = self._service.difference(self._reference, info)
+            unused = self._service.refusal(info)
+            if self.reference is not None:
+                unused = unused or self._service.difference(self.reference, info)
             if unused and unused != each.unused:
                 log.warning("%s %s is not used: %s", self._service.role, each.address, unused)
             each.unused = unused
+        if difference:
+            self._record_switch(difference)
         self._changed.set()
+
+    def _record_switch(self, difference: str) -> None:
+        role = self._service.role
+        count("presift.replica.switches", role=role)
+        log.warning("%s: another kind of replica is used now, because most are of it: %s", role, difference)
+        if self._on_switch is not None and self.reference is not None:
+            self._on_switch(self.reference)
 
 
 def _start(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:

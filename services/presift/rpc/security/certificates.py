@@ -32,9 +32,10 @@ class TlsFiles:
             missing, given = self.names[:2] if self.cert is None else self.names[1::-1]
             raise PresiftError(f"{missing} is unset; {given} needs it")
 
-    def watched(self) -> FileWatcher[TlsPems]:
-        """A watcher of their content. Raises PresiftError if the files are unusable."""
-        return FileWatcher([path for path in (self.cert, self.key, self.ca) if path], partial(_pems, self))
+    def watched(self, every_s: float = 0.0) -> FileWatcher[TlsPems]:
+        """A watcher of their content, which looks at them once in `every_s` seconds at most. Raises PresiftError if the
+        files are unusable."""
+        return FileWatcher([path for path in (self.cert, self.key, self.ca) if path], partial(_pems, self), every_s)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -27,23 +27,31 @@ class FileWatcher(Generic[T]):
 
     `read` raises PresiftError, without secrets, for invalid files. The first read must succeed. After a later failure
     the previous value stays in use, and the error is logged once. Invalid files are read again when they change, and
-    every RETRY_S: reading thousands of keys at each call would stop all calls.
+    every RETRY_S: reading thousands of keys at each call would stop all calls. They are looked at once in
+    `every_s` seconds at most.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
+    def __init__(self, paths: Sequence[Path], read: Callable[[], T], every_s: float = 0.0) -> None:
         self._paths = tuple(paths)
         self._read = read
         self._lock = threading.Lock()
         self._logged = ""
         self._retry_at = math.inf
+        self._every_s = every_s
+        self._look_at = time.monotonic() + every_s
         self._signature = self._look()
         self._value = read()
 
     def current(self) -> T:
-        """The current value; the same object while nothing changed. Takes a few microseconds: one stat per file."""
+        """The current value; the same object while nothing changed. A look takes a few microseconds: one stat per
+        file."""
         with self._lock:
+            now = time.monotonic()
+            if now < self._look_at:
+                return self._value
+            self._look_at = now + self._every_s
             signature = self._look()
-            if signature != self._signature or time.monotonic() >= self._retry_at:
+            if signature != self._signature or now >= self._retry_at:
                 self._renew(signature)
             return self._value
 

@@ -2,7 +2,7 @@
 
 This limit is the last resort: services limit their own queues and give better errors. Health checks have no limit, and
 health watches have one of their own, so that a full server still answers probes. Otherwise a caller without a key could
-make them fail, and Kubernetes would restart the pod.
+make them fail, and Kubernetes would restart the pod. Watches need no key, so each host has a share of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,34 @@ _RETRY_AFTER_S = 1.0
 
 
 def share_of(max_calls: int) -> int:
-    """The most calls of one tenant, and of one gRPC connection: a quarter, so that none can use up all calls."""
+    """The most calls of one tenant and of one gRPC connection, and the most health watches of one host: a quarter, so
+    that none can use up all."""
     return max(8, max_calls // 4)
+
+
+class _Shares:
+    """How many calls each owner has; `what` names them in errors."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        self._what = what
+        self._limit = limit
+        self._owners: dict[asyncio.Task[Any], str] = {}
+        self._held = Counter[str]()
+
+    def add(self, task: asyncio.Task[Any], owner: str) -> None:
+        """Raises Overloaded if the owner has its share."""
+        held = self._held[owner]
+        if held >= self._limit:
+            raise Overloaded(self._what, held, f"< {self._limit}", _RETRY_AFTER_S)
+        self._held[owner] += 1
+        self._owners[task] = owner
+
+    def remove(self, task: asyncio.Task[Any]) -> None:
+        owner = self._owners.pop(task, None)
+        if owner is not None:
+            self._held[owner] -= 1
+            if not self._held[owner]:
+                del self._held[owner]
 
 
 class ActiveCalls(grpc.aio.ServerInterceptor):
@@ -35,8 +61,9 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         """`tenant_of_call`: the proven tenant of the current task, if any."""
         self._max_calls = max_calls
         self._tenant_of_call = tenant_of_call
-        self._tenants: dict[asyncio.Task[Any], str] = {}
-        self._by_tenant: Counter[str] = Counter()
+        share = share_of(max_calls)
+        self._tenants = _Shares("calls of the tenant", share)
+        self._hosts = _Shares("health watches of the host", share)
         self._running: set[asyncio.Task[Any]] = set()
         self._watches: set[asyncio.Task[Any]] = set()
         self._cancelled: set[asyncio.Task[Any]] = set()
@@ -74,6 +101,15 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         if task is not None:
             self._add(task, self._running, tenant)
 
+    def record_peer(self, peer: Callable[[], str]) -> None:
+        """Count the current call, if it is a health watch, for the host of its peer (`ipv4:HOST:PORT`).
+
+        Raises Overloaded if the host has its share.
+        """
+        task = asyncio.current_task()
+        if task is not None and task in self._watches:
+            self._hosts.add(task, peer().rpartition(":")[0])
+
     def close(self) -> None:
         """Refuse new calls in `enter`. gRPC refuses its own calls when it stops."""
         self._is_closed = True
@@ -104,24 +140,14 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         if len(calls) >= self._max_calls:
             raise Overloaded("calls", len(calls), f"< {self._max_calls}", _RETRY_AFTER_S)
         if tenant is not None and calls is self._running:
-            self._add_to_tenant(task, tenant)
+            self._tenants.add(task, tenant)
         calls.add(task)
         task.add_done_callback(self._ended)
         self._update_idle()
 
-    def _add_to_tenant(self, task: asyncio.Task[Any], tenant: str) -> None:
-        share, held = share_of(self._max_calls), self._by_tenant[tenant]
-        if held >= share:
-            raise Overloaded("calls of the tenant", held, f"< {share}", _RETRY_AFTER_S)
-        self._by_tenant[tenant] += 1
-        self._tenants[task] = tenant
-
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        tenant = self._tenants.pop(task, None)
-        if tenant is not None:
-            self._by_tenant[tenant] -= 1
-            if not self._by_tenant[tenant]:
-                del self._by_tenant[tenant]
+        self._tenants.remove(task)
+        self._hosts.remove(task)
         for calls in (self._running, self._watches, self._cancelled):
             calls.discard(task)
         self._update_idle()

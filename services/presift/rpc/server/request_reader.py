@@ -36,6 +36,7 @@ class RequestReader(grpc.aio.ServerInterceptor):
     def _reading(self, behavior: Behavior) -> Behavior:
         async def read_and_call(requests: Any, context: Context) -> Any:
             try:
+                self._calls.record_peer(context.peer)
                 request = await _read(context)
             except PresiftError as error:
                 await abort_with(error, context)

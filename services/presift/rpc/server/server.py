@@ -20,6 +20,7 @@ from presift.rpc.security.binding import check_binding, is_loopback
 from presift.rpc.security.certificates import TlsFiles, server_credentials
 from presift.rpc.server.active_calls import ActiveCalls, share_of
 from presift.rpc.server.error_interceptor import ErrorInterceptor
+from presift.rpc.server.health import HealthServicer
 from presift.rpc.server.request_reader import RequestReader
 from presift.rpc.server.stream_writer import StreamWriter
 from presift.telemetry.gauges import gauge, observed
@@ -110,7 +111,7 @@ class GrpcServer:
                 *HARDENED,
             ],
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         self._names = ("", *service_names, *health_names)
         self.listeners: list[Listener] = []
         self._stop = asyncio.Event()

@@ -13,6 +13,7 @@ from presift.rpc.circuit_breaker import BreakerState
 from presift.rpc.pool import heartbeat
 from presift.rpc.pool import pool as fleet_module
 from presift.rpc.pool.pool import ReplicaPool
+from presift.rpc.pool.reference import MINORITY_S
 from presift.rpc.pool.replica import ReplicaInfo
 from presift.rpc.pool.resolver import DnsName, StaticAddresses
 from presift.rpc.pool.retry import AttemptedReplicas
@@ -68,7 +69,7 @@ async def build(channels):
         channel = channels[address] = channels.get(address) or Channel()
         return channel, channel
 
-    def build(where, *, is_pinned=False, heard=lambda: None):
+    def build(where, *, is_pinned=False, heard=lambda: None, clock=time.monotonic, **more):
         async def ask(stub):
             heard()
             return ReplicaInfo(f"process at {id(stub)}", stub.model)
@@ -76,8 +77,8 @@ async def build(channels):
         def differs(first, other):
             return "" if first == other else f"{other}, not {first}"
 
-        service = Service("draft", DraftUnavailable, connect, ask, differs, is_pinned)
-        fleets.append(ReplicaPool(where, service, resolve_every_s=0.01))
+        service = Service("draft", DraftUnavailable, connect, ask, differs, is_pinned, **more)
+        fleets.append(ReplicaPool(where, service, 0.01, clock))
         return fleets[-1]
 
     yield build
@@ -204,7 +205,9 @@ async def test_looking_up_survives_whatever_happens_and_says_it_once(build, dns,
 
 @pytest.mark.parametrize("is_pinned", [False, True])
 async def test_the_measure_moves_where_it_may(build, channels, is_pinned):
-    fleet = build(StaticAddresses(("a:1", "b:1")), is_pinned=is_pinned)
+    times, switches = [0.0], []
+    fleet = build(StaticAddresses(("a:1", "b:1")), is_pinned=is_pinned, clock=lambda: times[-1])
+    fleet.on_switch(switches.append)
     channels["b:1"].model = "new"
     channels["b:1"].state = AWAY
     assert await fleet.info() == "m"
@@ -212,13 +215,74 @@ async def test_the_measure_moves_where_it_may(build, channels, is_pinned):
     await settle(lambda: fleet.statuses()[1].unused)
     channels["a:1"].move(AWAY)
     if is_pinned:
-        await settle(lambda: not fleet.usable())
+        await settle(lambda: not fleet.usable() and fleet._replicas["a:1"].known is None)
         assert fleet.statuses()[1].unused == "new, not m"
-        return
+        times.append(MINORITY_S)
     await settle(lambda: addresses(fleet) == ["b:1"])
+    assert switches == ["new"]
     assert await fleet.info() == "new"
     channels["a:1"].move(READY)
     await settle(lambda: fleet.statuses()[0].unused == "m, not new")
+
+
+@pytest.fixture
+def fleet_of_eight(build, channels):
+    """options -> a fleet of which the first address runs "canary", and which is known before all others."""
+
+    async def fleet_of_eight(**options):
+        addresses = tuple(f"{letter}:1" for letter in "abcdefgh")
+        for address in addresses:
+            channels[address] = Channel()
+            channels[address].state = grpc.ChannelConnectivity.CONNECTING
+        channels["a:1"].model, channels["a:1"].state = "canary", READY
+        fleet = build(StaticAddresses(addresses), is_pinned=True, **options)
+        await settle(lambda: fleet.usable() or fleet.statuses()[0].unused)
+        return fleet
+
+    return fleet_of_eight
+
+
+async def test_the_first_one_decides_nothing_if_the_others_come_soon(fleet_of_eight, channels):
+    fleet = await fleet_of_eight()
+    asked = asyncio.create_task(fleet.info())
+    await asyncio.sleep(0.02)
+    assert not asked.done() and fleet.reference is None
+    for address in "bcdefgh":
+        channels[f"{address}:1"].move(READY)
+    assert await asked == "m"
+    assert addresses(fleet) == [f"{letter}:1" for letter in "bcdefgh"]
+    assert fleet.statuses()[0].unused == "canary, not m"
+
+
+async def test_the_first_one_decides_for_a_minute_if_they_come_late(fleet_of_eight, channels, monkeypatch, caplog):
+    monkeypatch.setattr(fleet_module, "_INFO_TIMEOUT_S", 0.02)
+    times = [0.0]
+    fleet = await fleet_of_eight(clock=lambda: times[-1])
+    assert await fleet.info() == "canary"
+    began = fleet.reference
+    for address in "bcdefgh":
+        channels[f"{address}:1"].move(READY)
+    await settle(lambda: all(each.unused for each in fleet.statuses()[1:]))
+    times.append(MINORITY_S - 1)
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1"] and "another kind" not in caplog.text
+    times.append(MINORITY_S)
+    await settle(lambda: addresses(fleet) == [f"{letter}:1" for letter in "bcdefgh"])
+    assert caplog.text.count("draft: another kind of replica is used now") == 1
+    # What was planned for the former kind goes on there.
+    assert [each.address for each in fleet.pick("key", like=began)] == ["a:1"]
+    name = fleet.statuses()[0].name
+    assert fleet.named(name) is None and fleet.named(name, began).address == "a:1"
+
+
+async def test_a_refused_one_is_never_used_and_chooses_nothing(build, channels):
+    for address, model in (("a:1", "x"), ("b:1", "x"), ("c:1", "m")):
+        channels[address] = Channel()
+        channels[address].model = model
+    fleet = build(StaticAddresses(("a:1", "b:1", "c:1")), refusal=lambda info: "refused" if info == "x" else "")
+    assert await fleet.info() == "m"
+    await settle(lambda: [each.unused for each in fleet.statuses()] == ["refused", "refused", ""])
+    assert addresses(fleet) == ["c:1"]
 
 
 async def test_where_all_breakers_are_open_all_are_asked(build):

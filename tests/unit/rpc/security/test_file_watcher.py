@@ -83,3 +83,18 @@ def test_a_first_reading_that_fails_is_an_error(file):
 def test_without_files_nothing_changes():
     watched = FileWatcher((), lambda: ["value"])
     assert watched.current() is watched.current()
+
+
+def test_files_are_looked_at_no_more_often_than_is_said(file, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("presift.rpc.security.file_watcher.time.monotonic", lambda: clock[0])
+    watched = FileWatcher([file], number(file), every_s=1.0)
+    file.write_text("22")
+    clock[0] = 0.99
+    assert watched.current() == [1]
+    clock[0] = 1.0
+    assert watched.current() == [22]
+    file.write_text("333")
+    assert watched.current() == [22]
+    clock[0] = 2.0
+    assert watched.current() == [333]

@@ -207,6 +207,56 @@ async def test_watches_of_health_are_bounded_too(open_house):
     assert len(await house.generate()) == 2
 
 
+async def relay_from(host, port):
+    """A port at which connections are relayed to `port` on this machine, from an address of their own."""
+
+    async def pump(reader, writer):
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader, writer):
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(host, 0))
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+async def test_connections_of_one_host_do_not_take_all_watches(open_house):
+    house, own_connection = await open_house(max_calls=40), [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(house.address, own_connection) for _ in range(6)]
+    watches, refused = [], []
+    for channel in channels:
+        for _ in range(9):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            try:
+                await watch.read()
+            except grpc.aio.AioRpcError as failure:
+                refused.append(error_of(failure))
+            else:
+                watches.append(watch)
+    assert len(watches) == 10 and {(each.field, each.limit) for each in refused} == {
+        ("health watches of the host", "< 10")
+    }
+    relay, port = await relay_from("127.0.0.2", int(house.address.rpartition(":")[2]))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", own_connection) as other:
+        watch = health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == NOT_SERVING
+        watch.cancel()
+        await settle(lambda: len(house.server.calls._watches) == 10)
+    watches.pop().cancel()
+    await settle(lambda: len(house.server.calls._watches) <= 9)
+    again = house.health.Watch(health_pb2.HealthCheckRequest())
+    assert (await again.read()).status == NOT_SERVING
+    for each in (again, *watches):
+        each.cancel()
+    await settle(lambda: not house.server.calls._watches and not house.server.calls._hosts._held)
+    for channel in channels:
+        await channel.close()
+    relay.close()
+
+
 async def test_an_unknown_method_takes_no_place(open_house):
     house = await open_house(max_calls=1)
     for _ in range(3):
