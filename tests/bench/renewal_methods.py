@@ -22,7 +22,6 @@ CAPACITIES = (256, 512, 1024)
 FAMILIES = ("snap", "draft24", "draft64", "target", "renew12", "renew32")
 EVERY = (FULL, *(f"{family}/{capacity}" for family in FAMILIES for capacity in CAPACITIES))
 FEW = (FULL, "snap/512", "draft24/512", "target/512", *(f"renew12/{size}" for size in CAPACITIES), "renew32/512")
-LOOKAHEAD_TOKENS = 64
 _FORM = re.compile(r"(snap|draft|target|renew)(\d*)(?:w(\d+))?(?:f(\d+))?/(\d+)")
 
 
@@ -54,7 +53,7 @@ class Method:
         return cls(name, policy)
 
     def plan(self, lookahead: list[int]) -> KvPlan | None:
-        """`lookahead`: the draft's answer, of LOOKAHEAD_TOKENS or fewer."""
+        """`lookahead`: the beginning of the draft's answer."""
         if self.policy is None:
             return None
         return KvPlan(self.policy, lookahead_token_ids=tuple(lookahead[: self.lookahead_tokens]))

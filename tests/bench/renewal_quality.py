@@ -2,8 +2,8 @@
 
     python tests/bench/renewal_quality.py [answers | table] --target DIR --draft DIR [--minutes 4] [--methods NAME ...]
 
-One SGLang engine. A document is read once, then all methods (`renewal_methods`) answer questions at once, greedily.
-The draft's lookaheads are generated before and kept in a file. Every answer goes to a JSONL file as it comes, and a
+One SGLang engine. A document is read once, then all methods (`renewal_methods`) answer its questions, greedily, beside
+answers about earlier documents. The draft's lookaheads are generated before and kept in a file. Every answer goes to a JSONL file as it comes, and a
 rerun goes on where it stopped; status 75: there is more to do. `table` needs no model. Status 1: a floor is missed.
 """
 
@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--tokens", nargs="+", type=int, default=(2000, 6000, 12000), help="lengths of documents")
     parser.add_argument("--limit", type=int, help="the first so many of the questions")
-    parser.add_argument("--minutes", type=float, default=600, help="start no question after so long (status 75)")
+    parser.add_argument("--minutes", type=float, default=600, help="start no document after so long (status 75)")
     return parser
 
 
