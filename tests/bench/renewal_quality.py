@@ -3,8 +3,9 @@
     python tests/bench/renewal_quality.py [answers | table] --target DIR --draft DIR [--minutes 4] [--methods NAME ...]
 
 One SGLang engine. A document is read once, then all methods (`renewal_methods`) answer its questions, greedily, beside
-answers about earlier documents. The draft's lookaheads are generated before and kept in a file. Every answer goes to a JSONL file as it comes, and a
-rerun goes on where it stopped; status 75: there is more to do. `table` needs no model. Status 1: a floor is missed.
+answers about earlier documents. The draft's lookaheads are generated before and kept in a file. Every answer goes to a
+JSONL file as it comes, and a rerun goes on where it stopped; status 75: there is more to do. `table` needs no model.
+Status 1: a floor is missed.
 """
 
 from __future__ import annotations
