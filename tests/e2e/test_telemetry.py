@@ -42,6 +42,7 @@ NOT_HERE = {
     "presift.replica.failovers": "a replica must be lost",
     "presift.replica.migrations": "a replica must be lost amid an answer",
     "presift.replica.breaker": "a replica must fail again and again",
+    "presift.replica.switches": "replicas of several kinds must be there",
     "presift.replica.hedges": "a second draft must be asked",
     "presift.draft.refused": "the orchestrator must ask for what no draft does",
     "presift.target.refused": "the orchestrator must ask for what no target does",
