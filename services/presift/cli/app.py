@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from presift.cli.commands.calibrate_draft import calibrate_draft
+from presift.cli.commands.evaluate import evaluate
 from presift.cli.commands.explain import explain
 from presift.cli.commands.generate import generate
 from presift.cli.commands.keys import keys
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(generate)
 app.command()(explain)
+app.command("eval")(evaluate)
 app.command()(models)
 app.command()(route)
 app.command()(plan)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from presift.cli.render.console import print_stderr
 from presift.cli.settings import CliSettings
 from presift.rpc.security.binding import is_loopback
-from presift_client import Client, TlsOptions
+from presift_client import AsyncClient, Client, TlsOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +45,24 @@ class ConnectionFlags:
 
 def connect(flags: ConnectionFlags, settings: CliSettings, tenant: str | None = None) -> Client:
     """The orchestrator's client. Raises ValueError or OSError for files that cannot be used, never quoting a key."""
+    address, options = _address_and_options(flags, settings)
+    return Client(address, tenant=tenant, **options)
+
+
+def connect_async(flags: ConnectionFlags, settings: CliSettings, tenant: str | None = None) -> AsyncClient:
+    """As `connect`, for the running event loop."""
+    address, options = _address_and_options(flags, settings)
+    return AsyncClient(address, tenant=tenant, **options)
+
+
+def _address_and_options(flags: ConnectionFlags, settings: CliSettings) -> tuple[str, dict[str, Any]]:
     address = flags.address or settings.address
     api_key = _api_key(flags.api_key_file, settings)
     files = TlsOptions(flags.ca or settings.ca, flags.cert or settings.cert, flags.key or settings.key)
     is_tls = flags.tls or settings.tls or files != TlsOptions()
     if api_key is not None and not is_tls and not is_loopback(address):
         print_stderr(f"warning: sending the API key to {address} unencrypted; use --tls or --ca")
-    return Client(address, tls=files if is_tls else None, api_key=api_key, tenant=tenant)
+    return address, {"tls": files if is_tls else None, "api_key": api_key}
 
 
 def _api_key(file: Path | None, settings: CliSettings) -> str | None:

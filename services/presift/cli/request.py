@@ -1,4 +1,4 @@
-"""From flags to the options of a client's request."""
+"""From flags to the options of a client's request; the files that flags name."""
 
 from __future__ import annotations
 
@@ -73,3 +73,13 @@ def read_text(path: Path) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise ValueError if the file cannot be written, before any request is sent."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a folder")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} cannot be written: its folder does not exist")

@@ -23,7 +23,9 @@ def run(monkeypatch, tmp_path):
 def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("up", "generate", "explain", "models", "route", "plan", "keys"))
+    assert all(
+        name in result.output for name in ("up", "generate", "explain", "eval", "models", "route", "plan", "keys")
+    )
 
 
 def test_misuse_prints_one_line(run):

@@ -28,6 +28,14 @@ def test_tls_with_public_authorities_needs_no_file(connected):
     assert connected("presift.example:443", tls=True)["tls"] == TlsOptions()
 
 
+def test_both_clients_get_the_same_options(connected, monkeypatch, tmp_path):
+    wanted, made = dict(connected("presift.example:443", tls=True)), {}
+    monkeypatch.setattr(connection, "AsyncClient", lambda address, **options: made.update(options, address=address))
+    flags = ConnectionFlags(address="presift.example:443", tls=True, api_key_file=tmp_path / "key")
+    connection.connect_async(flags, CliSettings())
+    assert made == wanted
+
+
 def test_an_authority_turns_tls_on(connected, tmp_path):
     assert connected("presift.example:443", ca=tmp_path / "ca.pem")["tls"] == TlsOptions(tmp_path / "ca.pem")
 

@@ -15,7 +15,7 @@ from presift.cli.connection import ConnectionFlags, connect
 from presift.cli.flags import PromptFlags, RequestFlags, RouteName, Tenant, with_flags
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.render.lines import explanation_lines
-from presift.cli.request import budget_options, prompt_options
+from presift.cli.request import budget_options, check_writable, prompt_options
 from presift.cli.settings import CliSettings
 from presift_client import Explanation
 from presift_client.requests import ExplainOptions
@@ -59,16 +59,6 @@ def explain(
         with connect(connection, CliSettings(), tenant) as client:
             explanation = client.explain(**options)
         print(as_text(explanation)) if as_json else show(explanation, html)
-
-
-def check_writable(html: Path | None) -> None:
-    """Raise ValueError if the page cannot be written, before the request is sent."""
-    if html is None:
-        return
-    if html.is_dir():
-        raise ValueError(f"{html} cannot be written: it is a folder")
-    if not html.absolute().parent.is_dir():
-        raise ValueError(f"{html} cannot be written: its folder does not exist")
 
 
 def as_text(explanation: Explanation) -> str:

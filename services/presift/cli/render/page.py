@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-
-import jinja2
 
 from presift.cli.render import forecasts, strips
 from presift.cli.render.heat import HEAT_LEVELS, HOLD_LEVELS, pieces, printable
 from presift.cli.render.lines import renewal_parts
+from presift.cli.render.templates import template
 from presift_client import Decision, Explanation, KvMask, Model
 
 # A screen has no pixels for more.
@@ -38,7 +35,7 @@ def page_of(explanation: Explanation) -> str:
     """The page, as HTML."""
     decision, shares = explanation.decision, strips.kept_share(explanation)
     importance, tokens = strips.importance(explanation), int(shares.size)
-    return _template().render(
+    return template("page.html").render(
         decision=decision,
         detail=printable(decision.detail),
         facts=facts(explanation),
@@ -98,12 +95,3 @@ def _model(model: Model | None) -> str:
 def _times(decision: Decision) -> str:
     drafted = f", draft {decision.draft_ms:,.0f} ms" if decision.draft else ""
     return f"tokenisation {decision.tokenize_ms:,.0f} ms{drafted}"
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("presift.cli.render").joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(source)

@@ -1,0 +1,116 @@
+"""`presift eval`: every route with every budget against `full`, on prompts of your own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from presift.cli.connection import ConnectionFlags
+from presift.cli.flags import Tenant, with_flags
+from presift.cli.render.console import exit_on_error, print_stderr
+from presift.cli.request import check_writable
+from presift.cli.settings import CliSettings
+
+if TYPE_CHECKING:
+    from presift.cli.evaluation.session import Evaluated
+
+_INTERRUPTED = 130
+
+
+@with_flags
+def evaluate(
+    *,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.jsonl",
+            help="one JSON object a line: prompt (text) or messages; optional are id, expected (text that the answer "
+            "must contain, or a list of texts), choices (one of them is expected), and scorer: contains, contains_any, "
+            "exact or choice",
+        ),
+    ],
+    routes: Annotated[
+        str, typer.Option(help="routes to compare with full, separated by commas: spec_pc, spec_kv, spec_kv_pc")
+    ] = "full,spec_pc,spec_kv",
+    budgets: Annotated[
+        str,
+        typer.Option(
+            help="budgets of each route, separated by commas: a share of the prompt's tokens (0.25 or 25%), a number "
+            "of tokens (512), or default. It is max_kv_tokens on routes that drop KV, max_prompt_tokens on others"
+        ),
+    ] = "25%,default",
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts of the file")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="most tokens of an answer; 256 if unset")] = None,
+    temperature: Annotated[float, typer.Option(help="sampling temperature; 0 is greedy")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the intervals, and of answers that are not greedy")] = 0,
+    compress_above: Annotated[
+        int, typer.Option(min=0, help="prompts of up to this many tokens are not compressed")
+    ] = 0,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="prompts at a time; above 1 the times are those of a busy service")
+    ] = 1,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="the file of answers (no prompts), by which the same command continues after an interruption; "
+            "FILE.results.jsonl if unset"
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="also write an HTML page to this file; it shows what was kept in the worst cases"),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write a JSON file: the tables, and each answer with its score")
+    ] = None,
+    deadline_s: Annotated[float, typer.Option("--deadline", help="time limit for an answer, seconds")] = 600.0,
+    tenant: Tenant = None,
+    connection: ConnectionFlags,
+) -> None:
+    """Compare routes and budgets with full on your own prompts: right answers, agreement, times, KV held.
+
+    Every prompt is answered by full and by each route with each budget. The prompts and their answers stay on this
+    machine and the orchestrator's. A second run asks only for the answers that --results lacks.
+    """
+    # Imported here: `presift generate` needs none of it.
+    from presift.cli.evaluation import arms, dataset, report, runner, session  # noqa: PLC0415
+
+    with exit_on_error():
+        results = file.with_suffix(".results.jsonl") if results is None else results
+        for path in (results, html, json_file):
+            check_writable(path)
+        found = dataset.read_dataset(file, limit)
+        if found.ignored:
+            print_stderr(f"ignored keys of {file}: {', '.join(found.ignored)}")
+        answers = runner.AnswerSettings(max_new_tokens, temperature, seed, compress_above, deadline_s)
+        evaluation = session.Evaluation(
+            found.examples, arms.arms_of(routes, budgets), answers, results, concurrency, explains=html is not None
+        )
+        try:
+            done = asyncio.run(evaluation.run(connection, CliSettings(), tenant))
+        except KeyboardInterrupt:
+            print_stderr(f"stopped; the same command continues with what {results} lacks")
+            raise typer.Exit(_INTERRUPTED) from None
+        report.show(done.summary, Console())
+        write(done, html, json_file)
+    if done.summary.missing:
+        raise typer.Exit(1)
+
+
+def write(done: Evaluated, html: Path | None, json_file: Path | None) -> None:
+    """Write the page and the JSON file that were asked for."""
+    from presift.cli.evaluation import page, report  # noqa: PLC0415
+
+    texts: dict[Path, str] = {}
+    if json_file is not None:
+        texts[json_file] = json.dumps(report.as_json(done.summary, done.header), ensure_ascii=False) + "\n"
+    if html is not None:
+        texts[html] = page.page_of(done.summary, done.header, done.explained)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print_stderr(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)")

@@ -1,0 +1,1 @@
+"""Comparison of routes with `full` on a file of prompts: `presift eval`."""

@@ -1,0 +1,145 @@
+"""The prompts of a JSONL file, and what is expected of their answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from presift.cli.evaluation.scorers import SCORERS
+from presift_client import InvalidRequest
+from presift_client.requests import Options, generate_request
+
+KEYS = ("id", "prompt", "messages", "expected", "choices", "scorer")
+# Characters of a faulty value that an error shows.
+_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt, as options of the client: a text `prompt` or `messages`. `scorer` is None if nothing is expected."""
+
+    id: str
+    prompt: Mapping[str, Any]
+    expected: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    scorer: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal prompts: 32 hex digits."""
+        text = json.dumps(self.prompt, ensure_ascii=True, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def score(self, answer: str) -> float | None:
+        """0..1; None if nothing is expected."""
+        return None if self.scorer is None else SCORERS[self.scorer](answer, self.expected, self.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The examples of a file, in its order, and the keys of its lines that have no meaning here."""
+
+    examples: tuple[Example, ...]
+    ignored: tuple[str, ...]
+
+
+def read_dataset(path: Path, limit: int | None = None) -> Dataset:
+    """The first `limit` examples of a file.
+
+    Raises ValueError, naming line, field and value, for a faulty line or an empty file, and OSError.
+    """
+    examples: dict[str, Example] = {}
+    ignored: dict[str, None] = {}
+    with path.open("rb") as file:
+        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for number, raw in islice(lines, limit):
+            line = _Line(f"{path}, line {number}", raw)
+            example = line.example(str(number))
+            if example.id in examples:
+                line.fail("id", example.id, "different from those of the lines before")
+            examples[example.id] = example
+            ignored |= dict.fromkeys(key for key in line.values if key not in KEYS)
+    if not examples:
+        raise ValueError(f"{path} has no prompts; it must have one JSON object a line")
+    return Dataset(tuple(examples.values()), tuple(ignored))
+
+
+class _Line:
+    """A line and its place, which every error names."""
+
+    def __init__(self, place: str, raw: bytes) -> None:
+        self._place = place
+        try:
+            values = json.loads(raw)
+        except ValueError as error:
+            raise ValueError(f"{place} is not JSON ({error})") from None
+        if not isinstance(values, dict):
+            self.fail("the line", values, "a JSON object")
+        self.values: dict[str, Any] = values
+
+    def fail(self, field: str, value: object, limit: str) -> NoReturn:
+        shown = "missing" if value is None else json.dumps(value, ensure_ascii=False)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise ValueError(f"{self._place}: {field} is {shown}; it must be {limit}")
+
+    def example(self, default_id: str) -> Example:
+        expected, choices = self._texts("expected"), self._texts("choices")
+        return Example(
+            self._id(default_id), self._prompt(), expected, choices, self._scorer(len(expected), expected, choices)
+        )
+
+    def _id(self, default: str) -> str:
+        value = self.values.get("id", default)
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            self.fail("id", value, "a string that is not empty, or a number")
+        return str(value)
+
+    def _prompt(self) -> dict[str, Any]:
+        given = [name for name in ("prompt", "messages") if self.values.get(name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"{self._place} has {' and '.join(given) or 'no prompt'}; give either prompt or messages")
+        (name,) = given
+        value = self.values[name]
+        if name == "prompt":
+            if not isinstance(value, str) or not value:
+                self.fail(name, value, "a string that is not empty")
+        elif not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+            self.fail(name, value, "a list of objects with role and content")
+        prompt = {name: value}
+        try:
+            generate_request(**_request(prompt))
+        except (ValueError, InvalidRequest) as error:
+            raise ValueError(f"{self._place}: {error}") from None
+        except (TypeError, AttributeError):
+            self.fail(name, value, "a list of objects whose role and text are strings")
+        return prompt
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        value = self.values.get(name)
+        texts = [] if value is None else value if isinstance(value, list) else [value]
+        if value == [] or not all(isinstance(text, str) and text.strip() for text in texts):
+            self.fail(name, value, "a string or a list of strings, none of them empty")
+        return tuple(texts)
+
+    def _scorer(self, count: int, expected: tuple[str, ...], choices: tuple[str, ...]) -> str | None:
+        value = self.values.get("scorer")
+        if value is not None and value not in tuple(SCORERS):
+            self.fail("scorer", value, f"one of {', '.join(SCORERS)}")
+        if value is not None and not count:
+            self.fail("expected", None, f"set where scorer is {value}")
+        if choices and (count != 1 or expected[0] not in choices):
+            self.fail("expected", list(expected), f"one of the choices ({', '.join(choices)})")
+        if value == "choice" and not choices:
+            self.fail("choices", None, "a list of strings where scorer is choice")
+        default = "choice" if choices else "contains" if count else None
+        return value or default
+
+
+def _request(prompt: dict[str, Any]) -> dict[str, Any]:
+    options = cast(Options, {name: value for name, value in prompt.items() if name != "prompt"})
+    return {"prompt": prompt.get("prompt"), "options": options}

@@ -1,0 +1,167 @@
+"""Asks an orchestrator for every answer that is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from presift.cli.evaluation.arms import BASELINE, Arm
+from presift.cli.evaluation.dataset import Example
+from presift.cli.evaluation.results import Failure, Key, Result, ResultFile, answer_of
+from presift_client import (
+    AsyncClient,
+    BudgetExceeded,
+    DeadlineExceeded,
+    Explanation,
+    Info,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    RouteUnsupported,
+    Unavailable,
+)
+
+# Errors of the request itself, which another run meets again.
+_PERMANENT = (InvalidRequest, BudgetExceeded, RouteUnsupported)
+# Errors of one call, which another run may not meet. All others would meet every call: they end the run.
+_OF_ONE_CALL = (DeadlineExceeded, InternalError)
+_ATTEMPTS = 5
+_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How answers are generated. Prompts above `compress_above` tokens are compressed; `max_new_tokens` None is the
+    orchestrator's default. `seed` applies if `temperature` is above 0. `deadline_s` changes no answer."""
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    compress_above: int = 0
+    deadline_s: float = 600.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As options of the client."""
+        length = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        seed = {"seed": self.seed} if self.temperature > 0 else {}
+        return {"temperature": self.temperature, "deadline_s": self.deadline_s} | length | seed
+
+    def digest(self, info: Info, tenant: str | None) -> str:
+        """Of all that answers depend on besides prompt and arm, models and policy file included: 16 hex digits."""
+        values = {
+            "options": {name: value for name, value in self.options.items() if name != "deadline_s"},
+            "compress_above": self.compress_above,
+            "models": [None if model is None else asdict(model) for model in (info.target, info.draft)],
+            "policy_file": None if info.policy_file is None else info.policy_file.digest,
+            "tenant": tenant,
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Runner:
+    """Asks for answers and writes them to `results`."""
+
+    def __init__(self, client: AsyncClient, arms: Sequence[Arm], settings: AnswerSettings, results: ResultFile) -> None:
+        self._client = client
+        self._arms = arms
+        self._settings = settings
+        self._results = results
+
+    def missing(self, examples: Sequence[Example]) -> int:
+        """How many answers the results lack."""
+        keys = {Key(example.digest, arm.name) for example in examples for arm in self._arms}
+        return len(keys - self._results.results.keys())
+
+    async def run(self, examples: Sequence[Example], concurrency: int, on_result: Callable[[], None]) -> None:
+        """Ask for all missing answers, for up to `concurrency` prompts at a time; `on_result` is called after each.
+
+        The arms of a prompt are asked one after the other, so that all meet the same noise. Calls that failed for
+        reasons of their own are left out; another run repeats them. Raises PresiftError for what would meet every call.
+        """
+        prompts = enumerate({example.digest: example for example in examples}.values())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(self._work(prompts, on_result))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def explain(self, example: Example, arm: Arm) -> Explanation:
+        """What the arm keeps of a prompt. Raises PresiftError."""
+        options = await self._request(example, arm) | {"span_per_token": True}
+        if self._settings.max_new_tokens is not None:
+            options["max_new_tokens"] = self._settings.max_new_tokens
+        try:
+            return await self._client.explain(**options, include_kv_mask=True)
+        except InvalidRequest as error:
+            if error.field != "include_kv_mask":  # the orchestrator's default selects KV anew during the answer
+                raise
+            return await self._client.explain(**options)
+
+    async def _work(self, prompts: Iterator[tuple[int, Example]], on_result: Callable[[], None]) -> None:
+        for number, example in prompts:
+            for arm in order(self._arms, number):
+                key = Key(example.digest, arm.name)
+                if key in self._results.results:
+                    continue
+                result = await self._ask(example, arm, first_reading=self._is_unread(example, arm))
+                if result is not None:
+                    self._results.add(key, example.id, result)
+                on_result()
+
+    def _is_unread(self, example: Example, arm: Arm) -> bool:
+        others = (other for other in self._arms if other.readers & arm.readers)
+        return all(Key(example.digest, other.name) not in self._results.results for other in others)
+
+    async def _ask(self, example: Example, arm: Arm, *, first_reading: bool) -> Result | None:
+        """None if another run may have the answer."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                options = await self._request(example, arm) | self._settings.options
+                return answer_of(await self._client.generate(**options), first_reading=first_reading)
+            except _PERMANENT as error:
+                return Failure(type(error).__name__, str(error))
+            except _OF_ONE_CALL:
+                return None
+            except (Overloaded, Unavailable) as error:
+                if attempt == _ATTEMPTS:
+                    raise
+                await asyncio.sleep(error.retry_after_s or _PAUSE_S * attempt)
+        raise AssertionError("unreachable")
+
+    async def _request(self, example: Example, arm: Arm) -> dict[str, Any]:
+        """The options that say what the target reads and holds."""
+        tokens = await self._prompt_tokens(example) if arm.is_relative else None
+        above = {} if arm == BASELINE else {"compress_above_tokens": self._settings.compress_above}
+        return {**example.prompt, **arm.options(tokens), **above}
+
+    async def _prompt_tokens(self, example: Example) -> int:
+        known = self._results.prompt_tokens.get(example.digest)
+        if known is not None:
+            return known
+        explanation = await self._client.explain(
+            **example.prompt, route=BASELINE.route.value, deadline_s=self._settings.deadline_s
+        )
+        self._results.prompt_tokens[example.digest] = explanation.decision.prompt_tokens
+        return explanation.decision.prompt_tokens
+
+
+def order(arms: Sequence[Arm], number: int) -> tuple[Arm, ...]:
+    """The order of the arms for prompt `number`: each begins with another arm, in turns forwards and backwards, so that
+    every arm is asked about some prompts before others have had them read."""
+    start = number % len(arms)
+    first, *rest = (*arms[start:], *arms[:start])
+    return (first, *(reversed(rest) if number // len(arms) % 2 else rest))
+
+
+def check_served(arms: Sequence[Arm], info: Info) -> None:
+    """Raise ValueError for a route that the orchestrator does not serve."""
+    for arm in arms:
+        if arm.route not in info.supported_routes:
+            served = ", ".join(info.supported_routes)
+            raise ValueError(f"routes has '{arm.route}', which is not served here; served: {served}")

@@ -1,0 +1,96 @@
+"""Lines of a file become examples; a faulty one is named."""
+
+import json
+
+import pytest
+
+from presift.cli.evaluation.dataset import read_dataset
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Lines (text, or values written as JSON) -> the dataset."""
+    path = tmp_path / "prompts.jsonl"
+
+    def read(*lines, limit=None):
+        texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        return read_dataset(path, limit)
+
+    return read
+
+
+CHAT = [{"role": "user", "content": [{"text": "a document", "document": True}, {"text": "why?"}]}]
+
+
+def test_both_kinds_of_prompts(read):
+    first, second = read({"prompt": "hi", "expected": "yo"}, "", {"id": 7, "messages": CHAT}).examples
+    assert (first.id, dict(first.prompt), first.expected, first.scorer) == ("1", {"prompt": "hi"}, ("yo",), "contains")
+    assert (second.id, dict(second.prompt), second.expected, second.scorer) == ("7", {"messages": CHAT}, (), None)
+    assert second.score("anything") is None and first.score("Yo!") == 1
+
+
+def test_equal_prompts_have_equal_digests(read):
+    examples = read(
+        *({"id": id_, "prompt": prompt} for id_, prompt in (("a", "hi"), ("b", "hi"), ("c", "ho")))
+    ).examples
+    digests = [example.digest for example in examples]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_unknown_keys_are_harmless_and_named(read):
+    dataset = read({"prompt": "hi", "source": 1}, {"prompt": "ho", "source": 2, "tools": []})
+    assert len(dataset.examples) == 2 and dataset.ignored == ("source", "tools")
+
+
+def test_only_the_first_are_read(read):
+    assert [example.id for example in read({"prompt": "a"}, "", {"prompt": "b"}, "{", limit=2).examples] == ["1", "3"]
+
+
+def test_choices_are_scored_by_choice(read):
+    (example,) = read({"prompt": "A or B?", "choices": ["A", "B"], "expected": "B"}).examples
+    assert example.scorer == "choice" and example.score("B, because") == 1 and example.score("A") == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "the line is [1]; it must be a JSON object"),
+        ({}, "has no prompt; give either prompt or messages"),
+        ({"prompt": "a", "messages": CHAT}, "has prompt and messages"),
+        ({"prompt": 5}, "prompt is 5; it must be a string"),
+        ({"prompt": ""}, 'prompt is ""; it must be a string'),
+        ({"messages": []}, "messages is []; it must be a list of objects"),
+        ({"messages": ["hi"]}, 'messages is ["hi"]; it must be a list of objects'),
+        ({"messages": [{"content": "hi"}]}, "messages[0] has no role"),
+        ({"messages": [{"role": "user", "content": 5}]}, 'messages is [{"role": "user", "content": 5}]; it must be'),
+        ({"messages": [{"role": 5, "content": "x"}]}, "a list of objects whose role and text are strings"),
+        ({"prompt": "a", "id": ""}, 'id is ""; it must be a string'),
+        ({"prompt": "a", "id": True}, "id is true; it must be a string"),
+        ({"prompt": "a", "id": "1"}, 'id is "1"; it must be different'),
+        ({"prompt": "a", "expected": 5}, "expected is 5; it must be a string or a list of strings"),
+        ({"prompt": "a", "expected": []}, "expected is []; it must be"),
+        ({"prompt": "a", "expected": ["x", " "]}, 'expected is ["x", " "]; it must be'),
+        ({"prompt": "a", "expected": "x", "scorer": "f2"}, 'scorer is "f2"; it must be one of contains, '),
+        ({"prompt": "a", "scorer": "exact"}, "expected is missing; it must be set where scorer is exact"),
+        ({"prompt": "a", "expected": "x", "scorer": "choice"}, "choices is missing; it must be a list of strings"),
+        ({"prompt": "a", "choices": ["x", "y"]}, "expected is []; it must be one of the choices (x, y)"),
+        ({"prompt": "a", "choices": ["x", "y"], "expected": "z"}, 'expected is ["z"]; it must be one of the choices'),
+    ],
+)
+def test_an_error_names_line_field_and_value(read, line, message):
+    with pytest.raises(ValueError) as error:
+        read({"prompt": "fine"}, "", line)
+    assert "prompts.jsonl, line 3" in str(error.value) and message in str(error.value)
+
+
+def test_a_long_value_is_cut(read):
+    with pytest.raises(ValueError) as error:
+        read({"prompt": "a", "expected": {"x": "y" * 5000}})
+    assert len(str(error.value)) < 400
+
+
+def test_an_empty_file(read):
+    with pytest.raises(ValueError, match="has no prompts"):
+        read("", " ")
