@@ -84,6 +84,14 @@ async def test_three_prompts(house, folder, run):
     assert all(name in result.stdout for name in ("all prompts: 3", "of full (95%)", *ARMS, "only 3 scored prompts"))
 
 
+async def test_results_may_be_in_another_folder(house, folder, run):
+    (folder / "out").mkdir()
+    assert (await run("--limit", 1, "--results", folder / "out")).exit_code == 0
+    assert (await run("--limit", 1, "--results", folder / "other.jsonl")).exit_code == 0
+    found = (folder / "out" / "prompts.results.jsonl", folder / "other.jsonl")
+    assert [len(path.read_text().splitlines()) for path in found] == [5, 5]
+
+
 async def test_the_arms_take_turns(house, folder, run):
     assert (await run()).exit_code == 0
     order = [(line["id"], ARMS.index(line["arm"])) for line in map(json.loads, results_lines(folder))]

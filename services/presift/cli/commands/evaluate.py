@@ -57,8 +57,8 @@ def evaluate(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="the file of answers (no prompts), by which the same command continues after an interruption; "
-            "FILE.results.jsonl if unset"
+            help="the file of answers (no prompts), by which the same command continues after an interruption, or its "
+            "folder; FILE.results.jsonl, beside FILE, if unset"
         ),
     ] = None,
     html: Annotated[
@@ -74,14 +74,14 @@ def evaluate(
 ) -> None:
     """Compare routes and budgets with full on your own prompts: right answers, agreement, times, KV held.
 
-    Every prompt is answered by full and by each route with each budget. The prompts and their answers stay on this
-    machine and the orchestrator's. A second run asks only for the answers that --results lacks.
+    Every prompt is answered by full and by each route with each budget. Answers are kept in --results, and a second
+    run asks only for those that it lacks.
     """
     # Imported here: `presift generate` needs none of it.
     from presift.cli.evaluation import arms, dataset, report, runner, session  # noqa: PLC0415
 
     with exit_on_error():
-        results = file.with_suffix(".results.jsonl") if results is None else results
+        results = results_file(file, results)
         for path in (results, html, json_file):
             check_writable(path)
         found = dataset.read_dataset(file, limit)
@@ -100,6 +100,14 @@ def evaluate(
         write(done, html, json_file)
     if done.summary.missing:
         raise typer.Exit(1)
+
+
+def results_file(file: Path, results: Path | None) -> Path:
+    """The file of answers to the prompts of `file`: as given, in the given folder, or beside it."""
+    default = file.with_suffix(".results.jsonl")
+    if results is None:
+        return default
+    return results / default.name if results.is_dir() else results
 
 
 def write(done: Evaluated, html: Path | None, json_file: Path | None) -> None:

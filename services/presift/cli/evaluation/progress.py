@@ -41,4 +41,5 @@ class AnswerProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._is_terminal:
+            self._bar.stop()

@@ -73,6 +73,8 @@ class Evaluation:
 
 async def _explained(runner: Runner, summary: Summary) -> dict[int, Explanation | str]:
     found: dict[int, Explanation | str] = {}
+    if summary.cases:
+        print_stderr(f"explaining the {len(summary.cases)} worst cases")
     for number, case in enumerate(summary.cases):
         try:
             found[number] = await runner.explain(case.example, case.arm)

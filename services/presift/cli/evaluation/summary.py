@@ -221,9 +221,14 @@ def _row(arm: Arm, outcomes: Sequence[Outcome], seed: int) -> Row:
         kv_tokens=_median(each.kv_tokens for each in answers),
         read_tokens=_median(each.read_tokens for each in answers),
         read_share=_median(each.read_tokens / each.prompt_tokens for each in answers),
-        instead=Counter(f"{each.route} ({each.reason})" for each in answers if each.route != arm.route),
-        failed=dict(Counter(failures).most_common()),
+        instead=_counts(f"{each.route} ({each.reason})" for each in answers if each.route != arm.route),
+        failed=_counts(failures),
     )
+
+
+def _counts(words: Iterable[str]) -> dict[str, int]:
+    """The most frequent first."""
+    return dict(Counter(words).most_common())
 
 
 def _median(values: Iterable[float | None]) -> float | None:

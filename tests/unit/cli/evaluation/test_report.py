@@ -8,6 +8,7 @@ from rich.console import Console
 
 from presift.cli.evaluation.page import page_of
 from presift.cli.evaluation.report import as_json, interval, number, show
+from presift.cli.evaluation.results import Failure
 from presift.cli.evaluation.statistics import Estimate
 from presift.cli.evaluation.summary import summarise
 from presift.cli.render.templates import template
@@ -49,6 +50,14 @@ def test_the_json_is_complete_and_valid(lost):
     losses = [(each["id"], each["arm"]) for each in found["answers"] if each["score"] != each["full_score"]]
     assert losses == [("q1", "spec_pc 512")] and len(found["answers"]) == 6
     assert found["answers"][3]["answer"]["text"] == EVIL and 0 <= found["answers"][3]["agreement"]["degree"] < 1
+
+
+def test_answers_of_other_routes_and_errors_are_in_the_json(compared):
+    pairs = [("yes", "yes")] * 3 + [("yes", Failure("InvalidRequest", "too small"))]
+    found = as_json(summarise(*compared(*pairs, route="full", reason="within_budget"), 0), {})
+    row = json.loads(json.dumps(found))["tables"][0]["rows"][1]
+    assert row["instead"] == {"full (within_budget)": 3} and row["failed"] == {"too small": 1}
+    assert found["answers"][-1]["error"] == {"kind": "InvalidRequest", "message": "too small"}
 
 
 def test_the_page_escapes_everything(lost, explained):
