@@ -89,9 +89,7 @@ class _Line:
 
     def example(self, default_id: str) -> Example:
         expected, choices = self._texts("expected"), self._texts("choices")
-        return Example(
-            self._id(default_id), self._prompt(), expected, choices, self._scorer(len(expected), expected, choices)
-        )
+        return Example(self._id(default_id), self._prompt(), expected, choices, self._scorer(expected, choices))
 
     def _id(self, default: str) -> str:
         value = self.values.get("id", default)
@@ -110,14 +108,13 @@ class _Line:
                 self.fail(name, value, "a string that is not empty")
         elif not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
             self.fail(name, value, "a list of objects with role and content")
-        prompt = {name: value}
         try:
-            generate_request(**_request(prompt))
+            generate_request(self.values.get("prompt"), cast(Options, {} if name == "prompt" else {name: value}))
         except (ValueError, InvalidRequest) as error:
             raise ValueError(f"{self._place}: {error}") from None
         except (TypeError, AttributeError):
             self.fail(name, value, "a list of objects whose role and text are strings")
-        return prompt
+        return {name: value}
 
     def _texts(self, name: str) -> tuple[str, ...]:
         value = self.values.get(name)
@@ -126,20 +123,15 @@ class _Line:
             self.fail(name, value, "a string or a list of strings, none of them empty")
         return tuple(texts)
 
-    def _scorer(self, count: int, expected: tuple[str, ...], choices: tuple[str, ...]) -> str | None:
+    def _scorer(self, expected: tuple[str, ...], choices: tuple[str, ...]) -> str | None:
         value = self.values.get("scorer")
         if value is not None and value not in tuple(SCORERS):
             self.fail("scorer", value, f"one of {', '.join(SCORERS)}")
-        if value is not None and not count:
+        if value is not None and not expected:
             self.fail("expected", None, f"set where scorer is {value}")
-        if choices and (count != 1 or expected[0] not in choices):
-            self.fail("expected", list(expected), f"one of the choices ({', '.join(choices)})")
+        if choices and (len(expected) != 1 or expected[0] not in choices):
+            self.fail("expected", list(expected) or None, f"one of the choices ({', '.join(choices)})")
         if value == "choice" and not choices:
             self.fail("choices", None, "a list of strings where scorer is choice")
-        default = "choice" if choices else "contains" if count else None
-        return value or default
-
-
-def _request(prompt: dict[str, Any]) -> dict[str, Any]:
-    options = cast(Options, {name: value for name, value in prompt.items() if name != "prompt"})
-    return {"prompt": prompt.get("prompt"), "options": options}
+        default = "choice" if choices else "contains" if expected else None
+        return default if value is None else str(value)

@@ -108,7 +108,7 @@ class ResultFile:
     def add(self, key: Key, example_id: str, result: Result) -> None:
         """Write a result at once, so that it is there however this process ends."""
         kind = "answer" if isinstance(result, Answer) else "error"
-        line = {"arm": key.arm, "prompt": key.prompt, "settings": self._settings, "id": example_id}
+        line: dict[str, Any] = {"arm": key.arm, "prompt": key.prompt, "settings": self._settings, "id": example_id}
         line[kind] = asdict(result)
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()

@@ -47,9 +47,12 @@ class AnswerSettings:
     @property
     def options(self) -> dict[str, Any]:
         """As options of the client."""
-        length = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
-        seed = {"seed": self.seed} if self.temperature > 0 else {}
-        return {"temperature": self.temperature, "deadline_s": self.deadline_s} | length | seed
+        options: dict[str, Any] = {"temperature": self.temperature, "deadline_s": self.deadline_s}
+        if self.max_new_tokens is not None:
+            options["max_new_tokens"] = self.max_new_tokens
+        if self.temperature > 0:
+            options["seed"] = self.seed
+        return options
 
     def digest(self, info: Info, tenant: str | None) -> str:
         """Of all that answers depend on besides prompt and arm, models and policy file included: 16 hex digits."""
@@ -156,7 +159,7 @@ def order(arms: Sequence[Arm], number: int) -> tuple[Arm, ...]:
     every arm is asked about some prompts before others have had them read."""
     start = number % len(arms)
     first, *rest = (*arms[start:], *arms[:start])
-    return (first, *(reversed(rest) if number // len(arms) % 2 else rest))
+    return (first, *(rest[::-1] if number // len(arms) % 2 else rest))
 
 
 def check_served(arms: Sequence[Arm], info: Info) -> None:

@@ -208,7 +208,9 @@ def _row(arm: Arm, outcomes: Sequence[Outcome], seed: int) -> Row:
         answers=len(answers),
         scored=len(scores),
         right=statistics.wilson(sum(scores), len(scores)) if scores else None,
-        of_full=statistics.ratio(*zip(*pairs, strict=True), seed) if is_compared else None,
+        of_full=statistics.ratio([score for score, _ in pairs], [full for _, full in pairs], seed)
+        if is_compared
+        else None,
         wins=sum(score > full for score, full in pairs) if is_compared else None,
         losses=sum(score < full for score, full in pairs) if is_compared else None,
         agreement=statistics.mean([each.degree for each in compared], seed) if compared else None,

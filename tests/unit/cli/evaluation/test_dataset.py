@@ -1,10 +1,16 @@
 """Lines of a file become examples; a faulty one is named."""
 
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from presift.cli.evaluation.dataset import read_dataset
+from presift.cli.app import app
+from presift.cli.evaluation.dataset import KEYS, read_dataset
+from presift.cli.evaluation.scorers import SCORERS
+
+PAGE = Path(__file__).parents[4] / "clients" / "README.md"
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def test_choices_are_scored_by_choice(read):
         ({"prompt": "a", "expected": "x", "scorer": "f2"}, 'scorer is "f2"; it must be one of contains, '),
         ({"prompt": "a", "scorer": "exact"}, "expected is missing; it must be set where scorer is exact"),
         ({"prompt": "a", "expected": "x", "scorer": "choice"}, "choices is missing; it must be a list of strings"),
-        ({"prompt": "a", "choices": ["x", "y"]}, "expected is []; it must be one of the choices (x, y)"),
+        ({"prompt": "a", "choices": ["x", "y"]}, "expected is missing; it must be one of the choices (x, y)"),
         ({"prompt": "a", "choices": ["x", "y"], "expected": "z"}, 'expected is ["z"]; it must be one of the choices'),
     ],
 )
@@ -94,3 +100,11 @@ def test_a_long_value_is_cut(read):
 def test_an_empty_file(read):
     with pytest.raises(ValueError, match="has no prompts"):
         read("", " ")
+
+
+def test_help_and_the_page_for_people_name_every_key_and_scorer(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    words = CliRunner().invoke(app, ["eval", "--help"]).output
+    page = PAGE.read_text(encoding="utf-8").partition("### Compare routes on your own prompts")[2]
+    for name in (*KEYS, *SCORERS):
+        assert name in words and f"`{name}`" in page
