@@ -84,6 +84,16 @@ async def test_three_prompts(house, folder, run):
     assert all(name in result.stdout for name in ("all prompts: 3", "of full (95%)", *ARMS, "only 3 scored prompts"))
 
 
+async def test_short_prompts_are_compressed_too(house, folder, run):
+    """The house compresses prompts above 32 tokens."""
+    write(folder / "prompts.jsonl", {"prompt": "d" * 28})
+    result = await run("--budgets", "16")
+    assert result.exit_code == 0 and "other routes" not in result.stdout, result.output
+    assert kept(folder)["1", "spec_pc 16"]["answer"]["read_tokens"] == 16
+    result = await run("--budgets", "16", "--compress-above", 28, "--results", folder / "other.jsonl")
+    assert "note: spec_pc 16: of 1 answers, other routes gave 1 by full (below_threshold)" in result.stdout
+
+
 async def test_results_may_be_in_another_folder(house, folder, run):
     (folder / "out").mkdir()
     assert (await run("--limit", 1, "--results", folder / "out")).exit_code == 0
