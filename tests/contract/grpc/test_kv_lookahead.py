@@ -107,14 +107,14 @@ FAULTS = {
 @pytest.mark.parametrize(("error", "reason"), FAULTS.values(), ids=FAULTS)
 async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, telemetry, error, reason):
     house = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
-    counted = telemetry.total("presift.fallbacks", reason=reason)
+    counted = telemetry.total("presift.fallbacks", reason=reason, route="spec_kv")
     house.draft.faults.append(raises(error))
     answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1})
     assert (answer.route, answer.reason, len(house.draft.calls)) == ("SPEC_KV", "REQUESTED", 1)
     assert answer.decision.policy.spec_kv.first_full_tokens == FIRST and not answer.decision.HasField("draft")
     assert answer.decision.detail.startswith(f"keeps {KV_CAPACITY + 1} KV tokens; ")
     assert "answered with the target's lookahead: requested" in caplog.text
-    assert telemetry.total("presift.fallbacks", reason=reason) == counted + 1
+    assert telemetry.total("presift.fallbacks", reason=reason, route="spec_kv") == counted + 1
     house.draft.faults.append(raises(error))
     assert (await house.ask(LONG, route=KV_PC)).route == "FULL"
 

@@ -18,14 +18,14 @@ KEPT = keep(100, CAPACITY, WINDOW, [(50, 52)])
 
 async def in_full(house, reason, telemetry=None, **options):
     """Ask for LONG and hold that it was read in full for `reason`, and counted as a fallback."""
-    before = telemetry.total("presift.fallbacks", reason=reason.lower()) if telemetry else 0
+    before = telemetry.total("presift.fallbacks", reason=reason.lower(), route="full") if telemetry else 0
     answer = await house.ask(LONG, spans=[(50, 52)], **options)
     assert (answer.route, answer.reason, answer.cache) == ("FULL", reason, "NOT_USED")
     assert list(house.target.calls[-1].token_ids) == LONG
     assert answer.decision.kept_tokens == 100 and not answer.decision.HasField("coverage")
     assert answer.decision.detail
     if telemetry:
-        assert telemetry.total("presift.fallbacks", reason=reason.lower()) == before + 1
+        assert telemetry.total("presift.fallbacks", reason=reason.lower(), route="full") == before + 1
     return answer
 
 

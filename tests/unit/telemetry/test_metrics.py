@@ -124,13 +124,13 @@ async def test_a_gauge_that_cannot_be_read_takes_no_other_along(read, caplog):
 
 async def test_an_event_loop_that_hangs_leaves_only_its_gauges_out(read, monkeypatch):
     monkeypatch.setattr(gauges_module, "_LOOP_S", 0.05)
-    count("presift.fallbacks", reason="draft_timeout")
+    count("presift.fallbacks", reason="draft_timeout", route="full")
     with observed(gauge("presift.draft.queue", lambda: 7)):
         found = []
         thread = threading.Thread(target=lambda: found.extend([read("presift.draft.queue"), read("presift.fallbacks")]))
         thread.start()
         thread.join(30)  # the loop stands still meanwhile
-    assert found[0] is None and values(found[1]) == {(("presift.reason", "draft_timeout"),): 1}
+    assert found[0] is None and values(found[1]) == {(("presift.reason", "draft_timeout"), ("presift.route", "full")): 1}
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,8 @@ class DraftStage:
         if isinstance(error, DraftChanged):
             self._models.find_draft_again()
         reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
-        count("presift.fallbacks", reason=reason.value)
         instead = without_draft(choice, context.inputs)
+        count("presift.fallbacks", reason=reason.value, route=(instead.route if instead else Route.FULL).value)
         if instead is not None:
             return DraftResult(replace(instead, detail=with_clause(choice.detail, as_detail(error.message))), None)
         return self._in_full(error, reason, context)
