@@ -51,7 +51,8 @@ def ratio(values: Sequence[float], baseline: Sequence[float], seed: int) -> Esti
 
     def shares(drawn: NDArray[np.int64]) -> Floats:
         sums = other[drawn].sum(axis=1)
-        return np.divide(one[drawn].sum(axis=1), sums, out=np.full(len(drawn), np.nan), where=sums > 0)
+        found: Floats = np.divide(one[drawn].sum(axis=1), sums, out=np.full(len(drawn), np.nan), where=sums > 0)
+        return found
 
     return _bootstrap(float(one.sum() / other.sum()), len(one), shares, seed)
 
