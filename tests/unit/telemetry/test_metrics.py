@@ -130,7 +130,9 @@ async def test_an_event_loop_that_hangs_leaves_only_its_gauges_out(read, monkeyp
         thread = threading.Thread(target=lambda: found.extend([read("presift.draft.queue"), read("presift.fallbacks")]))
         thread.start()
         thread.join(30)  # the loop stands still meanwhile
-    assert found[0] is None and values(found[1]) == {(("presift.reason", "draft_timeout"), ("presift.route", "full")): 1}
+    assert found[0] is None and values(found[1]) == {
+        (("presift.reason", "draft_timeout"), ("presift.route", "full")): 1
+    }
 
 
 @pytest.mark.parametrize(
