@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from presift.cli.evaluation.results import Answer, Failure
+from presift.cli.evaluation.results import Answer, Failure, Result
 from presift.cli.evaluation.statistics import Estimate
 from presift.cli.evaluation.summary import ALL, Outcome, Row, Summary, Table
 from presift.cli.render.heat import printable
@@ -75,12 +75,10 @@ def heading(table: Table) -> str:
 
 
 def case_line(case: Outcome) -> str:
-    """The example, the arm, and how its answer compares with that of `full`."""
+    """The example, the arm, how its answer compares with that of `full`, and the tokens that were read and held."""
     agreed = "" if case.agreement is None else f"agreement {case.agreement.degree:.2f}"
     lost = "lost" if case.gain is not None else "differs"
-    result = case.result
-    read = f", {result.read_tokens:,} of {result.prompt_tokens:,} tokens read" if isinstance(result, Answer) else ""
-    return f"{case.example.id}, {case.arm.name}: {lost}, {agreed}{read}"
+    return f"{case.example.id}, {case.arm.name}: {lost}, {agreed}{_tokens(case.result)}"
 
 
 def show(summary: Summary, console: Console) -> None:
@@ -142,6 +140,12 @@ def _print_line(line: str, console: Console) -> None:
     console.print(Text(line), soft_wrap=True, highlight=False)
 
 
-def _short(result: object) -> str:
+def _tokens(result: Result) -> str:
+    if not isinstance(result, Answer):
+        return ""
+    return f", {result.read_tokens:,} of {result.prompt_tokens:,} tokens read, {result.kv_tokens:,} held"
+
+
+def _short(result: Result | None) -> str:
     text = printable(" ".join(result.text.split())) if isinstance(result, Answer) else ""
     return text if len(text) <= _ANSWER_CHARACTERS else f"{text[:_ANSWER_CHARACTERS]}..."
