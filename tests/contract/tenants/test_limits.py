@@ -5,6 +5,7 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from presift.cache.embedded import embedded_cache
 from presift.cache.redis_client import CacheUnavailable, RedisClient
@@ -12,7 +13,7 @@ from presift.cache.store import CacheLimits
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.admission.concurrency_limit import RedisConcurrencyLimit
 from presift.orchestrator.admission.factory import open_usage_limits
-from presift.orchestrator.admission.quotas import FailureMode
+from presift.orchestrator.admission.quotas import FailureMode, Quotas
 from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, new_key
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
@@ -100,6 +101,21 @@ async def test_tokens_that_were_not_generated_are_returned(two_houses):
     )
 
 
+async def test_tokens_return_to_the_minute_in_which_they_were_taken(link, counts):
+    """As in one process. The minutes pass by changed expiries."""
+    rate = counts()._rate
+    assert await rate.take("acme", 90, 100) is None
+    (current,) = await link.execute("KEYS", "*acme*", timeout_s=PATIENT_S)
+    await link.execute("PEXPIRE", current, 59_000, timeout_s=PATIENT_S)  # the next minute began a second ago
+    await rate.give_back("acme", 80, 100, 2.0)
+    assert await rate.take("acme", 100, 100) == 91  # of the 10 tokens used some 59/60 count, rounded down
+    await link.execute("PEXPIRE", f"{current.decode()}/-1", 6_000, timeout_s=PATIENT_S)
+    assert await rate.take("acme", 100, 100) in (99, 100)
+    assert await rate.take("acme", 50, 100) is None
+    await rate.give_back("acme", 20, 100, 0.5)
+    assert await rate.take("acme", 100, 100) in (69, 70)
+
+
 async def test_prompts_cannot_be_scored_for_free(two_houses):
     """Each refused request has cost a draft pass: the tenant's tokens end."""
     first, _ = await two_houses(TenantLimits(tokens_per_minute=350))
@@ -115,6 +131,37 @@ async def test_prompts_cannot_be_scored_for_free(two_houses):
 
 async def _all(call):
     return [event async for event in call]
+
+
+def sixteen_characters_a_token():
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]{1,16}"), "isolated")
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer", "prompt_tokens"),
+    [("a" * 120, None, 120), ("a" * 320, sixteen_characters_a_token(), 20)],
+    ids=["four times the estimate", "a quarter of it"],
+)
+async def test_a_text_costs_its_tokens_whatever_they_were_estimated_at(open_house, text, tokenizer, prompt_tokens):
+    """The estimate is 30 tokens of the first text and 80 of the second."""
+    limits, quotas = TenantLimits(tokens_per_minute=250), Quotas()
+    house = await open_house(auth_interceptors=(AuthInterceptor(door({"acme": limits})),), quotas=quotas)
+    house.tokenizer.backend = tokenizer or house.tokenizer.backend
+    house.target.answer, house.target.pause_after = lambda request: [1, 2, 3, 4], 1
+
+    async def left():
+        found = await quotas._rate.take("acme", 250, 250)
+        assert found is not None
+        return found
+
+    call = aiter(house.stub.Generate(request(text, max_new_tokens=10), metadata=shows(ACME)))
+    assert (await anext(call)).HasField("decision") and (await anext(call)).HasField("delta")
+    assert await left() == 250 - prompt_tokens - 10
+    house.target.gate.set()
+    assert (await _all(call))[-1].usage.completion_tokens == 4
+    assert await left() == 250 - prompt_tokens - 4
 
 
 async def test_no_more_is_reserved_than_the_context_holds(two_houses):

@@ -63,10 +63,13 @@ class Quota:
             await self._reserve(min(tokens, self._limit), self._limit)
 
     async def charge(self, prompt_tokens: int, *, max_new_tokens: int) -> None:
-        """Reserve the most that the request can use. Raises Overloaded, and InvalidRequest if no minute allows it."""
+        """Reserve the most that the request can use, instead of the estimate. Raises Overloaded, and InvalidRequest if
+        no minute allows it."""
         if self._limit is not None:
             self._prompt = prompt_tokens
-            await self._reserve(self._allowed(prompt_tokens + max_new_tokens), self._limit)
+            tokens = self._allowed(prompt_tokens + max_new_tokens)
+            await self._reserve(tokens, self._limit)
+            await self._return_above(tokens, self._limit)
 
     def record_generated(self, tokens: int) -> None:
         """That many new tokens were sent to the caller."""
@@ -80,7 +83,7 @@ class Quota:
 
     async def _reserve(self, tokens: int, limit: int) -> None:
         """Reserve `tokens` in all, with what is reserved already."""
-        if time.monotonic() - self._reserved_at_s > WINDOW_S:
+        if self.age_s > WINDOW_S:
             self._reserved = 0
         more = tokens - self._reserved
         if more > 0 and await self._quotas.reserve_or_return(self._tenant, more, limit):
@@ -88,9 +91,21 @@ class Quota:
                 self._reserved_at_s = time.monotonic()
             self._reserved = tokens
 
+    async def _return_above(self, tokens: int, limit: int) -> None:
+        """Return what the estimate was too high: the answer may take minutes."""
+        excess = self._reserved - tokens
+        if excess > 0 and self.age_s <= WINDOW_S:
+            self._reserved = tokens
+            await self._quotas.give_back(self._tenant, excess, limit, self.age_s)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the reservation."""
+        return time.monotonic() - self._reserved_at_s
+
     def unused(self, *, is_service_failure: bool) -> int:
         """The tokens to return at the end; all of them if the service failed before the first token."""
-        if time.monotonic() - self._reserved_at_s > WINDOW_S:
+        if self.age_s > WINDOW_S:
             return 0  # the reservation has left the window
         used = 0 if is_service_failure and not self._generated else self._prompt + self._generated
         return max(0, self._reserved - used)
@@ -129,7 +144,7 @@ class Quotas:
             finally:
                 unused = quota.unused(is_service_failure=is_service_failure)
                 if unused and limits.tokens_per_minute is not None:
-                    await self._finish(self._return(tenant or "", unused, limits.tokens_per_minute))
+                    await self.give_back(tenant or "", unused, limits.tokens_per_minute, quota.age_s)
 
     async def reserve(self, tenant: str, tokens: int, limit: int) -> bool:
         """Whether the tokens were reserved; they are not while usage is unavailable. Raises Overloaded."""
@@ -156,10 +171,14 @@ class Quotas:
             await self._finish(self._undo(reserving, tenant, tokens, limit))
             raise
 
+    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
+        """Return tokens that were reserved `age_s` seconds ago, even if this request is cancelled meanwhile."""
+        await self._finish(self._return(tenant, tokens, limit, age_s))
+
     async def _undo(self, reserving: asyncio.Task[bool], tenant: str, tokens: int, limit: int) -> None:
         with suppress(Overloaded):
             if await reserving:
-                await self._return(tenant, tokens, limit)
+                await self._return(tenant, tokens, limit, 0.0)
 
     async def aclose(self) -> None:
         """Wait until everything is released."""
@@ -191,9 +210,9 @@ class Quotas:
             text = f"the tenant already runs {limit} requests, its concurrency limit"
             raise Overloaded("concurrency", limit + 1, limit, RETRY_S, text)
 
-    async def _return(self, tenant: str, tokens: int, limit: int) -> None:
+    async def _return(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
         with suppress(CacheUnavailable):  # the window forgets them within a minute
-            await self._rate.give_back(tenant, tokens, limit)
+            await self._rate.give_back(tenant, tokens, limit, age_s)
 
     async def _release(self, tenant: str, request_id: str) -> None:
         with suppress(CacheUnavailable):  # the lease expires

@@ -24,6 +24,25 @@ T = TypeVar("T")
 WINDOW_S = 60.0
 
 _PREFIX = "presift:rate"
+# Returns ARGV[2] tokens that were taken ARGV[3] ms ago to the counter in which they are: KEYS[1] for the window before,
+# KEYS[2] for the current one, which lasts ARGV[1] ms and is kept for two windows.
+_GIVE_BACK = """
+local window, tokens, age = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local left = redis.call('pttl', KEYS[2])
+if left <= 0 then return 0 end
+if left < window then
+  redis.call('rename', KEYS[2], KEYS[1])
+  redis.call('set', KEYS[2], 0, 'PX', left + window)
+  left = left + window
+end
+local before = 0
+if age > 2 * window - left then
+  before = math.min(tokens, tonumber(redis.call('get', KEYS[1]) or 0))
+end
+if before > 0 then redis.call('incrby', KEYS[1], -before) end
+redis.call('incrby', KEYS[2], before - tokens)
+return tokens
+"""
 _MOVE = "redis.call('set', KEYS[1], 0, 'PX', 1000) return redis.call('rename', KEYS[1], KEYS[2])"
 
 
@@ -42,9 +61,13 @@ class TokenRateLimit:
         """Take tokens: None if they were taken, else how many are left. `limit`: tokens per minute."""
         return await self._counts.take(tenant, tokens, limit)
 
-    async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
-        """Return unused tokens within the window in which they were taken."""
-        await self._counts.give_back(tenant, tokens, limit)
+    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float = 0.0) -> None:
+        """Return unused tokens that were taken `age_s` seconds ago, at most a minute.
+
+        They return to the minute of the clock in which they were taken. In the next one they count less and less, so
+        that a tenant that returned them to that one would get more than its limit.
+        """
+        await self._counts.give_back(tenant, tokens, limit, age_s)
 
     async def check(self, timeout_s: float) -> None:
         """Take and return tokens of a tenant that does not exist. Raises CacheUnavailable."""
@@ -67,9 +90,11 @@ class _MemoryCounts:
         self._current[tenant] += tokens
         return None
 
-    async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
+    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
         self._used(tenant)  # begins the current minute
-        self._current[tenant] -= tokens
+        before = min(tokens, self._before[tenant]) if age_s > self._clock() % WINDOW_S else 0
+        self._before[tenant] -= before
+        self._current[tenant] -= tokens - before
 
     async def check(self, timeout_s: float) -> None:
         return None
@@ -98,15 +123,17 @@ class _RedisCounts:
 
         return await self._run(hit)
 
-    async def give_back(self, tenant: str, tokens: int, limit: int) -> None:
-        item = RateLimitItemPerMinute(limit)
-        await self._run(lambda: self._limiter.hit(item, tenant, cost=-tokens))
+    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
+        # The library's keys (`RedisStorage._current_window_key`).
+        current = f"{_PREFIX}:{{{RateLimitItemPerMinute(limit).key_for(tenant)}}}"
+        arguments = (f"{current}/-1", current, round(WINDOW_S * 1000), tokens, round(age_s * 1000))
+        await self._redis.execute("EVAL", _GIVE_BACK, 2, *arguments, timeout_s=self._timeout_s)
 
     async def check(self, timeout_s: float) -> None:
         checked, tenant = _RedisCounts(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
         for _ in range(2):  # the second time nothing is left, and the library's other script runs
             await checked.take(tenant, 1, 1)
-        await checked.give_back(tenant, 1, 1)
+        await checked.give_back(tenant, 1, 1, 0.0)
         # What the library's script does only when a minute has passed.
         keys = (f"{{{_PREFIX}:{tenant}}}", f"{{{_PREFIX}:{tenant}}}/-1")
         await self._redis.execute("EVAL", _MOVE, 2, *keys, timeout_s=timeout_s)

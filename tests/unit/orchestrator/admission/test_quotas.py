@@ -125,6 +125,18 @@ async def test_an_estimate_that_is_too_high_refuses_nothing_for_good():
     assert await left(quotas) == 70
 
 
+async def test_an_estimate_that_is_too_high_is_corrected_while_the_request_runs():
+    """An answer may take minutes: its tenant must not wait for tokens that nothing uses."""
+    quotas = Quotas()
+    async with quotas.held("acme", LIMITS) as quota:
+        await quota.estimate(80, max_new_tokens=10)
+        assert await left(quotas) == 10
+        await quota.charge(10, max_new_tokens=10)
+        assert await left(quotas) == 80
+        quota.record_generated(5)
+    assert await left(quotas) == 85
+
+
 async def test_a_prompt_that_was_tokenized_and_is_more_than_a_minute_allows_costs_its_estimate():
     quotas = Quotas()
     with pytest.raises(InvalidRequest):

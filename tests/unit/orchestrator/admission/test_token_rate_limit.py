@@ -41,6 +41,37 @@ async def test_tokens_of_a_minute_ago_count_by_their_share_of_the_window():
     assert await rate.take("acme", 31, LIMIT) == 30 and await rate.take("acme", 30, LIMIT) is None
 
 
+async def test_tokens_return_to_the_minute_in_which_they_were_taken():
+    """Returned to the next one, they would be its tenant's a second time."""
+    clock = Clock()
+    clock.now_s = 60_000.0 + 59
+    rate = TokenRateLimit(clock=clock)
+    assert await rate.take("acme", 90, LIMIT) is None
+    clock.now_s += 2
+    await rate.give_back("acme", 80, LIMIT, 2.0)
+    assert await rate.take("acme", LIMIT, LIMIT) == LIMIT - 9  # of the 10 tokens used 59/60 count, rounded down
+    assert await rate.take("acme", 50, LIMIT) is None
+    clock.now_s += 1
+    await rate.give_back("acme", 20, LIMIT, 1.0)
+    assert await rate.take("acme", LIMIT, LIMIT) == LIMIT - 39
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, LIMIT), st.floats(0, 50), st.floats(0, 1)), max_size=30))
+async def test_with_returns_too_no_minute_of_the_clock_has_more_than_the_limit(calls):
+    """Calls of a tenant, one after the other: (seconds before it, tokens taken, seconds, share returned)."""
+    clock, used = Clock(), {}
+    rate = TokenRateLimit(clock=clock)
+    for later_s, tokens, lasts_s, share in calls:
+        clock.now_s += later_s
+        minute = clock.now_s // 60
+        if await rate.take("acme", tokens, LIMIT) is None:
+            clock.now_s += lasts_s
+            unused = int(share * tokens)
+            await rate.give_back("acme", unused, LIMIT, lasts_s)
+            used[minute] = used.get(minute, 0) + tokens - unused
+            assert used[minute] <= LIMIT
+
+
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, LIMIT)), max_size=30))
 async def test_no_minute_of_the_clock_has_more_than_the_limit(calls):
     clock, taken = Clock(), {}
