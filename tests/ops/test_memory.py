@@ -8,13 +8,14 @@ from dotenv import dotenv_values
 
 from presift.cache.store import CacheLimits
 from presift.core.limits import MAX_PROMPT_TOKENS
-from presift.orchestrator.app import Tuning
+from presift.orchestrator.app import TOKENIZING, Tuning
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.estimation.estimator import COMPRESSED_BYTES
 from presift.orchestrator.estimation.prefix_index import HASHES_BYTES, PrefixIndex
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES
 from presift.orchestrator.routing.quality_gate import MAX_OWN
+from presift.rpc.server.server import ServerOptions
 
 from .sources import K8S, ROOT
 
@@ -24,9 +25,6 @@ MIB = 2**20
 PROCESS_BYTES = 256 * MIB
 # A call that waits in the queue, without its prompt: 37 KiB measured, over gRPC.
 CALL_BYTES = 40 * 1024
-# Not a bound but room: gRPC limits the number and the size of messages that are being received, not their sum. Nor is
-# the sum of answers limited that slow readers have not yet taken.
-RECEIVED_AND_SENT_MESSAGES = 16
 
 
 def default(name):
@@ -47,7 +45,9 @@ def bounds():
         "running and waiting requests": default("max_requests_mib") * MIB,
         "text that is being tokenized, short and long": 2 * max(AT_ONCE_BYTES, MAX_PROMPT_TOKENS) * ENCODING_BYTES,
         "calls": default("max_calls") * CALL_BYTES,
-        "messages": RECEIVED_AND_SENT_MESSAGES * default("max_message_mib") * MIB,
+        "requests that are being received or answered": default("max_received_mib") * MIB,
+        "answers that are not read": default("max_answers_mib") * MIB,
+        "calls that only tokenize": TOKENIZING.max_bytes,
     }
 
 
@@ -82,4 +82,6 @@ def test_the_parts_have_the_defaults_of_the_settings():
     queue = Tuning.__dataclass_fields__["queue"].default_factory()
     assert memory == default("token_memory_mib") * MIB and prefixes == default("prefix_memory_mib") * MIB
     assert queue.max_bytes == default("max_requests_mib") * MIB
+    assert Tuning.__dataclass_fields__["max_answer_bytes"].default == default("max_answers_mib") * MIB
+    assert ServerOptions.__dataclass_fields__["max_received_bytes"].default == default("max_received_mib") * MIB
     assert Tuning.__dataclass_fields__["selection_memory_bytes"].default == default("turn_memory_mib") * MIB

@@ -43,10 +43,14 @@ from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.quality.shadow_answers import ShadowAnswers
 from presift.orchestrator.routing.choice import Defaults
 from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
+from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.certificates import TlsFiles
 from presift.rpc.security.peer import Peer
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.metrics import count
+
+# For calls that only tokenize: they leave processor time to others, and do not wait for the targets.
+TOKENIZING = QueueLimits(max_running=2, max_waiting=256, max_bytes=128 * 2**20)
 
 
 class Closable(Protocol):
@@ -86,6 +90,7 @@ class Tuning:
     max_request_s: float | None = None
     prefills: bool = True
     selection_memory_bytes: int = 64 * 2**20
+    max_answer_bytes: int = 128 * 2**20
     calibration_limit_s: float = 20.0
     calibrates: bool = True
     checks_tokenizer: bool = True
@@ -142,6 +147,8 @@ def wire(edges: Edges, tuning: Tuning) -> App:
         guard,
         calibration,
         edges.store,
+        AnswerBytes(tuning.max_answer_bytes),
+        Admission(TOKENIZING),
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)
@@ -189,6 +196,7 @@ def build_app(settings: OrchestratorSettings, policies: PolicySource) -> App:
         max_request_s=settings.max_request_s,
         prefills=settings.prefill_while_drafting,
         selection_memory_bytes=settings.turn_memory_mib * 2**20,
+        max_answer_bytes=settings.max_answers_mib * 2**20,
         calibration_limit_s=settings.calibration_limit_s,
         calibrates=settings.calibrate and settings.learn_speeds,
     )

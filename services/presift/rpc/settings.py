@@ -16,6 +16,7 @@ from presift.rpc.security.caller_interceptor import CallerInterceptor
 from presift.rpc.security.certificates import TlsFiles
 from presift.rpc.security.file_watcher import read_file
 from presift.rpc.security.service_token import Tokens, fixed_tokens, tokens_from_file
+from presift.rpc.server.memory_guard import container_limit
 from presift.rpc.server.server import ServerOptions
 from presift.telemetry.logs import LogFormat
 from presift.telemetry.tracing import OtlpEndpoint, Telemetry
@@ -55,6 +56,22 @@ class ServiceSettings(BaseSettings):
             "health checks are still answered",
         ),
     ] = 4096
+    max_received_mib: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="maximum size of all requests that are being received or answered, MiB, a quarter of it for a"
+            " tenant, but at least max_message_mib; further ones are refused",
+        ),
+    ] = 512
+    max_memory_mib: Annotated[
+        int | None,
+        Field(
+            ge=64,
+            description="memory of this process, MiB, above which gRPC requests end that are not complete after 0.1 s;"
+            " nine tenths of the container's limit if unset",
+        ),
+    ] = None
     drain_s: Annotated[float, Field(ge=0, description="seconds that running calls get to finish after SIGTERM")] = 30.0
     tls_cert: Annotated[Path | None, Field(description="PEM: certificate and its chain; reloaded when it changes")] = (
         None
@@ -94,6 +111,8 @@ class ServiceSettings(BaseSettings):
             tls=self._tls(),
             reflection=self.reflection,
             insecure=self.insecure,
+            max_received_bytes=self.max_received_mib * 2**20,
+            max_memory_bytes=container_limit() if self.max_memory_mib is None else self.max_memory_mib * 2**20,
         )
 
     def secret(self, name: str) -> str:

@@ -85,6 +85,8 @@ class Options:
     salt: str = ""
     store: object = None
     message_bytes: int = 2**20
+    received_bytes: int = 512 * 2**20
+    answer_bytes: int = 128 * 2**20
     unsupported: tuple = ()
     kv_page_tokens: int = 0
     kv_pool_tokens: int = 0
@@ -105,6 +107,7 @@ class Options:
     lame_duck_s: float = 0.0
     drafts: int = 1
     targets: int = 1
+    target_at: str = ""  # the address of another house's target, which is then asked instead
     draft_hedge_after_s: float | None = None
     abilities: dict | None = None  # the target's: parsers and grammars
 
@@ -137,7 +140,13 @@ class House:
         for target, server in zip(self.targets, self.target_servers, strict=True):
             target_pb2_grpc.add_TargetServiceServicer_to_server(target, server.grpc)
         self.server = GrpcServer(
-            ServerOptions(LOCAL, options.message_bytes, options.drain_s, lame_duck_s=options.lame_duck_s),
+            ServerOptions(
+                LOCAL,
+                options.message_bytes,
+                options.drain_s,
+                lame_duck_s=options.lame_duck_s,
+                max_received_bytes=options.received_bytes,
+            ),
             ["presift.v1.OrchestratorService"],
             auth_interceptors=options.auth_interceptors,
             tenant_of_call=proven_tenant,
@@ -153,7 +162,7 @@ class House:
         drafts, targets = (",".join(f"127.0.0.1:{port}" for port in ports) for ports in (draft_ports, target_ports))
         self.remote_draft = DraftClient(drafts, 2**20, PrefixIndex(), hedge_after_s=self.options.draft_hedge_after_s)
         idle_s, named = self.options.target_idle_s, self.options.target_model
-        self.remote_target = TargetClient(targets, 2**20, idle_s=idle_s, model=named)
+        self.remote_target = TargetClient(self.options.target_at or targets, 2**20, idle_s=idle_s, model=named)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer(), self.server.grpc)
         self.address = f"127.0.0.1:{await self._serve(self.server)}"
         self.channel = await self._exit.enter_async_context(grpc.aio.insecure_channel(self.address))
@@ -187,6 +196,7 @@ class House:
             max_request_s=options.max_request_s,
             prefills=options.prefills,
             selection_memory_bytes=options.turn_memory_bytes,
+            max_answer_bytes=options.answer_bytes,
             calibration_limit_s=options.calibration_limit_s,
             checks_tokenizer=False,
             retry_s=0.01,

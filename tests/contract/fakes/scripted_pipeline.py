@@ -17,6 +17,7 @@ from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.decision import Decision
+from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.server.active_calls import ActiveCalls
 
 from .house import byte_tokenizer, template
@@ -42,7 +43,7 @@ class ScriptedPipeline:
         self.events = events if callable(events) else lambda number: events
         self.requests, self.running, self.most_at_once = [], 0, 0
         tokenizer = PromptTokenizer(byte_tokenizer(), template, template_variables=template_variables)
-        self.parts = SimpleNamespace(tokenizer=tokenizer)
+        self.parts = SimpleNamespace(tokenizer=tokenizer, answer_bytes=AnswerBytes(2**20))
 
     def target_info(self):
         return TargetInfo(MODEL, frozenset({Route.FULL}))

@@ -16,10 +16,11 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.perf_model import location_of
 from presift.orchestrator.routing.cost_model import TokenWork
 from presift.rpc.codec import model_from_wire
+from presift.target.admission import Admission
 from presift.v1 import orchestrator_pb2_grpc
 
 from ..fakes.house import Answer, Refusal, refusal_of, request
-from ..fakes.services import hangs, model
+from ..fakes.services import FakeTarget, hangs, model
 
 LONG = list(range(100, 200))
 GENERATE = "/presift.v1.OrchestratorService/Generate"
@@ -143,6 +144,34 @@ async def test_a_slow_reader_holds_no_slot(open_house):
     assert sum(len(event.delta.token_ids) for event in rest) == tokens
     assert rest[-1].usage.completion_tokens == tokens
     assert len(rest) < tokens, "waiting deltas are joined"
+
+
+async def test_orchestrators_that_admit_too_much_are_refused_by_the_target(open_house, monkeypatch):
+    """Four of them, each with the setting of one."""
+    admission, generate = Admission(max_running=2, max_waiting=1), FakeTarget.Generate
+
+    async def limited(self, request, context):
+        with admission.admit():
+            async for event in generate(self, request, context):
+                yield event
+
+    monkeypatch.setattr(FakeTarget, "Generate", limited)
+    first = await open_house()
+    at = f"127.0.0.1:{first.ports['target']}"
+    houses = [first, *[await open_house(target_at=at) for _ in range(3)]]
+    first.target.pause_after = 1
+    asking = [asyncio.create_task(house.ask([1, 2, 3])) for house in houses for _ in range(2)]
+    await first.settle(lambda: sum(task.done() for task in asking) == 5)
+    for task in asking:
+        if task.done():
+            refused = Refusal.of(task.exception())
+            assert (refused.reason, refused.field, refused.limit) == ("OVERLOADED", "waiting_requests", "<= 1")
+            assert refused.retry_after_s > 0
+    assert first.target.running == 3
+    first.target.gate.set()
+    await asyncio.wait(asking)
+    assert [task.exception() for task in asking].count(None) == 3
+    assert all(house.admission.running == 0 for house in houses)
 
 
 async def test_a_fallback_leaves_time_for_the_answer(open_house):

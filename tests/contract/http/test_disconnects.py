@@ -13,6 +13,7 @@ from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.api.http import body, call, connections, server, sse
 from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.rpc.client.answer_bytes import AnswerBytes
 
 from ..fakes.house import ALL_ROUTES
 from ..fakes.ledger import tasks
@@ -48,8 +49,13 @@ async def raw(door, payload):
 async def raw_with_small_buffers(door, payload):
     """A connection whose kernel buffers hold some KiB, so that a short answer fills them."""
     reader, writer = await raw(door, b"")
-    await door.house.settle(lambda: door.server._server.server_state.connections)
-    (served,) = door.server._server.server_state.connections
+    port = writer.get_extra_info("sockname")[1]
+
+    def served_here():
+        return [each for each in door.server._server.server_state.connections if each.client[1] == port]
+
+    await door.house.settle(served_here)
+    (served,) = served_here()
     for transport, option in ((writer.transport, socket.SO_RCVBUF), (served.transport, socket.SO_SNDBUF)):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
     writer.write(payload)
@@ -268,6 +274,55 @@ async def test_a_slow_reader_holds_no_slot(open_house, open_door):
     writer.close()
 
 
+async def test_streams_that_are_not_read_are_bounded(open_house, open_door):
+    """The largest one ends. Without a bound each would be held until its client leaves."""
+    house = await open_house(target=model("target", context_tokens=10_000), answer_bytes=2**16)
+    door, held = await open_door(house), house.pipeline.parts.answer_bytes
+    house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    options = {"stream": True, "presift": {"token_ids": True}}
+    unread = []
+    for number, tokens in enumerate([1_800, 2_600, 1_300], 1):
+        unread.append(await raw_with_small_buffers(door, posted(asked(max_tokens=tokens, **options))))
+        await house.settle(lambda number=number: len(house.target.calls) == number and house.target.running == 0)
+        assert held.held <= 2**16
+    assert (await door.post(asked(max_tokens=3) | options, "/v1/completions")).status_code == 200
+    small, large, smallest = [await ended(reader) for reader, _ in unread]
+    error = json.loads(large.rpartition(b"data: ")[2].partition(b"\n")[0])["error"]
+    assert (error["code"], error["presift"]["field"]) == ("rate_limit_exceeded", "unread_answer_bytes")
+    assert small.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and b"[DONE]" in smallest
+    for _, writer in unread:
+        writer.close()
+    await is_over(door)
+    assert held.held == 0
+
+
+async def test_whole_responses_that_are_not_read_are_bounded(open_house, open_door):
+    """A call lasts until its response is read, or its connection is closed to make room."""
+    house = await open_house(answer_bytes=2**20)
+    door, held = await open_door(house), house.pipeline.parts.answer_bytes
+    small, large = (
+        posted({"prompt": "a" * size, "return_token_strs": True}, "/tokenize") for size in (60_000, 100_000)
+    )
+    reader, writer = await raw_with_small_buffers(door, small)
+    await house.settle(lambda: held.held)
+    kept = held.held
+    aborted, _ = await raw_with_small_buffers(door, large)
+    await house.settle(lambda: len(door.server._server.server_state.connections) == 1)
+    assert (await door.post({"prompt": "a"}, "/tokenize")).status_code == 200
+    assert 400_000 < held.held == kept < 500_000 and house.server.calls.running == 1
+    with suppress(ConnectionError):
+        assert len(await aborted.read()) < 200_000, "the rest was forgotten"
+    assert (await read_until(reader, b'"]}')).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await is_over(door)
+    assert held.held == 0
+
+
+async def ended(reader):
+    """A chunked response."""
+    return await read_until(reader, b"\r\n0\r\n\r\n")
+
+
 async def test_silence_is_broken_once_it_is_long(house, open_door):
     door = await open_door(house, keepalive_s=0.1)
     door.house.target.faults.append(_late(0.5))
@@ -344,7 +399,7 @@ async def test_a_client_that_does_not_read_its_error_is_disconnected(house, door
         await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "GET", "headers": [], "path_params": {}, "state": {call.ABORT: closed.set}}
-    handler = call.CallHandler(call.Access(None, house.server.calls), "/", refuses)
+    handler = call.CallHandler(call.Access(None, house.server.calls), "/", refuses, AnswerBytes(2**20))
     async with asyncio.timeout(20):
         await asyncio.create_task(handler(scope, stands_still, stands_still))
     assert closed.is_set()

@@ -1,17 +1,22 @@
 """Large and hostile bodies over HTTP: bounded before they are processed, and processed outside the event loop."""
 
+import asyncio
 import json
 import threading
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
 from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
+from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, requests
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.domain.caller import Caller
 
+from ..fakes.doors import ACME, OTHER, shows
+from ..fakes.doors import door as door_of_keys
 from ..fakes.openai_door import MODEL
 
 CHAT = [{"role": "user", "content": "abcde"}]
@@ -121,3 +126,63 @@ def test_values_are_counted_before_they_are_parsed(monkeypatch):
 def test_commas_and_brackets_within_strings_do_not_count():
     text = ',:[{"\\' * (body.MAX_VALUES + 2)
     assert body.parse_json_object(json.dumps({"a": text, "b": [1, 2]}).encode()) == {"a": text, "b": [1, 2]}
+
+
+class Uploads:
+    """Connections on which a part of a body has arrived."""
+
+    def __init__(self, door):
+        self.door, self.exit = door, AsyncExitStack()
+
+    async def begin(self, sent, length, key="none"):
+        """-> the connection's reader, once `sent` bytes of a body of `length` were taken, or refused."""
+        host, _, port = self.door.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        self.exit.callback(writer.close)
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}"
+        before = self.door.house.server.calls.request_bytes
+        writer.write(f"{head}\r\nauthorization: Bearer {key}\r\n\r\n".encode() + b" " * sent)
+        arrived = asyncio.create_task(reader.readline())
+        held = self.door.house.server.calls
+        await self.door.house.settle(lambda: arrived.done() or held.request_bytes >= before + sent)
+        return writer, arrived
+
+
+async def test_the_bytes_of_bodies_that_arrive_are_bounded(open_house, open_door):
+    house = await open_house(received_bytes=3 * 2**19)
+    door = await open_door(house)
+    uploads, half = Uploads(door), 2**19
+    async with uploads.exit:
+        first, arrived = await uploads.begin(half, 2 * half)
+        _, other = await uploads.begin(half, 2 * half)
+        assert not arrived.done() and not other.done()
+        body = {"model": "other", "prompt": "a" * half}  # once it is read, the model is unknown
+        refused = await door.post(body, "/v1/completions")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (429, "rate_limit_exceeded")
+        assert (error["presift"]["field"], error["presift"]["limit"]) == ("received_bytes", f"<= {3 * half}")
+        assert 3 * half < int(error["presift"]["value"]) <= 3 * half + 2**17 and refused.headers["retry-after"] == "1"
+        assert (await door.post(body | {"prompt": "abc"}, "/v1/completions")).status_code == 404
+        first.close()
+        await house.settle(lambda: house.server.calls.request_bytes == half)
+        assert (await door.post(body, "/v1/completions")).status_code == 404
+    await house.settle(lambda: house.server.calls.request_bytes == 0)
+
+
+async def test_a_tenant_has_a_share_of_them(open_house, open_door):
+    """Before, twelve bodies of 32 MiB without their last byte held all of their bytes, whatever the tenant's limits."""
+    keeper = door_of_keys()
+    house = await open_house(auth_interceptors=(AuthInterceptor(keeper),), received_bytes=2**22)
+    door = await open_door(house, authenticator=keeper, key=ACME)
+    uploads, share = Uploads(door), 2**20
+    async with uploads.exit:
+        _, arrived = await uploads.begin(share - 1000, share, ACME)
+        assert not arrived.done()
+        _, refused = await uploads.begin(share - 1000, share, ACME)
+        assert b"429" in await asyncio.wait_for(refused, 20)
+        asked = {"model": MODEL, "prompt": "a" * 2000, "max_tokens": 1}
+        answer = await door.post(asked, "/v1/completions", **dict(shows(ACME)))
+        error = answer.json()["error"]["presift"]
+        assert (error["field"], error["limit"]) == ("received_bytes of the tenant", f"<= {share}")
+        answer = await door.post(asked | {"prompt": "abc"}, "/v1/completions", **dict(shows(OTHER)))
+        assert answer.status_code == 200

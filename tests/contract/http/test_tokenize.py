@@ -1,6 +1,10 @@
 """/tokenize and /detokenize, with the names of SGLang's and of vLLM's server."""
 
+import asyncio
+
 import pytest
+
+from presift.orchestrator.api.http import tokenizing
 
 from ..fakes.services import CONTEXT
 
@@ -85,3 +89,61 @@ async def test_another_model_and_a_long_chat(door):
 async def test_a_call_counts_until_it_has_ended(door):
     await door.post({"prompt": "a"}, "/tokenize")
     assert door.house.server.calls.running == 0 and door.house.admission.running == 0
+
+
+@pytest.fixture
+def run(door, monkeypatch):
+    """The sizes of what was let into the tokenizer, in order; `gate` holds it there."""
+    limit, sizes = door.house.tokenizer.limit, []
+    run.gate = asyncio.Event()
+    run.gate.set()
+    original = limit.run
+
+    async def recorded(work, size):
+        sizes.append(size)
+        await run.gate.wait()
+        return await original(work, size)
+
+    monkeypatch.setattr(limit, "run", recorded)
+    run.sizes = sizes
+    return run
+
+
+async def test_it_happens_within_the_limit_of_all_texts(door, run):
+    await door.post({"prompt": ["abc", "é"]}, "/tokenize")
+    await door.post({"tokens": [65] * 100}, "/detokenize")
+    await door.post({"messages": [{"role": "user", "content": "a" * 10_000}]}, "/tokenize")
+    texts, ids, chat, its_answer = run.sizes
+    assert texts == 5 and ids >= 100 and chat > 10_000 and its_answer > 10_000
+
+
+async def test_few_run_at_once_and_tenants_take_turns(door, run):
+    """A tenant that counts tokens all the time delays neither prompts nor other tenants' calls."""
+    queue = door.house.pipeline.parts.tokenizing
+    run.gate.clear()
+
+    def ask(tenant, text):
+        return asyncio.create_task(door.post({"prompt": text}, "/tokenize", presift_tenant=tenant))
+
+    calls = []
+    for number in range(5):
+        calls.append(ask("greedy", "a" * 4000))
+        await door.house.settle(lambda number=number: queue.running + queue.waiting == number + 1)
+    calls.append(ask("other", "a" * 8))
+    await door.house.settle(lambda: queue.waiting == 4)
+    assert queue.running == 2 and run.sizes == [4000] * 2
+    assert (await door.house.ask([4, 5], max_new_tokens=3)).token_ids, "an answer does not wait for them"
+    run.gate.set()
+    assert [(await call).status_code for call in calls] == [200] * 6
+    assert run.sizes.index(8) <= 3 and queue.running == queue.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [("/tokenize", {"prompt": ["abc", "de"]}, "prompt"), ("/detokenize", {"tokens": [[65] * 3, [66] * 2]}, "tokens")],
+)
+async def test_more_tokens_than_a_prompt_may_have_are_refused(door, monkeypatch, path, body, param):
+    monkeypatch.setattr(tokenizing, "MAX_PROMPT_TOKENS", 4)
+    answer = await door.post(body, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param) and "at most 4" in error["presift"]["limit"]

@@ -37,6 +37,12 @@ def request_cost(request: Request) -> RequestCost:
     return RequestCost(max(1, tokens + new_tokens), _REQUEST_BYTES + held_bytes, tokens)
 
 
+def tokenizing_cost(size: int) -> RequestCost:
+    """Of a call that only tokenizes `size` bytes of text, or makes text of as many token ids."""
+    tokens = size // _CHARACTERS_PER_TOKEN
+    return RequestCost(max(1, tokens), _REQUEST_BYTES + (_COPIES_OF_TEXT + _COPIES_OF_STRING) * size, tokens)
+
+
 def _prompt(prompt: Prompt) -> tuple[int, int]:
     if isinstance(prompt, TokenIds):
         return int(prompt.ids.size), _BYTES_PER_TOKEN * int(prompt.ids.size)

@@ -161,3 +161,11 @@ class AdmissionSettings(BaseModel):
     max_requests_mib: Annotated[
         int, Field(ge=1, description="maximum memory of running and queued requests, MiB; further requests are refused")
     ] = 512
+    max_answers_mib: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="maximum memory of answers that their callers have not read, MiB, a quarter of it for a tenant;"
+            " beyond it the largest one ends",
+        ),
+    ] = 128

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 
 from presift.orchestrator.pipeline.events import Delta, Report, joined
-from presift.rpc.client.stream_reader import buffered
+from presift.rpc.client.stream_reader import Held, buffered
 
 Put = Callable[[Delta | Report], None]
 
@@ -26,12 +26,12 @@ class Answer:
 
 
 def side_by_side(
-    answers: Sequence[Answer], until_last: AbstractContextManager[object]
+    answers: Sequence[Answer], until_last: AbstractContextManager[object], held: Held[Delta | Report] | None = None
 ) -> AsyncGenerator[Delta | Report, None]:
     """The events of all answers, read as fast as the target produces them, however slowly the caller reads.
 
     The first answer starts alone: at its first token the target has the prompt in its cache for the others. An error
-    of one answer ends all. `until_last` is left with the last answer.
+    of one answer ends all. `until_last` is left with the last answer. `held` counts what the caller has not read.
     """
 
     def cancel() -> None:
@@ -45,7 +45,7 @@ def side_by_side(
             else:
                 await _read_all(answers, put, cancel)
 
-    return buffered(write, cancel, joined)
+    return buffered(write, cancel, joined, held)
 
 
 async def _read(answer: Answer, put: Put) -> None:

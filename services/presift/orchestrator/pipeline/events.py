@@ -49,6 +49,21 @@ class Report:
 
 Event = Decision | Delta | Report
 
+# Memory of a character, at most; of a token's id, of a log probability and of one of its alternatives (measured).
+_CHARACTER_BYTES, _ID_BYTES, _LOGPROB_BYTES, _TOP_BYTES = 4, 36, 120, 136
+
+
+def held_bytes(event: Delta | Report) -> int:
+    """The memory of an event's content, at most; joined events have the sum."""
+    if isinstance(event, Report):
+        return _bytes_of(event.usage.prompt_logprobs)
+    texts = (event.text, event.reasoning, *(part for call in event.tool_calls for part in (call.name, call.arguments)))
+    return _CHARACTER_BYTES * sum(map(len, texts)) + _ID_BYTES * len(event.token_ids) + _bytes_of(event.logprobs)
+
+
+def _bytes_of(logprobs: Sequence[TokenLogprob]) -> int:
+    return sum(_LOGPROB_BYTES + _TOP_BYTES * len(each.top) for each in logprobs)
+
 
 def length_warnings(request: Request, usage: Usage) -> tuple[str, ...]:
     """What to tell the caller about an answer that ended so."""

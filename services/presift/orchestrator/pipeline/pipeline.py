@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from presift.cache.store import Store
@@ -19,8 +19,9 @@ from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Admission, Slot
 from presift.orchestrator.admission.quotas import Quota, Quotas
-from presift.orchestrator.admission.request_cost import request_cost
+from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
+from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.ports import Remainder, Target, TargetInfo, Usage
 from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
 from presift.orchestrator.estimation.calibration import Calibration
@@ -28,7 +29,7 @@ from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
-from presift.orchestrator.pipeline.events import Delta, Event, Report, length_warnings
+from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes, length_warnings
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
@@ -41,6 +42,8 @@ from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.routing.decision import Plan
+from presift.rpc.client.answer_bytes import AnswerBytes
+from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.tracing import tracer
 
@@ -60,6 +63,8 @@ class Parts:
     guard: QualityGuard
     calibration: Calibration
     store: Store
+    answer_bytes: AnswerBytes
+    tokenizing: Admission
 
 
 class Pipeline:
@@ -152,7 +157,8 @@ class Pipeline:
             )
             return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
 
-        return side_by_side([answer(number) for number in range(request.choices)], until_last)
+        held = Held(partial(self.parts.answer_bytes.waiting, request.tenant), held_bytes)
+        return side_by_side([answer(number) for number in range(request.choices)], until_last, held)
 
     async def _decoded(
         self,
@@ -230,11 +236,21 @@ class Pipeline:
         return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
 
     async def read(self, request: Request) -> TokenizedPrompt:
-        """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded for a tenant
-        over its limits."""
-        async with self.parts.quotas.held(request.tenant, request.limits):
+        """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as
+        `tokenizing` does."""
+        cost = request_cost(request)
+        cost = replace(cost, tokens=max(1, cost.prompt_tokens))
+        async with self.tokenizing(request.tenant, request.limits, cost):
             tokens, _ = await self.parts.reader.read(request)
             return tokens
+
+    @asynccontextmanager
+    async def tokenizing(self, tenant: str | None, limits: TenantLimits, cost: RequestCost) -> AsyncIterator[None]:
+        """For work that only tokenizes: it counts against its tenant's concurrency, but costs no tokens, because
+        callers count a prompt before they send it. Few run at once, and tenants take turns. Raises Overloaded."""
+        parts = self.parts
+        async with parts.quotas.held(tenant, limits), parts.tokenizing.slot(tenant or "", cost, NO_DEADLINE):
+            yield
 
     def target_info(self) -> TargetInfo:
         """Raises TargetUnavailable until the target has answered once."""

@@ -1,13 +1,16 @@
-"""The running calls of a server: limits their number, and waits for them or cancels them when the server drains.
+"""The running calls of a server: limits their number and the bytes of their requests, and waits for them or cancels
+them when the server drains.
 
-This limit is the last resort: services limit their own queues and give better errors. Health checks have no limit, and
-health watches have one of their own, so that a full server still answers probes. Otherwise a caller without a key could
-make them fail, and Kubernetes would restart the pod. Watches need no key, so each host has a share of them.
+The limit of their number is the last resort: services limit their own queues and give better errors. Health checks have
+no limit, and health watches have one of their own, so that a full server still answers probes. Otherwise a caller
+without a key could make them fail, and Kubernetes would restart the pod. Watches need no key, so each host has a share
+of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +19,7 @@ import grpc
 
 from presift.core.errors import Overloaded, ShuttingDown
 from presift.rpc.server.handlers import CHECK, HEALTH_PREFIX, Continuation, Handler, error_handler
+from presift.rpc.server.request_bytes import RequestBytes
 
 _RETRY_AFTER_S = 1.0
 
@@ -43,6 +47,9 @@ class _Shares:
         self._held[owner] += 1
         self._owners[task] = owner
 
+    def owner(self, task: asyncio.Task[Any]) -> str | None:
+        return self._owners.get(task)
+
     def remove(self, task: asyncio.Task[Any]) -> None:
         owner = self._owners.pop(task, None)
         if owner is not None:
@@ -57,13 +64,20 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
     Calls over HTTP are counted too, by `enter`.
     """
 
-    def __init__(self, max_calls: int, tenant_of_call: Callable[[], str | None] = lambda: None) -> None:
-        """`tenant_of_call`: the proven tenant of the current task, if any."""
+    def __init__(
+        self,
+        max_calls: int,
+        tenant_of_call: Callable[[], str | None] = lambda: None,
+        request_bytes: RequestBytes | None = None,
+    ) -> None:
+        """`tenant_of_call`: the proven tenant of the current task, if any. Without `request_bytes` these have no
+        limit."""
         self._max_calls = max_calls
         self._tenant_of_call = tenant_of_call
         share = share_of(max_calls)
         self._tenants = _Shares("calls of the tenant", share)
         self._hosts = _Shares("health watches of the host", share)
+        self._bytes = RequestBytes(sys.maxsize, sys.maxsize) if request_bytes is None else request_bytes
         self._running: set[asyncio.Task[Any]] = set()
         self._watches: set[asyncio.Task[Any]] = set()
         self._cancelled: set[asyncio.Task[Any]] = set()
@@ -75,6 +89,11 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
     def running(self) -> int:
         """The number of running calls. (Not `__len__`: gRPC ignores an interceptor that is falsy.)"""
         return len(self._running)
+
+    @property
+    def request_bytes(self) -> int:
+        """The bytes of the requests of running calls, incomplete ones included."""
+        return self._bytes.held
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -109,6 +128,15 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         if task is not None and task in self._watches:
             self._hosts.add(task, peer().rpartition(":")[0])
+
+    def hold(self, more: int) -> None:
+        """Count `more` bytes that have arrived of the current call's request, until the call ends.
+
+        Raises Overloaded. Does nothing for a health check or watch, so that a full server still answers probes.
+        """
+        task = asyncio.current_task()
+        if task is not None and task in self._running:
+            self._bytes.add(task, self._tenants.owner(task), more)
 
     def close(self) -> None:
         """Refuse new calls in `enter`. gRPC refuses its own calls when it stops."""
@@ -148,6 +176,7 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tenants.remove(task)
         self._hosts.remove(task)
+        self._bytes.remove(task)
         for calls in (self._running, self._watches, self._cancelled):
             calls.discard(task)
         self._update_idle()

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """Replaces a request that is not parsed, so that it gets INVALID_ARGUMENT (gRPC would say INTERNAL)."""
+    """Replaces a request that is not parsed, so that its call gets `error` (gRPC would say INTERNAL)."""
 
-    error: InvalidRequest
+    error: PresiftError
 
 
 _MALFORMED = _Refused(InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings"))
@@ -48,10 +48,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return None
         translate = partial(_translate_stream if handler.response_streaming else _translate_unary, self._calls)
         deserialize = handler.request_deserializer
-        return with_behavior(handler, translate, deserialize if handler.request_streaming else _checked(deserialize))
+        if not handler.request_streaming:
+            deserialize = _checked(self._calls, deserialize)
+        return with_behavior(handler, translate, deserialize)
 
 
-def _checked(deserialize: Deserializer | None) -> Deserializer | None:
+def _checked(calls: ActiveCalls, deserialize: Deserializer | None) -> Deserializer | None:
     if deserialize is None:
         return None
     # FromString is bound to its message's class.
@@ -59,12 +61,13 @@ def _checked(deserialize: Deserializer | None) -> Deserializer | None:
 
     def attempt(raw: bytes) -> Any:
         try:
+            calls.hold(len(raw))
             if descriptor is not None:
                 check_field_count(raw, descriptor)
             return deserialize(raw)
         except DecodeError:
             return _MALFORMED
-        except InvalidRequest as error:
+        except PresiftError as error:
             return _Refused(error)
 
     return attempt

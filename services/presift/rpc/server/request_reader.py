@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 
-from presift.core.errors import DeadlineExceeded, InvalidRequest, PresiftError
+from presift.core.errors import InvalidRequest, PresiftError
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import abort_if_shutting_down, abort_with
 from presift.rpc.server.handlers import Behavior, Context, Continuation, Handler, with_request_stream
+from presift.rpc.server.memory_guard import MemoryGuard
 
 # Seconds from the headers of a call to the end of its message.
 MESSAGE_S = 30.0
@@ -21,8 +22,9 @@ class RequestReader(grpc.aio.ServerInterceptor):
     """Must be the first interceptor. gRPC itself waits for a message without limit, and sends no status if it is
     cancelled meanwhile. So every method gets a stream of requests, of which this reads one."""
 
-    def __init__(self, calls: ActiveCalls) -> None:
+    def __init__(self, calls: ActiveCalls, guard: MemoryGuard) -> None:
         self._calls = calls
+        self._guard = guard
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -37,7 +39,10 @@ class RequestReader(grpc.aio.ServerInterceptor):
         async def read_and_call(requests: Any, context: Context) -> Any:
             try:
                 self._calls.record_peer(context.peer)
-                request = await _read(context)
+                async with self._guard.receiving(MESSAGE_S):
+                    request = await context.read()
+                if request is grpc.aio.EOF:
+                    raise InvalidRequest("request", "missing", "one message")
             except PresiftError as error:
                 await abort_with(error, context)
             except asyncio.CancelledError:
@@ -47,14 +52,3 @@ class RequestReader(grpc.aio.ServerInterceptor):
             return await answer if inspect.isawaitable(answer) else answer
 
         return read_and_call
-
-
-async def _read(context: Any) -> Any:
-    try:
-        async with asyncio.timeout(MESSAGE_S):
-            request = await context.read()
-    except TimeoutError:
-        raise DeadlineExceeded(f"the request's message did not arrive within {MESSAGE_S:g} s") from None
-    if request is grpc.aio.EOF:
-        raise InvalidRequest("request", "missing", "one message")
-    return request

@@ -21,6 +21,8 @@ from presift.rpc.security.certificates import TlsFiles, server_credentials
 from presift.rpc.server.active_calls import ActiveCalls, share_of
 from presift.rpc.server.error_interceptor import ErrorInterceptor
 from presift.rpc.server.health import HealthServicer
+from presift.rpc.server.memory_guard import MemoryGuard
+from presift.rpc.server.request_bytes import RequestBytes
 from presift.rpc.server.request_reader import RequestReader
 from presift.rpc.server.stream_writer import StreamWriter
 from presift.telemetry.gauges import gauge, observed
@@ -40,8 +42,10 @@ class ServerOptions:
 
     `lame_duck_s` is the time before that in which new calls are answered. `max_connection_age_s` is the age at which a
     connection is drained, None for never; its running calls then get `max_connection_age_grace_s`, None for all they
-    need. `max_calls` limits concurrent calls of all methods. `tls` None is plain text; with a `ca`, callers need a
-    certificate of that authority. `insecure` lets the server listen beyond this machine without authentication.
+    need. `max_calls` limits concurrent calls of all methods, `max_received_bytes` the sum of their requests. Above
+    `max_memory_bytes` of the process, incomplete requests end (`MemoryGuard`). `tls` None is plain text; with a `ca`,
+    callers need a certificate of that authority. `insecure` lets the server listen beyond this machine without
+    authentication.
     """
 
     listen: str
@@ -54,6 +58,14 @@ class ServerOptions:
     lame_duck_s: float = 0.0
     max_connection_age_s: float | None = None
     max_connection_age_grace_s: float | None = None
+    max_received_bytes: int = 512 * 2**20
+    max_memory_bytes: int | None = None
+
+    @property
+    def request_bytes(self) -> RequestBytes:
+        """The count of a new server; one request of the greatest size is always possible."""
+        limit, one = self.max_received_bytes, self.max_message_bytes
+        return RequestBytes(max(limit, one), max(limit // 4, one))
 
 
 class Listener(Protocol):
@@ -84,10 +96,10 @@ class GrpcServer:
         """
         self.options = options
         self._has_auth = bool(auth_interceptors) or (options.tls is not None and options.tls.ca is not None)
-        self.calls = ActiveCalls(options.max_calls, tenant_of_call)
+        self.calls = ActiveCalls(options.max_calls, tenant_of_call, options.request_bytes)
         self.grpc = grpc.aio.server(
             interceptors=[
-                RequestReader(self.calls),
+                RequestReader(self.calls, MemoryGuard(options.max_memory_bytes)),
                 StreamWriter(self.calls),
                 _traced(),
                 ErrorInterceptor(self.calls),

@@ -160,6 +160,33 @@ async def test_a_call_without_its_message_ends_by_itself(open_house, monkeypatch
     assert len(await house.generate()) == 2
 
 
+async def test_a_late_message_ends_while_memory_is_short(open_house):
+    house = await open_house(max_memory_bytes=1)
+    async with asyncio.timeout(10):
+        code, error = await refusal_of(headers_alone(house))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
+    assert (error.field, error.limit) == ("memory", "<= 1 bytes") and error.retry_after_s > 0
+    house.servicer.gate.set()
+    assert len(await house.generate()) == 2  # its message comes with its headers
+
+
+async def test_the_bytes_of_all_requests_are_bounded(open_house):
+    house = await open_house(max_message_bytes=2**16, max_received_bytes=3 * 2**15)
+    message = target_pb2.PrefillRequest(cache_salt="x" * 2**15)  # with its header a little more than 32 KiB
+    running = [asyncio.create_task(_one(house.stub.Prefill(message))) for _ in range(2)]
+    await house.begun(2)
+    code, error = await refusal_of(_one(house.stub.Prefill(message)))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
+    size = message.ByteSize()
+    assert (error.field, error.value, error.limit) == ("received_bytes", str(3 * size), f"<= {3 * 2**15}")
+    assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+    assert house.server.calls.request_bytes == 2 * size
+    house.servicer.gate.set()
+    await asyncio.gather(*running)
+    await settle(lambda: house.server.calls.request_bytes == 0)
+    await house.stub.Prefill(message)
+
+
 async def test_a_call_that_ends_without_a_message_is_malformed(open_house):
     house = await open_house()
 

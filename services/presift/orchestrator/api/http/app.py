@@ -83,8 +83,11 @@ def application(
         serves = is_serving()
         return JSONResponse({"status": "serving" if serves else "not serving"}, 200 if serves else 503)
 
+    answers = completions.pipeline.parts.answer_bytes
+
     def route(method: str, path: str, endpoint: Endpoint, format: WireFormat = COMPLETIONS) -> Route:
-        return Route(path, CallHandler(access, path, endpoint, options.keepalive_s, format), methods=[method])
+        handler = CallHandler(access, path, endpoint, answers, options.keepalive_s, format)
+        return Route(path, handler, methods=[method])
 
     adapter = ChatAdapter(completions)
     responses, messages, tokens = ResponsesEndpoint(adapter), MessagesEndpoints(adapter), TokenEndpoints(adapter)

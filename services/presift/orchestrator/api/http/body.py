@@ -38,7 +38,7 @@ async def in_thread_if_large(size: int, work: Callable[[], T]) -> T:
     return work() if size < LARGE_BYTES else await asyncio.to_thread(work)
 
 
-def parse_json_object(raw: bytes) -> dict[str, Any]:
+def parse_json_object(raw: bytes | bytearray) -> dict[str, Any]:
     """Raises InvalidRequest for anything but a JSON object, and for too many values."""
     _check_values(raw)
     try:
@@ -50,7 +50,7 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_values(raw: bytes) -> None:
+def _check_values(raw: bytes | bytearray) -> None:
     """Commas and brackets inside strings do not count."""
     if raw.count(b",") <= MAX_VALUES and sum(map(raw.count, (b"{", b"[", b":"))) <= MAX_NESTED:
         return
@@ -70,8 +70,8 @@ def _check_values(raw: bytes) -> None:
             raise InvalidRequest("body", "too large", limit, f"the body has too many values; it may have {limit}")
 
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """Raises HttpError for a body that is not read, and ClientDisconnected."""
+async def read_body(headers: Headers, receive: Receive, max_bytes: int, hold: Callable[[int], None]) -> bytearray:
+    """`hold` counts bytes that have arrived. Raises HttpError for a body that is not read, and ClientDisconnected."""
     # A page of another site can send forms and plain text without CORS, but not JSON.
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(UNSUPPORTED_MEDIA, "the body must be JSON: content-type application/json")
@@ -83,22 +83,24 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(BODY_S):
-            return await _chunks(receive, max_bytes)
+            return await _chunks(receive, max_bytes, hold)
     except TimeoutError:
         raise HttpError(BODY_TIMEOUT, f"the body did not arrive within {BODY_S:g} s") from None
 
 
-async def _chunks(receive: Receive, max_bytes: int) -> bytes:
+async def _chunks(receive: Receive, max_bytes: int, hold: Callable[[int], None]) -> bytearray:
     body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > max_bytes:
             raise _too_large(max_bytes)
+        hold(len(piece))
+        body += piece
         more = message.get("more_body", False)
-    return bytes(body)
+    return body
 
 
 def _too_large(max_bytes: int) -> HttpError:

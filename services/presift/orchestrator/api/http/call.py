@@ -19,8 +19,9 @@ from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.errors import ClientDisconnected
 from presift.orchestrator.api.http.hosts import AllowedHosts
-from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat
+from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat, no_buffers
 from presift.orchestrator.domain.caller import Caller
+from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.service_token import AUTHORIZATION
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import without_text
@@ -34,6 +35,8 @@ SEND_ERROR_S = 5.0
 API_KEY = "x-api-key"
 # In the state of a request's scope (`connections.py`): the function that closes its connection at once.
 ABORT = "presift.abort"
+# Beside it: the coroutine function that waits until the client has read all but what buffers of fixed sizes hold.
+DRAINED = "presift.drained"
 # The route of all unknown paths: the metrics must not have the caller's own.
 UNKNOWN_ROUTE = "other"
 
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What an endpoint works with."""
+    """What an endpoint works with. `hold` counts bytes of the body as they arrive; it raises Overloaded."""
 
     headers: Headers
     receive: Receive
@@ -50,6 +53,7 @@ class Call:
     caller: Caller
     client: Client
     path: Mapping[str, Any]
+    hold: Callable[[int], None]
 
 
 Endpoint = Callable[[Call], Awaitable[None]]
@@ -95,23 +99,30 @@ def _credentials(headers: Headers) -> list[tuple[str, str]]:
 @dataclass(frozen=True, slots=True)
 class CallHandler:
     """An endpoint as an ASGI application; `route` names its span. Every error is sent to the client, none is raised.
-    `keepalive_s` as in Reply."""
+    `keepalive_s` as in Reply. A call ends when its client has read the answer; `answers` counts it meanwhile."""
 
     access: Access
     route: str
     endpoint: Endpoint
+    answers: AnswerBytes
     keepalive_s: float | None = None
     format: WireFormat = COMPLETIONS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, self.keepalive_s)
+        state = scope.get("state", {})
+        reply = Reply(send, self.keepalive_s, state.get(DRAINED, no_buffers))
         reply.format = self.format
         client = Client(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
         with _request_span(scope["method"], self.route, headers, reply):
             try:
                 caller = self.access.admit(headers)
-                await self.endpoint(Call(headers, receive, reply, caller, client, scope["path_params"]))
+                path, hold = scope["path_params"], self.access.calls.hold
+                await self.endpoint(Call(headers, receive, reply, caller, client, path, hold))
+                abort = state.get(ABORT, _do_nothing)
+                with self.answers.waiting(caller.tenant, lambda _: abort()) as answer:
+                    answer.add(reply.unread_bytes)
+                    await reply.drained()
             except (Exception, asyncio.CancelledError) as error:
                 to_send = self._error_to_send(error, client)
                 if to_send is not None:

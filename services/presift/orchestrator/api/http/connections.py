@@ -10,7 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from presift.core.errors import PresiftError
-from presift.orchestrator.api.http.call import ABORT
+from presift.orchestrator.api.http.call import ABORT, DRAINED
 from presift.rpc.limits import MAX_METADATA_BYTES
 
 # As for gRPC: pings after 30 s; a client that misses three of them is disconnected.
@@ -49,7 +49,7 @@ class HeaderTimeoutProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, ABORT: transport.abort}
+        self.app_state = {**self.app_state, ABORT: transport.abort, DRAINED: self.flow.drain}
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:

@@ -37,7 +37,7 @@ class ReadBody:
 async def read_call(call: Call, models: ServedModels, max_bytes: int) -> ReadBody:
     """Read a call's body as JSON. Raises PresiftError; an unknown model before an invalid parameter."""
     arrived_s = time.monotonic()
-    raw = await read_body(call.headers, call.receive, max_bytes)
+    raw = await read_body(call.headers, call.receive, max_bytes, call.hold)
     given = await in_thread_if_large(len(raw), lambda: parse_json_object(raw))
     if isinstance(model := given.get("model"), str):
         models.find(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -60,16 +60,24 @@ def json_bytes(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
+async def no_buffers() -> None:
+    """Under a server other than presift's, which does not tell what its client has read."""
+
+
 class Reply:
     """`is_ending`: the last bytes are being sent; `is_complete`: they were sent. `status` is 0 before anything was
     sent, `error` the code of the error. `names` are those of the request, once its body was read; `format` is the
-    API's."""
+    API's. `drained` waits until the client has read what was sent; `unread_bytes` were sent without waiting."""
 
-    def __init__(self, send: Send, keepalive_s: float | None = None) -> None:
+    def __init__(
+        self, send: Send, keepalive_s: float | None = None, drained: Callable[[], Awaitable[None]] = no_buffers
+    ) -> None:
         """After `keepalive_s` without output in a stream a comment is sent: proxies close silent connections. Never if
         it is None, because some clients cannot read comments."""
         self._send = send
         self._keepalive_s = keepalive_s
+        self.drained = drained
+        self.unread_bytes = 0
         self._headers: dict[str, str] = {}
         self.names: ParameterNames | None = None
         self.format = COMPLETIONS
@@ -91,6 +99,7 @@ class Reply:
         content = {"content-type": "application/json", "content-length": str(len(raw))}
         async with self._writing:
             await self._start(status, content | dict(headers or {}))
+            self.unread_bytes = len(raw)
             await self._write(raw, ends=True)
 
     @asynccontextmanager
@@ -148,6 +157,8 @@ class Reply:
             if not self.status:
                 await self._start(200, self._headers)
             await self._write(line.encode("utf-8", "replace"), ends=ends)
+            if not ends:
+                await self.drained()
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._has_begun = True

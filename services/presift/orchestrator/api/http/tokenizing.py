@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from presift.core.errors import InvalidRequest
-from presift.core.limits import check_limits
+from presift.core.errors import InvalidRequest, PromptTooLong
+from presift.core.limits import MAX_PROMPT_TOKENS, check_limits
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
@@ -19,6 +18,7 @@ from presift.orchestrator.api.http.translated import ChatAdapter
 from presift.orchestrator.api.http.translation import Translated, TranslatedNames
 from presift.orchestrator.domain.limits import TEXT
 from presift.orchestrator.prompt.raw_tokens import decode, encode, token_strings
+from presift.orchestrator.prompt.tokenizing_limit import byte_count, check_length
 
 # With `messages` the chat template writes the special tokens.
 _OF_TEXTS = ("add_special_tokens", "prompt", "return_token_strs")
@@ -67,7 +67,8 @@ class TokenEndpoints:
         names = TranslatedNames()
         tokens = await self._adapter.tokenize(call, read, lambda _: Translated(given, names))
         strings = read.given.get("return_token_strs") is True
-        await self._send(call, read, lambda: self._body([tokens.tolist()], is_list=False, strings=strings))
+        size = int(tokens.size)
+        await self._send(call, read, lambda: self._body([tokens.tolist()], is_list=False, strings=strings), size)
 
     async def _send_texts(self, call: Call, read: ReadBody) -> None:
         body = validate(TokenizeBody, read.given, read.ignored)
@@ -79,11 +80,22 @@ class TokenEndpoints:
             check_limits(text, TEXT)
 
         def work() -> dict[str, Any]:
-            backend, adds = self._adapter.tokenizer, body.add_special_tokens
-            tokens = [encode(backend, text, add_special_tokens=adds) for text in texts]
+            tokens = self._encode(texts, add_special_tokens=body.add_special_tokens)
             return self._body(tokens, is_list=isinstance(body.prompt, list), strings=body.return_token_strs)
 
-        await self._send(call, read, work)
+        await self._send(call, read, work, sum(map(byte_count, texts)))
+
+    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Raises PromptTooLong before more than MAX_PROMPT_TOKENS are in memory, of all texts together."""
+        backend, tokens, count = self._adapter.tokenizer, list[list[int]](), 0
+        for text in texts:
+            check_length(backend, text, byte_count(text))
+            tokens.append(encode(backend, text, add_special_tokens=add_special_tokens))
+            count += len(tokens[-1])
+            if count > MAX_PROMPT_TOKENS:
+                limit = f"at most {MAX_PROMPT_TOKENS}, of all texts together"
+                raise PromptTooLong("prompt", f"more than {MAX_PROMPT_TOKENS} tokens", limit)
+        return tokens
 
     async def detokenize(self, call: Call) -> None:
         read = await self._adapter.read(call)
@@ -97,13 +109,13 @@ class TokenEndpoints:
             text = texts if is_list else texts[0]
             return {"text": text, "prompt": text}  # SGLang's name and vLLM's
 
-        await self._send(call, read, work)
+        await self._send(call, read, work, read.size // 2)  # an id takes two bytes at least
 
-    async def _send(self, call: Call, read: ReadBody, work: Callable[[], dict[str, Any]]) -> None:
-        """In a thread: a body of a megabyte takes half a second."""
+    async def _send(self, call: Call, read: ReadBody, work: Callable[[], dict[str, Any]], size: int) -> None:
+        """Do `work` on `size` bytes of text, or as many token ids."""
         ignored = {"presift": {"ignored": list(read.ignored)}} if read.ignored else {}
-        async with call.client.cancels_on_disconnect(), self._adapter.held(call.caller):
-            raw = await asyncio.to_thread(lambda: json_bytes(work() | ignored))
+        async with call.client.cancels_on_disconnect():
+            raw = await self._adapter.in_tokenizer(call.caller, lambda: json_bytes(work() | ignored), size)
         await call.reply.send_bytes(200, raw)
 
     def _body(self, tokens: list[list[int]], *, is_list: bool, strings: bool) -> dict[str, Any]:
@@ -124,6 +136,8 @@ def _id_lists(tokens: Any) -> tuple[list[list[int]], bool]:
     if isinstance(tokens, list):
         is_list = bool(tokens) and all(isinstance(each, list) for each in tokens)
         lists = tokens if is_list else [tokens]
+        if (count := sum(map(len, lists))) > MAX_PROMPT_TOKENS:
+            raise InvalidRequest("tokens", f"{count} token ids", f"at most {MAX_PROMPT_TOKENS}")
         if all(type(each) is int and 0 <= each < 2**32 for ids in lists for each in ids):
             return lists, is_list
     raise InvalidRequest("tokens", brief(tokens), "a list of token ids, or a list of such lists")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from presift.orchestrator.admission.request_cost import tokenizing_cost
 from presift.orchestrator.api.http.answering import Renderer
 from presift.orchestrator.api.http.answers import Answers, ReadPrompt
 from presift.orchestrator.api.http.body import in_thread_if_large
@@ -69,9 +69,12 @@ class ChatAdapter:
     def context_tokens(self) -> int:
         return self._completions.pipeline.target_info().model.context_tokens
 
-    def held(self, caller: Caller) -> AbstractAsyncContextManager[object]:
-        """Count a call among its tenant's, until the block ends."""
-        return self._completions.pipeline.parts.quotas.held(caller.tenant, caller.limits)
+    async def in_tokenizer(self, caller: Caller, work: Callable[[], bytes], size: int) -> bytes:
+        """What `work` makes of `size` bytes of text, or of as many token ids, in a thread; with the limits that prompts
+        have too. Raises Overloaded."""
+        pipeline = self._completions.pipeline
+        async with pipeline.tokenizing(caller.tenant, caller.limits, tokenizing_cost(size)):
+            return await pipeline.parts.tokenizer.limit.run(work, size)
 
     async def tokenize(
         self, call: Call, read: ReadBody, translate: Callable[[ReadBody], Translated]

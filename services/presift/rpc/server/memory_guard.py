@@ -1,0 +1,81 @@
+"""Ends gRPC calls whose message is incomplete while the process is short of memory.
+
+gRPC does not tell how much of a message has arrived, so the bytes of incomplete messages cannot be counted. And before
+version 1.85 it buffers even a message beyond its limit whole, up to 4 GiB, before it refuses it (grpc/grpc#43012). What
+can be measured is the memory of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from presift.core.errors import DeadlineExceeded, Overloaded
+
+FIELD = "memory"
+_EVERY_S = 0.1
+_RETRY_AFTER_S = 5.0
+# Of a container's limit: the rest is for what arrives within _EVERY_S, and for the page cache.
+_SHARE_OF_CONTAINER = 0.9
+# Of cgroup v2 and v1: "max", or a number beyond any machine, without a limit.
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_NO_LIMIT = 2**60
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
+def container_limit() -> int | None:
+    """The memory in bytes that this process should not exceed; None outside a container with a limit."""
+    for path in map(Path, _CONTAINER_LIMITS):
+        if path.is_file() and (text := path.read_text().strip()).isdecimal() and int(text) < _NO_LIMIT:
+            return int(int(text) * _SHARE_OF_CONTAINER)
+    return None
+
+
+class MemoryGuard:
+    """`limit_bytes` None: nothing is ended. `resident` measures."""
+
+    def __init__(self, limit_bytes: int | None, resident: Callable[[], int] = resident_bytes) -> None:
+        self._limit = sys.maxsize if limit_bytes is None else limit_bytes
+        self._resident = resident
+        # The calls that wait for their message, and since when.
+        self._waiting: dict[asyncio.Timeout, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def receiving(self, within_s: float) -> AsyncIterator[None]:
+        """The block waits for a message. Raises DeadlineExceeded, and Overloaded while memory is short."""
+        loop, was_ended = asyncio.get_running_loop(), False
+        try:
+            async with asyncio.timeout(within_s) as timeout:
+                self._waiting[timeout] = loop.time()
+                if self._timer is None:
+                    self._timer = loop.call_later(_EVERY_S, self._look)
+                try:
+                    yield
+                finally:
+                    was_ended = self._waiting.pop(timeout, None) is None
+        except TimeoutError:
+            if was_ended:
+                raise Overloaded(FIELD, self._resident(), f"<= {self._limit} bytes", _RETRY_AFTER_S) from None
+            raise DeadlineExceeded(f"the request's message did not arrive within {within_s:g} s") from None
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        # A message that has just begun is most often short, and complete in a moment.
+        late = [timeout for timeout, since in self._waiting.items() if since + _EVERY_S <= loop.time()]
+        if late and self._resident() > self._limit:
+            for timeout in late:
+                del self._waiting[timeout]
+                timeout.reschedule(loop.time())
+        self._timer = loop.call_later(_EVERY_S, self._look) if self._waiting else None
