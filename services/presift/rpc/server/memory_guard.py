@@ -1,8 +1,8 @@
 """Ends gRPC calls whose message is incomplete while the process is short of memory.
 
-gRPC does not tell how much of a message has arrived, so the bytes of incomplete messages cannot be counted. And before
-version 1.85 it buffers even a message beyond its limit whole, up to 4 GiB, before it refuses it (grpc/grpc#43012). What
-can be measured is the memory of the process.
+gRPC does not tell how much of a message has arrived, so the bytes of incomplete messages cannot be counted. And up to
+version 1.82.0 it buffers even a message beyond its limit whole before it refuses it (grpc/grpc#43012; 1.82.3 does not).
+What can be measured is the memory of the process.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.
 _NO_LIMIT = 2**60
 
 
-def resident_bytes() -> int:
-    """The resident memory of this process; 0 where the system does not tell."""
+def private_bytes() -> int:
+    """The resident memory of this process without files that are mapped, such as weights; 0 where the system does not
+    tell."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     except OSError:
         return 0
+    return (resident - shared) * mmap.PAGESIZE
 
 
 def container_limit() -> int | None:
@@ -43,11 +45,11 @@ def container_limit() -> int | None:
 
 
 class MemoryGuard:
-    """`limit_bytes` None: nothing is ended. `resident` measures."""
+    """`limit_bytes` None: nothing is ended. `measure` gives the memory of the process in bytes."""
 
-    def __init__(self, limit_bytes: int | None, resident: Callable[[], int] = resident_bytes) -> None:
+    def __init__(self, limit_bytes: int | None, measure: Callable[[], int] = private_bytes) -> None:
         self._limit = sys.maxsize if limit_bytes is None else limit_bytes
-        self._resident = resident
+        self._measure = measure
         # The calls that wait for their message, and since when.
         self._waiting: dict[asyncio.Timeout, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -67,14 +69,14 @@ class MemoryGuard:
                     was_ended = self._waiting.pop(timeout, None) is None
         except TimeoutError:
             if was_ended:
-                raise Overloaded(FIELD, self._resident(), f"<= {self._limit} bytes", _RETRY_AFTER_S) from None
+                raise Overloaded(FIELD, self._measure(), f"<= {self._limit} bytes", _RETRY_AFTER_S) from None
             raise DeadlineExceeded(f"the request's message did not arrive within {within_s:g} s") from None
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         # A message that has just begun is most often short, and complete in a moment.
         late = [timeout for timeout, since in self._waiting.items() if since + _EVERY_S <= loop.time()]
-        if late and self._resident() > self._limit:
+        if late and self._measure() > self._limit:
             for timeout in late:
                 del self._waiting[timeout]
                 timeout.reschedule(loop.time())
