@@ -50,15 +50,19 @@ class Report:
 Event = Decision | Delta | Report
 
 # Memory of a character, at most; of a token's id, of a log probability and of one of its alternatives (measured).
-_CHARACTER_BYTES, _ID_BYTES, _LOGPROB_BYTES, _TOP_BYTES = 4, 36, 120, 136
+_CHARACTER_BYTES, _ID_BYTES, _LOGPROB_BYTES, _TOP_BYTES = 4, 36, 160, 136
 
 
 def held_bytes(event: Delta | Report) -> int:
     """The memory of an event's content, at most; joined events have the sum."""
     if isinstance(event, Report):
         return _bytes_of(event.usage.prompt_logprobs)
-    texts = (event.text, event.reasoning, *(part for call in event.tool_calls for part in (call.name, call.arguments)))
-    return _CHARACTER_BYTES * sum(map(len, texts)) + _ID_BYTES * len(event.token_ids) + _bytes_of(event.logprobs)
+    held = _CHARACTER_BYTES * (len(event.text) + len(event.reasoning)) + _ID_BYTES * len(event.token_ids)
+    if event.logprobs:  # not asked for by most callers; this runs for each token
+        held += _bytes_of(event.logprobs)
+    for call in event.tool_calls:
+        held += _CHARACTER_BYTES * (len(call.name) + len(call.arguments))
+    return held
 
 
 def _bytes_of(logprobs: Sequence[TokenLogprob]) -> int:
