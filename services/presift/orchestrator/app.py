@@ -90,7 +90,7 @@ class Tuning:
     max_request_s: float | None = None
     prefills: bool = True
     selection_memory_bytes: int = 64 * 2**20
-    max_answer_bytes: int = 128 * 2**20
+    max_answer_bytes: int = 256 * 2**20
     calibration_limit_s: float = 20.0
     calibrates: bool = True
     checks_tokenizer: bool = True

@@ -86,7 +86,7 @@ class Options:
     store: object = None
     message_bytes: int = 2**20
     received_bytes: int = 512 * 2**20
-    answer_bytes: int = 128 * 2**20
+    answer_bytes: int = 256 * 2**20
     unsupported: tuple = ()
     kv_page_tokens: int = 0
     kv_pool_tokens: int = 0

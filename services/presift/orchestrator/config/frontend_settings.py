@@ -168,4 +168,4 @@ class AdmissionSettings(BaseModel):
             description="maximum memory of answers that their callers have not read, MiB, a quarter of it for a tenant;"
             " beyond it the largest one ends",
         ),
-    ] = 128
+    ] = 256

@@ -1,12 +1,13 @@
 """The bytes of answers that wait for slow readers: bounded as a sum, and for each tenant.
 
-Beyond a bound the largest answer ends: who reads is not refused because others do not.
+Beyond a bound the largest answer ends: who reads is not refused because others do not. An answer that is larger than
+the bound may wait alone.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from presift.core.errors import Overloaded
@@ -60,16 +61,18 @@ class AnswerBytes:
         self.held += more
         self._tenants[answer.tenant] += more
         if answer.tenant is not None and (held := self._tenants[answer.tenant]) > self._share:
-            own = [each for each in self._waiting if each.tenant == answer.tenant]
+            own = (each for each in self._waiting if each.tenant == answer.tenant)
             self._drop_largest(own, Overloaded(f"{FIELD} of the tenant", held, f"<= {self._share}", _RETRY_AFTER_S))
         if self.held > self._limit:
             error = Overloaded(FIELD, self.held, f"<= {self._limit}", _RETRY_AFTER_S)
-            self._drop_largest(list(self._waiting), error)
+            self._drop_largest(self._waiting, error)
 
-    def _drop_largest(self, answers: list[WaitingAnswer], error: Overloaded) -> None:
-        largest = max(answers, key=lambda each: each.held)
-        self._forget(largest)
-        largest.drop(error)
+    def _drop_largest(self, answers: Iterable[WaitingAnswer], error: Overloaded) -> None:
+        waiting = [each for each in answers if each.held]
+        if len(waiting) > 1:
+            largest = max(waiting, key=lambda each: each.held)
+            self._forget(largest)
+            largest.drop(error)
 
     def _forget(self, answer: WaitingAnswer) -> None:
         if answer in self._waiting:

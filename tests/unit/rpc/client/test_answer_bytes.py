@@ -49,6 +49,16 @@ def test_a_tenant_that_does_not_read_ends_no_answer_of_another():
     assert answers.bytes.held == 25 + 21
 
 
+def test_an_answer_that_is_larger_than_the_bound_may_wait_alone():
+    """Log probabilities of a long prompt are one piece."""
+    answers = Answers(100)
+    large, other = answers.open("large", "acme"), answers.open("other", "acme")
+    large.add(150)
+    assert not answers.errors
+    other.add(1)
+    assert list(answers.errors) == ["large"] and answers.bytes.held == 1
+
+
 class Stream:
     """Pieces of ten bytes, until it is cancelled."""
 
