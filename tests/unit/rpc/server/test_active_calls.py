@@ -175,7 +175,8 @@ async def test_the_bytes_of_all_requests_are_bounded(open_house):
     message = target_pb2.PrefillRequest(cache_salt="x" * 2**15)  # with its header a little more than 32 KiB
     running = [asyncio.create_task(_one(house.stub.Prefill(message))) for _ in range(2)]
     await house.begun(2)
-    code, error = await refusal_of(_one(house.stub.Prefill(message)))
+    async with asyncio.timeout(10):
+        code, error = await refusal_of(_one(house.stub.Prefill(message)))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
     size = message.ByteSize()
     assert (error.field, error.value, error.limit) == ("received_bytes", str(3 * size), f"<= {3 * 2**15}")
