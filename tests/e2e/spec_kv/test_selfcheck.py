@@ -27,9 +27,10 @@ from presift.target.sglang import processes
 
 def run_scheduler(*args, **kwargs):
     import sglang.srt.managers.scheduler
-    from sglang.srt.mem_cache import common
-    common.renamed = common.maybe_cache_unfinished_req
-    del common.maybe_cache_unfinished_req
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    # SGLang calls it for prompts of several chunks only.
+    PrefillAdder.renamed = PrefillAdder.add_chunked_req
+    del PrefillAdder.add_chunked_req
     processes.run_scheduler(*args, **kwargs)
 """
 
@@ -61,10 +62,10 @@ async def test_a_renamed_hook_target_switches_the_routes_off(
     async with engine_of(tiny_model("tinyq")) as engine:
         assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
         for route in (Route.SPEC_KV, Route.SPEC_KV_PC):
-            assert "maybe_cache_unfinished_req" in engine.info.unsupported[route]
+            assert "add_chunked_req" in engine.info.unsupported[route]
         assert (await answer(engine)).completion_tokens == 4
         # Whoever asks all the same is told, by the engine itself.
-        with pytest.raises(RouteUnsupported, match="maybe_cache_unfinished_req"):
+        with pytest.raises(RouteUnsupported, match="add_chunked_req"):
             await answer(engine, plan(64))
 
 
