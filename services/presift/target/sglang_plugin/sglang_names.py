@@ -62,6 +62,11 @@ def is_tested(sglang: str) -> bool:
     return _parsed(sglang).public in TESTED
 
 
+def engine_name(sglang: str) -> str:
+    """The name of the engine for callers."""
+    return f"sglang {sglang}" if is_tested(sglang) else f"sglang {sglang} (untested)"
+
+
 def hooked_functions(sglang: str) -> Mapping[str, str]:
     """The dotted path of the function that each method of `Plugin` wraps, in a version of SGLang.
 

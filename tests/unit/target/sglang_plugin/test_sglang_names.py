@@ -11,7 +11,14 @@ from packaging.version import Version
 
 from presift.models.torchvision_ops import declare_missing
 from presift.target.sglang_plugin import sglang_names
-from presift.target.sglang_plugin.sglang_names import TESTED, cached_prefix, hooked_functions, installed, is_tested
+from presift.target.sglang_plugin.sglang_names import (
+    TESTED,
+    cached_prefix,
+    engine_name,
+    hooked_functions,
+    installed,
+    is_tested,
+)
 
 OLDEST, NEWEST = TESTED[0], TESTED[-1]
 
@@ -57,7 +64,13 @@ def test_an_untested_version_has_the_names_of_the_one_before(version: str, like:
 @pytest.mark.parametrize("version", ["0.5.20", "0.5.21.post1", "0.5.22rc1", "0.5.999", "unknown", ""])
 def test_only_the_releases_themselves_are_tested(version: str) -> None:
     assert not is_tested(version)
-    assert all(is_tested(each) and is_tested(f"{each}+cpu") for each in TESTED)
+    assert engine_name(version) == f"sglang {version} (untested)"
+
+
+@pytest.mark.parametrize("version", [*TESTED, f"{NEWEST}+cpu"])
+def test_tested_versions(version: str) -> None:
+    assert is_tested(version)
+    assert engine_name(version) == f"sglang {version}"
 
 
 def test_names_may_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
