@@ -29,6 +29,8 @@ def fake_sglang(folder, changes=()):
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(f"class {kind}:\n{''.join(texts)}" for kind, texts in kinds.items()))
+    # Without it the installed package would come first.
+    (folder / "sglang" / "__init__.py").touch()
     return folder
 
 
