@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,7 @@ async def test_stop_strings_are_refused_without_a_tokenizer(target: Target) -> N
 async def test_get_info_describes_the_model(target: Target) -> None:
     info = await target.stub.GetInfo(target_pb2.TargetServiceGetInfoRequest())
 
-    assert info.engine == "sglang 0.5.21"
+    assert info.engine == f"sglang {version('sglang')}"
     assert (info.model.id, info.model.layers, info.model.kv_heads) == ("tinyq", 4, 2)
     assert info.model.vocabulary_size == VOCABULARY
     assert info.model.tokenizer_fingerprint == ""

@@ -1,6 +1,7 @@
-"""The scripts of ops/supply_chain are no package."""
+"""The scripts of ops/sglang and ops/supply_chain are no packages."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "ops" / "supply_chain"))
+OPS = Path(__file__).parents[2] / "ops"
+sys.path[:0] = [str(OPS / "sglang"), str(OPS / "supply_chain")]

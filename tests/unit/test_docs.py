@@ -27,13 +27,14 @@ RULES = ROOT / "ops" / "prometheus" / "rules.yml"
 RUNBOOKS = ROOT / "ops" / "README.md"
 SERVICES = {"ORCHESTRATOR": OrchestratorSettings, "DRAFT": DraftSettings, "TARGET": TargetSettings}
 COMMANDS = typer.main.get_command(app).commands
-# Flags of other people's programs.
+# Flags of other people's programs, and of scripts.
 FOREIGN = {
     *("--build", "--rm", "--scale"),  # docker compose
     "--no-deps",  # pip
+    "--accept",  # ops/sglang/canary.py
 }
 # Not settings: what the stock server, the command and its stack read.
-OTHER_VARIABLES = {"PRESIFT_SGLANG_PLUGIN", "PRESIFT_CACHE_URL"}
+OTHER_VARIABLES = {"PRESIFT_SGLANG_PLUGIN", "PRESIFT_SGLANG_UNTESTED", "PRESIFT_CACHE_URL"}
 
 
 def text(page):

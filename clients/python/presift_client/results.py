@@ -187,7 +187,8 @@ class Replica:
 class Info:
     """The models and routes of an orchestrator. `draft` is None while no draft is known. The parsers separate tool
     calls and reasoning from answers, empty if there is none; `grammars`: whether answers can be restricted.
-    `cache_unavailable`: the cache of compressed prompts did not answer the last time.
+    `cache_unavailable`: the cache of compressed prompts did not answer the last time. `engine`: the target's, with its
+    version, and "(untested)" if presift was not tested with it.
 
     `policy_file` is None if there is none. `speeds` are the learned costs of the stages, the last observed last.
     `restricted`: the key or token is no administrator's, so `speeds`, `route_quality` and `replicas` are empty.
@@ -206,6 +207,7 @@ class Info:
     grammars: bool = False
     cache_unavailable: bool = False
     restricted: bool = False
+    engine: str = ""
 
 
 Event = Decision | Delta | Usage

@@ -186,6 +186,8 @@ export interface Info {
   readonly cacheUnavailable: boolean;
   /** The key or token is no administrator's: routeQuality and replicas are empty. */
   readonly restricted: boolean;
+  /** The target's engine with its version, and "(untested)" if presift was not tested with it. */
+  readonly engine: string;
 }
 
 /** One event of the stream; undefined if a newer service sends one that this client does not know. */
@@ -253,6 +255,7 @@ export function infoOf(info: wire.GetInfoResponse): Info {
     grammars: info.grammars,
     cacheUnavailable: info.cacheUnavailable,
     restricted: info.restricted,
+    engine: info.engine,
   };
 }
 

@@ -79,7 +79,8 @@ Event = AnswerDelta | Finished
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """An engine's `name` with version, its model and features. `model.context_tokens` limits prompt plus answer.
+    """An engine's `name` with version, "(untested)" behind it if so, its model and features. `model.context_tokens`
+    limits prompt plus answer.
 
     `unsupported`: why a route is not served. `kv_pool_tokens`: size of the KV pool, 0 if unknown. The parsers separate
     the text of answers; empty if there is none. `grammars`: whether an answer can be restricted by a grammar.

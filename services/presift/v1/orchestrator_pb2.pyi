@@ -414,7 +414,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file", "replicas", "tool_call_parser", "reasoning_parser", "grammars", "cache_unavailable", "restricted")
+    __slots__ = ("draft", "target", "supported_routes", "compress_above_tokens", "speeds", "route_quality", "policy_file", "replicas", "tool_call_parser", "reasoning_parser", "grammars", "cache_unavailable", "restricted", "engine")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_ROUTES_FIELD_NUMBER: _ClassVar[int]
@@ -428,6 +428,7 @@ class GetInfoResponse(_message.Message):
     GRAMMARS_FIELD_NUMBER: _ClassVar[int]
     CACHE_UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     RESTRICTED_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
     draft: _plan_pb2.ModelInfo
     target: _plan_pb2.ModelInfo
     supported_routes: _containers.RepeatedScalarFieldContainer[_plan_pb2.Route]
@@ -441,7 +442,8 @@ class GetInfoResponse(_message.Message):
     grammars: bool
     cache_unavailable: bool
     restricted: bool
-    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., tool_call_parser: _Optional[str] = ..., reasoning_parser: _Optional[str] = ..., grammars: _Optional[bool] = ..., cache_unavailable: _Optional[bool] = ..., restricted: _Optional[bool] = ...) -> None: ...
+    engine: str
+    def __init__(self, draft: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., target: _Optional[_Union[_plan_pb2.ModelInfo, _Mapping]] = ..., supported_routes: _Optional[_Iterable[_Union[_plan_pb2.Route, str]]] = ..., compress_above_tokens: _Optional[int] = ..., speeds: _Optional[_Iterable[_Union[StageSpeed, _Mapping]]] = ..., route_quality: _Optional[_Iterable[_Union[RouteQuality, _Mapping]]] = ..., policy_file: _Optional[_Union[PolicyFile, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., tool_call_parser: _Optional[str] = ..., reasoning_parser: _Optional[str] = ..., grammars: _Optional[bool] = ..., cache_unavailable: _Optional[bool] = ..., restricted: _Optional[bool] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class Replica(_message.Message):
     __slots__ = ("address", "role", "healthy", "breaker", "in_flight", "unused", "name")

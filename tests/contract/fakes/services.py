@@ -256,14 +256,13 @@ class FakeTarget(target_pb2_grpc.TargetServiceServicer):
     async def GetInfo(self, request, context):
         return target_pb2.TargetServiceGetInfoResponse(
             model=self.model,
-            engine="fake",
             supported_routes=self.routes,
             running_requests=self.running,
             kv_page_tokens=self.kv_page_tokens,
             kv_pool_tokens=self.kv_pool_tokens,
             replica=self.replica,
             unsupported_routes=[target_pb2.UnsupportedRoute(route=r, reason=why) for r, why in self.unsupported],
-            **self.abilities,
+            **{"engine": "fake", **self.abilities},
         )
 
 

@@ -202,10 +202,11 @@ async def test_parts_of_the_answer(open_house):
     assert list(end.usage.prompt_logprobs) == [first] and not end.usage.prompt_logprobs[0].HasField("logprob")
 
 
-async def test_info_names_parsers_and_grammars(open_house):
-    house = await open_house(abilities=ABLE)
+async def test_info_names_parsers_grammars_and_engine(open_house):
+    told = ABLE | {"engine": "sglang 9.9 (untested)"}
+    house = await open_house(abilities=told)
     info = await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
-    assert {name: getattr(info, name) for name in ABLE} == ABLE
+    assert {name: getattr(info, name) for name in told} == told
 
 
 # -- warnings --

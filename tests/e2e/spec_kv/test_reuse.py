@@ -86,8 +86,9 @@ async def test_a_later_turn_goes_on_with_the_entry(start: Any, plan: Any, prompt
     await driver.empty()
     anew, made = await driver.answer(ids + answer + turn, plan(CAPACITY, prompt_tokens=300))
 
-    # The entry, the final prompt token, and the answer (with overlapped scheduling its last token is fed too).
-    assert (end.reused_entry, end.cached_tokens) == (True, CAPACITY + 1 + 10)
+    # The entry, the final prompt token, and the answer. Up to 0.5.21 SGLang caches its last token too, which overlapped
+    # scheduling has fed.
+    assert end.reused_entry and end.cached_tokens in (CAPACITY + 1 + 9, CAPACITY + 1 + 10)
     assert (end.prompt_tokens, end.kv_tokens) == (350, CAPACITY + 1 + 50)
     assert (later, made.reused_entry) == (anew, False)
     await driver.empty()
@@ -158,8 +159,8 @@ async def test_identical_requests_at_once_cost_one_scoring(start: Any, plan: Any
     state = await driver.idle()
 
     assert len({tuple(tokens) for tokens, _ in answers}) == 1
-    # One prompt, one entry, one answer: nothing was read or made twice.
-    assert state["evictable_slots"] == 400 + CAPACITY + 1 + 20
+    # One prompt, one entry, one answer with or without its last token: nothing was read or made twice.
+    assert state["evictable_slots"] in (400 + CAPACITY + 1 + 19, 400 + CAPACITY + 1 + 20)
     await driver.empty()
 
 

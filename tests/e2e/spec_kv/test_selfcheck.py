@@ -18,6 +18,7 @@ from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
+from presift.target.sglang_plugin import sglang_names
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -27,9 +28,23 @@ from presift.target.sglang import processes
 
 def run_scheduler(*args, **kwargs):
     import sglang.srt.managers.scheduler
-    from sglang.srt.mem_cache import common
-    common.renamed = common.maybe_cache_unfinished_req
-    del common.maybe_cache_unfinished_req
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    # SGLang calls it for prompts of several chunks only.
+    PrefillAdder.renamed = PrefillAdder.add_chunked_req
+    del PrefillAdder.add_chunked_req
+    processes.run_scheduler(*args, **kwargs)
+"""
+
+# A scheduler process of an SGLang that presift does not know.
+UNKNOWN = """
+import os
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from presift.target.sglang_plugin import support
+    support.is_tested = lambda sglang: False
+    if not {is_checked}:
+        del os.environ["PRESIFT_SGLANG_UNTESTED"]
     processes.run_scheduler(*args, **kwargs)
 """
 
@@ -61,11 +76,30 @@ async def test_a_renamed_hook_target_switches_the_routes_off(
     async with engine_of(tiny_model("tinyq")) as engine:
         assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
         for route in (Route.SPEC_KV, Route.SPEC_KV_PC):
-            assert "maybe_cache_unfinished_req" in engine.info.unsupported[route]
+            assert "add_chunked_req" in engine.info.unsupported[route]
         assert (await answer(engine)).completion_tokens == 4
         # Whoever asks all the same is told, by the engine itself.
-        with pytest.raises(RouteUnsupported, match="maybe_cache_unfinished_req"):
+        with pytest.raises(RouteUnsupported, match="add_chunked_req"):
             await answer(engine, plan(64))
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+async def test_an_untested_sglang_drops_kv_only_if_somebody_checks_it(
+    tiny_model: Callable[[str], Path], plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    (tmp_path / "unknown_scheduler.py").write_text(UNKNOWN.format(is_checked=is_checked))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(processes, "__name__", "unknown_scheduler")
+    monkeypatch.setattr(sglang_names, "is_tested", lambda sglang: False)
+    async with engine_of(tiny_model("tinyq")) as engine:
+        assert engine.info.name.endswith(" (untested)")
+        if is_checked:
+            assert engine.info.unsupported == {}
+            assert (await answer(engine, plan(64))).kv_tokens == 65
+        else:
+            assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
+            assert "untested" in engine.info.unsupported[Route.SPEC_KV]
+            assert (await answer(engine)).completion_tokens == 4
 
 
 async def test_where_it_is_in_place_both_routes_are_served(start: Any) -> None:

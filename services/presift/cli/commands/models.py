@@ -70,6 +70,7 @@ def models_table(local: dict[str, str | None], served: Info | None) -> Table:
         table.add_row(name, folder or f"not downloaded: run presift models --ensure {name}")
     if served is not None:
         table.add_row("served as target", served.target.id)
+        table.add_row("target's engine", served.engine or "unknown")
         table.add_row("served as draft", served.draft.id if served.draft else "none")
         if served.draft:
             table.add_row("draft scores by", "its calibrated heads" if served.draft.head_profile else "all heads")

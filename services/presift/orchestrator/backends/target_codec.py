@@ -25,6 +25,7 @@ def info_from_wire(reply: target_pb2.TargetServiceGetInfoResponse) -> TargetInfo
         tool_call_parser=reply.tool_call_parser,
         reasoning_parser=reply.reasoning_parser,
         grammars=reply.grammars,
+        engine=reply.engine,
     )
 
 

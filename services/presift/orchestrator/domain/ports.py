@@ -110,7 +110,7 @@ class Usage:
 class TargetInfo:
     """The target's model, the routes that its running engine supports, why it does not support the others, and the
     process that reports this. The parsers separate the text of answers; empty if there is none. `grammars`: whether it
-    can restrict answers by a grammar."""
+    can restrict answers by a grammar. `engine`: its name and version."""
 
     model: ModelInfo
     supported: frozenset[Route]
@@ -121,6 +121,7 @@ class TargetInfo:
     tool_call_parser: str = ""
     reasoning_parser: str = ""
     grammars: bool = False
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,5 +117,7 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     if options.kv_dropping:
         environment[sglang_plugin.SWITCH] = "1"
+        # The self-check at start shows whether an untested version drops KV correctly.
+        environment[sglang_plugin.UNTESTED] = "1"
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)

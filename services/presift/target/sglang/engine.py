@@ -27,6 +27,7 @@ from presift.target.sglang.messages import AnswerReader, to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Parsers
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.self_check import why_unsupported
+from presift.target.sglang_plugin.sglang_names import engine_name
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +158,8 @@ class SglangEngine(Engine):
         reason = await self._why_no_kv_dropping(model.vocabulary_size, page_tokens)
         routes = (*KV_KEEPING_ROUTES, *(KV_DROPPING_ROUTES if reason is None else ()))
         unsupported = {} if reason is None else dict.fromkeys(KV_DROPPING_ROUTES, reason)
-        name = f"sglang {__version__}"
         return EngineInfo(
-            name,
+            engine_name(__version__),
             model,
             routes,
             folder.has_tokenizer,

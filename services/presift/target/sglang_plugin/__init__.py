@@ -2,6 +2,9 @@
 
 SGLang loads the plugin wherever presift is installed, so it does nothing unless PRESIFT_SGLANG_PLUGIN is 1. Importing
 this package imports neither torch nor SGLang.
+
+On a version of SGLang that presift was not tested with it refuses plans, unless PRESIFT_SGLANG_UNTESTED is 1. The
+target sets it, because it checks the running engine before it serves plans (`self_check`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import os
 
 SWITCH = "PRESIFT_SGLANG_PLUGIN"
+UNTESTED = "PRESIFT_SGLANG_UNTESTED"
 
 
 def activate() -> None:
@@ -18,6 +22,7 @@ def activate() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - only where it is switched on
 
     from presift.target.sglang_plugin.hooks import Plugin  # noqa: PLC0415
+    from presift.target.sglang_plugin.sglang_names import installed  # noqa: PLC0415
 
-    for target, hook in Plugin().hooks().items():
+    for target, hook in Plugin(installed()).hooks().items():
         HookRegistry.register(target, hook, HookType.AROUND)

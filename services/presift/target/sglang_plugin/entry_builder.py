@@ -18,6 +18,7 @@ from presift.target.sglang_plugin.custom_params import mask_to_values
 from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, EntryPins, publish
 from presift.target.sglang_plugin.renewals import Renewals
 from presift.target.sglang_plugin.scoring_request import scoring_request
+from presift.target.sglang_plugin.sglang_names import cached_prefix
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 from presift.target.sglang_plugin.verified_lookahead import accept
 
@@ -97,7 +98,7 @@ class EntryBuilder:
             return False
         self._scheduler.batch_result_processor._maybe_update_reasoning_tokens(request, list(request.output_ids))
         if state.report is None:
-            state.record_reuse(len(request.prefix_indices), entry.coverage)
+            state.record_reuse(cached_prefix(request), entry.coverage)
         assert state.report is not None
         state.report.accepted_tokens = accepted
         if state.next_renewal is not None:
@@ -109,7 +110,7 @@ class EntryBuilder:
         """Release the pin of an admitted request: SGLang locks the entry from now on."""
         self.pins.release(request.rid)
         if state.report is None:
-            cached = len(request.prefix_indices)
+            cached = cached_prefix(request)
             if state.is_full:
                 state.record_full(cached)
             else:

@@ -1,4 +1,7 @@
-"""The hooks of the plugin, one per SGLang function, each named after it. Ordinary requests pass unchanged."""
+"""The hooks of the plugin, one per SGLang function, each named after it. Ordinary requests pass unchanged.
+
+`sglang_names` says which function each wraps in which version of SGLang.
+"""
 
 from __future__ import annotations
 
@@ -12,46 +15,31 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
+from presift.target.sglang_plugin.sglang_names import cached_prefix, hooked_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
 
 class Plugin:
-    """The plugin in one scheduler process. `unsupported`: why it refuses requests; None if it serves them."""
+    """The plugin in one scheduler process, for a version of SGLang. `unsupported`: why it refuses requests, None if it
+    serves them.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, sglang: str) -> None:
+        self._sglang = sglang
         self.unsupported: str | None = "no scheduler has started"
         self.builder: EntryBuilder | None = None
         self._pass = ForwardPass()
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
         """The hooks by the path of the SGLang function; each gets the original function as its first argument."""
-        srt = "sglang.srt."
-        return {
-            f"{srt}managers.scheduler.Scheduler.__init__": self.around_scheduler_init,
-            f"{srt}managers.scheduler.Scheduler.handle_generate_request": self.around_handle_generate_request,
-            f"{srt}managers.scheduler.Scheduler.get_new_batch_prefill": self.around_get_new_batch_prefill,
-            f"{srt}managers.scheduler.Scheduler.abort_request": self.around_abort_request,
-            f"{srt}managers.scheduler.Scheduler.get_internal_state": self.around_get_internal_state,
-            f"{srt}managers.schedule_batch.Req._compute_max_prefix_len": self.around_compute_max_prefix_len,
-            f"{srt}managers.schedule_batch.ScheduleBatch.check_decode_mem": self.around_check_decode_mem,
-            f"{srt}managers.schedule_policy.PrefillAdder.add_one_req": self.around_add_one_req,
-            f"{srt}managers.schedule_policy.PrefillAdder.add_chunked_req": self.around_add_chunked_req,
-            f"{srt}model_executor.forward_batch_info.ForwardBatch.init_new": self.around_init_new,
-            f"{srt}layers.attention.base_attn_backend.AttentionBackend.forward": self.around_forward,
-            f"{srt}layers.logits_processor.LogitsProcessor.forward": self.around_logits_forward,
-            f"{srt}managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
-            ".process_batch_result_prefill": self.around_process_batch_result_prefill,
-            f"{srt}managers.scheduler_components.output_streamer.SchedulerOutputStreamer"
-            ".stream_output": self.around_stream_output,
-            f"{srt}mem_cache.common.maybe_cache_unfinished_req": self.around_maybe_cache_unfinished_req,
-            f"{srt}mem_cache.unified_radix_cache.UnifiedRadixCache.insert_req": self.around_insert_req,
-            f"{srt}mem_cache.unified_radix_cache.UnifiedRadixCache.reset": self.around_reset,
-        }
+        functions = hooked_functions(self._sglang)
+        return {path: getattr(self, hook) for hook, path in functions.items()}
 
     def around_scheduler_init(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         original(scheduler, *args, **kwargs)
-        self.unsupported = unsupported_sglang() or missing_hooks(self.hooks()) or unsupported_scheduler(scheduler)
+        refusals = (unsupported_sglang(self._sglang), missing_hooks(self.hooks()), unsupported_scheduler(scheduler))
+        self.unsupported = next((reason for reason in refusals if reason), None)
         self.builder = EntryBuilder(scheduler)
 
     def around_handle_generate_request(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
@@ -122,7 +110,7 @@ class Plugin:
             return original(adder, request, *args, **kwargs)
         if not isinstance(state, ScoringState) and self.builder.renewals.needs_row(adder, request):
             return AddReqResult.OTHER
-        if isinstance(state, DecodeState) and not state.is_full and len(request.prefix_indices) < state.kept:
+        if isinstance(state, DecodeState) and not state.is_full and cached_prefix(request) < state.kept:
             self.builder.add_missing(request)
             return AddReqResult.CONTINUE
         if isinstance(state, ScoringState):

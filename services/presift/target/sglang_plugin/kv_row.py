@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from presift.target.sglang_plugin.sglang_names import release_prefix
+
 
 def can_replace_head(request: Any, head: int) -> bool:
     """Whether the first `head` slots of a request's row include those of the tree, and none is reserved for later."""
@@ -29,21 +31,12 @@ def replace_head(scheduler: Any, batch: Any, index: int, head: int, slots: torch
     kv, row = request.kv, pool.req_to_token[request.kv.req_pool_idx]
     replaced = torch.cat([slots.to(row.dtype), row[head : kv.kv_committed_len]])
     tree.free_kv_row(kv, [(kv.cache_protected_len, head)])
-    _unlock(tree, request)
+    release_prefix(tree, request, replaced.to(torch.int64))
+    kv.cache_protected_len = 0
     pool.write((kv.req_pool_idx, slice(0, len(replaced))), replaced)
     request.skip_radix_cache_insert = True
-    request.prefix_indices = replaced.to(torch.int64)
     kv.kv_committed_len = kv.kv_allocated_len = len(replaced)
     _shorten(batch, index, head - len(slots))
-
-
-def _unlock(tree: Any, request: Any) -> None:
-    """Give back the tree's part of the row: its nodes become evictable."""
-    from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams  # noqa: PLC0415 - in the scheduler alone
-
-    tree.unpin(request)
-    request.last_node, request.lock_receipt = None, DecLockRefParams()
-    request.kv.cache_protected_len = 0
 
 
 def _shorten(batch: Any, index: int, tokens: int) -> None:

@@ -21,6 +21,7 @@ from presift.core.spans import Span
 from presift.target.sglang_plugin.entry_pins import copy_selected
 from presift.target.sglang_plugin.kv_row import can_replace_head, replace_head
 from presift.target.sglang_plugin.scoring_request import scoring_request
+from presift.target.sglang_plugin.sglang_names import cached_prefix
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 
 # A renewal takes some steps. For fewer tokens than these it is not begun.
@@ -89,7 +90,7 @@ class Renewals:
         renewal, selector = self._of(scoring), state.selector
         if renewal is None or selector is None:
             return False
-        return len(scoring.prefix_indices) >= min(_prompt_tokens(renewal) - 1, selector.first_row)
+        return cached_prefix(scoring) >= min(_prompt_tokens(renewal) - 1, selector.first_row)
 
     def refuse(self, scoring: Any) -> None:
         """Skip the renewal of `scoring`, which SGLang cannot admit now. Takes effect in `drop_refused`."""

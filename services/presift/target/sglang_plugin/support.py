@@ -1,21 +1,22 @@
-"""Which SGLang versions, models and modes the plugin supports. Everything untested is refused."""
+"""Which SGLang versions, models and modes the plugin supports. Models and modes that are untested are refused."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import os
+from collections.abc import Mapping
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
+from presift.target.sglang_plugin import UNTESTED
+from presift.target.sglang_plugin.sglang_names import TESTED, is_tested, is_too_old
 
-SUPPORTED_SGLANG = SpecifierSet(">=0.5.21,<0.5.22")
 
-
-def unsupported_sglang(installed: str | None = None) -> str | None:
-    """Why the installed SGLang is not supported; None if it is."""
-    installed = installed or version("sglang")
-    if SUPPORTED_SGLANG.contains(installed, prereleases=True):
+def unsupported_sglang(sglang: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Why a version of SGLang is not supported; None if it is, as far as its version tells."""
+    if is_too_old(sglang):
+        return f"SGLang {sglang} is not supported; supported: {TESTED[0]} and newer"
+    if is_tested(sglang) or environment.get(UNTESTED) == "1":
         return None
-    return f"SGLang {installed} is not supported; supported: {SUPPORTED_SGLANG}"
+    return f"SGLang {sglang} is untested; tested: {', '.join(TESTED)}. {UNTESTED}=1 serves it all the same"
 
 
 def unsupported_scheduler(scheduler: Any) -> str | None:

@@ -62,6 +62,8 @@ def _check_features(received: Any) -> None:
     unsupported = {
         "n": sampling.n != 1,
         "beam_width": (getattr(sampling, "beam_width", None) or 1) > 1,
+        # SGLang has it from 0.5.22 on. It changes the most likely tokens, and reads tokens before them.
+        "watermark": getattr(sampling, "watermark", None) is not None,
         "logprob_start_len": received.return_logprob and received.logprob_start_len != -1,
         "lora_id": received.lora_id is not None,
         "session": received.session_params is not None or received.session_id is not None,

@@ -58,10 +58,11 @@ def test_switched_on_every_target_of_the_installed_sglang_is_hooked_once() -> No
     code = (
         f"{_PREPARED}{_LOADED}"
         "from presift.target.sglang_plugin.hooks import Plugin, missing_hooks;"
+        "from presift.target.sglang_plugin.sglang_names import installed;"
         "from presift.target.sglang_plugin.support import unsupported_sglang;"
         "hooks = {target: each[0][1] for target, each in HookRegistry._hooks.items()};"
-        "targets = set(Plugin().hooks());"
-        "print([unsupported_sglang(), missing_hooks(hooks), targets == set(hooks) == HookRegistry._patched,"
+        "targets = set(Plugin(installed()).hooks());"
+        "print([unsupported_sglang(installed()), missing_hooks(hooks), targets == set(hooks) == HookRegistry._patched,"
         "{len(hooks) for hooks in HookRegistry._hooks.values()}])"
     )
     assert run(code, PRESIFT_SGLANG_PLUGIN="1") == "[None, None, True, {1}]"

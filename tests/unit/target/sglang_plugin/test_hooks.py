@@ -21,6 +21,7 @@ from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target import sglang_plugin  # noqa: E402
 from presift.target.sglang_plugin import hooks  # noqa: E402
 from presift.target.sglang_plugin.hooks import Plugin, missing_hooks  # noqa: E402
+from presift.target.sglang_plugin.sglang_names import TESTED, installed  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
@@ -174,7 +175,7 @@ def test_a_closure_that_is_not_filled_yet_is_no_hook_and_no_error(planted: Any) 
 def test_switched_on_all_hooks_are_registered_around(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.plugins.hook_registry import HookType
 
-    for switch, registered in (("0", set()), ("1", set(Plugin().hooks()))):
+    for switch, registered in (("0", set()), ("1", set(Plugin(installed()).hooks()))):
         monkeypatch.setenv(sglang_plugin.SWITCH, switch)
         sglang_plugin.activate()
         assert set(registry._hooks) == registered
@@ -186,7 +187,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
     """One that serves, in a fake scheduler."""
     for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
         monkeypatch.setattr(hooks, check, lambda *_: None)
-    plugin = Plugin()
+    plugin = Plugin(TESTED[-1])
     assert plugin.unsupported
     plugin.around_scheduler_init(lambda scheduler: None, Scheduler())
     assert plugin.unsupported is None
@@ -203,7 +204,7 @@ def scheduler_of(plugin: Plugin) -> Scheduler:
 def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
     for each in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
         monkeypatch.setattr(hooks, each, lambda *_, each=each: each if each == check else None)
-    plugin, made = Plugin(), []
+    plugin, made = Plugin(TESTED[-1]), []
     plugin.around_scheduler_init(lambda *args, **kwargs: made.append((args, kwargs)), Scheduler(), 1, x=2)
     assert plugin.unsupported == check
     assert made[0][0][1:] == (1,) and made[0][1] == {"x": 2}
@@ -212,7 +213,7 @@ def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: 
 def test_the_internal_state_has_counts_once_there_is_a_builder(plugin: Plugin) -> None:
     told = [
         each.around_get_internal_state(lambda *_: SimpleNamespace(internal_state={"theirs": 1}), None, None)
-        for each in (plugin, Plugin())
+        for each in (plugin, Plugin(TESTED[-1]))
     ]
     assert [answer.internal_state["theirs"] for answer in told] == [1, 1]
     assert told[0].internal_state["presift"] == {"unsupported": None} | plugin.builder.counts()  # type: ignore[union-attr]
@@ -755,7 +756,7 @@ def test_a_tree_reset_drops_all_pins_without_unlocking(plugin: Plugin) -> None:
 
 def test_hooks_do_nothing_before_the_scheduler_is_made() -> None:
     """SGLang makes and empties its tree, and may make batches, before its scheduler is made."""
-    plugin, seen = Plugin(), []
+    plugin, seen = Plugin(TESTED[-1]), []
     waiting, scoring = Admitted("a", compressed()), Read("s", ScoringState(compressed(), None))
     plugin.around_reset(lambda tree: seen.append("reset"), "tree")
     plugin.around_get_new_batch_prefill(lambda *_: seen.append("batch"), "scheduler", "running")

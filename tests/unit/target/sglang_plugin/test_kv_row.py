@@ -17,22 +17,28 @@ LENGTHS = ("seq_lens", "seq_lens_cpu", "orig_seq_lens")
 
 
 class Rig:
-    """Two requests in a batch; the second has 10 slots, 30 to 39, of which the tree owns the first 4."""
+    """Two requests in a batch; the second has 10 slots, 30 to 39, of which the tree owns the first 4.
 
-    def __init__(self) -> None:
+    `locks`: they are those of SGLang 0.5.22, where a request has a lock, and not of 0.5.21, where it has a receipt.
+    """
+
+    def __init__(self, locks: bool = False) -> None:
         if find_spec("sglang") is None:
             pytest.skip("needs SGLang")
         declare_missing()
         self.rows = torch.arange(60, dtype=torch.int32).view(2, 30)
         self.freed: list[int] = []
         self.unlocked: list[Any] = []
-        tree = SimpleNamespace(free_kv_row=self._free, unpin=lambda request: self.unlocked.append(request.last_node))
+        tree = SimpleNamespace(free_kv_row=self._free)
+        if locks:
+            tree.unlock = self.unlocked.append
+        else:
+            tree.unpin = lambda request: self.unlocked.append(request.last_node)
         pool = SimpleNamespace(req_to_token=self.rows, write=self.rows.__setitem__)
         self.scheduler: Any = SimpleNamespace(tree_cache=tree, req_to_token_pool=pool)
         kv = SimpleNamespace(req_pool_idx=1, cache_protected_len=4, kv_committed_len=10, kv_allocated_len=10)
-        self.request: Any = SimpleNamespace(
-            kv=kv, last_node="node", lock_receipt="receipt", skip_radix_cache_insert=False
-        )
+        lock = {"lock": "node", "prefix_len": 8} if locks else {"lock_receipt": "receipt"}
+        self.request: Any = SimpleNamespace(kv=kv, last_node="node", skip_radix_cache_insert=False, **lock)
         self.batch: Any = SimpleNamespace(reqs=["other", self.request], seq_lens_sum=17)
         self.before = {name: torch.tensor([7, 10]) for name in LENGTHS}
         vars(self.batch).update(self.before)
@@ -45,8 +51,9 @@ class Rig:
         replace_head(self.scheduler, self.batch, 1, head, torch.tensor(slots))
 
 
-def test_the_head_is_replaced_and_freed_and_the_tail_stays() -> None:
-    rig = Rig()
+@pytest.mark.parametrize("locks", [False, True])
+def test_the_head_is_replaced_and_freed_and_the_tail_stays(locks: bool) -> None:
+    rig = Rig(locks)
     rig.replace(8, [100, 101, 102])
 
     assert rig.rows[1, :5].tolist() == [100, 101, 102, 38, 39]
@@ -56,7 +63,11 @@ def test_the_head_is_replaced_and_freed_and_the_tail_stays() -> None:
     kv = rig.request.kv
     assert (kv.cache_protected_len, kv.kv_committed_len, kv.kv_allocated_len) == (0, 5, 5)
     assert (rig.request.last_node, rig.request.skip_radix_cache_insert) == (None, True)
-    assert rig.request.lock_receipt != "receipt"
+    if locks:
+        assert (rig.request.lock, rig.request.prefix_len) == (None, 5)
+    else:
+        assert rig.request.lock_receipt != "receipt"
+        assert rig.request.prefix_indices.tolist() == [100, 101, 102, 38, 39]
 
 
 def test_the_lengths_of_the_batch_are_new_tensors() -> None:

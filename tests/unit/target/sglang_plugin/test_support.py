@@ -9,26 +9,34 @@ from typing import Any
 import pytest
 
 from presift.models.torchvision_ops import declare_missing
+from presift.target.sglang_plugin.sglang_names import TESTED
 from presift.target.sglang_plugin.support import _unsupported_features, unsupported_scheduler, unsupported_sglang
 
 torch = pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("version", ["0.5.21", "0.5.21.post1", "0.5.21+cpu"])
-def test_the_proven_sglang(version: str) -> None:
-    assert unsupported_sglang(version) is None
+CHECKED = {"PRESIFT_SGLANG_UNTESTED": "1"}
 
 
-@pytest.mark.parametrize("version", ["0.5.20", "0.5.21rc1", "0.5.20.post3", "0.5.22", "0.6.0", "1.0"])
-def test_another_sglang_is_refused(version: str) -> None:
-    reason = unsupported_sglang(version)
-    assert reason is not None
-    assert version in reason and "0.5.21" in reason
+@pytest.mark.parametrize("version", [*TESTED, "0.5.21+cpu"])
+def test_the_tested_sglangs(version: str) -> None:
+    assert unsupported_sglang(version, {}) is None
 
 
-@pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
-def test_the_installed_sglang_is_asked() -> None:
-    assert unsupported_sglang() is None
+@pytest.mark.parametrize("version", ["0.5.20", "0.5.21rc1", "0.5.20.post3", "unknown"])
+@pytest.mark.parametrize("environment", [{}, CHECKED])
+def test_an_older_sglang_is_refused(version: str, environment: dict[str, str]) -> None:
+    reason = unsupported_sglang(version, environment)
+    assert reason == f"SGLang {version} is not supported; supported: 0.5.21 and newer"
+
+
+@pytest.mark.parametrize("version", ["0.5.21.post1", "0.5.99rc1", "0.6.0", "1.0"])
+def test_an_untested_sglang_is_served_only_where_it_is_checked(version: str) -> None:
+    assert unsupported_sglang(version, CHECKED) is None
+    for environment in ({}, {"PRESIFT_SGLANG_UNTESTED": "0"}):
+        reason = unsupported_sglang(version, environment)
+        assert reason is not None
+        assert version in reason and "untested" in reason and ", ".join(TESTED) in reason
 
 
 @pytest.fixture

@@ -131,6 +131,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "input_embeds ": ({}, {"mm_inputs": object()}),
     "return_hidden_states": ({}, {"return_hidden_states": True}),
     "beam_width": ({"beam_width": 2}, {}),
+    "watermark": ({"watermark": {}}, {}),
     "positional_embed_overrides": ({}, {"positional_embed_overrides": object()}),
     "token_type_ids": ({}, {"token_type_ids": [0]}),
     "token_indices_to_pool": ({}, {"token_indices_to_pool": [0]}),

@@ -81,6 +81,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             grammars=target.grammars,
             cache_unavailable=not self._pipeline.parts.store.is_available,
             restricted=not sees_whole_service(),
+            engine=target.engine,
         )
         if not info.restricted:
             info.route_quality.extend(quality_to_wire(each) for each in self._pipeline.parts.guard.qualities())

@@ -875,7 +875,8 @@ export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetI
   model?: ModelInfo | undefined;
 
   /**
-   * engine is the engine's name and version, e.g. "sglang 0.5.21".
+   * engine is the engine's name and version, e.g. "sglang 0.5.21". It ends with "(untested)" if presift was not tested
+   * with this version; routes that drop KV are then served only if the target's check at start passed.
    *
    * @generated from field: string engine = 2;
    */
