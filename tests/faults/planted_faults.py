@@ -1594,10 +1594,10 @@ FAULTS: tuple[Planted, ...] = (
         "min_p_is_ignored",
         "Target: min_p leaves out unlikely tokens",
         "the tokens below min_p stay",
-        f"{PRESIFT}/target/cpu/seeds.py",
-        "    if need_min_p_sampling:",
+        f"{PRESIFT}/target/sglang/seeds.py",
+        "    if info.need_min_p_sampling:",
         "    if False:",
-        (f"{UNIT}/target/cpu/test_seeds.py::test_min_p_leaves_out_what_is_unlikely_beside_the_most_likely",),
+        (f"{UNIT}/target/sglang/test_seeds.py::test_a_seeded_row_draws_the_same_whatever_the_others_ask_for",),
     ),
     Planted(
         "prompt_logprobs_with_a_plan",

@@ -61,8 +61,6 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "load_format": options.load_format,
         "trust_remote_code": False,
         "incremental_streaming_output": True,
-        # The only backend whose sampling can be seeded.
-        "sampling_backend": "pytorch",
         "skip_server_warmup": True,
         # A grammar is compiled for the tokenizer's vocabulary.
         "grammar_backend": "xgrammar" if options.folder.has_tokenizer else "none",
@@ -79,6 +77,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
 def _on_cpu(options: SglangOptions) -> dict[str, Any]:
     return {
         "disable_cuda_graph": True,
+        "sampling_backend": "pytorch",
         # Otherwise an idle scheduler polls without pause and takes a whole core from the draft.
         "sleep_on_idle": True,
         "attention_backend": options.attention_backend or "torch_native",

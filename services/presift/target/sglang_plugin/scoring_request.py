@@ -21,7 +21,7 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
 
     # max_new_tokens 0 is SGLang's "prefill only". It samples nothing, but SGLang merges it into the caller's batch, and
-    # draws other tokens for the same seeds once a batch has a top_k.
+    # samples a batch of greedy requests alone in a shorter way.
     same = {name: getattr(request.sampling_params, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     sampling = SamplingParams(max_new_tokens=0, **same)
     sampling.normalize(None)

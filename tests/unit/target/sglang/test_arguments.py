@@ -26,3 +26,8 @@ def test_the_plugin_is_switched_on_only_to_drop_kv(folder, kv_dropping, switch):
     environment = {}
     set_environment(SglangOptions(folder, kv_dropping=kv_dropping), environment)
     assert {name: value for name, value in environment.items() if name.startswith("PRESIFT")} == switch
+
+
+def test_a_gpu_samples_as_sglang_chooses(folder):
+    assert "sampling_backend" not in server_arguments(SglangOptions(folder, device="cuda"))
+    assert server_arguments(SglangOptions(folder))["sampling_backend"] == "pytorch"
