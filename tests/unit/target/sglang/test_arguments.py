@@ -28,6 +28,19 @@ def test_the_plugin_is_switched_on_only_to_drop_kv(folder, kv_dropping, switch):
     assert {name: value for name, value in environment.items() if name.startswith("PRESIFT")} == switch
 
 
-def test_a_gpu_samples_as_sglang_chooses(folder):
-    assert "sampling_backend" not in server_arguments(SglangOptions(folder, device="cuda"))
-    assert server_arguments(SglangOptions(folder))["sampling_backend"] == "pytorch"
+def test_a_gpu_runs_as_sglang_chooses(folder):
+    chosen = {"sampling_backend", "grammar_backend", "chunked_prefill_size", "attention_backend", "max_total_tokens"}
+    arguments = server_arguments(SglangOptions(folder, device="cuda"))
+    assert not (chosen | {"disable_cuda_graph", "sleep_on_idle"}) & arguments.keys()
+    on_cpu = server_arguments(SglangOptions(folder))
+    assert chosen <= on_cpu.keys()
+    assert (on_cpu["sampling_backend"], on_cpu["grammar_backend"]) == ("pytorch", "none")
+    assert (on_cpu["chunked_prefill_size"], on_cpu["attention_backend"]) == (512, "torch_native")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_set_is_passed_on_for_every_device(folder, device):
+    options = SglangOptions(folder, device=device, prefill_chunk_tokens=64, kv_pool_tokens=900, attention_backend="fa3")
+    arguments = server_arguments(options)
+    assert (arguments["chunked_prefill_size"], arguments["max_total_tokens"]) == (64, 900)
+    assert arguments["attention_backend"] == "fa3"
