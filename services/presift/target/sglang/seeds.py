@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from presift.target.sglang_plugin.transfers import to_device
+
 FORWARD = "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation"
 SAMPLE = "sglang.srt.layers.sampler.Sampler._sample_from_probs"
 MULTINOMIAL = "sglang.srt.layers.sampler.multinomial_with_seed"
@@ -47,10 +49,9 @@ def seeds_of(requests: Any, device: Any) -> torch.Tensor | None:
     if all(seed is None for seed in own):
         return None
     pairs = zip(own, requests, strict=True)
-    seeds = torch.tensor([_seed_of_id(request.rid) if seed is None else seed for seed, request in pairs])
-    is_cpu = torch.device(device).type == "cpu"
-    # Copied from pinned memory: the host does not wait for the device.
-    return seeds if is_cpu else seeds.pin_memory().to(device, non_blocking=True)
+    return to_device(
+        torch.tensor([_seed_of_id(request.rid) if seed is None else seed for seed, request in pairs]), device
+    )
 
 
 def _seed_of_id(request_id: str) -> int:

@@ -29,8 +29,8 @@ _REMEMBERED = 4096
 log = logging.getLogger(__name__)
 
 
-# An entry's name and `keep_full_prefix`: requests share a build only if both are equal.
-BuildKey = tuple[str, bool]
+# An entry's name, `keep_full_prefix` and `report_kept`: requests share a build only if all are equal.
+BuildKey = tuple[str, bool, bool]
 
 
 @dataclass(slots=True, eq=False)
@@ -220,14 +220,11 @@ class EntryBuilder:
         coverage, score_ms = (None, 0.0) if selector is None else (selector.coverage, selector.ms)
         accepted = () if state.lookahead is None else state.lookahead.accepted()
         self._remember(state.caller.entry, BuiltEntry(coverage, accepted))
-        waiting = [(request, state_of(request)) for request in build.waiting]
-        # Copied from the device, so only if a caller asked for it.
-        is_wanted = any(isinstance(each, DecodeState) and each.plan.report_kept for _, each in waiting)
-        kept = mask_to_values(_kept_mask(state)) if is_wanted else None
-        for request, each in waiting:
+        kept = mask_to_values(_kept_mask(state)) if state.caller.plan.report_kept else None
+        for request in build.waiting:
+            each = state_of(request)
             assert isinstance(each, DecodeState)
-            kv_mask = kept if each.plan.report_kept else None
-            each.record_build(cached, score_ms=score_ms, publish_ms=publish_ms, coverage=coverage, kv_mask=kv_mask)
+            each.record_build(cached, score_ms=score_ms, publish_ms=publish_ms, coverage=coverage, kv_mask=kept)
             self.pins.pin(request.rid, node, each.kept)
         self._requeue(build)
 
@@ -259,7 +256,7 @@ class EntryBuilder:
 
 
 def _key(state: DecodeState) -> BuildKey:
-    return state.entry, state.plan.keep_full_prefix
+    return state.entry, state.plan.keep_full_prefix, state.plan.report_kept
 
 
 def _kept_mask(state: ScoringState) -> KvMask:

@@ -12,9 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
+from presift.target.sglang_plugin.transfers import keep_until_read, to_device
 
 # The share of the KV pool that may be pinned for requests that are not admitted yet.
 PINNED_SHARE = 0.25
@@ -99,11 +101,10 @@ def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Te
     source = row[: len(caller.prompt) - 1].long()
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     try:
-        for layer in range(scheduler.model_config.num_hidden_layers):
-            keys, values = pool.get_key_buffer(layer), pool.get_value_buffer(layer)
-            kept = kept_positions(state, layer, keys)
-            for buffer in (keys, values):
-                _copy(buffer, kept, source, slots.long())
+        kept = kept_positions(state, scheduler.model_config.num_hidden_layers, source.device)
+        for layer, positions in enumerate(kept):
+            for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
+                _copy(buffer, positions.long().expand(buffer.shape[1], -1), source, slots.long())
     except BaseException:
         tree.token_to_kv_pool_allocator.free(slots)
         raise
@@ -128,15 +129,21 @@ def _copy(buffer: torch.Tensor, kept: torch.Tensor, source: torch.Tensor, slots:
     buffer[slots] = buffer[source[kept].T, heads]
 
 
-def kept_positions(state: ScoringState, layer: int, buffer: torch.Tensor) -> torch.Tensor:
-    """int64[kv_heads, C], ascending: the prompt positions that each head of `layer` keeps."""
+def kept_positions(state: ScoringState, layers: int, device: torch.device) -> list[torch.Tensor]:
+    """The prompt positions that each layer keeps, ascending: int[kv_heads or 1, C] on `device`; 1: the same in all."""
     if state.selector is not None:
-        return state.selector.kept[layer].long()
+        kept = [state.selector.kept[layer] for layer in range(layers)]
+        for positions in kept:
+            # Made in the stream of the forward pass.
+            keep_until_read(positions)
+        return kept
     mask = state.caller.plan.kv_mask
     if mask is None:
         raise AssertionError("the request has neither a selector nor a mask")
-    flags = torch.from_numpy(mask.kept[min(layer, mask.kept.shape[0] - 1), :, :-1].copy())
-    return flags.nonzero()[:, 1].view(flags.shape[0], -1).expand(buffer.shape[1], -1).to(buffer.device)
+    # Every layer and head of a mask keeps the same number. One copy to the device for all of them.
+    masked = torch.from_numpy(np.nonzero(mask.kept[..., :-1])[2].astype(np.int32).reshape(*mask.kept.shape[:2], -1))
+    masked = to_device(masked, device)
+    return [masked[min(layer, masked.shape[0] - 1)] for layer in range(layers)]
 
 
 def _insert(tree: Any, caller: DecodeState, slots: torch.Tensor, salt: str | None) -> Any:

@@ -62,4 +62,5 @@ def selector_of(scheduler: Any, state: DecodeState) -> KvSelector | None:
         state.kept,
         scheduler.model_config.num_hidden_layers,
         torch.from_numpy(must_keep_kv(plan, prompt_tokens)[:prefix]),
+        reports_mask=plan.report_kept,
     )

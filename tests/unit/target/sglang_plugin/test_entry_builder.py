@@ -80,8 +80,8 @@ class Rig:
             self.builder.add_missing(request)
         return self.builder.start_missing()
 
-    def scoring(self, entry: str = "entry", keep: bool = True) -> Request:
-        scoring: Request = self.builder.builds[entry, keep].scoring
+    def scoring(self, entry: str = "entry", keep: bool = True, report: bool = False) -> Request:
+        scoring: Request = self.builder.builds[entry, keep, report].scoring
         return scoring
 
     def run(self, scoring: Request) -> None:
@@ -147,8 +147,8 @@ def test_callers_with_other_keep_full_prefix_do_not_share_a_build(rig: Rig) -> N
     assert rig.queue == [kept, dropped]
     assert (kept.state.caller, dropped.state.caller) == (keeping.state, dropping.state)
     assert {key: run.key for key, run in rig.builder.builds.items()} == {
-        ("entry", True): ("entry", True),
-        ("entry", False): ("entry", False),
+        ("entry", True, False): ("entry", True, False),
+        ("entry", False, False): ("entry", False, False),
     }
     rig.run(dropped)
     rig.queue.append(late)
@@ -470,13 +470,19 @@ def test_a_tree_reset_unlocks_nothing(rig: Rig) -> None:
     assert rig.side_state() == [0] * 5
 
 
+def build_both(rig: Rig, callers: list[Request]) -> None:
+    """Only the first caller asks for the mask: each has a build of its own."""
+    rig.queue[:] = callers
+    rig.miss(*callers)
+    for report in (True, False):
+        rig.run(rig.scoring(report=report))
+        rig.finish(rig.scoring(report=report))
+
+
 def test_a_given_mask_is_not_scored_and_is_reported_on_request(rig: Rig) -> None:
     plain = KvPlan(MASKED.policy, kv_mask=MASK)
     callers = [caller("a", plan=MASKED), caller("b", plan=plain)]
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
+    build_both(rig, callers)
     asked, other = (request.state.report for request in callers)
     assert (asked.score_ms, asked.coverage, asked.kv_mask) == (0.0, None, mask_to_values(MASK))
     assert other.kv_mask is None
@@ -484,26 +490,9 @@ def test_a_given_mask_is_not_scored_and_is_reported_on_request(rig: Rig) -> None
 
 def test_a_selected_mask_is_reported_on_request(rig: Rig) -> None:
     asking = KvPlan(SpecKv(capacity=KEPT, window=3), report_kept=True)
-    callers = [caller("a"), caller("b", plan=asking)]
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
-    assert [request.state.report.kv_mask for request in callers] == [None, mask_to_values(MASK)]
-
-
-@pytest.mark.parametrize("asks", [True, False])
-def test_a_mask_is_copied_only_on_request(rig: Rig, monkeypatch: pytest.MonkeyPatch, asks: bool) -> None:
-    """It is copied from the device."""
-    built: list[Any] = []
-    monkeypatch.setattr(entry_builder, "_kept_mask", lambda state: built.append(state) or MASK)
-    asking = KvPlan(SpecKv(capacity=KEPT, window=3), report_kept=asks)
-    callers = [caller("a"), caller("b", plan=asking)]
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
-    assert len(built) == asks
+    callers = [caller("b", plan=asking), caller("a")]
+    build_both(rig, callers)
+    assert [request.state.report.kv_mask for request in callers] == [mask_to_values(MASK), None]
 
 
 def test_the_lookahead_is_not_counted_as_cached(rig: Rig) -> None:
