@@ -154,6 +154,7 @@ class EntryBuilder:
         state.is_finished = True
         build = self.builds.get(_key(state.caller))
         if build is None or build.scoring is not request:
+            state.release()
             return
         if state.selector is not None and not state.selector.is_complete:
             self._fail(build, 500, "presift: KV selection did not see every layer; check the attention backend")
@@ -241,18 +242,24 @@ class EntryBuilder:
 
     def _requeue(self, build: EntryBuild) -> None:
         """End the build: its callers return to the head of the queue."""
-        del self.builds[build.key]
+        self._close(build)
         self._scheduler.waiting_queue[:0] = build.waiting
+
+    def _close(self, build: EntryBuild) -> None:
+        del self.builds[build.key]
+        state = state_of(build.scoring)
+        assert isinstance(state, ScoringState)
+        state.release()
 
     def _cancel(self, build: EntryBuild) -> None:
         """End a build that has no callers left."""
-        del self.builds[build.key]
+        self._close(build)
         scheduler, scoring = self._scheduler, build.scoring
         if any(each is scoring for each in scheduler.waiting_queue):
             scheduler.waiting_queue.remove(scoring)
         elif scheduler.chunked_req is scoring:
             scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends, and `finish_scoring` finds no build.
+        # Otherwise its last chunk is running: it then ends.
 
 
 def _key(state: DecodeState) -> BuildKey:

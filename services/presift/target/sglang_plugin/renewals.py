@@ -107,6 +107,7 @@ class Renewals:
         state.is_finished = True
         renewal = self._of(scoring)
         if renewal is None or renewal.is_orphaned:
+            state.release()
             return
         started = time.perf_counter()
         try:
@@ -189,8 +190,7 @@ class Renewals:
         state.next_renewal = generated + _interval(state) if state.plan.policy.renew_every else None
         del self._open[request.rid]
         state.record_renewal(coverage=coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms)
-        # SGLang's requests are part of a reference cycle, so what they hold may stay for long.
-        scored.selector = None
+        scored.release()
 
     def _skip(self, renewal: Renewal) -> None:
         """Give a renewal up. The next one is due as if it had been done."""
@@ -203,6 +203,9 @@ class Renewals:
     def _close(self, renewal: Renewal) -> None:
         """End a renewal that is not put in place."""
         del self._open[renewal.request.rid]
+        scored = state_of(renewal.scoring)
+        assert isinstance(scored, ScoringState)
+        scored.release()
         scheduler, scoring = self._scheduler, renewal.scoring
         if renewal.slots is not None:
             scheduler.token_to_kv_pool_allocator.free(renewal.slots)
@@ -210,7 +213,7 @@ class Renewals:
             scheduler.waiting_queue.remove(scoring)
         elif scheduler.chunked_req is scoring:
             scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends, and `finish_scoring` finds no renewal.
+        # Otherwise its last chunk is running: it then ends.
 
 
 def all_tokens(request: Any, state: DecodeState) -> array[int]:

@@ -174,6 +174,15 @@ class ScoringState:
             if each is not None:
                 each.reset()
 
+    def release(self) -> None:
+        """Free the device's memory, because the request has ended for the plugin.
+
+        SGLang's request is part of a reference cycle (`custom_params["__req__"]`), so that it lasts until Python's
+        garbage collector runs, and the allocator would not know of memory to collect.
+        """
+        self.is_finished = True
+        self.selector = self.lookahead = None
+
 
 @dataclass(slots=True, eq=False)
 class PassthroughState:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from array import array
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -32,6 +35,17 @@ MASKED = KvPlan(SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK
 SIDE_STATE = ("runs", "waiting", "missing", "leases", "leased_tokens")
 
 
+class Selected(SimpleNamespace):
+    """What a scoring request has selected. `living` counts them, as memory of the device."""
+
+    living: ClassVar[weakref.WeakSet[Selected]] = weakref.WeakSet()
+    __hash__ = object.__hash__
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.living.add(self)
+
+
 class Rig:
     """An EntryBuilder in a fake scheduler; `room` False: nothing can be published."""
 
@@ -48,9 +62,12 @@ class Rig:
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
         given = state.plan.kv_mask is not None
-        seen: Any = SimpleNamespace(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
+        seen: Any = Selected(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
         scored = ScoringState(state, None if given else seen)
-        return Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
+        scoring = Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
+        # As SGLang's, it is part of a reference cycle.
+        scoring.itself = scoring  # type: ignore[attr-defined]
+        return scoring
 
     def _accept(self, request: Request, tokens: tuple[int, ...]) -> int:
         request.output_ids += tokens[: request.accepts]
@@ -596,6 +613,39 @@ def test_no_caller_and_no_lock_is_lost(rig: Rig, seed: int) -> None:
     assert storm.living == []
     assert rig.side_state() == [0] * 5
     assert storm.came > 50 and rig.published
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("how", ["published", "no room", "incomplete", "callers left", "left while it ran", "vanished"])
+def test_what_was_scored_goes_with_the_build_and_waits_for_no_collector(rig: Rig, no_collector: None, how: str) -> None:
+    before = len(Selected.living)
+    rig.room, rig.is_complete = how != "no room", how != "incomplete"
+    for number in range(20):
+        request = caller(f"r{number}", f"entry {number}")
+        rig.queue.append(request)
+        rig.miss(request)
+        scoring = rig.scoring(f"entry {number}")
+        assert len(Selected.living) == before + 1
+        if how == "callers left":
+            rig.builder.requeue_waiting(request.rid)
+        elif how == "vanished":
+            rig.queue.remove(scoring)
+            rig.builder.clean_up()
+        else:
+            rig.run(scoring)
+            if how == "left while it ran":
+                rig.builder.requeue_waiting(request.rid)
+            rig.finish(scoring)
+        del scoring
+        assert len(Selected.living) == before
+        rig.queue.clear()
 
 
 @pytest.fixture
