@@ -112,12 +112,16 @@ class KvSelector:
         *,
         slots: torch.Tensor | None = None,
     ) -> None:
-        """Add the scoring rows from position `first` on. Raises ValueError if rows before them are missing.
+        """Add the scoring rows from position `first` on. Raises ValueError if rows before them are missing, or if the
+        layer had all of its rows: neither selection is trusted then.
 
         `queries` [rows, heads, d] and `keys` [first + rows, kv_heads, d], both rotated, of any dtype; `slots`
         int64[first + rows]: where in `keys` the keys lie, None if in order.
         """
         started = time.perf_counter()
+        if layer in self.kept:
+            del self.kept[layer]
+            raise ValueError(f"layer {layer} was scored twice")
         if layer in self._pending:
             earlier = self._pending.pop(layer)
             queries, first = torch.cat([earlier, queries]), first - earlier.shape[0]

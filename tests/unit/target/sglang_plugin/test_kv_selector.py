@@ -269,6 +269,15 @@ def test_a_layer_of_which_rows_are_missing_is_never_complete(chunks: list[tuple[
     assert not run.is_complete
 
 
+def test_a_layer_that_is_scored_twice_is_not_trusted() -> None:
+    """The second time may be of other rows: a backend that computes a batch in parts."""
+    task = Task(SpecKv(capacity=24, window=8))
+    run, (queries, keys) = task.run(), task.states(1)
+    with pytest.raises(ValueError, match="layer 1 was scored twice"):
+        run.add(1, queries[81:], 81, keys, DIM**-0.5)
+    assert not run.is_complete
+
+
 @pytest.mark.parametrize("seen", [1, 2])
 def test_restart_forgets(seen: int) -> None:
     """A request that is taken back begins anew: half a chunk or a whole layer of the first run must not count."""
