@@ -48,6 +48,8 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
     """Keyword arguments of `sglang.Engine`."""
     arguments = {
         "model_path": str(options.folder.path),
+        # Part of the names of compressed KV.
+        "weight_version": options.folder.revision,
         "dtype": options.dtype or native_dtype(options.device),
         "device": options.device,
         "context_length": options.context_tokens,

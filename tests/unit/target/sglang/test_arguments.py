@@ -16,6 +16,10 @@ def test_one_process_by_default(folder):
     assert (arguments["tp_size"], arguments["dp_size"]) == (1, 1)
 
 
+def test_the_weights_have_the_folders_revision(folder):
+    assert server_arguments(SglangOptions(folder))["weight_version"] == folder.revision
+
+
 def test_several_gpus(folder):
     arguments = server_arguments(SglangOptions(folder, device="cuda", tensor_parallel=4, data_parallel=2))
     assert (arguments["tp_size"], arguments["dp_size"]) == (4, 2)
