@@ -125,10 +125,19 @@ class EntryBuilder:
     def start_missing(self) -> bool:
         """Start builds for the missing entries. True if the queue has a new or changed request."""
         missing, self._missing = self._missing, []
-        started = False
+        if not missing:
+            return False
+        queue = self._scheduler.waiting_queue
+        queued = {id(each) for each in queue}
+        # What takes the place of a request in the queue; None: nothing.
+        places: dict[int, Any] = {}
         for request in missing:
-            started |= self._start(request)
-        return started
+            state = state_of(request)
+            if isinstance(state, DecodeState) and id(request) in queued and id(request) not in places:
+                places[id(request)] = self._start(request, state)
+        # In one pass: a burst of new prompts may fill the queue.
+        queue[:] = [each for each in (places.get(id(each), each) for each in queue) if each is not None]
+        return any(place is not None for place in places.values())
 
     def clean_up(self) -> None:
         """Release pins that expired or whose request left the queue. Requeue the callers of scoring requests that are
@@ -176,8 +185,10 @@ class EntryBuilder:
     def requeue_waiting(self, prefix: str, every: bool = False) -> None:
         """Return waiting callers whose id starts with `prefix` to SGLang's queue, where it looks for aborted ones."""
         for build in list(self.builds.values()):
-            leaving = [request for request in build.waiting if every or request.rid.startswith(prefix)]
-            build.waiting = [request for request in build.waiting if request not in leaving]
+            leaving, staying = [], []
+            for request in build.waiting:
+                (leaving if every or request.rid.startswith(prefix) else staying).append(request)
+            build.waiting = staying
             self._scheduler.waiting_queue.extend(leaving)
             if leaving and not build.waiting:
                 self._cancel(build)
@@ -187,26 +198,21 @@ class EntryBuilder:
         self.pins.clear()
         self._built.clear()
 
-    def _start(self, request: Any) -> bool:
-        queue, state = self._scheduler.waiting_queue, state_of(request)
-        index = next((index for index, each in enumerate(queue) if each is request), None)
-        if index is None or not isinstance(state, DecodeState):
-            return False
+    def _start(self, request: Any, state: DecodeState) -> Any:
+        """What takes the place of a request in the queue whose entry is missing; None: it waits for a build."""
         state.attempts += 1
         if state.attempts > MAX_ATTEMPTS:
             abort(request, 503, f"presift: no room for a compressed entry after {MAX_ATTEMPTS} attempts; retry later")
-            return True
+            return request
         key = _key(state)
         build = self.builds.get(key)
         if build is not None:
             build.waiting.append(request)
-            del queue[index]
             self._raise_priority(build.scoring, request.priority)
-            return False
+            return None
         scoring = scoring_request(self._scheduler, request, state)
         self.builds[key] = EntryBuild(key, scoring, [request])
-        queue[index] = scoring
-        return True
+        return scoring
 
     def _raise_priority(self, scoring: Any, priority: int | None) -> None:
         """Give the scoring request the priority of its most urgent caller."""

@@ -88,7 +88,7 @@ def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
     Returns None if the pool has no room. The KV of `request` does not change.
     """
     slots = copy_selected(scheduler, request, state)
-    return None if slots is None else _insert(scheduler.tree_cache, state.caller, slots, request.cache_salt)
+    return None if slots is None else _insert(scheduler.tree_cache, request, state.caller, slots)
 
 
 def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Tensor | None:
@@ -146,10 +146,12 @@ def kept_positions(state: ScoringState, layers: int, device: torch.device) -> li
     return [masked[min(layer, masked.shape[0] - 1)] for layer in range(layers)]
 
 
-def _insert(tree: Any, caller: DecodeState, slots: torch.Tensor, salt: str | None) -> Any:
+def _insert(tree: Any, request: Any, caller: DecodeState, slots: torch.Tensor) -> Any:
     from sglang.srt.mem_cache.base_prefix_cache import InsertParams  # noqa: PLC0415
     from sglang.srt.mem_cache.radix_cache import RadixKey  # noqa: PLC0415
 
-    key = RadixKey(caller.pseudo_key, caller.entry, cache_salt=salt)
+    key = RadixKey(caller.pseudo_key, caller.entry, cache_salt=request.cache_salt)
+    # Eviction may go by the priority of the requests.
+    parameters = InsertParams(key=key, value=slots.to(torch.int64), priority=request.priority or 0)
     # If the entry exists already, the tree keeps the old one and frees these slots.
-    return tree.insert(InsertParams(key=key, value=slots.to(torch.int64))).last_device_node
+    return tree.insert(parameters).last_device_node

@@ -44,8 +44,9 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     scoring.tokenizer = scheduler.tokenizer
     scoring.logprob_start_len = -1
     scoring.skip_radix_cache_insert = not state.plan.keep_full_prefix
-    # The caller's, because a limit on the waiting time counts from its arrival.
+    # The caller's, because a limit on the waiting time and a policy that prefers long waits count from its arrival.
     scoring.time_stats.wait_queue_entry_time = request.time_stats.wait_queue_entry_time
+    scoring.arrival_processed_tokens = request.arrival_processed_tokens
     return scoring
 
 

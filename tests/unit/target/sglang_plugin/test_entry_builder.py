@@ -155,6 +155,32 @@ def test_an_entry_is_built_once_for_all_callers(rig: Rig) -> None:
     assert 0.0 <= report.publish_ms < 1000.0
 
 
+class Queue(list[Any]):
+    """A queue that counts how often it is walked."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.walks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count: int) -> None:
+    """Half of them wait for the build of another."""
+    others = [Request(f"o{number}") for number in range(5)]
+    callers = [caller(f"r{number}", f"entry {number // 2}") for number in range(count)]
+    queue = rig.scheduler.waiting_queue = Queue([*others[:2], *callers, *others[2:]])
+    assert rig.miss(*callers)
+    assert queue.walks == 2
+    builds = [rig.scoring(f"entry {number}") for number in range((count + 1) // 2)]
+    assert list(queue) == [*others[:2], *builds, *others[2:]]
+    assert rig.side_state()[:3] == [len(builds), count, 0]
+    queue.walks = 0
+    rig.builder.clean_up()
+    assert queue.walks == 1
+
+
 def test_callers_with_other_keep_full_prefix_do_not_share_a_build(rig: Rig) -> None:
     """One entry; what its making leaves of the prompt is not the same."""
     keeping, dropping, late = caller("a"), caller("b", plan=DROPPING), caller("c", plan=DROPPING)
@@ -662,7 +688,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     asked: Any = SimpleNamespace(
         eos_token_ids={1}, vocab_size=512, priority=3, cache_salt="salt", http_worker_ipc=None, state=state
     )
-    asked.time_stats = SimpleNamespace(wait_queue_entry_time=123.5)
+    asked.time_stats, asked.arrival_processed_tokens = SimpleNamespace(wait_queue_entry_time=123.5), 77
     sampling = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
     asked.sampling_params = SimpleNamespace(**sampling)
     scheduler = SimpleNamespace(tokenizer=object(), model_config=SimpleNamespace(num_hidden_layers=4))
@@ -673,7 +699,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     assert {name: getattr(scoring.sampling_params, name) for name in sampling} == sampling
     assert scoring.sampling_params.max_new_tokens == 0
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
-    assert scoring.time_stats.wait_queue_entry_time == 123.5
+    assert (scoring.time_stats.wait_queue_entry_time, scoring.arrival_processed_tokens) == (123.5, 77)
     assert scoring.rid.startswith("presift-")
     assert scoring.rid != scoring_request.scoring_request(scheduler, asked, state).rid
     own = state_of(scoring)

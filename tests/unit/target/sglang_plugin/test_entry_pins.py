@@ -263,10 +263,13 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
-def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(scheduler: Any) -> None:
+@pytest.mark.parametrize(("priority", "inserted_with"), [(None, 0), (7, 7), (-3, -3)])
+def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(
+    scheduler: Any, priority: int | None, inserted_with: int
+) -> None:
     mask, pool = random_mask(3, 2), scheduler.pool
     state, request = mask_state(mask), Request("s", holds_kv=True)
-    request.cache_salt = "salt"  # type: ignore[attr-defined]
+    request.cache_salt, request.priority = "salt", priority  # type: ignore[attr-defined]
     before = [[buffer.clone() for buffer in buffers] for buffers in (pool.keys, pool.values)]
     assert entry_pins.publish(scheduler, request, state) is pool.node
     assert scheduler.asked == [KEPT]
@@ -280,7 +283,7 @@ def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(schedul
     (inserted,) = pool.inserted
     assert (inserted.value.dtype, inserted.value.tolist()) == (torch.int64, list(range(30, 38)))
     assert (inserted.key.token_ids, inserted.key.extra_key) == (array("q", range(KEPT)), "entry")
-    assert inserted.key.cache_salt == "salt"
+    assert (inserted.key.cache_salt, inserted.priority) == ("salt", inserted_with)
 
 
 def test_a_failed_publish_frees_its_slots(scheduler: Any) -> None:
