@@ -12,16 +12,18 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
+from presift.target.sglang_plugin.self_check import SelfCheck
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
 
 class Plugin:
-    """The plugin in one scheduler process. `unsupported`: why it refuses requests; None if it serves them."""
+    """The plugin in one scheduler process. `unsupported`: why it can drop no KV here; None if `check` decides."""
 
     def __init__(self) -> None:
         self.unsupported: str | None = "no scheduler has started"
         self.builder: EntryBuilder | None = None
+        self.check: SelfCheck | None = None
         self._pass = ForwardPass()
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
@@ -53,12 +55,16 @@ class Plugin:
         original(scheduler, *args, **kwargs)
         self.unsupported = unsupported_sglang() or missing_hooks(self.hooks()) or unsupported_scheduler(scheduler)
         self.builder = EntryBuilder(scheduler)
+        self.check = None if self.unsupported else SelfCheck(scheduler)
 
     def around_handle_generate_request(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
         parameters = received.sampling_params.custom_params
         if isinstance(parameters, dict) and KEY in parameters:
+            if self.check is not None and self.check.is_running:
+                self.check.park(received, kwargs)
+                return
             try:
-                validation.rewrite_request(scheduler, received, self.unsupported)
+                validation.rewrite_request(scheduler, received, self._refusal())
             except Exception as error:
                 validation.send_refusal(scheduler, received, validation.as_presift_error(error))
                 return
@@ -67,6 +73,8 @@ class Plugin:
     def around_get_new_batch_prefill(self, original: Any, scheduler: Any, running_batch: Any) -> Any:
         if self.builder is None:
             return original(scheduler, running_batch)
+        if self.check is not None:
+            self.check.step()
         self.builder.clean_up()
         if self.builder.renewals.step(running_batch):
             # A renewal needs less room than what made SGLang stop looking at its queue.
@@ -95,6 +103,8 @@ class Plugin:
     def around_abort_request(self, original: Any, scheduler: Any, received: Any) -> None:
         if self.builder is not None:
             self.builder.requeue_waiting(received.rid, every=received.abort_all)
+        if self.check is not None:
+            self.check.abort_parked("" if received.abort_all else received.rid)
         original(scheduler, received)
         if self.builder is not None:
             self.builder.pins.release_by_prefix("" if received.abort_all else received.rid)
@@ -102,8 +112,12 @@ class Plugin:
     def around_get_internal_state(self, original: Any, scheduler: Any, received: Any) -> Any:
         response = original(scheduler, received)
         counts = {} if self.builder is None else self.builder.counts()
-        response.internal_state[KEY] = {"unsupported": self.unsupported, **counts}
+        is_checking = self.check is not None and self.check.is_running
+        response.internal_state[KEY] = {"unsupported": self._refusal(), "checking": is_checking, **counts}
         return response
+
+    def _refusal(self) -> str | None:
+        return self.unsupported or (None if self.check is None else self.check.reason)
 
     def around_compute_max_prefix_len(self, original: Any, request: Any, input_len: int) -> int:
         longest: int = original(request, input_len)
@@ -189,6 +203,8 @@ class Plugin:
         return original(processor, batch, result)
 
     def around_stream_output(self, original: Any, streamer: Any, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.check is not None:
+            requests = self.check.without_own(requests)
         states = [state_of(request) for request in requests]
         if any(states):
             for request, state in zip(requests, states, strict=True):
