@@ -40,6 +40,8 @@ class EntryBuild:
     key: BuildKey
     scoring: Any
     waiting: list[Any] = field(default_factory=list)
+    # Whether SGLang has admitted `scoring`.
+    is_admitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class EntryBuilder:
         self.pins = EntryPins(scheduler.tree_cache, int(scheduler.max_total_num_tokens * PINNED_SHARE))
         self.renewals = Renewals(scheduler)
         self._missing: list[Any] = []
+        # The tokens of the entries whose scoring requests are admitted.
+        self._building_tokens = 0
         self._built: OrderedDict[str, BuiltEntry] = OrderedDict()
 
     def counts(self) -> dict[str, int]:
@@ -84,6 +88,22 @@ class EntryBuilder:
     def add_missing(self, request: Any) -> None:
         """Note a request that cannot be admitted because its entry is not in the tree."""
         self._missing.append(request)
+
+    def has_room_for(self, state: ScoringState) -> bool:
+        """Whether the entries that are built or wait for their callers leave room for another one under the pins' cap.
+
+        Otherwise it waits until the callers are admitted: beyond the cap, their entries may be evicted before. SGLang
+        may sort its queue so that builds come before callers.
+        """
+        tokens = self.pins.tokens + self._building_tokens
+        return not tokens or tokens + state.caller.kept <= self.pins.max_tokens
+
+    def on_scoring_admitted(self, state: ScoringState) -> None:
+        """Count the entry of an admitted scoring request, until its build ends."""
+        build = self.builds.get(_key(state.caller))
+        if build is not None and not build.is_admitted:
+            build.is_admitted = True
+            self._building_tokens += state.caller.kept
 
     def begin_answer(self, request: Any, state: DecodeState) -> bool:
         """Begin the answer of a request that has found its entry with the lookahead's accepted tokens, if they are its
@@ -255,6 +275,7 @@ class EntryBuilder:
         del self.builds[build.key]
         state = state_of(build.scoring)
         assert isinstance(state, ScoringState)
+        self._building_tokens -= state.caller.kept if build.is_admitted else 0
         state.release()
 
     def _cancel(self, build: EntryBuild) -> None:

@@ -37,31 +37,30 @@ class EntryPins:
     """Pins by request id, oldest first, at most `max_tokens` together. `tree` is SGLang's radix cache."""
 
     def __init__(self, tree: Any, max_tokens: int, seconds: float = PIN_TIMEOUT_S) -> None:
+        self.max_tokens = max_tokens
+        # How many KV slots are pinned.
+        self.tokens = 0
         self._tree = tree
-        self._max_tokens = max_tokens
         self._seconds = seconds
         self._pins: OrderedDict[str, EntryPin] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pins)
 
-    @property
-    def tokens(self) -> int:
-        """How many KV slots are pinned."""
-        return sum(pin.tokens for pin in self._pins.values())
-
     def pin(self, request_id: str, node: Any, tokens: int) -> None:
         """Lock `node` for a request. Above the cap the oldest pins are released; their entries may be built again."""
         self.release(request_id)
         receipt = self._tree.inc_lock_ref(node).to_dec_params()
         self._pins[request_id] = EntryPin(node, receipt, tokens, time.monotonic() + self._seconds)
-        while self.tokens > self._max_tokens and len(self._pins) > 1:
+        self.tokens += tokens
+        while self.tokens > self.max_tokens and len(self._pins) > 1:
             self.release(next(iter(self._pins)))
 
     def release(self, request_id: str) -> None:
         """Unlock the entry of a request, if it has one."""
         pin = self._pins.pop(request_id, None)
         if pin is not None:
+            self.tokens -= pin.tokens
             self._tree.dec_lock_ref(pin.node, pin.receipt)
 
     def release_except(self, queued: Collection[str]) -> bool:
@@ -80,6 +79,7 @@ class EntryPins:
     def clear(self) -> None:
         """Drop all pins without unlocking, because the tree was emptied."""
         self._pins.clear()
+        self.tokens = 0
 
 
 def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:

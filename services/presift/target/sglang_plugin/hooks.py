@@ -140,7 +140,7 @@ class Plugin:
             self.builder.add_missing(request)
             return AddReqResult.CONTINUE
         if isinstance(state, ScoringState):
-            admit = self._admit_renewal if state.is_renewal else _admit_scoring
+            admit = self._admit_renewal if state.is_renewal else self._admit_build
             return admit(original, adder, request, state, *args, **kwargs)
         if isinstance(state, DecodeState) and self.builder.begin_answer(request, state):
             # Its cached prefix may be longer now.
@@ -149,6 +149,20 @@ class Plugin:
         if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix
             self.builder.on_admitted(request, state)
+        return result
+
+    def _admit_build(
+        self, original: Any, adder: Any, request: Any, state: ScoringState, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Admit the scoring request of a build, or let it wait for callers whose entries are built."""
+        from sglang.srt.managers.schedule_policy import AddReqResult  # noqa: PLC0415 - in the scheduler alone
+
+        assert self.builder is not None
+        if not self.builder.has_room_for(state):
+            return AddReqResult.CONTINUE
+        result = _admit_scoring(original, adder, request, state, *args, **kwargs)
+        if request in adder.can_run_list:
+            self.builder.on_scoring_admitted(state)
         return result
 
     def _admit_renewal(

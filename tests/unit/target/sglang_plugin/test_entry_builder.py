@@ -181,6 +181,34 @@ def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count:
     assert queue.walks == 1
 
 
+def test_builds_wait_for_callers_whose_entries_are_ready(rig: Rig) -> None:
+    """Also if SGLang sorts builds before callers: beyond the cap, ready entries would lose their pins."""
+    rig.builder.pins.max_tokens = 2 * KEPT
+    callers = [caller(name, name) for name in "abcd"]
+    rig.queue.extend(callers)
+    rig.miss(*callers)
+    builds = [rig.scoring(name) for name in "abcd"]
+
+    def rooms() -> list[bool]:
+        return [rig.builder.has_room_for(build.state) for build in builds]
+
+    assert rooms() == [True] * 4
+    for build in builds[:2]:
+        rig.run(build)
+        # Twice, because it may be admitted again after it was taken back.
+        rig.builder.on_scoring_admitted(build.state)
+        rig.builder.on_scoring_admitted(build.state)
+    assert rooms() == [False] * 4
+    rig.finish(builds[0])
+    assert rooms() == [False] * 4
+    rig.admit(callers[0])
+    assert rooms() == [True] * 4
+    rig.builder.requeue_waiting("b")
+    rig.builder.pins.max_tokens = KEPT - 1
+    # One is built even if it exceeds the cap.
+    assert rooms() == [True] * 4
+
+
 def test_callers_with_other_keep_full_prefix_do_not_share_a_build(rig: Rig) -> None:
     """One entry; what its making leaves of the prompt is not the same."""
     keeping, dropping, late = caller("a"), caller("b", plan=DROPPING), caller("c", plan=DROPPING)

@@ -406,13 +406,26 @@ def test_the_logits_of_a_lookahead_are_seen(plugin: Plugin, named: bool) -> None
 
 @pytest.mark.parametrize("admits", [True, False])
 def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_a_reset_selector(
-    plugin: Plugin, sglang: None, admits: bool
+    plugin: Plugin, sglang: None, monkeypatch: pytest.MonkeyPatch, admits: bool
 ) -> None:
+    assert plugin.builder is not None
+    counted: list[Any] = []
+    monkeypatch.setattr(plugin.builder, "on_scoring_admitted", counted.append)
     adder, request = Adder(admits), Admitted("a", ScoringState(compressed(), scores()))
     assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
     assert adder.seen == [KEPT + 1]
     assert request.new_tokens == 0
     assert len(request.state.selector.restarts) == admits
+    assert counted == [request.state] * admits
+
+
+def test_a_build_without_room_lets_others_pass(plugin: Plugin, sglang: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    monkeypatch.setattr(plugin.builder, "has_room_for", lambda state: False)
+    adder, request = Adder(), Admitted("a", ScoringState(compressed(), scores()))
+    assert plugin.around_add_one_req(adder.ask, adder, request) is AddReqResult.CONTINUE
+    assert adder.seen == []
 
 
 def test_aborted_and_ordinary_requests_are_admitted_unchanged(plugin: Plugin, sglang: None) -> None:
