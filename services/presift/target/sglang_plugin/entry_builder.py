@@ -205,7 +205,8 @@ class EntryBuilder:
     def requeue_waiting(self, prefix: str, every: bool = False) -> None:
         """Return waiting callers whose id starts with `prefix` to SGLang's queue, where it looks for aborted ones."""
         for build in list(self.builds.values()):
-            leaving, staying = [], []
+            leaving: list[Any] = []
+            staying: list[Any] = []
             for request in build.waiting:
                 (leaving if every or request.rid.startswith(prefix) else staying).append(request)
             build.waiting = staying

@@ -15,7 +15,8 @@ class HostCopy:
     """A tensor's values on the host. The copy is queued in the current stream, behind what computes them."""
 
     def __init__(self, source: torch.Tensor) -> None:
-        self._values, self._copied = source, None
+        self._values = source
+        self._copied: Any = None
         if source.device.type != "cpu":
             # Pinned: otherwise the copy itself waits for the device.
             self._values = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
