@@ -837,7 +837,7 @@ FAULTS: tuple[Planted, ...] = (
         "Plugin: pins hold at most a share of the pool",
         "pins may hold more than their share of the pool",
         f"{PLUGIN}/entry_pins.py",
-        "while self.tokens > self._max_tokens and",
+        "while self.tokens > self.max_tokens and",
         "while False and",
         (f"{UNIT}/target/sglang_plugin/test_entry_pins.py::test_above_the_cap_the_oldest_pins_are_released",),
     ),
