@@ -34,7 +34,7 @@ FOREIGN = {
     "--accept",  # ops/sglang/canary.py
 }
 # Not settings: what the stock server, the command and its stack read.
-OTHER_VARIABLES = {"PRESIFT_SGLANG_PLUGIN", "PRESIFT_SGLANG_UNTESTED", "PRESIFT_CACHE_URL"}
+OTHER_VARIABLES = {"PRESIFT_SGLANG_PLUGIN", "PRESIFT_CACHE_URL"}
 
 
 def text(page):

@@ -34,7 +34,13 @@ class TargetSettings(InnerSettings):
         int | None,
         Field(ge=64, description="size of the KV cache in tokens; if unset, 65536 on a CPU and what fits on a GPU"),
     ] = None
-    prefill_chunk_tokens: Annotated[int, Field(ge=16, description="maximum prompt tokens per prefill step")] = 512
+    prefill_chunk_tokens: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            description="maximum prompt tokens per prefill step; if unset, 512 on a CPU and SGLang's choice on a GPU",
+        ),
+    ] = None
     attention_backend: Annotated[
         str | None, Field(description="SGLang attention backend; chosen for the device if unset")
     ] = None

@@ -1,8 +1,9 @@
 """`python -m presift.target.stock_server ARGUMENTS`: SGLang's own HTTP server with the presift plugin, on a plain CPU.
 
-On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` should do the same (untested). No presift
-service is involved. On a plain CPU, torchvision's missing operators must be declared in each process before SGLang is
-imported. SGLang's children import the main module again, so they are declared at the end of this module.
+On a GPU, `PRESIFT_SGLANG_PLUGIN=1 python -m sglang.launch_server ARGUMENTS` should do the same (untested). The plugin
+checks itself in the scheduler before it drops KV. No presift service is involved. On a plain CPU, torchvision's missing
+operators must be declared in each process before SGLang is imported. SGLang's children import the main module again, so
+they are declared at the end of this module.
 """
 
 from __future__ import annotations

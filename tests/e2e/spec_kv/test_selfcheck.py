@@ -35,16 +35,14 @@ def run_scheduler(*args, **kwargs):
     processes.run_scheduler(*args, **kwargs)
 """
 
-# A scheduler process of an SGLang that presift does not know.
-UNKNOWN = """
-import os
+# A scheduler process that copies the KV of the first tokens, whatever was selected.
+WRONG_KV = """
 from presift.target.sglang import processes
 
 def run_scheduler(*args, **kwargs):
-    from presift.target.sglang_plugin import support
-    support.is_tested = lambda sglang: False
-    if not {is_checked}:
-        del os.environ["PRESIFT_SGLANG_UNTESTED"]
+    from presift.target.sglang_plugin import entry_pins
+    copy = entry_pins._copy
+    entry_pins._copy = lambda buffer, kept, source, slots: copy(buffer, kept * 0, source, slots)
     processes.run_scheduler(*args, **kwargs)
 """
 
@@ -66,40 +64,47 @@ async def answer(engine: SglangEngine, plan: Any = None) -> Finished:
     return events[-1]
 
 
-async def test_a_renamed_hook_target_switches_the_routes_off(
-    tiny_model: Callable[[str], Path], plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def run_as_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let engines that start from now on run a module of this source in their scheduler process."""
+
+    def run(source: str) -> None:
+        name = f"scheduler_of_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        # Where `launch` looks for the scheduler's function.
+        monkeypatch.setattr(processes, "__name__", name)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "reason"),
+    [(RENAMED, "add_chunked_req"), (WRONG_KV, "with all KV kept, the answer differs")],
+    ids=["renamed", "wrong"],
+)
+async def test_a_plugin_that_is_not_in_place_or_wrong_switches_the_routes_off(
+    tiny_model: Callable[[str], Path], plan: Any, run_as_scheduler: Callable[[str], None], scheduler: str, reason: str
 ) -> None:
-    (tmp_path / "renamed_scheduler.py").write_text(RENAMED)
-    monkeypatch.syspath_prepend(tmp_path)
-    # Where `launch` looks for the scheduler's function.
-    monkeypatch.setattr(processes, "__name__", "renamed_scheduler")
+    run_as_scheduler(scheduler)
     async with engine_of(tiny_model("tinyq")) as engine:
         assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
         for route in (Route.SPEC_KV, Route.SPEC_KV_PC):
-            assert "add_chunked_req" in engine.info.unsupported[route]
+            assert reason in engine.info.unsupported[route]
         assert (await answer(engine)).completion_tokens == 4
         # Whoever asks all the same is told, by the engine itself.
-        with pytest.raises(RouteUnsupported, match="add_chunked_req"):
+        with pytest.raises(RouteUnsupported, match=reason):
             await answer(engine, plan(64))
 
 
-@pytest.mark.parametrize("is_checked", [True, False])
-async def test_an_untested_sglang_drops_kv_only_if_somebody_checks_it(
-    tiny_model: Callable[[str], Path], plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+async def test_an_untested_sglang_drops_kv_if_the_check_passes(
+    tiny_model: Callable[[str], Path], plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "unknown_scheduler.py").write_text(UNKNOWN.format(is_checked=is_checked))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(processes, "__name__", "unknown_scheduler")
     monkeypatch.setattr(sglang_names, "is_tested", lambda sglang: False)
     async with engine_of(tiny_model("tinyq")) as engine:
         assert engine.info.name.endswith(" (untested)")
-        if is_checked:
-            assert engine.info.unsupported == {}
-            assert (await answer(engine, plan(64))).kv_tokens == 65
-        else:
-            assert engine.info.routes == (Route.FULL, Route.SPEC_PC)
-            assert "untested" in engine.info.unsupported[Route.SPEC_KV]
-            assert (await answer(engine)).completion_tokens == 4
+        assert engine.info.unsupported == {}
+        assert (await answer(engine, plan(64))).kv_tokens == 65
 
 
 async def test_where_it_is_in_place_both_routes_are_served(start: Any) -> None:

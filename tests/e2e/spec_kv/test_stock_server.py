@@ -84,9 +84,9 @@ def test_a_wrong_parameter_is_a_bad_request_that_says_why(url: str) -> None:
     assert "spec_kv.capacity is 4" in refusal.value.read().decode()
 
 
-def test_the_plugin_says_what_it_holds(url: str) -> None:
+def test_the_plugin_has_checked_itself_and_says_what_it_holds(url: str) -> None:
     with urllib.request.urlopen(f"{url}/get_server_info", timeout=60) as answer:
         state = json.load(answer)["internal_states"][0]["presift"]
 
-    assert state["unsupported"] is None
+    assert (state["unsupported"], state["checking"]) == (None, False)
     assert (state["runs"], state["leases"], state["waiting"]) == (0, 0, 0)

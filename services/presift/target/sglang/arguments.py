@@ -14,6 +14,7 @@ from presift.models.folder import ModelFolder
 from presift.target import sglang_plugin
 
 _CPU_KV_POOL_TOKENS = 65_536
+_CPU_PREFILL_CHUNK_TOKENS = 512
 # OpenMP reads these when torch is loaded. Threads that spin while they wait take the cores from each other: 985 ms a
 # token instead of 137 ms.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -28,7 +29,7 @@ class SglangOptions:
     device: str = "cpu"
     context_tokens: int | None = None
     kv_pool_tokens: int | None = None
-    prefill_chunk_tokens: int = 512
+    prefill_chunk_tokens: int | None = None
     attention_backend: str | None = None
     threads: int | None = None
     max_running: int = 16
@@ -47,6 +48,8 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
     """Keyword arguments of `sglang.Engine`."""
     arguments = {
         "model_path": str(options.folder.path),
+        # Part of the names of compressed KV.
+        "weight_version": options.folder.revision,
         "dtype": options.dtype or native_dtype(options.device),
         "device": options.device,
         "context_length": options.context_tokens,
@@ -61,11 +64,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "load_format": options.load_format,
         "trust_remote_code": False,
         "incremental_streaming_output": True,
-        # The only backend whose sampling can be seeded.
-        "sampling_backend": "pytorch",
         "skip_server_warmup": True,
-        # A grammar is compiled for the tokenizer's vocabulary.
-        "grammar_backend": "xgrammar" if options.folder.has_tokenizer else "none",
         "tool_call_parser": _parser(options.folder, options.tool_call_parser),
         # With it a grammar begins after the reasoning.
         "reasoning_parser": _parser(options.folder, options.reasoning_parser),
@@ -79,6 +78,10 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
 def _on_cpu(options: SglangOptions) -> dict[str, Any]:
     return {
         "disable_cuda_graph": True,
+        "sampling_backend": "pytorch",
+        # A grammar is compiled for the tokenizer's vocabulary.
+        "grammar_backend": "xgrammar" if options.folder.has_tokenizer else "none",
+        "chunked_prefill_size": options.prefill_chunk_tokens or _CPU_PREFILL_CHUNK_TOKENS,
         # Otherwise an idle scheduler polls without pause and takes a whole core from the draft.
         "sleep_on_idle": True,
         "attention_backend": options.attention_backend or "torch_native",
@@ -117,7 +120,5 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     if options.kv_dropping:
         environment[sglang_plugin.SWITCH] = "1"
-        # The self-check at start shows whether an untested version drops KV correctly.
-        environment[sglang_plugin.UNTESTED] = "1"
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)

@@ -23,10 +23,10 @@ from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang.found_parsers import check_names, find
+from presift.target.sglang.kv_dropping import why_unsupported
 from presift.target.sglang.messages import AnswerReader, to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Parsers
 from presift.target.sglang_plugin.custom_params import KEY
-from presift.target.sglang_plugin.self_check import why_unsupported
 from presift.target.sglang_plugin.sglang_names import engine_name
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class SglangEngine(Engine):
         )
         state = await self.plugin_state()
         page_tokens, pool_tokens = state.get("page_tokens", 1), state.get("pool_tokens", 0)
-        reason = await self._why_no_kv_dropping(model.vocabulary_size, page_tokens)
+        reason = await self._why_no_kv_dropping()
         routes = (*KV_KEEPING_ROUTES, *(KV_DROPPING_ROUTES if reason is None else ()))
         unsupported = {} if reason is None else dict.fromkeys(KV_DROPPING_ROUTES, reason)
         return EngineInfo(
@@ -171,10 +171,10 @@ class SglangEngine(Engine):
             grammars=folder.has_tokenizer,
         )
 
-    async def _why_no_kv_dropping(self, vocabulary_size: int, page_tokens: int) -> str | None:
+    async def _why_no_kv_dropping(self) -> str | None:
         if not self._options.kv_dropping:
             return "disabled by the setting kv_dropping"
-        reason = await why_unsupported(self, vocabulary_size, page_tokens)
+        reason = await why_unsupported(self)
         if reason is not None:
             log.error("routes %s are not served: %s", ", ".join(KV_DROPPING_ROUTES), reason)
         return reason

@@ -46,13 +46,15 @@ def run_scheduler(*args: Any, **kwargs: Any) -> None:
     """Run the scheduler process with presift's additions to SGLang."""
     from sglang.srt.managers.scheduler import run_scheduler_process  # noqa: PLC0415 - in the child alone
 
-    from presift.target.cpu import attention, platform, seeds  # noqa: PLC0415
+    from presift.target.cpu import attention, platform  # noqa: PLC0415
+    from presift.target.sglang import seeds  # noqa: PLC0415
 
     # On an error they log the caller's whole grammar. The caller gets the reason.
     for name in ("xgrammar_backend", "grammar_manager"):
         logging.getLogger(f"sglang.srt.constrained.{name}").setLevel(logging.CRITICAL)
-    seeds.register()
-    if platform.activate():
+    is_plain_cpu = platform.activate() is not None
+    seeds.register(is_plain_cpu)
+    if is_plain_cpu:
         attention.register()
     run_scheduler_process(*args, **kwargs)
 

@@ -2,9 +2,6 @@
 
 SGLang loads the plugin wherever presift is installed, so it does nothing unless PRESIFT_SGLANG_PLUGIN is 1. Importing
 this package imports neither torch nor SGLang.
-
-On a version of SGLang that presift was not tested with it refuses plans, unless PRESIFT_SGLANG_UNTESTED is 1. The
-target sets it, because it checks the running engine before it serves plans (`self_check`).
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import os
 
 SWITCH = "PRESIFT_SGLANG_PLUGIN"
-UNTESTED = "PRESIFT_SGLANG_UNTESTED"
 
 
 def activate() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from presift.target.sglang_plugin.kv_selector import KvSelector
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
+from presift.target.sglang_plugin.transfers import to_device
 from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead, most_likely
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _per_token(shifts: list[int], forward: Any, batch: Any) -> torch.Tensor:
         values = values.repeat_interleave(torch.tensor(list(batch.extend_lens)))
     # Beam search adds rows behind those of the requests, which need no change.
     values = torch.nn.functional.pad(values, (0, forward.positions.numel() - values.numel()))
-    return values.to(forward.positions.device, non_blocking=True)
+    return to_device(values, forward.positions.device)
 
 
 def _rows(states: list[Any], batch: Any, req_to_token: torch.Tensor) -> list[ScoringRows]:

@@ -30,8 +30,8 @@ _REMEMBERED = 4096
 log = logging.getLogger(__name__)
 
 
-# An entry's name and `keep_full_prefix`: requests share a build only if both are equal.
-BuildKey = tuple[str, bool]
+# An entry's name, `keep_full_prefix` and `report_kept`: requests share a build only if all are equal.
+BuildKey = tuple[str, bool, bool]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +41,8 @@ class EntryBuild:
     key: BuildKey
     scoring: Any
     waiting: list[Any] = field(default_factory=list)
+    # Whether SGLang has admitted `scoring`.
+    is_admitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class EntryBuilder:
         self.pins = EntryPins(scheduler.tree_cache, int(scheduler.max_total_num_tokens * PINNED_SHARE))
         self.renewals = Renewals(scheduler)
         self._missing: list[Any] = []
+        # The tokens of the entries whose scoring requests are admitted.
+        self._building_tokens = 0
         self._built: OrderedDict[str, BuiltEntry] = OrderedDict()
 
     def counts(self) -> dict[str, int]:
@@ -85,6 +89,22 @@ class EntryBuilder:
     def add_missing(self, request: Any) -> None:
         """Note a request that cannot be admitted because its entry is not in the tree."""
         self._missing.append(request)
+
+    def has_room_for(self, state: ScoringState) -> bool:
+        """Whether the entries that are built or wait for their callers leave room for another one under the pins' cap.
+
+        Otherwise it waits until the callers are admitted: beyond the cap, their entries may be evicted before. SGLang
+        may sort its queue so that builds come before callers.
+        """
+        tokens = self.pins.tokens + self._building_tokens
+        return not tokens or tokens + state.caller.kept <= self.pins.max_tokens
+
+    def on_scoring_admitted(self, state: ScoringState) -> None:
+        """Count the entry of an admitted scoring request, until its build ends."""
+        build = self.builds.get(_key(state.caller))
+        if build is not None and not build.is_admitted:
+            build.is_admitted = True
+            self._building_tokens += state.caller.kept
 
     def begin_answer(self, request: Any, state: DecodeState) -> bool:
         """Begin the answer of a request that has found its entry with the lookahead's accepted tokens, if they are its
@@ -126,10 +146,19 @@ class EntryBuilder:
     def start_missing(self) -> bool:
         """Start builds for the missing entries. True if the queue has a new or changed request."""
         missing, self._missing = self._missing, []
-        started = False
+        if not missing:
+            return False
+        queue = self._scheduler.waiting_queue
+        queued = {id(each) for each in queue}
+        # What takes the place of a request in the queue; None: nothing.
+        places: dict[int, Any] = {}
         for request in missing:
-            started |= self._start(request)
-        return started
+            state = state_of(request)
+            if isinstance(state, DecodeState) and id(request) in queued and id(request) not in places:
+                places[id(request)] = self._start(request, state)
+        # In one pass: a burst of new prompts may fill the queue.
+        queue[:] = [each for each in (places.get(id(each), each) for each in queue) if each is not None]
+        return any(place is not None for place in places.values())
 
     def clean_up(self) -> None:
         """Release pins that expired or whose request left the queue. Requeue the callers of scoring requests that are
@@ -155,6 +184,7 @@ class EntryBuilder:
         state.is_finished = True
         build = self.builds.get(_key(state.caller))
         if build is None or build.scoring is not request:
+            state.release()
             return
         if state.selector is not None and not state.selector.is_complete:
             self._fail(build, 500, "presift: KV selection did not see every layer; check the attention backend")
@@ -176,8 +206,11 @@ class EntryBuilder:
     def requeue_waiting(self, prefix: str, every: bool = False) -> None:
         """Return waiting callers whose id starts with `prefix` to SGLang's queue, where it looks for aborted ones."""
         for build in list(self.builds.values()):
-            leaving = [request for request in build.waiting if every or request.rid.startswith(prefix)]
-            build.waiting = [request for request in build.waiting if request not in leaving]
+            leaving: list[Any] = []
+            staying: list[Any] = []
+            for request in build.waiting:
+                (leaving if every or request.rid.startswith(prefix) else staying).append(request)
+            build.waiting = staying
             self._scheduler.waiting_queue.extend(leaving)
             if leaving and not build.waiting:
                 self._cancel(build)
@@ -187,26 +220,21 @@ class EntryBuilder:
         self.pins.clear()
         self._built.clear()
 
-    def _start(self, request: Any) -> bool:
-        queue, state = self._scheduler.waiting_queue, state_of(request)
-        index = next((index for index, each in enumerate(queue) if each is request), None)
-        if index is None or not isinstance(state, DecodeState):
-            return False
+    def _start(self, request: Any, state: DecodeState) -> Any:
+        """What takes the place of a request in the queue whose entry is missing; None: it waits for a build."""
         state.attempts += 1
         if state.attempts > MAX_ATTEMPTS:
             abort(request, 503, f"presift: no room for a compressed entry after {MAX_ATTEMPTS} attempts; retry later")
-            return True
+            return request
         key = _key(state)
         build = self.builds.get(key)
         if build is not None:
             build.waiting.append(request)
-            del queue[index]
             self._raise_priority(build.scoring, request.priority)
-            return False
+            return None
         scoring = scoring_request(self._scheduler, request, state)
         self.builds[key] = EntryBuild(key, scoring, [request])
-        queue[index] = scoring
-        return True
+        return scoring
 
     def _raise_priority(self, scoring: Any, priority: int | None) -> None:
         """Give the scoring request the priority of its most urgent caller."""
@@ -221,14 +249,11 @@ class EntryBuilder:
         coverage, score_ms = (None, 0.0) if selector is None else (selector.coverage, selector.ms)
         accepted = () if state.lookahead is None else state.lookahead.accepted()
         self._remember(state.caller.entry, BuiltEntry(coverage, accepted))
-        waiting = [(request, state_of(request)) for request in build.waiting]
-        # Copied from the device, so only if a caller asked for it.
-        is_wanted = any(isinstance(each, DecodeState) and each.plan.report_kept for _, each in waiting)
-        kept = mask_to_values(_kept_mask(state)) if is_wanted else None
-        for request, each in waiting:
+        kept = mask_to_values(_kept_mask(state)) if state.caller.plan.report_kept else None
+        for request in build.waiting:
+            each = state_of(request)
             assert isinstance(each, DecodeState)
-            kv_mask = kept if each.plan.report_kept else None
-            each.record_build(cached, score_ms=score_ms, publish_ms=publish_ms, coverage=coverage, kv_mask=kv_mask)
+            each.record_build(cached, score_ms=score_ms, publish_ms=publish_ms, coverage=coverage, kv_mask=kept)
             self.pins.pin(request.rid, node, each.kept)
         self._requeue(build)
 
@@ -245,22 +270,29 @@ class EntryBuilder:
 
     def _requeue(self, build: EntryBuild) -> None:
         """End the build: its callers return to the head of the queue."""
-        del self.builds[build.key]
+        self._close(build)
         self._scheduler.waiting_queue[:0] = build.waiting
+
+    def _close(self, build: EntryBuild) -> None:
+        del self.builds[build.key]
+        state = state_of(build.scoring)
+        assert isinstance(state, ScoringState)
+        self._building_tokens -= state.caller.kept if build.is_admitted else 0
+        state.release()
 
     def _cancel(self, build: EntryBuild) -> None:
         """End a build that has no callers left."""
-        del self.builds[build.key]
+        self._close(build)
         scheduler, scoring = self._scheduler, build.scoring
         if any(each is scoring for each in scheduler.waiting_queue):
             scheduler.waiting_queue.remove(scoring)
         elif scheduler.chunked_req is scoring:
             scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends, and `finish_scoring` finds no build.
+        # Otherwise its last chunk is running: it then ends.
 
 
 def _key(state: DecodeState) -> BuildKey:
-    return state.entry, state.plan.keep_full_prefix
+    return state.entry, state.plan.keep_full_prefix, state.plan.report_kept
 
 
 def _kept_mask(state: ScoringState) -> KvMask:

@@ -12,9 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
+from presift.target.sglang_plugin.transfers import keep_until_read, to_device
 
 # The share of the KV pool that may be pinned for requests that are not admitted yet.
 PINNED_SHARE = 0.25
@@ -35,31 +37,30 @@ class EntryPins:
     """Pins by request id, oldest first, at most `max_tokens` together. `tree` is SGLang's radix cache."""
 
     def __init__(self, tree: Any, max_tokens: int, seconds: float = PIN_TIMEOUT_S) -> None:
+        self.max_tokens = max_tokens
+        # How many KV slots are pinned.
+        self.tokens = 0
         self._tree = tree
-        self._max_tokens = max_tokens
         self._seconds = seconds
         self._pins: OrderedDict[str, EntryPin] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pins)
 
-    @property
-    def tokens(self) -> int:
-        """How many KV slots are pinned."""
-        return sum(pin.tokens for pin in self._pins.values())
-
     def pin(self, request_id: str, node: Any, tokens: int) -> None:
         """Lock `node` for a request. Above the cap the oldest pins are released; their entries may be built again."""
         self.release(request_id)
         receipt = self._tree.inc_lock_ref(node).to_dec_params()
         self._pins[request_id] = EntryPin(node, receipt, tokens, time.monotonic() + self._seconds)
-        while self.tokens > self._max_tokens and len(self._pins) > 1:
+        self.tokens += tokens
+        while self.tokens > self.max_tokens and len(self._pins) > 1:
             self.release(next(iter(self._pins)))
 
     def release(self, request_id: str) -> None:
         """Unlock the entry of a request, if it has one."""
         pin = self._pins.pop(request_id, None)
         if pin is not None:
+            self.tokens -= pin.tokens
             self._tree.dec_lock_ref(pin.node, pin.receipt)
 
     def release_except(self, queued: Collection[str]) -> bool:
@@ -78,6 +79,7 @@ class EntryPins:
     def clear(self) -> None:
         """Drop all pins without unlocking, because the tree was emptied."""
         self._pins.clear()
+        self.tokens = 0
 
 
 def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
@@ -86,7 +88,7 @@ def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
     Returns None if the pool has no room. The KV of `request` does not change.
     """
     slots = copy_selected(scheduler, request, state)
-    return None if slots is None else _insert(scheduler.tree_cache, state.caller, slots, request.cache_salt)
+    return None if slots is None else _insert(scheduler.tree_cache, request, state.caller, slots)
 
 
 def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Tensor | None:
@@ -99,11 +101,10 @@ def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Te
     source = row[: len(caller.prompt) - 1].long()
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     try:
-        for layer in range(scheduler.model_config.num_hidden_layers):
-            keys, values = pool.get_key_buffer(layer), pool.get_value_buffer(layer)
-            kept = kept_positions(state, layer, keys)
-            for buffer in (keys, values):
-                _copy(buffer, kept, source, slots.long())
+        kept = kept_positions(state, scheduler.model_config.num_hidden_layers, source.device)
+        for layer, positions in enumerate(kept):
+            for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
+                _copy(buffer, positions.long().expand(buffer.shape[1], -1), source, slots.long())
     except BaseException:
         tree.token_to_kv_pool_allocator.free(slots)
         raise
@@ -128,21 +129,29 @@ def _copy(buffer: torch.Tensor, kept: torch.Tensor, source: torch.Tensor, slots:
     buffer[slots] = buffer[source[kept].T, heads]
 
 
-def kept_positions(state: ScoringState, layer: int, buffer: torch.Tensor) -> torch.Tensor:
-    """int64[kv_heads, C], ascending: the prompt positions that each head of `layer` keeps."""
+def kept_positions(state: ScoringState, layers: int, device: torch.device) -> list[torch.Tensor]:
+    """The prompt positions that each layer keeps, ascending: int[kv_heads or 1, C] on `device`; 1: the same in all."""
     if state.selector is not None:
-        return state.selector.kept[layer].long()
+        kept = [state.selector.kept[layer] for layer in range(layers)]
+        for positions in kept:
+            # Made in the stream of the forward pass.
+            keep_until_read(positions)
+        return kept
     mask = state.caller.plan.kv_mask
     if mask is None:
         raise AssertionError("the request has neither a selector nor a mask")
-    flags = torch.from_numpy(mask.kept[min(layer, mask.kept.shape[0] - 1), :, :-1].copy())
-    return flags.nonzero()[:, 1].view(flags.shape[0], -1).expand(buffer.shape[1], -1).to(buffer.device)
+    # Every layer and head of a mask keeps the same number. One copy to the device for all of them.
+    masked = torch.from_numpy(np.nonzero(mask.kept[..., :-1])[2].astype(np.int32).reshape(*mask.kept.shape[:2], -1))
+    masked = to_device(masked, device)
+    return [masked[min(layer, masked.shape[0] - 1)] for layer in range(layers)]
 
 
-def _insert(tree: Any, caller: DecodeState, slots: torch.Tensor, salt: str | None) -> Any:
+def _insert(tree: Any, request: Any, caller: DecodeState, slots: torch.Tensor) -> Any:
     from sglang.srt.mem_cache.base_prefix_cache import InsertParams  # noqa: PLC0415
     from sglang.srt.mem_cache.radix_cache import RadixKey  # noqa: PLC0415
 
-    key = RadixKey(caller.pseudo_key, caller.entry, cache_salt=salt)
+    key = RadixKey(caller.pseudo_key, caller.entry, cache_salt=request.cache_salt)
+    # Eviction may go by the priority of the requests.
+    parameters = InsertParams(key=key, value=slots.to(torch.int64), priority=request.priority or 0)
     # If the entry exists already, the tree keeps the old one and frees these slots.
-    return tree.insert(InsertParams(key=key, value=slots.to(torch.int64))).last_device_node
+    return tree.insert(parameters).last_device_node

@@ -15,20 +15,22 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
+from presift.target.sglang_plugin.self_check import SelfCheck
 from presift.target.sglang_plugin.sglang_names import cached_prefix, hooked_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
 
 class Plugin:
-    """The plugin in one scheduler process, for a version of SGLang. `unsupported`: why it refuses requests, None if it
-    serves them.
+    """The plugin in one scheduler process, for a version of SGLang. `unsupported`: why it can drop no KV here; None if
+    `check` decides.
     """
 
     def __init__(self, sglang: str) -> None:
         self._sglang = sglang
         self.unsupported: str | None = "no scheduler has started"
         self.builder: EntryBuilder | None = None
+        self.check: SelfCheck | None = None
         self._pass = ForwardPass()
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
@@ -41,12 +43,16 @@ class Plugin:
         refusals = (unsupported_sglang(self._sglang), missing_hooks(self.hooks()), unsupported_scheduler(scheduler))
         self.unsupported = next((reason for reason in refusals if reason), None)
         self.builder = EntryBuilder(scheduler)
+        self.check = None if self.unsupported else SelfCheck(scheduler)
 
     def around_handle_generate_request(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
         parameters = received.sampling_params.custom_params
         if isinstance(parameters, dict) and KEY in parameters:
+            if self.check is not None and self.check.is_running:
+                self.check.park(received, kwargs)
+                return
             try:
-                validation.rewrite_request(scheduler, received, self.unsupported)
+                validation.rewrite_request(scheduler, received, self._refusal())
             except Exception as error:
                 validation.send_refusal(scheduler, received, validation.as_presift_error(error))
                 return
@@ -55,6 +61,8 @@ class Plugin:
     def around_get_new_batch_prefill(self, original: Any, scheduler: Any, running_batch: Any) -> Any:
         if self.builder is None:
             return original(scheduler, running_batch)
+        if self.check is not None:
+            self.check.step()
         self.builder.clean_up()
         if self.builder.renewals.step(running_batch):
             # A renewal needs less room than what made SGLang stop looking at its queue.
@@ -83,6 +91,8 @@ class Plugin:
     def around_abort_request(self, original: Any, scheduler: Any, received: Any) -> None:
         if self.builder is not None:
             self.builder.requeue_waiting(received.rid, every=received.abort_all)
+        if self.check is not None:
+            self.check.abort_parked("" if received.abort_all else received.rid)
         original(scheduler, received)
         if self.builder is not None:
             self.builder.pins.release_by_prefix("" if received.abort_all else received.rid)
@@ -90,8 +100,12 @@ class Plugin:
     def around_get_internal_state(self, original: Any, scheduler: Any, received: Any) -> Any:
         response = original(scheduler, received)
         counts = {} if self.builder is None else self.builder.counts()
-        response.internal_state[KEY] = {"unsupported": self.unsupported, **counts}
+        is_checking = self.check is not None and self.check.is_running
+        response.internal_state[KEY] = {"unsupported": self._refusal(), "checking": is_checking, **counts}
         return response
+
+    def _refusal(self) -> str | None:
+        return self.unsupported or (None if self.check is None else self.check.reason)
 
     def around_compute_max_prefix_len(self, original: Any, request: Any, input_len: int) -> int:
         longest: int = original(request, input_len)
@@ -114,7 +128,7 @@ class Plugin:
             self.builder.add_missing(request)
             return AddReqResult.CONTINUE
         if isinstance(state, ScoringState):
-            admit = self._admit_renewal if state.is_renewal else _admit_scoring
+            admit = self._admit_renewal if state.is_renewal else self._admit_build
             return admit(original, adder, request, state, *args, **kwargs)
         if isinstance(state, DecodeState) and self.builder.begin_answer(request, state):
             # Its cached prefix may be longer now.
@@ -123,6 +137,20 @@ class Plugin:
         if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix
             self.builder.on_admitted(request, state)
+        return result
+
+    def _admit_build(
+        self, original: Any, adder: Any, request: Any, state: ScoringState, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Admit the scoring request of a build, or let it wait for callers whose entries are built."""
+        from sglang.srt.managers.schedule_policy import AddReqResult  # noqa: PLC0415 - in the scheduler alone
+
+        assert self.builder is not None
+        if not self.builder.has_room_for(state):
+            return AddReqResult.CONTINUE
+        result = _admit_scoring(original, adder, request, state, *args, **kwargs)
+        if request in adder.can_run_list:
+            self.builder.on_scoring_admitted(state)
         return result
 
     def _admit_renewal(
@@ -177,6 +205,8 @@ class Plugin:
         return original(processor, batch, result)
 
     def around_stream_output(self, original: Any, streamer: Any, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.check is not None:
+            requests = self.check.without_own(requests)
         states = [state_of(request) for request in requests]
         if any(states):
             for request, state in zip(requests, states, strict=True):

@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d
 
 from presift.core.masks import KvMask
 from presift.core.policies import Pool, Reduction, SpecKv
+from presift.target.sglang_plugin.transfers import HostCopy, to_device
 
 # Scoring rows are processed in blocks whose scores against all keys fit into this.
 BLOCK_BYTES = 64 << 20
@@ -38,7 +39,8 @@ class KvSelector:
     """The KV selection of one prompt, layer by layer. `protected`: bool[prefix], True for tokens that are always kept.
 
     The scoring rows are the positions `first_row <= i < end_row` of prompt and lookahead. They rank the `first_row`
-    keys before them, the prefix. After a layer's last row, only the selected indices are stored.
+    keys before them, the prefix. After a layer's last row, only the selected indices are stored. After the last layer,
+    coverage and, if `reports_mask`, the indices are on their way to the host.
     """
 
     policy: SpecKv
@@ -47,10 +49,13 @@ class KvSelector:
     kept_tokens: int
     layers: int
     protected: torch.Tensor
+    reports_mask: bool = False
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
     ms: float = 0.0
     _pending: dict[int, torch.Tensor] = field(default_factory=dict)
     _shares: list[torch.Tensor] = field(default_factory=list)
+    _totals: HostCopy | None = None
+    _kept_on_host: HostCopy | None = None
 
     @property
     def first_row(self) -> int:
@@ -66,16 +71,24 @@ class KvSelector:
 
     @property
     def coverage(self) -> float | None:
-        """The share, 0..1, of the rows' attention to the prompt that falls on kept tokens; over layers and heads."""
-        if not self._shares:
+        """The share, 0..1, of the rows' attention to the prompt that falls on kept tokens; over layers and heads.
+
+        None until the selection is complete.
+        """
+        if self._totals is None:
             return None
-        held, total = torch.stack(self._shares).double().sum(0)
+        held, total = self._totals.values.tolist()
         return float(held / total)
 
     @property
     def mask(self) -> KvMask:
-        """The kept KV as [layers, kv_heads, n]. The final prompt token counts as kept: the target reads it again."""
-        kept = torch.stack([self.kept[layer] for layer in range(self.layers)]).long().cpu()
+        """The kept KV as [layers, kv_heads, n]. The final prompt token counts as kept: the target reads it again.
+
+        Only of a complete selection that `reports_mask`.
+        """
+        if self._kept_on_host is None:
+            raise AssertionError("the kept KV was not copied to the host")
+        kept = self._kept_on_host.values.long()
         flags = torch.zeros(*kept.shape[:2], self.prompt_tokens, dtype=torch.bool)
         flags.scatter_(2, kept, True)
         flags[..., -1] = True
@@ -86,6 +99,7 @@ class KvSelector:
         self.kept.clear()
         self._pending.clear()
         self._shares.clear()
+        self._totals = self._kept_on_host = None
         self.ms = 0.0
 
     def add(
@@ -98,12 +112,16 @@ class KvSelector:
         *,
         slots: torch.Tensor | None = None,
     ) -> None:
-        """Add the scoring rows from position `first` on. Raises ValueError if rows before them are missing.
+        """Add the scoring rows from position `first` on. Raises ValueError if rows before them are missing, or if the
+        layer had all of its rows: neither selection is trusted then.
 
         `queries` [rows, heads, d] and `keys` [first + rows, kv_heads, d], both rotated, of any dtype; `slots`
         int64[first + rows]: where in `keys` the keys lie, None if in order.
         """
         started = time.perf_counter()
+        if layer in self.kept:
+            del self.kept[layer]
+            raise ValueError(f"layer {layer} was scored twice")
         if layer in self._pending:
             earlier = self._pending.pop(layer)
             queries, first = torch.cat([earlier, queries]), first - earlier.shape[0]
@@ -114,6 +132,8 @@ class KvSelector:
             self._pending[layer] = queries.clone()
         else:
             self._select(layer, self._sums(queries, first, keys, scaling, slots))
+            if self.is_complete:
+                self._copy_results()
         self.ms += (time.perf_counter() - started) * 1e3
 
     def _sums(
@@ -142,7 +162,9 @@ class KvSelector:
 
     def _select(self, layer: int, sums: _Sums) -> None:
         pooled = _pooled(sums.importance, self.policy)
-        ranked = pooled.masked_fill(self.protected.to(pooled.device), torch.inf)
+        # Once for all layers: a copy waits for nothing, but takes a launch.
+        self.protected = to_device(self.protected, pooled.device)
+        ranked = pooled.masked_fill(self.protected, torch.inf)
         places = self.kept_tokens - self.policy.window
         # Stable, as in the reference: of equal importance the earlier token wins.
         chosen = ranked.sort(dim=1, descending=True, stable=True).indices[:, :places].sort(dim=1).values
@@ -150,6 +172,11 @@ class KvSelector:
         self._shares.append(torch.stack([held, sums.mass.sum() + sums.rest.sum()]))
         window = torch.arange(self.first_row, self.prompt_tokens - 1, device=chosen.device)
         self.kept[layer] = torch.cat([chosen, window.expand(chosen.shape[0], -1)], dim=1).int()
+
+    def _copy_results(self) -> None:
+        self._totals = HostCopy(torch.stack(self._shares).double().sum(0))
+        if self.reports_mask:
+            self._kept_on_host = HostCopy(torch.stack([self.kept[layer] for layer in range(self.layers)]))
 
 
 def _blocks(queries: torch.Tensor, keys: int) -> list[tuple[int, torch.Tensor]]:

@@ -71,19 +71,21 @@ class Renewals:
 
         SGLang calls this between two steps, where it may also retract requests. True if a renewal waits in its queue.
         """
+        queued = self._queued() if self._open else set()
         for renewal in list(self._open.values()):
-            self._advance(renewal, running_batch)
+            self._advance(renewal, running_batch, id(renewal.scoring) in queued)
         due = [request for request in running_batch.reqs if self._is_due(request)]
         started = [self._start(request) for request in due]
         self._scheduler.waiting_queue[:0] = started
-        return any(self._is_queued(renewal) for renewal in self._open.values())
+        return bool(started) or any(id(renewal.scoring) in queued for renewal in self._open.values())
 
     def needs_row(self, adder: Any, request: Any) -> bool:
         """Whether `request` would take the last place of SGLang's running requests, which renewals need."""
-        running, scheduler = adder.running_batch, self._scheduler
-        others = [*running.reqs, *adder.can_run_list]
-        places = scheduler.get_num_allocatable_reqs(len(running.reqs), running_batch=running) - len(adder.can_run_list)
-        return bool(others) and places <= 1 and any(_renews(each) for each in (*others, request))
+        running, admitted = adder.running_batch, adder.can_run_list
+        if not running.reqs and not admitted:
+            return False
+        places = self._scheduler.get_num_allocatable_reqs(len(running.reqs), running_batch=running) - len(admitted)
+        return places <= 1 and any(_renews(each) for each in (*running.reqs, *admitted, request))
 
     def has_prefix(self, scoring: Any, state: ScoringState) -> bool:
         """Whether the radix cache still has the prompt from which `scoring` selects."""
@@ -108,6 +110,7 @@ class Renewals:
         state.is_finished = True
         renewal = self._of(scoring)
         if renewal is None or renewal.is_orphaned:
+            state.release()
             return
         started = time.perf_counter()
         try:
@@ -123,26 +126,27 @@ class Renewals:
     def _of(self, scoring: Any) -> Renewal | None:
         return next((each for each in self._open.values() if each.scoring is scoring), None)
 
-    def _advance(self, renewal: Renewal, batch: Any) -> None:
+    def _queued(self) -> set[int]:
+        """The ids of the requests in SGLang's queue."""
+        return {id(each) for each in self._scheduler.waiting_queue}
+
+    def _advance(self, renewal: Renewal, batch: Any, is_queued: bool) -> None:
         if renewal.is_orphaned:
             self._close(renewal)
         elif renewal.slots is not None:
             self._apply(renewal, batch)
-        elif not self._is_alive(renewal) or self._is_late(renewal):
+        elif is_queued:
+            if self._is_late(renewal):
+                self._skip(renewal)
+        elif not renewal.scoring.kv.holds_kv:
+            # It neither waits nor runs: SGLang has aborted it.
             self._skip(renewal)
 
-    def _is_alive(self, renewal: Renewal) -> bool:
-        """Whether the plugin's request still waits or runs. SGLang may have aborted it."""
-        return renewal.scoring.kv.holds_kv or self._is_queued(renewal)
-
-    def _is_queued(self, renewal: Renewal) -> bool:
-        return any(each is renewal.scoring for each in self._scheduler.waiting_queue)
-
     def _is_late(self, renewal: Renewal) -> bool:
-        """Whether the next renewal is due before this one could start."""
+        """Whether the next renewal is due before this one, which still waits, could start."""
         state = _decode_state(renewal.request)
         waited = len(renewal.request.output_ids) + len(state.prompt) + state.suffix_tokens - renewal.tokens
-        return waited >= _interval(state) and self._is_queued(renewal)
+        return waited >= _interval(state)
 
     def _is_due(self, request: Any) -> bool:
         state = state_of(request)
@@ -190,8 +194,7 @@ class Renewals:
         state.next_renewal = generated + _interval(state) if state.plan.policy.renew_every else None
         del self._open[request.rid]
         state.record_renewal(coverage=coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms)
-        # SGLang's requests are part of a reference cycle, so what they hold may stay for long.
-        scored.selector = None
+        scored.release()
 
     def _skip(self, renewal: Renewal) -> None:
         """Give a renewal up. The next one is due as if it had been done."""
@@ -204,14 +207,17 @@ class Renewals:
     def _close(self, renewal: Renewal) -> None:
         """End a renewal that is not put in place."""
         del self._open[renewal.request.rid]
+        scored = state_of(renewal.scoring)
+        assert isinstance(scored, ScoringState)
+        scored.release()
         scheduler, scoring = self._scheduler, renewal.scoring
         if renewal.slots is not None:
             scheduler.token_to_kv_pool_allocator.free(renewal.slots)
-        elif self._is_queued(renewal):
+        elif id(scoring) in self._queued():
             scheduler.waiting_queue.remove(scoring)
         elif scheduler.chunked_req is scoring:
             scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends, and `finish_scoring` finds no renewal.
+        # Otherwise its last chunk is running: it then ends.
 
 
 def all_tokens(request: Any, state: DecodeState) -> array[int]:

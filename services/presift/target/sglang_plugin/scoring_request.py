@@ -21,7 +21,7 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
 
     # max_new_tokens 0 is SGLang's "prefill only". It samples nothing, but SGLang merges it into the caller's batch, and
-    # draws other tokens for the same seeds once a batch has a top_k.
+    # samples a batch of greedy requests alone in a shorter way.
     same = {name: getattr(request.sampling_params, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     sampling = SamplingParams(max_new_tokens=0, **same)
     sampling.normalize(None)
@@ -44,8 +44,9 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     scoring.tokenizer = scheduler.tokenizer
     scoring.logprob_start_len = -1
     scoring.skip_radix_cache_insert = not state.plan.keep_full_prefix
-    # The caller's, because a limit on the waiting time counts from its arrival.
+    # The caller's, because a limit on the waiting time and a policy that prefers long waits count from its arrival.
     scoring.time_stats.wait_queue_entry_time = request.time_stats.wait_queue_entry_time
+    scoring.arrival_processed_tokens = request.arrival_processed_tokens
     return scoring
 
 
@@ -62,4 +63,5 @@ def selector_of(scheduler: Any, state: DecodeState) -> KvSelector | None:
         state.kept,
         scheduler.model_config.num_hidden_layers,
         torch.from_numpy(must_keep_kv(plan, prompt_tokens)[:prefix]),
+        reports_mask=plan.report_kept,
     )

@@ -1,98 +1,239 @@
-"""The self-check at start: whether the running engine drops KV, and correctly.
+"""The self-check of a scheduler: whether it drops KV, and correctly. Until it has passed, no request drops KV.
 
-A short prompt with all KV kept must get the same answer as without a plan. With half of the KV dropped, a second
-request must find the entry in the radix cache, with that length and the same answer.
+The scheduler answers a few short prompts of the plugin's own, whatever server it belongs to. With all KV kept, the
+answer must be the one without a plan. With half of the KV dropped, a second request must find the entry in the radix
+cache, with that length and the same answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from typing import Any, Protocol
+import time
+import uuid
+from array import array
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+import torch
 
-from presift.core.answer import AnswerDelta
-from presift.core.errors import PresiftError
-from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
-from presift.target.engine import Engine, Finished, GenerateRequest
+from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.states import DecodeState, Report, entry_name
+from presift.target.sglang_plugin.validation import engine_identity
 
 _SALT = "presift-selfcheck"
 _ANSWER_TOKENS = 4
 _WINDOW = 8
+_LOOKAHEAD = (1, 2)
 _TIMEOUT_S = 180.0
+# An answer is cut short if all requests are aborted, and an entry is evicted if others need its room.
+_MAX_INTERRUPTIONS = 3
+# The likeliest tokens that are compared at each position.
+_LIKELY = 5
+# By how much log probabilities may differ between two ways to compute the same. They come from logits of up to about
+# 30, and rounding depends on the shapes of a batch: 8 bits of a bfloat16 logit leave 0.06.
+_TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 log = logging.getLogger(__name__)
-
-
-class CheckedEngine(Engine, Protocol):
-    """An engine that reports the state of its plugin."""
-
-    async def plugin_state(self) -> dict[str, Any]: ...
-
-    async def flush(self) -> bool: ...
 
 
 class _CheckFailed(Exception):
     """The engine gave a wrong answer; the message says which."""
 
 
-async def why_unsupported(engine: CheckedEngine, vocabulary_size: int, page_tokens: int) -> str | None:
-    """Why the engine cannot serve the routes that drop KV; None if it can. Then the radix cache is empty.
+class _Interrupted(Exception):
+    """Something else ended an answer; the message says what."""
 
-    Never raises: the other routes are served in any case.
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A greedy answer: its tokens, the log probabilities of the likeliest tokens at each position, and its report."""
+
+    tokens: tuple[int, ...]
+    likely: tuple[dict[int, float], ...]
+    report: Report | None
+
+
+_Checks = Generator[Any, Answer, None]
+
+
+class SelfCheck:
+    """The self-check of one scheduler, in small steps between the scheduler's own.
+
+    `reason` says why no KV may be dropped: None after the check has passed.
     """
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            if reason := (await engine.plugin_state()).get("unsupported"):
-                return str(reason)
-            await _check(engine, vocabulary_size, page_tokens)
-            await engine.flush()
-    except (_CheckFailed, PresiftError) as error:
-        return f"the self-check failed: {error}"
-    except TimeoutError:
-        return f"the self-check failed: no answer within {_TIMEOUT_S:.0f} s"
-    except Exception as error:
-        log.exception("presift: the self-check failed")
-        return f"the self-check failed: {type(error).__name__}"
-    return None
 
+    def __init__(self, scheduler: Any) -> None:
+        self.reason: str | None = "the self-check is running"
+        self.is_running = True
+        self._scheduler = scheduler
+        self._parked: list[tuple[Any, dict[str, Any]]] = []
+        self._interruptions = 0
+        self._checks: _Checks = self._check()
+        self._current: Any = None
+        self._deadline_s: float | None = None
 
-async def _check(engine: CheckedEngine, vocabulary_size: int, page_tokens: int) -> None:
-    # All but the last token fill whole pages, so that the radix cache can hold them.
-    kept = -(-64 // page_tokens) * page_tokens * 2
-    prompt = (np.arange(kept + 1, dtype=np.uint32) * 7 + 1) % vocabulary_size
-    await _answer(engine, prompt)
-    # The second request reads only its last token on cached KV, as a compressed one does: the same arithmetic.
-    ordinary, _ = await _answer(engine, prompt)
-    everything, held = await _answer(engine, prompt, _plan(kept))
-    _require(held.kv_tokens == kept + 1, f"{held.kv_tokens} KV tokens were held, expected {kept + 1}")
-    _require(everything == ordinary, "with all KV kept, the answer differs from the one without a plan")
-    half = kept // 2
-    first, _ = await _answer(engine, prompt, _plan(half))
-    again, found = await _answer(engine, prompt, _plan(half))
-    _require(
-        found.reused_entry and found.cached_tokens == half,
-        f"the second request found {found.cached_tokens} cached tokens, expected {half}",
-    )
-    _require(first == again, "the same entry gave a different answer")
+    def park(self, received: Any, arguments: dict[str, Any]) -> None:
+        """Keep a call of `handle_generate_request` until the check has ended."""
+        self._parked.append((received, arguments))
 
+    def handle_parked(self, prefix: str = "") -> None:
+        """Make the calls that wait, of request ids that start with `prefix`."""
+        calls = [call for call in self._parked if call[0].rid.startswith(prefix)]
+        self._parked = [call for call in self._parked if not call[0].rid.startswith(prefix)]
+        for received, arguments in calls:
+            self._scheduler.handle_generate_request(received, **arguments)
 
-def _plan(capacity: int) -> KvPlan:
-    return KvPlan(SpecKv(capacity=capacity, window=_WINDOW), lookahead_token_ids=(1, 2))
+    def abort_parked(self, prefix: str) -> None:
+        """Put calls that wait into SGLang's queue as ordinary requests, because SGLang looks there for aborted ones."""
+        for received, _ in self._parked:
+            if received.rid.startswith(prefix):
+                received.sampling_params.custom_params = None
+        self.handle_parked(prefix)
 
+    def without_own(self, requests: Any) -> Any:
+        """`requests` without the check's own, for whose answers nobody has asked."""
+        if self._current is None:
+            return requests
+        return [request for request in requests if request is not self._current]
 
-async def _answer(engine: Engine, prompt: Any, plan: KvPlan | None = None) -> tuple[list[int], Finished]:
-    sampling = Sampling(max_new_tokens=_ANSWER_TOKENS, ignore_eos=True)
-    tokens: list[int] = []
-    async for event in engine.generate(GenerateRequest(prompt, sampling, _SALT, plan)):
-        if isinstance(event, AnswerDelta):
-            tokens.extend(event.token_ids)
+    def step(self) -> None:
+        """Go on if the answer that the check waits for is complete. Errors of the check are its result."""
+        if not self.is_running:
+            return
+        if self._deadline_s is None:
+            self._deadline_s = time.monotonic() + _TIMEOUT_S
+        try:
+            self._advance()
+        except StopIteration:
+            self._end(None)
+        except (_CheckFailed, _Interrupted) as error:
+            self._end(f"the self-check failed: {error}")
+        except Exception as error:
+            # The other routes are served in any case.
+            log.exception("presift: the self-check failed")
+            self._end(f"the self-check failed: {type(error).__name__}")
+
+    def _advance(self) -> None:
+        if self._current is None:
+            self._run(next(self._checks))
+        elif self._current.finished():
+            try:
+                self._run(self._checks.send(_answer(self._current)))
+            except _Interrupted:
+                self._interruptions += 1
+                if self._interruptions >= _MAX_INTERRUPTIONS:
+                    raise
+                self._checks = self._check()
+                self._run(next(self._checks))
+        elif self._deadline_s is not None and time.monotonic() > self._deadline_s:
+            raise _Interrupted(f"no answer within {_TIMEOUT_S:.0f} s")
+
+    def _run(self, request: Any) -> None:
+        self._current = request
+        self._scheduler._add_request_to_queue(request)
+
+    def _end(self, reason: str | None) -> None:
+        self.reason, self.is_running = reason, False
+        if reason is None:
+            self._current = None
         else:
-            return tokens, event
-    raise _CheckFailed("the stream ended without a result")
+            log.error("presift: KV is not dropped: %s", reason)
+        self.handle_parked()
+
+    def _check(self) -> _Checks:
+        page_tokens, vocabulary_size = self._scheduler.page_size, self._scheduler.model_config.vocab_size
+        # All but the last token fill whole pages, so that the radix cache can hold them.
+        kept = -(-64 // page_tokens) * page_tokens * 2
+        first_token = 1 + self._interruptions
+        prompt = array("q", [(place * 7 + first_token) % vocabulary_size for place in range(kept + 1)])
+        yield self._request(prompt)
+        # The second request reads only its last token on cached KV, as a compressed one does: the same arithmetic.
+        ordinary = yield self._request(prompt)
+        everything = yield self._request(prompt, kept)
+        held = _report(everything)
+        _require(held.kv_tokens == kept + 1, f"{held.kv_tokens} KV tokens were held, expected {kept + 1}")
+        _require(self._agree(ordinary, everything), "with all KV kept, the answer differs from the one without a plan")
+        half = kept // 2
+        first = yield self._request(prompt, half)
+        again = yield self._request(prompt, half)
+        found = _report(again)
+        if not (found.reused_entry and found.cached_tokens == half):
+            # It may have been evicted.
+            raise _Interrupted(f"the second request found {found.cached_tokens} cached tokens, expected {half}")
+        _require(self._agree(first, again), "the same entry gave a different answer")
+
+    def _request(self, prompt: array[int], kept: int | None = None) -> Any:
+        state = None
+        if kept is not None:
+            plan = KvPlan(SpecKv(capacity=kept, window=_WINDOW), lookahead_token_ids=_LOOKAHEAD)
+            entry = entry_name(plan, prompt, kept, (None, _SALT), engine_identity(self._scheduler))
+            state = DecodeState(plan, prompt, kept, entry, None, 0)
+        return checking_request(self._scheduler, prompt, state)
+
+    def _agree(self, one: Answer, other: Answer) -> bool:
+        kind = self._scheduler.token_to_kv_pool_allocator.get_kvcache().dtype
+        return agree(one, other, _TOLERANCES.get(kind, _TOLERANCES[torch.bfloat16]))
+
+
+def agree(one: Answer, other: Answer, tolerance: float) -> bool:
+    """Whether two answers are the same but for rounding: log probabilities differ by at most `tolerance`, up to the
+    first position at which two tokens are so close that either may be chosen.
+    """
+    for token, likely, its_token, its_likely in zip(one.tokens, one.likely, other.tokens, other.likely, strict=True):
+        for each in {token, its_token} | (likely.keys() & its_likely.keys()):
+            if each not in likely or each not in its_likely or abs(likely[each] - its_likely[each]) > tolerance:
+                return False
+        if token != its_token:
+            # From here on the answers have other beginnings.
+            return True
+    return True
+
+
+def checking_request(scheduler: Any, prompt: array[int], state: DecodeState | None) -> Any:
+    """An SGLang Req of the check, greedy and with log probabilities; with a `state` it decodes on its entry."""
+    from sglang.srt.managers.schedule_batch import Req  # noqa: PLC0415 - in the scheduler alone
+    from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: PLC0415
+
+    sampling = SamplingParams(max_new_tokens=_ANSWER_TOKENS, temperature=0.0, ignore_eos=True)
+    sampling.normalize(None)
+    sampling.custom_params = None if state is None else {KEY: state}
+    request = Req(
+        f"presift-{uuid.uuid4().hex}",
+        "",
+        prompt if state is None else state.pseudo_key + prompt[-1:],
+        sampling,
+        return_logprob=True,
+        top_logprobs_num=_LIKELY,
+        eos_token_ids=scheduler.model_config.hf_eos_token_id,
+        vocab_size=scheduler.model_config.vocab_size,
+        extra_key=None if state is None else state.entry,
+        cache_salt=_SALT,
+    )
+    request.tokenizer = scheduler.tokenizer
+    # Log probabilities of the answer only.
+    request.logprob_start_len = len(request.origin_input_ids)
+    return request
+
+
+def _answer(request: Any) -> Answer:
+    tokens = tuple(request.output_ids)
+    if len(tokens) < _ANSWER_TOKENS:
+        message = getattr(request.finished_reason, "message", None) or "aborted"
+        raise _Interrupted(f"an answer ended after {len(tokens)} tokens: {message}")
+    values = request.logprob
+    tops = zip(values.output_top_logprobs_idx, values.output_top_logprobs_val, strict=True)
+    state = (request.sampling_params.custom_params or {}).get(KEY)
+    likely = tuple(dict(zip(ids, logprobs, strict=True)) for ids, logprobs in tops)
+    return Answer(tokens, likely, None if state is None else state.report)
+
+
+def _report(answer: Answer) -> Report:
+    if answer.report is None:
+        raise _CheckFailed("a request with a plan was answered without one")
+    return answer.report
 
 
 def _require(holds: bool, failure: str) -> None:

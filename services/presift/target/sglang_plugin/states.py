@@ -174,6 +174,15 @@ class ScoringState:
             if each is not None:
                 each.reset()
 
+    def release(self) -> None:
+        """Free the device's memory, because the request has ended for the plugin.
+
+        SGLang's request is part of a reference cycle (`custom_params["__req__"]`), so that it lasts until Python's
+        garbage collector runs, and the allocator would not know of memory to collect.
+        """
+        self.is_finished = True
+        self.selector = self.lookahead = None
+
 
 @dataclass(slots=True, eq=False)
 class PassthroughState:
@@ -189,11 +198,17 @@ def state_of(request: Any) -> DecodeState | ScoringState | PassthroughState | No
     return state if isinstance(state, DecodeState | ScoringState | PassthroughState) else None
 
 
-def entry_name(plan: KvPlan, prompt: array[int], kept: int, salts: tuple[str | None, ...]) -> str:
-    """The namespace of an entry: SHA-256 over everything that its KV depends on, the salts included."""
+def entry_name(
+    plan: KvPlan, prompt: array[int], kept: int, salts: tuple[str | None, ...], engine: tuple[str | None, ...]
+) -> str:
+    """The namespace of an entry: SHA-256 over everything that its KV depends on, the salts included.
+
+    `engine` says which weights and which code compute it.
+    """
     policy = {**policy_values(plan.policy), "mask": None, "lookahead_tokens": 0, "capacity": kept}
     header = {
-        "version": 1,
+        "version": 2,
+        "engine": engine,
         "policy": policy,
         "protected": [[span.start, span.end] for span in merge(plan.protected)],
         "salts": salts,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
-from presift.target.sglang_plugin import UNTESTED
-from presift.target.sglang_plugin.sglang_names import TESTED, is_tested, is_too_old
+from presift.target.sglang_plugin.sglang_names import TESTED, is_too_old
 
 
-def unsupported_sglang(sglang: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Why a version of SGLang is not supported; None if it is, as far as its version tells."""
+def unsupported_sglang(sglang: str) -> str | None:
+    """Why a version of SGLang is not supported; None if it is, as far as its version tells. Whether one that presift was
+    not tested with drops KV correctly is for the self-check to find out.
+    """
     if is_too_old(sglang):
         return f"SGLang {sglang} is not supported; supported: {TESTED[0]} and newer"
-    if is_tested(sglang) or environment.get(UNTESTED) == "1":
-        return None
-    return f"SGLang {sglang} is untested; tested: {', '.join(TESTED)}. {UNTESTED}=1 serves it all the same"
+    return None
 
 
 def unsupported_scheduler(scheduler: Any) -> str | None:
@@ -30,13 +27,35 @@ def unsupported_scheduler(scheduler: Any) -> str | None:
 def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool  # noqa: PLC0415 - in the scheduler alone
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache  # noqa: PLC0415
+    from sglang.srt.runtime_context import get_exec  # noqa: PLC0415
 
     model, arguments, tree = scheduler.model_config, scheduler.server_args, scheduler.tree_cache
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     layers = _attention_layers(scheduler)
+    layout = getattr(pool, "kv_cache_layout", None)
     return [
+        # By virtual slots, so that the plugin would write into other requests' pages.
+        ("unified memory (--enable-unified-memory)", bool(scheduler.enable_unified_memory)),
+        ("hierarchical sparse attention (--enable-hisparse)", bool(scheduler.enable_hisparse)),
+        # Entries would go to a store that engines with other models share.
+        (
+            "a linked external cache (--enable-unified-cache-external-linker)",
+            bool(scheduler.enable_unified_cache_external_linker),
+        ),
+        # Its parts interleave, but the plugin notes the rows of one pass at a time.
+        ("PD multiplexing (--enable-pdmux)", bool(scheduler.enable_pdmux)),
+        # Half a batch is computed at a time, but the rows are noted for the whole batch.
+        ("two-batch overlap (--enable-two-batch-overlap)", bool(get_exec().overlap.enable_two_batch_overlap)),
+        # No Python runs in a replay, so that nothing is scored.
+        (
+            "full CUDA graphs of the prefill (--cuda-graph-backend-prefill full)",
+            get_exec().graph.cuda_graph_config.prefill.backend == "full",
+        ),
         ("the radix cache is disabled or of an unsupported kind", type(tree) is not UnifiedRadixCache or tree.disable),
-        (f"the KV pool is a {type(pool).__name__}, not a MHATokenToKVPool", not isinstance(pool, MHATokenToKVPool)),
+        # Subclasses address their slots in other ways.
+        (f"the KV pool is a {type(pool).__name__}, not a MHATokenToKVPool", type(pool) is not MHATokenToKVPool),
+        # Others divide the heads of a slot (SGLANG_USE_HND_KVCACHE, SGLANG_AITER_KV_CACHE_LAYOUT).
+        (f"the KV cache's layout is {layout}, not nhd", layout != "nhd"),
         ("quantised KV cache", getattr(pool, "store_dtype", None) != getattr(pool, "dtype", None)),
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
         ("PD disaggregation", str(getattr(arguments, "disaggregation_mode", "null")) != "null"),
@@ -52,6 +71,7 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
         ("multi-axis positions", bool(getattr(model, "model_is_mrope", False))),
         ("the model's attention layers are not RadixAttention", len(layers) != model.num_hidden_layers),
         ("sliding-window attention", any((each.sliding_window_size or -1) > -1 for each in layers)),
+        ("chunked attention (Llama 4)", any(getattr(each, "use_irope", False) for each in layers)),
         ("soft-capped attention", any(each.logit_cap for each in layers)),
         ("cross attention", any(each.is_cross_attention for each in layers)),
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from array import array
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError, PromptTooLong, RouteUnsupported
@@ -33,7 +35,7 @@ def rewrite_request(scheduler: Any, received: Any, unsupported: str | None) -> N
         return
     _check_pool(scheduler, plan, prompt_tokens, kept)
     prompt, suffix = tokens[:prompt_tokens], tokens[prompt_tokens:]
-    entry = entry_name(plan, prompt, kept, (received.extra_key, received.cache_salt))
+    entry = entry_name(plan, prompt, kept, (received.extra_key, received.cache_salt), engine_identity(scheduler))
     state = DecodeState(plan, prompt, kept, entry, received.extra_key, len(suffix))
     sampling.custom_params[KEY] = state
     state.next_renewal = plan.policy.renew_every or None
@@ -42,6 +44,20 @@ def rewrite_request(scheduler: Any, received: Any, unsupported: str | None) -> N
         return
     received.input_ids = state.pseudo_key + prompt[-1:] + suffix
     received.extra_key = entry
+
+
+def engine_identity(scheduler: Any) -> tuple[str | None, ...]:
+    """The model, its revision, the version of its weights, and those of SGLang and presift."""
+    from sglang.srt.runtime_context import get_serving  # noqa: PLC0415 - in the scheduler alone
+
+    arguments = scheduler.server_args
+    # SGLang changes the version of the weights when it loads others.
+    return (arguments.model_path, arguments.revision, get_serving().weight_version, *_versions())
+
+
+@cache
+def _versions() -> tuple[str, str]:
+    return version("sglang"), version("presift")
 
 
 def send_refusal(scheduler: Any, received: Any, error: PresiftError) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from presift.target.sglang_plugin.transfers import HostCopy
+
 # The logits of this many rows exist at a time, each as wide as the vocabulary.
 _BLOCK_ROWS = 32
 
@@ -25,7 +27,7 @@ class VerifiedLookahead:
     first_row: int
     tokens: tuple[int, ...]
     # int64[rows] by the position of the first of them: chunks may split the rows.
-    _choices: dict[int, torch.Tensor] = field(default_factory=dict)
+    _choices: dict[int, HostCopy] = field(default_factory=dict)
 
     @property
     def end_row(self) -> int:
@@ -37,13 +39,13 @@ class VerifiedLookahead:
 
     def add(self, first: int, choices: torch.Tensor) -> None:
         """Add the most likely tokens, int64[rows], from position `first` on."""
-        self._choices[first] = choices
+        self._choices[first] = HostCopy(choices)
 
     def accepted(self) -> tuple[int, ...]:
         """The longest beginning of `tokens` that the target chose too."""
         count = 0
         while (choices := self._choices.get(self.first_row + count)) is not None:
-            for choice in choices.tolist():
+            for choice in choices.values.tolist():
                 if choice != self.tokens[count]:
                     return self.tokens[:count]
                 count += 1

@@ -16,6 +16,10 @@ def test_one_process_by_default(folder):
     assert (arguments["tp_size"], arguments["dp_size"]) == (1, 1)
 
 
+def test_the_weights_have_the_folders_revision(folder):
+    assert server_arguments(SglangOptions(folder))["weight_version"] == folder.revision
+
+
 def test_several_gpus(folder):
     arguments = server_arguments(SglangOptions(folder, device="cuda", tensor_parallel=4, data_parallel=2))
     assert (arguments["tp_size"], arguments["dp_size"]) == (4, 2)
@@ -24,7 +28,24 @@ def test_several_gpus(folder):
 @pytest.mark.parametrize("kv_dropping", [True, False])
 def test_the_plugin_is_switched_on_only_to_drop_kv(folder, kv_dropping):
     environment = {}
-    # The target checks the engine at start, so an untested SGLang may be served.
-    switches = dict.fromkeys(("PRESIFT_SGLANG_PLUGIN", "PRESIFT_SGLANG_UNTESTED"), "1") if kv_dropping else {}
+    switches = {"PRESIFT_SGLANG_PLUGIN": "1"} if kv_dropping else {}
     set_environment(SglangOptions(folder, kv_dropping=kv_dropping), environment)
     assert {name: value for name, value in environment.items() if name.startswith("PRESIFT")} == switches
+
+
+def test_a_gpu_runs_as_sglang_chooses(folder):
+    chosen = {"sampling_backend", "grammar_backend", "chunked_prefill_size", "attention_backend", "max_total_tokens"}
+    arguments = server_arguments(SglangOptions(folder, device="cuda"))
+    assert not (chosen | {"disable_cuda_graph", "sleep_on_idle"}) & arguments.keys()
+    on_cpu = server_arguments(SglangOptions(folder))
+    assert chosen <= on_cpu.keys()
+    assert (on_cpu["sampling_backend"], on_cpu["grammar_backend"]) == ("pytorch", "none")
+    assert (on_cpu["chunked_prefill_size"], on_cpu["attention_backend"]) == (512, "torch_native")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_set_is_passed_on_for_every_device(folder, device):
+    options = SglangOptions(folder, device=device, prefill_chunk_tokens=64, kv_pool_tokens=900, attention_backend="fa3")
+    arguments = server_arguments(options)
+    assert (arguments["chunked_prefill_size"], arguments["max_total_tokens"]) == (64, 900)
+    assert arguments["attention_backend"] == "fa3"

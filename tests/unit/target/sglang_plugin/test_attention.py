@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from presift.core.policies import SpecKv  # noqa: E402 - the plugin needs torch
+from presift.target.sglang_plugin import attention  # noqa: E402
 from presift.target.sglang_plugin.attention import ForwardPass  # noqa: E402
 from presift.target.sglang_plugin.kv_selector import KvSelector  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
@@ -112,6 +113,17 @@ def test_positions_of_an_extend_step_are_moved_for_each_new_token() -> None:
     requests = Row("a", compressed(suffix_tokens=2)), Row("b"), Row("c", compressed())
     ForwardPass().begin(seen, batch(*requests, prefixes=[8, 0, 8], lengths=[3, 2, 1]), Machine())
     assert seen.positions.tolist() == [19, 20, 21, 0, 1, 19]
+
+
+@pytest.mark.parametrize("mode", ["decode", "extend"])
+def test_shifts_reach_the_device_without_a_wait(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    copied: list[Any] = []
+    monkeypatch.setattr(attention, "to_device", lambda values, device: copied.append(device) or values.to(device))
+    seen = forward([9], mode)
+    # Values of this device cannot be read.
+    seen.positions = seen.positions.to("meta")
+    ForwardPass().begin(seen, batch(Row("a", compressed()), prefixes=[8], lengths=[1]), Machine())
+    assert copied == [torch.device("meta")]
 
 
 def test_an_idle_pass_has_no_positions() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from array import array
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -32,6 +35,17 @@ MASKED = KvPlan(SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK
 SIDE_STATE = ("runs", "waiting", "missing", "leases", "leased_tokens")
 
 
+class Selected(SimpleNamespace):
+    """What a scoring request has selected. `living` counts them, as memory of the device."""
+
+    living: ClassVar[weakref.WeakSet[Selected]] = weakref.WeakSet()
+    __hash__ = object.__hash__
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.living.add(self)
+
+
 class Rig:
     """An EntryBuilder in a fake scheduler; `room` False: nothing can be published."""
 
@@ -48,9 +62,12 @@ class Rig:
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
         given = state.plan.kv_mask is not None
-        seen: Any = SimpleNamespace(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
+        seen: Any = Selected(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
         scored = ScoringState(state, None if given else seen)
-        return Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
+        scoring = Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
+        # As SGLang's, it is part of a reference cycle.
+        scoring.itself = scoring  # type: ignore[attr-defined]
+        return scoring
 
     def _accept(self, request: Request, tokens: tuple[int, ...]) -> int:
         request.output_ids += tokens[: request.accepts]
@@ -80,8 +97,8 @@ class Rig:
             self.builder.add_missing(request)
         return self.builder.start_missing()
 
-    def scoring(self, entry: str = "entry", keep: bool = True) -> Request:
-        scoring: Request = self.builder.builds[entry, keep].scoring
+    def scoring(self, entry: str = "entry", keep: bool = True, report: bool = False) -> Request:
+        scoring: Request = self.builder.builds[entry, keep, report].scoring
         return scoring
 
     def run(self, scoring: Request) -> None:
@@ -138,6 +155,60 @@ def test_an_entry_is_built_once_for_all_callers(rig: Rig) -> None:
     assert 0.0 <= report.publish_ms < 1000.0
 
 
+class Queue(list[Any]):
+    """A queue that counts how often it is walked."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.walks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count: int) -> None:
+    """Half of them wait for the build of another."""
+    others = [Request(f"o{number}") for number in range(5)]
+    callers = [caller(f"r{number}", f"entry {number // 2}") for number in range(count)]
+    queue = rig.scheduler.waiting_queue = Queue([*others[:2], *callers, *others[2:]])
+    assert rig.miss(*callers)
+    assert queue.walks == 2
+    builds = [rig.scoring(f"entry {number}") for number in range((count + 1) // 2)]
+    assert list(queue) == [*others[:2], *builds, *others[2:]]
+    assert rig.side_state()[:3] == [len(builds), count, 0]
+    queue.walks = 0
+    rig.builder.clean_up()
+    assert queue.walks == 1
+
+
+def test_builds_wait_for_callers_whose_entries_are_ready(rig: Rig) -> None:
+    """Also if SGLang sorts builds before callers: beyond the cap, ready entries would lose their pins."""
+    rig.builder.pins.max_tokens = 2 * KEPT
+    callers = [caller(name, name) for name in "abcd"]
+    rig.queue.extend(callers)
+    rig.miss(*callers)
+    builds = [rig.scoring(name) for name in "abcd"]
+
+    def rooms() -> list[bool]:
+        return [rig.builder.has_room_for(build.state) for build in builds]
+
+    assert rooms() == [True] * 4
+    for build in builds[:2]:
+        rig.run(build)
+        # Twice, because it may be admitted again after it was taken back.
+        rig.builder.on_scoring_admitted(build.state)
+        rig.builder.on_scoring_admitted(build.state)
+    assert rooms() == [False] * 4
+    rig.finish(builds[0])
+    assert rooms() == [False] * 4
+    rig.admit(callers[0])
+    assert rooms() == [True] * 4
+    rig.builder.requeue_waiting("b")
+    rig.builder.pins.max_tokens = KEPT - 1
+    # One is built even if it exceeds the cap.
+    assert rooms() == [True] * 4
+
+
 def test_callers_with_other_keep_full_prefix_do_not_share_a_build(rig: Rig) -> None:
     """One entry; what its making leaves of the prompt is not the same."""
     keeping, dropping, late = caller("a"), caller("b", plan=DROPPING), caller("c", plan=DROPPING)
@@ -147,8 +218,8 @@ def test_callers_with_other_keep_full_prefix_do_not_share_a_build(rig: Rig) -> N
     assert rig.queue == [kept, dropped]
     assert (kept.state.caller, dropped.state.caller) == (keeping.state, dropping.state)
     assert {key: run.key for key, run in rig.builder.builds.items()} == {
-        ("entry", True): ("entry", True),
-        ("entry", False): ("entry", False),
+        ("entry", True, False): ("entry", True, False),
+        ("entry", False, False): ("entry", False, False),
     }
     rig.run(dropped)
     rig.queue.append(late)
@@ -470,13 +541,19 @@ def test_a_tree_reset_unlocks_nothing(rig: Rig) -> None:
     assert rig.side_state() == [0] * 5
 
 
+def build_both(rig: Rig, callers: list[Request]) -> None:
+    """Only the first caller asks for the mask: each has a build of its own."""
+    rig.queue[:] = callers
+    rig.miss(*callers)
+    for report in (True, False):
+        rig.run(rig.scoring(report=report))
+        rig.finish(rig.scoring(report=report))
+
+
 def test_a_given_mask_is_not_scored_and_is_reported_on_request(rig: Rig) -> None:
     plain = KvPlan(MASKED.policy, kv_mask=MASK)
     callers = [caller("a", plan=MASKED), caller("b", plan=plain)]
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
+    build_both(rig, callers)
     asked, other = (request.state.report for request in callers)
     assert (asked.score_ms, asked.coverage, asked.kv_mask) == (0.0, None, mask_to_values(MASK))
     assert other.kv_mask is None
@@ -484,26 +561,9 @@ def test_a_given_mask_is_not_scored_and_is_reported_on_request(rig: Rig) -> None
 
 def test_a_selected_mask_is_reported_on_request(rig: Rig) -> None:
     asking = KvPlan(SpecKv(capacity=KEPT, window=3), report_kept=True)
-    callers = [caller("a"), caller("b", plan=asking)]
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
-    assert [request.state.report.kv_mask for request in callers] == [None, mask_to_values(MASK)]
-
-
-@pytest.mark.parametrize("asks", [True, False])
-def test_a_mask_is_copied_only_on_request(rig: Rig, monkeypatch: pytest.MonkeyPatch, asks: bool) -> None:
-    """It is copied from the device."""
-    built: list[Any] = []
-    monkeypatch.setattr(entry_builder, "_kept_mask", lambda state: built.append(state) or MASK)
-    asking = KvPlan(SpecKv(capacity=KEPT, window=3), report_kept=asks)
-    callers = [caller("a"), caller("b", plan=asking)]
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
-    assert len(built) == asks
+    callers = [caller("b", plan=asking), caller("a")]
+    build_both(rig, callers)
+    assert [request.state.report.kv_mask for request in callers] == [mask_to_values(MASK), None]
 
 
 def test_the_lookahead_is_not_counted_as_cached(rig: Rig) -> None:
@@ -610,6 +670,39 @@ def test_no_caller_and_no_lock_is_lost(rig: Rig, seed: int) -> None:
 
 
 @pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("how", ["published", "no room", "incomplete", "callers left", "left while it ran", "vanished"])
+def test_what_was_scored_goes_with_the_build_and_waits_for_no_collector(rig: Rig, no_collector: None, how: str) -> None:
+    before = len(Selected.living)
+    rig.room, rig.is_complete = how != "no room", how != "incomplete"
+    for number in range(20):
+        request = caller(f"r{number}", f"entry {number}")
+        rig.queue.append(request)
+        rig.miss(request)
+        scoring = rig.scoring(f"entry {number}")
+        assert len(Selected.living) == before + 1
+        if how == "callers left":
+            rig.builder.requeue_waiting(request.rid)
+        elif how == "vanished":
+            rig.queue.remove(scoring)
+            rig.builder.clean_up()
+        else:
+            rig.run(scoring)
+            if how == "left while it ran":
+                rig.builder.requeue_waiting(request.rid)
+            rig.finish(scoring)
+        del scoring
+        assert len(Selected.living) == before
+        rig.queue.clear()
+
+
+@pytest.fixture
 def sglang() -> None:
     if find_spec("sglang") is None:
         pytest.skip("needs SGLang")
@@ -623,7 +716,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     asked: Any = SimpleNamespace(
         eos_token_ids={1}, vocab_size=512, priority=3, cache_salt="salt", http_worker_ipc=None, state=state
     )
-    asked.time_stats = SimpleNamespace(wait_queue_entry_time=123.5)
+    asked.time_stats, asked.arrival_processed_tokens = SimpleNamespace(wait_queue_entry_time=123.5), 77
     sampling = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
     asked.sampling_params = SimpleNamespace(**sampling)
     scheduler = SimpleNamespace(tokenizer=object(), model_config=SimpleNamespace(num_hidden_layers=4))
@@ -634,7 +727,7 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     assert {name: getattr(scoring.sampling_params, name) for name in sampling} == sampling
     assert scoring.sampling_params.max_new_tokens == 0
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
-    assert scoring.time_stats.wait_queue_entry_time == 123.5
+    assert (scoring.time_stats.wait_queue_entry_time, scoring.arrival_processed_tokens) == (123.5, 77)
     assert scoring.rid.startswith("presift-")
     assert scoring.rid != scoring_request.scoring_request(scheduler, asked, state).rid
     own = state_of(scoring)

@@ -155,6 +155,9 @@ def test_each_head_gets_its_own_tokens(heads: int, dtype: Any) -> None:
     assert torch.equal(buffer[others], before[others])
 
 
+CPU = torch.device("cpu")
+
+
 def mask_state(kept: np.ndarray[Any, Any]) -> ScoringState:
     policy = SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK)
     return ScoringState(compressed(plan=KvPlan(policy, kv_mask=KvMask(kept))), None)
@@ -172,31 +175,44 @@ def random_mask(layers: int, heads: int) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 2), (3, 2)])
 def test_a_mask_is_what_each_layer_and_head_keeps(shape: tuple[int, int]) -> None:
-    mask, buffer = random_mask(*shape), a_buffer(2)
-    state, whole = mask_state(mask), np.broadcast_to(mask, (3, 2, PROMPT_TOKENS))
-    for layer in range(3):
-        positions = entry_pins.kept_positions(state, layer, buffer)
-        assert positions.dtype == torch.int64
-        assert positions.tolist() == [np.flatnonzero(head[:-1]).tolist() for head in whole[layer]]
+    mask = random_mask(*shape)
+    kept = entry_pins.kept_positions(mask_state(mask), 3, CPU)
+    for positions, layer in zip(kept, np.broadcast_to(mask, (3, 2, PROMPT_TOKENS)), strict=True):
+        assert positions.expand(2, -1).tolist() == [np.flatnonzero(head[:-1]).tolist() for head in layer]
 
 
 def test_the_final_token_of_a_mask_is_read_again_and_not_copied() -> None:
     mask = random_mask(1, 1)
     with_final, mask[..., -1] = mask.copy(), False
-    wanted = entry_pins.kept_positions(mask_state(with_final), 0, a_buffer(2))
-    assert torch.equal(entry_pins.kept_positions(mask_state(mask), 0, a_buffer(2)), wanted)
+    (wanted,) = entry_pins.kept_positions(mask_state(with_final), 1, CPU)
+    assert torch.equal(entry_pins.kept_positions(mask_state(mask), 1, CPU)[0], wanted)
 
 
 def test_scores_are_what_each_layer_and_head_keeps() -> None:
     kept = {layer: torch.tensor([[layer, 5], [1, 7]], dtype=torch.int32) for layer in range(2)}
     state = ScoringState(compressed(), SimpleNamespace(kept=kept))  # type: ignore[arg-type]
-    positions = entry_pins.kept_positions(state, 1, a_buffer(2))
-    assert (positions.dtype, positions.tolist()) == (torch.int64, [[1, 5], [1, 7]])
+    assert [each.tolist() for each in entry_pins.kept_positions(state, 2, CPU)] == [[[0, 5], [1, 7]], [[1, 5], [1, 7]]]
+
+
+def test_what_the_forward_pass_selected_lasts_until_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the reads that are queued here, so the allocator must know of them."""
+    kept = {layer: torch.zeros(2, KEPT, dtype=torch.int32) for layer in range(2)}
+    held: list[Any] = []
+    monkeypatch.setattr(entry_pins, "keep_until_read", held.append)
+    entry_pins.kept_positions(ScoringState(compressed(), SimpleNamespace(kept=kept)), 2, CPU)  # type: ignore[arg-type]
+    assert [id(each) for each in held] == [id(each) for each in kept.values()]
+
+
+def test_a_mask_is_copied_to_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[Any] = []
+    monkeypatch.setattr(entry_pins, "to_device", lambda values, device: copied.append(device) or values)
+    entry_pins.kept_positions(mask_state(random_mask(3, 2)), 3, torch.device("meta"))
+    assert copied == [torch.device("meta")]
 
 
 def test_neither_selector_nor_mask_is_a_defect() -> None:
     with pytest.raises(AssertionError):
-        entry_pins.kept_positions(ScoringState(compressed(), None), 0, a_buffer(2))
+        entry_pins.kept_positions(ScoringState(compressed(), None), 1, CPU)
 
 
 class Pool:
@@ -247,10 +263,13 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
-def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(scheduler: Any) -> None:
+@pytest.mark.parametrize(("priority", "inserted_with"), [(None, 0), (7, 7), (-3, -3)])
+def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(
+    scheduler: Any, priority: int | None, inserted_with: int
+) -> None:
     mask, pool = random_mask(3, 2), scheduler.pool
     state, request = mask_state(mask), Request("s", holds_kv=True)
-    request.cache_salt = "salt"  # type: ignore[attr-defined]
+    request.cache_salt, request.priority = "salt", priority  # type: ignore[attr-defined]
     before = [[buffer.clone() for buffer in buffers] for buffers in (pool.keys, pool.values)]
     assert entry_pins.publish(scheduler, request, state) is pool.node
     assert scheduler.asked == [KEPT]
@@ -264,7 +283,7 @@ def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(schedul
     (inserted,) = pool.inserted
     assert (inserted.value.dtype, inserted.value.tolist()) == (torch.int64, list(range(30, 38)))
     assert (inserted.key.token_ids, inserted.key.extra_key) == (array("q", range(KEPT)), "entry")
-    assert inserted.key.cache_salt == "salt"
+    assert (inserted.key.cache_salt, inserted.priority) == ("salt", inserted_with)
 
 
 def test_a_failed_publish_frees_its_slots(scheduler: Any) -> None:

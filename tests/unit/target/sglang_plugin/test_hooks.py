@@ -191,6 +191,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
     assert plugin.unsupported
     plugin.around_scheduler_init(lambda scheduler: None, Scheduler())
     assert plugin.unsupported is None
+    assert plugin.check is not None
+    # As after the check has passed.
+    plugin.check = None
     return plugin
 
 
@@ -206,7 +209,7 @@ def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: 
         monkeypatch.setattr(hooks, each, lambda *_, each=each: each if each == check else None)
     plugin, made = Plugin(TESTED[-1]), []
     plugin.around_scheduler_init(lambda *args, **kwargs: made.append((args, kwargs)), Scheduler(), 1, x=2)
-    assert plugin.unsupported == check
+    assert (plugin.unsupported, plugin.check) == (check, None)
     assert made[0][0][1:] == (1,) and made[0][1] == {"x": 2}
 
 
@@ -216,8 +219,56 @@ def test_the_internal_state_has_counts_once_there_is_a_builder(plugin: Plugin) -
         for each in (plugin, Plugin(TESTED[-1]))
     ]
     assert [answer.internal_state["theirs"] for answer in told] == [1, 1]
-    assert told[0].internal_state["presift"] == {"unsupported": None} | plugin.builder.counts()  # type: ignore[union-attr]
-    assert told[1].internal_state["presift"] == {"unsupported": "no scheduler has started"}
+    counts = plugin.builder.counts()  # type: ignore[union-attr]
+    assert told[0].internal_state["presift"] == {"unsupported": None, "checking": False} | counts
+    assert told[1].internal_state["presift"] == {"unsupported": "no scheduler has started", "checking": False}
+
+
+class Check(SimpleNamespace):
+    """A self-check under way: what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(is_running=True, reason="the self-check is running", calls=[])
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def test_requests_with_a_plan_wait_for_the_self_check(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = plugin.check = Check()  # type: ignore[assignment]
+    seen: list[Any] = []
+    plan, ordinary = received({"presift": "{}"}), received(None)
+    for request in (plan, ordinary):
+        plugin.around_handle_generate_request(lambda _, request, **__: seen.append(request), "scheduler", request, x=1)
+    assert (check.calls, seen) == ([("park", plan, {"x": 1})], [ordinary])
+    state = plugin.around_get_internal_state(lambda *_: SimpleNamespace(internal_state={}), None, None)
+    told = state.internal_state["presift"]
+    assert (told["unsupported"], told["checking"]) == ("the self-check is running", True)
+    check.is_running, check.reason = False, "the self-check failed: so"
+    refused: list[Any] = []
+    monkeypatch.setattr(hooks.validation, "send_refusal", lambda *arguments: refused.append(arguments[2].message))
+    plugin.around_handle_generate_request(lambda *_, **__: None, "scheduler", plan)
+    assert len(refused) == 1 and "the self-check failed: so" in refused[0]
+
+
+@pytest.mark.parametrize(("rid", "every", "prefix"), [("a", False, "a"), ("a", True, "")])
+def test_the_self_check_is_told_of_steps_and_aborts(plugin: Plugin, rid: str, every: bool, prefix: str) -> None:
+    check = plugin.check = Check()  # type: ignore[assignment]
+    scheduler, batch = scheduler_of(plugin), SimpleNamespace(reqs=[])
+    plan = SimpleNamespace(batch_to_run="a batch")
+    plugin.around_get_new_batch_prefill(lambda *_: plan, scheduler, batch)
+    plugin.around_abort_request(lambda *_: None, scheduler, SimpleNamespace(rid=rid, abort_all=every))
+    assert check.calls == [("step",), ("abort_parked", prefix)]
+
+
+def test_answers_of_the_self_check_are_not_sent(plugin: Plugin) -> None:
+    own, other = Request("own"), Request("other")
+    plugin.check = SimpleNamespace(  # type: ignore[assignment]
+        without_own=lambda requests: [each for each in requests if each is not own]
+    )
+    sent: list[Any] = []
+    plugin.around_stream_output(lambda _, requests: sent.extend(requests), "streamer", [own, other])
+    assert sent == [other]
 
 
 def received(parameters: Any) -> Any:
@@ -356,13 +407,26 @@ def test_the_logits_of_a_lookahead_are_seen(plugin: Plugin, named: bool) -> None
 
 @pytest.mark.parametrize("admits", [True, False])
 def test_a_scoring_request_is_admitted_with_room_for_its_entry_and_a_reset_selector(
-    plugin: Plugin, sglang: None, admits: bool
+    plugin: Plugin, sglang: None, monkeypatch: pytest.MonkeyPatch, admits: bool
 ) -> None:
+    assert plugin.builder is not None
+    counted: list[Any] = []
+    monkeypatch.setattr(plugin.builder, "on_scoring_admitted", counted.append)
     adder, request = Adder(admits), Admitted("a", ScoringState(compressed(), scores()))
     assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
     assert adder.seen == [KEPT + 1]
     assert request.new_tokens == 0
     assert len(request.state.selector.restarts) == admits
+    assert counted == [request.state] * admits
+
+
+def test_a_build_without_room_lets_others_pass(plugin: Plugin, sglang: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    monkeypatch.setattr(plugin.builder, "has_room_for", lambda state: False)
+    adder, request = Adder(), Admitted("a", ScoringState(compressed(), scores()))
+    assert plugin.around_add_one_req(adder.ask, adder, request) is AddReqResult.CONTINUE
+    assert adder.seen == []
 
 
 def test_aborted_and_ordinary_requests_are_admitted_unchanged(plugin: Plugin, sglang: None) -> None:

@@ -20,6 +20,8 @@ from ....reference.kv_selection import kv_importance, scoring_rows, select_kv
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 from presift.target.sglang_plugin import kv_selector  # noqa: E402 - it needs torch
 
 DIM = 16
@@ -37,6 +39,7 @@ class Task:
     kv_heads: int = 2
     protected: tuple[Span, ...] = ()
     seed: int = 0
+    reports_mask: bool = False
 
     def states(self, layer: int, dtype: Any = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(1000 * self.seed + layer)
@@ -54,6 +57,7 @@ class Task:
             self.policy.capacity,
             self.layers,
             torch.from_numpy(kept[:first_row]),
+            reports_mask=self.reports_mask,
         )
 
     def run(self, cuts: tuple[int, ...] = (), dtype: Any = torch.float32) -> kv_selector.KvSelector:
@@ -265,6 +269,15 @@ def test_a_layer_of_which_rows_are_missing_is_never_complete(chunks: list[tuple[
     assert not run.is_complete
 
 
+def test_a_layer_that_is_scored_twice_is_not_trusted() -> None:
+    """The second time may be of other rows: a backend that computes a batch in parts."""
+    task = Task(SpecKv(capacity=24, window=8))
+    run, (queries, keys) = task.run(), task.states(1)
+    with pytest.raises(ValueError, match="layer 1 was scored twice"):
+        run.add(1, queries[81:], 81, keys, DIM**-0.5)
+    assert not run.is_complete
+
+
 @pytest.mark.parametrize("seen", [1, 2])
 def test_restart_forgets(seen: int) -> None:
     """A request that is taken back begins anew: half a chunk or a whole layer of the first run must not count."""
@@ -283,12 +296,52 @@ def test_restart_forgets(seen: int) -> None:
 
 
 def test_the_mask_is_of_the_model_and_keeps_the_final_token() -> None:
-    task = Task(SpecKv(capacity=24, window=8), layers=3, seed=7)
+    task = Task(SpecKv(capacity=24, window=8), layers=3, seed=7, reports_mask=True)
     mask = task.run().mask
     assert mask.kept.shape == (3, 2, 90)
     assert mask.kept[..., -1].all()
     assert [indices(layer[:, :-1]) for layer in mask.kept] == chosen(task.run())
     assert (np.count_nonzero(mask.kept, axis=2) == 25).all()
+
+
+def test_a_mask_that_was_not_asked_for_is_not_copied_to_the_host() -> None:
+    with pytest.raises(AssertionError, match="not copied"):
+        _ = Task(SpecKv(capacity=24, window=8)).run().mask
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies between devices. Values of the device `meta` cannot be read: reads raise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        devices = {each.device for each in args if isinstance(each, torch.Tensor)}
+        devices |= (
+            {torch.device(kwargs["device"])} if kwargs and kwargs.get("device") is not None and devices else set()
+        )
+        self.count += len(devices) > 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("reports_mask", [True, False])
+@pytest.mark.parametrize("reduction", Reduction)
+def test_selecting_reads_nothing_from_the_device_and_copies_once_to_it(
+    monkeypatch: pytest.MonkeyPatch, reduction: Reduction, reports_mask: bool
+) -> None:
+    begun: list[torch.Tensor] = []
+    monkeypatch.setattr(kv_selector, "HostCopy", begun.append)
+    task = Task(SpecKv(capacity=24, window=8, reduction=reduction), layers=5, reports_mask=reports_mask)
+    run, states = task.selector(), [[each.to("meta") for each in task.states(layer)] for layer in range(task.layers)]
+    with Copies() as copies:
+        for first, end in [(81, 90), (90, 95)]:
+            for layer, (queries, keys) in enumerate(states):
+                run.add(layer, queries[first:end], first, keys[:end], DIM**-0.5)
+    assert run.is_complete
+    # The totals, and the kept tokens of all layers at once, are on their way to the host.
+    assert [tuple(each.shape) for each in begun] == [(2,), (5, 2, 24)][: 1 + reports_mask]
+    assert copies.count == 1
 
 
 def test_queries_are_no_longer_needed_after_the_call() -> None:

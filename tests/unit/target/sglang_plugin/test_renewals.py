@@ -260,6 +260,7 @@ def test_a_caller_that_goes_leaves_nothing(rig: Rig, how: str, when: str) -> Non
     rig.step()
 
     assert (len(rig.renewals), rig.replaced, rig.scheduler.waiting_queue) == (0, [], ["other"])
+    assert scoring.state.selector is None
     assert len(rig.freed) == int(when == "published")
     assert (rig.scheduler._pending_chunked_abort_req is scoring) == (when == "chunked")
     rig.finish(scoring)
@@ -299,7 +300,7 @@ def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: s
         rig.finish(scoring)
     rig.step(caller)
 
-    assert (len(rig.renewals), rig.replaced) == (0, [])
+    assert (len(rig.renewals), rig.replaced, scoring.state.selector) == (0, [], None)
     assert [each is SLOTS for each in rig.freed] == [True] * (why == "unfit")
     assert rig.scheduler.waiting_queue == ["other"]
     assert caller.state.next_renewal == caller.generated + EVERY

@@ -1,166 +1,331 @@
-"""The check at start believes what the engine does, not what it says."""
+"""The check believes what the scheduler answers, not what it says, and lets no request drop KV before it has passed."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from presift.core.answer import AnswerDelta
-from presift.core.errors import TargetUnavailable
-from presift.target.engine import Event, Finished, GenerateRequest
-from presift.target.sglang_plugin import self_check
-from presift.target.sglang_plugin.self_check import why_unsupported
+torch = pytest.importorskip("torch")
 
-from ....echo_engine import ECHO_MODEL, EchoEngine
+from presift.models.torchvision_ops import declare_missing  # noqa: E402 - the plugin needs torch
+from presift.target.sglang_plugin import self_check  # noqa: E402
+from presift.target.sglang_plugin.custom_params import KEY  # noqa: E402
+from presift.target.sglang_plugin.self_check import Answer, SelfCheck, agree  # noqa: E402
+from presift.target.sglang_plugin.states import DecodeState, state_of  # noqa: E402
 
-Spoil = Callable[[int, Event], Event | None]
-
-
-class Engine(EchoEngine):
-    """An echo that says how its plugin is. `spoil` may change or drop the events of the n-th request."""
-
-    def __init__(self, state: Any = None, spoil: Spoil = lambda _, event: event, **options: Any) -> None:
-        super().__init__(**options)
-        self.state, self.spoil = state or {}, spoil
-        self.requests: list[GenerateRequest] = []
-        self.flushed = 0
-
-    async def plugin_state(self) -> dict[str, Any]:
-        if isinstance(self.state, Exception):
-            raise self.state
-        return dict(self.state)
-
-    async def flush(self) -> bool:
-        self.flushed += 1
-        return True
-
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        self.requests.append(request)
-        place = len(self.requests)
-        async for event in super().generate(request):
-            if (spoilt := self.spoil(place, event)) is not None:
-                yield spoilt
+LIKELY = {5: -0.5, 6: -1.5, 7: -3.0}
+RUNNING = "the self-check is running"
 
 
-async def reason_of(engine: Engine, page_tokens: int = 1) -> str | None:
-    return await why_unsupported(engine, ECHO_MODEL.vocabulary_size, page_tokens)
+@dataclass(eq=False)
+class Asked:
+    """A request of the check, and the answer that the scheduler will give."""
+
+    prompt: array[int]
+    state: DecodeState | None
+    is_finished: bool = False
+    tokens: list[int] = field(default_factory=lambda: [5, 5, 5, 5])
+    likely: list[dict[int, float]] = field(default_factory=lambda: [dict(LIKELY) for _ in range(4)])
+    finished_reason: Any = None
+    rid: str = "presift-own"
+
+    @property
+    def sampling_params(self) -> Any:
+        return SimpleNamespace(custom_params=None if self.state is None else {KEY: self.state})
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.tokens
+
+    @property
+    def logprob(self) -> Any:
+        return SimpleNamespace(
+            output_top_logprobs_idx=[list(each) for each in self.likely],
+            output_top_logprobs_val=[list(each.values()) for each in self.likely],
+        )
+
+    def finished(self) -> bool:
+        return self.is_finished
+
+
+Spoil = Callable[[int, Asked], None]
+
+
+class Rig:
+    """A check in a fake scheduler that finds entries again. `spoil` may change the n-th request's answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.dtype, self.page_size = torch.float32, 1
+        self.asked: list[Asked] = []
+        self.handled: list[Any] = []
+        self.spoil: Spoil = lambda place, asked: None
+        self.entries: set[str] = set()
+        pool = SimpleNamespace(dtype=self.dtype)
+        self.scheduler = SimpleNamespace(
+            page_size=1,
+            model_config=SimpleNamespace(vocab_size=512),
+            token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
+            _add_request_to_queue=self.asked.append,
+            handle_generate_request=lambda received, **others: self.handled.append((received.rid, others)),
+        )
+        self.pool = pool
+        monkeypatch.setattr(self_check, "checking_request", lambda scheduler, prompt, state: Asked(prompt, state))
+        monkeypatch.setattr(self_check, "engine_identity", lambda scheduler: ("model",))
+        self.check = SelfCheck(self.scheduler)
+
+    def answer(self) -> None:
+        asked = self.asked[-1]
+        if asked.state is not None:
+            if asked.state.entry in self.entries:
+                asked.state.record_reuse(asked.state.kept, None)
+            else:
+                asked.state.record_build(0, score_ms=1.0, publish_ms=1.0, coverage=0.5)
+                self.entries.add(asked.state.entry)
+        self.spoil(len(self.asked), asked)
+        asked.is_finished = True
+
+    def run(self, steps: int = 30) -> str | None:
+        for _ in range(steps):
+            self.check.step()
+            if not self.check.is_running:
+                break
+            self.answer()
+        return self.check.reason
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(monkeypatch)
 
 
 @pytest.mark.parametrize("page_tokens", [1, 16, 64, 100])
-async def test_an_engine_that_drops_kv_rightly(page_tokens: int) -> None:
-    engine = Engine(kv_page_tokens=page_tokens)
-    assert await reason_of(engine, page_tokens) is None
-    assert engine.flushed == 1
-    plans = [request.kv_plan for request in engine.requests]
-    assert [plan is None for plan in plans] == [True, True, False, False, False]
-    capacities = [plan.policy.capacity for plan in plans if plan]
-    assert capacities[0] == 2 * capacities[1] == 2 * capacities[2] == engine.requests[0].token_ids.size - 1
-    assert all(capacity % page_tokens == 0 for capacity in capacities)
-    assert len({request.cache_salt for request in engine.requests}) == 1 and engine.requests[0].cache_salt
+def test_a_scheduler_that_drops_kv_correctly(rig: Rig, page_tokens: int) -> None:
+    rig.scheduler.page_size = page_tokens
+    assert (rig.check.reason, rig.check.is_running) == (RUNNING, True)
+    assert rig.run() is None
+    assert not rig.check.is_running
+    kept = [None if asked.state is None else asked.state.kept for asked in rig.asked]
+    whole = len(rig.asked[0].prompt) - 1
+    assert kept == [None, None, whole, whole // 2, whole // 2]
+    assert whole % (2 * page_tokens) == 0
+    assert len({tuple(asked.prompt) for asked in rig.asked}) == 1
+    rig.check.step()
+    assert len(rig.asked) == 5
 
 
-async def test_token_ids_stay_within_a_small_vocabulary() -> None:
-    engine = Engine()
-    assert await why_unsupported(engine, 32, 1) is None
-    assert all(request.token_ids.max() < 32 for request in engine.requests)
+def test_a_step_asks_nothing_until_the_last_answer_is_complete(rig: Rig) -> None:
+    for _ in range(3):
+        rig.check.step()
+    assert len(rig.asked) == 1
+    rig.answer()
+    rig.check.step()
+    assert len(rig.asked) == 2
 
 
-async def test_a_plugin_that_refuses_is_believed_at_once() -> None:
-    engine = Engine({"unsupported": "SGLang functions not hooked: this"})
-    assert await reason_of(engine) == "SGLang functions not hooked: this"
-    assert engine.requests == []
+def test_token_ids_stay_within_a_small_vocabulary(rig: Rig) -> None:
+    rig.scheduler.model_config.vocab_size = 32
+    assert rig.run() is None
+    assert all(max(asked.prompt) < 32 for asked in rig.asked)
 
 
-def changed(place: int, **values: Any) -> Spoil:
-    def spoil(request: int, event: Event) -> Event:
-        return replace(event, **values) if request == place and isinstance(event, Finished) else event
+def other_tokens(place: int) -> Spoil:
+    def spoil(number: int, asked: Asked) -> None:
+        if number == place:
+            asked.tokens, asked.likely[0] = [9, 5, 5, 5], {9: -0.1, 5: -3.0}
 
     return spoil
 
 
-def other_tokens(place: int) -> Spoil:
-    return lambda request, event: AnswerDelta((9,)) if request == place and isinstance(event, AnswerDelta) else event
+def reported(place: int, **values: Any) -> Spoil:
+    def spoil(number: int, asked: Asked) -> None:
+        if number == place:
+            assert asked.state is not None and asked.state.report is not None
+            for name, value in values.items():
+                setattr(asked.state.report, name, value)
+
+    return spoil
+
+
+def unreported(number: int, asked: Asked) -> None:
+    if asked.state is not None:
+        asked.state.report = None
 
 
 FAILURES: dict[str, tuple[Spoil, str]] = {
     "keep-all differs": (other_tokens(3), "with all KV kept, the answer differs from the one without a plan"),
-    "keep-all kept less": (changed(3, kv_tokens=65), "65 KV tokens were held, expected 129"),
-    "keep-all was ignored": (changed(3, kv_tokens=128), "128 KV tokens were held"),
-    "not found again": (changed(5, reused_entry=False), "cached tokens, expected 64"),
-    "another entry found": (changed(5, cached_tokens=63), "found 63 cached tokens, expected 64"),
+    "keep-all kept less": (reported(3, kv_tokens=65), "65 KV tokens were held, expected 129"),
+    "keep-all was ignored": (reported(3, kv_tokens=128), "128 KV tokens were held"),
     "another answer": (other_tokens(5), "the same entry gave a different answer"),
-    "an early end": (
-        lambda _, event: event if isinstance(event, AnswerDelta) else None,
-        "the stream ended without a result",
-    ),
+    "no plan was applied": (unreported, "a request with a plan was answered without one"),
 }
 
 
 @pytest.mark.parametrize(("spoil", "reason"), FAILURES.values(), ids=FAILURES)
-async def test_what_the_engine_does_wrong_is_the_reason(spoil: Spoil, reason: str) -> None:
-    told = await reason_of(Engine(spoil=spoil))
+def test_what_the_engine_does_wrong_is_the_reason(rig: Rig, spoil: Spoil, reason: str) -> None:
+    rig.spoil = spoil
+    told = rig.run()
     assert told is not None
-    assert told.startswith("the self-check failed: ")
-    assert reason in told
+    assert told.startswith("the self-check failed: ") and reason in told
 
 
-async def test_the_twin_of_keep_all_is_the_prompt_on_cached_kv() -> None:
+def test_the_twin_of_keep_all_is_the_prompt_on_cached_kv(rig: Rig) -> None:
     """The first answer read it in one go: its arithmetic may differ in the last bit."""
-    assert await reason_of(Engine(spoil=other_tokens(1))) is None
-    assert await reason_of(Engine(spoil=other_tokens(2))) is not None
+    rig.spoil = other_tokens(1)
+    assert rig.run() is None
 
 
-@pytest.mark.parametrize("place", [1, 3, 5])
-async def test_an_engine_that_fails_is_the_reason(place: int) -> None:
-    def spoil(request: int, event: Event) -> Event:
-        if request == place:
-            raise TargetUnavailable("out of memory")
-        return event
-
-    assert await reason_of(Engine(spoil=spoil)) == "the self-check failed: out of memory"
+@pytest.mark.parametrize("place", [2, 3])
+def test_both_twins_are_compared(rig: Rig, place: int) -> None:
+    rig.spoil = other_tokens(place)
+    assert "with all KV kept" in str(rig.run())
 
 
-async def test_a_plugin_that_cannot_be_asked_is_the_reason() -> None:
-    assert await reason_of(Engine(TargetUnavailable("gone"))) == "the self-check failed: gone"
+def cut(number: int, asked: Asked) -> None:
+    asked.tokens, asked.finished_reason = [5], SimpleNamespace(message="aborted by abort_all")
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("secret"), TargetUnavailable("gone")], ids=repr)
-async def test_whatever_goes_wrong_is_a_reason_and_never_raised(error: Exception) -> None:
-    """The other routes are served all the same."""
-    told = "gone" if isinstance(error, TargetUnavailable) else "ZeroDivisionError"
-    assert await reason_of(Engine(error)) == f"the self-check failed: {told}"
-
-    class Unflushed(Engine):
-        async def flush(self) -> bool:
-            raise error
-
-    assert await reason_of(Unflushed()) == f"the self-check failed: {told}"
+def evicted(number: int, asked: Asked) -> None:
+    if number % 5 == 0:
+        reported(number, reused_entry=False, cached_tokens=0)(number, asked)
 
 
-@pytest.mark.parametrize("hangs_in", ["plugin_state", "generate", "flush"])
-async def test_an_engine_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, hangs_in: str) -> None:
-    monkeypatch.setattr(self_check, "_TIMEOUT_S", 0.2)
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(cut, "an answer ended after 1 tokens: aborted by abort_all"), (evicted, "found 0 cached tokens, expected 64")],
+)
+def test_what_others_interrupt_is_repeated_with_another_prompt(rig: Rig, spoil: Spoil, reason: str) -> None:
+    rig.spoil = lambda number, asked: spoil(number, asked) if number <= 5 and not rig.check._interruptions else None
+    assert rig.run() is None
+    assert len({tuple(asked.prompt) for asked in rig.asked}) == 2
 
-    class Hanging(Engine):
-        async def plugin_state(self) -> dict[str, Any]:
-            return await self._hang("plugin_state") or await super().plugin_state()
 
-        async def flush(self) -> bool:
-            return await self._hang("flush") or await super().flush()
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(cut, "an answer ended after 1 tokens: aborted by abort_all"), (evicted, "found 0 cached tokens, expected 64")],
+)
+def test_what_is_interrupted_each_time_has_failed(rig: Rig, spoil: Spoil, reason: str) -> None:
+    rig.spoil = spoil
+    told = rig.run()
+    assert told is not None and reason in told
+    assert len({tuple(asked.prompt) for asked in rig.asked}) == 3
 
-        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-            await self._hang("generate")
-            async for event in super().generate(request):
-                yield event
 
-        async def _hang(self, where: str) -> Any:
-            if where == hangs_in:
-                await asyncio.Event().wait()
+def test_an_answer_that_never_comes_is_not_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.check.step()
+    monkeypatch.setattr(self_check.time, "monotonic", lambda: math.inf)
+    rig.check.step()
+    assert rig.check.reason == "the self-check failed: no answer within 180 s"
+    # It may come all the same.
+    assert rig.check.without_own(rig.asked) == []
 
-    async with asyncio.timeout(10):
-        reason = await reason_of(Hanging())
-    assert reason is not None and "no answer within" in reason
+
+def test_a_defect_of_the_check_is_a_reason_and_never_raised(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "checking_request", lambda *_: 1 / 0)
+    rig.check.step()
+    assert rig.check.reason == "the self-check failed: ZeroDivisionError"
+
+
+def test_nobody_gets_the_answers_of_the_check(rig: Rig) -> None:
+    others = ["a", "b"]
+    assert rig.check.without_own(others) is others
+    rig.check.step()
+    assert rig.check.without_own(["a", rig.asked[0], "b"]) == others
+    rig.answer()
+    rig.run()
+    assert rig.check.without_own(others) is others
+
+
+def received(rid: str) -> Any:
+    return SimpleNamespace(rid=rid, sampling_params=SimpleNamespace(custom_params={KEY: "{}"}))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_requests_that_came_early_are_handled_in_order_after_the_check(rig: Rig, fails: bool) -> None:
+    rig.spoil = other_tokens(3) if fails else rig.spoil
+    rig.check.park(received("a"), {"x": 1})
+    rig.check.park(received("b"), {})
+    rig.check.step()
+    assert rig.handled == []
+    rig.answer()
+    rig.run()
+    assert rig.handled == [("a", {"x": 1}), ("b", {})]
+
+
+def test_an_aborted_request_that_came_early_is_where_sglang_looks_for_it(rig: Rig) -> None:
+    calls = [received("a1"), received("b"), received("a2")]
+    for call in calls:
+        rig.check.park(call, {})
+    rig.check.abort_parked("a")
+    assert [rid for rid, _ in rig.handled] == ["a1", "a2"]
+    # It asks for nothing that the check has not proved.
+    assert [call.sampling_params.custom_params for call in calls] == [None, {KEY: "{}"}, None]
+    rig.run()
+    assert [rid for rid, _ in rig.handled] == ["a1", "a2", "b"]
+
+
+@pytest.mark.parametrize(
+    ("likely", "agrees"),
+    [
+        ({5: -0.5, 6: -1.5}, True),
+        ({5: -0.55, 6: -1.58}, True),
+        ({5: -0.5, 6: -1.9}, False),
+        ({5: -0.7, 6: -1.5}, False),
+        ({6: -0.5, 5: -1.5}, False),
+        ({6: -0.5}, False),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_same_tokens_must_be_equally_likely(likely: dict[int, float], agrees: bool, place: int) -> None:
+    one = Answer((5, 5, 5), (LIKELY, LIKELY, LIKELY), None)
+    tokens, others = [5, 5, 5], [LIKELY, LIKELY, LIKELY]
+    tokens[place], others[place] = max(likely, key=likely.__getitem__), likely
+    other = Answer(tuple(tokens), tuple(others), None)
+    assert agree(one, other, 0.1) is agree(other, one, 0.1) is agrees
+
+
+def test_two_tokens_may_change_places_within_the_tolerance() -> None:
+    one = Answer((5, 1, 1), ({5: -0.70, 6: -0.74}, {1: -0.1}, {1: -0.1}), None)
+    other = Answer((6, 2, 2), ({5: -0.74, 6: -0.70}, {2: -9.0}, {2: -9.0}), None)
+    assert agree(one, other, 0.05)
+    assert not agree(one, other, 0.03)
+
+
+@pytest.mark.parametrize(("dtype", "tolerated"), [(torch.float32, 1e-3), (torch.float16, 0.05), (torch.bfloat16, 0.3)])
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_the_tolerance_is_that_of_the_kvs_type(rig: Rig, dtype: Any, tolerated: float, share: float) -> None:
+    rig.pool.dtype = dtype
+
+    def spoil(number: int, asked: Asked) -> None:
+        if number == 3:
+            asked.likely[2][5] -= share * tolerated
+
+    rig.spoil = spoil
+    assert (rig.run() is None) == (share < 1)
+
+
+def test_the_requests_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    declare_missing()
+    model = SimpleNamespace(hf_eos_token_id={1}, vocab_size=512)
+    scheduler = SimpleNamespace(tokenizer=None, model_config=model, page_size=1)
+    monkeypatch.setattr(self_check, "engine_identity", lambda scheduler: ("model",))
+    check, prompt = SelfCheck(scheduler), array("q", range(20))
+    plain, dropping = check._request(prompt), check._request(prompt, 9)
+    for request in (plain, dropping):
+        assert (request.sampling_params.top_k, request.sampling_params.max_new_tokens) == (1, 4)
+        assert (request.return_logprob, request.sampling_params.ignore_eos) == (True, True)
+        assert request.logprob_start_len == len(request.origin_input_ids)
+        assert request.cache_salt
+    assert (plain.origin_input_ids, plain.extra_key, state_of(plain)) == (prompt, None, None)
+    state = state_of(dropping)
+    assert isinstance(state, DecodeState)
+    assert (dropping.origin_input_ids, dropping.extra_key) == (array("q", [*range(9), 19]), state.entry)
+    assert (state.kept, state.prompt, state.plan.policy.capacity) == (9, prompt, 9)

@@ -26,8 +26,17 @@ PROMPT = array("q", range(20))
 FLAGS = np.arange(2 * 20).reshape(2, 1, 20) % 3 == 0
 
 
-def name(plan: KvPlan = PLAN, prompt: array[int] = PROMPT, kept: int = 8, salts: Any = ("a", None)) -> str:
-    return entry_name(plan, prompt, kept, salts)
+ENGINE = ("model", "revision", "weights", "0.5.21", "0.1.0")
+
+
+def name(
+    plan: KvPlan = PLAN,
+    prompt: array[int] = PROMPT,
+    kept: int = 8,
+    salts: Any = ("a", None),
+    engine: tuple[str | None, ...] = ENGINE,
+) -> str:
+    return entry_name(plan, prompt, kept, salts, engine)
 
 
 def policy(**values: Any) -> KvPlan:
@@ -55,6 +64,8 @@ DIFFERENT = {
     "no salt": name(salts=(None, None)),
     "the other salt": name(salts=(None, "a")),
     "both salts": name(salts=("a", "a")),
+    **{f"engine {at}": name(engine=(*ENGINE[:at], "other", *ENGINE[at + 1 :])) for at in range(len(ENGINE))},
+    "no revision": name(engine=(ENGINE[0], None, *ENGINE[2:])),
     "a mask": name(masked(FLAGS)),
     "another mask": name(masked(~FLAGS)),
     "a mask of another shape": name(masked(FLAGS.reshape(1, 2, 20))),
@@ -85,7 +96,7 @@ def test_what_does_not_change_the_kv_finds_the_same_entry(same: KvPlan) -> None:
 
 def test_a_name_is_a_digest_that_all_processes_agree_on() -> None:
     """With tensor parallelism each rank names the entry by itself."""
-    assert name() == "presift:a1e8bad5fd478fa343b9e9238a8b687075d223b13f1d7dbed718ea7c3a0e4030"
+    assert name() == "presift:48ebf7ba4ec7de1cc2ef3a539a5aabc7c6e9916693413a371ac2f1a3cc87c554"
     assert name(prompt=array("i", range(20))) == name()
 
 

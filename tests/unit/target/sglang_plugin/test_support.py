@@ -15,47 +15,41 @@ from presift.target.sglang_plugin.support import _unsupported_features, unsuppor
 torch = pytest.importorskip("torch")
 
 
-CHECKED = {"PRESIFT_SGLANG_UNTESTED": "1"}
-
-
-@pytest.mark.parametrize("version", [*TESTED, "0.5.21+cpu"])
-def test_the_tested_sglangs(version: str) -> None:
-    assert unsupported_sglang(version, {}) is None
+@pytest.mark.parametrize("version", [*TESTED, "0.5.21+cpu", "0.5.21.post1", "0.5.99rc1", "0.6.0", "1.0"])
+def test_tested_and_newer_sglangs_are_supported(version: str) -> None:
+    assert unsupported_sglang(version) is None
 
 
 @pytest.mark.parametrize("version", ["0.5.20", "0.5.21rc1", "0.5.20.post3", "unknown"])
-@pytest.mark.parametrize("environment", [{}, CHECKED])
-def test_an_older_sglang_is_refused(version: str, environment: dict[str, str]) -> None:
-    reason = unsupported_sglang(version, environment)
-    assert reason == f"SGLang {version} is not supported; supported: 0.5.21 and newer"
-
-
-@pytest.mark.parametrize("version", ["0.5.21.post1", "0.5.99rc1", "0.6.0", "1.0"])
-def test_an_untested_sglang_is_served_only_where_it_is_checked(version: str) -> None:
-    assert unsupported_sglang(version, CHECKED) is None
-    for environment in ({}, {"PRESIFT_SGLANG_UNTESTED": "0"}):
-        reason = unsupported_sglang(version, environment)
-        assert reason is not None
-        assert version in reason and "untested" in reason and ", ".join(TESTED) in reason
+def test_an_older_sglang_is_refused(version: str) -> None:
+    assert unsupported_sglang(version) == f"SGLang {version} is not supported; supported: 0.5.21 and newer"
 
 
 @pytest.fixture
-def scheduler() -> Any:
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One that can drop KV: SGLang's own classes, never initialised."""
     if find_spec("sglang") is None:
         pytest.skip("needs SGLang")
     declare_missing()
+    from sglang.srt import runtime_context
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
     tree, pool = object.__new__(UnifiedRadixCache), object.__new__(MHATokenToKVPool)
     tree.disable, pool.dtype, pool.store_dtype = False, torch.bfloat16, torch.bfloat16
+    pool.kv_cache_layout = "nhd"
+    execution = SimpleNamespace(
+        overlap=SimpleNamespace(enable_two_batch_overlap=False),
+        graph=SimpleNamespace(cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(backend="breakable"))),
+    )
+    monkeypatch.setattr(runtime_context, "get_exec", lambda: execution)
     layers = []
     for _ in range(2):
         layer = RadixAttention.__new__(RadixAttention)
         torch.nn.Module.__init__(layer)
         layer.sliding_window_size, layer.logit_cap, layer.is_cross_attention = -1, 0.0, False
+        layer.use_irope = False
         layers.append(layer)
     model = torch.nn.Sequential(torch.nn.Linear(1, 1), *layers)
     return SimpleNamespace(
@@ -69,6 +63,11 @@ def scheduler() -> Any:
         ),
         spec_algorithm=SimpleNamespace(is_none=lambda: True),
         enable_hierarchical_cache=False,
+        enable_unified_memory=False,
+        enable_hisparse=False,
+        enable_unified_cache_external_linker=False,
+        enable_pdmux=False,
+        execution=execution,
         enable_lora=False,
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=model)),
         layers=layers,
@@ -89,7 +88,16 @@ def _other_tree(scheduler: Any) -> None:
 
 
 def _other_pool(scheduler: Any) -> None:
-    pool = SimpleNamespace(dtype=1, store_dtype=1)
+    pool = SimpleNamespace(dtype=1, store_dtype=1, kv_cache_layout="nhd")
+    scheduler.token_to_kv_pool_allocator = SimpleNamespace(get_kvcache=lambda: pool)
+
+
+def _derived_pool(scheduler: Any) -> None:
+    class Unified(type(scheduler.pool)):  # type: ignore[misc]
+        pass
+
+    pool = object.__new__(Unified)
+    pool.dtype, pool.store_dtype, pool.kv_cache_layout = 1, 1, "nhd"
     scheduler.token_to_kv_pool_allocator = SimpleNamespace(get_kvcache=lambda: pool)
 
 
@@ -107,7 +115,20 @@ def _set(path: str, value: Any) -> Any:
 
 UNSUPPORTED = {
     "the radix cache is disabled or of an unsupported kind": [_set("tree_cache.disable", True), _other_tree],
+    "unified memory (--enable-unified-memory)": [_set("enable_unified_memory", True)],
+    "hierarchical sparse attention (--enable-hisparse)": [_set("enable_hisparse", True)],
+    "a linked external cache (--enable-unified-cache-external-linker)": [
+        _set("enable_unified_cache_external_linker", True)
+    ],
+    "PD multiplexing (--enable-pdmux)": [_set("enable_pdmux", True)],
+    "two-batch overlap (--enable-two-batch-overlap)": [_set("execution.overlap.enable_two_batch_overlap", True)],
+    "full CUDA graphs of the prefill (--cuda-graph-backend-prefill full)": [
+        _set("execution.graph.cuda_graph_config.prefill.backend", "full")
+    ],
     "the KV pool is a SimpleNamespace, not a MHATokenToKVPool": [_other_pool],
+    "the KV pool is a Unified, not a MHATokenToKVPool": [_derived_pool],
+    "the KV cache's layout is hnd, not nhd": [_set("pool.kv_cache_layout", "hnd")],
+    "the KV cache's layout is vectorized_5d, not nhd": [_set("pool.kv_cache_layout", "vectorized_5d")],
     "quantised KV cache": [_set("pool.store_dtype", torch.uint8)],
     "speculative decoding": [_set("spec_algorithm.is_none", lambda: False)],
     "PD disaggregation": [_set("server_args.disaggregation_mode", mode) for mode in ("prefill", "decode")],
@@ -124,6 +145,7 @@ UNSUPPORTED = {
         _set("model_config.num_hidden_layers", count) for count in (0, 3)
     ],
     "sliding-window attention": [_set("layers.1.sliding_window_size", 4096)],
+    "chunked attention (Llama 4)": [_set("layers.0.use_irope", True)],
     "soft-capped attention": [_set("layers.1.logit_cap", 30.0)],
     "cross attention": [_set("layers.1.is_cross_attention", True)],
 }
@@ -140,7 +162,15 @@ def test_each_unsupported_feature_is_the_only_reason(scheduler: Any, reason: str
 
 def test_every_unsupported_feature_has_a_test(scheduler: Any) -> None:
     names = {reason for reason, _ in _unsupported_features(scheduler)}
-    assert {reason.replace("SimpleNamespace", "MHATokenToKVPool") for reason in UNSUPPORTED} == names
+    found = {"SimpleNamespace": "MHATokenToKVPool", "Unified": "MHATokenToKVPool", "hnd": "nhd", "vectorized_5d": "nhd"}
+    tested = {" ".join(found.get(word.rstrip(","), word.rstrip(",")) for word in each.split()) for each in UNSUPPORTED}
+    assert tested == {name.replace(",", "") for name in names}
+
+
+@pytest.mark.parametrize("backend", ["breakable", "tc_piecewise", "disabled"])
+def test_prefills_that_run_python_are_supported(scheduler: Any, backend: str) -> None:
+    scheduler.execution.graph.cuda_graph_config.prefill.backend = backend
+    assert unsupported_scheduler(scheduler) is None
 
 
 @pytest.mark.parametrize("size", [None, -1])

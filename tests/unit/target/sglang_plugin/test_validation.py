@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from importlib.metadata import version
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,14 @@ from presift.target.sglang_plugin.custom_params import KEY  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, entry_name  # noqa: E402
 
 PLAN = {"capacity": 8, "window": 3, "lookahead": [50, 51]}
+
+
+ENGINE = ("model", None, "weights", "0.5.21", "0.1.0")
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "engine_identity", lambda scheduler: ENGINE)
 
 
 def scheduler(page_size: int = 1, **limits: Any) -> Any:
@@ -87,7 +96,7 @@ def test_a_request_becomes_its_entrys_name_and_the_final_token() -> None:
     assert (state.plan, state.prompt, state.kept) == (plan, array("q", range(20)), 8)
     assert (state.extra_key, state.suffix_tokens, state.shift) == ("theirs", 0, 11)
     assert request.input_ids == array("q", [*range(8), 19])
-    assert request.extra_key == state.entry == entry_name(plan, state.prompt, 8, ("theirs", "salt"))
+    assert request.extra_key == state.entry == entry_name(plan, state.prompt, 8, ("theirs", "salt"), ENGINE)
     assert request.sampling_params.custom_params["theirs"] == 1
     assert isinstance(sent[KEY], str)  # SGLang may hold the same parameters for other requests
 
@@ -309,3 +318,16 @@ def test_renewal_needs_pages_of_one_token(name: str) -> None:
 def test_protected_spans_leave_room_for_the_window_of_a_renewal() -> None:
     refusal_of(BudgetExceeded, received({**RENEWING, "protected": [[0, 5]]}))
     validation.rewrite_request(scheduler(), received({**RENEWING, "protected": [[0, 4]]}), None)
+
+
+def test_an_engine_is_its_model_its_weights_and_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    monkeypatch.undo()
+    declare_missing()
+    from sglang.srt import runtime_context
+
+    monkeypatch.setattr(runtime_context, "get_serving", lambda: SimpleNamespace(weight_version="w2"))
+    arguments = SimpleNamespace(model_path="/models/m", revision="r1")
+    found = validation.engine_identity(SimpleNamespace(server_args=arguments))
+    assert found == ("/models/m", "r1", "w2", version("sglang"), version("presift"))

@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from presift.target.sglang_plugin.verified_lookahead import (  # noqa: E402 - the plugin needs torch
+from presift.target.sglang_plugin import verified_lookahead  # noqa: E402 - the plugin needs torch
+from presift.target.sglang_plugin.verified_lookahead import (  # noqa: E402
     VerifiedLookahead,
     accept,
     most_likely,
@@ -68,6 +69,14 @@ def test_the_longest_common_beginning_is_accepted(chosen: list[int], accepted: i
         lookahead.add(FIRST + start, torch.tensor(chosen[start : start + cut]))
     assert lookahead.end_row == FIRST + 4
     assert lookahead.accepted() == TOKENS[:accepted]
+
+
+def test_choices_are_on_their_way_to_the_host_before_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(verified_lookahead, "HostCopy", begun.append)
+    choices = torch.zeros(4, dtype=torch.int64)
+    VerifiedLookahead(FIRST, TOKENS).add(FIRST, choices)
+    assert begun == [choices]
 
 
 def test_nothing_is_accepted_from_a_missing_row_on() -> None:
