@@ -8,8 +8,9 @@ from presift.target.sglang_plugin.sglang_names import TESTED, is_too_old
 
 
 def unsupported_sglang(sglang: str) -> str | None:
-    """Why a version of SGLang is not supported; None if it is, as far as its version tells. Whether one that presift was
-    not tested with drops KV correctly is for the self-check to find out.
+    """Why a version of SGLang is not supported; None if it is.
+
+    The self-check finds out whether an untested version drops KV correctly.
     """
     if is_too_old(sglang):
         return f"SGLang {sglang} is not supported; supported: {TESTED[0]} and newer"
