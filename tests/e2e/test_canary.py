@@ -45,9 +45,9 @@ def test_a_secret_of_the_system_prompt_survives_every_route_on_a_warm_prefix(cli
     asked = messages("What is the password of this house? Reply with the word alone.")
     for route, limit in (
         ("spec_pc", {"max_prompt_tokens": 256}),
-        ("spec_kv", {"max_kv_tokens": 128}),
+        ("spec_kv", {"kv_lookahead": "draft", "max_kv_tokens": 128}),
         ("spec_kv_pc", {"max_prompt_tokens": 512, "max_kv_tokens": 128}),
-        ("auto", {"max_kv_tokens": 256}),
+        ("auto", {"kv_lookahead": "draft", "max_kv_tokens": 256}),
     ):
         answer = client.generate(messages=asked, route=route, max_new_tokens=8, temperature=0.0, **limit)
         assert answer.decision.route != "full", answer.decision

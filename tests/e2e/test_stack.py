@@ -23,6 +23,7 @@ from presift_client import AsyncClient, Client, Generation, InvalidRequest
 pytestmark = pytest.mark.models
 
 CAPACITY = 64  # below the defaults of the stack: the guard samples none of these requests
+BY_THE_DRAFT = {"route": "spec_kv", "kv_lookahead": "draft", "max_kv_tokens": CAPACITY}
 SENTENCE = "The caretaker of lighthouse number {} wrote that the lamp was cleaned on day {} and the log was closed. "
 
 
@@ -69,7 +70,7 @@ def test_below_the_threshold_nothing_is_dropped(client: Client) -> None:
 
 
 def test_spec_kv_cold_again_and_for_the_next_question(client: Client) -> None:
-    options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    options = BY_THE_DRAFT | {"max_new_tokens": 6}
     cold, again = (client.generate(messages=messages(20, 40), **options) for _ in range(2))
     other = [{"text": document(20)}, {"text": "Who wrote the log?", "protected": True}]
     following = client.generate(messages=[{"role": "user", "content": other}], **options)
@@ -110,7 +111,7 @@ def test_the_drafts_mask_is_applied_to_the_targets_kv(client: Client) -> None:
 
 
 def test_a_later_turn_goes_on_with_the_selection_if_it_is_asked_to(client: Client) -> None:
-    options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    options = BY_THE_DRAFT | {"max_new_tokens": 6}
     first = client.generate(messages=messages(23), **options)
     turns = [{"role": "assistant", "content": first.text}, {"role": "user", "content": "Are you sure?"}]
     before = first.decision.prompt_tokens
@@ -124,7 +125,7 @@ def test_a_later_turn_goes_on_with_the_selection_if_it_is_asked_to(client: Clien
 
 
 def test_stop_strings_and_seeds_work_where_kv_is_dropped(client: Client) -> None:
-    options = {"route": "spec_kv", "max_kv_tokens": CAPACITY, "max_new_tokens": 12}
+    options = BY_THE_DRAFT | {"max_new_tokens": 12}
     whole = client.generate(messages=messages(24), **options).text
     stop = whole.split()[1]
     stopped = client.generate(messages=messages(24), stop=[stop], **options)

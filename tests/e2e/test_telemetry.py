@@ -84,7 +84,7 @@ def asked(real_stack: Any) -> Asked:
             chat = [{"role": "user", "content": [{"text": prompt(seed)}, {"text": " When?", "protected": True}]}]
             for route in ("full", "spec_pc", "spec_kv", "spec_kv_pc"):
                 for _ in range(2):
-                    client.generate(messages=chat, route=route, max_new_tokens=4)
+                    client.generate(messages=chat, route=route, kv_lookahead="draft", max_new_tokens=4)
             client.generate(prompt(seed + 100, 2), max_new_tokens=2)
             with suppress(PresiftError):
                 client.generate(token_ids=[seed + 5] * 9_000, route="full")  # over the context

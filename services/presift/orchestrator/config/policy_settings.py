@@ -94,14 +94,14 @@ class KvPolicySettings(BaseModel):
             description="who generates the tokens for the target's selection: draft; target: the answer begins on the "
             "full KV, and spec_kv needs no draft; auto: the target where no draft can or where it is sooner"
         ),
-    ] = KvLookahead.DRAFT
+    ] = KvLookahead.AUTO
     kv_first_full_tokens: Annotated[
         int,
         Field(ge=1, description="tokens generated on the full KV before the selection, with the target's lookahead"),
     ] = 16
     kv_renew_every: Annotated[
         int, Field(ge=0, description="select KV anew after so many generated tokens; 0: select once")
-    ] = 0
+    ] = 12
     kv_renew_window: Annotated[
         int, Field(ge=1, description="newest tokens whose queries select KV anew, at most what the capacity leaves")
     ] = 32

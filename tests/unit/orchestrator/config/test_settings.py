@@ -39,19 +39,19 @@ def test_defaults_of_dropping_kv(read):
 def test_what_is_selected_while_generating(read):
     names = ("lookahead", "first_full_tokens", "renew_every", "renew_window")
     defaults = policy_defaults(read())
-    assert [getattr(defaults, name) for name in names] == [KvLookahead.DRAFT, 16, 0, 32]
+    assert [getattr(defaults, name) for name in names] == [KvLookahead.AUTO, 16, 12, 32]
     flags = (
         "--kv-lookahead",
-        "auto",
+        "draft",
         "--kv-first-full-tokens",
         "8",
         "--kv-renew-every",
-        "12",
+        "0",
         "--kv-renew-window",
         "9",
     )
     defaults = policy_defaults(read(*flags))
-    assert [getattr(defaults, name) for name in names] == [KvLookahead.AUTO, 8, 12, 9]
+    assert [getattr(defaults, name) for name in names] == [KvLookahead.DRAFT, 8, 0, 9]
 
 
 def test_flags_and_variables(read, monkeypatch):
