@@ -17,19 +17,22 @@ _RIVAL = "draft24/512"
 def table(rows: list[Row]) -> str:
     """Markdown, one line for each method. A share is of the facts that `full` states, over all questions of a kind.
 
+    Stated: the number of facts stated, by `full` or not, against that of `full`: a target at its limit states other
+    facts after any small change, which a share counts as a loss and this does not.
     Won and lost: questions with more and with fewer facts stated than by the other method, stated by `full` or not.
     Held: KV tokens of the prompt, the mean over the tokens of an answer.
     """
     by_method = _by_method(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    heads = ["method", *kinds, "all", "n", f"+/- {FULL}", f"+/- {_RIVAL}", "held", "tokens", "renewals", "skipped"]
+    heads = ["method", *kinds, "all", "stated", "n", f"+/- {FULL}", f"+/- {_RIVAL}"]
+    heads += ["held", "tokens", "renewals", "skipped"]
     lines = [heads, ["---"] * len(heads)]
     full = by_method.get(FULL, {})
     for name, found in by_method.items():
         pairs = [(row, full[question]) for question, row in found.items() if question in full]
         cells = [_percent(pairs, kind) for kind in (*kinds, None)]
         against = [_against(found, by_method.get(other, {})) if other != name else "" for other in (FULL, _RIVAL)]
-        lines.append([name, *cells, str(len(pairs)), *against, *_means(list(found.values()))])
+        lines.append([name, *cells, _stated(pairs), str(len(pairs)), *against, *_means(list(found.values()))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -71,6 +74,11 @@ def _percent(pairs: list[tuple[Row, Row]], kind: str | None) -> str:
     chosen = [pair for pair in pairs if kind in (None, pair[0]["kind"])]
     found = share(chosen)
     return "-" if found is None else f"{found:.0%} ({len(chosen)})"
+
+
+def _stated(pairs: list[tuple[Row, Row]]) -> str:
+    wanted = sum(len(full["stated"]) for _, full in pairs)
+    return f"{sum(len(row['stated']) for row, _ in pairs) / wanted:.0%}" if wanted else "-"
 
 
 def _against(found: dict[str, Row], other: dict[str, Row]) -> str:

@@ -56,11 +56,11 @@ def test_a_share_counts_only_what_full_states():
     assert share([(row("a", "snap/512", [1]), row("a", FULL, []))]) is None
 
 
-def test_the_table_counts_questions_won_and_lost():
+def test_the_table_counts_facts_and_questions_won_and_lost():
     found = [*rows("draft24/512", [[0, 1]]), *rows("renew12/512", [[0, 1, 2, 3], [0, 1, 2, 3, 4], [0]])[1::2]]
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table(found).splitlines()}
-    assert lines["renew12/512"][1:7] == ["78% (10)", "78% (10)", "10", "+3 -3", "+7 -3", "513"]
-    assert lines["draft24/512"][4] == "+0 -10"
+    assert lines["renew12/512"][1:8] == ["78% (10)", "78% (10)", "85%", "10", "+3 -3", "+7 -3", "513"]
+    assert lines["draft24/512"][5] == "+0 -10"
     assert lines[FULL][2] == "100% (10)"
 
 
