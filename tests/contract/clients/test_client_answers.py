@@ -179,6 +179,7 @@ async def test_info(client):
         target=pc.Model("target", "r1", CONTEXT, "f1"),
         supported_routes=("full", "spec_pc"),
         compress_above_tokens=32,
+        engine="fake",
     )
 
 
