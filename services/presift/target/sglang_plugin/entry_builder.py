@@ -64,6 +64,8 @@ class EntryBuilder:
         self._missing: list[Any] = []
         # The tokens of the entries whose scoring requests are admitted.
         self._building_tokens = 0
+        # The build that waits for room.
+        self._delayed: BuildKey | None = None
         self._built: OrderedDict[str, BuiltEntry] = OrderedDict()
 
     def counts(self) -> dict[str, int]:
@@ -94,10 +96,18 @@ class EntryBuilder:
         """Whether the entries that are built or wait for their callers leave room for another one under the pins' cap.
 
         Otherwise it waits until the callers are admitted: beyond the cap, their entries may be evicted before. SGLang
-        may sort its queue so that builds come before callers.
+        may sort its queue so that builds come before callers. While one build waits, no later one takes its room.
         """
+        key = _key(state.caller)
+        build = self.builds.get(key)
+        if build is not None and build.is_admitted:  # SGLang has retracted it; its tokens are counted
+            return True
+        if self._delayed != key and self._delayed in self.builds:
+            return False
         tokens = self.pins.tokens + self._building_tokens
-        return not tokens or tokens + state.caller.kept <= self.pins.max_tokens
+        has_room = not tokens or tokens + state.caller.kept <= self.pins.max_tokens
+        self._delayed = None if has_room else key
+        return has_room
 
     def on_scoring_admitted(self, state: ScoringState) -> None:
         """Count the entry of an admitted scoring request, until its build ends."""
