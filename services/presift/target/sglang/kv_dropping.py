@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from presift.core.errors import PresiftError
 
-# Longer than the check itself takes before it gives up.
+# Longer than the check waits for one answer.
 _TIMEOUT_S = 200.0
 _INTERVAL_S = 0.1
 

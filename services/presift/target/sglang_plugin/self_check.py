@@ -73,7 +73,9 @@ class SelfCheck:
         self._interruptions = 0
         self._checks: _Checks = self._check()
         self._current: Any = None
-        self._deadline_s: float | None = None
+        self._deadline_s = 0.0
+        # The ids of the check's requests.
+        self._own: set[str] = set()
 
     def park(self, received: Any, arguments: dict[str, Any]) -> None:
         """Keep a call of `handle_generate_request` until the check has ended."""
@@ -94,17 +96,14 @@ class SelfCheck:
         self.handle_parked(prefix)
 
     def without_own(self, requests: Any) -> Any:
-        """`requests` without the check's own, for whose answers nobody has asked."""
-        if self._current is None:
-            return requests
-        return [request for request in requests if request is not self._current]
+        """`requests` without the check's own, whose answers no client reads. SGLang may stream an answer once more after
+        the check has gone on."""
+        return [request for request in requests if request.rid not in self._own]
 
     def step(self) -> None:
         """Go on if the answer that the check waits for is complete. Errors of the check are its result."""
         if not self.is_running:
             return
-        if self._deadline_s is None:
-            self._deadline_s = time.monotonic() + _TIMEOUT_S
         try:
             self._advance()
         except StopIteration:
@@ -128,11 +127,13 @@ class SelfCheck:
                     raise
                 self._checks = self._check()
                 self._run(next(self._checks))
-        elif self._deadline_s is not None and time.monotonic() > self._deadline_s:
+        elif time.monotonic() > self._deadline_s:
             raise _Interrupted(f"no answer within {_TIMEOUT_S:.0f} s")
 
     def _run(self, request: Any) -> None:
         self._current = request
+        self._own.add(request.rid)
+        self._deadline_s = time.monotonic() + _TIMEOUT_S
         self._scheduler._add_request_to_queue(request)
 
     def _end(self, reason: str | None) -> None:
