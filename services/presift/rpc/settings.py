@@ -68,8 +68,8 @@ class ServiceSettings(BaseSettings):
         int | None,
         Field(
             ge=64,
-            description="memory of this process without mapped files, MiB, above which gRPC requests end that are not"
-            " complete after 0.1 s; nine tenths of the container's limit if unset",
+            description="end gRPC requests that are incomplete after 0.1 s while the process uses more than this, MiB"
+            " (mapped files excluded); nine tenths of the container's limit if unset",
         ),
     ] = None
     drain_s: Annotated[float, Field(ge=0, description="seconds that running calls get to finish after SIGTERM")] = 30.0

@@ -78,6 +78,7 @@ class MemoryGuard:
         late = [timeout for timeout, since in self._waiting.items() if since + _EVERY_S <= loop.time()]
         if late and self._measure() > self._limit:
             for timeout in late:
-                del self._waiting[timeout]
-                timeout.reschedule(loop.time())
+                if not timeout.expired():  # its own time may have ended in this iteration of the loop
+                    del self._waiting[timeout]
+                    timeout.reschedule(loop.time())
         self._timer = loop.call_later(_EVERY_S, self._look) if self._waiting else None

@@ -1,6 +1,7 @@
 """Calls whose message is incomplete end while the process is short of memory; others do not."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -34,6 +35,19 @@ async def test_late_messages_end_when_memory_is_short():
         await wait(guard, arrived)
         await asyncio.sleep(0.02)
     assert not guard._waiting
+
+
+async def test_a_message_whose_time_ends_meanwhile_stops_nothing():
+    """Its timeout can no longer be moved."""
+    guard, held = MemoryGuard(LIMIT, lambda: LIMIT + 1), []
+    async with asyncio.timeout(0.05) as ended:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        guard._waiting[ended] = 0.0
+        guard._look()
+        held.append(guard._timer)
+    assert held[0] is not None
+    guard._timer.cancel()
 
 
 async def test_without_a_limit_only_time_ends_a_message():
