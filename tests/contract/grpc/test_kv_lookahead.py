@@ -138,6 +138,21 @@ async def test_the_decision_says_who_made_the_lookahead(open_house):
         assert not (await house.ask(LONG, route=route, kv=kv)).decision.HasField("lookahead")
 
 
+async def test_what_must_be_selected_before_the_answer_is_selected_by_the_draft(settled):
+    """To be shown, or so that another target can continue the answer; `auto` takes the target elsewhere."""
+    house = await settled(KvLookahead.AUTO, renew_every=3)
+    assert (await house.ask(LONG, route=KV)).decision.lookahead == BY_TARGET
+    explain = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV, include_kv_mask=True)
+    told = await house.stub.Explain(explain)
+    assert told.decision.lookahead == BY_DRAFT and told.HasField("kv_mask")
+    decision = (await house.ask(LATER, route=KV, migrate=True)).decision
+    assert (decision.lookahead, decision.policy.spec_kv.renew_every) == (BY_DRAFT, 0)
+    decision = (await house.ask(LATER, route=KV, migrate=True, kv={"renew_every": 4})).decision
+    assert decision.policy.spec_kv.renew_every == 4
+    house = await settled(KvLookahead.AUTO, renew_every=3, draft_up=False)
+    assert (await house.ask(LATER, route=KV, migrate=True)).decision.policy.spec_kv.renew_every == 3
+
+
 @pytest.mark.parametrize(
     ("kv", "field", "value"),
     [

@@ -99,12 +99,7 @@ class Runner:
         options = await self._request(example, arm) | {"span_per_token": True}
         if self._settings.max_new_tokens is not None:
             options["max_new_tokens"] = self._settings.max_new_tokens
-        try:
-            return await self._client.explain(**options, include_kv_mask=True)
-        except InvalidRequest as error:
-            if error.field != "include_kv_mask":  # the orchestrator's default selects KV anew during the answer
-                raise
-            return await self._client.explain(**options)
+        return await self._client.explain(**options, include_kv_mask=True, deadline_s=self._settings.deadline_s)
 
     async def _work(self, prompts: Iterator[tuple[int, Example]], on_result: Callable[[], None]) -> None:
         for number, example in prompts:

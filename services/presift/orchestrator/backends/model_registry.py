@@ -81,6 +81,11 @@ class ModelRegistry:
         """Whether a draft is known, and some replica of it may be called."""
         return self.draft is not None and any(each.is_usable for each in self._draft.statuses())
 
+    @property
+    def has_lookahead_now(self) -> bool:
+        """Whether such a draft can generate a lookahead."""
+        return self.draft is not None and self.draft.can_look_ahead and self.has_draft_now
+
     async def aclose(self) -> None:
         """Stop looking for a draft."""
         if self._refresh is not None:

@@ -263,6 +263,17 @@ class KvOptions:
         return self.asks_target_lookahead or bool(self.renew_every)
 
     @property
+    def by_draft(self) -> KvOptions:
+        """The same with the draft's lookahead where the caller leaves it open."""
+        is_open = self.lookahead is None and not self.asks_target_lookahead
+        return replace(self, lookahead=KvLookahead.DRAFT) if is_open else self
+
+    @property
+    def selecting_once(self) -> KvOptions:
+        """The same with a selection before the answer begins, and none after it, where the caller leaves it open."""
+        return self if self.renews else replace(self.by_draft, renew_every=0)
+
+    @property
     def _asking(self) -> tuple[str, str | int]:
         """The option by which the caller asks to select KV while the answer is generated, and its value."""
         if self.lookahead is KvLookahead.TARGET:

@@ -218,7 +218,7 @@ class Pipeline:
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
                     await quota.charge(tokens.ids.size, max_new_tokens=0)
-                    with parts.reader.context(request, tokens, tokenize_ms, arrived) as (context, _):
+                    with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
                         plan = await parts.planner.plan(context, explains=True)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
                 return await self._explanation(request, plan, detail, kept_kv)

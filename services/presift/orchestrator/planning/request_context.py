@@ -18,7 +18,7 @@ from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.limits import check_tokens
 from presift.orchestrator.domain.ports import ANY_REPLICA, ReplicaRef, Target, TargetInfo
-from presift.orchestrator.domain.request import KvLookahead, Request, TokenizedPrompt
+from presift.orchestrator.domain.request import KvLookahead, KvOptions, Request, TokenizedPrompt
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.answer_length import reserved_tokens
 from presift.orchestrator.planning.capabilities import beyond_routes
@@ -88,15 +88,15 @@ class RequestReader:
 
     @contextmanager
     def context(
-        self, request: Request, tokens: TokenizedPrompt, tokenize_ms: float, arrived: float
+        self, request: Request, tokens: TokenizedPrompt, tokenize_ms: float, arrived: float, *, explains: bool = False
     ) -> Iterator[tuple[RequestContext, Reservation]]:
         """The context of a request at one replica of the target, which counts as busy until the block ends, or until
-        the reservation is closed."""
+        the reservation is closed. `explains`: what is kept will be shown, and nothing generated."""
         target = self._models.known_target()
         states = self._replicas.states(tokens, target.model, (time.perf_counter() - arrived) * 1000)
         own = next(iter(states))
         draft = self._models.draft
-        inputs = self._inputs(request, tokens, target, draft, states[own])
+        inputs = self._inputs(request, tokens, target, draft, states[own], explains=explains)
         replica = self._replicas.pick(inputs, states)
         if replica != own:
             inputs = replace(inputs, state=states[replica])
@@ -113,6 +113,15 @@ class RequestReader:
         inputs = replace(context.inputs, state=state)
         return RequestContext(tokens, target, inputs, draft, replica, context.tokenize_ms, context.arrived)
 
+    def _kv_options(self, request: Request, lookahead: KvLookahead, *, explains: bool) -> KvOptions:
+        """The request's, with the draft's lookahead where AUTO would choose and KV must be selected before the answer:
+        to show it, or so that another target can continue the answer. `lookahead` is the default."""
+        if lookahead is KvLookahead.TARGET or not self._models.has_lookahead_now:
+            return request.kv
+        if request.migrate:
+            return request.kv.selecting_once
+        return request.kv.by_draft if explains else request.kv
+
     def _inputs(
         self,
         request: Request,
@@ -120,6 +129,8 @@ class RequestReader:
         target: TargetInfo,
         draft: ModelInfo | None,
         state: SystemState,
+        *,
+        explains: bool,
     ) -> RoutingInputs:
         prompt_tokens = int(tokens.ids.size)
         effective = self._policies.table.lookup(prompt_tokens, target.model.id, request.tenant)
@@ -146,7 +157,7 @@ class RequestReader:
             defaults=defaults,
             wanted=request.route,
             budget=effective.complete_budget(request.budget),
-            options=request.kv,
+            options=self._kv_options(request, defaults.lookahead, explains=explains),
             state=state,
             unsupported=target.unsupported,
             off=self._gate.off(prompt_tokens, tokens.salt),
@@ -155,7 +166,7 @@ class RequestReader:
             kv_pool_tokens=target.kv_pool_tokens,
             least_new_tokens=request.sampling.least_tokens,
             draft_context_tokens=draft.context_tokens if draft is not None and shares_ids else 0,
-            draft_looks_ahead=draft is not None and draft.can_look_ahead and self._models.has_draft_now,
+            draft_looks_ahead=self._models.has_lookahead_now,
         )
         if inputs.lookahead is not KvLookahead.DRAFT or inputs.lookahead_tokens == 0:
             return inputs

@@ -443,7 +443,7 @@ export type GenerateRequest = Message$1<"presift.v1.GenerateRequest"> & {
    * Continued are greedy answers and, on routes that drop no KV, answers with a seed. Not continued are answers with
    * penalties, a grammar, or a format that the target parses (tool calls, reasoning); answers whose text so far may
    * have begun a stop string; answers that have max_new_tokens already; and those that renew KV or use the target's
-   * lookahead.
+   * lookahead because the request asks for it or there is no draft.
    *
    * @generated from field: bool migrate = 11;
    */
@@ -474,8 +474,8 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
 
   /**
    * keep_full_prefix leaves the KV of everything that was read in the target's radix cache, so that the next question
-   * about the same document does not read it again. Default: true on spec_kv; false on spec_kv_pc, where the next
-   * question reads other tokens.
+   * about the same document does not read it again. Default: true on spec_kv and with renewal; else false on spec_kv_pc,
+   * where the next question reads other tokens.
    *
    * @generated from field: optional bool keep_full_prefix = 2;
    */
@@ -1033,7 +1033,8 @@ export type ExplainRequest = Message$1<"presift.v1.ExplainRequest"> & {
   route: Route;
 
   /**
-   * kv says how routes spec_kv and spec_kv_pc drop KV.
+   * kv says how routes spec_kv and spec_kv_pc drop KV. Where it leaves the lookahead open, the draft's is explained, if
+   * there is a draft.
    *
    * @generated from field: presift.v1.KvOptions kv = 4;
    */
