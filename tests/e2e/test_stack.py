@@ -91,7 +91,7 @@ def test_spec_kv_cold_again_and_for_the_next_question(client: Client) -> None:
 
 
 def test_the_cascade_reads_less_and_holds_less(client: Client) -> None:
-    options = {"route": "spec_kv_pc", "max_prompt_tokens": 400, "max_kv_tokens": CAPACITY, "max_new_tokens": 6}
+    options = BY_THE_DRAFT | {"route": "spec_kv_pc", "max_prompt_tokens": 400, "renew_every": 0, "max_new_tokens": 6}
     cold, again = (client.generate(messages=messages(21), **options) for _ in range(2))
 
     assert (cold.decision.route, cold.decision.kept_tokens) == ("spec_kv_pc", 400)

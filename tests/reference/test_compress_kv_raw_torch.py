@@ -20,7 +20,7 @@ def _kept(stored, case, policy, chunks):
     tokens, _, size = keys.shape
     protected = torch.zeros(tokens - policy.window, dtype=torch.bool)
     # A lookahead of -1: the final token's row is left out.
-    run = KvSelector(policy, tokens + 1, -1, policy.capacity, 1, protected)
+    run = KvSelector(policy, tokens + 1, -1, policy.capacity, 1, protected, reports_mask=True)
     rows = queries[-policy.window :]
     for part in torch.arange(policy.window).chunk(min(chunks, policy.window)):
         first, end = run.first_row + int(part[0]), run.first_row + int(part[-1]) + 1

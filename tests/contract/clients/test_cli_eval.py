@@ -130,6 +130,8 @@ async def test_ctrl_c_keeps_what_is_done(house, folder, words):
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from presift.cli.entry import main; main()", *words(),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": PLACES},
+        # Ignored signals are inherited: by tests that run in the background, from their shell.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     results = folder / "prompts.results.jsonl"
     await house.settle(lambda: results.exists() and len(results_lines(folder)) >= 3)

@@ -143,7 +143,8 @@ async def test_overloaded_target_says_when_to_come_back(house):
     assert (refusal.code, refusal.reason, refusal.retry_after_s) == ("RESOURCE_EXHAUSTED", "OVERLOADED", 2.5)
 
 
-async def test_a_stop_lets_running_answers_finish(house):
+async def test_a_stop_lets_running_answers_finish(open_house):
+    house = await open_house(drain_s=60.0)
     house.target.pause_after = 1
     asking = asyncio.create_task(house.ask([1, 2, 3]))
     await house.settle(lambda: house.target.running == 1)
