@@ -96,8 +96,10 @@ class SelfCheck:
         self.handle_parked(prefix)
 
     def without_own(self, requests: Any) -> Any:
-        """`requests` without the check's own, whose answers no client reads. SGLang may stream an answer once more after
-        the check has gone on."""
+        """`requests` without the check's own, whose answers no client reads.
+
+        SGLang may stream an answer once more after the check has gone on.
+        """
         return [request for request in requests if request.rid not in self._own]
 
     def step(self) -> None:
