@@ -41,6 +41,7 @@ class Run:
 
 # The draft's lookahead, so that the draft and the cache take part; the default lets the target look ahead if sooner.
 BY_THE_DRAFT: Options = {"route": "spec_kv", "kv_lookahead": "draft", "max_kv_tokens": CAPACITY}
+
 RUNS = (
     Run("full", {"route": "full"}, ("full", "not_used", False)),
     Run("spec_pc, cold", {"route": "spec_pc", "max_prompt_tokens": CAPACITY}, ("spec_pc", "miss", False)),

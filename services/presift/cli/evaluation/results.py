@@ -19,8 +19,8 @@ class Answer:
     """An answer with what it took: counts in tokens, times in milliseconds.
 
     `route` and `reason` are those of the decision: a request may be answered by another route than the arm's.
-    `read_tokens` of the prompt were read, `kv_tokens` held. `first_reading`: no other arm
-    had this prompt read by the same models before, so that it was in no cache by this evaluation.
+    `read_tokens` of the prompt were read, `kv_tokens` held. `first_reading`: no other arm had this prompt read by the
+    same models before, so that it was in no cache by this evaluation.
     """
 
     text: str

@@ -1,7 +1,7 @@
 """The bytes of answers that wait for slow readers: bounded as a sum, and for each tenant.
 
-Beyond a bound the largest answer ends: who reads is not refused because others do not. An answer that is larger than
-the bound may wait alone.
+Beyond a bound the largest answer ends, so that slow readers do not make others fail. An answer that is larger than the
+bound may wait alone.
 """
 
 from __future__ import annotations

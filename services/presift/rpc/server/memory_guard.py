@@ -1,6 +1,6 @@
 """Ends gRPC calls whose message is incomplete while the process is short of memory.
 
-gRPC does not tell how much of a message has arrived, so the bytes of incomplete messages cannot be counted. And up to
+gRPC does not report how much of a message has arrived, so the bytes of incomplete messages cannot be counted. And up to
 version 1.82.0 it buffers even a message beyond its limit whole before it refuses it (grpc/grpc#43012; 1.82.3 does not).
 What can be measured is the memory of the process.
 """
@@ -27,8 +27,7 @@ _NO_LIMIT = 2**60
 
 
 def private_bytes() -> int:
-    """The resident memory of this process without files that are mapped, such as weights; 0 where the system does not
-    tell."""
+    """The resident memory of this process without files that are mapped, such as weights; 0 without /proc."""
     try:
         _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     except OSError:

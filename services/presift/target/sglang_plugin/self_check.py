@@ -74,8 +74,6 @@ class SelfCheck:
         self._checks: _Checks = self._check()
         self._current: Any = None
         self._deadline_s = 0.0
-        # The ids of the check's requests.
-        self._own: set[str] = set()
 
     def park(self, received: Any, arguments: dict[str, Any]) -> None:
         """Keep a call of `handle_generate_request` until the check has ended."""
@@ -96,11 +94,13 @@ class SelfCheck:
         self.handle_parked(prefix)
 
     def without_own(self, requests: Any) -> Any:
-        """`requests` without the check's own, whose answers no client reads.
-
-        SGLang may stream an answer once more after the check has gone on.
-        """
-        return [request for request in requests if request.rid not in self._own]
+        """`requests` without the check's own, whose answers no client reads."""
+        if self._current is None:
+            return requests
+        if self._current.finished():
+            # SGLang streams it once more after the check has gone on, and then leaves it out itself.
+            self._current.finished_output = True
+        return [request for request in requests if request is not self._current]
 
     def step(self) -> None:
         """Go on if the answer that the check waits for is complete. Errors of the check are its result."""
@@ -134,7 +134,6 @@ class SelfCheck:
 
     def _run(self, request: Any) -> None:
         self._current = request
-        self._own.add(request.rid)
         self._deadline_s = time.monotonic() + _TIMEOUT_S
         self._scheduler._add_request_to_queue(request)
 
