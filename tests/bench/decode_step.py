@@ -85,7 +85,8 @@ async def _read(engine: SglangEngine, texts: list[np.ndarray], kv_plan: KvPlan) 
 
 def _plans(options: argparse.Namespace) -> dict[str, KvPlan | None]:
     compressed = plan(options.capacity, keep_full_prefix=True)
-    renewed = plan(options.capacity, keep_full_prefix=True, renew_every=options.renew_every)
+    renewal = {"renew_every": options.renew_every, "renew_window": options.renew_window}
+    renewed = plan(options.capacity, keep_full_prefix=True, **renewal)
     return {"full": None, "spec_kv": compressed, "renewal": renewed}
 
 
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--capacity", type=int, default=256)
     parser.add_argument("--renew-every", type=int, default=12, help="tokens between renewals")
+    parser.add_argument("--renew-window", type=int, default=32, help="newest tokens that select again")
     parser.add_argument("--chunk-tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     return parser

@@ -88,9 +88,10 @@ def prompts(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[np.
     return list(ids % vocabulary)
 
 
-def plan(capacity: int, *, keep_full_prefix: bool = False, window: int = 32, renew_every: int = 0) -> KvPlan:
-    """SpecKV with a lookahead of the usual length; which tokens it holds does not matter here."""
-    policy = SpecKv(capacity=capacity, window=window, lookahead_tokens=LOOKAHEAD, renew_every=renew_every)
+def plan(capacity: int, *, keep_full_prefix: bool = False, window: int = 32, **renewal: int) -> KvPlan:
+    """SpecKV with a lookahead of the usual length; which tokens it holds does not matter here. `renewal`: the fields of
+    SpecKv that say when KV is selected again."""
+    policy = SpecKv(capacity=capacity, window=window, lookahead_tokens=LOOKAHEAD, **renewal)
     return KvPlan(policy, lookahead_token_ids=tuple(range(1, LOOKAHEAD + 1)), keep_full_prefix=keep_full_prefix)
 
 
