@@ -95,6 +95,7 @@ def engine_options(settings: TargetSettings) -> SglangOptions:
         device=settings.device,
         context_tokens=settings.context_tokens,
         kv_pool_tokens=settings.kv_pool_tokens,
+        kv_page_tokens=settings.kv_page_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         attention_backend=settings.attention_backend,
         threads=settings.threads,

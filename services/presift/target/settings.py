@@ -34,6 +34,13 @@ class TargetSettings(InnerSettings):
         int | None,
         Field(ge=64, description="size of the KV cache in tokens; if unset, 65536 on a CPU and what fits on a GPU"),
     ] = None
+    kv_page_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="tokens of a KV page (SGLang's page_size); if unset, 1 or what the attention backend needs",
+        ),
+    ] = None
     prefill_chunk_tokens: Annotated[
         int | None,
         Field(

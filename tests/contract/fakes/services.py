@@ -284,7 +284,6 @@ def check_plan(request, routes, page_tokens):
         "protected_spans": all(i < covered for i in spans),
         "capacity": covered - 1 <= policy.capacity or len({*spans, *window} - {covered - 1}) <= policy.capacity,
         "lookahead_token_ids": all(token_id < VOCABULARY for token_id in plan.lookahead_token_ids),
-        "renew_every": page_tokens == 1 or not (policy.renew_every or policy.first_full_tokens),
         "kv_mask": plan.HasField("kv_mask") == (policy.selection == plan_pb2.KV_SELECTION_DRAFT_MASK),
     }
     if plan.HasField("kv_mask"):

@@ -153,26 +153,14 @@ async def test_what_must_be_selected_before_the_answer_is_selected_by_the_draft(
     assert (await house.ask(LATER, route=KV, migrate=True)).decision.policy.spec_kv.renew_every == 3
 
 
-@pytest.mark.parametrize(
-    ("kv", "field", "value"),
-    [
-        ({"lookahead": orchestrator_pb2.KV_LOOKAHEAD_TARGET}, "kv.lookahead", "target"),
-        ({"renew_every": 3}, "kv.renew_every", "3"),
-        ({"first_full_tokens": 3}, "kv.first_full_tokens", "3"),
-    ],
-)
-async def test_pages_of_several_tokens_allow_no_renewal(settled, kv, field, value):
-    house = await settled(renew_every=3, kv_page_tokens=2)
-    refusal = await house.refused(LONG, route=KV, kv=kv)
-    assert (refusal.reason, refusal.field, refusal.value) == ("INVALID_REQUEST", field, value)
-    assert "pages have 2 tokens" in refusal.limit
-    assert (await house.refused(LONG, route=AUTO, kv=kv)).field == field
-    for route in (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC):
-        assert (await house.ask(LONG, route=route, kv=kv)).reason == "REQUESTED"
-    house.target.calls.clear()
-    await house.ask(LONG, route=KV)  # what the settings ask gives way
+@pytest.mark.parametrize("kv", [{}, {"renew_every": 3}, {"first_full_tokens": FIRST}], ids=str)
+async def test_pages_of_several_tokens_renew_whole_pages(settled, kv):
+    house, capacity = await settled(renew_every=3, kv_page_tokens=8), KV_CAPACITY // 8 * 8
+    answer = await house.ask(LONG, route=KV, kv=kv)
+    assert answer.decision.kv_tokens == answer.usage.kv_tokens == capacity + 1
     policy = house.target.calls[0].kv_plan.policy
-    assert (policy.lookahead_tokens, policy.first_full_tokens, policy.renew_every) == (LOOKAHEAD, 0, 0)
+    assert (policy.capacity, policy.first_full_tokens, policy.renew_every) == (capacity, FIRST, 3)
+    assert house.draft.calls == []
 
 
 async def test_the_kv_mask_of_a_selection_that_changes(settled):

@@ -274,18 +274,12 @@ class KvOptions:
         return self if self.renews else replace(self.by_draft, renew_every=0)
 
     @property
-    def _asking(self) -> tuple[str, str | int]:
-        """The option by which the caller asks to select KV while the answer is generated, and its value."""
-        if self.lookahead is KvLookahead.TARGET:
-            return "lookahead", self.lookahead.value
-        name = "renew_every" if self.first_full_tokens is None else "first_full_tokens"
-        return name, getattr(self, name)
-
-    @property
     def _asked(self) -> str:
-        """The same in the words of an error."""
-        name, value = self._asking
-        return f"kv.{name} {value}"
+        """The option by which the caller asks to select KV while the answer is generated, in the words of an error."""
+        if self.lookahead is KvLookahead.TARGET:
+            return f"kv.lookahead {self.lookahead}"
+        name = "renew_every" if self.first_full_tokens is None else "first_full_tokens"
+        return f"kv.{name} {getattr(self, name)}"
 
     def _check_target_lookahead(self, asked: str) -> None:
         if self.continue_prompt_tokens is not None:  # the selection of an earlier turn needs no lookahead
@@ -313,16 +307,6 @@ class KvOptions:
                 shown = value.coverage if isinstance(value, AutoCapacity) else value
                 limit = f"unset with {self._asked}: only a draft estimates coverage"
                 raise InvalidRequest(f"budget.{name}", shown, limit)
-
-    def check_pages(self, page_tokens: int) -> None:
-        """Raise InvalidRequest if the caller asks to select KV while the answer is generated, and the target's KV pages
-        have several tokens."""
-        if self.renews and page_tokens > 1:
-            name, value = self._asking
-            instead = {"lookahead": KvLookahead.DRAFT, "renew_every": "0", "first_full_tokens": "unset"}[name]
-            raise InvalidRequest(
-                f"kv.{name}", value, f"{instead}: the target's KV pages have {page_tokens} tokens, not one"
-            )
 
     def check_continues(self, prompt_tokens: int) -> None:
         """Raise InvalidRequest unless `continue_prompt_tokens` is shorter than the prompt and positive."""

@@ -18,8 +18,6 @@ from presift.orchestrator.prompt.chat_tools import tool_names
 def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
     """The request, with only that separated from its answer which the target has a parser for. Raises InvalidRequest
     for what this target cannot do."""
-    if request.may_drop_kv:
-        request.kv.check_pages(target.kv_page_tokens)
     wanted, grammar = request.answer_format or AnswerFormat(), request.sampling.grammar
     is_forced = wanted.forces_call
     if is_forced and not target.grammars:

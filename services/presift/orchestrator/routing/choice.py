@@ -160,9 +160,9 @@ class RoutingInputs:
 
     @property
     def renews(self) -> bool:
-        """Whether KV may be selected while the answer is generated. That needs the whole prompt in the target's cache,
-        and KV pages of one token."""
-        return self.kv_page_tokens == 1 and self.options.keep_full_prefix is not False
+        """Whether KV may be selected while the answer is generated. That needs the whole prompt in the target's
+        cache."""
+        return self.options.keep_full_prefix is not False
 
     @property
     def lookahead(self) -> KvLookahead:

@@ -29,16 +29,18 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
         return MHATokenToKVPool  # type: ignore[no-any-return]
 
     def get_paged_allocator_cls(self) -> Any:
-        return _one_token_pages
+        return _allocator
 
     def get_dispatch_key_name(self) -> str:
         return "native"
 
 
-def _one_token_pages(size: int, *, page_size: int, **others: Any) -> Any:
-    """SGLang's allocator for pages of one token. Its paged allocator needs a Triton kernel, which no CPU runs."""
+def _allocator(size: int, *, page_size: int, **others: Any) -> Any:
+    """The allocator of a pool of `size` KV slots in pages of `page_size` tokens. SGLang calls it as a class."""
+    if page_size > 1:
+        from presift.target.cpu.paged_allocator import CpuPagedAllocator
+
+        return CpuPagedAllocator(size, page_size, **others)
     from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 
-    if page_size != 1:
-        raise ValueError(f"page_size is {page_size}; on a CPU it must be 1")
     return TokenToKVPoolAllocator(size, **others)

@@ -29,6 +29,7 @@ class SglangOptions:
     device: str = "cpu"
     context_tokens: int | None = None
     kv_pool_tokens: int | None = None
+    kv_page_tokens: int | None = None
     prefill_chunk_tokens: int | None = None
     attention_backend: str | None = None
     threads: int | None = None
@@ -45,7 +46,7 @@ class SglangOptions:
 
 
 def server_arguments(options: SglangOptions) -> dict[str, Any]:
-    """Keyword arguments of `sglang.Engine`."""
+    """Keyword arguments of `sglang.Engine`. Raises InvalidRequest for options that contradict each other."""
     arguments = {
         "model_path": str(options.folder.path),
         # Part of the names of compressed KV.
@@ -54,6 +55,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "device": options.device,
         "context_length": options.context_tokens,
         "max_total_tokens": options.kv_pool_tokens,
+        "page_size": options.kv_page_tokens,
         "chunked_prefill_size": options.prefill_chunk_tokens,
         "attention_backend": options.attention_backend,
         "max_running_requests": options.max_running,
@@ -72,6 +74,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
     }
     if options.device == "cpu":
         arguments |= _on_cpu(options)
+    _check_chunk(arguments["chunked_prefill_size"], options.kv_page_tokens)
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -88,6 +91,12 @@ def _on_cpu(options: SglangOptions) -> dict[str, Any]:
         # Without a limit SGLang would take most of the machine's memory.
         "max_total_tokens": options.kv_pool_tokens or _CPU_KV_POOL_TOKENS,
     }
+
+
+def _check_chunk(chunk_tokens: int | None, page_tokens: int | None) -> None:
+    """The next chunk begins at a page. SGLang checks the same, in words of its own."""
+    if chunk_tokens and page_tokens and chunk_tokens % page_tokens:
+        raise InvalidRequest("prefill_chunk_tokens", chunk_tokens, f"a multiple of kv_page_tokens ({page_tokens})")
 
 
 def _parser(folder: ModelFolder, name: str) -> str | None:

@@ -94,7 +94,7 @@ def publish(scheduler: Any, request: Any, state: ScoringState) -> Any | None:
 def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Tensor | None:
     """Copy the KV that a scoring request selected to new slots, int64[C]. None if the pool has no room."""
     caller, tree = state.caller, scheduler.tree_cache
-    slots = _allocate(tree, caller.kept)
+    slots = allocate(tree, caller.kept)
     if slots is None:
         return None
     row = scheduler.req_to_token_pool.req_to_token[request.kv.req_pool_idx]
@@ -111,12 +111,19 @@ def copy_selected(scheduler: Any, request: Any, state: ScoringState) -> torch.Te
     return slots
 
 
-def _allocate(tree: Any, tokens: int) -> torch.Tensor | None:
+def allocate(tree: Any, tokens: int) -> torch.Tensor | None:
+    """New KV slots from the beginning of a page on, int64[tokens]. None if the pool has no room.
+
+    The last page is theirs as a whole: freeing them frees it.
+    """
     from sglang.srt.mem_cache.common import evict_from_tree_cache  # noqa: PLC0415 - in the scheduler alone
 
-    evict_from_tree_cache(tree, tokens)
-    slots: torch.Tensor | None = tree.token_to_kv_pool_allocator.alloc(tokens)
-    return slots
+    allocator = tree.token_to_kv_pool_allocator
+    # SGLang rounds down.
+    in_pages = -(-tokens // allocator.page_size) * allocator.page_size
+    evict_from_tree_cache(tree, in_pages)
+    slots: torch.Tensor | None = allocator.alloc(in_pages)
+    return None if slots is None else slots[:tokens]
 
 
 def _copy(buffer: torch.Tensor, kept: torch.Tensor, source: torch.Tensor, slots: torch.Tensor) -> None:

@@ -92,7 +92,9 @@ class Renewals:
         renewal, selector = self._of(scoring), state.selector
         if renewal is None or selector is None:
             return False
-        return cached_prefix(scoring) >= min(_prompt_tokens(renewal) - 1, selector.first_row)
+        needed, page_tokens = min(_prompt_tokens(renewal) - 1, selector.first_row), self._scheduler.page_size
+        # The cache holds whole pages.
+        return cached_prefix(scoring) >= needed // page_tokens * page_tokens
 
     def refuse(self, scoring: Any) -> None:
         """Skip the renewal of `scoring`, which SGLang cannot admit now. Takes effect in `drop_refused`."""
@@ -185,7 +187,9 @@ class Renewals:
             log.error("presift: a renewal does not fit its request's KV: %d slots to replace", head)
             self._skip(renewal)
             return
-        replace_head(self._scheduler, batch, index, head, slots)
+        if not replace_head(self._scheduler, batch, index, head, slots):
+            self._skip(renewal)
+            return
         if state.is_full:
             _become_compressed(request, state)
         coverage = scored.selector.coverage

@@ -40,6 +40,12 @@ def to_device(values: torch.Tensor, device: Any) -> torch.Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def wait_for_stream(stream: Any, device: Any) -> None:
+    """Let the current stream wait for all that was queued in `stream`, a stream of `device`. The host does not wait."""
+    if torch.device(device).type != "cpu":
+        torch.get_device_module(device).current_stream().wait_stream(stream)
+
+
 def keep_until_read(tensor: torch.Tensor) -> None:
     """Let the memory of `tensor`, made in another stream, last until the current stream has read it.
 

@@ -100,9 +100,6 @@ def _check_plan(scheduler: Any, plan: KvPlan, tokens: int, prompt_tokens: int, m
     """How many KV pairs per layer and head the plan keeps. SGLang's own checks see the entry, not the prompt."""
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     kv_heads = pool.get_key_buffer(pool.start_layer).shape[1]
-    if plan.policy.renews and scheduler.page_size > 1:
-        name = "renew_every" if plan.policy.renew_every else "first_full_tokens"
-        raise RouteUnsupported(name, getattr(plan.policy, name), "0", "renewal needs KV pages of one token")
     kept = check_plan(
         plan,
         prompt_tokens,

@@ -64,7 +64,6 @@ NEEDING_A_DRAFT = {
     "coverage": {"min_coverage": 0.8},
     "adaptive": {"auto_capacity": AutoCapacity(0.9)},
     "the prefix is not kept": {"keep_full_prefix": False},
-    "pages": {"kv_page_tokens": 2},
     "a strict limit": {"max_kv_tokens": 51, "strict": True},
 }
 
@@ -177,7 +176,6 @@ def test_what_a_failed_draft_leaves():
     for inputs in (
         routing_inputs(),
         routing_inputs(by_auto, min_coverage=0.5),
-        routing_inputs(by_auto, kv_page_tokens=2),
         routing_inputs(by_auto, max_kv_tokens=51, strict=True),
     ):
         assert without_draft(choice, inputs) is None
@@ -263,7 +261,7 @@ MASKED = KvPlan(
         (KvPlan(BY_DRAFT, prompt_tokens=900), {"renew_every": 3, "renew_window": 20}, 3, 20, True),
         (RENEWING, {"renew_every": 0}, 0, 32, True),
         (RENEWING, {"keep_full_prefix": False}, 0, 32, False),
-        (RENEWING, {"kv_page_tokens": 2}, 0, 32, True),
+        (RENEWING, {"kv_page_tokens": 2}, 12, 32, True),
         (KvPlan(BY_DRAFT, prompt_tokens=900), {}, 0, 32, True),
         (KvPlan(BY_DRAFT, prompt_tokens=900, keep_full_prefix=False), {"renew_every": 3}, 3, 8, True),
     ],

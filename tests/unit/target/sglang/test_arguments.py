@@ -2,6 +2,7 @@
 
 import pytest
 
+from presift.core.errors import InvalidRequest
 from presift.models.folder import resolve
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 
@@ -45,7 +46,22 @@ def test_a_gpu_runs_as_sglang_chooses(folder):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_is_set_is_passed_on_for_every_device(folder, device):
-    options = SglangOptions(folder, device=device, prefill_chunk_tokens=64, kv_pool_tokens=900, attention_backend="fa3")
-    arguments = server_arguments(options)
+    chosen = {"prefill_chunk_tokens": 64, "kv_pool_tokens": 900, "kv_page_tokens": 16, "attention_backend": "fa3"}
+    arguments = server_arguments(SglangOptions(folder, device=device, **chosen))
     assert (arguments["chunked_prefill_size"], arguments["max_total_tokens"]) == (64, 900)
-    assert arguments["attention_backend"] == "fa3"
+    assert (arguments["page_size"], arguments["attention_backend"]) == (16, "fa3")
+
+
+@pytest.mark.parametrize(("device", "chunk", "page"), [("cuda", 72, 16), ("cpu", 16, 64), ("cpu", None, 48)])
+def test_a_chunk_must_be_whole_pages(folder, device, chunk, page):
+    options = SglangOptions(folder, device=device, prefill_chunk_tokens=chunk, kv_page_tokens=page)
+    with pytest.raises(InvalidRequest) as refused:
+        server_arguments(options)
+    error = refused.value
+    assert (error.field, error.value) == ("prefill_chunk_tokens", chunk or 512)
+    assert error.limit == f"a multiple of kv_page_tokens ({page})"
+
+
+def test_where_sglang_chooses_the_chunk_or_the_page_nothing_is_refused(folder):
+    assert "page_size" not in server_arguments(SglangOptions(folder, prefill_chunk_tokens=100))
+    assert "chunked_prefill_size" not in server_arguments(SglangOptions(folder, device="cuda", kv_page_tokens=48))

@@ -218,6 +218,8 @@ def test_neither_selector_nor_mask_is_a_defect() -> None:
 class Pool:
     """Three layers of two heads; slots 30.. are free."""
 
+    page_size = 1
+
     def __init__(self) -> None:
         self.keys = [a_buffer(2, layer) for layer in range(3)]
         self.values = [a_buffer(2, 10 + layer) for layer in range(3)]
@@ -284,6 +286,15 @@ def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(
     assert (inserted.value.dtype, inserted.value.tolist()) == (torch.int64, list(range(30, 38)))
     assert (inserted.key.token_ids, inserted.key.extra_key) == (array("q", range(KEPT)), "entry")
     assert (inserted.key.cache_salt, inserted.priority) == ("salt", inserted_with)
+
+
+@pytest.mark.parametrize(("page_tokens", "tokens", "in_pages"), [(1, 8, 8), (4, 8, 8), (4, 5, 8), (16, 8, 16)])
+def test_new_slots_are_whole_pages(scheduler: Any, page_tokens: int, tokens: int, in_pages: int) -> None:
+    pool, given = scheduler.pool, []
+    pool.page_size, pool.alloc = page_tokens, lambda count: given.append(count) or torch.arange(32, 32 + count)
+    slots = entry_pins.allocate(pool, tokens)
+    assert slots is not None
+    assert (scheduler.asked, given, slots.tolist()) == ([in_pages], [in_pages], list(range(32, 32 + tokens)))
 
 
 def test_a_failed_publish_frees_its_slots(scheduler: Any) -> None:

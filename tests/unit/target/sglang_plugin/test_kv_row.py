@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from presift.models.torchvision_ops import declare_missing  # noqa: E402 - the plugin needs torch
+from presift.target.sglang_plugin import kv_row  # noqa: E402
 from presift.target.sglang_plugin.kv_row import can_replace_head, replace_head  # noqa: E402
 
 LENGTHS = ("seq_lens", "seq_lens_cpu", "orig_seq_lens")
@@ -35,7 +36,7 @@ class Rig:
         else:
             tree.unpin = lambda request: self.unlocked.append(request.last_node)
         pool = SimpleNamespace(req_to_token=self.rows, write=self.rows.__setitem__)
-        self.scheduler: Any = SimpleNamespace(tree_cache=tree, req_to_token_pool=pool)
+        self.scheduler: Any = SimpleNamespace(tree_cache=tree, req_to_token_pool=pool, page_size=1)
         kv = SimpleNamespace(req_pool_idx=1, cache_protected_len=4, kv_committed_len=10, kv_allocated_len=10)
         lock = {"lock": "node", "prefix_len": 8} if locks else {"lock_receipt": "receipt"}
         self.request: Any = SimpleNamespace(kv=kv, last_node="node", skip_radix_cache_insert=False, **lock)
@@ -47,14 +48,14 @@ class Rig:
         for start, end in ranges:
             self.freed += self.rows[kv.req_pool_idx, start:end].tolist()
 
-    def replace(self, head: int, slots: list[int]) -> None:
-        replace_head(self.scheduler, self.batch, 1, head, torch.tensor(slots))
+    def replace(self, head: int, slots: list[int]) -> bool:
+        return replace_head(self.scheduler, self.batch, 1, head, torch.tensor(slots))
 
 
 @pytest.mark.parametrize("locks", [False, True])
 def test_the_head_is_replaced_and_freed_and_the_tail_stays(locks: bool) -> None:
     rig = Rig(locks)
-    rig.replace(8, [100, 101, 102])
+    assert rig.replace(8, [100, 101, 102])
 
     assert rig.rows[1, :5].tolist() == [100, 101, 102, 38, 39]
     assert rig.rows[0].tolist() == list(range(30))
@@ -100,3 +101,84 @@ def test_no_slot_of_the_tree_may_stay_in_the_tail(head: int, can: bool) -> None:
     # SGLang reserved slots for later steps.
     request.kv.kv_allocated_len = 11
     assert not can_replace_head(request, head)
+
+
+class PagedRig(Rig):
+    """The same with pages of 4 tokens and a pool of two layers, in whose slot i lies the number i. Slots from 200 on
+    are given to whoever asks, if there are any. A step in flight writes 7777 to the last slot of the row.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, has_room: bool = True) -> None:
+        super().__init__()
+        self.buffers = [torch.arange(240.0).view(-1, 1, 1).repeat(1, 2, 3) for _ in range(4)]
+        kv_pool = SimpleNamespace(
+            get_key_buffer=lambda layer: self.buffers[layer], get_value_buffer=lambda layer: self.buffers[2 + layer]
+        )
+        vars(self.scheduler).update(
+            page_size=4,
+            forward_stream="forward",
+            token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: kv_pool),
+            model_config=SimpleNamespace(num_hidden_layers=2),
+        )
+        self.asked: list[int] = []
+        self.has_room = has_room
+        monkeypatch.setattr(kv_row, "allocate", self._allocate)
+        monkeypatch.setattr(kv_row, "wait_for_stream", self._run_step)
+
+    def _allocate(self, tree: Any, tokens: int) -> Any:
+        assert tree is self.scheduler.tree_cache
+        self.asked.append(tokens)
+        return torch.arange(200, 200 + tokens) if self.has_room else None
+
+    def _run_step(self, stream: str, device: Any) -> None:
+        assert (stream, device.type) == ("forward", "cpu")
+        for buffer in self.buffers:
+            buffer[39] = 7777.0
+
+
+@pytest.mark.parametrize(
+    ("head", "slots", "row", "asked"),
+    [
+        # What follows fits the new last page, fills it, or needs more.
+        (8, [100], [100, 101, 102], []),
+        (8, [100, 101], [100, 101, 102, 103], []),
+        (7, [100, 101, 102], [100, 101, 102, 103, 200, 201], [2]),
+        (5, [100, 101, 102, 103], [100, 101, 102, 103, 200, 201, 202, 203, 204], [5]),
+        (10, [100, 101], [100, 101], []),
+        # A renewal that changes no length.
+        (6, list(range(100, 106)), [*range(100, 108), 200, 201], [2]),
+    ],
+    ids=str,
+)
+def test_with_pages_what_follows_moves_too(
+    monkeypatch: pytest.MonkeyPatch, head: int, slots: list[int], row: list[int], asked: list[int]
+) -> None:
+    rig = PagedRig(monkeypatch)
+    assert rig.replace(head, slots)
+
+    assert (rig.rows[1, : len(row)].tolist(), rig.asked) == (row, asked)
+    assert [slot % 4 for slot in row] == [place % 4 for place in range(len(row))]
+    # Whole pages: all that is not the tree's.
+    assert (rig.freed, rig.unlocked) == (list(range(34, 40)), ["node"])
+    kv = rig.request.kv
+    assert (kv.cache_protected_len, kv.kv_committed_len, kv.kv_allocated_len) == (0, len(row), len(row))
+    assert all(getattr(rig.batch, name).tolist() == [7, len(row)] for name in LENGTHS)
+    moved = row[len(slots) :]
+    written = [float(slot) for slot in range(30 + head, 39)] + [7777.0] * (head < 10)
+    for buffer in rig.buffers:
+        assert buffer[moved].tolist() == [[[value] * 3] * 2 for value in written]
+        others = [slot for slot in range(240) if slot not in (*moved, 39)]
+        assert buffer[others, 0, 0].tolist() == others
+
+
+def test_without_room_for_what_follows_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = PagedRig(monkeypatch, has_room=False)
+    assert not rig.replace(7, [100, 101, 102])
+
+    assert rig.rows[1, :10].tolist() == list(range(30, 40))
+    assert (rig.freed, rig.unlocked) == ([], [])
+    kv = rig.request.kv
+    assert (kv.cache_protected_len, kv.kv_committed_len, kv.kv_allocated_len) == (4, 10, 10)
+    assert not rig.request.skip_radix_cache_insert
+    assert all(getattr(rig.batch, name) is rig.before[name] for name in LENGTHS)
+    assert all(buffer[:, 0, 0].tolist() == list(range(240)) for buffer in rig.buffers)

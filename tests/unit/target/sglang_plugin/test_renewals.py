@@ -93,21 +93,26 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.freed: list[Any] = []
         self.replaced: list[tuple[int, int]] = []
-        self.has_room = self.fits = True
+        self.has_room = self.fits = self.tail_fits = True
         allocator = SimpleNamespace(free=self.freed.append)
         self.scheduler: Any = SimpleNamespace(
             waiting_queue=["other"],
             chunked_req=None,
             _pending_chunked_abort_req=None,
+            page_size=1,
             token_to_kv_pool_allocator=allocator,
         )
         self.renewals = Renewals(self.scheduler)
         monkeypatch.setattr(renewals, "scoring_request", self._scoring)
         monkeypatch.setattr(renewals, "can_replace_head", lambda _request, _head: self.fits)
         monkeypatch.setattr(renewals, "copy_selected", lambda *_: SLOTS if self.has_room else None)
-        monkeypatch.setattr(
-            renewals, "replace_head", lambda _s, _b, index, head, _slots: self.replaced.append((index, head))
-        )
+        monkeypatch.setattr(renewals, "replace_head", self._replace)
+
+    def _replace(self, scheduler: Any, batch: Any, index: int, head: int, slots: Any) -> bool:
+        assert scheduler is self.scheduler and slots is SLOTS
+        if self.tail_fits:
+            self.replaced.append((index, head))
+        return self.tail_fits
 
     def _scoring(self, scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool) -> Scoring:
         assert scheduler is self.scheduler and is_renewal
@@ -277,7 +282,7 @@ def test_a_request_that_is_back_after_retraction_does_not_get_kv_of_before(rig: 
     assert (rig.replaced, len(rig.freed)) == ([], 1)
 
 
-@pytest.mark.parametrize("why", ["refused", "aborted", "late", "no room", "incomplete", "unfit"])
+@pytest.mark.parametrize("why", ["refused", "aborted", "late", "no room", "incomplete", "unfit", "tail"])
 def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: str) -> None:
     caller = Caller(state_of(), generated=6)
     rig.step(caller)
@@ -296,26 +301,28 @@ def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: s
     else:
         rig.run(scoring)
         rig.has_room, scoring.state.selector.is_complete = why != "no room", why != "incomplete"
-        rig.fits = why != "unfit"
+        rig.fits, rig.tail_fits = why != "unfit", why != "tail"
         rig.finish(scoring)
     rig.step(caller)
 
     assert (len(rig.renewals), rig.replaced, scoring.state.selector) == (0, [], None)
-    assert [each is SLOTS for each in rig.freed] == [True] * (why == "unfit")
+    assert [each is SLOTS for each in rig.freed] == [True] * (why in ("unfit", "tail"))
     assert rig.scheduler.waiting_queue == ["other"]
     assert caller.state.next_renewal == caller.generated + EVERY
     assert caller.state.report is not None
     assert caller.state.report.renewals_skipped == 1
 
 
+@pytest.mark.parametrize("page_tokens", [1, 4, 16, 64])
 @pytest.mark.parametrize("generated", [1, 2, 6])
-def test_the_prompt_must_still_be_cached(rig: Rig, generated: int) -> None:
-    """All of the prompt before its final token, or what the window does not compute anyway."""
+def test_the_prompt_must_still_be_cached(rig: Rig, generated: int, page_tokens: int) -> None:
+    """All of the prompt before its final token, or what the window does not compute anyway, in whole pages."""
+    rig.scheduler.page_size = page_tokens
     caller = Caller(state_of(every=generated), generated=generated)
     rig.step(caller)
     scoring = rig.scoring
-    least = min(PROMPT - 1, PROMPT + SUFFIX + generated - 1 - WINDOW)
-    for cached in (0, least - 1, least, least + 1):
+    least = min(PROMPT - 1, PROMPT + SUFFIX + generated - 1 - WINDOW) // page_tokens * page_tokens
+    for cached in {0, max(0, least - 1), least, least + 1}:
         scoring.prefix_indices = [0] * cached
         assert rig.renewals.has_prefix(scoring, scoring.state) == (cached >= least)
 

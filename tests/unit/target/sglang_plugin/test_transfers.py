@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from presift.target.sglang_plugin import transfers  # noqa: E402 - it needs torch
-from presift.target.sglang_plugin.transfers import HostCopy, keep_until_read, to_device  # noqa: E402
+from presift.target.sglang_plugin.transfers import HostCopy, keep_until_read, to_device, wait_for_stream  # noqa: E402
 
 
 def test_on_a_cpu_nothing_is_copied() -> None:
@@ -54,6 +54,18 @@ def test_a_copy_to_the_host_is_queued_and_waited_for_when_it_is_used(source: Sou
 def test_a_tensor_lasts_until_this_stream_has_read_it(source: Source) -> None:
     keep_until_read(source)  # type: ignore[arg-type]
     assert source.events == [("record_stream", "this stream")]
+
+
+def test_this_stream_waits_for_another_and_the_host_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    stream = SimpleNamespace(wait_stream=waited.append)
+    monkeypatch.setattr(
+        transfers.torch, "get_device_module", lambda device: SimpleNamespace(current_stream=lambda: stream)
+    )
+    wait_for_stream("another", torch.device("cpu"))
+    assert waited == []
+    wait_for_stream("another", torch.device("meta"))
+    assert waited == ["another"]
 
 
 @pytest.mark.parametrize("has_device", [True, False])

@@ -308,11 +308,11 @@ def test_where_the_full_kv_does_not_fit_the_answer_begins_compressed(longest: in
     assert state.report.renewals_skipped == int(not is_full)
 
 
-@pytest.mark.parametrize("name", ["renew_every", "first_full_tokens"])
-def test_renewal_needs_pages_of_one_token(name: str) -> None:
-    plan = {"capacity": 8, "window": 3, "renew_window": 4, name: 6}
-    error = refusal_of(RouteUnsupported, received(plan), scheduler(page_size=4))
-    assert (error.field, "pages of one token" in error.message) == (name, True)
+def test_pages_round_what_a_renewal_keeps_of_the_prompt() -> None:
+    request = received({**RENEWING, "capacity": 11})
+    validation.rewrite_request(scheduler(page_size=4), request, None)
+    state = request.sampling_params.custom_params[KEY]
+    assert (state.kept, state.next_renewal) == (8, 6)
 
 
 def test_protected_spans_leave_room_for_the_window_of_a_renewal() -> None:

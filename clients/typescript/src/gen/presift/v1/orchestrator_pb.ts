@@ -502,8 +502,8 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
   /**
    * lookahead says who makes the lookahead. KV_LOOKAHEAD_TARGET is rejected together with KV_SELECTION_DRAFT_MASK,
    * lookahead_tokens > 0, keep_full_prefix = false, Budget.min_coverage or Budget.auto_capacity, which need the draft or
-   * free what the target selects from, and with a strict Budget.max_kv_tokens. Where one of these is a default, or the
-   * target's KV pages have several tokens, the draft makes the lookahead.
+   * free what the target selects from, and with a strict Budget.max_kv_tokens. Where one of these is a default, the draft
+   * makes the lookahead.
    *
    * @generated from field: presift.v1.KvLookahead lookahead = 5;
    */
@@ -511,8 +511,8 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
 
   /**
    * renew_every is the number of generated tokens after which the target selects KV anew, from the full prefix in its
-   * radix cache. 0 selects once. Above 0 it is rejected together with keep_full_prefix = false, and at a target whose KV
-   * pages have several tokens. A later turn (continue_prompt_tokens) begins with the first selection.
+   * radix cache. 0 selects once. Above 0 it is rejected together with keep_full_prefix = false. A later turn
+   * (continue_prompt_tokens) begins with the first selection.
    *
    * @generated from field: optional uint32 renew_every = 6;
    */

@@ -904,7 +904,8 @@ export type TargetServiceGetInfoResponse = Message<"presift.v1.TargetServiceGetI
   unsupportedRoutes: UnsupportedRoute[];
 
   /**
-   * kv_page_tokens is the engine's page size: a KV capacity is rounded down to a multiple of it.
+   * kv_page_tokens is the engine's page size: a KV capacity is rounded down to a multiple of it, and a mask of KV pairs
+   * must keep a multiple of it.
    *
    * @generated from field: uint32 kv_page_tokens = 6;
    */
