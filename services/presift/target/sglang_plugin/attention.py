@@ -94,12 +94,9 @@ class ForwardPass:
         """Note the most likely tokens after those of the lookaheads. `states` [tokens, width]: the last layer's."""
         for rows in self._predicting:
             try:
-                choices = most_likely(processor, states[rows.start : rows.end], head, metadata)
+                choices = most_likely(processor, states[rows.start : rows.end], head, metadata, self._ranks)
                 rows.lookahead.add(rows.first, choices)
             except Exception:
-                if self._ranks.are_several:
-                    # The logits are gathered over the ranks. The others wait for this one until the engine ends.
-                    raise
                 # The pass serves other requests too. The rows stay missing, and nothing from there on is accepted.
                 log.exception("presift: verifying a lookahead failed")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from presift.target.sglang_plugin.kv_selector import coverage_of
 from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
 from presift.target.sglang_plugin.transfers import keep_until_read, to_device
+from presift.target.sglang_plugin.verified_lookahead import accepted
 
 # The share of the KV pool that may be pinned for requests that are not admitted yet.
 PINNED_SHARE = 0.25
@@ -114,7 +115,7 @@ class _RankResult:
 
     failure: str | None = None
     attention: tuple[float, float] | None = None
-    accepted: int = 0
+    choices: list[tuple[float, int]] = field(default_factory=list)
     kv_mask: KvMask | None = None
 
 
@@ -138,11 +139,11 @@ def copy_selected(scheduler: Any, request: Any, state: ScoringState, ranks: Rank
         if slots is not None:
             tree.token_to_kv_pool_allocator.free(slots)
         return SelectedCopy(None, failure)
-    lookahead = () if state.lookahead is None else state.lookahead.tokens
+    tokens = () if state.lookahead is None else state.lookahead.tokens
     return SelectedCopy(
         slots,
         coverage=coverage_of([each.attention for each in results]),
-        accepted=lookahead[: min(each.accepted for each in results)],
+        accepted=accepted(tokens, [each.choices for each in results]),
         kv_mask=_reported_mask(state.caller.plan, [each.kv_mask for each in results]),
     )
 
@@ -164,7 +165,7 @@ def _copy_and_describe(
             _copy(buffer, positions.long().expand(buffer.shape[1], -1), source, slots.long())
     return _RankResult(
         attention=None if selector is None else selector.attention,
-        accepted=0 if lookahead is None else len(lookahead.accepted()),
+        choices=[] if lookahead is None else lookahead.choices(),
         kv_mask=selector.mask if selector is not None and selector.reports_mask else None,
     )
 

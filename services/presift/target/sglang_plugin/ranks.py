@@ -27,6 +27,11 @@ class Ranks:
         """Whether there is more than one rank."""
         return self._group is not None
 
+    @property
+    def own(self) -> int:
+        """The place of this rank among them."""
+        return 0 if self._group is None else int(self._group.rank_in_group)
+
     def gather(self, value: Any) -> list[Any]:
         """The `value` of every rank, in their order. It is pickled, and goes over the CPU."""
         values: list[Any] = [value] if self._group is None else self._group.all_gather_object(value)
@@ -37,7 +42,7 @@ class Ranks:
         if self._group is None or heads == 1:
             return slice(None)
         share = heads // self._group.world_size
-        return slice(self._group.rank_in_group * share, (self._group.rank_in_group + 1) * share)
+        return slice(self.own * share, (self.own + 1) * share)
 
 
 ALONE = Ranks()

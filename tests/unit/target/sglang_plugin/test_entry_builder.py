@@ -80,7 +80,7 @@ class Rig:
         if self.failure or not self.room:
             return SelectedCopy(None, self.failure)
         coverage = None if state.selector is None else state.selector.coverage
-        accepted = () if state.lookahead is None else state.lookahead.accepted()
+        accepted = () if state.lookahead is None else state.lookahead.tokens
         mask = MASK if state.caller.plan.report_kept else None
         return SelectedCopy(torch.zeros(KEPT), coverage=coverage, accepted=accepted, kv_mask=mask)
 
@@ -498,7 +498,7 @@ def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) 
     rig.queue.append(first)
     rig.miss(first)
     scoring = rig.scoring()
-    scoring.state.lookahead = SimpleNamespace(accepted=lambda: (50, 51))
+    scoring.state.lookahead = SimpleNamespace(tokens=(50, 51))
     rig.run(scoring)
     rig.finish(scoring)
     rig.queue.clear()

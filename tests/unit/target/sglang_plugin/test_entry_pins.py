@@ -322,9 +322,9 @@ def selected(layers: int = 3, attention: tuple[float, float] = (1.0, 4.0), **oth
     return SimpleNamespace(**own | others)
 
 
-def scored(selector: Any, accepted: int = 0, report_kept: bool = False) -> ScoringState:
+def scored(selector: Any, *choices: tuple[float, int], report_kept: bool = False) -> ScoringState:
     plan = KvPlan(SpecKv(KEPT, window=3), lookahead_token_ids=(50, 51, 52), report_kept=report_kept)
-    lookahead: Any = SimpleNamespace(tokens=(50, 51, 52), accepted=lambda: (50, 51, 52)[:accepted])
+    lookahead: Any = SimpleNamespace(tokens=(50, 51, 52), choices=lambda: list(choices))
     return ScoringState(compressed(plan=plan), selector, lookahead=lookahead)
 
 
@@ -369,17 +369,19 @@ def test_what_fails_on_one_rank_fails_on_all(
 
 def test_all_ranks_know_what_all_heads_kept(schedulers: list[Any]) -> None:
     masks = [KvMask(random_mask(3, 2)), KvMask(random_mask(3, 2)[::-1])]
-    held, accepted = [(1.0, 4.0), (1.0, 1.0)], [3, 1]
+    held = [(1.0, 4.0), (1.0, 1.0)]
+    # The largest logits of each rank's part of the vocabulary; the third row is missing on the second.
+    choices = [[(2.0, 50), (1.0, 7), (9.0, 52)], [(1.0, 300), (1.5, 51)]]
 
     def copy(rank: int, ranks: Ranks) -> Any:
         selector = selected(attention=held[rank], reports_mask=True, mask=masks[rank])
-        state = scored(selector, accepted[rank], report_kept=True)
+        state = scored(selector, *choices[rank], report_kept=True)
         return entry_pins.copy_selected(schedulers[rank], Request("s", holds_kv=True), state, ranks)
 
     for copied in on_ranks(copy):
         # Their sums, not the mean of 1/4 and 1.
         assert copied.coverage == pytest.approx(2 / 5)
-        assert copied.accepted == (50,)
+        assert copied.accepted == (50, 51)
         assert np.array_equal(copied.kv_mask.kept, np.concatenate([mask.kept for mask in masks], axis=1))
         assert copied.slots.tolist() == list(range(30, 38))
 
