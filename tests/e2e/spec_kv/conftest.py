@@ -11,6 +11,7 @@ import pytest
 
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
+from presift.target.sglang import processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,3 +39,17 @@ def renewing() -> Callable[..., KvPlan]:
         return KvPlan(policy, **others)
 
     return build
+
+
+@pytest.fixture
+def run_as_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let engines that start from now on run a module of this source in their scheduler process."""
+
+    def run(source: str) -> None:
+        name = f"scheduler_of_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        # Where `launch` looks for the scheduler's function.
+        monkeypatch.setattr(processes, "__name__", name)
+
+    return run

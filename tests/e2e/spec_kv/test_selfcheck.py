@@ -15,7 +15,6 @@ from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.models.folder import resolve
 from presift.target.engine import Finished, GenerateRequest
-from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 from presift.target.sglang_plugin import sglang_names
@@ -62,20 +61,6 @@ async def answer(engine: SglangEngine, plan: Any = None) -> Finished:
     events = [event async for event in engine.generate(request)]
     assert isinstance(events[-1], Finished)
     return events[-1]
-
-
-@pytest.fixture
-def run_as_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let engines that start from now on run a module of this source in their scheduler process."""
-
-    def run(source: str) -> None:
-        name = f"scheduler_of_{tmp_path.name}"
-        (tmp_path / f"{name}.py").write_text(source)
-        monkeypatch.syspath_prepend(tmp_path)
-        # Where `launch` looks for the scheduler's function.
-        monkeypatch.setattr(processes, "__name__", name)
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from presift.core.errors import InvalidRequest
@@ -119,6 +120,17 @@ def _architecture(folder: ModelFolder) -> str | None:
     return json.dumps({"architectures": [name]})
 
 
+def _divide_cores(ranks: int, environment: MutableMapping[str, str]) -> None:
+    """Give each rank its cores, as SGLang wants it where there are more ranks than NUMA nodes, and as many threads."""
+    if ranks == 1:
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    bounds = [rank * len(cores) // ranks for rank in range(ranks + 1)]
+    shares = [cores[first : max(end, first + 1)] for first, end in pairwise(bounds)]
+    environment.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in shares))
+    environment.setdefault("OMP_NUM_THREADS", str(len(shares[0])))
+
+
 def set_environment(options: SglangOptions, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables that SGLang's child processes inherit. Call it before torch is imported."""
     defaults: Mapping[str, str] = _ENVIRONMENT
@@ -127,6 +139,7 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
     if options.device == "cpu":
         # SGLang compiles a few functions on first use: seconds within a request, and it takes a C++ compiler.
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
+        _divide_cores(options.tensor_parallel * options.data_parallel, environment)
     if options.kv_dropping:
         environment[sglang_plugin.SWITCH] = "1"
     if options.threads is not None:

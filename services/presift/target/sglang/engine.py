@@ -23,9 +23,10 @@ from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang.found_parsers import check_names, find
-from presift.target.sglang.kv_dropping import why_unsupported
+from presift.target.sglang.kv_dropping import of_all, why_unsupported
 from presift.target.sglang.messages import AnswerReader, to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Parsers
+from presift.target.sglang.replica_choice import ReplicaChoice
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.sglang_names import engine_name
 
@@ -45,6 +46,7 @@ class SglangEngine(Engine):
         # Known after the launch. This process may launch another engine later.
         self._own_children: set[BaseProcess] | None = None
         self._manager: Any = None
+        self._replicas = ReplicaChoice(options.data_parallel)
         self._parsers: Parsers = NO_PARSERS
         self._info: EngineInfo | None = None
 
@@ -74,13 +76,15 @@ class SglangEngine(Engine):
         )
 
     async def plugin_state(self) -> dict[str, Any]:
-        """The plugin's counts in the scheduler process: its state and the KV slots of the pool."""
+        """The plugin's counts over all model replicas: its state and the KV slots of the pools."""
         states = await self._manager.get_internal_state()
-        return dict(states[0].get(KEY) or {"unsupported": "the plugin is not loaded"})
+        return of_all([dict(state.get(KEY) or {"unsupported": "the plugin is not loaded"}) for state in states])
 
     async def flush(self) -> bool:
         """Empty the radix cache. False if requests are running."""
-        return bool((await self._manager.flush_cache()).success)
+        # SGLang tells the result of the first model replica only.
+        is_flushed = bool((await self._manager.flush_cache()).success)
+        return is_flushed and not (await self.plugin_state()).get("evictable_slots")
 
     async def start(self) -> None:
         self._loop.add_signal_handler(signal.SIGQUIT, self._set_failed, "a process of the engine failed")
@@ -99,11 +103,12 @@ class SglangEngine(Engine):
         prepared = self._parsers.prepared(request)
         message = to_sglang(request, self._parsers, prepared)
         reader = AnswerReader(request, self._parsers, prepared)
-        # Closing SGLang's generator aborts the request in the scheduler.
-        async with aclosing(self._manager.generate_request(message)) as answers:
-            async for answer in answers:
-                for event in reader.events(answer):
-                    yield event
+        with self._replicas.chosen(request.token_ids, request.cache_salt) as message.routed_dp_rank:
+            # Closing SGLang's generator aborts the request in the scheduler.
+            async with aclosing(self._manager.generate_request(message)) as answers:
+                async for answer in answers:
+                    for event in reader.events(answer):
+                        yield event
 
     async def died(self) -> str:
         return await asyncio.shield(self._death)

@@ -15,6 +15,28 @@ _INTERVAL_S = 0.1
 log = logging.getLogger(__name__)
 
 
+# What is the same in every model replica of an engine.
+_OF_EACH = ("page_tokens", "pool_tokens")
+
+
+def of_all(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The states of the plugin in an engine's model replicas as one. Counts are added; sizes are those of one replica.
+
+    It checks itself while one does, and supports only what all do.
+    """
+    counts = {
+        name: sum(state.get(name, 0) for state in states)
+        for name, value in states[0].items()
+        if type(value) is int and name not in _OF_EACH
+    }
+    return states[0] | {
+        **counts,
+        "unsupported": next((state["unsupported"] for state in states if state.get("unsupported")), None),
+        "checking": any(state.get("checking", False) for state in states),
+        "ranks_agree": all(state.get("ranks_agree", True) for state in states),
+    }
+
+
 class CheckedEngine(Protocol):
     """An engine that reports the state of its plugin."""
 

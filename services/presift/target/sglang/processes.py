@@ -67,15 +67,19 @@ def launch(arguments: dict[str, Any]) -> Any:
     declare_missing()
     logging.getLogger("sglang").setLevel(arguments["log_level"].upper())
     with _restored_process_settings():
-        from sglang.srt.entrypoints.engine import Engine  # noqa: PLC0415 - heavy, and only after declare_missing
+        from sglang.srt.entrypoints import engine as entrypoint  # noqa: PLC0415 - heavy, and only after declare_missing
 
+        # The parent of the schedulers with data parallelism, which is no member of Engine.
+        entrypoint.run_data_parallel_controller_process = Prepared(
+            "sglang.srt.managers.data_parallel_controller", "run_data_parallel_controller_process"
+        )
         members = {
             "run_scheduler_process_func": staticmethod(Prepared(__name__, run_scheduler.__name__)),
             "run_detokenizer_process_func": staticmethod(
                 Prepared("sglang.srt.managers.detokenizer_manager", "run_detokenizer_process")
             ),
         }
-        engine = type("PreparedEngine", (Engine,), members)(**arguments)
+        engine = type("PreparedEngine", (entrypoint.Engine,), members)(**arguments)
     # At exit it would kill every child of this process.
     atexit.unregister(engine.shutdown)
     return engine

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.transfers import to_device
 from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead, most_likely
@@ -48,7 +49,8 @@ class LookaheadRows:
 class ForwardPass:
     """The current forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._rows: list[ScoringRows] = []
         self._predicting: list[LookaheadRows] = []
         self._pool: Any = None
@@ -92,7 +94,7 @@ class ForwardPass:
         """Note the most likely tokens after those of the lookaheads. `states` [tokens, width]: the last layer's."""
         for rows in self._predicting:
             try:
-                choices = most_likely(processor, states[rows.start : rows.end], head, metadata)
+                choices = most_likely(processor, states[rows.start : rows.end], head, metadata, self._ranks)
                 rows.lookahead.add(rows.first, choices)
             except Exception:
                 # The pass serves other requests too. The rows stay missing, and nothing from there on is accepted.

@@ -13,9 +13,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from presift.core.masks import KvMask
 from presift.target.sglang_plugin.custom_params import mask_to_values
-from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, EntryPins, publish
+from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, EntryPins, SelectedCopy, copy_selected, insert_entry
+from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.renewals import Renewals
 from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.sglang_names import cached_prefix
@@ -56,11 +56,12 @@ class BuiltEntry:
 class EntryBuilder:
     """The plugin's state in one scheduler: `builds` under way and `pins` by request id. Both are empty when idle."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, ranks: Ranks = ALONE) -> None:
         self._scheduler = scheduler
+        self._ranks = ranks
         self.builds: dict[BuildKey, EntryBuild] = {}
         self.pins = EntryPins(scheduler.tree_cache, int(scheduler.max_total_num_tokens * PINNED_SHARE))
-        self.renewals = Renewals(scheduler)
+        self.renewals = Renewals(scheduler, ranks)
         self._missing: list[Any] = []
         # The tokens of the entries whose scoring requests are admitted.
         self._building_tokens = 0
@@ -177,6 +178,7 @@ class EntryBuilder:
         if not self.builds and not len(self.pins):
             return
         queued = {request.rid for request in self._scheduler.waiting_queue}
+        self.pins.count_step()
         self.pins.release_except(queued)
         for build in list(self.builds.values()):
             if not (build.scoring.kv.holds_kv or build.scoring.rid in queued):
@@ -196,22 +198,16 @@ class EntryBuilder:
         if build is None or build.scoring is not request:
             state.release()
             return
-        if state.selector is not None and not state.selector.is_complete:
-            self._fail(build, 500, "presift: KV selection did not see every layer; check the attention backend")
-            return
         started = time.perf_counter()
-        try:
-            node = publish(self._scheduler, request, state)
-        except Exception as error:
-            # An exception here would end the scheduler and with it all other requests.
-            log.exception("presift: building a compressed entry failed")
-            self._fail(build, 500, f"presift: building a compressed entry failed: {type(error).__name__}")
-            return
-        if node is None:
+        copied = copy_selected(self._scheduler, request, state, self._ranks)
+        if copied.failure is not None:
+            self._fail(build, 500, f"presift: building a compressed entry failed: {copied.failure}")
+        elif copied.slots is None:
             log.warning("presift: no room for an entry of %d KV pairs; trying again", state.caller.kept)
             self._requeue(build)
-            return
-        self._complete(build, node, (time.perf_counter() - started) * 1e3)
+        else:
+            node = insert_entry(self._scheduler.tree_cache, request, state.caller, copied.slots)
+            self._complete(build, node, copied, (time.perf_counter() - started) * 1e3)
 
     def requeue_waiting(self, prefix: str, every: bool = False) -> None:
         """Return waiting callers whose id starts with `prefix` to SGLang's queue, where it looks for aborted ones."""
@@ -252,14 +248,13 @@ class EntryBuilder:
             more_urgent = min if self._scheduler.schedule_low_priority_values_first else max
             scoring.priority = more_urgent(scoring.priority, priority)
 
-    def _complete(self, build: EntryBuild, node: Any, publish_ms: float) -> None:
+    def _complete(self, build: EntryBuild, node: Any, copied: SelectedCopy, publish_ms: float) -> None:
         state = state_of(build.scoring)
         assert isinstance(state, ScoringState)
-        selector, cached = state.selector, min(build.scoring.cached_tokens, len(state.caller.prompt))
-        coverage, score_ms = (None, 0.0) if selector is None else (selector.coverage, selector.ms)
-        accepted = () if state.lookahead is None else state.lookahead.accepted()
-        self._remember(state.caller.entry, BuiltEntry(coverage, accepted))
-        kept = mask_to_values(_kept_mask(state)) if state.caller.plan.report_kept else None
+        cached = min(build.scoring.cached_tokens, len(state.caller.prompt))
+        coverage, score_ms = copied.coverage, 0.0 if state.selector is None else state.selector.ms
+        self._remember(state.caller.entry, BuiltEntry(coverage, copied.accepted))
+        kept = None if copied.kv_mask is None else mask_to_values(copied.kv_mask)
         for request in build.waiting:
             each = state_of(request)
             assert isinstance(each, DecodeState)
@@ -303,13 +298,6 @@ class EntryBuilder:
 
 def _key(state: DecodeState) -> BuildKey:
     return state.entry, state.plan.keep_full_prefix, state.plan.report_kept
-
-
-def _kept_mask(state: ScoringState) -> KvMask:
-    mask = state.caller.plan.kv_mask if state.selector is None else state.selector.mask
-    if mask is None:
-        raise AssertionError("the request has neither a selector nor a mask")
-    return mask
 
 
 def abort(request: Any, status: int, message: str) -> None:

@@ -15,6 +15,7 @@ from presift.target.sglang_plugin import validation
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
+from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.self_check import SelfCheck
 from presift.target.sglang_plugin.sglang_names import cached_prefix, hooked_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
@@ -31,6 +32,7 @@ class Plugin:
         self.unsupported: str | None = "no scheduler has started"
         self.builder: EntryBuilder | None = None
         self.check: SelfCheck | None = None
+        self._ranks = ALONE
         self._pass = ForwardPass()
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
@@ -41,9 +43,13 @@ class Plugin:
     def around_scheduler_init(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         original(scheduler, *args, **kwargs)
         refusals = (unsupported_sglang(self._sglang), missing_hooks(self.hooks()), unsupported_scheduler(scheduler))
-        self.unsupported = next((reason for reason in refusals if reason), None)
-        self.builder = EntryBuilder(scheduler)
-        self.check = None if self.unsupported else SelfCheck(scheduler)
+        own = next((reason for reason in refusals if reason), None)
+        self._ranks = Ranks.of(scheduler)
+        # What one rank refuses must be refused by all.
+        self.unsupported = next((reason for reason in self._ranks.gather(own) if reason), None)
+        self.builder = EntryBuilder(scheduler, self._ranks)
+        self.check = None if self.unsupported else SelfCheck(scheduler, self._ranks)
+        self._pass = ForwardPass(self._ranks)
 
     def around_handle_generate_request(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
         parameters = received.sampling_params.custom_params
@@ -99,7 +105,9 @@ class Plugin:
 
     def around_get_internal_state(self, original: Any, scheduler: Any, received: Any) -> Any:
         response = original(scheduler, received)
-        counts = {} if self.builder is None else self.builder.counts()
+        counts: dict[str, Any] = {} if self.builder is None else self.builder.counts()
+        if self.builder is not None:
+            counts["ranks_agree"] = all(each == counts for each in self._ranks.gather(counts))
         is_checking = self.check is not None and self.check.is_running
         response.internal_state[KEY] = {"unsupported": self._refusal(), "checking": is_checking, **counts}
         return response

@@ -8,6 +8,7 @@ queries of the rows seen so far.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,15 +71,20 @@ class KvSelector:
         return len(self.kept) == self.layers
 
     @property
-    def coverage(self) -> float | None:
-        """The share, 0..1, of the rows' attention to the prompt that falls on kept tokens; over layers and heads.
+    def attention(self) -> tuple[float, float] | None:
+        """The rows' attention to kept prompt tokens, and to all of them, as sums over layers and heads.
 
         None until the selection is complete.
         """
         if self._totals is None:
             return None
         held, total = self._totals.values.tolist()
-        return float(held / total)
+        return held, total
+
+    @property
+    def coverage(self) -> float | None:
+        """The share, 0..1, of the attention that falls on kept tokens. None until the selection is complete."""
+        return coverage_of([self.attention])
 
     @property
     def mask(self) -> KvMask:
@@ -177,6 +183,14 @@ class KvSelector:
         self._totals = HostCopy(torch.stack(self._shares).double().sum(0))
         if self.reports_mask:
             self._kept_on_host = HostCopy(torch.stack([self.kept[layer] for layer in range(self.layers)]))
+
+
+def coverage_of(attentions: Sequence[tuple[float, float] | None]) -> float | None:
+    """The coverage of selections in different heads of one prompt, by their `attention`. None if one is unknown."""
+    known = [each for each in attentions if each is not None]
+    if len(known) < len(attentions):
+        return None
+    return sum(held for held, _ in known) / sum(total for _, total in known)
 
 
 def _blocks(queries: torch.Tensor, keys: int) -> list[tuple[int, torch.Tensor]]:

@@ -20,6 +20,7 @@ from presift.core.policies import KvSelection
 from presift.core.spans import Span
 from presift.target.sglang_plugin.entry_pins import copy_selected
 from presift.target.sglang_plugin.kv_row import can_replace_head, replace_head
+from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.sglang_names import cached_prefix
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
@@ -39,7 +40,8 @@ log = logging.getLogger(__name__)
 class Renewal:
     """One renewal under way: `request` is the caller's, `scoring` the plugin's.
 
-    `tokens` is how many tokens of the caller `scoring` reads. `slots` are the new KV slots, once they are filled.
+    `tokens` is how many tokens of the caller `scoring` reads. `slots` are the new KV slots, once they are filled, and
+    `coverage` is that of their selection.
     """
 
     request: Any
@@ -47,6 +49,7 @@ class Renewal:
     tokens: int
     retractions: int
     slots: torch.Tensor | None = None
+    coverage: float | None = None
     publish_ms: float = 0.0
 
     @property
@@ -58,8 +61,9 @@ class Renewal:
 class Renewals:
     """The renewals under way in one scheduler, by the caller's request id. None when idle."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, ranks: Ranks = ALONE) -> None:
         self._scheduler = scheduler
+        self._ranks = ranks
         self._open: dict[str, Renewal] = {}
         self._refused: list[Any] = []
 
@@ -115,12 +119,11 @@ class Renewals:
             state.release()
             return
         started = time.perf_counter()
-        try:
-            is_complete = state.selector is not None and state.selector.is_complete
-            renewal.slots = copy_selected(self._scheduler, scoring, state) if is_complete else None
-        except Exception:
-            # The answer can go on without a renewal; an exception here would end the scheduler.
-            log.exception("presift: renewing KV failed")
+        copied = copy_selected(self._scheduler, scoring, state, self._ranks)
+        if copied.failure is not None:
+            # The answer can go on without a renewal.
+            log.warning("presift: renewing KV failed: %s", copied.failure)
+        renewal.slots, renewal.coverage = copied.slots, copied.coverage
         renewal.publish_ms = (time.perf_counter() - started) * 1e3
         if renewal.slots is None:
             self._skip(renewal)
@@ -192,12 +195,11 @@ class Renewals:
             return
         if state.is_full:
             _become_compressed(request, state)
-        coverage = scored.selector.coverage
-        _follow_coverage(state, coverage)
+        _follow_coverage(state, renewal.coverage)
         generated = renewal.tokens - len(state.prompt) - state.suffix_tokens
         state.next_renewal = generated + _interval(state) if state.plan.policy.renew_every else None
         del self._open[request.rid]
-        state.record_renewal(coverage=coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms)
+        state.record_renewal(coverage=renewal.coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms)
         scored.release()
 
     def _skip(self, renewal: Renewal) -> None:

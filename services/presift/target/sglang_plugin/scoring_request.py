@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import itertools
 from array import array
 from typing import Any
 
@@ -13,6 +13,14 @@ from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
 from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead
+
+_numbers = itertools.count()
+
+
+def own_request_id() -> str:
+    """A new id for a request of the plugin's own, the same on all ranks, because rank 0 aborts by id on all of them."""
+    # Of one length, because SGLang aborts every request whose id begins with the given one.
+    return f"presift-{next(_numbers):016x}"
 
 
 def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool = False) -> Any:
@@ -30,7 +38,7 @@ def scoring_request(scheduler: Any, request: Any, state: DecodeState, *, is_rene
     scored = ScoringState(state, selector_of(scheduler, state), is_renewal, lookahead=verified)
     sampling.custom_params = {KEY: scored}
     scoring = Req(
-        f"presift-{uuid.uuid4().hex}",
+        own_request_id(),
         "",
         state.prompt + array("q", lookahead),
         sampling,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from array import array
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,8 @@ import torch
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.ranks import ALONE, Ranks
+from presift.target.sglang_plugin.scoring_request import own_request_id
 from presift.target.sglang_plugin.states import DecodeState, Report, entry_name
 from presift.target.sglang_plugin.validation import engine_identity
 
@@ -65,10 +66,11 @@ class SelfCheck:
     `reason` says why no KV may be dropped: None after the check has passed.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, ranks: Ranks = ALONE) -> None:
         self.reason: str | None = "the self-check is running"
         self.is_running = True
         self._scheduler = scheduler
+        self._ranks = ranks
         self._parked: list[tuple[Any, dict[str, Any]]] = []
         self._interruptions = 0
         self._checks: _Checks = self._check()
@@ -119,18 +121,34 @@ class SelfCheck:
 
     def _advance(self) -> None:
         if self._current is None:
-            self._run(next(self._checks))
+            self._run(self._agreed(lambda: next(self._checks)))
         elif self._current.finished():
             try:
-                self._run(self._checks.send(_answer(self._current)))
+                self._run(self._agreed(lambda: self._checks.send(_answer(self._current))))
             except _Interrupted:
                 self._interruptions += 1
                 if self._interruptions >= _MAX_INTERRUPTIONS:
                     raise
                 self._checks = self._check()
                 self._run(next(self._checks))
-        elif time.monotonic() > self._deadline_s:
+        elif any(self._ranks.gather(time.monotonic() > self._deadline_s)):
             raise _Interrupted(f"no answer within {_TIMEOUT_S:.0f} s")
+
+    def _agreed(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`, which raises on every rank if it does on one."""
+        result, own = None, None
+        try:
+            result = work()
+        except (StopIteration, _CheckFailed, _Interrupted) as error:
+            own = error
+        except Exception as error:
+            log.exception("presift: the self-check failed")
+            own = _CheckFailed(type(error).__name__)
+        errors = [error for error in self._ranks.gather(own) if error is not None]
+        if errors:
+            # The check has passed where all ranks say so.
+            raise next((error for error in errors if not isinstance(error, StopIteration)), errors[0])
+        return result
 
     def _run(self, request: Any) -> None:
         self._current = request
@@ -203,7 +221,7 @@ def checking_request(scheduler: Any, prompt: array[int], state: DecodeState | No
     sampling.normalize(None)
     sampling.custom_params = None if state is None else {KEY: state}
     request = Req(
-        f"presift-{uuid.uuid4().hex}",
+        own_request_id(),
         "",
         prompt if state is None else state.pseudo_key + prompt[-1:],
         sampling,

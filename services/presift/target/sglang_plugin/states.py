@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,8 @@ class DecodeState:
     # The namespace in which the uncompressed prompt is cached.
     extra_key: str | None
     suffix_tokens: int
-    report: Report | None = None
+    # Its times differ between ranks, and SGLang's checker of their consensus compares requests by their repr.
+    report: Report | None = field(default=None, repr=False)
     attempts: int = 0
     is_full: bool = False
     next_renewal: int | None = None
@@ -162,11 +163,12 @@ class ScoringState:
     """
 
     caller: DecodeState
-    selector: KvSelector | None
+    # Each rank has its own heads.
+    selector: KvSelector | None = field(repr=False)
     is_renewal: bool = False
     # Whether the entry was built or cannot be built.
     is_finished: bool = False
-    lookahead: VerifiedLookahead | None = None
+    lookahead: VerifiedLookahead | None = field(default=None, repr=False)
 
     def reset(self) -> None:
         """Start over, because the prompt is read again."""

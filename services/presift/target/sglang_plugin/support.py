@@ -28,7 +28,7 @@ def unsupported_scheduler(scheduler: Any) -> str | None:
 def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool  # noqa: PLC0415 - in the scheduler alone
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache  # noqa: PLC0415
-    from sglang.srt.runtime_context import get_exec  # noqa: PLC0415
+    from sglang.srt.runtime_context import get_exec, get_parallel  # noqa: PLC0415
 
     model, arguments, tree = scheduler.model_config, scheduler.server_args, scheduler.tree_cache
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
@@ -61,8 +61,13 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
         ("PD disaggregation", str(getattr(arguments, "disaggregation_mode", "null")) != "null"),
         ("hierarchical cache", bool(scheduler.enable_hierarchical_cache)),
-        # Ranks would diverge: pins expire by each rank's own clock, and publishing may fail on one rank alone.
         ("tensor parallelism", arguments.tp_size > 1),
+        # Ranks that share a head would select different tokens for it.
+        ("more tensor-parallel ranks than KV heads", arguments.tp_size > model.get_total_num_kv_heads()),
+        # It divides the tokens between ranks.
+        ("context parallelism", max(get_parallel().attn_cp_size, get_parallel().dcp_size) > 1),
+        # The plugin may be off on another node.
+        ("several nodes (--nnodes)", arguments.nnodes > 1),
         ("data parallelism", arguments.dp_size > 1),
         ("pipeline parallelism", arguments.pp_size > 1),
         ("data-parallel attention", bool(arguments.enable_dp_attention)),

@@ -98,13 +98,12 @@ def _check_features(received: Any) -> None:
 
 def _check_plan(scheduler: Any, plan: KvPlan, tokens: int, prompt_tokens: int, max_new_tokens: int) -> int:
     """How many KV pairs per layer and head the plan keeps. SGLang's own checks see the entry, not the prompt."""
-    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-    kv_heads = pool.get_key_buffer(pool.start_layer).shape[1]
     kept = check_plan(
         plan,
         prompt_tokens,
         layers=scheduler.model_config.num_hidden_layers,
-        kv_heads=kv_heads,
+        # Those of the model: a rank of tensor parallelism holds some of them.
+        kv_heads=scheduler.model_config.get_total_num_kv_heads(),
         page_tokens=scheduler.page_size,
     )
     vocabulary_size, context = scheduler.model_config.vocab_size, scheduler.model_config.context_len

@@ -1,9 +1,12 @@
 """What is passed on to SGLang as it is."""
 
+from dataclasses import replace
+
 import pytest
 
 from presift.core.errors import InvalidRequest
 from presift.models.folder import resolve
+from presift.target.sglang import arguments as module
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 
 
@@ -42,6 +45,39 @@ def test_a_gpu_runs_as_sglang_chooses(folder):
     assert chosen <= on_cpu.keys()
     assert (on_cpu["sampling_backend"], on_cpu["grammar_backend"]) == ("pytorch", "none")
     assert (on_cpu["chunked_prefill_size"], on_cpu["attention_backend"]) == (512, "torch_native")
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "expected"),
+    [
+        ({0, 1}, (2, 1), ("0|1", "1")),
+        ({0, 1}, (1, 2), ("0|1", "1")),
+        ({4, 5, 6, 7, 8}, (2, 1), ("4,5|6,7,8", "2")),
+        ({2, 3, 4, 5}, (2, 2), ("2|3|4|5", "1")),
+        ({3}, (2, 1), ("3|3", "1")),
+    ],
+)
+def test_ranks_on_a_cpu_share_its_cores(folder, monkeypatch, cores, ranks, expected):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: cores)
+    options = SglangOptions(folder, tensor_parallel=ranks[0], data_parallel=ranks[1])
+    environment = {}
+    set_environment(options, environment)
+    assert (environment["SGLANG_CPU_OMP_THREADS_BIND"], environment["OMP_NUM_THREADS"]) == expected
+    set_environment(replace(options, threads=3), environment)
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_what_the_user_sets_for_ranks_stays(folder):
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0-3|4-7", "OMP_NUM_THREADS": "4"}
+    set_environment(SglangOptions(folder, tensor_parallel=2), environment)
+    assert (environment["SGLANG_CPU_OMP_THREADS_BIND"], environment["OMP_NUM_THREADS"]) == ("0-3|4-7", "4")
+
+
+@pytest.mark.parametrize("options", [{}, {"tensor_parallel": 2, "device": "cuda"}])
+def test_no_cores_are_divided_for_one_rank_or_a_gpu(folder, options):
+    environment = {}
+    set_environment(SglangOptions(folder, **options), environment)
+    assert not {"SGLANG_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"} & environment.keys()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

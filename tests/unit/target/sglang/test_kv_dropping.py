@@ -9,7 +9,7 @@ import pytest
 
 from presift.core.errors import TargetUnavailable
 from presift.target.sglang import kv_dropping
-from presift.target.sglang.kv_dropping import why_unsupported
+from presift.target.sglang.kv_dropping import of_all, why_unsupported
 
 
 class Engine:
@@ -74,3 +74,26 @@ async def test_whatever_goes_wrong_is_a_reason_and_never_raised(error: Exception
     told = "gone" if isinstance(error, TargetUnavailable) else "ZeroDivisionError"
     for engine in (Engine(error), Engine(flushes=(error,))):
         assert await why_unsupported(engine) == f"the self-check failed: {told}"
+
+
+def test_the_states_of_model_replicas_are_one() -> None:
+    one = {
+        "unsupported": None,
+        "checking": False,
+        "ranks_agree": True,
+        "runs": 1,
+        "free_slots": 10,
+        "page_tokens": 1,
+        "pool_tokens": 64,
+    }
+    other = one | {"runs": 2, "free_slots": 20}
+    assert of_all([one]) == one
+    assert of_all([one, other]) == one | {"runs": 3, "free_slots": 30}
+    for name, value in (("unsupported", "LoRA"), ("checking", True), ("ranks_agree", False)):
+        assert of_all([one, other | {name: value}])[name] == of_all([one | {name: value}, other])[name] == value
+    not_loaded = {"unsupported": "the plugin is not loaded"}
+    assert (
+        of_all([not_loaded, one])["unsupported"]
+        == of_all([one, not_loaded])["unsupported"]
+        == "the plugin is not loaded"
+    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from array import array
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.ranks import Ranks
 from presift.target.sglang_plugin.states import DecodeState
 
 PROMPT_TOKENS, KEPT = 20, 8
@@ -83,6 +88,8 @@ class Scheduler:
     token_to_kv_pool_allocator: Any = field(default_factory=lambda: SimpleNamespace(available_size=lambda: 3))
     streamed: list[Any] = field(default_factory=list)
     reasoned: list[Any] = field(default_factory=list)
+    tp_group: Any = field(default_factory=lambda: SimpleNamespace(world_size=1))
+    server_args: Any = field(default_factory=lambda: SimpleNamespace(nnodes=1))
 
     @property
     def output_streamer(self) -> Any:
@@ -101,3 +108,26 @@ def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: 
 
 def caller(rid: str, entry: str = "entry", **state: Any) -> Request:
     return Request(rid, compressed(entry, **state))
+
+
+def groups_of(size: int) -> list[Any]:
+    """SGLang's group of `size` ranks, as each of them sees it. Each calls it in a thread of its own."""
+    barrier, told = threading.Barrier(size, timeout=5), [b""] * size
+
+    def group_of(rank: int) -> Any:
+        def gather(value: Any) -> list[Any]:
+            told[rank] = pickle.dumps(value)
+            barrier.wait()
+            values = [pickle.loads(each) for each in told]
+            barrier.wait()
+            return values
+
+        return SimpleNamespace(world_size=size, rank_in_group=rank, all_gather_object=gather)
+
+    return [group_of(rank) for rank in range(size)]
+
+
+def on_ranks(work: Callable[[int, Ranks], Any], size: int = 2) -> list[Any]:
+    """The result of `work` on each of `size` ranks. A rank that does not gather what the others do is an error."""
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(lambda rank: work(*rank), enumerate(map(Ranks, groups_of(size)))))

@@ -246,11 +246,11 @@ def test_the_rows_that_predict_the_lookahead_are_found_in_any_chunks(cuts: list[
     for first, end in zip([0, *cuts[:-1]], cuts, strict=True):
         predicted(run, first, end - first, request)
         assert run.has_lookahead_rows == (first < 21 and end > 19)
-    assert request.state.lookahead.accepted() == (119, 120)
+    assert [token for _, token in request.state.lookahead.choices()] == [119, 120]
 
 
 def test_a_lookahead_that_cannot_be_verified_does_not_end_the_pass() -> None:
     request = scoring()
     request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS - 1, (119, 120))
     predicted(ForwardPass(), 0, 22, request, fails=True)
-    assert request.state.lookahead.accepted() == ()
+    assert request.state.lookahead.choices() == []

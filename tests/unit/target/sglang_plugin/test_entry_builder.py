@@ -24,7 +24,8 @@ from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target.sglang_plugin import entry_builder, scoring_request  # noqa: E402
 from presift.target.sglang_plugin.custom_params import mask_to_values  # noqa: E402
 from presift.target.sglang_plugin.entry_builder import MAX_ATTEMPTS, EntryBuilder  # noqa: E402
-from presift.target.sglang_plugin.entry_pins import PINNED_SHARE  # noqa: E402
+from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, SelectedCopy  # noqa: E402
+from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
@@ -47,22 +48,23 @@ class Selected(SimpleNamespace):
 
 
 class Rig:
-    """An EntryBuilder in a fake scheduler; `room` False: nothing can be published."""
+    """An EntryBuilder in a fake scheduler; `room` False: nothing can be published; `failure`: why copying fails."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scheduler = Scheduler()
         self.builder = EntryBuilder(self.scheduler)
         self.room = True
-        self.is_complete = True
+        self.failure: str | None = None
         self.published: list[Any] = []
         monkeypatch.setattr(entry_builder, "scoring_request", self._scoring)
-        monkeypatch.setattr(entry_builder, "publish", self._publish)
+        monkeypatch.setattr(entry_builder, "copy_selected", self._copy)
+        monkeypatch.setattr(entry_builder, "insert_entry", self._insert)
         monkeypatch.setattr(entry_builder, "accept", self._accept)
 
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
         given = state.plan.kv_mask is not None
-        seen: Any = Selected(is_complete=self.is_complete, coverage=0.5, ms=1.5, mask=MASK)
+        seen: Any = Selected(coverage=0.5, ms=1.5)
         scored = ScoringState(state, None if given else seen)
         scoring = Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
         # As SGLang's, it is part of a reference cycle.
@@ -73,10 +75,17 @@ class Rig:
         request.output_ids += tokens[: request.accepts]
         return len(request.output_ids)
 
-    def _publish(self, scheduler: Any, request: Request, state: ScoringState) -> Any:
-        assert scheduler is self.scheduler and state is request.state
-        if not self.room:
-            return None
+    def _copy(self, scheduler: Any, request: Request, state: ScoringState, ranks: Ranks) -> SelectedCopy:
+        assert scheduler is self.scheduler and state is request.state and ranks is ALONE
+        if self.failure or not self.room:
+            return SelectedCopy(None, self.failure)
+        coverage = None if state.selector is None else state.selector.coverage
+        accepted = () if state.lookahead is None else state.lookahead.tokens
+        mask = MASK if state.caller.plan.report_kept else None
+        return SelectedCopy(torch.zeros(KEPT), coverage=coverage, accepted=accepted, kv_mask=mask)
+
+    def _insert(self, tree: Any, request: Request, caller: DecodeState, slots: Any) -> Any:
+        assert tree is self.scheduler.tree_cache and caller is request.state.caller
         self.published.append(object())
         return self.published[-1]
 
@@ -373,25 +382,8 @@ def test_the_last_attempt_may_succeed(rig: Rig) -> None:
     assert rig.side_state() == [0] * 5
 
 
-def test_an_incomplete_selection_fails_the_callers(rig: Rig) -> None:
-    callers, rig.is_complete = [caller("a"), caller("b")], False
-    rig.queue[:] = callers
-    rig.miss(*callers)
-    rig.run(rig.scoring())
-    rig.finish(rig.scoring())
-    assert rig.queue == callers
-    assert rig.published == []
-    for request in callers:
-        assert request.abort is not None and request.abort[1:] == (500, "presift")
-        assert request.skip_radix_cache_insert
-    assert rig.side_state() == [0] * 5
-
-
-def test_a_failed_build_fails_only_its_callers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr(entry_builder, "publish", fail)
+def test_a_failed_build_fails_only_its_callers(rig: Rig) -> None:
+    rig.failure = "copying the selected KV failed: RuntimeError"
     callers, other = [caller("a"), caller("b")], caller("c", "other")
     rig.queue[:] = [*callers, other]
     rig.miss(*callers, other)
@@ -399,8 +391,10 @@ def test_a_failed_build_fails_only_its_callers(rig: Rig, monkeypatch: pytest.Mon
     rig.finish(rig.scoring())
     assert rig.queue == [*callers, rig.scoring("other")]
     for request in callers:
-        assert request.abort is not None and request.abort[1:] == (500, "presift")
-        assert "secret" not in request.abort[0]
+        message = f"presift: building a compressed entry failed: {rig.failure}"
+        assert request.abort == (message, 500, "presift")
+        assert request.skip_radix_cache_insert
+    assert rig.published == []
     assert other.abort is None
     assert (rig.side_state(), rig.locks) == ([1, 1, 0, 0, 0], [])
 
@@ -504,7 +498,7 @@ def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) 
     rig.queue.append(first)
     rig.miss(first)
     scoring = rig.scoring()
-    scoring.state.lookahead = SimpleNamespace(accepted=lambda: (50, 51))
+    scoring.state.lookahead = SimpleNamespace(tokens=(50, 51))
     rig.run(scoring)
     rig.finish(scoring)
     rig.queue.clear()
@@ -680,10 +674,10 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("how", ["published", "no room", "incomplete", "callers left", "left while it ran", "vanished"])
+@pytest.mark.parametrize("how", ["published", "no room", "failed", "callers left", "left while it ran", "vanished"])
 def test_what_was_scored_goes_with_the_build_and_waits_for_no_collector(rig: Rig, no_collector: None, how: str) -> None:
     before = len(Selected.living)
-    rig.room, rig.is_complete = how != "no room", how != "incomplete"
+    rig.room, rig.failure = how != "no room", "why" if how == "failed" else None
     for number in range(20):
         request = caller(f"r{number}", f"entry {number}")
         rig.queue.append(request)
@@ -732,7 +726,10 @@ def test_the_request_that_is_scored(sglang: None, keep_full_prefix: bool) -> Non
     assert scoring.skip_radix_cache_insert is not keep_full_prefix
     assert (scoring.time_stats.wait_queue_entry_time, scoring.arrival_processed_tokens) == (123.5, 77)
     assert scoring.rid.startswith("presift-")
-    assert scoring.rid != scoring_request.scoring_request(scheduler, asked, state).rid
+    other = scoring_request.scoring_request(scheduler, asked, state)
+    # Each rank makes the same ids in the same order. SGLang aborts by the beginning of an id.
+    assert int(other.rid.removeprefix("presift-"), 16) == int(scoring.rid.removeprefix("presift-"), 16) + 1
+    assert len(other.rid) == len(scoring.rid)
     own = state_of(scoring)
     assert isinstance(own, ScoringState) and own.caller is state and own.selector is not None
     assert (own.selector.prompt_tokens, own.selector.lookahead_tokens, own.selector.kept_tokens) == (

@@ -19,41 +19,41 @@ from presift.core.policies import KvSelection, SpecKv  # noqa: E402
 from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target.sglang_plugin import entry_pins  # noqa: E402
 from presift.target.sglang_plugin.entry_pins import EntryPins  # noqa: E402
+from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.states import ScoringState  # noqa: E402
 
-from .fakes import KEPT, PROMPT_TOKENS, Request, Tree, compressed  # noqa: E402
+from .fakes import KEPT, PROMPT_TOKENS, Request, Tree, compressed, groups_of, on_ranks  # noqa: E402
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(entry_pins.time, "monotonic", lambda: clock.now)
-    return clock
+def pass_steps(pins: EntryPins, steps: int) -> None:
+    for _ in range(steps):
+        pins.count_step()
 
 
-def test_a_pin_expires(clock: SimpleNamespace) -> None:
+def test_a_pin_expires_after_some_steps_of_the_scheduler() -> None:
     tree, nodes = Tree(), [object(), object()]
-    pins = EntryPins(tree, 100, seconds=60.0)
+    pins = EntryPins(tree, 100, steps=60)
+    pass_steps(pins, 5)
     pins.pin("a", nodes[0], 30)
-    clock.now += 30.0
+    pass_steps(pins, 30)
     pins.pin("b", nodes[1], 30)
-    clock.now += 29.9
+    pass_steps(pins, 29)
     assert not pins.release_except("ab")
     assert len(pins) == 2
-    clock.now += 0.1
+    pins.count_step()
     assert pins.release_except("ab")
     assert list(tree.held.values()) == [nodes[1]]
-    clock.now += 30.0
+    pass_steps(pins, 30)
     assert pins.release_except("ab")
     assert (len(pins), tree.held) == (0, {})
 
 
-def test_pinning_again_renews(clock: SimpleNamespace) -> None:
-    pins = EntryPins(Tree(), 100, seconds=60.0)
+def test_pinning_again_renews() -> None:
+    pins = EntryPins(Tree(), 100, steps=60)
     pins.pin("a", object(), 30)
-    clock.now += 59.0
+    pass_steps(pins, 59)
     pins.pin("a", object(), 30)
-    clock.now += 59.0
+    pass_steps(pins, 59)
     assert not pins.release_except({"a"})
     assert len(pins) == 1
 
@@ -112,12 +112,12 @@ def test_clear_unlocks_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_lock_has_exactly_one_unlock(clock: SimpleNamespace, seed: int) -> None:
+def test_every_lock_has_exactly_one_unlock(seed: int) -> None:
     """`Tree` raises if a receipt comes twice or with another node."""
     chance, tree = random.Random(seed), Tree()
-    pins = EntryPins(tree, 60, seconds=5.0)
+    pins = EntryPins(tree, 60, steps=5)
     for _ in range(300):
-        clock.now += chance.random()
+        pass_steps(pins, chance.randrange(2))
         rid = f"{chance.randrange(12)}"
         act = chance.choice([pins.pin, pins.pin, pins.release, pins.release_by_prefix, None])
         if act == pins.pin:
@@ -158,9 +158,9 @@ def test_each_head_gets_its_own_tokens(heads: int, dtype: Any) -> None:
 CPU = torch.device("cpu")
 
 
-def mask_state(kept: np.ndarray[Any, Any]) -> ScoringState:
+def mask_state(kept: np.ndarray[Any, Any], report_kept: bool = False) -> ScoringState:
     policy = SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK)
-    return ScoringState(compressed(plan=KvPlan(policy, kv_mask=KvMask(kept))), None)
+    return ScoringState(compressed(plan=KvPlan(policy, kv_mask=KvMask(kept), report_kept=report_kept)), None)
 
 
 def random_mask(layers: int, heads: int) -> np.ndarray[Any, Any]:
@@ -210,6 +210,16 @@ def test_a_mask_is_copied_to_the_device_at_once(monkeypatch: pytest.MonkeyPatch)
     assert copied == [torch.device("meta")]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 4), (3, 4)])
+def test_each_rank_has_its_own_heads_of_a_mask(shape: tuple[int, int]) -> None:
+    mask = random_mask(*shape)
+    for rank, group in enumerate(groups_of(2)):
+        kept = entry_pins.kept_positions(mask_state(mask), 3, CPU, Ranks(group))
+        own = np.broadcast_to(mask, (3, 4, PROMPT_TOKENS))[:, 2 * rank : 2 * rank + 2]
+        for positions, layer in zip(kept, own, strict=True):
+            assert positions.expand(2, -1).tolist() == [np.flatnonzero(head[:-1]).tolist() for head in layer]
+
+
 def test_neither_selector_nor_mask_is_a_defect() -> None:
     with pytest.raises(AssertionError):
         entry_pins.kept_positions(ScoringState(compressed(), None), 1, CPU)
@@ -221,11 +231,20 @@ class Pool:
     page_size = 1
 
     def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.room: torch.Tensor | None = torch.arange(30, 38, dtype=torch.int32)
+        self.freed: list[torch.Tensor] = []
         self.keys = [a_buffer(2, layer) for layer in range(3)]
         self.values = [a_buffer(2, 10 + layer) for layer in range(3)]
         self.inserted: list[Any] = []
         self.node = object()
         self.token_to_kv_pool_allocator = self
+
+    def alloc(self, tokens: int) -> torch.Tensor | None:
+        return self.room
+
+    def free(self, slots: torch.Tensor) -> None:
+        self.freed.append(slots)
 
     def get_kvcache(self) -> Pool:
         return self
@@ -242,17 +261,24 @@ class Pool:
 
 
 @pytest.fixture
-def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
+def schedulers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One for each of two ranks."""
     if find_spec("sglang") is None:
         pytest.skip("needs SGLang")
     declare_missing()
     from sglang.srt.mem_cache import common
 
+    monkeypatch.setattr(common, "evict_from_tree_cache", lambda tree, tokens: tree.asked.append(tokens))
+    return [a_scheduler(), a_scheduler()]
+
+
+@pytest.fixture
+def scheduler(schedulers: list[Any]) -> Any:
+    return schedulers[0]
+
+
+def a_scheduler() -> Any:
     pool = Pool()
-    asked: list[int] = []
-    pool.free = torch.arange(30, 38, dtype=torch.int32)  # type: ignore[attr-defined]
-    pool.alloc = lambda tokens: pool.free  # type: ignore[attr-defined]
-    monkeypatch.setattr(common, "evict_from_tree_cache", lambda tree, tokens: asked.append(tokens))
     table = torch.full((2, 60), 99, dtype=torch.int32)
     table[0, : PROMPT_TOKENS + 2] = torch.arange(PROMPT_TOKENS + 2).flip(0) + 4
     return SimpleNamespace(
@@ -261,7 +287,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
         req_to_token_pool=SimpleNamespace(req_to_token=table),
         model_config=SimpleNamespace(num_hidden_layers=3),
         pool=pool,
-        asked=asked,
+        asked=pool.asked,
     )
 
 
@@ -273,7 +299,10 @@ def test_publishing_copies_every_layer_and_inserts_under_the_entrys_name(
     state, request = mask_state(mask), Request("s", holds_kv=True)
     request.cache_salt, request.priority = "salt", priority  # type: ignore[attr-defined]
     before = [[buffer.clone() for buffer in buffers] for buffers in (pool.keys, pool.values)]
-    assert entry_pins.publish(scheduler, request, state) is pool.node
+    copied = entry_pins.copy_selected(scheduler, request, state, ALONE)
+    assert copied.slots is not None
+    assert (copied.failure, copied.coverage, copied.accepted, copied.kv_mask) == (None, None, (), None)
+    assert entry_pins.insert_entry(pool, request, state.caller, copied.slots) is pool.node
     assert scheduler.asked == [KEPT]
     row = scheduler.req_to_token_pool.req_to_token[0]
     for buffers, copies in zip((pool.keys, pool.values), before, strict=True):
@@ -297,21 +326,82 @@ def test_new_slots_are_whole_pages(scheduler: Any, page_tokens: int, tokens: int
     assert (scheduler.asked, given, slots.tolist()) == ([in_pages], [in_pages], list(range(32, 32 + tokens)))
 
 
-def test_a_failed_publish_frees_its_slots(scheduler: Any) -> None:
-    pool, freed = scheduler.pool, []
-    pool.free, slots = freed.append, pool.free
-    pool.alloc = lambda tokens: slots
-    broken = ScoringState(compressed(), SimpleNamespace(kept={0: torch.zeros(2, KEPT, dtype=torch.int32)}))  # type: ignore[arg-type]
-    with pytest.raises(KeyError):
-        entry_pins.publish(scheduler, Request("s", holds_kv=True), broken)
-    assert len(freed) == 1 and torch.equal(freed[0], slots)
-    assert pool.inserted == []
+def selected(layers: int = 3, attention: tuple[float, float] = (1.0, 4.0), **others: Any) -> Any:
+    """What a rank selected: the first tokens, in two heads."""
+    kept = {layer: torch.arange(KEPT, dtype=torch.int32).expand(2, -1) for layer in range(layers)}
+    own = {"kept": kept, "attention": attention, "is_complete": True, "reports_mask": False, "mask": None}
+    return SimpleNamespace(**own | others)
 
 
-def test_without_room_nothing_is_published(scheduler: Any) -> None:
+def scored(selector: Any, *choices: tuple[float, int], report_kept: bool = False) -> ScoringState:
+    plan = KvPlan(SpecKv(KEPT, window=3), lookahead_token_ids=(50, 51, 52), report_kept=report_kept)
+    lookahead: Any = SimpleNamespace(tokens=(50, 51, 52), choices=lambda: list(choices))
+    return ScoringState(compressed(plan=plan), selector, lookahead=lookahead)
+
+
+def test_without_room_nothing_is_copied(scheduler: Any) -> None:
     pool = scheduler.pool
-    pool.free = None
+    pool.room = None
     before = [buffer.clone() for buffer in pool.keys]
-    assert entry_pins.publish(scheduler, Request("s", holds_kv=True), mask_state(random_mask(1, 1))) is None
-    assert pool.inserted == []
+    copied = entry_pins.copy_selected(scheduler, Request("s", holds_kv=True), mask_state(random_mask(1, 1)), ALONE)
+    assert (copied.slots, copied.failure) == (None, None)
     assert all(torch.equal(one, other) for one, other in zip(pool.keys, before, strict=True))
+
+
+INCOMPLETE = "KV selection did not see every layer; check the attention backend"
+FAILURES = {
+    "raises": ({"layers": 1}, "copying the selected KV failed: KeyError"),
+    "incomplete": ({"is_complete": False}, INCOMPLETE),
+}
+
+
+@pytest.mark.parametrize(("wrong", "reason"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_copy_frees_its_slots(scheduler: Any, wrong: dict[str, Any], reason: str) -> None:
+    pool, request = scheduler.pool, Request("s", holds_kv=True)
+    copied = entry_pins.copy_selected(scheduler, request, scored(selected(**wrong)), ALONE)
+    assert (copied.slots, copied.failure) == (None, reason)
+    assert len(pool.freed) == 1 and torch.equal(pool.freed[0], pool.room)
+
+
+@pytest.mark.parametrize(("wrong", "reason"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_fails_on_one_rank_fails_on_all(
+    schedulers: list[Any], wrong: dict[str, Any], reason: str, failing: int
+) -> None:
+    def copy(rank: int, ranks: Ranks) -> Any:
+        selector = selected(**wrong if rank == failing else {})
+        return entry_pins.copy_selected(schedulers[rank], Request("s", holds_kv=True), scored(selector), ranks)
+
+    assert [(copied.slots, copied.failure) for copied in on_ranks(copy)] == [(None, reason)] * 2
+    # All have evicted and freed the same.
+    assert [scheduler.asked for scheduler in schedulers] == [[KEPT]] * 2
+    assert [len(scheduler.pool.freed) for scheduler in schedulers] == [1, 1]
+
+
+def test_all_ranks_know_what_all_heads_kept(schedulers: list[Any]) -> None:
+    masks = [KvMask(random_mask(3, 2)), KvMask(random_mask(3, 2)[::-1])]
+    held = [(1.0, 4.0), (1.0, 1.0)]
+    # The largest logits of each rank's part of the vocabulary; the third row is missing on the second.
+    choices = [[(2.0, 50), (1.0, 7), (9.0, 52)], [(1.0, 300), (1.5, 51)]]
+
+    def copy(rank: int, ranks: Ranks) -> Any:
+        selector = selected(attention=held[rank], reports_mask=True, mask=masks[rank])
+        state = scored(selector, *choices[rank], report_kept=True)
+        return entry_pins.copy_selected(schedulers[rank], Request("s", holds_kv=True), state, ranks)
+
+    for copied in on_ranks(copy):
+        # Their sums, not the mean of 1/4 and 1.
+        assert copied.coverage == pytest.approx(2 / 5)
+        assert copied.accepted == (50, 51)
+        assert np.array_equal(copied.kv_mask.kept, np.concatenate([mask.kept for mask in masks], axis=1))
+        assert copied.slots.tolist() == list(range(30, 38))
+
+
+def test_a_given_mask_is_reported_whole(schedulers: list[Any]) -> None:
+    mask = random_mask(3, 4)
+    state = mask_state(mask, report_kept=True)
+
+    def copy(rank: int, ranks: Ranks) -> Any:
+        return entry_pins.copy_selected(schedulers[rank], Request("s", holds_kv=True), state, ranks)
+
+    assert [np.array_equal(copied.kv_mask.kept, mask) for copied in on_ranks(copy)] == [True, True]

@@ -21,10 +21,11 @@ from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target import sglang_plugin  # noqa: E402
 from presift.target.sglang_plugin import hooks  # noqa: E402
 from presift.target.sglang_plugin.hooks import Plugin, missing_hooks  # noqa: E402
+from presift.target.sglang_plugin.ranks import Ranks  # noqa: E402
 from presift.target.sglang_plugin.sglang_names import TESTED, installed  # noqa: E402
 from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
 
-from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
+from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed, groups_of, on_ranks  # noqa: E402
 
 DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), keep_full_prefix=False)
 
@@ -213,6 +214,38 @@ def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: 
     assert made[0][0][1:] == (1,) and made[0][1] == {"x": 2}
 
 
+def test_what_one_rank_refuses_is_refused_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
+        monkeypatch.setattr(hooks, check, lambda *_: None)
+    monkeypatch.setattr(hooks, "unsupported_scheduler", lambda scheduler: scheduler.refuses)
+    groups = groups_of(2)
+
+    def start(rank: int, _: Ranks) -> Plugin:
+        scheduler = Scheduler(tp_group=groups[rank])
+        scheduler.refuses = "LoRA" if rank else None  # type: ignore[attr-defined]
+        plugin = Plugin(TESTED[-1])
+        plugin.around_scheduler_init(lambda scheduler: None, scheduler)
+        return plugin
+
+    assert [(plugin.unsupported, plugin.check) for plugin in on_ranks(start)] == [("LoRA", None)] * 2
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_the_internal_state_says_whether_the_ranks_agree(monkeypatch: pytest.MonkeyPatch, agree: bool) -> None:
+    for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
+        monkeypatch.setattr(hooks, check, lambda *_: "why")
+    groups = groups_of(2)
+
+    def ask(rank: int, _: Ranks) -> Any:
+        plugin = Plugin(TESTED[-1])
+        pool_tokens = 1000 if agree else 1000 + rank
+        plugin.around_scheduler_init(lambda _: None, Scheduler(tp_group=groups[rank], max_total_num_tokens=pool_tokens))
+        answer = plugin.around_get_internal_state(lambda *_: SimpleNamespace(internal_state={}), None, None)
+        return answer.internal_state["presift"]["ranks_agree"]
+
+    assert on_ranks(ask) == [agree] * 2
+
+
 def test_the_internal_state_has_counts_once_there_is_a_builder(plugin: Plugin) -> None:
     told = [
         each.around_get_internal_state(lambda *_: SimpleNamespace(internal_state={"theirs": 1}), None, None)
@@ -220,7 +253,7 @@ def test_the_internal_state_has_counts_once_there_is_a_builder(plugin: Plugin) -
     ]
     assert [answer.internal_state["theirs"] for answer in told] == [1, 1]
     counts = plugin.builder.counts()  # type: ignore[union-attr]
-    assert told[0].internal_state["presift"] == {"unsupported": None, "checking": False} | counts
+    assert told[0].internal_state["presift"] == {"unsupported": None, "checking": False, "ranks_agree": True} | counts
     assert told[1].internal_state["presift"] == {"unsupported": "no scheduler has started", "checking": False}
 
 

@@ -16,6 +16,8 @@ from presift.core.policies import KvSelection, SpecKv  # noqa: E402
 from presift.core.spans import Span  # noqa: E402
 from presift.target.sglang_plugin import renewals  # noqa: E402
 from presift.target.sglang_plugin.custom_params import KEY  # noqa: E402
+from presift.target.sglang_plugin.entry_pins import SelectedCopy  # noqa: E402
+from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.renewals import Renewals, selection  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, ScoringState  # noqa: E402
 
@@ -94,6 +96,8 @@ class Rig:
         self.freed: list[Any] = []
         self.replaced: list[tuple[int, int]] = []
         self.has_room = self.fits = self.tail_fits = True
+        self.failure: str | None = None
+        self.coverage: float | None = 0.5
         allocator = SimpleNamespace(free=self.freed.append)
         self.scheduler: Any = SimpleNamespace(
             waiting_queue=["other"],
@@ -105,7 +109,7 @@ class Rig:
         self.renewals = Renewals(self.scheduler)
         monkeypatch.setattr(renewals, "scoring_request", self._scoring)
         monkeypatch.setattr(renewals, "can_replace_head", lambda _request, _head: self.fits)
-        monkeypatch.setattr(renewals, "copy_selected", lambda *_: SLOTS if self.has_room else None)
+        monkeypatch.setattr(renewals, "copy_selected", self._copy)
         monkeypatch.setattr(renewals, "replace_head", self._replace)
 
     def _replace(self, scheduler: Any, batch: Any, index: int, head: int, slots: Any) -> bool:
@@ -114,10 +118,14 @@ class Rig:
             self.replaced.append((index, head))
         return self.tail_fits
 
+    def _copy(self, scheduler: Any, scoring: Scoring, state: ScoringState, ranks: Ranks) -> SelectedCopy:
+        assert scheduler is self.scheduler and state is scoring.state and ranks is ALONE
+        return SelectedCopy(SLOTS if self.has_room else None, self.failure, self.coverage)
+
     def _scoring(self, scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool) -> Scoring:
         assert scheduler is self.scheduler and is_renewal
         first = len(state.prompt) - 1 - WINDOW
-        selector: Any = SimpleNamespace(is_complete=True, coverage=0.5, ms=1.0, first_row=first)
+        selector: Any = SimpleNamespace(ms=1.0, first_row=first)
         return Scoring(ScoringState(state, selector, is_renewal))
 
     def step(self, *callers: Caller) -> bool:
@@ -239,7 +247,7 @@ def test_falling_coverage_renews_sooner(rig: Rig, every: int, coverages: list[An
     for coverage, interval in zip(coverages, intervals, strict=True):
         rig.step(caller)
         rig.run(scoring := rig.scoring)
-        scoring.state.selector.coverage = coverage
+        rig.coverage = coverage
         rig.finish(scoring)
         rig.step(caller)
         assert caller.state.next_renewal == caller.generated + interval
@@ -282,7 +290,7 @@ def test_a_request_that_is_back_after_retraction_does_not_get_kv_of_before(rig: 
     assert (rig.replaced, len(rig.freed)) == ([], 1)
 
 
-@pytest.mark.parametrize("why", ["refused", "aborted", "late", "no room", "incomplete", "unfit", "tail"])
+@pytest.mark.parametrize("why", ["refused", "aborted", "late", "no room", "failed", "unfit", "tail"])
 def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: str) -> None:
     caller = Caller(state_of(), generated=6)
     rig.step(caller)
@@ -300,7 +308,7 @@ def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: s
         caller.generated = 6 + EVERY
     else:
         rig.run(scoring)
-        rig.has_room, scoring.state.selector.is_complete = why != "no room", why != "incomplete"
+        rig.has_room, rig.failure = why in ("unfit", "tail"), "why" if why == "failed" else None
         rig.fits, rig.tail_fits = why != "unfit", why != "tail"
         rig.finish(scoring)
     rig.step(caller)

@@ -17,8 +17,11 @@ torch = pytest.importorskip("torch")
 from presift.models.torchvision_ops import declare_missing  # noqa: E402 - the plugin needs torch
 from presift.target.sglang_plugin import self_check  # noqa: E402
 from presift.target.sglang_plugin.custom_params import KEY  # noqa: E402
+from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.self_check import Answer, SelfCheck, agree  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, state_of  # noqa: E402
+
+from .fakes import on_ranks  # noqa: E402
 
 LIKELY = {5: -0.5, 6: -1.5, 7: -3.0}
 RUNNING = "the self-check is running"
@@ -62,7 +65,7 @@ Spoil = Callable[[int, Asked], None]
 class Rig:
     """A check in a fake scheduler that finds entries again. `spoil` may change the n-th request's answer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ranks: Ranks = ALONE) -> None:
         self.dtype, self.page_size = torch.float32, 1
         self.asked: list[Asked] = []
         self.handled: list[Any] = []
@@ -79,7 +82,7 @@ class Rig:
         self.pool = pool
         monkeypatch.setattr(self_check, "checking_request", lambda scheduler, prompt, state: Asked(prompt, state))
         monkeypatch.setattr(self_check, "engine_identity", lambda scheduler: ("model",))
-        self.check = SelfCheck(self.scheduler)
+        self.check = SelfCheck(self.scheduler, ranks)
 
     def answer(self) -> None:
         asked = self.asked[-1]
@@ -231,6 +234,44 @@ def test_a_defect_of_the_check_is_a_reason_and_never_raised(rig: Rig, monkeypatc
     monkeypatch.setattr(self_check, "checking_request", lambda *_: 1 / 0)
     rig.check.step()
     assert rig.check.reason == "the self-check failed: ZeroDivisionError"
+
+
+RANK_ERRORS: dict[str, tuple[Spoil, str]] = {
+    "wrong answer": (other_tokens(5), "the same entry gave a different answer"),
+    "defect": (lambda number, asked: setattr(asked, "likely", None), "the self-check failed: TypeError"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), RANK_ERRORS.values(), ids=RANK_ERRORS)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_all_ranks_fail_where_one_does(
+    monkeypatch: pytest.MonkeyPatch, spoil: Spoil, reason: str, failing: int
+) -> None:
+    def check(rank: int, ranks: Ranks) -> Any:
+        rig = Rig(monkeypatch, ranks)
+        rig.spoil = spoil if rank == failing else rig.spoil
+        told = rig.run()
+        return told, len(rig.asked)
+
+    (one, asked), (other, asked_too) = on_ranks(check)
+    assert one == other and reason in str(one)
+    assert asked == asked_too
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_all_ranks_give_up_by_the_clock_of_any(monkeypatch: pytest.MonkeyPatch, late: int) -> None:
+    def check(rank: int, ranks: Ranks) -> Any:
+        rig = Rig(monkeypatch, ranks)
+        rig.check.step()
+        rig.check._deadline_s = -math.inf if rank == late else math.inf
+        rig.check.step()
+        return rig.check.reason
+
+    assert on_ranks(check) == ["the self-check failed: no answer within 180 s"] * 2
+
+
+def test_all_ranks_pass_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_ranks(lambda _, ranks: Rig(monkeypatch, ranks).run()) == [None, None]
 
 
 def test_nobody_gets_the_answers_of_the_check(rig: Rig) -> None:

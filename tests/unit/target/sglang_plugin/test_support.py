@@ -43,7 +43,9 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
         overlap=SimpleNamespace(enable_two_batch_overlap=False),
         graph=SimpleNamespace(cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(backend="breakable"))),
     )
+    parallel = SimpleNamespace(attn_cp_size=1, dcp_size=1)
     monkeypatch.setattr(runtime_context, "get_exec", lambda: execution)
+    monkeypatch.setattr(runtime_context, "get_parallel", lambda: parallel)
     layers = []
     for _ in range(2):
         layer = RadixAttention.__new__(RadixAttention)
@@ -56,10 +58,14 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
         tree_cache=tree,
         token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
         model_config=SimpleNamespace(
-            is_encoder_decoder=False, is_multimodal=False, model_is_mrope=False, num_hidden_layers=2
+            is_encoder_decoder=False,
+            is_multimodal=False,
+            model_is_mrope=False,
+            num_hidden_layers=2,
+            get_total_num_kv_heads=lambda: 2,
         ),
         server_args=SimpleNamespace(
-            disaggregation_mode="null", tp_size=1, dp_size=1, pp_size=1, enable_dp_attention=False
+            disaggregation_mode="null", tp_size=1, dp_size=1, pp_size=1, enable_dp_attention=False, nnodes=1
         ),
         spec_algorithm=SimpleNamespace(is_none=lambda: True),
         enable_hierarchical_cache=False,
@@ -68,6 +74,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
         enable_unified_cache_external_linker=False,
         enable_pdmux=False,
         execution=execution,
+        parallel=parallel,
         enable_lora=False,
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=model)),
         layers=layers,
@@ -134,6 +141,9 @@ UNSUPPORTED = {
     "PD disaggregation": [_set("server_args.disaggregation_mode", mode) for mode in ("prefill", "decode")],
     "hierarchical cache": [_set("enable_hierarchical_cache", True)],
     "tensor parallelism": [_set("server_args.tp_size", 2)],
+    "more tensor-parallel ranks than KV heads": [_set("model_config.get_total_num_kv_heads", lambda: 0)],
+    "context parallelism": [_set("parallel.attn_cp_size", 2), _set("parallel.dcp_size", 2)],
+    "several nodes (--nnodes)": [_set("server_args.nnodes", 2)],
     "data parallelism": [_set("server_args.dp_size", 2)],
     "pipeline parallelism": [_set("server_args.pp_size", 2)],
     "data-parallel attention": [_set("server_args.enable_dp_attention", True)],

@@ -40,11 +40,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scheduler(page_size: int = 1, **limits: Any) -> Any:
-    pool = SimpleNamespace(start_layer=4, get_key_buffer=lambda layer: torch.zeros(1, 2, 4 if layer == 4 else 99))
     return SimpleNamespace(
         page_size=page_size,
-        model_config=SimpleNamespace(num_hidden_layers=3, context_len=100, vocab_size=512),
-        token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
+        model_config=SimpleNamespace(
+            num_hidden_layers=3, context_len=100, vocab_size=512, get_total_num_kv_heads=lambda: 2
+        ),
         **{"max_req_len": 90, "max_total_num_tokens": 1000} | limits,
     )
 

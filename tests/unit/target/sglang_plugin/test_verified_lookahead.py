@@ -12,11 +12,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from presift.target.sglang_plugin import verified_lookahead  # noqa: E402 - the plugin needs torch
+from presift.target.sglang_plugin.ranks import Ranks  # noqa: E402
 from presift.target.sglang_plugin.verified_lookahead import (  # noqa: E402
     VerifiedLookahead,
     accept,
+    accepted,
     most_likely,
 )
+
+from .fakes import on_ranks  # noqa: E402
 
 FIRST, TOKENS = 9, (5, 6, 7, 8)
 PLAIN: dict[str, Any] = {
@@ -57,42 +61,95 @@ class Request:
         return self.finished_reason is not None
 
 
+def rows(*tokens: int) -> torch.Tensor:
+    """Tokens as the largest logits of their rows."""
+    return torch.tensor([[1.0, token] for token in tokens], dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
-    ("chosen", "accepted"),
+    ("chosen", "count"),
     [([5, 6, 7, 8], 4), ([5, 6, 7, 0], 3), ([5, 0, 7, 8], 1), ([0, 6, 7, 8], 0)],
 )
 @pytest.mark.parametrize("cut", [1, 2, 4])
-def test_the_longest_common_beginning_is_accepted(chosen: list[int], accepted: int, cut: int) -> None:
+def test_the_longest_common_beginning_is_accepted(chosen: list[int], count: int, cut: int) -> None:
     """Also if chunks split the rows."""
     lookahead = VerifiedLookahead(FIRST, TOKENS)
     for start in range(0, 4, cut):
-        lookahead.add(FIRST + start, torch.tensor(chosen[start : start + cut]))
+        lookahead.add(FIRST + start, rows(*chosen[start : start + cut]))
     assert lookahead.end_row == FIRST + 4
-    assert lookahead.accepted() == TOKENS[:accepted]
+    assert accepted(TOKENS, [lookahead.choices()]) == TOKENS[:count]
 
 
 def test_choices_are_on_their_way_to_the_host_before_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
     monkeypatch.setattr(verified_lookahead, "HostCopy", begun.append)
-    choices = torch.zeros(4, dtype=torch.int64)
+    choices = rows(5, 6, 7, 8)
     VerifiedLookahead(FIRST, TOKENS).add(FIRST, choices)
     assert begun == [choices]
 
 
 def test_nothing_is_accepted_from_a_missing_row_on() -> None:
     lookahead = VerifiedLookahead(FIRST, TOKENS)
-    assert lookahead.accepted() == ()
-    lookahead.add(FIRST + 2, torch.tensor([7, 8]))
-    assert lookahead.accepted() == ()
-    lookahead.add(FIRST, torch.tensor([5]))
-    assert lookahead.accepted() == (5,)
+    assert accepted(TOKENS, [lookahead.choices()]) == ()
+    lookahead.add(FIRST + 2, rows(7, 8))
+    assert accepted(TOKENS, [lookahead.choices()]) == ()
+    lookahead.add(FIRST, rows(5))
+    assert accepted(TOKENS, [lookahead.choices()]) == (5,)
     lookahead.reset()
-    assert lookahead.accepted() == ()
+    assert lookahead.choices() == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "count"),
+    [
+        ([(2.0, 5), (2.0, 6)], [(1.0, 90), (1.0, 90)], 2),
+        ([(2.0, 5), (1.0, 6)], [(1.0, 90), (2.0, 90)], 1),
+        # Of equal logits the first token.
+        ([(2.0, 5), (2.0, 6)], [(2.0, 90), (2.0, 90)], 2),
+        ([(2.0, 5), (2.0, 6)], [(1.0, 90)], 1),
+        ([(2.0, 5)], [], 0),
+    ],
+)
+def test_the_largest_logit_of_all_ranks_decides(one: Any, other: Any, count: int) -> None:
+    assert accepted(TOKENS, [one, other]) == TOKENS[:count]
+
+
+WEIGHTS = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+STATES = torch.randn(70, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_each_rank_computes_its_part_of_the_vocabulary() -> None:
+    """Of 64 columns, 32 for each rank; those behind the vocabulary of 50 are larger than all others."""
+    padded = torch.cat([WEIGHTS, torch.zeros(8, 14)], dim=1)
+
+    def part_of(rank: int, ranks: Ranks) -> Any:
+        def logits(block: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            assert processor.do_tensor_parallel_all_gather is False
+            own = block @ padded[:, 32 * rank : 32 * rank + 32]
+            own[:, 50 - 32 * rank :] = 1e9
+            return own
+
+        processor = SimpleNamespace(_get_logits=logits, do_tensor_parallel_all_gather=True, vocab_size=50)
+        lookahead = VerifiedLookahead(0, tuple(range(70)))
+        lookahead.add(0, most_likely(processor, STATES, None, None, ranks))
+        assert processor.do_tensor_parallel_all_gather is True
+        return lookahead.choices()
+
+    expected = tuple((STATES @ WEIGHTS).argmax(-1).tolist())
+    assert len(set(expected) & set(range(32, 50))) > 5
+    assert accepted(expected, on_ranks(part_of)) == expected
+
+
+def test_logits_that_no_rank_divides_are_whole_on_each() -> None:
+    def logits(block: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return block @ WEIGHTS
+
+    processor = SimpleNamespace(_get_logits=logits, do_tensor_parallel_all_gather=False)
+    found = on_ranks(lambda _, ranks: most_likely(processor, STATES, None, None, ranks)[:, 1])
+    assert [each.tolist() for each in found] == [(STATES @ WEIGHTS).argmax(-1).tolist()] * 2
 
 
 def test_the_logits_are_sglangs_own() -> None:
-    weights = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
-    states = torch.randn(70, 8, generator=torch.Generator().manual_seed(1))
     seen: list[int] = []
 
     def logits(block: torch.Tensor, head: Any, metadata: str, use_logits_buffer: bool) -> torch.Tensor:
@@ -100,8 +157,9 @@ def test_the_logits_are_sglangs_own() -> None:
         seen.append(len(block))
         return block @ head
 
-    found = most_likely(SimpleNamespace(_get_logits=logits), states, weights, "metadata")
-    assert torch.equal(found, (states @ weights).argmax(-1))
+    found = most_likely(SimpleNamespace(_get_logits=logits), STATES, WEIGHTS, "metadata")
+    largest = (STATES @ WEIGHTS).max(-1)
+    assert torch.equal(found, torch.stack([largest.values.double(), largest.indices.double()], dim=1))
     assert max(seen) <= 32
 
 
