@@ -1,6 +1,6 @@
 """Try a version of SGLang: `canary.py VERSION_OR_WHEEL [TEST ...]`, or `make sglang-canary SGLANG=VERSION`.
 
-Unpacks the wheel, without its dependencies, in front of the installed packages. Compares the functions that the plugin
+Unpacks the wheel, without its dependencies, in front of the installed packages. Compares the functions that presift
 hooks with functions.json, and runs tests (default: tests/e2e/spec_kv) on that version. The exit status is the sum of 1
 (functions are gone or changed) and 2 (tests failed), or 4 (no such wheel).
 

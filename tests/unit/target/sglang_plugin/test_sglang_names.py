@@ -18,6 +18,8 @@ from presift.target.sglang_plugin.sglang_names import (
     hooked_functions,
     installed,
     is_tested,
+    plugin_functions,
+    seeding_functions,
 )
 
 OLDEST, NEWEST = TESTED[0], TESTED[-1]
@@ -27,14 +29,23 @@ def test_the_versions_are_in_order() -> None:
     assert list(TESTED) == sorted(TESTED, key=Version)
 
 
-def test_every_hook_of_the_plugin_is_in_the_table_and_none_else() -> None:
+def test_every_hook_is_in_the_table_and_none_else() -> None:
     pytest.importorskip("torch")
+    from presift.target.sglang import seeds
     from presift.target.sglang_plugin.hooks import Plugin
 
-    hooks = {name for name in vars(Plugin) if name.startswith("around_")}
-    assert set(hooked_functions(OLDEST)) == hooks
+    for owner, functions in ((Plugin, plugin_functions), (seeds, seeding_functions)):
+        hooks = {name for name in vars(owner) if name.startswith(("around_", "instead_of_"))}
+        assert set(functions(OLDEST)) == hooks
+        for version in TESTED:
+            assert set(functions(version)) <= hooks
+
+
+def test_the_hooks_of_the_plugin_and_of_the_seeds_are_all() -> None:
     for version in TESTED:
-        assert set(hooked_functions(version)) <= hooks
+        plugin, seeding = plugin_functions(version), seeding_functions(version)
+        assert not plugin.keys() & seeding.keys()
+        assert hooked_functions(version) == plugin | seeding
 
 
 def test_a_row_changes_what_it_names() -> None:
