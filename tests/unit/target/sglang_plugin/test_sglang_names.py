@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,8 @@ from presift.target.sglang_plugin.sglang_names import (
     seeding_functions,
 )
 
+TESTS = Path(__file__).parents[3]
+UPSTREAM = TESTS.parent / "ops" / "upstream.md"
 OLDEST, NEWEST = TESTED[0], TESTED[-1]
 
 
@@ -46,6 +50,25 @@ def test_the_hooks_of_the_plugin_and_of_the_seeds_are_all() -> None:
         plugin, seeding = plugin_functions(version), seeding_functions(version)
         assert not plugin.keys() & seeding.keys()
         assert hooked_functions(version) == plugin | seeding
+
+
+def test_the_proposals_to_sglang_name_every_function() -> None:
+    """The page is about the newest tested version."""
+    page = UPSTREAM.read_text(encoding="utf-8")
+    functions = [path.removeprefix("sglang.srt.").split(".") for path in hooked_functions(NEWEST).values()]
+    # A class is in capitals; a function of a module is named alone.
+    names = {".".join(names[-2:] if names[-2][0].isupper() else names[-1:]) for names in functions}
+    rows = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`([\w.]+)`", line)}
+    assert names <= rows
+    assert f"hooks {len(functions)} functions of SGLang {NEWEST}" in page
+    assert f"{len(plugin_functions(NEWEST))} for KV dropping, {len(seeding_functions(NEWEST))} for seeded" in page
+
+
+def test_the_proposals_name_tests_that_exist() -> None:
+    tests = re.findall(r"(test_\w+\.py)::(test_\w+)", UPSTREAM.read_text(encoding="utf-8"))
+    assert len(tests) >= 4
+    for file, test in tests:
+        assert f"def {test}(" in (TESTS / "e2e" / "spec_kv" / file).read_text(encoding="utf-8"), test
 
 
 def test_a_row_changes_what_it_names() -> None:
