@@ -82,8 +82,8 @@ def readers_of(route: str) -> frozenset[str]:
     be both."""
     if route == Route.FULL:
         return frozenset({"target"})
-    reads_whole_prompt = route == AUTO or POLICIES[Route(route)].reads_whole_prompt
-    return frozenset({"draft", "target"} if reads_whole_prompt else {"draft"})
+    by_draft_alone = {each for each, policy in POLICIES.items() if not policy.reads_whole_prompt}
+    return frozenset({"draft"} if route in by_draft_alone else {"draft", "target"})
 
 
 def budget_of(word: str) -> Budget:

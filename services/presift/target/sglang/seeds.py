@@ -31,11 +31,11 @@ def register(is_plain_cpu: bool) -> None:
     if is_plain_cpu:
         hooks.append((instead_of_multinomial_with_seed, HookType.REPLACE))
     functions = seeding_functions(installed())
-    targets = [functions[hook.__name__] for hook, _ in hooks]
-    for target, (hook, kind) in zip(targets, hooks, strict=True):
+    targets = {functions[hook.__name__]: (hook, kind) for hook, kind in hooks if hook.__name__ in functions}
+    for target, (hook, kind) in targets.items():
         HookRegistry.register(target, hook, kind)
     HookRegistry.apply_hooks()
-    if missing := set(targets) - HookRegistry._patched:
+    if missing := targets.keys() - HookRegistry._patched:
         raise RuntimeError(f"the installed SGLang has no {', '.join(sorted(missing))}")
 
 
