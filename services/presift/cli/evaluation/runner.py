@@ -156,7 +156,7 @@ class Runner:
         if known is not None:
             return known
         explanation = await self._client.explain(
-            **example.prompt, route=BASELINE.route.value, deadline_s=self._settings.deadline_s
+            **example.prompt, route=str(BASELINE.route), deadline_s=self._settings.deadline_s
         )
         self._results.prompt_tokens[example.digest] = explanation.decision.prompt_tokens
         return explanation.decision.prompt_tokens
