@@ -101,7 +101,7 @@ test-models: $(STAMP) models demo-models ## all tests, with those on the real de
 faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
-sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks, and the KV tests on it (SGLANG=0.5.23)
+sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks, and the tests of KV and seeds on it (SGLANG=0.5.23)
 	@$(BIN)/python ops/sglang/canary.py $(SGLANG) $(TESTS)
 
 engines: $(STAMP) ## write README's table of engines and models
