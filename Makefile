@@ -42,7 +42,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci test-models faults sglang-canary soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci test-models faults sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,13 +101,19 @@ test-models: $(STAMP) models demo-models ## all tests, with those on the real de
 faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
-sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that the plugin hooks, and the KV tests on it (SGLANG=0.5.23)
+sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks, and the tests of KV and seeds on it (SGLANG=0.5.23)
 	@$(BIN)/python ops/sglang/canary.py $(SGLANG) $(TESTS)
+
+engines: $(STAMP) ## write README's table of engines and models
+	@$(BIN)/python ops/sglang/support_table.py
+
+engines-check: $(STAMP)
+	@$(BIN)/python ops/sglang/support_table.py --check
 
 soak: $(STAMP) ## 30 minutes of mixed traffic with restarts; fails if anything leaks
 	@PYTHONPATH=services:clients/python $(BIN)/python -m tests.faults.soak --minutes 30
 
-check: $(STAMP) protos-check supply-chain dashboards-check
+check: $(STAMP) protos-check supply-chain dashboards-check engines-check
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --verbose > /dev/null || $(BIN)/lint-imports

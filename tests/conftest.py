@@ -46,6 +46,7 @@ _PROCESSES = {
 _SHARED = dict.fromkeys(
     (
         "test_answer_forms",
+        "test_families",
         "test_keep_all",
         "test_ledger",
         "test_renewal",
@@ -109,12 +110,16 @@ def tiny_model(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """name -> a Hugging Face folder of the reference's tiny random model ("tinyq", "tinyl"), without a tokenizer.
 
     "tinyc" is tinyq with a tokenizer, whose tokens are bytes and a few marks, and Qwen2.5's format of tool calls.
+    "tinym" is a Qwen3-MoE, not of the reference, without a tokenizer.
     """
 
     def folder(name: str) -> Path:
         path = tmp_path_factory.getbasetemp() / name
         if not path.exists():
             path.mkdir()
+            if name == "tinym":
+                _save_experts(path)
+                return path
             weights = "tinyq" if name == "tinyc" else name
             shutil.copy(reference_dir / f"{weights}.config.json", path / "config.json")
             shutil.copy(reference_dir / f"{weights}.safetensors", path / "model.safetensors")
@@ -123,6 +128,63 @@ def tiny_model(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         return path
 
     return folder
+
+
+def _save_experts(folder: Path) -> None:
+    """A random Qwen3-MoE in float32: two of eight experts a token in every layer but the second, which has none."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1],
+        "vocab_size": 512,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    random = np.random.default_rng(0)
+    weights = {}
+
+    def matrix(name: str, *shape: int) -> None:
+        # Far from a fresh model's, whose attention is the same everywhere.
+        weights[f"{name}.weight"] = random.normal(0, 0.2, shape).astype(np.float32)
+
+    def feed_forward(name: str, width: int) -> None:
+        matrix(f"{name}.gate_proj", width, 64)
+        matrix(f"{name}.up_proj", width, 64)
+        matrix(f"{name}.down_proj", 64, width)
+
+    matrix("model.embed_tokens", 512, 64)
+    matrix("lm_head", 512, 64)
+    norms = {"model.norm": 64}
+    for layer in (f"model.layers.{number}" for number in range(4)):
+        norms |= {f"{layer}.input_layernorm": 64, f"{layer}.post_attention_layernorm": 64}
+        norms |= {f"{layer}.self_attn.{name}_norm": 16 for name in "qk"}
+        for name, rows in (("q", 64), ("k", 32), ("v", 32), ("o", 64)):
+            matrix(f"{layer}.self_attn.{name}_proj", rows, 64)
+        if layer.endswith(".1"):
+            feed_forward(f"{layer}.mlp", 128)
+            continue
+        matrix(f"{layer}.mlp.gate", 8, 64)
+        for expert in range(8):
+            feed_forward(f"{layer}.mlp.experts.{expert}", 32)
+    weights |= {f"{name}.weight": np.ones(width, np.float32) for name, width in norms.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _add_tokenizer(folder: Path) -> None:

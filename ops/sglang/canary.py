@@ -1,8 +1,8 @@
 """Try a version of SGLang: `canary.py VERSION_OR_WHEEL [TEST ...]`, or `make sglang-canary SGLANG=VERSION`.
 
-Unpacks the wheel, without its dependencies, in front of the installed packages. Compares the functions that the plugin
-hooks with functions.json, and runs tests (default: tests/e2e/spec_kv) on that version. The exit status is the sum of 1
-(functions are gone or changed) and 2 (tests failed), or 4 (no such wheel).
+Unpacks the wheel, without its dependencies, in front of the installed packages. Compares the functions that presift
+hooks with functions.json, and runs tests (default: those of dropping KV and of seeds) on that version. The exit status
+is the sum of 1 (functions are gone or changed) and 2 (tests failed), or 4 (no such wheel).
 
 `--accept` runs no tests. It writes the version's digests to functions.json, for when the changes have been read.
 """
@@ -28,6 +28,7 @@ from presift.target.sglang_plugin.sglang_names import hooked_functions
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = Path(__file__).with_name("functions.json")
+TESTS = ["tests/e2e/spec_kv", "tests/unit/target/sglang/test_seeds.py"]
 GONE_OR_CHANGED, TESTS_FAILED, NO_WHEEL = 1, 2, 4
 
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sglang", metavar="VERSION_OR_WHEEL")
-    parser.add_argument("tests", metavar="TEST", nargs="*", default=["tests/e2e/spec_kv"])
+    parser.add_argument("tests", metavar="TEST", nargs="*", default=TESTS)
     parser.add_argument("--accept", action="store_true", help="write functions.json instead of comparing with it")
     given = parser.parse_args(arguments)
     cache = Path(os.environ.get("PRESIFT_HOME", Path.home() / ".cache" / "presift")) / "sglang"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from textwrap import dedent
 
 import canary
 import pytest
@@ -12,19 +13,23 @@ from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions
 
 PATHS = list(hooked_functions("9.9").values())
 RENAMED = "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"
+SEEDING = "sglang.srt.layers.sampler.multinomial_with_seed"
 CHANGED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset"
 BODY = "if a:\n            return a + 1"
 
 
 def fake_sglang(folder, changes=()):
-    """A package with all functions that the plugin hooks. `changes`: (text, replacement) of a function, by its path."""
+    """A package with all functions that presift hooks. `changes`: (text, replacement) of a function, by its path."""
     classes = {}
     for path in PATHS:
         module, kind, function = path.rsplit(".", 2)
         text = f"    def {function}(self, a, *, b: int = 1):\n        {BODY}\n"
         before, after = dict(changes).get(path, ("", ""))
         assert before in text
-        classes.setdefault(module, {}).setdefault(kind, []).append(text.replace(before, after))
+        text = text.replace(before, after)
+        if kind.islower():  # a function of the module itself
+            module, kind, text = f"{module}.{kind}", f"Before_{function}", f"    pass\n\n{dedent(text)}"
+        classes.setdefault(module, {}).setdefault(kind, []).append(text)
     for module, kinds in classes.items():
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +71,11 @@ def outcome(monkeypatch):
     return outcome
 
 
-PLANTED = {RENAMED: ("def add_one_req", "def add_request"), CHANGED: ("a + 1", "a + 2")}
+PLANTED = {
+    RENAMED: ("def add_one_req", "def add_request"),
+    SEEDING: ("def multinomial_with_seed", "def seeded_multinomial"),
+    CHANGED: ("a + 1", "a + 2"),
+}
 
 
 def test_a_renamed_function_and_a_changed_body_are_told_by_name(home, outcome, capsys):
@@ -74,9 +83,10 @@ def test_a_renamed_function_and_a_changed_body_are_told_by_name(home, outcome, c
     assert canary.main([str(path)]) == canary.GONE_OR_CHANGED
     told = capsys.readouterr().out.splitlines()
     assert told == [
+        f"sglang 9.9: gone: {SEEDING}",
         f"sglang 9.9: gone: {RENAMED}",
         f"sglang 9.9: changed: {CHANGED}",
-        f"== sglang 9.9: 2 of {len(PATHS)} hooked functions differ from 9.8's",
+        f"== sglang 9.9: 3 of {len(PATHS)} hooked functions differ from 9.8's",
     ]
 
 
@@ -130,7 +140,9 @@ def test_a_newer_wheel_is_unpacked_again(home):
     assert (canary.unpack(home / "sglang-9.9-py3-none-any.whl", cache) / "mark").exists()
     path = wheel(fake_sglang(home / "new", PLANTED), "9.9")
     path.touch()
-    assert list(canary.digests(canary.unpack(path, cache), PATHS)) == [each for each in PATHS if each != RENAMED]
+    assert list(canary.digests(canary.unpack(path, cache), PATHS)) == [
+        each for each in PATHS if each not in (RENAMED, SEEDING)
+    ]
 
 
 def test_no_wheel_has_a_status_of_its_own(home, capsys):

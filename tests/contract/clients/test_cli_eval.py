@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import presift
 import presift_client
 from presift.cli.app import app
-from presift.core.errors import Overloaded
+from presift.core.errors import DeadlineExceeded, Overloaded
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 
 from ..fakes.doors import door
@@ -92,6 +92,29 @@ async def test_short_prompts_are_compressed_too(house, folder, run):
     assert kept(folder)["1", "spec_pc 16"]["answer"]["read_tokens"] == 16
     result = await run("--budgets", "16", "--compress-above", 28, "--results", folder / "other.jsonl")
     assert "note: spec_pc 16: of 1 answers, other routes gave 1 by full (below_threshold)" in result.stdout
+
+
+async def test_auto_is_asked_without_a_budget(house, folder, run):
+    """And without a threshold: the house compresses prompts above 32 tokens."""
+    write(folder / "prompts.jsonl", {"prompt": "d" * 28}, {"prompt": "d" * 300 + "why?"})
+    result = await run("--routes", "auto,spec_pc", "--budgets", "16")
+    assert result.exit_code == 0, result.output
+    found = {key: line["answer"] for key, line in kept(folder).items()}
+    assert {arm for _, arm in found} == {"full", "auto", "spec_pc 16"}
+    assert (found["1", "auto"]["route"], found["1", "auto"]["reason"]) == ("full", "below_threshold")
+    assert found["1", "spec_pc 16"]["read_tokens"] == 16
+    # As auto did, not as it might have done: the draft had not read this prompt.
+    assert found["1", "spec_pc 16"]["first_reading"] and not found["1", "auto"]["first_reading"]
+    assert found["2", "auto"]["first_reading"]
+    assert found["2", "auto"]["route"] != "full" and found["2", "auto"]["reason"] != "below_threshold"
+    assert "note: auto: of 2 answers, the router's choice gave 1 by full (below_threshold), 1 by " in result.stdout
+
+
+async def test_repeated_prompts_are_asked_and_counted_once(house, folder, run):
+    write(folder / "prompts.jsonl", *({"prompt": "d" * 300, "expected": "d"} for _ in range(3)))
+    result = await run("--budgets", "60", "--routes", "spec_pc")
+    assert result.exit_code == 0 and "all prompts: 1\n" in result.stdout and len(house.target.calls) == 2
+    assert f"lines of {folder / 'prompts.jsonl'} that repeat a prompt: 2; each prompt counts once" in result.stderr
 
 
 async def test_results_may_be_in_another_folder(house, folder, run):
@@ -179,8 +202,20 @@ async def test_an_error_of_one_call_is_asked_for_again(house, folder, run):
     house.target.pause_after = 1
     result = await run("--limit", 1, "--budgets", "60", "--deadline", 0.3)
     assert result.exit_code == 1 and "note: answers missing: 3; the same command" in result.stdout
+    assert re.search("note: spec_kv 60: 1 requests failed; 1 of them: .*deadline", result.stdout, re.IGNORECASE)
     house.target.gate.set()
     assert (await run("--limit", 1, "--budgets", "60")).exit_code == 0 and len(kept(folder)) == 3
+
+
+async def test_a_failed_call_may_have_read_its_prompt(house, folder, run):
+    """So the next answer to it is no first reading."""
+    flags = ("--limit", 1, "--routes", "spec_kv,spec_pc", "--budgets", "60")
+    house.target.faults.append(raises(DeadlineExceeded("the deadline passed")))
+    assert (await run(*flags)).exit_code == 1
+    first = {arm: line["answer"]["first_reading"] for (_, arm), line in kept(folder).items()}
+    assert first == {"spec_kv 60": False, "spec_pc 60": False}
+    assert (await run(*flags)).exit_code == 0
+    assert not kept(folder)["q0", "full"]["answer"]["first_reading"]
 
 
 async def test_a_lost_service_ends_the_run(house, folder, run, monkeypatch):

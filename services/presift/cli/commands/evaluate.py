@@ -35,8 +35,12 @@ def evaluate(
         ),
     ],
     routes: Annotated[
-        str, typer.Option(help="routes to compare with full, separated by commas: spec_pc, spec_kv, spec_kv_pc")
-    ] = "full,spec_pc,spec_kv",
+        str,
+        typer.Option(
+            help="routes to compare with full, separated by commas: spec_pc, spec_kv, spec_kv_pc, and auto, which has "
+            "no budget: presift chooses the route, as for a request that states nothing"
+        ),
+    ] = "auto,spec_pc,spec_kv",
     budgets: Annotated[
         str,
         typer.Option(
@@ -49,7 +53,7 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="sampling temperature; 0 is greedy")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="seed of the intervals, and of answers that are not greedy")] = 0,
     compress_above: Annotated[
-        int, typer.Option(min=0, help="prompts of up to this many tokens are not compressed")
+        int, typer.Option(min=0, help="prompts of up to this many tokens are not compressed; auto keeps its own limit")
     ] = 0,
     concurrency: Annotated[
         int, typer.Option(min=1, help="prompts at a time; above 1 the times are those of a busy service")
@@ -74,8 +78,8 @@ def evaluate(
 ) -> None:
     """Compare routes and budgets with full on your own prompts: right answers, agreement, times, KV held.
 
-    Every prompt is answered by full and by each route with each budget. Answers are kept in --results, and a second
-    run asks only for those that it lacks.
+    Every prompt is answered by full, by each route with each budget, and by auto without one. Answers are kept in
+    --results, and a second run asks only for those that it lacks.
     """
     # Imported here: `presift generate` needs none of it.
     from presift.cli.evaluation import arms, dataset, report, runner, session  # noqa: PLC0415
@@ -87,6 +91,8 @@ def evaluate(
         found = dataset.read_dataset(file, limit)
         if found.ignored:
             print_stderr(f"ignored keys of {file}: {', '.join(found.ignored)}")
+        if found.repeated:
+            print_stderr(f"lines of {file} that repeat a prompt: {found.repeated}; each prompt counts once")
         answers = runner.AnswerSettings(max_new_tokens, temperature, seed, compress_above, deadline_s)
         evaluation = session.Evaluation(
             found.examples, arms.arms_of(routes, budgets), answers, results, concurrency, explains=html is not None

@@ -42,31 +42,41 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The examples of a file, in its order, and the keys of its lines that have no meaning here."""
+    """The examples of a file, in its order: one for each prompt. `repeated` counts the lines that were left out because
+    they repeat another one's prompt, `ignored` are keys of lines that have no meaning here."""
 
     examples: tuple[Example, ...]
     ignored: tuple[str, ...]
+    repeated: int
 
 
 def read_dataset(path: Path, limit: int | None = None) -> Dataset:
-    """The first `limit` examples of a file.
+    """The examples of the first `limit` lines of a file that are not empty.
 
     Raises ValueError, naming line, field and value, for a faulty line or an empty file, and OSError.
     """
     examples: dict[str, Example] = {}
+    # By digest, with the number of the line.
+    prompts: dict[str, tuple[int, Example]] = {}
     ignored: dict[str, None] = {}
+    repeated = 0
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for number, raw in islice(lines, limit):
             line = _Line(f"{path}, line {number}", raw)
             example = line.example(str(number))
+            ignored |= dict.fromkeys(key for key in line.values if key not in KEYS)
+            if example.digest in prompts:
+                line.check_repeats(example, *prompts[example.digest])
+                repeated += 1
+                continue
             if example.id in examples:
                 line.fail("id", example.id, "different from those of the lines before")
             examples[example.id] = example
-            ignored |= dict.fromkeys(key for key in line.values if key not in KEYS)
+            prompts[example.digest] = number, example
     if not examples:
         raise ValueError(f"{path} has no prompts; it must have one JSON object a line")
-    return Dataset(tuple(examples.values()), tuple(ignored))
+    return Dataset(tuple(examples.values()), tuple(ignored), repeated)
 
 
 class _Line:
@@ -90,6 +100,15 @@ class _Line:
     def example(self, default_id: str) -> Example:
         expected, choices = self._texts("expected"), self._texts("choices")
         return Example(self._id(default_id), self._prompt(), expected, choices, self._scorer(expected, choices))
+
+    def check_repeats(self, example: Example, number: int, other: Example) -> None:
+        """Raise ValueError unless `example`, of this line, expects the same as `other`, of line `number`, which has the
+        same prompt."""
+        for name in ("expected", "choices", "scorer"):
+            value, known = getattr(example, name), getattr(other, name)
+            if value != known:
+                shown = json.dumps(known, ensure_ascii=False)
+                self.fail(name, value, f"{shown} as in line {number}, which has the same prompt")
 
     def _id(self, default: str) -> str:
         value = self.values.get("id", default)

@@ -51,10 +51,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that the service cannot answer, however often it is asked: the error's class and message."""
+    """A request that failed: the error's class and message. `again`: only this call failed, so that another run asks
+    again; otherwise the service cannot answer the request, however often it is asked."""
 
     kind: str
     message: str
+    again: bool = False
 
 
 Result = Answer | Failure

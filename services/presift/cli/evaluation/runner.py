@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from presift.cli.evaluation.arms import BASELINE, Arm
+from presift.cli.evaluation.arms import AUTO, BASELINE, Arm, readers_of
 from presift.cli.evaluation.dataset import Example
-from presift.cli.evaluation.results import Failure, Key, Result, ResultFile, answer_of
+from presift.cli.evaluation.results import Answer, Failure, Key, Result, ResultFile, answer_of
 from presift_client import (
     AsyncClient,
     BudgetExceeded,
@@ -35,8 +35,8 @@ _PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How answers are generated. Prompts above `compress_above` tokens are compressed; `max_new_tokens` None is the
-    orchestrator's default. `seed` applies if `temperature` is above 0. `deadline_s` changes no answer."""
+    """How answers are generated. Routes with a budget compress prompts above `compress_above` tokens; `max_new_tokens`
+    None is the orchestrator's default. `seed` applies if `temperature` is above 0. `deadline_s` changes no answer."""
 
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -67,13 +67,14 @@ class AnswerSettings:
 
 
 class Runner:
-    """Asks for answers and writes them to `results`."""
+    """Asks for answers and writes them to `results`. `failures` are the calls that failed and may be asked again."""
 
     def __init__(self, client: AsyncClient, arms: Sequence[Arm], settings: AnswerSettings, results: ResultFile) -> None:
         self._client = client
         self._arms = arms
         self._settings = settings
         self._results = results
+        self.failures: dict[Key, Failure] = {}
 
     def missing(self, examples: Sequence[Example]) -> int:
         """How many answers the results lack."""
@@ -84,9 +85,10 @@ class Runner:
         """Ask for all missing answers, for up to `concurrency` prompts at a time; `on_result` is called after each.
 
         The arms of a prompt are asked one after the other, so that all meet the same noise. Calls that failed for
-        reasons of their own are left out; another run repeats them. Raises PresiftError for what would meet every call.
+        reasons of their own are `failures`; another run repeats them. Raises PresiftError for what would meet every
+        call.
         """
-        prompts = enumerate({example.digest: example for example in examples}.values())
+        prompts = enumerate(examples)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
@@ -107,25 +109,36 @@ class Runner:
                 key = Key(example.digest, arm.name)
                 if key in self._results.results:
                     continue
-                result = await self._ask(example, arm, first_reading=self._is_unread(example, arm))
-                if result is not None:
+                result = await self._ask(example, arm)
+                if isinstance(result, Failure) and result.again:
+                    self.failures[key] = result
+                else:
                     self._results.add(key, example.id, result)
                 on_result()
 
-    def _is_unread(self, example: Example, arm: Arm) -> bool:
-        others = (other for other in self._arms if other.readers & arm.readers)
-        return all(Key(example.digest, other.name) not in self._results.results for other in others)
+    def _read_by(self, example: Example) -> frozenset[str]:
+        """Which of "draft" and "target" have read the whole prompt, or may have before a call failed."""
+        found = frozenset[str]()
+        for arm in self._arms:
+            key = Key(example.digest, arm.name)
+            result = self._results.results.get(key)
+            if isinstance(result, Answer):
+                found |= readers_of(result.route)
+            elif key in self.failures:
+                found |= readers_of(arm.route)
+        return found
 
-    async def _ask(self, example: Example, arm: Arm, *, first_reading: bool) -> Result | None:
-        """None if another run may have the answer."""
+    async def _ask(self, example: Example, arm: Arm) -> Result:
+        read_by = self._read_by(example)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 options = await self._request(example, arm) | self._settings.options
-                return answer_of(await self._client.generate(**options), first_reading=first_reading)
+                generation = await self._client.generate(**options)
+                return answer_of(generation, first_reading=not read_by & readers_of(generation.decision.route))
             except _PERMANENT as error:
                 return Failure(type(error).__name__, str(error))
-            except _OF_ONE_CALL:
-                return None
+            except _OF_ONE_CALL as error:
+                return Failure(type(error).__name__, str(error), again=True)
             except (Overloaded, Unavailable) as error:
                 if attempt == _ATTEMPTS:
                     raise
@@ -135,7 +148,7 @@ class Runner:
     async def _request(self, example: Example, arm: Arm) -> dict[str, Any]:
         """The options that say what the target reads and holds."""
         tokens = await self._prompt_tokens(example) if arm.is_relative else None
-        above = {} if arm == BASELINE else {"compress_above_tokens": self._settings.compress_above}
+        above = {} if arm.budget is None else {"compress_above_tokens": self._settings.compress_above}
         return {**example.prompt, **arm.options(tokens), **above}
 
     async def _prompt_tokens(self, example: Example) -> int:
@@ -143,7 +156,7 @@ class Runner:
         if known is not None:
             return known
         explanation = await self._client.explain(
-            **example.prompt, route=BASELINE.route.value, deadline_s=self._settings.deadline_s
+            **example.prompt, route=str(BASELINE.route), deadline_s=self._settings.deadline_s
         )
         self._results.prompt_tokens[example.digest] = explanation.decision.prompt_tokens
         return explanation.decision.prompt_tokens
@@ -160,6 +173,6 @@ def order(arms: Sequence[Arm], number: int) -> tuple[Arm, ...]:
 def check_served(arms: Sequence[Arm], info: Info) -> None:
     """Raise ValueError for a route that the orchestrator does not serve."""
     for arm in arms:
-        if arm.route not in info.supported_routes:
+        if arm.route not in (AUTO, *info.supported_routes):
             served = ", ".join(info.supported_routes)
             raise ValueError(f"routes has '{arm.route}', which is not served here; served: {served}")

@@ -53,7 +53,8 @@ class Evaluation:
                 )
                 with AnswerProgress(missing) as progress:
                     await runner.run(self.examples, self.concurrency, progress.advance)
-                summary = summarise(self.examples, self.arms, results.results, self.answers.seed)
+                found = {**runner.failures, **results.results}
+                summary = summarise(self.examples, self.arms, found, self.answers.seed)
                 explained = await _explained(runner, summary) if self.explains else {}
         return Evaluated(summary, self._header(info), explained)
 

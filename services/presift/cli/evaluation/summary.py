@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from presift.cli.evaluation import statistics
-from presift.cli.evaluation.arms import BASELINE, Arm
+from presift.cli.evaluation.arms import AUTO, BASELINE, Arm
 from presift.cli.evaluation.dataset import Example
 from presift.cli.evaluation.results import Answer, Failure, Key, Result
 from presift.cli.evaluation.statistics import Estimate
@@ -52,8 +52,8 @@ class Row:
     `full` on the same prompts; `wins` and `losses` count those where the score is higher or lower. `agreement` (as the
     quality guard measures it), `facts` and `identical` compare with the answers of `full`. Times and tokens are
     medians: `ttft_ms` of the `first_readings`, `reread_ttft_ms` of the answers whose prompts another arm had read by
-    the same models. `instead` counts the answers that another route gave, by route and reason; `failed` the errors, by
-    message.
+    the same models. `instead` counts the answers that another route gave, by route and reason (all of `auto`'s);
+    `failed` the errors, by message.
     """
 
     arm: str
@@ -105,7 +105,7 @@ def summarise(examples: Sequence[Example], arms: Sequence[Arm], results: Mapping
     bands = sorted({each.band for each in found if each.band is not None})
     if len(bands) > 1:
         tables += [_table(str(band), [each for each in found if each.band == band], arms, seed) for band in bands]
-    missing = len(examples) * len(arms) - len(found)
+    missing = len(examples) * len(arms) - sum(not _is_missing(each.result) for each in found)
     return Summary(tuple(tables), tuple(found), worst_cases(found), tuple(notes(tables[0], found, missing)), missing)
 
 
@@ -123,7 +123,8 @@ def notes(table: Table, outcomes: Sequence[Outcome], missing: int) -> list[str]:
     for row in table.rows:
         if row.instead:
             counts = ", ".join(f"{count} by {name}" for name, count in row.instead.items())
-            found.append(f"{row.arm}: of {row.answers} answers, other routes gave {counts}")
+            routes = "the router's choice" if row.arm == AUTO else "other routes"
+            found.append(f"{row.arm}: of {row.answers} answers, {routes} gave {counts}")
         if row.failed:
             message, count = next(iter(row.failed.items()))
             found.append(f"{row.arm}: {sum(row.failed.values())} requests failed; {count} of them: {message}")
@@ -164,6 +165,11 @@ def _outcomes(example: Example, arms: Sequence[Arm], results: Mapping[Key, Resul
     for arm, result in found.items():
         compared = _compare(result, full) if isinstance(result, Answer) and isinstance(full, Answer) else None
         yield Outcome(example, arm, result, full, band, _score(example, result), _score(example, full), compared)
+
+
+def _is_missing(result: Result) -> bool:
+    """Whether another run may give an answer."""
+    return isinstance(result, Failure) and result.again
 
 
 def _score(example: Example, result: Result | None) -> float | None:

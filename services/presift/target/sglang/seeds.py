@@ -7,36 +7,39 @@ the tokens in the order of their probabilities, so that the rest of the batch ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
 import torch
 
+from presift.target.sglang_plugin.sglang_names import installed, seeding_functions
 from presift.target.sglang_plugin.transfers import to_device
-
-FORWARD = "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation"
-SAMPLE = "sglang.srt.layers.sampler.Sampler._sample_from_probs"
-MULTINOMIAL = "sglang.srt.layers.sampler.multinomial_with_seed"
 
 
 def register(is_plain_cpu: bool) -> None:
     """Hook SGLang in this process. Raises RuntimeError if a function is missing; SGLang would only log it.
 
-    `is_plain_cpu`: no kernel of SGLang's draws by seeds there, so that `draw` does.
+    `is_plain_cpu`: no kernel of SGLang's draws by seeds there, so that `instead_of_multinomial_with_seed` does.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - heavy
 
-    hooks = {FORWARD: (around_forward, HookType.AROUND), SAMPLE: (around_sample_from_probs, HookType.AROUND)}
+    hooks: list[tuple[Callable[..., Any], Any]] = [
+        (around_forward_batch_generation, HookType.AROUND),
+        (around_sample_from_probs, HookType.AROUND),
+    ]
     if is_plain_cpu:
-        hooks[MULTINOMIAL] = (draw, HookType.REPLACE)
-    for target, (hook, kind) in hooks.items():
+        hooks.append((instead_of_multinomial_with_seed, HookType.REPLACE))
+    functions = seeding_functions(installed())
+    targets = {functions[hook.__name__]: (hook, kind) for hook, kind in hooks if hook.__name__ in functions}
+    for target, (hook, kind) in targets.items():
         HookRegistry.register(target, hook, kind)
     HookRegistry.apply_hooks()
-    if missing := hooks.keys() - HookRegistry._patched:
+    if missing := targets.keys() - HookRegistry._patched:
         raise RuntimeError(f"the installed SGLang has no {', '.join(sorted(missing))}")
 
 
-def around_forward(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+def around_forward_batch_generation(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """Give `batch` its seeds for this forward pass: SGLang has replaced its sampling values by a copy for the pass."""
     if batch is not None and batch.sampling_info is not None and batch.sampling_info.sampling_seed is None:
         batch.sampling_info.sampling_seed = seeds_of(batch.reqs, batch.device)
@@ -84,7 +87,9 @@ def without_unlikely(probs: torch.Tensor, min_ps: torch.Tensor) -> torch.Tensor:
     return torch.where(probs < least, torch.zeros_like(probs), probs)
 
 
-def draw(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def instead_of_multinomial_with_seed(
+    logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
     """int64[rows, 1]: one index per row of `logprobs` (float[rows, vocabulary]), by the Gumbel trick."""
     rows = zip(logprobs, seeds.tolist(), positions.tolist(), strict=True)
     return torch.stack([torch.argmax(row.double() + _noise(row, seed, at)) for row, seed, at in rows]).unsqueeze(1)

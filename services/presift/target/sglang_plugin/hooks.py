@@ -17,7 +17,7 @@ from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
 from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.self_check import SelfCheck
-from presift.target.sglang_plugin.sglang_names import cached_prefix, hooked_functions
+from presift.target.sglang_plugin.sglang_names import cached_prefix, plugin_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
 
@@ -37,7 +37,7 @@ class Plugin:
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
         """The hooks by the path of the SGLang function; each gets the original function as its first argument."""
-        functions = hooked_functions(self._sglang)
+        functions = plugin_functions(self._sglang)
         return {path: getattr(self, hook) for hook, path in functions.items()}
 
     def around_scheduler_init(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What differs between versions of SGLang: the functions that the plugin hooks, and attributes of its requests.
+"""What differs between versions of SGLang: the functions that presift hooks, and attributes of SGLang's requests.
 
 To support a new version, add a row to `_CHANGES` with the functions that it renamed or removed (ops/developing.md).
 Importing this module imports neither torch nor SGLang.
@@ -6,7 +6,6 @@ Importing this module imports neither torch nor SGLang.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -15,10 +14,17 @@ from packaging.version import InvalidVersion, Version
 _CACHE = "mem_cache.unified_radix_cache.UnifiedRadixCache."
 _RESULTS = "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
 
-# The tested versions, oldest first. The first row has each method of `Plugin` and the function of `sglang.srt` that it
-# wraps. The others have what changed since the row above; None: the version needs no such hook.
+# The hooks of `target/sglang/seeds.py`; all others are methods of `Plugin`.
+_SEEDING = frozenset(
+    {"around_forward_batch_generation", "around_sample_from_probs", "instead_of_multinomial_with_seed"}
+)
+# The tested versions, oldest first. The first row has each hook and the function of `sglang.srt` that it wraps or
+# replaces. The others have what changed since the row above; None: the version needs no such hook.
 _CHANGES: dict[str, dict[str, str | None]] = {
     "0.5.21": {
+        "around_forward_batch_generation": "managers.tp_worker.TpModelWorker.forward_batch_generation",
+        "around_sample_from_probs": "layers.sampler.Sampler._sample_from_probs",
+        "instead_of_multinomial_with_seed": "layers.sampler.multinomial_with_seed",
         "around_scheduler_init": "managers.scheduler.Scheduler.__init__",
         "around_handle_generate_request": "managers.scheduler.Scheduler.handle_generate_request",
         "around_get_new_batch_prefill": "managers.scheduler.Scheduler.get_new_batch_prefill",
@@ -67,8 +73,8 @@ def engine_name(sglang: str) -> str:
     return f"sglang {sglang}" if is_tested(sglang) else f"sglang {sglang} (untested)"
 
 
-def hooked_functions(sglang: str) -> Mapping[str, str]:
-    """The dotted path of the function that each method of `Plugin` wraps, in a version of SGLang.
+def hooked_functions(sglang: str) -> dict[str, str]:
+    """The dotted path of the function that each hook wraps or replaces, in a version of SGLang.
 
     An untested version has the names of the newest tested one before it.
     """
@@ -78,6 +84,16 @@ def hooked_functions(sglang: str) -> Mapping[str, str]:
         if each == TESTED[0] or Version(each).release <= release:
             functions |= changes
     return {hook: f"sglang.srt.{path}" for hook, path in functions.items() if path is not None}
+
+
+def plugin_functions(sglang: str) -> dict[str, str]:
+    """Those of `hooked_functions` that methods of `Plugin` wrap."""
+    return {hook: path for hook, path in hooked_functions(sglang).items() if hook not in _SEEDING}
+
+
+def seeding_functions(sglang: str) -> dict[str, str]:
+    """Those of `hooked_functions` that functions of `target/sglang/seeds.py` wrap or replace."""
+    return {hook: path for hook, path in hooked_functions(sglang).items() if hook in _SEEDING}
 
 
 def _parsed(sglang: str) -> Version:

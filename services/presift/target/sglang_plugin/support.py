@@ -34,7 +34,8 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     layers = _attention_layers(scheduler)
     layout = getattr(pool, "kv_cache_layout", None)
-    return [
+    # ops/sglang/support_table.py reads these lists for the table in README.md.
+    options = [
         # By virtual slots, so that the plugin would write into other requests' pages.
         ("unified memory (--enable-unified-memory)", bool(scheduler.enable_unified_memory)),
         ("hierarchical sparse attention (--enable-hisparse)", bool(scheduler.enable_hisparse)),
@@ -52,12 +53,16 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
             "full CUDA graphs of the prefill (--cuda-graph-backend-prefill full)",
             get_exec().graph.cuda_graph_config.prefill.backend == "full",
         ),
+    ]
+    caches = [
         ("the radix cache is disabled or of an unsupported kind", type(tree) is not UnifiedRadixCache or tree.disable),
         # Subclasses address their slots in other ways.
         (f"the KV pool is a {type(pool).__name__}, not a MHATokenToKVPool", type(pool) is not MHATokenToKVPool),
         # Others divide the heads of a slot (SGLANG_USE_HND_KVCACHE, SGLANG_AITER_KV_CACHE_LAYOUT).
         (f"the KV cache's layout is {layout}, not nhd", layout != "nhd"),
         ("quantised KV cache", getattr(pool, "store_dtype", None) != getattr(pool, "dtype", None)),
+    ]
+    modes = [
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
         ("PD disaggregation", str(getattr(arguments, "disaggregation_mode", "null")) != "null"),
         ("hierarchical cache", bool(scheduler.enable_hierarchical_cache)),
@@ -72,6 +77,8 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
         ("pipeline parallelism", arguments.pp_size > 1),
         ("data-parallel attention", bool(arguments.enable_dp_attention)),
         ("LoRA", bool(scheduler.enable_lora)),
+    ]
+    models = [
         ("an encoder-decoder model", bool(model.is_encoder_decoder)),
         ("a multimodal model", bool(model.is_multimodal)),
         ("multi-axis positions", bool(getattr(model, "model_is_mrope", False))),
@@ -81,6 +88,7 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
         ("soft-capped attention", any(each.logit_cap for each in layers)),
         ("cross attention", any(each.is_cross_attention for each in layers)),
     ]
+    return options + caches + modes + models
 
 
 def _attention_layers(scheduler: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from presift.cli.evaluation.arms import arms_of, budget_of
+from presift.cli.evaluation.arms import arms_of, budget_of, readers_of
 
 
 def test_full_comes_first_and_once():
@@ -13,6 +13,18 @@ def test_full_comes_first_and_once():
         *(f"spec_pc {budget}" for budget in ("25%", "512", "default")),
     ]
     assert [arm.name for arm in arms_of("spec_pc", "0.25,25%")] == ["full", "spec_pc 25%"]
+
+
+@pytest.mark.parametrize("budgets", ["25%,512", ""])
+def test_auto_comes_once_without_a_budget(budgets):
+    full, auto, *others = arms_of("auto,spec_pc,auto" if budgets else "auto", budgets)
+    assert (full.name, auto.name) == ("full", "auto") and auto.options(None) == {"route": "auto"}
+    assert not auto.is_relative and len(others) == (2 if budgets else 0)
+
+
+def test_who_reads_the_whole_prompt():
+    assert readers_of("full") == {"target"} and readers_of("spec_pc") == {"draft"}
+    assert readers_of("spec_kv") == readers_of("auto") == {"draft", "target"}
 
 
 @pytest.mark.parametrize(
@@ -47,8 +59,7 @@ def test_an_impossible_budget_is_named(word):
 @pytest.mark.parametrize(
     ("routes", "budgets", "message"),
     [
-        ("spec_cp", "512", "routes has 'spec_cp'; each must be one of full, spec_pc, "),
-        ("auto", "512", "routes has 'auto'"),
+        ("spec_cp", "512", "routes has 'spec_cp'; each must be one of auto, full, spec_pc, "),
         ("full", "512", "something to compare"),
         ("spec_pc", " ,", "something to compare"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from presift.cli.app import app
-from presift.cli.evaluation.dataset import KEYS, read_dataset
+from presift.cli.evaluation.dataset import KEYS, Example, read_dataset
 from presift.cli.evaluation.scorers import SCORERS
 
 PAGE = Path(__file__).parents[4] / "clients" / "README.md"
@@ -36,12 +36,32 @@ def test_both_kinds_of_prompts(read):
     assert second.score("anything") is None and first.score("Yo!") == 1
 
 
-def test_equal_prompts_have_equal_digests(read):
-    examples = read(
-        *({"id": id_, "prompt": prompt} for id_, prompt in (("a", "hi"), ("b", "hi"), ("c", "ho")))
-    ).examples
-    digests = [example.digest for example in examples]
+def test_equal_prompts_have_equal_digests():
+    digests = [Example(id_, {"prompt": prompt}).digest for id_, prompt in (("a", "hi"), ("b", "hi"), ("c", "ho"))]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_repeated_prompt_counts_once(read):
+    line = {"prompt": "hi", "expected": ["yo", "ho"]}
+    dataset = read(line, {"prompt": "ho"}, {"id": "x"} | line, line | {"scorer": "contains"}, {"id": "1"} | line)
+    assert [example.id for example in dataset.examples] == ["1", "2"] and dataset.repeated == 3
+    assert read(line, {"prompt": "ho", "expected": "yo"}).repeated == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expected": "B"}, 'expected is ["B"]; it must be ["A"] as in line 1, which has the same prompt'),
+        ({"scorer": "exact"}, 'scorer is "exact"; it must be "choice" as in line 1, which has the same prompt'),
+        ({"choices": ["A", "C"]}, 'choices is ["A", "C"]; it must be ["A", "B"] as in line 1, which has'),
+        ({"choices": None, "expected": None}, 'expected is []; it must be ["A"] as in line 1, which has'),
+    ],
+)
+def test_a_repeated_prompt_must_expect_the_same(read, change, message):
+    line = {"prompt": "A or B?", "choices": ["A", "B"], "expected": "A"}
+    with pytest.raises(ValueError) as error:
+        read(line, "", line | change)
+    assert f"prompts.jsonl, line 3: {message}" in str(error.value)
 
 
 def test_unknown_keys_are_harmless_and_named(read):

@@ -58,7 +58,7 @@ def test_answers_of_other_routes_and_errors_are_in_the_json(compared):
     found = as_json(summarise(*compared(*pairs, route="full", reason="within_budget"), 0), {})
     row = json.loads(json.dumps(found))["tables"][0]["rows"][1]
     assert row["instead"] == {"full (within_budget)": 3} and row["failed"] == {"too small": 1}
-    assert found["answers"][-1]["error"] == {"kind": "InvalidRequest", "message": "too small"}
+    assert found["answers"][-1]["error"] == {"kind": "InvalidRequest", "message": "too small", "again": False}
 
 
 def test_the_page_escapes_everything(lost, explained):

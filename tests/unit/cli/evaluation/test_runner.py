@@ -49,7 +49,7 @@ def test_the_seed_is_sent_with_samples_alone():
 
 
 def test_a_route_that_is_not_served_is_named():
-    check_served(arms_of("spec_pc", "512"), INFO)
+    check_served(arms_of("auto,spec_pc", "512"), INFO)
     with pytest.raises(ValueError, match="routes has 'spec_kv', which is not served here; served: full, spec_pc"):
         check_served(arms_of("spec_pc,spec_kv", "512"), INFO)
 

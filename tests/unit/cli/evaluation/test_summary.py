@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from presift.cli.evaluation.arms import arms_of
+from presift.cli.evaluation.arms import arms_of, readers_of
+from presift.cli.evaluation.dataset import Example
 from presift.cli.evaluation.results import Failure, Key
 from presift.cli.evaluation.runner import order
 from presift.cli.evaluation.summary import summarise
@@ -65,6 +66,32 @@ def test_answers_by_another_route_are_noted(compared):
     assert "spec_pc 512: of 2 answers, other routes gave 2 by full (draft_timeout)" in summary.notes
 
 
+def test_a_call_that_failed_counts_and_is_missing(compared):
+    """Another run asks again, unlike for a request that can never be answered."""
+    late, long = Failure("DeadlineExceeded", "too late", again=True), Failure("PromptTooLong", "too long")
+    summary = summarise(*compared(("yes", late), ("yes", long), (late, "yes"), ("yes", "yes")), 0)
+    full, arm = summary.tables[0].rows
+    assert (full.answers, full.failed, arm.failed) == (3, {"too late": 1}, {"too late": 1, "too long": 1})
+    assert summary.missing == 2 and "answers missing: 2; the same command asks for them again" in summary.notes
+    assert "full: 1 requests failed; 1 of them: too late" in summary.notes
+    # Pairs are those of both answers.
+    assert (arm.answers, arm.wins, arm.losses, arm.of_full.value) == (2, 0, 0, 1.0)
+
+
+def test_auto_says_what_it_chose(answer):
+    examples, arms = [Example(f"q{number}", {"prompt": f"{number}"}) for number in range(3)], arms_of("auto", "512")
+    chosen = [("full", "below_threshold"), ("spec_kv", "cheaper"), ("full", "below_threshold")]
+    results = {
+        Key(example.digest, arm.name): answer("a") if arm.name == "full" else answer("a", route=route, reason=reason)
+        for example, (route, reason) in zip(examples, chosen, strict=True)
+        for arm in arms
+    }
+    summary = summarise(examples, arms, results, 0)
+    assert [row.arm for row in summary.tables[0].rows] == ["full", "auto"]
+    wanted = "auto: of 3 answers, the router's choice gave 2 by full (below_threshold), 1 by spec_kv (cheaper)"
+    assert wanted in summary.notes
+
+
 def test_the_worst_cases(compared):
     long = "yes, " + "a" * 40
     summary = summarise(*compared(("yes", "yes"), (long, "no"), ("yes", "no"), ("no", "yes"), (long, "yes")), 0)
@@ -102,7 +129,9 @@ def test_every_arm_reads_some_prompts_first():
     orders = [order(arms, number) for number in range(10)]
     assert all(sorted(each, key=arms.index) == list(arms) for each in orders)
     assert all([each[0] for each in orders].count(arm) == 2 for arm in arms)
-    first = [
-        [arm for i, arm in enumerate(each) if not any(arm.readers & b.readers for b in each[:i])] for each in orders
-    ]
+
+    def reads(arm):
+        return readers_of(arm.route)
+
+    first = [[arm for i, arm in enumerate(each) if not any(reads(arm) & reads(b) for b in each[:i])] for each in orders]
     assert sum(each.count(arms[0]) for each in first) == 4

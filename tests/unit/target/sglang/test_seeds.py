@@ -14,12 +14,13 @@ torch = pytest.importorskip("torch")
 from presift.models.torchvision_ops import declare_missing  # noqa: E402
 from presift.target.sglang import seeds  # noqa: E402
 from presift.target.sglang.seeds import (  # noqa: E402
-    around_forward,
+    around_forward_batch_generation,
     around_sample_from_probs,
-    draw,
+    instead_of_multinomial_with_seed,
     seeds_of,
     without_unlikely,
 )
+from presift.target.sglang_plugin.sglang_names import installed, seeding_functions  # noqa: E402
 
 
 def logprobs(rows: int) -> torch.Tensor:
@@ -28,7 +29,8 @@ def logprobs(rows: int) -> torch.Tensor:
 
 def draws(row_seeds: list[int], positions: list[int]) -> list[int]:
     rows = logprobs(len(row_seeds))
-    return draw(rows, torch.tensor(row_seeds), torch.tensor(positions)).squeeze(1).tolist()
+    drawn = instead_of_multinomial_with_seed(rows, torch.tensor(row_seeds), torch.tensor(positions))
+    return drawn.squeeze(1).tolist()
 
 
 def test_the_same_seed_and_position_draw_the_same() -> None:
@@ -82,7 +84,9 @@ def test_beside_a_seed_every_row_has_one_that_its_own_request_decides() -> None:
 
 def forwarded(own: tuple[int | None, ...], given: Any = None) -> Any:
     batch = SimpleNamespace(reqs=requests(*own), device="cpu", sampling_info=SimpleNamespace(sampling_seed=given))
-    passed = around_forward(lambda worker, batch, *_, **others: (batch, others), "worker", batch, is_verify=False)
+    passed = around_forward_batch_generation(
+        lambda worker, batch, *_, **others: (batch, others), "worker", batch, is_verify=False
+    )
     assert passed == (batch, {"is_verify": False})
     return batch.sampling_info.sampling_seed
 
@@ -92,7 +96,7 @@ def test_a_forward_pass_has_seeds_only_if_a_request_has_one() -> None:
     assert forwarded((None, 5)).tolist()[1] == 5
     # Those of SGLang's deterministic mode stay.
     assert forwarded((None, 5), "its own") == "its own"
-    assert around_forward(lambda worker, batch: batch, "worker", None) is None
+    assert around_forward_batch_generation(lambda worker, batch: batch, "worker", None) is None
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def sampler() -> Iterator[Any]:
     declare_missing()
     from sglang.srt.layers import sampler as module
 
-    before, module.multinomial_with_seed = module.multinomial_with_seed, draw
+    before, module.multinomial_with_seed = module.multinomial_with_seed, instead_of_multinomial_with_seed
     yield module
     module.multinomial_with_seed = before
 
@@ -146,26 +150,30 @@ def test_a_seeded_row_draws_the_same_whatever_the_others_ask_for(sampler: Any) -
 def test_only_a_plain_cpu_draws_by_a_function_of_presift(
     monkeypatch: pytest.MonkeyPatch, sampler: Any, is_plain_cpu: bool
 ) -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    registered = {}
-    monkeypatch.setattr(HookRegistry, "register", lambda target, hook, _: registered.update({target: hook}))
+    functions = seeding_functions(installed())
+    multinomial = functions.pop("instead_of_multinomial_with_seed")
+    wanted = {path: (getattr(seeds, name), HookType.AROUND) for name, path in functions.items()}
+    drawn = {multinomial: (instead_of_multinomial_with_seed, HookType.REPLACE)}
+    registered: dict[str, Any] = {}
+    monkeypatch.setattr(HookRegistry, "register", lambda target, hook, kind: registered.update({target: (hook, kind)}))
     monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
-    monkeypatch.setattr(HookRegistry, "_patched", {seeds.FORWARD, seeds.SAMPLE, seeds.MULTINOMIAL})
+    monkeypatch.setattr(HookRegistry, "_patched", {multinomial, *functions.values()})
     seeds.register(is_plain_cpu)
-    assert registered.get(seeds.MULTINOMIAL) == (draw if is_plain_cpu else None)
-    assert {seeds.FORWARD, seeds.SAMPLE} <= registered.keys()
-    monkeypatch.setattr(HookRegistry, "_patched", {seeds.FORWARD})
-    with pytest.raises(RuntimeError, match="_sample_from_probs"):
+    assert registered == (wanted | drawn if is_plain_cpu else wanted)
+    monkeypatch.setattr(HookRegistry, "_patched", {multinomial, functions["around_forward_batch_generation"]})
+    with pytest.raises(RuntimeError, match=r"no sglang\.srt\.layers\.sampler\.Sampler\._sample_from_probs$"):
         seeds.register(is_plain_cpu)
 
 
-def test_the_hooked_functions_exist(sampler: Any) -> None:
+def test_the_hooked_functions_have_the_arguments_that_the_hooks_name(sampler: Any) -> None:
     import inspect
     import pkgutil
 
     parameters = {
-        name: list(inspect.signature(pkgutil.resolve_name(name)).parameters) for name in (seeds.FORWARD, seeds.SAMPLE)
+        hook: list(inspect.signature(pkgutil.resolve_name(path)).parameters)
+        for hook, path in seeding_functions(installed()).items()
     }
-    assert parameters[seeds.FORWARD][:2] == ["self", "batch"]
-    assert parameters[seeds.SAMPLE][:4] == ["self", "probs", "sampling_info", "positions"]
+    assert parameters["around_forward_batch_generation"][:2] == ["self", "batch"]
+    assert parameters["around_sample_from_probs"][:4] == ["self", "probs", "sampling_info", "positions"]

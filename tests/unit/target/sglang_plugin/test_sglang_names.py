@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +20,12 @@ from presift.target.sglang_plugin.sglang_names import (
     hooked_functions,
     installed,
     is_tested,
+    plugin_functions,
+    seeding_functions,
 )
 
+TESTS = Path(__file__).parents[3]
+UPSTREAM = TESTS.parent / "ops" / "upstream.md"
 OLDEST, NEWEST = TESTED[0], TESTED[-1]
 
 
@@ -27,14 +33,42 @@ def test_the_versions_are_in_order() -> None:
     assert list(TESTED) == sorted(TESTED, key=Version)
 
 
-def test_every_hook_of_the_plugin_is_in_the_table_and_none_else() -> None:
+def test_every_hook_is_in_the_table_and_none_else() -> None:
     pytest.importorskip("torch")
+    from presift.target.sglang import seeds
     from presift.target.sglang_plugin.hooks import Plugin
 
-    hooks = {name for name in vars(Plugin) if name.startswith("around_")}
-    assert set(hooked_functions(OLDEST)) == hooks
+    for owner, functions in ((Plugin, plugin_functions), (seeds, seeding_functions)):
+        hooks = {name for name in vars(owner) if name.startswith(("around_", "instead_of_"))}
+        assert set(functions(OLDEST)) == hooks
+        for version in TESTED:
+            assert set(functions(version)) <= hooks
+
+
+def test_the_hooks_of_the_plugin_and_of_the_seeds_are_all() -> None:
     for version in TESTED:
-        assert set(hooked_functions(version)) <= hooks
+        plugin, seeding = plugin_functions(version), seeding_functions(version)
+        assert not plugin.keys() & seeding.keys()
+        assert hooked_functions(version) == plugin | seeding
+
+
+def test_the_proposals_to_sglang_name_every_function() -> None:
+    """The page is about the newest tested version."""
+    page = UPSTREAM.read_text(encoding="utf-8")
+    functions = [path.removeprefix("sglang.srt.").split(".") for path in hooked_functions(NEWEST).values()]
+    # A class is in capitals; a function of a module is named alone.
+    names = {".".join(names[-2:] if names[-2][0].isupper() else names[-1:]) for names in functions}
+    rows = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`([\w.]+)`", line)}
+    assert names <= rows
+    assert f"hooks {len(functions)} functions of SGLang {NEWEST}" in page
+    assert f"{len(plugin_functions(NEWEST))} for KV dropping, {len(seeding_functions(NEWEST))} for seeded" in page
+
+
+def test_the_proposals_name_tests_that_exist() -> None:
+    tests = re.findall(r"(test_\w+\.py)::(test_\w+)", UPSTREAM.read_text(encoding="utf-8"))
+    assert len(tests) >= 4
+    for file, test in tests:
+        assert f"def {test}(" in (TESTS / "e2e" / "spec_kv" / file).read_text(encoding="utf-8"), test
 
 
 def test_a_row_changes_what_it_names() -> None:
