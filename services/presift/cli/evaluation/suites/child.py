@@ -27,7 +27,8 @@ _DATA = ("llama-index-core", "llama_index/core/_static/nltk_cache")
 
 def main() -> None:
     # The modules of this folder must not be taken for others of the same name.
-    sys.path.remove(str(Path(__file__).parent))
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
     _add_nltk_data()
     action, *arguments = sys.argv[1:]
     if action == "find":
