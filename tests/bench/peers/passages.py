@@ -1,8 +1,8 @@
 """What shortens a prompt before the target reads it: pieces in an order of preference, as many as the budget allows.
 
 A peer divides the text that may be shortened into pieces and ranks them. The pieces that are kept stay in their order.
-Kept in any case is what presift protects too: system messages, all turns but the document's, and the question. A
-question that is not apart from its document is the last line of the text.
+Kept in any case are all other messages and the question. A question that is not apart from its document is the last
+line of the text, of which presift itself keeps only what is in its window.
 """
 
 from __future__ import annotations
