@@ -1,4 +1,4 @@
-"""`presift eval`: every route with every budget against `full`, on prompts of your own."""
+"""`presift eval`: every route with every budget against `full`, on prompts of your own or of a suite."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from presift.cli.connection import ConnectionFlags
+from presift.cli.evaluation.suites.flags import SuiteFlags
 from presift.cli.flags import Tenant, with_flags
 from presift.cli.render.console import exit_on_error, print_stderr
 from presift.cli.request import check_writable
@@ -26,14 +27,16 @@ _INTERRUPTED = 130
 def evaluate(
     *,
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="FILE.jsonl",
-            help="one JSON object a line: prompt (text) or messages; optional are id, expected (text that the answer "
-            "must contain, or a list of texts), choices (one of them is expected), and scorer: contains, contains_any, "
-            "exact or choice",
+            help="one JSON object a line: prompt (text) or messages; optional are id, kind (a name by which prompts "
+            "are grouped), max_new_tokens (of this answer), expected (text that the answer must contain, or a list of "
+            "texts), choices (one of them is expected), and scorer: contains, contains_any, contains_share, exact or "
+            "choice",
         ),
-    ],
+    ] = None,
+    suite: SuiteFlags,
     routes: Annotated[
         str,
         typer.Option(
@@ -48,10 +51,10 @@ def evaluate(
             "of tokens (512), or default. It is max_kv_tokens on routes that drop KV, max_prompt_tokens on others"
         ),
     ] = "25%,default",
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts of the file")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts of the file or suite")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="most tokens of an answer; 256 if unset")] = None,
     temperature: Annotated[float, typer.Option(help="sampling temperature; 0 is greedy")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the intervals, and of answers that are not greedy")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the intervals, of a suite, and of answers not greedy")] = 0,
     compress_above: Annotated[
         int, typer.Option(min=0, help="prompts of up to this many tokens are not compressed; auto keeps its own limit")
     ] = 0,
@@ -62,7 +65,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="the file of answers (no prompts), by which the same command continues after an interruption, or its "
-            "folder; FILE.results.jsonl, beside FILE, if unset"
+            "folder; FILE.results.jsonl, beside FILE, or SUITE.results.jsonl if unset"
         ),
     ] = None,
     html: Annotated[
@@ -76,29 +79,34 @@ def evaluate(
     tenant: Tenant = None,
     connection: ConnectionFlags,
 ) -> None:
-    """Compare routes and budgets with full on your own prompts: right answers, agreement, times, KV held.
+    """Compare routes and budgets with full on your own prompts or a suite: right answers, agreement, times, KV held.
 
     Every prompt is answered by full, by each route with each budget, and by auto without one. Answers are kept in
     --results, and a second run asks only for those that it lacks.
     """
     # Imported here: `presift generate` needs none of it.
     from presift.cli.evaluation import arms, dataset, report, runner, session  # noqa: PLC0415
+    from presift.cli.evaluation.suites import prepare  # noqa: PLC0415
 
     with exit_on_error():
-        results = results_file(file, results)
+        prepare.check_flags(file, suite)
+        results = results_file(file or Path(f"{suite.suite}.jsonl"), results)
         for path in (results, html, json_file):
             check_writable(path)
-        found = dataset.read_dataset(file, limit)
-        if found.ignored:
-            print_stderr(f"ignored keys of {file}: {', '.join(found.ignored)}")
-        if found.repeated:
-            print_stderr(f"lines of {file} that repeat a prompt: {found.repeated}; each prompt counts once")
+        compared, settings = arms.arms_of(routes, budgets), CliSettings()
         answers = runner.AnswerSettings(max_new_tokens, temperature, seed, compress_above, deadline_s)
-        evaluation = session.Evaluation(
-            found.examples, arms.arms_of(routes, budgets), answers, results, concurrency, explains=html is not None
-        )
         try:
-            done = asyncio.run(evaluation.run(connection, CliSettings(), tenant))
+            if file is None:
+                file = asyncio.run(prepare.prepare(suite, connection, settings, tenant, answers))
+            found = dataset.read_dataset(file, limit)
+            if found.ignored:
+                print_stderr(f"ignored keys of {file}: {', '.join(found.ignored)}")
+            if found.repeated:
+                print_stderr(f"lines of {file} that repeat a prompt: {found.repeated}; each prompt counts once")
+            evaluation = session.Evaluation(
+                found.examples, compared, answers, results, concurrency, explains=html is not None
+            )
+            done = asyncio.run(evaluation.run(connection, settings, tenant))
         except KeyboardInterrupt:
             print_stderr(f"stopped; the same command continues with what {results} lacks")
             raise typer.Exit(_INTERRUPTED) from None

@@ -14,25 +14,31 @@ from presift.cli.evaluation.scorers import SCORERS
 from presift_client import InvalidRequest
 from presift_client.requests import Options, generate_request
 
-KEYS = ("id", "prompt", "messages", "expected", "choices", "scorer")
+KEYS = ("id", "kind", "prompt", "messages", "expected", "choices", "scorer", "max_new_tokens")
 # Characters of a faulty value that an error shows.
 _SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt, as options of the client: a text `prompt` or `messages`. `scorer` is None if nothing is expected."""
+    """A prompt, as options of the client: a text `prompt` or `messages`. `scorer` is None if nothing is expected.
+
+    `kind` groups prompts, "" is none. `max_new_tokens` limits this answer; None leaves it to the evaluation.
+    """
 
     id: str
     prompt: Mapping[str, Any]
     expected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     scorer: str | None = None
+    kind: str = ""
+    max_new_tokens: int | None = None
 
     @property
     def digest(self) -> str:
-        """Equal for equal prompts: 32 hex digits."""
-        text = json.dumps(self.prompt, ensure_ascii=True, sort_keys=True)
+        """Equal for equal prompts whose answers have the same limit: 32 hex digits."""
+        limit = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        text = json.dumps({**self.prompt, **limit}, ensure_ascii=True, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def score(self, answer: str) -> float | None:
@@ -99,7 +105,8 @@ class _Line:
 
     def example(self, default_id: str) -> Example:
         expected, choices = self._texts("expected"), self._texts("choices")
-        return Example(self._id(default_id), self._prompt(), expected, choices, self._scorer(expected, choices))
+        scorer = self._scorer(expected, choices)
+        return Example(self._id(default_id), self._prompt(), expected, choices, scorer, self._kind(), self._limit())
 
     def check_repeats(self, example: Example, number: int, other: Example) -> None:
         """Raise ValueError unless `example`, of this line, expects the same as `other`, of line `number`, which has the
@@ -115,6 +122,18 @@ class _Line:
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             self.fail("id", value, "a string that is not empty, or a number")
         return str(value)
+
+    def _kind(self) -> str:
+        value = self.values.get("kind", "")
+        if not isinstance(value, str):
+            self.fail("kind", value, "a string")
+        return value
+
+    def _limit(self) -> int | None:
+        value = self.values.get("max_new_tokens")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            self.fail("max_new_tokens", value, "a number of tokens, 1 or more")
+        return value
 
     def _prompt(self) -> dict[str, Any]:
         given = [name for name in ("prompt", "messages") if self.values.get(name) is not None]

@@ -71,7 +71,8 @@ def cells(columns: Columns, row: Row) -> list[str]:
 
 def heading(table: Table) -> str:
     """What the table is about."""
-    return f"{'all prompts' if table.lengths == ALL else f'prompts of {table.lengths} tokens'}: {table.prompts}"
+    lengths = "all prompts" if table.lengths == ALL else f"prompts of {table.lengths} tokens"
+    return f"{f'prompts of kind {printable(table.kind)}' if table.kind else lengths}: {table.prompts}"
 
 
 def case_line(case: Outcome) -> str:

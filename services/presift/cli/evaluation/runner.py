@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from presift.cli.evaluation.arms import AUTO, BASELINE, Arm, readers_of
@@ -43,6 +43,10 @@ class AnswerSettings:
     seed: int = 0
     compress_above: int = 0
     deadline_s: float = 600.0
+
+    def of(self, example: Example) -> AnswerSettings:
+        """These settings with the example's own limit of its answer."""
+        return self if example.max_new_tokens is None else replace(self, max_new_tokens=example.max_new_tokens)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -99,8 +103,8 @@ class Runner:
     async def explain(self, example: Example, arm: Arm) -> Explanation:
         """What the arm keeps of a prompt. Raises PresiftError."""
         options = await self._request(example, arm) | {"span_per_token": True}
-        if self._settings.max_new_tokens is not None:
-            options["max_new_tokens"] = self._settings.max_new_tokens
+        if (limit := self._settings.of(example).max_new_tokens) is not None:
+            options["max_new_tokens"] = limit
         return await self._client.explain(**options, include_kv_mask=True, deadline_s=self._settings.deadline_s)
 
     async def _work(self, prompts: Iterator[tuple[int, Example]], on_result: Callable[[], None]) -> None:
@@ -132,7 +136,7 @@ class Runner:
         read_by = self._read_by(example)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                options = await self._request(example, arm) | self._settings.options
+                options = await self._request(example, arm) | self._settings.of(example).options
                 generation = await self._client.generate(**options)
                 return answer_of(generation, first_reading=not read_by & readers_of(generation.decision.route))
             except _PERMANENT as error:

@@ -25,6 +25,11 @@ def contains_any(answer: str, expected: Sequence[str], choices: Sequence[str]) -
     return float(any(_found(text, _plain(answer)) for text in expected))
 
 
+def contains_share(answer: str, expected: Sequence[str], choices: Sequence[str]) -> float:
+    """The share of the expected texts that the answer contains."""
+    return sum(_found(text, _plain(answer)) for text in expected) / len(expected)
+
+
 def exact(answer: str, expected: Sequence[str], choices: Sequence[str]) -> float:
     """1 if the answer is one of the expected texts, but for punctuation around it."""
     return float(_bare(answer) in {_bare(text) for text in expected})
@@ -40,7 +45,7 @@ def choice(answer: str, expected: Sequence[str], choices: Sequence[str]) -> floa
     return float(_first_choice(text[announced[-1] if announced else 0 :], choices) in expected)
 
 
-SCORERS: dict[str, Scorer] = {each.__name__: each for each in (contains, contains_any, exact, choice)}
+SCORERS: dict[str, Scorer] = {each.__name__: each for each in (contains, contains_any, contains_share, exact, choice)}
 
 
 def _first_choice(text: str, choices: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from presift.cli.evaluation import statistics
@@ -79,17 +79,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A row for each arm, over the prompts of some lengths in tokens ("all", or "1024-2047")."""
+    """A row for each arm, over the prompts of some lengths in tokens ("all", or "1024-2047") or of one kind."""
 
     lengths: str
     prompts: int
     rows: tuple[Row, ...]
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`tables`: all prompts first, then each length band, if there are several. `cases` are the worst ones, losses
-    first. `missing` counts the answers that another run may give. `notes` say what the numbers cannot show."""
+    """`tables`: all prompts first, then each length band and each kind, if there are several. `cases` are the worst
+    ones, losses first. `missing` counts the answers that another run may give. `notes` say what the numbers cannot
+    show."""
 
     tables: tuple[Table, ...]
     outcomes: tuple[Outcome, ...]
@@ -105,6 +107,10 @@ def summarise(examples: Sequence[Example], arms: Sequence[Arm], results: Mapping
     bands = sorted({each.band for each in found if each.band is not None})
     if len(bands) > 1:
         tables += [_table(str(band), [each for each in found if each.band == band], arms, seed) for band in bands]
+    kinds = list(dict.fromkeys(each.example.kind for each in found))
+    if len(kinds) > 1:
+        by_kind = ((kind, [each for each in found if each.example.kind == kind]) for kind in kinds)
+        tables += [replace(_table(ALL, some, arms, seed), kind=kind or "none") for kind, some in by_kind]
     missing = len(examples) * len(arms) - sum(not _is_missing(each.result) for each in found)
     return Summary(tuple(tables), tuple(found), worst_cases(found), tuple(notes(tables[0], found, missing)), missing)
 

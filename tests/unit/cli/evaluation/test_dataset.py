@@ -73,6 +73,17 @@ def test_only_the_first_are_read(read):
     assert [example.id for example in read({"prompt": "a"}, "", {"prompt": "b"}, "{", limit=2).examples] == ["1", "3"]
 
 
+def test_a_limit_and_a_kind(read):
+    """Answers with other limits are other answers; a prompt without a limit keeps the digest that it always had."""
+    plain, limited, other = read(*({"id": str(n), "prompt": "hi"} | more for n, more in enumerate(LIMITS))).examples
+    assert (limited.kind, limited.max_new_tokens) == ("qa", 8) and (plain.kind, plain.max_new_tokens) == ("", None)
+    assert len({plain.digest, limited.digest, other.digest}) == 3
+    assert plain.digest == "bbab304eadd046fe16c34bcfe99be2e8"
+
+
+LIMITS = ({}, {"kind": "qa", "max_new_tokens": 8}, {"max_new_tokens": 9})
+
+
 def test_choices_are_scored_by_choice(read):
     (example,) = read({"prompt": "A or B?", "choices": ["A", "B"], "expected": "B"}).examples
     assert example.scorer == "choice" and example.score("B, because") == 1 and example.score("A") == 0
@@ -95,6 +106,9 @@ def test_choices_are_scored_by_choice(read):
         ({"prompt": "a", "id": ""}, 'id is ""; it must be a string'),
         ({"prompt": "a", "id": True}, "id is true; it must be a string"),
         ({"prompt": "a", "id": "1"}, 'id is "1"; it must be different'),
+        ({"prompt": "a", "kind": 5}, "kind is 5; it must be a string"),
+        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens is 0; it must be a number of tokens, 1 or more"),
+        ({"prompt": "a", "max_new_tokens": True}, "max_new_tokens is true; it must be a number of tokens"),
         ({"prompt": "a", "expected": 5}, "expected is 5; it must be a string or a list of strings"),
         ({"prompt": "a", "expected": []}, "expected is []; it must be"),
         ({"prompt": "a", "expected": ["x", " "]}, 'expected is ["x", " "]; it must be'),

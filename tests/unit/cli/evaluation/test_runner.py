@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from presift.cli.evaluation.arms import arms_of
+from presift.cli.evaluation.dataset import Example
 from presift.cli.evaluation.progress import AnswerProgress
 from presift.cli.evaluation.runner import AnswerSettings, check_served
 from presift_client import Info, Model, PolicyFile
@@ -41,6 +42,12 @@ def test_other_answers_have_another_digest(changed):
 )
 def test_equal_answers_have_the_same_digest(same):
     assert same == SETTINGS.digest(INFO, None)
+
+
+def test_an_example_may_limit_its_own_answer():
+    example = Example("1", {"prompt": "hi"}, max_new_tokens=8)
+    assert AnswerSettings(max_new_tokens=64).of(example).options["max_new_tokens"] == 8
+    assert AnswerSettings(max_new_tokens=64).of(replace(example, max_new_tokens=None)).options["max_new_tokens"] == 64
 
 
 def test_the_seed_is_sent_with_samples_alone():

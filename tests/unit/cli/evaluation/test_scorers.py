@@ -18,6 +18,8 @@ LETTERS = ("A", "B", "C")
         ("contains", "ﬁve", ["five"], (), True),
         ("contains_any", "Lutetia", ["Paris", "Lutetia"], (), True),
         ("contains_any", "London", ["Paris", "Lutetia"], (), False),
+        ("contains_share", "Paris and 2024", ["Paris", "2024"], (), 1.0),
+        ("contains_share", "Paris, 20245", ["Paris", "2024", "May", "UTC"], (), 0.25),
         ("exact", " Paris.\n", ["paris"], (), True),
         ("exact", "in Paris", ["paris"], (), False),
         ("choice", "B", ["B"], LETTERS, True),

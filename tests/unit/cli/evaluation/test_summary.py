@@ -6,6 +6,7 @@ import pytest
 
 from presift.cli.evaluation.arms import arms_of, readers_of
 from presift.cli.evaluation.dataset import Example
+from presift.cli.evaluation.report import heading
 from presift.cli.evaluation.results import Failure, Key
 from presift.cli.evaluation.runner import order
 from presift.cli.evaluation.summary import summarise
@@ -49,6 +50,18 @@ def test_each_length_has_a_table(compared, answer):
                for key, each in results.items()}  # fmt: skip
     tables = summarise(examples, arms, results, 0).tables
     assert [(table.lengths, table.prompts) for table in tables] == [("all", 3), ("512-1023", 2), ("8192-16383", 1)]
+
+
+def test_each_kind_has_a_table(compared):
+    examples, arms, results = compared(("yes", "yes"), ("yes", "no"), ("yes", "yes"))
+    kinds = ("qa", "", "qa")
+    examples = [replace(each, kind=kind) for each, kind in zip(examples, kinds, strict=True)]
+    tables = summarise(examples, arms, results, 0).tables
+    assert [(table.kind, table.prompts, table.rows[1].losses) for table in tables] == [
+        ("", 3, 1), ("qa", 2, 0), ("none", 1, 1),
+    ]  # fmt: skip
+    assert heading(tables[1]) == "prompts of kind qa: 2"
+    assert len(summarise(examples[::2], arms, results, 0).tables) == 1
 
 
 def test_failed_and_missing_answers(compared):

@@ -1,0 +1,1 @@
+"""Named suites for `presift eval`: they write the JSONL that the command reads."""
