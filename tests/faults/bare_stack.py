@@ -47,10 +47,6 @@ _FLAGS = {
     "kernel": 3,
     "neighbors": 4,
     "guard-share": 0,
-    # What is remembered is small, so that what a request leaves there is not taken for its cost.
-    "token-memory-mib": 1,
-    "prefix-memory-mib": 1,
-    "turn-memory-mib": 1,
 }
 
 

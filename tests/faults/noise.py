@@ -35,6 +35,8 @@ TIMEOUT_S = 120.0
 _NICE = 19
 # Token ids that the draft and the target have.
 _IDS = range(1, 256)
+# The calls that the orchestrator runs at once, so that a tenant can have as many.
+MAX_CALLS = 512
 # A quota that a scenario does not reach.
 PLENTY = 20_000_000
 EXPLAINED = "explained tokens"
@@ -177,24 +179,24 @@ async def stop_strings(site: Site) -> None:
 
 
 async def header_only(site: Site) -> None:
-    """More calls than a tenant may hold, whose messages never come, over four connections and over HTTP."""
+    """More calls than the orchestrator runs at all, whose messages never come, over six connections and over HTTP."""
 
     async def silence() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
         yield b""
 
     async with AsyncExitStack() as opened:
-        channels = [await opened.enter_async_context(site.channel()) for _ in range(4)]
+        channels = [await opened.enter_async_context(site.channel()) for _ in range(6)]
 
         async def once(number: int) -> None:
             if number % 12 == 0:
                 await site.upload(COMPLETIONS, 100, silence())
             else:
-                call = channels[number % 4].stream_stream(GENERATE)(silence(), metadata=site.metadata)
+                call = channels[number % 6].stream_stream(GENERATE)(silence(), metadata=site.metadata)
                 await site.read(call)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(2.0)
 
-        await forever(1200, once)
+        await forever(MAX_CALLS + 88, once)
 
 
 async def slow_bodies(site: Site) -> None:

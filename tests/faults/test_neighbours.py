@@ -16,7 +16,7 @@ from presift.orchestrator.api.auth.api_keys import new_entry, new_key
 
 from .bare_stack import BareStack, bare_stack, with_tokenizer
 from .neighbours import FIRST_TOKEN_S, TOKEN_S, NeighbourRow, QuietTenant, play
-from .noise import SCENARIOS, Scenario
+from .noise import MAX_CALLS, SCENARIOS, Scenario
 from .results import Results
 
 B = "quiet"
@@ -39,9 +39,8 @@ def house(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     (logs / "keys.json").write_text(json.dumps({"keys": entries, "tenants": limits}))
     flags = [f"--first-token-s={FIRST_TOKEN_S}", f"--token-s={TOKEN_S}"]
     model = with_tokenizer(tiny_model("tinyq"), logs / "model")
-    with bare_stack(
-        model, logs, target_flags=flags, orchestrator_flags=[f"--api-keys-file={logs / 'keys.json'}"]
-    ) as stack:
+    ours = [f"--api-keys-file={logs / 'keys.json'}", f"--max-calls={MAX_CALLS}"]
+    with bare_stack(model, logs, target_flags=flags, orchestrator_flags=ours) as stack:
         yield House(stack, keys)
         assert stack.errors() == []
 
