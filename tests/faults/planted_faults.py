@@ -1074,8 +1074,8 @@ FAULTS: tuple[Planted, ...] = (
         "The target gets the caller's deadline",
         "Generate at the target has no timeout",
         f"{ORCHESTRATOR}/backends/target_client.py",
-        "replica.stub.Generate(self._request, timeout=left_s)",
-        "replica.stub.Generate(self._request)",
+        "replica.stub.Generate(request, timeout=left_s)",
+        "replica.stub.Generate(request)",
         (f"{CONTRACT}/grpc/test_cancellation.py::test_the_deadline_is_passed_on_to_the_target",),
     ),
     Planted(
