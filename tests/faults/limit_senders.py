@@ -388,10 +388,22 @@ OTHERS: Mapping[str, tuple[Case, ...]] = {
         ),
     ),
 }
-# Limits that stand elsewhere, and the most bytes that a row allows.
+# Limits that stand elsewhere, and what costs the most within a row.
 MORE = (
     _other(GENERATE, "choices", domain_request.MAX_CHOICES, lambda n: _generate({"choices": n})),
     _other(HTTP, "n", domain_request.MAX_CHOICES, lambda n: _completion(n=n)),
+    _other(
+        GENERATE,
+        "choices of a prompt of 65,536 tokens",
+        domain_request.MAX_CHOICES,
+        lambda n: _generate(_prompt(token_ids=_ids(65_536)) | {"choices": n}),
+    ),
+    _other(
+        HTTP,
+        "prompt.chat.messages.parts, each a bare string",
+        domain_limits.MAX_PARTS,
+        lambda n: _chat_body(messages=[_user(["a"] * n)]),
+    ),
     _other(HTTP, "prompts", requests.MAX_PROMPTS, lambda n: _completion(prompt=[[LETTER]] * n)),
     _other(GENERATE, "fields", field_count.MAX_FIELDS - 16, _empty_messages, outcome="INVALID_REQUEST"),
     _other(HTTP, "values", body.MAX_VALUES, lambda n: _completion(prompt=[1] * n), outcome="INVALID_REQUEST"),
