@@ -407,7 +407,8 @@ FAULTS: tuple[Planted, ...] = (
         "a stream that fails after its first token is requested again, from the start",
         f"{ORCHESTRATOR}/backends/target_client.py",
         "raise target_error(failure, len(self._answer)) from failure",
-        "again = TargetCall(self._pool, self._asked, _Limits(self._deadline, self._idle_s), self._replica, self._tried)\n"
+        "limits = _Limits(self._deadline, self._idle_s)\n"
+        "                    again = TargetCall(self._pool, self._asked, limits, self._replica, self._tried)\n"
         "                    async for more in again.events():\n"
         "                        yield more\n"
         "                    return",
