@@ -350,9 +350,9 @@ def _wide(width: int) -> draft_pb2.ScoreRequest:
     return draft_pb2.ScoreRequest(token_ids=ids, policy=plan_pb2.Policy(spec_pc=wide))
 
 
-def _empty_messages(fields: int) -> orchestrator_pb2.GenerateRequest:
-    """So many sub-messages, of which each takes two bytes."""
-    return _generate(_chat(messages=[orchestrator_pb2.Message()] * fields))
+def _small_messages(fields: int) -> orchestrator_pb2.GenerateRequest:
+    """So many fields of five bytes and less: those of messages with nothing but a role."""
+    return _generate(_chat(messages=[orchestrator_pb2.Message(role="a")] * (fields // 2)))
 
 
 def _other(method: str, limit: str, most: int, make: Callable[[int], Message | Values], **more: Any) -> Case:
@@ -405,7 +405,7 @@ MORE = (
         lambda n: _chat_body(messages=[_user(["a"] * n)]),
     ),
     _other(HTTP, "prompts", requests.MAX_PROMPTS, lambda n: _completion(prompt=[[LETTER]] * n)),
-    _other(GENERATE, "fields", field_count.MAX_FIELDS - 16, _empty_messages, outcome="INVALID_REQUEST"),
+    _other(GENERATE, "fields", field_count.MAX_FIELDS - 16, _small_messages, outcome="INVALID_REQUEST"),
     _other(HTTP, "values", body.MAX_VALUES, lambda n: _completion(prompt=[1] * n), outcome="INVALID_REQUEST"),
     _other(HTTP, "objects", body.MAX_NESTED - 16, lambda n: _chat_body(messages=[{}] * n), outcome="INVALID_REQUEST"),
     _other(
