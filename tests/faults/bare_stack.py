@@ -46,6 +46,7 @@ _FLAGS = {
     "window": 8,
     "kernel": 3,
     "neighbors": 4,
+    "start-layer": 0,
     "guard-share": 0,
 }
 

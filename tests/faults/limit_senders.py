@@ -36,6 +36,12 @@ GENERATE, EXPLAIN = "OrchestratorService/Generate", "OrchestratorService/Explain
 SCORE, ANSWER, PREFILL = "DraftService/Score", "TargetService/Generate", "TargetService/Prefill"
 HTTP = "HTTP"
 
+FIXED_BYTES = 64 * 2**20
+# Measured: 70 of a text that is tokenized, of which all but 8 are the tokenizer's.
+BYTES_PER_BYTE = 96
+# Measured: 830 of a token that becomes a span, in memory and as a message.
+_BYTES_PER_SPAN = 1200
+
 Row = tuple[str, str]
 Table = tuple[Limit, ...]
 Values = dict[str, Any]
@@ -44,7 +50,8 @@ Values = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Case:
     """One request: `make` returns the message, or the path and the body over HTTP. `outcome` is "answered", or the
-    reason of the refusal where the request is valid but for this. `most` is the limit; `metadata` goes with it."""
+    reason of the refusal where the request is valid but for this. `most` is the limit; `metadata` goes with it. For
+    each byte that arrives the service may hold `bytes_per_byte` at its peak, beside FIXED_BYTES."""
 
     name: str
     method: str
@@ -52,6 +59,7 @@ class Case:
     make: Callable[[], Message | Values]
     outcome: str = "answered"
     metadata: tuple[tuple[str, str], ...] = ()
+    bytes_per_byte: int = BYTES_PER_BYTE
 
     @property
     def service(self) -> str:
@@ -126,7 +134,7 @@ def _filled(pattern: str, characters: int) -> str:
 
 _TOOL = '{"type": "function", "function": {"name": "f", "description": "#"}}'
 _SMALL_TOOL = '{"type": "function", "function": {"name": "f"}}'
-_CALL = '{"name": "f", "arguments": {"text": "#"}}'
+_CALL = '{"type": "function", "function": {"name": "f", "arguments": {"text": "#"}}}'
 
 PROMPTS: Mapping[Row, Callable[[int], Values]] = {
     ("prompt.token_ids", "tokens"): lambda n: _prompt(token_ids=_ids(n)),
@@ -140,7 +148,7 @@ PROMPTS: Mapping[Row, Callable[[int], Values]] = {
     ("prompt.chat.template_kwargs_json", "characters"): lambda n: _chat(
         template_kwargs_json=_filled('{"note": "#"}', n)
     ),
-    ("prompt.chat.messages.tool_calls_json", "calls"): lambda n: _called(*[_filled(_CALL, 64)] * n),
+    ("prompt.chat.messages.tool_calls_json", "calls"): lambda n: _called(*[_filled(_CALL, 96)] * n),
     ("prompt.chat.messages.tool_calls_json", "characters"): lambda n: _called(_filled(_CALL, n)),
 }
 # An answer of letters stops nowhere, and holds back as much of its text as it can.
@@ -224,7 +232,7 @@ BODIES: Mapping[Row, Callable[[int], Values]] = {
 
 # --- to draft and target
 
-_POLICY = plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64, window=8))
+_POLICY = plan_pb2.Policy(spec_pc=plan_pb2.SpecPc(capacity=64, window=8, start_layer=0))
 SCORES: Mapping[Row, Callable[[int], Values]] = {
     ("token_ids", "tokens"): lambda n: {"token_ids": [LETTER] * n},
     ("cache_salt", "characters"): lambda n: {"cache_salt": "x" * n},
@@ -345,7 +353,7 @@ def _explained(spans: int) -> orchestrator_pb2.ExplainRequest:
 
 def _wide(width: int) -> draft_pb2.ScoreRequest:
     """Kernels are odd."""
-    wide = plan_pb2.SpecPc(capacity=64, window=8, kernel=width - 1, neighbors=width)
+    wide = plan_pb2.SpecPc(capacity=64, window=8, start_layer=0, kernel=width - 1, neighbors=width)
     ids = [LETTER] * (DRAFT_CONTEXT // 2)
     return draft_pb2.ScoreRequest(token_ids=ids, policy=plan_pb2.Policy(spec_pc=wide))
 
@@ -376,7 +384,15 @@ OTHERS: Mapping[str, tuple[Case, ...]] = {
             lambda n: _completion(json_schema=_schema(n)),
         ),
     ),
-    "MAX_EXPLAINED_SPANS": (_other(EXPLAIN, "explained spans", domain_limits.MAX_EXPLAINED_SPANS, _explained),),
+    "MAX_EXPLAINED_SPANS": (
+        _other(
+            EXPLAIN,
+            "explained spans",
+            domain_limits.MAX_EXPLAINED_SPANS,
+            _explained,
+            bytes_per_byte=_BYTES_PER_SPAN,
+        ),
+    ),
     "MAX_WIDTH_TOKENS": (_other(SCORE, "kernel and neighbors", draft_limits.MAX_WIDTH_TOKENS, _wide),),
     "MAX_METADATA_BYTES": (
         _other(

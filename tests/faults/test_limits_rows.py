@@ -20,7 +20,7 @@ from presift.core.limits import Limit
 from ..contract.fakes.house import Refusal
 from . import limit_senders
 from .bare_stack import BareStack, bare_stack, with_tokenizer
-from .limit_senders import METHODS, Case, cases, numbers, tables
+from .limit_senders import FIXED_BYTES, METHODS, Case, cases, numbers, tables
 from .results import STALL_LIMIT_S, LimitRow, Results
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
@@ -30,11 +30,12 @@ TIMEOUT_S = 120
 
 @dataclass
 class Doors:
-    """Connections to all services."""
+    """Connections to all services. `told` is the last refusal."""
 
     stack: BareStack
     channels: dict[str, grpc.Channel]
     http: httpx.Client
+    told: str = ""
 
     def send(self, case: Case, made: Message | dict[str, Any]) -> tuple[int, Callable[[], str]]:
         """The bytes of the request, and what sends it: returns "answered" or the reason of the refusal."""
@@ -51,14 +52,15 @@ class Doors:
             for _ in call(raw, timeout=TIMEOUT_S, metadata=case.metadata):
                 pass
         except grpc.RpcError as failure:
-            return Refusal.of(failure).reason or str(failure)
+            self.told = str(Refusal.of(failure))
+            return Refusal.of(failure).reason or self.told
         return "answered"
 
     def _post(self, path: str, content: bytes) -> str:
         answer = self.http.post(path, content=content, headers={"content-type": "application/json"})
         if answer.status_code == httpx.codes.OK:
             return "answered"
-        error = answer.json()["error"]
+        self.told, error = answer.text, answer.json()["error"]
         return str(error.get("presift", {}).get("reason", error["code"]))
 
 
@@ -83,7 +85,8 @@ def measured(doors: Doors, case: Case) -> LimitRow:
     before = doors.stack.reset_peak(case.service)
     outcome = send()
     stall_s, grown = doors.stack.take_stall_s(case.service), doors.stack.peak_bytes(case.service) - before
-    return LimitRow(case.name, case.method, size, outcome, stall_s, grown)
+    most = FIXED_BYTES + case.bytes_per_byte * size
+    return LimitRow(case.name, case.method, size, outcome, stall_s, grown, most)
 
 
 CASES = cases()
@@ -93,7 +96,7 @@ CASES = cases()
 def test_a_request_at_its_limit(doors: Doors, results: Results, case: Case) -> None:
     row = measured(doors, case)
     results.limits.append(row)
-    assert row.outcome == case.outcome
+    assert row.outcome == case.outcome, doors.told
     assert row.complaints() == []
 
 
@@ -127,7 +130,7 @@ def test_the_loop_is_watched(doors: Doors) -> None:
 
 
 def test_what_is_complained_of() -> None:
-    row = LimitRow("x", "HTTP", 2**20, "answered", 0.02, 80 * 2**20)
+    row = LimitRow("x", "HTTP", 2**20, "answered", 0.02, 80 * 2**20, 160 * 2**20)
     assert row.complaints() == []
     assert replace(row, stall_s=0.2).complaints() == ["the event loop stood still for 200 ms of processor time"]
     assert "memory grew by 200 MiB" in replace(row, grown_bytes=200 * 2**20).complaints()[0]

@@ -33,17 +33,19 @@ class ProcessorStalls(loop_stalls.LoopStalls):
     def __init__(self) -> None:
         super().__init__()
         ProcessorStalls.newest = self
+        self._began_s = 0.0
 
     async def measure(self) -> None:
         while True:
-            began_s = time.thread_time()
+            self._began_s = time.thread_time()
             await asyncio.sleep(_SLEEP_S)
-            self.add(time.thread_time() - began_s)
+            self.add(time.thread_time() - self._began_s)
 
     def take_s(self) -> float:
-        """The longest one since the last call, seconds."""
-        longest_s = self.longest_s()
+        """The longest one since the last call, seconds; also one that has not ended. In the loop's thread."""
+        longest_s = max(self.longest_s(), time.thread_time() - self._began_s)
         self._stalls.clear()
+        self._began_s = time.thread_time()
         return longest_s
 
 

@@ -49,7 +49,7 @@ def threads(monkeypatch):
 async def test_a_large_body_is_processed_in_another_thread(door, threads):
     asked = {"model": MODEL, "messages": CHAT, "max_tokens": 5}
     assert (await door.post(asked)).status_code == 200
-    assert threads == {name: {True} for name in READ}
+    assert threads == {name: {True} for name in (*READ, "json_bytes")}
     threads.clear()
     answer = await door.post(asked | {"messages": [{"role": "user", "content": "a" * LARGE_BYTES}]})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
