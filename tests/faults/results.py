@@ -42,7 +42,8 @@ class LimitRow:
 def limits_table(rows: Sequence[LimitRow]) -> list[str]:
     """As lines of Markdown."""
     lines = [
-        "| limit | sent to | bytes | outcome | longest stall, ms of processor time | memory at its peak, MiB more | of at most |",
+        "| limit | sent to | bytes | outcome | longest stall, ms of processor time |"
+        " memory at its peak, MiB more | of at most |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
