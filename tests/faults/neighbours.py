@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,12 @@ from presift_client import AsyncClient, Decision, Delta, PresiftError
 from .bare_stack import BareStack
 from .noise import EXPLAINED, Scenario
 
-ROUNDS, QUIET_S, NOISY_S = 3, 2.5, 4.0
-# From the beginning of the noise until it counts, and after its end until it is quiet again.
-BEFORE_S, AFTER_S = 1.0, 2.0
-CALLERS = 4
+ROUNDS = 3
+# B's calls in a round, quiet and noisy.
+CALLS, CALLERS = 60, 4
+# At least from the beginning of the noise until it counts, at most until A has what the scenario shows; and after its
+# end until it is quiet again.
+BEFORE_S, PATIENCE_S, AFTER_S = 1.0, 60.0, 2.0
 # B's 95th percentile may be so many times its quiet value.
 RATIO_LIMIT = 2.0
 FIRST_TOKEN_S, TOKEN_S = 0.1, 0.01
@@ -109,19 +111,18 @@ class QuietTenant:
         self._client = AsyncClient(address, api_key=key)
         self._draw = random.Random(0)
 
-    async def listen(self, seconds: float) -> Phase:
-        """Ask for so long, and finish the calls that are under way then."""
-        phase, until_s = Phase(), time.monotonic() + seconds
-        await asyncio.gather(*(self._caller(phase, until_s, number) for number in range(CALLERS)))
+    async def listen(self) -> Phase:
+        """Make CALLS calls."""
+        phase, waiting = Phase(), iter(range(CALLS))
+        await asyncio.gather(*(self._caller(phase, waiting) for _ in range(CALLERS)))
         return phase
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def _caller(self, phase: Phase, until_s: float, number: int) -> None:
-        while time.monotonic() < until_s:
+    async def _caller(self, phase: Phase, waiting: Iterator[int]) -> None:
+        for number in waiting:
             await self._ask(phase, "full" if number % 2 else "spec_pc")
-            number += 1
 
     async def _ask(self, phase: Phase, route: str) -> None:
         ids, began_s, first_s = self._draw.choices(range(1, 256), k=300), time.perf_counter(), None
@@ -142,21 +143,23 @@ class NoisyTenant:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def go(self) -> None:
-        await self._say("go")
+    async def go(self, shows: str) -> None:
+        """Begin, and wait until one more call has the outcome `shows`, but not for ever."""
+        until_s, before = time.monotonic() + PATIENCE_S, (await self._say("go"))[shows]
+        await asyncio.sleep(BEFORE_S)
+        while (await self._say("tell"))[shows] == before and time.monotonic() < until_s:
+            await asyncio.sleep(0.2)
 
     async def stop(self) -> Counter[str]:
         """The outcomes of its calls so far."""
-        await self._say("stop")
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        assert line, "the noise ended"
-        return Counter(json.loads(line))
+        return await self._say("stop")
 
-    async def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
+    async def _say(self, line: str) -> Counter[str]:
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{line}\n".encode())
-        await self._process.stdin.drain()
+        answer = await self._process.stdout.readline()
+        assert answer, "the noise ended"
+        return Counter(json.loads(answer))
 
 
 @asynccontextmanager
@@ -181,10 +184,9 @@ async def play(stack: BareStack, scenario: Scenario, keys: dict[str, str], quiet
     before = await tokens_of_others(stack)
     async with noisy_tenant(stack, scenario, keys[scenario.tenant]) as noise:
         for _ in range(ROUNDS):
-            quiet.append(await quiet_tenant.listen(QUIET_S))
-            await noise.go()
-            await asyncio.sleep(BEFORE_S)
-            noisy.append(await quiet_tenant.listen(NOISY_S))
+            quiet.append(await quiet_tenant.listen())
+            await noise.go(scenario.shows)
+            noisy.append(await quiet_tenant.listen())
             outcomes = await noise.stop()
             await asyncio.sleep(AFTER_S)
     used = await tokens_of_others(stack) - before + outcomes[EXPLAINED]

@@ -1,7 +1,7 @@
 """Tenant A, in a process of its own: one scenario of noise, which runs between the lines "go" and "stop" on stdin.
 
-`python -m noise SCENARIO GRPC_ADDRESS HTTP_ADDRESS KEY`; the answer to "stop" is one line, the outcomes of all calls so
-far as JSON.
+`python -m noise SCENARIO GRPC_ADDRESS HTTP_ADDRESS KEY`; the answer to each line, also to "tell", is one line: the
+outcomes of all calls so far as JSON.
 """
 
 from __future__ import annotations
@@ -326,13 +326,13 @@ async def main() -> None:
     name, *places = sys.argv[1:]
     scenario, site = next(each for each in SCENARIOS if each.tenant == name), Site(*places)
     acting: asyncio.Task[None] | None = None
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        if line.strip() == "go":
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        if line == "go":
             acting = asyncio.ensure_future(scenario.act(site))
-            continue
         assert acting is not None and not acting.done(), acting
-        acting.cancel()
-        await asyncio.gather(acting, return_exceptions=True)
+        if line == "stop":
+            acting.cancel()
+            await asyncio.gather(acting, return_exceptions=True)
         print(json.dumps(site.outcomes), flush=True)
 
 

@@ -49,7 +49,7 @@ def house(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 async def quiet(house: House) -> AsyncIterator[QuietTenant]:
     """Tenant B, warm, and the first that the target hears."""
     tenant = QuietTenant(house.stack.address("orchestrator"), house.keys[B])
-    await tenant.listen(2.0)
+    await tenant.listen()
     yield tenant
     await tenant.aclose()
 
