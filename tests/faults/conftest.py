@@ -1,4 +1,4 @@
-"""Flags of the fault suite, a stack of real processes that its tests share, and the table that they fill."""
+"""Flags of the fault suites, a stack of real processes that tests share, and the tables that they fill."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import pytest_asyncio
 
 from presift_client import AsyncClient
 
-from .scenarios import NUMBERS, TARGETS, Row, table_of
+from .results import Results
+from .scenarios import NUMBERS, TARGETS, Row
 from .stack import Plan, Stack
 from .traffic import Oracle
 
 _RESULTS = Path(__file__).with_name("RESULTS.md")
-_HEAD = """# The fault suite's table
-
-Written by `make faults` (`pytest tests/faults --write-results`). Real processes; meanwhile 20 callers send requests on
-all routes, and each answer is checked token by token. A fault lasts 4 s. A killed service is started again after them;
-recovery counts from when it reports that it is ready. Deadlines are 5, 8 and 12 s.
-"""
-_ROWS = pytest.StashKey[list[Row]]()
+_KEY = pytest.StashKey[Results]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,18 +26,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def rows(pytestconfig: pytest.Config) -> Iterator[list[Row]]:
-    """What the scenarios came to."""
-    pytestconfig.stash[_ROWS] = rows = []
-    yield rows
-    if rows and pytestconfig.getoption("--write-results", False):
-        _RESULTS.write_text("\n".join([_HEAD, *table_of(rows), ""]), encoding="utf-8")
+def results(pytestconfig: pytest.Config) -> Iterator[Results]:
+    """What the suites of this run came to."""
+    pytestconfig.stash[_KEY] = results = Results()
+    yield results
+    if pytestconfig.getoption("--write-results", False):
+        results.write(_RESULTS)
+
+
+@pytest.fixture(scope="session")
+def rows(results: Results) -> list[Row]:
+    """What the scenarios of faults came to."""
+    return results.faults
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if rows := config.stash.get(_ROWS, []):
-        terminalreporter.section("faults")
-        for line in table_of(rows):
+    for head, table in config.stash.get(_KEY, Results()).sections():
+        terminalreporter.section(head.partition("\n")[0].removeprefix("# "))
+        for line in table:
             terminalreporter.write_line(line)
 
 

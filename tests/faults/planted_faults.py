@@ -407,7 +407,8 @@ FAULTS: tuple[Planted, ...] = (
         "a stream that fails after its first token is requested again, from the start",
         f"{ORCHESTRATOR}/backends/target_client.py",
         "raise target_error(failure, len(self._answer)) from failure",
-        "again = TargetCall(self._pool, self._request, self._deadline, self._replica, self._tried)\n"
+        "limits = _Limits(self._deadline, self._idle_s)\n"
+        "                    again = TargetCall(self._pool, self._asked, limits, self._replica, self._tried)\n"
         "                    async for more in again.events():\n"
         "                        yield more\n"
         "                    return",
@@ -562,8 +563,8 @@ FAULTS: tuple[Planted, ...] = (
         "HTTP: a batch of prompts takes a bounded number of places",
         "all prompts of a list run at once",
         f"{ORCHESTRATOR}/api/http/batches.py",
-        "slots = asyncio.Semaphore(_most_at_once(requests))",
-        "slots = asyncio.Semaphore(len(requests))",
+        "range(_most_at_once(requests))",
+        "range(len(requests))",
         (f"{CONTRACT}/http/test_batches.py::test_a_batch_takes_a_bounded_number_of_places",),
     ),
     Planted(
@@ -1149,8 +1150,8 @@ FAULTS: tuple[Planted, ...] = (
         "The target gets the caller's deadline",
         "Generate at the target has no timeout",
         f"{ORCHESTRATOR}/backends/target_client.py",
-        "replica.stub.Generate(self._request, timeout=left_s)",
-        "replica.stub.Generate(self._request)",
+        "replica.stub.Generate(request, timeout=left_s)",
+        "replica.stub.Generate(request)",
         (f"{CONTRACT}/grpc/test_cancellation.py::test_the_deadline_is_passed_on_to_the_target",),
     ),
     Planted(

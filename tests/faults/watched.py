@@ -1,7 +1,10 @@
-"""Runs a service as `python -m MODULE FLAGS` would, and says on SIGUSR1 how many asyncio tasks it has.
+"""Runs a service as `python -m MODULE FLAGS` would, and says on SIGUSR1 how many asyncio tasks it has, and for how long
+its event loop stood still.
 
-`python -m watched MODULE FLAGS`, with FAULTS_TASKS_FILE in the environment: the file gets one line, "TASKS NUMBER", by
-signal NUMBER. A process cannot be asked from outside, and no service needs such a door in production.
+`python -m watched MODULE FLAGS`, with FAULTS_TASKS_FILE in the environment: the file gets one line, "TASKS STALL
+NUMBER", by signal NUMBER. STALL is the longest stall since the last signal, in seconds of processor time of the loop's
+thread: other processes on a busy machine do not prolong it. A process cannot be asked from outside, and no service
+needs such a door in production.
 """
 
 from __future__ import annotations
@@ -11,23 +14,53 @@ import os
 import runpy
 import signal
 import sys
+import time
 from itertools import count
 from pathlib import Path
 from types import FrameType
 
+from presift.telemetry import loop_stalls
+
 FILE_VARIABLE = "FAULTS_TASKS_FILE"
+_SLEEP_S = 0.01
+
+
+class ProcessorStalls(loop_stalls.LoopStalls):
+    """Stalls by the processor time of the loop's thread. The last one that was made is the service's."""
+
+    newest: ProcessorStalls | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        ProcessorStalls.newest = self
+        self._began_s = 0.0
+
+    async def measure(self) -> None:
+        while True:
+            self._began_s = time.thread_time()
+            await asyncio.sleep(_SLEEP_S)
+            self.add(time.thread_time() - self._began_s)
+
+    def take_s(self) -> float:
+        """The longest one since the last call, seconds; also one that has not ended. In the loop's thread."""
+        longest_s = max(self.longest_s(), time.thread_time() - self._began_s)
+        self._stalls.clear()
+        self._began_s = time.thread_time()
+        return longest_s
 
 
 def main() -> None:
     path, numbers = Path(os.environ[FILE_VARIABLE]), count(1)
+    loop_stalls.LoopStalls = ProcessorStalls
 
     def tell(number: int, frame: FrameType | None) -> None:
         try:
             tasks = len(asyncio.all_tasks(asyncio.get_running_loop()))
         except RuntimeError:  # no loop runs (yet, or any more)
             tasks = 0
+        stall_s = 0.0 if ProcessorStalls.newest is None else ProcessorStalls.newest.take_s()
         fresh = path.with_suffix(".new")
-        fresh.write_text(f"{tasks} {next(numbers)}")
+        fresh.write_text(f"{tasks} {stall_s:.6f} {next(numbers)}")
         fresh.replace(path)
 
     signal.signal(signal.SIGUSR1, tell)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -14,6 +14,7 @@ from presift.core.errors import TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.limits import check_limits
 from presift.rpc import answer_codec, codec
+from presift.rpc.large_input import in_thread_if_large
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Event, Finished, GenerateRequest
 from presift.target.limits import GENERATE, PREFILL
@@ -23,6 +24,8 @@ from presift.telemetry import metrics
 from presift.telemetry.gauges import Gauge
 from presift.telemetry.tracing import span
 from presift.v1 import target_pb2, target_pb2_grpc
+
+M = TypeVar("M", target_pb2.TargetServiceGenerateRequest, target_pb2.PrefillRequest)
 
 
 class TargetServicer(target_pb2_grpc.TargetServiceServicer):
@@ -45,8 +48,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         engine = self._ready()
         with ExitStack() as held, request_metrics(engine.info.model.id) as measure:
             with count_refusals():
-                parsed = request_from_wire(request)
-                check_fits(parsed, engine.info)
+                parsed = await _checked(request, request_from_wire, engine)
                 held.enter_context(self._admission.admit())
             measure.is_admitted = True
             try:
@@ -64,8 +66,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         engine, measure = self._ready(), RequestMetrics()
         with ExitStack() as held:
             with count_refusals():
-                parsed = prefill_from_wire(request)
-                check_fits(parsed, engine.info)
+                parsed = await _checked(request, prefill_from_wire, engine)
                 held.enter_context(self._admission.admit())
             with span("prefill"):
                 async with aclosing(engine.generate(parsed)) as events:
@@ -122,6 +123,17 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
         if self._engine is None:
             raise TargetUnavailable("the target is loading its model")
         return self._engine
+
+
+async def _checked(request: M, from_wire: Callable[[M], GenerateRequest], engine: Engine) -> GenerateRequest:
+    """The request, which fits the engine. Raises what `from_wire` and `check_fits` raise."""
+
+    def read() -> GenerateRequest:
+        parsed = from_wire(request)
+        check_fits(parsed, engine.info)
+        return parsed
+
+    return await in_thread_if_large(request.ByteSize(), read)
 
 
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:

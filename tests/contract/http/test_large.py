@@ -14,6 +14,7 @@ from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, requests
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.domain.caller import Caller
+from presift.rpc.large_input import LARGE_BYTES
 
 from ..fakes.doors import ACME, OTHER, shows
 from ..fakes.doors import door as door_of_keys
@@ -48,9 +49,9 @@ def threads(monkeypatch):
 async def test_a_large_body_is_processed_in_another_thread(door, threads):
     asked = {"model": MODEL, "messages": CHAT, "max_tokens": 5}
     assert (await door.post(asked)).status_code == 200
-    assert threads == {name: {True} for name in READ}
+    assert threads == {name: {True} for name in (*READ, "json_bytes")}
     threads.clear()
-    answer = await door.post(asked | {"messages": [{"role": "user", "content": "a" * body.LARGE_BYTES}]})
+    answer = await door.post(asked | {"messages": [{"role": "user", "content": "a" * LARGE_BYTES}]})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert threads == {name: {False} for name in READ}
 

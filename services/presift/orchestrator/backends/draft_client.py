@@ -25,6 +25,7 @@ from presift.orchestrator.backends.services import count_pick, draft_error, draf
 from presift.orchestrator.domain.ports import Score
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
+from presift.rpc.large_input import in_thread_if_large
 from presift.rpc.pool.hedging import hedged
 from presift.rpc.pool.quarantine import Quarantine, digest_of
 from presift.rpc.pool.replica import Replica, ReplicaStatus
@@ -95,13 +96,17 @@ class DraftClient:
         salt: str = "",
     ) -> Score:
         made_in = current_span_ref()
-        request = draft_pb2.ScoreRequest(
-            token_ids=token_ids.tolist(),
-            policy=codec.policy_to_wire(policy),
-            protected_spans=codec.spans_to_wire(protected),
-            include_importance=include_importance,
-            cache_salt=salt,
-        )
+
+        def message() -> draft_pb2.ScoreRequest:
+            return draft_pb2.ScoreRequest(
+                token_ids=token_ids.tolist(),
+                policy=codec.policy_to_wire(policy),
+                protected_spans=codec.spans_to_wire(protected),
+                include_importance=include_importance,
+                cache_salt=salt,
+            )
+
+        request = await in_thread_if_large(token_ids.nbytes, message)
         key = "" if self._pool.is_alone else key_of(token_ids)
         if self._pool.is_alone and not self._pool.only.allows_call:
             # Waiting for a draft that is unreachable or hangs would use up the time for the full prompt.

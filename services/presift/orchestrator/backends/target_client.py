@@ -36,6 +36,7 @@ from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc import answer_codec, codec
 from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
+from presift.rpc.large_input import in_thread_if_large
 from presift.rpc.pool.balancer import least_loaded, within_bound
 from presift.rpc.pool.quarantine import Quarantine, digest_of
 from presift.rpc.pool.replica import Replica, ReplicaStatus
@@ -114,20 +115,16 @@ class TargetClient:
         answer_format: AnswerFormat | None = None,
         remainder: RemainderOf | None = None,
     ) -> TargetCall:
-        request = target_pb2.TargetServiceGenerateRequest(
-            token_ids=token_ids.tolist(),
-            sampling=answer_codec.sampling_to_wire(sampling),
-            cache_salt=cache_salt,
-            kv_plan=None if kv_plan is None else codec.kv_plan_to_wire(kv_plan),
-            format=None if answer_format is None else answer_codec.format_to_wire(answer_format),
-        )
+        asked = _Asked(token_ids, sampling, cache_salt, kv_plan, answer_format)
         limits = _Limits(deadline, self._idle_s)
-        return TargetCall(self._pool, request, limits, replica, self._attempts(token_ids), remainder=remainder)
+        return TargetCall(self._pool, asked, limits, replica, self._attempts(token_ids), remainder=remainder)
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
         `reserve`)."""
-        request = target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+        request = await in_thread_if_large(
+            token_ids.nbytes, lambda: target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+        )
         named = self._pool.named(replica.name, replica.target)
         tried = self._attempts(token_ids)
         try:
@@ -142,6 +139,33 @@ class TargetClient:
 
     def _attempts(self, token_ids: NDArray[np.uint32]) -> AttemptedReplicas[_Target]:
         return AttemptedReplicas(self._quarantine, digest_of(token_ids))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What a target is to generate; `token_ids` uint32[tokens]."""
+
+    token_ids: NDArray[np.uint32]
+    sampling: Sampling
+    cache_salt: str
+    kv_plan: KvPlan | None
+    answer_format: AnswerFormat | None = None
+
+    async def to_wire(self) -> target_pb2.TargetServiceGenerateRequest:
+        """The message. A million tokens take 60 ms."""
+        mask = None if self.kv_plan is None else self.kv_plan.kv_mask
+        size = self.token_ids.nbytes + (0 if mask is None else mask.kept.nbytes)
+        return await in_thread_if_large(size, self._message)
+
+    def _message(self) -> target_pb2.TargetServiceGenerateRequest:
+        plan, wanted = self.kv_plan, self.answer_format
+        return target_pb2.TargetServiceGenerateRequest(
+            token_ids=self.token_ids.tolist(),
+            sampling=answer_codec.sampling_to_wire(self.sampling),
+            cache_salt=self.cache_salt,
+            kv_plan=None if plan is None else codec.kv_plan_to_wire(plan),
+            format=None if wanted is None else answer_codec.format_to_wire(wanted),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +240,7 @@ class TargetCall:
     def __init__(
         self,
         pool: _Pool,
-        request: target_pb2.TargetServiceGenerateRequest,
+        asked: _Asked,
         limits: _Limits,
         replica: ReplicaRef,
         tried: AttemptedReplicas[_Target],
@@ -224,7 +248,7 @@ class TargetCall:
         remainder: RemainderOf | None = None,
     ) -> None:
         self._pool = pool
-        self._request = request
+        self._asked = asked
         self._deadline, self._idle_s = limits.deadline, limits.idle_s
         self._replica = replica
         self._tried = tried
@@ -296,17 +320,13 @@ class TargetCall:
         if rest is None or not self._pool.retry_budget.take():
             return False
         self._lost = tried.all[-1].address
-        self._request = target_pb2.TargetServiceGenerateRequest(
-            token_ids=rest.token_ids.tolist(),
-            sampling=answer_codec.sampling_to_wire(rest.sampling),
-            cache_salt=self._request.cache_salt,
-            kv_plan=None if rest.kv_plan is None else codec.kv_plan_to_wire(rest.kv_plan),
-        )
+        self._asked = _Asked(rest.token_ids, rest.sampling, self._asked.cache_salt, rest.kv_plan)
         return True
 
     async def _opened(self) -> _Opened:
         deadline, tried = self._deadline, self._tried
         deadline.check()
+        request = await self._asked.to_wire()
 
         async def attempt() -> _Opened:
             if self._is_cancelled:
@@ -315,7 +335,7 @@ class TargetCall:
             left_s = deadline.remaining_s
             with ExitStack() as held:
                 held.enter_context(replica.counted())
-                self._call = stream = replica.stub.Generate(self._request, timeout=left_s)
+                self._call = stream = replica.stub.Generate(request, timeout=left_s)
                 held.callback(stream.cancel)
                 events = aiter(stream)
                 with tried.attempt(replica), replica.record_outcome(left_s):

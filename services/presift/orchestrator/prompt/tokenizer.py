@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from cachetools import LRUCache
@@ -71,9 +71,10 @@ class PromptTokenizer:
                 return TokenizedPrompt(prompt.ids, _protected_ids(prompt), salt)
         with stage("protect"):
             is_quick = _size(prompt) <= INLINE_CHARACTERS
-            rendered = self._read(prompt) if is_quick else await asyncio.to_thread(self._read, prompt)
+            read = partial(self._read_with_key, prompt, salt)
+            rendered, key = read() if is_quick else await asyncio.to_thread(read)
         with stage("tokenize"):
-            return await self._tokenized(prompt, rendered, salt)
+            return await self._tokenized(prompt, rendered, key, salt)
 
     def _read(self, prompt: Chat | Text) -> RenderedPrompt:
         if self.backend is None:
@@ -83,9 +84,13 @@ class PromptTokenizer:
             return RenderedPrompt(text, (Range(0, len(text)),))
         return read_chat(self.renderer.render(prompt), self._control)
 
-    async def _tokenized(self, prompt: Chat | Text, rendered: RenderedPrompt, salt: str) -> TokenizedPrompt:
+    def _read_with_key(self, prompt: Chat | Text, salt: str) -> tuple[RenderedPrompt, bytes]:
+        """The rendered prompt, and its key in memory."""
+        rendered = self._read(prompt)
+        return rendered, _key(prompt, rendered, salt)
+
+    async def _tokenized(self, prompt: Chat | Text, rendered: RenderedPrompt, key: bytes, salt: str) -> TokenizedPrompt:
         """From memory, or encoded now."""
-        key = _key(prompt, rendered, salt)
         known = self._memory.get(key)
         if known is not None:
             return known

@@ -19,11 +19,15 @@ from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER, decision_header
 from presift.orchestrator.api.http.sse import Reply, json_bytes
 from presift.orchestrator.domain.request import Request, Text
-from presift.orchestrator.pipeline.events import Event
+from presift.orchestrator.pipeline.events import Event, held_bytes
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail, Explanation
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline
+from presift.rpc.large_input import LARGE_BYTES, in_thread_if_large
+
+# An answer's place in a response, with its usage and decision, takes as long to make as so much text.
+_EVENT_BYTES = 1024
 
 
 class Renderer(Protocol):
@@ -117,15 +121,17 @@ class Answering:
 
 
 async def _send_whole(events: AsyncGenerator[NumberedEvent, None], renderer: Renderer, reply: Reply) -> None:
+    size = 0
     async for number, event in events:
         renderer.add(number, event)
+        size += _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event)
     # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
     first = next(renderer.answers.reports)
     header = {DECISION_HEADER: decision_header(first.decision)}
-    if not renderer.view.needs_prompt:
-        await reply.send_json(200, renderer.whole(), header)
-    else:  # as long as its prompts
-        await reply.send_bytes(200, await asyncio.to_thread(lambda: json_bytes(renderer.whole())), header)
+    if renderer.view.needs_prompt:
+        size += LARGE_BYTES  # as long as its prompts
+    raw = await in_thread_if_large(size, lambda: json_bytes(renderer.whole()))
+    await reply.send_bytes(200, raw, header)
 
 
 async def _stream(events: AsyncGenerator[NumberedEvent, None], renderer: Renderer, reply: Reply) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 
 from presift.orchestrator.domain.request import Request
@@ -28,10 +28,10 @@ async def answer_all(generate: Generate, requests: Sequence[Request]) -> AsyncGe
                 yield 0, event
         return
     merged: asyncio.Queue[NumberedEvent | BaseException | None] = asyncio.Queue(_BUFFERED)
-    slots = asyncio.Semaphore(_most_at_once(requests))
+    waiting = iter(enumerate(requests))
     tasks = [
-        asyncio.create_task(_forward(generate, request, number, slots, merged), name="one of a batch")
-        for number, request in enumerate(requests)
+        asyncio.create_task(_forward(generate, waiting, merged), name="some of a batch")
+        for _ in range(_most_at_once(requests))
     ]
     try:
         running = len(tasks)
@@ -57,17 +57,16 @@ def _most_at_once(requests: Sequence[Request]) -> int:
 
 async def _forward(
     generate: Generate,
-    request: Request,
-    number: int,
-    slots: asyncio.Semaphore,
+    waiting: Iterator[tuple[int, Request]],
     merged: asyncio.Queue[NumberedEvent | BaseException | None],
 ) -> None:
-    async with slots:
-        try:
+    """Carry out the requests that wait, one after the other, until there is none. `waiting` is shared."""
+    try:
+        for number, request in waiting:
             async with aclosing(generate(request)) as events:
                 async for event in events:
                     await merged.put((number, event))
-        except Exception as error:
-            await merged.put(error)
-            return
-        await merged.put(None)
+    except Exception as error:
+        await merged.put(error)
+        return
+    await merged.put(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic_core import from_json
 from starlette.datastructures import Headers
@@ -22,20 +22,11 @@ from presift.orchestrator.api.http.errors import (
 
 # Seconds in which the whole body must arrive: a call counts as running meanwhile.
 BODY_S = 120.0
-# A body of at least this many bytes is processed in another thread: all calls of both APIs share one event loop.
-LARGE_BYTES = 2**18
 # A value takes two bytes in the body and up to hundreds in memory. One call into C builds all of them, and no other
 # thread runs meanwhile. The limits are above the longest list of token ids and any chat with its tools.
 MAX_VALUES = 2**21
 MAX_NESTED = 2**19
 _MARKS = re.compile(rb'\\.|[",:\[{]', re.DOTALL)
-
-T = TypeVar("T")
-
-
-async def in_thread_if_large(size: int, work: Callable[[], T]) -> T:
-    """The result of `work`; computed in another thread if the body has at least LARGE_BYTES."""
-    return work() if size < LARGE_BYTES else await asyncio.to_thread(work)
 
 
 def parse_json_object(raw: bytes | bytearray) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.answering import Answering, Asked, Renderer
-from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.chat_completions import ChatCompletion
 from presift.orchestrator.api.http.completions import View
@@ -30,6 +29,7 @@ from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.orchestrator.prompt.token_texts import TokenTexts
+from presift.rpc.large_input import in_thread_if_large
 
 
 @dataclass(frozen=True, slots=True)

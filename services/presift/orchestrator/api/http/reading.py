@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from presift.core.errors import InvalidRequest
-from presift.orchestrator.api.http.body import in_thread_if_large, parse_json_object, read_body
+from presift.orchestrator.api.http.body import parse_json_object, read_body
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.models import ServedModels
 from presift.orchestrator.api.http.schema import MAX_TIMEOUT_S, Ignored
 from presift.rpc.deadline import NO_DEADLINE, Deadline
+from presift.rpc.large_input import in_thread_if_large
 
 _TIMEOUT_HEADER = "presift-timeout-s"
 

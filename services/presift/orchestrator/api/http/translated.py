@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from presift.orchestrator.admission.request_cost import tokenizing_cost
 from presift.orchestrator.api.http.answering import Renderer
 from presift.orchestrator.api.http.answers import Answers, ReadPrompt
-from presift.orchestrator.api.http.body import in_thread_if_large
 from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, asked_of
@@ -26,6 +25,7 @@ from presift.orchestrator.api.http.unsupported import supported_parameters
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request
 from presift.orchestrator.pipeline.events import Report
+from presift.rpc.large_input import in_thread_if_large
 
 
 class ChatAdapter:

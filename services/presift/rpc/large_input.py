@@ -1,0 +1,19 @@
+"""Work that grows with a request is done in another thread if the request is large: all calls of a service share one
+event loop, and stand still while it works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+# In bytes. So much, as thousands of parts of a chat, takes some ten milliseconds to read; a thread takes a fifth of one
+# to start.
+LARGE_BYTES = 2**15
+
+T = TypeVar("T")
+
+
+async def in_thread_if_large(size: int, work: Callable[[], T]) -> T:
+    """The result of `work` on `size` bytes; computed in another thread if they are at least LARGE_BYTES."""
+    return work() if size < LARGE_BYTES else await asyncio.to_thread(work)

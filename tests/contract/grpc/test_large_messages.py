@@ -1,0 +1,77 @@
+"""Large gRPC messages are read and made outside the event loop, by every service."""
+
+import threading
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from presift.core.errors import InvalidRequest
+from presift.draft import servicer as draft_servicer
+from presift.orchestrator.api.grpc import servicer
+from presift.orchestrator.backends import target_client
+from presift.rpc.server.server import GrpcServer, ServerOptions
+from presift.target import servicer as target_servicer
+from presift.target.admission import Admission
+from presift.v1 import draft_pb2, plan_pb2, target_pb2, target_pb2_grpc
+
+from ...echo_engine import EchoEngine
+from ..fakes.house import refusal_of
+from ..fakes.services import model
+
+SHORT, LONG = [200] * 100, [200] * 20_000
+SIZES = pytest.mark.parametrize(("ids", "in_loop"), [(SHORT, True), (LONG, False)], ids=["short", "long"])
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """place, name -> the function there notes whether it runs in the thread of the event loop, under its name."""
+    seen = {}
+
+    def note(place, name):
+        work = getattr(place, name)
+
+        def noting(*arguments):
+            seen[name] = threading.current_thread() is threading.main_thread()
+            return work(*arguments)
+
+        monkeypatch.setattr(place, name, noting)
+
+    note.seen = seen
+    return note
+
+
+@SIZES
+async def test_an_orchestrator_reads_and_sends(open_house, noted, ids, in_loop):
+    noted(servicer, "request_from_wire")
+    noted(target_client._Asked, "_message")
+    house = await open_house(target=model("target", context_tokens=2**20))
+    assert (await house.ask(ids, route=plan_pb2.ROUTE_FULL)).usage.prompt_tokens == len(ids)
+    assert noted.seen == {"request_from_wire": in_loop, "_message": in_loop}
+
+
+@SIZES
+async def test_a_draft_reads(noted, ids, in_loop):
+    noted(draft_servicer, "parse")
+    drafts = draft_servicer.DraftServicer(None, 0)
+    drafts.use(SimpleNamespace(info=None))
+    with pytest.raises(InvalidRequest, match="policy"):  # before it asks the scorer for anything
+        await drafts.Score(draft_pb2.ScoreRequest(token_ids=ids), SimpleNamespace(time_remaining=lambda: None))
+    assert noted.seen == {"parse": in_loop}
+
+
+@SIZES
+async def test_a_target_reads(noted, ids, in_loop):
+    noted(target_servicer, "check_fits")
+    servicer, server = target_servicer.TargetServicer(Admission(4, 4)), GrpcServer(ServerOptions("127.0.0.1:0"), [])
+    servicer.use(EchoEngine())
+    target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel:
+        stub = target_pb2_grpc.TargetServiceStub(channel)
+        asked = stub.Prefill(target_pb2.PrefillRequest(token_ids=ids))
+        if in_loop:
+            await asked
+        else:  # the echo's context is shorter
+            assert (await refusal_of(asked)).reason == "PROMPT_TOO_LONG"
+    await server.grpc.stop(0)
+    assert noted.seen == {"check_fits": in_loop}
