@@ -2072,6 +2072,26 @@ FAULTS: tuple[Planted, ...] = (
         ),
     ),
     Planted(
+        "an_interrupted_check_is_final",
+        "Self-check: an interruption keeps no scheduler from dropping KV for good",
+        "the check is not repeated after a pause",
+        f"{PLUGIN}/self_check.py",
+        "            if self._pause <= 0 and",
+        "            if self.is_running and",
+        (f"{UNIT}/target/sglang_plugin/test_self_check.py::test_what_is_interrupted_each_time_is_repeated_later",),
+    ),
+    Planted(
+        "a_forgotten_request_is_waited_for",
+        "Self-check: a request that SGLang has dropped from its queue is noticed",
+        "the check waits for it until its time is up",
+        f"{PLUGIN}/self_check.py",
+        "        elif not self._is_in_scheduler(request):\n",
+        "        elif False:\n",
+        (
+            f"{UNIT}/target/sglang_plugin/test_self_check.py::test_a_request_that_sglang_has_forgotten_is_not_waited_for",
+        ),
+    ),
+    Planted(
         "counting_tokens_crowds_prompts_out",
         "Tokenizing: calls that only tokenize share the bound of all texts",
         "they tokenize beside it",

@@ -43,7 +43,7 @@ class Plugin:
         refusals = (unsupported_sglang(self._sglang), missing_hooks(self.hooks()), unsupported_scheduler(scheduler))
         self.unsupported = next((reason for reason in refusals if reason), None)
         self.builder = EntryBuilder(scheduler)
-        self.check = None if self.unsupported else SelfCheck(scheduler)
+        self.check = None if self.unsupported else SelfCheck(scheduler, self.builder)
 
     def around_handle_generate_request(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:
         parameters = received.sampling_params.custom_params
