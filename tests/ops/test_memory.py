@@ -1,4 +1,4 @@
-"""The orchestrator's bounds, added up at default settings, fit the memory limits of .env and ops/k8s."""
+"""The orchestrator's bounds, added up at default settings, fit the memory limits of .env and ops/k8s, with a margin."""
 
 import inspect
 
@@ -15,6 +15,7 @@ from presift.orchestrator.estimation.prefix_index import HASHES_BYTES, PrefixInd
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES
 from presift.orchestrator.routing.quality_gate import MAX_OWN
+from presift.rpc.server.memory_guard import SHARE_OF_CONTAINER
 from presift.rpc.server.server import ServerOptions
 
 from .sources import K8S, ROOT
@@ -25,6 +26,8 @@ MIB = 2**20
 PROCESS_BYTES = 256 * MIB
 # A call that waits in the queue, without its prompt: 37 KiB measured, over gRPC.
 CALL_BYTES = 40 * 1024
+# What the allocator keeps beside it, because free memory is too scattered to be returned: an estimate.
+FRAGMENTATION = 1 / 8
 
 
 def default(name):
@@ -71,8 +74,10 @@ def limits():
 
 @pytest.mark.parametrize("where", [".env", "ops/k8s"])
 def test_all_bounds_together_fit_the_memory_limit(where):
-    needed, limit = sum(bounds().values()), limits()[where]
-    assert needed <= limit, f"{where}: {needed / MIB:.0f} of {limit / MIB:.0f} MiB: {bounds()}"
+    """Below the share of it above which the memory guard ends requests, or a full process would end them for ever."""
+    needed = (1 + FRAGMENTATION) * sum(bounds().values())
+    room = SHARE_OF_CONTAINER * limits()[where]
+    assert needed <= room, f"{where}: {needed / MIB:.0f} of {room / MIB:.0f} MiB: {bounds()}"
 
 
 def test_the_parts_have_the_defaults_of_the_settings():

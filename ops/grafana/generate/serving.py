@@ -100,16 +100,22 @@ def _room() -> list[Panel]:
 
 def _door() -> list[Panel]:
     return [
-        lines("Refused", "By reason: full queue, a tenant's limit, unauthenticated callers, a full draft or target.", PER_SECOND,
+        lines("Refused", "By reason: full queue, the memory of requests and unread answers, a tenant's limit, unauthenticated callers, "
+              "a full draft or target.", PER_SECOND,
               Query(f"sum by (presift_field) (rate(presift_admission_refused_total{_RATE}))", "overload: {{presift_field}}"),
+              Query(f"sum by (presift_field) (rate(presift_received_refused_total{_RATE}))", "on the way: {{presift_field}}"),
+              Query(f"sum(rate(presift_answers_ended_total{_RATE}))", "unread answers ended"),
               Query(f"sum by (presift_limit) (rate(presift_limits_refused_total{_RATE}))", "limit: {{presift_limit}}"),
               Query(f"sum by (presift_why) (rate(presift_callers_refused_total{_RATE}))", "caller: {{presift_why}}"),
               Query(f'sum by (http_response_status_code) (rate(presift_http_replies_total{{http_response_status_code=~"[45].."}}{_RATE}))', "HTTP {{http_response_status_code}}"),
               Query(f"sum by (presift_reason) (rate(presift_draft_refused_total{_RATE}))", "draft: {{presift_reason}}"),
               Query(f"sum by (presift_reason) (rate(presift_target_refused_total{_RATE}))", "target: {{presift_reason}}"),
               Query("vector(0)", "none"), width=12, soft_most=1.0),
-        lines("Waiting memory", "Memory of queued requests; max_requests_mib bounds it.", BYTES,
-              Query("sum(presift_admission_waiting_bytes)", "waiting"), width=6, soft_most=2.0**20),
+        lines("Waiting memory", "Queued requests (max_requests_mib), requests that are received or answered (max_received_mib), answers "
+              "that are not read (max_answers_mib).", BYTES,
+              Query("sum(presift_admission_waiting_bytes)", "queued"),
+              Query('sum(presift_received_bytes{job="presift-orchestrator"})', "received"),
+              Query("sum(presift_answers_unread_bytes)", "unread answers"), width=6, soft_most=2.0**20),
         lines("Tenants and leases", "Tenants with queued requests; leases on prompts being scored and on tenants' calls.",
               NUMBER, Query("sum(presift_admission_waiting_tenants)", "tenants waiting"),
               Query("sum by (presift_of) (presift_leases_held)", "leases: {{presift_of}}"),
@@ -122,6 +128,8 @@ def _processes() -> list[Panel]:
     return [
         lines("Memory", "Resident memory of every process, without SGLang's workers.", BYTES,
               Query('process_resident_memory_bytes{job=~"presift-.+"}', name)),
+        lines("Memory before requests end", "Memory without mapped files as a share of max_memory_mib. Above 100 % (red line) gRPC requests "
+              "that are incomplete end.", SHARE, Query("presift_memory_used_bytes / presift_memory_limit_bytes", name), line_at=1.0),
         lines("CPU", "CPU seconds per second: 1 is one core.", NUMBER,
               Query(f'rate(process_cpu_seconds_total{{job=~"presift-.+"}}{_RATE})', name)),
         lines("Open files", "Open sockets and files as a share of the limit. A steady rise is a leak.", SHARE,

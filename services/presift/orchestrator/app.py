@@ -147,7 +147,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
         guard,
         calibration,
         edges.store,
-        AnswerBytes(tuning.max_answer_bytes),
+        AnswerBytes(tuning.max_answer_bytes, lambda: count("presift.answers.ended")),
         Admission(TOKENIZING),
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)

@@ -121,7 +121,10 @@ async def test_gauges_show_how_full_it_is(house):
     idle = shown(house)
     assert idle["presift.admission.running"] == {(): 0} and idle["presift.admission.waiting.tenants"] == {(): 0}
     assert idle["presift.leases.held"] == {("draft",): 0, ("tenant",): 0}
-    assert idle["presift.guard.off"] == {}
+    assert idle["presift.guard.off"] == {} and idle["presift.answers.unread.bytes"] == {(): 0}
+    with house.pipeline.parts.answer_bytes.waiting(None, print) as answer:
+        answer.add(7)
+        assert shown(house)["presift.answers.unread.bytes"] == {(): 7}
     house.target.pause_after = 1
     asking = asyncio.create_task(house.ask([5, 6, 7]))
     await house.settle(lambda: house.target.running == 1)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import socket
+import ssl
 from contextlib import suppress
 
 import openai
@@ -14,7 +15,9 @@ from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.api.http import body, call, connections, server, sse
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.rpc.client.answer_bytes import AnswerBytes
+from presift.rpc.security.certificates import TlsFiles
 
+from ..fakes.authority import NAMES, Authority
 from ..fakes.house import ALL_ROUTES
 from ..fakes.ledger import tasks
 from ..fakes.openai_door import MODEL
@@ -46,20 +49,37 @@ async def raw(door, payload):
     return reader, writer
 
 
-async def raw_with_small_buffers(door, payload):
-    """A connection whose kernel buffers hold some KiB, so that a short answer fills them."""
-    reader, writer = await raw(door, b"")
-    port = writer.get_extra_info("sockname")[1]
+async def unread(door, payload, context=None):
+    """A connection whose client reads nothing before `read_on`. Its buffers hold some KiB. TLS with a `context`."""
+    host, _, port = door.address.rpartition(":")
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(made, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=made, ssl=context, server_hostname=host if context else None)
+    writer.transport.pause_reading()
 
     def served_here():
-        return [each for each in door.server._server.server_state.connections if each.client[1] == port]
+        return [each for each in door.server._server.server_state.connections if each.client == made.getsockname()]
 
     await door.house.settle(served_here)
     (served,) = served_here()
-    for transport, option in ((writer.transport, socket.SO_RCVBUF), (served.transport, socket.SO_SNDBUF)):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
+    served.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    served.transport.set_write_buffer_limits(high=1024)
     writer.write(payload)
     return reader, writer
+
+
+def read_on(writer):
+    writer.transport.resume_reading()
+
+
+async def stands_still(value):
+    """Wait until `value()` no longer changes, in twenty iterations of the event loop."""
+    last, same = value(), 0
+    while same < 20:
+        await asyncio.sleep(0.01)
+        last, same = value(), same + 1 if value() == last else 0
 
 
 def posted(values, path="/v1/completions"):
@@ -245,7 +265,7 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(open_house,
     door = await open_door(await open_house(drain_s=0.3, target=roomy))
     door.house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
     options = {"stream": True, "max_tokens": 5_000, "presift": {"token_ids": True}}
-    _, writer = await raw_with_small_buffers(door, posted(asked(**options)))
+    _, writer = await unread(door, posted(asked(**options)))
     await door.house.settle(lambda: door.house.target.calls and door.house.target.running == 0)
     assert door.house.server.calls.running == 1
     async with asyncio.timeout(20):
@@ -260,11 +280,12 @@ async def test_a_slow_reader_holds_no_slot(open_house, open_door):
     door = await open_door(house)
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
     options = {"stream": True, "max_tokens": tokens, "presift": {"token_ids": True}}
-    reader, writer = await raw_with_small_buffers(door, posted(asked(**options)))
-    # It does not read: the target finishes all the same, and the slot is released.
+    reader, writer = await unread(door, posted(asked(**options)))
+    # The target finishes all the same, and the slot is released.
     await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
     assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
     stream = b""
+    read_on(writer)
     while b"[DONE]" not in stream:
         stream += await reader.read(2**20)
     lines = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: {")]
@@ -274,45 +295,135 @@ async def test_a_slow_reader_holds_no_slot(open_house, open_door):
     writer.close()
 
 
-async def test_streams_that_are_not_read_are_bounded(open_house, open_door):
-    """The largest one ends. Without a bound each would be held until its client leaves."""
-    house = await open_house(target=model("target", context_tokens=10_000), answer_bytes=2**16)
+@pytest.fixture
+def clock():
+    """The clock of `bounded`, in seconds."""
+    return [0.0]
+
+
+async def bounded(open_house, open_door, clock, limit, **options):
+    """A door, and what its clients have not read: at most `limit` bytes."""
+    house = await open_house(answer_bytes=limit, **options)
     door, held = await open_door(house), house.pipeline.parts.answer_bytes
+    held._clock = lambda: clock[0]
+    return door, held
+
+
+async def test_streams_that_are_not_read_are_bounded(open_house, open_door, clock):
+    """The one ends whose client has read nothing for longest, or else the one that asks for more. Without a bound each
+    would be held until its client leaves."""
+    # A token counts 40 bytes. Of each stream the buffers take some KiB: at most 2,000 tokens, joined to one event.
+    roomy = model("target", context_tokens=10_000)
+    door, held = await bounded(open_house, open_door, clock, 230_000, target=roomy)
+    house, clients = door.house, []
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
     options = {"stream": True, "presift": {"token_ids": True}}
-    unread = []
-    for number, tokens in enumerate([1_800, 2_600, 1_300], 1):
-        unread.append(await raw_with_small_buffers(door, posted(asked(max_tokens=tokens, **options))))
-        await house.settle(lambda number=number: len(house.target.calls) == number and house.target.running == 0)
-        assert held.held <= 2**16
+
+    async def stream(tokens):
+        calls = len(house.target.calls)
+        clients.append(await unread(door, posted(asked(max_tokens=tokens, **options))))
+        await house.settle(lambda: len(house.target.calls) > calls and house.target.running == 0)
+        await stands_still(lambda: held.held)
+
+    await stream(4_000)
+    assert 80_000 <= (first := held.held) <= 160_000
     assert (await door.post(asked(max_tokens=3) | options, "/v1/completions")).status_code == 200
-    small, large, smallest = [await ended(reader) for reader, _ in unread]
-    error = json.loads(large.rpartition(b"data: ")[2].partition(b"\n")[0])["error"]
-    assert (error["code"], error["presift"]["field"]) == ("rate_limit_exceeded", "unread_answer_bytes")
-    assert small.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and b"[DONE]" in smallest
-    for _, writer in unread:
+    await stream(7_000)
+    assert held.held == first, "it asked for more than there was"
+    clock[0] += 60
+    await stream(7_000)
+    assert 200_000 <= held.held <= 280_000, "the first one made room"
+    told = []
+    for reader, writer in clients:
+        read_on(writer)
+        told.append(await ended(reader))
         writer.close()
+    for ended_early in told[:2]:
+        error = json.loads(ended_early.rpartition(b"data: ")[2].partition(b"\n")[0])["error"]
+        assert (error["code"], error["presift"]["field"]) == ("rate_limit_exceeded", "unread_answer_bytes")
+    assert told[2].endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     await is_over(door)
     assert held.held == 0
 
 
-async def test_whole_responses_that_are_not_read_are_bounded(open_house, open_door):
-    """A call lasts until its response is read, or its connection is closed to make room."""
-    house = await open_house(answer_bytes=2**20)
-    door, held = await open_door(house), house.pipeline.parts.answer_bytes
-    small, large = (
-        posted({"prompt": "a" * size, "return_token_strs": True}, "/tokenize") for size in (60_000, 100_000)
-    )
-    reader, writer = await raw_with_small_buffers(door, small)
-    await house.settle(lambda: held.held)
+def tokenizing(size):
+    """Its response has seven bytes a character."""
+    return {"prompt": "a" * size, "return_token_strs": True}
+
+
+async def whole(reader):
+    """The size of a complete response's body."""
+    async with asyncio.timeout(20):
+        head = await reader.readuntil(b"\r\n\r\n")
+        (length,) = [line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")]
+        assert head.startswith(b"HTTP/1.1 200")
+        return len(await reader.readexactly(int(length.partition(b" ")[2])))
+
+
+async def test_whole_responses_that_are_not_read_are_bounded(open_house, open_door, clock):
+    """One for which there is no room is refused, before anything of it is sent."""
+    door, held = await bounded(open_house, open_door, clock, 2**20)
+    reader, writer = await unread(door, posted(tokenizing(60_000), "/tokenize"))
+    await door.house.settle(lambda: held.held)
     kept = held.held
-    aborted, _ = await raw_with_small_buffers(door, large)
-    await house.settle(lambda: len(door.server._server.server_state.connections) == 1)
+    refused = await door.post(tokenizing(100_000), "/tokenize")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["presift"]["field"]) == (429, "unread_answer_bytes")
+    assert "retry-after" in refused.headers
     assert (await door.post({"prompt": "a"}, "/tokenize")).status_code == 200
-    assert 400_000 < held.held == kept < 500_000 and house.server.calls.running == 1
+    await door.house.settle(lambda: door.house.server.calls.running == 1)
+    assert held.held == kept
+    read_on(writer)
+    assert await whole(reader) == kept
+    writer.close()
+    await is_over(door)
+    assert held.held == 0
+
+
+async def test_a_whole_response_that_is_not_read_makes_room(open_house, open_door, clock):
+    """Its connection is closed. One that is larger, but is read, stays."""
+    door, held = await bounded(open_house, open_door, clock, 2**20)
+    read, writer = await unread(door, posted(tokenizing(110_000), "/tokenize"))
+    await door.house.settle(lambda: held.held)
+    size = held.held
+    stalled, other = await unread(door, posted(tokenizing(30_000), "/tokenize"))
+    await door.house.settle(lambda: held.held > size)
+    clock[0] += 60
+    read_on(writer)
+    async with asyncio.timeout(20):
+        begin = await read.readexactly(300_000)
+    writer.transport.pause_reading()
+    await stands_still(lambda: [each.read_at_s for each in held._unread])
+    assert (await door.post(tokenizing(20_000), "/tokenize")).status_code == 200
+    await door.house.settle(lambda: held.held == size)
+    read_on(other)
     with suppress(ConnectionError):
-        assert len(await aborted.read()) < 200_000, "the rest was forgotten"
-    assert (await read_until(reader, b'"]}')).startswith(b"HTTP/1.1 200")
+        assert len(await stalled.read()) < 200_000, "the rest was forgotten"
+    read_on(writer)
+    rest = await read_until(read, b'"]}')
+    assert len((begin + rest).partition(b"\r\n\r\n")[2]) == size
+    for each in (writer, other):
+        each.close()
+    await is_over(door)
+    assert held.held == 0
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+async def test_a_whole_response_counts_until_it_was_read(open_house, open_door, tmp_path, has_tls):
+    """Also behind TLS, where asyncio takes whatever is written at once."""
+    pair = Authority(tmp_path).pair("127.0.0.1")
+    files = TlsFiles(pair.cert, pair.key, None, NAMES) if has_tls else None
+    house = await open_house()
+    door, held = await open_door(house, tls=files), house.pipeline.parts.answer_bytes
+    context = ssl.create_default_context(cafile=pair.ca) if has_tls else None
+    reader, writer = await unread(door, posted(tokenizing(400_000), "/tokenize"), context)
+    await house.settle(lambda: held.held)
+    for _ in range(5):
+        await house.ask([1, 2, 3])
+    assert (size := held.held) > 2_800_000
+    await house.settle(lambda: house.server.calls.running == 1)
+    read_on(writer)
+    assert await whole(reader) == size
     writer.close()
     await is_over(door)
     assert held.held == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,6 +47,26 @@ def run_scheduler(*args, **kwargs):
 """
 
 
+# A scheduler process in which everything is aborted while the first three requests of the self-check are queued.
+ABORTED = """
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from sglang.srt.managers.io_struct import AbortReq
+    from presift.target.sglang_plugin.self_check import SelfCheck
+    run, asked = SelfCheck._run, []
+
+    def run_and_abort(check, request):
+        run(check, request)
+        asked.append(request)
+        if len(asked) <= 3:
+            check._scheduler.abort_request(AbortReq(abort_all=True))
+
+    SelfCheck._run = run_and_abort
+    processes.run_scheduler(*args, **kwargs)
+"""
+
+
 @asynccontextmanager
 async def engine_of(folder: Path) -> AsyncIterator[SglangEngine]:
     engine = SglangEngine(SglangOptions(resolve(str(folder)), dtype="float32", kv_pool_tokens=2048, threads=1))
@@ -56,8 +77,9 @@ async def engine_of(folder: Path) -> AsyncIterator[SglangEngine]:
         await engine.stop()
 
 
-async def answer(engine: SglangEngine, plan: Any = None) -> Finished:
-    request = GenerateRequest(np.arange(200, dtype=np.uint32), Sampling(max_new_tokens=4, ignore_eos=True), "", plan)
+async def answer(engine: SglangEngine, plan: Any = None, tokens: int = 4) -> Finished:
+    sampling = Sampling(max_new_tokens=tokens, ignore_eos=True)
+    request = GenerateRequest(np.arange(200, dtype=np.uint32), sampling, "", plan)
     events = [event async for event in engine.generate(request)]
     assert isinstance(events[-1], Finished)
     return events[-1]
@@ -80,6 +102,22 @@ async def test_a_plugin_that_is_not_in_place_or_wrong_switches_the_routes_off(
         # Whoever asks all the same is told, by the engine itself.
         with pytest.raises(RouteUnsupported, match=reason):
             await answer(engine, plan(64))
+
+
+async def test_a_check_that_is_aborted_is_repeated(
+    tiny_model: Callable[[str], Path], plan: Any, run_as_scheduler: Callable[[str], None]
+) -> None:
+    run_as_scheduler(ABORTED)
+    async with engine_of(tiny_model("tinyq")) as engine:
+        reason = "the self-check was interrupted and will be repeated: a request was aborted"
+        assert engine.info.unsupported[Route.SPEC_KV].startswith(reason)
+        with pytest.raises(RouteUnsupported, match=reason):
+            await answer(engine, plan(64))
+        await answer(engine, tokens=150)  # as many steps of the scheduler
+        async with asyncio.timeout(60):
+            while (await engine.plugin_state())["unsupported"]:
+                await asyncio.sleep(0.1)
+        assert (await answer(engine, plan(64))).kv_tokens == 65
 
 
 async def test_an_untested_sglang_drops_kv_if_the_check_passes(

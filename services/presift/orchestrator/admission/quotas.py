@@ -96,7 +96,7 @@ class Quota:
         excess = self._reserved - tokens
         if excess > 0 and self.age_s <= WINDOW_S:
             self._reserved = tokens
-            await self._quotas.give_back(self._tenant, excess, limit, self.age_s)
+            await self._quotas.begin_to_give_back(self._tenant, excess, limit, self.age_s)
 
     @property
     def age_s(self) -> float:
@@ -175,6 +175,11 @@ class Quotas:
         """Return tokens that were reserved `age_s` seconds ago, even if this request is cancelled meanwhile."""
         await self._finish(self._return(tenant, tokens, limit, age_s))
 
+    async def begin_to_give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
+        """As `give_back`, without waiting for Redis."""
+        self._start(self._return(tenant, tokens, limit, age_s))
+        await asyncio.sleep(0)  # tokens that this process counts have returned after that
+
     async def _undo(self, reserving: asyncio.Task[bool], tenant: str, tokens: int, limit: int) -> None:
         with suppress(Overloaded):
             if await reserving:
@@ -235,7 +240,10 @@ class Quotas:
 
     async def _finish(self, release: Coroutine[Any, Any, None]) -> None:
         """Run it to its end, even if this request is cancelled meanwhile."""
+        await asyncio.shield(self._start(release))
+
+    def _start(self, release: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(release)
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
-        await asyncio.shield(task)
+        return task

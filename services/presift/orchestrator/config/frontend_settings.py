@@ -165,7 +165,7 @@ class AdmissionSettings(BaseModel):
         int,
         Field(
             ge=1,
-            description="maximum memory of answers that their callers have not read, MiB, a quarter of it for a tenant;"
-            " beyond it the largest one ends",
+            description="maximum memory of answers that their callers have not read, MiB; beyond it answers end that"
+            " are not read, first of tenants that have more than a quarter",
         ),
     ] = 256

@@ -17,6 +17,7 @@ def gauges_of(parts: Parts, lock: BuildLock) -> tuple[Gauge, ...]:
     """All gauges of the orchestrator."""
     return (
         *_of_admission(parts.admission),
+        gauge("presift.answers.unread.bytes", lambda: parts.answer_bytes.held),
         gauge("presift.leases.held", lambda: lock.held, of="draft"),
         gauge("presift.leases.held", lambda: parts.quotas.running, of="tenant"),
         gauges("presift.guard.off", lambda: _routes_off(parts.guard)),

@@ -1,45 +1,65 @@
-"""The bytes of answers that wait for slow readers: bounded as a sum, and for each tenant.
+"""The bytes of answers that wait for slow readers, bounded as a sum.
 
-Beyond a bound the largest answer ends, so that slow readers do not make others fail. An answer that is larger than the
-bound may wait alone.
+Beyond the bound answers end whose callers do not read, so that they do not make others fail. How large an answer is
+does not matter: one that is read may take all the room. If all are read, the one ends that asks for more. But if that
+is a small one, another makes room: callers that read a little now and then must not end everybody's streams. Tenants
+that have more than a quarter of the bound come first. An answer that is larger than the bound may wait alone.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from presift.core.errors import Overloaded
 
 FIELD = "unread_answer_bytes"
 _RETRY_AFTER_S = 1.0
+# A caller that has read nothing for this long does not read. A slow one reads at intervals: the system tells of free
+# room in a socket's buffer only when a third of it, up to a MiB, is free.
+_STALLED_S = 5.0
+
+# An answer of at most one of so many shares of the bound is small.
+_SMALL_SHARE = 256
 
 # Ends an answer, and forgets what waits of it.
 Drop = Callable[[Overloaded], None]
 
 
 class WaitingAnswer:
-    """What waits of one answer."""
+    """What waits of one answer, in bytes. Its caller has read nothing since `read_at_s`."""
 
     def __init__(self, answers: AnswerBytes, tenant: str | None, drop: Drop) -> None:
         self._answers = answers
         self.tenant = tenant
         self.drop = drop
         self.held = 0
+        self.read_at_s = 0.0
 
     def add(self, more: int) -> None:
-        """More waits; less, if `more` is negative. May drop this answer or another one."""
+        """More waits; less, if `more` is negative: the caller has read it. May drop this answer or others."""
         self._answers.change(self, more)
+
+    def record_read(self) -> None:
+        """The caller has read a part of what counts as a whole."""
+        self._answers.change(self, 0)
 
 
 class AnswerBytes:
-    """`limit` for all answers, a quarter of it for those of one tenant."""
+    """`limit` for all answers together. `on_end` is called for each that ends. `clock` is monotonic, in seconds."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, on_end: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limit = limit
-        self._share = limit // 4
-        self._waiting: set[WaitingAnswer] = set()
+        self._on_end = on_end
+        self._share, self._small = limit // 4, limit // _SMALL_SHARE
+        self._clock = clock
+        self._open: set[WaitingAnswer] = set()
+        # Those of which something waits, in the order in which their callers last read.
+        self._unread: OrderedDict[WaitingAnswer, None] = OrderedDict()
         self._tenants = Counter[str | None]()
         self.held = 0
 
@@ -47,7 +67,7 @@ class AnswerBytes:
     def waiting(self, tenant: str | None, drop: Drop) -> Iterator[WaitingAnswer]:
         """Count an answer until the block ends, or until it is dropped."""
         answer = WaitingAnswer(self, tenant, drop)
-        self._waiting.add(answer)
+        self._open.add(answer)
         try:
             yield answer
         finally:
@@ -55,29 +75,66 @@ class AnswerBytes:
 
     def change(self, answer: WaitingAnswer, more: int) -> None:
         """See `WaitingAnswer.add`."""
-        if answer not in self._waiting:
+        if answer not in self._open:
             return
+        if more <= 0 or not answer.held:
+            answer.read_at_s = self._clock()
+            self._unread[answer] = None
+            self._unread.move_to_end(answer)
+        self._count(answer, more)
+        if more > 0 and self.held > self._limit:
+            self._make_room(answer)
+
+    def _make_room(self, adding: WaitingAnswer) -> None:
+        for each in self._to_end(adding):
+            if self.held <= self._limit or each.held == self.held:
+                return
+            error = Overloaded(FIELD, self.held, f"<= {self._limit}", _RETRY_AFTER_S)
+            self._forget(each)
+            self._on_end()
+            each.drop(error)
+
+    def _to_end(self, adding: WaitingAnswer) -> Iterator[WaitingAnswer]:
+        """The answers in the order in which they end until there is room for `adding`."""
+        stalled_since_s = self._clock() - _STALLED_S
+        groups: tuple[Callable[[WaitingAnswer], bool], ...] = (
+            self._exceeds_limit,
+            self._exceeds_share,
+            lambda _: True,
+        )
+        for goes_first in groups:
+            group = [each for each in self._unread if goes_first(each)]
+            has_adding = adding in group
+            for place, each in enumerate(group):
+                if each not in self._unread or not goes_first(each):
+                    continue
+                if has_adding and each.read_at_s > stalled_since_s:
+                    yield self._of_read(group[place:], adding)
+                    break
+                yield each
+
+    def _of_read(self, read: Sequence[WaitingAnswer], adding: WaitingAnswer) -> WaitingAnswer:
+        """The one of `read`, the least recently read first, that ends for `adding`, which is among them."""
+        if adding.held > self._small:
+            return adding
+        return next(each for each in read if each.held >= adding.held)
+
+    def _exceeds_limit(self, answer: WaitingAnswer) -> bool:
+        return answer.held > self._limit
+
+    def _exceeds_share(self, answer: WaitingAnswer) -> bool:
+        return answer.tenant is not None and self._tenants[answer.tenant] > self._share
+
+    def _count(self, answer: WaitingAnswer, more: int) -> None:
         answer.held += more
         self.held += more
         self._tenants[answer.tenant] += more
-        if answer.tenant is not None and (held := self._tenants[answer.tenant]) > self._share:
-            own = (each for each in self._waiting if each.tenant == answer.tenant)
-            self._drop_largest(own, Overloaded(f"{FIELD} of the tenant", held, f"<= {self._share}", _RETRY_AFTER_S))
-        if self.held > self._limit:
-            error = Overloaded(FIELD, self.held, f"<= {self._limit}", _RETRY_AFTER_S)
-            self._drop_largest(self._waiting, error)
-
-    def _drop_largest(self, answers: Iterable[WaitingAnswer], error: Overloaded) -> None:
-        waiting = [each for each in answers if each.held]
-        if len(waiting) > 1:
-            largest = max(waiting, key=lambda each: each.held)
-            self._forget(largest)
-            largest.drop(error)
+        if not self._tenants[answer.tenant]:
+            del self._tenants[answer.tenant]
+        if not answer.held:
+            self._unread.pop(answer, None)
 
     def _forget(self, answer: WaitingAnswer) -> None:
-        if answer in self._waiting:
-            self._waiting.remove(answer)
-            self.held -= answer.held
-            self._tenants[answer.tenant] -= answer.held
-            if not self._tenants[answer.tenant]:
-                del self._tenants[answer.tenant]
+        if answer in self._open:
+            self._open.remove(answer)
+            self._count(answer, -answer.held)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from presift.core.errors import DeadlineExceeded, Overloaded
+from presift.telemetry.gauges import Gauge, gauge
+from presift.telemetry.metrics import count
 
 FIELD = "memory"
 _EVERY_S = 0.1
 _RETRY_AFTER_S = 5.0
 # Of a container's limit: the rest is for what arrives within _EVERY_S, and for the page cache.
-_SHARE_OF_CONTAINER = 0.9
+SHARE_OF_CONTAINER = 0.9
 # Of cgroup v2 and v1: "max", or a number beyond any machine, without a limit.
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _NO_LIMIT = 2**60
@@ -39,7 +40,7 @@ def container_limit() -> int | None:
     """The memory in bytes that this process should not exceed; None outside a container with a limit."""
     for path in map(Path, _CONTAINER_LIMITS):
         if path.is_file() and (text := path.read_text().strip()).isdecimal() and int(text) < _NO_LIMIT:
-            return int(int(text) * _SHARE_OF_CONTAINER)
+            return int(int(text) * SHARE_OF_CONTAINER)
     return None
 
 
@@ -47,7 +48,7 @@ class MemoryGuard:
     """`limit_bytes` None: nothing is ended. `measure` gives the memory of the process in bytes."""
 
     def __init__(self, limit_bytes: int | None, measure: Callable[[], int] = private_bytes) -> None:
-        self._limit = sys.maxsize if limit_bytes is None else limit_bytes
+        self._limit = limit_bytes
         self._measure = measure
         # The calls that wait for their message, and since when.
         self._waiting: dict[asyncio.Timeout, float] = {}
@@ -68,14 +69,22 @@ class MemoryGuard:
                     was_ended = self._waiting.pop(timeout, None) is None
         except TimeoutError:
             if was_ended:
+                count("presift.received.refused", field=FIELD)
                 raise Overloaded(FIELD, self._measure(), f"<= {self._limit} bytes", _RETRY_AFTER_S) from None
             raise DeadlineExceeded(f"the request's message did not arrive within {within_s:g} s") from None
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """What it compares."""
+        return (
+            gauge("presift.memory.used.bytes", lambda: self._measure() or None),
+            gauge("presift.memory.limit.bytes", lambda: self._limit),
+        )
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         # A message that has just begun is most often short, and complete in a moment.
         late = [timeout for timeout, since in self._waiting.items() if since + _EVERY_S <= loop.time()]
-        if late and self._measure() > self._limit:
+        if late and self._limit is not None and self._measure() > self._limit:
             for timeout in late:
                 if not timeout.expired():  # its own time may have ended in this iteration of the loop
                     del self._waiting[timeout]

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from presift.core.errors import Overloaded
+from presift.telemetry.metrics import count
 
 FIELD = "received_bytes"
 _RETRY_AFTER_S = 1.0
@@ -29,9 +30,9 @@ class RequestBytes:
     def add(self, task: asyncio.Task[Any], tenant: str | None, more: int) -> None:
         """Count `more` bytes of a call. Raises Overloaded; the call then keeps what it has."""
         if self.held + more > self._limit:
-            raise Overloaded(FIELD, self.held + more, f"<= {self._limit}", _RETRY_AFTER_S)
+            raise _refusal(FIELD, self.held + more, self._limit)
         if tenant is not None and (would_be := self._tenants[tenant] + more) > self._share:
-            raise Overloaded(f"{FIELD} of the tenant", would_be, f"<= {self._share}", _RETRY_AFTER_S)
+            raise _refusal(f"{FIELD} of the tenant", would_be, self._share)
         owner, held = self._calls.get(task, (tenant, 0))
         self._calls[task] = owner, held + more
         self.held += more
@@ -46,3 +47,8 @@ class RequestBytes:
             self._tenants[tenant] -= held
             if not self._tenants[tenant]:
                 del self._tenants[tenant]
+
+
+def _refusal(field: str, would_be: int, limit: int) -> Overloaded:
+    count("presift.received.refused", field=FIELD)
+    return Overloaded(field, would_be, f"<= {limit}", _RETRY_AFTER_S)

@@ -25,7 +25,7 @@ from presift.rpc.server.memory_guard import MemoryGuard
 from presift.rpc.server.request_bytes import RequestBytes
 from presift.rpc.server.request_reader import RequestReader
 from presift.rpc.server.stream_writer import StreamWriter
-from presift.telemetry.gauges import gauge, observed
+from presift.telemetry.gauges import Gauge, gauge, observed
 
 # Seconds for cancelled calls to send their error at the end of a drain.
 _CANCEL_S = 1.0
@@ -97,9 +97,10 @@ class GrpcServer:
         self.options = options
         self._has_auth = bool(auth_interceptors) or (options.tls is not None and options.tls.ca is not None)
         self.calls = ActiveCalls(options.max_calls, tenant_of_call, options.request_bytes)
+        self._guard = MemoryGuard(options.max_memory_bytes)
         self.grpc = grpc.aio.server(
             interceptors=[
-                RequestReader(self.calls, MemoryGuard(options.max_memory_bytes)),
+                RequestReader(self.calls, self._guard),
                 StreamWriter(self.calls),
                 _traced(),
                 ErrorInterceptor(self.calls),
@@ -186,13 +187,19 @@ class GrpcServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        with observed(
-            gauge("presift.serving", lambda: self.is_serving),
-            gauge("presift.calls.running", lambda: self.calls.running),
-        ):
+        with observed(*self.gauges()):
             await self._stop.wait()
             await self.drain()
         return not self._failed
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """What every service shows."""
+        return (
+            gauge("presift.serving", lambda: self.is_serving),
+            gauge("presift.calls.running", lambda: self.calls.running),
+            gauge("presift.received.bytes", lambda: self.calls.request_bytes),
+            *self._guard.gauges(),
+        )
 
     async def drain(self) -> None:
         """Set NOT_SERVING, after `lame_duck_s` refuse new calls, let running ones finish for `drain_s` seconds, then

@@ -48,7 +48,7 @@ class Plugin:
         # What one rank refuses must be refused by all.
         self.unsupported = next((reason for reason in self._ranks.gather(own) if reason), None)
         self.builder = EntryBuilder(scheduler, self._ranks)
-        self.check = None if self.unsupported else SelfCheck(scheduler, self._ranks)
+        self.check = None if self.unsupported else SelfCheck(scheduler, self.builder, self._ranks)
         self._pass = ForwardPass(self._ranks)
 
     def around_handle_generate_request(self, original: Any, scheduler: Any, received: Any, **kwargs: Any) -> None:

@@ -3,6 +3,8 @@
 The scheduler answers a few short prompts of the plugin's own, whatever server it belongs to. With all KV kept, the
 answer must be the one without a plan. With half of the KV dropped, a second request must find the entry in the radix
 cache, with that length and the same answer.
+
+A wrong answer is final. A check that something else interrupts is repeated: at once, later after growing pauses.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.custom_params import KEY
+from presift.target.sglang_plugin.entry_builder import EntryBuilder
 from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.scoring_request import own_request_id
 from presift.target.sglang_plugin.states import DecodeState, Report, entry_name
@@ -29,8 +32,11 @@ _ANSWER_TOKENS = 4
 _WINDOW = 8
 _LOOKAHEAD = (1, 2)
 _TIMEOUT_S = 180.0
-# An answer is cut short if all requests are aborted, and an entry is evicted if others need its room.
-_MAX_INTERRUPTIONS = 3
+# An answer is cut short if all requests are aborted, and an entry is evicted if others need its room. The check begins
+# so many times without a pause. Then calls no longer wait for it.
+_AT_ONCE = 3
+# Pauses in steps of the scheduler, which every rank of a group counts alike; each is twice the one before.
+_FIRST_PAUSE, _LONGEST_PAUSE = 100, 10_000
 # The likeliest tokens that are compared at each position.
 _LIKELY = 5
 # By how much log probabilities may differ between two ways to compute the same. They come from logits of up to about
@@ -48,6 +54,10 @@ class _Interrupted(Exception):
     """Something else ended an answer; the message says what."""
 
 
+class _Late(_Interrupted):
+    """An answer takes too long. Its request is still in the scheduler."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A greedy answer: its tokens, the log probabilities of the likeliest tokens at each position, and its report."""
@@ -63,19 +73,26 @@ _Checks = Generator[Any, Answer, None]
 class SelfCheck:
     """The self-check of one scheduler, in small steps between the scheduler's own.
 
-    `reason` says why no KV may be dropped: None after the check has passed.
+    `reason` says why no KV may be dropped: None after the check has passed. `is_running`: calls wait for the result.
+    After too many interruptions they are refused instead, until a later repetition passes.
     """
 
-    def __init__(self, scheduler: Any, ranks: Ranks = ALONE) -> None:
+    def __init__(self, scheduler: Any, builder: EntryBuilder, ranks: Ranks = ALONE) -> None:
         self.reason: str | None = "the self-check is running"
         self.is_running = True
         self._scheduler = scheduler
+        self._builder = builder
         self._ranks = ranks
         self._parked: list[tuple[Any, dict[str, Any]]] = []
         self._interruptions = 0
-        self._checks: _Checks = self._check()
+        # None once there is a result.
+        self._checks: _Checks | None = self._check()
+        # The request that the check waits for. After an interruption it may still be in the scheduler.
         self._current: Any = None
         self._deadline_s = 0.0
+        self._is_paused = False
+        # Steps until the check is repeated, and the next such pause.
+        self._pause, self._next_pause = 0, _FIRST_PAUSE
 
     def park(self, received: Any, arguments: dict[str, Any]) -> None:
         """Keep a call of `handle_generate_request` until the check has ended."""
@@ -106,33 +123,36 @@ class SelfCheck:
 
     def step(self) -> None:
         """Go on if the answer that the check waits for is complete. Errors of the check are its result."""
-        if not self.is_running:
+        if self._checks is None:
             return
         try:
-            self._advance()
+            self._advance(self._checks)
         except StopIteration:
             self._end(None)
-        except (_CheckFailed, _Interrupted) as error:
+        except _CheckFailed as error:
             self._end(f"the self-check failed: {error}")
+        except _Interrupted as error:
+            self._interrupt(str(error), may_wait=not isinstance(error, _Late))
         except Exception as error:
             # The other routes are served in any case.
             log.exception("presift: the self-check failed")
-            self._end(f"the self-check failed: {type(error).__name__}")
+            self._interrupt(type(error).__name__)
 
-    def _advance(self) -> None:
-        if self._current is None:
-            self._run(self._agreed(lambda: next(self._checks)))
-        elif self._current.finished():
-            try:
-                self._run(self._agreed(lambda: self._checks.send(_answer(self._current))))
-            except _Interrupted:
-                self._interruptions += 1
-                if self._interruptions >= _MAX_INTERRUPTIONS:
-                    raise
-                self._checks = self._check()
-                self._run(next(self._checks))
+    def _advance(self, checks: _Checks) -> None:
+        request = self._current
+        if self._is_paused:
+            self._pause -= 1
+            if self._pause <= 0 and (request is None or request.finished() or not self._is_in_scheduler(request)):
+                self._is_paused = False
+                self._run(self._agreed(lambda: next(checks)))
+        elif request is None:
+            self._run(self._agreed(lambda: next(checks)))
+        elif request.finished():
+            self._run(self._agreed(lambda: checks.send(_answer(request))))
+        elif not self._is_in_scheduler(request):
+            raise _Interrupted("a request was aborted, or refused because the queue was full")
         elif any(self._ranks.gather(time.monotonic() > self._deadline_s)):
-            raise _Interrupted(f"no answer within {_TIMEOUT_S:.0f} s")
+            raise _Late(f"no answer within {_TIMEOUT_S:.0f} s")
 
     def _agreed(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, which raises on every rank if it does on one."""
@@ -143,7 +163,7 @@ class SelfCheck:
             own = error
         except Exception as error:
             log.exception("presift: the self-check failed")
-            own = _CheckFailed(type(error).__name__)
+            own = _Interrupted(type(error).__name__)
         errors = [error for error in self._ranks.gather(own) if error is not None]
         if errors:
             # The check has passed where all ranks say so.
@@ -155,12 +175,35 @@ class SelfCheck:
         self._deadline_s = time.monotonic() + _TIMEOUT_S
         self._scheduler._add_request_to_queue(request)
 
+    def _is_in_scheduler(self, request: Any) -> bool:
+        """Whether it may still be answered: it waits, for its entry or in the queue, or runs. SGLang forgets a request
+        that is aborted in its queue, or for which the queue has no room."""
+        waiting = (self._scheduler.waiting_queue, *(build.waiting for build in self._builder.builds.values()))
+        return bool(request.kv.holds_kv) or any(each is request for queue in waiting for each in queue)
+
+    def _interrupt(self, why: str, *, may_wait: bool = True) -> None:
+        """Begin again: in the next step, or after a pause, for which no calls wait."""
+        self._interruptions += 1
+        self._checks, self._is_paused = self._check(), True
+        if self._interruptions < _AT_ONCE and may_wait:
+            return
+        self._pause, self._next_pause = self._next_pause, min(_LONGEST_PAUSE, 2 * self._next_pause)
+        self.reason = f"the self-check was interrupted and will be repeated: {why}"
+        log.warning("presift: KV is not dropped yet: %s", self.reason)
+        self._stop_waiting()
+
     def _end(self, reason: str | None) -> None:
-        self.reason, self.is_running = reason, False
-        if reason is None:
-            self._current = None
-        else:
+        self._checks, self.reason = None, reason
+        if reason is not None:
             log.error("presift: KV is not dropped: %s", reason)
+        else:
+            self._current = None
+            if not self.is_running:
+                log.warning("presift: KV is dropped from now on: the self-check has passed")
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        self.is_running = False
         self.handle_parked()
 
     def _check(self) -> _Checks:

@@ -137,6 +137,53 @@ async def test_an_estimate_that_is_too_high_is_corrected_while_the_request_runs(
     assert await left(quotas) == 85
 
 
+class SlowToReturn(TokenRateLimit):
+    """Returns tokens once `answers` is set, as a Redis that is slow."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = asyncio.Event()
+
+    async def give_back(self, *args):
+        await self.answers.wait()
+        await super().give_back(*args)
+
+
+async def test_a_slow_redis_does_not_delay_a_request_whose_estimate_was_too_high():
+    rate = SlowToReturn()
+    quotas = Quotas(rate)
+    async with quotas.held("acme", LIMITS) as quota:
+        await quota.estimate(80, max_new_tokens=10)
+        async with asyncio.timeout(5):
+            await quota.charge(10, max_new_tokens=10)
+        assert await left(quotas) == 10
+        rate.answers.set()
+        await quotas.aclose()
+        assert await left(quotas) == 80
+        quota.record_generated(5)
+    assert await left(quotas) == 85
+
+
+async def test_a_request_that_is_cancelled_meanwhile_returns_its_tokens_once():
+    rate = SlowToReturn()
+    quotas = Quotas(rate)
+
+    async def request():
+        async with quotas.held("acme", LIMITS) as quota:
+            await quota.estimate(80, max_new_tokens=10)
+            await quota.charge(10, max_new_tokens=10)
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(request())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait((running,), timeout=0.01)
+    rate.answers.set()
+    await asyncio.wait((running,))
+    await quotas.aclose()
+    assert await left(quotas) == 90  # the prompt was tokenized
+
+
 async def test_a_prompt_that_was_tokenized_and_is_more_than_a_minute_allows_costs_its_estimate():
     quotas = Quotas()
     with pytest.raises(InvalidRequest):

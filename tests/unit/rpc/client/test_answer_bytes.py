@@ -1,4 +1,4 @@
-"""The bytes of answers that are not read: a bound for all and for each tenant, beyond which the largest one ends."""
+"""The bytes of answers that are not read: bounded as a sum, beyond which answers end whose callers do not read."""
 
 import asyncio
 from contextlib import ExitStack, aclosing
@@ -7,46 +7,131 @@ from functools import partial
 import pytest
 
 from presift.core.errors import Overloaded
+from presift.rpc.client import answer_bytes
 from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.client.stream_reader import Held, buffered
+
+STALLED_S = answer_bytes._STALLED_S
 
 
 class Answers:
     def __init__(self, limit):
-        self.bytes, self.errors, self.exit = AnswerBytes(limit), {}, ExitStack()
+        self.now_s, self.errors, self.exit = 0.0, {}, ExitStack()
+        self.bytes = AnswerBytes(limit, clock=lambda: self.now_s)
 
     def open(self, name, tenant=None):
         return self.exit.enter_context(self.bytes.waiting(tenant, partial(self.errors.__setitem__, name)))
 
+    def wait(self, seconds=STALLED_S):
+        self.now_s += seconds
 
-def test_the_largest_one_ends():
+
+def test_the_one_ends_whose_caller_has_read_nothing_for_longest():
     answers = Answers(100)
-    small, large, other = answers.open("small"), answers.open("large"), answers.open("other")
-    small.add(20)
-    large.add(70)
-    other.add(10)
+    first, second, third = answers.open("first"), answers.open("second"), answers.open("third")
+    first.add(20)
+    second.add(70)
+    answers.wait()
+    first.add(-5)
+    answers.wait()
+    third.add(15)
     assert not answers.errors
-    other.add(1)
-    assert list(answers.errors) == ["large"] and answers.bytes.held == 31
-    error = answers.errors["large"]
+    third.add(1)
+    assert list(answers.errors) == ["second"] and answers.bytes.held == 31
+    error = answers.errors["second"]
     assert (error.field, error.value, error.limit) == ("unread_answer_bytes", 101, "<= 100") and error.retry_after_s > 0
-    large.add(1000)  # it ends soon
+    second.add(1000)  # it ends soon
     assert answers.bytes.held == 31
-    small.add(-20)
+    first.add(-15)
     answers.exit.close()
-    assert answers.bytes.held == 0 and not answers.bytes._tenants and not answers.bytes._waiting
+    assert answers.bytes.held == 0 and not answers.bytes._tenants
+    assert not answers.bytes._open and not answers.bytes._unread
+
+
+def test_a_large_answer_that_is_read_ends_for_no_other():
+    """Whether it shrinks, as a stream, or counts until its end, as a whole response."""
+    answers = Answers(100)
+    whole, stream, stalled = answers.open("whole"), answers.open("stream"), answers.open("stalled")
+    for each, size in ((stalled, 5), (whole, 60), (stream, 30)):
+        each.add(size)
+    for _ in range(10):
+        answers.wait(STALLED_S / 2)
+        whole.record_read()
+        stream.add(-1)
+    stream.add(20)
+    assert list(answers.errors) == ["stalled"] and answers.bytes.held == 100
+
+
+def test_while_all_are_read_the_one_ends_that_asks_for_more():
+    answers = Answers(100)
+    large, other = answers.open("large"), answers.open("other")
+    large.add(90)
+    answers.wait(STALLED_S / 2)
+    other.add(11)
+    assert list(answers.errors) == ["other"] and answers.bytes.held == 90
+
+
+def test_a_small_answer_has_room_even_if_all_are_read():
+    """Else callers that read a little now and then would end everybody's streams."""
+    answers = Answers(25_600)
+    trickled, read, tiny, large = (answers.open(name) for name in ("trickled", "read", "tiny", "large"))
+    trickled.add(12_000)
+    tiny.add(50)
+    read.add(13_000)
+    answers.wait(STALLED_S / 2)
+    large.add(600)
+    assert list(answers.errors) == ["large"], "it is not small"
+    for number in range(5):
+        answers.open(number).add(100)
+    assert list(answers.errors) == ["large"] and answers.bytes.held == 25_550
+    answers.open("another").add(100)
+    assert list(answers.errors) == ["large", "trickled"] and answers.bytes.held == 13_650
+
+
+def test_a_small_answer_ends_where_all_are_smaller():
+    answers = Answers(25_600)
+    for number in range(640):
+        answers.open(number).add(40)
+    answers.open("larger").add(100)
+    assert list(answers.errors) == ["larger"] and answers.bytes.held == 25_600
+
+
+def test_as_many_end_as_make_room():
+    answers = Answers(100)
+    small = [answers.open(number) for number in range(10)]
+    for each in small:
+        each.add(9)
+    answers.wait()
+    answers.open("new").add(30)
+    assert list(answers.errors) == [0, 1, 2] and answers.bytes.held == 93
+
+
+def test_what_was_read_to_its_end_has_not_stood_still():
+    """A stream that its caller has caught up with begins to wait with its next piece."""
+    answers = Answers(100)
+    stream, other = answers.open("stream"), answers.open("other")
+    stream.add(10)
+    stream.add(-10)
+    answers.wait()
+    stream.add(10)
+    other.add(91)
+    assert list(answers.errors) == ["other"]
 
 
 def test_a_tenant_that_does_not_read_ends_no_answer_of_another():
     answers = Answers(100)
-    mine, others = [answers.open(number, "acme") for number in range(3)], answers.open("other", "other")
-    others.add(25)
-    for number, each in enumerate(mine):
-        each.add(10 + number)
-    assert list(answers.errors) == [2]
-    error = answers.errors[2]
-    assert (error.field, error.value, error.limit) == ("unread_answer_bytes of the tenant", 33, "<= 25")
-    assert answers.bytes.held == 25 + 21
+    other = answers.open("other", "other")
+    other.add(20)
+    answers.wait()
+    mine = [answers.open(number, "acme") for number in range(2)]
+    for each in mine:
+        each.add(40)
+    assert not answers.errors, "a tenant may have more than its share while there is room"
+    other.add(1)
+    assert list(answers.errors) == [0] and answers.bytes.held == 61
+    # Of its own the one ends that asks for more: all are read.
+    answers.open(2, "acme").add(40)
+    assert list(answers.errors) == [0, 2] and answers.bytes.held == 61
 
 
 def test_an_answer_that_is_larger_than_the_bound_may_wait_alone():
@@ -57,6 +142,15 @@ def test_an_answer_that_is_larger_than_the_bound_may_wait_alone():
     assert not answers.errors
     other.add(1)
     assert list(answers.errors) == ["large"] and answers.bytes.held == 1
+
+
+def test_ended_answers_are_counted():
+    counted = []
+    answers = AnswerBytes(100, lambda: counted.append(1))
+    with ExitStack() as exit:
+        for _ in range(3):
+            exit.enter_context(answers.waiting(None, lambda error: None)).add(60)
+    assert len(counted) == 2
 
 
 class Stream:
@@ -78,12 +172,14 @@ class Stream:
 
 
 async def test_a_stream_whose_consumer_stops_ends_and_is_forgotten():
-    answers = AnswerBytes(100)
+    now_s = [0.0]
+    answers = AnswerBytes(100, clock=lambda: now_s[0])
     stalled, read = Stream(answers, 9), Stream(answers, 9)
     async with aclosing(stalled.read()) as pieces, aclosing(read.read()) as others:
         assert await anext(pieces) == 0
         await stalled.written.wait()
         assert answers.held == 90, "the piece that is being written counts"
+        now_s[0] += STALLED_S
         for number in range(9):
             assert await anext(others) == number
         assert stalled.cancelled.is_set() and not read.cancelled.is_set()

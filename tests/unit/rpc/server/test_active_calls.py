@@ -182,6 +182,8 @@ async def test_the_bytes_of_all_requests_are_bounded(open_house):
     assert (error.field, error.value, error.limit) == ("received_bytes", str(3 * size), f"<= {3 * 2**15}")
     assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
     assert house.server.calls.request_bytes == 2 * size
+    shown = {each.name: list(each.read()) for each in house.server.gauges()}
+    assert shown["presift.received.bytes"] == [(2 * size, {})] and shown["presift.memory.limit.bytes"] == []
     house.servicer.gate.set()
     await asyncio.gather(*running)
     await settle(lambda: house.server.calls.request_bytes == 0)

@@ -79,3 +79,15 @@ def test_the_memory_of_this_process_is_measured():
     held = bytearray(b"x") * 2**26
     assert before > 2**20 and private_bytes() - before > 2**25
     del held
+
+
+async def test_what_it_compares_and_what_it_ends_is_measured(monkeypatch):
+    counted = []
+    monkeypatch.setattr(memory_guard, "count", lambda name, **attributes: counted.append((name, attributes)))
+    guard = MemoryGuard(LIMIT, lambda: LIMIT + 1)
+    with pytest.raises(Overloaded):
+        await wait(guard, asyncio.Event())
+    assert counted == [("presift.received.refused", {"field": "memory"})]
+    shown = {each.name: [value for value, _ in each.read()] for each in guard.gauges()}
+    assert shown == {"presift.memory.used.bytes": [LIMIT + 1], "presift.memory.limit.bytes": [LIMIT]}
+    assert [list(each.read()) for each in MemoryGuard(None, lambda: 0).gauges()] == [[], []]

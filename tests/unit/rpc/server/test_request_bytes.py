@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from presift.core.errors import Overloaded
+from presift.rpc.server import request_bytes
 from presift.rpc.server.request_bytes import RequestBytes
 
 
@@ -16,7 +17,9 @@ class Call:
         self.task = asyncio.create_task(self.ended.wait())
 
 
-async def test_all_are_bounded_and_each_tenant():
+async def test_all_are_bounded_and_each_tenant(monkeypatch):
+    counted = []
+    monkeypatch.setattr(request_bytes, "count", lambda name, **attributes: counted.append((name, attributes)))
     counts, calls = RequestBytes(100, 40), [Call() for _ in range(5)]
     counts.add(calls[0].task, "acme", 30)
     counts.add(calls[0].task, "acme", 10)
@@ -30,7 +33,7 @@ async def test_all_are_bounded_and_each_tenant():
     with pytest.raises(Overloaded) as refused:
         counts.add(calls[4].task, None, 1)
     assert (refused.value.field, refused.value.value, refused.value.limit) == ("received_bytes", 101, "<= 100")
-    assert counts.held == 100
+    assert counts.held == 100 and counted == [("presift.received.refused", {"field": "received_bytes"})] * 2
     for each in calls:
         counts.remove(each.task)
         each.ended.set()

@@ -39,6 +39,7 @@ class Asked:
     finished_reason: Any = None
     rid: str = "presift-own"
     finished_output: bool | None = None
+    kv: Any = field(default_factory=lambda: SimpleNamespace(holds_kv=False))
 
     @property
     def sampling_params(self) -> Any:
@@ -76,16 +77,25 @@ class Rig:
             page_size=1,
             model_config=SimpleNamespace(vocab_size=512),
             token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
-            _add_request_to_queue=self.asked.append,
+            waiting_queue=[],
+            _add_request_to_queue=self.queue,
             handle_generate_request=lambda received, **others: self.handled.append((received.rid, others)),
         )
         self.pool = pool
         monkeypatch.setattr(self_check, "checking_request", lambda scheduler, prompt, state: Asked(prompt, state))
         monkeypatch.setattr(self_check, "engine_identity", lambda scheduler: ("model",))
-        self.check = SelfCheck(self.scheduler, ranks)
+        self.builder: Any = SimpleNamespace(builds={})
+        self.check = SelfCheck(self.scheduler, self.builder, ranks)
+
+    def queue(self, asked: Asked) -> None:
+        self.asked.append(asked)
+        self.scheduler.waiting_queue.append(asked)
 
     def answer(self) -> None:
         asked = self.asked[-1]
+        if asked not in self.scheduler.waiting_queue:
+            return
+        self.scheduler.waiting_queue.remove(asked)
         if asked.state is not None:
             if asked.state.entry in self.entries:
                 asked.state.record_reuse(asked.state.kept, None)
@@ -101,6 +111,23 @@ class Rig:
             if not self.check.is_running:
                 break
             self.answer()
+        return self.check.reason
+
+    def pause(self, most: int = 20_000) -> int:
+        """How many steps pass until the check asks again; `most` if it does not."""
+        asked = len(self.asked)
+        for steps in range(1, most + 1):
+            self.check.step()
+            if len(self.asked) > asked:
+                return steps
+        return most
+
+    def repeat(self) -> str | None:
+        """Wait for a repetition of the check, and answer it."""
+        self.pause()
+        for _ in range(30):
+            self.answer()
+            self.check.step()
         return self.check.reason
 
 
@@ -214,31 +241,116 @@ def test_what_others_interrupt_is_repeated_with_another_prompt(rig: Rig, spoil: 
     ("spoil", "reason"),
     [(cut, "an answer ended after 1 tokens: aborted by abort_all"), (evicted, "found 0 cached tokens, expected 64")],
 )
-def test_what_is_interrupted_each_time_has_failed(rig: Rig, spoil: Spoil, reason: str) -> None:
+def test_what_is_interrupted_each_time_is_repeated_later(rig: Rig, spoil: Spoil, reason: str) -> None:
     rig.spoil = spoil
     told = rig.run()
-    assert told is not None and reason in told
+    assert told is not None and told.startswith("the self-check was interrupted and will be repeated: ")
+    assert reason in told
     assert len({tuple(asked.prompt) for asked in rig.asked}) == 3
+    rig.spoil = lambda place, asked: None
+    assert rig.repeat() is None
+    assert rig.check.without_own(rig.asked) is rig.asked
 
 
-def test_an_answer_that_never_comes_is_not_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pauses_grow_up_to_a_bound(rig: Rig) -> None:
+    rig.spoil = cut
+    rig.run()
+    pauses = []
+    for _ in range(9):
+        pauses.append(rig.pause())
+        rig.answer()
+        rig.check.step()
+    assert pauses == [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]
+
+
+def test_no_call_waits_for_a_repetition(rig: Rig) -> None:
+    rig.spoil = cut
+    rig.check.park(received("a"), {})
+    rig.run()
+    assert [rid for rid, _ in rig.handled] == ["a"]
+    rig.pause()
+    assert not rig.check.is_running and str(rig.check.reason).startswith("the self-check was interrupted")
+
+
+def test_a_wrong_answer_is_final(rig: Rig) -> None:
+    rig.spoil = other_tokens(3)
+    reason, asked = rig.run(), len(rig.asked)
+    assert rig.pause() == 20_000 and (rig.check.reason, len(rig.asked)) == (reason, asked)
+
+
+def test_a_wrong_answer_of_a_repetition_is_final(rig: Rig) -> None:
+    rig.spoil = cut
+    rig.run()
+    rig.spoil = other_tokens(len(rig.asked) + 3)
+    assert "with all KV kept" in str(rig.repeat())
+    assert rig.pause() == 20_000
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_request_that_sglang_has_forgotten_is_not_waited_for(rig: Rig, place: int) -> None:
+    """It is aborted while it is queued: it never ends."""
+    for _ in range(place):
+        rig.check.step()
+        rig.answer()
     rig.check.step()
-    monkeypatch.setattr(self_check.time, "monotonic", lambda: math.inf)
+    rig.scheduler.waiting_queue.clear()
+    assert rig.run() is None
+    assert len({tuple(asked.prompt) for asked in rig.asked}) == 2
+
+
+def test_a_queue_without_room_interrupts(rig: Rig) -> None:
+    rig.scheduler._add_request_to_queue = rig.asked.append
+    for _ in range(10):
+        rig.check.step()
+    assert "refused because the queue was full" in str(rig.check.reason)
+    assert len(rig.asked) == 3
+    rig.scheduler._add_request_to_queue = rig.queue
+    assert rig.repeat() is None
+
+
+def test_a_request_that_runs_or_waits_for_its_entry_is_not_forgotten(rig: Rig) -> None:
     rig.check.step()
-    assert rig.check.reason == "the self-check failed: no answer within 180 s"
-    # It may come all the same.
+    (asked,) = rig.asked
+    rig.scheduler.waiting_queue.clear()
+    rig.builder.builds["entry"] = SimpleNamespace(waiting=[asked])
+    rig.check.step()
+    rig.builder.builds.clear()
+    asked.kv.holds_kv = True
+    rig.check.step()
+    assert rig.check._interruptions == 0
+    asked.kv.holds_kv = False
+    rig.check.step()
+    assert rig.check._interruptions == 1
+
+
+def test_an_answer_that_comes_late_is_not_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.check.park(received("a"), {})
+    rig.check.step()
+    with monkeypatch.context() as later:
+        later.setattr(self_check.time, "monotonic", lambda: math.inf)
+        rig.check.step()
+    assert rig.check.reason == "the self-check was interrupted and will be repeated: no answer within 180 s"
+    assert [rid for rid, _ in rig.handled] == ["a"]
+    # It may come all the same. Until then nothing is asked.
+    assert rig.pause() == 20_000
     assert rig.check.without_own(rig.asked) == []
+    rig.answer()
+    assert rig.check.without_own(rig.asked) == []
+    assert rig.repeat() is None
 
 
 def test_a_defect_of_the_check_is_a_reason_and_never_raised(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "checking_request", lambda *_: 1 / 0)
-    rig.check.step()
-    assert rig.check.reason == "the self-check failed: ZeroDivisionError"
+    with monkeypatch.context() as defect:
+        defect.setattr(self_check, "checking_request", lambda *_: 1 / 0)
+        for _ in range(10):
+            rig.check.step()
+        assert rig.check.reason == "the self-check was interrupted and will be repeated: ZeroDivisionError"
+    assert rig.repeat() is None
 
 
 RANK_ERRORS: dict[str, tuple[Spoil, str]] = {
     "wrong answer": (other_tokens(5), "the same entry gave a different answer"),
-    "defect": (lambda number, asked: setattr(asked, "likely", None), "the self-check failed: TypeError"),
+    "defect": (lambda number, asked: setattr(asked, "likely", None), "will be repeated: TypeError"),
 }
 
 
@@ -267,7 +379,7 @@ def test_all_ranks_give_up_by_the_clock_of_any(monkeypatch: pytest.MonkeyPatch, 
         rig.check.step()
         return rig.check.reason
 
-    assert on_ranks(check) == ["the self-check failed: no answer within 180 s"] * 2
+    assert on_ranks(check) == ["the self-check was interrupted and will be repeated: no answer within 180 s"] * 2
 
 
 def test_all_ranks_pass_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +474,7 @@ def test_the_requests_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(hf_eos_token_id={1}, vocab_size=512)
     scheduler = SimpleNamespace(tokenizer=None, model_config=model, page_size=1)
     monkeypatch.setattr(self_check, "engine_identity", lambda scheduler: ("model",))
-    check, prompt = SelfCheck(scheduler), array("q", range(20))
+    check, prompt = SelfCheck(scheduler, SimpleNamespace(builds={})), array("q", range(20))
     plain, dropping = check._request(prompt), check._request(prompt, 9)
     for request in (plain, dropping):
         assert (request.sampling_params.top_k, request.sampling_params.max_new_tokens) == (1, 4)

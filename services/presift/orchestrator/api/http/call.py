@@ -19,7 +19,7 @@ from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.errors import ClientDisconnected
 from presift.orchestrator.api.http.hosts import AllowedHosts
-from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat, no_buffers
+from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat, do_nothing, no_buffers
 from presift.orchestrator.domain.caller import Caller
 from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.service_token import AUTHORIZATION
@@ -110,7 +110,7 @@ class CallHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.get("state", {})
-        reply = Reply(send, self.keepalive_s, state.get(DRAINED, no_buffers))
+        reply = Reply(send, self.keepalive_s, state.get(DRAINED, no_buffers), state.get(ABORT, do_nothing))
         reply.format = self.format
         client = Client(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
@@ -118,15 +118,13 @@ class CallHandler:
             try:
                 caller = self.access.admit(headers)
                 path, hold = scope["path_params"], self.access.calls.hold
-                await self.endpoint(Call(headers, receive, reply, caller, client, path, hold))
-                abort = state.get(ABORT, _do_nothing)
-                with self.answers.waiting(caller.tenant, lambda _: abort()) as answer:
-                    answer.add(reply.unread_bytes)
-                    await reply.drained()
+                with self.answers.waiting(caller.tenant, reply.drop) as reply.waiting:
+                    await self.endpoint(Call(headers, receive, reply, caller, client, path, hold))
+                    await reply.finish()
             except (Exception, asyncio.CancelledError) as error:
                 to_send = self._error_to_send(error, client)
                 if to_send is not None:
-                    await _send_error(reply, to_send, scope)
+                    await _send_error(reply, to_send)
 
     def _error_to_send(self, error: BaseException, client: Client) -> PresiftError | None:
         """None if the client has disconnected."""
@@ -141,17 +139,13 @@ class CallHandler:
         return InternalError(f"unexpected {type(error).__name__}; see the service's log")
 
 
-async def _send_error(reply: Reply, error: PresiftError, scope: Scope) -> None:
+async def _send_error(reply: Reply, error: PresiftError) -> None:
     try:
         with suppress(asyncio.CancelledError):  # cancelled while it was sent
             async with asyncio.timeout(SEND_ERROR_S):
                 await reply.send_error(error)
     except TimeoutError:
-        scope.get("state", {}).get(ABORT, _do_nothing)()
-
-
-def _do_nothing() -> None:
-    """Under a server other than presift's, which closes connections without a complete response itself."""
+        reply.abort()
 
 
 @contextmanager

@@ -14,10 +14,14 @@ from typing import Any, ClassVar
 
 from starlette.types import Send
 
-from presift.core.errors import PresiftError
+from presift.core.errors import Overloaded, PresiftError
 from presift.orchestrator.api.http.errors import ErrorResponse, error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
+from presift.rpc.client.answer_bytes import WaitingAnswer
 
+# A whole response is handed to the connection in pieces of so many bytes, as its client reads. Behind TLS asyncio would
+# take it at once, and tell nothing about what was read.
+_PIECE_BYTES = 65_536
 _EVENT_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -64,20 +68,33 @@ async def no_buffers() -> None:
     """Under a server other than presift's, which does not tell what its client has read."""
 
 
+def do_nothing() -> None:
+    """Under such a server, which closes connections without a complete response itself."""
+
+
 class Reply:
     """`is_ending`: the last bytes are being sent; `is_complete`: they were sent. `status` is 0 before anything was
     sent, `error` the code of the error. `names` are those of the request, once its body was read; `format` is the
-    API's. `drained` waits until the client has read what was sent; `unread_bytes` were sent without waiting."""
+    API's. `waiting` counts a whole response until its client has read it, and calls `drop` if it must make room.
+    `abort` closes the connection at once."""
 
     def __init__(
-        self, send: Send, keepalive_s: float | None = None, drained: Callable[[], Awaitable[None]] = no_buffers
+        self,
+        send: Send,
+        keepalive_s: float | None = None,
+        drained: Callable[[], Awaitable[None]] = no_buffers,
+        abort: Callable[[], None] = do_nothing,
     ) -> None:
         """After `keepalive_s` without output in a stream a comment is sent: proxies close silent connections. Never if
-        it is None, because some clients cannot read comments."""
+        it is None, because some clients cannot read comments. `drained` waits until the client has read all but what
+        buffers of fixed sizes hold."""
         self._send = send
         self._keepalive_s = keepalive_s
-        self.drained = drained
-        self.unread_bytes = 0
+        self._drained = drained
+        self.abort = abort
+        self.waiting: WaitingAnswer | None = None
+        self._rest = memoryview(b"")
+        self._dropped: Overloaded | None = None
         self._headers: dict[str, str] = {}
         self.names: ParameterNames | None = None
         self.format = COMPLETIONS
@@ -95,12 +112,37 @@ class Reply:
         await self.send_bytes(status, json_bytes(body), headers)
 
     async def send_bytes(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """The whole response, already encoded as JSON."""
+        """The whole response, already encoded as JSON; of a long one the beginning, and `finish` sends the rest.
+
+        Raises Overloaded, before anything is sent, if there is no room for it beside what others have not read.
+        """
         content = {"content-type": "application/json", "content-length": str(len(raw))}
         async with self._writing:
+            if self.waiting is not None:
+                self.waiting.add(len(raw))
+                self._check_not_dropped()
             await self._start(status, content | dict(headers or {}))
-            self.unread_bytes = len(raw)
-            await self._write(raw, ends=True)
+            self._rest = memoryview(raw)
+            await self._write_piece(_PIECE_BYTES if self.waiting is not None else len(raw))
+
+    async def finish(self) -> None:
+        """Send the rest of a whole response as its client reads, and wait until it has read all but what buffers of
+        fixed sizes hold. Raises Overloaded if the response was dropped."""
+        while self._rest:
+            await self._drained()
+            self._check_not_dropped()
+            if self.waiting is not None:
+                self.waiting.record_read()
+            async with self._writing:
+                await self._write_piece(_PIECE_BYTES)
+        await self._drained()
+        self._check_not_dropped()
+
+    def drop(self, error: Overloaded) -> None:
+        """Make room for other answers: a whole response that is not read ends."""
+        self._dropped = error
+        if self._has_begun:
+            self.abort()
 
     @asynccontextmanager
     async def event_stream(self) -> AsyncIterator[None]:
@@ -132,6 +174,7 @@ class Reply:
 
     async def send_error(self, error: PresiftError) -> None:
         """An error response or, once a stream has begun, the last event. A complete response stays as it is."""
+        self.waiting = None  # an error is short, and is sent in any case
         response = error_response(error, self.names)
         self.error = str(response.body["error"]["code"])
         if not self.status:
@@ -158,13 +201,21 @@ class Reply:
                 await self._start(200, self._headers)
             await self._write(line.encode("utf-8", "replace"), ends=ends)
             if not ends:
-                await self.drained()
+                await self._drained()
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._has_begun = True
         raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         self.status = status
+
+    async def _write_piece(self, size: int) -> None:
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        await self._write(bytes(piece), ends=not self._rest)
+
+    def _check_not_dropped(self) -> None:
+        if self._dropped is not None:
+            raise self._dropped
 
     async def _write(self, raw: bytes, *, ends: bool) -> None:
         self.is_ending = ends
