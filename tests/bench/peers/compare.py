@@ -25,7 +25,7 @@ from presift.cli.evaluation import report
 from presift.cli.evaluation.arms import Arm, Budget, arms_of, budget_of
 from presift.cli.evaluation.dataset import Example, read_dataset
 from presift.cli.evaluation.progress import AnswerProgress
-from presift.cli.evaluation.results import ResultFile
+from presift.cli.evaluation.results import Answer, ResultFile
 from presift.cli.evaluation.runner import AnswerSettings, Runner, check_served
 from presift.cli.evaluation.suites.token_counter import TokenCounter
 from presift.cli.evaluation.summary import Summary, summarise
@@ -46,15 +46,10 @@ class PeerArm(Arm):
     def name(self) -> str:
         return f"{self.peer} {self.budget}"
 
-    @property
-    def readers(self) -> frozenset[str]:
-        """Nobody has read its texts."""
-        return frozenset({self.name})
-
     def options(self, prompt_tokens: int | None) -> dict[str, Any]:
         assert self.budget is not None
         limit = self.budget.limit(prompt_tokens)
-        return {"route": self.route.value, "peer": self.peer, "max_prompt_tokens": limit}
+        return {"route": str(self.route), "peer": self.peer, "max_prompt_tokens": limit}
 
 
 class PeerClient:
@@ -110,17 +105,29 @@ def arms(routes: str, budgets: str, peers: str) -> tuple[Arm, ...]:
 async def compare(
     client: AsyncClient, examples: Sequence[Example], compared: Sequence[Arm], answers: AnswerSettings, results: Path
 ) -> Summary:
-    """Ask for the missing answers, then summarise all. Raises ValueError for a prompt that peers cannot shorten."""
+    """Ask for the missing answers, then summarise all. Raises ValueError for a prompt that peers cannot shorten.
+
+    The peers come last: the target reads only a part of each prompt for them, which does not make it a prompt that was
+    read before. Nor was their part.
+    """
     for example in examples:
         divide(dict(example.prompt))
     info = await client.info()
     check_served(compared, info)
     peers: Any = PeerClient(client, TokenCounter(client, answers.deadline_s))
     with ResultFile(results, answers.digest(info, None)) as kept:
-        runner = Runner(peers, compared, answers, kept)
-        with AnswerProgress(runner.missing(examples)) as progress:
-            await runner.run(examples, 1, progress.advance)
-        return summarise(examples, compared, kept.results, answers.seed)
+        routes = [arm for arm in compared if not isinstance(arm, PeerArm)]
+        others = [arm for arm in compared if isinstance(arm, PeerArm)]
+        for some in (routes, others):
+            runner = Runner(peers, some, answers, kept)
+            with AnswerProgress(runner.missing(examples)) as progress:
+                await runner.run(examples, 1, progress.advance)
+        names = {arm.name for arm in others}
+        found = {
+            key: replace(result, first_reading=True) if key.arm in names and isinstance(result, Answer) else result
+            for key, result in kept.results.items()
+        }
+        return summarise(examples, compared, found, answers.seed)
 
 
 async def _main(options: argparse.Namespace) -> Summary:

@@ -32,7 +32,7 @@ class TokenCounter:
         while True:
             try:
                 explanation = await self._client.explain(
-                    **prompt, route=BASELINE.route.value, max_new_tokens=1, deadline_s=self._deadline_s
+                    **prompt, route=str(BASELINE.route), max_new_tokens=1, deadline_s=self._deadline_s
                 )
                 return explanation.decision.prompt_tokens
             except PromptTooLong as error:

