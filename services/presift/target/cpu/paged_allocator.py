@@ -10,6 +10,8 @@ from sglang.srt.utils import get_num_new_pages
 class CpuPagedAllocator(PagedTokenToKVPoolAllocator):  # type: ignore[misc]
     """Position i of a request lies in a slot that is i modulo the page size, and no two requests share a new page."""
 
+    free_pages: torch.Tensor
+
     def alloc_extend(  # noqa: PLR0917 - as SGLang calls it
         self,
         prefix_lens: torch.Tensor,

@@ -48,7 +48,7 @@ class SglangOptions:
 
 def server_arguments(options: SglangOptions) -> dict[str, Any]:
     """Keyword arguments of `sglang.Engine`. Raises InvalidRequest for options that contradict each other."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "model_path": str(options.folder.path),
         # Part of the names of compressed KV.
         "weight_version": options.folder.revision,

@@ -96,7 +96,8 @@ class Renewals:
         renewal, selector = self._of(scoring), state.selector
         if renewal is None or selector is None:
             return False
-        needed, page_tokens = min(_prompt_tokens(renewal) - 1, selector.first_row), self._scheduler.page_size
+        page_tokens: int = self._scheduler.page_size
+        needed = min(_prompt_tokens(renewal) - 1, selector.first_row)
         # The cache holds whole pages.
         return cached_prefix(scoring) >= needed // page_tokens * page_tokens
 

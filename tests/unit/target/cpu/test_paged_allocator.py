@@ -19,6 +19,8 @@ POOL: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "kvcache": None
 
 def allocator_of(page_tokens: int, pages: int = PAGES) -> Any:
     declare_missing()
+    import sglang.srt.mem_cache.allocator.paged  # noqa: F401 - first, because SGLang imports the platform itself
+
     from presift.target.cpu.device import _allocator
 
     return _allocator(pages * page_tokens, page_size=page_tokens, **POOL)
