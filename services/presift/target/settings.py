@@ -51,7 +51,10 @@ class TargetSettings(InnerSettings):
     attention_backend: Annotated[
         str | None, Field(description="SGLang attention backend; chosen for the device if unset")
     ] = None
-    threads: Annotated[int | None, Field(ge=1, description="OpenMP threads on a CPU; all cores if unset")] = None
+    threads: Annotated[
+        int | None,
+        Field(ge=1, description="OpenMP threads of each rank on a CPU; if unset, all cores, divided among the ranks"),
+    ] = None
     kv_dropping: Annotated[
         bool, Field(description="serve the routes that drop KV (spec_kv, ...) if the self-check passes")
     ] = True
@@ -61,7 +64,9 @@ class TargetSettings(InnerSettings):
     reasoning_parser: Annotated[
         str, Field(description="SGLang's parser of reasoning: auto (by the model's family), none or a name")
     ] = "auto"
-    tensor_parallel: Annotated[int, Field(ge=1, description="tensor-parallel GPUs; above 1, no KV is dropped")] = 1
+    tensor_parallel: Annotated[
+        int, Field(ge=1, description="tensor-parallel ranks: GPUs, or processes on a CPU; at most the model's KV heads")
+    ] = 1
     data_parallel: Annotated[
         int, Field(ge=1, description="model replicas in one engine; above 1, no KV is dropped")
     ] = 1

@@ -66,7 +66,6 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
         ("PD disaggregation", str(getattr(arguments, "disaggregation_mode", "null")) != "null"),
         ("hierarchical cache", bool(scheduler.enable_hierarchical_cache)),
-        ("tensor parallelism", arguments.tp_size > 1),
         # Ranks that share a head would select different tokens for it.
         ("more tensor-parallel ranks than KV heads", arguments.tp_size > model.get_total_num_kv_heads()),
         # It divides the tokens between ranks.

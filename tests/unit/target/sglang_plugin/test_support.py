@@ -140,8 +140,7 @@ UNSUPPORTED = {
     "speculative decoding": [_set("spec_algorithm.is_none", lambda: False)],
     "PD disaggregation": [_set("server_args.disaggregation_mode", mode) for mode in ("prefill", "decode")],
     "hierarchical cache": [_set("enable_hierarchical_cache", True)],
-    "tensor parallelism": [_set("server_args.tp_size", 2)],
-    "more tensor-parallel ranks than KV heads": [_set("model_config.get_total_num_kv_heads", lambda: 0)],
+    "more tensor-parallel ranks than KV heads": [_set("server_args.tp_size", 4)],
     "context parallelism": [_set("parallel.attn_cp_size", 2), _set("parallel.dcp_size", 2)],
     "several nodes (--nnodes)": [_set("server_args.nnodes", 2)],
     "data parallelism": [_set("server_args.dp_size", 2)],
@@ -180,6 +179,11 @@ def test_every_unsupported_feature_has_a_test(scheduler: Any) -> None:
 @pytest.mark.parametrize("backend", ["breakable", "tc_piecewise", "disabled"])
 def test_prefills_that_run_python_are_supported(scheduler: Any, backend: str) -> None:
     scheduler.execution.graph.cuda_graph_config.prefill.backend = backend
+    assert unsupported_scheduler(scheduler) is None
+
+
+def test_as_many_ranks_as_kv_heads_are_supported(scheduler: Any) -> None:
+    scheduler.server_args.tp_size = 2
     assert unsupported_scheduler(scheduler) is None
 
 
