@@ -136,7 +136,10 @@ def tiny_model(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def _save_experts(folder: Path) -> None:
-    """A random Qwen3-MoE in float32: two of eight experts a token in every layer but the second, which has none."""
+    """A random Qwen3-MoE in float32, with two of eight experts a token.
+
+    In every layer: SGLang would leave the weights of another kind of layer uninitialised (`mlp_only_layers`).
+    """
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -148,13 +151,13 @@ def _save_experts(folder: Path) -> None:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
-        "intermediate_size": 128,
+        "intermediate_size": 128,  # of layers without experts
         "moe_intermediate_size": 32,
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [1],
+        "mlp_only_layers": [],
         "vocab_size": 512,
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
@@ -169,11 +172,6 @@ def _save_experts(folder: Path) -> None:
         # Far from a fresh model's, whose attention is the same everywhere.
         weights[f"{name}.weight"] = random.normal(0, 0.2, shape).astype(np.float32)
 
-    def feed_forward(name: str, width: int) -> None:
-        matrix(f"{name}.gate_proj", width, 64)
-        matrix(f"{name}.up_proj", width, 64)
-        matrix(f"{name}.down_proj", 64, width)
-
     matrix("model.embed_tokens", 512, 64)
     matrix("lm_head", 512, 64)
     norms = {"model.norm": 64}
@@ -182,12 +180,11 @@ def _save_experts(folder: Path) -> None:
         norms |= {f"{layer}.self_attn.{name}_norm": 16 for name in "qk"}
         for name, rows in (("q", 64), ("k", 32), ("v", 32), ("o", 64)):
             matrix(f"{layer}.self_attn.{name}_proj", rows, 64)
-        if layer.endswith(".1"):
-            feed_forward(f"{layer}.mlp", 128)
-            continue
         matrix(f"{layer}.mlp.gate", 8, 64)
-        for expert in range(8):
-            feed_forward(f"{layer}.mlp.experts.{expert}", 32)
+        for expert in (f"{layer}.mlp.experts.{number}" for number in range(8)):
+            matrix(f"{expert}.gate_proj", 32, 64)
+            matrix(f"{expert}.up_proj", 32, 64)
+            matrix(f"{expert}.down_proj", 64, 32)
     weights |= {f"{name}.weight": np.ones(width, np.float32) for name, width in norms.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from presift.core.plan import Route
+from presift.models.torchvision_ops import declare_missing
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -33,6 +34,29 @@ async def test_both_routes_are_served(start: Any, tiny_model: Callable[[str], Pa
     assert {Route.SPEC_KV, Route.SPEC_KV_PC} <= set(info.routes)
     assert info.unsupported == {}
     assert json.loads((tiny_model(model) / "config.json").read_text())["model_type"] == MODELS[model]
+
+
+async def test_full_answers_as_transformers_does(
+    start: Any, tiny_model: Callable[[str], Path], prompt: Any, model: str
+) -> None:
+    """Otherwise SGLang may not have read all weights, and nothing here would mean anything."""
+    ids = prompt(9, 200)
+    tokens, _ = await (await start(model)).answer(ids, max_new_tokens=8)
+    assert tokens == greedy(tiny_model(model), ids, 8)
+
+
+def greedy(folder: Path, ids: list[int], tokens: int) -> list[int]:
+    """The most likely next tokens, one after the other."""
+    declare_missing()
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = list(ids)
+    with torch.no_grad():
+        for _ in range(tokens):
+            found.append(int(model(torch.tensor([found])).logits[0, -1].argmax()))
+    return found[len(ids) :]
 
 
 async def test_with_all_kv_kept_the_answer_is_that_of_full(start: Any, plan: Any, prompt: Any, model: str) -> None:
