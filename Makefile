@@ -45,7 +45,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci suites test-models faults sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci suites test-models selection-floors faults sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -103,6 +103,9 @@ $(CLIENTS_NODE_STAMP): $(CLIENTS_NODE)/package-lock.json
 
 test-models: $(STAMP) models demo-models ## all tests, with those on the real demo pair
 	@$(PYTEST) -m "not gpu and not faults"
+
+selection-floors: models ## measure the recall of answers anew, after a change that is meant to change the selection (two minutes)
+	@$(BIN)/python tests/bench/selection_recall.py --model "$(PRESIFT_HOME)/models/$(TEST_MODEL)" --write
 
 faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results

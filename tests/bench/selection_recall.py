@@ -1,6 +1,7 @@
 """Recall of a fixed set of questions: what a worse selection would lower. `tests/models` compares it with its floors.
 
-    python tests/bench/selection_recall.py --model ~/.cache/presift/models/smollm2-135m-instruct [--write]
+    python tests/bench/selection_recall.py --model ~/.cache/presift/models/smollm2-135m-instruct
+    make selection-floors    # with --write
 
 The model, as draft and target, reads four questions of `recall_tasks` for each of five seeds, about 1,300 tokens each.
 Recall is the share of the answers' tokens that are kept: with `spec_pc` by all heads and by the calibrated ones, and,
@@ -49,7 +50,7 @@ ALL_HEADS, CALIBRATED, KV = "spec_pc, all heads", "spec_pc, calibrated heads", "
 # The default policy takes calibrated heads from 512 tokens on.
 CAPACITIES = {ALL_HEADS: 256, CALIBRATED: 512, KV: 256}
 FLOORS = Path(__file__).parents[1] / "models" / "selection_floors.json"
-COMMAND = "python tests/bench/selection_recall.py --model PRESIFT_HOME/models/smollm2-135m-instruct --write"
+COMMAND = "make selection-floors"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

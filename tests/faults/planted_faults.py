@@ -2112,7 +2112,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/api/http/call.py",
         "state.get(DRAINED, no_buffers)",
         "no_buffers",
-        (f"{CONTRACT}/http/test_disconnects.py::test_whole_responses_that_are_not_read_are_bounded",),
+        (f"{CONTRACT}/http/test_disconnects.py::test_a_whole_response_counts_until_it_was_read",),
     ),
     Planted(
         "a_response_is_written_at_once",

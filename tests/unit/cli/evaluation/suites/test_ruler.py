@@ -74,8 +74,11 @@ async def test_nothing_runs_on_after_an_interruption(site, lines, counter):
     await started.wait()
     before = children()
     running.cancel()
-    await asyncio.wait([running])
-    assert before and not children() & before
+    await asyncio.wait([running], timeout=20)
+    left = children() & before
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert before and not left
 
 
 def children():
