@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
+from presift.rpc.large_input import received_bytes
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.field_count import check_field_count
 from presift.rpc.server.handlers import Behavior, Context, Continuation, Deserializer, Handler, with_behavior
@@ -61,6 +62,7 @@ def _checked(calls: ActiveCalls, deserialize: Deserializer | None) -> Deserializ
 
     def attempt(raw: bytes) -> Any:
         try:
+            received_bytes.set(len(raw))
             calls.hold(len(raw))
             if descriptor is not None:
                 check_field_count(raw, descriptor)
