@@ -24,7 +24,7 @@ from .noise import EXPLAINED, Scenario
 
 ROUNDS = 3
 # B's calls in a round, quiet and noisy.
-CALLS, CALLERS = 60, 4
+CALLS, CALLERS = 40, 4
 # At least from the beginning of the noise until it counts, at most until A has what the scenario shows; and after its
 # end until it is quiet again.
 BEFORE_S, PATIENCE_S, AFTER_S = 1.0, 60.0, 2.0

@@ -21,7 +21,7 @@ from presift.draft.scorer import Scorer
 from presift.draft.work_queue import JobResult, WorkQueue
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
-from presift.rpc.large_input import in_thread_if_large
+from presift.rpc.large_input import in_thread_if_large, received_bytes
 from presift.rpc.status import code_and_reason
 from presift.telemetry import metrics
 from presift.telemetry.tracing import span
@@ -48,7 +48,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             scorer = self._ready()
             with span("score"):
                 limits = RequestLimits(scorer.info, self._max_lookahead_tokens)
-                parsed = await in_thread_if_large(request.ByteSize(), lambda: parse(request, limits))
+                parsed = await in_thread_if_large(received_bytes.get(), lambda: parse(request, limits))
                 tokens = int(parsed.token_ids.size)
                 job = await self._queue.run(
                     partial(compress, scorer, parsed), deadline, tenant=parsed.salt, work_tokens=tokens

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 # In bytes. So much, as thousands of parts of a chat, takes some ten milliseconds to read; a thread takes a fifth of one
 # to start.
 LARGE_BYTES = 2**15
+
+# The bytes of the current call's gRPC message; its `ByteSize` takes as long as encoding it again.
+received_bytes: ContextVar[int] = ContextVar("received_bytes", default=0)
 
 T = TypeVar("T")
 

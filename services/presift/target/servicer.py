@@ -14,7 +14,7 @@ from presift.core.errors import TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.limits import check_limits
 from presift.rpc import answer_codec, codec
-from presift.rpc.large_input import in_thread_if_large
+from presift.rpc.large_input import in_thread_if_large, received_bytes
 from presift.target.admission import Admission, check_fits
 from presift.target.engine import Engine, Event, Finished, GenerateRequest
 from presift.target.limits import GENERATE, PREFILL
@@ -133,7 +133,7 @@ async def _checked(request: M, from_wire: Callable[[M], GenerateRequest], engine
         check_fits(parsed, engine.info)
         return parsed
 
-    return await in_thread_if_large(request.ByteSize(), read)
+    return await in_thread_if_large(received_bytes.get(), read)
 
 
 def request_from_wire(request: target_pb2.TargetServiceGenerateRequest) -> GenerateRequest:

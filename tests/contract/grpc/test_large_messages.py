@@ -10,6 +10,7 @@ from presift.core.errors import InvalidRequest
 from presift.draft import servicer as draft_servicer
 from presift.orchestrator.api.grpc import servicer
 from presift.orchestrator.backends import target_client
+from presift.rpc.large_input import received_bytes
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target import servicer as target_servicer
 from presift.target.admission import Admission
@@ -55,8 +56,10 @@ async def test_a_draft_reads(noted, ids, in_loop):
     noted(draft_servicer, "parse")
     drafts = draft_servicer.DraftServicer(None, 0)
     drafts.use(SimpleNamespace(info=None))
+    asked = draft_pb2.ScoreRequest(token_ids=ids)
+    received_bytes.set(asked.ByteSize())
     with pytest.raises(InvalidRequest, match="policy"):  # before it asks the scorer for anything
-        await drafts.Score(draft_pb2.ScoreRequest(token_ids=ids), SimpleNamespace(time_remaining=lambda: None))
+        await drafts.Score(asked, SimpleNamespace(time_remaining=lambda: None))
     assert noted.seen == {"parse": in_loop}
 
 

@@ -75,6 +75,8 @@ class TargetClient:
         self._refusal = other_target(model)
         self._pool = target_pool(address, max_message_bytes, peer, model)
         self._quarantine = Quarantine()
+        # The last prompt, and its digest: the choices of a request have the same array.
+        self._digested: tuple[NDArray[np.uint32] | None, bytes] = (None, b"")
 
     def statuses(self) -> list[ReplicaStatus]:
         """The status of every replica."""
@@ -138,7 +140,11 @@ class TargetClient:
         await self._pool.aclose()
 
     def _attempts(self, token_ids: NDArray[np.uint32]) -> AttemptedReplicas[_Target]:
-        return AttemptedReplicas(self._quarantine, digest_of(token_ids))
+        known, digest = self._digested
+        if known is not token_ids:
+            digest = digest_of(token_ids)
+            self._digested = token_ids, digest
+        return AttemptedReplicas(self._quarantine, digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
+from presift.rpc.large_input import LARGE_BYTES, received_bytes
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.field_count import check_field_count
 from presift.rpc.server.handlers import Behavior, Context, Continuation, Deserializer, Handler, with_behavior
@@ -29,6 +30,13 @@ class _Refused:
     """Replaces a request that is not parsed, so that its call gets `error` (gRPC would say INTERNAL)."""
 
     error: PresiftError
+
+
+@dataclass(frozen=True, slots=True)
+class _Unparsed:
+    """Replaces a large request, which is parsed in another thread: gRPC parses on the event loop."""
+
+    parse: Callable[[], Any]
 
 
 _MALFORMED = _Refused(InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings"))
@@ -60,8 +68,15 @@ def _checked(calls: ActiveCalls, deserialize: Deserializer | None) -> Deserializ
     descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
 
     def attempt(raw: bytes) -> Any:
+        received_bytes.set(len(raw))
         try:
             calls.hold(len(raw))
+        except PresiftError as error:
+            return _Refused(error)
+        return parse(raw) if len(raw) < LARGE_BYTES else _Unparsed(partial(parse, raw))
+
+    def parse(raw: bytes) -> Any:
+        try:
             if descriptor is not None:
                 check_field_count(raw, descriptor)
             return deserialize(raw)
@@ -76,7 +91,7 @@ def _checked(calls: ActiveCalls, deserialize: Deserializer | None) -> Deserializ
 def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     async def translated(request: Any, context: Context) -> Any:
         try:
-            _check_parsed(request)
+            request = await _parsed(request)
             return await behavior(request, context)
         except Exception as error:
             await abort_with(error, context)
@@ -90,7 +105,7 @@ def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
 def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     async def translated(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            _check_parsed(request)
+            request = await _parsed(request)
             responses = behavior(request, context)
             if inspect.isawaitable(responses):  # a method that writes to the context, as grpc_health's Watch does
                 await responses
@@ -107,9 +122,13 @@ def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     return translated
 
 
-def _check_parsed(request: Any) -> None:
+async def _parsed(request: Any) -> Any:
+    """The request as a message. Raises the error of one that is refused."""
+    if isinstance(request, _Unparsed):
+        request = await asyncio.to_thread(request.parse)
     if isinstance(request, _Refused):
         raise request.error
+    return request
 
 
 async def abort_if_shutting_down(calls: ActiveCalls, context: Context) -> None:

@@ -24,7 +24,7 @@ from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
-from presift.rpc.large_input import in_thread_if_large
+from presift.rpc.large_input import in_thread_if_large, received_bytes
 from presift.rpc.server.handlers import Context
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -51,8 +51,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        caller, salt = _caller(context), self._salt
-        parsed = await in_thread_if_large(request.ByteSize(), lambda: request_from_wire(request, caller, salt))
+        caller, salt, size = _caller(context), self._salt, received_bytes.get()
+        parsed = await in_thread_if_large(size, lambda: request_from_wire(request, caller, salt))
         async with aclosing(self._pipeline.generate(parsed, Deadline.within(context.time_remaining()))) as events:
             async for event in events:
                 yield event_to_wire(event)
@@ -63,7 +63,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not self._explains:
             raise PermissionDenied("Explain is disabled on this server (--no-explain)")
         caller, salt = _caller(context), self._salt
-        parsed = await in_thread_if_large(request.ByteSize(), lambda: explain_request_from_wire(request, caller, salt))
+        parsed = await in_thread_if_large(
+            received_bytes.get(), lambda: explain_request_from_wire(request, caller, salt)
+        )
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
         explanation = await self._pipeline.explain(parsed, detail, Deadline.within(context.time_remaining()))
         return await asyncio.to_thread(explanation_to_wire, explanation)

@@ -31,6 +31,9 @@ from presift.orchestrator.planning.explain import Detail
 from presift.orchestrator.prompt.token_texts import TokenTexts
 from presift.rpc.large_input import in_thread_if_large
 
+# Making one request of a batch takes as long as reading so many bytes.
+_REQUEST_BYTES = 128
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
@@ -74,7 +77,8 @@ class CompletionEndpoints:
         async with self.answering.until(deadline, call.client):
             template = self.template_variables
             requests = await in_thread_if_large(
-                read.size, lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template)
+                read.size + _REQUEST_BYTES * _prompts_in(body),
+                lambda: requests_from_body(body, options.max_new_tokens, call.caller, options.salt, template),
             )
             for name in without_effect(body, template):
                 add_ignored(read.ignored, name)
@@ -112,6 +116,13 @@ class CompletionEndpoints:
             no_answer=is_text and body.max_tokens == 0,
             ignored=tuple(ignored),
         )
+
+
+def _prompts_in(body: Body) -> int:
+    """The number of prompts of a batch, else 0."""
+    prompts = body.prompt if isinstance(body, CompletionBody) else None
+    is_batch = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], str | list)
+    return len(prompts) if is_batch else 0
 
 
 def asked_of(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> Asked:
