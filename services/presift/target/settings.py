@@ -67,8 +67,6 @@ class TargetSettings(InnerSettings):
     tensor_parallel: Annotated[
         int, Field(ge=1, description="tensor-parallel ranks: GPUs, or processes on a CPU; at most the model's KV heads")
     ] = 1
-    data_parallel: Annotated[
-        int, Field(ge=1, description="model replicas in one engine; above 1, no KV is dropped")
-    ] = 1
+    data_parallel: Annotated[int, Field(ge=1, description="model replicas in one engine, each with a KV cache")] = 1
     max_running: Annotated[int, Field(ge=1, description="maximum requests that run at the same time")] = 16
     max_waiting: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64

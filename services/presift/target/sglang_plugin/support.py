@@ -72,7 +72,6 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
         ("context parallelism", max(get_parallel().attn_cp_size, get_parallel().dcp_size) > 1),
         # The plugin may be off on another node.
         ("several nodes (--nnodes)", arguments.nnodes > 1),
-        ("data parallelism", arguments.dp_size > 1),
         ("pipeline parallelism", arguments.pp_size > 1),
         ("data-parallel attention", bool(arguments.enable_dp_attention)),
         ("LoRA", bool(scheduler.enable_lora)),

@@ -143,7 +143,6 @@ UNSUPPORTED = {
     "more tensor-parallel ranks than KV heads": [_set("server_args.tp_size", 4)],
     "context parallelism": [_set("parallel.attn_cp_size", 2), _set("parallel.dcp_size", 2)],
     "several nodes (--nnodes)": [_set("server_args.nnodes", 2)],
-    "data parallelism": [_set("server_args.dp_size", 2)],
     "pipeline parallelism": [_set("server_args.pp_size", 2)],
     "data-parallel attention": [_set("server_args.enable_dp_attention", True)],
     "LoRA": [_set("enable_lora", True)],
@@ -182,8 +181,8 @@ def test_prefills_that_run_python_are_supported(scheduler: Any, backend: str) ->
     assert unsupported_scheduler(scheduler) is None
 
 
-def test_as_many_ranks_as_kv_heads_are_supported(scheduler: Any) -> None:
-    scheduler.server_args.tp_size = 2
+def test_replicas_and_as_many_ranks_as_kv_heads_are_supported(scheduler: Any) -> None:
+    scheduler.server_args.tp_size = scheduler.server_args.dp_size = 2
     assert unsupported_scheduler(scheduler) is None
 
 

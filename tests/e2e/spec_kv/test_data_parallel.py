@@ -1,0 +1,75 @@
+"""Two replicas of a model in one engine answer as one does; what was read for a prompt is where its answer is made."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from presift.core.plan import Route
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+POOL_TOKENS = 2000
+
+
+async def drivers(start: Any) -> tuple[Any, Any]:
+    """Engines of one replica and of two."""
+    return await start(kv_pool_tokens=POOL_TOKENS), await start(kv_pool_tokens=POOL_TOKENS, data_parallel=2)
+
+
+async def test_both_routes_are_served_and_all_pools_are_counted(start: Any) -> None:
+    one, two = await drivers(start)
+    info = two.engine.info
+    assert {Route.SPEC_KV, Route.SPEC_KV_PC} <= set(info.routes)
+    # A prompt must fit the pool of one replica.
+    assert info.kv_pool_tokens == one.engine.info.kv_pool_tokens
+    assert await two.empty() == 2 * await one.empty()
+
+
+async def test_answers_are_those_of_one_replica(start: Any, plan: Any, renewing: Any, prompt: Any) -> None:
+    one, two = await drivers(start)
+    all_slots = await two.empty()
+    ids = [prompt(100 + seed, 200 + 60 * seed) for seed in range(6)]
+    for chosen in (None, plan(64), renewing(64, first=8)):
+        expected = [(await one.answer(each, chosen, max_new_tokens=24))[0] for each in ids]
+        for _ in range(2):
+            answers = await asyncio.gather(*(two.answer(each, chosen, max_new_tokens=24) for each in ids))
+            assert [tokens for tokens, _ in answers] == expected
+    assert await two.empty() == all_slots
+
+
+async def test_a_prompt_returns_to_the_replica_that_has_read_it(start: Any, plan: Any, prompt: Any) -> None:
+    _, two = await drivers(start)
+    await two.empty()
+    # An odd number: taken in turn, each would come to the other replica the next time.
+    ids = [prompt(200 + seed, 300) for seed in range(7)]
+    # As a prompt that is read ahead.
+    await asyncio.gather(*(two.answer(each, max_new_tokens=1) for each in ids))
+    built = await asyncio.gather(*(two.answer(each, plan(64)) for each in ids))
+    again = await asyncio.gather(*(two.answer(each, plan(64)) for each in ids))
+    # All but what is computed in any case: the window and the final token.
+    assert [end.cached_tokens for _, end in built] == [300 - 1 - 16] * 7
+    assert [end.reused_entry for _, end in again] == [True] * 7
+    # Together they hold more than the pool of one replica.
+    assert (await two.idle())["evictable_slots"] > POOL_TOKENS
+
+
+async def test_aborts_leave_no_slot_missing(start: Any, plan: Any, renewing: Any, prompt: Any) -> None:
+    _, two = await drivers(start)
+    all_slots, dice, cancelled = await two.empty(), random.Random(5), []
+
+    async def request(number: int) -> None:
+        seed, chosen = dice.randrange(6), dice.choice((None, plan(48), renewing(48)))
+        try:
+            async with asyncio.timeout(dice.choice((0.02, 0.1, 0.5, None))):
+                await two.answer(prompt(300 + seed, 150 + 90 * seed), chosen, max_new_tokens=dice.choice((1, 30)))
+        except TimeoutError:
+            cancelled.append(number)
+
+    for first in range(0, 40, 10):
+        await asyncio.gather(*(request(first + number) for number in range(10)))
+    assert 5 <= len(cancelled) < 40
+    assert await two.empty() == all_slots
