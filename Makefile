@@ -163,8 +163,8 @@ dist: $(STAMP) $(TOOLS_STAMP) ## the files of `release`, without its checks
 		--output-format JSON --output-file dist/presift.cdx.json
 	@cd dist && sha256sum * > SHA256SUMS && ls -1
 
-fuzz: $(STAMP) ## 20,000 mutated requests to each service (about twenty minutes)
-	@$(BIN)/python -m pytest -m faults tests/faults/test_fuzz.py
+fuzz: $(STAMP) ## 20,000 mutated requests to each service, and what parsers cost while inputs grow (half an hour)
+	@$(BIN)/python -m pytest -m faults tests/faults/test_fuzz.py tests/faults/test_costs.py
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .

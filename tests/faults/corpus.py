@@ -60,9 +60,10 @@ SAMPLING = target_pb2.Sampling(
 KV_PLAN = target_pb2.KvPlan(
     policy=SPEC_KV, protected_spans=SPANS, lookahead_token_ids=[1, 2], keep_full_prefix=True, report_kept=True
 )
-KEPT = bytes([255] * 4 + [0] * 17 + [128, 255, 15])
+# Of 180 tokens: the first 32, and a window of 8.
+KEPT = bytes([255] * 4 + [0] * 17 + [240, 15])
 MASK_PLAN = target_pb2.KvPlan(
-    policy=BY_MASK, kv_mask=plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=180, kept=KEPT[:23])
+    policy=BY_MASK, kv_mask=plan_pb2.KvMask(layers=1, kv_heads=1, prompt_tokens=180, kept=KEPT)
 )
 LATER = target_pb2.KvPlan(policy=SPEC_KV, prompt_tokens=150)
 

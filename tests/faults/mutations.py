@@ -26,14 +26,14 @@ def mutated(message: Message, rng: random.Random) -> bytes:
     copy.CopyFrom(message)
     if rng.random() < 0.7:
         for _ in range(rng.randint(1, 4)):
-            slots = list(_slots(copy))
-            if slots:
-                _mutate(*rng.choice(slots), rng)
+            found = list(slots(copy))
+            if found:
+                _mutate(*rng.choice(found), rng)
     raw = copy.SerializeToString()
-    return raw if rng.random() < 0.65 else _bytes_mutated(raw, rng)
+    return raw if rng.random() < 0.65 else changed_bytes(raw, rng)
 
 
-def _slots(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
+def slots(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
     """Every field that there is, in the message and in all that it holds."""
     for field in message.DESCRIPTOR.fields:
         yield message, field
@@ -42,7 +42,7 @@ def _slots(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
         value = getattr(message, field.name)
         inner = list(value)[:20] if field.is_repeated else [value] if message.HasField(field.name) else []
         for each in inner:
-            yield from _slots(each)
+            yield from slots(each)
 
 
 def _mutate(message: Message, field: FieldDescriptor, rng: random.Random) -> None:
@@ -114,7 +114,8 @@ _MAKERS: dict[int, Callable[[random.Random], Any]] = {
 }
 
 
-def _bytes_mutated(raw: bytes, rng: random.Random) -> bytes:
+def changed_bytes(raw: bytes, rng: random.Random) -> bytes:
+    """`raw` with up to eight flipped bits, insertions, deletions, repetitions or cuts."""
     data = bytearray(raw)
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(len(data) + 1)

@@ -26,6 +26,7 @@ PRESIFT = "services/presift"
 CORE, ORCHESTRATOR, PLUGIN = f"{PRESIFT}/core", f"{PRESIFT}/orchestrator", f"{PRESIFT}/target/sglang_plugin"
 SGLANG = f"{PRESIFT}/target/sglang"
 UNIT, CONTRACT = "tests/unit", "tests/contract"
+FAULTS_OF_COST = "tests/faults/test_costs.py"
 FAMILIES = "tests/reference/test_draft_families.py"
 
 FAULTS: tuple[Planted, ...] = (
@@ -644,8 +645,8 @@ FAULTS: tuple[Planted, ...] = (
         "HTTP: presift.documents of other APIs counts the messages that the caller sent",
         "the numbers are those of the translated chat",
         f"{ORCHESTRATOR}/api/http/translation.py",
-        "if each.number == number % self.count",
-        "if at == number % self.count",
+        "places[origin.number, None]",
+        "places[at, None]",
         (f"{UNIT}/orchestrator/api/http/test_translation.py::test_references_are_to_the_callers_messages",),
     ),
     Planted(
@@ -2417,5 +2418,59 @@ FAULTS: tuple[Planted, ...] = (
         "        self.free_pages = self.free_pages[num_new_pages:]\n",
         "",
         (f"{UNIT}/target/cpu/test_paged_allocator.py::test_any_requests_in_any_order",),
+    ),
+    Planted(
+        "anybody_renews_a_lease",
+        "Build lock: a lease is prolonged by its holder alone",
+        "a renewal does not look at the holder",
+        f"{PRESIFT}/cache/redis_build_lock.py",
+        "_RENEW = \"if redis.call('get', KEYS[1]) == ARGV[1] then",
+        '_RENEW = "if 1 == 1 then',
+        (f"{UNIT}/cache/test_lease_model.py::test_the_promises_hold_in_every_order",),
+    ),
+    Planted(
+        "anybody_releases_a_lease",
+        "Build lock: a lease is released by its holder alone",
+        "a release does not look at the holder",
+        f"{PRESIFT}/cache/redis_build_lock.py",
+        "_RELEASE = \"if redis.call('get', KEYS[1]) == ARGV[1] then",
+        '_RELEASE = "if 1 == 1 then',
+        (f"{UNIT}/cache/test_lease_model.py::test_the_promises_hold_in_every_order",),
+    ),
+    Planted(
+        "who_waits_does_not_ask_again",
+        "Build lock: who waits learns soon that the value is there",
+        "the next look at another process's lease comes after half a minute",
+        f"{PRESIFT}/cache/redis_build_lock.py",
+        "_POLL_S, _LONGEST_POLL_S, _POLL_GROWTH = 0.02, 0.2, 1.5",
+        "_POLL_S, _LONGEST_POLL_S, _POLL_GROWTH = 30.0, 30.0, 1.5",
+        (f"{UNIT}/cache/test_lease_model.py::test_the_promises_hold_in_every_order",),
+    ),
+    Planted(
+        "references_multiply",
+        "HTTP: references to messages cost no more than they are long",
+        "a message of the caller is looked up anew for each reference to it",
+        f"{ORCHESTRATOR}/api/http/translation.py",
+        "                seen.add(key)\n",
+        "                pass\n",
+        (f"{FAULTS_OF_COST}::test_what_once_cost_too_much_does_not",),
+    ),
+    Planted(
+        "lines_are_searched",
+        "YAML: a file with many errors is refused in linear time",
+        "the keys of a mapping are listed anew for each error in it",
+        f"{ORCHESTRATOR}/config/yaml_lines.py",
+        "            if id(node) not in self._keys:\n",
+        "            if True:\n",
+        (f"{FAULTS_OF_COST}::test_what_once_cost_too_much_does_not",),
+    ),
+    Planted(
+        "numbers_of_base_60_are_read",
+        "YAML: a long number is refused",
+        "a number may have any length",
+        f"{ORCHESTRATOR}/config/yaml_lines.py",
+        "len(node.value) > MAX_NUMBER_CHARACTERS:",
+        "len(node.value) > 2**30:",
+        (f"{FAULTS_OF_COST}::test_what_once_cost_too_much_does_not",),
     ),
 )

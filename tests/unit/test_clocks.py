@@ -1,6 +1,7 @@
 """Waits, limits and ages are measured by the monotonic clock: the host's clock may be set at any time."""
 
 import ast
+import re
 from pathlib import Path
 
 SERVICES = Path(__file__).parents[2] / "services" / "presift"
@@ -17,7 +18,15 @@ DATES = {
     "orchestrator/quality/guard.py",
     "target/request_metrics.py",
 }
-WALL = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today")}
+WALL = {
+    *(("time", name) for name in ("time", "time_ns", "localtime", "gmtime", "strftime", "ctime")),
+    *(("datetime", name) for name in ("now", "utcnow", "today")),
+    ("date", "today"),
+}
+# gRPC counts a call's remaining time by the wall clock: so it is asked once, when the call begins.
+REMAINING = {"draft/servicer.py": 1, "orchestrator/api/grpc/servicer.py": 2}
+# Scripts that ask Redis for its time. All leases and limits in Redis live by its host's clock, as its expiry does.
+REDIS_TIME = {"orchestrator/admission/concurrency_limit.py"}
 
 
 def reads_wall_clock(source):
@@ -36,7 +45,22 @@ def test_the_wall_clock_is_read_for_dates_alone():
     assert read == DATES
 
 
+def test_a_calls_remaining_time_is_read_once():
+    sources = {str(path.relative_to(SERVICES)): path.read_text() for path in SERVICES.rglob("*.py")}
+    assert {name: text.count(".time_remaining(") for name, text in sources.items() if ".time_remaining(" in text} == (
+        REMAINING
+    )
+    assert sum(text.count("Deadline.within(context.time_remaining())") for text in sources.values()) == 3
+
+
+def test_redis_is_asked_for_its_time_where_it_is_said():
+    asks = re.compile(r"call\('time'\)", re.IGNORECASE)
+    assert {str(path.relative_to(SERVICES)) for path in SERVICES.rglob("*.py") if asks.search(path.read_text())} == (
+        REDIS_TIME
+    )
+
+
 def test_a_wall_clock_is_found():
-    for source in ("import time\nuntil = time.time() + 5", "from time import time as now", "datetime.now(UTC)"):
+    for source in ("import time\nuntil = time.time() + 5", "from time import time as now", "date.today()"):
         assert reads_wall_clock(source)
     assert not reads_wall_clock("import time\nuntil = time.monotonic() + 5")

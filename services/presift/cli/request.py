@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file, or on stdin for `-`. Raises ValueError, naming the file, unless it is one."""
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
 
 

@@ -20,25 +20,22 @@ def fingerprint(tokenizer_json: bytes) -> str:
     of an id, and converters disagree on them. Converters also list added tokens in different places (in the vocabulary
     too, or only as added), so both lists count as one.
     """
-    model, added = _parts(tokenizer_json)
+    try:
+        canonical = json.dumps(_canonical(json.loads(tokenizer_json)), sort_keys=True, separators=(",", ":"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InvalidRequest("tokenizer.json", "no vocabulary", "a tokenizer of the `tokenizers` library") from None
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _canonical(document: Any) -> dict[str, Any]:
+    model, added = document["model"], document.get("added_tokens") or []
     tokens = _vocabulary(model) | {entry["content"]: entry["id"] for entry in added}
-    canonical = {
+    return {
         "vocabulary": sorted(tokens.items()),
         "scores": [score for _, score in model["vocab"]] if isinstance(model["vocab"], list) else [],
         "merges": [_pair(merge) for merge in model.get("merges") or ()],
         "added": sorted((entry["id"], entry["content"]) for entry in added),
     }
-    return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _parts(tokenizer_json: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    try:
-        document = json.loads(tokenizer_json)
-        model, added = document["model"], document.get("added_tokens") or []
-        model["vocab"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InvalidRequest("tokenizer.json", "no vocabulary", "a tokenizer of the `tokenizers` library") from None
-    return model, added
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:

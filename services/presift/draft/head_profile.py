@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ class HeadProfile(BaseModel):
     @property
     def by_layer(self) -> dict[int, tuple[int, ...]]:
         """The heads of each layer, in order."""
-        layers = sorted({layer for layer, _ in self.heads})
-        return {layer: tuple(sorted(head for each, head in self.heads if each == layer)) for layer in layers}
+        found = defaultdict[int, list[int]](list)
+        for layer, head in sorted(self.heads):
+            found[layer].append(head)
+        return {layer: tuple(heads) for layer, heads in found.items()}
 
     @property
     def layers_read(self) -> int:

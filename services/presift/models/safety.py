@@ -53,6 +53,8 @@ def tensor_offsets(file: Path) -> tuple[bytes, list[tuple[int, int]]]:
         header = stream.read(header_bytes)
     try:
         entries = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        if any(type(place) is not int for entry in entries for place in entry):
+            raise ValueError("offsets that are no integers")
         offsets = sorted((start + 8 + header_bytes, end + 8 + header_bytes) for start, end in entries)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise InvalidRequest("model", file, "safetensors with a readable header") from None

@@ -65,3 +65,9 @@ def test_unigram_order_and_scores_count(vocabulary):
 def test_what_is_no_tokenizer_is_refused(document):
     with pytest.raises(InvalidRequest, match="no vocabulary"):
         fingerprint(document)
+
+
+@pytest.mark.parametrize("document", [b'{"model": {"vocab": [1]}}', b"[" * 99_999], ids=["of another form", "too deep"])
+def test_a_damaged_tokenizer_is_refused(document):
+    with pytest.raises(InvalidRequest, match="no vocabulary"):
+        fingerprint(document)

@@ -181,6 +181,7 @@ PLACES = {
     "before the data": header('{"a": {"data_offsets": [-9, 0]}}'),
     "reversed": header('{"a": {"data_offsets": [4, 0]}}') + bytes(8),
     "no numbers": header('{"a": {"data_offsets": ["x", "y"]}}'),
+    "fractions": header('{"a": {"data_offsets": [0.0, 4.0]}}') + bytes(8),
     "one number": header('{"a": {"data_offsets": [1]}}'),
     "none": header('{"a": {}}'),
 }

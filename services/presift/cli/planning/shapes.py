@@ -88,7 +88,7 @@ def shape_of(field: str, model: str) -> Shape:
         raise InvalidRequest(field, model, f"a folder with a config.json, or one of {', '.join(KNOWN)}")
     try:
         return _read(Path(model).name, json.loads(config.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidRequest(field, model, f"a folder with the config.json of a dense decoder ({error})") from None
 
 

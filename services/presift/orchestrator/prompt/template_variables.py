@@ -43,5 +43,5 @@ def _undeclared(source: str) -> frozenset[str]:
     environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
     try:
         return frozenset(meta.find_undeclared_variables(environment.parse(_GENERATION_TAG.sub("", source))))
-    except TemplateSyntaxError:  # rendering refuses it too
+    except (TemplateSyntaxError, RecursionError):  # rendering refuses it too
         return frozenset()

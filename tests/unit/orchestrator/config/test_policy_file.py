@@ -145,6 +145,8 @@ FAULTS = {
     "a tab": ("budget:\n\tstrict: true\n", 2, "YAML: found character '\\t' that cannot start any token"),
     "two documents": ("capacity: 99\n---\ncapacity: 98\n", 2, "YAML: but found another document"),
     "an object": ("capacity: 99\nkv_capacity: !!python/name:os.system x\n", 2, "YAML: could not determine a construct"),
+    "a number that is too long": ("capacity: 99\nwindow: 1" + ":59" * 30 + "\n", 2, "YAML: a number of more than 64"),
+    "a fraction that is too long": ("capacity: 1" + ":59" * 200 + ".5\n", 1, "YAML: a number of more than 64"),
     "an invalid date": ("capacity: 99\nkv_capacity: 2020-99-99\n", 2, "YAML: month must be in 1..12"),
     "a key that is a list": ("capacity: 99\n? [1]\n: 2\n", 2, "YAML: found unhashable key"),
     "a control character": ("capacity: 99\n\x07\n", 2, "YAML: unreadable character"),

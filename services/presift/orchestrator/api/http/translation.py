@@ -6,6 +6,7 @@ The other APIs' bodies become bodies of /v1/chat/completions: one schema and one
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.schema import ChatBody, Ignored, Schema, validate
 from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED
+from presift.orchestrator.domain.limits import MAX_PARTS
 
 T = TypeVar("T", bound=Schema)
 
@@ -22,6 +24,8 @@ _MESSAGE = re.compile(r"messages\[(\d+)\](.*)", re.DOTALL)
 _TOOL = re.compile(r"tools\[(\d+)\]\.function(\..*)?", re.DOTALL)
 _PLACE = {"message", "part"}
 _REFERENCES = ("protected", "documents")
+# (message, part; None for all of them) -> references to messages of the chat.
+_Places = dict[tuple[int, int | None], list[dict[str, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +53,50 @@ class Conversation:
         self.origins.append(origin)
 
     def presift(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The caller's `presift`, with references to messages of the chat. Raises InvalidRequest."""
-        changed = dict(options)
+        """The caller's `presift`, with references to messages of the chat, each once. Raises InvalidRequest."""
+        changed, places = dict(options), self._places()
         for name in _REFERENCES:
-            if isinstance(options.get(name), list):
-                path = f"presift.{name}"
-                changed[name] = [
-                    found for at, each in enumerate(options[name]) for found in self._found(each, f"{path}[{at}]")
-                ]
+            references = options.get(name)
+            if isinstance(references, list) and len(references) <= MAX_PARTS:  # more are refused by the chat's schema
+                changed[name] = self._found(references, places, f"presift.{name}")
         return changed
 
-    def _found(self, reference: Any, path: str) -> list[Any]:
+    def _places(self) -> _Places:
+        """What a reference to one of the caller's messages, or to a part of it, refers to in the chat."""
+        places: _Places = defaultdict(list)
+        for at, origin in enumerate(self.origins):
+            if origin.number is not None:
+                places[origin.number, None].append({"message": at})
+                for place, part in enumerate(origin.parts):
+                    places[origin.number, part].append({"message": at, "part": place})
+        return places
+
+    def _found(self, references: list[Any], places: _Places, path: str) -> list[Any]:
+        """Many references to a message that has become many messages must not multiply."""
+        found, seen = list[Any](), set[tuple[int, int | None]]()
+        for at, reference in enumerate(references):
+            key = self._key(reference, f"{path}[{at}]")
+            if key is None:
+                found.append(reference)  # reported by the chat's schema
+            elif key not in places and key[1] is not None:
+                limit = "the number of a part that has text"
+                raise InvalidRequest(f"{path}[{at}].part", brief(reference["part"]), limit)
+            elif key not in seen:
+                seen.add(key)
+                found += places.get(key, ())
+        return found
+
+    def _key(self, reference: Any, path: str) -> tuple[int, int | None] | None:
+        """The message and the part that a reference names; None if it is malformed."""
         if not isinstance(reference, dict) or type(reference.get("message")) is not int or reference.keys() - _PLACE:
-            return [reference]  # reported by the chat's schema
+            return None
         number, part = reference["message"], reference.get("part")
         if not -self.count <= number < self.count:
             limit = f"the number of one of {self.count} in {self.list_name}"
             raise InvalidRequest(f"{path}.message", brief(number), limit)
-        places = [(at, each) for at, each in enumerate(self.origins) if each.number == number % self.count]
-        if part is None:
-            return [{"message": at} for at, _ in places]
-        found = [{"message": at, "part": each.parts.index(part)} for at, each in places if part in each.parts]
-        if not found:
+        if part is not None and not isinstance(part, int):
             raise InvalidRequest(f"{path}.part", brief(part), "the number of a part that has text")
-        return found
+        return number % self.count, part
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import math
 import time
 from dataclasses import replace
 
@@ -114,6 +115,9 @@ BAD = {
     "nothing": lambda keys: "",
     "dots": lambda keys: "..",
     "no header": lambda keys: "xylo.xylo.xylo",
+    "a header nested too deeply": lambda keys: base64.b64encode(b"[" * 9_000).decode() + ".e30.AAAA",
+    "an end that never comes": lambda keys: token(keys, exp=math.inf),
+    "a beginning that never comes": lambda keys: token(keys, iat=math.inf),
 }
 
 

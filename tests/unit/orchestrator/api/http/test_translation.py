@@ -111,7 +111,26 @@ def test_references_are_to_the_callers_messages(reference, found):
     assert chat.given["presift"]["documents"] == found
 
 
-@pytest.mark.parametrize("reference", [{"message": 2}, {"message": -3}, {"message": 0, "part": 7}])
+def test_a_reference_to_a_result_of_several_texts_is_to_all_of_them():
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": each} for each in "ab"]}
+    chat = from_messages(
+        messages=[{"role": "user", "content": [result]}], presift={"protected": [{"message": 0, "part": 0}]}
+    )
+    assert chat.given["presift"]["protected"] == [{"message": 0, "part": 0}, {"message": 0, "part": 1}]
+
+
+def test_references_to_a_message_that_has_become_many_do_not_multiply():
+    """A body of 100 KiB took a gigabyte."""
+    results = [{"type": "tool_result", "tool_use_id": "1"}] * 1_000
+    chat = from_messages(
+        messages=[{"role": "user", "content": results}], presift={"protected": [{"message": 0}, {"message": -1}] * 50}
+    )
+    assert chat.given["presift"]["protected"] == [{"message": at} for at in range(1_000)]
+
+
+@pytest.mark.parametrize(
+    "reference", [{"message": 2}, {"message": -3}, {"message": 0, "part": 7}, {"message": 0, "part": [0]}]
+)
 def test_a_reference_to_nothing_is_refused(reference):
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     with pytest.raises(InvalidRequest, match=r"presift\.protected\[0\]"):
