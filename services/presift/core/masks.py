@@ -76,6 +76,10 @@ class KvMask:
         """The wire form: each row of prompt_tokens bits padded to a byte."""
         return np.packbits(self.kept, axis=2, bitorder="little").tobytes()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as bits, which take an eighth: ranks of tensor parallelism send each other masks."""
+        return KvMask.from_bits, (self.to_bits(), *self.kept.shape)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KvMask) and np.array_equal(self.kept, other.kept)
 

@@ -20,4 +20,16 @@ T = TypeVar("T")
 
 async def in_thread_if_large(size: int, work: Callable[[], T]) -> T:
     """The result of `work` on `size` bytes; computed in another thread if they are at least LARGE_BYTES."""
-    return work() if size < LARGE_BYTES else await asyncio.to_thread(work)
+    return work() if size < LARGE_BYTES else await in_thread(work)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """The result of `work`, computed in another thread. A caller that is cancelled waits for the thread: what it reads
+    stays in memory until then, and counts with the call."""
+    working = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait((working,))
+        working.exception()  # marks it as retrieved
+        raise

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,6 +62,12 @@ def test_a_token_mask_of_no_tokens_or_two_axes_is_refused(flags):
 def test_kv_masks_survive_the_wire(flags):
     mask = KvMask(flags)
     assert KvMask.from_bits(mask.to_bits(), *flags.shape) == mask
+
+
+def test_a_pickled_kv_mask_is_as_small_as_its_bits():
+    mask = KvMask(np.random.default_rng(0).random((3, 2, 8_000)) < 0.5)
+    raw = pickle.dumps(mask)
+    assert pickle.loads(raw) == mask and len(raw) < 3 * 2 * 1_000 + 300
 
 
 @given(KV_FLAGS)

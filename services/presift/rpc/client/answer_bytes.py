@@ -108,7 +108,7 @@ class AnswerBytes:
             for place, each in enumerate(group):
                 if each not in self._unread or not goes_first(each):
                     continue
-                if has_adding and each.read_at_s > stalled_since_s:
+                if has_adding and goes_first(adding) and each.read_at_s > stalled_since_s:
                     yield self._of_read(group[place:], adding)
                     break
                 yield each

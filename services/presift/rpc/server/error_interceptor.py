@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from presift.core.errors import InternalError, InvalidRequest, PresiftError
-from presift.rpc.large_input import LARGE_BYTES, received_bytes
+from presift.rpc.large_input import LARGE_BYTES, in_thread, received_bytes
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.field_count import check_field_count
 from presift.rpc.server.handlers import Behavior, Context, Continuation, Deserializer, Handler, with_behavior
@@ -125,7 +125,7 @@ def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
 async def _parsed(request: Any) -> Any:
     """The request as a message. Raises the error of one that is refused."""
     if isinstance(request, _Unparsed):
-        request = await asyncio.to_thread(request.parse)
+        request = await in_thread(request.parse)
     if isinstance(request, _Refused):
         raise request.error
     return request

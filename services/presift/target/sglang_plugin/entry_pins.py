@@ -26,7 +26,7 @@ from presift.target.sglang_plugin.verified_lookahead import accepted
 # The share of the KV pool that may be pinned for requests that are not admitted yet.
 PINNED_SHARE = 0.25
 # For how many steps of the scheduler. Not seconds: with tensor parallelism every rank must release it in the same step.
-PIN_STEPS = 2000
+PIN_STEPS = 10_000
 
 log = logging.getLogger(__name__)
 

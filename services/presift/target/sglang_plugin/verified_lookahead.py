@@ -89,7 +89,9 @@ def _largest(processor: Any, states: torch.Tensor, head: Any, metadata: Any, par
     first = 0
     if part is not None:
         first = part * logits.shape[-1]
-        # SGLang fills up the last part behind the vocabulary.
+        # SGLang fills up the last parts behind the vocabulary.
+        if first >= processor.vocab_size:
+            return torch.tensor([[-torch.inf, 0.0]], dtype=torch.float64, device=logits.device).expand(len(logits), -1)
         logits = logits[:, : processor.vocab_size - first]
     places = logits.argmax(-1, keepdim=True)
     return torch.cat([logits.gather(-1, places).double(), (places + first).double()], dim=-1)

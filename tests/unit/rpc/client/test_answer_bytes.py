@@ -71,6 +71,17 @@ def test_while_all_are_read_the_one_ends_that_asks_for_more():
     assert list(answers.errors) == ["other"] and answers.bytes.held == 90
 
 
+def test_a_tenant_that_is_within_its_share_again_ends_for_no_other():
+    """Once one of its answers has ended, only the other tenant holds more than a quarter."""
+    answers = Answers(100)
+    stalled, large, asking = answers.open("stalled", "a"), answers.open("large", "b"), answers.open("asking", "a")
+    stalled.add(6)
+    answers.wait()
+    large.add(78)
+    asking.add(24)
+    assert list(answers.errors) == ["stalled", "large"] and answers.bytes.held == 24
+
+
 def test_a_small_answer_has_room_even_if_all_are_read():
     """Else callers that read a little now and then would end everybody's streams."""
     answers = Answers(25_600)
