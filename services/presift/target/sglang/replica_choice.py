@@ -1,7 +1,7 @@
 """Which of an engine's model replicas (data parallelism) gets a request: one that has read its prompt, else the idlest.
 
 Each replica has a radix cache and compressed KV of its own. So a prompt that is read ahead, its answer and the later
-turns of its conversation belong to one replica.
+turns of its conversation go to one replica, unless a turn brings more than was read before or the replica is busy.
 """
 
 from __future__ import annotations
