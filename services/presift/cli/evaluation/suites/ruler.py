@@ -24,9 +24,9 @@ from presift.cli.render.console import print_stderr
 _PACKAGE = "nvidia-long-context-eval"
 # RULER's own seed, for `Wanted.seed` 0.
 _SEED = 42
-# Texts that a generator has counted to find the length, and for each prompt. Those of the package need about 1,000 at
-# 128k, and one or two for a prompt; without a limit some of them would try for ever.
-_SEARCHED, _TRIED = 10_000, 50
+# Texts that a generator may have counted: it lengthens its text by 100 tokens or more at a time, then tries a few for
+# each prompt. Without a limit some of them would try for ever.
+_STEP, _TRIED = 100, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ async def _generate(task: _Task, length: int, wanted: Wanted, source: Source) ->
             **task.values,
         }
         arguments = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-        most = _SEARCHED + _TRIED * wanted.per_task
+        most = length // _STEP + _TRIED * (10 + wanted.per_task)
         await source.python.run(scripts / f"{task.family}.py", arguments, source.counter.text, most)
         with (Path(folder) / task.name / "validation.jsonl").open(encoding="utf-8") as file:
             samples = [json.loads(line) for line in file]
