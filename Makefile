@@ -98,7 +98,7 @@ $(CLIENTS_NODE_STAMP): $(CLIENTS_NODE)/package-lock.json
 test-models: $(STAMP) models demo-models ## all tests, with those on the real demo pair
 	@$(PYTEST) -m "not gpu and not faults"
 
-faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
+faults: $(STAMP) ## kill, stop, starve and soak real processes (25 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
 sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that the plugin hooks, and the KV tests on it (SGLANG=0.5.23)
