@@ -107,7 +107,7 @@ test-models: $(STAMP) models demo-models ## all tests, with those on the real de
 selection-floors: models ## measure the recall of answers anew, after a change that is meant to change the selection (two minutes)
 	@$(BIN)/python tests/bench/selection_recall.py --model "$(PRESIFT_HOME)/models/$(TEST_MODEL)" --write
 
-faults: $(STAMP) ## kill, stop, starve and soak real processes (20 minutes); writes tests/faults/RESULTS.md
+faults: $(STAMP) ## kill, stop, starve and soak real processes (25 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
 sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks, and the tests of KV and seeds on it (SGLANG=0.5.23)

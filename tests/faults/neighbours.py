@@ -157,7 +157,8 @@ class NoisyTenant:
     async def _say(self, line: str) -> Counter[str]:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{line}\n".encode())
-        answer = await self._process.stdout.readline()
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await self._process.stdout.readline()
         assert answer, "the noise ended"
         return Counter(json.loads(answer))
 

@@ -30,7 +30,7 @@ Prompt, GenerateRequest = orchestrator_pb2.Prompt, orchestrator_pb2.GenerateRequ
 
 GENERATE, EXPLAIN = (f"/presift.v1.OrchestratorService/{name}" for name in ("Generate", "Explain"))
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-TIMEOUT_S = 120.0
+TIMEOUT_S, _STOP_S = 120.0, 5.0
 # The lowest priority: what this process takes from tenant B shall be presift's work, and not its own.
 _NICE = 19
 # Token ids that the draft and the target have.
@@ -329,10 +329,11 @@ async def main() -> None:
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
         if line == "go":
             acting = asyncio.ensure_future(scenario.act(site))
-        assert acting is not None and not acting.done(), acting
+        assert acting is not None and not acting.done(), "the scenario ended by itself"
         if line == "stop":
             acting.cancel()
-            await asyncio.gather(acting, return_exceptions=True)
+            # gRPC may lose the cancellation of a call that begins just then.
+            await asyncio.wait((acting,), timeout=_STOP_S)
         print(json.dumps(site.outcomes), flush=True)
 
 

@@ -1,6 +1,7 @@
 """How a service runs."""
 
 import gc
+import sys
 
 import pytest
 
@@ -24,3 +25,15 @@ def test_garbage_collections_leave_the_modules_out():
     before = len(gc.get_objects())
     assert run.run("draft", DraftSettings(_cli_parse_args=["--model=m"]), serve) == 0
     assert collected[0] < before / 10 and gc.get_freeze_count() == 0
+
+
+def test_threads_give_up_the_lock_soon():
+    """At 5 ms, calls beside a chat of 16,384 parts began 2.7 times as late as without it."""
+    turns, before = [], sys.getswitchinterval()
+
+    async def serve(settings):
+        turns.append(sys.getswitchinterval())
+        return True
+
+    run.run("draft", DraftSettings(_cli_parse_args=["--model=m"]), serve)
+    assert turns[0] <= 0.001 < before == sys.getswitchinterval()
