@@ -202,7 +202,7 @@ MESSAGES = {
     "presift": {"protected": [{"message": 0, "part": 1}], "documents": [{"message": 2}]},
 }
 JSON_WORDS = (b"[", b"{", b'{"a":', b'"', b"\\", b"\\u0000", b"null,", b"1e9", b"9", b"-", b'"a":1,', b"[],", b"{},")
-JSON = Bounds(ms_per_kib=0.6, bytes_per_byte=250)
+JSON = Bounds(ms_per_kib=2.0, bytes_per_byte=250)
 
 
 def _dumps(value: Any) -> bytes:
@@ -419,7 +419,7 @@ INFO = target_pb2.TargetServiceGetInfoResponse(
     replica="r",
 )
 # Most of a message's memory is protobuf's: an empty message inside another takes two bytes on the wire.
-WIRE = Bounds(ms_per_kib=2.0, bytes_per_byte=150, fixed_bytes=48 << 20)
+WIRE = Bounds(ms_per_kib=3.0, bytes_per_byte=150, fixed_bytes=48 << 20)
 TEXT = Bounds(ms_per_kib=0.5, bytes_per_byte=60)
 GRPC_FILES = ("rpc/codec.py", "rpc/answer_codec.py", "rpc/server/field_count.py", "rpc/server/error_interceptor.py")
 HTTP_FILES = (
