@@ -92,7 +92,7 @@ class _Line:
         self._place = place
         try:
             values = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{place} is not JSON ({error})") from None
         if not isinstance(values, dict):
             self.fail("the line", values, "a JSON object")

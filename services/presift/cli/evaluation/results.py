@@ -153,7 +153,7 @@ def _parse(raw: bytes) -> tuple[Key, str, Result] | None:
     try:
         line = json.loads(raw)
         return Key(line["prompt"], line["arm"]), line["settings"], _result(line)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
