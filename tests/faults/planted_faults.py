@@ -2494,13 +2494,4 @@ FAULTS: tuple[Planted, ...] = (
         "",
         (f"{UNIT}/rpc/server/test_run.py::test_garbage_collections_leave_the_modules_out",),
     ),
-    Planted(
-        "a_tenant_holds_all_calls",
-        "A tenant's header-only calls refuse no other tenant's",
-        "a tenant and a connection may hold all calls",
-        f"{PRESIFT}/rpc/server/active_calls.py",
-        "return max(8, max_calls // 4)",
-        "return max_calls",
-        ("tests/faults/test_neighbours.py::test_a_noisy_neighbour[header_only]",),
-    ),
 )

@@ -108,7 +108,8 @@ async def test_tokens_return_to_the_minute_in_which_they_were_taken(link, counts
     (current,) = await link.execute("KEYS", "*acme*", timeout_s=PATIENT_S)
     await link.execute("PEXPIRE", current, 59_000, timeout_s=PATIENT_S)  # the next minute began a second ago
     await rate.give_back("acme", 80, 100, 2.0)
-    assert await rate.take("acme", 100, 100) == 91  # of the 10 tokens used some 59/60 count, rounded down
+    # Of the 10 tokens used some 59/60 count, rounded down; on a slow machine some 45/60.
+    assert await rate.take("acme", 100, 100) in (91, 92, 93)
     await link.execute("PEXPIRE", f"{current.decode()}/-1", 6_000, timeout_s=PATIENT_S)
     assert await rate.take("acme", 100, 100) in (99, 100)
     assert await rate.take("acme", 50, 100) is None
