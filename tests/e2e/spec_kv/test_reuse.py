@@ -76,6 +76,8 @@ async def test_an_entry_that_is_gone_is_made_again_within_the_call(start: Any, p
     again, made = await driver.answer(ids, plan(CAPACITY))
 
     assert (again, made.reused_entry, made.cached_tokens) == (first, False, 0)
+    # Without a build, the tokens that name the entry would be read in its place.
+    assert made.score_ms > 0 < made.publish_ms
     await driver.empty()
 
 
