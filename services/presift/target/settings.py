@@ -65,7 +65,11 @@ class TargetSettings(InnerSettings):
         str, Field(description="SGLang's parser of reasoning: auto (by the model's family), none or a name")
     ] = "auto"
     tensor_parallel: Annotated[
-        int, Field(ge=1, description="tensor-parallel ranks: GPUs, or processes on a CPU; at most the model's KV heads")
+        int,
+        Field(
+            ge=1,
+            description="tensor-parallel ranks: GPUs, or processes on a CPU; with more than KV heads no KV is dropped",
+        ),
     ] = 1
     data_parallel: Annotated[int, Field(ge=1, description="model replicas in one engine, each with a KV cache")] = 1
     max_running: Annotated[int, Field(ge=1, description="maximum requests that run at the same time")] = 16

@@ -41,7 +41,7 @@ def evaluate(
         str,
         typer.Option(
             help="routes to compare with full, separated by commas: spec_pc, spec_kv, spec_kv_pc, and auto, which has "
-            "no budget: presift chooses the route, as for a request that states nothing"
+            "no budget: presift chooses the route, as for a request without route or budget"
         ),
     ] = "auto,spec_pc,spec_kv",
     budgets: Annotated[
@@ -54,7 +54,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts of the file or suite")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="most tokens of an answer; 256 if unset")] = None,
     temperature: Annotated[float, typer.Option(help="sampling temperature; 0 is greedy")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the intervals, of a suite, and of answers not greedy")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of intervals, of a suite's prompts, of sampled answers")] = 0,
     compress_above: Annotated[
         int, typer.Option(min=0, help="prompts of up to this many tokens are not compressed; auto keeps its own limit")
     ] = 0,

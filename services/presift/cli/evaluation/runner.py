@@ -25,9 +25,9 @@ from presift_client import (
     Unavailable,
 )
 
-# Errors of the request itself, which another run meets again.
+# Errors of the request itself: another run would get them again.
 _PERMANENT = (InvalidRequest, BudgetExceeded, RouteUnsupported)
-# Errors of one call, which another run may not meet. All others would meet every call: they end the run.
+# Errors of one call: another run may succeed. All other errors would affect every call and end the run.
 _OF_ONE_CALL = (DeadlineExceeded, InternalError)
 _ATTEMPTS = 5
 _PAUSE_S = 1.0
@@ -88,9 +88,8 @@ class Runner:
     async def run(self, examples: Sequence[Example], concurrency: int, on_result: Callable[[], None]) -> None:
         """Ask for all missing answers, for up to `concurrency` prompts at a time; `on_result` is called after each.
 
-        The arms of a prompt are asked one after the other, so that all meet the same noise. Calls that failed for
-        reasons of their own are `failures`; another run repeats them. Raises PresiftError for what would meet every
-        call.
+        The arms of a prompt are asked one after the other, so that all see the same load. Failures of single calls
+        are kept in `failures`, and another run repeats them. Raises PresiftError for errors that all calls would get.
         """
         prompts = enumerate(examples)
         try:

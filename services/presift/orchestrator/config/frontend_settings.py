@@ -165,7 +165,7 @@ class AdmissionSettings(BaseModel):
         int,
         Field(
             ge=1,
-            description="maximum memory of answers that their callers have not read, MiB; beyond it answers end that"
-            " are not read, first of tenants that have more than a quarter",
+            description="maximum memory of unread answers, MiB; above it presift ends answers whose callers do not"
+            " read, first those of tenants with more than a quarter",
         ),
     ] = 256

@@ -1,9 +1,10 @@
 """The bytes of answers that wait for slow readers, bounded as a sum.
 
-Beyond the bound answers end whose callers do not read, so that they do not make others fail. How large an answer is
-does not matter: one that is read may take all the room. If all are read, the one ends that asks for more. But if that
-is a small one, another makes room: callers that read a little now and then must not end everybody's streams. Tenants
-that have more than a quarter of the bound come first. An answer that is larger than the bound may wait alone.
+Above the bound presift ends the answer whose caller has not read for longest, if that is at least 5 s; an answer that
+is read may take all the room. If every caller has read within 5 s, it ends the answer that grows. If that one is small,
+it ends instead the least recently read answer of at least its size: otherwise a few callers that read a little now and
+then would end everybody's streams. Answers of tenants above a quarter of the bound end before all others. An answer
+that is larger than the bound may wait alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _RETRY_AFTER_S = 1.0
 # room in a socket's buffer only when a third of it, up to a MiB, is free.
 _STALLED_S = 5.0
 
-# An answer of at most one of so many shares of the bound is small.
+# An answer of at most 1/_SMALL_SHARE of the bound counts as small.
 _SMALL_SHARE = 256
 
 # Ends an answer, and forgets what waits of it.
@@ -95,7 +96,8 @@ class AnswerBytes:
             each.drop(error)
 
     def _to_end(self, adding: WaitingAnswer) -> Iterator[WaitingAnswer]:
-        """The answers in the order in which they end until there is room for `adding`."""
+        """The answers in the order in which they end until there is room for `adding`: those above the whole bound,
+        then those of tenants above their share, then all; in each group the least recently read first."""
         stalled_since_s = self._clock() - _STALLED_S
         groups: tuple[Callable[[WaitingAnswer], bool], ...] = (
             self._exceeds_limit,

@@ -37,7 +37,7 @@ def run(service: str, settings: S, serve: Callable[[S], Coroutine[Any, Any, bool
 
 @contextmanager
 def _responsive_loop() -> Iterator[None]:
-    """Keep two things short for which the event loop stands still.
+    """Limit two causes of stalls of the event loop.
 
     Garbage collections leave out what is in memory now, the modules: one that looks at them takes 0.1 s. And a thread
     that reads a large request gives up Python's lock after `_TURN_S`: a call wakes the loop some twenty times, and

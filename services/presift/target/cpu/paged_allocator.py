@@ -1,4 +1,4 @@
-"""SGLang's allocator of KV pages with several tokens, for a CPU. Until 0.5.21 SGLang's own needs Triton kernels."""
+"""SGLang's allocator of KV pages with several tokens, for a CPU: SGLang 0.5.21's own runs Triton kernels."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class SglangEngine(Engine):
 
     async def flush(self) -> bool:
         """Empty the radix cache. False if requests are running."""
-        # SGLang tells the result of the first model replica only.
+        # SGLang reports the result of the first model replica only.
         is_flushed = bool((await self._manager.flush_cache()).success)
         return is_flushed and not (await self.plugin_state()).get("evictable_slots")
 

@@ -22,7 +22,8 @@ _OF_EACH = ("page_tokens", "pool_tokens")
 def of_all(states: list[dict[str, Any]]) -> dict[str, Any]:
     """The states of the plugin in an engine's model replicas as one. Counts are added; sizes are those of one replica.
 
-    It checks itself while one does, and supports only what all do.
+    `checking` is True while any replica checks itself. `unsupported` is the first reason of a replica, None if all
+    support KV dropping.
     """
     counts = {
         name: sum(state.get(name, 0) for state in states)

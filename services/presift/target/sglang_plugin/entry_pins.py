@@ -111,7 +111,7 @@ class SelectedCopy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RankResult:
-    """What one rank tells the others about its heads: a failure, or what was selected in them."""
+    """One rank's result: a failure, or what its heads selected."""
 
     failure: str | None = None
     attention: tuple[float, float] | None = None

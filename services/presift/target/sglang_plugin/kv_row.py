@@ -27,8 +27,8 @@ def can_replace_head(request: Any, head: int) -> bool:
 
 
 def replace_head(scheduler: Any, batch: Any, index: int, head: int, slots: torch.Tensor) -> bool:
-    """Let `slots`, made by `allocate`, take the place of the first `head` KV slots of request `index` of `batch`, which
-    are freed. Returns False, and changes nothing, if the pool has no room to move what follows them.
+    """Let `slots` int64[C], made by `allocate`, take the place of the first `head` KV slots of request `index` of
+    `batch`, which are freed. Returns False, and changes nothing, if the pool has no room to move what follows them.
 
     From then on the request owns all its slots, and its KV is no longer what its tokens name, so that SGLang must not
     insert it into the radix tree. Only if `can_replace_head`.

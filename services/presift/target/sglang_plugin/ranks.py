@@ -1,7 +1,7 @@
 """The ranks of tensor parallelism. Each runs the same scheduler on the same requests, and holds its own KV heads.
 
-So they stay equal as long as every decision of the plugin is: where one rank may know more than another (its heads, its
-clock, its errors), they exchange it first. All ranks must call `gather` at the same point of the same step.
+They stay in step only if the plugin decides the same on all of them. What one rank alone may know (its heads, its
+clock, its errors) is exchanged before a decision. All ranks must call `gather` at the same point of the same step.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _ANSWER_TOKENS = 4
 _WINDOW = 8
 _LOOKAHEAD = (1, 2)
 _TIMEOUT_S = 180.0
-# An answer is cut short if all requests are aborted, and an entry is evicted if others need its room. The check begins
-# so many times without a pause. Then calls no longer wait for it.
+# An answer is cut short if all requests are aborted, and its entry may be evicted. The check starts this many times
+# without a pause; after that, calls are refused instead of waiting.
 _AT_ONCE = 3
 # Pauses in steps of the scheduler, which every rank of a group counts alike; each is twice the one before.
 _FIRST_PAUSE, _LONGEST_PAUSE = 100, 10_000

@@ -19,7 +19,7 @@ from presift.orchestrator.api.http.errors import ErrorResponse, error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.rpc.client.answer_bytes import WaitingAnswer
 
-# A whole response is handed to the connection in pieces of so many bytes, as its client reads. Behind TLS asyncio would
+# A whole response is handed to the connection in pieces of _PIECE_BYTES, as its client reads. Behind TLS asyncio would
 # take it at once, and tell nothing about what was read.
 _PIECE_BYTES = 65_536
 _EVENT_HEADERS = {
