@@ -409,7 +409,7 @@ FAULTS: tuple[Planted, ...] = (
         f"{ORCHESTRATOR}/backends/target_client.py",
         "raise target_error(failure, len(self._answer)) from failure",
         "limits = _Limits(self._deadline, self._idle_s)\n"
-        "                    again = TargetCall(self._pool, self._asked, limits, self._replica, self._tried)\n"
+        "                    again = TargetCall(self._pool, self._request, limits, self._replica, self._tried)\n"
         "                    async for more in again.events():\n"
         "                        yield more\n"
         "                    return",
@@ -1151,8 +1151,8 @@ FAULTS: tuple[Planted, ...] = (
         "The target gets the caller's deadline",
         "Generate at the target has no timeout",
         f"{ORCHESTRATOR}/backends/target_client.py",
-        "replica.stub.Generate(request, timeout=left_s)",
-        "replica.stub.Generate(request)",
+        "replica.stub.Generate(message, timeout=left_s)",
+        "replica.stub.Generate(message)",
         (f"{CONTRACT}/grpc/test_cancellation.py::test_the_deadline_is_passed_on_to_the_target",),
     ),
     Planted(

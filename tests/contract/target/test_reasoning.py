@@ -90,7 +90,7 @@ class ScriptedSglang(SglangEngine):
     """SGLang's engine with parsers, without SGLang's processes."""
 
     def __init__(self, family: Family) -> None:
-        super().__init__(SimpleNamespace())  # type: ignore[arg-type] - options are for the start
+        super().__init__(SimpleNamespace(data_parallel=1))  # type: ignore[arg-type] - options are for the start
         self.family = family
         self._manager = self.manager = Manager()
         self._parsers = Parsers(ParserNames(family.tool_calls, family.reasoning), Characters(), lambda _: family.thinks)

@@ -97,7 +97,7 @@ def evaluate(
         answers = runner.AnswerSettings(max_new_tokens, temperature, seed, compress_above, deadline_s)
         try:
             if file is None:
-                file = asyncio.run(prepare.prepare(suite, connection, settings, tenant, answers))
+                file = asyncio.run(prepare.prepare(suite, connection, settings, tenant, answers, arms=compared))
             found = dataset.read_dataset(file, limit)
             if found.ignored:
                 print_stderr(f"ignored keys of {file}: {', '.join(found.ignored)}")

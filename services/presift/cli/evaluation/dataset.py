@@ -111,7 +111,7 @@ class _Line:
     def check_repeats(self, example: Example, number: int, other: Example) -> None:
         """Raise ValueError unless `example`, of this line, expects the same as `other`, of line `number`, which has the
         same prompt."""
-        for name in ("expected", "choices", "scorer"):
+        for name in ("expected", "choices", "scorer", "kind"):
             value, known = getattr(example, name), getattr(other, name)
             if value != known:
                 shown = json.dumps(known, ensure_ascii=False)

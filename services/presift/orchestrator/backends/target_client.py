@@ -31,9 +31,10 @@ from presift.orchestrator.backends.services import (
     target_pool,
 )
 from presift.orchestrator.backends.target_codec import usage_from_wire
+from presift.orchestrator.backends.target_request import TargetRequest
 from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
-from presift.rpc import answer_codec, codec
+from presift.rpc import answer_codec
 from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
 from presift.rpc.large_input import in_thread_if_large
@@ -117,9 +118,9 @@ class TargetClient:
         answer_format: AnswerFormat | None = None,
         remainder: RemainderOf | None = None,
     ) -> TargetCall:
-        asked = _Asked(token_ids, sampling, cache_salt, kv_plan, answer_format)
+        request = TargetRequest(token_ids, sampling, cache_salt, kv_plan, answer_format)
         limits = _Limits(deadline, self._idle_s)
-        return TargetCall(self._pool, asked, limits, replica, self._attempts(token_ids), remainder=remainder)
+        return TargetCall(self._pool, request, limits, replica, self._attempts(token_ids), remainder=remainder)
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
@@ -145,33 +146,6 @@ class TargetClient:
             digest = digest_of(token_ids)
             self._digested = token_ids, digest
         return AttemptedReplicas(self._quarantine, digest)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """What a target is to generate; `token_ids` uint32[tokens]."""
-
-    token_ids: NDArray[np.uint32]
-    sampling: Sampling
-    cache_salt: str
-    kv_plan: KvPlan | None
-    answer_format: AnswerFormat | None = None
-
-    async def to_wire(self) -> target_pb2.TargetServiceGenerateRequest:
-        """The message. A million tokens take 60 ms."""
-        mask = None if self.kv_plan is None else self.kv_plan.kv_mask
-        size = self.token_ids.nbytes + (0 if mask is None else mask.kept.nbytes)
-        return await in_thread_if_large(size, self._message)
-
-    def _message(self) -> target_pb2.TargetServiceGenerateRequest:
-        plan, wanted = self.kv_plan, self.answer_format
-        return target_pb2.TargetServiceGenerateRequest(
-            token_ids=self.token_ids.tolist(),
-            sampling=answer_codec.sampling_to_wire(self.sampling),
-            cache_salt=self.cache_salt,
-            kv_plan=None if plan is None else codec.kv_plan_to_wire(plan),
-            format=None if wanted is None else answer_codec.format_to_wire(wanted),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +220,7 @@ class TargetCall:
     def __init__(
         self,
         pool: _Pool,
-        asked: _Asked,
+        request: TargetRequest,
         limits: _Limits,
         replica: ReplicaRef,
         tried: AttemptedReplicas[_Target],
@@ -254,7 +228,7 @@ class TargetCall:
         remainder: RemainderOf | None = None,
     ) -> None:
         self._pool = pool
-        self._asked = asked
+        self._request = request
         self._deadline, self._idle_s = limits.deadline, limits.idle_s
         self._replica = replica
         self._tried = tried
@@ -326,13 +300,13 @@ class TargetCall:
         if rest is None or not self._pool.retry_budget.take():
             return False
         self._lost = tried.all[-1].address
-        self._asked = _Asked(rest.token_ids, rest.sampling, self._asked.cache_salt, rest.kv_plan)
+        self._request = TargetRequest(rest.token_ids, rest.sampling, self._request.cache_salt, rest.kv_plan)
         return True
 
     async def _opened(self) -> _Opened:
         deadline, tried = self._deadline, self._tried
         deadline.check()
-        request = await self._asked.to_wire()
+        message = await self._request.to_wire()
 
         async def attempt() -> _Opened:
             if self._is_cancelled:
@@ -341,7 +315,7 @@ class TargetCall:
             left_s = deadline.remaining_s
             with ExitStack() as held:
                 held.enter_context(replica.counted())
-                self._call = stream = replica.stub.Generate(request, timeout=left_s)
+                self._call = stream = replica.stub.Generate(message, timeout=left_s)
                 held.callback(stream.cancel)
                 events = aiter(stream)
                 with tried.attempt(replica), replica.record_outcome(left_s):

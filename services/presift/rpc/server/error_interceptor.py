@@ -32,11 +32,14 @@ class _Refused:
     error: PresiftError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Unparsed:
-    """Replaces a large request, which is parsed in another thread: gRPC parses on the event loop."""
+    """Replaces a large request, which is parsed in another thread: gRPC parses on the event loop.
 
-    parse: Callable[[], Any]
+    `parse` holds the received bytes. gRPC keeps this object until the call ends, so it is None once it is called.
+    """
+
+    parse: Callable[[], Any] | None
 
 
 _MALFORMED = _Refused(InvalidRequest("request", "not a valid protobuf message", "valid protobuf with UTF-8 strings"))
@@ -125,7 +128,9 @@ def _translate_stream(calls: ActiveCalls, behavior: Behavior) -> Behavior:
 async def _parsed(request: Any) -> Any:
     """The request as a message. Raises the error of one that is refused."""
     if isinstance(request, _Unparsed):
-        request = await in_thread(request.parse)
+        parse, request.parse = request.parse, None
+        assert parse is not None
+        request = await in_thread(parse)
     if isinstance(request, _Refused):
         raise request.error
     return request

@@ -33,17 +33,14 @@ def _unsupported_features(scheduler: Any) -> list[tuple[str, bool]]:
     model, arguments, tree = scheduler.model_config, scheduler.server_args, scheduler.tree_cache
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     layers = _attention_layers(scheduler)
-    layout = getattr(pool, "kv_cache_layout", None)
+    layout, is_linked = getattr(pool, "kv_cache_layout", None), bool(scheduler.enable_unified_cache_external_linker)
     # ops/sglang/support_table.py reads these lists for the table in README.md.
     options = [
         # By virtual slots, so that the plugin would write into other requests' pages.
         ("unified memory (--enable-unified-memory)", bool(scheduler.enable_unified_memory)),
         ("hierarchical sparse attention (--enable-hisparse)", bool(scheduler.enable_hisparse)),
         # Entries would go to a store that engines with other models share.
-        (
-            "a linked external cache (--enable-unified-cache-external-linker)",
-            bool(scheduler.enable_unified_cache_external_linker),
-        ),
+        ("a linked external cache (--enable-unified-cache-external-linker)", is_linked),
         # Its parts interleave, but the plugin notes the rows of one pass at a time.
         ("PD multiplexing (--enable-pdmux)", bool(scheduler.enable_pdmux)),
         # Half a batch is computed at a time, but the rows are noted for the whole batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -15,6 +16,10 @@ from typing import IO
 
 _CHILD = Path(__file__).with_name("child.py")
 _SENTENCES = "punkt_tab"
+# A generator that counts nothing for so long repeats an error for ever. Making its words takes 20 s.
+_SILENT_S = 300.0
+# Endings of environment variables that the packages must not see.
+_SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,8 @@ class ForeignPython:
     """The interpreter at `path`. Raises ValueError, naming it, if it cannot be started or a script in it fails."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        # A relative path without a folder would be looked up in PATH.
+        self._path = path.absolute() if path.exists() else path
 
     async def packages(
         self, suite: str, modules: Mapping[str, str], without_dependencies: Iterable[str], *, needs_sentences: bool
@@ -43,7 +49,12 @@ class ForeignPython:
         async with self._started("find", *names, *([_SENTENCES] if needs_sentences else [])) as (process, log):
             output, _ = await process.communicate()
             self._check(process, log)
-        found = json.loads(output.splitlines()[-1])
+        try:
+            found = json.loads(output.splitlines()[-1])
+        except (IndexError, ValueError):
+            raise ValueError(
+                f"suite-python is {self._path}, which is no Python: it ran {_CHILD.name} without a result"
+            ) from None
         missing = [name for name in modules if found[name] is None]
         if missing:
             raise ValueError(
@@ -62,10 +73,13 @@ class ForeignPython:
         self, script: Path, arguments: Iterable[str], count: Callable[[str], Awaitable[int]], most_counts: int
     ) -> None:
         """Run a generator to its end. It asks for the tokens of its texts, which `count` counts; after `most_counts`
-        of them it is ended, because it would not find prompts of the wanted length."""
+        of them, or if it asks for nothing, it is ended, because it would not find prompts of the wanted length."""
         async with self._started("run", str(script), *arguments) as (process, log):
             for _ in range(most_counts):
-                text = await _next_text(process)
+                try:
+                    text = await asyncio.wait_for(_next_text(process), _SILENT_S)
+                except TimeoutError:
+                    raise ValueError(f"{script.name} has made no text for {_SILENT_S:.0f} s") from None
                 if text is None:
                     break
                 await _answer(process, await count(text))
@@ -77,10 +91,11 @@ class ForeignPython:
     @asynccontextmanager
     async def _started(self, *arguments: str) -> AsyncIterator[tuple[Process, IO[bytes]]]:
         """The process and what it writes to stderr. It ends with the block, whatever ends that."""
+        environment = {name: value for name, value in os.environ.items() if not _is_own(name)}
         with TemporaryFile() as log:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    self._path, _CHILD, *arguments, stdin=PIPE, stdout=PIPE, stderr=log
+                    self._path, _CHILD, *arguments, stdin=PIPE, stdout=PIPE, stderr=log, env=environment
                 )
             except OSError as error:
                 raise ValueError(f"suite-python is {self._path}, which cannot be run: {error.strerror}") from None
@@ -107,6 +122,11 @@ class ForeignPython:
 
     def _command(self, *words: str) -> str:
         return shlex.join((str(self._path), "-m", *words))
+
+
+def _is_own(name: str) -> bool:
+    """Whether an environment variable is presift's own or may be a secret."""
+    return name.startswith("PRESIFT_") or name.upper().endswith(_SECRETS)
 
 
 async def _next_text(process: Process) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from presift.cli.connection import ConnectionFlags, connect_async
-from presift.cli.evaluation.runner import AnswerSettings
+from presift.cli.evaluation.arms import Arm
+from presift.cli.evaluation.runner import AnswerSettings, check_served
 from presift.cli.evaluation.suites import agent_sessions, ruler
 from presift.cli.evaluation.suites.flags import SuiteFlags
 from presift.cli.evaluation.suites.foreign_python import ForeignPython, Package
@@ -46,10 +48,13 @@ async def prepare(
     settings: CliSettings,
     tenant: str | None,
     answers: AnswerSettings,
+    *,
+    arms: Sequence[Arm],
 ) -> Path:
     """The file of the suite's prompts, in the folder `suites` of PRESIFT_HOME.
 
-    Raises ValueError for a flag or a missing package, OSError, and PresiftError of the stack, which counts the tokens.
+    Raises ValueError for a flag, a route of `arms` that is not served, or a missing package, OSError, and PresiftError
+    of the stack, which counts the tokens.
     """
     suite = SUITES[flags.suite or ""]
     python = ForeignPython(flags.suite_python or Path(sys.executable))
@@ -57,7 +62,9 @@ async def prepare(
         suite.name, suite.distributions, suite.without_dependencies, needs_sentences=suite.needs_sentences
     )
     async with connect_async(connection, settings, tenant) as client:
-        target = (await client.info()).target
+        info = await client.info()
+        check_served(arms, info)
+        target = info.target
         wanted = Wanted(
             lengths_of(flags.lengths or _LENGTHS, suite, target.context_tokens),
             tuple(word.strip() for word in flags.tasks.split(",")) if flags.tasks else (),
@@ -76,7 +83,7 @@ async def _write(path: Path, suite: Suite, wanted: Wanted, source: Source) -> No
     """Write the whole file, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line, ensure_ascii=False) async for line in suite.lines(wanted, source)]
-    unfinished = path.with_suffix(".part")
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
     unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
     unfinished.replace(path)
 
@@ -92,6 +99,6 @@ def _digest(suite: Suite, wanted: Wanted, packages: Mapping[str, Package], targe
         "seed": wanted.seed,
         "answer_tokens": wanted.answer_tokens,
         "packages": {name: package.version for name, package in packages.items()},
-        "target": [target.id, target.revision],
+        "target": [target.id, target.revision, target.tokenizer_fingerprint],
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
