@@ -61,6 +61,14 @@ async def test_agent_sessions(house, run, tmp_path):
     assert all(line["messages"][-1]["role"] == "user" for line in found)
 
 
+async def test_a_route_that_is_not_served_is_an_error_before_any_prompt_is_made(open_house, run, tmp_path):
+    """The last --address counts."""
+    other = await open_house(target=model("target", context_tokens=5000))
+    result = await run("--suite", "ruler", "--address", other.address, "--routes", "spec_kv")
+    assert result.exit_code == 1 and "routes has 'spec_kv', which is not served here" in result.stderr
+    assert not list(tmp_path.glob("home/suites/*"))
+
+
 async def test_misuse_is_an_error_before_any_prompt_is_made(house, run, tmp_path):
     for arguments, message in (
         ((), "give either FILE.jsonl or --suite"),

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from presift.core.errors import InvalidRequest
+from presift.rpc.server import error_interceptor
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.rpc.status import error_of
 from presift.v1 import draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
@@ -116,3 +117,9 @@ async def test_a_stream_is_closed_when_its_caller_disconnects(house):
         while servicer.closed == 0:
             await asyncio.sleep(0.002)
     assert servicer.closed == 1
+
+
+async def test_the_bytes_of_a_large_message_are_freed_once_it_is_parsed():
+    """gRPC keeps what the deserializer returned until the call ends."""
+    large = error_interceptor._Unparsed(lambda: "message")
+    assert await error_interceptor._parsed(large) == "message" and large.parse is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from presift.cli.evaluation.suites import ruler
+from presift.cli.evaluation.suites import foreign_python, ruler
 
 NIAH = ("niah_red", "niah_blue")
 
@@ -51,6 +51,24 @@ async def test_a_generator_that_never_ends_is_ended(lines):
 async def test_a_generator_that_fails_is_reported(site, lines):
     (site / "long_context_eval/data/synthetic/niah.py").write_text("raise ValueError('no such haystack')")
     with pytest.raises(ValueError, match=r"failed in .* \(1\): ValueError: no such haystack"):
+        await lines(ruler.SUITE, tasks=("niah_red",))
+
+
+async def test_a_generator_that_repeats_an_error_is_ended(site, lines, monkeypatch):
+    """Some catch every exception and try again, without a text to count."""
+    monkeypatch.setattr(foreign_python, "_SILENT_S", 0.5)
+    (site / "long_context_eval/data/synthetic/niah.py").write_text("import time\nwhile True: time.sleep(0.01)")
+    with pytest.raises(ValueError, match=r"niah\.py has made no text for 0 s"):
+        await lines(ruler.SUITE, tasks=("niah_red",))
+
+
+async def test_generators_see_no_secrets(site, lines, monkeypatch):
+    for name in ("PRESIFT_API_KEY", "HF_TOKEN", "ORDINARY"):
+        monkeypatch.setenv(name, "x")
+    shown = "[name for name in os.environ if name in ('PRESIFT_API_KEY', 'HF_TOKEN', 'ORDINARY')]"
+    script = f"import os\nraise ValueError({shown})"
+    (site / "long_context_eval/data/synthetic/niah.py").write_text(script)
+    with pytest.raises(ValueError, match=r"ValueError: \['ORDINARY'\]"):
         await lines(ruler.SUITE, tasks=("niah_red",))
 
 
