@@ -43,7 +43,8 @@ def model(presift_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+# The servers take 4 GiB, more than may stay taken beside the engines of later tests: hence for one module only.
+@pytest.fixture(scope="module")
 def sglang(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_ports(1)
     command = [sys.executable, "-m", "presift.target.stock_server", "--model-path", str(model), "--port", str(port)]
@@ -62,7 +63,7 @@ def sglang(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         end(server)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def presift(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = StackOptions(
         draft=str(model),
