@@ -922,10 +922,10 @@ FAULTS: tuple[Planted, ...] = (
         "an_answer_leaves_its_replica",
         "Data parallelism: a prompt returns to the model replica that has read it",
         "it goes to the idlest replica",
-        f"{SGLANG}/replica_choice.py",
+        f"{SGLANG}/data_parallel_router.py",
         "            if digest in self._readers:\n",
         "            if False:\n",
-        (f"{UNIT}/target/sglang/test_replica_choice.py::test_the_answer_follows_the_reading_ahead",),
+        (f"{UNIT}/target/sglang/test_data_parallel_router.py::test_the_answer_follows_the_reading_ahead",),
     ),
     Planted(
         "unserved_route_says_serving",

@@ -21,7 +21,7 @@ S = TypeVar("S", bound=ServiceSettings)
 log = logging.getLogger(__name__)
 
 # Python's own is 5 ms.
-_TURN_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def run(service: str, settings: S, serve: Callable[[S], Coroutine[Any, Any, bool]]) -> int:
@@ -40,17 +40,17 @@ def _responsive_loop() -> Iterator[None]:
     """Limit two causes of stalls of the event loop.
 
     Garbage collections leave out what is in memory now, the modules: one that looks at them takes 0.1 s. And a thread
-    that reads a large request gives up Python's lock after `_TURN_S`: a call wakes the loop some twenty times, and
-    waits for the lock each time.
+    that reads a large request gives up Python's lock after `_SWITCH_INTERVAL_S`: a call wakes the loop some twenty
+    times, and waits for the lock each time.
     """
-    turn_s = sys.getswitchinterval()
+    interval_s = sys.getswitchinterval()
     gc.collect()
     gc.freeze()
-    sys.setswitchinterval(_TURN_S)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         yield
     finally:
-        sys.setswitchinterval(turn_s)
+        sys.setswitchinterval(interval_s)
         gc.unfreeze()
 
 

@@ -22,11 +22,11 @@ from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
+from presift.target.sglang.data_parallel_router import DataParallelRouter
 from presift.target.sglang.found_parsers import check_names, find
 from presift.target.sglang.kv_dropping import of_all, why_unsupported
 from presift.target.sglang.messages import AnswerReader, to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Parsers
-from presift.target.sglang.replica_choice import ReplicaChoice
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.sglang_names import engine_name
 
@@ -46,7 +46,7 @@ class SglangEngine(Engine):
         # Known after the launch. This process may launch another engine later.
         self._own_children: set[BaseProcess] | None = None
         self._manager: Any = None
-        self._replicas = ReplicaChoice(options.data_parallel)
+        self._replicas = DataParallelRouter(options.data_parallel)
         self._parsers: Parsers = NO_PARSERS
         self._info: EngineInfo | None = None
 

@@ -34,7 +34,7 @@ _LOOKAHEAD = (1, 2)
 _TIMEOUT_S = 180.0
 # An answer is cut short if all requests are aborted, and its entry may be evicted. The check starts this many times
 # without a pause; after that, calls are refused instead of waiting.
-_AT_ONCE = 3
+_STARTS_WITHOUT_PAUSE = 3
 # Pauses in steps of the scheduler, which every rank of a group counts alike; each is twice the one before.
 _FIRST_PAUSE, _LONGEST_PAUSE = 100, 10_000
 # The likeliest tokens that are compared at each position.
@@ -132,7 +132,7 @@ class SelfCheck:
         except _CheckFailed as error:
             self._end(f"the self-check failed: {error}")
         except _Interrupted as error:
-            self._interrupt(str(error), may_wait=not isinstance(error, _Late))
+            self._interrupt(str(error), retry_now=not isinstance(error, _Late))
         except Exception as error:
             # The other routes are served in any case.
             log.exception("presift: the self-check failed")
@@ -181,11 +181,11 @@ class SelfCheck:
         waiting = (self._scheduler.waiting_queue, *(build.waiting for build in self._builder.builds.values()))
         return bool(request.kv.holds_kv) or any(each is request for queue in waiting for each in queue)
 
-    def _interrupt(self, why: str, *, may_wait: bool = True) -> None:
+    def _interrupt(self, why: str, *, retry_now: bool = True) -> None:
         """Begin again: in the next step, or after a pause, for which no calls wait."""
         self._interruptions += 1
         self._checks, self._is_paused = self._check(), True
-        if self._interruptions < _AT_ONCE and may_wait:
+        if self._interruptions < _STARTS_WITHOUT_PAUSE and retry_now:
             return
         self._pause, self._next_pause = self._next_pause, min(_LONGEST_PAUSE, 2 * self._next_pause)
         self.reason = f"the self-check was interrupted and will be repeated: {why}"

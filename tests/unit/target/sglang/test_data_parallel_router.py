@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from presift.target.sglang import replica_choice
-from presift.target.sglang.replica_choice import ReplicaChoice
+from presift.target.sglang import data_parallel_router
+from presift.target.sglang.data_parallel_router import DataParallelRouter
 
 
 def prompt(seed, tokens=1000):
@@ -21,13 +21,13 @@ def choose(choice, token_ids, salt=""):
 @pytest.fixture
 def busy():
     """A choice of three replicas; the first one has a request, so that the idlest is the second."""
-    choice = ReplicaChoice(3)
+    choice = DataParallelRouter(3)
     with choice.chosen(prompt(0), ""):
         yield choice
 
 
 def test_running_requests_are_spread():
-    choice = ReplicaChoice(3)
+    choice = DataParallelRouter(3)
     with ExitStack() as running:
         replicas = [running.enter_context(choice.chosen(prompt(seed), "")) for seed in range(6)]
     assert sorted(replicas) == [0, 0, 1, 1, 2, 2]
@@ -70,19 +70,19 @@ def test_a_replica_that_is_much_busier_is_passed_over(busy):
 
 
 def test_a_request_that_fails_is_not_counted_any_more():
-    choice = ReplicaChoice(2)
+    choice = DataParallelRouter(2)
     with pytest.raises(ValueError), choice.chosen(prompt(1), ""):
         raise ValueError
     assert choice._running == [0, 0]
 
 
 def test_a_single_replica_is_not_chosen():
-    assert choose(ReplicaChoice(1), prompt(1)) is None
+    assert choose(DataParallelRouter(1), prompt(1)) is None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(replica_choice, "_REMEMBERED", 8)
-    choice = ReplicaChoice(2)
+    monkeypatch.setattr(data_parallel_router, "_REMEMBERED", 8)
+    choice = DataParallelRouter(2)
     for seed in range(10):
         choose(choice, prompt(seed))
     assert len(choice._readers) == 8

@@ -1,4 +1,5 @@
-"""Which of an engine's model replicas (data parallelism) gets a request: one that has read its prompt, else the idlest.
+"""Which of an engine's model replicas (data parallelism) gets a request: the one that has read its prompt, else the
+least busy one.
 
 Each replica has a radix cache and compressed KV of its own. So a prompt that is read ahead, its answer and the later
 turns of its conversation go to one replica, unless a turn brings more than was read before or the replica is busy.
@@ -21,11 +22,11 @@ _REMEMBERED = 65_536
 # A replica is chosen for the prompt only if it has read at least this share of it: a common system prompt must not
 # bring every request to one replica.
 _LEAST_SHARE = 0.5
-# By how many requests more than the idlest replica another one may have because of what it has read.
+# By how many requests more than the least busy replica another one may have because of what it has read.
 _MOST_AHEAD = 4
 
 
-class ReplicaChoice:
+class DataParallelRouter:
     """The choices of one engine with `replicas` replicas. Requests with different salts share no KV."""
 
     def __init__(self, replicas: int) -> None:
@@ -46,10 +47,10 @@ class ReplicaChoice:
             self._running[replica] -= 1
 
     def _choose(self, beginnings: list[tuple[bytes, float]]) -> int:
-        idlest = min(range(len(self._running)), key=self._running.__getitem__)
+        least_busy = min(range(len(self._running)), key=self._running.__getitem__)
         replica = self._reader_of(beginnings)
-        if replica is None or self._running[replica] > self._running[idlest] + _MOST_AHEAD:
-            replica = idlest
+        if replica is None or self._running[replica] > self._running[least_busy] + _MOST_AHEAD:
+            replica = least_busy
         for digest, _ in beginnings:
             self._readers[digest] = replica
             self._readers.move_to_end(digest)
