@@ -83,7 +83,15 @@ class BareStack:
         self.processes[name].wait_ready(START_S)
 
     def take_stall_s(self, name: str) -> float:
-        """The longest stall of its event loop since the last call, in seconds of processor time (see `watched`)."""
+        """The longest stall of its event loop since the last call, in seconds of processor time."""
+        return float(self._told(name)[1])
+
+    def frozen_objects(self, name: str) -> int:
+        """How many objects its garbage collections leave out."""
+        return int(self._told(name)[2])
+
+    def _told(self, name: str) -> list[str]:
+        """What `watched` says of the process now."""
         path = self._tasks_file(name)
         before = path.read_text() if path.exists() else ""
         os.kill(self.processes[name].pid, signal.SIGUSR1)
@@ -91,7 +99,7 @@ class BareStack:
         while not path.exists() or path.read_text() == before:
             assert time.monotonic() < until_s, f"{name} does not answer"
             time.sleep(0.005)
-        return float(path.read_text().split()[1])
+        return path.read_text().split()
 
     def reset_peak(self, name: str) -> int:
         """Forget the peak of its memory, and return what it holds now, in bytes."""

@@ -2494,4 +2494,13 @@ FAULTS: tuple[Planted, ...] = (
         "",
         (f"{UNIT}/rpc/server/test_run.py::test_garbage_collections_leave_the_modules_out",),
     ),
+    Planted(
+        "late_modules_are_collected",
+        "Garbage collections leave out what is imported while an orchestrator starts",
+        "freezes nothing once it is ready",
+        f"{PRESIFT}/orchestrator/__main__.py",
+        "    freeze_loaded_objects()\n",
+        "",
+        ("tests/faults/test_limits_rows.py::test_collections_leave_out_what_a_service_has_loaded",),
+    ),
 )

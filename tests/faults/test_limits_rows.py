@@ -126,7 +126,13 @@ def test_the_loop_is_watched(doors: Doors) -> None:
     doors.stack.take_stall_s("orchestrator")
     idle_s = doors.stack.take_stall_s("orchestrator")
     case = next(each for each in CASES if each.name.startswith("prompts"))
-    assert idle_s < STALL_S / 5 < measured(doors, case).stall_s
+    assert idle_s < STALL_S / 10 < measured(doors, case).stall_s
+
+
+@pytest.mark.parametrize("service", ["draft", "orchestrator"])
+def test_collections_leave_out_what_a_service_has_loaded(doors: Doors, service: str) -> None:
+    """Also what is imported after the start: transformers and torch are most of 300,000 objects, which take 0.1 s."""
+    assert doors.stack.frozen_objects(service) > 200_000
 
 
 def test_what_is_complained_of() -> None:

@@ -1,15 +1,16 @@
-"""Runs a service as `python -m MODULE FLAGS` would, and says on SIGUSR1 how many asyncio tasks it has, and for how long
-its event loop stood still.
+"""Runs a service as `python -m MODULE FLAGS` would, and says on SIGUSR1 how many asyncio tasks it has, for how long its
+event loop stood still, and how many objects its garbage collections leave out.
 
 `python -m watched MODULE FLAGS`, with FAULTS_TASKS_FILE in the environment: the file gets one line, "TASKS STALL
-NUMBER", by signal NUMBER. STALL is the longest stall since the last signal, in seconds of processor time of the loop's
-thread: other processes on a busy machine do not prolong it. A process cannot be asked from outside, and no service
-needs such a door in production.
+OBJECTS NUMBER", by signal NUMBER. STALL is the longest stall since the last signal, in seconds of processor time of the
+loop's thread: other processes on a busy machine do not prolong it. A process cannot be asked from outside, and no
+service needs such a door in production.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import runpy
 import signal
@@ -45,8 +46,11 @@ class ProcessorStalls(loop_stalls.LoopStalls):
         """The longest one since the last call, seconds; also one that has not ended. In the loop's thread."""
         longest_s = max(self.longest_s(), time.thread_time() - self._began_s)
         self._stalls.clear()
-        self._began_s = time.thread_time()
         return longest_s
+
+    def begin(self) -> None:
+        """Measure from now on. In the loop's thread."""
+        self._began_s = time.thread_time()
 
 
 def main() -> None:
@@ -58,10 +62,13 @@ def main() -> None:
             tasks = len(asyncio.all_tasks(asyncio.get_running_loop()))
         except RuntimeError:  # no loop runs (yet, or any more)
             tasks = 0
-        stall_s = 0.0 if ProcessorStalls.newest is None else ProcessorStalls.newest.take_s()
+        stalls = ProcessorStalls.newest
+        stall_s = 0.0 if stalls is None else stalls.take_s()
         fresh = path.with_suffix(".new")
-        fresh.write_text(f"{tasks} {stall_s:.6f} {next(numbers)}")
+        fresh.write_text(f"{tasks} {stall_s:.6f} {gc.get_freeze_count()} {next(numbers)}")
         fresh.replace(path)
+        if stalls is not None:
+            stalls.begin()  # counting the objects has taken 25 ms
 
     signal.signal(signal.SIGUSR1, tell)
     sys.argv = sys.argv[1:]

@@ -17,7 +17,7 @@ from presift.draft.servicer import DraftServicer
 from presift.draft.settings import DraftSettings
 from presift.draft.work_queue import WorkQueue
 from presift.models.folder import ModelFolder, resolve
-from presift.rpc.server.run import run
+from presift.rpc.server.run import freeze_loaded_objects, run
 from presift.rpc.server.server import GrpcServer
 from presift.telemetry.gauges import observed
 from presift.telemetry.tracing import span
@@ -65,6 +65,7 @@ async def _get_ready(
         server.request_stop(failed=True)
     else:
         servicer.use(done.result)
+        freeze_loaded_objects()
         await server.set_serving(True)
         host = settings.listen.rpartition(":")[0]
         print(f"presift draft ready on {host}:{port}: {done.result.info.id}, {settings.loaded_dtype}", flush=True)

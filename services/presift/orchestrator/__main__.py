@@ -17,7 +17,7 @@ from presift.orchestrator.config.reload import PolicySource, policy_source, relo
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.caller import proven_tenant
 from presift.orchestrator.redis_check import check_redis
-from presift.rpc.server.run import run
+from presift.rpc.server.run import freeze_loaded_objects, run
 from presift.rpc.server.server import GrpcServer
 from presift.telemetry.gauges import observed
 from presift.v1 import orchestrator_pb2, orchestrator_pb2_grpc
@@ -78,6 +78,7 @@ async def _serve(
 
 async def _become_ready(settings: OrchestratorSettings, app: App, server: GrpcServer, port: int) -> None:
     target = await app.models.connect()
+    freeze_loaded_objects()
     await server.set_serving(True)
     host = settings.listen.rpartition(":")[0]
     print(f"presift orchestrator ready on {host}:{port}: {target.model.id}", flush=True)

@@ -12,7 +12,7 @@ from presift.core.errors import PresiftError
 from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.models.folder import resolve
-from presift.rpc.server.run import run
+from presift.rpc.server.run import freeze_loaded_objects, run
 from presift.rpc.server.server import GrpcServer
 from presift.target.admission import Admission
 from presift.target.engine import Engine, GenerateRequest
@@ -68,6 +68,7 @@ async def _run(
         server.request_stop(failed=True)
         return
     servicer.use(engine)
+    freeze_loaded_objects()
     await server.set_serving(True, [_health_name(route) for route in Route if route not in engine.info.routes])
     host = settings.listen.rpartition(":")[0]
     print(f"presift target ready on {host}:{port}: {engine.info.model.id}, {engine.info.name}", flush=True)

@@ -241,8 +241,7 @@ class CostEstimator:
             self._prefixes.record_cached(location, hashes, usage.cached_tokens, began)
         if plan.kv_plan is None:
             # The last token of an answer is never read.
-            ids = np.append(plan.read_ids, np.array(token_ids[:-1], dtype=np.uint32))
-            self._prefixes.record_read(location, self._prefixes.hashes_of(ids, plan.tokens.salt), cached_tokens)
+            self._prefixes.record_read(location, hashes.followed_by(token_ids[:-1]), cached_tokens)
             return
         was_read = was_read_here or decision.prefill_ms > 0.0 or decision.continued
         if plan.kv_plan.keep_full_prefix and was_read:

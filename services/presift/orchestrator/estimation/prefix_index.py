@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import inf
 
 import numpy as np
@@ -118,14 +119,15 @@ class PrefixIndex:
         cache = self._caches.get(target)
         if cache is None:
             return
-        for index, block in enumerate(hashes):
-            age = cache.age(block)
-            if age == inf:
-                return
-            if (index + 1) * BLOCK_TOKENS <= cached_tokens:
-                cache.holds_tokens = max(cache.holds_tokens, age)
-            # The last token is always read again and pages round down: a difference of one block shows nothing.
-            elif (index * BLOCK_TOKENS > cached_tokens or cached_tokens == 0) and cache.record_missing(block, began):
+        known = tuple(takewhile(cache.blocks.__contains__, hashes))
+        cached_blocks = cached_tokens // BLOCK_TOKENS
+        if held := known[:cached_blocks]:
+            oldest = min(map(cache.blocks.__getitem__, held))[0]
+            cache.holds_tokens = max(cache.holds_tokens, cache.read_tokens - oldest)
+        # The last token is always read again and pages round down: a difference of one block shows nothing.
+        first = cached_blocks + 1 if cached_tokens else 0
+        for block in known[first:]:
+            if cache.record_missing(block, began):
                 return
 
     def record_entry_lookup(self, target: str, name: int, *, was_found: bool, began: float = inf) -> None:
@@ -172,11 +174,12 @@ class PrefixIndex:
 def _backwards(hashes: BlockHashes, max_blocks: int) -> Iterator[int]:
     """The first `max_blocks` blocks of a prompt and its pages, from the end, so that the end is evicted first: without
     the beginning it has no use."""
-    for index in reversed(range(min(hashes.blocks, max_blocks))):
-        pages, within = divmod(index + 1, PAGE_BLOCKS)
-        if within == 0:
-            yield hashes.page(pages)
-        yield hashes.block(index)
+    blocks = min(hashes.blocks, max_blocks)
+    for page in reversed(range(-(-blocks // PAGE_BLOCKS))):
+        of_page = hashes.blocks_of_page(page)[: blocks - page * PAGE_BLOCKS]
+        if len(of_page) == PAGE_BLOCKS:
+            yield hashes.page(page + 1)
+        yield from reversed(of_page)
 
 
 def _prompt_bytes(hashes: BlockHashes) -> int:

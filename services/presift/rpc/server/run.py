@@ -35,17 +35,18 @@ def run(service: str, settings: S, serve: Callable[[S], Coroutine[Any, Any, bool
         return 1
 
 
-@contextmanager
-def _responsive_loop() -> Iterator[None]:
-    """Limit two causes of stalls of the event loop.
-
-    Garbage collections leave out what is in memory now, the modules: one that looks at them takes 0.1 s. And a thread
-    that reads a large request gives up Python's lock after `_SWITCH_INTERVAL_S`: a call wakes the loop some twenty
-    times, and waits for the lock each time.
-    """
-    interval_s = sys.getswitchinterval()
+def freeze_loaded_objects() -> None:
+    """Let garbage collections leave out what is in memory now, until `run` returns: one that looks at all modules stops
+    the event loop for 0.1 s. To be called once the service has loaded everything, before it serves."""
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def _responsive_loop() -> Iterator[None]:
+    """Undo `freeze_loaded_objects` at the end. And let a thread that reads a large request give up Python's lock after
+    `_SWITCH_INTERVAL_S`: a call wakes the event loop some twenty times, and waits for the lock each time."""
+    interval_s = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         yield

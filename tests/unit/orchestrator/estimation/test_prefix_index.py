@@ -188,3 +188,14 @@ def test_hashes_are_bounded_in_bytes():
     for start in range(200_000):
         prefixes.hashes_of(ids(1, start))
     assert len(prefixes._hashes) < HASHES_BYTES // 1000
+
+
+@pytest.mark.parametrize("known_tokens", [1, 63, 64, 1023, 1024, 1025, 2048, 2500])
+@pytest.mark.parametrize("more_tokens", [0, 1, 64, 1024])
+def test_tokens_after_a_prompt_have_the_hashes_of_the_longer_prompt(known_tokens, more_tokens):
+    ids = np.arange(known_tokens + more_tokens, dtype=np.uint32)
+    prompt, whole = BlockHashes(ids[:known_tokens], b"salt"), BlockHashes(ids, b"salt")
+    for _ in range(2):  # without, and then with known hashes
+        longer = prompt.followed_by(ids[known_tokens:].tolist())
+        assert (longer.tokens, longer.name, list(longer)) == (whole.tokens, whole.name, list(whole))
+        list(prompt)

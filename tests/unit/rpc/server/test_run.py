@@ -19,6 +19,7 @@ def test_garbage_collections_leave_the_modules_out():
     collected = []
 
     async def serve(settings):
+        run.freeze_loaded_objects()
         collected.append(len(gc.get_objects()))
         return True
 
