@@ -97,7 +97,7 @@ def _engines() -> Iterator[Row]:
         tests = (
             "all tests, on a CPU; the version in [ops/locks](ops/locks) and the images"
             if version == locked
-            else "part of `tests/e2e/spec_kv`, on a CPU; `make sglang-canary` runs it all"
+            else "all of `tests/e2e/spec_kv`, on a CPU (`make sglang-canary`), with torch and transformers of ops/locks"
         )
         yield _served(f"SGLang {version}", tests)
     condition = 'KV is dropped if every hook is in place and the check at start passes; `GetInfo` says "(untested)"'
