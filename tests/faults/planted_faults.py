@@ -2496,7 +2496,7 @@ FAULTS: tuple[Planted, ...] = (
         "Canary: a function that a version of SGLang renamed is told by its name",
         "a function that is gone is passed over",
         "ops/sglang/canary.py",
-        "        if path not in found:\n            lines.append(f\"gone: {path}\")\n",
+        '        if path not in found:\n            lines.append(f"gone: {path}")\n',
         "        if path not in found:\n            continue\n",
         ("tests/ops/test_sglang_canary.py::test_a_renamed_function_and_a_changed_body_are_told_by_name",),
     ),
