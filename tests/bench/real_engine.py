@@ -29,7 +29,7 @@ LOOKAHEAD = 24
 
 @dataclass(slots=True)
 class Answer:
-    """The tokens, when each came (seconds of `perf_counter`), their log probabilities if asked for, and how it ended."""
+    """Tokens, when each came (seconds of `perf_counter`), their log probabilities if asked for, and how it ended."""
 
     started_s: float
     tokens: list[int] = field(default_factory=list)

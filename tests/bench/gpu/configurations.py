@@ -13,6 +13,8 @@ from typing import Any
 BACKENDS = ("flashinfer", "fa3", "triton")
 PAGES = (1, 16, 64)
 KV_TYPES = ("auto", "fp8_e4m3", "fp8_e5m2")
+# Prompts that are timed, in tokens.
+LENGTHS, LONG = (8192, 32_768, 65_536), 131_072
 # SGLang would run it on triton instead (0.5.21, `_attention_backend_fa3_fp8_fallback`).
 NOT_TAKEN = ("fa3", "fp8_e5m2")
 # As presift.target.sglang_plugin.support words it.
@@ -24,7 +26,7 @@ class Configuration:
     """An engine and what it is started for. `refusal`: why presift is expected to serve no KV dropping on it.
 
     `backend` None: SGLang's choice for the GPU. `more` are further arguments of `sglang.Engine`. `limit_s`: after how
-    many seconds it is ended.
+    many seconds it is ended. With a `shape` (`gpu.engines`) prompts of these `lengths` are timed, instead of checks.
     """
 
     name: str
@@ -36,7 +38,8 @@ class Configuration:
     kv_type: str = "auto"
     tensor_parallel: int = 1
     refusal: str = ""
-    is_timing: bool = False
+    shape: str = ""
+    lengths: tuple[int, ...] = ()
     limit_s: float = 150.0
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -48,7 +51,7 @@ class Configuration:
     @property
     def runs_alone(self) -> bool:
         """Whether nothing else may use the GPUs: it is timed, or SGLang wants equal free memory on all of them."""
-        return self.is_timing or self.tensor_parallel > 1
+        return bool(self.shape) or self.tensor_parallel > 1
 
     @property
     def summary(self) -> str:
@@ -73,13 +76,23 @@ def _quantised(name: str, why: str, backend: str, kv_type: str, **others: Any) -
     return Configuration(name, why, backend, kv_type=kv_type, refusal=QUANTISED, limit_s=120.0, **others)
 
 
-def configurations(*, timed_ranks: int = 1) -> list[Configuration]:
-    """All of them, in the order in which they run. The timed one divides its model over `timed_ranks`."""
+def timings(shape: str, *, gpus: int, long: bool = False) -> Configuration:
+    """Full against spec_kv, on a model of this shape. The small one fits one GPU; the large one is divided over all of
+    `gpus`, as far as they are a power of two and not more than its KV heads."""
+    ranks = 1 if shape == "8b" else 1 << min(3, max(1, gpus).bit_length() - 1)
+    lengths, limit_s = ((*LENGTHS, LONG), 420.0) if long else (LENGTHS, 270.0)
+    name = f"timings-{shape}" + ("-128k" if long else "")
+    why = "full against spec_kv"
+    return Configuration(name, why, tensor_parallel=ranks, shape=shape, lengths=lengths, limit_s=limit_s)
+
+
+def configurations(timed: Configuration) -> list[Configuration]:
+    """All of them, in the order in which they run."""
     served = [
         Configuration("flashinfer", "SGLang's default before Hopper, everything on", "flashinfer"),
         Configuration("fa3", "SGLang's default on Hopper", "fa3", overlap=False),
         Configuration("fa3-16", "the same as SGLang runs it, with pages", "fa3", page_tokens=16),
-        Configuration("timings", "full against spec_kv", tensor_parallel=timed_ranks, is_timing=True, limit_s=270.0),
+        timed,
         Configuration("triton-64", "runs on any GPU; the largest pages", "triton", page_tokens=64),
         Configuration("tp2", "two ranks, each with heads of its own", tensor_parallel=2),
         Configuration("triton", "nothing that hides a fault", "triton", cuda_graphs=False, overlap=False),

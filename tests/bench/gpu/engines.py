@@ -60,15 +60,15 @@ class _Engine(SglangEngine):
 
 
 @asynccontextmanager
-async def started(chosen: Configuration, machine: dict[str, Any]) -> AsyncIterator[SglangEngine]:
+async def started(chosen: Configuration, rehearse: bool) -> AsyncIterator[SglangEngine]:
     """The engine, whether or not it drops KV. Raises RefusedArguments, or TargetUnavailable for other failures."""
     keeper, folder = random_folder(**SMALL)
     options: dict[str, Any] = {"kv_pool_tokens": POOL_TOKENS, "prefill_chunk_tokens": CHUNK_TOKENS}
-    if chosen.is_timing and not machine["rehearse"]:
-        keeper, folder = shaped_folder(**SHAPES[machine["shape"]])
+    if chosen.shape and not rehearse:
+        keeper, folder = shaped_folder(**SHAPES[chosen.shape])
         options = {"load_format": "dummy"}
     with keeper:
-        engine = _Engine(_options(chosen, folder, machine["rehearse"], options), chosen.engine_arguments())
+        engine = _Engine(_options(chosen, folder, rehearse, options), chosen.engine_arguments())
         try:
             await _start(engine)
             yield engine

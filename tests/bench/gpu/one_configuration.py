@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 BENCH = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(BENCH), str(BENCH.parent / "reference")]
 
-from gpu.configurations import Configuration, configurations  # noqa: E402
+from gpu.configurations import Configuration  # noqa: E402
 from gpu.results import FAILED, PASSED, REFUSED, RUNNING, Result, write  # noqa: E402
 
 
@@ -29,12 +29,11 @@ def main() -> int:
     if options.describe:
         print(json.dumps(_described()))
         return 0
-    machine = json.loads(options.machine)
-    every = {each.name: each for each in configurations(timed_ranks=options.timed_ranks)}
-    report = Report(options.out, {"name": options.name, "machine": machine, "status": RUNNING, "checks": {}})
+    chosen, machine = Configuration(**json.loads(options.configuration)), json.loads(options.machine)
+    report = Report(options.out, {"name": chosen.name, "machine": machine, "status": RUNNING, "checks": {}})
     report.write()
     try:
-        asyncio.run(_run(every[options.name], machine, report))
+        asyncio.run(_run(chosen, machine["rehearse"], report))
     except Exception as error:
         traceback.print_exc()
         report.end(FAILED, f"{type(error).__name__}: {error}")
@@ -69,22 +68,22 @@ def _described() -> dict[str, Any]:
     return {"gpu": name, "gpus": gpus, "torch": torch.__version__, "sglang": version("sglang")}
 
 
-async def _run(chosen: Configuration, machine: dict[str, Any], report: Report) -> None:
+async def _run(chosen: Configuration, rehearse: bool, report: Report) -> None:
     from gpu import checks, timings
     from gpu.engines import RefusedArguments, started
 
-    if machine["rehearse"]:
+    if rehearse:
         report.result["ran_on"] = "rehearsed on torch_native"
     try:
-        async with started(chosen, machine) as engine:
+        async with started(chosen, rehearse) as engine:
             report.write()
             report.result["start_s"] = report.result["seconds"]
             if reason := next(iter(engine.info.unsupported.values()), ""):
                 _refused(chosen, reason, await checks.full_is_served(engine), report)
-            elif chosen.is_timing:
-                await timings.measure(engine, machine, report)
+            elif chosen.shape:
+                await timings.measure(engine, chosen.lengths, rehearse, report)
             else:
-                await checks.run(engine, machine["rehearse"], report)
+                await checks.run(engine, rehearse, report)
     except RefusedArguments as error:
         report.end(REFUSED, f"by SGLang: {error}")
     if report.result["status"] == RUNNING:
@@ -93,7 +92,7 @@ async def _run(chosen: Configuration, machine: dict[str, Any], report: Report) -
 
 
 def _refused(chosen: Configuration, reason: str, full_is_served: bool, report: Report) -> None:
-    """KV is not dropped. That is a result where it is expected, and a failure where it is not: of the self-check too."""
+    """KV is not dropped: a result where that is expected, and a failure elsewhere, also of the self-check."""
     if not full_is_served:
         report.end(FAILED, f"refused ({reason}), and route full is not served either")
     elif chosen.refusal and chosen.refusal in reason:
@@ -105,10 +104,9 @@ def _refused(chosen: Configuration, reason: str, full_is_served: bool, report: R
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--describe", action="store_true")
-    parser.add_argument("--name", help="of the configuration")
+    parser.add_argument("--configuration", help="its fields, as JSON")
     parser.add_argument("--out", type=Path, help="file of the result")
     parser.add_argument("--machine", help="what the result depends on, as JSON")
-    parser.add_argument("--timed-ranks", type=int, default=1)
     return parser
 
 

@@ -83,7 +83,7 @@ def table(chosen: Sequence[Configuration], store: Store, unable: Mapping[str, st
         lines += [f"FAIL {name}: {why}" for why in _failures(results[name] or {})]
     lines += [f"not run: {name}: {why}" for name, why in unable.items()]
     if missing := [name for name in results if name not in done and name not in unable]:
-        lines.append(f"not run, no time left: {', '.join(missing)} (the same command continues)")
+        lines.append(f"not run yet: {', '.join(missing)} (the same command continues)")
     return "\n".join(lines)
 
 
@@ -92,7 +92,7 @@ def _checks(chosen: Sequence[Configuration], results: dict[str, Result | None]) 
     options = max((len(each.summary) for each in chosen), default=0)
     yield f"{'':{width}}  {'':{options}}  {'result':8}" + "".join(f"{name:>10}" for name in (*CHECKS, "seconds"))
     for each in chosen:
-        if each.is_timing:
+        if each.shape:
             continue
         result = results[each.name] or {}
         status = result.get("status", NOT_RUN)
@@ -110,9 +110,9 @@ def _cell(check: Result | None) -> str:
 def _timings(chosen: Sequence[Configuration], results: dict[str, Result | None]) -> Iterable[str]:
     for each in chosen:
         result = results[each.name]
-        if not each.is_timing or result is None:
+        if not each.shape or result is None:
             continue
-        yield f"{each.name}: {result.get('shape', '')}, {result.get('ran_on', '') or each.summary}"
+        yield f"{each.name}: {result.get('ran_on', '') or each.summary}"
         yield f"{'prompt':>8} {'':10}{'first token s':>14}{'of full':>9}{'batch':>7}{'tokens/s':>10}{'of full':>9}" + (
             f"{'KV held':>9}{'renewals':>10}{'skipped':>9}"
         )

@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from gpu.configurations import Configuration, configurations  # noqa: E402
+from gpu.configurations import Configuration, configurations, timings  # noqa: E402
 from gpu.processes import Ending, Job, run  # noqa: E402
 from gpu.results import NOT_RUN, Store, is_failed, table  # noqa: E402
 
@@ -30,17 +31,16 @@ CHILD = HERE / "one_configuration.py"
 RESULTS = HERE.parent / "results"
 # On an H200, less than eight minutes with what comes before and after.
 BUDGET_S = 460.0
-# What prompts of 128k tokens take more, and how many times longer a rehearsal may.
-_LONG_S, _REHEARSAL = 150.0, 6.0
+# How many times longer a rehearsal may take.
+_REHEARSAL = 6.0
 
 
 def main(arguments: Sequence[str] | None = None, child: Path = CHILD) -> int:
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     machine = _machine(options, child)
     if not options.rehearse and not machine["gpus"]:
         sys.exit(f"gpu checks: no GPU at hand (torch {machine['torch']} sees no CUDA device): nothing was checked")
-    store = Store(options.results / ("rehearsal" if options.rehearse else "gpu"), machine)
+    store = Store(options.results / ("gpu-rehearsal" if options.rehearse else "gpu"), machine)
     chosen = _chosen(options, machine)
     _forget(options, store)
     unable = {each.name: why for each in chosen if (why := _why_not(each, machine))}
@@ -64,26 +64,18 @@ def _interrupt(*_: Any) -> None:
 
 def _machine(options: argparse.Namespace, child: Path) -> dict[str, Any]:
     """What results depend on. Another process asks torch, because it would hold memory of the GPU from then on."""
-    described = subprocess.run([sys.executable, child, "--describe"], capture_output=True, text=True)
+    described = subprocess.run([sys.executable, child, "--describe"], check=False, capture_output=True, text=True)
     if described.returncode:
         sys.exit(f"gpu checks: SGLang cannot be imported: {described.stderr.strip()[-500:]}")
-    run = {"rehearse": options.rehearse, "shape": options.shape, "long": options.long}
-    return json.loads(described.stdout.strip().split("\n")[-1]) | run
+    return json.loads(described.stdout.strip().split("\n")[-1]) | {"rehearse": options.rehearse}
 
 
 def _chosen(options: argparse.Namespace, machine: dict[str, Any]) -> list[Configuration]:
-    every = configurations(timed_ranks=_timed_ranks(options, machine["gpus"]))
+    every = configurations(timings(options.shape, gpus=machine["gpus"], long=options.long))
     names = [each.name for each in every]
     if unknown := [name for name in options.only if name not in names]:
         sys.exit(f"gpu checks: --only {','.join(unknown)}: no such configuration; there are {', '.join(names)}")
     return [each for each in every if not options.only or each.name in options.only]
-
-
-def _timed_ranks(options: argparse.Namespace, gpus: int) -> int:
-    """The small shape fits one GPU; the large one is divided over all of them, which a power of two must."""
-    if options.rehearse or options.shape == "8b":
-        return 1
-    return 1 << min(3, max(1, gpus).bit_length() - 1)
 
 
 def _forget(options: argparse.Namespace, store: Store) -> None:
@@ -102,11 +94,9 @@ def _why_not(each: Configuration, machine: dict[str, Any]) -> str:
 
 
 def _job(each: Configuration, options: argparse.Namespace, store: Store, child: Path) -> Job:
-    command = [sys.executable, str(child), "--name", each.name, "--out", str(store.path(each.name))]
-    ranks = _timed_ranks(options, store.machine["gpus"])
-    command += ["--machine", json.dumps(store.machine), "--timed-ranks", str(ranks)]
-    limit_s = each.limit_s + (_LONG_S if options.long and each.is_timing else 0.0)
-    return Job(each.name, command, store.log(each.name), _scaled(limit_s, options), each.runs_alone)
+    command = [sys.executable, str(child), "--configuration", json.dumps(asdict(each))]
+    command += ["--out", str(store.path(each.name)), "--machine", json.dumps(store.machine)]
+    return Job(each.name, command, store.log(each.name), _scaled(each.limit_s, options), each.runs_alone)
 
 
 def _scaled(seconds: float, options: argparse.Namespace) -> float:
@@ -142,4 +132,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ from real_engine import ask, plan, prompts
 from presift.core.kv_plan import KvPlan
 from presift.target.sglang.engine import SglangEngine
 
-LENGTHS, LONG = (8192, 32_768, 65_536), 131_072
-REHEARSED_LENGTHS = (512, 1024, 2048)
+# A rehearsal's prompts are as many times shorter.
+SHORTER = 32
 BATCHES, ROUNDS, RENEW_EVERY = (1, 4), 2, 12
 FULL, COMPRESSED, RENEWED = SIDES = ("full", "spec_kv", "renewal")
 
 
-async def measure(engine: SglangEngine, machine: dict[str, Any], report: Any) -> None:
+async def measure(engine: SglangEngine, lengths: Sequence[int], rehearse: bool, report: Any) -> None:
     """Add the rows of each prompt length to the result; the check is that no decode step becomes slower by dropping
     KV, at the longest prompt."""
-    lengths = REHEARSED_LENGTHS if machine["rehearse"] else (*LENGTHS, *([LONG] if machine["long"] else ()))
-    plans = _plans(256 if machine["rehearse"] else 1024)
-    report.result |= {"shape": "small" if machine["rehearse"] else machine["shape"], "timings": []}
+    lengths = [tokens // SHORTER for tokens in lengths] if rehearse else lengths
+    plans = _plans(128 if rehearse else 1024)
+    report.result["timings"] = []
     await _warm_up(engine, lengths[0], plans)
     measured = []
     for tokens in lengths:
@@ -39,7 +40,7 @@ async def measure(engine: SglangEngine, machine: dict[str, Any], report: Any) ->
     largest = measured[-1]["decode"][-1]
     figures = {name: largest[name]["tokens_per_s"] for name in (FULL, COMPRESSED)}
     # A small model on a CPU spends its steps elsewhere.
-    report.add("decode", machine["rehearse"] or figures[COMPRESSED] >= figures[FULL], figures)
+    report.add("decode", rehearse or figures[COMPRESSED] >= figures[FULL], figures)
 
 
 def _plans(capacity: int) -> dict[str, KvPlan | None]:
