@@ -86,11 +86,25 @@ def prompts(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[np.
     return list(ids % vocabulary)
 
 
-def plan(capacity: int, *, keep_full_prefix: bool = False, window: int = 32, **renewal: int) -> KvPlan:
+def plan(
+    capacity: int,
+    *,
+    window: int = 32,
+    keep_full_prefix: bool = False,
+    prompt_tokens: int = 0,
+    report_kept: bool = False,
+    **renewal: int,
+) -> KvPlan:
     """SpecKV with a lookahead of the usual length; which tokens it holds does not matter here. `renewal`: the fields of
     SpecKv that say when KV is selected again."""
     policy = SpecKv(capacity=capacity, window=window, lookahead_tokens=LOOKAHEAD, **renewal)
-    return KvPlan(policy, lookahead_token_ids=tuple(range(1, LOOKAHEAD + 1)), keep_full_prefix=keep_full_prefix)
+    return KvPlan(
+        policy,
+        lookahead_token_ids=tuple(range(1, LOOKAHEAD + 1)),
+        keep_full_prefix=keep_full_prefix,
+        prompt_tokens=prompt_tokens,
+        report_kept=report_kept,
+    )
 
 
 async def ask(

@@ -40,7 +40,7 @@ class Configuration:
     refusal: str = ""
     shape: str = ""
     lengths: tuple[int, ...] = ()
-    limit_s: float = 150.0
+    limit_s: float = 200.0
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,7 +73,7 @@ class Configuration:
 
 
 def _quantised(name: str, why: str, backend: str, kv_type: str, **others: Any) -> Configuration:
-    return Configuration(name, why, backend, kv_type=kv_type, refusal=QUANTISED, limit_s=120.0, **others)
+    return Configuration(name, why, backend, kv_type=kv_type, refusal=QUANTISED, limit_s=150.0, **others)
 
 
 def timings(shape: str, *, gpus: int, long: bool = False) -> Configuration:

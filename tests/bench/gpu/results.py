@@ -14,7 +14,7 @@ from gpu.configurations import Configuration
 # States of a result. The others than RUNNING are final.
 RUNNING, PASSED, FAILED, REFUSED = "running", "passed", "failed", "refused"
 NOT_RUN = "not run"
-CHECKS = ("keep-all", "selection", "positions", "reuse", "renewal", "ledger", "sampling")
+CHECKS = ("keep-all", "selection", "dropping", "reuse", "renewal", "ledger", "sampling")
 _SHORT = {True: "ok", False: "FAIL"}
 
 Result = dict[str, Any]

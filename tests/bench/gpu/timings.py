@@ -31,16 +31,13 @@ async def measure(engine: SglangEngine, lengths: Sequence[int], rehearse: bool, 
     plans = _plans(128 if rehearse else 1024)
     report.result["timings"] = []
     await _warm_up(engine, lengths[0], plans)
-    measured = []
     for tokens in lengths:
-        row = await _row(engine, tokens, plans)
-        report.result["timings"].append(row)
+        report.result["timings"].append(await _row(engine, tokens, plans))
         report.write()
-        measured += [row] if "decode" in row else []
-    largest = measured[-1]["decode"][-1]
-    figures = {name: largest[name]["tokens_per_s"] for name in (FULL, COMPRESSED)}
+    measured = [row["decode"][-1] for row in report.result["timings"] if "decode" in row]
+    figures = {name: measured[-1][name]["tokens_per_s"] for name in (FULL, COMPRESSED)} if measured else {}
     # A small model on a CPU spends its steps elsewhere.
-    report.add("decode", rehearse or figures[COMPRESSED] >= figures[FULL], figures)
+    report.add("decode", bool(figures) and (rehearse or figures[COMPRESSED] >= figures[FULL]), figures)
 
 
 def _plans(capacity: int) -> dict[str, KvPlan | None]:
@@ -88,9 +85,12 @@ async def _first_tokens(
 async def _decode(
     engine: SglangEngine, texts: list[np.ndarray], plans: dict[str, KvPlan | None]
 ) -> dict[str, dict[str, float]]:
-    """Tokens a second of the batch, on each side: the median over rounds, in which the sides alternate."""
+    """Tokens a second of the batch, on each side: the median over rounds, in which the sides alternate. Before the
+    first, all have read the prompts and built their entries."""
     rates: dict[str, list[float]] = {name: [] for name in plans}
     found: dict[str, dict[str, float]] = {name: {"renewals": 0, "skipped": 0} for name in plans}
+    for each in plans.values():
+        await asyncio.gather(*(ask(engine, text, 1, each) for text in texts))
     for _ in range(ROUNDS):
         for name, each in plans.items():
             answers = await asyncio.gather(*(ask(engine, text, 2 * STEPS, each) for text in texts))
